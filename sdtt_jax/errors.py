@@ -1,0 +1,20 @@
+"""Errors that speak to the user: one complete sentence each, with the field, file or leaf at fault.
+
+Entry points turn a `UserError` into one line on stderr and a non-zero exit status, without a traceback.
+"""
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message says what, where, and how."""
+
+
+class ConfigError(UserError):
+    """A config field, or a combination of fields, that cannot work."""
+
+
+class DataError(UserError):
+    """A corpus, tokenizer or data file that is missing, damaged or unusable."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, or belongs to another model."""

@@ -1,0 +1,30 @@
+"""Where random keys come from: `fold_in` of (seed, purpose, round, step), and nothing else.
+
+A run that is killed and resumed therefore draws the same numbers, however often it was stopped and
+however many hosts take part.
+"""
+
+import zlib
+
+import jax
+
+
+def purpose_key(seed: int, purpose: str, round: int = 0) -> jax.Array:
+    """Key of one purpose of a run, for example `"distill"` in round 3.
+
+    Args:
+      seed: the run's seed.
+      purpose: a name; equal names give equal keys (CRC-32 of the name, so it is stable between Python
+        processes, which `hash` is not).
+      round: distillation round, 0 outside of the rounds.
+
+    Returns:
+      A typed PRNG key, shape `[]`.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+    return jax.random.fold_in(key, round)
+
+
+def at_step(key: jax.Array, step: jax.Array | int) -> jax.Array:
+    """Key of one step: `fold_in(key, step)`; `step` may be traced."""
+    return jax.random.fold_in(key, step)

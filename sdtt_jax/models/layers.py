@@ -1,0 +1,151 @@
+"""Linen layers that the denoiser and the causal transformer share, with their logical axes."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.categorical import NEG_INFINITY
+
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the reference's linear layers start from.
+KERNEL_INIT_SCALE = 1.0 / 3.0
+NORM_EPSILON = 1e-5
+
+Initializer = Callable[..., jax.Array]
+
+
+def fan_in_uniform(in_axes: Sequence[int], out_axes: Sequence[int]) -> Initializer:
+    """Uniform in ±1/sqrt(fan_in) for a kernel whose input axes are `in_axes`."""
+    return nn.initializers.variance_scaling(
+        KERNEL_INIT_SCALE, "fan_in", "uniform", in_axis=in_axes, out_axis=out_axes
+    )
+
+
+class Linear(nn.Module):
+    """`x @ kernel + bias` over one or several trailing axes.
+
+    Attributes:
+      in_shape, out_shape: trailing axes of the input that are contracted, and those that replace them.
+      axes: logical names of the kernel's axes, `len(in_shape) + len(out_shape)` of them.
+      bias: add a bias (starts at zero).
+      zero: start the kernel at zero.
+      dtype: compute dtype; the parameters are float32.
+    """
+
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    bias: bool = True
+    zero: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n_in, n_out = len(self.in_shape), len(self.out_shape)
+        init = (
+            nn.initializers.zeros
+            if self.zero
+            else fan_in_uniform(tuple(range(n_in)), tuple(range(n_in, n_in + n_out)))
+        )
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(init, self.axes),
+            self.in_shape + self.out_shape,
+            jnp.float32,
+        )
+        batch_shape = x.shape[: x.ndim - n_in]
+        # One [rows, features] matmul: on CPU it is the form that reaches the matmul rate.
+        rows = x.reshape(-1, _size(self.in_shape)).astype(self.dtype)
+        y = rows @ kernel.astype(self.dtype).reshape(_size(self.in_shape), _size(self.out_shape))
+        y = y.reshape(*batch_shape, *self.out_shape)
+        if self.bias:
+            bias = self.param(
+                "bias",
+                nn.with_logical_partitioning(nn.initializers.zeros, self.axes[n_in:]),
+                self.out_shape,
+                jnp.float32,
+            )
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation with a scale and no bias, computed in float32."""
+
+    dim: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
+            (self.dim,),
+            jnp.float32,
+        )
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + NORM_EPSILON) * scale).astype(x.dtype)
+
+
+class Embedding(nn.Module):
+    """Token embedding `[vocab, embed]`; rows start uniform in ±1/sqrt(embed)."""
+
+    vocab: int
+    dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        table = self.param(
+            "embedding",
+            nn.with_logical_partitioning(fan_in_uniform((1,), (0,)), ("vocab", "embed")),
+            (self.vocab, self.dim),
+            jnp.float32,
+        )
+        return table.astype(self.dtype)[tokens]
+
+
+class Mlp(nn.Module):
+    """Linear, tanh-GELU, linear."""
+
+    dim: int
+    hidden: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = Linear((self.dim,), (self.hidden,), ("embed", "mlp"), dtype=self.dtype, name="up")(x)
+        x = jax.nn.gelu(x, approximate=True)
+        return Linear((self.hidden,), (self.dim,), ("mlp", "embed"), dtype=self.dtype, name="down")(x)
+
+
+class Head(nn.Module):
+    """The last linear map, to float32 logits over the padded vocabulary.
+
+    Attributes:
+      dim: features of the hidden state.
+      vocab: columns that mean something (MASK included).
+      padded_vocab: columns of the kernel; those from `vocab` on come out as `NEG_INFINITY`.
+    """
+
+    dim: int
+    vocab: int
+    padded_vocab: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        axes = ("embed", "vocab")
+        logits = Linear(
+            (self.dim,), (self.padded_vocab,), axes, zero=True, dtype=self.dtype, name="linear"
+        )(hidden).astype(jnp.float32)
+        return jnp.where(jnp.arange(self.padded_vocab) < self.vocab, logits, NEG_INFINITY)
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
