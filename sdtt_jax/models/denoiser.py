@@ -40,7 +40,9 @@ class Denoiser:
         tokens = jnp.zeros((1, self.config.length), jnp.int32)
         return self._module.init(key, tokens, jnp.zeros((1,), jnp.float32))["params"]
 
-    def hidden(self, params: Params, tokens: jax.Array, sigma: jax.Array | None = None) -> jax.Array:
+    def hidden(
+        self, params: Params, tokens: jax.Array, sigma: jax.Array | None = None
+    ) -> jax.Array:
         """Final hidden states.
 
         Args:
@@ -91,7 +93,9 @@ class Modulation(nn.Module):
     def __call__(self, condition: jax.Array) -> list[jax.Array]:
         shape = (self.count, self.dim)
         axes = (None, None, "embed")
-        out = Linear((self.cond_dim,), shape, axes, zero=True, dtype=self.dtype, name="linear")(condition)
+        out = Linear((self.cond_dim,), shape, axes, zero=True, dtype=self.dtype, name="linear")(
+            condition
+        )
         return [out[:, None, i, :] for i in range(self.count)]
 
 
@@ -125,7 +129,9 @@ class DenoiserBlock(nn.Module):
 
         y = LayerNorm(c.embed_dim, name="norm1")(x) * (1 + scale_a) + shift_a
         qkv_axes = ("embed", None, "heads", "kv")
-        qkv = Linear((c.embed_dim,), (3, *heads), qkv_axes, bias=False, dtype=dtype, name="attn_qkv")(y)
+        qkv = Linear(
+            (c.embed_dim,), (3, *heads), qkv_axes, bias=False, dtype=dtype, name="attn_qkv"
+        )(y)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         mixed = attend(rotate(query, *rotary), rotate(key, *rotary), value)
         out_axes = ("heads", "kv", "embed")

@@ -118,7 +118,9 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = Linear((self.dim,), (self.hidden,), ("embed", "mlp"), dtype=self.dtype, name="up")(x)
         x = jax.nn.gelu(x, approximate=True)
-        return Linear((self.hidden,), (self.dim,), ("mlp", "embed"), dtype=self.dtype, name="down")(x)
+        return Linear((self.hidden,), (self.dim,), ("mlp", "embed"), dtype=self.dtype, name="down")(
+            x
+        )
 
 
 class Head(nn.Module):

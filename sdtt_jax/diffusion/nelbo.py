@@ -1,0 +1,119 @@
+"""The negative evidence lower bound of a masked diffusion model, in nats per token."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.configs import require
+from sdtt_jax.diffusion.masking import SAMPLING_EPS, DenoiserLike, masked_log_probs, q_xt, sample_t
+from sdtt_jax.diffusion.schedule import Schedule
+
+
+class DenoisingTerms(NamedTuple):
+    """What every denoising objective is made of.
+
+    Attributes:
+      nll: `[batch, length]` float32, -log p(x_0 | x_t) at masked positions, 0 elsewhere.
+      masked: `[batch, length]` bool.
+      weight: `[batch]` float32, the NELBO's weight of each sequence's time.
+    """
+
+    nll: jax.Array
+    masked: jax.Array
+    weight: jax.Array
+
+
+def nelbo_weight(schedule: Schedule, t: jax.Array) -> jax.Array:
+    """`dsigma / expm1(sigma)`, which is `1 / t` for the log-linear schedule: `[batch]` float32."""
+    return schedule.dsigma(t) / jnp.expm1(schedule.sigma(t))
+
+
+def masked_nll(
+    denoiser: DenoiserLike, params: Any, x0: jax.Array, x_t: jax.Array, sigma: jax.Array
+) -> jax.Array:
+    """-log p(x_0 | x_t) per token, 0 where `x_t` is not masked (SUBS carries those over).
+
+    Args:
+      denoiser, params: the network.
+      x0, x_t: `[batch, length]` int32.
+      sigma: `[batch]` float32, total noise.
+
+    Returns:
+      `[batch, length]` float32, nats.
+    """
+    log_probs = masked_log_probs(
+        denoiser.logits(params, denoiser.hidden(params, x_t, sigma)), denoiser.mask_id
+    )
+    nll = -jnp.take_along_axis(log_probs, x0[..., None], axis=-1)[..., 0]
+    return jnp.where(x_t == denoiser.mask_id, nll, 0.0)
+
+
+def denoising_terms(
+    denoiser: DenoiserLike,
+    params: Any,
+    x0: jax.Array,
+    key: jax.Array,
+    schedule: Schedule,
+    *,
+    antithetic: bool = True,
+    importance: bool = False,
+    eps: float = SAMPLING_EPS,
+) -> DenoisingTerms:
+    """Masks `x0` at random times and predicts it back.
+
+    Args:
+      denoiser, params: the network.
+      x0: `[batch, length]` int32.
+      key: PRNG key.
+      schedule: noise schedule.
+      antithetic: see `sample_t`.
+      importance: draw t so that the NELBO's weight is flat (lower variance of the bound, but almost all
+        times are small); the weights returned keep the estimate unbiased.
+      eps: smallest time.
+
+    Returns:
+      The terms; `mean(nll * weight[:, None])` estimates the NELBO in nats per token.
+
+    Raises:
+      ConfigError: if `importance` is asked of a schedule that has no `importance_t`.
+    """
+    require(
+        not importance or schedule.importance_t is not None,
+        "importance sampling of t needs a noise schedule that has it: log-linear, or linear with "
+        "sigma_min > 0.",
+    )
+    key_t, key_mask = jax.random.split(key)
+    u = sample_t(key_t, x0.shape[0], antithetic=antithetic, eps=eps)
+    if importance:
+        assert schedule.importance_t is not None
+        t = schedule.importance_t(u)
+        low, high = schedule.importance_t(jnp.array([0.0, 1.0]))
+        # In u the integrand's weight, weight(t) dt/du = d log(1 - alpha)/du, is one constant.
+        span = jnp.log(schedule.move_chance(high)) - jnp.log(schedule.move_chance(low))
+        weight = jnp.full_like(t, span)
+    else:
+        t, weight = u, nelbo_weight(schedule, u)
+    x_t = q_xt(key_mask, x0, schedule.move_chance(t), denoiser.mask_id)
+    nll = masked_nll(denoiser, params, x0, x_t, schedule.sigma(t))
+    return DenoisingTerms(nll, x_t == denoiser.mask_id, weight)
+
+
+def nelbo(
+    denoiser: DenoiserLike,
+    params: Any,
+    x0: jax.Array,
+    key: jax.Array,
+    schedule: Schedule,
+    *,
+    antithetic: bool = True,
+    importance: bool = False,
+) -> jax.Array:
+    """One-sample estimate of the NELBO of each sequence: `[batch]` float32, nats per token.
+
+    Its exponential bounds the perplexity from above (MDLM, arXiv 2406.07524, equation 10).
+    """
+    terms = denoising_terms(
+        denoiser, params, x0, key, schedule, antithetic=antithetic, importance=importance
+    )
+    return (terms.nll * terms.weight[:, None]).mean(axis=-1)

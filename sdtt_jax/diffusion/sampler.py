@@ -1,0 +1,232 @@
+"""The reverse process: one step, and whole generations from it.
+
+The reference's ancestral and analytic samplers are the same distribution (a masked position is revealed
+with probability `(alpha_s - alpha_t) / (1 - alpha_t)`, its token drawn from SUBS), so there is one step.
+Which positions a step reveals does not depend on the network; they are chosen first, and a step that
+reveals nothing in the whole batch calls no network.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.categorical import check_filters, draw, filter_logits
+from sdtt_jax.configs import require
+from sdtt_jax.diffusion.masking import SAMPLING_EPS, DenoiserLike, without_mask
+from sdtt_jax.diffusion.schedule import Schedule
+
+TIME_GRIDS = ("uniform", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """How to sample.
+
+    Attributes:
+      num_steps: reverse steps on the time grid.
+      time_grid: "uniform", or "cosine" (`t = cos(pi/2 (1 - u))`: small steps while little is known).
+      final_denoise: greedily fill what is still masked after the last step.
+      temperature, top_k, top_p: filters of the token distribution; 1, 0 and 1 are off.
+    """
+
+    num_steps: int
+    time_grid: str = "uniform"
+    final_denoise: bool = True
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        require(self.num_steps > 0, f"num_steps must be positive, not {self.num_steps}.")
+        require(
+            self.time_grid in TIME_GRIDS,
+            f"time_grid={self.time_grid!r} is unknown; choose one of {', '.join(TIME_GRIDS)}.",
+        )
+        check_filters(self.temperature, self.top_k, self.top_p)
+
+
+@flax.struct.dataclass
+class SamplerState:
+    """Carry of the sampling loop.
+
+    Attributes:
+      x: `[batch, length]` int32.
+      nfe: `[]` int32, network calls so far.
+    """
+
+    x: jax.Array
+    nfe: jax.Array
+
+
+def time_grid(config: SamplerConfig, eps: float = SAMPLING_EPS) -> jax.Array:
+    """The times 1 = t_0 > … > t_n = eps of `num_steps` = n reverse steps: `[n + 1]` float32."""
+    u = jnp.linspace(1.0, eps, config.num_steps + 1)
+    if config.time_grid == "cosine":
+        return jnp.cos(jnp.pi / 2 * (1 - u)).at[-1].set(eps)
+    return u
+
+
+def unmask_prob(schedule: Schedule, t: jax.Array, s: jax.Array) -> jax.Array:
+    """`(alpha_s - alpha_t) / (1 - alpha_t)`: chance that a masked token is revealed from t to s < t.
+
+    `s` is clamped at 0, where everything is revealed.
+    """
+    masked_t = schedule.move_chance(t)
+    masked_s = schedule.move_chance(jnp.maximum(s, 0.0))
+    return jnp.clip((masked_t - masked_s) / jnp.maximum(masked_t, 1e-30), 0.0, 1.0)
+
+
+def choose_revealed(key: jax.Array, x_t: jax.Array, prob: jax.Array, mask_id: int) -> jax.Array:
+    """Which masked positions a reverse step reveals: `[batch, length]` bool.
+
+    Args:
+      key: PRNG key.
+      x_t: `[batch, length]` int32.
+      prob: `[batch]` or `[]` float32, from `unmask_prob`.
+      mask_id: the id of MASK.
+    """
+    prob = jnp.broadcast_to(prob, x_t.shape[:1])[:, None]
+    return (x_t == mask_id) & (jax.random.uniform(key, x_t.shape) < prob)
+
+
+def reveal(
+    denoiser: DenoiserLike,
+    params: Any,
+    key: jax.Array,
+    x_t: jax.Array,
+    hidden: jax.Array,
+    revealed: jax.Array,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> jax.Array:
+    """Draws tokens at `revealed` positions: `x_s: [batch, length]` int32.
+
+    Args:
+      denoiser, params: the network.
+      key: PRNG key.
+      x_t: `[batch, length]` int32.
+      hidden: `[batch, length, embed]`, the network's hidden states at `x_t`.
+      revealed: `[batch, length]` bool, from `choose_revealed`.
+      temperature, top_k, top_p: see `filter_logits`.
+    """
+    logits = without_mask(denoiser.logits(params, hidden), denoiser.mask_id)
+    logits = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    return jnp.where(revealed, draw(key, logits), x_t)
+
+
+def reverse_step(
+    denoiser: DenoiserLike,
+    params: Any,
+    key: jax.Array,
+    state: SamplerState,
+    t: jax.Array,
+    s: jax.Array,
+    schedule: Schedule,
+    config: SamplerConfig,
+) -> SamplerState:
+    """One reverse step from t to s < t; no network call if it reveals nothing.
+
+    Args:
+      denoiser, params: the network.
+      key: PRNG key of this step.
+      state: `x` and the count of network calls.
+      t, s: `[]` float32.
+      schedule: noise schedule.
+      config: filters.
+    """
+    key_position, key_token = jax.random.split(key)
+    x = state.x
+    revealed = choose_revealed(key_position, x, unmask_prob(schedule, t, s), denoiser.mask_id)
+
+    def call(x: jax.Array) -> jax.Array:
+        hidden = denoiser.hidden(params, x, jnp.broadcast_to(schedule.sigma(t), x.shape[:1]))
+        return reveal(
+            denoiser,
+            params,
+            key_token,
+            x,
+            hidden,
+            revealed,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+        )
+
+    needed = revealed.any()
+    x = jax.lax.cond(needed, call, lambda x: x, x)
+    return SamplerState(x, state.nfe + needed.astype(jnp.int32))
+
+
+def final_denoise(
+    denoiser: DenoiserLike, params: Any, state: SamplerState, t: jax.Array, schedule: Schedule
+) -> SamplerState:
+    """Fills what is still masked with the most probable token; no network call if nothing is."""
+
+    def call(x: jax.Array) -> jax.Array:
+        hidden = denoiser.hidden(params, x, jnp.broadcast_to(schedule.sigma(t), x.shape[:1]))
+        logits = without_mask(denoiser.logits(params, hidden), denoiser.mask_id)
+        return jnp.where(x == denoiser.mask_id, jnp.argmax(logits, axis=-1), x).astype(jnp.int32)
+
+    needed = (state.x == denoiser.mask_id).any()
+    x = jax.lax.cond(needed, call, lambda x: x, state.x)
+    return SamplerState(x, state.nfe + needed.astype(jnp.int32))
+
+
+def prior_sample(
+    batch: int,
+    length: int,
+    mask_id: int,
+    tokens: jax.Array | None = None,
+    fixed: jax.Array | None = None,
+) -> jax.Array:
+    """All MASK, but for `tokens: [batch, length]` where `fixed: [batch, length]` bool is True."""
+    x = jnp.full((batch, length), mask_id, jnp.int32)
+    return x if tokens is None else jnp.where(fixed, tokens, x).astype(jnp.int32)
+
+
+def sample(
+    denoiser: DenoiserLike,
+    params: Any,
+    key: jax.Array,
+    x_init: jax.Array,
+    schedule: Schedule,
+    config: SamplerConfig,
+    *,
+    keep_states: bool = False,
+) -> tuple[SamplerState, jax.Array | None]:
+    """A whole generation in one `lax.scan`.
+
+    Args:
+      denoiser, params: the network.
+      key: PRNG key; step i uses `fold_in(key, i)`.
+      x_init: `[batch, length]` int32 from `prior_sample`; positions that are not MASK stay (prompts,
+        infilling).
+      schedule: noise schedule.
+      config: steps, grid and filters; static under `jit`.
+      keep_states: also return every state.
+
+    Returns:
+      The final `SamplerState` (`x` without MASK if `final_denoise`), and with `keep_states` the states
+      `[num_steps + 2, batch, length]` from `x_init` to the final one, else None.
+    """
+    grid = time_grid(config)
+
+    def body(state: SamplerState, step: tuple) -> tuple[SamplerState, jax.Array | None]:
+        index, t, s = step
+        step_key = jax.random.fold_in(key, index)
+        state = reverse_step(denoiser, params, step_key, state, t, s, schedule, config)
+        return state, state.x if keep_states else None
+
+    state = SamplerState(x_init, jnp.int32(0))
+    steps = (jnp.arange(config.num_steps), grid[:-1], grid[1:])
+    state, states = jax.lax.scan(body, state, steps)
+    if config.final_denoise:
+        state = final_denoise(denoiser, params, state, grid[-1], schedule)
+    if states is not None:
+        states = jnp.concatenate([x_init[None], states, state.x[None]])
+    return state, states

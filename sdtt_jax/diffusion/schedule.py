@@ -1,0 +1,149 @@
+"""Noise schedules: `alpha_t` is the probability that a token is still clean at time t.
+
+Time runs from 1 (all masked) to 0. `sigma = -log alpha` is the total noise, `dsigma` its rate in t.
+Formulas as in MDLM (arXiv 2406.07524) and SEDD (arXiv 2310.16834).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.configs import require
+
+TimeFunction = Callable[[jax.Array], jax.Array]
+
+
+class Schedule(NamedTuple):
+    """A noise schedule as functions of time, each elementwise on float32 arrays of any shape.
+
+    Attributes:
+      sigma: total noise.
+      dsigma: d sigma / d t.
+      importance_t: maps uniform u in [0, 1] to a time t such that the NELBO's weight is flat in u:
+        `log(1 - alpha)` is then linear in u. None where the schedule has none.
+    """
+
+    sigma: TimeFunction
+    dsigma: TimeFunction
+    importance_t: TimeFunction | None
+
+    def alpha(self, t: jax.Array) -> jax.Array:
+        """Probability that a token is clean at time t."""
+        return jnp.exp(-self.sigma(t))
+
+    def move_chance(self, t: jax.Array) -> jax.Array:
+        """Probability that a token is masked at time t, `1 - alpha`, without cancellation."""
+        return -jnp.expm1(-self.sigma(t))
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """Which noise schedule.
+
+    Attributes:
+      kind: "log-linear" (default), "cosine", "cosine-squared", "linear" or "geometric".
+      eps: log-linear, cosine, cosine-squared: `alpha_1`, what is left of the text at time 1.
+      sigma_min, sigma_max: linear and geometric: total noise at time 0 and 1; None takes the
+        reference's values (0 and 10; 1e-3 and 1).
+    """
+
+    kind: str = "log-linear"
+    eps: float = 1e-3
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+
+    def __post_init__(self):
+        require(
+            self.kind in SCHEDULES,
+            f"kind={self.kind!r} is no noise schedule; choose one of {', '.join(SCHEDULES)}.",
+        )
+        require(0 < self.eps < 1, f"eps must lie in (0, 1), not {self.eps}.")
+
+
+def make_schedule(config: ScheduleConfig = ScheduleConfig()) -> Schedule:
+    """The noise schedule that `config` describes."""
+    return SCHEDULES[config.kind](config)
+
+
+def _log_linear(config: ScheduleConfig) -> Schedule:
+    keep = 1.0 - config.eps
+    sigma_0, sigma_1 = config.eps, -jnp.log(config.eps)
+
+    def importance_t(u: jax.Array) -> jax.Array:
+        return -jnp.expm1(-_flat_sigma(u, sigma_0, sigma_1)) / keep
+
+    return Schedule(
+        sigma=lambda t: -jnp.log1p(-keep * t),
+        dsigma=lambda t: keep / (1.0 - keep * t),
+        importance_t=importance_t,
+    )
+
+
+def _cosine(config: ScheduleConfig) -> Schedule:
+    eps, keep, half_pi = config.eps, 1.0 - config.eps, jnp.pi / 2
+    return Schedule(
+        sigma=lambda t: -jnp.log(eps + keep * jnp.cos(half_pi * t)),
+        dsigma=lambda t: (
+            half_pi * keep * jnp.sin(half_pi * t) / (eps + keep * jnp.cos(half_pi * t))
+        ),
+        importance_t=None,
+    )
+
+
+def _cosine_squared(config: ScheduleConfig) -> Schedule:
+    eps, keep, half_pi = config.eps, 1.0 - config.eps, jnp.pi / 2
+
+    def alpha(t: jax.Array) -> jax.Array:
+        return eps + keep * jnp.square(jnp.cos(half_pi * t))
+
+    return Schedule(
+        sigma=lambda t: -jnp.log(alpha(t)),
+        dsigma=lambda t: half_pi * keep * jnp.sin(jnp.pi * t) / alpha(t),
+        importance_t=None,
+    )
+
+
+def _linear(config: ScheduleConfig) -> Schedule:
+    low = 0.0 if config.sigma_min is None else config.sigma_min
+    high = 10.0 if config.sigma_max is None else config.sigma_max
+    require(0 <= low < high, f"sigma_min={low} must lie in [0, sigma_max={high}).")
+
+    def importance_t(u: jax.Array) -> jax.Array:
+        return (_flat_sigma(u, low, high) - low) / (high - low)
+
+    return Schedule(
+        sigma=lambda t: low + t * (high - low),
+        dsigma=lambda t: jnp.full_like(t, high - low),
+        # At sigma_min = 0 the weight is not integrable, so that no t makes it flat.
+        importance_t=importance_t if low > 0 else None,
+    )
+
+
+def _geometric(config: ScheduleConfig) -> Schedule:
+    low = 1e-3 if config.sigma_min is None else config.sigma_min
+    high = 1.0 if config.sigma_max is None else config.sigma_max
+    require(0 < low < high, f"sigma_min={low} must lie in (0, sigma_max={high}).")
+    log_ratio = jnp.log(high) - jnp.log(low)
+
+    def sigma(t: jax.Array) -> jax.Array:
+        return low ** (1 - t) * high**t
+
+    return Schedule(sigma=sigma, dsigma=lambda t: sigma(t) * log_ratio, importance_t=None)
+
+
+def _flat_sigma(u: jax.Array, sigma_0: float | jax.Array, sigma_1: float | jax.Array) -> jax.Array:
+    log_masked_0 = jnp.log1p(-jnp.exp(-sigma_0))
+    log_masked_1 = jnp.log1p(-jnp.exp(-sigma_1))
+    return -jnp.log1p(-jnp.exp(u * log_masked_1 + (1 - u) * log_masked_0))
+
+
+SCHEDULES: dict[str, Callable[[ScheduleConfig], Schedule]] = {
+    "log-linear": _log_linear,
+    "cosine": _cosine,
+    "cosine-squared": _cosine_squared,
+    "linear": _linear,
+    "geometric": _geometric,
+}

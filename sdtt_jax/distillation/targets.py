@@ -1,0 +1,103 @@
+"""The teacher's trajectory from x_t, and the target that each masked position gets from it.
+
+A position's target is the teacher's distribution at the step that revealed it; positions that are never
+revealed take the last step's (SDTT, arXiv 2410.21035, algorithm 1). What is kept of it is the teacher's
+final hidden state, `[batch, length, embed]`: the distribution, `[batch, length, vocab]`, is 65 times
+larger at 50k tokens and 768 features, and one application of the head away.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.diffusion.masking import SAMPLING_EPS, DenoiserLike
+from sdtt_jax.diffusion.sampler import choose_revealed, reveal, unmask_prob
+from sdtt_jax.diffusion.schedule import Schedule
+
+
+def step_times(t: jax.Array, dt: jax.Array, k: int, *, reference_times: bool = False) -> jax.Array:
+    """Times at which the teacher is called: `[k, batch]` float32, at least `SAMPLING_EPS`.
+
+    Args:
+      t: `[batch]` float32, the student's time.
+      dt: `[]` float32, the teacher's step; may be traced.
+      k: teacher steps.
+      reference_times: the reference code's interpolation instead of the paper's `t - i dt`.
+    """
+    if reference_times:
+        space = jnp.linspace(1.0, 0.0, k)[:, None]
+        times = t * space + (1.0 - t) * (t - k * dt)
+    else:
+        times = t - jnp.arange(k, dtype=jnp.float32)[:, None] * dt
+    return jnp.maximum(times, SAMPLING_EPS)
+
+
+def stitch(target: jax.Array, hidden: jax.Array, x: jax.Array, mask_id: int) -> jax.Array:
+    """Updates the targets with one teacher call: positions still masked in `x` take this call's state.
+
+    A position keeps what it had once it is revealed, so that after all calls each holds the hidden state
+    of the call that revealed it, or of the last one.
+
+    Args:
+      target, hidden: `[batch, length, embed]`, the targets so far and the teacher's state at `x`.
+      x: `[batch, length]` int32, the state that the teacher was called on.
+      mask_id: the id of MASK.
+    """
+    return jnp.where((x == mask_id)[..., None], hidden, target)
+
+
+def teacher_targets(
+    denoiser: DenoiserLike,
+    teacher_params: Any,
+    keys: jax.Array,
+    x_t: jax.Array,
+    t: jax.Array,
+    dt: jax.Array,
+    schedule: Schedule,
+    *,
+    num_distill_steps: int = 2,
+    reference_times: bool = False,
+) -> jax.Array:
+    """Targets from independent teacher trajectories of k reverse steps.
+
+    The last step's draws would change nothing (its state goes to all positions that reach it masked),
+    so they are not made; the first call is shared by all trajectories.
+
+    Args:
+      denoiser: the network.
+      teacher_params: its parameters; no gradient flows into them.
+      keys: `[num_trajectories]` PRNG keys.
+      x_t: `[batch, length]` int32.
+      t: `[batch]` float32.
+      dt: `[]` float32, the teacher's step; may be traced.
+      schedule: noise schedule.
+      num_distill_steps: k.
+      reference_times: see `step_times`.
+
+    Returns:
+      `[num_trajectories, batch, length, embed]` hidden states; `denoiser.logits(teacher_params, …)`
+      turns them into the targets' logits. Positions that are not masked in `x_t` hold the first call's
+      state and are not to be used.
+    """
+    teacher_params = jax.lax.stop_gradient(teacher_params)
+    times = step_times(t, dt, num_distill_steps, reference_times=reference_times)
+    sigmas = schedule.sigma(times)
+    probs = unmask_prob(schedule, times, times - dt)
+    first = denoiser.hidden(teacher_params, x_t, sigmas[0])
+
+    def trajectory(key: jax.Array) -> jax.Array:
+        def body(carry: tuple, step: tuple) -> tuple[tuple, None]:
+            x, hidden, target = carry
+            index, prob, sigma_next = step
+            key_position, key_token = jax.random.split(jax.random.fold_in(key, index))
+            revealed = choose_revealed(key_position, x, prob, denoiser.mask_id)
+            x = reveal(denoiser, teacher_params, key_token, x, hidden, revealed)
+            hidden = denoiser.hidden(teacher_params, x, sigma_next)
+            return (x, hidden, stitch(target, hidden, x, denoiser.mask_id)), None
+
+        steps = (jnp.arange(num_distill_steps - 1), probs[:-1], sigmas[1:])
+        (_, _, target), _ = jax.lax.scan(body, (x_t, first, first), steps)
+        return target
+
+    return jax.lax.stop_gradient(jax.lax.map(trajectory, keys))
