@@ -1,0 +1,1 @@
+"""Starting the library on machines: installing, testing, demo, and jobs of many processes."""

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# From raw text to a distilled student, with a report at the end: makes a virtual environment,
+# installs the library, and runs experiments/configs/demo.py. Repeat it to continue a run that
+# was stopped.
+#
+#   bash launch/demo.sh [options of experiments.run]
+#
+# WORKDIR=DIR changes where the run goes (default: runs/demo in the checkout); see
+# launch/environment.sh for PYTHON, VENV and CONSTRAINTS.
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+workdir=$(absolute "${WORKDIR:-$root/runs/demo}")
+prepare_environment demo
+say "running the demo in $workdir (Ctrl-C stops it; the same command continues)"
+exec "$PYTHON_IN_VENV" -m experiments.run \
+  --config=experiments/configs/demo.py --workdir="$workdir" "$@"

@@ -1,0 +1,140 @@
+# shellcheck shell=bash
+# Makes the virtual environment that launch/demo.sh and launch/test.sh run in. Sourced by them:
+#
+#   prepare_environment NAME [EXTRA]
+#
+# sets `root` (the checkout, which becomes the current directory) and PYTHON_IN_VENV.
+#
+# It may be repeated (a finished environment costs well under a second) and stopped anywhere:
+# an environment that was not finished is made anew, since pip can leave a package half unpacked
+# and yet call it installed.
+#
+# Read from the environment:
+#   PYTHON       the Python to make the environment from       (default: python3 in PATH)
+#   VENV         where it goes                                 (default: .venv in the checkout)
+#   CONSTRAINTS  a file of exact versions, or `none` for the
+#                newest versions that setup.cfg allows         (default: constraints.txt)
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+say() { printf '[%s] %s\n' "$job" "$*"; }
+fail() {
+  printf '[%s] error: %s\n' "$job" "$*" >&2
+  exit 1
+}
+
+absolute() { # a path as the caller's directory sees it
+  case $1 in
+    /*) printf '%s\n' "$1" ;;
+    *) printf '%s/%s\n' "$PWD" "$1" ;;
+  esac
+}
+
+find_python() {
+  python=${PYTHON:-python3}
+  case $python in */*) python=$(absolute "$python") ;; esac
+  command -v "$python" >/dev/null 2>&1 ||
+    fail "no '$python' was found. Install Python 3.11 or newer, or set PYTHON=/path/to/python3."
+  local facts
+  facts=$("$python" -c 'import sys; v = sys.version_info
+print(int(v >= (3, 11)), "%d.%d.%d" % v[:3], sys.base_prefix)' 2>&1) ||
+    fail "'$python' does not run: $facts"
+  local new_enough
+  read -r new_enough python_version python_prefix <<<"$facts"
+  if [ "$new_enough" != 1 ]; then
+    local other hint=''
+    for other in python3.13 python3.12 python3.11; do
+      if "$other" -c '' >/dev/null 2>&1; then
+        hint=" This machine has $other: PYTHON=$other bash launch/$job.sh"
+        break
+      fi
+    done
+    fail "'$python' is Python $python_version; 3.11 or newer is needed.$hint"
+  fi
+}
+
+make_venv() {
+  # Everything goes but the lock that this process holds.
+  find "$venv" -mindepth 1 -maxdepth 1 ! -name .lock -exec rm -rf {} +
+  touch "$venv/.unfinished"
+  if "$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then
+    "$python" -m venv "$venv"
+  elif "$python" -m virtualenv --version >/dev/null 2>&1; then
+    "$python" -m virtualenv --quiet "$venv"
+  elif "$python" -c 'import pip, venv' >/dev/null 2>&1; then
+    say "this Python has no ensurepip; its own pip fills the environment instead"
+    "$python" -m venv --without-pip "$venv"
+    "$python" -m pip --python "$venv/bin/python" install --quiet --no-input pip
+  else
+    fail "'$python' cannot make virtual environments: it has neither ensurepip nor pip." \
+      "On Debian or Ubuntu: apt-get install python3-venv"
+  fi
+}
+
+install_packages() { # EXTRA
+  local log=$venv/install.log target=$root
+  [ -z "$1" ] || target="${root}[$1]"
+  local command=("$venv/bin/python" -m pip install --no-input --progress-bar off)
+  [ "$constraints" = none ] || command+=(--constraint "$constraints")
+  if ! "${command[@]}" --editable "$target" >"$log" 2>&1; then
+    tail -n 25 "$log" >&2
+    fail "pip could not install the packages (its output: $log). Repeating the command tries again."
+  fi
+}
+
+prepare_environment() { # NAME [EXTRA]
+  job=$1
+  local extra=${2:-}
+  venv=$(absolute "${VENV:-$root/.venv}")
+  constraints=${CONSTRAINTS:-$root/constraints.txt}
+  if [ "$constraints" != none ]; then
+    constraints=$(absolute "$constraints")
+    [ -f "$constraints" ] || fail "CONSTRAINTS: there is no file $constraints."
+  fi
+  # Modules and options meant for another Python must not reach into this environment.
+  unset PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX
+  find_python
+  cd "$root" || exit 1
+  [ "$python_prefix" != "$venv" ] || fail "PYTHON points into VENV ($venv); choose another."
+
+  if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ] && [ ! -e "$venv/.lock" ] &&
+    [ -n "$(ls -A "$venv")" ]; then
+    fail "VENV=$venv exists and is not a virtual environment; choose another place."
+  fi
+  mkdir -p "$venv"
+  exec 9>"$venv/.lock"
+  if command -v flock >/dev/null 2>&1 && ! flock --nonblock 9; then
+    say "waiting for another process that is preparing $venv"
+    flock 9
+  fi
+
+  # What the environment is made of; if that changes, the packages are installed again.
+  local key stamp="$venv/.installed${extra:+-$extra}" started=$SECONDS
+  key="$python_version $python_prefix $(
+    { cat setup.cfg pyproject.toml; [ "$constraints" = none ] || cat "$constraints"; } | cksum
+  ) $root"
+  if [ ! -e "$venv/.unfinished" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$key" ] &&
+    "$venv/bin/python" -c 'import sdtt_jax' 2>/dev/null; then
+    say "environment $venv is ready (Python $python_version)"
+  else
+    if [ -e "$venv/.unfinished" ]; then
+      say "an earlier installation in $venv did not finish: making it anew"
+      make_venv
+    elif [ "$(cat "$venv/.python" 2>/dev/null)" != "$python_version $python_prefix $venv" ] ||
+      ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+      say "making a virtual environment in $venv (Python $python_version)"
+      make_venv
+    fi
+    say "installing packages: a minute or two the first time (log: $venv/install.log)"
+    touch "$venv/.unfinished"
+    install_packages "$extra"
+    printf '%s\n' "$python_version $python_prefix $venv" >"$venv/.python"
+    printf '%s\n' "$key" >"$venv/.installed"
+    printf '%s\n' "$key" >"$stamp"
+    rm "$venv/.unfinished"
+    say "installed in $((SECONDS - started)) s"
+  fi
+  exec 9>&-
+  # shellcheck disable=SC2034  # for the sourcing script
+  PYTHON_IN_VENV=$venv/bin/python
+}

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Makes a virtual environment, installs the library with its test tools, and runs every check:
+# ruff, import-linter, mypy and the tests. All of them run even if one fails; the exit status
+# is 0 only if none did.
+#
+#   bash launch/test.sh [options of pytest, for example tests/diffusion or -k sampler]
+#
+# See launch/environment.sh for PYTHON, VENV and CONSTRAINTS. WORKERS=N sets the number of test
+# processes (default: one for each core; 0: in one process, for a debugger).
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+prepare_environment test test
+bin=$(dirname "$PYTHON_IN_VENV")
+failed=()
+
+check() { # TITLE COMMAND…
+  local title=$1 started=$SECONDS
+  shift
+  say "$title: $*"
+  if "$@"; then
+    say "$title: passed in $((SECONDS - started)) s"
+  else
+    say "$title: FAILED after $((SECONDS - started)) s"
+    failed+=("$title")
+  fi
+}
+
+check "lint" "$bin/ruff" check .
+check "format" "$bin/ruff" format --check .
+check "imports" "$bin/lint-imports"
+check "types" "$bin/mypy"
+check "tests" "$PYTHON_IN_VENV" -m pytest \
+  --numprocesses="${WORKERS:-auto}" --dist=worksteal --durations=10 "$@"
+
+if [ ${#failed[@]} -gt 0 ]; then
+  fail "these checks failed: ${failed[*]} ($SECONDS s in all)"
+fi
+say "all checks passed ($SECONDS s in all)"
