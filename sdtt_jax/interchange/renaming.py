@@ -1,0 +1,226 @@
+"""Published weights as renaming tables: their names and shapes against our parameter tree.
+
+A table is a list of `Entry`; `read_params` and `write_params` run it in the two directions and are
+exact inverses of each other, bit for bit.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sdtt_jax.errors import CheckpointError
+
+LAYER = "{layer}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One tensor, or with `{layer}` in its name one tensor per layer, that are stacked on axis 0.
+
+    Attributes:
+      name: their name without prefix, for example `"blocks.{layer}.attn_qkv.weight"`.
+      path: keys into our parameter tree.
+      shape: their shape, of one layer.
+      transpose: whether our array is the transpose of theirs (a linear map is `[out, in]` in
+        PyTorch).
+      vocab_axis: axis of *their* array that counts vocabulary entries, padded with zeros up to
+        `padded_vocab` on our side.
+      reshape: our shape of one layer where it is not merely padded or transposed (split heads).
+    """
+
+    name: str
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    transpose: bool = False
+    vocab_axis: int | None = None
+    reshape: tuple[int, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """All tensors of one kind of network.
+
+    Attributes:
+      entries: what both sides hold.
+      num_layers: how many tensors a `{layer}` name stands for.
+      padded_vocab: our vocabulary size, at least theirs.
+      constants: tensors that follow from the config (rotary frequencies): checked where they are
+        present, always written.
+      ignored: names (with `{layer}`) that may be present and carry nothing, such as causal masks.
+    """
+
+    entries: Sequence[Entry]
+    num_layers: int
+    padded_vocab: int
+    constants: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    ignored: Sequence[str] = ()
+
+
+def read_params(
+    table: Table, tensors: Mapping[str, Any], prefix: str, where: str
+) -> dict[str, Any]:
+    """Our parameter tree (numpy float32) from tensors in their layout.
+
+    Args:
+      table: which tensor goes where.
+      tensors: full name to array.
+      prefix: what all names begin with, for example `"backbone."`.
+      where: the file or repository that errors name.
+
+    Raises:
+      CheckpointError: naming the tensors that are missing, not expected, of another shape, or not
+      the
+        constant that the config implies.
+    """
+    _check_names(table, tensors, prefix, where)
+    for name, expected in table.constants.items():
+        found = tensors.get(prefix + name)
+        if found is not None and not np.allclose(_float32(found), expected, rtol=1e-5, atol=0):
+            raise CheckpointError(
+                f"{where}: {prefix + name} is not what this model computes; it belongs "
+                "to a network with another head size or rotary base."
+            )
+    params: dict[str, Any] = {}
+    for entry in table.entries:
+        layers = []
+        for name in _names(entry.name, table.num_layers):
+            array = _float32(tensors[prefix + name])
+            if array.shape != entry.shape:
+                raise CheckpointError(
+                    f"{where}: {prefix + name} has shape {list(array.shape)}, but this model needs "
+                    f"{list(entry.shape)}; load it with the config it was trained with."
+                )
+            layers.append(_to_ours(entry, array, table.padded_vocab))
+        value = np.stack(layers) if LAYER in entry.name else layers[0]
+        _put(params, entry.path, value)
+    return params
+
+
+def write_params(table: Table, params: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
+    """Tensors in their layout from our parameter tree (or any tree of the same form, such as
+    gradients).
+
+    Raises:
+      CheckpointError: naming the leaves of `params` that are missing, not expected or of another
+        shape.
+    """
+    ours = dict(_leaves(params))
+    expected = {entry.path for entry in table.entries}
+    for what, paths in (("lack", expected - set(ours)), ("hold unexpected", set(ours) - expected)):
+        if paths:
+            names = ", ".join(sorted("/".join(path) for path in paths))
+            raise CheckpointError(f"The parameters {what} {names}; they belong to another model.")
+    tensors = {}
+    for entry in table.entries:
+        value = np.asarray(ours[entry.path])
+        names = _names(entry.name, table.num_layers)
+        layers = list(value) if LAYER in entry.name else [value]
+        if len(layers) != len(names):
+            raise CheckpointError(
+                f"Parameter {'/'.join(entry.path)} has {len(layers)} layers, but the config "
+                f"says {len(names)}."
+            )
+        for name, array in zip(names, layers, strict=True):
+            tensors[prefix + name] = _to_theirs(entry, array, table.padded_vocab)
+    for name, constant in table.constants.items():
+        tensors[prefix + name] = constant
+    return tensors
+
+
+def find_prefix(
+    tensors: Mapping[str, Any], anchor: str, prefixes: Sequence[str], where: str
+) -> str:
+    """The first of `prefixes` under which the tensor `anchor` stands.
+
+    Raises:
+      CheckpointError: when it stands under none of them.
+    """
+    for prefix in prefixes:
+        if prefix + anchor in tensors:
+            return prefix
+    tried = ", ".join(prefix + anchor for prefix in prefixes)
+    raise CheckpointError(
+        f"{where}: none of {tried} is there; this is not a checkpoint of this kind."
+    )
+
+
+def _names(template: str, num_layers: int) -> list[str]:
+    if LAYER not in template:
+        return [template]
+    return [template.replace(LAYER, str(layer)) for layer in range(num_layers)]
+
+
+def _check_names(table: Table, tensors: Mapping[str, Any], prefix: str, where: str) -> None:
+    needed = {prefix + n for e in table.entries for n in _names(e.name, table.num_layers)}
+    allowed = {prefix + n for t in table.ignored for n in _names(t, table.num_layers)}
+    allowed |= {prefix + n for n in table.constants}
+    missing = sorted(needed - set(tensors))
+    extra = sorted(set(tensors) - needed - allowed)
+    if missing:
+        raise CheckpointError(
+            f"{where}: {len(missing)} tensors are missing: {_shorten(missing)}; the file is "
+            "incomplete or belongs to another model."
+        )
+    if extra:
+        raise CheckpointError(
+            f"{where}: {len(extra)} tensors are not part of this model: {_shorten(extra)}; it is a "
+            "checkpoint of another model or of a deeper one."
+        )
+
+
+def _shorten(names: list[str], most: int = 5) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _float32(array: Any) -> np.ndarray:
+    return np.asarray(array, dtype=np.float32)
+
+
+def _to_ours(entry: Entry, array: np.ndarray, padded_vocab: int) -> np.ndarray:
+    if entry.vocab_axis is not None:
+        widths = [(0, 0)] * array.ndim
+        widths[entry.vocab_axis] = (0, padded_vocab - array.shape[entry.vocab_axis])
+        array = np.pad(array, widths)
+    if entry.transpose:
+        array = array.T
+    if entry.reshape is not None:
+        array = array.reshape(entry.reshape)
+    return np.ascontiguousarray(array)
+
+
+def _to_theirs(entry: Entry, array: np.ndarray, padded_vocab: int) -> np.ndarray:
+    shape = list(entry.shape)
+    if entry.vocab_axis is not None:
+        shape[entry.vocab_axis] = padded_vocab
+    flat = shape[::-1] if entry.transpose else shape
+    ours = list(entry.reshape) if entry.reshape is not None else flat
+    if list(array.shape) != ours:
+        raise CheckpointError(
+            f"Parameter {'/'.join(entry.path)} has shape {list(array.shape)} in a layer, but the "
+            f"config implies {ours}; they belong to different models."
+        )
+    array = array.reshape(flat)
+    if entry.transpose:
+        array = array.T
+    if entry.vocab_axis is not None:
+        array = np.take(array, np.arange(entry.shape[entry.vocab_axis]), axis=entry.vocab_axis)
+    return np.ascontiguousarray(array)
+
+
+def _leaves(
+    tree: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> list[tuple[tuple[str, ...], Any]]:
+    found = []
+    for key, value in tree.items():
+        here = (*path, key)
+        found += _leaves(value, here) if isinstance(value, Mapping) else [(here, value)]
+    return found
+
+
+def _put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
