@@ -1,0 +1,30 @@
+"""From raw text to batches of tokens."""
+
+from sdtt_jax.data.config import DataConfig, TokenizerConfig
+from sdtt_jax.data.detokenize import DETOKENIZERS
+from sdtt_jax.data.loader import Split, open_split
+from sdtt_jax.data.normalize import NORMALIZERS
+from sdtt_jax.data.preparation import DataInfo, prepare
+from sdtt_jax.data.tokenizer import (
+    Gpt2Tokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
+
+__all__ = [
+    "DETOKENIZERS",
+    "NORMALIZERS",
+    "DataConfig",
+    "DataInfo",
+    "Gpt2Tokenizer",
+    "SentencePieceTokenizer",
+    "Split",
+    "Tokenizer",
+    "TokenizerConfig",
+    "load_tokenizer",
+    "open_split",
+    "prepare",
+    "train_tokenizer",
+]

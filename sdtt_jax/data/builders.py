@@ -1,0 +1,95 @@
+"""TFDS builders that write documents and packed sequences as ArrayRecord, without TensorFlow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+FILE_FORMAT = "array_record"
+# Split name -> function that starts a pass over its values.
+Sources = Mapping[str, Callable[[], Iterable[Any]]]
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """One feature, and splits that are given as functions."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = None  # No citation or checksum files lie beside this module.
+    feature: str
+
+    def __init__(self, *, sources: Sources, connector: Any, data_dir: str | os.PathLike[str]):
+        self._sources = sources
+        self._connector = connector
+        super().__init__(file_format=FILE_FORMAT, data_dir=data_dir)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            features=tfds.features.FeaturesDict({self.feature: self._connector}),
+            # A batch is a function of (seed, step), so the order of records is part of the data.
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
+        del dl_manager
+        return {split: self._generate_examples(start) for split, start in self._sources.items()}
+
+    def _generate_examples(self, start: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+        for index, value in enumerate(start()):
+            yield index, {self.feature: value}
+
+
+class Documents(_Builder, skip_registration=True):
+    """Documents of text, one a record."""
+
+    feature = "text"
+
+    def __init__(self, sources: Sources, data_dir: str | os.PathLike[str]):
+        super().__init__(sources=sources, connector=tfds.features.Text(), data_dir=data_dir)
+
+
+class PackedTokens(_Builder, skip_registration=True):
+    """Sequences of token ids of equal length, one a record."""
+
+    feature = "tokens"
+
+    def __init__(
+        self, sources: Sources, data_dir: str | os.PathLike[str], length: int, dtype: np.dtype
+    ):
+        # As bytes a sequence is the last length * itemsize bytes of its record, which is what
+        # lets the loader decode all of them at once.
+        tokens = tfds.features.Tensor(shape=(length,), dtype=dtype, encoding="bytes")
+        super().__init__(sources=sources, connector=tokens, data_dir=data_dir)
+
+
+def build(builder: _Builder, num_shards: int) -> str:
+    """Writes the builder's records; returns the folder that `open_source` takes."""
+    tfds.disable_progress_bar()
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(num_shards=num_shards)
+    )
+    return os.fspath(builder.data_dir)
+
+
+def open_source(folder: str | os.PathLike[str], split: str, raw: bool = False) -> Any:
+    """Random access to a written split: `len`, `[index]`, `__getitems__(indices)`."""
+    method = tfds.decode.DeserializeMethod
+    return tfds.builder_from_directory(os.fspath(folder)).as_data_source(
+        split,
+        deserialize_method=method.RAW_BYTES if raw else method.DESERIALIZE_AND_DECODE,
+    )
+
+
+def shards(folder: str | os.PathLike[str], split: str) -> list[tuple[Path, int]]:
+    """Path and number of records of every file of a written split, in order."""
+    info = tfds.builder_from_directory(os.fspath(folder)).info.splits[split]
+    return [
+        (Path(folder) / name, records)
+        for name, records in zip(sorted(info.filenames), info.shard_lengths, strict=True)
+    ]

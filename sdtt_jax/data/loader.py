@@ -1,0 +1,235 @@
+"""Batches as a pure function of (seed, step), from ArrayRecord shards through Grain."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from sdtt_jax.data import builders
+from sdtt_jax.errors import ConfigError, DataError
+
+INFO_FILE = "info.json"
+# Splits of at most this size are held in memory: a batch is then one gather.
+CACHE_BYTES = 256 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One ArrayRecord file: its path within the data folder, and what it must hold."""
+
+    path: str
+    split: str
+    records: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Sequences of one split, in random access.
+
+    Attributes:
+      name: `train` or `validation`.
+      length: tokens in a sequence.
+      cached: the sequences `[records, length]` in memory, or None if they are read as needed.
+    """
+
+    name: str
+    length: int
+    cached: np.ndarray | None
+    _records: _Records = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def gather(self, indices: np.ndarray) -> np.ndarray:
+        """Sequences at `indices` `[n]`: int32 `[n, length]`."""
+        if self.cached is not None:
+            return self.cached[indices].astype(np.int32)
+        return self._records.read(indices).astype(np.int32)
+
+    def rows(self, start: int, count: int) -> np.ndarray:
+        """At most `count` sequences from `start` on, in stored order: int32 `[n, length]`."""
+        return self.gather(np.arange(start, min(start + count, len(self))))
+
+    def indices(
+        self, seed: int, step: int, batch_size: int, rows: slice | None = None
+    ) -> np.ndarray:
+        """Which sequences batch `step` holds: int64 `[batch_size]`, or its `rows`.
+
+        The batches of all steps, laid end to end, are epochs, each a random permutation of the
+        split. An epoch's end may fall within a batch. Nothing but the arguments enters, so a
+        resumed run needs no state and any number of hosts sees the same global batches.
+        """
+        if batch_size < 1 or step < 0 or seed < 0:
+            raise ConfigError(
+                f"A batch needs batch_size >= 1, step >= 0 and seed >= 0, not {batch_size}, "
+                f"{step} and {seed}."
+            )
+        positions = range(step * batch_size, (step + 1) * batch_size)[rows or slice(None)]
+        return np.array([self._shuffled(seed, position) for position in positions], np.int64)
+
+    def batch(self, seed: int, step: int, batch_size: int, rows: slice | None = None) -> np.ndarray:
+        """Training batch `step`: int32 `[batch_size, length]`, or its `rows` (a host's slice)."""
+        return self.gather(self.indices(seed, step, batch_size, rows))
+
+    def batches(
+        self,
+        seed: int,
+        start: int,
+        stop: int,
+        batch_size: int,
+        rows: slice | None = None,
+        prefetch: int = 8,
+    ) -> Iterator[np.ndarray]:
+        """`batch(seed, step, ...)` for step in [start, stop), `prefetch` of them read ahead."""
+        steps = grain.MapDataset.range(start, stop).map(
+            lambda step: self.batch(seed, int(step), batch_size, rows)
+        )
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch)
+        yield from steps.to_iter_dataset(options)
+
+    def _shuffled(self, seed: int, position: int) -> int:
+        epoch, index = divmod(position, len(self))
+        if len(self) == 1:
+            return 0
+        return grain.experimental.index_shuffle(
+            index, max_index=len(self) - 1, seed=_epoch_seed(seed, epoch), rounds=4
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+
+class _Records:
+    """The raw sequences of a split's shards, with errors that name the file."""
+
+    def __init__(self, directory: Path, shards: Sequence[Shard], length: int, dtype: np.dtype):
+        self._directory, self._shards = directory, shards
+        self._length, self._dtype = length, np.dtype(dtype)
+        self._size = sum(shard.records for shard in shards)
+        for shard in shards:
+            self._check(shard)
+        self._source = grain.sources.ArrayRecordDataSource(
+            [str(directory / shard.path) for shard in shards]
+        )
+        if len(self._source) != self._size:
+            raise DataError(
+                f"{directory} holds {len(self._source)} records in its {shards[0].split} shards "
+                f"instead of {self._size}; remove the folder and prepare the data again."
+            )
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def bytes(self) -> int:
+        return self._size * self._length * self._dtype.itemsize
+
+    def _check(self, shard: Shard) -> None:
+        path = self._directory / shard.path
+        again = "remove the data folder and prepare the data again."
+        if not path.is_file():
+            raise DataError(f"{path} is missing; {again}")
+        if path.stat().st_size != shard.bytes:
+            raise DataError(
+                f"{path} has {path.stat().st_size} bytes instead of {shard.bytes}; {again}"
+            )
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Sequences `[n, length]` in the stored dtype."""
+        wanted = [int(index) for index in indices]
+        if not wanted:
+            return np.empty((0, self._length), self._dtype)
+        if min(wanted) < 0 or max(wanted) >= self._size:
+            raise IndexError(f"sequence {wanted} of a split of {self._size}")
+        try:
+            records = self._source.__getitems__(wanted)
+        except Exception as error:  # ArrayRecord raises bare, often empty, RuntimeErrors.
+            raise self._damage(error) from None
+        size = self._length * self._dtype.itemsize
+        # The one feature of a record is its last field, so its bytes are the record's end.
+        payload = b"".join(record[-size:] for record in records)
+        return np.frombuffer(payload, self._dtype).reshape(len(wanted), self._length)
+
+    def _damage(self, error: Exception) -> DataError:
+        for shard in self._shards:
+            path = self._directory / shard.path
+            try:
+                grain.sources.ArrayRecordDataSource([str(path)]).__getitems__(
+                    list(range(shard.records))
+                )
+            except Exception as damage:
+                return DataError(
+                    f"{path} is damaged ({_reason(damage)}); remove the data folder and prepare "
+                    "the data again."
+                )
+        return DataError(f"{self._directory} could not be read ({_reason(error)}).")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["its checksums do not match"])[0][:200]
+
+
+def read_info(directory: str | Path) -> dict[str, Any]:
+    """The content of a finished data folder's `info.json`.
+
+    Raises:
+      DataError: it is missing or damaged.
+    """
+    path = Path(directory) / INFO_FILE
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: {directory} holds no prepared data.") from None
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}); prepare the data again.") from None
+    if not isinstance(content, dict) or not {"info", "shards", "dtype"} <= set(content):
+        raise DataError(f"{path} is damaged; remove the data folder and prepare the data again.")
+    return content
+
+
+def open_split(directory: str | Path, split: str, cache_bytes: int = CACHE_BYTES) -> Split:
+    """Opens a split that `prepare` wrote.
+
+    Args:
+      directory: the data folder.
+      split: `train` or `validation`.
+      cache_bytes: hold the split in memory if it is at most this large.
+
+    Raises:
+      DataError: no such split, or a shard is missing, of the wrong size or damaged.
+    """
+    directory = Path(directory)
+    content = read_info(directory)
+    shards = [Shard(**shard) for shard in content["shards"] if shard["split"] == split]
+    if not shards:
+        raise DataError(f"{directory} has no split {split!r}.")
+    length = content["info"]["length"]
+    records = _Records(directory, shards, length, np.dtype(content["dtype"]))
+    _check_decoding(directory, shards, split, records)
+    cached = None
+    if records.bytes <= cache_bytes:
+        cached = records.read(np.arange(len(records)))
+    return Split(split, length, cached, records)
+
+
+def _check_decoding(directory: Path, shards: Sequence[Shard], split: str, records: _Records):
+    """One record through TFDS's own decoder: guards the loader's reading of the bytes."""
+    source = builders.open_source((directory / shards[0].path).parent, split)
+    if len(source) != len(records):
+        raise DataError(
+            f"{directory} announces {len(source)} {split} records but its shards hold "
+            f"{len(records)}; remove the folder and prepare the data again."
+        )
+    [decoded], [read] = source.__getitems__([0]), records.read(np.array([0]))
+    if not np.array_equal(decoded["tokens"], read):
+        raise DataError(f"{directory / shards[0].path} holds records of another format.")
