@@ -1,0 +1,1 @@
+"""Measurements: likelihood, generation quality, speed, and what can be computed exactly."""

@@ -1,0 +1,339 @@
+"""A language so small that masked diffusion on it can be computed exactly.
+
+The language is a Markov chain over V tokens, cut into sequences of a fixed length L. A *state* is
+a partly masked sequence; there are (V + 1)^L of them, numbered by reading their digits in base
+V + 1 (first position = most significant digit, digit V = MASK). Everything here is NumPy float64:
+
+* the teacher is the chain's true denoiser, p(x0 at a position | x_t), by forward and backward
+  messages over all states at once;
+* the sampler's distribution over finished sequences is an exact sum for any number of steps;
+* `alpha_t = 1 - t` and t is uniform on (0, 1).
+
+A table of predictions is an array `[states, L, V]`; at unmasked positions it is one-hot.
+`exact_round` adds what one round of distillation makes of such a table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from sdtt_jax.errors import ConfigError, DataError
+
+Array = NDArray[Any]
+
+# One reverse step from every state to every state that it can reach is (2 V + 1)^L pairs. This many
+# are seconds of work and a few hundred MiB; ten times more would be neither.
+MAX_PAIRS = 50_000_000
+SUM_TOLERANCE = 1e-6
+DEFAULT_DTS = (1 / 48, 1 / 24, 1 / 12, 1 / 6, 1 / 3)
+
+# What a world file may hold: what defines the world, and reference results beside it.
+_REQUIRED = ("initial", "transition", "length")
+_OPTIONAL = ("dts", "alpha", "num_distill_steps", "name")
+_RESULTS = ("data_entropy", "teacher", "rounds", "probe_states", "teacher_probabilities", "kind")
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A Markov chain, the length of its sequences and the step sizes of the rounds.
+
+    Attributes:
+      initial: [V] probabilities of the first token, all positive.
+      transition: [V][V] probabilities of the next token (column) given this one (row), all
+        positive: tokens that are revealed together are drawn independently, so a forbidden pair
+        would be sampled and KL(samples || chain) would be infinite.
+      length: L, tokens in a sequence.
+      dts: the step size of each round, in units of the diffusion time, each in (0, 1].
+      name: what figures and messages call it.
+
+    Raises:
+      ConfigError: when one of these does not hold or the world is too large to enumerate.
+    """
+
+    initial: tuple[float, ...]
+    transition: tuple[tuple[float, ...], ...]
+    length: int
+    dts: tuple[float, ...] = DEFAULT_DTS
+    name: str = "world"
+
+    def __post_init__(self) -> None:
+        size = len(self.initial)
+        if size < 2:
+            raise ConfigError(f"world.initial has {size} entries; a world needs at least 2 tokens.")
+        if self.length < 1:
+            raise ConfigError(f"world.length is {self.length}; it must be at least 1.")
+        if len(self.transition) != size or any(len(row) != size for row in self.transition):
+            raise ConfigError(
+                f"world.transition must be {size} rows of {size} numbers, like world.initial; "
+                f"it has {len(self.transition)} rows of {sorted({len(r) for r in self.transition})}"
+            )
+        _check_distribution(self.initial, "world.initial")
+        for row, values in enumerate(self.transition):
+            _check_distribution(values, f"world.transition, row {row},")
+        if not self.dts or not all(0 < dt <= 1 for dt in self.dts):
+            raise ConfigError(f"world.dts is {list(self.dts)}; each must be above 0 and at most 1.")
+        pairs = (2 * size + 1) ** self.length
+        if pairs > MAX_PAIRS:
+            raise ConfigError(
+                f"The world is too large to enumerate: {size} tokens and length {self.length} are "
+                f"{(size + 1) ** self.length:,} partly masked states and {pairs:,} steps between "
+                f"them (at most {MAX_PAIRS:,}). Take a smaller vocabulary or length."
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """V, without MASK. MASK is token V."""
+        return len(self.initial)
+
+    @property
+    def num_states(self) -> int:
+        """(V + 1)^L."""
+        return (self.vocab_size + 1) ** self.length
+
+
+class Measures(NamedTuple):
+    """What the sampler's distribution is worth, all exact sums over finished sequences."""
+
+    perplexity: float  # exp of the cross-entropy under the chain, per token
+    entropy: float  # of the samples' joint distribution, nats per token
+    kl: float  # KL(samples || chain) of whole sequences, nats
+
+
+def sticky_world() -> World:
+    """The built-in world: 4 tokens, each followed by itself with probability 0.925; length 6."""
+    stay, move = 0.925, 0.025
+    rows = tuple(tuple(stay if i == j else move for j in range(4)) for i in range(4))
+    return World((0.25,) * 4, rows, 6, DEFAULT_DTS, name="sticky")
+
+
+def world_from_mapping(mapping: Mapping[str, Any], where: str = "world") -> World:
+    """A world from the fields of a world file.
+
+    Args:
+      mapping: `initial`, `transition`, `length`, and optionally `dts`, `name`, `alpha` (only
+        "1 - t") and `num_distill_steps` (only 2). Reference results may stand beside them.
+      where: named in errors.
+
+    Raises:
+      ConfigError: naming the field that is missing, unknown or wrong.
+    """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where}: a world is a JSON object with the fields {_REQUIRED}.")
+    missing = [name for name in _REQUIRED if name not in mapping]
+    if missing:
+        raise ConfigError(f"{where}: the field {missing[0]!r} is missing.")
+    unknown = sorted(set(mapping) - {*_REQUIRED, *_OPTIONAL, *_RESULTS})
+    if unknown:
+        raise ConfigError(
+            f"{where}: unknown field {unknown[0]!r}; a world has {', '.join(_REQUIRED)} "
+            f"and optionally {', '.join(_OPTIONAL)}."
+        )
+    if str(mapping.get("alpha", "1 - t")).replace(" ", "") != "1-t":
+        raise ConfigError(f"{where}: alpha is {mapping['alpha']!r}; only '1 - t' is computed here.")
+    if mapping.get("num_distill_steps", 2) != 2:
+        raise ConfigError(
+            f"{where}: num_distill_steps is {mapping['num_distill_steps']!r}; "
+            "the closed form is that of 2 teacher steps."
+        )
+    if isinstance(mapping["length"], bool) or not isinstance(mapping["length"], int):
+        raise ConfigError(f"{where}: length is {mapping['length']!r}; it must be a whole number.")
+    try:
+        initial = tuple(float(p) for p in mapping["initial"])
+        transition = tuple(tuple(float(p) for p in row) for row in mapping["transition"])
+        dts = tuple(float(dt) for dt in mapping.get("dts", DEFAULT_DTS))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: initial and dts must be lists of numbers and transition a list of rows "
+            f"of numbers ({error})."
+        ) from error
+    try:
+        return World(initial, transition, mapping["length"], dts, str(mapping.get("name", "world")))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def load_world(path: str | Path) -> World:
+    """Reads a world file (JSON); its name is the file's unless it says another.
+
+    Raises:
+      DataError: when the file cannot be read or is not JSON.
+      ConfigError: when what it says is not a world.
+    """
+    path = Path(path)
+    try:
+        mapping = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"The world file {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise DataError(f"The world file {path} is not JSON: {error}.") from error
+    if isinstance(mapping, Mapping):
+        mapping = {"name": path.stem, **mapping}
+    return world_from_mapping(mapping, str(path))
+
+
+def all_states(vocab_size: int, length: int) -> Array:
+    """Every partly masked sequence in the order of its number: [(V + 1)^L, L] int64."""
+    numbers = np.arange((vocab_size + 1) ** length)
+    return numbers[:, None] // strides(vocab_size, length) % (vocab_size + 1)
+
+
+def strides(vocab_size: int, length: int) -> Array:
+    """What a digit at each position counts in a state's number: [L] int64."""
+    return np.asarray((vocab_size + 1) ** np.arange(length - 1, -1, -1), dtype=np.int64)
+
+
+def patterns(length: int) -> Iterator[tuple[int, ...]]:
+    """The masked positions of every mask pattern, most masked first."""
+    for count in range(length, -1, -1):
+        yield from itertools.combinations(range(length), count)
+
+
+def states_with_pattern(masked: tuple[int, ...], vocab_size: int, length: int) -> Array:
+    """Numbers of the states in which exactly the positions `masked` are MASK: [V^(L-m)] int64."""
+    step = strides(vocab_size, length)
+    choices = [
+        np.array([vocab_size]) if position in masked else np.arange(vocab_size)
+        for position in range(length)
+    ]
+    return outer_sum([choice * step[i] for i, choice in enumerate(choices)])
+
+
+def outer_sum(parts: Iterable[Array]) -> Array:
+    """All sums of one entry of each part, the last part's entries varying fastest."""
+    total = np.zeros(1, dtype=np.int64)
+    for part in parts:
+        total = (total[:, None] + part[None, :]).reshape(-1)
+    return total
+
+
+def true_denoiser(world: World) -> tuple[Array, Array]:
+    """The chain's own predictions, and how probable what each state shows is.
+
+    Returns:
+      (probabilities, evidence): [states, L, V], p(x0 at a position | the unmasked tokens), and
+      [states], the probability of the unmasked tokens under the chain.
+    """
+    size, length = world.vocab_size, world.length
+    states = all_states(size, length)
+    transition = np.asarray(world.transition)
+    # emission[n, i, v]: 1 where token v agrees with what state n shows at position i
+    emission = (states[:, :, None] == np.arange(size)) | (states[:, :, None] == size)
+    forward = np.empty(emission.shape)
+    forward[:, 0] = np.asarray(world.initial) * emission[:, 0]
+    for i in range(1, length):
+        forward[:, i] = (forward[:, i - 1] @ transition) * emission[:, i]
+    backward = np.ones((len(states), size))
+    for i in range(length - 2, -1, -1):
+        backward = (backward * emission[:, i + 1]) @ transition.T
+        forward[:, i] *= backward
+    evidence = forward[:, -1].sum(axis=-1)
+    return forward / evidence[:, None, None], evidence
+
+
+def num_masked(world: World) -> Array:
+    """Masked positions of every state: [states] int64."""
+    return np.asarray((all_states(world.vocab_size, world.length) == world.vocab_size).sum(axis=1))
+
+
+def state_probabilities(world: World, evidence: Array) -> Array:
+    """How often masking a sequence of the chain at a uniform t gives each state: [states].
+
+    The integral of t^m (1 - t)^(L - m) over (0, 1) times the evidence; sums to one.
+    """
+    masked = num_masked(world)
+    return np.asarray(special.beta(masked + 1, world.length - masked + 1) * evidence)
+
+
+def finished_states(world: World) -> Array:
+    """Numbers of the states without MASK, in order: [V^L] int64."""
+    return states_with_pattern((), world.vocab_size, world.length)
+
+
+def reveal_sums(probabilities: Array) -> Array:
+    """The sampler, summed over everything but the number of its steps that reveal something.
+
+    For each s, the sum over all ways to reveal a sequence in exactly s groups of positions, one
+    group after the other, of the product of the predictions it was drawn from. Each position is
+    revealed at a step of its own, uniform over the n steps of the grid, so each such way has
+    probability C(n, s) / n^L, whatever the groups: one pass serves every n.
+
+    Args:
+      probabilities: [states, L, V].
+
+    Returns:
+      [L + 1, V^L], finished sequences in the order of their numbers; row 0 is zero.
+    """
+    _, length, size = probabilities.shape
+    step = strides(size, length)
+    sums = np.zeros((length + 1, len(probabilities)))
+    sums[0, -1] = 1.0  # the last state is the fully masked one
+    for masked in patterns(length):
+        source = states_with_pattern(masked, size, length)
+        for count in range(1, len(masked) + 1):
+            for revealed in itertools.combinations(masked, count):
+                weight = np.ones((len(source), 1))
+                for position in revealed:
+                    drawn = probabilities[source, position]
+                    weight = (weight[:, :, None] * drawn[:, None, :]).reshape(len(source), -1)
+                shift = outer_sum([(np.arange(size) - size) * step[p] for p in revealed])
+                target = source[:, None] + shift  # each reached once, so += below is safe
+                sums[1:, target] += sums[:-1, source, None] * weight
+    return np.asarray(sums[:, states_with_pattern((), size, length)])
+
+
+def sample_distribution(sums: Array, num_steps: int) -> Array:
+    """Probability of every finished sequence under `num_steps` reverse steps: [V^L].
+
+    The grid is uniform in t, from 1 to 0, so a position still masked at step j = 0 … n - 1 is
+    revealed there with probability 1 / (n - j).
+    """
+    length = len(sums) - 1
+    ways = np.array([math.comb(num_steps, s) / num_steps**length for s in range(length + 1)])
+    return np.asarray(ways @ sums)
+
+
+def sampler_measures(
+    world: World, probabilities: Array, evidence: Array, steps: Iterable[int]
+) -> dict[int, Measures]:
+    """Perplexity, entropy and KL of the samples for each number of steps, without sampling.
+
+    Args:
+      world: the chain that judges.
+      probabilities: [states, L, V], what the sampler draws from.
+      evidence: [states], from `true_denoiser`.
+      steps: numbers of steps, each at least 1.
+    """
+    sums = reveal_sums(probabilities)
+    log_chain = np.log(evidence[finished_states(world)])
+    measures = {}
+    for num_steps in steps:
+        sampled = sample_distribution(sums, num_steps)
+        cross = -float(sampled @ log_chain)
+        entropy = -float(special.xlogy(sampled, sampled).sum())
+        measures[num_steps] = Measures(
+            math.exp(cross / world.length), entropy / world.length, cross - entropy
+        )
+    return measures
+
+
+def data_entropy(world: World, evidence: Array) -> float:
+    """Entropy of the chain's sequences, nats per token."""
+    chain = evidence[finished_states(world)]
+    return -float(special.xlogy(chain, chain).sum()) / world.length
+
+
+def _check_distribution(values: tuple[float, ...], name: str) -> None:
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        raise ConfigError(f"{name} has entries that are not positive: {list(values)}.")
+    if abs(sum(values) - 1) > SUM_TOLERANCE:
+        raise ConfigError(f"{name} sums to {sum(values):.6g}; probabilities must sum to 1.")
