@@ -1,0 +1,333 @@
+"""Checkpoints by step, that are verified when read, and the final parameters of a stage.
+
+Storage is Orbax. What is added here: digests of every leaf (Orbax restores flipped bits without a word),
+the difference between a damaged checkpoint (the one before it is taken) and one of another model (an
+error), and that a step that cannot be read never stands in the way of later saves.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint import v1 as ocp
+
+from sdtt_jax.errors import CheckpointError
+from sdtt_jax.training.integrity import (
+    canonical_sha256,
+    describe,
+    flat_leaves,
+    nested,
+    params_digest,
+)
+
+FORMAT_VERSION = 1
+CORRUPT = "corrupt"
+LOG = logging.getLogger(__name__)
+Tree = Any
+
+__all__ = ["Checkpoints", "load_params", "params_digest", "save_params"]
+
+
+class _Damaged(Exception):
+    """A stored checkpoint that does not read back as it was written."""
+
+
+class Checkpoints:
+    """The checkpoints of one stage or round, a directory per step. Use as a context manager.
+
+    Args:
+      directory: made if missing.
+      keep: how many of the latest to keep.
+      meta: JSON-ready facts stored with every checkpoint (config fingerprint, stage, round).
+      max_failed_saves: consecutive failed saves after which `save` raises instead of logging.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int = 2,
+        meta: Mapping[str, Any] | None = None,
+        max_failed_saves: int = 3,
+    ):
+        self.directory = Path(directory).absolute()
+        self.meta = dict(meta or {})
+        self.failed_saves = 0
+        self._max_failed_saves = max_failed_saves
+        self._pending: tuple[int, Any] | None = None
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._orbax = ocp.training.Checkpointer(
+                self.directory,
+                cleanup_tmp_directories=True,
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            )
+        except OSError as error:
+            raise CheckpointError(
+                f"Cannot keep checkpoints in {self.directory}: {error}."
+            ) from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps on disk, ascending."""
+        return sorted(c.step for c in self._orbax.checkpoints)
+
+    def save(self, state: Tree) -> bool:
+        """Starts to write `state` (a tree with an integer `step`); returns once the arrays may be donated.
+
+        Returns:
+          Whether a save was started: a step that is there already is not written again.
+
+        Raises:
+          CheckpointError: a leaf is not finite, or the last saves all failed.
+        """
+        self.wait()
+        leaves = flat_leaves(state)
+        step = int(jax.device_get(state.step))
+        if step in self.steps:
+            return False
+        meta = _sealed(self.meta | {"step": step}, leaves)
+        try:
+            response = self._orbax.save_checkpointables_async(
+                step, {"state": nested(leaves), "meta": meta}
+            )
+        except Exception as error:  # Orbax, TensorStore and the file system each raise their own.
+            self._failed(step, error)
+            return False
+        self._pending = None if response is None else (step, response)
+        return response is not None
+
+    def wait(self) -> None:
+        """Waits for the save under way; a failure is logged and counted, see `max_failed_saves`."""
+        if self._pending is None:
+            return
+        (step, response), self._pending = self._pending, None
+        try:
+            response.result()
+            self.failed_saves = 0
+        except Exception as error:
+            self._failed(step, error)
+
+    def restore(
+        self, abstract: Tree, expect: Mapping[str, Any] | None = None
+    ) -> tuple[Tree, dict[str, Any]] | None:
+        """The latest checkpoint that is whole, placed as `abstract` says.
+
+        Later ones that are damaged are moved to `corrupt/`, with a warning each.
+
+        Args:
+          abstract: tree of `jax.ShapeDtypeStruct` with shardings, e.g. `abstract_state(...)`; the mesh may
+            differ from the one that saved.
+          expect: facts of `meta` that must be equal, e.g. `{"fingerprint": …}`.
+
+        Returns:
+          `(state, meta)`, or None if nothing was ever saved here.
+
+        Raises:
+          CheckpointError: every checkpoint is damaged, or one belongs to another model or run (the leaf or
+            the field is named).
+        """
+        self.wait()
+        damaged: dict[int, Exception] = {}
+        for step in reversed(self.steps):
+            path = self.directory / str(step)
+            try:
+                restored = _read(path, abstract, expect or {})
+            except _Damaged as error:
+                LOG.warning("Checkpoint %s is damaged (%s); trying the one before it.", path, error)
+                damaged[step] = error
+                continue
+            self._move_aside(damaged)
+            return restored
+        if damaged:
+            reasons = "; ".join(f"step {step}: {error}" for step, error in damaged.items())
+            raise CheckpointError(
+                f"Every checkpoint in {self.directory} is damaged ({reasons}); "
+                "restore them from a copy, or remove the directory to start anew."
+            )
+        self._refuse_unknown_contents()
+        return None
+
+    def _move_aside(self, damaged: Mapping[int, Exception]) -> None:
+        # They are moved, because Orbax silently skips every save at a step below the latest one on disk,
+        # and kept, because they are evidence.
+        if not damaged:
+            return
+        if jax.process_index() == 0:
+            (self.directory / CORRUPT).mkdir(exist_ok=True)
+            for step in damaged:
+                target = self.directory / CORRUPT / f"{step}-{time.strftime('%Y%m%dT%H%M%S')}"
+                (self.directory / str(step)).rename(target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("moved damaged checkpoints aside")
+        self._orbax.reload()
+
+    def _refuse_unknown_contents(self) -> None:
+        if any((self.directory / CORRUPT).glob("*")):
+            raise CheckpointError(
+                f"{self.directory} holds only damaged checkpoints, in {CORRUPT}/; "
+                "restore one from a copy, or remove the directory to start anew."
+            )
+
+    def _failed(self, step: int, error: Exception) -> None:
+        self.failed_saves += 1
+        LOG.warning("Saving step %d in %s failed: %s", step, self.directory, error)
+        self._orbax.reload()
+        if self.failed_saves >= self._max_failed_saves:
+            raise CheckpointError(
+                f"Saving in {self.directory} failed {self.failed_saves} times in a row, at last: {error}."
+            ) from error
+
+
+def save_params(
+    directory: str | os.PathLike[str], params: Tree, meta: Mapping[str, Any] | None = None
+) -> None:
+    """Writes the parameters that a stage delivers; replaces what was there.
+
+    Args:
+      directory: e.g. `DIR/rounds/01/final`.
+      params: nested dict of arrays.
+      meta: JSON-ready facts to store beside them, e.g. the network's config.
+
+    Raises:
+      CheckpointError: a leaf is not finite, or writing failed.
+    """
+    leaves = flat_leaves(params)
+    content = {"params": nested(leaves), "meta": _sealed(dict(meta or {}), leaves)}
+    try:
+        ocp.save_checkpointables(Path(directory).absolute(), content, overwrite=True)
+    except Exception as error:
+        raise CheckpointError(f"Cannot write parameters to {directory}: {error}.") from error
+
+
+def load_params(
+    directory: str | os.PathLike[str], shardings: Tree = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads what `save_params` wrote, verified.
+
+    Args:
+      directory: as given to `save_params`.
+      shardings: a sharding for all leaves or a tree of them; the first device if None.
+
+    Returns:
+      `(params, meta)`: a nested dict of arrays and the facts stored beside them.
+
+    Raises:
+      CheckpointError: nothing there, or it is damaged.
+    """
+    path = Path(directory).absolute()
+    if not path.is_dir():
+        raise CheckpointError(f"There are no parameters at {directory}.")
+    try:
+        meta, table = _read_meta(path)
+        shapes = {p: jax.ShapeDtypeStruct(s, jax.numpy.dtype(d)) for p, (d, s, _) in table.items()}
+        if shardings is None or isinstance(shardings, jax.sharding.Sharding):
+            one = shardings or SingleDeviceSharding(jax.local_devices()[0])
+            placement = dict.fromkeys(shapes, one)
+        else:
+            placement = flat_leaves(shardings)
+        _compare(table, placement, {p: None for p in placement}, path)
+        abstract = {
+            p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement[p])
+            for p, x in shapes.items()
+        }
+        return nested(_read_leaves(path, "params", abstract, table)), meta
+    except _Damaged as error:
+        raise CheckpointError(f"The parameters at {directory} are damaged: {error}.") from error
+
+
+def _sealed(meta: dict[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    content = {"format": FORMAT_VERSION, "meta": meta, "leaves": describe(leaves)}
+    return content | {"sha256": canonical_sha256(content)}
+
+
+def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:
+    meta, table = _read_meta(path)
+    for field, wanted in expect.items():
+        if meta.get(field) != wanted:
+            raise CheckpointError(
+                f"Checkpoint {path} belongs to another run: its {field} is {meta.get(field)!r}, "
+                f"this run's is {wanted!r}."
+            )
+    paths = [_path for _path, _ in jax.tree_util.tree_leaves_with_path(abstract)]
+    names = [name for name in map(_name, paths)]
+    leaves, structure = jax.tree.flatten(abstract)
+    wanted_leaves = dict(zip(names, leaves, strict=True))
+    _compare(table, wanted_leaves, wanted_leaves, path)
+    restored = _read_leaves(path, "state", wanted_leaves, table)
+    return jax.tree.unflatten(structure, [restored[name] for name in names]), meta
+
+
+def _read_meta(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        sealed = dict(ocp.load_checkpointables(path, {"meta": None})["meta"])
+        seal = sealed.pop("sha256")
+        version, meta, table = sealed["format"], sealed["meta"], sealed["leaves"]
+    except Exception as error:
+        raise _Damaged(f"its meta file cannot be read: {_first_line(error)}") from error
+    if seal != canonical_sha256(sealed):
+        raise _Damaged("its meta file was altered")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"Checkpoint {path} has format {version}; this version reads format {FORMAT_VERSION}."
+        )
+    return meta, table
+
+
+def _compare(
+    table: Mapping[str, Any], wanted: Mapping[str, Any], shapes: Mapping[str, Any], path: Path
+) -> None:
+    """Raises `CheckpointError` naming the first leaf that one side lacks or that differs in type."""
+    for name in sorted(set(table) | set(wanted)):
+        if name not in table:
+            raise CheckpointError(f"{path} is a checkpoint of another model: it has no {name}.")
+        if name not in wanted:
+            raise CheckpointError(f"{path} is a checkpoint of another model: only it has {name}.")
+        if shapes[name] is None:
+            continue
+        stored = (table[name][0], tuple(table[name][1]))
+        asked = (str(shapes[name].dtype), tuple(shapes[name].shape))
+        if stored != asked:
+            raise CheckpointError(
+                f"{path} is a checkpoint of another model: its {name} is {stored[0]}{list(stored[1])}, "
+                f"this model's is {asked[0]}{list(asked[1])}."
+            )
+
+
+def _read_leaves(
+    path: Path, item: str, abstract: Mapping[str, Any], table: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    try:
+        tree = ocp.load_checkpointables(path, {item: nested(abstract)})[item]
+        leaves = flat_leaves(tree)
+        found = describe(leaves)
+    except Exception as error:  # At least six types, see the tests of damage.
+        raise _Damaged(f"it cannot be read: {_first_line(error)}") from error
+    for name, (_, _, digest) in table.items():
+        if found[name][2] != digest:
+            raise _Damaged(f"{name} does not have the digest that was written with it")
+    return leaves
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

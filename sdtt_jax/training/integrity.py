@@ -1,0 +1,121 @@
+"""Digests of arrays: what a checkpoint's bytes are checked against, since Orbax does not check them."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from sdtt_jax.errors import CheckpointError
+from sdtt_jax.training.sharding import leaf_name
+
+Tree = Any
+
+
+def flat_leaves(tree: Tree) -> dict[str, Any]:
+    """Leaves by path, `blocks/mlp/up/kernel`, in path order."""
+    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return dict(sorted(leaves.items()))
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """`flat_leaves` undone, to nested dicts: the form in which trees of any kind are stored."""
+    out: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        place = out
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = leaf
+    return out
+
+
+def params_digest(params: Tree) -> str:
+    """SHA-256 (hex) over the leaves in path order: path, dtype, shape, little-endian bytes.
+
+    The same parameters have the same digest on any mesh.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in flat_leaves(params).items():
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        array = np.asarray(jax.device_get(leaf))
+        digest.update(f"{path} {array.dtype.name} {list(array.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def describe(leaves: Mapping[str, jax.Array]) -> dict[str, Any]:
+    """Per leaf `[dtype, shape, digest]`, JSON-ready.
+
+    The digest is made on the devices that hold the leaf, piece by piece, so it costs no transfer and no
+    process needs the whole array: 64 bits, the sum of each element's bits mixed with its position. Sums
+    of integers do not depend on their order, hence not on the mesh; a change to any single element always
+    changes it, since the mixing is a bijection.
+
+    Raises:
+      CheckpointError: naming a leaf that holds a NaN or infinity.
+    """
+    sums, finite = jax.device_get(_digests(dict(leaves)))
+    for path, good in finite.items():
+        if not good:
+            raise CheckpointError(
+                f"{path} holds values that are not finite; this state is not saved."
+            )
+    return {
+        path: [str(leaf.dtype), list(leaf.shape), "".join(f"{int(s):08x}" for s in sums[path])]
+        for path, leaf in leaves.items()
+    }
+
+
+def canonical_sha256(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of `value`."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@jax.jit
+def _digests(leaves: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    return jax.tree.map(_digest, leaves), jax.tree.map(_finite, leaves)
+
+
+def _finite(x: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.bool_(True)
+    return jnp.isfinite(x).all()
+
+
+def _digest(x: jax.Array) -> jax.Array:
+    """`[2] uint32`."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        x = jax.random.key_data(x)
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    width = x.dtype.itemsize
+    word = {1: jnp.uint8, 2: jnp.uint16}.get(width, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
+    # Position from one iota per axis: unlike a flattening it leaves the array where it is.
+    strides = np.cumprod([1, *bits.shape[:0:-1]], dtype=np.uint64)[::-1] if bits.ndim else []
+    position = functools.reduce(
+        jnp.add,
+        (
+            jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(stride & 0xFFFFFFFF)
+            for axis, stride in enumerate(strides)
+        ),
+        jnp.zeros(bits.shape, jnp.uint32),
+    )
+    # The multipliers are odd, so each line is a bijection of `bits` at a given position.
+    one = _mix(bits ^ _mix(position + np.uint32(0x9E3779B9)))
+    two = _mix(bits * np.uint32(0x85EBCA6B) + _mix(position ^ np.uint32(0xC2B2AE35)))
+    return jnp.stack([one.sum(dtype=jnp.uint32), two.sum(dtype=jnp.uint32)])
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """Bijection of uint32 in which every input bit reaches every output bit (xor-shift, multiply)."""
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)

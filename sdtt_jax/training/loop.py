@@ -1,0 +1,225 @@
+"""The training loop, the only one: teacher, judge and every round of distillation run through it."""
+
+import collections
+import concurrent.futures
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+from jax.experimental import multihost_utils
+
+from sdtt_jax.errors import UserError
+from sdtt_jax.training import sharding as sh
+from sdtt_jax.training.progress import Progress
+from sdtt_jax.training.state import TrainState
+
+Tree = Any
+# Steps handed to the devices before the oldest must be done: enough to keep them busy, few enough that a
+# signal is obeyed soon and that batches do not pile up.
+STEPS_IN_FLIGHT = 2
+BATCHES_AHEAD = 2
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and saved before it did. Entry points turn it into exit status 75."""
+
+    def __init__(self, step: int, signal_name: str):
+        super().__init__(f"Stopped by {signal_name} after step {step}; the state is saved.")
+        self.step = step
+
+
+class NotFinite(UserError):
+    """Too many steps in a row gave a loss or gradient that is not finite."""
+
+
+class Saver(Protocol):
+    """What the loop needs of `sdtt_jax.training.checkpoint.Checkpoints`."""
+
+    def save(self, state: Any) -> bool: ...
+
+    def wait(self) -> None: ...
+
+
+class Writer(Protocol):
+    """What the loop needs of `sdtt_jax.training.metrics.MetricsWriter`."""
+
+    def begin(self, tags: Mapping[str, Any], start_step: int = 0) -> None: ...
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+
+def train(
+    state: TrainState,
+    step_fn: Callable[[TrainState, Tree, jax.Array], tuple[TrainState, dict[str, jax.Array]]],
+    batch_at: Callable[[int], Tree],
+    num_steps: int,
+    base_key: jax.Array,
+    *,
+    checkpoints: Saver | None = None,
+    writer: Writer | None = None,
+    progress: Progress | None = None,
+    log_every: int = 10,
+    save_every: int = 1000,
+    tokens_per_batch: int = 0,
+    tags: Mapping[str, Any] | None = None,
+    max_rejected: int = 10,
+) -> TrainState:
+    """Trains from `state.step` to `num_steps`.
+
+    The devices are never waited for but at log points and to bound the steps in flight; the next batches
+    are made by a thread meanwhile. Since batch and keys depend on the step alone, stopping and going on
+    from a checkpoint gives the same bits as not stopping.
+
+    Args:
+      state: placed on a mesh; donated, do not use it afterwards.
+      step_fn: from `make_train_step`.
+      batch_at: step to global batch, a tree of host arrays `[batch, ...]`; a pure function, since it is
+        called from a thread, ahead of time.
+      num_steps: the step at which to end.
+      base_key: key of the stage and round.
+      checkpoints: saved to every `save_every` steps, at the end, and when interrupted.
+      writer: given loss, grad_norm, lr, … of every `log_every`-th step, and of the last.
+      progress: told about every step.
+      tokens_per_batch: for `tokens_per_second`.
+      tags: stage and round, `{"stage": "distill", "round": 1}`; in every metrics line.
+      max_rejected: steps in a row with a non-finite loss or gradient (each leaves the state as it was)
+        at which to give up.
+
+    Returns:
+      The state after `num_steps`.
+
+    Raises:
+      Interrupted: after SIGINT or SIGTERM, when the step under way is done and saved. A second signal
+        ends the process at once.
+      NotFinite: see `max_rejected`; nothing is saved after the last checkpoint.
+    """
+    mesh = state.step.sharding.mesh
+    start = int(jax.device_get(state.step))
+    in_flight: collections.deque[jax.Array] = collections.deque()
+    seconds_before, clock, last_logged = 0.0, time.monotonic(), start
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_stop_signals())
+        batches = stack.enter_context(_prefetched(batch_at, mesh, start, num_steps))
+        base_key = jax.device_put(base_key, sh.replicated(mesh))
+        if writer is not None:
+            writer.begin(tags or {}, start)
+        if progress is not None:
+            progress.update(start)
+        for step, batch in enumerate(batches, start=start + 1):
+            # Anything that crosses to or from the devices by accident would stall them: only explicit
+            # transfers are let through.
+            with jax.transfer_guard("disallow"):
+                state, metrics = step_fn(state, batch, base_key)
+            in_flight.append(metrics["loss"])
+            if len(in_flight) > STEPS_IN_FLIGHT:
+                in_flight.popleft().block_until_ready()
+            stopping = stop.requested(step)
+            last = step == num_steps
+            if step % log_every == 0 or last or stopping:
+                values = {name: float(v) for name, v in jax.device_get(metrics).items()}
+                now = time.monotonic()
+                elapsed, clock = now - clock, now
+                seconds_before += elapsed
+                values["seconds"] = seconds_before
+                if tokens_per_batch:
+                    values["tokens_per_second"] = (step - last_logged) * tokens_per_batch / elapsed
+                last_logged = step
+                _give_up_if_not_finite(values, step, max_rejected)
+                if writer is not None:
+                    writer.write(step, values)
+                if progress is not None:
+                    progress.update(step, values)
+            elif progress is not None:
+                progress.update(step)
+            if checkpoints is not None and (step % save_every == 0 or last or stopping):
+                checkpoints.save(state)
+            if stopping and not last:
+                if checkpoints is not None:
+                    checkpoints.wait()
+                raise Interrupted(step, stop.name)
+        if checkpoints is not None:
+            checkpoints.wait()
+    return state
+
+
+def _give_up_if_not_finite(values: Mapping[str, float], step: int, max_rejected: int) -> None:
+    rejected = int(values.get("rejected_in_a_row", 0))
+    if rejected >= max_rejected:
+        raise NotFinite(
+            f"The loss or its gradient was not finite in {rejected} steps in a row, up to step {step}; "
+            "lower learning_rate, or look for bad values in the data or the teacher."
+        )
+
+
+@contextlib.contextmanager
+def _prefetched(
+    batch_at: Callable[[int], Tree], mesh: Any, start: int, num_steps: int
+) -> Iterator[Iterator[Tree]]:
+    """Batches of steps start … num_steps - 1, placed on the mesh, made ahead by one thread."""
+    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches")
+
+    def make(step: int) -> Tree:
+        return sh.place_batch(batch_at(step), mesh)
+
+    def generate() -> Iterator[Tree]:
+        ahead = collections.deque(
+            pool.submit(make, step) for step in range(start, min(start + BATCHES_AHEAD, num_steps))
+        )
+        for step in range(start, num_steps):
+            batch = ahead.popleft().result()
+            if step + BATCHES_AHEAD < num_steps:
+                ahead.append(pool.submit(make, step + BATCHES_AHEAD))
+            yield batch
+
+    try:
+        yield generate()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Stop:
+    """Whether a signal asked to stop; with several processes, whether all have agreed to."""
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def requested(self, step: int) -> bool:
+        if jax.process_count() > 1:
+            # JAX's own notifier catches SIGTERM on any process and names one step for all.
+            if multihost_utils.reached_preemption_sync_point(step):
+                self.name = self.name or "SIGTERM"
+                return True
+            return False
+        return bool(self.name)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    stop = _Stop()
+    # Python lets only the main thread set handlers; a loop in another thread is stopped by its owner.
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+        yield stop
+        return
+    old = {}
+
+    def handle(number: int, frame: Any) -> None:
+        stop.name = signal.Signals(number).name
+        for each in old:
+            signal.signal(each, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        old[number] = signal.getsignal(number)
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+EXIT_INTERRUPTED = os.EX_TEMPFAIL

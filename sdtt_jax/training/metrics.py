@@ -1,0 +1,100 @@
+"""Metrics of training: one JSON object per line, and TensorBoard beside it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+from tensorboardX import SummaryWriter
+
+FILE = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Appends to `DIR/metrics.jsonl` and to `DIR/tensorboard/STAGE_ROUND`. Only process 0 writes.
+
+    Args:
+      directory: the run's directory.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self.path = Path(directory) / FILE
+        self._tags: dict[str, Any] = {}
+        self._file: TextIO | None = None
+        self._board: SummaryWriter | None = None
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._close()
+
+    def begin(self, tags: Mapping[str, Any], start_step: int = 0) -> None:
+        """Turns to one stage and round, at the step where its training starts or goes on.
+
+        Args:
+          tags: what every line begins with, `{"stage": "distill", "round": 1}`.
+          start_step: lines of the same tags after it are dropped: a run wrote them that died later than its
+            last checkpoint, and they will be written again.
+        """
+        self._close()
+        self._tags = dict(tags)
+        if jax.process_index() != 0:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._drop_after(start_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        name = "_".join(f"{v:02d}" if isinstance(v, int) else str(v) for v in tags.values())
+        board = self.path.parent / "tensorboard" / (name or "run")
+        self._board = SummaryWriter(str(board), purge_step=start_step + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line, `{**tags, "step": step, **values}`, on disk when this returns."""
+        if self._file is None or self._board is None:
+            return
+        record = self._tags | {"step": step} | {k: _json_number(v) for k, v in values.items()}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def _close(self) -> None:
+        if self._file is not None and self._board is not None:
+            self._file.close()
+            self._board.close()
+            self._file = self._board = None
+
+    def _drop_after(self, start_step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = [
+            record for record in read_metrics(self.path) if not self._superseded(record, start_step)
+        ]
+        temporary = self.path.with_suffix(".jsonl.tmp")
+        temporary.write_text(
+            "".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8"
+        )
+        os.replace(temporary, self.path)
+
+    def _superseded(self, record: Mapping[str, Any], start_step: int) -> bool:
+        same = all(record.get(name) == value for name, value in self._tags.items())
+        return same and record.get("step", 0) > start_step
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a metrics file; a last line that was cut short by a kill is left out."""
+    records = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def _json_number(value: float) -> float | None:
+    """NaN and infinities have no JSON form; they become null."""
+    number = float(value)
+    return number if abs(number) < float("inf") else None

@@ -1,0 +1,193 @@
+"""Optimizers and learning-rate schedules from one frozen config."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers
+
+from sdtt_jax.configs import require
+
+NAMES = ("adamw", "adam", "muon")
+SCHEDULES = ("constant", "linear", "cosine")
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters move. The defaults are the SDTT paper's recipe (arXiv 2410.21035, appendix).
+
+    Attributes:
+      name: "adamw" | "adam" | "muon". Muon (Jordan, 2024) moves the matrices inside the blocks, Adam
+        everything else.
+      learning_rate: peak rate, reached after `warmup_steps`.
+      schedule: what follows the warm-up: "constant", or "linear" / "cosine" decay to zero at `num_steps`.
+      warmup_steps: the rate of update n (counted from 0) is `learning_rate * n / warmup_steps` until then.
+      b1, b2, eps: Adam's moments and epsilon (also those of Muon's Adam part).
+      weight_decay: decoupled, scaled by the learning rate, on matrices only; "adam" allows none.
+      clip_norm: bound on the global norm of the gradient; 0 leaves it alone.
+      adam_learning_rate: with "muon", the peak rate of Adam's part, on the same schedule; 0 means `learning_rate`.
+      momentum: with "muon", the decay of its momentum.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 6e-5
+    schedule: str = "constant"
+    warmup_steps: int = 500
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    adam_learning_rate: float = 0.0
+    momentum: float = 0.95
+
+    def __post_init__(self):
+        require(
+            self.name in NAMES, f"name={self.name!r} is unknown; choose one of {', '.join(NAMES)}."
+        )
+        require(
+            self.schedule in SCHEDULES,
+            f"schedule={self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}.",
+        )
+        require(
+            self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}."
+        )
+        for name in ("warmup_steps", "weight_decay", "clip_norm", "adam_learning_rate"):
+            require(
+                getattr(self, name) >= 0,
+                f"{name} must not be negative, it is {getattr(self, name)}.",
+            )
+        for name in ("b1", "b2", "momentum"):
+            require(
+                0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must lie in [0, 1)."
+            )
+        require(self.eps > 0, f"eps must be positive, not {self.eps}.")
+        require(
+            self.name != "adam" or self.weight_decay == 0,
+            f"weight_decay={self.weight_decay} needs name='adamw' or 'muon'; 'adam' decays nothing.",
+        )
+        require(
+            self.name == "muon" or self.adam_learning_rate == 0,
+            f"adam_learning_rate={self.adam_learning_rate} needs name='muon'.",
+        )
+
+
+def learning_rate_schedule(
+    config: OptimizerConfig, num_steps: int, peak: float | None = None
+) -> optax.Schedule:
+    """Learning rate as a function of the update's number, counted from 0.
+
+    Args:
+      config: the schedule's kind and warm-up.
+      num_steps: updates in all; the decaying schedules reach zero there.
+      peak: rate after the warm-up, `config.learning_rate` if None.
+
+    Returns:
+      `count: [] int32 -> [] float32`.
+    """
+    peak = config.learning_rate if peak is None else peak
+    if config.schedule == "constant":
+        after: optax.Schedule = optax.constant_schedule(peak)
+    else:
+        require(
+            config.warmup_steps < num_steps,
+            f"warmup_steps={config.warmup_steps} leaves nothing of num_steps={num_steps} for the "
+            f"{config.schedule} decay; make it smaller.",
+        )
+        remaining = num_steps - config.warmup_steps
+        if config.schedule == "linear":
+            after = optax.linear_schedule(peak, 0.0, remaining)
+        else:
+            after = optax.cosine_decay_schedule(peak, remaining)
+    if config.warmup_steps == 0:
+        return after
+    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """The optimizer: clip by global norm, then AdamW, Adam or Muon.
+
+    Args:
+      config: see `OptimizerConfig`.
+      num_steps: updates in all, for the decaying schedules.
+
+    Returns:
+      An optax transformation of gradients shaped like the parameters.
+    """
+    rate = learning_rate_schedule(config, num_steps)
+    if config.name == "muon":
+        adam_peak = config.adam_learning_rate or config.learning_rate
+        rule = optax.contrib.muon(
+            rate,
+            beta=config.momentum,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            # Outside the blocks the only matrices are embedding, head and conditioning, which the
+            # usual practice leaves undecayed under Muon.
+            adam_weight_decay=0.0,
+            adam_learning_rate=learning_rate_schedule(config, num_steps, adam_peak),
+            muon_weight_dimension_numbers=muon_dimension_numbers,
+            # Scales an update of any shape to the RMS of an AdamW update (arXiv 2502.16982, sec. 2.2),
+            # so that learning rates and weight decay carry over between shapes.
+            consistent_rms=0.2,
+        )
+    else:
+        rule = optax.adamw(
+            rate,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=decays,
+        )
+    return (
+        optax.chain(optax.clip_by_global_norm(config.clip_norm), rule) if config.clip_norm else rule
+    )
+
+
+def decays(params: Params) -> Params:
+    """Bool tree: which leaves weight decay applies to, the matrices (kernels and embeddings)."""
+    return _map_with_names(lambda names, _: names[-1] in ("kernel", "embedding"), params)
+
+
+def muon_dimension_numbers(params: Params) -> Params:
+    """Which axes of each leaf Muon orthogonalises; None where Adam is in charge.
+
+    Muon takes the kernels of the stacked blocks but those of adaLN, whose axis 0 counts layers:
+
+      [layers, in, out]: one matrix per layer;
+      [layers, heads, kv, embed] (attention's output): heads and kv together are the input;
+      [layers, embed, 3, heads, kv] (query, key, value): three matrices per layer, since the three live
+        on different scales and orthogonalising them jointly would tie them.
+
+    The axes not named are batch axes (`optax.contrib.MuonDimensionNumbers`).
+    """
+    return _map_with_names(_muon_axes, params)
+
+
+def _muon_axes(names: tuple[str, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
+    if "blocks" not in names or names[-1] != "kernel" or "adaln" in names:
+        return None
+    match jnp.ndim(leaf):
+        case 3:
+            return MuonDimensionNumbers((1,), (2,))
+        case 4:
+            return MuonDimensionNumbers((1, 2), (3,))
+        case 5:
+            return MuonDimensionNumbers((1,), (3, 4))
+    return None
+
+
+def _map_with_names(function: Any, params: Params) -> Params:
+    """Maps over leaves with their key names; optax's placeholders for masked-out leaves pass through."""
+
+    def at(path: tuple[Any, ...], leaf: Any) -> Any:
+        return function(tuple(str(getattr(key, "key", key)) for key in path), leaf)
+
+    return jax.tree_util.tree_map_with_path(at, params)

@@ -1,0 +1,242 @@
+"""Meshes, and where each array lives on them: pure functions of (abstract tree, rules, mesh)."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax.core import meta, spmd
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from sdtt_jax.configs import require
+from sdtt_jax.errors import ConfigError
+
+AXES = ("data", "fsdp", "model")
+BATCH_AXES = ("data", "fsdp")
+Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+Tree = Any
+
+# Logical axis -> mesh axes. A mesh axis serves one dimension of an array: the first that asks for it. So
+# activations [batch, length, embed] are split over the batch, while parameters [embed, mlp] are split over
+# fsdp (embed) and model (mlp).
+RULES: Rules = (
+    ("batch", BATCH_AXES),
+    ("length", None),
+    ("vocab", "model"),
+    ("heads", "model"),
+    ("mlp", "model"),
+    ("embed", "fsdp"),
+    ("kv", None),
+    ("layers", None),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis.
+
+    Attributes:
+      data: batch split, parameters replicated; -1 takes all devices that the other two leave.
+      fsdp: batch split and parameters split too (each is gathered where it is used).
+      model: tensor parallelism: heads, MLP width and vocabulary split.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    model: int = 1
+
+    def __post_init__(self):
+        require(self.data == -1 or self.data > 0, f"data must be positive or -1, not {self.data}.")
+        for name in ("fsdp", "model"):
+            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh `(data, fsdp, model)` over `devices` (all of them if None).
+
+    Its axes are of type Auto on purpose: the compiler propagates shardings from the constraints given
+    here and in the networks. (`jax.make_mesh` alone would make them Explicit, which types every array.)
+
+    Raises:
+      ConfigError: the sizes do not multiply to the number of devices; names axis, size, devices and the
+        nearest size that fits.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    count = len(devices)
+    for axis in ("fsdp", "model"):
+        size = getattr(config, axis)
+        if count % size:
+            raise ConfigError(
+                f"mesh.{axis}={size} does not divide the {count} devices; "
+                f"the nearest size that does is {_nearest_divisor(count, size)}."
+            )
+    rest = config.fsdp * config.model
+    if count % rest:
+        fitting = _nearest_divisor(count // config.model, config.fsdp)
+        raise ConfigError(
+            f"mesh.fsdp={config.fsdp} times mesh.model={config.model} does not divide the {count} devices; "
+            f"with mesh.model={config.model} the nearest mesh.fsdp that does is {fitting}."
+        )
+    data = count // rest if config.data == -1 else config.data
+    if data * rest != count:
+        raise ConfigError(
+            f"mesh.data={data} times mesh.fsdp={config.fsdp} times mesh.model={config.model} is "
+            f"{data * rest}, but there are {count} devices; mesh.data={count // rest} fits "
+            "(-1 chooses it by itself)."
+        )
+    shape = (data, config.fsdp, config.model)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
+    """Makes `mesh` and `rules` those that the networks' logical constraints refer to while tracing."""
+    with jax.set_mesh(mesh), spmd.logical_axis_rules(tuple(rules)):
+        yield
+
+
+def partition_spec(names: Sequence[str | None], rules: Rules, mesh: Mesh) -> PartitionSpec:
+    """Mesh axes of an array whose dimensions have the logical `names`.
+
+    Raises:
+      ConfigError: a name without a rule.
+    """
+    table = dict(rules)
+    used: set[str] = set()
+    entries: list[str | tuple[str, ...] | None] = []
+    for name in names:
+        if name is not None and name not in table:
+            raise ConfigError(f"Logical axis {name!r} has no rule; known axes: {', '.join(table)}.")
+        target = table[name] if name is not None else None
+        axes = (target,) if isinstance(target, str) else tuple(target or ())
+        free = tuple(axis for axis in axes if axis in mesh.shape and axis not in used)
+        used.update(free)
+        entries.append(free[0] if len(free) == 1 else free or None)
+    return PartitionSpec(*entries)
+
+
+def tree_shardings(boxed_abstract: Tree, rules: Rules, mesh: Mesh) -> Tree:
+    """Sharding of each parameter.
+
+    Args:
+      boxed_abstract: tree of `jax.ShapeDtypeStruct`, boxed with logical axis names where the network
+        named them (`jax.eval_shape` of its init); leaves without a box are replicated.
+      rules: logical axis to mesh axes.
+      mesh: from `make_mesh`.
+
+    Returns:
+      The unboxed tree, of `NamedSharding`.
+
+    Raises:
+      ConfigError: a dimension that its mesh axes do not divide, named by leaf.
+    """
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        if not isinstance(leaf, meta.Partitioned):
+            return NamedSharding(mesh, PartitionSpec())
+        spec = partition_spec(leaf.names, rules, mesh)
+        for name, size, axes in zip(leaf.names, leaf.value.shape, spec, strict=True):
+            pieces = _pieces(axes, mesh)
+            if size % pieces:
+                raise ConfigError(
+                    f"Parameter {leaf_name(path)}: its axis {name!r} of size {size} cannot be split into "
+                    f"{pieces} over mesh axis {axes!r}; choose a mesh size that divides {size}."
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, boxed_abstract, is_leaf=_is_box)
+
+
+def unbox(tree: Tree) -> Tree:
+    """The tree without the boxes that carry logical axis names, values untouched."""
+    return jax.tree.map(lambda x: x.value if _is_box(x) else x, tree, is_leaf=_is_box)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Axis 0 split over (data, fsdp), the others whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch_size(
+    batch_size: int, mesh: Mesh, microbatches: int = 1, field: str = "batch_size"
+) -> None:
+    """Raises `ConfigError` naming `field` unless batch and mesh and microbatches divide."""
+    pieces = _pieces(BATCH_AXES, mesh) * microbatches
+    if batch_size % pieces:
+        fitting = max(round(batch_size / pieces), 1) * pieces
+        raise ConfigError(
+            f"{field}={batch_size} cannot be split over mesh.data * mesh.fsdp * microbatches = "
+            f"{mesh.shape['data']} * {mesh.shape['fsdp']} * {microbatches}; the nearest that can is {fitting}."
+        )
+
+
+def place_batch(batch: Tree, mesh: Mesh) -> Tree:
+    """Puts a global batch of host arrays `[batch, ...]` on the mesh.
+
+    Each process copies only the pieces of its own devices, so all that is asked is that every process
+    can make the same global batch.
+    """
+    sharding = batch_sharding(mesh)
+
+    def place(array: Any) -> jax.Array:
+        if isinstance(array, jax.Array) and array.sharding == sharding:
+            return array
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, batch)
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """Readable path of a leaf: `blocks/mlp/up/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def mirror_shardings(
+    abstract: Tree, params_shardings: Tree, params_abstract: Tree, mesh: Mesh
+) -> Tree:
+    """Shardings of a tree that contains copies of the parameter tree (optimizer moments, a teacher).
+
+    A leaf whose path ends with a parameter's path and whose shape is that parameter's takes its sharding;
+    every other leaf is replicated. This needs no knowledge of the optimizer: optax keeps moments in trees
+    that mirror the parameters, whatever it wraps around them.
+    """
+    known = {
+        tuple(str(leaf_name((key,))) for key in path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(params_abstract),
+            jax.tree.leaves(params_shardings),
+            strict=True,
+        )
+    }
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = tuple(leaf_name((key,)) for key in path)
+        for start in range(len(names)):
+            shape, found = known.get(names[start:], (None, None))
+            if found is not None and shape == leaf.shape:
+                return found
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract)
+
+
+def _is_box(x: Any) -> bool:
+    return isinstance(x, meta.AxisMetadata)
+
+
+def _pieces(axes: Any, mesh: Mesh) -> int:
+    names = (axes,) if isinstance(axes, str) else tuple(axes or ())
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def _nearest_divisor(count: int, size: int) -> int:
+    return min((d for d in range(1, count + 1) if count % d == 0), key=lambda d: (abs(d - size), d))
