@@ -1,0 +1,108 @@
+"""Colours of the report, in light and in dark, and how numbers are written.
+
+Rounds are ordered, so they run along one hue from pale to strong; the teacher is neutral and
+the references are far from blue in hue and in lightness, which colour-blind eyes keep apart.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Hex colours of one mode."""
+
+    ink: str
+    muted: str
+    grid: str
+    page: str
+    teacher: str
+    first_round: str
+    last_round: str
+    autoregressive: str
+    data: str
+    judge: str
+
+
+LIGHT = Palette(
+    ink="#1c1d21",
+    muted="#6a6d75",
+    grid="#e6e4de",
+    page="#fdfcfa",
+    teacher="#63666e",
+    first_round="#8fc1e8",
+    last_round="#0b56a8",
+    autoregressive="#c4500f",
+    data="#1c7c5c",
+    judge="#8a5a9c",
+)
+DARK = Palette(
+    ink="#ecebe6",
+    muted="#9b9ea7",
+    grid="#2c2f36",
+    page="#14161a",
+    teacher="#b3b6be",
+    first_round="#3b6790",
+    last_round="#7cc4ff",
+    autoregressive="#f29a5c",
+    data="#62cda3",
+    judge="#c79bd8",
+)
+
+
+def round_colours(palette: Palette, count: int) -> list[str]:
+    """One colour for each of `count` rounds, from pale to strong; one round gets the strong one."""
+    shares = [1.0] if count == 1 else [i / (count - 1) for i in range(count)]
+    return [_mix(palette.first_round, palette.last_round, share) for share in shares]
+
+
+def css_variables(palette: Palette, rounds: int) -> str:
+    """Declarations `--name: colour;` of a mode, with `--r1` … for the rounds."""
+    pairs = {
+        "ink": palette.ink,
+        "muted": palette.muted,
+        "grid": palette.grid,
+        "page": palette.page,
+        "teacher": palette.teacher,
+        "autoregressive": palette.autoregressive,
+        "data": palette.data,
+        "judge": palette.judge,
+        "accent": palette.last_round,
+    }
+    pairs |= {f"r{i}": c for i, c in enumerate(round_colours(palette, rounds), start=1)}
+    return " ".join(f"--{name}: {colour};" for name, colour in pairs.items())
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with about `digits` significant digits, without an exponent where readable."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}".replace(",", "\u202f")
+    if abs(value) < 1e-4:
+        return f"{value:.1e}"
+    text = f"{value:#.{digits}g}"
+    return text.rstrip(".").replace("-", "−")
+
+
+def percent(share: float, *, sign: bool = False) -> str:
+    """A share as percent: one decimal under 10 %, none above; a real minus sign."""
+    value = 100 * share
+    text = f"{value:{'+' if sign else ''}.{1 if abs(value) < 9.95 else 0}f}"
+    return text.replace("-", "−") + "\u202f%"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `42 s`, `3 min 05 s` or `1 h 32 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if whole else f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _mix(first: str, second: str, share: float) -> str:
+    pairs = [(int(first[i : i + 2], 16), int(second[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)

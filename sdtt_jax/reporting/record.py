@@ -1,0 +1,271 @@
+"""What a run left in its directory, read into small frozen records.
+
+Everything except `config.json` may be missing: a run that has only trained its teacher has no
+results yet, and a report of it must still be possible. What is there must be well formed.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdtt_jax.errors import DataError
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Quality of sampled texts: generative perplexity with its 95 % interval, entropy in nats.
+
+    `nfe` is the mean number of network calls. A value that was not measured is None.
+    """
+
+    gen_ppl: float
+    low: float | None = None
+    high: float | None = None
+    entropy: float | None = None
+    nfe: float | None = None
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Log of student's over first teacher's perplexity on the same keys, 95 % interval."""
+
+    log_ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """One distillation round: its setting, the quality of its student, and what it learned."""
+
+    number: int
+    steps: dict[int, Quality]
+    paired: dict[int, Paired]
+    dt: float | None = None
+    num_distill_steps: int | None = None
+    divergence: str | None = None
+    teacher_divergence: float | None = None
+    student_divergence: float | None = None
+    floor: float | None = None
+    gain_share: float | None = None
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """Loss by step of one stage; `round` is 0 for stages that have no rounds."""
+
+    stage: str
+    round: int
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Animation:
+    """One text being denoised: its final pieces, and the step at which each was revealed."""
+
+    title: str
+    pieces: tuple[str, ...]
+    revealed: tuple[int, ...]
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that the report shows of one working directory."""
+
+    name: str
+    config: Mapping[str, Any]
+    curves: tuple[LossCurve, ...]
+    teacher: dict[int, Quality]
+    teacher_val_ppl: float | None
+    rounds: tuple[Round, ...]
+    autoregressive: Quality | None
+    data: Quality | None
+    data_entropy: float | None
+    num_texts: int | None
+    timing: dict[str, float]
+    length: int | None
+    sample_steps: tuple[int, ...]
+    texts: Mapping[str, Any]
+    animation: Animation | None
+
+
+def read_run(workdir: Path | str) -> Run:
+    """Reads a working directory.
+
+    Raises DataError if there is no `config.json` or if a file is not what its schema says.
+    """
+    workdir = Path(workdir)
+    config = _read_json(workdir / "config.json")
+    if config is None:
+        raise DataError(
+            f"There is no config.json in {workdir}: it is not the directory of a run. "
+            "Give the directory that experiments.run was called with."
+        )
+    results = _read_json(workdir / "results.json") or {}
+    samples = _read_json(workdir / "samples.json") or {}
+    where = workdir / "results.json"
+    try:
+        teacher = results.get("teacher") or {}
+        data = results.get("data") or {}
+        return Run(
+            name=workdir.resolve().name,
+            config=config,
+            curves=read_curves(workdir / "metrics.jsonl"),
+            teacher=_qualities(teacher.get("steps")),
+            teacher_val_ppl=_number(teacher.get("val_ppl")),
+            rounds=tuple(
+                sorted((_round(r) for r in results.get("rounds") or ()), key=lambda r: r.number)
+            ),
+            autoregressive=_quality(results.get("baseline_ar")),
+            data=_quality(data),
+            data_entropy=_number(data.get("entropy")),
+            num_texts=results.get("num_texts"),
+            timing={k: float(v) for k, v in (results.get("timing") or {}).items() if _number(v)},
+            length=samples.get("length"),
+            sample_steps=tuple(samples.get("steps") or ()),
+            texts=samples.get("texts") or {},
+            animation=read_animation(samples.get("animation"), workdir / "samples.json"),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{where} is not of the expected form ({type(error).__name__}: {error}). "
+            "Run the evaluate stage again, or delete the file."
+        ) from error
+
+
+def read_curves(path: Path) -> tuple[LossCurve, ...]:
+    """Reads `metrics.jsonl` into one loss curve per stage and round, in order of appearance.
+
+    A resumed run logs some steps twice; the later line is the one that led to the final
+    parameters. A last line cut short by a kill is passed over, any other bad line is an error.
+    """
+    if not path.exists():
+        return ()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    losses: dict[tuple[str, int], dict[int, float]] = {}
+    speeds: dict[tuple[str, int], list[float]] = {}
+    for index, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            curve = (str(entry["stage"]), int(entry.get("round", 0)))
+            step, loss = int(entry["step"]), _number(entry.get("loss"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if index == len(lines) - 1:
+                continue
+            raise DataError(
+                f"Line {index + 1} of {path} is not a logged step ({error}). "
+                "Delete that line and write the report again."
+            ) from error
+        if loss is not None:
+            losses.setdefault(curve, {})[step] = loss
+        speed = _number(entry.get("tokens_per_second"))
+        if speed is not None:
+            speeds.setdefault(curve, []).append(speed)
+    curves = []
+    for (stage, number), by_step in losses.items():
+        steps = tuple(sorted(by_step))
+        speed_list = sorted(speeds.get((stage, number), ()))
+        curves.append(
+            LossCurve(
+                stage=stage,
+                round=number,
+                steps=steps,
+                losses=tuple(by_step[step] for step in steps),
+                tokens_per_second=speed_list[len(speed_list) // 2] if speed_list else None,
+            )
+        )
+    return tuple(curves)
+
+
+def read_animation(entry: Mapping[str, Any] | None, where: Path) -> Animation | None:
+    """Turns frames (lists of pieces, None where masked) into final pieces and reveal steps.
+
+    Masked diffusion never takes a token back, so one reveal step per position says it all.
+    A position still masked in the last frame has reveal step `num_steps + 1`.
+    """
+    frames = entry.get("frames") if entry else None
+    if not entry or not frames:
+        return None
+    if len({len(frame) for frame in frames}) != 1:
+        raise DataError(f"{where}: the frames of the animation differ in length.")
+    last = len(frames) - 1
+    revealed = []
+    for position in range(len(frames[0])):
+        known = [frame[position] is not None for frame in frames]
+        masked_until = max((i for i, k in enumerate(known) if not k), default=-1)
+        revealed.append(masked_until + 1)
+    return Animation(
+        title=str(entry.get("title", "")),
+        pieces=tuple(piece_text(piece) if piece is not None else " " for piece in frames[-1]),
+        revealed=tuple(revealed),
+        num_steps=last,
+    )
+
+
+def piece_text(piece: str) -> str:
+    """Text of a vocabulary piece: SentencePiece and byte-level BPE mark spaces by a letter."""
+    return piece.replace("\u2581", " ").replace("\u0120", " ").replace("\u010a", "\n")
+
+
+def _read_json(path: Path) -> Any:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not valid JSON ({error}). Run the stage that wrote it again."
+        ) from error
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None: JSON written by Python may hold NaN where nothing was measured."""
+    if value is None or isinstance(value, bool) or not math.isfinite(float(value)):
+        return None
+    return float(value)
+
+
+def _quality(entry: Mapping[str, Any] | None) -> Quality | None:
+    gen_ppl = _number(entry.get("gen_ppl")) if entry else None
+    if not entry or gen_ppl is None or gen_ppl <= 0:
+        return None
+    return Quality(
+        gen_ppl=gen_ppl,
+        low=_number(entry.get("gen_ppl_low")),
+        high=_number(entry.get("gen_ppl_high")),
+        entropy=_number(entry.get("entropy")),
+        nfe=_number(entry.get("nfe")),
+    )
+
+
+def _qualities(steps: Mapping[str, Any] | None) -> dict[int, Quality]:
+    found = {int(k): _quality(v) for k, v in (steps or {}).items()}
+    return {k: q for k, q in sorted(found.items()) if q is not None}
+
+
+def _round(entry: Mapping[str, Any]) -> Round:
+    paired = {}
+    for steps, pair in (entry.get("paired") or {}).items():
+        values = [_number(pair.get(name)) for name in ("log_ratio", "low", "high")]
+        if None not in values:
+            paired[int(steps)] = Paired(*values)  # type: ignore[arg-type]
+    return Round(
+        number=int(entry["round"]),
+        steps=_qualities(entry.get("steps")),
+        paired=dict(sorted(paired.items())),
+        dt=_number(entry.get("dt")),
+        num_distill_steps=entry.get("num_distill_steps"),
+        divergence=entry.get("divergence"),
+        teacher_divergence=_number(entry.get("teacher_divergence")),
+        student_divergence=_number(entry.get("student_divergence")),
+        floor=_number(entry.get("floor")),
+        gain_share=_number(entry.get("gain_share")),
+    )

@@ -1,0 +1,193 @@
+"""Writes the report of a run: one HTML page that needs nothing but itself."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from sdtt_jax.reporting.chart_parts import both_widths
+from sdtt_jax.reporting.charts import entropy_chart, perplexity_chart, quality_series
+from sdtt_jax.reporting.findings import find
+from sdtt_jax.reporting.loss_charts import loss_chart
+from sdtt_jax.reporting.palette import (
+    DARK,
+    LIGHT,
+    css_variables,
+    duration,
+    number,
+    percent,
+)
+from sdtt_jax.reporting.record import LossCurve, Run, read_run
+from sdtt_jax.reporting.round_charts import forest_chart, gain_chart
+
+STAGES = {"data": "data", "teacher": "teacher", "judge": "judge", "distill": "distillation"}
+"""Names of stages in words; a stage that is not here goes by its own name."""
+
+PAIRS_SHOWN = 3
+"""Pairs of sampled texts that stand open; the others unfold."""
+
+
+def write_report(workdir: Path | str) -> Path:
+    """Writes `report.html` into a run's directory and returns its path.
+
+    Whatever the run has not produced yet is left out with a word. The page is written beside
+    its place and moved there, so a reader never meets half of it. Raises DataError if the
+    directory has no `config.json` or a file in it is malformed.
+    """
+    workdir = Path(workdir)
+    page = render(read_run(workdir))
+    target = workdir / "report.html"
+    partial = workdir / "report.html.partial"
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, target)
+    return target
+
+
+def render(run: Run) -> str:
+    """The page as text. Everything that comes from the run is escaped by the template."""
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("sdtt_jax.reporting", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"number": number, "percent": percent, "duration": duration}
+    loader = templates.loader
+    assert loader is not None
+    style, script = (
+        # Our own files, free of closing tags: to escape them would break them.
+        Markup(loader.get_source(templates, name)[0])
+        for name in ("report.css", "report.js")
+    )
+    rounds = max(len(run.rounds), *(c.round for c in run.curves), 1) if run.curves else 1
+    return templates.get_template("report.html").render(
+        run=run,
+        findings=find(run),
+        style=style,
+        script=script,
+        light=Markup(css_variables(LIGHT, rounds)),
+        dark=Markup(css_variables(DARK, rounds)),
+        figures=figures(run),
+        columns=sorted({k for s in quality_series(run) for k in s.steps}),
+        rows=quality_series(run),
+        sample_sets=sample_sets(run),
+        pairs_shown=PAIRS_SHOWN,
+        animation=animation(run),
+        settings=settings(run.config),
+        stages=stages(run),
+        command=command(run),
+    )
+
+
+def figures(run: Run) -> dict[str, Markup | list[Markup]]:
+    """All charts by name; an empty one means that there is nothing to draw."""
+    return {
+        "perplexity": both_widths(
+            lambda w, narrow: perplexity_chart(run, w, 300 if narrow else 400), 600
+        ),
+        "entropy": both_widths(
+            lambda w, narrow: entropy_chart(run, w, 250 if narrow else 400), 440
+        ),
+        "forest": both_widths(lambda w, n: forest_chart(run, w, n), 720),
+        "gain": both_widths(lambda w, n: gain_chart(run, w, n), 720),
+        "losses": [loss_chart(curve, *_title_and_colour(curve), 336, 190) for curve in run.curves],
+    }
+
+
+def _title_and_colour(curve: LossCurve) -> tuple[str, str]:
+    if curve.stage == "distill":
+        number_of_round = max(curve.round, 1)
+        return f"Round {number_of_round}", f"r{number_of_round}"
+    colour = curve.stage if curve.stage in ("teacher", "judge") else "muted"
+    return STAGES.get(curve.stage, curve.stage).capitalize(), colour
+
+
+def sample_sets(run: Run) -> list[dict[str, Any]]:
+    """One set of samples per tab: teacher beside student at each number of steps, references."""
+    sets: list[dict[str, Any]] = []
+    teacher, student = (run.texts.get(name) or {} for name in ("teacher", "student"))
+    for steps in run.sample_steps:
+        columns = [
+            (title, kind, texts[str(steps)])
+            for title, kind, texts in (("Teacher", "teacher", teacher), ("Student", "r", student))
+            if texts.get(str(steps))
+        ]
+        if columns:
+            sets.append({"title": f"{steps} steps", "columns": columns})
+    references = [
+        (title, kind, run.texts[kind])
+        for title, kind in (("Real text", "data"), ("Autoregressive", "autoregressive"))
+        if run.texts.get(kind)
+    ]
+    if references:
+        sets.append({"title": "For comparison", "columns": references})
+    return sets
+
+
+def animation(run: Run) -> dict[str, Any] | None:
+    """What the page's script needs to replay one text being denoised."""
+    if run.animation is None:
+        return None
+    return {
+        "title": run.animation.title,
+        "pieces": run.animation.pieces,
+        "revealed": run.animation.revealed,
+        "steps": run.animation.num_steps,
+    }
+
+
+def settings(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The config by section, nested fields with dotted names; plain fields come first."""
+    general = [(k, _shown(v)) for k, v in config.items() if not isinstance(v, Mapping)]
+    sections = [("run", general)] if general else []
+    for name, section in config.items():
+        if isinstance(section, Mapping):
+            sections.append((name, _flat(section)))
+    return sections
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, _shown(value)))
+    return rows
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(_shown(v) for v in value)
+    return str(value)
+
+
+def stages(run: Run) -> list[dict[str, Any]]:
+    """Seconds by stage with their share of the whole, and the speed of the trained ones."""
+    whole = sum(run.timing.values())
+    speeds: dict[str, float] = {}
+    for curve in run.curves:
+        if curve.tokens_per_second is not None:
+            speeds.setdefault(curve.stage, curve.tokens_per_second)
+    return [
+        {
+            "name": STAGES.get(stage, stage),
+            "seconds": seconds,
+            "share": seconds / whole,
+            "speed": speeds.get(stage),
+        }
+        for stage, seconds in run.timing.items()
+    ]
+
+
+def command(run: Run) -> str:
+    """The command that repeats the run; the config's file is known if the config has a name."""
+    name = run.config.get("name")
+    file = f"experiments/configs/{name}.py" if isinstance(name, str) and name else "CONFIG.py"
+    return f"python -m experiments.run --config={file} --workdir=DIR"

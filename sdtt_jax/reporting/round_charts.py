@@ -1,0 +1,170 @@
+"""What each round changed: paired change of perplexity, and the share of the reachable gain."""
+
+import math
+
+from markupsafe import Markup
+
+from sdtt_jax.reporting.chart_parts import colour_style, figure
+from sdtt_jax.reporting.palette import number, percent
+from sdtt_jax.reporting.record import Run
+from sdtt_jax.reporting.svg import Scale, linear_ticks, padded, path, tag
+
+
+def forest_chart(run: Run, width: float, narrow: bool) -> Markup:
+    """Paired change against the first teacher, same steps and keys: one line per round."""
+    steps = sorted({k for r in run.rounds for k in r.paired})
+    rows = [
+        (k, i, r, r.paired[k])
+        for k in steps
+        for i, r in enumerate(run.rounds, start=1)
+        if k in r.paired
+    ]
+    if not rows:
+        return Markup("")
+    left, right, top, row, gap = 74.0, width - (12 if narrow else 190), 30.0, 19.0, 12.0
+    bounds = [b for *_, p in rows for b in (p.low, p.high)]
+    low, high = padded([*bounds, 0.0], log=False, share=0.08)
+    x = Scale(low, high, left, right)
+    bottom = top + row * len(rows) + gap * (len(steps) - 1)
+    percents = linear_ticks(100 * math.expm1(low), 100 * math.expm1(high), 4 if narrow else 7)
+    parts = [tag("text", "Perplexity against the first teacher", class_="title", x=0, y=14)]
+    for tick in percents:
+        at = x(math.log1p(tick / 100))
+        text = "0" if tick == 0 else percent(tick / 100, sign=True).replace(".0", "")
+        parts.append(
+            tag(
+                "path",
+                class_="zero" if tick == 0 else "grid",
+                d=path([(at, top - 4), (at, bottom)]),
+            )
+        )
+        parts.append(tag("text", text, class_="tick", x=at, y=bottom + 18, text_anchor="middle"))
+    parts.append(
+        tag("text", "← better", class_="axis", x=x(0) - 8, y=bottom + 36, text_anchor="end")
+    )
+    parts.append(tag("text", "worse →", class_="axis", x=x(0) + 8, y=bottom + 36))
+    hover, previous, at = [], None, top
+    for k, index, round_, pair in rows:
+        if previous is not None and k != previous:
+            at += gap
+        centre = at + row / 2
+        style = colour_style(f"r{index}")
+        if k != previous:
+            label = f"{k} steps" if k > 1 else "1 step"
+            parts.append(tag("text", label, class_="group", x=0, y=centre + 4))
+        parts.append(
+            tag(
+                "path",
+                class_="interval",
+                style=style,
+                d=path([(x(pair.low), centre), (x(pair.high), centre)]),
+            )
+        )
+        parts.append(
+            tag("circle", class_="dot", cx=x(pair.log_ratio), cy=centre, r=4.5, style=style)
+        )
+        low_, high_ = (percent(math.expm1(v), sign=True) for v in (pair.low, pair.high))
+        change = percent(math.expm1(pair.log_ratio), sign=True)
+        name = f"round {round_.number}"
+        if not narrow:
+            parts.append(tag("text", name, class_="tick", x=right + 16, y=centre + 4))
+            parts.append(
+                tag("text", change, class_="value", x=width, y=centre + 4, text_anchor="end")
+            )
+        hover.append(
+            {
+                "at": round(centre, 1),
+                "title": f"{name}, {k} steps",
+                "rows": [[f"r{index}", "change", change], ["", "95 %", f"{low_} to {high_}"]],
+            }
+        )
+        previous, at = k, at + row
+    return figure(
+        width,
+        bottom + 42,
+        parts,
+        "Paired change of generative perplexity with 95 % intervals, by round and number of steps",
+        hover,
+        (left, right),
+        "y",
+    )
+
+
+def gain_chart(run: Run, width: float, narrow: bool) -> Markup:
+    """Share of the reachable gain that each round took, with the divergences in nats."""
+    rounds = [(i, r) for i, r in enumerate(run.rounds, start=1) if r.gain_share is not None]
+    if not rounds:
+        return Markup("")
+    shares = [r.gain_share for _, r in rounds if r.gain_share is not None]
+    left, right = 74.0, width - (48 if narrow else 56)
+    x = Scale(min(0.0, *shares), max(1.0, *shares), left, right)
+    top, row = 34.0, 54.0
+    bottom = top + row * len(rounds)
+    parts = [tag("text", "Share of the reachable gain", class_="title", x=0, y=14)]
+    for tick in linear_ticks(x.low, x.high, 5):
+        parts.append(
+            tag(
+                "path",
+                class_="zero" if tick == 0 else "grid",
+                d=path([(x(tick), top - 4), (x(tick), bottom)]),
+            )
+        )
+        parts.append(
+            tag(
+                "text",
+                f"{100 * tick:.0f} %".replace("-", "−"),
+                class_="tick",
+                x=x(tick),
+                y=bottom + 18,
+                text_anchor="middle",
+            )
+        )
+    hover = []
+    for rank, (index, r) in enumerate(rounds):
+        share = r.gain_share or 0.0
+        y = top + rank * row + 6
+        style = colour_style(f"r{index}")
+        parts.append(tag("text", f"round {r.number}", class_="group", x=0, y=y + 13))
+        parts.append(tag("rect", class_="track", x=x(0), y=y, width=x(1) - x(0), height=18, rx=3))
+        parts.append(
+            tag(
+                "rect",
+                class_="bar",
+                x=min(x(0), x(share)),
+                y=y,
+                rx=3,
+                height=18,
+                width=max(abs(x(share) - x(0)), 1.5),
+                style=style,
+            )
+        )
+        parts.append(
+            tag("text", percent(share), class_="value", x=width, y=y + 13, text_anchor="end")
+        )
+        numbers = [
+            ("teacher", r.teacher_divergence),
+            ("student", r.student_divergence),
+            ("floor", r.floor),
+        ]
+        known = [(name, number(v, 4)) for name, v in numbers if v is not None]
+        note = " · ".join(f"{name} {v}" for name, v in known)
+        parts.append(
+            tag("text", note + ("" if narrow else " nats"), class_="note", x=left, y=y + 34)
+        )
+        hover.append(
+            {
+                "at": round(y + 9, 1),
+                "title": f"round {r.number}",
+                "rows": [[f"r{index}", "gain share", percent(share)]]
+                + [["", name, v] for name, v in known],
+            }
+        )
+    return figure(
+        width,
+        bottom + 26,
+        parts,
+        "Gain share of each round with the divergence of teacher and student and the floor",
+        hover,
+        (left, right),
+        "y",
+    )

@@ -1,0 +1,83 @@
+"""The page in Chromium: no console errors, and the animation and the tabs answer to clicks."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sdtt_jax.reporting import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed on this machine"),
+]
+
+
+def browse(page: Path, profile: Path, milliseconds: int = 4000) -> tuple[str, list[str]]:
+    """The document after so much virtual time, and what the console said."""
+    command = [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-extensions",
+        "--no-first-run", "--enable-logging=stderr", f"--user-data-dir={profile}",
+        f"--virtual-time-budget={milliseconds}", "--window-size=1280,2400", "--dump-dom",
+        page.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def with_script(page: Path, script: str) -> Path:
+    """A copy of the page that also does what a reader would do."""
+    copy = page.with_name("driven.html")
+    text = page.read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>")
+    copy.write_text(text, encoding="utf-8")
+    return copy
+
+
+def test_the_console_check_sees_errors(make_workdir, tmp_path):
+    """Without this, a Chromium that logs elsewhere would let every page pass."""
+    page = with_script(write_report(make_workdir()), "throw new Error('seen')")
+    _, console = browse(page, tmp_path / "profile", 500)
+    assert any("seen" in line for line in console)
+
+
+def test_the_animation_plays_to_its_end(make_workdir, tmp_path):
+    page = write_report(make_workdir())
+    script = (
+        "const q = (s) => document.querySelector(s);"
+        "q('#slider').value = 0; q('#slider').dispatchEvent(new Event('input'));"
+        "document.body.dataset.before = document.querySelectorAll('.masked').length;"
+        "q('#play').click();"
+    )
+    dom, console = browse(with_script(page, script), tmp_path / "profile", 12_000)
+    assert console == []
+    assert 'data-before="64"' in dom
+    assert re.search(r'id="player" data-step="8"', dom)
+    assert "step 8 of 8 · 64 of 64 tokens" in dom
+    assert len(re.findall(r'<span class="new">', dom)) == 8
+
+
+def test_steps_and_tabs_answer_to_the_reader(make_workdir, tmp_path):
+    page = write_report(make_workdir())
+    script = (
+        "const q = (s) => document.querySelector(s);"
+        "q('#slider').value = 5; q('#slider').dispatchEvent(new Event('input'));"
+        "q('#back').click(); q('#back').click(); q('#forward').click();"
+        "q('#tab-2').click();"
+        "q('svg[data-hover]').dispatchEvent(new PointerEvent('pointermove', {clientX: 200}));"
+    )
+    dom, console = browse(with_script(page, script), tmp_path / "profile")
+    assert console == []
+    assert re.search(r'id="player" data-step="4"', dom)
+    assert re.search(r'id="tab-2"[^>]*aria-selected="true"', dom)
+    assert "<b>" in dom.split('id="tip"')[1][:400]
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_incomplete_runs_render_without_errors(make_workdir, tmp_path, evaluated):
+    page = write_report(make_workdir(rounds=0, evaluated=evaluated))
+    _, console = browse(page, tmp_path / "profile", 1000)
+    assert console == []

@@ -1,0 +1,81 @@
+"""The headline claims what the numbers allow. Oracle: hand-made curves with known crossings."""
+
+import math
+
+import pytest
+
+from sdtt_jax.reporting.findings import equivalent_steps, find
+from sdtt_jax.reporting.record import Quality, read_run
+
+POWER_LAW = {k: Quality(gen_ppl=1000.0 * k**-0.5) for k in (4, 8, 16, 32, 64)}
+
+
+def test_equivalent_steps_invert_a_power_law_exactly():
+    """Log-log interpolation is exact on ppl = 1000 / sqrt(steps); oracle: its inverse."""
+    for steps in (5.0, 11.3, 16.0, 50.0):
+        found = equivalent_steps(POWER_LAW, 1000.0 * steps**-0.5, start=8)
+        assert found == pytest.approx(steps, rel=1e-9)
+
+
+def test_a_student_beyond_either_end_of_the_curve_has_no_equivalent():
+    assert equivalent_steps(POWER_LAW, 1.0, start=8) == math.inf
+    assert equivalent_steps(POWER_LAW, 5000.0, start=8) == 0.0
+
+
+def test_the_first_crossing_counts_on_a_curve_that_turns():
+    curve = {4: Quality(300.0), 8: Quality(200.0), 16: Quality(100.0), 32: Quality(180.0)}
+    assert 8 < equivalent_steps(curve, 150.0, start=8) < 16
+
+
+def test_a_clear_gain_is_told_in_steps_of_the_teacher(make_workdir):
+    found = find(read_run(make_workdir(log_ratio=-0.06)))
+    assert found.headline == "The student at 8 steps writes as well as its teacher at 13"
+    assert found.warning == ""
+
+
+def test_a_gain_too_small_for_a_whole_step_is_told_in_percent(make_workdir):
+    def narrow(results):
+        results["rounds"][-1]["paired"]["8"] = {"log_ratio": -0.01, "low": -0.015, "high": -0.005}
+
+    found = find(read_run(make_workdir(change_results=narrow)))
+    assert found.headline == "At 8 steps the student writes 1.0\u202f% better than its teacher"
+
+
+def test_an_interval_over_zero_is_no_gain(make_workdir):
+    found = find(read_run(make_workdir(log_ratio=-0.005)))
+    assert found.headline == "At 8 steps the student cannot be told from its teacher"
+
+
+def test_a_loss_is_called_a_loss(make_workdir):
+    found = find(read_run(make_workdir(log_ratio=0.05)))
+    assert found.headline == "At 8 steps the student writes worse than its teacher"
+
+
+def test_a_student_better_than_all_of_the_teacher_is_compared_with_its_best(make_workdir):
+    found = find(read_run(make_workdir(log_ratio=-0.4)))
+    assert found.headline.startswith("The student at 8 steps writes better than its teacher at 64")
+
+
+def test_variety_lost_is_said_in_the_headline(make_workdir):
+    def repeat(results):
+        results["rounds"][-1]["steps"]["8"]["entropy"] = 3.2
+
+    found = find(read_run(make_workdir(change_results=repeat)))
+    assert found.headline.endswith("with less variety")
+    assert "13\u202f% below" in found.warning
+
+
+def test_without_a_paired_interval_chance_is_not_ruled_out(make_workdir):
+    def drop(results):
+        for entry in results["rounds"]:
+            del entry["paired"]
+
+    found = find(read_run(make_workdir(change_results=drop)))
+    assert any("chance is not ruled out" in sentence for sentence in found.sentences)
+
+
+@pytest.mark.parametrize(("evaluated", "rounds"), [(False, 2), (True, 0)])
+def test_a_run_without_a_measured_student_claims_nothing(make_workdir, evaluated, rounds):
+    found = find(read_run(make_workdir(evaluated=evaluated, rounds=rounds)))
+    assert found.headline in ("Trained, not yet measured", "A teacher, and no student yet")
+    assert found.facts == ()

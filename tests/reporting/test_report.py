@@ -1,0 +1,128 @@
+"""The page as a document: complete, self-contained, escaped, and honest about what is missing."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from sdtt_jax.reporting import write_report
+
+VOID = {"meta", "link", "input", "br", "hr", "img"}
+
+
+class Outline(HTMLParser):
+    """Checks that tags are balanced, and collects ids, external addresses and data scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.data = ""
+        self.in_data = False
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+        self.addresses += [attributes[k] for k in ("src", "href") if k in attributes]
+        self.in_data = attributes.get("type") == "application/json"
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        self.in_data = False
+
+    def handle_data(self, data):
+        if self.in_data:
+            self.data += data
+
+
+def outline(page: str) -> Outline:
+    parser = Outline()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    return parser
+
+
+def test_the_page_is_complete_and_needs_no_network(make_workdir):
+    path = write_report(make_workdir())
+    page = path.read_text(encoding="utf-8")
+    parsed = outline(page)
+    assert path.name == "report.html"
+    assert path.stat().st_size < 1_500_000
+    assert parsed.addresses == ["data:,"]
+    assert "url(" not in page
+    assert len(parsed.ids) == len(set(parsed.ids))
+    for section in ("quality", "denoising", "samples", "table", "rounds", "training", "settings"):
+        assert section in parsed.ids
+    for text in ("gain share", "512 texts", "tokens/s", "kl-bwd", "configs/demo.py"):
+        assert text.lower() in page.lower()
+
+
+def test_the_same_run_gives_the_same_page(make_workdir):
+    workdir = make_workdir()
+    assert write_report(workdir).read_bytes() == write_report(workdir).read_bytes()
+    assert not list(workdir.glob("*.partial"))
+
+
+def test_seven_rounds_of_a_long_run_stay_small(make_workdir):
+    path = write_report(make_workdir(rounds=7, log_ratio=-0.1))
+    assert path.stat().st_size < 1_500_000
+    assert "--r7" in path.read_text(encoding="utf-8")
+
+
+def test_text_of_the_run_cannot_become_markup(make_workdir):
+    attack = "</script><script>alert(1)</script><img src=x>"
+
+    def change(samples):
+        samples["texts"]["student"]["8"][0] = attack
+        samples["animation"]["title"] = attack
+        samples["animation"]["frames"][-1][0] = attack
+
+    workdir = make_workdir(change_samples=change, config={"name": attack, "x": {"y": attack}})
+    page = write_report(workdir).read_text(encoding="utf-8")
+    parsed = outline(page)
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    assert json.loads(parsed.data)["pieces"][0] == attack
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+@pytest.mark.parametrize("missing", ["baseline_ar", "data", "num_texts", "timing"])
+def test_missing_measurements_are_left_out(make_workdir, rounds, missing):
+    workdir = make_workdir(rounds=rounds, change_results=lambda r: r.pop(missing))
+    page = write_report(workdir).read_text(encoding="utf-8")
+    outline(page)
+    assert ("No autoregressive baseline was measured" in page) == (missing == "baseline_ar")
+    assert ("There is no student yet" in page) == (rounds == 0)
+    assert not re.search(r"\b(None|nan|Undefined)\b", page)
+
+
+def test_a_round_without_paired_interval_or_gain_share_still_counts(make_workdir):
+    def drop(results):
+        for entry in results["rounds"]:
+            for name in ("paired", "gain_share", "teacher_divergence", "floor", "dt"):
+                del entry[name]
+
+    page = write_report(make_workdir(change_results=drop)).read_text(encoding="utf-8")
+    assert "No paired comparison" in page
+
+
+def test_a_run_that_has_only_trained_shows_its_curves(make_workdir):
+    page = write_report(make_workdir(evaluated=False)).read_text(encoding="utf-8")
+    parsed = outline(page)
+    assert "training" in parsed.ids
+    assert "quality" not in parsed.ids
+    assert "denoising" not in parsed.ids
+
+
+def test_a_run_that_has_only_begun_still_has_a_page(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": 3}')
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    outline(page)
+    assert "This run has only begun" in page
+    assert "--config=CONFIG.py" in page
