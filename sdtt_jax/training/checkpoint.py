@@ -1,8 +1,8 @@
 """Checkpoints by step, that are verified when read, and the final parameters of a stage.
 
-Storage is Orbax. What is added here: digests of every leaf (Orbax restores flipped bits without a word),
-the difference between a damaged checkpoint (the one before it is taken) and one of another model (an
-error), and that a step that cannot be read never stands in the way of later saves.
+Storage is Orbax. What is added here: digests of every leaf (Orbax restores flipped bits without a
+word), the difference between a damaged checkpoint (the one before it is taken) and one of another
+model (an error), and that a step that cannot be read never stands in the way of later saves.
 """
 
 import logging
@@ -25,6 +25,7 @@ from sdtt_jax.training.integrity import (
     nested,
     params_digest,
 )
+from sdtt_jax.training.sharding import leaf_name
 
 FORMAT_VERSION = 1
 CORRUPT = "corrupt"
@@ -34,7 +35,7 @@ Tree = Any
 __all__ = ["Checkpoints", "load_params", "params_digest", "save_params"]
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     """A stored checkpoint that does not read back as it was written."""
 
 
@@ -67,6 +68,7 @@ class Checkpoints:
                 self.directory,
                 cleanup_tmp_directories=True,
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                context=_context(),
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             )
         except OSError as error:
@@ -89,7 +91,7 @@ class Checkpoints:
         return sorted(c.step for c in self._orbax.checkpoints)
 
     def save(self, state: Tree) -> bool:
-        """Starts to write `state` (a tree with an integer `step`); returns once the arrays may be donated.
+        """Starts to write `state`, a tree with a `step`; returns once its arrays may be donated.
 
         Returns:
           Whether a save was started: a step that is there already is not written again.
@@ -132,16 +134,16 @@ class Checkpoints:
         Later ones that are damaged are moved to `corrupt/`, with a warning each.
 
         Args:
-          abstract: tree of `jax.ShapeDtypeStruct` with shardings, e.g. `abstract_state(...)`; the mesh may
-            differ from the one that saved.
+          abstract: tree of `jax.ShapeDtypeStruct` with shardings, e.g. `abstract_state(...)`; the
+            mesh may differ from the one that saved.
           expect: facts of `meta` that must be equal, e.g. `{"fingerprint": …}`.
 
         Returns:
           `(state, meta)`, or None if nothing was ever saved here.
 
         Raises:
-          CheckpointError: every checkpoint is damaged, or one belongs to another model or run (the leaf or
-            the field is named).
+          CheckpointError: every checkpoint is damaged, or one belongs to another model or run (the
+            leaf or the field is named).
         """
         self.wait()
         damaged: dict[int, Exception] = {}
@@ -149,7 +151,7 @@ class Checkpoints:
             path = self.directory / str(step)
             try:
                 restored = _read(path, abstract, expect or {})
-            except _Damaged as error:
+            except _DamagedError as error:
                 LOG.warning("Checkpoint %s is damaged (%s); trying the one before it.", path, error)
                 damaged[step] = error
                 continue
@@ -165,8 +167,8 @@ class Checkpoints:
         return None
 
     def _move_aside(self, damaged: Mapping[int, Exception]) -> None:
-        # They are moved, because Orbax silently skips every save at a step below the latest one on disk,
-        # and kept, because they are evidence.
+        # They are moved, because Orbax silently skips every save at a step below the latest one on
+        # disk, and kept, because they are evidence.
         if not damaged:
             return
         if jax.process_index() == 0:
@@ -191,7 +193,8 @@ class Checkpoints:
         self._orbax.reload()
         if self.failed_saves >= self._max_failed_saves:
             raise CheckpointError(
-                f"Saving in {self.directory} failed {self.failed_saves} times in a row, at last: {error}."
+                f"Saving in {self.directory} failed {self.failed_saves} times in a row, "
+                f"at last: {_first_line(error)}."
             ) from error
 
 
@@ -211,7 +214,8 @@ def save_params(
     leaves = flat_leaves(params)
     content = {"params": nested(leaves), "meta": _sealed(dict(meta or {}), leaves)}
     try:
-        ocp.save_checkpointables(Path(directory).absolute(), content, overwrite=True)
+        with _context():
+            ocp.save_checkpointables(Path(directory).absolute(), content, overwrite=True)
     except Exception as error:
         raise CheckpointError(f"Cannot write parameters to {directory}: {error}.") from error
 
@@ -242,14 +246,24 @@ def load_params(
             placement = dict.fromkeys(shapes, one)
         else:
             placement = flat_leaves(shardings)
-        _compare(table, placement, {p: None for p in placement}, path)
+        _compare(table, placement, dict.fromkeys(placement), path)
         abstract = {
             p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement[p])
             for p, x in shapes.items()
         }
         return nested(_read_leaves(path, "params", abstract, table)), meta
-    except _Damaged as error:
+    except _DamagedError as error:
         raise CheckpointError(f"The parameters at {directory} are damaged: {error}.") from error
+
+
+def _context() -> ocp.Context:
+    # Left to itself Orbax stores a dict of numbers as arrays; this keeps `meta` one readable JSON
+    # file.
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    return context
 
 
 def _sealed(meta: dict[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,8 +279,7 @@ def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, 
                 f"Checkpoint {path} belongs to another run: its {field} is {meta.get(field)!r}, "
                 f"this run's is {wanted!r}."
             )
-    paths = [_path for _path, _ in jax.tree_util.tree_leaves_with_path(abstract)]
-    names = [name for name in map(_name, paths)]
+    names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)]
     leaves, structure = jax.tree.flatten(abstract)
     wanted_leaves = dict(zip(names, leaves, strict=True))
     _compare(table, wanted_leaves, wanted_leaves, path)
@@ -280,9 +293,9 @@ def _read_meta(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         seal = sealed.pop("sha256")
         version, meta, table = sealed["format"], sealed["meta"], sealed["leaves"]
     except Exception as error:
-        raise _Damaged(f"its meta file cannot be read: {_first_line(error)}") from error
+        raise _DamagedError(f"its meta file cannot be read: {_first_line(error)}") from error
     if seal != canonical_sha256(sealed):
-        raise _Damaged("its meta file was altered")
+        raise _DamagedError("its meta file was altered")
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"Checkpoint {path} has format {version}; this version reads format {FORMAT_VERSION}."
@@ -293,7 +306,7 @@ def _read_meta(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _compare(
     table: Mapping[str, Any], wanted: Mapping[str, Any], shapes: Mapping[str, Any], path: Path
 ) -> None:
-    """Raises `CheckpointError` naming the first leaf that one side lacks or that differs in type."""
+    """Raises `CheckpointError` naming the first leaf that is missing or of another type."""
     for name in sorted(set(table) | set(wanted)):
         if name not in table:
             raise CheckpointError(f"{path} is a checkpoint of another model: it has no {name}.")
@@ -305,8 +318,8 @@ def _compare(
         asked = (str(shapes[name].dtype), tuple(shapes[name].shape))
         if stored != asked:
             raise CheckpointError(
-                f"{path} is a checkpoint of another model: its {name} is {stored[0]}{list(stored[1])}, "
-                f"this model's is {asked[0]}{list(asked[1])}."
+                f"{path} is a checkpoint of another model: its {name} is "
+                f"{stored[0]}{list(stored[1])}, this model's is {asked[0]}{list(asked[1])}."
             )
 
 
@@ -318,16 +331,13 @@ def _read_leaves(
         leaves = flat_leaves(tree)
         found = describe(leaves)
     except Exception as error:  # At least six types, see the tests of damage.
-        raise _Damaged(f"it cannot be read: {_first_line(error)}") from error
+        raise _DamagedError(f"it cannot be read: {_first_line(error)}") from error
     for name, (_, _, digest) in table.items():
         if found[name][2] != digest:
-            raise _Damaged(f"{name} does not have the digest that was written with it")
+            raise _DamagedError(f"{name} does not have the digest that was written with it")
     return leaves
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0]}"

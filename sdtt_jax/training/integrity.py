@@ -1,4 +1,4 @@
-"""Digests of arrays: what a checkpoint's bytes are checked against, since Orbax does not check them."""
+"""Digests of arrays, against which a checkpoint is checked, since Orbax does not do so."""
 
 import functools
 import hashlib
@@ -53,10 +53,10 @@ def params_digest(params: Tree) -> str:
 def describe(leaves: Mapping[str, jax.Array]) -> dict[str, Any]:
     """Per leaf `[dtype, shape, digest]`, JSON-ready.
 
-    The digest is made on the devices that hold the leaf, piece by piece, so it costs no transfer and no
-    process needs the whole array: 64 bits, the sum of each element's bits mixed with its position. Sums
-    of integers do not depend on their order, hence not on the mesh; a change to any single element always
-    changes it, since the mixing is a bijection.
+    The digest is made on the devices that hold the leaf, piece by piece, so it costs no transfer
+    and no process needs the whole array. It has 64 bits: sums over the elements of their bits mixed
+    with their position. Sums of integers do not depend on their order, hence not on the mesh; a
+    change of a single element always changes them, since the mixing is a bijection.
 
     Raises:
       CheckpointError: naming a leaf that holds a NaN or infinity.
@@ -99,7 +99,7 @@ def _digest(x: jax.Array) -> jax.Array:
     word = {1: jnp.uint8, 2: jnp.uint16}.get(width, jnp.uint32)
     bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
     # Position from one iota per axis: unlike a flattening it leaves the array where it is.
-    strides = np.cumprod([1, *bits.shape[:0:-1]], dtype=np.uint64)[::-1] if bits.ndim else []
+    strides: Any = np.cumprod([1, *bits.shape[:0:-1]], dtype=np.uint64)[::-1] if bits.ndim else []
     position = functools.reduce(
         jnp.add,
         (
@@ -115,7 +115,7 @@ def _digest(x: jax.Array) -> jax.Array:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """Bijection of uint32 in which every input bit reaches every output bit (xor-shift, multiply)."""
+    """Bijection of uint32 (xor-shift, multiply): every input bit reaches every output bit."""
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)

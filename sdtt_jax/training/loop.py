@@ -1,4 +1,4 @@
-"""The training loop, the only one: teacher, judge and every round of distillation run through it."""
+"""The training loop, the only one: teacher, judge and every round of distillation use it."""
 
 import collections
 import concurrent.futures
@@ -19,21 +19,23 @@ from sdtt_jax.training.progress import Progress
 from sdtt_jax.training.state import TrainState
 
 Tree = Any
-# Steps handed to the devices before the oldest must be done: enough to keep them busy, few enough that a
-# signal is obeyed soon and that batches do not pile up.
+# Steps handed to the devices before the oldest must be done: enough to keep them busy, few enough
+# that a signal is obeyed soon and that batches do not pile up.
 STEPS_IN_FLIGHT = 2
 BATCHES_AHEAD = 2
+# What an entry point exits with after `Interrupted`: 75, "try again" in sysexits.h.
+EXIT_INTERRUPTED = os.EX_TEMPFAIL
 
 
-class Interrupted(Exception):
-    """Training was asked to stop, and saved before it did. Entry points turn it into exit status 75."""
+class Interrupted(Exception):  # noqa: N818 - it is a state of affairs, not an error
+    """Training was asked to stop and saved first; entry points exit with `EXIT_INTERRUPTED`."""
 
     def __init__(self, step: int, signal_name: str):
         super().__init__(f"Stopped by {signal_name} after step {step}; the state is saved.")
         self.step = step
 
 
-class NotFinite(UserError):
+class NonFiniteError(UserError):
     """Too many steps in a row gave a loss or gradient that is not finite."""
 
 
@@ -71,15 +73,15 @@ def train(
 ) -> TrainState:
     """Trains from `state.step` to `num_steps`.
 
-    The devices are never waited for but at log points and to bound the steps in flight; the next batches
-    are made by a thread meanwhile. Since batch and keys depend on the step alone, stopping and going on
-    from a checkpoint gives the same bits as not stopping.
+    The devices are never waited for but at log points and to bound the steps in flight; the next
+    batches are made by a thread meanwhile. Since batch and keys depend on the step alone, stopping
+    and going on from a checkpoint gives the same bits as not stopping.
 
     Args:
       state: placed on a mesh; donated, do not use it afterwards.
       step_fn: from `make_train_step`.
-      batch_at: step to global batch, a tree of host arrays `[batch, ...]`; a pure function, since it is
-        called from a thread, ahead of time.
+      batch_at: step to global batch, a tree of host arrays `[batch, ...]`; a pure function, since
+        it is called from a thread, ahead of time.
       num_steps: the step at which to end.
       base_key: key of the stage and round.
       checkpoints: saved to every `save_every` steps, at the end, and when interrupted.
@@ -87,18 +89,18 @@ def train(
       progress: told about every step.
       tokens_per_batch: for `tokens_per_second`.
       tags: stage and round, `{"stage": "distill", "round": 1}`; in every metrics line.
-      max_rejected: steps in a row with a non-finite loss or gradient (each leaves the state as it was)
-        at which to give up.
+      max_rejected: steps in a row with a non-finite loss or gradient (each leaves the state as it
+        was) at which to give up.
 
     Returns:
       The state after `num_steps`.
 
     Raises:
-      Interrupted: after SIGINT or SIGTERM, when the step under way is done and saved. A second signal
-        ends the process at once.
-      NotFinite: see `max_rejected`; nothing is saved after the last checkpoint.
+      Interrupted: after SIGINT or SIGTERM, when the step under way is done and saved. A second
+        signal ends the process at once.
+      NonFiniteError: see `max_rejected`; nothing is saved after the last checkpoint.
     """
-    mesh = state.step.sharding.mesh
+    mesh = sh.mesh_of(state.step)
     start = int(jax.device_get(state.step))
     in_flight: collections.deque[jax.Array] = collections.deque()
     seconds_before, clock, last_logged = 0.0, time.monotonic(), start
@@ -111,8 +113,8 @@ def train(
         if progress is not None:
             progress.update(start)
         for step, batch in enumerate(batches, start=start + 1):
-            # Anything that crosses to or from the devices by accident would stall them: only explicit
-            # transfers are let through.
+            # Anything that crosses to or from the devices by accident would stall them: only
+            # explicit transfers are let through.
             with jax.transfer_guard("disallow"):
                 state, metrics = step_fn(state, batch, base_key)
             in_flight.append(metrics["loss"])
@@ -138,7 +140,7 @@ def train(
                 progress.update(step)
             if checkpoints is not None and (step % save_every == 0 or last or stopping):
                 checkpoints.save(state)
-            if stopping and not last:
+            if stopping:
                 if checkpoints is not None:
                     checkpoints.wait()
                 raise Interrupted(step, stop.name)
@@ -150,9 +152,9 @@ def train(
 def _give_up_if_not_finite(values: Mapping[str, float], step: int, max_rejected: int) -> None:
     rejected = int(values.get("rejected_in_a_row", 0))
     if rejected >= max_rejected:
-        raise NotFinite(
-            f"The loss or its gradient was not finite in {rejected} steps in a row, up to step {step}; "
-            "lower learning_rate, or look for bad values in the data or the teacher."
+        raise NonFiniteError(
+            f"The loss or its gradient was not finite in {rejected} steps in a row, "
+            f"up to step {step}; lower learning_rate, or look for bad values in data or teacher."
         )
 
 
@@ -201,13 +203,14 @@ class _Stop:
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[_Stop]:
     stop = _Stop()
-    # Python lets only the main thread set handlers; a loop in another thread is stopped by its owner.
+    # Python lets only the main thread set handlers; a loop in another thread is stopped by its
+    # owner.
     if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         yield stop
         return
-    old = {}
+    old: dict[signal.Signals, Any] = {}
 
-    def handle(number: int, frame: Any) -> None:
+    def handle(number: int, _frame: Any) -> None:
         stop.name = signal.Signals(number).name
         for each in old:
             signal.signal(each, signal.SIG_DFL)
@@ -220,6 +223,3 @@ def _stop_signals() -> Iterator[_Stop]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-EXIT_INTERRUPTED = os.EX_TEMPFAIL

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
 FILE = "metrics.jsonl"
 
@@ -36,8 +36,8 @@ class MetricsWriter:
 
         Args:
           tags: what every line begins with, `{"stage": "distill", "round": 1}`.
-          start_step: lines of the same tags after it are dropped: a run wrote them that died later than its
-            last checkpoint, and they will be written again.
+          start_step: lines of the same tags after it are dropped: a run wrote them that died later
+            than its last checkpoint, and they will be written again.
         """
         self._close()
         self._tags = dict(tags)

@@ -20,15 +20,18 @@ class OptimizerConfig:
     """How parameters move. The defaults are the SDTT paper's recipe (arXiv 2410.21035, appendix).
 
     Attributes:
-      name: "adamw" | "adam" | "muon". Muon (Jordan, 2024) moves the matrices inside the blocks, Adam
-        everything else.
+      name: "adamw" | "adam" | "muon". Muon (Jordan, 2024) moves the matrices inside the blocks,
+        Adam everything else.
       learning_rate: peak rate, reached after `warmup_steps`.
-      schedule: what follows the warm-up: "constant", or "linear" / "cosine" decay to zero at `num_steps`.
-      warmup_steps: the rate of update n (counted from 0) is `learning_rate * n / warmup_steps` until then.
+      schedule: what follows the warm-up: "constant", or "linear" / "cosine" decay to zero at
+        `num_steps`.
+      warmup_steps: the rate of update n (counted from 0) is `learning_rate * n / warmup_steps`
+        until then.
       b1, b2, eps: Adam's moments and epsilon (also those of Muon's Adam part).
       weight_decay: decoupled, scaled by the learning rate, on matrices only; "adam" allows none.
       clip_norm: bound on the global norm of the gradient; 0 leaves it alone.
-      adam_learning_rate: with "muon", the peak rate of Adam's part, on the same schedule; 0 means `learning_rate`.
+      adam_learning_rate: with "muon", the peak rate of Adam's part, on the same schedule; 0 means
+        `learning_rate`.
       momentum: with "muon", the decay of its momentum.
     """
 
@@ -44,7 +47,7 @@ class OptimizerConfig:
     adam_learning_rate: float = 0.0
     momentum: float = 0.95
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(
             self.name in NAMES, f"name={self.name!r} is unknown; choose one of {', '.join(NAMES)}."
         )
@@ -56,10 +59,8 @@ class OptimizerConfig:
             self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}."
         )
         for name in ("warmup_steps", "weight_decay", "clip_norm", "adam_learning_rate"):
-            require(
-                getattr(self, name) >= 0,
-                f"{name} must not be negative, it is {getattr(self, name)}.",
-            )
+            value = getattr(self, name)
+            require(value >= 0, f"{name} must not be negative, it is {value}.")
         for name in ("b1", "b2", "momentum"):
             require(
                 0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must lie in [0, 1)."
@@ -67,7 +68,7 @@ class OptimizerConfig:
         require(self.eps > 0, f"eps must be positive, not {self.eps}.")
         require(
             self.name != "adam" or self.weight_decay == 0,
-            f"weight_decay={self.weight_decay} needs name='adamw' or 'muon'; 'adam' decays nothing.",
+            f"weight_decay={self.weight_decay} needs name='adamw' or 'muon'; 'adam' has none.",
         )
         require(
             self.name == "muon" or self.adam_learning_rate == 0,
@@ -133,8 +134,8 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             adam_weight_decay=0.0,
             adam_learning_rate=learning_rate_schedule(config, num_steps, adam_peak),
             muon_weight_dimension_numbers=muon_dimension_numbers,
-            # Scales an update of any shape to the RMS of an AdamW update (arXiv 2502.16982, sec. 2.2),
-            # so that learning rates and weight decay carry over between shapes.
+            # Scales an update of any shape to the RMS of an AdamW update (arXiv 2502.16982, sec.
+            # 2.2), so that learning rates and weight decay carry over between shapes.
             consistent_rms=0.2,
         )
     else:
@@ -163,8 +164,8 @@ def muon_dimension_numbers(params: Params) -> Params:
 
       [layers, in, out]: one matrix per layer;
       [layers, heads, kv, embed] (attention's output): heads and kv together are the input;
-      [layers, embed, 3, heads, kv] (query, key, value): three matrices per layer, since the three live
-        on different scales and orthogonalising them jointly would tie them.
+      [layers, embed, 3, heads, kv] (query, key, value): three matrices per layer, since the three
+        live on different scales and orthogonalising them jointly would tie them.
 
     The axes not named are batch axes (`optax.contrib.MuonDimensionNumbers`).
     """
@@ -185,7 +186,7 @@ def _muon_axes(names: tuple[str, ...], leaf: jax.Array) -> MuonDimensionNumbers 
 
 
 def _map_with_names(function: Any, params: Params) -> Params:
-    """Maps over leaves with their key names; optax's placeholders for masked-out leaves pass through."""
+    """Maps `function(names, leaf)` over leaves, `names` being the keys on the way to the leaf."""
 
     def at(path: tuple[Any, ...], leaf: Any) -> Any:
         return function(tuple(str(getattr(key, "key", key)) for key in path), leaf)

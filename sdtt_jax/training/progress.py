@@ -29,7 +29,7 @@ class Progress(Protocol):
 def make_progress(
     title: str, num_steps: int, *, stream: TextIO | None = None, interval: float = 10.0
 ) -> Progress:
-    """A live bar where there is a terminal, otherwise a plain line at most every `interval` seconds.
+    """A live bar where there is a terminal, elsewhere plain lines.
 
     Args:
       title: e.g. "distill, round 2".
@@ -73,7 +73,7 @@ class BarProgress:
 
 
 class LineProgress:
-    """Plain lines, for logs: the first and last logged step, and in between one every `interval` seconds."""
+    """Plain lines, for logs: the first and last step, between them one every `interval` seconds."""
 
     def __init__(self, title: str, num_steps: int, stream: TextIO, interval: float = 10.0):
         self._title, self._num_steps, self._stream, self._interval = (
@@ -99,8 +99,9 @@ class LineProgress:
         self._due = now + self._interval
         done, seconds = step - self._first[0], now - self._first[1]
         left = "" if done < 1 else f", {_clock(seconds / done * (self._num_steps - step))} left"
-        line = f"{self._title}: step {step}/{self._num_steps}, {_values(values)}, {_clock(seconds)} elapsed{left}"
-        print(line, file=self._stream, flush=True)
+        head = f"{self._title}: step {step}/{self._num_steps}, {_values(values)}"
+        self._stream.write(f"{head}, {_clock(seconds)} elapsed{left}\n")
+        self._stream.flush()
 
 
 def _values(values: Mapping[str, float]) -> str:

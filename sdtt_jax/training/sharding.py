@@ -19,9 +19,9 @@ BATCH_AXES = ("data", "fsdp")
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 Tree = Any
 
-# Logical axis -> mesh axes. A mesh axis serves one dimension of an array: the first that asks for it. So
-# activations [batch, length, embed] are split over the batch, while parameters [embed, mlp] are split over
-# fsdp (embed) and model (mlp).
+# Logical axis -> mesh axes. A mesh axis serves one dimension of an array: the first that asks for
+# it. So activations [batch, length, embed] are split over the batch, while parameters [embed, mlp]
+# are split over fsdp (embed) and model (mlp).
 RULES: Rules = (
     ("batch", BATCH_AXES),
     ("length", None),
@@ -48,7 +48,7 @@ class MeshConfig:
     fsdp: int = 1
     model: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.data == -1 or self.data > 0, f"data must be positive or -1, not {self.data}.")
         for name in ("fsdp", "model"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
@@ -57,12 +57,13 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh `(data, fsdp, model)` over `devices` (all of them if None).
 
-    Its axes are of type Auto on purpose: the compiler propagates shardings from the constraints given
-    here and in the networks. (`jax.make_mesh` alone would make them Explicit, which types every array.)
+    Its axes are of type Auto on purpose: the compiler propagates shardings from the constraints
+    given here and in the networks. (`jax.make_mesh` alone would make them Explicit, which types
+    every array.)
 
     Raises:
-      ConfigError: the sizes do not multiply to the number of devices; names axis, size, devices and the
-        nearest size that fits.
+      ConfigError: the sizes do not multiply to the number of devices; names axis, size, devices and
+        the nearest size that fits.
     """
     devices = jax.devices() if devices is None else list(devices)
     count = len(devices)
@@ -77,8 +78,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if count % rest:
         fitting = _nearest_divisor(count // config.model, config.fsdp)
         raise ConfigError(
-            f"mesh.fsdp={config.fsdp} times mesh.model={config.model} does not divide the {count} devices; "
-            f"with mesh.model={config.model} the nearest mesh.fsdp that does is {fitting}."
+            f"mesh.fsdp={config.fsdp} times mesh.model={config.model} does not divide the {count} "
+            f"devices; with mesh.model={config.model} the nearest mesh.fsdp that does is {fitting}."
         )
     data = count // rest if config.data == -1 else config.data
     if data * rest != count:
@@ -93,7 +94,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
-    """Makes `mesh` and `rules` those that the networks' logical constraints refer to while tracing."""
+    """Makes `mesh` and `rules` those that logical constraints refer to while tracing."""
     with jax.set_mesh(mesh), spmd.logical_axis_rules(tuple(rules)):
         yield
 
@@ -122,8 +123,8 @@ def tree_shardings(boxed_abstract: Tree, rules: Rules, mesh: Mesh) -> Tree:
     """Sharding of each parameter.
 
     Args:
-      boxed_abstract: tree of `jax.ShapeDtypeStruct`, boxed with logical axis names where the network
-        named them (`jax.eval_shape` of its init); leaves without a box are replicated.
+      boxed_abstract: tree of `jax.ShapeDtypeStruct`, boxed with logical axis names where the
+        network named them (`jax.eval_shape` of its init); leaves without a box are replicated.
       rules: logical axis to mesh axes.
       mesh: from `make_mesh`.
 
@@ -142,8 +143,9 @@ def tree_shardings(boxed_abstract: Tree, rules: Rules, mesh: Mesh) -> Tree:
             pieces = _pieces(axes, mesh)
             if size % pieces:
                 raise ConfigError(
-                    f"Parameter {leaf_name(path)}: its axis {name!r} of size {size} cannot be split into "
-                    f"{pieces} over mesh axis {axes!r}; choose a mesh size that divides {size}."
+                    f"Parameter {leaf_name(path)}: its axis {name!r} of size {size} cannot be "
+                    f"split into {pieces} over mesh axis {axes!r}; choose a mesh size that "
+                    f"divides {size}."
                 )
         return NamedSharding(mesh, spec)
 
@@ -160,6 +162,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def mesh_of(tree: Tree) -> Mesh:
+    """The mesh that the (abstract) arrays of `tree` are placed on; every leaf has the same."""
+    return jax.tree.leaves(tree)[0].sharding.mesh
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -174,15 +181,16 @@ def check_batch_size(
         fitting = max(round(batch_size / pieces), 1) * pieces
         raise ConfigError(
             f"{field}={batch_size} cannot be split over mesh.data * mesh.fsdp * microbatches = "
-            f"{mesh.shape['data']} * {mesh.shape['fsdp']} * {microbatches}; the nearest that can is {fitting}."
+            f"{mesh.shape['data']} * {mesh.shape['fsdp']} * {microbatches}; "
+            f"the nearest that can is {fitting}."
         )
 
 
 def place_batch(batch: Tree, mesh: Mesh) -> Tree:
     """Puts a global batch of host arrays `[batch, ...]` on the mesh.
 
-    Each process copies only the pieces of its own devices, so all that is asked is that every process
-    can make the same global batch.
+    Each process copies only the pieces of its own devices, so all that is asked is that every
+    process can make the same global batch.
     """
     sharding = batch_sharding(mesh)
 
@@ -203,11 +211,11 @@ def leaf_name(path: tuple[Any, ...]) -> str:
 def mirror_shardings(
     abstract: Tree, params_shardings: Tree, params_abstract: Tree, mesh: Mesh
 ) -> Tree:
-    """Shardings of a tree that contains copies of the parameter tree (optimizer moments, a teacher).
+    """Shardings of a tree with copies of the parameter tree in it (optimizer moments, a teacher).
 
-    A leaf whose path ends with a parameter's path and whose shape is that parameter's takes its sharding;
-    every other leaf is replicated. This needs no knowledge of the optimizer: optax keeps moments in trees
-    that mirror the parameters, whatever it wraps around them.
+    A leaf whose path ends with a parameter's path and whose shape is that parameter's takes its
+    sharding; every other leaf is replicated. This needs no knowledge of the optimizer: optax keeps
+    moments in trees that mirror the parameters, whatever it wraps around them.
     """
     known = {
         tuple(str(leaf_name((key,))) for key in path): (leaf.shape, sharding)

@@ -14,17 +14,18 @@ from sdtt_jax.training import sharding as sh
 Tree = Any
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """State of one stage or round of training.
 
     Attributes:
-      step: `[] int32`, steps taken in this stage or round, rejected ones included; names the batch and keys.
+      step: `[] int32`, steps taken in this stage or round, rejected ones included; names the batch
+        and keys.
       params: parameters, a nested dict.
       opt_state: the optimizer's.
       ema_params: exponential moving average of `params`, or None.
       ema_count: `[] int32`, updates that the average has seen (it may outlive a round).
-      context: arrays that the loss reads and nothing trains, e.g. teacher parameters, dt, round; {} if none.
+      context: arrays that the loss reads and nothing trains, e.g. teacher parameters, dt, round; {}
+        if none.
       rejected: `[] int32`, steps whose update was not finite and was dropped.
       rejected_in_a_row: `[] int32`, those of them since the last good step.
     """
@@ -50,9 +51,9 @@ def init_state(
 ) -> TrainState:
     """A fresh state, made on the mesh piece by piece: no device ever holds the whole of it.
 
-    Shapes come first (`eval_shape`), then shardings (logical names through `rules` for parameters; whatever
-    mirrors them, such as moments, average and a teacher in the context, is placed like them), and then one
-    compiled init writes each piece where it belongs.
+    Shapes come first (`eval_shape`), then shardings (logical names through `rules` for parameters;
+    whatever mirrors them, such as moments, average and a teacher in the context, is placed like
+    them), and then one compiled init writes each piece where it belongs.
 
     Args:
       init_fn: returns the boxed parameters, e.g. `functools.partial(model.init, key)`.
@@ -95,7 +96,7 @@ def state_from_params(
       ema_params, ema_count: an average to go on with; it starts at `params` if None.
       opt_state: an optimizer state to go on with; fresh if None.
     """
-    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    mesh = sh.mesh_of(params)
     context = _as_arrays(context)
     placement = jax.tree.map(lambda x: x.sharding, params)
     abstract = jax.eval_shape(lambda: params)
@@ -138,7 +139,7 @@ def abstract_state(
     *,
     ema: bool = False,
 ) -> TrainState:
-    """`init_state`'s result as `jax.ShapeDtypeStruct` with shardings: for restoring and compiling ahead."""
+    """`init_state`'s result as `jax.ShapeDtypeStruct`s with shardings, to restore into."""
     shardings = state_shardings(init_fn, optimizer, mesh, rules, context, ema=ema)
     build = _builder(lambda: sh.unbox(init_fn()), optimizer, ema)
     shapes = jax.eval_shape(build).replace(context=_abstract(context))
@@ -188,7 +189,7 @@ def _state_shardings(
     def mirror(tree: Tree) -> Tree:
         return sh.mirror_shardings(tree, placement, params, mesh)
 
-    one = sh.replicated(mesh)
+    one: Any = sh.replicated(mesh)
     return TrainState(
         step=one,
         params=placement,

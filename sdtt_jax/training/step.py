@@ -20,7 +20,7 @@ Metrics = dict[str, jax.Array]
 
 
 class Loss(NamedTuple):
-    """What a loss function returns: the step minimises sum(total) / sum(weight) over the global batch.
+    """What a loss function returns; the step minimises sum(total) / sum(weight) over the batch.
 
     Attributes:
       total: `[] float32`, sum of the loss over what counts (tokens, masked positions).
@@ -43,9 +43,11 @@ class TrainConfig:
     Attributes:
       num_steps: steps of the stage, or of each round.
       batch_size: sequences per step, over all devices.
-      microbatches: pieces in which a batch is worked off, to save memory; the result is the same mean.
+      microbatches: pieces in which a batch is worked off, to save memory; the result is the same
+        mean.
       optimizer: see `OptimizerConfig`.
-      ema_decay: decay of the parameters' moving average (ramped up, see `ema_decay_at`); 0 keeps none.
+      ema_decay: decay of the parameters' moving average (ramped up, see `ema_decay_at`); 0 keeps
+        none.
       max_rejected: consecutive steps with a non-finite loss or gradient after which training stops.
       log_every, save_every: steps between metrics lines and between checkpoints.
       keep: checkpoints that are kept.
@@ -54,14 +56,14 @@ class TrainConfig:
     num_steps: int
     batch_size: int
     microbatches: int = 1
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     ema_decay: float = 0.0
     max_rejected: int = 10
     log_every: int = 10
     save_every: int = 1000
     keep: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = "num_steps batch_size microbatches max_rejected log_every save_every keep"
         for name in names.split():
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
@@ -76,8 +78,8 @@ class TrainStep:
     """The compiled step, `step(state, batch, base_key) -> (state, metrics)`; `state` is donated.
 
     The new state lies exactly where the old one did. Metrics are `[] float32` arrays on the device:
-    loss, grad_norm (before clipping), param_norm, lr, rejected (0 or 1), rejected_in_a_row, and the loss
-    function's own.
+    loss, grad_norm (before clipping), param_norm, lr, rejected (0 or 1), rejected_in_a_row, and the
+    loss function's own.
     """
 
     def __init__(self, body: Callable[..., Any], rules: sh.Rules):
@@ -89,14 +91,14 @@ class TrainStep:
         self, state: TrainState, batch: Tree, base_key: jax.Array
     ) -> tuple[TrainState, Metrics]:
         moving, context = _split(state)
-        with sh.use_mesh(state.step.sharding.mesh, self.rules):
+        with sh.use_mesh(sh.mesh_of(state.step), self.rules):
             moving, metrics = self._for(moving)(moving, context, batch, base_key)
         return moving.replace(context=state.context), metrics
 
     def lower(self, state: TrainState, batch: Tree, base_key: Any) -> Any:
         """The lowered step, from arrays or from `jax.ShapeDtypeStruct`s with shardings."""
         moving, context = _split(state)
-        with sh.use_mesh(state.step.sharding.mesh, self.rules):
+        with sh.use_mesh(sh.mesh_of(state.step), self.rules):
             return self._for(moving).lower(moving, context, batch, base_key)
 
     def _for(self, moving: TrainState) -> Any:
@@ -104,8 +106,8 @@ class TrainStep:
         return self._jitted(structure, tuple(leaf.sharding for leaf in leaves))
 
     def _jit(self, structure: Any, shardings: tuple[Any, ...]) -> Any:
-        # Without out_shardings the compiler could place the new state elsewhere than the old one, which
-        # would recompile the second step and break donation.
+        # Without out_shardings the compiler could place the new state elsewhere than the old one,
+        # which would recompile the second step and break donation.
         out = (jax.tree.unflatten(structure, shardings), sh.replicated(shardings[0].mesh))
         return jax.jit(self.body, donate_argnums=0, out_shardings=out)
 
@@ -125,8 +127,8 @@ def make_train_step(
       rules: what logical axis names in the network mean.
 
     Returns:
-      `TrainStep`. `batch` is a tree of arrays `[batch, ...]`; `base_key` a typed key of the stage and
-      round, from which the step's key is `fold_in(base_key, state.step)`, then `fold_in(·, microbatch)`.
+      `TrainStep`. `batch` is a tree of arrays `[batch, ...]`; `base_key` a typed key of the stage
+      and round: the loss gets `fold_in(fold_in(base_key, state.step), microbatch)`.
     """
     rate = learning_rate_schedule(config.optimizer, config.num_steps)
 
@@ -180,7 +182,8 @@ def _mean_gradient(
 ) -> tuple[Tree, jax.Array, Metrics]:
     """Gradient and value of sum(total) / sum(weight), and the weighted means of the metrics.
 
-    Totals and weights are summed over microbatches and divided once, so a microbatch in which little
+    Totals and weights are summed over microbatches and divided once, so a microbatch in which
+    little
     counts weighs little: the mean is that of the whole batch.
     """
 

@@ -1,5 +1,7 @@
-"""A small network of plain jnp functions, with the parameter tree of the real ones: blocks stacked on
-axis 0, attention kernels with heads, boxed logical axes."""
+"""A small network of plain jnp functions with the parameter tree of the real ones.
+
+Blocks are stacked on axis 0, attention kernels have heads, leaves are boxed with logical axes.
+"""
 
 import functools
 
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdtt_jax.training.integrity import flat_leaves
 from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
 from sdtt_jax.training.sharding import MeshConfig, make_mesh
 from sdtt_jax.training.state import TrainState, abstract_state, init_state
@@ -94,9 +97,9 @@ def configured(name: str = "adamw", num_steps: int = 12, **fields) -> TrainConfi
     return TrainConfig(num_steps=num_steps, **values)
 
 
-def setup(config: TrainConfig, mesh_config: MeshConfig = MeshConfig(), loss=loss_fn, context=None):
+def setup(config: TrainConfig, mesh_config=None, loss=loss_fn, context=None):
     """`(state, step, abstract state)` of the toy on a mesh over all devices."""
-    mesh = make_mesh(mesh_config)
+    mesh = make_mesh(mesh_config or MeshConfig())
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     init_fn = functools.partial(init, jax.random.key(0))
     ema = config.ema_decay > 0
@@ -106,8 +109,6 @@ def setup(config: TrainConfig, mesh_config: MeshConfig = MeshConfig(), loss=loss
 
 
 def host(state: TrainState) -> dict[str, np.ndarray]:
-    from sdtt_jax.training.integrity import flat_leaves
-
     return {path: np.asarray(leaf) for path, leaf in flat_leaves(state).items()}
 
 
