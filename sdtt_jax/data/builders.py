@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +17,7 @@ FILE_FORMAT = "array_record"
 Sources = Mapping[str, Callable[[], Iterable[Any]]]
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """One feature, and splits that are given as functions."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -45,7 +47,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield index, {self.feature: value}
 
 
-class Documents(_Builder, skip_registration=True):
+class Documents(_Builder, skip_registration=True):  # type: ignore[call-arg]
     """Documents of text, one a record."""
 
     feature = "text"
@@ -54,7 +56,7 @@ class Documents(_Builder, skip_registration=True):
         super().__init__(sources=sources, connector=tfds.features.Text(), data_dir=data_dir)
 
 
-class PackedTokens(_Builder, skip_registration=True):
+class PackedTokens(_Builder, skip_registration=True):  # type: ignore[call-arg]
     """Sequences of token ids of equal length, one a record."""
 
     feature = "tokens"
@@ -71,9 +73,11 @@ class PackedTokens(_Builder, skip_registration=True):
 def build(builder: _Builder, num_shards: int) -> str:
     """Writes the builder's records; returns the folder that `open_source` takes."""
     tfds.disable_progress_bar()
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(num_shards=num_shards)
-    )
+    # TFDS prints its own account to standard output; the caller has a better one.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(num_shards=num_shards)
+        )
     return os.fspath(builder.data_dir)
 
 

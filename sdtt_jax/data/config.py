@@ -88,15 +88,15 @@ class TokenizerConfig:
         it is an upper bound, since there are only as many pieces as the text has characters.
       byte_fallback: spell characters that the train split lacks as bytes (256 more ids) instead
         of mapping them to unk.
-      max_sentences: number of segments of text that the vocabulary is learned from (taken evenly
-        over the train split); more cost time and change little.
+      max_sentences: the vocabulary is learned from one to two times as many segments of some 500
+        characters, evenly spaced over the train split; more cost time and change little.
     """
 
     kind: str = "sentencepiece"
     model_type: str = "unigram"
     vocab_size: int = 512
     byte_fallback: bool = False
-    max_sentences: int = 20_000
+    max_sentences: int = 10_000
 
     def __post_init__(self) -> None:
         _require_choice("tokenizer.kind", self.kind, TOKENIZER_KINDS)

@@ -94,7 +94,20 @@ def _json_documents(path: Path, text_field: str) -> Iterator[str]:
                 raise DataError(
                     f"{where} field {text_field!r} holds {type(text).__name__}, not text."
                 )
+            if _has_surrogate(text):
+                raise DataError(
+                    f"{where} field {text_field!r} holds half of a surrogate pair (\\ud8xx), "
+                    "which is not a character; mend the line."
+                )
             yield text
+
+
+def _has_surrogate(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _parquet_documents(path: Path, text_field: str) -> Iterator[str]:
@@ -155,7 +168,7 @@ def corpus_files(corpus: str) -> list[Path]:
     """
     if corpus in EMBEDDED_CORPORA:
         return []
-    path = Path(corpus)
+    path = Path(corpus).expanduser()
     kinds = ", ".join(SUFFIXES)
     if path.is_dir():
         # Hidden files are a file manager's or an editor's, not the user's text.

@@ -18,6 +18,7 @@ from sdtt_jax.errors import ConfigError, DataError
 INFO_FILE = "info.json"
 # Splits of at most this size are held in memory: a batch is then one gather.
 CACHE_BYTES = 256 * 2**20
+AGAIN = "remove the data folder and prepare the data again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ class _Records:
         if len(self._source) != self._size:
             raise DataError(
                 f"{directory} holds {len(self._source)} records in its {shards[0].split} shards "
-                f"instead of {self._size}; remove the folder and prepare the data again."
+                f"instead of {self._size}; {AGAIN}."
             )
 
     def __len__(self) -> int:
@@ -136,12 +137,11 @@ class _Records:
 
     def _check(self, shard: Shard) -> None:
         path = self._directory / shard.path
-        again = "remove the data folder and prepare the data again."
         if not path.is_file():
-            raise DataError(f"{path} is missing; {again}")
+            raise DataError(f"{path} is missing; {AGAIN}.")
         if path.stat().st_size != shard.bytes:
             raise DataError(
-                f"{path} has {path.stat().st_size} bytes instead of {shard.bytes}; {again}"
+                f"{path} has {path.stat().st_size} bytes instead of {shard.bytes}; {AGAIN}."
             )
 
     def read(self, indices: np.ndarray) -> np.ndarray:
@@ -168,10 +168,7 @@ class _Records:
                     list(range(shard.records))
                 )
             except Exception as damage:
-                return DataError(
-                    f"{path} is damaged ({_reason(damage)}); remove the data folder and prepare "
-                    "the data again."
-                )
+                return DataError(f"{path} is damaged ({_reason(damage)}); {AGAIN}.")
         return DataError(f"{self._directory} could not be read ({_reason(error)}).")
 
 
@@ -191,9 +188,9 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {directory} holds no prepared data.") from None
     except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}); prepare the data again.") from None
+        raise DataError(f"{path} is damaged ({error}); {AGAIN}.") from None
     if not isinstance(content, dict) or not {"info", "shards", "dtype"} <= set(content):
-        raise DataError(f"{path} is damaged; remove the data folder and prepare the data again.")
+        raise DataError(f"{path} is damaged; {AGAIN}.")
     return content
 
 
@@ -222,14 +219,16 @@ def open_split(directory: str | Path, split: str, cache_bytes: int = CACHE_BYTES
     return Split(split, length, cached, records)
 
 
-def _check_decoding(directory: Path, shards: Sequence[Shard], split: str, records: _Records):
+def _check_decoding(
+    directory: Path, shards: Sequence[Shard], split: str, records: _Records
+) -> None:
     """One record through TFDS's own decoder: guards the loader's reading of the bytes."""
     source = builders.open_source((directory / shards[0].path).parent, split)
     if len(source) != len(records):
         raise DataError(
             f"{directory} announces {len(source)} {split} records but its shards hold "
-            f"{len(records)}; remove the folder and prepare the data again."
+            f"{len(records)}; {AGAIN}."
         )
     [decoded], [read] = source.__getitems__([0]), records.read(np.array([0]))
     if not np.array_equal(decoded["tokens"], read):
-        raise DataError(f"{directory / shards[0].path} holds records of another format.")
+        raise DataError(f"{directory / shards[0].path} holds records of another format; {AGAIN}.")

@@ -9,6 +9,7 @@ _OUTSIDE_A_TO_Z = re.compile(r"[^a-z]+")
 
 
 def identity(text: str) -> str:
+    """Text as it is."""
     return text
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,13 @@ from sdtt_jax.data.config import DataConfig, TokenizerConfig
 from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, held_out_digests, split_documents
 from sdtt_jax.data.loader import INFO_FILE, Shard, read_info
 from sdtt_jax.data.packing import encode_documents, pack
-from sdtt_jax.data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from sdtt_jax.data.tokenizer import (
+    AGAIN,
+    Tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
 from sdtt_jax.errors import ConfigError, DataError
 
 Progress = Callable[[str], None]
@@ -72,43 +80,49 @@ def prepare(
       DataError: the corpus cannot be read, or a folder holds something else.
     """
     data_dir, tokenizer_dir = Path(data_dir), Path(tokenizer_dir)
-    tell = progress or (lambda message: None)
     asked = {"data": to_mapping(data_config), "tokenizer": to_mapping(tokenizer_config)}
     if (data_dir / INFO_FILE).exists():
-        content = read_info(data_dir)
-        found = {name: content.get(name, {}) for name in asked}
-        _refuse_differences(found, asked, data_dir)
-        load_tokenizer(tokenizer_dir)
-        return _info_from(content, data_dir)
+        return _finished(asked, data_dir, tokenizer_dir)
     _refuse_foreign(data_dir)
-    partial, partial_tokenizer = _partial(data_dir), _partial(tokenizer_dir)
+    with _partial(data_dir) as partial, _partial(tokenizer_dir) as partial_tokenizer:
+        _tell(progress, "reading the corpus")
+        tally = _Tally()
+        held_out = held_out_digests(data_config)
 
-    tell("reading the corpus")
-    documents = _Tally()
-    held_out = held_out_digests(data_config)
-    sources = {
-        split: lambda split=split: documents.count(
-            split, split_documents(data_config, split, held_out)
-        )
-        for split in SPLITS
-    }
-    folder = builders.build(builders.Documents(sources, partial), data_config.num_shards)
-    texts = {split: _Texts(folder, split) for split in SPLITS}
+        def documents(split: str) -> Iterator[str]:
+            return tally.count(split, split_documents(data_config, split, held_out))
 
-    tell("learning the vocabulary")
-    tokenizer, model = train_tokenizer(tokenizer_config, texts[TRAIN], data_config.normalize)
-    existing = _existing_tokenizer(tokenizer, model, tokenizer_dir)
-    if not existing:
-        save_tokenizer(tokenizer, model, partial_tokenizer)
+        builder = builders.Documents(_per_split(documents), partial)
+        folder = builders.build(builder, data_config.num_shards)
+        texts = {split: _Texts(folder, split) for split in SPLITS}
 
-    tell("packing sequences")
-    content = asked | _write_packed(data_config, tokenizer, texts, documents, partial)
-    (partial / INFO_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    if not existing:
-        partial_tokenizer.rename(tokenizer_dir)
-    else:
-        shutil.rmtree(partial_tokenizer)
-    partial.rename(data_dir)
+        _tell(progress, "learning the vocabulary")
+        tokenizer = train_tokenizer(tokenizer_config, texts[TRAIN], data_config.normalize)
+
+        _tell(progress, "packing sequences")
+        content = asked | _write_packed(data_config, tokenizer, texts, tally, partial)
+        (partial / INFO_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        if not _holds(tokenizer_dir, tokenizer):
+            save_tokenizer(tokenizer, partial_tokenizer)
+            partial_tokenizer.rename(tokenizer_dir)
+        partial.rename(data_dir)
+    return _info_from(content, data_dir)
+
+
+def _tell(progress: Progress | None, message: str) -> None:
+    if progress is not None:
+        progress(message)
+
+
+def _per_split(start: Callable[[str], Iterator[Any]]) -> builders.Sources:
+    return {split: functools.partial(start, split) for split in SPLITS}
+
+
+def _finished(asked: dict[str, Any], data_dir: Path, tokenizer_dir: Path) -> DataInfo:
+    content = read_info(data_dir)
+    _refuse_differences({name: content.get(name, {}) for name in asked}, asked, data_dir)
+    if load_tokenizer(tokenizer_dir).digest != content.get("tokenizer_digest"):
+        raise DataError(f"{tokenizer_dir} is not the tokenizer of {data_dir}; {AGAIN}.")
     return _info_from(content, data_dir)
 
 
@@ -142,7 +156,7 @@ def _write_packed(
     config: DataConfig,
     tokenizer: Tokenizer,
     texts: dict[str, _Texts],
-    documents: _Tally,
+    tally: _Tally,
     partial: Path,
 ) -> dict[str, Any]:
     # Ids of any vocabulary up to GPT-2's fit 16 bits, which halves the shards.
@@ -175,12 +189,7 @@ def _write_packed(
                 + (" or a larger data.validation_fraction." if split == VALIDATION else ".")
             )
 
-    builder = builders.PackedTokens(
-        {split: lambda split=split: sequences(split) for split in SPLITS},
-        partial,
-        config.length,
-        dtype,
-    )
+    builder = builders.PackedTokens(_per_split(sequences), partial, config.length, dtype)
     folder = Path(builders.build(builder, config.num_shards))
     info = DataInfo(
         vocab_size=tokenizer.vocab_size,
@@ -189,9 +198,9 @@ def _write_packed(
         eos_id=tokenizer.eos_id,
         num_train=counts[TRAIN],
         num_validation=counts[VALIDATION],
-        num_documents=sum(documents.documents.values()),
-        num_characters=sum(documents.characters.values()),
-        characters_per_token=documents.characters[TRAIN] / tokens[TRAIN],
+        num_documents=sum(tally.documents.values()),
+        num_characters=sum(tally.characters.values()),
+        characters_per_token=tally.characters[TRAIN] / tokens[TRAIN],
         fingerprint=digest.hexdigest(),
     )
     shards = [
@@ -202,16 +211,24 @@ def _write_packed(
     return {
         "info": dataclasses.asdict(info),
         "dtype": dtype.name,
+        "tokenizer_digest": tokenizer.digest,
         "shards": [dataclasses.asdict(shard) for shard in shards],
     }
 
 
-def _partial(directory: Path) -> Path:
-    """An empty folder beside `directory`; what an interrupted run left in it goes."""
+@contextlib.contextmanager
+def _partial(directory: Path) -> Iterator[Path]:
+    """An empty folder beside `directory`, gone at the end unless it was renamed.
+
+    What a killed run left in it goes first.
+    """
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    return partial
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _refuse_differences(found: dict[str, Any], asked: dict[str, Any], directory: Path) -> None:
@@ -234,19 +251,23 @@ def _refuse_foreign(directory: Path) -> None:
         raise DataError(f"{directory} is not a folder; use another path.")
 
 
-def _existing_tokenizer(tokenizer: Tokenizer, model: bytes, directory: Path) -> bool:
-    """Whether `directory` already holds this very tokenizer (a run stopped between renames)."""
-    if directory.exists() and not directory.is_dir():
-        raise DataError(f"{directory} is not a folder; use another path.")
-    if not directory.is_dir() or not any(directory.iterdir()):
+def _holds(directory: Path, tokenizer: Tokenizer) -> bool:
+    """Whether `directory` has this very tokenizer already: a run was stopped between renames.
+
+    Raises:
+      ConfigError, DataError: it has something else.
+    """
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
+    if not directory.is_dir():
+        raise DataError(f"{directory} is not a folder; use another path.")
     other = load_tokenizer(directory)
     _refuse_differences(
         {"tokenizer": to_mapping(other.config), "data": {"normalize": other.normalize}},
         {"tokenizer": to_mapping(tokenizer.config), "data": {"normalize": tokenizer.normalize}},
         directory,
     )
-    if model and (directory / "sentencepiece.model").read_bytes() != model:
+    if other.digest != tokenizer.digest:
         raise DataError(
             f"{directory} holds a tokenizer that was learned from another text; move it away or "
             "use another folder."
@@ -258,7 +279,4 @@ def _info_from(content: dict[str, Any], directory: Path) -> DataInfo:
     try:
         return DataInfo(**content["info"])
     except TypeError as error:
-        raise DataError(
-            f"{directory / INFO_FILE} is damaged ({error}); remove the folder and prepare the "
-            "data again."
-        ) from None
+        raise DataError(f"{directory / INFO_FILE} is damaged ({error}); {AGAIN}.") from None

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import abc
 import functools
+import hashlib
 import importlib.resources
 import io
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +30,8 @@ MODEL_FILE = "sentencepiece.model"
 CONFIG_FILE = "tokenizer.json"
 GPT2_FILES = ("encoder.json", "vocab.bpe")
 
+AGAIN = "remove the data and tokenizer folders and prepare the data again"
+
 _SPACE_SYMBOL = "▁"
 # SentencePiece skips training sentences with these, so they are given to it as pieces instead.
 _LINE_SYMBOLS = ("\n", "\t")
@@ -43,12 +45,14 @@ class Tokenizer(abc.ABC):
       config: what it was made from.
       normalize: name of the normalisation that `encode` applies first (see `normalize.py`).
       vocab_size: number of ids, MASK not counted.
+      digest: SHA-256 of its model file; equal digests, equal ids.
       bos_id, eos_id: never produced by `encode`; they come from packing only.
     """
 
     config: TokenizerConfig
     normalize: str
     vocab_size: int
+    digest: str
     bos_id: int
     eos_id: int
 
@@ -132,6 +136,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, config: TokenizerConfig, normalize: str, model: bytes):
         self.config, self.normalize = config, normalize
+        self.model = model
+        self.digest = hashlib.sha256(model).hexdigest()
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._processor.vocab_size()
         self.bos_id = self._processor.bos_id()
@@ -163,6 +169,7 @@ class Gpt2Tokenizer(Tokenizer):
         self.config, self.normalize = config, normalize
         self._tokenizer, self._bytes = _gpt2()
         self.vocab_size = len(self._bytes)
+        self.digest = hashlib.sha256(b"\0".join(self._bytes)).hexdigest()
         self.bos_id = self.eos_id = self.vocab_size - 1
 
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -180,9 +187,11 @@ def _gpt2() -> tuple[tokenizers.Tokenizer, list[bytes]]:
     folder = importlib.resources.files("sdtt_jax.data") / "gpt2_bpe"
     vocabulary = json.loads((folder / "encoder.json").read_text("utf-8"))
     merges = [
-        tuple(line.split())
-        for line in (folder / "vocab.bpe").read_text("utf-8").splitlines()
-        if line and not line.startswith("#version")
+        (left, right)
+        for left, _, right in (
+            line.partition(" ") for line in (folder / "vocab.bpe").read_text("utf-8").split("\n")
+        )
+        if right and left != "#version:"
     ]
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=merges))
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -204,8 +213,8 @@ def _gpt2_byte_of_character() -> dict[str, int]:
 
 
 def train_tokenizer(
-    config: TokenizerConfig, texts: Sequence[str] | Iterable[str], normalize: str = "none"
-) -> tuple[Tokenizer, bytes]:
+    config: TokenizerConfig, texts: Iterable[str], normalize: str = "none"
+) -> Tokenizer:
     """Learns a vocabulary from the train split.
 
     Args:
@@ -213,61 +222,74 @@ def train_tokenizer(
       texts: documents, already normalised; passed over once.
       normalize: the normalisation that they went through; `encode` repeats it.
 
-    Returns:
-      The tokenizer, and its SentencePiece model (`b""` for GPT-2's, which learns nothing).
-
     Raises:
       ConfigError: `tokenizer.vocab_size` does not suit the text; says which sizes do.
     """
     if config.kind == "gpt2":
-        return Gpt2Tokenizer(config, normalize), b""
-    model = _train_sentencepiece(config, texts)
-    return SentencePieceTokenizer(config, normalize, model), model
+        return Gpt2Tokenizer(config, normalize)
+    return SentencePieceTokenizer(config, normalize, _train_sentencepiece(config, texts))
 
 
-def _segments(texts: Iterable[str], used: set[str]) -> Iterator[str]:
-    """Cuts documents before spaces into stretches that SentencePiece accepts (at most 4192 bytes).
+class _Sample:
+    """Evenly spaced segments of a stream of documents, in bounded memory.
 
-    Adds the line symbols that occur to `used`.
+    Attributes:
+      segments: between `limit` and `2 * limit` of them, or all if there are fewer.
+      characters: all characters of the stream, sampled or not.
+      line_symbols: those of `_LINE_SYMBOLS` that occur.
     """
-    for text in texts:
-        used.update(symbol for symbol in _LINE_SYMBOLS if symbol in text)
-        for line in re.split(r"[\n\t\0]", text.replace(_SPACE_SYMBOL, " ")):
-            start = 0
-            while start < len(line):
-                end = line.find(" ", start + _SEGMENT_CHARACTERS)
-                # Text without spaces (or in a script that has none) is cut anywhere.
-                if end < 0 or end > start + 2 * _SEGMENT_CHARACTERS:
-                    end = min(len(line), start + 2 * _SEGMENT_CHARACTERS)
-                yield line[start:end]
-                start = end
+
+    def __init__(self, texts: Iterable[str], limit: int):
+        self.segments: list[str] = []
+        self.characters: set[str] = set()
+        self.line_symbols: set[str] = set()
+        stride = 1
+        for index, segment in enumerate(self._segments(texts)):
+            if index % stride:
+                continue
+            self.segments.append(segment)
+            if len(self.segments) > 2 * limit:
+                self.segments = self.segments[::2]
+                stride *= 2
+
+    def _segments(self, texts: Iterable[str]) -> Iterator[str]:
+        """Cuts documents before spaces into stretches that SentencePiece accepts (4192 bytes)."""
+        for text in texts:
+            text = text.replace(_SPACE_SYMBOL, " ").replace("\0", "")
+            self.characters.update(text)
+            for line in re.split(f"[{''.join(_LINE_SYMBOLS)}]", text):
+                start = 0
+                while start < len(line):
+                    end = line.find(" ", start + _SEGMENT_CHARACTERS)
+                    # Text without spaces (or in a script that has none) is cut anywhere.
+                    if end < 0 or end > start + 2 * _SEGMENT_CHARACTERS:
+                        end = min(len(line), start + 2 * _SEGMENT_CHARACTERS)
+                    yield line[start:end]
+                    start = end
+        self.line_symbols = self.characters & set(_LINE_SYMBOLS)
+        self.characters -= self.line_symbols
 
 
 def _train_sentencepiece(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
-    used: set[str] = set()
-    segments = list(_segments(texts, used))
-    characters = set().union(*segments)
-    if not characters:
+    sample = _Sample(texts, config.max_sentences)
+    if not sample.segments:
         raise DataError("The train split holds no text to learn a vocabulary from.")
-    # Evenly spaced, which is deterministic and sees every part of the corpus; the alphabet
-    # comes from all of it, so no character of the train split becomes unk.
-    stride = max(1, math.ceil(len(segments) / config.max_sentences))
-    sample = segments[::stride]
-    missing = characters - set().union(*sample)
-    sample += ["".join(sorted(missing))] if missing else []
+    # No character of the train split becomes unk because its segment was not drawn.
+    missing = sorted(sample.characters.difference(*sample.segments))
+    sentences = sample.segments + (["".join(missing)] if missing else [])
     model = io.BytesIO()
     limited = config.model_type == "char"
     size = config.vocab_size
-    specials = 3 + len(used) + (256 if config.byte_fallback else 0)
-    smallest = len(characters) + specials
+    specials = 3 + len(sample.line_symbols) + (256 if config.byte_fallback else 0)
+    smallest = len(sample.characters) + specials
     if size < smallest and not limited:
         raise ConfigError(
-            f"tokenizer.vocab_size {size} is too small for the corpus: its {len(characters)} "
+            f"tokenizer.vocab_size {size} is too small for the corpus: {len(sample.characters)} "
             f"characters and {specials} special pieces need at least {smallest}."
         )
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sample),
+            sentence_iterator=iter(sentences),
             model_writer=model,
             model_type=config.model_type,
             vocab_size=min(size, smallest) if limited else size,
@@ -277,11 +299,16 @@ def _train_sentencepiece(config: TokenizerConfig, texts: Iterable[str]) -> bytes
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
-            user_defined_symbols=sorted(used),
+            user_defined_symbols=sorted(sample.line_symbols),
             unk_id=0,
             bos_id=1,
             eos_id=2,
             pad_id=-1,
+            # The usual `<unk>`, `<s>` and `</s>` would be cut out of texts that contain them
+            # (Penn Treebank and WikiText do); a private-use character is in no text.
+            unk_piece="\ue000unk",
+            bos_piece="\ue000bos",
+            eos_piece="\ue000eos",
             unk_surface="⁇",
             num_threads=1,  # The order of floating-point sums, hence the model, depends on it.
             minloglevel=2,
@@ -305,15 +332,16 @@ def _vocabulary_error(size: int, message: str) -> ConfigError:
     )
 
 
-def save_tokenizer(tokenizer: Tokenizer, model: bytes, directory: str | Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, directory: str | Path) -> None:
     """Writes what `load_tokenizer` reads; `directory` must exist."""
     directory = Path(directory)
-    if model:
-        (directory / MODEL_FILE).write_bytes(model)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        (directory / MODEL_FILE).write_bytes(tokenizer.model)
     content: dict[str, Any] = {
         "config": to_mapping(tokenizer.config),
         "normalize": tokenizer.normalize,
         "vocab_size": tokenizer.vocab_size,
+        "digest": tokenizer.digest,
     }
     (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
@@ -328,23 +356,20 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     try:
         content = json.loads(path.read_text("utf-8"))
         config = from_mapping(TokenizerConfig, content["config"], "tokenizer")
-        normalize, vocab_size = content["normalize"], content["vocab_size"]
+        normalize, digest = content["normalize"], content["digest"]
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {directory} holds no tokenizer.") from None
     except (ValueError, KeyError, TypeError, ConfigError) as error:
-        raise DataError(f"{path} is damaged ({error}); prepare the data again.") from None
+        raise DataError(f"{path} is damaged ({error}); {AGAIN}.") from None
     if config.kind == "gpt2":
         return Gpt2Tokenizer(config, normalize)
     model = Path(directory) / MODEL_FILE
     try:
         tokenizer = SentencePieceTokenizer(config, normalize, model.read_bytes())
     except FileNotFoundError:
-        raise DataError(f"{model} is missing; prepare the data again.") from None
+        raise DataError(f"{model} is missing; {AGAIN}.") from None
     except RuntimeError:
-        raise DataError(f"{model} is damaged; prepare the data again.") from None
-    if tokenizer.vocab_size != vocab_size:
-        raise DataError(
-            f"{model} has {tokenizer.vocab_size} pieces but {path} says {vocab_size}; "
-            "prepare the data again."
-        )
+        raise DataError(f"{model} is damaged; {AGAIN}.") from None
+    if tokenizer.digest != digest:
+        raise DataError(f"{model} is not the model that {path} describes; {AGAIN}.")
     return tokenizer
