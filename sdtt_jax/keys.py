@@ -28,3 +28,8 @@ def purpose_key(seed: int, purpose: str, round: int = 0) -> jax.Array:
 def at_step(key: jax.Array, step: jax.Array | int) -> jax.Array:
     """Key of one step: `fold_in(key, step)`; `step` may be traced."""
     return jax.random.fold_in(key, step)
+
+
+def purpose_seed(seed: int, purpose: str) -> int:
+    """An integer seed in [0, 2**31) for host-side shuffling, stable between processes."""
+    return zlib.crc32(f"{seed}/{purpose}".encode()) >> 1

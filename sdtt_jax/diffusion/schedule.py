@@ -63,8 +63,9 @@ class ScheduleConfig:
         require(0 < self.eps < 1, f"eps must lie in (0, 1), not {self.eps}.")
 
 
-def make_schedule(config: ScheduleConfig = ScheduleConfig()) -> Schedule:
-    """The noise schedule that `config` describes."""
+def make_schedule(config: ScheduleConfig | None = None) -> Schedule:
+    """The noise schedule that `config` describes (None: log-linear)."""
+    config = config or ScheduleConfig()
     return SCHEDULES[config.kind](config)
 
 

@@ -12,7 +12,6 @@ class DistillConfig:
 
     Attributes:
       num_rounds: rounds; after each the student becomes the teacher.
-      steps_per_round: optimizer steps of a round.
       num_distill_steps: k, teacher steps per student step, at least 2.
       teacher_num_steps: steps of the first teacher; the first round's `dt` is one over it.
       min_num_steps: no round trains a student for fewer sampling steps than this; `dt` stops growing.
@@ -27,7 +26,6 @@ class DistillConfig:
     """
 
     num_rounds: int = 7
-    steps_per_round: int = 10_000
     num_distill_steps: int = 2
     teacher_num_steps: int = 1024
     min_num_steps: int = 1
@@ -39,7 +37,7 @@ class DistillConfig:
     reference_times: bool = False
 
     def __post_init__(self):
-        for name in ("num_rounds", "steps_per_round", "teacher_num_steps", "min_num_steps"):
+        for name in ("num_rounds", "teacher_num_steps", "min_num_steps"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
         require(
             self.num_trajectories > 0,

@@ -1,0 +1,134 @@
+"""What all stages of a run share, made once: config, directory, mesh, data, networks."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from experiments.settings import RunConfig
+from experiments.workdir import Workdir, final
+from sdtt_jax.configs import from_mapping, to_mapping
+from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
+from sdtt_jax.diffusion.schedule import Schedule, ScheduleConfig, make_schedule
+from sdtt_jax.errors import CheckpointError, UserError
+from sdtt_jax.models import Denoiser, DenoiserConfig, make_denoiser
+from sdtt_jax.models.autoregressive import Autoregressive, make_autoregressive
+from sdtt_jax.training import sharding as sh
+from sdtt_jax.training.checkpoint import load_params, save_params
+
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run in progress."""
+
+    config: RunConfig
+    workdir: Workdir
+    mesh: Mesh
+
+    def say(self, message: str) -> None:
+        """One line to the person at the terminal."""
+        if jax.process_index() == 0:
+            print(message, flush=True)
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        return make_schedule(self.config.schedule)
+
+    @functools.cached_property
+    def info(self) -> DataInfo:
+        """Facts of the prepared data."""
+        return prepare(
+            self.config.data, self.config.tokenizer, self.workdir.data, self.workdir.tokenizer
+        )
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.workdir.tokenizer)
+
+    @functools.cached_property
+    def train_split(self) -> Split:
+        return open_split(self.workdir.data, "train")
+
+    @functools.cached_property
+    def validation_split(self) -> Split:
+        return open_split(self.workdir.data, "validation")
+
+    @functools.cached_property
+    def denoiser(self) -> Denoiser:
+        return make_denoiser(self.config.denoiser(self.info.vocab_size))
+
+    @functools.cached_property
+    def judge(self) -> Autoregressive:
+        return make_autoregressive(self.config.causal(self.info.vocab_size))
+
+    def deliver(self, stage: Path, params: Params, kind: str, **facts: Any) -> None:
+        """Writes what a stage delivers, with the facts that loading it needs."""
+        network = self.denoiser if kind == "denoiser" else self.judge
+        meta = {
+            "kind": kind,
+            "model": to_mapping(network.config),
+            "schedule": to_mapping(self.config.schedule),
+        }
+        save_params(final(stage), params, meta | facts)
+
+    def delivered(self, stage: Path, kind: str, needed_by: str) -> Params:
+        """What a finished stage delivered, on the mesh.
+
+        Raises:
+          UserError: the stage is not finished.
+          CheckpointError: it holds another model.
+        """
+        if not final(stage).exists():
+            raise UserError(
+                f"Stage {needed_by} needs {final(stage)}, which is not there; run the stages before it."
+            )
+        network = self.denoiser if kind == "denoiser" else self.judge
+        boxed = jax.eval_shape(network.init, jax.random.key(0))
+        params, meta = load_params(final(stage), sh.tree_shardings(boxed, sh.RULES, self.mesh))
+        if meta.get("kind") != kind or meta.get("model") != to_mapping(network.config):
+            raise CheckpointError(
+                f"{final(stage)} is a checkpoint of another model: {meta.get('kind')} "
+                f"{meta.get('model')}, not {kind} {to_mapping(network.config)}."
+            )
+        return params
+
+
+def load_denoiser(path: Path) -> tuple[Denoiser, Params, Schedule, Tokenizer, dict[str, Any]]:
+    """A denoiser that a run delivered, with its tokenizer (found in a folder above).
+
+    Args:
+      path: a `final` folder, a round's or the teacher's folder, or a whole run (its last finished round).
+
+    Returns:
+      Network, parameters, noise schedule, tokenizer, and the facts stored beside the parameters.
+
+    Raises:
+      CheckpointError: nothing there, or no denoiser.
+    """
+    if not path.exists():
+        raise CheckpointError(f"There is no checkpoint at {path}.")
+    rounds = sorted((path / "rounds").glob("*/final")) if (path / "rounds").is_dir() else []
+    candidates = [*rounds[-1:], path / "final", path / "teacher" / "final", path]
+    folder = next(p for p in candidates if p.exists())
+    params, meta = load_params(folder)
+    if meta.get("kind") != "denoiser":
+        raise CheckpointError(
+            f"{folder} holds {meta.get('kind') or 'no model of this library'}, not a denoiser; give a "
+            "round, a teacher, or a run's directory."
+        )
+    tokenizer_dir = next(
+        (p / "tokenizer" for p in folder.absolute().parents if (p / "tokenizer").is_dir()), None
+    )
+    if tokenizer_dir is None:
+        raise CheckpointError(
+            f"No tokenizer folder above {folder}; copy the run's tokenizer/ beside it."
+        )
+    denoiser = make_denoiser(from_mapping(DenoiserConfig, meta["model"], "model"))
+    schedule = make_schedule(from_mapping(ScheduleConfig, meta["schedule"], "schedule"))
+    return denoiser, params, schedule, load_tokenizer(tokenizer_dir), meta | {"path": str(folder)}
+

@@ -1,0 +1,127 @@
+"""Runs an experiment from raw text to a report, stage by stage, each finished stage skipped.
+
+  python -m experiments.run --config=experiments/configs/demo.py --workdir=runs/demo
+
+Stages: data, teacher, judge, distill, evaluate, report. Stop it at any moment (Ctrl-C) and repeat the
+command: it goes on where it was. Any field of the config can be given on the command line, for example
+--config.distill.train.num_steps=100; `--stages=distill,evaluate` runs some stages only.
+"""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from experiments import evaluation_stage, training_stages
+from experiments.context import Run
+from experiments.settings import run_config
+from experiments.terminal import exit_on_user_errors
+from experiments.workdir import claim, final, lock, timed
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.reporting import write_report
+from sdtt_jax.training.sharding import make_mesh
+
+STAGES = ("data", "teacher", "judge", "distill", "evaluate", "report")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if it is missing.")
+_STAGES = flags.DEFINE_list(
+    "stages", [], f"Stages to run, of: {', '.join(STAGES)}. All of them by default."
+)
+
+
+def run_stages(run: Run, stages: Sequence[str]) -> None:
+    """Runs the stages that are not finished yet, in order."""
+    for stage in STAGES:
+        if stage not in stages:
+            continue
+        if _is_finished(run, stage):
+            run.say(f"{stage}: finished before")
+            continue
+        run.say(f"{stage}: {_DESCRIPTIONS[stage]}")
+        with timed(run.workdir, stage):
+            _RUNNERS[stage](run)
+
+
+def _data(run: Run) -> None:
+    info = run.info
+    run.say(
+        f"  {info.num_characters:,} characters, {info.vocab_size} tokens, {info.num_train:,} sequences of "
+        f"{info.length} to train on, {info.num_validation:,} held out"
+    )
+
+
+def _report(run: Run) -> None:
+    evaluation_stage.add_timing(run)
+    if jax.process_index() == 0:
+        run.say(f"  {write_report(run.workdir.root)}")
+
+
+_DESCRIPTIONS = {
+    "data": "text to tokens",
+    "teacher": "training the masked diffusion model",
+    "judge": "training the autoregressive baseline and scorer",
+    "distill": "fewer steps, round by round",
+    "evaluate": "sampling and measuring",
+    "report": "one page",
+}
+_RUNNERS: dict[str, Callable[[Run], None]] = {
+    "data": _data,
+    "teacher": training_stages.train_teacher,
+    "judge": training_stages.train_judge,
+    "distill": training_stages.distill,
+    "evaluate": evaluation_stage.evaluate,
+    "report": _report,
+}
+
+
+def _is_finished(run: Run, stage: str) -> bool:
+    workdir = run.workdir
+    if stage == "teacher":
+        return final(workdir.teacher).exists()
+    if stage == "judge":
+        return final(workdir.judge).exists()
+    if stage == "distill":
+        last = run.config.distill.num_rounds
+        return final(workdir.round(last)).exists()
+    if stage == "evaluate":
+        return evaluation_stage.is_evaluated(run)
+    if stage == "report":
+        inputs = [workdir.results, workdir.samples, workdir.metrics]
+        return workdir.report.exists() and all(
+            p.exists() and p.stat().st_mtime <= workdir.report.stat().st_mtime for p in inputs
+        )
+    return False
+
+
+@contextlib.contextmanager
+def open_run(config: object, root: Path) -> Iterator[Run]:
+    """Validates the config, locks and claims the directory, makes the mesh."""
+    validated = run_config(config)  # type: ignore[arg-type]
+    mesh = make_mesh(validated.mesh)
+    with lock(root):
+        yield Run(validated, claim(root, validated), mesh)
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
+    for name in ("config", "workdir"):
+        if flags.FLAGS[name].value is None:
+            raise ConfigError(f"--{name} is missing; see --help.")
+    stages = _STAGES.value or list(STAGES)
+    for stage in stages:
+        if stage not in STAGES:
+            raise ConfigError(f"--stages={stage} is no stage; choose from {', '.join(STAGES)}.")
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    with open_run(_CONFIG.value, Path(_WORKDIR.value)) as run:
+        run_stages(run, stages)
+
+
+if __name__ == "__main__":
+    app.run(exit_on_user_errors(main), argv=sys.argv)

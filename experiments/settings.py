@@ -1,0 +1,186 @@
+"""What determines a run: every field of every config, with its default, in frozen dataclasses."""
+
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+from sdtt_jax.configs import from_mapping, require, to_mapping
+from sdtt_jax.data import DataConfig, TokenizerConfig
+from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.diffusion.schedule import ScheduleConfig
+from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.models import CausalConfig, DenoiserConfig
+from sdtt_jax.training.optimizers import OptimizerConfig
+from sdtt_jax.training.sharding import MeshConfig
+from sdtt_jax.training.step import TrainConfig
+
+WEIGHTINGS = ("nelbo", "even")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSize:
+    """Sizes of the denoiser; vocabulary and length come from the data.
+
+    Attributes: as in `sdtt_jax.models.DenoiserConfig`.
+    """
+
+    num_layers: int = 12
+    embed_dim: int = 768
+    num_heads: int = 12
+    mlp_ratio: int = 4
+    cond_dim: int = 128
+    time_conditioned: bool = False
+    compute_dtype: str = "float32"
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeSize:
+    """Sizes of the autoregressive judge; vocabulary and length come from the data."""
+
+    num_layers: int = 12
+    embed_dim: int = 768
+    num_heads: int = 12
+    mlp_ratio: int = 4
+    compute_dtype: str = "float32"
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """The first teacher's training.
+
+    Attributes:
+      weighting: "nelbo" weights the loss of each time by 1/t (the bound), "even" weights all masked
+        tokens alike (a small model leaves its first plateau sooner).
+      antithetic: even spread of times over a batch.
+      importance: with "nelbo", draw times so that the weight is flat.
+      train: steps, batch, optimizer.
+    """
+
+    weighting: str = "nelbo"
+    antithetic: bool = True
+    importance: bool = False
+    train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512, ema_decay=0.9999)
+
+    def __post_init__(self):
+        require(
+            self.weighting in WEIGHTINGS,
+            f"weighting={self.weighting!r} is unknown; choose one of {', '.join(WEIGHTINGS)}.",
+        )
+        require(
+            not (self.importance and self.weighting == "even"),
+            "importance=True flattens the weight of the bound; it needs weighting='nelbo'.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig:
+    """The autoregressive model on the same tokens: baseline, and scorer of generated text."""
+
+    model: JudgeSize = JudgeSize()
+    train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillStage(DistillConfig):
+    """The rounds, and the training of each.
+
+    Attributes: as in `sdtt_jax.distillation.DistillConfig`, and
+      train: steps of each round, batch, optimizer. The default is the paper's recipe.
+    """
+
+    train: TrainConfig = TrainConfig(
+        num_steps=10_000,
+        batch_size=128,
+        optimizer=OptimizerConfig(name="adam", learning_rate=6e-5, warmup_steps=500),
+        ema_decay=0.9999,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured at the end.
+
+    Attributes:
+      num_texts: texts per model and number of steps; the first teacher and every round use the same keys.
+      batch_size: texts generated or scored at once.
+      num_steps: numbers of sampling steps, ascending.
+      time_grid: of the sampler.
+      validation_sequences: held-out sequences for validation perplexities (at most; 0 is all of them).
+      gain_sequences: held-out sequences for `gain_share`.
+      gain_trajectories: teacher trajectories per sequence for `gain_share`, even, at least 64.
+      show_texts: texts per model and number of steps in the report.
+    """
+
+    num_texts: int = 1024
+    batch_size: int = 64
+    num_steps: tuple[int, ...] = (4, 8, 16, 32, 64)
+    time_grid: str = "uniform"
+    validation_sequences: int = 2048
+    gain_sequences: int = 256
+    gain_trajectories: int = 64
+    show_texts: int = 3
+
+    def __post_init__(self):
+        for name in ("num_texts", "batch_size", "gain_sequences", "show_texts"):
+            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
+        require(
+            self.gain_trajectories >= 2 and self.gain_trajectories % 2 == 0,
+            f"gain_trajectories must be even, not {self.gain_trajectories}.",
+        )
+        require(len(self.num_steps) > 0, "num_steps must name at least one number of steps.")
+        require(
+            list(self.num_steps) == sorted(set(self.num_steps)),
+            f"num_steps={self.num_steps} must ascend.",
+        )
+        for num_steps in self.num_steps:
+            SamplerConfig(num_steps=num_steps, time_grid=self.time_grid)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run: data, teacher, judge, rounds, evaluation."""
+
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelSize = ModelSize()
+    schedule: ScheduleConfig = ScheduleConfig()
+    mesh: MeshConfig = MeshConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    judge: JudgeConfig = JudgeConfig()
+    distill: DistillStage = DistillStage()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self):
+        require(0 <= self.seed < 2**31, f"seed must lie in [0, 2**31), not {self.seed}.")
+
+    def denoiser(self, vocab_size: int) -> DenoiserConfig:
+        """The denoiser's config for a vocabulary."""
+        sizes = dataclasses.asdict(self.model)
+        return DenoiserConfig(vocab_size=vocab_size, length=self.data.length, **sizes)
+
+    def causal(self, vocab_size: int) -> CausalConfig:
+        """The judge's config; it reads BOS before the text, so it sees as many positions as tokens."""
+        sizes = dataclasses.asdict(self.judge.model)
+        return CausalConfig(vocab_size=vocab_size, length=self.data.length, **sizes)
+
+
+def config_dict(config: RunConfig) -> ml_collections.ConfigDict:
+    """The config as config files return it: locked, so that an unknown field is an error."""
+    return ml_collections.ConfigDict(to_mapping(config))
+
+
+def run_config(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfig:
+    """Validates what a config file and the command line made.
+
+    Raises:
+      ConfigError: naming the field.
+    """
+    mapping = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    run = from_mapping(RunConfig, mapping)
+    run.denoiser(vocab_size=1)
+    run.causal(vocab_size=1)
+    return run

@@ -1,0 +1,65 @@
+"""Work through many texts in batches of one compiled size, on whatever mesh the parameters live."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+
+from sdtt_jax.training import sharding as sh
+
+
+def batch_rows(params: Any, batch_size: int) -> int:
+    """`batch_size`, up to a multiple of what the mesh of `params` splits batches into."""
+    mesh = mesh_of(params)
+    pieces = math.prod(mesh.shape[axis] for axis in sh.BATCH_AXES) if mesh is not None else 1
+    return -(-batch_size // pieces) * pieces
+
+
+def map_batches(
+    function: Callable[[Any, jax.Array, jax.Array], Any],
+    params: Any,
+    rows: np.ndarray,
+    batch_size: int,
+) -> Any:
+    """`function(params, batch index, batch)` over all rows.
+
+    Args:
+      function: compiled; its results have the batch as their leading axis.
+      params: parameters, on a mesh or on one device.
+      rows: `[rows, ...]`; the last batch is filled up with repeats, which are dropped again.
+      batch_size: rows at once.
+
+    Returns:
+      The results, laid end to end: a tree of NumPy arrays `[rows, ...]`, floats widened to float64.
+    """
+    size = batch_rows(params, batch_size)
+    mesh = mesh_of(params)
+    results = []
+    for index, start in enumerate(range(0, len(rows), size)):
+        batch = rows[start : start + size]
+        filled = np.resize(batch, (size, *batch.shape[1:])) if len(batch) < size else batch
+        if mesh is None:
+            out = function(params, jnp.int32(index), jnp.asarray(filled))
+        else:
+            with sh.use_mesh(mesh):
+                out = function(params, jnp.int32(index), sh.place_batch(filled, mesh))
+        results.append(jax.tree.map(lambda x, n=len(batch): _host(x)[:n], out))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def mesh_of(params: Any) -> Any:
+    """The mesh that `params` are placed on, or None."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) else None
+
+
+def _host(array: jax.Array) -> np.ndarray:
+    if jax.process_count() > 1:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    host = np.asarray(array)
+    return host.astype(np.float64) if np.issubdtype(host.dtype, np.floating) else host

@@ -1,0 +1,137 @@
+"""How much of what a round could gain the student has learned: excess divergence over the floor.
+
+For `kl-bwd` the optimum of a round is the normalised geometric mean of the targets over trajectories,
+and the loss there is not zero but `-log Z` of it, the floor; for `kl-fwd` it is their mean, and the floor
+is the mean divergence from it. The share is
+
+    (teacher's divergence - student's) / (teacher's divergence - floor)
+
+on held-out text: 0 for a student that still is its teacher, 1 for one that reached the optimum.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdtt_jax.diffusion.masking import DenoiserLike, masked_log_probs, q_xt, sample_t
+from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.distillation.targets import teacher_targets
+from sdtt_jax.evaluation.batches import map_batches
+
+FLOORED = ("kl-bwd", "kl-fwd")
+
+
+class Gain(NamedTuple):
+    """Mean divergences from the round's targets over masked held-out positions, nats.
+
+    Attributes:
+      teacher: the round's teacher, which predicts from x_t alone.
+      student: the round's student.
+      floor: the least that any prediction from x_t can reach.
+      share: `(teacher - student) / (teacher - floor)`.
+    """
+
+    teacher: float
+    student: float
+    floor: float
+    share: float
+
+
+def measure_gain(
+    denoiser: DenoiserLike,
+    student_params: Any,
+    teacher_params: Any,
+    x0: np.ndarray,
+    dt: float,
+    key: jax.Array,
+    schedule: Schedule,
+    config: DistillConfig,
+    *,
+    num_trajectories: int,
+    batch_size: int,
+) -> Gain:
+    """Measures a round on held-out text.
+
+    Args:
+      denoiser: the network.
+      student_params, teacher_params: the round's student and teacher.
+      x0: `[texts, length]` int32, held out.
+      dt: the round's step.
+      key: PRNG key.
+      schedule: noise schedule.
+      config: k and the divergence, one of `FLOORED`.
+      num_trajectories: M, even. The estimate of the floor from M trajectories has a bias of order 1/M,
+        which `2 floor(M) - floor(M / 2)` takes out.
+      batch_size: texts at once; `[batch, length, vocab]` is held three times.
+    """
+    assert config.divergence in FLOORED and num_trajectories % 2 == 0
+    backward = config.divergence == "kl-bwd"
+
+    @jax.jit
+    def terms(params: tuple[Any, Any], index: jax.Array, batch: jax.Array) -> dict[str, jax.Array]:
+        student, teacher = params
+        keys = jax.random.split(jax.random.fold_in(key, index), 2 + num_trajectories)
+        t = sample_t(keys[0], batch.shape[0])
+        x_t = q_xt(keys[1], batch, schedule.move_chance(t), denoiser.mask_id)
+        masked = (x_t == denoiser.mask_id).astype(jnp.float32)
+        sigma = schedule.sigma(t)
+
+        def log_probs(weights: Any) -> jax.Array:
+            logits = denoiser.logits(weights, denoiser.hidden(weights, x_t, sigma))
+            return masked_log_probs(logits, denoiser.mask_id)
+
+        def add(sums: tuple, trajectory: jax.Array) -> tuple[tuple, None]:
+            [target] = teacher_targets(
+                denoiser,
+                teacher,
+                trajectory[None],
+                x_t,
+                t,
+                jnp.float32(dt),
+                schedule,
+                num_distill_steps=config.num_distill_steps,
+                reference_times=config.reference_times,
+            )
+            log_p = masked_log_probs(denoiser.logits(teacher, target), denoiser.mask_id)
+            value = log_p if backward else jnp.exp(log_p)
+            negative_entropy = (jnp.exp(log_p) * log_p).sum(-1)
+            return (sums[0] + value, sums[1] + negative_entropy), None
+
+        zero = (jnp.zeros((*x_t.shape, denoiser.padded_vocab)), jnp.zeros(x_t.shape))
+        half, trajectories = num_trajectories // 2, keys[2:]
+        at_half, _ = jax.lax.scan(add, zero, trajectories[:half])
+        at_full, _ = jax.lax.scan(add, at_half, trajectories[half:])
+
+        def mean(sums: tuple, count: int) -> tuple:
+            return sums[0] / count, sums[1] / count
+
+        full, first_half = mean(at_full, num_trajectories), mean(at_half, half)
+
+        def divergence(log_p: jax.Array) -> jax.Array:
+            if backward:
+                return (jnp.exp(log_p) * (log_p - full[0])).sum(-1)
+            return full[1] - (full[0] * log_p).sum(-1)
+
+        def floor(mean_value: jax.Array, mean_negative_entropy: jax.Array) -> jax.Array:
+            if backward:
+                return -jax.nn.logsumexp(mean_value, axis=-1)
+            own = jnp.where(mean_value > 0, mean_value, 1.0)
+            return mean_negative_entropy - (mean_value * jnp.log(own)).sum(-1)
+
+        def total(values: jax.Array) -> jax.Array:
+            return (values * masked).sum(-1)
+
+        return {
+            "teacher": total(divergence(log_probs(teacher))),
+            "student": total(divergence(log_probs(student))),
+            "floor": total(2 * floor(*full) - floor(*first_half)),
+            "masked": masked.sum(-1),
+        }
+
+    sums = map_batches(terms, (student_params, teacher_params), x0, batch_size)
+    count = sums["masked"].sum()
+    teacher, student, floor = (float(sums[k].sum() / count) for k in ("teacher", "student", "floor"))
+    return Gain(teacher, student, floor, (teacher - student) / (teacher - floor))

@@ -1,0 +1,57 @@
+"""Likelihoods of held-out or generated text, in nats per token."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdtt_jax.diffusion.masking import DenoiserLike
+from sdtt_jax.diffusion.nelbo import nelbo
+from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.evaluation.batches import map_batches
+from sdtt_jax.models.autoregressive import Autoregressive
+
+
+def causal_nll(model: Autoregressive, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
+    """-log p of every token given BOS and the tokens before it: `[batch, length]` float32.
+
+    Args:
+      model, params: the causal network.
+      tokens: `[batch, length]` int32.
+      bos_id: what stands before the first token, so that it is scored too.
+    """
+    inputs = jnp.concatenate([jnp.full_like(tokens[:, :1], bos_id), tokens[:, :-1]], axis=1)
+    logits = model.logits(params, model.hidden(params, inputs))
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
+
+
+def judge_texts(
+    model: Autoregressive, params: Any, tokens: np.ndarray, bos_id: int, batch_size: int
+) -> np.ndarray:
+    """Mean negative log-likelihood of each text under the judge: `[texts]` float64, nats per token."""
+
+    @jax.jit
+    def score(params: Any, index: jax.Array, batch: jax.Array) -> jax.Array:
+        del index
+        return causal_nll(model, params, batch, bos_id).mean(axis=-1)
+
+    return map_batches(score, params, tokens, batch_size)
+
+
+def nelbo_texts(
+    denoiser: DenoiserLike,
+    params: Any,
+    tokens: np.ndarray,
+    key: jax.Array,
+    schedule: Schedule,
+    batch_size: int,
+) -> np.ndarray:
+    """One-sample NELBO of each text: `[texts]` float64, nats per token (antithetic times in a batch)."""
+
+    @jax.jit
+    def bound(params: Any, index: jax.Array, batch: jax.Array) -> jax.Array:
+        return nelbo(denoiser, params, batch, jax.random.fold_in(key, index), schedule)
+
+    return map_batches(bound, params, tokens, batch_size)
