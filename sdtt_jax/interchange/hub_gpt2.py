@@ -47,6 +47,8 @@ def load_gpt2(directory: str | Path) -> tuple[GPT2Config, dict[str, Any]]:
         raise CheckpointError(
             f"{path} cannot be read ({error}); a GPT-2 folder needs it."
         ) from None
+    if not isinstance(mapping, Mapping):
+        raise CheckpointError(f"{path} is not a JSON object; a GPT-2 folder needs one.")
     config = gpt2_config(mapping, str(path))
     weights = directory / "model.safetensors"
     return config, read_gpt2(config, read_tensors(weights), where=str(weights))
@@ -57,7 +59,7 @@ def gpt2_config(mapping: Mapping[str, Any], where: str = "config.json") -> GPT2C
 
     Raises:
       CheckpointError: naming a field that is missing or asks for what this network does not
-      compute.
+        compute.
     """
     activation = mapping.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
@@ -101,8 +103,7 @@ def read_gpt2(
 
     Raises:
       CheckpointError: naming missing, unexpected or ill-shaped tensors, or an `lm_head.weight` that
-      is not
-        the embedding.
+        is not the embedding.
     """
     prefix = find_prefix(tensors, ANCHOR, PREFIXES, where)
     body = dict(tensors)

@@ -71,8 +71,7 @@ def read_params(
 
     Raises:
       CheckpointError: naming the tensors that are missing, not expected, of another shape, or not
-      the
-        constant that the config implies.
+        the constant that the config implies.
     """
     _check_names(table, tensors, prefix, where)
     for name, expected in table.constants.items():
@@ -115,14 +114,14 @@ def write_params(table: Table, params: Mapping[str, Any], prefix: str) -> dict[s
     tensors = {}
     for entry in table.entries:
         value = np.asarray(ours[entry.path])
-        names = _names(entry.name, table.num_layers)
+        targets = _names(entry.name, table.num_layers)
         layers = list(value) if LAYER in entry.name else [value]
-        if len(layers) != len(names):
+        if len(layers) != len(targets):
             raise CheckpointError(
                 f"Parameter {'/'.join(entry.path)} has {len(layers)} layers, but the config "
-                f"says {len(names)}."
+                f"says {len(targets)}."
             )
-        for name, array in zip(names, layers, strict=True):
+        for name, array in zip(targets, layers, strict=True):
             tensors[prefix + name] = _to_theirs(entry, array, table.padded_vocab)
     for name, constant in table.constants.items():
         tensors[prefix + name] = constant

@@ -31,6 +31,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes a safetensors file; it appears under its name only once it is complete."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
+    # The library writes the bytes of a transposed view as they lie in memory, so views are copied.
+    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     # Hub libraries refuse files without this note of who may read them.
-    save_file(dict(tensors), partial, metadata={"format": "pt"})
+    save_file(contiguous, partial, metadata={"format": "pt"})
     partial.replace(path)

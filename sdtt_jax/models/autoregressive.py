@@ -56,7 +56,7 @@ class Autoregressive:
           ConfigError: when the sequence is longer than `max_length`.
         """
         self._check_length(tokens.shape[1])
-        hidden: jax.Array = self.network.apply({"params": params}, tokens, method="hidden")
+        hidden: Any = self.network.apply({"params": params}, tokens, method="hidden")
         return hidden
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
@@ -65,7 +65,7 @@ class Autoregressive:
         MASK and the padding columns are `NEG_INFINITY`, so a softmax over all columns is one over
         the `vocab_size` tokens.
         """
-        logits: jax.Array = self.network.apply({"params": params}, hidden, method="logits")
+        logits: Any = self.network.apply({"params": params}, hidden, method="logits")
         return logits
 
     def init_cache(self, batch: int, length: int) -> KVCache:

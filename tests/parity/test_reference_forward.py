@@ -1,0 +1,109 @@
+"""Networks with the reference's weights against the values that the reference printed.
+
+Oracle: `forward.npz` and `ar_forward.npz` of a `reference_*` folder (golden/README.md), float32,
+within 1e-5 relative.
+"""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.masking import subs_log_probs
+from sdtt_jax.interchange.reference import read_autoregressive, read_denoiser
+from sdtt_jax.interchange.tensors import read_tensors
+from sdtt_jax.models.autoregressive import make_autoregressive
+from sdtt_jax.models.denoiser import make_denoiser
+
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def _settings(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def _denoiser_logits(folder, name, tokens, sigma, *, time_conditioned=False):
+    tensors = read_tensors(folder / f"{name}.safetensors")
+    length = _settings(folder)["model"]["length"]
+    config, params = read_denoiser(tensors, length=length, time_conditioned=time_conditioned)
+    model = make_denoiser(config)
+
+    @jax.jit
+    def logits(params, tokens, sigma):
+        return model.logits(params, model.hidden(params, tokens, sigma))
+
+    return logits(params, tokens, sigma), model
+
+
+@pytest.fixture(scope="module")
+def forward(reference_golden):
+    """The arrays of forward.npz, in memory."""
+    with np.load(reference_golden / "forward.npz") as file:
+        return dict(file)
+
+
+def test_sizes_are_found_from_the_tensors(reference_golden):
+    settings = _settings(reference_golden)
+    sizes = settings["model"]
+    tensors = read_tensors(reference_golden / "teacher_hub.safetensors")
+    config, _ = read_denoiser(tensors, length=sizes["length"])
+    assert config.vocab_size == settings["vocab_size"] == settings["mask_index"] == config.mask_id
+    found = (config.embed_dim, config.num_layers, config.num_heads, config.cond_dim)
+    assert found == tuple(sizes[k] for k in ("hidden_size", "n_blocks", "n_heads", "cond_dim"))
+
+
+@pytest.mark.parametrize("name", ["teacher_hub", "teacher_nested"])
+def test_teacher_logits_at_sigma_zero(reference_golden, forward, name):
+    """Published models always get sigma 0, so the sigma passed in must not matter."""
+    logits, model = _denoiser_logits(reference_golden, name, forward["xt"], forward["sigma"])
+    columns = logits[..., : model.config.vocab_size + 1]
+    np.testing.assert_allclose(columns, forward["teacher_logits_sigma0"], **TOLERANCE)
+
+
+def test_teacher_logits_at_sigma(reference_golden, forward):
+    logits, model = _denoiser_logits(
+        reference_golden, "teacher_hub", forward["xt"], forward["sigma"], time_conditioned=True
+    )
+    columns = logits[..., : model.config.vocab_size + 1]
+    np.testing.assert_allclose(columns, forward["teacher_logits_sigma"], **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("weights", "time_conditioned", "values"),
+    [
+        ("teacher_hub", False, "teacher_log_probs"),
+        ("student_hub", False, "student_log_probs"),
+        ("teacher_hub", True, "teacher_log_probs_time_conditioned"),
+    ],
+)
+def test_subs_log_probabilities(reference_golden, forward, weights, time_conditioned, values):
+    """Over all columns, MASK's included, whose finite "minus infinity" is the reference's too."""
+    x_t = forward["xt"].astype(np.int32)
+    logits, model = _denoiser_logits(
+        reference_golden, weights, x_t, forward["sigma"], time_conditioned=time_conditioned
+    )
+    log_probs = subs_log_probs(logits, x_t, model.mask_id)
+    columns = log_probs[..., : model.config.vocab_size + 1]
+    np.testing.assert_allclose(columns, forward[values], **TOLERANCE)
+
+
+def test_autoregressive_log_probabilities_and_nll(reference_golden):
+    """Compared over the vocabulary without MASK, whose column the reference leaves meaningless."""
+    length = _settings(reference_golden)["model"]["length"]
+    config, params = read_autoregressive(
+        read_tensors(reference_golden / "ar_hub.safetensors"), length=length
+    )
+    model = make_autoregressive(config)
+    with np.load(reference_golden / "ar_forward.npz") as file:
+        expected, tokens, nll = file["logits"], file["tokens"], file["nll"]
+
+    @jax.jit
+    def log_probs_of(params, tokens):
+        return jax.nn.log_softmax(model.logits(params, model.hidden(params, tokens)))
+
+    log_probs = np.asarray(log_probs_of(params, tokens))
+    vocab = config.vocab_size
+    np.testing.assert_allclose(log_probs[..., :vocab], expected[..., :vocab], **TOLERANCE)
+    next_token = np.take_along_axis(log_probs[:, :-1], tokens[:, 1:, None], axis=2)[..., 0]
+    np.testing.assert_allclose(-next_token, nll, **TOLERANCE)
