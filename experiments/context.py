@@ -66,7 +66,7 @@ class Run:
     def judge(self) -> Autoregressive:
         return make_autoregressive(self.config.causal(self.info.vocab_size))
 
-    def deliver(self, stage: Path, params: Params, kind: str, **facts: Any) -> None:
+    def deliver(self, folder: Path, params: Params, kind: str, **facts: Any) -> None:
         """Writes what a stage delivers, with the facts that loading it needs."""
         network = self.denoiser if kind == "denoiser" else self.judge
         meta = {
@@ -74,25 +74,25 @@ class Run:
             "model": to_mapping(network.config),
             "schedule": to_mapping(self.config.schedule),
         }
-        save_params(final(stage), params, meta | facts)
+        save_params(final(folder), params, meta | facts)
 
-    def delivered(self, stage: Path, kind: str, needed_by: str) -> Params:
+    def delivered(self, folder: Path, kind: str, needed_by: str) -> Params:
         """What a finished stage delivered, on the mesh.
 
         Raises:
           UserError: the stage is not finished.
           CheckpointError: it holds another model.
         """
-        if not final(stage).exists():
+        if not final(folder).exists():
             raise UserError(
-                f"Stage {needed_by} needs {final(stage)}, which is not there; run the stages before it."
+                f"Stage {needed_by} needs {final(folder)}, which is not there; run the stages before it."
             )
         network = self.denoiser if kind == "denoiser" else self.judge
         boxed = jax.eval_shape(network.init, jax.random.key(0))
-        params, meta = load_params(final(stage), sh.tree_shardings(boxed, sh.RULES, self.mesh))
+        params, meta = load_params(final(folder), sh.tree_shardings(boxed, sh.RULES, self.mesh))
         if meta.get("kind") != kind or meta.get("model") != to_mapping(network.config):
             raise CheckpointError(
-                f"{final(stage)} is a checkpoint of another model: {meta.get('kind')} "
+                f"{final(folder)} is a checkpoint of another model: {meta.get('kind')} "
                 f"{meta.get('model')}, not {kind} {to_mapping(network.config)}."
             )
         return params
@@ -131,4 +131,3 @@ def load_denoiser(path: Path) -> tuple[Denoiser, Params, Schedule, Tokenizer, di
     denoiser = make_denoiser(from_mapping(DenoiserConfig, meta["model"], "model"))
     schedule = make_schedule(from_mapping(ScheduleConfig, meta["schedule"], "schedule"))
     return denoiser, params, schedule, load_tokenizer(tokenizer_dir), meta | {"path": str(folder)}
-

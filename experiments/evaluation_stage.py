@@ -260,9 +260,7 @@ def _data_facts(run: Run, judge: Any) -> Record:
     return _quality(run, tokens, nll) | {"count": len(tokens)}
 
 
-def _samples(
-    run: Run, teacher: dict[int, Scored], student: dict[int, Scored] | None
-) -> Record:
+def _samples(run: Run, teacher: dict[int, Scored], student: dict[int, Scored] | None) -> Record:
     """Texts to look at, and one generation state by state."""
     count, tokenizer = run.config.evaluation.show_texts, run.tokenizer
     shown = [n for n in SHOWN_STEPS if n in teacher]
@@ -279,7 +277,11 @@ def _samples(
     if student is not None:
         texts["student"] = {str(n): decode(student[n].tokens) for n in shown}
     last = max(
-        (n for n in range(1, run.config.distill.num_rounds + 1) if final(run.workdir.round(n)).exists()),
+        (
+            n
+            for n in range(1, run.config.distill.num_rounds + 1)
+            if final(run.workdir.round(n)).exists()
+        ),
         default=0,
     )
     folder = run.workdir.round(last) if last else run.workdir.teacher

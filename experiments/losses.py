@@ -1,4 +1,6 @@
-"""The losses of the three trainings, in the form that the loop takes: (params, context, batch, key) -> Loss."""
+"""The losses of the three trainings, as the loop takes them: (params, context, batch, key) -> Loss."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +15,13 @@ from sdtt_jax.evaluation.likelihood import causal_nll
 from sdtt_jax.models.autoregressive import Autoregressive
 from sdtt_jax.training.step import Loss, LossFn
 
+Tree = Any
+
 
 def teacher_loss(denoiser: DenoiserLike, schedule: Schedule, config: TeacherConfig) -> LossFn:
     """The NELBO in nats per token, or the mean over masked tokens; `batch: [batch, length]` int32."""
 
-    def loss(params, context, batch: jax.Array, key: jax.Array) -> Loss:
+    def loss(params: Tree, context: Tree, batch: jax.Array, key: jax.Array) -> Loss:
         del context
         terms = denoising_terms(
             denoiser,
@@ -41,7 +45,7 @@ def teacher_loss(denoiser: DenoiserLike, schedule: Schedule, config: TeacherConf
 def judge_loss(model: Autoregressive, bos_id: int) -> LossFn:
     """Next-token negative log-likelihood in nats per token."""
 
-    def loss(params, context, batch: jax.Array, key: jax.Array) -> Loss:
+    def loss(params: Tree, context: Tree, batch: jax.Array, key: jax.Array) -> Loss:
         del context, key
         return Loss(causal_nll(model, params, batch, bos_id).sum(), jnp.float32(batch.size), {})
 
@@ -51,7 +55,7 @@ def judge_loss(model: Autoregressive, bos_id: int) -> LossFn:
 def distill_loss(denoiser: DenoiserLike, schedule: Schedule, config: DistillConfig) -> LossFn:
     """SDTT's divergence per masked token; the context holds `teacher_params` and `dt`."""
 
-    def loss(params, context, batch: jax.Array, key: jax.Array) -> Loss:
+    def loss(params: Tree, context: Tree, batch: jax.Array, key: jax.Array) -> Loss:
         total, count = distillation_terms(
             denoiser, params, context["teacher_params"], batch, context["dt"], key, schedule, config
         )

@@ -8,19 +8,17 @@ command: it goes on where it was. Any field of the config can be given on the co
 """
 
 import contextlib
-import logging
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from experiments import evaluation_stage, training_stages
 from experiments.context import Run
 from experiments.settings import run_config
-from experiments.terminal import exit_on_user_errors
+from experiments.terminal import run_app
 from experiments.workdir import claim, final, lock, timed
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.reporting import write_report
@@ -109,6 +107,7 @@ def open_run(config: object, root: Path) -> Iterator[Run]:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Runs the stages that the flags ask for."""
     if len(argv) > 1:
         raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
     for name in ("config", "workdir"):
@@ -118,10 +117,9 @@ def main(argv: Sequence[str]) -> None:
     for stage in stages:
         if stage not in STAGES:
             raise ConfigError(f"--stages={stage} is no stage; choose from {', '.join(STAGES)}.")
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    with open_run(_CONFIG.value, Path(_WORKDIR.value)) as run:
+    with open_run(_CONFIG.value, Path(str(_WORKDIR.value))) as run:
         run_stages(run, stages)
 
 
 if __name__ == "__main__":
-    app.run(exit_on_user_errors(main), argv=sys.argv)
+    run_app(main)

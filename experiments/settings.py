@@ -64,7 +64,7 @@ class TeacherConfig:
     importance: bool = False
     train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512, ema_decay=0.9999)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(
             self.weighting in WEIGHTINGS,
             f"weighting={self.weighting!r} is unknown; choose one of {', '.join(WEIGHTINGS)}.",
@@ -123,7 +123,7 @@ class EvaluationConfig:
     gain_trajectories: int = 64
     show_texts: int = 3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("num_texts", "batch_size", "gain_sequences", "show_texts"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
         require(
@@ -154,7 +154,7 @@ class RunConfig:
     distill: DistillStage = DistillStage()
     evaluation: EvaluationConfig = EvaluationConfig()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, f"seed must lie in [0, 2**31), not {self.seed}.")
 
     def denoiser(self, vocab_size: int) -> DenoiserConfig:

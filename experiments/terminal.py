@@ -1,8 +1,10 @@
-"""Exit statuses and one-line errors of the entry points."""
+"""Exit statuses, one-line errors and quiet logs of the entry points."""
 
 import functools
 import sys
 from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
 
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.training.loop import EXIT_INTERRUPTED, Interrupted
@@ -37,3 +39,9 @@ def exit_on_user_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequ
         return 0
 
     return wrapped
+
+
+def run_app(main: Callable[[Sequence[str]], None]) -> None:
+    """`absl.app.run` with one-line errors; JAX's and Orbax's INFO lines only with --verbosity=0."""
+    flags.FLAGS.set_default("verbosity", logging.WARNING)
+    app.run(exit_on_user_errors(main))

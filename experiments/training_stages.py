@@ -30,7 +30,9 @@ def train_teacher(run: Run) -> None:
     """Trains the masked diffusion model that the first round distils."""
     config = run.config.teacher
     loss = teacher_loss(run.denoiser, run.schedule, config)
-    state = _train_from_scratch(run, "teacher", run.workdir.teacher, run.denoiser, loss, config.train)
+    state = _train_from_scratch(
+        run, "teacher", run.workdir.teacher, run.denoiser, loss, config.train
+    )
     run.deliver(run.workdir.teacher, _delivered_params(state), "denoiser", stage="teacher")
 
 
@@ -153,7 +155,9 @@ def _fit(
 ) -> TrainState:
     """Trains to the end from the latest checkpoint in `folder`, or from `start()`."""
     stage, number = tags["stage"], tags["round"]
-    sh.check_batch_size(config.batch_size, run.mesh, config.microbatches, f"{stage}.train.batch_size")
+    sh.check_batch_size(
+        config.batch_size, run.mesh, config.microbatches, f"{stage}.train.batch_size"
+    )
     seed = purpose_seed(run.config.seed, f"{stage}.data")
     # Rounds go on in the data where the one before them ended.
     offset = max(number - 1, 0) * config.num_steps
@@ -166,7 +170,7 @@ def _fit(
         restored = checkpoints.restore(abstract, expect=tags)
         state = start() if restored is None else restored[0]
         del restored
-        state = train(
+        return train(
             state,
             step_fn,
             lambda step: run.train_split.batch(seed, offset + step, config.batch_size),
@@ -181,7 +185,6 @@ def _fit(
             tags=tags,
             max_rejected=config.max_rejected,
         )
-    return state
 
 
 def _delivered_params(state: TrainState, *, ema: bool = True) -> Params:

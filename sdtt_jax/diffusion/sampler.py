@@ -39,7 +39,7 @@ class SamplerConfig:
     top_k: int = 0
     top_p: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.num_steps > 0, f"num_steps must be positive, not {self.num_steps}.")
         require(
             self.time_grid in TIME_GRIDS,
@@ -186,7 +186,9 @@ def prior_sample(
 ) -> jax.Array:
     """All MASK, but for `tokens: [batch, length]` where `fixed: [batch, length]` bool is True."""
     x = jnp.full((batch, length), mask_id, jnp.int32)
-    return x if tokens is None else jnp.where(fixed, tokens, x).astype(jnp.int32)
+    if tokens is None or fixed is None:
+        return x
+    return jnp.where(fixed, tokens, x).astype(jnp.int32)
 
 
 def sample(

@@ -55,7 +55,7 @@ class ScheduleConfig:
     sigma_min: float | None = None
     sigma_max: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(
             self.kind in SCHEDULES,
             f"kind={self.kind!r} is no noise schedule; choose one of {', '.join(SCHEDULES)}.",

@@ -36,7 +36,7 @@ class DistillConfig:
     antithetic: bool = True
     reference_times: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("num_rounds", "teacher_num_steps", "min_num_steps"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
         require(

@@ -1,6 +1,7 @@
 """Work through many texts in batches of one compiled size, on whatever mesh the parameters live."""
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,8 @@ def map_batches(
         else:
             with sh.use_mesh(mesh):
                 out = function(params, jnp.int32(index), sh.place_batch(filled, mesh))
-        results.append(jax.tree.map(lambda x, n=len(batch): _host(x)[:n], out))
+        whole = jax.tree.map(_host, out)
+        results.append(jax.tree.map(operator.itemgetter(slice(len(batch))), whole))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 

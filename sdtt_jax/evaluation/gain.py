@@ -67,7 +67,8 @@ def measure_gain(
         which `2 floor(M) - floor(M / 2)` takes out.
       batch_size: texts at once; `[batch, length, vocab]` is held three times.
     """
-    assert config.divergence in FLOORED and num_trajectories % 2 == 0
+    assert config.divergence in FLOORED, config.divergence
+    assert num_trajectories % 2 == 0, num_trajectories
     backward = config.divergence == "kl-bwd"
 
     @jax.jit
@@ -133,5 +134,7 @@ def measure_gain(
 
     sums = map_batches(terms, (student_params, teacher_params), x0, batch_size)
     count = sums["masked"].sum()
-    teacher, student, floor = (float(sums[k].sum() / count) for k in ("teacher", "student", "floor"))
+    teacher, student, floor = (
+        float(sums[k].sum() / count) for k in ("teacher", "student", "floor")
+    )
     return Gain(teacher, student, floor, (teacher - student) / (teacher - floor))

@@ -30,7 +30,7 @@ class TransformerConfig:
     compute_dtype: str = "float32"
     remat: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("vocab_size", "length", "num_layers", "embed_dim", "num_heads", "mlp_ratio"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
         require(

@@ -57,11 +57,13 @@ class Denoiser:
         if sigma is None or not self.config.time_conditioned:
             # One row that broadcasts: the modulation is then computed once, not once per sequence.
             sigma = jnp.zeros((1,), jnp.float32)
-        return self._module.apply({"params": params}, tokens, sigma, method="hidden")
+        hidden: Any = self._module.apply({"params": params}, tokens, sigma, method="hidden")
+        return hidden
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Raw logits `[..., padded_vocab]` float32 of `hidden: [..., embed]`."""
-        return self._module.apply({"params": params}, hidden, method="logits")
+        logits: Any = self._module.apply({"params": params}, hidden, method="logits")
+        return logits
 
     @functools.cached_property
     def _module(self) -> "DiT":
@@ -162,7 +164,7 @@ class DiT(nn.Module):
 
     config: DenoiserConfig
 
-    def setup(self):
+    def setup(self) -> None:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         self.embed = Embedding(c.padded_vocab, c.embed_dim, dtype)
         self.sigma_map = SigmaMap(c.cond_dim)

@@ -1,6 +1,7 @@
 """Linen layers that the denoiser and the causal transformer share, with their logical axes."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,6 +21,18 @@ def fan_in_uniform(in_axes: Sequence[int], out_axes: Sequence[int]) -> Initializ
     return nn.initializers.variance_scaling(
         KERNEL_INIT_SCALE, "fan_in", "uniform", in_axis=in_axes, out_axis=out_axes
     )
+
+
+def parameter(
+    module: nn.Module,
+    name: str,
+    init: Initializer,
+    axes: tuple[str | None, ...],
+    shape: tuple[int, ...],
+) -> jax.Array:
+    """A float32 parameter of `module` with logical axis names."""
+    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    return value
 
 
 class Linear(nn.Module):
@@ -48,24 +61,14 @@ class Linear(nn.Module):
             if self.zero
             else fan_in_uniform(tuple(range(n_in)), tuple(range(n_in, n_in + n_out)))
         )
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(init, self.axes),
-            self.in_shape + self.out_shape,
-            jnp.float32,
-        )
+        kernel = parameter(self, "kernel", init, self.axes, self.in_shape + self.out_shape)
         batch_shape = x.shape[: x.ndim - n_in]
         # One [rows, features] matmul: on CPU it is the form that reaches the matmul rate.
         rows = x.reshape(-1, _size(self.in_shape)).astype(self.dtype)
         y = rows @ kernel.astype(self.dtype).reshape(_size(self.in_shape), _size(self.out_shape))
         y = y.reshape(*batch_shape, *self.out_shape)
         if self.bias:
-            bias = self.param(
-                "bias",
-                nn.with_logical_partitioning(nn.initializers.zeros, self.axes[n_in:]),
-                self.out_shape,
-                jnp.float32,
-            )
+            bias = parameter(self, "bias", nn.initializers.zeros, self.axes[n_in:], self.out_shape)
             y = y + bias.astype(self.dtype)
         return y
 
@@ -77,12 +80,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param(
-            "scale",
-            nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
-            (self.dim,),
-            jnp.float32,
-        )
+        scale = parameter(self, "scale", nn.initializers.ones, ("embed",), (self.dim,))
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
@@ -98,11 +96,12 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        table = self.param(
+        table = parameter(
+            self,
             "embedding",
-            nn.with_logical_partitioning(fan_in_uniform((1,), (0,)), ("vocab", "embed")),
+            fan_in_uniform((1,), (0,)),
+            ("vocab", "embed"),
             (self.vocab, self.dim),
-            jnp.float32,
         )
         return table.astype(self.dtype)[tokens]
 

@@ -1,0 +1,69 @@
+"""Ten minutes on two cores: the World English Bible in 27 characters, distilled to few steps."""
+
+from ml_collections import ConfigDict
+
+from experiments.settings import (
+    DistillStage,
+    EvaluationConfig,
+    JudgeConfig,
+    JudgeSize,
+    ModelSize,
+    RunConfig,
+    TeacherConfig,
+    config_dict,
+)
+from sdtt_jax.data import DataConfig, TokenizerConfig
+from sdtt_jax.training.optimizers import OptimizerConfig
+from sdtt_jax.training.step import TrainConfig
+
+
+def muon(learning_rate: float, adam_learning_rate: float) -> OptimizerConfig:
+    """Muon for the blocks' matrices, Adam for the rest, linear decay to zero."""
+    return OptimizerConfig(
+        name="muon",
+        learning_rate=learning_rate,
+        adam_learning_rate=adam_learning_rate,
+        schedule="linear",
+        warmup_steps=10,
+        b2=0.99,
+    )
+
+
+def get_config() -> ConfigDict:
+    return config_dict(demo())
+
+
+def demo() -> RunConfig:
+    """The run that `launch/demo.sh` makes."""
+    return RunConfig(
+        data=DataConfig(normalize="text8", length=64),
+        tokenizer=TokenizerConfig(model_type="char", vocab_size=64),
+        model=ModelSize(num_layers=4, embed_dim=128, num_heads=4),
+        teacher=TeacherConfig(
+            weighting="even",
+            train=TrainConfig(
+                num_steps=600, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=200
+            ),
+        ),
+        judge=JudgeConfig(
+            model=JudgeSize(num_layers=3, embed_dim=128, num_heads=4),
+            train=TrainConfig(
+                num_steps=300, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=150
+            ),
+        ),
+        distill=DistillStage(
+            num_rounds=2,
+            teacher_num_steps=16,
+            num_trajectories=2,
+            use_ema_on_growth=False,
+            train=TrainConfig(
+                num_steps=100, batch_size=64, optimizer=muon(0.002, 1e-3), save_every=100
+            ),
+        ),
+        evaluation=EvaluationConfig(
+            num_texts=512,
+            num_steps=(4, 8, 16, 32),
+            validation_sequences=1024,
+            gain_sequences=128,
+        ),
+    )
