@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.utils import shard_utils
 
 FILE_FORMAT = "array_record"
 # Split name -> function that starts a pass over its values.
@@ -70,13 +72,33 @@ class PackedTokens(_Builder, skip_registration=True):  # type: ignore[call-arg]
         super().__init__(sources=sources, connector=tokens, data_dir=data_dir)
 
 
+@dataclasses.dataclass(frozen=True)
+class _ShardConfig(shard_utils.ShardConfig):
+    def get_number_shards(self, total_size: int, num_examples: int, *args: Any) -> int:
+        # TFDS itself refuses to write fewer records than shards, as a short split would need.
+        wanted = super().get_number_shards(total_size, num_examples, *args)
+        return max(1, min(wanted, num_examples))
+
+
+class _DownloadConfig(tfds.download.DownloadConfig):
+    def get_shard_config(self) -> shard_utils.ShardConfig:
+        return _ShardConfig(num_shards=self.num_shards)
+
+
 def build(builder: _Builder, num_shards: int) -> str:
-    """Writes the builder's records; returns the folder that `open_source` takes."""
+    """Writes the builder's records, at most `num_shards` files a split.
+
+    Returns:
+      The folder that `open_source` takes.
+
+    Raises:
+      Whatever the sources raise, as it is; nothing finished is left behind then.
+    """
     tfds.disable_progress_bar()
     # TFDS prints its own account to standard output; the caller has a better one.
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(num_shards=num_shards)
+            download_config=_DownloadConfig(num_shards=num_shards, try_download_gcs=False)
         )
     return os.fspath(builder.data_dir)
 

