@@ -32,7 +32,7 @@ class ModelSize:
     cond_dim: int = 128
     time_conditioned: bool = False
     compute_dtype: str = "float32"
-    remat: bool = False
+    remat: str = "dots"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class JudgeSize:
     num_heads: int = 12
     mlp_ratio: int = 4
     compute_dtype: str = "float32"
-    remat: bool = False
+    remat: str = "dots"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sdtt_jax.configs import require
 from sdtt_jax.models.attention import rotary_tables, rotate
 from sdtt_jax.models.cache import KVCache, LayerPast, attend_causally, empty_cache, extend
 from sdtt_jax.models.config import CausalConfig, TransformerConfig
-from sdtt_jax.models.layers import Embedding, Head, LayerNorm, Linear, Mlp
+from sdtt_jax.models.layers import Embedding, Head, LayerNorm, Linear, Mlp, rematerialised
 
 Params = Any
 
@@ -116,9 +116,8 @@ def scan_blocks(block: type[nn.Module], config: TransformerConfig) -> nn.Module:
     Parameters and `past` (a `LayerPast` with a leading layer axis, or None) are split over layers,
     `shared` goes to each of them; it returns `x` and the stacked new keys and values.
     """
-    body = nn.remat(block, prevent_cse=False) if config.remat else block
     return nn.scan(
-        body,
+        rematerialised(block, config.remat),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),

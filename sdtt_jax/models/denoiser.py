@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.models.attention import attend, rotary_tables, rotate
 from sdtt_jax.models.config import DenoiserConfig
-from sdtt_jax.models.layers import Embedding, Head, LayerNorm, Linear, Mlp
+from sdtt_jax.models.layers import Embedding, Head, LayerNorm, Linear, Mlp, rematerialised
 
 Params = Any
 TIME_FEATURES = 256
@@ -168,9 +168,8 @@ class DiT(nn.Module):
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         self.embed = Embedding(c.padded_vocab, c.embed_dim, dtype)
         self.sigma_map = SigmaMap(c.cond_dim)
-        block = nn.remat(DenoiserBlock, prevent_cse=False) if c.remat else DenoiserBlock
         self.blocks = nn.scan(
-            block,
+            rematerialised(DenoiserBlock, c.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,

@@ -63,14 +63,28 @@ class Linear(nn.Module):
         )
         kernel = parameter(self, "kernel", init, self.axes, self.in_shape + self.out_shape)
         batch_shape = x.shape[: x.ndim - n_in]
-        # One [rows, features] matmul: on CPU it is the form that reaches the matmul rate.
-        rows = x.reshape(-1, _size(self.in_shape)).astype(self.dtype)
-        y = rows @ kernel.astype(self.dtype).reshape(_size(self.in_shape), _size(self.out_shape))
+        # One [rows, features] matmul: on CPU it is the form that reaches the matmul rate. The kernel
+        # keeps its axes, so that a mesh can split heads without a reshape across the split.
+        rows = x.reshape(-1, *self.in_shape).astype(self.dtype)
+        contract = (tuple(range(1, 1 + n_in)), tuple(range(n_in)))
+        y = jax.lax.dot_general(rows, kernel.astype(self.dtype), (contract, ((), ())))
         y = y.reshape(*batch_shape, *self.out_shape)
         if self.bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.axes[n_in:], self.out_shape)
             y = y + bias.astype(self.dtype)
         return y
+
+
+def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
+    """`block` with a backward pass that recomputes what `TransformerConfig.remat` says."""
+    if policy == "none":
+        return block
+    saved = {
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "full": jax.checkpoint_policies.nothing_saveable,
+    }[policy]
+    # Within a scan nothing is merged across the boundary anyway, so that merging need not be prevented.
+    return nn.remat(block, prevent_cse=False, policy=saved)
 
 
 class LayerNorm(nn.Module):
@@ -144,9 +158,3 @@ class Head(nn.Module):
         )(hidden).astype(jnp.float32)
         return jnp.where(jnp.arange(self.padded_vocab) < self.vocab, logits, NEG_INFINITY)
 
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
