@@ -1,0 +1,184 @@
+"""launch/environment.sh: clear words for what is missing, and environments that survive anything.
+
+The oracle is a checkout of one empty package, whose build backend is in the checkout itself, so
+that a real virtual environment and a real pip are used without a network.
+"""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
+
+JOB = """\
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+prepare_environment job "$@"
+"$PYTHON_IN_VENV" -c 'import sdtt_jax; print("imported from", sdtt_jax.__file__)'
+"""
+
+# Builds an editable wheel. It waits for as long as the file `wait` lies in the checkout.
+BACKEND = """\
+import os, pathlib, time, zipfile
+def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+    while os.path.exists("wait"):
+        time.sleep(0.05)
+    name = "sdtt_jax-0.1.0-py3-none-any.whl"
+    info = "sdtt_jax-0.1.0.dist-info"
+    files = {
+        "sdtt_jax.pth": os.getcwd() + "\\n",
+        f"{info}/METADATA":
+            "Metadata-Version: 2.1\\nName: sdtt_jax\\nVersion: 0.1.0\\nProvides-Extra: test\\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+    }
+    record = "".join(f"{file},,\\n" for file in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(pathlib.Path(wheel_directory, name), "w") as wheel:
+        for file, text in {**files, f"{info}/RECORD": record}.items():
+            wheel.writestr(file, text)
+    return name
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A repository with one empty package, in a folder with a space in its name."""
+    root = tmp_path / "the checkout"
+    (root / "launch").mkdir(parents=True)
+    (root / "sdtt_jax").mkdir()
+    shutil.copy(LAUNCH / "environment.sh", root / "launch")
+    (root / "launch" / "job.sh").write_text(JOB)
+    (root / "sdtt_jax" / "__init__.py").touch()
+    (root / "constraints.txt").touch()
+    (root / "setup.cfg").touch()
+    (root / "backend.py").write_text(BACKEND)
+    (root / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    return root
+
+
+def environment(**variables: str) -> dict[str, str]:
+    names = ("VENV", "CONSTRAINTS")
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    return {**clean, "PYTHON": sys.executable, **variables}
+
+
+def run(checkout: pathlib.Path, *extra: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs the job from another directory, with no standard input."""
+    return subprocess.run(
+        ["bash", str(checkout / "launch" / "job.sh"), *extra],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=checkout.parent,
+        env=environment(**variables),
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+    )
+
+
+def fake_python(path: pathlib.Path, body: str) -> str:
+    path.write_text("#!/bin/sh\n" + body)
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_python_that_is_missing(checkout):
+    result = run(checkout, PYTHON="python-nowhere")
+    assert result.returncode == 1
+    assert result.stderr == (
+        "[job] error: no 'python-nowhere' was found. "
+        "Install Python 3.11 or newer, or set PYTHON=/path/to/python3.\n"
+    )
+
+
+def test_a_python_that_is_too_old(checkout, tmp_path):
+    old = fake_python(tmp_path / "old", 'echo "0 3.9.2 /usr"')
+    result = run(checkout, PYTHON=old)
+    assert result.returncode == 1
+    assert f"'{old}' is Python 3.9.2; 3.11 or newer is needed." in result.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_a_python_that_cannot_make_environments(checkout, tmp_path):
+    """Debian's python3 without python3-venv: neither ensurepip, nor pip, nor virtualenv."""
+    bare = fake_python(
+        tmp_path / "bare", 'case "$*" in *version_info*) echo "1 3.11.2 /usr" ;; *) exit 1 ;; esac'
+    )
+    result = run(checkout, PYTHON=bare)
+    assert result.returncode == 1
+    assert "On Debian or Ubuntu: apt-get install python3-venv" in result.stderr
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(checkout, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("ten years")
+    result = run(checkout, VENV="thesis")
+    assert result.returncode == 1
+    assert f"VENV={tmp_path / 'thesis'} exists and is not a virtual environment" in result.stderr
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter"]
+
+
+def test_constraints_that_are_missing(checkout):
+    result = run(checkout, CONSTRAINTS="nowhere.txt")
+    assert result.returncode == 1
+    assert f"CONSTRAINTS: there is no file {checkout.parent / 'nowhere.txt'}." in result.stderr
+
+
+@pytest.mark.slow
+def test_installs_once_and_again_when_the_requirements_change(checkout):
+    first = run(checkout)
+    assert first.returncode == 0, first.stderr
+    assert "[job] installing packages" in first.stdout
+    assert f"imported from {checkout}" in first.stdout
+
+    again = run(checkout)
+    assert again.returncode == 0, again.stderr
+    assert "is ready" in again.stdout
+    assert "installing" not in again.stdout
+
+    with_extra = run(checkout, "test")
+    assert "installing packages" in with_extra.stdout
+    assert "making" not in with_extra.stdout
+    assert "is ready" in run(checkout).stdout
+
+    (checkout / "setup.cfg").write_text("# changed\n")
+    changed = run(checkout)
+    assert "installing packages" in changed.stdout
+    assert "making" not in changed.stdout
+
+
+@pytest.mark.slow
+def test_an_interrupted_installation_is_made_anew(checkout):
+    """Ctrl-C while pip builds; the next call repairs it without being told."""
+    (checkout / "wait").touch()
+    log = checkout / ".venv" / "install.log"
+    # bash ignores SIGINT in the background of a script, but not as the leader of a session.
+    process = subprocess.Popen(
+        ["bash", str(checkout / "launch" / "job.sh")],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (log.exists() and "Preparing editable metadata" in log.read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) != 0
+
+    (checkout / "wait").unlink()
+    result = run(checkout)
+    assert result.returncode == 0, result.stderr
+    assert "did not finish: making it anew" in result.stdout
+    assert f"imported from {checkout}" in result.stdout
+    assert "is ready" in run(checkout).stdout
