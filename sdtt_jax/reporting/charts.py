@@ -13,6 +13,7 @@ from sdtt_jax.reporting.chart_parts import (
     steps_axis,
     y_axis,
 )
+from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE
 from sdtt_jax.reporting.palette import number
 from sdtt_jax.reporting.record import Quality, Run
 from sdtt_jax.reporting.svg import Scale, linear_ticks, log_ticks, padded, path, tag
@@ -62,6 +63,15 @@ def quality_references(run: Run, *, entropy: bool) -> list[Reference]:
     ]
 
 
+def near_data(run: Run) -> tuple[float, float] | None:
+    """The range of entropy that counts as near the data's: it keeps the axis from making much
+    of differences that are small."""
+    if run.data_entropy is None:
+        return None
+    away = abs(run.data_entropy) * ENTROPY_TOLERANCE
+    return run.data_entropy - away, run.data_entropy + away
+
+
 def perplexity_chart(run: Run, width: float, height: float) -> Markup:
     """Generative perplexity against number of steps on log axes, with 95 % bands."""
     return _steps_chart(
@@ -84,6 +94,7 @@ def entropy_chart(run: Run, width: float, height: float) -> Markup:
         size=(width, height),
         log=False,
         title="Entropy, nats",
+        near=near_data(run),
         description="Entropy of the sampled texts against number of sampling steps, by model",
     )
 
@@ -97,6 +108,7 @@ def _steps_chart(
     log: bool,
     title: str,
     description: str,
+    near: tuple[float, float] | None = None,
 ) -> Markup:
     width, height = size
     lines = [
@@ -111,14 +123,17 @@ def _steps_chart(
     values += [r.value for r in references]
     if log:
         values += [b for s, _ in lines for q in s.steps.values() for b in (q.low, q.high) if b]
-    left, right, top, bottom = 40.0, width - 108, 34.0, height - 42
+    left, right, top, bottom = 40.0, width - 116, 34.0, height - 42
     x = Scale(measured[0], measured[-1], left + 12, right - 12, log=True)
+    if near is not None:
+        values += near
     low, high = padded(values, log=log)
     y = Scale(low, high, bottom, top, log=log)
     ticks = log_ticks(low, high) if log else linear_ticks(low, high, 5)
     parts = [tag("text", title, class_="title", x=0, y=14)]
     parts += y_axis(ticks, y, left, right)
     parts += steps_axis(measured, x, bottom)
+    parts.append(tag("path", class_="baseline", d=path([(left, bottom), (right, bottom)])))
     parts.append(
         tag(
             "text",
@@ -129,6 +144,9 @@ def _steps_chart(
             text_anchor="middle",
         )
     )
+    if near is not None:
+        corners = [(left, y(near[1])), (right, y(near[1])), (right, y(near[0])), (left, y(near[0]))]
+        parts.append(tag("path", class_="near", d=path(corners), style=colour_style("data")))
     for reference in references:
         parts.append(
             tag(

@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sdtt_jax.reporting.palette import number, percent
-from sdtt_jax.reporting.record import Quality, Round, Run
+from sdtt_jax.reporting.palette import count, number, percent
+from sdtt_jax.reporting.record import Paired, Quality, Round, Run
 
 FOCUS_STEPS = 8
 """Number of steps that the headline is about, where it was measured."""
@@ -84,7 +84,7 @@ def find(run: Run) -> Findings:
         headline += ", with less variety"
     return Findings(
         headline=headline,
-        sentences=(*sentences, *_context(run, student, steps, bool(warning))),
+        sentences=(*sentences, *_context(run, student, bool(warning))),
         warning=warning,
         facts=_facts(run, last, steps),
     )
@@ -107,81 +107,91 @@ def _without_student(run: Run) -> Findings:
 
 
 def _comparison(run: Run, last: Round, steps: int) -> tuple[str, list[str]]:
+    """Headline, and sentences with the numbers behind it."""
     teacher, student = run.teacher[steps], last.steps[steps]
-    pair = last.paired.get(steps)
-    ratio = pair.log_ratio if pair else math.log(student.gen_ppl / teacher.gen_ppl)
-    equal = equivalent_steps(run.teacher, teacher.gen_ppl * math.exp(ratio), steps)
-    most = max(run.teacher)
+    pair, ratio = last.paired.get(steps), _log_ratio(run, last, steps)
+    equal = _equivalent(run, ratio, steps)
     change = percent(abs(math.expm1(ratio)))
-    if pair is None:
-        interval = "No paired interval was measured, so chance is not ruled out."
-    else:
-        texts = f" over {run.num_texts} texts" if run.num_texts else ""
-        interval = (
-            f"The 95\u202f% interval of the change, paired by random keys{texts}, runs from "
-            f"{percent(math.expm1(pair.low), sign=True)} to "
-            f"{percent(math.expm1(pair.high), sign=True)}."
-        )
-    measured = (
-        f"At {_count(steps)} the generative perplexity under the judge is "
-        f"{number(student.gen_ppl)} for the student and {number(teacher.gen_ppl)} for the "
-        f"teacher: {change} {'lower' if ratio < 0 else 'higher'}."
-    )
-    sentences = [measured, interval]
+    sentences = [
+        f"At {_count(steps)} the judge gives the student’s texts a perplexity of "
+        f"{number(student.gen_ppl)} and the teacher’s {number(teacher.gen_ppl)}: "
+        f"{change} {'lower' if ratio < 0 else 'higher'}{_interval(run, pair)}."
+    ]
     if pair and pair.low <= 0 <= pair.high:
-        headline = f"At {_count(steps)} the student cannot be told from its teacher"
         sentences.append("That interval includes no change at all.")
-        return headline, sentences
-    if ratio >= 0:
-        headline = f"At {_count(steps)} the student writes worse than its teacher"
-        if 0 < equal < steps:
-            sentences.append(f"It writes as the teacher does at {_steps_text(equal)}.")
-        return headline, sentences
-    if math.isinf(equal) and steps < most:
-        headline = f"The student at {_count(steps)} writes better than its teacher at {most}"
-    elif round(equal) > steps if math.isfinite(equal) else False:
-        headline = f"The student at {_count(steps)} writes as well as its teacher at {round(equal)}"
+        return f"At {_count(steps)} the student cannot be told from its teacher", sentences
+    if 0 < equal < math.inf:
         sentences.append(_equivalence(run, last, steps, equal))
-    else:
-        headline = f"At {_count(steps)} the student writes {change} better than its teacher"
-        if math.isfinite(equal):
-            sentences.append(_equivalence(run, last, steps, equal))
-    return headline, sentences
+    if ratio >= 0:
+        return f"At {_count(steps)} the student writes worse than its teacher", sentences
+    if math.isinf(equal) and steps < max(run.teacher):
+        best = max(run.teacher)
+        return f"The student at {_count(steps)} writes better than its teacher at {best}", sentences
+    if math.isfinite(equal) and round(equal) > steps:
+        as_well = f"The student at {_count(steps)} writes as well as its teacher at {round(equal)}"
+        return as_well, sentences
+    return f"At {_count(steps)} the student writes {change} better than its teacher", sentences
+
+
+def _interval(run: Run, pair: Paired | None) -> str:
+    if pair is None:
+        return ", without a paired interval, so chance is not ruled out"
+    texts = f"{count(run.num_texts)} texts" if run.num_texts else "texts"
+    low, high = _bounds(pair)
+    return f" (95\u202f% interval {low} to {high}, {texts} paired by their random keys)"
+
+
+def _bounds(pair: Paired) -> tuple[str, str]:
+    low, high = (percent(math.expm1(value), sign=True) for value in (pair.low, pair.high))
+    return low, high
+
+
+def _log_ratio(run: Run, last: Round, steps: int) -> float:
+    pair = last.paired.get(steps)
+    return (
+        pair.log_ratio
+        if pair
+        else math.log(last.steps[steps].gen_ppl) - math.log(run.teacher[steps].gen_ppl)
+    )
+
+
+def _equivalent(run: Run, log_ratio: float, steps: int) -> float:
+    return equivalent_steps(run.teacher, run.teacher[steps].gen_ppl * math.exp(log_ratio), steps)
+
+
+def _equivalent_interval(run: Run, pair: Paired | None, steps: int) -> str:
+    if pair is None:
+        return ""
+    bounds = [_equivalent(run, value, steps) for value in (pair.high, pair.low)]
+    if not all(0 < bound < math.inf for bound in bounds):
+        return ""
+    return f"{_steps_number(bounds[0])} to {_steps_number(bounds[1])}"
 
 
 def _equivalence(run: Run, last: Round, steps: int, equal: float) -> str:
-    text = f"On the teacher's own curve that is worth {_steps_text(equal)}"
-    pair = last.paired.get(steps)
-    if pair:
-        bounds = [
-            equivalent_steps(run.teacher, run.teacher[steps].gen_ppl * math.exp(value), steps)
-            for value in (pair.high, pair.low)
-        ]
-        if all(0 < bound < math.inf for bound in bounds):
-            text += f" (interval {bounds[0]:.1f} to {bounds[1]:.1f})"
-    return text + "."
+    interval = _equivalent_interval(run, last.paired.get(steps), steps)
+    return (
+        f"That is what the teacher reaches at {_steps_number(equal)} steps"
+        f"{f' ({interval})' if interval else ''}."
+    )
 
 
-def _context(run: Run, student: Quality, steps: int, warned: bool) -> list[str]:
+def _context(run: Run, student: Quality, warned: bool) -> list[str]:
+    """Entropy (unless the warning already speaks of it), baseline, and real text."""
     sentences = []
     if student.entropy is not None and run.data_entropy and not warned:
-        away = student.entropy / run.data_entropy - 1
+        away = percent(student.entropy / run.data_entropy - 1, sign=True)
         sentences.append(
-            f"The entropy of its texts is {number(student.entropy)} nats, "
-            f"{percent(away, sign=True)} from that of the data ({number(run.data_entropy)})."
+            f"The entropy of its texts is {number(student.entropy)} nats against "
+            f"{number(run.data_entropy)} in the data ({away})."
         )
     if run.autoregressive:
         calls = run.autoregressive.nfe or run.length
-        with_calls = f" with {number(calls)} network calls" if calls else ""
+        with_calls = f" with {count(calls)} network calls" if calls else ""
         real = f"; real text scores {number(run.data.gen_ppl)}" if run.data else ""
         sentences.append(
             f"The autoregressive baseline reaches {number(run.autoregressive.gen_ppl)}"
             f"{with_calls}{real}."
-        )
-    if run.length and run.length > steps:
-        sentences.append(
-            f"A text of {run.length} tokens in {_count(steps)} is "
-            f"{number(run.length / steps, 2)} tokens at a time."
         )
     return sentences
 
@@ -202,30 +212,24 @@ def _lost_variety(run: Run, teacher: Quality, student: Quality) -> str:
 
 
 def _facts(run: Run, last: Round, steps: int) -> tuple[Fact, ...]:
-    teacher, student = run.teacher[steps], last.steps[steps]
-    facts = [
-        Fact(
-            f"perplexity at {_count(steps)}",
-            number(student.gen_ppl),
-            f"teacher {number(teacher.gen_ppl)}",
-        )
-    ]
-    pair = last.paired.get(steps)
+    teacher, student, pair = run.teacher[steps], last.steps[steps], last.paired.get(steps)
+    name, value = f"perplexity at {_count(steps)}", number(student.gen_ppl)
+    facts = [Fact(name, value, f"teacher {number(teacher.gen_ppl)}")]
     if pair:
-        low, high = (percent(math.expm1(v), sign=True) for v in (pair.low, pair.high))
-        facts.append(
-            Fact(
-                "change, same keys",
-                percent(math.expm1(pair.log_ratio), sign=True),
-                f"95\u202f%: {low} to {high}",
-            )
-        )
+        low, high = _bounds(pair)
+        change = percent(math.expm1(pair.log_ratio), sign=True)
+        facts.append(Fact("change, same keys", change, f"95\u202f%: {low} to {high}"))
+    equal = _equivalent(run, _log_ratio(run, last, steps), steps)
+    if 0 < equal < math.inf:
+        interval = _equivalent_interval(run, pair, steps)
+        between = f" ({interval})" if interval else ""
+        facts.append(Fact("the teacher needs", _steps_number(equal), f"steps{between}"))
     if student.entropy is not None:
         remark = f"data {number(run.data_entropy)}" if run.data_entropy else "nats"
-        facts.append(Fact("entropy", number(student.entropy), remark))
+        facts.append(Fact("entropy, nats", number(student.entropy), remark))
     if last.gain_share is not None:
         facts.append(
-            Fact("gain share, last round", percent(last.gain_share), "of what could be gained")
+            Fact("gain share, last round", percent(last.gain_share), "of what is reachable")
         )
     return tuple(facts)
 
@@ -234,5 +238,5 @@ def _count(steps: int) -> str:
     return f"{steps} step" + ("" if steps == 1 else "s")
 
 
-def _steps_text(steps: float) -> str:
-    return f"{steps:.1f} steps" if steps < 20 else f"{steps:.0f} steps"
+def _steps_number(steps: float) -> str:
+    return f"{steps:.1f}" if steps < 20 else f"{steps:.0f}"

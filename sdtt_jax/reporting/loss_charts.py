@@ -1,5 +1,6 @@
 """Training curves: the loss of one stage or round by step."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -65,12 +66,14 @@ def loss_chart(curve: LossCurve, title: str, colour: str, width: float, height: 
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Exponential running mean without start-up bias, over about a twentieth of the values."""
-    decay = 1 - 1 / max(1.0, len(values) / 20)
-    total = weight = 0.0
+    """Mean over a centred window of about a twentieth of the values, cut short at both ends.
+
+    Centred, because a mean over the past alone lies above a falling curve.
+    """
+    reach = max(2, len(values) // 40)
+    sums = [0.0, *itertools.accumulate(values)]
     means = []
-    for value in values:
-        total = decay * total + (1 - decay) * value
-        weight = decay * weight + (1 - decay)
-        means.append(total / weight)
+    for index in range(len(values)):
+        first, end = max(0, index - reach), min(len(values), index + reach + 1)
+        means.append((sums[end] - sums[first]) / (end - first))
     return means

@@ -29,7 +29,7 @@ LIGHT = Palette(
     grid="#e6e4de",
     page="#fdfcfa",
     teacher="#63666e",
-    first_round="#8fc1e8",
+    first_round="#7db4e3",
     last_round="#0b56a8",
     autoregressive="#c4500f",
     data="#1c7c5c",
@@ -84,6 +84,12 @@ def number(value: float | None, digits: int = 3) -> str:
         return f"{value:.1e}"
     text = f"{value:#.{digits}g}"
     return text.rstrip(".").replace("-", "−")
+
+
+def count(value: float) -> str:
+    """A count, with thin spaces between thousands and a decimal only where it has one."""
+    whole = abs(value - round(value)) < 0.05
+    return f"{value:,.{0 if whole else 1}f}".replace(",", "\u202f")
 
 
 def percent(share: float, *, sign: bool = False) -> str:

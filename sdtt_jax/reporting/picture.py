@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from sdtt_jax.errors import DataError
-from sdtt_jax.reporting.charts import Series, quality_references, quality_series
+from sdtt_jax.reporting.charts import Series, near_data, quality_references, quality_series
 from sdtt_jax.reporting.palette import LIGHT, number, round_colours
 from sdtt_jax.reporting.record import Run, read_run
 from sdtt_jax.reporting.svg import log_ticks, spread
@@ -44,7 +44,7 @@ def draw(run: Run) -> Figure:
     figure = Figure(figsize=SIZE, facecolor=LIGHT.page)
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    figure.subplots_adjust(left=0.055, right=0.885, top=0.9, bottom=0.14, wspace=0.5)
+    figure.subplots_adjust(left=0.05, right=0.875, top=0.89, bottom=0.135, wspace=0.56)
     for axes, entropy in ((left, False), (right, True)):
         _panel(axes, run, entropy=entropy)
     return figure
@@ -53,6 +53,9 @@ def draw(run: Run) -> Figure:
 def _panel(axes: Axes, run: Run, *, entropy: bool) -> None:
     colours = _colours(run)
     references = quality_references(run, entropy=entropy)
+    near = near_data(run)
+    if entropy and near:
+        axes.axhspan(*near, color=LIGHT.data, alpha=0.07, linewidth=0)
     steps = sorted({k for s in quality_series(run) for k in s.steps})
     axes.set_xscale("log")
     axes.set_yscale("linear" if entropy else "log")

@@ -93,6 +93,7 @@ class Run:
     sample_steps: tuple[int, ...]
     texts: Mapping[str, Any]
     animation: Animation | None
+    data_info: Mapping[str, Any]
 
 
 def read_run(workdir: Path | str) -> Run:
@@ -127,10 +128,11 @@ def read_run(workdir: Path | str) -> Run:
             data_entropy=_number(data.get("entropy")),
             num_texts=results.get("num_texts"),
             timing={k: float(v) for k, v in (results.get("timing") or {}).items() if _number(v)},
-            length=samples.get("length"),
+            length=samples.get("length") or results.get("length"),
             sample_steps=tuple(samples.get("steps") or ()),
             texts=samples.get("texts") or {},
             animation=read_animation(samples.get("animation"), workdir / "samples.json"),
+            data_info=results.get("data_info") or {},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
@@ -211,8 +213,11 @@ def read_animation(entry: Mapping[str, Any] | None, where: Path) -> Animation | 
 
 
 def piece_text(piece: str) -> str:
-    """Text of a vocabulary piece: SentencePiece and byte-level BPE mark spaces by a letter."""
-    return piece.replace("\u2581", " ").replace("\u0120", " ").replace("\u010a", "\n")
+    """Text of a vocabulary piece: SentencePiece and byte-level BPE mark spaces by a letter.
+
+    BOS and EOS have no text; they part one text from the next, so they show as a pilcrow.
+    """
+    return piece.replace("\u2581", " ").replace("\u0120", " ").replace("\u010a", "\n") or "¶"
 
 
 def _read_json(path: Path) -> Any:

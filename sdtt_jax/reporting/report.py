@@ -10,21 +10,24 @@ from markupsafe import Markup
 
 from sdtt_jax.reporting.chart_parts import both_widths
 from sdtt_jax.reporting.charts import entropy_chart, perplexity_chart, quality_series
-from sdtt_jax.reporting.findings import find
+from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE, find
 from sdtt_jax.reporting.loss_charts import loss_chart
 from sdtt_jax.reporting.palette import (
     DARK,
     LIGHT,
+    count,
     css_variables,
     duration,
     number,
-    percent,
 )
 from sdtt_jax.reporting.record import LossCurve, Run, read_run
 from sdtt_jax.reporting.round_charts import forest_chart, gain_chart
 
 STAGES = {"data": "data", "teacher": "teacher", "judge": "judge", "distill": "distillation"}
 """Names of stages in words; a stage that is not here goes by its own name."""
+
+CONFIG_FILE = "CONFIG.py"
+"""Stands in the command for a config file whose name the run did not keep."""
 
 PAIRS_SHOWN = 3
 """Pairs of sampled texts that stand open; the others unfold."""
@@ -55,7 +58,7 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"number": number, "percent": percent, "duration": duration}
+    templates.filters |= {"number": number, "count": count, "duration": duration}
     loader = templates.loader
     assert loader is not None
     style, script = (
@@ -77,9 +80,11 @@ def render(run: Run) -> str:
         sample_sets=sample_sets(run),
         pairs_shown=PAIRS_SHOWN,
         animation=animation(run),
-        settings=settings(run.config),
+        settings=settings(run),
         stages=stages(run),
         command=command(run),
+        config_known=isinstance(run.config.get("config_file"), str),
+        entropy_tolerance=ENTROPY_TOLERANCE,
     )
 
 
@@ -87,10 +92,10 @@ def figures(run: Run) -> dict[str, Markup | list[Markup]]:
     """All charts by name; an empty one means that there is nothing to draw."""
     return {
         "perplexity": both_widths(
-            lambda w, narrow: perplexity_chart(run, w, 300 if narrow else 400), 600
+            lambda w, narrow: perplexity_chart(run, w, 340 if narrow else 440), 610
         ),
         "entropy": both_widths(
-            lambda w, narrow: entropy_chart(run, w, 250 if narrow else 400), 440
+            lambda w, narrow: entropy_chart(run, w, 280 if narrow else 440), 430
         ),
         "forest": both_widths(lambda w, n: forest_chart(run, w, n), 720),
         "gain": both_widths(lambda w, n: gain_chart(run, w, n), 720),
@@ -140,14 +145,26 @@ def animation(run: Run) -> dict[str, Any] | None:
     }
 
 
-def settings(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The config by section, nested fields with dotted names; plain fields come first."""
+def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The config by section, nested fields with dotted names; plain fields come first.
+
+    What preparing the data found out about it stands last.
+    """
+    config = _config(run)
     general = [(k, _shown(v)) for k, v in config.items() if not isinstance(v, Mapping)]
     sections = [("run", general)] if general else []
     for name, section in config.items():
         if isinstance(section, Mapping):
             sections.append((name, _flat(section)))
+    if run.data_info:
+        sections.append(("data, as prepared", _flat(run.data_info)))
     return sections
+
+
+def _config(run: Run) -> Mapping[str, Any]:
+    """The fields of the config, which may stand in config.json beside the file's own keys."""
+    inner = run.config.get("config")
+    return inner if isinstance(inner, Mapping) else run.config
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -187,7 +204,9 @@ def stages(run: Run) -> list[dict[str, Any]]:
 
 
 def command(run: Run) -> str:
-    """The command that repeats the run; the config's file is known if the config has a name."""
-    name = run.config.get("name")
-    file = f"experiments/configs/{name}.py" if isinstance(name, str) and name else "CONFIG.py"
-    return f"python -m experiments.run --config={file} --workdir=DIR"
+    """The command that repeats the run, with the file of its config where the run kept it."""
+    file = run.config.get("config_file")
+    return (
+        f"python -m experiments.run --config={file if isinstance(file, str) else CONFIG_FILE} "
+        "--workdir=DIR"
+    )

@@ -26,7 +26,7 @@ def forest_chart(run: Run, width: float, narrow: bool) -> Markup:
     low, high = padded([*bounds, 0.0], log=False, share=0.08)
     x = Scale(low, high, left, right)
     bottom = top + row * len(rows) + gap * (len(steps) - 1)
-    percents = linear_ticks(100 * math.expm1(low), 100 * math.expm1(high), 4 if narrow else 7)
+    percents = linear_ticks(100 * math.expm1(low), 100 * math.expm1(high), 5 if narrow else 7)
     parts = [tag("text", "Perplexity against the first teacher", class_="title", x=0, y=14)]
     for tick in percents:
         at = x(math.log1p(tick / 100))
@@ -42,7 +42,8 @@ def forest_chart(run: Run, width: float, narrow: bool) -> Markup:
     parts.append(
         tag("text", "← better", class_="axis", x=x(0) - 8, y=bottom + 36, text_anchor="end")
     )
-    parts.append(tag("text", "worse →", class_="axis", x=x(0) + 8, y=bottom + 36))
+    if right - x(0) > 60:
+        parts.append(tag("text", "worse →", class_="axis", x=x(0) + 8, y=bottom + 36))
     hover, previous, at = [], None, top
     for k, index, round_, pair in rows:
         if previous is not None and k != previous:
@@ -147,10 +148,9 @@ def gain_chart(run: Run, width: float, narrow: bool) -> Markup:
             ("floor", r.floor),
         ]
         known = [(name, number(v, 4)) for name, v in numbers if v is not None]
-        note = " · ".join(f"{name} {v}" for name, v in known)
-        parts.append(
-            tag("text", note + ("" if narrow else " nats"), class_="note", x=left, y=y + 34)
-        )
+        note = " · ".join(f"{name} {v}" for name, v in known) + ("" if narrow else " nats")
+        at = 0 if narrow else left + 7
+        parts.append(tag("text", note, class_="note", x=at, y=y + 34))
         hover.append(
             {
                 "at": round(y + 9, 1),

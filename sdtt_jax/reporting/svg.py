@@ -74,14 +74,14 @@ def log_ticks(low: float, high: float, count: int = 5) -> list[float]:
     spaced numbers read better.
     """
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-    for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+    for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5), (1, 1.5, 2, 3, 4, 6, 8)):
         ticks = [m * 10.0**d for d in decades for m in mantissas]
         ticks = [t for t in ticks if low <= t <= high]
-        if 3 <= len(ticks) <= count + 2:
+        if min(4, count) <= len(ticks) <= count + 2:
             return ticks
         if len(ticks) > count + 2:
             return ticks[:: math.ceil(len(ticks) / count)]
-    return [t for t in linear_ticks(low, high, min(count, 4)) if t > 0]
+    return [t for t in linear_ticks(low, high, count + 1) if t > 0]
 
 
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -85,6 +85,8 @@ def results(rounds: int, log_ratio: float = -0.06) -> dict[str, Any]:
         "baseline_ar": {"gen_ppl": 31.4, "entropy": 3.61, "val_ppl": 23.7, "nfe": 64},
         "data": {"entropy": 3.68, "gen_ppl": 23.7, "count": 512},
         "num_texts": 512,
+        "length": LENGTH,
+        "data_info": {"train_sequences": 16_384, "validation_sequences": 871},
         "timing": {
             "data": 11.2,
             "teacher": 251.0,
@@ -143,14 +145,15 @@ def samples(rounds: int) -> dict[str, Any]:
     return result
 
 
-CONFIG = {
-    "name": "demo",
+FIELDS = {
     "seed": 0,
     "data": {"corpus": "web_bible", "length": 64, "tokenizer": {"kind": "sentencepiece"}},
     "model": {"num_layers": 4, "embed": 128, "heads": 4, "time_conditioned": False},
     "teacher": {"num_steps": 900, "batch_size": 64, "optimizer": {"name": "muon", "lr": 0.02}},
     "distill": {"num_distill_steps": 2, "divergence": "kl-bwd", "dts": [0.015625, 0.03125]},
 }
+
+CONFIG = {"config": FIELDS, "config_file": "experiments/configs/demo.py"}
 
 
 @pytest.fixture

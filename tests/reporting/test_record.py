@@ -73,3 +73,4 @@ def test_frames_of_different_lengths_are_refused(tmp_path):
 def test_pieces_show_spaces_and_line_ends():
     assert piece_text("▁the") == " the"
     assert piece_text("ĠtheĊ") == " the\n"
+    assert piece_text("") == "¶"

@@ -83,7 +83,9 @@ def test_text_of_the_run_cannot_become_markup(make_workdir):
         samples["animation"]["title"] = attack
         samples["animation"]["frames"][-1][0] = attack
 
-    workdir = make_workdir(change_samples=change, config={"name": attack, "x": {"y": attack}})
+    workdir = make_workdir(
+        change_samples=change, config={"config_file": attack, "x": {"y": attack}}
+    )
     page = write_report(workdir).read_text(encoding="utf-8")
     parsed = outline(page)
     assert "<script>alert" not in page

@@ -91,11 +91,14 @@
   const { pieces, revealed, steps } = JSON.parse(data.textContent);
   const player = byId("player");
   const [canvas, slider, play, status] = ["canvas", "slider", "play", "status"].map(byId);
+  // The space before a word stays outside its block: blocks then break over lines as words do.
   const spans = pieces.map((piece) => {
-    const special = /^\s*(<[^<>]*>|\[[A-Z]+\])$/.test(piece);
-    return element("span", { textContent: piece, className: special ? "special" : "" });
+    const [, space, word] = /^(\s*)([^]*)$/.exec(piece);
+    const special = /^(¶|<[^<>]*>|\[[A-Z]+\])$/.test(word);
+    const span = element("span", { textContent: word || space, className: special ? "special" : "" });
+    canvas.append(word ? space : "", span);
+    return span;
   });
-  canvas.append(...spans);
   const pause = Math.max(120, Math.min(900, 9000 / steps));
   let timer = null;
 
