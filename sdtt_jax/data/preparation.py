@@ -41,7 +41,7 @@ class DataInfo:
       length: tokens in a sequence.
       bos_id, eos_id: the ids that packing sets.
       num_train, num_validation: sequences.
-      num_documents: documents of both splits.
+      num_documents: documents of both splits; one that gives its tail counts in both.
       num_characters: characters of both splits, after normalisation.
       characters_per_token: in the train split, EOS included.
       fingerprint: SHA-256 over all sequences, in order; equal fingerprints, equal batches.

@@ -63,7 +63,7 @@ def test_documents_are_detokenised_before_they_are_normalised(tmp_path):
     assert list(documents(config)) == ["a well known thing"]
 
 
-def test_half_of_the_documents_are_held_out_and_none_is_on_both_sides(tmp_path):
+def test_a_quarter_of_the_documents_is_held_out_and_none_is_on_both_sides(tmp_path):
     texts = [f"document {index % 40}" for index in range(80)]  # Every document twice.
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
