@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a virtual environment, installs the library with its test tools, and runs every check:
-# ruff, import-linter, mypy and the tests. All of them run even if one fails; the exit status
-# is 0 only if none did.
+# ruff, import-linter, mypy, shellcheck (where there is one) and the tests. All of them run even
+# if one fails; the exit status is 0 only if none did.
 #
 #   bash launch/test.sh [options of pytest, for example tests/diffusion or -k sampler]
 #
@@ -31,6 +31,9 @@ check "lint" "$bin/ruff" check .
 check "format" "$bin/ruff" format --check .
 check "imports" "$bin/lint-imports"
 check "types" "$bin/mypy"
+if command -v shellcheck >/dev/null 2>&1; then
+  check "scripts" shellcheck launch/*.sh .ci/run
+fi
 check "tests" "$PYTHON_IN_VENV" -m pytest \
   --numprocesses="${WORKERS:-auto}" --dist=worksteal --durations=10 "$@"
 
