@@ -7,6 +7,7 @@ model (an error), and that a step that cannot be read never stands in the way of
 
 import logging
 import os
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -194,7 +195,7 @@ class Checkpoints:
         if self.failed_saves >= self._max_failed_saves:
             raise CheckpointError(
                 f"Saving in {self.directory} failed {self.failed_saves} times in a row, "
-                f"at last: {_first_line(error)}."
+                f"at last: {_brief(error)}."
             ) from error
 
 
@@ -293,7 +294,7 @@ def _read_meta(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         seal = sealed.pop("sha256")
         version, meta, table = sealed["format"], sealed["meta"], sealed["leaves"]
     except Exception as error:
-        raise _DamagedError(f"its meta file cannot be read: {_first_line(error)}") from error
+        raise _DamagedError(f"its meta file cannot be read: {_brief(error)}") from error
     if seal != canonical_sha256(sealed):
         raise _DamagedError("its meta file was altered")
     if version != FORMAT_VERSION:
@@ -331,13 +332,14 @@ def _read_leaves(
         leaves = flat_leaves(tree)
         found = describe(leaves)
     except Exception as error:  # At least six types, see the tests of damage.
-        raise _DamagedError(f"it cannot be read: {_first_line(error)}") from error
+        raise _DamagedError(f"it cannot be read: {_brief(error)}") from error
     for name, (_, _, digest) in table.items():
         if found[name][2] != digest:
             raise _DamagedError(f"{name} does not have the digest that was written with it")
     return leaves
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or ["no message"]
-    return f"{type(error).__name__}: {lines[0]}"
+def _brief(error: Exception) -> str:
+    # Orbax puts whole trees into its messages.
+    text = textwrap.shorten(str(error) or "no message", 160, placeholder=" …")
+    return f"{type(error).__name__}: {text}"

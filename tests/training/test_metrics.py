@@ -1,0 +1,52 @@
+"""The metrics file: a line per logged step, and no line twice."""
+
+import json
+
+from sdtt_jax.training.metrics import MetricsWriter, read_metrics
+
+FIRST = {"stage": "distill", "round": 1}
+SECOND = {"stage": "distill", "round": 2}
+
+
+def write(directory, tags, start, steps, loss=1.0):
+    with MetricsWriter(directory) as writer:
+        writer.begin(tags, start)
+        for step in steps:
+            writer.write(step, {"loss": loss})
+
+
+def test_a_line_holds_stage_round_step_and_values(tmp_path):
+    write(tmp_path, FIRST, 0, [1], loss=0.5)
+    assert read_metrics(tmp_path / "metrics.jsonl") == [FIRST | {"step": 1, "loss": 0.5}]
+
+
+def test_a_resume_drops_later_lines_of_the_same_round_only(tmp_path):
+    write(tmp_path, FIRST, 0, [1, 2, 3])
+    write(tmp_path, SECOND, 0, [1, 2, 3])
+    write(tmp_path, SECOND, 2, [3, 4], loss=2.0)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(r["round"], r["step"]) for r in lines] == [
+        *[(1, 1), (1, 2), (1, 3)],
+        *[(2, 1), (2, 2), (2, 3), (2, 4)],
+    ]
+    assert [r["loss"] for r in lines[-2:]] == [2.0, 2.0]
+
+
+def test_a_line_cut_by_a_kill_does_not_stay(tmp_path):
+    write(tmp_path, FIRST, 0, [1, 2])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-5])
+    write(tmp_path, FIRST, 1, [2, 3])
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_value_that_is_not_finite_becomes_null(tmp_path):
+    write(tmp_path, FIRST, 0, [1], loss=float("nan"))
+    assert read_metrics(tmp_path / "metrics.jsonl")[0]["loss"] is None
+
+
+def test_tensorboard_has_a_run_per_round(tmp_path):
+    write(tmp_path, FIRST, 0, [1])
+    write(tmp_path, SECOND, 0, [1])
+    runs = {path.name for path in (tmp_path / "tensorboard").iterdir()}
+    assert runs == {"distill_01", "distill_02"}

@@ -1,0 +1,147 @@
+"""Schedules against their formulas, and which rule moves which leaf."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.training import optimizers as opt
+from sdtt_jax.training.integrity import flat_leaves
+from sdtt_jax.training.sharding import unbox
+from tests.training import toy
+
+MUON = {
+    "blocks/attn_qkv/kernel",
+    "blocks/attn_out/kernel",
+    "blocks/mlp/up/kernel",
+    "blocks/mlp/down/kernel",
+}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return unbox(toy.init(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def grads(params):
+    return jax.tree.map(lambda x: jnp.sin(7.0 * x), params)
+
+
+def test_the_paper_s_schedule_rises_for_500_updates_and_stays():
+    rate = opt.learning_rate_schedule(opt.OptimizerConfig(), num_steps=10_000)
+    np.testing.assert_allclose(rate(jnp.int32(0)), 0.0)
+    np.testing.assert_allclose(rate(jnp.int32(250)), 3e-5, rtol=1e-6)
+    np.testing.assert_allclose(rate(jnp.int32(500)), 6e-5, rtol=1e-6)
+    np.testing.assert_allclose(rate(jnp.int32(9_999)), 6e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "halfway"), [("linear", 0.5), ("cosine", 0.5 * (1 + np.cos(np.pi / 2)))]
+)
+def test_decaying_schedules_reach_zero_at_the_last_step(schedule, halfway):
+    config = opt.OptimizerConfig(learning_rate=1.0, schedule=schedule, warmup_steps=10)
+    rate = opt.learning_rate_schedule(config, num_steps=110)
+    np.testing.assert_allclose(rate(jnp.int32(10)), 1.0)
+    np.testing.assert_allclose(rate(jnp.int32(60)), halfway, rtol=1e-5)
+    np.testing.assert_allclose(rate(jnp.int32(110)), 0.0, atol=1e-7)
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adam_the_rest(params):
+    numbers = flat_leaves(
+        jax.tree.map(
+            lambda x: "adam" if x is None else "muon",
+            opt.muon_dimension_numbers(params),
+            is_leaf=lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers),
+        )
+    )
+    assert {path for path, rule in numbers.items() if rule == "muon"} == MUON
+
+
+def test_muon_s_updates_are_orthogonal_matrices_of_adam_s_size(params, grads):
+    """Oracle: singular values. Newton-Schulz with 5 steps leaves them in about [0.7, 1.2], times
+    0.2 sqrt(max(in, out)) for an RMS of 0.2 (arXiv 2502.16982)."""
+    config = opt.OptimizerConfig("muon", learning_rate=1.0, warmup_steps=0, clip_norm=0.0)
+    optimizer = opt.make_optimizer(config, 10)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    blocks = updates["blocks"]
+    qkv = np.moveaxis(np.asarray(blocks["attn_qkv"]["kernel"]), 2, 1)
+    matrices = {
+        "query, key, value": qkv.reshape(2, 3, toy.EMBED, toy.HEADS * toy.KV),
+        "attention's output": np.asarray(blocks["attn_out"]["kernel"]).reshape(2, -1, toy.EMBED),
+        "mlp up": np.asarray(blocks["mlp"]["up"]["kernel"]),
+        "mlp down": np.asarray(blocks["mlp"]["down"]["kernel"]),
+    }
+    for name, matrix in matrices.items():
+        scale = 0.2 * np.sqrt(max(matrix.shape[-2:]))
+        values = np.linalg.svd(matrix, compute_uv=False) / scale
+        assert values.max() < 1.3, name
+        assert np.median(values) > 0.6, name
+
+
+def test_muon_leaves_the_rest_to_adam_at_its_own_rate(params, grads):
+    """Oracle: optax.adamw with Nesterov moments, which is what Muon's Adam part is."""
+    config = opt.OptimizerConfig(
+        "muon", learning_rate=1.0, adam_learning_rate=0.25, warmup_steps=0, clip_norm=0.0
+    )
+    optimizer = opt.make_optimizer(config, 10)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    adam = optax.adamw(0.25, nesterov=True, weight_decay=0.0)
+    expected, _ = jax.jit(adam.update)(grads, adam.init(params), params)
+    expected = flat_leaves(expected)
+    for path, update in flat_leaves(updates).items():
+        if path not in MUON:
+            np.testing.assert_allclose(update, expected[path], rtol=1e-5, err_msg=path)
+
+
+def test_weight_decay_spares_biases_and_norms(params):
+    decayed = {path for path, on in flat_leaves(opt.decays(params)).items() if on}
+    assert "blocks/norm1/scale" not in decayed
+    assert "blocks/adaln/bias" not in decayed
+    assert decayed > MUON
+
+    config = opt.OptimizerConfig("adamw", learning_rate=0.5, warmup_steps=0, weight_decay=0.1)
+    optimizer = opt.make_optimizer(config, 10)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates = flat_leaves(optimizer.update(zero, optimizer.init(params), params)[0])
+    for path, leaf in flat_leaves(params).items():
+        expected = -0.5 * 0.1 * leaf if path in decayed else jnp.zeros_like(leaf)
+        np.testing.assert_allclose(updates[path], expected, rtol=1e-6, atol=1e-9, err_msg=path)
+
+
+def test_the_gradient_is_clipped_before_anything_else(params, grads):
+    config = opt.OptimizerConfig(warmup_steps=0, clip_norm=0.5)
+    optimizer = opt.make_optimizer(config, 10)
+    norm = optax.tree.norm(grads)
+    assert norm > 0.5
+    small = jax.tree.map(lambda g: g * 0.5 / norm, grads)
+    state = optimizer.init(params)
+    _, after_large = optimizer.update(grads, state, params)
+    _, after_small = optimizer.update(small, state, params)
+    for a, b in zip(jax.tree.leaves(after_large), jax.tree.leaves(after_small), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "sgd"}, "name='sgd'"),
+        ({"schedule": "step"}, "schedule='step'"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"b2": 1.0}, "b2=1.0"),
+        ({"name": "adam", "weight_decay": 0.1}, "weight_decay=0.1"),
+        ({"adam_learning_rate": 0.1}, "adam_learning_rate=0.1"),
+        ({"clip_norm": -1.0}, "clip_norm"),
+    ],
+)
+def test_a_bad_field_is_named(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        opt.OptimizerConfig(**fields)
+
+
+def test_a_warm_up_longer_than_the_decay_is_refused():
+    config = opt.OptimizerConfig(schedule="cosine", warmup_steps=100)
+    with pytest.raises(ConfigError, match="warmup_steps=100"):
+        opt.make_optimizer(config, 100)

@@ -1,0 +1,182 @@
+"""The step: what it minimises, its keys, its average and its guard against values that are not finite."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sdtt_jax import keys
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.training.optimizers import make_optimizer
+from sdtt_jax.training.sharding import place_batch
+from sdtt_jax.training.state import ema_decay_at
+from sdtt_jax.training.step import Loss, TrainConfig
+from tests.training import toy
+
+KEY = jax.random.key(5)
+
+
+def run(setup, steps, batches=None, key=KEY):
+    """Losses, grad norms … of each step and the states' host copies, from plain calls of the step."""
+    state, step, _ = setup
+    seen, states = [], []
+    for i in range(steps):
+        batch = (batches or toy.batch_at)(i)
+        state, metrics = step(state, batch, key)
+        seen.append(jax.device_get(metrics))
+        states.append(toy.host(state))
+    return state, seen, states
+
+
+def test_a_step_is_the_optimizer_on_the_gradient_of_the_weighted_mean():
+    """Oracle: the same in a few lines of jax.grad and optax, without jit, mesh or microbatches."""
+    config = toy.configured(num_steps=3)
+    state, step, _ = toy.setup(config)
+    params = jax.tree.map(np.asarray, state.params)
+    optimizer = make_optimizer(config.optimizer, 3)
+    opt_state = optimizer.init(params)
+    for i in range(3):
+        key = jax.random.fold_in(keys.at_step(KEY, i), 0)
+
+        def mean(p, key=key, i=i):
+            loss = toy.loss_fn(p, {}, toy.batch_at(i), key)
+            return loss.total / loss.weight
+
+        value, grads = jax.value_and_grad(mean)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        state, metrics = step(state, toy.batch_at(i), KEY)
+        np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+        np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
+        np.testing.assert_allclose(metrics["param_norm"], optax.tree.norm(params), rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
+
+
+def test_microbatches_give_the_whole_batch_s_loss_and_gradient():
+    """Their weights differ, so a mean of means would not: the loss function counts even tokens."""
+    whole = run(toy.setup(toy.configured(), loss=toy.plain_loss_fn), 2)
+    split = run(toy.setup(toy.configured(microbatches=4), loss=toy.plain_loss_fn), 2)
+    for a, b in zip(whole[1], split[1], strict=True):
+        for name in ("loss", "grad_norm", "accuracy"):
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-5, err_msg=name)
+
+
+def test_each_microbatch_has_its_own_key():
+    """A loss that is its key's uniform draw: the mean over four differs from any single one."""
+
+    def draw(params, context, batch, key):
+        del context
+        value = jax.random.uniform(key) + 0.0 * params["embed"]["embedding"].sum()
+        return Loss(value * batch.shape[0], jnp.float32(batch.shape[0]), {})
+
+    state, step, _ = toy.setup(toy.configured(microbatches=4), loss=draw)
+    _, metrics = step(state, toy.batch_at(0), KEY)
+    step_key = keys.at_step(KEY, 0)
+    draws = [jax.random.uniform(jax.random.fold_in(step_key, i)) for i in range(4)]
+    np.testing.assert_allclose(metrics["loss"], np.mean(draws), rtol=1e-6)
+
+
+def test_the_learning_rate_is_reported_by_update():
+    _, seen, _ = run(toy.setup(toy.configured()), 3)
+    np.testing.assert_allclose([m["lr"] for m in seen], [0.0, 0.005, 0.01], rtol=1e-6)
+
+
+def test_the_average_follows_the_ramp():
+    """Oracle: the recursion in numpy with decay min(0.99, (1 + n) / (10 + n)), n = 1, 2, …"""
+    setup = toy.setup(toy.configured())
+    path = "head/linear/kernel"
+    average = toy.host(setup[0])[f"params/{path}"].astype(np.float64)
+    _, _, states = run(setup, 4)
+    for n, state in enumerate(states, start=1):
+        decay = min(0.99, (1 + n) / (10 + n))
+        average = decay * average + (1 - decay) * state[f"params/{path}"]
+        np.testing.assert_allclose(state[f"ema_params/{path}"], average, rtol=1e-5, atol=1e-7)
+        assert state["ema_count"] == n
+
+
+def test_the_ramp_ends_at_the_decay():
+    np.testing.assert_allclose(ema_decay_at(1, 0.9999), 2 / 11)
+    np.testing.assert_allclose(ema_decay_at(10**6, 0.9999), 0.9999)
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(kind):
+    def poisoned(params, context, batch, key):
+        loss = toy.loss_fn(params, context, batch, key)
+        bad = batch[0, 0] < 0
+        if kind == "loss":
+            return loss._replace(total=jnp.where(bad, jnp.inf, loss.total))
+        # sqrt(0) has value 0 and an infinite slope: a gradient that is NaN under a finite loss.
+        x = params["embed"]["embedding"][0, 0]
+        return loss._replace(total=loss.total + jnp.where(bad, jnp.sqrt(x - x), 0.0))
+
+    def batches(i):
+        batch = toy.batch_at(i)
+        return np.where(
+            (i in (1, 2)) & (np.arange(batch.size).reshape(batch.shape) == 0), -1, batch
+        )
+
+    _, seen, states = run(toy.setup(toy.configured(), loss=poisoned), 4, batches)
+    assert [m["rejected"] for m in seen] == [0, 1, 1, 0]
+    assert [m["rejected_in_a_row"] for m in seen] == [0, 1, 2, 0]
+    assert [int(s["rejected"]) for s in states] == [0, 1, 2, 2]
+    assert [int(s["step"]) for s in states] == [1, 2, 3, 4]
+    for path in states[0]:
+        if path.startswith(("params", "opt_state", "ema")):
+            np.testing.assert_array_equal(states[2][path], states[0][path], err_msg=path)
+    moved = "params/head/linear/kernel"
+    assert not np.array_equal(states[3][moved], states[2][moved])
+    # The schedule counts updates, not steps: the one after the rejections is number 1.
+    np.testing.assert_allclose(seen[3]["lr"], 0.005, rtol=1e-6)
+
+
+def test_a_batch_in_which_nothing_counts_is_harmless():
+    def nothing(params, context, batch, key):
+        return toy.loss_fn(params, context, batch, key)._replace(
+            total=0.0 * params["embed"]["embedding"].sum(), weight=jnp.float32(0)
+        )
+
+    _, [metrics], _ = run(toy.setup(toy.configured(), loss=nothing), 1)
+    assert metrics["loss"] == 0
+    assert metrics["grad_norm"] == 0
+    assert metrics["rejected"] == 0
+
+
+def test_the_state_is_donated_and_the_context_is_not():
+    context = {"scale": jnp.float32(2.0)}
+    state, step, _ = toy.setup(toy.configured(), context=context)
+    batch = place_batch(toy.batch_at(0), state.step.sharding.mesh)
+    new, _ = step(state, batch, KEY)
+    assert state.params["head"]["linear"]["kernel"].is_deleted()
+    assert not new.context["scale"].is_deleted()
+    assert not context["scale"].is_deleted()
+
+
+def test_the_context_reaches_the_loss():
+    plain = run(toy.setup(toy.configured(), loss=toy.plain_loss_fn), 1)[1][0]
+    context = {"scale": jnp.float32(2.0)}
+    double = run(toy.setup(toy.configured(), loss=toy.plain_loss_fn, context=context), 1)[1][0]
+    np.testing.assert_allclose(double["loss"], 2 * plain["loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_steps": 0}, "num_steps"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0"),
+        ({"microbatches": 3}, "microbatches=3"),
+    ],
+)
+def test_a_bad_field_is_named(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**({"num_steps": 1, "batch_size": 8} | fields))
+
+
+def test_the_loss_decreases():
+    batches = functools.partial(lambda _: toy.batch_at(0))
+    _, seen, _ = run(toy.setup(toy.configured("muon", num_steps=30)), 30, batches)
+    assert seen[-1]["loss"] < 0.9 * seen[0]["loss"]
