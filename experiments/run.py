@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from experiments import evaluation_stage, training_stages
 from experiments.context import Run
-from experiments.settings import run_config
+from experiments.settings import check_overrides, run_config
 from experiments.terminal import run_app
 from experiments.workdir import claim, final, lock, timed
 from sdtt_jax.errors import ConfigError
@@ -122,4 +122,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_app(main)
+    run_app(main, check_overrides)

@@ -1,6 +1,11 @@
 """What determines a run: every field of every config, with its default, in frozen dataclasses."""
 
 import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -10,6 +15,7 @@ from sdtt_jax.data import DataConfig, TokenizerConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.schedule import ScheduleConfig
 from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.models import CausalConfig, DenoiserConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
 from sdtt_jax.training.sharding import MeshConfig
@@ -184,3 +190,22 @@ def run_config(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfig:
     run.denoiser(vocab_size=1)
     run.causal(vocab_size=1)
     return run
+
+
+def check_overrides(argv: Sequence[str]) -> None:
+    """Raises `ConfigError` for a config file, or a field in `--config.FIELD=…`, that does not exist."""
+    for argument in argv:
+        file = re.match(r"--config=(.+)", argument)
+        require(file is None or Path(file[1]).is_file(), f"{argument}: there is no such file.")
+        match = re.match(r"--config\.([\w.]+)", argument)
+        if match is None:
+            continue
+        kind: Any = RunConfig
+        where = "config"
+        for name in match[1].split("."):
+            hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+            if name not in hints:
+                near = difflib.get_close_matches(name, hints, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"fields: {', '.join(hints)}."
+                raise ConfigError(f"{where} has no field {name!r}; {hint}")
+            kind, where = hints[name], f"{where}.{name}"

@@ -41,7 +41,29 @@ def exit_on_user_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequ
     return wrapped
 
 
-def run_app(main: Callable[[Sequence[str]], None]) -> None:
-    """`absl.app.run` with one-line errors; JAX's and Orbax's INFO lines only with --verbosity=0."""
-    flags.FLAGS.set_default("verbosity", logging.WARNING)
-    app.run(exit_on_user_errors(main))
+def run_app(
+    main: Callable[[Sequence[str]], None],
+    check: Callable[[Sequence[str]], None] | None = None,
+) -> None:
+    """`absl.app.run` with one-line errors; JAX's and Orbax's INFO lines only with --verbosity=0.
+
+    Args:
+      main: as for absl.
+      check: looks at the command line before absl does, and may raise `ConfigError`.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            if check is not None:
+                check(argv)
+            return list(flags.FLAGS(argv))
+        except (flags.Error, ConfigError, OSError, AttributeError, TypeError, ValueError) as error:
+            print(f"Error: {error} (see --help)", file=sys.stderr)
+            sys.exit(EXIT_CONFIG)
+
+    def quiet(argv: Sequence[str]) -> int:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+        return exit_on_user_errors(main)(argv)
+
+    app.run(quiet, flags_parser=parse)
