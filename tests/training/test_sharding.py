@@ -1,0 +1,98 @@
+"""Meshes and placements as pure functions of configs, names and rules; several devices are abstract here.
+
+What several devices compute is in test_multidevice.py.
+"""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.training import sharding as sh
+from tests.training import toy
+
+MESH = AbstractMesh((2, 2, 2), sh.AXES)
+
+
+@pytest.mark.parametrize(
+    ("names", "spec"),
+    [
+        (("vocab", "embed"), PartitionSpec("model", "fsdp")),
+        (("layers", "embed", "mlp"), PartitionSpec(None, "fsdp", "model")),
+        (
+            ("layers", "embed", None, "heads", "kv"),
+            PartitionSpec(None, "fsdp", None, "model", None),
+        ),
+        # The batch has fsdp already, so the features of an activation stay whole.
+        (("batch", "length", "embed"), PartitionSpec(("data", "fsdp"), None, None)),
+    ],
+)
+def test_logical_names_become_mesh_axes(names, spec):
+    assert sh.partition_spec(names, sh.RULES, MESH) == spec
+
+
+def test_a_name_without_a_rule_is_named():
+    with pytest.raises(ConfigError, match="'colour' has no rule"):
+        sh.partition_spec(("colour",), sh.RULES, MESH)
+
+
+def test_an_axis_that_does_not_divide_is_named_with_its_leaf():
+    mesh = AbstractMesh((1, 1, 3), sh.AXES)
+    boxed = jax.eval_shape(toy.init, jax.random.key(0))
+    with pytest.raises(ConfigError, match=r"blocks/attn_out/kernel: its axis 'heads' of size 4"):
+        sh.tree_shardings(boxed, sh.RULES, mesh)
+
+
+def test_leaves_without_names_are_replicated():
+    tree = {"w": jax.ShapeDtypeStruct((3,), np.float32)}
+    assert sh.tree_shardings(tree, sh.RULES, MESH)["w"].spec == PartitionSpec()
+
+
+def test_moments_average_and_teacher_lie_where_their_parameter_lies():
+    boxed = jax.eval_shape(toy.init, jax.random.key(0))
+    params, placement = sh.unbox(boxed), sh.tree_shardings(boxed, sh.RULES, MESH)
+    scalar = jax.ShapeDtypeStruct((), np.int32)
+    tree = ({"count": scalar, "mu": params}, {"teacher": params, "dt": scalar})
+    mirrored = sh.mirror_shardings(tree, placement, params, MESH)
+    assert mirrored[0]["mu"] == placement
+    assert mirrored[1]["teacher"] == placement
+    assert mirrored[0]["count"].spec == PartitionSpec()
+
+
+def test_the_mesh_has_automatic_axes_over_all_devices():
+    mesh = sh.make_mesh(sh.MeshConfig())
+    assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1, "model": 1}
+    assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+DEVICES = jax.devices() * 8
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": 3}, r"mesh.model=3 does not divide the 8 devices; the nearest .* is 2"),
+        ({"fsdp": 4, "model": 4}, r"mesh.fsdp=4 times mesh.model=4 .* 8 devices; .* is 2"),
+        ({"data": 3, "fsdp": 2}, r"mesh.data=3 .* is 6, but there are 8 devices; mesh.data=4 fits"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_says_what_would(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        sh.make_mesh(sh.MeshConfig(**fields), DEVICES)
+
+
+@pytest.mark.parametrize("fields", [{"data": 0}, {"fsdp": 0}, {"model": -1}])
+def test_a_size_that_is_none_is_refused(fields):
+    with pytest.raises(ConfigError, match=next(iter(fields))):
+        sh.MeshConfig(**fields)
+
+
+def test_a_batch_that_does_not_divide_is_named():
+    sh.check_batch_size(16, MESH, microbatches=4)
+    with pytest.raises(
+        ConfigError, match=r"batch_size=18 .* 2 \* 2 \* 1; the nearest that can is 16"
+    ):
+        sh.check_batch_size(18, MESH)
+    with pytest.raises(ConfigError, match=r"distill.batch_size=8"):
+        sh.check_batch_size(8, MESH, microbatches=4, field="distill.batch_size")
