@@ -19,9 +19,15 @@ LABEL_GAP = 16.0
 
 
 def both_widths(draw: Callable[[float, bool], Markup], wide: float, narrow: float = 344) -> Markup:
-    """A chart in both widths; `draw` gets the width and whether it is the narrow one."""
+    """A chart in both widths; `draw` gets the width and whether it is the narrow one.
+
+    Empty if there is nothing to draw.
+    """
+    drawing = draw(wide, False)
+    if not drawing:
+        return drawing
     return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(
-        draw(wide, False), draw(narrow, True)
+        drawing, draw(narrow, True)
     )
 
 

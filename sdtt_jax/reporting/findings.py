@@ -123,7 +123,7 @@ def _comparison(run: Run, last: Round, steps: int) -> tuple[str, list[str]]:
     if 0 < equal < math.inf:
         sentences.append(_equivalence(run, last, steps, equal))
     if ratio >= 0:
-        return f"At {_count(steps)} the student writes worse than its teacher", sentences
+        return f"At {_count(steps)} the student writes {change} worse than its teacher", sentences
     if math.isinf(equal) and steps < max(run.teacher):
         best = max(run.teacher)
         return f"The student at {_count(steps)} writes better than its teacher at {best}", sentences

@@ -49,6 +49,9 @@ DARK = Palette(
 )
 
 
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 def round_colours(palette: Palette, count: int) -> list[str]:
     """One colour for each of `count` rounds, from pale to strong; one round gets the strong one."""
     shares = [1.0] if count == 1 else [i / (count - 1) for i in range(count)]
@@ -73,15 +76,17 @@ def css_variables(palette: Palette, rounds: int) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with about `digits` significant digits, without an exponent where readable."""
+    """A number with about `digits` significant digits; below a thousandth as a power of ten."""
     if value is None:
         return "–"
     if value == 0:
         return "0"
     if abs(value) >= 10 ** (digits - 1):
         return f"{value:,.0f}".replace(",", "\u202f")
-    if abs(value) < 1e-4:
-        return f"{value:.1e}"
+    if abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.{min(digits, 3) - 1}e}".split("e")
+        power = "10" + str(int(exponent)).translate(SUPERSCRIPT)
+        return power if float(mantissa) == 1 else f"{mantissa.replace('-', '−')}·{power}"
     text = f"{value:#.{digits}g}"
     return text.rstrip(".").replace("-", "−")
 

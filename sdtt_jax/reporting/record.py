@@ -4,17 +4,17 @@ Everything except `config.json` may be missing: a run that has only trained its 
 results yet, and a report of it must still be possible. What is there must be well formed.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdtt_jax.errors import DataError
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Quality:
     """Quality of sampled texts: generative perplexity with its 95 % interval, entropy in nats.
 
@@ -28,7 +28,7 @@ class Quality:
     nfe: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Paired:
     """Log of student's over first teacher's perplexity on the same keys, 95 % interval."""
 
@@ -37,7 +37,7 @@ class Paired:
     high: float
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Round:
     """One distillation round: its setting, the quality of its student, and what it learned."""
 
@@ -52,8 +52,17 @@ class Round:
     floor: float | None = None
     gain_share: float | None = None
 
+    @property
+    def nothing_to_gain(self) -> bool:
+        """Whether the teacher already lies at its floor, within the precision of the measurement.
 
-@dataclass(frozen=True)
+        The share divides by the distance between the two, so there it means nothing.
+        """
+        known = self.teacher_divergence is not None and self.floor is not None
+        return known and self.teacher_divergence <= self.floor  # type: ignore[operator]
+
+
+@dataclasses.dataclass(frozen=True)
 class LossCurve:
     """Loss by step of one stage; `round` is 0 for stages that have no rounds."""
 
@@ -64,7 +73,7 @@ class LossCurve:
     tokens_per_second: float | None
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Animation:
     """One text being denoised: its final pieces, and the step at which each was revealed."""
 
@@ -74,7 +83,7 @@ class Animation:
     num_steps: int
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Run:
     """All that the report shows of one working directory."""
 
@@ -198,6 +207,9 @@ def read_animation(entry: Mapping[str, Any] | None, where: Path) -> Animation | 
         return None
     if len({len(frame) for frame in frames}) != 1:
         raise DataError(f"{where}: the frames of the animation differ in length.")
+    while len(frames) > 2 and frames[-1] == frames[-2]:
+        # The final greedy denoising often finds nothing left to reveal.
+        frames = frames[:-1]
     last = len(frames) - 1
     revealed = []
     for position in range(len(frames[0])):
@@ -262,7 +274,7 @@ def _round(entry: Mapping[str, Any]) -> Round:
         values = [_number(pair.get(name)) for name in ("log_ratio", "low", "high")]
         if None not in values:
             paired[int(steps)] = Paired(*values)  # type: ignore[arg-type]
-    return Round(
+    found = Round(
         number=int(entry["round"]),
         steps=_qualities(entry.get("steps")),
         paired=dict(sorted(paired.items())),
@@ -274,3 +286,4 @@ def _round(entry: Mapping[str, Any]) -> Round:
         floor=_number(entry.get("floor")),
         gain_share=_number(entry.get("gain_share")),
     )
+    return dataclasses.replace(found, gain_share=None) if found.nothing_to_gain else found

@@ -6,8 +6,11 @@ from markupsafe import Markup
 
 from sdtt_jax.reporting.chart_parts import colour_style, figure
 from sdtt_jax.reporting.palette import number, percent
-from sdtt_jax.reporting.record import Run
+from sdtt_jax.reporting.record import Round, Run
 from sdtt_jax.reporting.svg import Scale, linear_ticks, padded, path, tag
+
+SHARES_SHOWN = (-1.0, 1.5)
+"""Gain shares between which the axis stays."""
 
 
 def forest_chart(run: Run, width: float, narrow: bool) -> Markup:
@@ -92,79 +95,56 @@ def forest_chart(run: Run, width: float, narrow: bool) -> Markup:
 
 
 def gain_chart(run: Run, width: float, narrow: bool) -> Markup:
-    """Share of the reachable gain that each round took, with the divergences in nats."""
-    rounds = [(i, r) for i, r in enumerate(run.rounds, start=1) if r.gain_share is not None]
+    """Share of the reachable gain that each round took, with the divergences in nats.
+
+    A share outside SHARES_SHOWN, which only a round that learned next to nothing has, is drawn
+    up to the edge and written in full.
+    """
+    rounds = [
+        (i, r)
+        for i, r in enumerate(run.rounds, start=1)
+        if r.gain_share is not None or r.nothing_to_gain
+    ]
     if not rounds:
         return Markup("")
-    shares = [r.gain_share for _, r in rounds if r.gain_share is not None]
-    left, right = 74.0, width - (48 if narrow else 56)
-    x = Scale(min(0.0, *shares), max(1.0, *shares), left, right)
+    shares = [r.gain_share or 0.0 for _, r in rounds]
+    lowest, highest = SHARES_SHOWN
+    left, right = 74.0, width - 60
+    x = Scale(max(lowest, min(0.0, *shares)), min(highest, max(1.0, *shares)), left, right)
     top, row = 34.0, 54.0
     bottom = top + row * len(rounds)
     parts = [tag("text", "Share of the reachable gain", class_="title", x=0, y=14)]
     for tick in linear_ticks(x.low, x.high, 5):
-        parts.append(
-            tag(
-                "path",
-                class_="zero" if tick == 0 else "grid",
-                d=path([(x(tick), top - 4), (x(tick), bottom)]),
-            )
-        )
-        parts.append(
-            tag(
-                "text",
-                f"{100 * tick:.0f} %".replace("-", "−"),
-                class_="tick",
-                x=x(tick),
-                y=bottom + 18,
-                text_anchor="middle",
-            )
-        )
+        at, kind = x(tick), "zero" if tick == 0 else "grid"
+        text = f"{100 * tick:.0f}\u202f%".replace("-", "−")
+        parts.append(tag("path", class_=kind, d=path([(at, top - 4), (at, bottom)])))
+        parts.append(tag("text", text, class_="tick", x=at, y=bottom + 18, text_anchor="middle"))
     hover = []
     for rank, (index, r) in enumerate(rounds):
-        share = r.gain_share or 0.0
         y = top + rank * row + 6
-        style = colour_style(f"r{index}")
-        parts.append(tag("text", f"round {r.number}", class_="group", x=0, y=y + 13))
-        parts.append(tag("rect", class_="track", x=x(0), y=y, width=x(1) - x(0), height=18, rx=3))
-        parts.append(
-            tag(
-                "rect",
-                class_="bar",
-                x=min(x(0), x(share)),
-                y=y,
-                rx=3,
-                height=18,
-                width=max(abs(x(share) - x(0)), 1.5),
-                style=style,
-            )
-        )
-        parts.append(
-            tag("text", percent(share), class_="value", x=width, y=y + 13, text_anchor="end")
-        )
-        numbers = [
-            ("teacher", r.teacher_divergence),
-            ("student", r.student_divergence),
-            ("floor", r.floor),
+        note, rows = _gain_numbers(r, index)
+        end = x(max(lowest, min(highest, r.gain_share or 0.0)))
+        bar = {"x": min(x(0), end), "width": max(abs(end - x(0)), 1.5), "y": y, "height": 18}
+        parts += [
+            tag("text", f"round {r.number}", class_="group", x=0, y=y + 13),
+            tag("rect", class_="track", x=x(0), y=y, width=x(1) - x(0), height=18, rx=3),
+            tag("rect", class_="bar", rx=3, style=colour_style(f"r{index}"), **bar),
+            tag("text", rows[0][2], class_="value", x=width, y=y + 13, text_anchor="end"),
+            tag("text", note, class_="note", x=0 if narrow else left + 7, y=y + 34),
         ]
-        known = [(name, number(v, 4)) for name, v in numbers if v is not None]
-        note = " · ".join(f"{name} {v}" for name, v in known) + ("" if narrow else " nats")
-        at = 0 if narrow else left + 7
-        parts.append(tag("text", note, class_="note", x=at, y=y + 34))
-        hover.append(
-            {
-                "at": round(y + 9, 1),
-                "title": f"round {r.number}",
-                "rows": [[f"r{index}", "gain share", percent(share)]]
-                + [["", name, v] for name, v in known],
-            }
-        )
-    return figure(
-        width,
-        bottom + 26,
-        parts,
-        "Gain share of each round with the divergence of teacher and student and the floor",
-        hover,
-        (left, right),
-        "y",
-    )
+        hover.append({"at": round(y + 9, 1), "title": f"round {r.number}", "rows": rows})
+    description = "Gain share of each round with the divergence of teacher, student, and the floor"
+    return figure(width, bottom + 26, parts, description, hover, (left, right), "y")
+
+
+def _gain_numbers(found: Round, index: int) -> tuple[str, list[list[str]]]:
+    """The note under a bar, and the rows that the pointer shows; the share comes first."""
+    share = "at floor" if found.gain_share is None else percent(found.gain_share)
+    numbers = {
+        "teacher": found.teacher_divergence,
+        "student": found.student_divergence,
+        "floor": found.floor,
+    }
+    known = [(name, number(value, 4)) for name, value in numbers.items() if value is not None]
+    note = " · ".join(f"{name} {value}" for name, value in known)
+    return note, [[f"r{index}", "gain share", share], *(["", *pair] for pair in known)]

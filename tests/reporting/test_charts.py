@@ -101,3 +101,22 @@ def test_nothing_measured_is_nothing_drawn(make_workdir):
         gain_chart(run, 700, True),
     ):
         assert drawing == ""
+
+
+def test_a_share_off_the_scale_is_cut_and_written_in_full(make_workdir):
+    drawing = gain_chart(
+        read_run(make_workdir(change_results=lambda r: r["rounds"][0].update(gain_share=-128.0))),
+        720,
+        False,
+    )
+    assert by_class(drawing, "value")[0].text == "−12800\u202f%"
+    assert all(0 <= float(bar.get("x")) <= 720 for bar in by_class(drawing, "bar"))
+
+
+def test_a_teacher_at_its_floor_has_no_share(make_workdir):
+    def flat(results):
+        results["rounds"][0].update(teacher_divergence=1e-6, floor=2e-6, gain_share=15.9)
+
+    run = read_run(make_workdir(change_results=flat))
+    assert run.rounds[0].gain_share is None
+    assert by_class(gain_chart(run, 720, False), "value")[0].text == "at floor"

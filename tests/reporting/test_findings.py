@@ -48,7 +48,7 @@ def test_an_interval_over_zero_is_no_gain(make_workdir):
 
 def test_a_loss_is_called_a_loss(make_workdir):
     found = find(read_run(make_workdir(log_ratio=0.05)))
-    assert found.headline == "At 8 steps the student writes worse than its teacher"
+    assert found.headline == "At 8 steps the student writes 16\u202f% worse than its teacher"
 
 
 def test_a_student_better_than_all_of_the_teacher_is_compared_with_its_best(make_workdir):

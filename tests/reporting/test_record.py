@@ -65,6 +65,13 @@ def test_frames_become_the_step_at_which_each_piece_was_revealed(tmp_path):
     assert animation.num_steps == 2
 
 
+def test_a_last_denoising_that_reveals_nothing_is_no_step(tmp_path):
+    frames = [[None], ["a"], ["a"]]
+    animation = read_animation({"title": "x", "frames": frames}, tmp_path)
+    assert animation is not None
+    assert animation.num_steps == 1
+
+
 def test_frames_of_different_lengths_are_refused(tmp_path):
     with pytest.raises(DataError, match="differ in length"):
         read_animation({"frames": [[None], ["a", "b"]]}, tmp_path)

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from sdtt_jax.reporting import write_report
+from sdtt_jax.reporting.palette import duration, number
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 
@@ -128,3 +129,28 @@ def test_a_run_that_has_only_begun_still_has_a_page(tmp_path):
     outline(page)
     assert "This run has only begun" in page
     assert "--config=CONFIG.py" in page
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (243.4, "243"),
+        (23.72, "23.7"),
+        (0.0421, "0.0421"),
+        (1e-5, "10⁻⁵"),
+        (-2.3e-6, "−2.30·10⁻⁶"),
+        (12_400, "12\u202f400"),
+        (None, "–"),
+    ],
+)
+def test_numbers_read_without_computer_notation(value, text):
+    assert number(value) == text
+
+
+def test_durations_read_like_speech():
+    assert [duration(s) for s in (0.4, 42.0, 185.0, 5520.0)] == [
+        "0.4 s",
+        "42 s",
+        "3 min 05 s",
+        "1 h 32 min",
+    ]
