@@ -98,12 +98,12 @@ def _is_finished(run: Run, stage: str) -> bool:
 
 
 @contextlib.contextmanager
-def open_run(config: object, root: Path) -> Iterator[Run]:
+def open_run(config: object, root: Path, config_file: str = "") -> Iterator[Run]:
     """Validates the config, locks and claims the directory, makes the mesh."""
     validated = run_config(config)  # type: ignore[arg-type]
     mesh = make_mesh(validated.mesh)
     with lock(root):
-        yield Run(validated, claim(root, validated), mesh)
+        yield Run(validated, claim(root, validated, config_file), mesh)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -117,7 +117,8 @@ def main(argv: Sequence[str]) -> None:
     for stage in stages:
         if stage not in STAGES:
             raise ConfigError(f"--stages={stage} is no stage; choose from {', '.join(STAGES)}.")
-    with open_run(_CONFIG.value, Path(str(_WORKDIR.value))) as run:
+    config_file = str(config_flags.get_config_filename(flags.FLAGS["config"]))
+    with open_run(_CONFIG.value, Path(str(_WORKDIR.value)), config_file) as run:
         run_stages(run, stages)
 
 

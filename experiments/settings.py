@@ -127,7 +127,7 @@ class EvaluationConfig:
     validation_sequences: int = 2048
     gain_sequences: int = 256
     gain_trajectories: int = 64
-    show_texts: int = 3
+    show_texts: int = 6
 
     def __post_init__(self) -> None:
         for name in ("num_texts", "batch_size", "gain_sequences", "show_texts"):

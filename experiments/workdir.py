@@ -97,8 +97,13 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({error}); remove it and run again.") from None
 
 
-def claim(root: Path, config: RunConfig) -> Workdir:
+def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
     """Checks that the directory belongs to this config, or makes it so.
+
+    Args:
+      root: the directory; made if missing.
+      config: the run's config.
+      config_file: path of the file that it came from, stored for the report.
 
     Raises:
       ConfigError: it holds a run of another config (the fields that differ are listed), or something
@@ -122,7 +127,7 @@ def claim(root: Path, config: RunConfig) -> Workdir:
         raise ConfigError(
             f"{root} is not empty and holds no run (no config.json); give another --workdir."
         )
-    write_json(workdir.config, {"config": mapping})
+    write_json(workdir.config, {"config": mapping, "config_file": config_file})
     return workdir
 
 

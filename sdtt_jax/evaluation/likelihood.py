@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.diffusion.masking import DenoiserLike
-from sdtt_jax.diffusion.nelbo import nelbo
+from sdtt_jax.diffusion.nelbo import masked_nll, nelbo, nelbo_weight
+from sdtt_jax.diffusion.sampler import SamplerState, final_denoise
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.evaluation.batches import map_batches
 from sdtt_jax.models.autoregressive import Autoregressive
@@ -55,3 +56,37 @@ def nelbo_texts(
         return nelbo(denoiser, params, batch, jax.random.fold_in(key, index), schedule)
 
     return map_batches(bound, params, tokens, batch_size)
+
+
+def suffix_nll(
+    denoiser: DenoiserLike,
+    params: Any,
+    x0: jax.Array,
+    x_t: jax.Array,
+    schedule: Schedule,
+    t: jax.Array,
+) -> jax.Array:
+    """The bound on -log p(suffix | prefix) that one masking of the suffix gives.
+
+    Args:
+      denoiser, params: the network.
+      x0: `[maskings, length]` int32, prefix and suffix.
+      x_t: `[maskings, length]` int32, x0 with suffix tokens masked at times `t`; the prefix stays.
+      schedule: noise schedule.
+      t: `[maskings]` float32.
+
+    Returns:
+      `[maskings]` float32, nats of the whole suffix; the mean over maskings estimates the bound.
+    """
+    nll = masked_nll(denoiser, params, x0, x_t, schedule.sigma(t))
+    return nll.sum(axis=-1) * nelbo_weight(schedule, t)
+
+
+def greedy_infill(
+    denoiser: DenoiserLike, params: Any, x_t: jax.Array, schedule: Schedule, t: jax.Array
+) -> jax.Array:
+    """`x_t: [batch, length]` int32 with the most probable token at every masked position.
+
+    One network call, as if at time `t: [] float32`, which only a time-conditioned network sees.
+    """
+    return final_denoise(denoiser, params, SamplerState(x_t, jnp.int32(0)), t, schedule).x

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from sdtt_jax.reporting.palette import LIGHT, number, round_colours
 from sdtt_jax.reporting.svg import spread
 
-PANEL = (5.2, 4.5)
+PANEL = (5.3, 4.5)
 """Width and height of one panel, in inches."""
 
 FONT = 11.0
@@ -28,7 +28,6 @@ NAMES = {
     "tvd": "total variation",
     "log-l1": "absolute log-probabilities",
 }
-MAX_X_TICKS = 8
 _ALIKE = 1.02  # rounds within this factor of the teacher's KL, everywhere, read as no change
 
 
@@ -56,7 +55,7 @@ def draw(record: Mapping[str, Any]) -> Figure:
     panels = figure.subplots(1, len(rounds), sharex=True, sharey=True, squeeze=False)[0]
     width = PANEL[0] * len(rounds)
     figure.subplots_adjust(
-        left=0.75 / width, right=1 - 1.05 / width, top=0.83, bottom=0.13, wspace=1.15 / PANEL[0]
+        left=0.7 / width, right=1 - 1.15 / width, top=0.83, bottom=0.13, wspace=0.5
     )
     for axes, divergence in zip(panels, rounds, strict=True):
         _panel(axes, record, divergence)
@@ -95,7 +94,7 @@ def _panel(axes: Axes, record: Mapping[str, Any], divergence: str) -> None:
 
 def _style(panels: list[Axes], record: Mapping[str, Any]) -> None:
     steps = sorted(int(n) for n in record["teacher"]["steps"])
-    ticks = [n for n in steps if n & (n - 1) == 0 or len(steps) <= MAX_X_TICKS]
+    ticks = [n for n in steps if n & (n - 1) == 0]  # powers of two
     for axes in panels:
         axes.set_facecolor(LIGHT.page)
         axes.set_xscale("log")
@@ -110,7 +109,7 @@ def _style(panels: list[Axes], record: Mapping[str, Any]) -> None:
         axes.set_xticks(ticks, [str(n) for n in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 2)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("sampling steps", fontsize=FONT, color=LIGHT.muted)
 
 

@@ -3,12 +3,18 @@
 A test that takes `exact_world_golden`, `gpt2_golden` or `reference_golden` runs once for each such
 folder (a `pathlib.Path`). The folders come from `--golden`, by default from tests/golden, and are
 told apart by their config.json; sizes differ between folders, so tests read them from the files.
+
+Tests compare through `close`, which remembers the largest error of every quantity; `pytest -v` prints
+them as a table at the end.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 KINDS = ("exact_world", "gpt2", "reference")
 DEFAULT = Path(__file__).parent.parent / "golden"
@@ -53,3 +59,43 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(
                 f"{kind}_golden", folders[kind], ids=lambda folder: folder.name, scope="session"
             )
+
+
+ERRORS = pytest.StashKey[dict[str, tuple[float, float]]]()
+
+
+@pytest.fixture
+def close(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """`close(quantity, got, expected, tolerance=1e-5, scale=1.0)`: asserts and remembers.
+
+    The error is `max |got - expected| / (scale + |expected|)`; the default scale suits log-probabilities
+    and logits, a smaller one quantities whose small values count.
+    """
+    errors = request.config.stash.setdefault(ERRORS, {})
+
+    def compare(
+        quantity: str,
+        got: ArrayLike,
+        expected: ArrayLike,
+        tolerance: float = 1e-5,
+        scale: float = 1.0,
+    ) -> None:
+        got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+        assert got.shape == expected.shape, quantity
+        assert np.isfinite(got).all(), quantity
+        error = float((np.abs(got - expected) / (scale + np.abs(expected))).max())
+        largest, _ = errors.get(quantity, (0.0, 0.0))
+        errors[quantity] = (max(largest, error), tolerance)
+        assert error <= tolerance, f"{quantity}: error {error:.2e}, tolerance {tolerance:.0e}"
+
+    return compare
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    errors = config.stash.get(ERRORS, {})
+    if errors and config.get_verbosity() > 0:
+        terminalreporter.section("largest errors against reference values")
+        for quantity, (error, tolerance) in errors.items():
+            terminalreporter.write_line(f"{quantity:48} {error:8.1e}  (tolerance {tolerance:.0e})")
