@@ -1,0 +1,44 @@
+"""About ninety minutes on two cores: the demo with a stronger teacher, so a larger effect.
+
+The README's picture and docs/evening.html are a run of this config.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from experiments.configs.demo import demo, muon
+from experiments.settings import EvaluationConfig, JudgeSize, RunConfig, config_dict
+from sdtt_jax.training.step import TrainConfig
+
+
+def get_config() -> ConfigDict:
+    return config_dict(evening())
+
+
+def evening() -> RunConfig:
+    """The demo's text and network, trained far longer, and distilled further."""
+    config = demo()
+    return dataclasses.replace(
+        config,
+        teacher=dataclasses.replace(
+            config.teacher,
+            train=TrainConfig(
+                num_steps=4000, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=500
+            ),
+        ),
+        judge=dataclasses.replace(
+            config.judge,
+            model=JudgeSize(num_layers=4, embed_dim=128, num_heads=4),
+            train=TrainConfig(
+                num_steps=1200, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=500
+            ),
+        ),
+        evaluation=EvaluationConfig(
+            num_texts=1024,
+            num_steps=(2, 4, 8, 16, 32, 64),
+            validation_sequences=2048,
+            gain_sequences=256,
+            gain_trajectories=128,
+        ),
+    )
