@@ -74,7 +74,9 @@ make_venv() {
 install_packages() { # EXTRA
   local log=$venv/install.log target=$root
   [ -z "$1" ] || target="${root}[$1]"
-  local command=("$venv/bin/python" -m pip install --no-input --progress-bar off)
+  # Compiling every module of every package takes as long as the rest; Python compiles those that
+  # are imported when they are.
+  local command=("$venv/bin/python" -m pip install --no-input --progress-bar off --no-compile)
   [ "$constraints" = none ] || command+=(--constraint "$constraints")
   if ! "${command[@]}" --editable "$target" >"$log" 2>&1; then
     tail -n 25 "$log" >&2
