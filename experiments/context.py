@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 
 from experiments.settings import RunConfig
 from experiments.workdir import Workdir, final
-from sdtt_jax.configs import from_mapping, to_mapping
+from sdtt_jax.configs import to_mapping
 from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
-from sdtt_jax.diffusion.schedule import Schedule, ScheduleConfig, make_schedule
+from sdtt_jax.diffusion.schedule import Schedule, make_schedule
 from sdtt_jax.errors import CheckpointError, UserError
-from sdtt_jax.models import Denoiser, DenoiserConfig, make_denoiser
+from sdtt_jax.models import Denoiser, make_denoiser
 from sdtt_jax.models.autoregressive import Autoregressive, make_autoregressive
 from sdtt_jax.training import sharding as sh
 from sdtt_jax.training.checkpoint import load_params, save_params
@@ -96,38 +96,3 @@ class Run:
                 f"{meta.get('model')}, not {kind} {to_mapping(network.config)}."
             )
         return params
-
-
-def load_denoiser(path: Path) -> tuple[Denoiser, Params, Schedule, Tokenizer, dict[str, Any]]:
-    """A denoiser that a run delivered, with its tokenizer (found in a folder above).
-
-    Args:
-      path: a `final` folder, a round's or the teacher's folder, or a whole run (its last finished round).
-
-    Returns:
-      Network, parameters, noise schedule, tokenizer, and the facts stored beside the parameters.
-
-    Raises:
-      CheckpointError: nothing there, or no denoiser.
-    """
-    if not path.exists():
-        raise CheckpointError(f"There is no checkpoint at {path}.")
-    rounds = sorted((path / "rounds").glob("*/final")) if (path / "rounds").is_dir() else []
-    candidates = [*rounds[-1:], path / "final", path / "teacher" / "final", path]
-    folder = next(p for p in candidates if p.exists())
-    params, meta = load_params(folder)
-    if meta.get("kind") != "denoiser":
-        raise CheckpointError(
-            f"{folder} holds {meta.get('kind') or 'no model of this library'}, not a denoiser; give a "
-            "round, a teacher, or a run's directory."
-        )
-    tokenizer_dir = next(
-        (p / "tokenizer" for p in folder.absolute().parents if (p / "tokenizer").is_dir()), None
-    )
-    if tokenizer_dir is None:
-        raise CheckpointError(
-            f"No tokenizer folder above {folder}; copy the run's tokenizer/ beside it."
-        )
-    denoiser = make_denoiser(from_mapping(DenoiserConfig, meta["model"], "model"))
-    schedule = make_schedule(from_mapping(ScheduleConfig, meta["schedule"], "schedule"))
-    return denoiser, params, schedule, load_tokenizer(tokenizer_dir), meta | {"path": str(folder)}

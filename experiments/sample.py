@@ -14,18 +14,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.context import load_denoiser
+import sdtt_jax
 from experiments.terminal import run_app
 from sdtt_jax.configs import require
 from sdtt_jax.data import Tokenizer
-from sdtt_jax.diffusion.sampler import SamplerConfig, SamplerState, prior_sample, sample
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.keys import at_step, purpose_key
 
@@ -93,31 +92,24 @@ def main(argv: Sequence[str]) -> None:
         top_k=_TOP_K.value,
         top_p=_TOP_P.value,
     )
-    denoiser, params, schedule, tokenizer, facts = load_denoiser(Path(str(_CHECKPOINT.value)))
-    length = denoiser.config.length
-    given, fixed = fixed_tokens(tokenizer, length, _PROMPT.value, _INFILL.value)
+    model = sdtt_jax.load(str(_CHECKPOINT.value))
+    length, mask_id = model.config.length, model.denoiser.mask_id
+    given, fixed = fixed_tokens(model.tokenizer, length, _PROMPT.value, _INFILL.value)
     size = min(_BATCH_SIZE.value, _NUM_SAMPLES.value)
-    x_init = prior_sample(
-        size, length, denoiser.mask_id, jnp.asarray(given[None]), jnp.asarray(fixed[None])
-    )
-
-    @jax.jit
-    def generate(params: Any, key: jax.Array) -> SamplerState:
-        state, _ = sample(denoiser, params, key, x_init, schedule, config)
-        return state
+    x_init = prior_sample(size, length, mask_id, jnp.asarray(given[None]), jnp.asarray(fixed[None]))
 
     key = purpose_key(_SEED.value, "sample")
-    print(f"{facts['path']}: {config.num_steps} steps, {length} tokens", file=sys.stderr)
+    print(f"{model.facts['path']}: {config.num_steps} steps, {length} tokens", file=sys.stderr)
     with contextlib.ExitStack() as stack:
         output = None
         if _OUTPUT.value:
             output = stack.enter_context(Path(_OUTPUT.value).open("w", encoding="utf-8"))
         for start in range(0, _NUM_SAMPLES.value, size):
             began = time.monotonic()
-            state = jax.block_until_ready(generate(params, at_step(key, start)))
+            state = jax.block_until_ready(model.denoise(at_step(key, start), x_init, config))
             seconds = time.monotonic() - began
             for row in np.asarray(state.x)[: _NUM_SAMPLES.value - start]:
-                text = tokenizer.decode(row)
+                text = model.tokenizer.decode(row)
                 print(f"— {text}\n", flush=True)
                 if output is not None:
                     record = {

@@ -1,3 +1,24 @@
-"""SDTT: self-distillation through time for masked diffusion language models, in JAX."""
+"""SDTT: self-distillation through time for masked diffusion language models, in JAX.
+
+import jax, sdtt_jax
+model = sdtt_jax.load("runs/demo")
+tokens = model.sample(jax.random.key(0), num_samples=4, num_steps=8)
+print(*map(model.tokenizer.decode, tokens), sep="\\n")
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["load"]
+
+if TYPE_CHECKING:
+    from sdtt_jax.interchange.model import load
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: it draws in most of the library, which a user of one part does not need.
+    if name == "load":
+        from sdtt_jax.interchange.model import load
+
+        return load
+    raise AttributeError(f"module 'sdtt_jax' has no attribute {name!r}")
