@@ -5,6 +5,7 @@ word), the difference between a damaged checkpoint (the one before it is taken) 
 model (an error), and that a step that cannot be read never stands in the way of later saves.
 """
 
+import contextlib
 import logging
 import os
 import textwrap
@@ -191,7 +192,8 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> None:
         self.failed_saves += 1
         LOG.warning("Saving step %d in %s failed: %s", step, self.directory, error)
-        self._orbax.reload()
+        with contextlib.suppress(OSError):  # The directory itself may be what is gone.
+            self._orbax.reload()
         if self.failed_saves >= self._max_failed_saves:
             raise CheckpointError(
                 f"Saving in {self.directory} failed {self.failed_saves} times in a row, "

@@ -216,7 +216,8 @@ def _stop_signals() -> Iterator[_Stop]:
             signal.signal(each, signal.SIG_DFL)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        old[number] = signal.getsignal(number)
+        # None is a handler that was not installed from Python and cannot be put back.
+        old[number] = signal.getsignal(number) or signal.SIG_DFL
         signal.signal(number, handle)
     try:
         yield stop

@@ -20,7 +20,9 @@ def main(data: int, fsdp: int, model: int, directory: str) -> dict:
     config = toy.configured("muon", num_steps=4, microbatches=2)
     state, step, abstract = toy.setup(config, MeshConfig(data, fsdp, model))
     key = jax.random.key(5)
-    result = {"specs": {path: str(leaf.sharding.spec) for path, leaf in flat_leaves(state).items()}}
+    result = {
+        "specs": {path: list(leaf.sharding.spec) for path, leaf in flat_leaves(state).items()}
+    }
     result["initial"] = describe(flat_leaves(state.params))
     batch = place_batch(toy.batch_at(0), state.step.sharding.mesh)
     result["batch_shard"] = batch.addressable_shards[0].data.shape
@@ -47,7 +49,7 @@ def main(data: int, fsdp: int, model: int, directory: str) -> dict:
             )
         else:
             state = found[0]
-            moved = {p: str(leaf.sharding.spec) for p, leaf in flat_leaves(state).items()}
+            moved = {p: list(leaf.sharding.spec) for p, leaf in flat_leaves(state).items()}
             assert moved == result["specs"]
     sample = np.asarray(state.params["blocks"]["mlp"]["up"]["kernel"])[1, 3, :8]
     result |= {"losses": losses, "digest": params_digest(state.params), "sample": sample.tolist()}

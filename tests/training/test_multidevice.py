@@ -59,7 +59,7 @@ def test_initial_parameters_do_not_depend_on_the_mesh(alone, several):
 def test_everything_lies_where_the_rules_say(several):
     (data, fsdp, model), result, _ = several
     specs = result["specs"]
-    expected = "PartitionSpec(None, 'fsdp', 'model')"
+    expected = [None, "fsdp", "model"]
     assert specs["params/blocks/mlp/up/kernel"] == expected
     assert specs["ema_params/blocks/mlp/up/kernel"] == expected
     moments = [s for p, s in specs.items() if "opt_state" in p and p.endswith("mlp/up/kernel")]
