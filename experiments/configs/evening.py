@@ -7,7 +7,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from experiments.configs.demo import demo, muon
+from experiments.configs.demo import adam, demo, muon
 from experiments.settings import EvaluationConfig, JudgeSize, RunConfig, config_dict
 from sdtt_jax.training.step import TrainConfig
 
@@ -24,14 +24,22 @@ def evening() -> RunConfig:
         teacher=dataclasses.replace(
             config.teacher,
             train=TrainConfig(
-                num_steps=4000, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=500
+                num_steps=2500, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=500
             ),
         ),
         judge=dataclasses.replace(
             config.judge,
             model=JudgeSize(num_layers=4, embed_dim=128, num_heads=4),
             train=TrainConfig(
-                num_steps=1200, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=500
+                num_steps=800, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=500
+            ),
+        ),
+        distill=dataclasses.replace(
+            config.distill,
+            num_rounds=4,
+            num_trajectories=3,
+            train=TrainConfig(
+                num_steps=120, batch_size=64, optimizer=adam(4e-4), log_every=5, save_every=40
             ),
         ),
         evaluation=EvaluationConfig(
