@@ -21,7 +21,7 @@ from sdtt_jax.training.metrics import MetricsWriter
 from sdtt_jax.training.optimizers import make_optimizer
 from sdtt_jax.training.progress import make_progress
 from sdtt_jax.training.state import TrainState, abstract_state, init_state, state_from_params
-from sdtt_jax.training.step import LossFn, TrainConfig, make_train_step
+from sdtt_jax.training.step import LossFn, TrainConfig, TrainStep, make_train_step
 
 Params = Any
 
@@ -46,23 +46,26 @@ def train_judge(run: Run) -> None:
 
 def distill(run: Run) -> None:
     """All rounds: each halves the steps (for k = 2), then its student is the next teacher."""
-    for number in range(1, run.config.distill.num_rounds + 1):
+    config = run.config.distill
+    optimizer = make_optimizer(config.train.optimizer, config.train.num_steps)
+    # One compiled step serves all rounds: dt and the teacher are arguments of it.
+    loss = distill_loss(run.denoiser, run.schedule, config)
+    step = make_train_step(loss, optimizer, config.train)
+    for number in range(1, config.num_rounds + 1):
         if final(run.workdir.round(number)).exists():
             run.say(f"  round {number}: finished before")
         else:
-            _distill_round(run, number)
+            _distill_round(run, number, optimizer, step)
 
 
-def _distill_round(run: Run, number: int) -> None:
+def _distill_round(
+    run: Run, number: int, optimizer: optax.GradientTransformation, step: TrainStep
+) -> None:
     config = run.config.distill
-    optimizer = make_optimizer(config.train.optimizer, config.train.num_steps)
     dt = round_dt(config, number)
     run.say(
         f"  round {number} of {config.num_rounds}: the teacher takes {config.num_distill_steps} steps of "
         f"{dt:.6g}, the student learns to take one of {config.num_distill_steps * dt:.6g}"
-    )
-    step = make_train_step(
-        distill_loss(run.denoiser, run.schedule, config), optimizer, config.train
     )
     state = _fit(
         run,
@@ -148,7 +151,7 @@ def _fit(
     run: Run,
     tags: dict[str, Any],
     folder: Path,
-    step_fn: Any,
+    step_fn: TrainStep,
     start: Callable[[], TrainState],
     abstract: TrainState,
     config: TrainConfig,

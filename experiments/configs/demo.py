@@ -74,8 +74,8 @@ def demo() -> RunConfig:
         ),
         evaluation=EvaluationConfig(
             num_texts=512,
-            num_steps=(4, 8, 16, 32),
+            num_steps=(4, 8, 16),
             validation_sequences=1024,
-            gain_sequences=128,
+            gain_sequences=64,
         ),
     )

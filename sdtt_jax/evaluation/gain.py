@@ -9,6 +9,7 @@ is the mean divergence from it. The share is
 on held-out text: 0 for a student that still is its teacher, 1 for one that reached the optimum.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -69,72 +70,86 @@ def measure_gain(
     """
     assert config.divergence in FLOORED, config.divergence
     assert num_trajectories % 2 == 0, num_trajectories
-    backward = config.divergence == "kl-bwd"
-
-    @jax.jit
-    def terms(params: tuple[Any, Any], index: jax.Array, batch: jax.Array) -> dict[str, jax.Array]:
-        student, teacher = params
-        keys = jax.random.split(jax.random.fold_in(key, index), 2 + num_trajectories)
-        t = sample_t(keys[0], batch.shape[0])
-        x_t = q_xt(keys[1], batch, schedule.move_chance(t), denoiser.mask_id)
-        masked = (x_t == denoiser.mask_id).astype(jnp.float32)
-        sigma = schedule.sigma(t)
-
-        def log_probs(weights: Any) -> jax.Array:
-            logits = denoiser.logits(weights, denoiser.hidden(weights, x_t, sigma))
-            return masked_log_probs(logits, denoiser.mask_id)
-
-        def add(sums: tuple, trajectory: jax.Array) -> tuple[tuple, None]:
-            [target] = teacher_targets(
-                denoiser,
-                teacher,
-                trajectory[None],
-                x_t,
-                t,
-                jnp.float32(dt),
-                schedule,
-                num_distill_steps=config.num_distill_steps,
-                reference_times=config.reference_times,
-            )
-            log_p = masked_log_probs(denoiser.logits(teacher, target), denoiser.mask_id)
-            value = log_p if backward else jnp.exp(log_p)
-            negative_entropy = (jnp.exp(log_p) * log_p).sum(-1)
-            return (sums[0] + value, sums[1] + negative_entropy), None
-
-        zero = (jnp.zeros((*x_t.shape, denoiser.padded_vocab)), jnp.zeros(x_t.shape))
-        half, trajectories = num_trajectories // 2, keys[2:]
-        at_half, _ = jax.lax.scan(add, zero, trajectories[:half])
-        at_full, _ = jax.lax.scan(add, at_half, trajectories[half:])
-
-        def mean(sums: tuple, count: int) -> tuple:
-            return sums[0] / count, sums[1] / count
-
-        full, first_half = mean(at_full, num_trajectories), mean(at_half, half)
-
-        def divergence(log_p: jax.Array) -> jax.Array:
-            if backward:
-                return (jnp.exp(log_p) * (log_p - full[0])).sum(-1)
-            return full[1] - (full[0] * log_p).sum(-1)
-
-        def floor(mean_value: jax.Array, mean_negative_entropy: jax.Array) -> jax.Array:
-            if backward:
-                return -jax.nn.logsumexp(mean_value, axis=-1)
-            own = jnp.where(mean_value > 0, mean_value, 1.0)
-            return mean_negative_entropy - (mean_value * jnp.log(own)).sum(-1)
-
-        def total(values: jax.Array) -> jax.Array:
-            return (values * masked).sum(-1)
-
-        return {
-            "teacher": total(divergence(log_probs(teacher))),
-            "student": total(divergence(log_probs(student))),
-            "floor": total(2 * floor(*full) - floor(*first_half)),
-            "masked": masked.sum(-1),
-        }
-
+    terms = functools.partial(
+        _terms, denoiser, schedule, config, num_trajectories, jnp.float32(dt), key
+    )
     sums = map_batches(terms, (student_params, teacher_params), x0, batch_size)
     count = sums["masked"].sum()
     teacher, student, floor = (
         float(sums[k].sum() / count) for k in ("teacher", "student", "floor")
     )
     return Gain(teacher, student, floor, (teacher - student) / (teacher - floor))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _terms(
+    denoiser: DenoiserLike,
+    schedule: Schedule,
+    config: DistillConfig,
+    num_trajectories: int,
+    dt: jax.Array,
+    key: jax.Array,
+    params: tuple[Any, Any],
+    index: jax.Array,
+    batch: jax.Array,
+) -> dict[str, jax.Array]:
+    """Sums over the masked positions of each text: `[batch]` float32 each."""
+    backward = config.divergence == "kl-bwd"
+    student, teacher = params
+    keys = jax.random.split(jax.random.fold_in(key, index), 2 + num_trajectories)
+    t = sample_t(keys[0], batch.shape[0])
+    x_t = q_xt(keys[1], batch, schedule.move_chance(t), denoiser.mask_id)
+    masked = (x_t == denoiser.mask_id).astype(jnp.float32)
+    sigma = schedule.sigma(t)
+
+    def log_probs(weights: Any) -> jax.Array:
+        logits = denoiser.logits(weights, denoiser.hidden(weights, x_t, sigma))
+        return masked_log_probs(logits, denoiser.mask_id)
+
+    def add(sums: tuple, trajectory: jax.Array) -> tuple[tuple, None]:
+        [target] = teacher_targets(
+            denoiser,
+            teacher,
+            trajectory[None],
+            x_t,
+            t,
+            dt,
+            schedule,
+            num_distill_steps=config.num_distill_steps,
+            reference_times=config.reference_times,
+        )
+        log_p = masked_log_probs(denoiser.logits(teacher, target), denoiser.mask_id)
+        value = log_p if backward else jnp.exp(log_p)
+        negative_entropy = (jnp.exp(log_p) * log_p).sum(-1)
+        return (sums[0] + value, sums[1] + negative_entropy), None
+
+    zero = (jnp.zeros((*x_t.shape, denoiser.padded_vocab)), jnp.zeros(x_t.shape))
+    half, trajectories = num_trajectories // 2, keys[2:]
+    at_half, _ = jax.lax.scan(add, zero, trajectories[:half])
+    at_full, _ = jax.lax.scan(add, at_half, trajectories[half:])
+
+    def mean(sums: tuple, count: int) -> tuple:
+        return sums[0] / count, sums[1] / count
+
+    full, first_half = mean(at_full, num_trajectories), mean(at_half, half)
+
+    def divergence(log_p: jax.Array) -> jax.Array:
+        if backward:
+            return (jnp.exp(log_p) * (log_p - full[0])).sum(-1)
+        return full[1] - (full[0] * log_p).sum(-1)
+
+    def floor(mean_value: jax.Array, mean_negative_entropy: jax.Array) -> jax.Array:
+        if backward:
+            return -jax.nn.logsumexp(mean_value, axis=-1)
+        own = jnp.where(mean_value > 0, mean_value, 1.0)
+        return mean_negative_entropy - (mean_value * jnp.log(own)).sum(-1)
+
+    def total(values: jax.Array) -> jax.Array:
+        return (values * masked).sum(-1)
+
+    return {
+        "teacher": total(divergence(log_probs(teacher))),
+        "student": total(divergence(log_probs(student))),
+        "floor": total(2 * floor(*full) - floor(*first_half)),
+        "masked": masked.sum(-1),
+    }
