@@ -43,10 +43,10 @@ def evening() -> RunConfig:
             ),
         ),
         evaluation=EvaluationConfig(
-            num_texts=1024,
-            num_steps=(2, 4, 8, 16, 32, 64),
+            num_texts=512,
+            num_steps=(4, 8, 16, 32, 64),
             validation_sequences=2048,
-            gain_sequences=256,
-            gain_trajectories=128,
+            gain_sequences=128,
+            gain_trajectories=64,
         ),
     )
