@@ -1,0 +1,48 @@
+"""What the tests against the reference's values share: networks with its weights, its arrays."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sdtt_jax.diffusion.schedule import Schedule, make_schedule
+from sdtt_jax.interchange.reference import read_denoiser
+from sdtt_jax.interchange.tensors import read_tensors
+from sdtt_jax.models.denoiser import Denoiser, make_denoiser
+
+# The reference's own default: log-linear with eps 1e-3.
+SCHEDULE: Schedule = make_schedule()
+
+
+class Network(NamedTuple):
+    """A denoiser with the reference's weights; `columns` are the vocabulary's, MASK included."""
+
+    denoiser: Denoiser
+    params: Any
+
+    @property
+    def columns(self) -> slice:
+        return slice(0, self.denoiser.mask_id + 1)
+
+
+def arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
+    """The arrays of one .npz file; token ids as int32."""
+    with np.load(folder / f"{name}.npz") as file:
+        return {
+            key: value.astype(np.int32) if value.dtype == np.int64 else value
+            for key, value in file.items()
+        }
+
+
+def network(folder: Path, name: str) -> Network:
+    """`teacher_hub` or `student_hub`; not time-conditioned, as the published models."""
+    length = json.loads((folder / "config.json").read_text())["model"]["length"]
+    config, params = read_denoiser(read_tensors(folder / f"{name}.safetensors"), length=length)
+    return Network(make_denoiser(config), jax.tree.map(jax.numpy.asarray, params))
+
+
+def target_files(folder: Path) -> list[str]:
+    """Names of the stored trajectories, `targets_k{K}_{sampler}`, without suffix."""
+    return sorted(path.stem for path in folder.glob("targets_k*.npz"))

@@ -1,0 +1,25 @@
+"""Top-k and nucleus filtering against the reference's.
+
+Oracle: `top_k_top_p.npz` of a `reference_*` folder (golden/README.md): arrays `k{K}_p{P}`, 0 being off
+for both. Dropped entries are -inf there and a finite -1e6 here.
+"""
+
+import re
+
+import numpy as np
+
+from sdtt_jax.categorical import NEG_INFINITY, filter_logits
+from tests.parity.reference import arrays
+
+
+def test_filtered_logits(reference_golden):
+    stored = arrays(reference_golden, "top_k_top_p")
+    cases = [name for name in stored if name != "logits"]
+    assert cases
+    for name in cases:
+        match = re.fullmatch(r"k(\d+)_p([\d.]+)", name)
+        assert match, name
+        top_k, top_p = int(match[1]), float(match[2]) or 1.0
+        ours = filter_logits(stored["logits"], top_k=top_k, top_p=top_p)
+        expected = np.where(np.isneginf(stored[name]), NEG_INFINITY, stored[name])
+        np.testing.assert_array_equal(ours, expected, err_msg=name)
