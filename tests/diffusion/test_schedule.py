@@ -1,0 +1,89 @@
+"""Noise schedules. Oracles: autodiff, the defining equations, and flatness of the weight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.nelbo import nelbo_weight
+from sdtt_jax.diffusion.schedule import SCHEDULES, ScheduleConfig, make_schedule
+from sdtt_jax.errors import ConfigError
+
+INSIDE = jnp.linspace(0.02, 0.98, 97)
+CONFIGS = [ScheduleConfig(kind) for kind in SCHEDULES] + [
+    ScheduleConfig("linear", sigma_min=1e-4, sigma_max=20.0),
+    ScheduleConfig("log-linear", eps=1e-2),
+]
+IDS = [f"{c.kind}-{c.eps}-{c.sigma_min}" for c in CONFIGS]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_dsigma_is_the_derivative_of_sigma(config):
+    schedule = make_schedule(config)
+    slope = jax.vmap(jax.grad(schedule.sigma))(INSIDE)
+    np.testing.assert_allclose(schedule.dsigma(INSIDE), slope, rtol=1e-4)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_alpha_falls_from_one(config):
+    schedule = make_schedule(config)
+    t = jnp.linspace(0.0, 1.0, 101)
+    alpha = np.asarray(schedule.alpha(t))
+    # geometric starts at sigma_min = 1e-3 by definition, hence not 1 exactly
+    assert alpha[0] == pytest.approx(1.0, abs=2e-3)
+    assert np.all(np.diff(alpha) < 0)
+    np.testing.assert_allclose(alpha + np.asarray(schedule.move_chance(t)), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["log-linear", "cosine", "cosine-squared"])
+@pytest.mark.parametrize("eps", [1e-3, 0.05])
+def test_eps_is_what_is_left_at_time_one(kind, eps):
+    schedule = make_schedule(ScheduleConfig(kind, eps=eps))
+    assert float(schedule.alpha(jnp.float32(1.0))) == pytest.approx(eps, rel=1e-3)
+
+
+def test_log_linear_alpha_is_linear():
+    schedule = make_schedule()
+    np.testing.assert_allclose(schedule.alpha(INSIDE), 1 - (1 - 1e-3) * INSIDE, rtol=1e-5)
+
+
+def test_move_chance_does_not_cancel_near_time_zero():
+    """1 - alpha at t = 1e-5 has a relative error of 6e-3 when it is computed as such in float32."""
+    move_chance = make_schedule().move_chance(jnp.float32(1e-5))
+    assert float(move_chance) == pytest.approx(0.999e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config", [ScheduleConfig(), ScheduleConfig("linear", sigma_min=1e-4, sigma_max=20.0)]
+)
+def test_importance_sampling_flattens_the_weight(config):
+    """In u the NELBO's weight is weight(t) dt/du = d log(1 - alpha) / du, which should be one constant."""
+    schedule = make_schedule(config)
+    u = jnp.linspace(0.05, 0.95, 19)
+    dt_du = jax.vmap(jax.grad(schedule.importance_t))(u)
+    t = schedule.importance_t(u)
+    # weight(t) = dsigma / expm1(sigma) is the rate of log(1 - alpha) in t.
+    flat = np.asarray(nelbo_weight(schedule, t) * dt_du)
+    np.testing.assert_allclose(flat, flat.mean(), rtol=2e-3)
+    ends = schedule.importance_t(jnp.array([0.0, 1.0]))
+    spread = jnp.diff(jnp.log(schedule.move_chance(ends)))[0]
+    assert flat.mean() == pytest.approx(float(spread), rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"kind": "loglinear"}, "kind"),
+        ({"eps": 0.0}, "eps"),
+        ({"eps": 1.0}, "eps"),
+    ],
+)
+def test_a_wrong_field_is_named(fields, named):
+    with pytest.raises(ConfigError, match=named):
+        ScheduleConfig(**fields)
+
+
+@pytest.mark.parametrize("kind", ["linear", "geometric"])
+def test_an_empty_range_of_noise_is_refused(kind):
+    with pytest.raises(ConfigError, match="sigma_min"):
+        make_schedule(ScheduleConfig(kind, sigma_min=2.0, sigma_max=1.0))
