@@ -30,7 +30,8 @@ def batch(reference_golden):
     """The stored batch and its targets as hidden states: `(x_t, targets)`."""
     stored = arrays(reference_golden, "targets_k2_ancestral")
     denoiser, params = network(reference_golden, "teacher_hub")
-    hidden = [denoiser.hidden(params, x) for x in stored["trajectory"][:-1]]
+    call = jax.jit(denoiser.hidden)
+    hidden = [call(params, x) for x in stored["trajectory"][:-1]]
     target = hidden[0]
     for x, state in zip(stored["trajectory"], hidden, strict=False):
         target = stitch(target, state, x, denoiser.mask_id)
@@ -60,7 +61,8 @@ def _compare_tensors(close, quantity, config, tree, expected, tolerance, relativ
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_losses(reference_golden, networks, batch, close, name):
     (denoiser, teacher), (_, student) = networks
-    total, count = _loss(denoiser, student, teacher, *batch, DIVERGENCES[name])
+    loss = jax.jit(_loss, static_argnums=(0, 5))
+    total, count = loss(denoiser, student, teacher, *batch, DIVERGENCES[name])
     expected = arrays(reference_golden, "distill_step")[f"loss_{name}"]
     close(f"distillation loss {name}", total / count, expected)
 

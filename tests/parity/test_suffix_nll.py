@@ -30,8 +30,7 @@ def test_greedy_suffix(reference_golden):
     start = len(stored["prefix"])
     x_t = text.copy()
     x_t[start:-1] = denoiser.mask_id
-    filled = np.asarray(
-        greedy_infill(denoiser, params, jnp.asarray(x_t)[None], SCHEDULE, jnp.float32(1))
-    )[0]
+    infill = jax.jit(greedy_infill, static_argnums=(0, 3))
+    filled = np.asarray(infill(denoiser, params, x_t[None], SCHEDULE, jnp.float32(1)))[0]
     np.testing.assert_array_equal(filled[:start], stored["prefix"])
     np.testing.assert_array_equal(filled[start:], stored["greedy"])
