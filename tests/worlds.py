@@ -1,0 +1,138 @@
+"""Denoisers small enough to enumerate, for tests that compare with exact sums.
+
+`TableDenoiser` is a stand-in with the two functions of the real one: its predictions are a table over
+all partly masked sequences, looked up by number (base V + 1, first position most significant, digit V
+is MASK). `predictions` gives the table of any denoiser, the real network included.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdtt_jax.models.config import DenoiserConfig
+from sdtt_jax.models.denoiser import Denoiser, make_denoiser
+
+VOCAB, LENGTH = 3, 3
+MASK = VOCAB
+
+
+@dataclasses.dataclass(frozen=True)
+class TableDenoiser:
+    """Log-probabilities `params["table"]: [states, LENGTH, VOCAB]` behind `hidden` and `logits`.
+
+    Attributes:
+      padded_vocab: columns of the logits; those beyond MASK are impossible.
+      mask_logit: what the table says of MASK itself; SUBS must ignore it.
+      time_scale: logits are multiplied by `1 + time_scale * sigma`, so that the time that a caller
+        passes shows.
+      on_call: called on the host at every network call.
+    """
+
+    padded_vocab: int = 8
+    mask_logit: float = 2.0
+    time_scale: float = 0.0
+    on_call: Callable[[], None] | None = None
+
+    @property
+    def mask_id(self) -> int:
+        return MASK
+
+    def hidden(self, params: Any, tokens: jax.Array, sigma: jax.Array | None = None) -> jax.Array:
+        if self.on_call is not None:
+            jax.debug.callback(self.on_call)
+        rows = params["table"][numbers(tokens)]
+        if sigma is not None and self.time_scale:
+            rows = rows * (1 + self.time_scale * sigma)[:, None, None]
+        return rows
+
+    def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
+        del params
+        widths = [(0, 0)] * (hidden.ndim - 1)
+        with_mask = jnp.pad(hidden, [*widths, (0, 1)], constant_values=self.mask_logit)
+        padding = self.padded_vocab - VOCAB - 1
+        return jnp.pad(with_mask, [*widths, (0, padding)], constant_values=-1e6)
+
+
+def numbers(tokens: jax.Array) -> jax.Array:
+    """`[..., LENGTH]` -> `[...]` int32."""
+    return (tokens * jnp.asarray((VOCAB + 1) ** np.arange(LENGTH - 1, -1, -1))).sum(axis=-1)
+
+
+def all_states() -> np.ndarray:
+    """`[(VOCAB + 1)^LENGTH, LENGTH]` int32, in the order of their numbers."""
+    return np.array(list(itertools.product(range(VOCAB + 1), repeat=LENGTH)), np.int32)
+
+
+def random_table(seed: int, spread: float = 1.2) -> dict[str, jax.Array]:
+    """A table without structure: every prediction of its own."""
+    rng = np.random.default_rng(seed)
+    table = spread * rng.standard_normal(((VOCAB + 1) ** LENGTH, LENGTH, VOCAB))
+    return {"table": jnp.asarray(table, jnp.float32)}
+
+
+def tiny_network(*, time_conditioned: bool = False) -> Denoiser:
+    """The real network, at sizes for which all of its predictions are cheap."""
+    return make_denoiser(
+        DenoiserConfig(
+            vocab_size=VOCAB,
+            length=LENGTH,
+            num_layers=2,
+            embed_dim=16,
+            num_heads=2,
+            cond_dim=8,
+            time_conditioned=time_conditioned,
+        )
+    )
+
+
+def noisy_params(denoiser: Denoiser, seed: int, spread: float = 0.5) -> Any:
+    """Parameters away from the start, where adaLN and the head are zero: noise on every leaf."""
+    params = nn.unbox(denoiser.init(jax.random.key(seed)))
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [
+        leaf + spread * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(structure, noisy)
+
+
+def predictions(denoiser: Any, params: Any, sigma: float = 0.0) -> np.ndarray:
+    """p(x0 = v at a position | state) of the raw logits, MASK left out: `[states, LENGTH, VOCAB]`."""
+    states = jnp.asarray(all_states())
+    hidden = denoiser.hidden(params, states, jnp.full((len(states),), sigma))
+    logits = np.asarray(denoiser.logits(params, hidden), np.float64)[..., :VOCAB]
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def reveals(
+    state: tuple[int, ...], probabilities: np.ndarray, chance: float
+) -> dict[tuple[int, ...], float]:
+    """One reverse step from `state`, by brute force: next state -> probability.
+
+    Sums over every subset of the masked positions and every choice of tokens.
+
+    Args:
+      state: tokens, MASK included.
+      probabilities: `[LENGTH, VOCAB]`, the predictions at `state`.
+      chance: that a masked position is revealed.
+    """
+    masked = [i for i, token in enumerate(state) if token == MASK]
+    result: dict[tuple[int, ...], float] = {}
+    for count in range(len(masked) + 1):
+        for chosen in itertools.combinations(masked, count):
+            weight = chance**count * (1 - chance) ** (len(masked) - count)
+            for tokens in itertools.product(range(VOCAB), repeat=count):
+                after, value = list(state), weight
+                for position, token in zip(chosen, tokens, strict=True):
+                    after[position] = token
+                    value *= probabilities[position, token]
+                result[tuple(after)] = result.get(tuple(after), 0.0) + value
+    return result
