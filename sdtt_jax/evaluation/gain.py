@@ -65,8 +65,10 @@ def measure_gain(
       schedule: noise schedule.
       config: k and the divergence, one of `FLOORED`.
       num_trajectories: M, even. The estimate of the floor from M trajectories has a bias of order 1/M,
-        which `2 floor(M) - floor(M / 2)` takes out.
-      batch_size: texts at once; `[batch, length, vocab]` is held three times.
+        which `2 floor(M) - floor(M / 2)` takes out. `floor(M / 2)` is the mean over both halves: with
+        one of them its noise would not go along with that of the student's divergence, and the share
+        of a perfect student would scatter several times as much.
+      batch_size: texts at once; `[batch, length, vocab]` is held four times.
     """
     assert config.divergence in FLOORED, config.divergence
     assert num_trajectories % 2 == 0, num_trajectories
@@ -125,13 +127,10 @@ def _terms(
 
     zero = (jnp.zeros((*x_t.shape, denoiser.padded_vocab)), jnp.zeros(x_t.shape))
     half, trajectories = num_trajectories // 2, keys[2:]
-    at_half, _ = jax.lax.scan(add, zero, trajectories[:half])
-    at_full, _ = jax.lax.scan(add, at_half, trajectories[half:])
-
-    def mean(sums: tuple, count: int) -> tuple:
-        return sums[0] / count, sums[1] / count
-
-    full, first_half = mean(at_full, num_trajectories), mean(at_half, half)
+    first, _ = jax.lax.scan(add, zero, trajectories[:half])
+    second, _ = jax.lax.scan(add, zero, trajectories[half:])
+    halves = [(value / half, entropy / half) for value, entropy in (first, second)]
+    full = tuple((a + b) / 2 for a, b in zip(*halves, strict=True))
 
     def divergence(log_p: jax.Array) -> jax.Array:
         if backward:
@@ -150,6 +149,6 @@ def _terms(
     return {
         "teacher": total(divergence(log_probs(teacher))),
         "student": total(divergence(log_probs(student))),
-        "floor": total(2 * floor(*full) - floor(*first_half)),
+        "floor": total(2 * floor(*full) - (floor(*halves[0]) + floor(*halves[1])) / 2),
         "masked": masked.sum(-1),
     }
