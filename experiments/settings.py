@@ -176,7 +176,7 @@ class RunConfig:
 
 def config_dict(config: RunConfig) -> ml_collections.ConfigDict:
     """The config as config files return it: locked, so that an unknown field is an error."""
-    return ml_collections.ConfigDict(to_mapping(config))
+    return ml_collections.ConfigDict(to_mapping(config)).lock()
 
 
 def run_config(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfig:

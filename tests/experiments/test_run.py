@@ -1,0 +1,264 @@
+"""The runner. Oracles: its messages, its files (DESIGN), and an unbroken run of the same config."""
+
+import dataclasses
+import json
+import re
+import shutil
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.configs.smoke import smoke
+from experiments.run import STAGES, open_run, run_stages
+from experiments.settings import config_dict
+from sdtt_jax.errors import CheckpointError, ConfigError, DataError, UserError
+from sdtt_jax.training.checkpoint import load_params, params_digest
+from sdtt_jax.training.sharding import unbox
+from tests.experiments.processes import SMOKE, call, start
+
+TEXT = "the quick brown fox jumps over the lazy dog and runs far away from here\n"
+
+
+def _config(corpus, **fields):
+    config = smoke()
+    return config_dict(
+        dataclasses.replace(
+            config, data=dataclasses.replace(config.data, corpus=str(corpus)), **fields
+        )
+    )
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text(TEXT * 200)
+    return path
+
+
+def _corpus_error(tmp_path, content):
+    corpus = tmp_path / "corpus.txt"
+    if content is not None:
+        corpus.write_bytes(content)
+    with (
+        pytest.raises((ConfigError, DataError)) as error,
+        open_run(_config(corpus), tmp_path / "run") as run,
+    ):
+        run_stages(run, ["data"])
+    message = str(error.value)
+    assert str(corpus) in message
+    assert "\n" not in message
+    assert not (tmp_path / "run" / "data").exists(), "nothing half-made is left"
+    return message
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(None, "does not exist|no such|not found"), (b"", "empty"), (b"\xff\xfe\x00text", "UTF-8")],
+    ids=["missing", "empty", "not UTF-8"],
+)
+def test_a_corpus_that_cannot_be_read_is_one_line(tmp_path, content, named):
+    assert re.search(named, _corpus_error(tmp_path, content), re.IGNORECASE)
+
+
+def test_a_process_says_it_in_one_line_and_fails(tmp_path):
+    corpus = tmp_path / "latin.txt"
+    corpus.write_bytes("für immer".encode("latin-1") * 100)
+    finished = call("run", SMOKE, f"--config.data.corpus={corpus}", f"--workdir={tmp_path / 'run'}")
+    assert finished.status == 1
+    lines = [line for line in finished.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, finished.stderr
+    assert lines[0].startswith("Error: ")
+    assert str(corpus) in lines[0]
+
+
+def test_a_stage_names_the_one_that_it_needs(tmp_path, corpus):
+    with (
+        pytest.raises(UserError, match=r"Stage evaluate needs .*judge/final"),
+        open_run(_config(corpus), tmp_path / "run") as run,
+    ):
+        run_stages(run, ["data", "evaluate"])
+
+
+def test_a_directory_is_locked_while_it_is_open(tmp_path, corpus):
+    with open_run(_config(corpus), tmp_path / "run"), pytest.raises(UserError, match="in use"):
+        open_run(_config(corpus), tmp_path / "run").__enter__()
+
+
+def test_another_config_leaves_the_run_as_it_was(tmp_path, corpus):
+    with open_run(_config(corpus), tmp_path / "run") as run:
+        before = run.workdir.config.read_bytes()
+    with pytest.raises(ConfigError, match="seed: 0 -> 1"):
+        open_run(_config(corpus, seed=1), tmp_path / "run").__enter__()
+    assert run.workdir.config.read_bytes() == before
+
+
+def test_a_checkpoint_of_another_model_is_named(tmp_path, corpus):
+    with open_run(_config(corpus), tmp_path / "run") as run:
+        shapes = unbox(jax.eval_shape(run.denoiser.init, jax.random.key(0)))
+        params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        run.deliver(run.workdir.teacher, params, "denoiser", stage="teacher")
+        run.delivered(run.workdir.teacher, "denoiser", "distill")
+        with pytest.raises(CheckpointError, match="teacher/final"):
+            run.delivered(run.workdir.teacher, "autoregressive", "evaluate")
+        deeper = dataclasses.replace(run.config.model, num_layers=3)
+        other = dataclasses.replace(run, config=dataclasses.replace(run.config, model=deeper))
+        with pytest.raises(CheckpointError, match="teacher/final"):
+            other.delivered(run.workdir.teacher, "denoiser", "distill")
+
+
+ENTRY = {"gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "nfe"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+class TestWholeRun:
+    """The smoke config, every stage, in processes of their own."""
+
+    def test_files(self, unbroken):
+        root = unbroken.root
+        for name in (
+            "config.json",
+            "metrics.jsonl",
+            "results.json",
+            "samples.json",
+            "report.html",
+            "data",
+            "tokenizer",
+            "teacher/final",
+            "judge/final",
+            "rounds/01/final",
+            "rounds/02/final",
+        ):
+            assert (root / name).exists(), name
+        said = [line for line in unbroken.finished.stdout.splitlines() if not line.startswith(" ")]
+        assert [line.split(":")[0] for line in said] == list(STAGES)
+        assert "Traceback" not in unbroken.finished.stderr
+
+    def test_results(self, unbroken):
+        results = json.loads((unbroken.root / "results.json").read_text())
+        config = smoke()
+        steps = {str(n) for n in config.evaluation.num_steps}
+        tables = [results["teacher"]["steps"], *(r["steps"] for r in results["rounds"])]
+        for table in tables:
+            assert set(table) == steps
+            for n, entry in table.items():
+                assert set(entry) >= ENTRY
+                assert entry["gen_ppl_low"] <= entry["gen_ppl"] <= entry["gen_ppl_high"]
+                assert 0 < entry["nfe"] <= int(n) + 1
+                assert entry["entropy"] > 0
+        assert results["teacher"]["val_ppl"] > 1
+        assert [r["round"] for r in results["rounds"]] == [1, 2]
+        assert [r["dt"] for r in results["rounds"]] == [1 / 16, 1 / 8]
+        for record in results["rounds"]:
+            assert set(record["paired"]) == steps
+            for pair in record["paired"].values():
+                assert pair["low"] <= pair["log_ratio"] <= pair["high"]
+            assert record["num_distill_steps"] == 2
+            assert record["divergence"] == "kl-bwd"
+            assert record["teacher_divergence"] > record["floor"] > 0
+            excess = record["teacher_divergence"] - record["floor"]
+            won = record["teacher_divergence"] - record["student_divergence"]
+            assert record["gain_share"] == pytest.approx(won / excess)
+            assert re.fullmatch(r"[0-9a-f]{64}", record["params_digest"])
+        assert set(results["baseline_ar"]) >= {"gen_ppl", "entropy", "val_ppl", "nfe"}
+        assert set(results["data"]) >= {"gen_ppl", "entropy", "count"}
+        assert results["num_texts"] == config.evaluation.num_texts
+        assert set(results["timing"]) >= set(STAGES) - {"report"}
+
+    def test_digests_are_those_of_the_delivered_parameters(self, unbroken):
+        results = json.loads((unbroken.root / "results.json").read_text())
+        for record in results["rounds"]:
+            params, _ = load_params(unbroken.root / "rounds" / f"{record['round']:02d}" / "final")
+            assert params_digest(params) == record["params_digest"]
+
+    def test_metrics(self, unbroken):
+        lines = [json.loads(x) for x in (unbroken.root / "metrics.jsonl").read_text().splitlines()]
+        stages = [(x["stage"], x["round"]) for x in lines]
+        assert set(stages) == {("teacher", 0), ("judge", 0), ("distill", 1), ("distill", 2)}
+        for line in lines:
+            assert set(line) >= {"step", "loss", "grad_norm", "lr", "tokens_per_second", "seconds"}
+            assert np.isfinite(line["loss"])
+        last = {key: line["step"] for key, line in zip(stages, lines, strict=True)}
+        assert last == {
+            ("teacher", 0): 30,
+            ("judge", 0): 20,
+            ("distill", 1): 12,
+            ("distill", 2): 12,
+        }
+
+    def test_samples(self, unbroken):
+        samples = json.loads((unbroken.root / "samples.json").read_text())
+        length = smoke().data.length
+        assert samples["length"] == length
+        assert set(samples["texts"]) == {"teacher", "student", "data", "autoregressive"}
+        for name in ("teacher", "student"):
+            assert set(samples["texts"][name]) == {str(n) for n in samples["steps"]}
+        frames = samples["animation"]["frames"]
+        assert all(len(frame) == length for frame in frames)
+        assert frames[0] == [None] * length
+        assert None not in frames[-1]
+
+    def test_a_second_call_finds_everything_finished(self, unbroken):
+        before = {
+            name: (unbroken.root / name).read_bytes() for name in ("results.json", "metrics.jsonl")
+        }
+        again = call("run", SMOKE, f"--workdir={unbroken.root}")
+        assert again.status == 0, again.stderr
+        for stage in STAGES[1:]:
+            assert f"{stage}: finished before" in again.stdout
+        for name, content in before.items():
+            assert (unbroken.root / name).read_bytes() == content
+
+    def test_samples_on_the_command_line(self, unbroken, tmp_path):
+        arguments = (
+            f"--checkpoint={unbroken.root}",
+            "--num_steps=4",
+            "--num_samples=3",
+            "--prompt=in the beginning",
+            f"--output={tmp_path / 'texts.jsonl'}",
+        )
+        finished = call("sample", *arguments)
+        assert finished.status == 0, finished.stderr
+        records = [json.loads(x) for x in (tmp_path / "texts.jsonl").read_text().splitlines()]
+        assert len(records) == 3
+        for record in records:
+            assert record["text"].startswith("in the beginning")
+            assert len(record["tokens"]) == smoke().data.length
+            assert record["num_steps"] == 4
+            assert 0 < record["nfe"] <= 5
+
+    def test_stopped_in_a_round_it_ends_in_the_same_bits(self, unbroken, tmp_path):
+        """Ctrl-C in round 1, the same command again; oracle: the run that was never stopped."""
+        root = tmp_path / "stopped"
+        root.mkdir()
+        for name in ("config.json", "data", "tokenizer", "teacher", "judge"):
+            source, target = unbroken.root / name, root / name
+            shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
+        command = ("run", SMOKE, f"--workdir={root}", "--stages=distill")
+        process = start(*command)
+        metrics = root / "metrics.jsonl"
+        try:
+            while process.poll() is None and '"round": 1' not in (
+                metrics.read_text() if metrics.exists() else ""
+            ):
+                time.sleep(0.005)
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=600)
+        finally:
+            process.kill()
+        assert process.returncode == 75, stderr
+        stopped = re.search(r"Stopped by SIGINT after step (\d+)", stderr)
+        assert stopped, stderr
+        assert 0 < int(stopped[1]) < smoke().distill.train.num_steps
+        assert not (root / "rounds" / "02" / "final").exists()
+
+        resumed = call(*command)
+        assert resumed.status == 0, resumed.stderr
+        results = json.loads((unbroken.root / "results.json").read_text())
+        for record in results["rounds"]:
+            params, _ = load_params(root / "rounds" / f"{record['round']:02d}" / "final")
+            assert params_digest(params) == record["params_digest"]

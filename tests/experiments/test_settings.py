@@ -1,0 +1,115 @@
+"""Configs at the door. Oracle: what a user should read."""
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+import pytest
+
+from experiments.configs.smoke import smoke
+from experiments.settings import (
+    EvaluationConfig,
+    RunConfig,
+    TeacherConfig,
+    check_overrides,
+    config_dict,
+    run_config,
+)
+from sdtt_jax.configs import to_mapping
+from sdtt_jax.errors import ConfigError
+
+CONFIGS = Path(__file__).parent.parent.parent / "experiments" / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_file_is_valid_and_survives_the_way_through_a_mapping(name):
+    config = importlib.import_module(f"experiments.configs.{name}").get_config()
+    run = run_config(config)
+    assert run_config(to_mapping(run)) == run
+    assert run_config(config_dict(run)) == run
+
+
+def test_config_files_are_locked():
+    config = config_dict(smoke())
+    with pytest.raises(AttributeError, match="num_stepz"):
+        config.teacher.train.num_stepz = 3
+
+
+def _with(path, value):
+    mapping = to_mapping(smoke())
+    *groups, name = path.split(".")
+    node = mapping
+    for group in groups:
+        node = node[group]
+    node[name] = value
+    return mapping
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("distil", {}, r"config\.distil is not a field of the config; did you mean 'distill'"),
+        ("distill.num_round", 3, r"config\.distill\.num_round .* did you mean 'num_rounds'"),
+        ("model.embed_dim", 33, r"embed_dim=33 must be a multiple of 2 \* num_heads=4"),
+        ("judge.model.num_heads", 5, r"embed_dim=32 must be a multiple of 2 \* num_heads=10"),
+        ("distill.divergence", "kl", r"config\.distill: divergence='kl' is unknown; .*kl-bwd"),
+        ("distill.num_distill_steps", 1, r"num_distill_steps=1 must be at least 2"),
+        ("teacher.weighting", "odd", r"config\.teacher: weighting='odd' is unknown"),
+        ("teacher.train.batch_size", 0, r"config\.teacher\.train: .*batch_size"),
+        ("evaluation.num_steps", [8, 4], r"num_steps=\(8, 4\) must ascend"),
+        ("evaluation.gain_trajectories", 7, r"gain_trajectories must be even"),
+        ("schedule.kind", "linnear", r"config\.schedule: kind='linnear'"),
+        ("data.length", "64", r"config\.data\.length must be of type int, not '64'"),
+        ("seed", -1, r"seed must lie in"),
+    ],
+)
+def test_what_is_wrong_and_where(path, value, message):
+    with pytest.raises(ConfigError, match=message):
+        run_config(_with(path, value))
+
+
+def test_importance_sampling_needs_the_bound_as_objective():
+    with pytest.raises(ConfigError, match="importance=True"):
+        TeacherConfig(weighting="even", importance=True)
+
+
+def test_evaluation_must_have_steps():
+    with pytest.raises(ConfigError, match="num_steps"):
+        EvaluationConfig(num_steps=())
+
+
+def test_networks_take_vocabulary_and_length_from_the_data():
+    config = smoke()
+    denoiser, causal = config.denoiser(vocab_size=29), config.causal(vocab_size=29)
+    assert denoiser.vocab_size == causal.vocab_size == 29
+    assert denoiser.length == causal.length == config.data.length
+    assert denoiser.embed_dim == config.model.embed_dim
+
+
+def test_defaults_of_distillation_are_the_papers_recipe():
+    """SDTT, arXiv 2410.21035: 7 rounds of 10,000 steps, Adam 6e-5, batch 128, k = 2, EMA 0.9999."""
+    distill = RunConfig().distill
+    assert (distill.num_rounds, distill.num_distill_steps, distill.divergence) == (7, 2, "kl-bwd")
+    assert (distill.train.num_steps, distill.train.batch_size) == (10_000, 128)
+    optimizer = dataclasses.asdict(distill.train.optimizer)
+    assert (optimizer["learning_rate"], optimizer["warmup_steps"]) == (6e-5, 500)
+    assert distill.train.ema_decay == 0.9999
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.distil.num_rounds=2", "config has no field 'distil'; did you mean 'distill'"),
+        ("--config.teacher.train.num_step=2", r"config\.teacher\.train has no field 'num_step'"),
+        ("--config.seed.x=2", r"config\.seed has no field 'x'"),
+        ("--config=no/such/file.py", "there is no such file"),
+    ],
+)
+def test_overrides_on_the_command_line_are_checked(argument, message):
+    with pytest.raises(ConfigError, match=message):
+        check_overrides(["run", argument])
+
+
+def test_good_overrides_pass():
+    check_overrides(["run", "--config.distill.train.num_steps=3", "--workdir=x", "--stages=data"])

@@ -1,0 +1,109 @@
+"""Whose a directory is. Oracle: the messages, and that nothing is overwritten."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments.configs.smoke import smoke
+from experiments.workdir import (
+    FREE_FIELDS,
+    Workdir,
+    claim,
+    final,
+    lock,
+    read_json,
+    timed,
+    write_json,
+)
+from sdtt_jax.errors import ConfigError, UserError
+
+CONFIG = smoke()
+
+
+def test_an_empty_directory_becomes_the_runs(tmp_path):
+    workdir = claim(tmp_path / "run", CONFIG)
+    assert json.loads(workdir.config.read_text())["config"]["data"]["length"] == CONFIG.data.length
+    assert claim(tmp_path / "run", CONFIG) == workdir
+
+
+def test_another_config_is_refused_with_the_fields_that_differ(tmp_path):
+    workdir = claim(tmp_path, CONFIG)
+    before = workdir.config.read_bytes()
+    other = dataclasses.replace(
+        CONFIG, seed=7, model=dataclasses.replace(CONFIG.model, embed_dim=64)
+    )
+    with pytest.raises(ConfigError) as error:
+        claim(tmp_path, other)
+    message = str(error.value)
+    assert "seed: 0 -> 7" in message
+    assert "model.embed_dim: 32 -> 64" in message
+    assert str(tmp_path) in message
+    assert "--workdir" in message
+    assert workdir.config.read_bytes() == before
+
+
+@pytest.mark.parametrize("field", ["log_every", "save_every", "keep"])
+def test_how_often_things_are_written_may_change(tmp_path, field):
+    assert field in FREE_FIELDS
+    claim(tmp_path, CONFIG)
+    train = dataclasses.replace(CONFIG.distill.train, **{field: 3})
+    other = dataclasses.replace(CONFIG, distill=dataclasses.replace(CONFIG.distill, train=train))
+    claim(tmp_path, other)
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        claim(tmp_path, CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"config": ')
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        claim(tmp_path, CONFIG)
+
+
+def test_one_process_at_a_time(tmp_path):
+    with lock(tmp_path):
+        with pytest.raises(UserError, match=r"is in use by another run \(process \d+"):
+            lock(tmp_path).__enter__()
+        claim(tmp_path, CONFIG)
+    with lock(tmp_path):
+        pass
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"Cannot write to --workdir=.*file/run"):
+        lock(tmp_path / "file" / "run").__enter__()
+
+
+def test_json_is_replaced_whole(tmp_path):
+    path = tmp_path / "deep" / "x.json"
+    write_json(path, {"a": 1})
+    write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 2}
+    assert [p.name for p in path.parent.iterdir()] == ["x.json"]
+
+
+def test_times_of_several_calls_add_up(tmp_path):
+    workdir = Workdir(tmp_path)
+    write_json(workdir.timing, {"distill": 100.0, "data": 1.0})
+
+    def stopped():
+        with timed(workdir, "distill"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    seconds = read_json(workdir.timing)
+    assert 100.0 <= seconds["distill"] < 110.0
+    assert seconds["data"] == 1.0
+
+
+def test_where_things_are(tmp_path):
+    workdir = Workdir(tmp_path)
+    assert final(workdir.round(3)) == tmp_path / "rounds" / "03" / "final"
+    assert final(workdir.teacher) == tmp_path / "teacher" / "final"
