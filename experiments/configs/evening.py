@@ -44,7 +44,7 @@ def evening() -> RunConfig:
         ),
         evaluation=EvaluationConfig(
             num_texts=512,
-            num_steps=(4, 8, 16, 32, 64),
+            num_steps=(4, 8, 16, 32),
             validation_sequences=2048,
             gain_sequences=128,
             gain_trajectories=64,
