@@ -1,9 +1,10 @@
 """A transformer distilled on an enumerated world, beside the exact optimum of each round.
 
 Everything that trains here is what trains on text: masking, teacher trajectories, targets,
-divergences, optimizer, rounds. Only the first teacher differs: it is the table of the true
-denoiser's predictions, behind the same two functions `hidden` and `logits`. From round 2 on the
-teacher is the student of the round before.
+divergences, optimizer, rounds. Only the teachers differ: a teacher is a table of predictions at
+every state, behind the same two functions `hidden` and `logits`. The first table holds the true
+denoiser's predictions, the next ones what the student of the round before predicts (the network
+sees no time, so it is a function of the state), which makes many trajectories cheap.
 
 A student starts as its teacher, and a table has no parameters to start from, so a stage before the
 rounds copies it: distillation with dt = 1, where the first teacher step reveals everything and
@@ -60,15 +61,15 @@ class StudentConfig:
       seed: of parameters, batches and draws.
     """
 
-    num_layers: int = 3
+    num_layers: int = 2
     embed_dim: int = 64
     num_heads: int = 4
-    batch_size: int = 256
-    copy_steps: int = 2000
+    batch_size: int = 128
+    copy_steps: int = 2500
     steps_per_round: int = 1000
     copy_learning_rate: float = 3e-3
     learning_rate: float = 1e-3
-    num_trajectories: int = 4
+    num_trajectories: int = 16
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -93,7 +94,8 @@ class EnumeratedDenoiser:
 
     Parameters of the form `{"table": [states, L, V] log-probabilities}` are looked up by the
     state's number; any other parameters are the network's. So the loss that compares a student
-    with its teacher need not know that the first teacher is no network.
+    with its teacher need not know that the teacher is no network. Columns of padding, most of the
+    head in a vocabulary this small, are dropped.
     """
 
     network: Denoiser
@@ -104,7 +106,7 @@ class EnumeratedDenoiser:
 
     @property
     def padded_vocab(self) -> int:
-        return self.network.padded_vocab
+        return self.mask_id + 1
 
     def hidden(
         self, params: Params, tokens: jax.Array, sigma: jax.Array | None = None
@@ -116,11 +118,10 @@ class EnumeratedDenoiser:
         return params["table"][(tokens * jnp.asarray(stride, jnp.int32)).sum(axis=-1)]
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """`[..., padded_vocab]` float32: the network's head, or the identity and padding."""
+        """`[..., V + 1]` float32: the network's head, or the identity and a column for MASK."""
         if not _is_table(params):
-            return self.network.logits(params, hidden)
-        missing = self.padded_vocab - hidden.shape[-1]
-        widths = [(0, 0)] * (hidden.ndim - 1) + [(0, missing)]
+            return self.network.logits(params, hidden)[..., : self.padded_vocab]
+        widths = [(0, 0)] * (hidden.ndim - 1) + [(0, 1)]
         return jnp.pad(hidden, widths, constant_values=NEG_INFINITY)
 
 
@@ -206,8 +207,9 @@ class Laboratory:
             )
             title = f"{divergence}, round {number}"
             params, loss = self._train(state, stage, number, title)
-            yield TrainedRound(dt, self.predictions(params), loss)
-            teacher = params
+            predictions = self.predictions(params)
+            yield TrainedRound(dt, predictions, loss)
+            teacher = table_params(predictions)
 
     def predictions(self, params: Params) -> Array:
         """What parameters predict at every state: [states, L, V] float64, one-hot where unmasked."""
