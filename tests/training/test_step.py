@@ -110,9 +110,10 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(kind):
         bad = batch[0, 0] < 0
         if kind == "loss":
             return loss._replace(total=jnp.where(bad, jnp.inf, loss.total))
-        # sqrt(0) has value 0 and an infinite slope: a gradient that is NaN under a finite loss.
+        # sqrt(0) has value 0 and an infinite slope: a gradient that is NaN under a finite loss. The
+        # inner `where` keeps good batches clear of it, for 0 * inf would be NaN there too.
         x = params["embed"]["embedding"][0, 0]
-        return loss._replace(total=loss.total + jnp.where(bad, jnp.sqrt(x - x), 0.0))
+        return loss._replace(total=loss.total + jnp.sqrt(jnp.where(bad, x - x, 1.0)) - 1.0)
 
     def batches(i):
         batch = toy.batch_at(i)
@@ -122,6 +123,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(kind):
 
     _, seen, states = run(toy.setup(toy.configured(), loss=poisoned), 4, batches)
     assert [m["rejected"] for m in seen] == [0, 1, 1, 0]
+    assert [bool(np.isfinite(m["loss"])) for m in seen[1:3]] == [kind == "gradient"] * 2
     assert [m["rejected_in_a_row"] for m in seen] == [0, 1, 2, 0]
     assert [int(s["rejected"]) for s in states] == [0, 1, 2, 2]
     assert [int(s["step"]) for s in states] == [1, 2, 3, 4]
