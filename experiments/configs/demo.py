@@ -49,13 +49,13 @@ def demo() -> RunConfig:
         teacher=TeacherConfig(
             weighting="even",
             train=TrainConfig(
-                num_steps=600, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=200
+                num_steps=420, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=100
             ),
         ),
         judge=JudgeConfig(
             model=JudgeSize(num_layers=3, embed_dim=128, num_heads=4),
             train=TrainConfig(
-                num_steps=300, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=150
+                num_steps=220, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=100
             ),
         ),
         # Few and large rounds, for a small teacher has little to give in each: with k = 4 a round at
@@ -69,7 +69,7 @@ def demo() -> RunConfig:
             num_trajectories=2,
             use_ema_on_growth=False,
             train=TrainConfig(
-                num_steps=60, batch_size=64, optimizer=adam(5e-4), log_every=5, save_every=30
+                num_steps=60, batch_size=64, optimizer=adam(8e-4), log_every=5, save_every=30
             ),
         ),
         evaluation=EvaluationConfig(
