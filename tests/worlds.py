@@ -6,6 +6,7 @@ is MASK). `predictions` gives the table of any denoiser, the real network includ
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -91,25 +92,34 @@ def tiny_network(*, time_conditioned: bool = False) -> Denoiser:
     )
 
 
-def noisy_params(denoiser: Denoiser, seed: int, spread: float = 0.5) -> Any:
-    """Parameters away from the start, where adaLN and the head are zero: noise on every leaf."""
-    params = nn.unbox(denoiser.init(jax.random.key(seed)))
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [
-        leaf + spread * jax.random.normal(key, leaf.shape)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(structure, noisy)
+def noisy_params(model: Any, seed: int, spread: float = 0.5) -> Any:
+    """Parameters of any network, away from the start, where adaLN and the head are zero.
+
+    Normal numbers on every leaf, around one for the scales of norms; made by NumPy, so that nothing is
+    compiled.
+    """
+    rng = np.random.default_rng(seed)
+
+    def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        centre = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(centre + spread * rng.standard_normal(shape.shape), jnp.float32)
+
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def predictions(denoiser: Any, params: Any, sigma: float = 0.0) -> np.ndarray:
     """p(x0 = v at a position | state) of the raw logits, MASK left out: `[states, LENGTH, VOCAB]`."""
-    states = jnp.asarray(all_states())
-    hidden = denoiser.hidden(params, states, jnp.full((len(states),), sigma))
-    logits = np.asarray(denoiser.logits(params, hidden), np.float64)[..., :VOCAB]
+    states = all_states()
+    raw = _raw_logits(denoiser, params, states, np.full(len(states), sigma, np.float32))
+    logits = np.asarray(raw, np.float64)[..., :VOCAB]
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _raw_logits(denoiser: Any, params: Any, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
+    return denoiser.logits(params, denoiser.hidden(params, tokens, sigma))
 
 
 def reveals(

@@ -157,4 +157,3 @@ class Head(nn.Module):
             (self.dim,), (self.padded_vocab,), axes, zero=True, dtype=self.dtype, name="linear"
         )(hidden).astype(jnp.float32)
         return jnp.where(jnp.arange(self.padded_vocab) < self.vocab, logits, NEG_INFINITY)
-

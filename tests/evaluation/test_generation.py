@@ -35,8 +35,8 @@ def _texts(params, num_texts, batch_size, seed=0, **config):
 
 
 def test_texts_are_whole_and_as_many_as_asked_for():
-    tokens, nfe = _texts(random_table(0), num_texts=10, batch_size=4)
-    assert tokens.shape == (10, LENGTH)
+    tokens, nfe = _texts(random_table(0), num_texts=42, batch_size=32)
+    assert tokens.shape == (42, LENGTH)
     assert tokens.dtype == np.int32
     assert tokens.min() >= 0
     assert tokens.max() < MASK
@@ -56,10 +56,10 @@ def test_two_models_share_their_noise():
     table = random_table(0)
     close = {"table": table["table"] + 0.01}
     near = {"table": table["table"] + 0.02 * random_table(9)["table"]}
-    ours, _ = _texts(table, 256, 64)
-    np.testing.assert_array_equal(ours, _texts(close, 256, 64)[0])
-    assert (ours == _texts(near, 256, 64)[0]).all(axis=1).mean() > 0.9
-    assert (ours == _texts(table, 256, 64, seed=1)[0]).all(axis=1).mean() < 0.5
+    ours, _ = _texts(table, 256, 32)
+    np.testing.assert_array_equal(ours, _texts(close, 256, 32)[0])
+    assert (ours == _texts(near, 256, 32)[0]).all(axis=1).mean() > 0.9
+    assert (ours == _texts(table, 256, 32, seed=1)[0]).all(axis=1).mean() < 0.5
 
 
 def test_states_of_one_generation_run_from_mask_to_text():

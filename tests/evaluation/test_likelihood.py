@@ -2,7 +2,6 @@
 
 import itertools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,7 @@ from sdtt_jax.evaluation.likelihood import (
 )
 from sdtt_jax.models import CausalConfig
 from sdtt_jax.models.autoregressive import make_autoregressive
-from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, predictions, random_table
+from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, noisy_params, predictions, random_table
 
 SCHEDULE = make_schedule()
 BOS = 1
@@ -30,9 +29,7 @@ def judge():
     model = make_autoregressive(
         CausalConfig(vocab_size=4, length=3, num_layers=1, embed_dim=8, num_heads=2)
     )
-    params = nn.unbox(model.init(jax.random.key(0)))
-    noise = jax.random.key(1)
-    return model, jax.tree.map(lambda x: x + 0.7 * jax.random.normal(noise, x.shape), params)
+    return model, noisy_params(model, 0, spread=0.7)
 
 
 def test_each_token_is_scored_from_the_tokens_before_it(judge):

@@ -34,7 +34,12 @@ def run(tmp_path_factory):
     (root / "tokenizer").mkdir()
     save_tokenizer(tokenizer, root / "tokenizer")
     config = DenoiserConfig(
-        vocab_size=tokenizer.vocab_size, length=12, num_layers=2, embed_dim=16, num_heads=2, cond_dim=8
+        vocab_size=tokenizer.vocab_size,
+        length=12,
+        num_layers=2,
+        embed_dim=16,
+        num_heads=2,
+        cond_dim=8,
     )
     fresh = nn.unbox(make_denoiser(config).init(jax.random.key(0)))
     for index, stage in enumerate(["teacher", "rounds/01"]):

@@ -5,6 +5,7 @@ blocks one after the other without scan, and definitions.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -37,13 +38,18 @@ def params():
     return noisy_params(MODEL, 0, spread=0.3)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _hidden(model, params, tokens=TOKENS, sigma=None):
+    return model.hidden(params, tokens, sigma)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _logits(model, params, tokens=TOKENS, sigma=None):
     return model.logits(params, model.hidden(params, tokens, sigma))
 
 
 def test_shapes_and_impossible_padding(params):
-    hidden = MODEL.hidden(params, TOKENS)
-    logits = MODEL.logits(params, hidden)
+    hidden, logits = _hidden(MODEL, params), _logits(MODEL, params)
     assert hidden.shape == (2, 6, 16)
     assert MODEL.padded_vocab == 128
     assert logits.shape == (2, 6, 128)
@@ -54,7 +60,7 @@ def test_shapes_and_impossible_padding(params):
 
 
 def test_a_fresh_network_predicts_every_token_alike():
-    fresh = nn.unbox(MODEL.init(jax.random.key(0)))
+    fresh = nn.unbox(jax.jit(MODEL.init)(jax.random.key(0)))
     assert bool(jnp.all(_logits(MODEL, fresh)[..., :11] == 0))
 
 
@@ -63,14 +69,19 @@ def test_scanned_blocks_equal_the_blocks_one_by_one(params, time_conditioned):
     config = dataclasses.replace(CONFIG, time_conditioned=time_conditioned)
     sigma = jnp.array([0.3, 2.0])
     seen = sigma if time_conditioned else jnp.zeros(1)
-    condition = SigmaMap(8).apply({"params": params["sigma_map"]}, seen)
-    x = params["embed"]["embedding"][TOKENS]
-    rotary = rotary_tables(jnp.arange(6), 8)
-    for layer in range(config.num_layers):
-        weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
-        x, _ = DenoiserBlock(config).apply({"params": weights}, x, condition, rotary)
-    expected = FinalNorm(config).apply({"params": params["final"]}, x, condition)
-    hidden = make_denoiser(config).hidden(params, TOKENS, sigma)
+
+    @jax.jit
+    def one_by_one(params):
+        condition = SigmaMap(8).apply({"params": params["sigma_map"]}, seen)
+        x = params["embed"]["embedding"][TOKENS]
+        rotary = rotary_tables(jnp.arange(6), 8)
+        for layer in range(config.num_layers):
+            weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
+            x, _ = DenoiserBlock(config).apply({"params": weights}, x, condition, rotary)
+        return FinalNorm(config).apply({"params": params["final"]}, x, condition)
+
+    expected = one_by_one(params)
+    hidden = _hidden(make_denoiser(config), params, TOKENS, sigma)
     np.testing.assert_allclose(hidden, expected, atol=1e-5)
 
 
@@ -85,10 +96,10 @@ def test_sigma_matters_only_where_the_network_is_time_conditioned(params):
 
 
 def test_every_position_sees_every_other(params):
-    before = MODEL.hidden(params, TOKENS)
+    before = _hidden(MODEL, params)
     for changed in range(6):
         tokens = TOKENS.at[:, changed].set((TOKENS[:, changed] + 1) % 11)
-        moved = jnp.abs(MODEL.hidden(params, tokens) - before).max(axis=-1)
+        moved = jnp.abs(_hidden(MODEL, params, tokens) - before).max(axis=-1)
         assert bool(jnp.all(moved > 1e-5))
 
 
@@ -115,9 +126,8 @@ def test_rematerialisation_changes_no_gradient(params, remat):
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_logits(params):
     model = make_denoiser(dataclasses.replace(CONFIG, compute_dtype="bfloat16"))
-    hidden = model.hidden(params, TOKENS)
-    assert hidden.dtype == jnp.bfloat16
-    logits = model.logits(params, hidden)
+    assert _hidden(model, params).dtype == jnp.bfloat16
+    logits = _logits(model, params)
     assert logits.dtype == jnp.float32
     exact = _logits(MODEL, params)
     spread = float(jnp.std(exact[..., :11]))

@@ -1,0 +1,134 @@
+"""Divergences. Oracles: SciPy and NumPy on probabilities, numerical derivatives."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from scipy import special
+
+from sdtt_jax.diffusion.masking import masked_log_probs
+from sdtt_jax.distillation.divergence import DIVERGENCES, kl_bwd
+
+TOKENS, PADDED = 6, 12  # tokens with MASK (the last), columns with padding
+MASK_ID = TOKENS - 1
+
+
+@functools.partial(jax.jit, static_argnums=range(3))
+def _logits(seed, *shape):
+    logits = 1.5 * jax.random.normal(jax.random.key(seed), (*shape, PADDED))
+    return jnp.where(jnp.arange(PADDED) < TOKENS, logits, -1e6)
+
+
+@functools.partial(jax.jit, static_argnums=range(3))
+def _log_probs(seed, *shape):
+    return masked_log_probs(_logits(seed, *shape), MASK_ID)
+
+
+def _expected(name, p_log, q_log):
+    p, q = np.exp(p_log), np.exp(q_log)
+    return {
+        "kl-bwd": special.rel_entr(p, q).sum(-1),
+        "kl-fwd": special.rel_entr(q, p).sum(-1),
+        "mse": ((p_log - q_log)[..., :TOKENS] ** 2).mean(-1),
+        "tvd": np.abs(p - q).sum(-1) / 2,
+        "log-l1": np.abs(p_log - q_log)[..., :TOKENS].sum(-1),
+    }[name]
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_values(name):
+    student, target = _log_probs(0, 4, 5), _log_probs(1, 4, 5)
+    value = DIVERGENCES[name](student, target, TOKENS)
+    assert value.shape == (4, 5)
+    expected = _expected(name, np.asarray(student, np.float64), np.asarray(target, np.float64))
+    # With p = 0 at MASK and padding, SciPy's 0 log 0 is 0 too.
+    np.testing.assert_allclose(value, expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_zero_for_equals_and_never_negative(name):
+    student, target = _log_probs(2, 100), _log_probs(3, 100)
+    assert bool(jnp.all(DIVERGENCES[name](student, student, TOKENS) == 0))
+    assert bool(jnp.all(DIVERGENCES[name](student, target, TOKENS) > 0))
+
+
+def test_total_variation_is_at_most_one():
+    ends = jnp.array([[0.0, -1e6], [-1e6, 0.0]])
+    assert float(DIVERGENCES["tvd"](ends[0], ends[1], 2)) == 1.0
+
+
+def test_the_two_kl_are_each_other_with_sides_swapped():
+    student, target = _log_probs(4, 9), _log_probs(5, 9)
+    np.testing.assert_allclose(
+        DIVERGENCES["kl-bwd"](student, target, TOKENS),
+        DIVERGENCES["kl-fwd"](target, student, TOKENS),
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_gradients_are_those_of_numerical_differences(name):
+    """Of plain log-softmax over 5 tokens in float64; the kinks of tvd and log-l1 are not met."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(6)
+        student, target = jnp.asarray(rng.normal(size=(2, 3, 5)))
+        target = jax.nn.log_softmax(target)
+
+        def mean(logits):
+            return DIVERGENCES[name](jax.nn.log_softmax(logits), target, 5).mean()
+
+        check_grads(mean, (student,), order=1, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_gradients_are_finite_where_impossible_tokens_meet(name):
+    """MASK and padding on both sides; and a target that excludes a token the student allows."""
+    target = _log_probs(7, 3).at[:, 0].set(-1e6)
+
+    def mean(logits):
+        return DIVERGENCES[name](masked_log_probs(logits, MASK_ID), target, TOKENS).mean()
+
+    value, gradient = jax.jit(jax.value_and_grad(mean))(_logits(8, 3))
+    assert bool(jnp.isfinite(value))
+    assert bool(jnp.isfinite(gradient).all())
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_padding_columns_change_nothing(name):
+    student, target = _log_probs(9, 4), _log_probs(10, 4)
+
+    def value_and_gradient(columns):
+        def total(x):
+            return DIVERGENCES[name](x, target[:, :columns], TOKENS).sum()
+
+        return jax.value_and_grad(total)(student[:, :columns])
+
+    padded, padded_gradient = value_and_gradient(PADDED)
+    bare, bare_gradient = value_and_gradient(TOKENS)
+    np.testing.assert_allclose(padded, bare, rtol=1e-6)
+    np.testing.assert_allclose(padded_gradient[:, :TOKENS], bare_gradient, rtol=1e-6)
+    assert bool(jnp.all(padded_gradient[:, TOKENS:] == 0))
+
+
+def test_mean_kl_bwd_over_targets_is_that_to_their_mean_log_probability():
+    """Up to a constant: the gradients are equal, the values differ by the floor -log Z at the optimum."""
+    targets = _log_probs(11, 8, 3)
+    mean_log = targets.mean(axis=0)
+    geometric = masked_log_probs(mean_log, MASK_ID)
+
+    def over_targets(logits):
+        student = masked_log_probs(logits, MASK_ID)
+        return jnp.stack([kl_bwd(student, target, TOKENS) for target in targets]).mean(axis=0).sum()
+
+    def to_mean(logits):
+        return kl_bwd(masked_log_probs(logits, MASK_ID), geometric, TOKENS).sum()
+
+    logits = _logits(12, 3)
+    np.testing.assert_allclose(jax.grad(over_targets)(logits), jax.grad(to_mean)(logits), atol=2e-6)
+    floor = -np.asarray(jax.nn.logsumexp(mean_log, axis=-1)).sum()
+    assert float(over_targets(geometric)) == pytest.approx(floor, rel=1e-5)
+    assert float(over_targets(logits) - to_mean(logits)) == pytest.approx(floor, rel=1e-4)
+    assert floor > 0.1

@@ -1,0 +1,134 @@
+"""The distillation loss. Oracle: the same sums written out position by position in NumPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation.divergence import DIVERGENCES
+from sdtt_jax.distillation.loss import distillation_terms, divergence_terms
+from sdtt_jax.distillation.rounds import DistillConfig
+from tests.worlds import (
+    LENGTH,
+    MASK,
+    VOCAB,
+    TableDenoiser,
+    noisy_params,
+    predictions,
+    random_table,
+    tiny_network,
+)
+
+SCHEDULE = make_schedule()
+WORLD, STUDENT, TEACHER = TableDenoiser(), random_table(20), random_table(21)
+X_T = jnp.array([[MASK, 1, MASK], [0, MASK, 2], [2, 1, 0]])
+TARGETS = TEACHER["table"][jnp.array([[5, 17, 40], [8, 9, 63]])]  # two trajectories
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _terms(student, divergence, x_t=X_T, targets=TARGETS):
+    return divergence_terms(WORLD, student, TEACHER, x_t, jnp.zeros(len(x_t)), targets, divergence)
+
+
+def _softmax(x):
+    weights = np.exp(x - x.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def test_sum_over_masked_positions_and_mean_over_trajectories():
+    student = predictions(WORLD, STUDENT)
+    numbers = np.asarray(X_T) @ [16, 4, 1]
+    total = 0.0
+    for b, i in np.argwhere(np.asarray(X_T) == MASK):
+        p = student[numbers[b], i]
+        for trajectory in _softmax(np.asarray(TARGETS, np.float64)):
+            total += (p * np.log(p / trajectory[b, i])).sum() / len(TARGETS)
+    ours, count = _terms(STUDENT, "kl-bwd")
+    assert int(count) == 3
+    assert float(ours) == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_unmasked_positions_get_no_gradient(name):
+    gradient = jax.grad(lambda params: _terms(params, name)[0])(STUDENT)["table"]
+    assert bool(jnp.isfinite(gradient).all())
+    touched = np.argwhere(np.asarray(jnp.abs(gradient).sum(axis=-1)) > 0)
+    expected = [[2 * 0 + MASK * 16 + 4 + MASK, 0], [MASK * 16 + 4 + MASK, 2], [MASK * 4 + 2, 1]]
+    assert sorted(touched.tolist()) == sorted(expected)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_a_batch_without_masks_gives_zero(name):
+    x_t = jnp.zeros((2, LENGTH), jnp.int32)
+
+    def total(params):
+        value, count = _terms(params, name, x_t, TARGETS[:, :2])
+        return value / jnp.maximum(count, 1)
+
+    value, gradient = jax.value_and_grad(total)(STUDENT)
+    assert float(value) == 0
+    assert bool(jnp.all(gradient["table"] == 0))
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_a_student_that_is_its_teacher_sees_only_the_later_steps(k):
+    """With dt = 1 the first teacher step reveals all: the divergence of the teacher from itself is 0."""
+    x0 = jax.random.randint(jax.random.key(0), (64, LENGTH), 0, VOCAB)
+    config = DistillConfig(num_distill_steps=k, num_trajectories=2)
+
+    @jax.jit
+    def loss(dt):
+        total, count = distillation_terms(
+            WORLD, TEACHER, TEACHER, x0, dt, jax.random.key(1), SCHEDULE, config
+        )
+        return total / count
+
+    assert abs(float(loss(jnp.float32(1.0)))) < 1e-6
+    assert float(loss(jnp.float32(0.1))) > 0.01
+
+
+def test_gradient_reaches_the_student_and_not_the_teacher():
+    denoiser = tiny_network()
+    student, teacher = noisy_params(denoiser, 1), noisy_params(denoiser, 2)
+    x0 = jax.random.randint(jax.random.key(2), (16, LENGTH), 0, VOCAB)
+
+    @jax.jit
+    def loss(student, teacher):
+        total, count = distillation_terms(
+            denoiser,
+            student,
+            teacher,
+            x0,
+            jnp.float32(0.1),
+            jax.random.key(3),
+            SCHEDULE,
+            DistillConfig(),
+        )
+        return total / count
+
+    to_student, to_teacher = jax.grad(loss, argnums=(0, 1))(student, teacher)
+    assert all(bool(jnp.all(leaf == 0)) for leaf in jax.tree.leaves(to_teacher))
+    moved = jax.tree_util.tree_leaves_with_path(to_student)
+    still = [jax.tree_util.keystr(path) for path, leaf in moved if not bool(jnp.any(leaf != 0))]
+    assert still == [], "every parameter of the student should learn"
+    assert all(bool(jnp.isfinite(leaf).all()) for _, leaf in moved)
+
+
+def test_one_compilation_serves_all_rounds():
+    traces = []
+    x0 = jax.random.randint(jax.random.key(4), (8, LENGTH), 0, VOCAB)
+
+    @jax.jit
+    def loss(dt):
+        traces.append(1)
+        config = DistillConfig(divergence="kl-fwd")
+        return distillation_terms(
+            WORLD, STUDENT, TEACHER, x0, dt, jax.random.key(5), SCHEDULE, config
+        )
+
+    values = [float(loss(jnp.float32(dt))[0]) for dt in (0.02, 0.3)]
+    assert len(traces) == 1
+    assert values[0] != values[1]
