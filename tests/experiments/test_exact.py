@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import exact
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.evaluation import exact_world
+from sdtt_jax.evaluation import exact_round, exact_world
+from sdtt_jax.evaluation.exact_student import StudentConfig, TrainedRound
 from sdtt_jax.evaluation.exact_world import World
 
 ROOT = Path(__file__).parent.parent.parent
@@ -24,7 +27,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=580,
         check=False,
     )
 
@@ -48,6 +51,49 @@ def test_the_figure_of_the_same_record_is_the_same_file(tmp_path: Path) -> None:
     record, _ = exact.closed_form(exact.Truth.of(WORLD), ("kl-fwd",), WORLD.dts)
     first = exact.write(record, tmp_path / "a")[1].read_bytes()
     assert exact.write(record, tmp_path / "b")[1].read_bytes() == first
+
+
+class PerfectLaboratory:
+    """Stands in for training: copies the teacher and lands on every optimum, but for a blur."""
+
+    def __init__(self, world: World, config: StudentConfig, progress: object) -> None:
+        del config, progress
+        self.teacher = exact_world.true_denoiser(world)[0]
+
+    def copy_teacher(self) -> None:
+        return None
+
+    def predictions(self, params: None) -> np.ndarray:
+        del params
+        return self.teacher
+
+    def rounds(self, params: None, dts: tuple[float, ...], divergence: str) -> Iterator:
+        del params
+        teacher = self.teacher
+        for dt in dts:
+            teacher = exact_round.round_optimum(teacher, dt, divergence)
+            blurred = np.where(teacher < 1, 0.99 * teacher + 0.005, teacher)
+            yield TrainedRound(dt, blurred * (teacher > 0), 0.5)
+
+
+def test_a_student_is_measured_by_its_distance_to_the_optimum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: mean_kl of the blurred optimum, and a figure with rings."""
+    monkeypatch.setattr(exact, "Laboratory", PerfectLaboratory)
+    truth = exact.Truth.of(WORLD)
+    record, optima = exact.closed_form(truth, ("kl-bwd",), WORLD.dts)
+    exact.train_beside(truth, record, optima, WORLD.dts, StudentConfig())
+    assert record["training"]["copy_kl"] == 0
+    first = record["rounds"]["kl-bwd"][0]
+    optimum = optima["kl-bwd"][0]
+    blurred = np.where((optimum > 0) & (optimum < 1), 0.99 * optimum + 0.005, optimum)
+    distance = exact_round.mean_kl(optimum, blurred, truth.probabilities)
+    assert first["trained"]["kl_to_optimum"] == pytest.approx(distance)
+    assert first["trained"]["own_kl"] == pytest.approx(distance)
+    assert first["trained"]["relative"] == pytest.approx(distance / first["kl_from_teacher"])
+    assert set(first["trained"]["steps"]) == {str(n) for n in exact.TRAINED_STEPS}
+    assert all(path.exists() for path in exact.write(record, tmp_path))
 
 
 def test_rounds_beyond_the_worlds_double_up_to_one_half() -> None:
