@@ -58,18 +58,16 @@ def demo() -> RunConfig:
                 num_steps=220, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=100
             ),
         ),
-        # Few and large rounds, for a small teacher has little to give in each: with k = 4 a round at
-        # dt = 1/16 lowers the perplexity at 8 steps by 7 %, with k = 2 by 4 %. Two trajectories per text
+        # Few and large rounds, for a small teacher has little to give in each. Several trajectories per text
         # and a decaying rate are what lets so few steps take away more noise than they bring.
         distill=DistillStage(
             num_rounds=2,
-            num_distill_steps=4,
-            teacher_num_steps=16,
-            min_num_steps=2,
-            num_trajectories=2,
+            num_distill_steps=2,
+            teacher_num_steps=8,
+            num_trajectories=4,
             use_ema_on_growth=False,
             train=TrainConfig(
-                num_steps=60, batch_size=64, optimizer=adam(8e-4), log_every=5, save_every=30
+                num_steps=60, batch_size=64, optimizer=adam(5e-4), log_every=5, save_every=30
             ),
         ),
         evaluation=EvaluationConfig(
