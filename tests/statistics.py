@@ -32,6 +32,7 @@ def fit(counts: np.ndarray, probabilities: np.ndarray) -> Fit:
         seen[smallest] += seen[-1]
         hoped[smallest] += hoped[-1]
         seen, hoped = seen[:-1], hoped[:-1]
+    assert len(hoped) > 1, "one outcome is all but certain: there is nothing to compare"
     chi_square = ((seen - hoped) ** 2 / hoped).sum()
     error = np.sqrt(np.maximum(hoped * (1 - hoped / n), 1e-12))
     return Fit(

@@ -133,18 +133,3 @@ def test_the_sampler_draws_from_the_exact_distribution(
 def test_sizes_must_be_positive() -> None:
     with pytest.raises(ConfigError, match="steps_per_round must be positive"):
         StudentConfig(steps_per_round=0)
-
-
-@pytest.mark.slow
-def test_a_short_training_lands_near_the_exact_optimum() -> None:
-    """The student ends within a quarter of the way that the round moves its teacher; seed 0."""
-    config = StudentConfig(
-        num_layers=1, embed_dim=32, num_heads=2, batch_size=64, copy_steps=500, steps_per_round=300
-    )
-    laboratory = Laboratory(WORLD, config, silent)
-    teacher, evidence = exact_world.true_denoiser(WORLD)
-    probabilities = exact_world.state_probabilities(WORLD, evidence)
-    optimum = exact_round.round_optimum(teacher, 0.4, "kl-bwd")
-    [trained] = laboratory.rounds(laboratory.copy_teacher(), (0.4,), "kl-bwd")
-    way = exact_round.mean_kl(optimum, teacher, probabilities)
-    assert exact_round.mean_kl(optimum, trained.predictions, probabilities) < 0.25 * way
