@@ -52,6 +52,10 @@ class TableDenoiser:
             rows = rows * (1 + self.time_scale * sigma)[:, None, None]
         return rows
 
+    def head_params(self, params: Any) -> Any:
+        del params
+        return {}
+
     def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
         del params
         widths = [(0, 0)] * (hidden.ndim - 1)

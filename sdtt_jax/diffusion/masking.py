@@ -12,7 +12,7 @@ SAMPLING_EPS = 1e-5
 
 
 class DenoiserLike(Protocol):
-    """The seam to the network: two pure functions and two sizes."""
+    """The seam to the network: two pure functions, the part that the second one reads, two sizes."""
 
     @property
     def mask_id(self) -> int: ...
@@ -21,6 +21,7 @@ class DenoiserLike(Protocol):
     def hidden(
         self, params: Any, tokens: jax.Array, sigma: jax.Array | None = None
     ) -> jax.Array: ...
+    def head_params(self, params: Any) -> Any: ...
     def logits(self, params: Any, hidden: jax.Array) -> jax.Array: ...
 
 

@@ -117,6 +117,10 @@ class EnumeratedDenoiser:
         stride = exact_world.strides(self.mask_id, tokens.shape[1])
         return params["table"][(tokens * jnp.asarray(stride, jnp.int32)).sum(axis=-1)]
 
+    def head_params(self, params: Params) -> Params:
+        """A table whole, which `logits` tells by its name; of the network, its head."""
+        return params if _is_table(params) else self.network.head_params(params)
+
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """`[..., V + 1]` float32: the network's head, or the identity and a column for MASK."""
         if not _is_table(params):

@@ -28,11 +28,13 @@ class Autoregressive:
       config: sizes; `vocab_size` counts the tokens that it can predict.
       network: the Linen module with methods `hidden`, `decode` and `logits`.
       max_length: most positions that the network has embeddings for; None where it has no limit.
+      head: the name of the submodule whose parameters `logits` reads.
     """
 
     config: TransformerConfig
     network: nn.Module
     max_length: int | None = None
+    head: str = "head"
 
     @property
     def mask_id(self) -> int:
@@ -58,6 +60,10 @@ class Autoregressive:
         self._check_length(tokens.shape[1])
         hidden: Any = self.network.apply({"params": params}, tokens, method="hidden")
         return hidden
+
+    def head_params(self, params: Params) -> Params:
+        """The part of `params` that `logits` reads, and all that it needs."""
+        return {self.head: params[self.head]}
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Logits `[..., padded_vocab]` float32 of `hidden: [..., embed]`.

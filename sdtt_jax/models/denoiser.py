@@ -60,8 +60,17 @@ class Denoiser:
         hidden: Any = self._module.apply({"params": params}, tokens, sigma, method="hidden")
         return hidden
 
+    def head_params(self, params: Params) -> Params:
+        """The part of `params` that `logits` reads, and all that it needs."""
+        return {"head": params["head"]}
+
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """Raw logits `[..., padded_vocab]` float32 of `hidden: [..., embed]`."""
+        """Raw logits `[..., padded_vocab]` float32 of `hidden: [..., embed]`.
+
+        Args:
+          params: all parameters, or what `head_params` returned.
+          hidden: from `hidden`.
+        """
         logits: Any = self._module.apply({"params": params}, hidden, method="logits")
         return logits
 

@@ -38,7 +38,7 @@ class GPT2Config(TransformerConfig):
 
 def make_gpt2(config: GPT2Config) -> Autoregressive:
     """The GPT-2 of these sizes, as pure functions."""
-    return Autoregressive(config, GPT2(config), max_length=config.length)
+    return Autoregressive(config, GPT2(config), max_length=config.length, head="embed")
 
 
 def _norm(config: GPT2Config, name: str | None = None) -> nn.LayerNorm:
