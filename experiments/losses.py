@@ -11,7 +11,7 @@ from sdtt_jax.diffusion.nelbo import denoising_terms
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.rounds import DistillConfig
-from sdtt_jax.evaluation.likelihood import causal_nll
+from sdtt_jax.evaluation.likelihood import causal_loss
 from sdtt_jax.models.autoregressive import Autoregressive
 from sdtt_jax.training.step import Loss, LossFn
 
@@ -31,13 +31,14 @@ def teacher_loss(denoiser: DenoiserLike, schedule: Schedule, config: TeacherConf
             schedule,
             antithetic=config.antithetic,
             importance=config.importance,
+            weighting=config.weighting,
         )
-        bound = (terms.nll * terms.weight[:, None]).sum()
         tokens = jnp.float32(batch.size)
         masked = terms.masked.sum().astype(jnp.float32)
         if config.weighting == "nelbo":
-            return Loss(bound, tokens, {"masked_share": masked / tokens})
-        return Loss(terms.nll.sum(), masked, {"nelbo": bound / tokens})
+            return Loss(terms.total, tokens, {"masked_share": masked / tokens})
+        bound = (terms.nll * terms.weight[:, None]).sum()
+        return Loss(terms.total, masked, {"nelbo": bound / tokens})
 
     return loss
 
@@ -47,7 +48,8 @@ def judge_loss(model: Autoregressive, bos_id: int) -> LossFn:
 
     def loss(params: Tree, context: Tree, batch: jax.Array, key: jax.Array) -> Loss:
         del context, key
-        return Loss(causal_nll(model, params, batch, bos_id).sum(), jnp.float32(batch.size), {})
+        total = causal_loss(model, params, batch, bos_id)
+        return Loss(total, jnp.float32(batch.size), {})
 
     return loss
 

@@ -12,6 +12,7 @@ import ml_collections
 
 from sdtt_jax.configs import from_mapping, require, to_mapping
 from sdtt_jax.data import DataConfig, TokenizerConfig
+from sdtt_jax.diffusion.nelbo import WEIGHTINGS
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.schedule import ScheduleConfig
 from sdtt_jax.distillation.rounds import DistillConfig
@@ -20,8 +21,6 @@ from sdtt_jax.models import CausalConfig, DenoiserConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
 from sdtt_jax.training.sharding import MeshConfig
 from sdtt_jax.training.step import TrainConfig
-
-WEIGHTINGS = ("nelbo", "even")
 
 
 @dataclasses.dataclass(frozen=True)

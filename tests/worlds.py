@@ -151,3 +151,12 @@ def reveals(
                     value *= probabilities[position, token]
                 result[tuple(after)] = result.get(tuple(after), 0.0) + value
     return result
+
+
+def draw_each(key: jax.Array, logits: jax.Array) -> jax.Array:
+    """A token for every position of `logits: [batch, length, vocab]`, as the sampler draws: each position
+    with the key of its place in the batch."""
+    rows = logits.reshape(-1, logits.shape[-1])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(rows)))
+    tokens = jax.vmap(lambda k, row: jax.random.categorical(k, row, mode="high"))(keys, rows)
+    return tokens.reshape(logits.shape[:-1])

@@ -1,24 +1,32 @@
 """The negative evidence lower bound of a masked diffusion model, in nats per token."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from sdtt_jax.configs import require
-from sdtt_jax.diffusion.masking import SAMPLING_EPS, DenoiserLike, masked_log_probs, q_xt, sample_t
+from sdtt_jax.diffusion.masking import SAMPLING_EPS, DenoiserLike, q_xt, sample_t, without_mask
 from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.fused import selected_losses, weighted_loss
+
+WEIGHTINGS = ("nelbo", "even")
 
 
 class DenoisingTerms(NamedTuple):
     """What every denoising objective is made of.
 
     Attributes:
+      total: `[]` float32, the weighted sum of `nll`. The differentiable one: no gradient flows through
+        the others.
       nll: `[batch, length]` float32, -log p(x_0 | x_t) at masked positions, 0 elsewhere.
       masked: `[batch, length]` bool.
       weight: `[batch]` float32, the NELBO's weight of each sequence's time.
     """
 
+    total: jax.Array
     nll: jax.Array
     masked: jax.Array
     weight: jax.Array
@@ -34,6 +42,8 @@ def masked_nll(
 ) -> jax.Array:
     """-log p(x_0 | x_t) per token, 0 where `x_t` is not masked (SUBS carries those over).
 
+    Values only: differentiating it raises; train on `denoising_terms(…).total`.
+
     Args:
       denoiser, params: the network.
       x0, x_t: `[batch, length]` int32.
@@ -42,11 +52,21 @@ def masked_nll(
     Returns:
       `[batch, length]` float32, nats.
     """
-    log_probs = masked_log_probs(
-        denoiser.logits(params, denoiser.hidden(params, x_t, sigma)), denoiser.mask_id
+    return selected_losses(
+        denoiser.logits,
+        functools.partial(_nll, denoiser.mask_id),
+        denoiser.head_params(params),
+        (),
+        denoiser.hidden(params, x_t, sigma),
+        x_t == denoiser.mask_id,
+        x0,
     )
-    nll = -jnp.take_along_axis(log_probs, x0[..., None], axis=-1)[..., 0]
-    return jnp.where(x_t == denoiser.mask_id, nll, 0.0)
+
+
+def _nll(mask_id: int, logits: jax.Array, whole: tuple[()], x0: jax.Array) -> jax.Array:
+    """-log p of the tokens `x0: [n]` from `logits: [n, vocab]`, MASK impossible: `[n]`."""
+    del whole
+    return optax.softmax_cross_entropy_with_integer_labels(without_mask(logits, mask_id), x0)
 
 
 def denoising_terms(
@@ -58,6 +78,7 @@ def denoising_terms(
     *,
     antithetic: bool = True,
     importance: bool = False,
+    weighting: str = "nelbo",
     eps: float = SAMPLING_EPS,
 ) -> DenoisingTerms:
     """Masks `x0` at random times and predicts it back.
@@ -70,14 +91,20 @@ def denoising_terms(
       antithetic: see `sample_t`.
       importance: draw t so that the NELBO's weight is flat (lower variance of the bound, but almost all
         times are small); the weights returned keep the estimate unbiased.
+      weighting: of `total`, static. "nelbo": by `weight`, so that `total / x0.size` estimates the NELBO in
+        nats per token; "even": every masked token counts as one.
       eps: smallest time.
 
     Returns:
-      The terms; `mean(nll * weight[:, None])` estimates the NELBO in nats per token.
+      The terms.
 
     Raises:
-      ConfigError: if `importance` is asked of a schedule that has no `importance_t`.
+      ConfigError: an unknown weighting, or `importance` is asked of a schedule that has no `importance_t`.
     """
+    require(
+        weighting in WEIGHTINGS,
+        f"weighting={weighting!r} is unknown; choose one of {', '.join(WEIGHTINGS)}.",
+    )
     require(
         not importance or schedule.importance_t is not None,
         "importance sampling of t needs a noise schedule that has it: log-linear, or linear with "
@@ -95,8 +122,17 @@ def denoising_terms(
     else:
         t, weight = u, nelbo_weight(schedule, u)
     x_t = q_xt(key_mask, x0, schedule.move_chance(t), denoiser.mask_id)
-    nll = masked_nll(denoiser, params, x0, x_t, schedule.sigma(t))
-    return DenoisingTerms(nll, x_t == denoiser.mask_id, weight)
+    masked = x_t == denoiser.mask_id
+    total, nll = weighted_loss(
+        denoiser.logits,
+        functools.partial(_nll, denoiser.mask_id),
+        denoiser.head_params(params),
+        (),
+        denoiser.hidden(params, x_t, schedule.sigma(t)),
+        jnp.where(masked, weight[:, None] if weighting == "nelbo" else 1.0, 0.0),
+        x0,
+    )
+    return DenoisingTerms(total, jax.lax.stop_gradient(nll), masked, weight)
 
 
 def nelbo(

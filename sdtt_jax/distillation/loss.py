@@ -1,5 +1,6 @@
 """The distillation loss: divergence of the student at x_t from the stitched teacher targets."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
+from sdtt_jax.fused import weighted_loss
 
 
 def divergence_terms(
@@ -35,20 +37,31 @@ def divergence_terms(
       `(total, count)`: `[]` float32 each; `total / max(count, 1)` is the loss in nats per masked token,
       the mean over trajectories.
     """
-    compare = DIVERGENCES[divergence]
-    num_entries = denoiser.mask_id + 1
-    student = masked_log_probs(
-        denoiser.logits(params, denoiser.hidden(params, x_t, sigma)), denoiser.mask_id
-    )
-
-    def one(target: jax.Array) -> jax.Array:
-        logits = denoiser.logits(jax.lax.stop_gradient(teacher_params), target)
-        target_log_probs = jax.lax.stop_gradient(masked_log_probs(logits, denoiser.mask_id))
-        return compare(student, target_log_probs, num_entries)
-
-    per_position = sum(one(target) for target in targets) / len(targets)
     masked = x_t == denoiser.mask_id
-    return jnp.where(masked, per_position, 0.0).sum(), masked.sum().astype(jnp.float32)
+    total, _ = weighted_loss(
+        denoiser.logits,
+        functools.partial(_mean_divergence, denoiser, divergence),
+        denoiser.head_params(params),
+        denoiser.head_params(teacher_params),
+        denoiser.hidden(params, x_t, sigma),
+        masked.astype(jnp.float32),
+        jnp.moveaxis(targets, 0, 2),
+    )
+    return total, masked.sum().astype(jnp.float32)
+
+
+def _mean_divergence(
+    denoiser: DenoiserLike, name: str, logits: jax.Array, teacher_head: Any, targets: jax.Array
+) -> jax.Array:
+    """Divergence of `logits: [n, vocab]` from targets `[n, num_trajectories, embed]`, their mean: `[n]`."""
+    compare = DIVERGENCES[name]
+    num_entries, num_trajectories = denoiser.mask_id + 1, targets.shape[1]
+    student = masked_log_probs(logits, denoiser.mask_id)
+    total = jnp.zeros(logits.shape[:1], logits.dtype)
+    for i in range(num_trajectories):
+        target = masked_log_probs(denoiser.logits(teacher_head, targets[:, i]), denoiser.mask_id)
+        total += compare(student, target, num_entries)
+    return total / num_trajectories
 
 
 def distillation_terms(

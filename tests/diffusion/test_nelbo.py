@@ -102,10 +102,25 @@ def test_importance_sampling_needs_a_schedule_that_has_it():
         denoising_terms(WORLD, PARAMS, x0, jax.random.key(0), cosine, importance=True)
 
 
-def test_gradient_is_finite_even_if_nothing_is_masked():
+def test_total_is_what_the_weighting_says():
+    x0 = jnp.tile(jnp.array(TEXT), (64, 1))
+    bound = denoising_terms(WORLD, PARAMS, x0, jax.random.key(0), SCHEDULE)
+    even = denoising_terms(WORLD, PARAMS, x0, jax.random.key(0), SCHEDULE, weighting="even")
+    np.testing.assert_array_equal(bound.nll, even.nll)
+    assert float(bound.total) == pytest.approx(float((bound.nll * bound.weight[:, None]).sum()))
+    assert float(even.total) == pytest.approx(float(even.nll.sum()))
+
+
+def test_unknown_weighting_is_named():
+    with pytest.raises(ConfigError, match="weighting='heavy'"):
+        denoising_terms(
+            WORLD, PARAMS, jnp.array([TEXT]), jax.random.key(0), SCHEDULE, weighting="heavy"
+        )
+
+
+def test_per_token_values_refuse_to_be_differentiated():
+    """They would give no gradient of the head's; training goes through `total`."""
     x0 = jnp.array([TEXT])
-
-    def bound(params):
-        return masked_nll(WORLD, params, x0, x0, jnp.zeros(1)).sum()
-
-    assert bool(jnp.all(jax.grad(bound)(PARAMS)["table"] == 0))
+    gradient = jax.grad(lambda p, x_t: masked_nll(WORLD, p, x0, x_t, jnp.zeros(1)).sum())
+    with pytest.raises(ValueError, match="Reverse-mode differentiation does not work"):
+        jax.jit(gradient)(PARAMS, x0)

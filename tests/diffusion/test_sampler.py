@@ -31,6 +31,7 @@ from tests.worlds import (
     MASK,
     VOCAB,
     TableDenoiser,
+    draw_each,
     all_states,
     noisy_params,
     predictions,
@@ -166,7 +167,7 @@ def python_sample(denoiser, params, key, x, num_steps, grid):
         prob = unmask_prob(SCHEDULE, t, s)
         reveal_here = jax.random.uniform(key_position, x.shape) < prob
         logits = denoiser.logits(params, denoiser.hidden(params, x, None))[..., :MASK]
-        drawn = jax.random.categorical(key_token, logits, axis=-1, mode="high")
+        drawn = draw_each(key_token, logits)
         x = jnp.where((x == MASK) & reveal_here, drawn, x)
         states.append(x)
     logits = denoiser.logits(params, denoiser.hidden(params, x, None))[..., :MASK]

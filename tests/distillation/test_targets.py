@@ -12,6 +12,7 @@ from tests.worlds import (
     LENGTH,
     MASK,
     TableDenoiser,
+    draw_each,
     noisy_params,
     random_table,
     tiny_network,
@@ -59,7 +60,7 @@ def python_targets(denoiser, params, key, x_t, t, dt, k):
         chance = jnp.asarray((now - after) / now, jnp.float32)
         key_position, key_token = jax.random.split(jax.random.fold_in(key, i))
         hit = jax.random.uniform(key_position, x.shape) < chance[:, None]
-        drawn = jax.random.categorical(key_token, logits[..., :MASK], axis=-1, mode="high")
+        drawn = draw_each(key_token, logits[..., :MASK])
         x = jnp.where((x == MASK) & hit, drawn, x)
     return stored
 
