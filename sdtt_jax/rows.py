@@ -56,6 +56,11 @@ def fold_selected(
     (index,) = jnp.nonzero(selected, size=turns * size, fill_value=rows)
     index = index.astype(jnp.int32).reshape(turns, size)
     needed = (selected.sum(dtype=jnp.int32) + size - 1) // size
+    shards = tuple(jax.sharding.get_abstract_mesh().manual_axes)
+    if shards:
+        # As many turns on every device: with tensor parallelism the compiler puts collectives into the
+        # loop, and with a permutation among all devices, unequal turns end in a deadlock.
+        needed = jax.lax.pmax(needed, shards)
     return jax.lax.fori_loop(0, needed, lambda i, carry: body(carry, index[i]), carry)
 
 

@@ -90,7 +90,7 @@ def test_value_and_gradients_of_every_divergence(name, share):
     assert_same(name, problem(0, 3, 13, 11, share), scale=-0.7)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.integers(0, 2**16),
     st.integers(1, 3),

@@ -26,7 +26,7 @@ def _visited(selected: list[bool], size: int) -> tuple[list[int], int]:
     return order[: int(count)].tolist(), int(turns)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=33), st.integers(1, 40))
 def test_every_selected_row_comes_once_and_in_order(selected, size):
     order, turns = _visited(selected, size)
