@@ -20,6 +20,7 @@ from sdtt_jax.diffusion.masking import SAMPLING_EPS, DenoiserLike
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.rows import chunk_size, flatten, fold_selected, over_batch_shards, take_rows
 
+MODES = ("grid", "first-hitting")
 TIME_GRIDS = ("uniform", "cosine")
 # Of n positions a step of a generation reveals about n / num_steps, so chunks are small: at 16 steps two of
 # them hold what a step reveals, and half of one is computed in vain.
@@ -31,10 +32,14 @@ class SamplerConfig:
     """How to sample.
 
     Attributes:
-      num_steps: reverse steps on the time grid.
+      num_steps: reverse steps on the time grid, or network calls of "first-hitting".
       time_grid: "uniform", or "cosine" (`t = cos(pi/2 (1 - u))`: small steps while little is known).
       final_denoise: greedily fill what is still masked after the last step.
       temperature, top_k, top_p: filters of the token distribution; 1, 0 and 1 are off.
+      mode: "grid" takes reverse steps on a grid of times, each of which reveals as many tokens as chance
+        wills. "first-hitting" reveals the tokens in a random order, as evenly over `num_steps` network
+        calls as whole numbers allow (arXiv 2409.02908, section 4.2; with as many calls as tokens it is
+        the exact reverse process, without a grid's error).
     """
 
     num_steps: int
@@ -43,9 +48,14 @@ class SamplerConfig:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    mode: str = "grid"
 
     def __post_init__(self) -> None:
         require(self.num_steps > 0, f"num_steps must be positive, not {self.num_steps}.")
+        require(
+            self.mode in MODES,
+            f"mode={self.mode!r} is unknown; choose one of {', '.join(MODES)}.",
+        )
         require(
             self.time_grid in TIME_GRIDS,
             f"time_grid={self.time_grid!r} is unknown; choose one of {', '.join(TIME_GRIDS)}.",
@@ -185,15 +195,29 @@ def reverse_step(
       config: filters.
     """
     key_position, key_token = jax.random.split(key)
-    x = state.x
-    revealed = choose_revealed(key_position, x, unmask_prob(schedule, t, s), denoiser.mask_id)
+    prob = unmask_prob(schedule, t, s)
+    revealed = choose_revealed(key_position, state.x, prob, denoiser.mask_id)
+    sigma = jnp.broadcast_to(schedule.sigma(t), state.x.shape[:1])
+    return _reveal_step(denoiser, params, key_token, state, revealed, sigma, config)
+
+
+def _reveal_step(
+    denoiser: DenoiserLike,
+    params: Any,
+    key: jax.Array,
+    state: SamplerState,
+    revealed: jax.Array,
+    sigma: jax.Array,
+    config: SamplerConfig,
+) -> SamplerState:
+    """Tokens at `revealed` from one network call at `sigma: [batch]`, or no call if there are none."""
 
     def call(x: jax.Array) -> jax.Array:
-        hidden = denoiser.hidden(params, x, jnp.broadcast_to(schedule.sigma(t), x.shape[:1]))
+        hidden = denoiser.hidden(params, x, sigma)
         return reveal(
             denoiser,
             params,
-            key_token,
+            key,
             x,
             hidden,
             revealed,
@@ -203,8 +227,38 @@ def reverse_step(
         )
 
     needed = revealed.any()
-    x = jax.lax.cond(needed, call, lambda x: x, x)
+    x = jax.lax.cond(needed, call, lambda x: x, state.x)
     return SamplerState(x, state.nfe + needed.astype(jnp.int32))
+
+
+def hitting_order(
+    key: jax.Array, x_t: jax.Array, num_steps: int, mask_id: int
+) -> tuple[jax.Array, jax.Array]:
+    """In which of `num_steps` calls each masked position is revealed, and what is masked by then.
+
+    A position that is masked at time 1 is still so at time t with probability
+    `move_chance(t) / move_chance(1)`; so the move chance at which it is revealed is uniform below
+    `move_chance(1)`. Sorting those uniform numbers gives the order and the times at once.
+
+    Args:
+      key: PRNG key.
+      x_t: `[batch, length]` int32.
+      num_steps: calls.
+      mask_id: the id of MASK.
+
+    Returns:
+      `call: [batch, length]` int32, `num_steps` where nothing is masked; and `[batch, num_steps]` float32,
+      the move chance over `move_chance(1)` at which the first position of each call is revealed (0 for a
+      call that reveals nothing).
+    """
+    masked = x_t == mask_id
+    u = jnp.where(masked, jax.random.uniform(key, x_t.shape), -1.0)
+    rank = jnp.argsort(jnp.argsort(-u, axis=-1), axis=-1)
+    count = jnp.maximum(masked.sum(axis=-1, keepdims=True), 1)
+    call = jnp.where(masked, rank * num_steps // count, num_steps).astype(jnp.int32)
+    hits = jnp.zeros((len(x_t), num_steps))
+    rows = jnp.arange(len(x_t))[:, None]
+    return call, hits.at[rows, call].max(u, mode="drop")
 
 
 def final_denoise(
@@ -254,7 +308,7 @@ def sample(
 
     Args:
       denoiser, params: the network.
-      key: PRNG key; step i uses `fold_in(key, i)`.
+      key: PRNG key; step i uses `fold_in(key, i)`, the order of "first-hitting" `fold_in(key, num_steps)`.
       x_init: `[batch, length]` int32 from `prior_sample`; positions that are not MASK stay (prompts,
         infilling).
       schedule: noise schedule.
@@ -265,16 +319,32 @@ def sample(
       The final `SamplerState` (`x` without MASK if `final_denoise`), and with `keep_states` the states
       `[num_steps + 2, batch, length]` from `x_init` to the final one, else None.
     """
+    state = SamplerState(x_init, jnp.int32(0))
     grid = time_grid(config)
+    index = jnp.arange(config.num_steps)
 
-    def body(state: SamplerState, step: tuple) -> tuple[SamplerState, jax.Array | None]:
+    def grid_step(state: SamplerState, step: tuple) -> SamplerState:
         index, t, s = step
         step_key = jax.random.fold_in(key, index)
-        state = reverse_step(denoiser, params, step_key, state, t, s, schedule, config)
+        return reverse_step(denoiser, params, step_key, state, t, s, schedule, config)
+
+    def hitting_step(state: SamplerState, step: tuple) -> SamplerState:
+        index, sigma = step
+        step_key = jax.random.fold_in(key, index)
+        return _reveal_step(denoiser, params, step_key, state, call == index, sigma, config)
+
+    if config.mode == "grid":
+        take, steps = grid_step, (index, grid[:-1], grid[1:])
+    else:
+        order_key = jax.random.fold_in(key, config.num_steps)
+        call, hits = hitting_order(order_key, x_init, config.num_steps, denoiser.mask_id)
+        sigmas = -jnp.log1p(-schedule.move_chance(grid[0]) * hits)
+        take, steps = hitting_step, (index, sigmas.T)
+
+    def body(state: SamplerState, step: tuple) -> tuple[SamplerState, jax.Array | None]:
+        state = take(state, step)
         return state, state.x if keep_states else None
 
-    state = SamplerState(x_init, jnp.int32(0))
-    steps = (jnp.arange(config.num_steps), grid[:-1], grid[1:])
     state, states = jax.lax.scan(body, state, steps)
     if config.final_denoise:
         state = final_denoise(denoiser, params, state, grid[-1], schedule)
