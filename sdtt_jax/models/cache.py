@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.models.attention import attend, causal_mask
+from sdtt_jax.models.attention import attend, causal_mask, plain_attention
 
 
 class LayerPast(NamedTuple):
@@ -83,17 +83,13 @@ def attend_causally(
     """
     n = query.shape[1]
     if past is None or used is None:
-        return attend(query, key, value, mask=causal_mask(n)), None
+        return attend(query, key, value, causal=True), None
     # Per head and contiguous, the layout of the cache: one batched matmul reads it without a copy.
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     capacity = past.keys.shape[2]
     keys = jnp.concatenate([past.keys.astype(key.dtype), key], axis=2)
     values = jnp.concatenate([past.values.astype(value.dtype), value], axis=2)
-    query = query * query.shape[-1] ** -0.5
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query, keys, preferred_element_type=jnp.float32)
     written = jnp.broadcast_to(jnp.arange(capacity) < used, (n, capacity))
     visible = jnp.concatenate([written, causal_mask(n)], axis=1)
-    scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, values)
+    mixed = plain_attention(query, keys, values, visible)
     return mixed.transpose(0, 2, 1, 3), LayerPast(keys=key, values=value)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax.models.attention import attend, causal_mask
+from sdtt_jax.models.attention import attend
 from sdtt_jax.models.cache import LayerPast, attend_causally, empty_cache, extend
 
 LAYERS, BATCH, HEADS, KV = 2, 3, 2, 4
@@ -33,7 +33,7 @@ def test_attention_over_the_cache_equals_attention_over_the_whole_sequence(split
     """Oracle: causal attention without a cache. Entries beyond `used` are huge, so a leak shows."""
     length = 6
     query, key, value = (_random(i, BATCH, length, HEADS, KV) for i in range(3))
-    whole = attend(query, key, value, mask=causal_mask(length))
+    whole = attend(query, key, value, causal=True)
 
     cache = empty_cache(1, BATCH, HEADS, split + spare, KV, jnp.float32)
     for start, stop in ((0, split), (split, length)):
