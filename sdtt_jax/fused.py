@@ -16,7 +16,7 @@ from sdtt_jax.rows import chunk_size, flatten, fold_selected, over_batch_shards,
 
 Tree = Any
 ApplyHead = Callable[[Tree, jax.Array], jax.Array]
-# (logits [n, vocab], whole, rows of the extras [n, …]) -> [n]
+# (logits [n, vocab], whole, rows of the extras [n, …]) -> [n], or [n, …] for `selected_losses`
 Compare = Callable[[jax.Array, Tree, Tree], jax.Array]
 
 # With a quarter of the positions per chunk, half a chunk is computed in vain in the mean: an eighth of the
@@ -36,22 +36,26 @@ def selected_losses(
     """The loss at every selected position, and 0 elsewhere: `[batch, length]`, values only.
 
     For evaluation; differentiating it raises (a loop of unknown length has no reverse mode). To train, use
-    `weighted_loss`. Arguments as there, but for `selected: [batch, length]` bool.
+    `weighted_loss`. Arguments as there, but for `selected: [batch, length]` bool, and `compare` may return
+    several values for each position: `[n, …]` gives `[batch, length, …]`.
     """
 
     def local(mapped: Tree, whole: Tree) -> tuple[jax.Array, tuple[()]]:
         hidden, selected, extras = flatten(mapped)
         head, constants = whole
 
-        def body(losses: jax.Array, index: jax.Array) -> jax.Array:
-            logits = apply_head(head, take_rows(hidden, index))
-            rows = jax.tree.map(lambda x: take_rows(x, index), extras)
-            new = compare(logits, constants, rows).astype(losses.dtype)
-            return losses.at[index].set(new, mode="drop")
+        def losses_of(hidden: jax.Array, extras: Tree) -> jax.Array:
+            return compare(apply_head(head, hidden), constants, extras).astype(_loss_dtype(hidden))
 
-        losses = jnp.zeros(selected.shape, _loss_dtype(hidden))
+        def body(losses: jax.Array, index: jax.Array) -> jax.Array:
+            rows = jax.tree.map(lambda x: take_rows(x, index), (hidden, extras))
+            return losses.at[index].set(losses_of(*rows), mode="drop")
+
+        one = jax.eval_shape(losses_of, hidden[:1], jax.tree.map(lambda x: x[:1], extras))
+        losses = jnp.zeros((len(selected), *one.shape[1:]), one.dtype)
         size = chunk_size(len(selected), _columns(apply_head, head, hidden), PARTS)
-        return fold_selected(selected, size, body, losses).reshape(mapped[0].shape[:2]), ()
+        losses = fold_selected(selected, size, body, losses)
+        return losses.reshape(*mapped[0].shape[:2], *one.shape[1:]), ()
 
     return over_batch_shards(local, (hidden, selected, extras), (head, whole))[0]
 

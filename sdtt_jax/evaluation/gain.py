@@ -21,6 +21,7 @@ from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
 from sdtt_jax.evaluation.batches import map_batches
+from sdtt_jax.fused import selected_losses
 
 FLOORED = ("kl-bwd", "kl-fwd")
 
@@ -68,7 +69,7 @@ def measure_gain(
         which `2 floor(M) - floor(M / 2)` takes out. `floor(M / 2)` is the mean over both halves: with
         one of them its noise would not go along with that of the student's divergence, and the share
         of a perfect student would scatter several times as much.
-      batch_size: texts at once; `[batch, length, vocab]` is held four times.
+      batch_size: texts at once; `num_trajectories` hidden states of every position are held.
     """
     assert config.divergence in FLOORED, config.divergence
     assert num_trajectories % 2 == 0, num_trajectories
@@ -96,37 +97,72 @@ def _terms(
     batch: jax.Array,
 ) -> dict[str, jax.Array]:
     """Sums over the masked positions of each text: `[batch]` float32 each."""
-    backward = config.divergence == "kl-bwd"
     student, teacher = params
     keys = jax.random.split(jax.random.fold_in(key, index), 2 + num_trajectories)
     t = sample_t(keys[0], batch.shape[0])
     x_t = q_xt(keys[1], batch, schedule.move_chance(t), denoiser.mask_id)
-    masked = (x_t == denoiser.mask_id).astype(jnp.float32)
+    masked = x_t == denoiser.mask_id
     sigma = schedule.sigma(t)
+    targets = teacher_targets(
+        denoiser,
+        teacher,
+        keys[2:],
+        x_t,
+        t,
+        dt,
+        schedule,
+        num_distill_steps=config.num_distill_steps,
+        reference_times=config.reference_times,
+    )
+    values = selected_losses(
+        denoiser.logits,
+        functools.partial(_divergences, denoiser, config.divergence == "kl-bwd"),
+        denoiser.head_params(student),
+        denoiser.head_params(teacher),
+        denoiser.hidden(student, x_t, sigma),
+        masked,
+        (denoiser.hidden(teacher, x_t, sigma), jnp.moveaxis(targets, 0, 2)),
+    ).sum(axis=1)
+    teacher_sum, student_sum, floor_sum = jnp.moveaxis(values, -1, 0)
+    return {
+        "teacher": teacher_sum,
+        "student": student_sum,
+        "floor": floor_sum,
+        "masked": masked.sum(axis=-1).astype(jnp.float32),
+    }
 
-    def log_probs(weights: Any) -> jax.Array:
-        logits = denoiser.logits(weights, denoiser.hidden(weights, x_t, sigma))
-        return masked_log_probs(logits, denoiser.mask_id)
 
-    def add(sums: tuple, trajectory: jax.Array) -> tuple[tuple, None]:
-        [target] = teacher_targets(
-            denoiser,
-            teacher,
-            trajectory[None],
-            x_t,
-            t,
-            dt,
-            schedule,
-            num_distill_steps=config.num_distill_steps,
-            reference_times=config.reference_times,
-        )
-        log_p = masked_log_probs(denoiser.logits(teacher, target), denoiser.mask_id)
+def _divergences(
+    denoiser: DenoiserLike,
+    backward: bool,
+    student_logits: jax.Array,
+    teacher_head: Any,
+    states: tuple[jax.Array, jax.Array],
+) -> jax.Array:
+    """Teacher's and student's mean divergence from the targets, and the floor: `[n, 3]`.
+
+    Args:
+      denoiser: the network.
+      backward: `kl-bwd`, else `kl-fwd`.
+      student_logits: `[n, vocab]` float32 at x_t.
+      teacher_head: parameters of the teacher's head.
+      states: the teacher's hidden states at x_t, `[n, embed]`, and the targets', `[n, M, embed]`.
+    """
+    at_x_t, targets = states
+
+    def teacher_log_probs(hidden: jax.Array) -> jax.Array:
+        return masked_log_probs(denoiser.logits(teacher_head, hidden), denoiser.mask_id)
+
+    def add(sums: tuple, target: jax.Array) -> tuple[tuple, None]:
+        log_p = teacher_log_probs(target)
         value = log_p if backward else jnp.exp(log_p)
         negative_entropy = (jnp.exp(log_p) * log_p).sum(-1)
         return (sums[0] + value, sums[1] + negative_entropy), None
 
-    zero = (jnp.zeros((*x_t.shape, denoiser.padded_vocab)), jnp.zeros(x_t.shape))
-    half, trajectories = num_trajectories // 2, keys[2:]
+    student = masked_log_probs(student_logits, denoiser.mask_id)
+    zero = (jnp.zeros_like(student), jnp.zeros(student.shape[:1], student.dtype))
+    trajectories = jnp.moveaxis(targets, 1, 0)
+    half = len(trajectories) // 2
     first, _ = jax.lax.scan(add, zero, trajectories[:half])
     second, _ = jax.lax.scan(add, zero, trajectories[half:])
     halves = [(value / half, entropy / half) for value, entropy in (first, second)]
@@ -143,12 +179,5 @@ def _terms(
         own = jnp.where(mean_value > 0, mean_value, 1.0)
         return mean_negative_entropy - (mean_value * jnp.log(own)).sum(-1)
 
-    def total(values: jax.Array) -> jax.Array:
-        return (values * masked).sum(-1)
-
-    return {
-        "teacher": total(divergence(log_probs(teacher))),
-        "student": total(divergence(log_probs(student))),
-        "floor": total(2 * floor(*full) - (floor(*halves[0]) + floor(*halves[1])) / 2),
-        "masked": masked.sum(-1),
-    }
+    least = 2 * floor(*full) - (floor(*halves[0]) + floor(*halves[1])) / 2
+    return jnp.stack([divergence(teacher_log_probs(at_x_t)), divergence(student), least], axis=-1)
