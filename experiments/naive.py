@@ -1,0 +1,309 @@
+"""The naive twin: the reference's algorithm written plainly in JAX, on the same parameters.
+
+It stores `[batch, length, vocab]` log-probabilities and targets, applies the head at every position, calls
+the network at every step, and draws a token at every position from the whole vocabulary. Nobody should run
+it: it is what the lean path is measured against (`experiments.benchmark`), and an oracle for its tests.
+
+Parameters are those of `Denoiser.init`, unboxed. `vocab` is the vocabulary with MASK, without padding.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.settings import TeacherConfig
+from sdtt_jax.configs import require
+from sdtt_jax.diffusion.masking import SAMPLING_EPS, q_xt, sample_t
+from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.distillation.divergence import DIVERGENCES
+from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.models import DenoiserConfig
+from sdtt_jax.training.step import Loss, LossFn
+
+Params = Any
+# As in the reference: finite, so that 0 * log 0 is 0 in values and in gradients.
+IMPOSSIBLE = -1e6
+TIME_FEATURES = 256
+
+
+def forward(
+    config: DenoiserConfig, params: Params, tokens: jax.Array, sigma: jax.Array | None = None
+) -> jax.Array:
+    """The network, head included.
+
+    Args:
+      config: sizes; `remat` is ignored (everything is stored).
+      params: parameters, unboxed.
+      tokens: `[batch, length]` int32, MASK included.
+      sigma: `[batch]` float32, total noise; used only if the config says `time_conditioned`.
+
+    Returns:
+      Raw logits, `[batch, length, vocab]` float32.
+    """
+    batch, length = tokens.shape
+    dtype = jnp.dtype(config.compute_dtype)
+    if sigma is None or not config.time_conditioned:
+        sigma = jnp.zeros(batch, jnp.float32)
+    condition = _time_embedding(params["sigma_map"], sigma).astype(dtype)
+    cos, sin = _rotary(length, config.head_dim)
+
+    def block(x: jax.Array, p: Params) -> tuple[jax.Array, None]:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = _modulation(p["adaln"], condition)
+        y = _layer_norm(p["norm1"], x) * (1 + scale_a) + shift_a
+        qkv = jnp.einsum("ble,eihd->iblhd", y, p["attn_qkv"]["kernel"].astype(dtype))
+        mixed = jax.nn.dot_product_attention(
+            _rotate(qkv[0], cos, sin), _rotate(qkv[1], cos, sin), qkv[2]
+        )
+        y = jnp.einsum("blhd,hde->ble", mixed, p["attn_out"]["kernel"].astype(dtype))
+        x = x + gate_a * y
+        y = _layer_norm(p["norm2"], x) * (1 + scale_m) + shift_m
+        y = jax.nn.gelu(_linear(p["mlp"]["up"], y), approximate=True)
+        return x + gate_m * _linear(p["mlp"]["down"], y), None
+
+    x = params["embed"]["embedding"].astype(dtype)[tokens]
+    x, _ = jax.lax.scan(block, x, params["blocks"])
+    shift, scale = _modulation(params["final"]["adaln"], condition)
+    x = _layer_norm(params["final"]["norm"], x) * (1 + scale) + shift
+    vocab = config.mask_id + 1
+    head = {name: leaf[..., :vocab] for name, leaf in params["head"]["linear"].items()}
+    return _linear(head, x).astype(jnp.float32)
+
+
+def log_probs(
+    config: DenoiserConfig, params: Params, x_t: jax.Array, sigma: jax.Array
+) -> jax.Array:
+    """SUBS log-probabilities of x_0 at every position: `[batch, length, vocab]` float32.
+
+    MASK is impossible, and a position that is not masked in `x_t: [batch, length]` is certain.
+    """
+    logits = forward(config, params, x_t, sigma)
+    vocab = jnp.arange(logits.shape[-1])
+    # As the reference writes it; `log_softmax` rounds MASK's entry twice, which mse and log-l1 would see.
+    logits = logits + jnp.where(vocab == config.mask_id, IMPOSSIBLE, 0.0)
+    masked = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    certain = jnp.where(vocab == x_t[..., None], 0.0, IMPOSSIBLE)
+    return jnp.where((x_t == config.mask_id)[..., None], masked, certain)
+
+
+def reverse_log_probs(
+    log_p_x0: jax.Array, move_chance_t: jax.Array, move_chance_s: jax.Array, mask_id: int
+) -> jax.Array:
+    """The whole categorical q(x_s | x_t) of masked positions (MDLM, arXiv 2406.07524, equation 6).
+
+    Args:
+      log_p_x0: `[batch, length, vocab]`, from `log_probs`.
+      move_chance_t, move_chance_s: `[batch]` float32, probability of MASK at times t and s < t.
+      mask_id: the id of MASK.
+
+    Returns:
+      `[batch, length, vocab]` float32, normalised; MASK's share is `move_chance_s / move_chance_t`.
+    """
+    stays = (move_chance_s / move_chance_t)[:, None, None]
+    is_mask = jnp.arange(log_p_x0.shape[-1]) == mask_id
+    return jnp.where(is_mask, jnp.log(stays), log_p_x0 + jnp.log1p(-stays))
+
+
+def reverse_step(
+    config: DenoiserConfig,
+    params: Params,
+    key: jax.Array,
+    x_t: jax.Array,
+    t: jax.Array,
+    s: jax.Array,
+    schedule: Schedule,
+) -> tuple[jax.Array, jax.Array]:
+    """One reverse step from t to s < t.
+
+    Args:
+      config, params: the network.
+      key: PRNG key.
+      x_t: `[batch, length]` int32.
+      t, s: `[batch]` float32; `s` is clamped at 0, where everything is revealed.
+      schedule: noise schedule.
+
+    Returns:
+      `x_s: [batch, length]` int32, and the network's log-probabilities `[batch, length, vocab]`.
+    """
+    log_p_x0 = log_probs(config, params, x_t, schedule.sigma(t))
+    move_chance_s = schedule.move_chance(jnp.maximum(s, 0.0))
+    log_q = reverse_log_probs(log_p_x0, schedule.move_chance(t), move_chance_s, config.mask_id)
+    # "high": the default mode truncates the Gumbel tail. The lean path draws in the same mode.
+    drawn = jax.random.categorical(key, log_q, axis=-1, mode="high")
+    return jnp.where(x_t == config.mask_id, drawn, x_t).astype(jnp.int32), log_p_x0
+
+
+def sample(
+    config: DenoiserConfig,
+    params: Params,
+    key: jax.Array,
+    x_init: jax.Array,
+    schedule: Schedule,
+    num_steps: int,
+) -> tuple[jax.Array, jax.Array]:
+    """A whole generation on the uniform time grid, the network called at every step.
+
+    As in the lean sampler, what is still masked at the end is filled greedily, and a batch in which nothing
+    is gets no further call.
+
+    Args:
+      config, params: the network.
+      key: PRNG key.
+      x_init: `[batch, length]` int32, MASK where tokens are wanted.
+      schedule: noise schedule.
+      num_steps: reverse steps; static under `jit`.
+
+    Returns:
+      `x: [batch, length]` int32, and the number of network calls, `[]` int32.
+    """
+    grid = jnp.linspace(1.0, SAMPLING_EPS, num_steps + 1)
+    batch = x_init.shape[:1]
+
+    def body(x: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        index, t, s = step
+        t, s = jnp.broadcast_to(t, batch), jnp.broadcast_to(s, batch)
+        key_step = jax.random.fold_in(key, index)
+        return reverse_step(config, params, key_step, x, t, s, schedule)[0], None
+
+    def fill(x: jax.Array) -> jax.Array:
+        sigma = schedule.sigma(jnp.broadcast_to(grid[-1], batch))
+        return jnp.argmax(log_probs(config, params, x, sigma), axis=-1).astype(jnp.int32)
+
+    x, _ = jax.lax.scan(body, x_init, (jnp.arange(num_steps), grid[:-1], grid[1:]))
+    left = (x == config.mask_id).any()
+    return jax.lax.cond(left, fill, lambda x: x, x), num_steps + left.astype(jnp.int32)
+
+
+def teacher_noise(
+    key: jax.Array, x0: jax.Array, schedule: Schedule, config: TeacherConfig, mask_id: int
+) -> tuple[jax.Array, jax.Array]:
+    """Times `[batch]` and `x_t: [batch, length]` of the teacher's loss, the same as the lean one's."""
+    require(not config.importance, "The naive twin has no importance sampling of t; turn it off.")
+    key_t, key_mask = jax.random.split(key)
+    t = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
+    return t, q_xt(key_mask, x0, schedule.move_chance(t), mask_id)
+
+
+def teacher_loss(denoiser: DenoiserConfig, schedule: Schedule, config: TeacherConfig) -> LossFn:
+    """`experiments.losses.teacher_loss` with a full log-softmax over the vocabulary."""
+
+    def loss(params: Params, context: Any, batch: jax.Array, key: jax.Array) -> Loss:
+        del context
+        t, x_t = teacher_noise(key, batch, schedule, config, denoiser.mask_id)
+        log_p_x0 = log_probs(denoiser, params, x_t, schedule.sigma(t))
+        nll = -jnp.take_along_axis(log_p_x0, batch[..., None], axis=-1)[..., 0]
+        weight = schedule.dsigma(t) / jnp.expm1(schedule.sigma(t))
+        bound = (nll * weight[:, None]).sum()
+        tokens = jnp.float32(batch.size)
+        masked = (x_t == denoiser.mask_id).sum().astype(jnp.float32)
+        if config.weighting == "nelbo":
+            return Loss(bound, tokens, {"masked_share": masked / tokens})
+        return Loss(nll.sum(), masked, {"nelbo": bound / tokens})
+
+    return loss
+
+
+def distill_noise(
+    key: jax.Array, x0: jax.Array, schedule: Schedule, config: DistillConfig, mask_id: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Times `[batch]`, `x_t: [batch, length]`, the same as the lean loss's, and the teacher's key."""
+    key_t, key_mask, key_teacher = jax.random.split(key, 3)
+    t = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
+    return t, q_xt(key_mask, x0, schedule.move_chance(t), mask_id), key_teacher
+
+
+def teacher_targets(
+    denoiser: DenoiserConfig,
+    params: Params,
+    key: jax.Array,
+    x_t: jax.Array,
+    t: jax.Array,
+    dt: jax.Array,
+    schedule: Schedule,
+    config: DistillConfig,
+) -> jax.Array:
+    """The teacher's log-probabilities at the step that revealed each position: `[batch, length, vocab]`.
+
+    Positions that are never revealed take the last step's (SDTT, arXiv 2410.21035, algorithm 1).
+
+    Args:
+      denoiser, params: sizes and the teacher's parameters.
+      key: PRNG key of the trajectory.
+      x_t: `[batch, length]` int32.
+      t: `[batch]` float32.
+      dt: `[]` float32, the teacher's step.
+      schedule: noise schedule.
+      config: number of steps and their times.
+    """
+    k, x = config.num_distill_steps, x_t
+    target: jax.Array | None = None
+    for i in range(k):
+        time = t - i * dt
+        if config.reference_times:
+            share = 1.0 - i / (k - 1)
+            time = t * share + (1.0 - t) * (t - k * dt)
+        time = jnp.maximum(time, SAMPLING_EPS)
+        key_step = jax.random.fold_in(key, i)
+        x_s, log_p_x0 = reverse_step(denoiser, params, key_step, x, time, time - dt, schedule)
+        masked = (x == denoiser.mask_id)[..., None]
+        target = log_p_x0 if target is None else jnp.where(masked, log_p_x0, target)
+        x = x_s
+    assert target is not None
+    return target
+
+
+def distill_loss(denoiser: DenoiserConfig, schedule: Schedule, config: DistillConfig) -> LossFn:
+    """`experiments.losses.distill_loss` with `[batch, length, vocab]` log-probabilities and targets."""
+
+    def loss(params: Params, context: Any, batch: jax.Array, key: jax.Array) -> Loss:
+        t, x_t, key_teacher = distill_noise(key, batch, schedule, config, denoiser.mask_id)
+        teacher = jax.lax.stop_gradient(context["teacher_params"])
+        student = log_probs(denoiser, params, x_t, schedule.sigma(t))
+        divergence = jnp.zeros(x_t.shape, jnp.float32)
+        for key_trajectory in jax.random.split(key_teacher, config.num_trajectories):
+            target = teacher_targets(
+                denoiser, teacher, key_trajectory, x_t, t, context["dt"], schedule, config
+            )
+            divergence += DIVERGENCES[config.divergence](student, target, denoiser.mask_id + 1)
+        masked = x_t == denoiser.mask_id
+        total = jnp.where(masked, divergence, 0.0).sum() / config.num_trajectories
+        return Loss(total, masked.sum().astype(jnp.float32), {})
+
+    return loss
+
+
+def _linear(p: Params, x: jax.Array) -> jax.Array:
+    return x @ p["kernel"].astype(x.dtype) + p["bias"].astype(x.dtype)
+
+
+def _layer_norm(p: Params, x: jax.Array) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    normal = jax.nn.standardize(wide, axis=-1, epsilon=1e-5)
+    return (normal * p["scale"]).astype(x.dtype)
+
+
+def _modulation(p: Params, condition: jax.Array) -> jax.Array:
+    """`[count, batch, 1, embed]` from `condition: [batch, cond]`."""
+    kernel, bias = (p["linear"][name].astype(condition.dtype) for name in ("kernel", "bias"))
+    return (jnp.einsum("bc,cne->nbe", condition, kernel) + bias[:, None])[:, :, None]
+
+
+def _time_embedding(p: Params, sigma: jax.Array) -> jax.Array:
+    half = TIME_FEATURES // 2
+    angle = sigma[:, None] * 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    x = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    return jax.nn.silu(_linear(p["down"], jax.nn.silu(_linear(p["up"], x))))
+
+
+def _rotary(length: int, head_dim: int) -> tuple[jax.Array, jax.Array]:
+    """`cos, sin: [length, 1, head_dim]`, each half of the features alike."""
+    frequency = 10_000.0 ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency
+    angle = jnp.concatenate([angle, angle], axis=-1)[:, None, :]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    return (x * cos + turned * sin).astype(x.dtype)

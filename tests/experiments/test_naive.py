@@ -1,0 +1,184 @@
+"""The naive twin. Oracles: the library's own functions, and brute-force sums on the enumerable world."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import losses, naive
+from experiments.settings import TeacherConfig
+from sdtt_jax.diffusion.sampler import prior_sample, unmask_prob
+from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
+from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.models import DenoiserConfig, make_denoiser
+from tests import worlds
+
+SCHEDULE = make_schedule(ScheduleConfig())
+CONFIG = DenoiserConfig(
+    vocab_size=127,  # 128 with MASK: for shapes like [6, 8, 12] XLA compiles a draw for half a minute
+    length=8,
+    num_layers=2,
+    embed_dim=16,
+    num_heads=2,
+    cond_dim=8,
+    time_conditioned=True,
+)
+DENOISER = make_denoiser(CONFIG)
+VOCAB = CONFIG.mask_id + 1
+X0 = jax.random.randint(jax.random.key(1), (6, CONFIG.length), 0, CONFIG.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return worlds.noisy_params(DENOISER, 0)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return worlds.noisy_params(DENOISER, 1)
+
+
+def _value_and_gradient(loss):
+    """`(params, context, key) -> ((total, weight, metrics), gradient)`, compiled once for all calls."""
+
+    def objective(params, context, key):
+        found = loss(params, context, X0, key)
+        return found.total, found
+
+    return jax.jit(jax.value_and_grad(objective, has_aux=True))
+
+
+def _assert_same(ours, twin):
+    for (path, a), (_, b) in zip(
+        jax.tree_util.tree_leaves_with_path(ours),
+        jax.tree_util.tree_leaves_with_path(twin),
+        strict=True,
+    ):
+        scale = max(1.0, float(jnp.abs(a).max()))
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale, err_msg=str(path))
+
+
+@pytest.mark.parametrize("time_conditioned", [True, False])
+def test_forward_is_the_denoisers(params, time_conditioned):
+    config = dataclasses.replace(CONFIG, time_conditioned=time_conditioned)
+    denoiser = make_denoiser(config)
+    tokens = jnp.where(jax.random.bernoulli(jax.random.key(2), 0.5, X0.shape), X0, CONFIG.mask_id)
+    sigma = jnp.linspace(0.1, 4.0, len(tokens))
+    ours = jax.jit(lambda p: denoiser.logits(p, denoiser.hidden(p, tokens, sigma)))(params)
+    twin = jax.jit(lambda p: naive.forward(config, p, tokens, sigma))(params)
+    assert twin.shape == (*tokens.shape, VOCAB)
+    assert float(jnp.abs(twin).max()) > 1
+    np.testing.assert_allclose(twin, ours[..., :VOCAB], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("weighting", ["nelbo", "even"])
+def test_teacher_loss_is_the_lean_one(params, weighting):
+    config = TeacherConfig(weighting=weighting)
+    ours, twin = (
+        jax.jit(lambda p, loss=loss: loss(p, {}, X0, jax.random.key(3)))(params)
+        for loss in (
+            losses.teacher_loss(DENOISER, SCHEDULE, config),
+            naive.teacher_loss(CONFIG, SCHEDULE, config),
+        )
+    )
+    _assert_same(ours, twin)
+
+
+@pytest.mark.slow
+def test_the_gradient_of_the_teachers_loss_is_the_lean_ones(params):
+    config = TeacherConfig()
+    ours = _value_and_gradient(losses.teacher_loss(DENOISER, SCHEDULE, config))
+    twin = _value_and_gradient(naive.teacher_loss(CONFIG, SCHEDULE, config))
+    key = jax.random.key(3)
+    _assert_same(ours(params, {}, key), twin(params, {}, key))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("divergence", ["kl-bwd", "log-l1"])  # log-l1 looks at MASK's entry too
+def test_distill_loss_and_gradient_where_no_draw_matters(params, teacher, divergence):
+    """A step that reveals nothing, and one that reveals everything: the target is certain."""
+    config = DistillConfig(divergence=divergence)
+    ours = _value_and_gradient(losses.distill_loss(DENOISER, SCHEDULE, config))
+    twin = _value_and_gradient(naive.distill_loss(CONFIG, SCHEDULE, config))
+    for dt in (1e-9, 1.5):
+        context = {"teacher_params": teacher, "dt": jnp.float32(dt)}
+        key = jax.random.key(4)
+        _assert_same(ours(params, context, key), twin(params, context, key))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [
+        DistillConfig(num_distill_steps=3),
+        DistillConfig(num_trajectories=2, reference_times=True),
+    ],
+    ids=["three_steps", "two_trajectories_reference_times"],
+)
+def test_distill_loss_where_draws_matter(params, teacher, config):
+    """Means over 300 keys; the bound is 4 standard errors of the paired difference."""
+    context = {"teacher_params": teacher, "dt": jnp.float32(0.2)}
+    keys = jax.random.split(jax.random.key(5), 300)
+
+    def loss_of(loss):
+        return jax.jit(lambda: jax.lax.map(lambda key: loss(params, context, X0, key), keys))()
+
+    ours = loss_of(losses.distill_loss(DENOISER, SCHEDULE, config))
+    twin = loss_of(naive.distill_loss(CONFIG, SCHEDULE, config))
+    np.testing.assert_array_equal(ours.weight, twin.weight)
+    difference = np.asarray(ours.total - twin.total, np.float64)
+    error = difference.std(ddof=1) / np.sqrt(len(difference))
+    assert 0 < error < 0.02 * float(ours.total.mean()), "the test would see nothing"
+    assert abs(difference.mean()) < 4 * error
+
+
+@pytest.mark.parametrize(("t", "s"), [(0.9, 0.4), (0.6, 0.59), (0.3, -0.1)])
+def test_reverse_distribution_is_the_lean_ones_on_an_enumerable_world(t, s):
+    """The lean step reveals with `unmask_prob` and draws from SUBS: every outcome of every state."""
+    denoiser = worlds.tiny_network(time_conditioned=True)
+    params = worlds.noisy_params(denoiser, 2)
+    states = jnp.asarray(worlds.all_states())
+    time, after = jnp.full(len(states), t), jnp.maximum(jnp.full(len(states), s), 0.0)
+    sigma = SCHEDULE.sigma(time)
+    log_q = naive.reverse_log_probs(
+        jax.jit(functools.partial(naive.log_probs, denoiser.config))(params, states, sigma),
+        SCHEDULE.move_chance(time),
+        SCHEDULE.move_chance(after),
+        worlds.MASK,
+    )
+    q = np.exp(np.asarray(log_q, np.float64))
+    chance = float(unmask_prob(SCHEDULE, jnp.float32(t), jnp.float32(s)))
+    table = worlds.predictions(denoiser, params, float(sigma[0]))
+    for number, state in enumerate(worlds.all_states().tolist()):
+        expected = worlds.reveals(tuple(state), table[number], chance)
+        masked = [i for i, token in enumerate(state) if token == worlds.MASK]
+        for tokens in itertools.product(range(worlds.MASK + 1), repeat=len(masked)):
+            outcome = list(state)
+            for position, token in zip(masked, tokens, strict=True):
+                outcome[position] = token
+            found = np.prod([q[number, i, outcome[i]] for i in masked])
+            assert found == pytest.approx(expected.get(tuple(outcome), 0.0), abs=1e-6)
+
+
+def test_sampler_fills_everything_and_calls_the_network_at_every_step(params):
+    x_init = prior_sample(4, CONFIG.length, CONFIG.mask_id).at[:, 0].set(5)
+    draw = jax.jit(functools.partial(naive.sample, CONFIG, schedule=SCHEDULE, num_steps=20))
+    x, calls = draw(params, jax.random.key(6), x_init)
+    assert x.shape == x_init.shape
+    assert x.dtype == jnp.int32
+    assert bool((x[:, 0] == 5).all())
+    assert bool((x < CONFIG.mask_id).all())
+    assert int(calls) in (20, 21)
+
+
+def test_bfloat16_is_close_to_float32(params):
+    config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    wide, narrow = (
+        jax.jit(functools.partial(naive.forward, c))(params, X0) for c in (CONFIG, config)
+    )
+    assert narrow.dtype == jnp.float32
+    assert 0 < float(jnp.abs(wide - narrow).max()) < 0.05 * float(jnp.abs(wide).max())
