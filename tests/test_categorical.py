@@ -86,6 +86,34 @@ def test_many_rare_tokens_together():
     assert abs(found - 100) < 4 * np.sqrt(100 * 0.995)
 
 
+@pytest.mark.parametrize("vocab", [1025, 1408])
+def test_draws_in_two_levels_have_their_probabilities(vocab):
+    """n = 400,000 over peaked logits, one row after the other; the merged tail is one outcome; seed 5."""
+    logits = 3 * jax.random.normal(jax.random.key(0), (vocab,))
+    keys = jax.random.split(jax.random.key(5), 400_000)
+    tokens = jax.jit(lambda keys: jax.lax.map(lambda k: draw(k, logits), keys, batch_size=500))(
+        keys
+    )
+    probs = np.exp(np.asarray(logits, np.float64))
+    assert_fits(np.bincount(tokens, minlength=vocab), probs / probs.sum())
+
+
+def test_rare_tokens_of_a_large_vocabulary():
+    """Blocks of nothing but rare tokens: 4,095 of them share 0.5 %; n = 20,000, 100 expected; seed 6."""
+    logits = jnp.full(4096, np.log(0.005 / 4095)).at[7].set(np.log(0.995))
+    keys = jax.random.split(jax.random.key(6), 20_000)
+    tokens = np.asarray(
+        jax.jit(lambda k: jax.lax.map(lambda i: draw(i, logits), k, batch_size=500))(keys)
+    )
+    assert abs((tokens != 7).sum() - 100) < 4 * np.sqrt(100 * 0.995)
+    assert (tokens >= 128).sum() > 0.8 * (tokens != 7).sum(), "most of them lie in other blocks"
+
+
+def test_impossible_blocks_are_never_drawn():
+    logits = jnp.full((2000, 2048), NEG_INFINITY).at[:, 1500].set(0.0)
+    assert bool(jnp.all(draw(jax.random.key(7), logits) == 1500))
+
+
 def test_draws_use_noise_with_its_whole_tail():
     """The default mode's Gumbel noise ends near 16.6 in float32 (arXiv 2409.02908)."""
     key, logits = jax.random.key(3), jnp.zeros((64, 8))
