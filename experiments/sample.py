@@ -3,6 +3,7 @@
   python -m experiments.sample --checkpoint=runs/demo --num_steps=8 --num_samples=4
   python -m experiments.sample --checkpoint=runs/demo/rounds/02 --prompt="in the beginning" --num_steps=8
   python -m experiments.sample --checkpoint=runs/demo --infill="and god said [8] and there was [5]"
+  python -m experiments.sample --checkpoint=runs/demo --mode=first-hitting --num_steps=8
 
 --checkpoint is a run (its last finished round), a round, a teacher, or a `final` folder.
 """
@@ -31,7 +32,12 @@ from sdtt_jax.keys import at_step, purpose_key
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run, a round, a teacher, or a final folder."
 )
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Reverse steps.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Reverse steps, or network calls.")
+_MODE = flags.DEFINE_string(
+    "mode",
+    "grid",
+    "grid: steps on a grid of times. first-hitting: tokens in a random order, evenly over num_steps calls.",
+)
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "How many texts.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts at once.")
 _PROMPT = flags.DEFINE_string("prompt", None, "Text to continue.")
@@ -87,6 +93,7 @@ def main(argv: Sequence[str]) -> None:
     require(_BATCH_SIZE.value > 0, f"--batch_size must be positive, not {_BATCH_SIZE.value}.")
     config = SamplerConfig(
         num_steps=_NUM_STEPS.value,
+        mode=_MODE.value,
         time_grid=_TIME_GRID.value,
         temperature=_TEMPERATURE.value,
         top_k=_TOP_K.value,

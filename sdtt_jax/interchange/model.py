@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ class Model:
         num_samples: int,
         num_steps: int,
         prompt: str | None = None,
+        *,
+        batch_size: int = 32,
         **options: Any,
     ) -> jax.Array:
         """Texts `[num_samples, L]` int32; `tokenizer.decode` turns a row into text.
@@ -69,12 +72,15 @@ class Model:
           num_samples: how many.
           num_steps: reverse steps.
           prompt: text that every sample begins with.
-          **options: further fields of `SamplerConfig` (temperature, top_k, top_p, time_grid).
+          batch_size: texts at once; what memory allows.
+          **options: further fields of `SamplerConfig` (temperature, top_k, top_p, time_grid, mode).
 
         Raises:
           ConfigError: the prompt is longer than the model's sequences, or an option is out of range.
         """
         config = SamplerConfig(num_steps=num_steps, **options)
+        require(num_samples > 0, f"num_samples must be positive, not {num_samples}.")
+        require(batch_size > 0, f"batch_size must be positive, not {batch_size}.")
         tokens = jnp.zeros((self.config.length,), jnp.int32)
         fixed = jnp.zeros((self.config.length,), bool)
         if prompt:
@@ -84,10 +90,12 @@ class Model:
                 f"prompt has {len(ids)} tokens, the model's sequences {self.config.length}; shorten it.",
             )
             tokens, fixed = tokens.at[: len(ids)].set(ids), fixed.at[: len(ids)].set(True)
-        x_init = prior_sample(
-            num_samples, self.config.length, self.denoiser.mask_id, tokens[None], fixed[None]
-        )
-        return self.denoise(key, x_init, config).x
+        size = min(num_samples, batch_size)
+        mask_id = self.denoiser.mask_id
+        x_init = prior_sample(size, self.config.length, mask_id, tokens[None], fixed[None])
+        batches = range(math.ceil(num_samples / size))
+        texts = [self.denoise(jax.random.fold_in(key, i), x_init, config).x for i in batches]
+        return jnp.concatenate(texts)[:num_samples]
 
     def denoise(self, key: jax.Array, x_init: jax.Array, config: SamplerConfig) -> SamplerState:
         """Fills the MASK positions of `x_init: [B, L]` int32: the texts, and the network calls."""

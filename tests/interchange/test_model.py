@@ -88,6 +88,15 @@ def test_samples_keep_the_prompt_and_repeat_with_the_key(model):
     np.testing.assert_array_equal(texts, model.sample(key, 3, num_steps=4, prompt="in the"))
 
 
+def test_samples_come_in_batches_of_any_size(model):
+    """Five texts, two at once: all of them, and no two batches alike."""
+    texts = np.asarray(model.sample(jax.random.key(1), 5, num_steps=4, batch_size=2))
+    assert texts.shape == (5, model.config.length)
+    assert len({tuple(row) for row in texts.tolist()}) == 5
+    with pytest.raises(ConfigError, match="batch_size"):
+        model.sample(jax.random.key(1), 5, num_steps=4, batch_size=0)
+
+
 def test_score_is_the_mean_of_one_sample_bounds(model):
     """Oracle: `nelbo` with the same keys."""
     tokens, key = jnp.arange(24).reshape(2, 12) % 20, jax.random.key(5)
