@@ -1,0 +1,125 @@
+"""Measures the lean path beside the naive one: time, share of the matmul rate, memory.
+
+  python -m experiments.benchmark --suite=train,sample --output=benchmark.json
+
+By default it takes the paper's small model (12 × 768, 50,258 entries, 1024 tokens, float32) at batch 1, which
+on two CPU cores needs some 16 GB and most of an hour. Smaller: --config.model.num_layers=2,
+--config.data.length=128, --num_steps=8, --repeats=3; any config of experiments.run does.
+
+  train    a step of distillation: loss, gradients, optimizer, moving average
+  teacher  a step of the teacher's training
+  sample   a whole generation, for each of --num_steps
+  data     tokenising, packing and loading the config's corpus
+
+Lean and naive run in turn, each in a process of its own, and beside them a matmul of the MLP's shapes, the
+yardstick. If two models at once are too much for the memory, --nointerleave runs them one after the other.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+
+from experiments.benchmark_cases import SUITES
+from experiments.benchmark_suites import benchmark, saver, show
+from experiments.settings import check_overrides, run_config
+from experiments.terminal import run_app
+from sdtt_jax.configs import require
+from sdtt_jax.data.corpora import corpus_files
+from sdtt_jax.errors import ConfigError, UserError
+
+DEFAULT_CONFIG = Path(__file__).with_name("benchmark_config.py")
+TABLE_WIDTH = 118
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The config file; benchmark_config.py beside this one by default.",
+    lock_config=True,
+)
+_SUITE = flags.DEFINE_list("suite", list(SUITES), f"What to measure, of: {', '.join(SUITES)}.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences per training step or generation.")
+_NUM_STEPS = flags.DEFINE_list("num_steps", ["8", "16", "32"], "Sampling steps, with commas.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Repetitions after one to warm up.")
+_INTERLEAVE = flags.DEFINE_bool("interleave", True, "Run lean and naive in turn.")
+_OUTPUT = flags.DEFINE_string("output", None, "Also write everything to this file, as JSON.")
+
+
+def with_default_config(argv: Sequence[str]) -> list[str]:
+    """`argv` with `--config=` first if it has none.
+
+    As the flag's default, a file would be read when this module is imported, and a wrong
+    `--config.field` would end in a traceback.
+    """
+    if any(argument.split("=")[0] in ("--config", "-config") for argument in argv):
+        return list(argv)
+    return [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
+
+
+def _steps(values: Sequence[str]) -> list[int]:
+    for value in values:
+        require(
+            value.isdecimal() and int(value) > 0,
+            f"--num_steps={','.join(values)}: {value!r} is no positive number of steps.",
+        )
+    require(len(values) > 0, "--num_steps must name at least one number of steps.")
+    return sorted({int(value) for value in values})
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures what the flags ask for."""
+    if len(argv) > 1:
+        raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
+    suites = [suite.strip() for suite in _SUITE.value]
+    for suite in suites:
+        require(suite in SUITES, f"--suite={suite} is no suite; choose from {', '.join(SUITES)}.")
+    require(len(suites) > 0, f"--suite must name at least one of {', '.join(SUITES)}.")
+    require(_BATCH_SIZE.value > 0, f"--batch_size must be positive, not {_BATCH_SIZE.value}.")
+    require(_REPEATS.value > 0, f"--repeats must be positive, not {_REPEATS.value}.")
+    num_steps = _steps(_NUM_STEPS.value)
+    config = run_config(_CONFIG.value)
+    if "data" in suites:
+        corpus_files(config.data.corpus)
+    if "teacher" in suites:
+        require(
+            not config.teacher.importance,
+            "The naive twin has no importance sampling of t; add --config.teacher.importance=False.",
+        )
+    save = saver(None if _OUTPUT.value is None else Path(_OUTPUT.value))
+
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        elapsed = int(time.monotonic() - began)
+        print(f"[{elapsed // 60}:{elapsed % 60:02d}] {line}", file=sys.stderr, flush=True)
+
+    record = benchmark(
+        config,
+        suites,
+        _BATCH_SIZE.value,
+        num_steps,
+        _REPEATS.value,
+        say,
+        save,
+        interleave=_INTERLEAVE.value,
+    )
+    console = Console()
+    # Where there is no terminal Rich assumes 80 columns, which would wrap the table's cells.
+    show(record, console if console.is_terminal else Console(width=TABLE_WIDTH))
+    rows = [
+        record.get("train"),
+        record.get("teacher"),
+        record.get("data"),
+        *record.get("sample", []),
+    ]
+    if any(row is not None and row["lean"]["error"] for row in rows):
+        raise UserError("A lean variant died; its row is incomplete.")
+
+
+if __name__ == "__main__":
+    sys.argv = with_default_config(sys.argv)
+    run_app(main, check_overrides)

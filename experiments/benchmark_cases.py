@@ -1,0 +1,276 @@
+"""What is measured: each suite in two variants, as something that is built once and repeated.
+
+`lean` is the path that users run, `naive` the twin of `experiments.naive`, `matmul` the yardstick. Every
+repetition of a case does the same work: same parameters, tokens and keys; both variants mask the same
+tokens, the half of them as nearly as a choice among `NOISE_SEEDS` keys allows.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import losses, naive
+from experiments.settings import RunConfig, run_config
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.schedule import Schedule, make_schedule
+from sdtt_jax.distillation.rounds import round_dt
+from sdtt_jax.keys import at_step, purpose_key
+from sdtt_jax.models import Denoiser, DenoiserConfig, make_denoiser
+from sdtt_jax.training import sharding as sh
+from sdtt_jax.training.optimizers import make_optimizer
+from sdtt_jax.training.state import state_from_params
+from sdtt_jax.training.step import Loss, LossFn, make_train_step
+
+Params = Any
+Facts = dict[str, float]
+Tell = Callable[[str], None]
+
+SUITES = ("train", "teacher", "sample", "data")
+VARIANTS = ("lean", "naive")
+MATMUL = "matmul"
+NOISE_SEEDS = 64
+PARAMETER_SPREAD = 0.02
+MATMUL_PAIRS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What one worker process measures; JSON-ready by `dataclasses.asdict`.
+
+    Attributes:
+      suite: one of `SUITES`.
+      variant: one of `VARIANTS`, or `MATMUL`.
+      config: a `RunConfig` as a plain mapping.
+      vocab_size: tokens of the vocabulary, MASK not among them.
+      batch_size: sequences.
+      num_steps: sampling steps; 0 for the other suites.
+    """
+
+    suite: str
+    variant: str
+    config: dict[str, Any]
+    vocab_size: int
+    batch_size: int
+    num_steps: int = 0
+
+
+class Case(NamedTuple):
+    """A case that is ready to be repeated.
+
+    Attributes:
+      repeat: runs once to the end, and returns `seconds` and what else was counted.
+      facts: what building it has shown: `compile_s`, and `memory`, the compiled program's GB.
+    """
+
+    repeat: Callable[[], Facts]
+    facts: dict[str, Any]
+
+
+def build(job: Job, tell: Tell) -> Case:
+    """Compiles the job's work; `tell` hears in a word or two what begins."""
+    config = run_config(job.config)
+    if job.variant == MATMUL:
+        return _matmul(job, config, tell)
+    if job.suite == "sample":
+        return _sampling(job, config, tell)
+    if job.suite in ("train", "teacher"):
+        return _training(job, config, tell)
+    raise ValueError(f"no case for suite {job.suite!r}")
+
+
+def _training(job: Job, config: RunConfig, tell: Tell) -> Case:
+    """A whole step: loss, gradients, optimizer, moving average; the state is donated."""
+    tell("making parameters")
+    distills = job.suite == "train"
+    stage = config.distill.train if distills else config.teacher.train
+    stage = dataclasses.replace(stage, batch_size=job.batch_size, microbatches=1)
+    sizes, denoiser, schedule = _network(job, config)
+    loss = _counted(_loss(job, config, denoiser, schedule), distills)
+    optimizer = make_optimizer(stage.optimizer, stage.num_steps)
+    mesh = sh.make_mesh(sh.MeshConfig(), jax.devices()[:1])
+    context = {}
+    params = _parameters(denoiser, sh.replicated(mesh))
+    if distills:
+        context = {"teacher_params": params, "dt": jnp.float32(round_dt(config.distill, 1))}
+    state = state_from_params(params, optimizer, context=context, ema=stage.ema_decay > 0)
+    del params, context
+    batch = sh.place_batch(_tokens(job, sizes), mesh)
+    key = half_masked_key(job, config, sizes, schedule, batch)
+
+    tell("compiling")
+    step = make_train_step(loss, optimizer, stage)
+    compiled, compile_s = _timed(lambda s: step.lower(s, batch, key).compile(), state)
+    moving, context = state.replace(context=None), state.context
+    del state
+
+    def repeat() -> Facts:
+        nonlocal moving
+        # Keys follow from the step: staying at the first one, every repetition masks the same tokens.
+        first = jax.device_put(np.int32(0), sh.replicated(mesh))
+        (moving, metrics), seconds = _timed(
+            compiled, moving.replace(step=first), context, batch, key
+        )
+        return {
+            "seconds": seconds,
+            "masked": float(metrics["masked"]),
+            "loss": float(metrics["loss"]),
+        }
+
+    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
+
+
+def _loss(job: Job, config: RunConfig, denoiser: Denoiser, schedule: Schedule) -> LossFn:
+    lean = job.variant == "lean"
+    if job.suite == "teacher":
+        if lean:
+            return losses.teacher_loss(denoiser, schedule, config.teacher)
+        return naive.teacher_loss(denoiser.config, schedule, config.teacher)
+    if lean:
+        return losses.distill_loss(denoiser, schedule, config.distill)
+    return naive.distill_loss(denoiser.config, schedule, config.distill)
+
+
+def _counted(loss_fn: LossFn, distills: bool) -> LossFn:
+    """`loss_fn` with the metric `masked`, the number of masked tokens in the batch."""
+
+    def loss(params: Params, context: Any, batch: jax.Array, key: jax.Array) -> Loss:
+        found = loss_fn(params, context, batch, key)
+        masked = found.weight
+        if not distills and "masked_share" in found.metrics:
+            masked = found.metrics["masked_share"] * batch.size
+        return found._replace(metrics={"masked": masked})
+
+    return loss
+
+
+def half_masked_key(
+    job: Job, config: RunConfig, sizes: DenoiserConfig, schedule: Schedule, tokens: jax.Array
+) -> jax.Array:
+    """A stage's key whose first step masks a share of the tokens that is close to one half."""
+
+    def masked(key: jax.Array) -> jax.Array:
+        # What `make_train_step` hands to the loss at step 0, microbatch 0.
+        key = jax.random.fold_in(at_step(key, 0), 0)
+        if job.suite == "train":
+            x_t = naive.distill_noise(key, tokens, schedule, config.distill, sizes.mask_id)[1]
+        else:
+            x_t = naive.teacher_noise(key, tokens, schedule, config.teacher, sizes.mask_id)[1]
+        return (x_t == sizes.mask_id).mean()
+
+    keys = jax.random.split(purpose_key(config.seed, "benchmark.noise"), NOISE_SEEDS)
+    shares = jax.jit(lambda keys: jax.lax.map(masked, keys))(keys)
+    return keys[int(jnp.abs(shares - 0.5).argmin())]
+
+
+def _sampling(job: Job, config: RunConfig, tell: Tell) -> Case:
+    """A whole generation from MASK alone."""
+    tell("making parameters")
+    sizes, denoiser, schedule = _network(job, config)
+    params = _parameters(denoiser)
+    x_init = prior_sample(job.batch_size, sizes.length, sizes.mask_id)
+    key = purpose_key(config.seed, "benchmark.sample")
+
+    def lean(params: Params, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        state, _ = sample(denoiser, params, key, x, schedule, SamplerConfig(job.num_steps))
+        return state.x, state.nfe
+
+    def twin(params: Params, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return naive.sample(sizes, params, key, x, schedule, job.num_steps)
+
+    tell("compiling")
+    function = jax.jit(lean if job.variant == "lean" else twin)
+    compiled, compile_s = _timed(lambda: function.lower(params, key, x_init).compile())
+
+    def repeat() -> Facts:
+        (x, calls), seconds = _timed(compiled, params, key, x_init)
+        left = int((x == sizes.mask_id).sum())
+        assert left == 0, f"{left} tokens are still masked"
+        return {"seconds": seconds, "calls": float(calls)}
+
+    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
+
+
+def _matmul(job: Job, config: RunConfig, tell: Tell) -> Case:
+    """The MLP's two products, `[batch · length, embed]` by `[embed, mlp]` and back, in a loop."""
+    tell("compiling")
+    sizes = config.denoiser(job.vocab_size)
+    dtype = jnp.dtype(sizes.compute_dtype)
+    rows, embed = job.batch_size * sizes.length, sizes.embed_dim
+    inner = sizes.mlp_ratio * embed
+    keys = jax.random.split(purpose_key(config.seed, "benchmark.matmul"), 3)
+    x = jax.random.normal(keys[0], (rows, embed), dtype)
+    # Scaled so that the numbers keep their size over the loop.
+    up = jax.random.normal(keys[1], (embed, inner), dtype) * embed**-0.5
+    down = jax.random.normal(keys[2], (inner, embed), dtype) * inner**-0.5
+
+    @jax.jit
+    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return x @ kernel
+
+    def pairs() -> jax.Array:
+        y = x
+        for _ in range(MATMUL_PAIRS):
+            y = product(product(y, up), down)
+        return y
+
+    _, seconds = _timed(pairs)
+    flops = MATMUL_PAIRS * 2 * 2 * rows * embed * inner
+
+    def repeat() -> Facts:
+        # The best of three: the yardstick is what the machine can do.
+        seconds = min(_timed(pairs)[1] for _ in range(3))
+        return {"seconds": seconds, "flops_per_s": flops / seconds}
+
+    return Case(repeat, {"compile_s": seconds, "shapes": f"[{rows}, {embed}] @ [{embed}, {inner}]"})
+
+
+def _network(job: Job, config: RunConfig) -> tuple[DenoiserConfig, Denoiser, Schedule]:
+    sizes = config.denoiser(job.vocab_size)
+    return sizes, make_denoiser(sizes), make_schedule(config.schedule)
+
+
+def _parameters(denoiser: Denoiser, sharding: Any = None) -> Params:
+    """The same for every variant, and nothing at zero: fresh networks have losses that are trivial.
+
+    Made by NumPy, leaf by leaf: nothing to compile, and never more than one leaf twice in memory.
+    """
+    rng = np.random.default_rng(0)
+
+    def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        values = rng.standard_normal(shape.shape, np.float32)
+        values *= PARAMETER_SPREAD
+        values += path[-1].key == "scale"
+        return jax.device_put(values, sharding)
+
+    shapes = sh.unbox(jax.eval_shape(denoiser.init, jax.random.key(0)))
+    return jax.block_until_ready(jax.tree_util.tree_map_with_path(leaf, shapes))
+
+
+def _tokens(job: Job, sizes: DenoiserConfig) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, sizes.vocab_size, (job.batch_size, sizes.length), dtype=np.int32)
+
+
+def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """What `function` returns, once it is computed, and the seconds that it took."""
+    began = time.perf_counter()
+    result = jax.block_until_ready(function(*arguments))
+    return result, time.perf_counter() - began
+
+
+def _memory(compiled: Any) -> dict[str, float] | None:
+    """The compiler's account of a program's memory in GB; None where a backend gives none."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    return {
+        "arguments_gb": found.argument_size_in_bytes / 1e9,
+        "outputs_gb": found.output_size_in_bytes / 1e9,
+        "temporaries_gb": found.temp_size_in_bytes / 1e9,
+        "alias_gb": found.alias_size_in_bytes / 1e9,
+    }

@@ -1,0 +1,251 @@
+"""From what the workers counted to the record (JSON) and the tables: pure functions."""
+
+import dataclasses
+import statistics
+from typing import Any
+
+from rich.table import Table
+
+from experiments.benchmark_cases import MATMUL, VARIANTS, Job
+from experiments.benchmark_data import PHASES
+from experiments.benchmark_flops import distill_flops, sample_flops, teacher_flops
+from experiments.settings import RunConfig
+
+Entry = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Measured:
+    """What one variant has shown.
+
+    Attributes:
+      facts: from building it (`compile_s`, `setup_s`, `memory`, `device`, …); empty if that failed.
+      runs: one mapping per repetition: `seconds`, `peak_gb` and what the suite counts.
+      error: why its process ended early, or None.
+    """
+
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    runs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    error: str | None = None
+
+    def median(self, name: str = "seconds") -> float | None:
+        """Median over repetitions; None if the variant died or does not count this."""
+        values = [run[name] for run in self.runs if run.get(name) is not None]
+        return statistics.median(values) if values and self.error is None else None
+
+    def largest(self, name: str) -> float | None:
+        """As `median`, but the largest value, and also of a variant that died later."""
+        return max((run[name] for run in self.runs if run.get(name) is not None), default=None)
+
+
+def entry(config: RunConfig, job: Job, measured: dict[str, Measured]) -> Entry:
+    """The record of one row of `train`, `teacher` or `sample`.
+
+    Args:
+      config: of the run.
+      job: any of the row's jobs.
+      measured: by variant, the yardstick `matmul` included.
+    """
+    lean, naive = measured["lean"], measured["naive"]
+    flops = unavoidable_flops(config, job, measured)
+    rate = measured[MATMUL].median("flops_per_s")
+    record: Entry = {"num_steps": job.num_steps} if job.suite == "sample" else {}
+    return record | {
+        "lean_s": lean.median(),
+        "naive_s": naive.median(),
+        "ratio": ratio(naive.median(), lean.median()),
+        "matmul_share": ratio(ratio(flops, rate), lean.median()),
+        "naive_matmul_share": ratio(ratio(flops, rate), naive.median()),
+        "lean_peak_gb": lean.largest("peak_gb"),
+        "naive_peak_gb": naive.largest("peak_gb"),
+        "unavoidable_gflop": None if flops is None else flops / 1e9,
+        "matmul_gflop_per_s": None if rate is None else rate / 1e9,
+        "device": next((m.facts["device"] for m in measured.values() if m.facts), None),
+        "lean": details(lean),
+        "naive": details(naive),
+        MATMUL: details(measured[MATMUL]),
+    }
+
+
+def unavoidable_flops(config: RunConfig, job: Job, measured: dict[str, Measured]) -> float | None:
+    """FLOPs of one repetition, from the counts of the lean variant, or of the naive one if it died."""
+    sizes = config.denoiser(job.vocab_size)
+    lean = measured["lean"]
+    counted = lean if lean.median() is not None else measured["naive"]
+    if job.suite == "sample":
+        calls = counted.median("calls")
+        return None if calls is None else sample_flops(sizes, job.batch_size, calls)
+    masked = counted.median("masked")
+    if masked is None:
+        return None
+    if job.suite == "teacher":
+        return teacher_flops(sizes, job.batch_size, masked)
+    return distill_flops(sizes, job.batch_size, masked, config.distill)
+
+
+def data_entry(config: RunConfig, measured: dict[str, Measured]) -> Entry:
+    """The record of the data suite: seconds and tokens per second of each phase."""
+    record: Entry = {
+        "tokens": _first(measured, "tokens"),
+        "sequences": _first(measured, "sequences"),
+        "batch_size": config.distill.train.batch_size,
+    }
+    for phase in PHASES:
+        tokens = _first(measured, "loaded_tokens" if phase.startswith("load") else "tokens")
+        seconds = {variant: measured[variant].median(phase) for variant in VARIANTS}
+        found: Entry = {"ratio": ratio(seconds["naive"], seconds["lean"])}
+        for variant in VARIANTS:
+            found[f"{variant}_s"] = seconds[variant]
+            found[f"{variant}_tokens_per_s"] = ratio(tokens, seconds[variant])
+            if phase.startswith("load") and tokens is not None and seconds[variant] is not None:
+                batches = tokens / (config.data.length * config.distill.train.batch_size)
+                found[f"{variant}_s_per_batch"] = ratio(seconds[variant], batches)
+        record[phase] = found
+    return record | {
+        "prepare_s": measured["lean"].facts.get("prepare_s"),
+        "lean_peak_gb": measured["lean"].largest("peak_gb"),
+        "naive_peak_gb": measured["naive"].largest("peak_gb"),
+        "lean": details(measured["lean"]),
+        "naive": details(measured["naive"]),
+    }
+
+
+def loading_share(data: Entry, train: Entry, batch_size: int) -> float | None:
+    """Seconds of loading one training batch over those of one lean training step."""
+    per_batch = data["load"].get("lean_s_per_batch")
+    if per_batch is None:
+        return None
+    return ratio(per_batch / data["batch_size"] * batch_size, train["lean_s"])
+
+
+def details(measured: Measured) -> Entry:
+    """All that one variant has shown, spread included."""
+    seconds = [run["seconds"] for run in measured.runs]
+    last = measured.runs[-1] if measured.runs else {}
+    return {
+        "error": measured.error,
+        "seconds": seconds,
+        "low_s": min(seconds, default=None),
+        "high_s": max(seconds, default=None),
+        **{name: value for name, value in measured.facts.items() if name != "device"},
+        **{name: value for name, value in last.items() if name != "seconds"},
+    }
+
+
+def ratio(above: float | None, below: float | None) -> float | None:
+    """`above / below`; None where one is missing or there is nothing to divide by."""
+    return above / below if above is not None and below else None
+
+
+def computing_table(rows: dict[str, Entry]) -> Table:
+    """Times, shares and memory of what runs on the device, one row per title."""
+    table = _table("seconds: median (smallest–largest)", "a | b: lean | naive")
+    for column in ("lean", "naive", "naive / lean", "share of matmul", "peak GB"):
+        table.add_column(column, justify="right")
+    for title, row in rows.items():
+        table.add_row(
+            title,
+            _seconds(row["lean_s"], row["lean"]),
+            _seconds(row["naive_s"], row["naive"]),
+            _number(row["ratio"], ".2f"),
+            _pair(row["matmul_share"], row["naive_matmul_share"], ".0%"),
+            _pair(row["lean_peak_gb"], row["naive_peak_gb"], ".2f"),
+        )
+    return table
+
+
+def memory_table(rows: dict[str, Entry]) -> Table:
+    """The compiler's account and the process's, one row per title and variant."""
+    table = _table("memory in GB, as compiled and as seen; seconds to compile", None)
+    names = {
+        "arguments": "arguments_gb",
+        "outputs": "outputs_gb",
+        "in place": "alias_gb",
+        "temporaries": "temporaries_gb",
+    }
+    for column in (*names, "peak, running", "peak", "compile s"):
+        table.add_column(column, justify="right")
+    for title, row in rows.items():
+        for variant in VARIANTS:
+            found = row[variant]
+            memory = found.get("memory") or {}
+            numbers = [memory.get(name) for name in names.values()]
+            numbers += [found.get("run_peak_gb"), found.get("peak_gb")]
+            cells = [_number(number, ".2f") for number in numbers]
+            table.add_row(f"{title}, {variant}", *cells, _number(found.get("compile_s"), ".1f"))
+    return table
+
+
+def roofline_lines(rows: dict[str, Entry]) -> list[str]:
+    """One sentence per row: FLOPs, the time they would take as matmuls, and the time taken."""
+    lines = []
+    for title, row in rows.items():
+        flops, rate, share = (
+            row[name] for name in ("unavoidable_gflop", "matmul_gflop_per_s", "matmul_share")
+        )
+        if share is None:
+            continue
+        lines.append(
+            f"{title}: {flops:,.4g} GFLOP cannot be avoided, {flops / rate:.3g} s at the "
+            f"{rate:,.3g} GFLOP/s of {row[MATMUL]['shapes']}; lean takes {row['lean_s']:.3g} s, "
+            f"a share of {share:.0%}."
+        )
+    return lines
+
+
+def data_table(data: Entry) -> Table:
+    """Tokens per second of each phase."""
+    caption = f"batches of {data['batch_size']}; a | b: lean | naive"
+    table = _table("data: tokens per second", caption)
+    for column in ("lean", "naive", "lean / naive", "seconds per batch"):
+        table.add_column(column, justify="right")
+    for phase in PHASES:
+        row = data[phase]
+        per_batch = (row.get("lean_s_per_batch"), row.get("naive_s_per_batch"))
+        table.add_row(
+            phase.replace("_", " "),
+            _rate(row["lean_tokens_per_s"], data["lean"]),
+            _rate(row["naive_tokens_per_s"], data["naive"]),
+            _number(row["ratio"], ".2f"),
+            _pair(*per_batch, ".2g") if any(per_batch) else "",
+        )
+    return table
+
+
+def deaths(rows: dict[str, Entry]) -> list[str]:
+    """One line for each variant whose process ended early."""
+    return [
+        f"{title}: {variant} died: {row[variant]['error']}"
+        for title, row in rows.items()
+        for variant in (*VARIANTS, MATMUL)
+        if row.get(variant, {}).get("error") is not None
+    ]
+
+
+def _first(measured: dict[str, Measured], name: str) -> float | None:
+    found = (measured[variant].median(name) for variant in VARIANTS)
+    return next((value for value in found if value is not None), None)
+
+
+def _table(title: str, caption: str | None) -> Table:
+    table = Table(title=title, caption=caption)
+    table.add_column("", no_wrap=True)
+    return table
+
+
+def _seconds(median: float | None, found: Entry) -> str:
+    if median is None:
+        return "died" if found["error"] is not None else "–"
+    return f"{median:.3g} ({found['low_s']:.3g}–{found['high_s']:.3g})"
+
+
+def _rate(value: float | None, found: Entry) -> str:
+    return "died" if found["error"] is not None else _number(value, ",.0f")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _pair(lean: float | None, naive: float | None, form: str) -> str:
+    return f"{_number(lean, form)} | {_number(naive, form)}"

@@ -1,0 +1,218 @@
+"""One variant of the benchmark in a process of its own, so that its peak memory is its own.
+
+The parent holds a `Worker`; the process runs `main` of this module. They talk in lines of JSON: the job goes
+in, phases and then what building it has shown come out; after that each "run" is answered with what one
+repetition has shown. The process ends when its input does, so it never outlives its parent.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+
+from experiments.benchmark_cases import Facts, Job, build
+from experiments.benchmark_data import build_data
+from sdtt_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULE = "experiments.benchmark_worker"
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "MemoryError", "std::bad_alloc")
+
+
+class WorkerError(UserError):
+    """A worker process that ended before it was asked to; the message says why."""
+
+
+class Worker:
+    """The parent's end of one worker process; a context manager that ends it."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (__exit__ closes it)
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", MODULE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            env={
+                # Two workers share a GPU: neither may take all of its memory at once.
+                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(paths),
+            },
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._stderr.close()
+
+    def prepare(self, on_phase: Callable[[str], None]) -> dict[str, Any]:
+        """Sends the job and waits until it is compiled and warm: what building it has shown.
+
+        Raises:
+          WorkerError: the process ended.
+        """
+        self._send(dataclasses.asdict(self.job))
+        while "phase" in (message := self._receive()):
+            on_phase(message["phase"])
+        return message
+
+    def run(self) -> dict[str, Any]:
+        """One repetition: what it counted, and the peak memory so far.
+
+        Raises:
+          WorkerError: the process ended.
+        """
+        self._send("run")
+        return self._receive()
+
+    def _send(self, message: Any) -> None:
+        assert self._process.stdin is not None
+        # A broken pipe shows when the answer is read.
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise WorkerError(self._cause())
+        message: dict[str, Any] = json.loads(line)
+        if "error" in message:
+            raise WorkerError(message["error"])
+        return message
+
+    def _cause(self) -> str:
+        status = self._process.wait()
+        self._stderr.seek(0)
+        lines = [line.strip() for line in self._stderr if line.strip()]
+        if status == -signal.SIGKILL:
+            return "killed by the system (SIGKILL), most likely out of memory"
+        for line in reversed(lines):
+            if any(sign in line for sign in OUT_OF_MEMORY):
+                return f"out of memory: {line[:200]}"
+        last = lines[-1][:200] if lines else "no message"
+        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        return f"ended with {how}: {last}"
+
+
+def main() -> None:
+    """Serves one job from standard input."""
+    # What libraries print must not mix with the answers.
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    _be_the_first_to_go()
+    line = sys.stdin.readline()
+    if not line:
+        return
+    try:
+        _serve(Job(**json.loads(line)), sys.stdin, channel)
+    except UserError as error:
+        _answer(channel, {"error": str(error)})
+    except (KeyboardInterrupt, BrokenPipeError):
+        pass  # the parent is told by the terminal too, or is gone
+
+
+def _serve(job: Job, requests: TextIO, channel: TextIO) -> None:
+    def tell(phase: str) -> None:
+        _answer(channel, {"phase": phase})
+
+    began = time.perf_counter()
+    case = build_data(job, tell) if job.suite == "data" else build(job, tell)
+    tell("warming up")
+    case.repeat()
+    setup_s = time.perf_counter() - began
+    # The data suite computes nothing on a device, and should not wake one up.
+    computes = job.suite != "data"
+    device = _device() if computes else None
+    _answer(channel, {**case.facts, "setup_s": setup_s, "device": device})
+    setup_peak = peak_bytes()
+    reset = _reset_peak()
+    for _ in requests:
+        facts: Facts = case.repeat()
+        run_peak = peak_bytes()
+        _answer(
+            channel,
+            {
+                **facts,
+                "peak_gb": max(setup_peak, run_peak) / 1e9,
+                "run_peak_gb": run_peak / 1e9 if reset else None,
+                "device_peak_gb": _device_peak_gb() if computes else None,
+            },
+        )
+
+
+def _answer(channel: TextIO, message: dict[str, Any]) -> None:
+    channel.write(json.dumps(message) + "\n")
+    channel.flush()
+
+
+def peak_bytes() -> int:
+    """The largest resident memory of this process so far, or since `_reset_peak`."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text("utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def _reset_peak() -> bool:
+    """Lets the peak count from now on, so that it leaves out building; Linux only."""
+    # The compiler's memory is free by now, but the C library keeps it until it is asked.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")
+    except OSError:
+        return False
+    return True
+
+
+def _be_the_first_to_go() -> None:
+    """Where memory runs out, Linux should end this process, not another one of the user's."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")
+
+
+def _device() -> dict[str, str]:
+    device = jax.devices()[0]
+    return {"platform": device.platform, "kind": device.device_kind}
+
+
+def _device_peak_gb() -> float | None:
+    """What the first device's allocator reports; the CPU's reports nothing."""
+    stats = jax.devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] / 1e9 if stats and "peak_bytes_in_use" in stats else None
+
+
+if __name__ == "__main__":
+    main()

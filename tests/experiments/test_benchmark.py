@@ -1,0 +1,287 @@
+"""The benchmark. Oracles: sums by hand, the library's own data path, a process that is killed."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import benchmark_report, benchmark_suites, benchmark_worker
+from experiments.benchmark_cases import MATMUL, Job, half_masked_key
+from experiments.benchmark_data import first_texts, naive_batch, naive_encode, naive_pack
+from experiments.benchmark_flops import (
+    block_flops,
+    distill_flops,
+    head_flops,
+    sample_flops,
+    teacher_flops,
+)
+from experiments.benchmark_report import Measured
+from experiments.benchmark_worker import Worker, WorkerError
+from experiments.configs.owt_small import owt
+from experiments.configs.smoke import smoke
+from experiments.naive import distill_noise
+from sdtt_jax.configs import to_mapping
+from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
+from sdtt_jax.data.packing import encode_documents, pack
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.models import DenoiserConfig
+from tests.experiments.processes import call
+
+SMALL = DenoiserConfig(vocab_size=50_257, length=1024)
+TINY = DenoiserConfig(vocab_size=4, length=3, num_layers=2, embed_dim=8, num_heads=2, mlp_ratio=4)
+SMALLEST = (
+    "--config=experiments/configs/smoke.py",
+    "--config.model.num_layers=1",
+    "--config.data.length=32",
+    "--repeats=2",
+)
+
+
+def test_block_and_head_flops_are_the_matmuls():
+    """Each product `[n, a] @ [a, b]` costs 2 n a b."""
+    n, d = TINY.length, TINY.embed_dim
+    products = [(n, d, 3 * d), (n, d, d), (n, d, 4 * d), (n, 4 * d, d), (n, d, n), (n, n, d)]
+    expected = TINY.num_layers * sum(2 * a * b * c for a, b, c in products)
+    assert block_flops(TINY, 1) == expected
+    assert block_flops(TINY, 5) == 5 * expected
+    assert head_flops(TINY, 7) == 2 * 7 * d * 5
+
+
+def test_flops_at_the_papers_sizes():
+    """Issue-level figures: 212 GF per network call, about 1.2 TF for a distillation step at batch 1."""
+    assert block_flops(SMALL, 1) == pytest.approx(212e9, rel=0.01)
+    per_step = sample_flops(SMALL, 1, 16) / 16
+    assert per_step == pytest.approx(217e9, rel=0.01)
+    assert distill_flops(SMALL, 1, 512, DistillConfig()) == pytest.approx(1.2e12, rel=0.03)
+    assert teacher_flops(SMALL, 1, 512) == pytest.approx(3 * (212.6e9 + 39.5e9), rel=0.01)
+
+
+def test_distill_flops_count_teacher_calls_and_heads():
+    once = distill_flops(SMALL, 2, 900, DistillConfig())
+    blocks, head = block_flops(SMALL, 2), head_flops(SMALL, 900)
+    assert once == 5 * blocks + 4 * head
+    longer = distill_flops(SMALL, 2, 900, DistillConfig(num_distill_steps=4))
+    assert longer - once == 2 * blocks
+    more = distill_flops(SMALL, 2, 900, DistillConfig(num_trajectories=3))
+    assert more - once == 2 * blocks + 2 * head
+
+
+def test_half_of_the_tokens_are_masked_by_the_chosen_key():
+    config = smoke()
+    sizes = dataclasses.replace(config.denoiser(31), length=128)
+    schedule = make_schedule(config.schedule)
+    job = Job("train", "lean", {}, 31, 1)
+    tokens = jax.numpy.zeros((1, 128), jax.numpy.int32)
+    key = half_masked_key(job, config, sizes, schedule, tokens)
+    key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
+    _, x_t, _ = distill_noise(key, tokens, schedule, config.distill, sizes.mask_id)
+    assert 0.45 < float((x_t == sizes.mask_id).mean()) < 0.55
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+def test_naive_data_path_gives_the_same_sequences(wrap):
+    tokenizer = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+    texts = ["In the beginning", " was the word, and", "so on; and so on. " * 9]
+    facts = {"length": 7, "wrap": wrap, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
+    ours = np.stack(list(pack(encode_documents(tokenizer, texts), **facts)))
+    rows = naive_pack(naive_encode(tokenizer, texts), **facts)
+    np.testing.assert_array_equal(ours, rows)
+    batch = naive_batch(rows, [2, 0])
+    assert batch.dtype == np.int32
+    np.testing.assert_array_equal(batch, ours[[2, 0]])
+
+
+def test_a_large_corpus_is_not_read_to_its_end(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(9)))
+    texts = first_texts(DataConfig(corpus=str(path)), 13)
+    assert texts == ["text 0", "text 1", "text 2"]
+
+
+def _measured(seconds, error=None, **counts):
+    runs = [{"seconds": s, "peak_gb": s, **counts} for s in seconds]
+    facts = {"compile_s": 1.0, "memory": None, "device": {"platform": "cpu", "kind": "cpu"}}
+    return Measured(facts, runs, error)
+
+
+def _row(lean, naive):
+    config = owt("small")
+    job = Job("sample", "lean", {}, 50_257, 1, 16)
+    matmul = _measured([1.0], flops_per_s=100e9)
+    matmul.facts["shapes"] = "[1024, 768] @ [768, 3072]"
+    return benchmark_report.entry(config, job, {"lean": lean, "naive": naive, MATMUL: matmul})
+
+
+def _printed(record):
+    stream = io.StringIO()
+    benchmark_suites.show(record, Console(file=stream, width=118))
+    return stream.getvalue()
+
+
+def test_a_row_of_the_record_by_hand():
+    row = _row(_measured([40.0, 50.0, 90.0], calls=16.0), _measured([100.0, 120.0], calls=16.0))
+    assert row["num_steps"] == 16
+    assert (row["lean_s"], row["naive_s"], row["ratio"]) == (50.0, 110.0, 2.2)
+    assert row["matmul_share"] == pytest.approx(sample_flops(SMALL, 1, 16) / 100e9 / 50)
+    assert (row["lean"]["low_s"], row["lean"]["high_s"]) == (40.0, 90.0)
+    assert (row["lean_peak_gb"], row["naive_peak_gb"]) == (90.0, 120.0)
+    text = _printed({"sample": [row]})
+    assert "50 (40–90)" in text
+    assert "3,481 GFLOP cannot be avoided" in text
+    assert "died" not in text
+
+
+def test_a_variant_that_died_is_named_and_the_other_one_keeps_its_numbers():
+    row = _row(_measured([40.0], calls=16.0), _measured([100.0], "out of memory", calls=16.0))
+    assert row["naive_s"] is None
+    assert row["ratio"] is None
+    assert row["matmul_share"] > 0
+    text = _printed({"sample": [row]})
+    assert "sample, 16 steps: naive died: out of memory" in text
+    assert "40 (40–40)" in text
+
+
+def test_everything_died_and_the_table_still_prints():
+    nothing = {name: Measured(error="no luck") for name in ("lean", "naive", MATMUL)}
+    job = Job("train", "lean", {}, 50_257, 1)
+    row = benchmark_report.entry(owt("small"), job, nothing)
+    data = benchmark_report.data_entry(owt("small"), nothing)
+    text = _printed({"train": row, "data": data})
+    for line in ("train: lean", "train: naive", "train: matmul", "data: lean", "data: naive"):
+        assert f"{line} died: no luck" in text
+
+
+def _job(variant, suite="train"):
+    return Job(suite, variant, to_mapping(smoke()), 31, 2)
+
+
+def test_a_killed_worker_is_reported_and_the_others_go_on(monkeypatch):
+    lines = []
+    plain = benchmark_worker.Worker.run
+    killed = []
+
+    def run(self):
+        if self.job.variant == "naive" and not killed:
+            killed.append(self.pid)
+            os.kill(self.pid, signal.SIGKILL)
+        return plain(self)
+
+    monkeypatch.setattr(benchmark_worker.Worker, "run", run)
+    # Two yardsticks under other names: they are ready in a moment.
+    monkeypatch.setattr(benchmark_worker.Worker, "prepare", _as_matmul)
+    found = benchmark_suites.measure("train", [_job("lean"), _job("naive")], 3, lines.append)
+    assert "SIGKILL" in found["naive"].error
+    assert found["lean"].error is None
+    assert len(found["lean"].runs) == 3
+    assert any(line.startswith("train: naive died: killed") for line in lines)
+
+
+def _as_matmul(self, on_phase):
+    self._send(dataclasses.asdict(dataclasses.replace(self.job, variant=MATMUL)))
+    while "phase" in (message := self._receive()):
+        on_phase(message["phase"])
+    return message
+
+
+def test_a_worker_that_fails_gives_its_last_line():
+    with Worker(_job("lean", suite="nonsense")) as worker, pytest.raises(WorkerError) as caught:
+        worker.prepare(print)
+    assert "exit status 1: ValueError: no case for suite 'nonsense'" in str(caught.value)
+
+
+def test_a_workers_user_error_is_passed_on():
+    config = to_mapping(dataclasses.replace(smoke(), data=DataConfig(corpus="nowhere.txt")))
+    job = Job("data", "naive", config, 31, 2)
+    with Worker(job) as worker, pytest.raises(WorkerError, match=r"nowhere\.txt does not exist"):
+        worker.prepare(print)
+
+
+def test_peak_memory_is_counted_in_bytes():
+    before = benchmark_worker.peak_bytes()
+    block = np.ones(2**25)  # 256 MiB
+    assert benchmark_worker.peak_bytes() >= max(before, block.nbytes)
+
+
+@pytest.mark.slow
+def test_train_and_sample_side_by_side(tmp_path):
+    output = tmp_path / "out" / "b.json"
+    done = call(
+        "benchmark", *SMALLEST, "--suite=train,sample", "--num_steps=2", f"--output={output}"
+    )
+    assert done.status == 0, done.stderr
+    record = json.loads(output.read_text())
+    assert {"train", "sample", "jax", "config", "batch_size", "repeats"} <= set(record)
+    [sample] = record["sample"]
+    assert sample["num_steps"] == 2
+    for row in (record["train"], sample):
+        for name in ("lean_s", "naive_s", "ratio", "matmul_share", "lean_peak_gb", "naive_peak_gb"):
+            assert row[name] > 0, name
+        for variant in ("lean", "naive"):
+            assert len(row[variant]["seconds"]) == 2
+            assert row[variant]["memory"]["arguments_gb"] > 0
+            assert row[variant]["error"] is None
+    train = record["train"]
+    assert train["lean"]["masked"] == train["naive"]["masked"]
+    assert train["lean"]["loss"] > 0
+    assert "naive / lean" in done.stdout
+    assert "GFLOP cannot be avoided" in done.stdout
+    assert "train: lean: compiling" in done.stderr
+    assert "train: 2 of 2: lean" in done.stderr
+
+
+def test_data_suite(tmp_path):
+    corpus, output = tmp_path / "c.txt", tmp_path / "b.json"
+    corpus.write_text("In the beginning was the word. " * 2000)
+    done = call(
+        "benchmark",
+        *SMALLEST,
+        "--suite=data",
+        f"--config.data.corpus={corpus}",
+        "--config.tokenizer.kind=gpt2",
+        f"--output={output}",
+    )
+    assert done.status == 0, done.stderr
+    data = json.loads(output.read_text())["data"]
+    assert data["tokens"] > 10_000
+    for phase in ("tokenise", "pack", "load"):
+        assert data[phase]["lean_tokens_per_s"] > 0
+        assert data[phase]["naive_tokens_per_s"] > 0
+    assert 0 < data["load_from_files"]["lean_s_per_batch"] < 1
+    assert "load from files" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--suite=trian", "--suite=trian is no suite; choose from train, teacher, sample, data."),
+        ("--num_steps=8,x", "--num_steps=8,x: 'x' is no positive number of steps."),
+        ("--num_steps=0", "'0' is no positive number of steps."),
+        ("--batch_size=0", "--batch_size must be positive, not 0."),
+        ("--config.model.num_layer=2", "config.model has no field 'num_layer'"),
+    ],
+)
+def test_bad_flags_are_one_line_and_status_2(argument, message):
+    done = call("benchmark", argument)
+    assert done.status == 2
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_output_is_checked_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written to"):
+        benchmark_suites.saver(tmp_path / "file" / "b.json")
+    with pytest.raises(ConfigError, match="is a folder"):
+        benchmark_suites.saver(tmp_path)
+    benchmark_suites.saver(tmp_path / "new" / "b.json")({"a": 1})
+    assert json.loads((tmp_path / "new" / "b.json").read_text()) == {"a": 1}
+    assert [path.name for path in Path(tmp_path / "new").iterdir()] == ["b.json"]
