@@ -147,7 +147,9 @@ def show(record: Entry, console: Console) -> None:
         console.print(report.data_table(record["data"]))
         share = record["data"].get("share_of_train_step")
         if share is not None:
-            console.print(f"Loading takes {share:.2%} of a lean training step.", highlight=False)
+            console.print(
+                f"Loading takes {100 * share:.2g} % of a lean training step.", highlight=False
+            )
         rows["data"] = record["data"]
     for line in report.deaths(rows):
         console.print(line, style="bold", highlight=False, soft_wrap=True)

@@ -164,7 +164,8 @@ def _job(variant, suite="train"):
     return Job(suite, variant, to_mapping(smoke()), 31, 2)
 
 
-def test_a_killed_worker_is_reported_and_the_others_go_on(monkeypatch):
+@pytest.mark.parametrize("interleave", [True, False])
+def test_a_killed_worker_is_reported_and_the_others_go_on(monkeypatch, interleave):
     lines = []
     plain = benchmark_worker.Worker.run
     killed = []
@@ -178,7 +179,8 @@ def test_a_killed_worker_is_reported_and_the_others_go_on(monkeypatch):
     monkeypatch.setattr(benchmark_worker.Worker, "run", run)
     # Two yardsticks under other names: they are ready in a moment.
     monkeypatch.setattr(benchmark_worker.Worker, "prepare", _as_matmul)
-    found = benchmark_suites.measure("train", [_job("lean"), _job("naive")], 3, lines.append)
+    jobs = [_job("naive"), _job("lean")]
+    found = benchmark_suites.measure("train", jobs, 3, lines.append, interleave=interleave)
     assert "SIGKILL" in found["naive"].error
     assert found["lean"].error is None
     assert len(found["lean"].runs) == 3
