@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from sdtt_jax.models import attention_kernels
+from sdtt_jax.models import attention_platforms
+from sdtt_jax.models.attention_kernels import Grads
 
 ROTARY_BASE = 10_000.0
 ATTENTION = "attention"
@@ -55,23 +56,22 @@ def attend(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _attend(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
-    return attention_kernels.forward(query, key, value, causal)[0]
+    return attention_platforms.forward(query, key, value, causal)[0]
 
 
 def _attend_forward(
     query: jax.Array, key: jax.Array, value: jax.Array, causal: bool
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     mixed, lse = (
-        checkpoint_name(x, ATTENTION) for x in attention_kernels.forward(query, key, value, causal)
+        checkpoint_name(x, ATTENTION)
+        for x in attention_platforms.forward(query, key, value, causal)
     )
     return mixed, (query, key, value, mixed, lse)
 
 
-def _attend_backward(
-    causal: bool, saved: tuple[jax.Array, ...], gradient: jax.Array
-) -> attention_kernels.Grads:
+def _attend_backward(causal: bool, saved: tuple[jax.Array, ...], gradient: jax.Array) -> Grads:
     query, key, value, mixed, lse = saved
-    return attention_kernels.backward(query, key, value, mixed, lse, gradient, causal)
+    return attention_platforms.backward(query, key, value, mixed, lse, gradient, causal)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -1,49 +1,21 @@
-"""Attention on one device, by platform: forward with its log-sum-exp, and backward from it.
+"""Forms of attention: each a forward pass that returns its log-sum-exp, and a backward pass from it.
 
-Each form comes as two functions of arrays on one device:
-
-    forward(query, key, value, causal) -> (mixed, lse)
-    backward(query, key, value, mixed, lse, gradient, causal) -> (d_query, d_key, d_value)
+    forward_*(query, key, value, causal) -> (mixed, lse)
+    backward_*(query, key, value, mixed, lse, gradient, causal) -> (d_query, d_key, d_value)
 
 `query`, `key`, `value`, `mixed` and `gradient` are `[batch, length, heads, head_dim]` of one dtype, `lse` is
 `[batch, heads, length]`, the logarithm of each softmax's denominator, in float32 (float64 for float64).
-With it the backward pass recomputes the probabilities block by block; none stores them.
+With it the backward pass recomputes the probabilities; none stores them.
+`sdtt_jax.models.attention_platforms` chooses among the forms.
 """
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-# From this length on the CPU takes one head after the other. Forward with backward, ms of CPU time on two
-# cores, float32, all heads at once against head by head: 330 and 224 at length 1024 (12 heads of 64), 34
-# and 31 at 256 (4 × 8 heads of 32), 20 and 25 at 64 (64 × 4 heads of 32).
-LENGTH_BY_HEAD = 512
-
 Grads = tuple[jax.Array, jax.Array, jax.Array]
-
-
-def forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool
-) -> tuple[jax.Array, jax.Array]:
-    """The form for the platform that this is lowered for."""
-    if query.shape[1] >= LENGTH_BY_HEAD:
-        return forward_by_head(query, key, value, causal)
-    return forward_at_once(query, key, value, causal)
-
-
-def backward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mixed: jax.Array,
-    lse: jax.Array,
-    gradient: jax.Array,
-    causal: bool,
-) -> Grads:
-    """The form for the platform that this is lowered for."""
-    arrays = (query, key, value, mixed, lse, gradient)
-    if query.shape[1] >= LENGTH_BY_HEAD:
-        return backward_by_head(*arrays, causal)
-    return backward_at_once(*arrays, causal)
 
 
 # --- All heads at once: three plain batched matmuls, which any compiler can split over devices.
@@ -140,6 +112,155 @@ def backward_by_head(
     shape = (batch, heads, head_dim, length)
     d_query, d_key, d_value = (jnp.swapaxes(x.reshape(shape), 2, 3) for x in grads)
     return _results(dtype, d_query, d_key, d_value)
+
+
+# --- Splash attention: JAX's Pallas kernel for TPU.
+
+LANES = 128
+# Rows and columns of a block, or the length where that is less. By what a v5e compiler says of temporaries
+# of a gradient (batch 32, 12 heads of 64, length 1024, bfloat16): 1309 MB at 128, 705 at 512, 604 at 1024.
+# Larger than 512 the blocks of a causal mask skip too little.
+SPLASH_BLOCK = 512
+
+
+def splash_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
+    """Whether splash attention has a kernel for `[batch, length, heads, head_dim]` of `dtype`.
+
+    Blocks are whole multiples of 128 positions, and divide the length.
+    """
+    return shape[1] % LANES == 0 and dtype in (jnp.bfloat16, jnp.float32)
+
+
+def forward_splash(
+    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Blocks of scores in the fast memory of a TPU; `interpret` runs it anywhere, slowly."""
+    kernel = _splash(query.shape, causal, save_residuals=True, interpret=interpret)
+    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query * _scale(query), key, value))
+    mixed, (lse,) = jax.vmap(kernel)(query, key, value)
+    return jnp.swapaxes(mixed, 1, 2), lse
+
+
+def backward_splash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mixed: jax.Array,
+    lse: jax.Array,
+    gradient: jax.Array,
+    causal: bool,
+    interpret: bool = False,
+) -> Grads:
+    """The gradient of `forward_splash`."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+    kernel = _splash(query.shape, causal, save_residuals=False, interpret=interpret)
+    dtype, scale = query.dtype, _scale(query)
+
+    @jax.vmap
+    def one(
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mixed: jax.Array,
+        lse: jax.Array,
+        gradient: jax.Array,
+    ) -> Grads:
+        masks = (kernel.dq_mask_info, kernel.dkv_mask_info)
+        saved = (query, key, value, None, None, mixed, lse, *masks)
+        # The kernel's own rule, by its private name (JAX 0.10 to 0.12 have it): differentiating the kernel
+        # instead would run its forward pass once more, for what is saved here already.
+        grads = splash_attention_kernel._splash_attention_bwd(
+            **kernel.kwargs, res=saved, do=gradient
+        )
+        return grads[3:6]
+
+    heads_first = (jnp.swapaxes(x, 1, 2) for x in (query * scale, key, value, mixed, gradient))
+    query, key, value, mixed, gradient = heads_first
+    d_query, d_key, d_value = one(query, key, value, mixed, lse, gradient)
+    return _results(dtype, d_query * scale, d_key, d_value)
+
+
+def _splash(shape: tuple[int, ...], causal: bool, save_residuals: bool, interpret: bool) -> Any:
+    """The kernel for one example: `[heads, length, head_dim]` each, the query scaled."""
+    # Imported here, since importing Pallas takes longer than all else of this package.
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel,
+        splash_attention_mask,
+    )
+
+    _, length, heads, _ = shape
+    block = next(b for b in range(min(SPLASH_BLOCK, length), 0, -LANES) if length % b == 0)
+    sizes = splash_attention_kernel.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        use_fused_bwd_kernel=True,
+    )
+    mask = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
+    return splash_attention_kernel.make_splash_mha(
+        splash_attention_mask.MultiHeadMask([mask((length, length))] * heads),
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=sizes,
+        save_residuals=save_residuals,
+        interpret=interpret,
+    )
+
+
+# --- cuDNN's flash attention.
+
+CUDNN_LARGEST_HEAD = 128
+
+
+def cudnn_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
+    """Whether cuDNN has a kernel for `[batch, length, heads, head_dim]` of `dtype`.
+
+    It knows 16-bit floats and heads of at most 128 features, a multiple of 8.
+    """
+    head_dim = shape[3]
+    narrow = dtype in (jnp.bfloat16, jnp.float16)
+    return narrow and head_dim <= CUDNN_LARGEST_HEAD and head_dim % 8 == 0
+
+
+@functools.cache
+def cudnn_is_here() -> bool:
+    """Whether JAX's CUDA plugin is installed; without it JAX refuses to trace a cuDNN call."""
+    x = jax.ShapeDtypeStruct((1, LANES, 1, 64), jnp.bfloat16)
+    try:
+        jax.eval_shape(functools.partial(_cudnn, causal=False), x, x, x)
+    except RuntimeError:
+        return False
+    return True
+
+
+def forward_cudnn(
+    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool
+) -> tuple[jax.Array, jax.Array]:
+    """cuDNN's kernel. Its log-sum-exp comes out of JAX rounded to 16 bits, so zeros stand for it."""
+    batch, length, heads, _ = query.shape
+    return _cudnn(query, key, value, causal), jnp.zeros((batch, heads, length), jnp.float32)
+
+
+def backward_cudnn(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mixed: jax.Array,
+    lse: jax.Array,
+    gradient: jax.Array,
+    causal: bool,
+) -> Grads:
+    """The gradient of `forward_cudnn`, whose forward pass runs once more for its statistics."""
+    del mixed, lse
+    _, pull_back = jax.vjp(functools.partial(_cudnn, causal=causal), query, key, value)
+    d_query, d_key, d_value = pull_back(gradient)
+    return d_query, d_key, d_value
+
+
+def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
 
 
 def _scale(query: jax.Array) -> float:

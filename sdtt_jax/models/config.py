@@ -6,7 +6,7 @@ from sdtt_jax.configs import require
 
 VOCAB_MULTIPLE = 128
 COMPUTE_DTYPES = ("float32", "bfloat16")
-REMAT_POLICIES = ("none", "dots", "full")
+REMAT_POLICIES = ("none", "dots", "attention", "full")
 
 
 @dataclasses.dataclass(frozen=True)

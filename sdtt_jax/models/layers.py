@@ -6,12 +6,18 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from sdtt_jax.categorical import NEG_INFINITY
+from sdtt_jax.models.attention import ATTENTION
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the reference's linear layers start from.
 KERNEL_INIT_SCALE = 1.0 / 3.0
 NORM_EPSILON = 1e-5
+
+# The name that every linear layer's result carries, and what each remat policy but "none" saves by name.
+LINEAR = "linear"
+SAVED = {"dots": (LINEAR, ATTENTION), "attention": (ATTENTION,), "full": ()}
 
 Initializer = Callable[..., jax.Array]
 
@@ -44,6 +50,7 @@ class Linear(nn.Module):
       bias: add a bias (starts at zero).
       zero: start the kernel at zero.
       dtype: compute dtype; the parameters are float32.
+      out_dtype: dtype of sums and result, `dtype` if None.
     """
 
     in_shape: tuple[int, ...]
@@ -52,6 +59,7 @@ class Linear(nn.Module):
     bias: bool = True
     zero: bool = False
     dtype: jnp.dtype = jnp.float32
+    out_dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -67,22 +75,25 @@ class Linear(nn.Module):
         # keeps its axes, so that a mesh can split heads without a reshape across the split.
         rows = x.reshape(-1, *self.in_shape).astype(self.dtype)
         contract = (tuple(range(1, 1 + n_in)), tuple(range(n_in)))
-        y = jax.lax.dot_general(rows, kernel.astype(self.dtype), (contract, ((), ())))
+        out_dtype = self.dtype if self.out_dtype is None else self.out_dtype
+        y = jax.lax.dot_general(
+            rows,
+            kernel.astype(self.dtype),
+            (contract, ((), ())),
+            preferred_element_type=out_dtype,
+        )
         y = y.reshape(*batch_shape, *self.out_shape)
         if self.bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.axes[n_in:], self.out_shape)
-            y = y + bias.astype(self.dtype)
-        return y
+            y = y + bias.astype(out_dtype)
+        return checkpoint_name(y, LINEAR)
 
 
 def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
     """`block` with a backward pass that recomputes what `TransformerConfig.remat` says."""
     if policy == "none":
         return block
-    saved = {
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "full": jax.checkpoint_policies.nothing_saveable,
-    }[policy]
+    saved = jax.checkpoint_policies.save_only_these_names(*SAVED[policy])
     # Within a scan nothing is merged across the boundary anyway, so that merging need not be prevented.
     return nn.remat(block, prevent_cse=False, policy=saved)
 
@@ -154,6 +165,12 @@ class Head(nn.Module):
     def __call__(self, hidden: jax.Array) -> jax.Array:
         axes = ("embed", "vocab")
         logits = Linear(
-            (self.dim,), (self.padded_vocab,), axes, zero=True, dtype=self.dtype, name="linear"
-        )(hidden).astype(jnp.float32)
+            (self.dim,),
+            (self.padded_vocab,),
+            axes,
+            zero=True,
+            dtype=self.dtype,
+            out_dtype=jnp.float32,  # never rounded to bfloat16, whose steps are 0.06 at a logit of 10
+            name="linear",
+        )(hidden)
         return jnp.where(jnp.arange(self.padded_vocab) < self.vocab, logits, NEG_INFINITY)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax.models import attention_kernels
+from sdtt_jax.models import attention_kernels, attention_platforms
 from sdtt_jax.models.attention import attend, causal_mask, plain_attention, rotary_tables, rotate
 
 BATCH, LENGTH, HEADS, DIM = 2, 5, 3, 8
@@ -84,7 +84,7 @@ def test_scores_of_any_size_are_safe(form):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_long_sequences_take_the_form_by_head(causal):
-    arrays = [_random(i, 1, attention_kernels.LENGTH_BY_HEAD, 2, DIM) for i in range(4)]
+    arrays = [_random(i, 1, attention_platforms.LENGTH_BY_HEAD, 2, DIM) for i in range(4)]
     mixed, pull_back = jax.vjp(functools.partial(attend, causal=causal), *arrays[:3])
     expected, expected_back = jax.vjp(functools.partial(_plain, causal=causal), *arrays[:3])
     np.testing.assert_allclose(mixed, expected, atol=2e-6)
