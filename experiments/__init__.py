@@ -1,1 +1,1 @@
-"""Entry points: run, sample and exact. They compose what `sdtt_jax` offers; nothing there imports them."""
+"""Entry points, which compose what `sdtt_jax` offers; nothing there imports them."""

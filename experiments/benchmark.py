@@ -24,21 +24,21 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from experiments.benchmark_cases import SUITES
-from experiments.benchmark_suites import benchmark, saver, show
+from experiments.benchmarking.cases import SUITES
+from experiments.benchmarking.suites import benchmark, saver, show
 from experiments.settings import check_overrides, run_config
 from experiments.terminal import run_app
 from sdtt_jax.configs import require
 from sdtt_jax.data.corpora import corpus_files
 from sdtt_jax.errors import ConfigError, UserError
 
-DEFAULT_CONFIG = Path(__file__).with_name("benchmark_config.py")
+DEFAULT_CONFIG = Path(__file__).with_name("configs") / "benchmark.py"
 TABLE_WIDTH = 118
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "The config file; benchmark_config.py beside this one by default.",
+    "The config file; experiments/configs/benchmark.py by default.",
     lock_config=True,
 )
 _SUITE = flags.DEFINE_list("suite", list(SUITES), f"What to measure, of: {', '.join(SUITES)}.")

@@ -145,11 +145,11 @@ def reveal(
 def _fill(
     denoiser: DenoiserLike,
     params: Any,
-    key: jax.Array,
+    key: jax.Array | None,
     x: jax.Array,
     hidden: jax.Array,
     selected: jax.Array,
-    tokens: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    tokens: Callable[[Any, jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
     """`x` with `tokens(key, logits [n, mask_id], place [n])` at the selected positions.
 
@@ -269,13 +269,13 @@ def final_denoise(
 
     def call(x: jax.Array) -> jax.Array:
         hidden = denoiser.hidden(params, x, jnp.broadcast_to(schedule.sigma(t), x.shape[:1]))
-        return _fill(denoiser, params, unused, x, hidden, masked, most_probable)
+        return _fill(denoiser, params, None, x, hidden, masked, most_probable)
 
-    def most_probable(key: jax.Array, logits: jax.Array, place: jax.Array) -> jax.Array:
+    def most_probable(key: None, logits: jax.Array, place: jax.Array) -> jax.Array:
         del key, place
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    masked, unused = state.x == denoiser.mask_id, ()
+    masked = state.x == denoiser.mask_id
     needed = masked.any()
     x = jax.lax.cond(needed, call, lambda x: x, state.x)
     return SamplerState(x, state.nfe + needed.astype(jnp.int32))
@@ -323,6 +323,8 @@ def sample(
     state = SamplerState(x_init, jnp.int32(0))
     grid = time_grid(config)
     index = jnp.arange(config.num_steps)
+    take: Callable[[SamplerState, Any], SamplerState]
+    steps: tuple[jax.Array, ...]
 
     def grid_step(state: SamplerState, step: tuple) -> SamplerState:
         index, t, s = step

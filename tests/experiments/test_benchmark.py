@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import benchmark_report, benchmark_suites, benchmark_worker
-from experiments.benchmark_cases import MATMUL, Job, half_masked_key
-from experiments.benchmark_data import first_texts, naive_batch, naive_encode, naive_pack
-from experiments.benchmark_flops import (
+from experiments.benchmarking import report, suites, worker
+from experiments.benchmarking.cases import MATMUL, Job, half_masked_key
+from experiments.benchmarking.data import first_texts, naive_batch, naive_encode, naive_pack
+from experiments.benchmarking.flops import (
     block_flops,
     distill_flops,
     head_flops,
     sample_flops,
     teacher_flops,
 )
-from experiments.benchmark_report import Measured
-from experiments.benchmark_worker import Worker, WorkerError
+from experiments.benchmarking.naive import distill_noise
+from experiments.benchmarking.report import Measured
+from experiments.benchmarking.worker import Worker, WorkerError
 from experiments.configs.owt_small import owt
 from experiments.configs.smoke import smoke
-from experiments.naive import distill_noise
 from sdtt_jax.configs import to_mapping
 from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
 from sdtt_jax.data.packing import encode_documents, pack
@@ -118,12 +118,12 @@ def _row(lean, naive):
     job = Job("sample", "lean", {}, 50_257, 1, 16)
     matmul = _measured([1.0], flops_per_s=100e9)
     matmul.facts["shapes"] = "[1024, 768] @ [768, 3072]"
-    return benchmark_report.entry(config, job, {"lean": lean, "naive": naive, MATMUL: matmul})
+    return report.entry(config, job, {"lean": lean, "naive": naive, MATMUL: matmul})
 
 
 def _printed(record):
     stream = io.StringIO()
-    benchmark_suites.show(record, Console(file=stream, width=118))
+    suites.show(record, Console(file=stream, width=118))
     return stream.getvalue()
 
 
@@ -153,8 +153,8 @@ def test_a_variant_that_died_is_named_and_the_other_one_keeps_its_numbers():
 def test_everything_died_and_the_table_still_prints():
     nothing = {name: Measured(error="no luck") for name in ("lean", "naive", MATMUL)}
     job = Job("train", "lean", {}, 50_257, 1)
-    row = benchmark_report.entry(owt("small"), job, nothing)
-    data = benchmark_report.data_entry(owt("small"), nothing)
+    row = report.entry(owt("small"), job, nothing)
+    data = report.data_entry(owt("small"), nothing)
     text = _printed({"train": row, "data": data})
     for line in ("train: lean", "train: naive", "train: matmul", "data: lean", "data: naive"):
         assert f"{line} died: no luck" in text
@@ -167,7 +167,7 @@ def _job(variant, suite="train"):
 @pytest.mark.parametrize("interleave", [True, False])
 def test_a_killed_worker_is_reported_and_the_others_go_on(monkeypatch, interleave):
     lines = []
-    plain = benchmark_worker.Worker.run
+    plain = worker.Worker.run
     killed = []
 
     def run(self):
@@ -176,11 +176,11 @@ def test_a_killed_worker_is_reported_and_the_others_go_on(monkeypatch, interleav
             os.kill(self.pid, signal.SIGKILL)
         return plain(self)
 
-    monkeypatch.setattr(benchmark_worker.Worker, "run", run)
+    monkeypatch.setattr(worker.Worker, "run", run)
     # Two yardsticks under other names: they are ready in a moment.
-    monkeypatch.setattr(benchmark_worker.Worker, "prepare", _as_matmul)
+    monkeypatch.setattr(worker.Worker, "prepare", _as_matmul)
     jobs = [_job("naive"), _job("lean")]
-    found = benchmark_suites.measure("train", jobs, 3, lines.append, interleave=interleave)
+    found = suites.measure("train", jobs, 3, lines.append, interleave=interleave)
     assert "SIGKILL" in found["naive"].error
     assert found["lean"].error is None
     assert len(found["lean"].runs) == 3
@@ -208,9 +208,9 @@ def test_a_workers_user_error_is_passed_on():
 
 
 def test_peak_memory_is_counted_in_bytes():
-    before = benchmark_worker.peak_bytes()
+    before = worker.peak_bytes()
     block = np.ones(2**25)  # 256 MiB
-    assert benchmark_worker.peak_bytes() >= max(before, block.nbytes)
+    assert worker.peak_bytes() >= max(before, block.nbytes)
 
 
 @pytest.mark.slow
@@ -281,9 +281,9 @@ def test_bad_flags_are_one_line_and_status_2(argument, message):
 def test_output_is_checked_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written to"):
-        benchmark_suites.saver(tmp_path / "file" / "b.json")
+        suites.saver(tmp_path / "file" / "b.json")
     with pytest.raises(ConfigError, match="is a folder"):
-        benchmark_suites.saver(tmp_path)
-    benchmark_suites.saver(tmp_path / "new" / "b.json")({"a": 1})
+        suites.saver(tmp_path)
+    suites.saver(tmp_path / "new" / "b.json")({"a": 1})
     assert json.loads((tmp_path / "new" / "b.json").read_text()) == {"a": 1}
     assert [path.name for path in Path(tmp_path / "new").iterdir()] == ["b.json"]

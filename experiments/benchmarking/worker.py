@@ -22,12 +22,12 @@ from typing import Any, TextIO
 
 import jax
 
-from experiments.benchmark_cases import Facts, Job, build
-from experiments.benchmark_data import build_data
+from experiments.benchmarking.cases import Facts, Job, build
+from experiments.benchmarking.data import build_data
 from sdtt_jax.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
-MODULE = "experiments.benchmark_worker"
+ROOT = Path(__file__).resolve().parents[2]
+MODULE = "experiments.benchmarking.worker"
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "MemoryError", "std::bad_alloc")
 
 

@@ -1,8 +1,8 @@
 """What is measured: each suite in two variants, as something that is built once and repeated.
 
-`lean` is the path that users run, `naive` the twin of `experiments.naive`, `matmul` the yardstick. Every
-repetition of a case does the same work: same parameters, tokens and keys; both variants mask the same
-tokens, the half of them as nearly as a choice among `NOISE_SEEDS` keys allows.
+`lean` is the path that users run, `naive` the twin in `experiments.benchmarking.naive`, `matmul` the
+yardstick. Every repetition of a case does the same work: same parameters, tokens and keys; both variants mask
+the same tokens, the half of them as nearly as a choice among `NOISE_SEEDS` keys allows.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import losses, naive
+from experiments import losses
+from experiments.benchmarking import naive
 from experiments.settings import RunConfig, run_config
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import Schedule, make_schedule

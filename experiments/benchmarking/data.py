@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmark_cases import Case, Facts, Job, Tell
+from experiments.benchmarking.cases import Case, Facts, Job, Tell
 from experiments.settings import RunConfig, run_config
 from sdtt_jax.data import DataConfig, Split, Tokenizer, open_split, prepare, train_tokenizer
 from sdtt_jax.data.corpora import documents

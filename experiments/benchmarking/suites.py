@@ -11,10 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import benchmark_report as report
-from experiments.benchmark_cases import MATMUL, SUITES, VARIANTS, Job
-from experiments.benchmark_report import Entry, Measured
-from experiments.benchmark_worker import Worker, WorkerError
+from experiments.benchmarking import report
+from experiments.benchmarking.cases import MATMUL, SUITES, VARIANTS, Job
+from experiments.benchmarking.report import Entry, Measured
+from experiments.benchmarking.worker import Worker, WorkerError
 from experiments.settings import RunConfig
 from sdtt_jax.configs import require, to_mapping
 from sdtt_jax.data import train_tokenizer

@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.benchmark_cases import MATMUL, VARIANTS, Job
-from experiments.benchmark_data import PHASES
-from experiments.benchmark_flops import distill_flops, sample_flops, teacher_flops
+from experiments.benchmarking.cases import MATMUL, VARIANTS, Job
+from experiments.benchmarking.data import PHASES
+from experiments.benchmarking.flops import distill_flops, sample_flops, teacher_flops
 from experiments.settings import RunConfig
 
 Entry = dict[str, Any]
