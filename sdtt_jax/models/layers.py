@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from sdtt_jax.categorical import NEG_INFINITY
-from sdtt_jax.models.attention import ATTENTION
+from sdtt_jax.models.attention import ATTENTION, saved_as
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the reference's linear layers start from.
 KERNEL_INIT_SCALE = 1.0 / 3.0
@@ -86,7 +86,7 @@ class Linear(nn.Module):
         if self.bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.axes[n_in:], self.out_shape)
             y = y + bias.astype(out_dtype)
-        return checkpoint_name(y, LINEAR)
+        return saved_as(LINEAR, y) if self.axes[-1] == "kv" else checkpoint_name(y, LINEAR)
 
 
 def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
