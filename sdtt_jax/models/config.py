@@ -20,8 +20,8 @@ class TransformerConfig:
       mlp_ratio: width of the MLP's hidden layer over `embed_dim`.
       compute_dtype: dtype of activations; parameters and logits are float32 always.
       remat: what a block's backward pass recomputes: "none", "dots" (all but the results of the linear
-        layers) or "full" (everything). At 4 layers of 128, batch 64, length 64 on two CPU cores a step
-        takes 0.59, 0.43 and 0.47 s and 432, 146 and 96 MB of temporaries: less to store is also faster.
+        layers and of attention), "attention" (all but the latter) or "full" (everything). The measured table
+        is docs/remat.md (`launch.remat_table`).
     """
 
     vocab_size: int

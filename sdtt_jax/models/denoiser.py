@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from sdtt_jax.models.attention import attend, rotary_tables, rotate
 from sdtt_jax.models.config import DenoiserConfig
@@ -98,7 +99,7 @@ class Modulation(nn.Module):
     cond_dim: int
     dim: int
     count: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, condition: jax.Array) -> list[jax.Array]:

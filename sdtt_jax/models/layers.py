@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from sdtt_jax.categorical import NEG_INFINITY
 from sdtt_jax.models.attention import ATTENTION, saved_as
@@ -58,8 +59,8 @@ class Linear(nn.Module):
     axes: tuple[str | None, ...]
     bias: bool = True
     zero: bool = False
-    dtype: jnp.dtype = jnp.float32
-    out_dtype: jnp.dtype | None = None
+    dtype: DTypeLike = jnp.float32
+    out_dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -117,7 +118,7 @@ class Embedding(nn.Module):
 
     vocab: int
     dim: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -136,7 +137,7 @@ class Mlp(nn.Module):
 
     dim: int
     hidden: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -159,7 +160,7 @@ class Head(nn.Module):
     dim: int
     vocab: int
     padded_vocab: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
