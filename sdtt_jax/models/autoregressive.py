@@ -15,7 +15,15 @@ from sdtt_jax.configs import require
 from sdtt_jax.models.attention import rotary_tables, rotate
 from sdtt_jax.models.cache import KVCache, LayerPast, attend_causally, empty_cache, extend
 from sdtt_jax.models.config import CausalConfig, TransformerConfig
-from sdtt_jax.models.layers import Embedding, Head, LayerNorm, Linear, Mlp, rematerialised
+from sdtt_jax.models.layers import (
+    Embedding,
+    Head,
+    LayerNorm,
+    Linear,
+    Mlp,
+    rematerialised,
+    unstacked,
+)
 
 Params = Any
 
@@ -150,8 +158,9 @@ class CausalBlock(nn.Module):
         qkv = Linear(
             (c.embed_dim,), (3, *heads), qkv_axes, bias=False, dtype=dtype, name="attn_qkv"
         )(y)
-        query, key = (rotate(qkv[:, :, i], cos, sin) for i in (0, 1))
-        mixed, new = attend_causally(query, key, qkv[:, :, 2], past, used)
+        query, key, value = unstacked(qkv, axis=2)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        mixed, new = attend_causally(query, key, value, past, used)
         out_axes = ("heads", "kv", "embed")
         x = x + Linear(heads, (c.embed_dim,), out_axes, bias=False, dtype=dtype, name="attn_out")(
             mixed

@@ -15,7 +15,15 @@ from jax.typing import DTypeLike
 
 from sdtt_jax.models.attention import attend, rotary_tables, rotate
 from sdtt_jax.models.config import DenoiserConfig
-from sdtt_jax.models.layers import Embedding, Head, LayerNorm, Linear, Mlp, rematerialised
+from sdtt_jax.models.layers import (
+    Embedding,
+    Head,
+    LayerNorm,
+    Linear,
+    Mlp,
+    rematerialised,
+    unstacked,
+)
 
 Params = Any
 TIME_FEATURES = 256
@@ -144,7 +152,7 @@ class DenoiserBlock(nn.Module):
         qkv = Linear(
             (c.embed_dim,), (3, *heads), qkv_axes, bias=False, dtype=dtype, name="attn_qkv"
         )(y)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        query, key, value = unstacked(qkv, axis=2)
         mixed = attend(rotate(query, *rotary), rotate(key, *rotary), value)
         out_axes = ("heads", "kv", "embed")
         y = Linear(heads, (c.embed_dim,), out_axes, bias=False, dtype=dtype, name="attn_out")(mixed)

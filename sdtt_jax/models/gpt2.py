@@ -16,7 +16,7 @@ from sdtt_jax.configs import require
 from sdtt_jax.models.autoregressive import Autoregressive, scan_blocks
 from sdtt_jax.models.cache import LayerPast, attend_causally
 from sdtt_jax.models.config import TransformerConfig
-from sdtt_jax.models.layers import Linear, Mlp
+from sdtt_jax.models.layers import Linear, Mlp, unstacked
 
 INIT_SCALE = 0.02
 
@@ -69,7 +69,7 @@ class GPT2Block(nn.Module):
         y = _norm(c, "norm1")(x)
         qkv_axes = ("embed", None, "heads", "kv")
         qkv = Linear((c.embed_dim,), (3, *heads), qkv_axes, dtype=dtype, name="attn_qkv")(y)
-        mixed, new = attend_causally(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], past, shared)
+        mixed, new = attend_causally(*unstacked(qkv, axis=2), past, shared)
         out_axes = ("heads", "kv", "embed")
         x = x + Linear(heads, (c.embed_dim,), out_axes, dtype=dtype, name="attn_out")(mixed)
 

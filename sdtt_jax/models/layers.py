@@ -42,6 +42,15 @@ def parameter(
     return value
 
 
+def unstacked(x: jax.Array, axis: int) -> list[jax.Array]:
+    """The slices of `x` along `axis`, which disappears.
+
+    By one split and not by indexing: its gradient is one concatenation, where that of three indices is
+    the sum of three padded arrays (gradient of a block, 12 x 768 x 1024 on two cores: 134 -> 107 ms).
+    """
+    return [jnp.squeeze(part, axis) for part in jnp.split(x, x.shape[axis], axis)]
+
+
 class Linear(nn.Module):
     """`x @ kernel + bias` over one or several trailing axes.
 
