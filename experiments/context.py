@@ -9,7 +9,8 @@ import jax
 from jax.sharding import Mesh
 
 from experiments.settings import RunConfig
-from experiments.workdir import Workdir, final
+from experiments.workdir import Workdir, final, is_delivered
+from sdtt_jax import processes
 from sdtt_jax.configs import to_mapping
 from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
 from sdtt_jax.diffusion.schedule import Schedule, make_schedule
@@ -32,7 +33,7 @@ class Run:
 
     def say(self, message: str) -> None:
         """One line to the person at the terminal."""
-        if jax.process_index() == 0:
+        if processes.is_first():
             print(message, flush=True)
 
     @functools.cached_property
@@ -42,9 +43,15 @@ class Run:
     @functools.cached_property
     def info(self) -> DataInfo:
         """Facts of the prepared data."""
-        return prepare(
-            self.config.data, self.config.tokenizer, self.workdir.data, self.workdir.tokenizer
+        prepared = functools.partial(
+            prepare,
+            self.config.data,
+            self.config.tokenizer,
+            self.workdir.data,
+            self.workdir.tokenizer,
         )
+        # The others find it done.
+        return processes.on_first("Preparing the data", prepared) or prepared()
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -83,7 +90,7 @@ class Run:
           UserError: the stage is not finished.
           CheckpointError: it holds another model.
         """
-        if not final(folder).exists():
+        if not is_delivered(folder):
             raise UserError(
                 f"Stage {needed_by} needs {final(folder)}, which is not there; run the stages before it."
             )

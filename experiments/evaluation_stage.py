@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.context import Run
 from experiments.training_stages import round_teacher
 from experiments.workdir import final, read_json, write_json
+from sdtt_jax import processes
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.distillation.rounds import round_dt
+from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation import generation, likelihood
+from sdtt_jax.evaluation.batches import map_batches
 from sdtt_jax.evaluation.gain import FLOORED, measure_gain
 from sdtt_jax.keys import purpose_key, purpose_seed
 from sdtt_jax.models.decoding import generate
@@ -41,11 +43,7 @@ class Scored:
 
 def evaluate(run: Run) -> None:
     """Writes results.json and samples.json; every finished item is kept in evaluation/."""
-    rounds = [
-        n
-        for n in range(1, run.config.distill.num_rounds + 1)
-        if final(run.workdir.round(n)).exists()
-    ]
+    rounds = _delivered_rounds(run)
     judge = run.delivered(run.workdir.judge, "autoregressive", "evaluate")
     folders = {"teacher": run.workdir.teacher} | {
         f"round_{n:02d}": run.workdir.round(n) for n in rounds
@@ -82,9 +80,12 @@ def is_evaluated(run: Run) -> bool:
     if not (run.workdir.results.exists() and run.workdir.samples.exists()):
         return False
     results = read_json(run.workdir.results)
+    return [record["round"] for record in results["rounds"]] == _delivered_rounds(run)
+
+
+def _delivered_rounds(run: Run) -> list[int]:
     numbers = range(1, run.config.distill.num_rounds + 1)
-    present = [n for n in numbers if final(run.workdir.round(n)).exists()]
-    return [record["round"] for record in results["rounds"]] == present
+    return [n for n in numbers if final(run.workdir.round(n)).exists()]
 
 
 def _steps(run: Run) -> list[int]:
@@ -97,8 +98,8 @@ def _texts(run: Run, name: str, params: Any, judge: Any, num_steps: int) -> Scor
     path = run.workdir.evaluation / f"{name}_{num_steps:04d}.npz"
     digest = params_digest(params)
     stored = _stored(path, digest, config.num_texts)
-    if stored is not None:
-        return stored
+    if processes.agree(stored is not None):
+        return _seen(stored, path)
     tokens, nfe = generation.sample_texts(
         run.denoiser,
         params,
@@ -115,7 +116,7 @@ def _texts(run: Run, name: str, params: Any, judge: Any, num_steps: int) -> Scor
         f"  {name.replace('_', ' ')}, {num_steps} steps: generative perplexity {np.exp(nll.mean()):.2f}, "
         f"entropy {generation.unigram_entropy(tokens).mean():.3f}, {nfe:.1f} network calls"
     )
-    if jax.process_index() == 0:
+    if processes.is_first():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp.npz")
         np.savez(temporary, tokens=tokens, nll=nll, nfe=nfe, digest=np.array(digest))
@@ -133,6 +134,13 @@ def _stored(path: Path, digest: str, num_texts: int) -> Scored | None:
     except (ValueError, KeyError, OSError):
         return None
     return found if same else None
+
+
+def _seen(found: Any, path: Path) -> Any:
+    """What process 0 has found, which the others must find too."""
+    if found is None:
+        raise UserError(f"Process {jax.process_index()} does not see {path}, but process 0 does.")
+    return found
 
 
 def _quality(run: Run, tokens: np.ndarray, nll: np.ndarray) -> Record:
@@ -194,8 +202,9 @@ def _gain(run: Run, number: int, params: Any) -> Record:
         return {"gain_share": None}
     path = run.workdir.evaluation / f"gain_{number:02d}.json"
     digest = params_digest(params)
-    if path.exists() and read_json(path).get("params_digest") == digest:
-        return read_json(path)["gain"]
+    stored = read_json(path) if path.exists() else {}
+    if processes.agree(stored.get("params_digest") == digest):
+        return _seen(stored.get("gain"), path)
     gain = measure_gain(
         run.denoiser,
         params,
@@ -224,11 +233,16 @@ def _gain(run: Run, number: int, params: Any) -> Record:
 
 def _autoregressive_texts(run: Run, judge: Any, count: int) -> np.ndarray:
     """`[count, length]` int32, sampled with a KV cache."""
-    sample = functools.partial(
-        generate, run.judge, judge, purpose_key(run.config.seed, "evaluate.baseline")
-    )
-    bos = jnp.full((count, 1), run.tokenizer.bos_id, jnp.int32)
-    return np.asarray(sample(prompt=bos, num_tokens=run.config.data.length))[:, 1:]
+    key = purpose_key(run.config.seed, "evaluate.baseline")
+
+    def texts(params: Any, index: jax.Array, bos: jax.Array) -> jax.Array:
+        key_of_batch = jax.random.fold_in(key, index)
+        return generate(
+            run.judge, params, key_of_batch, prompt=bos, num_tokens=run.config.data.length
+        )
+
+    bos = np.full((count, 1), run.tokenizer.bos_id, np.int32)
+    return map_batches(texts, judge, bos, run.config.evaluation.batch_size)[:, 1:]
 
 
 def _baseline(run: Run, judge: Any) -> Record:
@@ -276,14 +290,7 @@ def _samples(run: Run, teacher: dict[int, Scored], student: dict[int, Scored] | 
     }
     if student is not None:
         texts["student"] = {str(n): decode(student[n].tokens) for n in shown}
-    last = max(
-        (
-            n
-            for n in range(1, run.config.distill.num_rounds + 1)
-            if final(run.workdir.round(n)).exists()
-        ),
-        default=0,
-    )
+    last = max(_delivered_rounds(run), default=0)
     folder = run.workdir.round(last) if last else run.workdir.teacher
     num_steps = 8
     states = generation.sample_states(
@@ -300,7 +307,7 @@ def _samples(run: Run, teacher: dict[int, Scored], student: dict[int, Scored] | 
             None if token == mask else piece
             for token, piece in zip(row, tokenizer.pieces(row), strict=True)
         ]
-        for row in np.asarray(states)
+        for row in processes.to_host(states)
     ]
     who = f"student of round {last}" if last else "teacher"
     return {

@@ -18,9 +18,10 @@ from ml_collections import config_flags
 from experiments import evaluation_stage, training_stages
 from experiments.context import Run
 from experiments.settings import check_overrides, run_config
-from experiments.terminal import run_app
-from experiments.workdir import claim, final, lock, timed
-from sdtt_jax.errors import ConfigError
+from experiments.terminal import join_processes, run_app
+from experiments.workdir import Workdir, claim, is_delivered, lock, timed
+from sdtt_jax import processes
+from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.reporting import write_report
 from sdtt_jax.training.sharding import make_mesh
 
@@ -56,8 +57,8 @@ def _data(run: Run) -> None:
 
 def _report(run: Run) -> None:
     evaluation_stage.add_timing(run)
-    if jax.process_index() == 0:
-        run.say(f"  {write_report(run.workdir.root)}")
+    page = processes.on_first("Writing the report", lambda: write_report(run.workdir.root))
+    run.say(f"  {page}")
 
 
 _DESCRIPTIONS = {
@@ -81,18 +82,21 @@ _RUNNERS: dict[str, Callable[[Run], None]] = {
 def _is_finished(run: Run, stage: str) -> bool:
     workdir = run.workdir
     if stage == "teacher":
-        return final(workdir.teacher).exists()
+        return is_delivered(workdir.teacher)
     if stage == "judge":
-        return final(workdir.judge).exists()
+        return is_delivered(workdir.judge)
     if stage == "distill":
         last = run.config.distill.num_rounds
-        return final(workdir.round(last)).exists()
+        return is_delivered(workdir.round(last))
     if stage == "evaluate":
-        return evaluation_stage.is_evaluated(run)
+        return processes.agree(evaluation_stage.is_evaluated(run))
     if stage == "report":
         inputs = [workdir.results, workdir.samples, workdir.metrics]
-        return workdir.report.exists() and all(
-            p.exists() and p.stat().st_mtime <= workdir.report.stat().st_mtime for p in inputs
+        return processes.agree(
+            workdir.report.exists()
+            and all(
+                p.exists() and p.stat().st_mtime <= workdir.report.stat().st_mtime for p in inputs
+            )
         )
     return False
 
@@ -101,9 +105,18 @@ def _is_finished(run: Run, stage: str) -> bool:
 def open_run(config: object, root: Path, config_file: str = "") -> Iterator[Run]:
     """Validates the config, locks and claims the directory, makes the mesh."""
     validated = run_config(config)  # type: ignore[arg-type]
+    join_processes()
     mesh = make_mesh(validated.mesh)
-    with lock(root):
-        yield Run(validated, claim(root, validated, config_file), mesh)
+    with contextlib.ExitStack() as stack:
+        processes.on_first("Opening --workdir", lambda: stack.enter_context(lock(root)))
+        processes.on_first("Opening --workdir", lambda: claim(root, validated, config_file))
+        workdir = Workdir(root)
+        if not workdir.config.exists():
+            raise UserError(
+                f"Process {jax.process_index()} does not see {workdir.config}, which process 0 wrote: "
+                "--workdir must lie on a file system that all processes share."
+            )
+        yield Run(validated, workdir, mesh)
 
 
 def main(argv: Sequence[str]) -> None:

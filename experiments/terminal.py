@@ -6,11 +6,24 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
+from sdtt_jax import processes
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.training.loop import EXIT_INTERRUPTED, Interrupted
 
 EXIT_CONFIG = 2
 EXIT_FAILED = 1
+
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    processes.MODES,
+    "Join the other processes of this job: where there are any, always, or never.",
+)
+
+
+def join_processes() -> None:
+    """Joins the other processes of this job, as `--distributed` says."""
+    processes.initialize(_DISTRIBUTED.value)
 
 
 def exit_on_user_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], int]:

@@ -1,5 +1,6 @@
 """The stages that train: teacher, judge, and the rounds of distillation, all through the one loop."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import optax
 
 from experiments.context import Run
 from experiments.losses import distill_loss, judge_loss, teacher_loss
-from experiments.workdir import final
+from experiments.workdir import is_delivered
+from sdtt_jax import processes
 from sdtt_jax.distillation.rounds import round_dt
 from sdtt_jax.keys import purpose_key, purpose_seed
 from sdtt_jax.training import sharding as sh
@@ -19,7 +21,7 @@ from sdtt_jax.training.checkpoint import Checkpoints
 from sdtt_jax.training.loop import train
 from sdtt_jax.training.metrics import MetricsWriter
 from sdtt_jax.training.optimizers import make_optimizer
-from sdtt_jax.training.progress import make_progress
+from sdtt_jax.training.progress import Progress, make_progress
 from sdtt_jax.training.state import TrainState, abstract_state, init_state, state_from_params
 from sdtt_jax.training.step import LossFn, TrainConfig, TrainStep, make_train_step
 
@@ -52,7 +54,7 @@ def distill(run: Run) -> None:
     loss = distill_loss(run.denoiser, run.schedule, config)
     step = make_train_step(loss, optimizer, config.train)
     for number in range(1, config.num_rounds + 1):
-        if final(run.workdir.round(number)).exists():
+        if is_delivered(run.workdir.round(number)):
             run.say(f"  round {number}: finished before")
         else:
             _distill_round(run, number, optimizer, step)
@@ -165,10 +167,16 @@ def _fit(
     # Rounds go on in the data where the one before them ended.
     offset = max(number - 1, 0) * config.num_steps
     title = f"{stage}, round {number}" if number else stage
+    shape = (config.batch_size, run.config.data.length)
+
+    def batch_at(step: int) -> jax.Array:
+        rows = functools.partial(run.train_split.batch, seed, offset + step, config.batch_size)
+        return sh.place_rows(rows, shape, run.mesh)
+
     with (
         MetricsWriter(run.workdir.root) as writer,
         Checkpoints(folder, keep=config.keep, meta=tags) as checkpoints,
-        make_progress(f"  {title}", config.num_steps) as progress,
+        _progress(f"  {title}", config.num_steps) as progress,
     ):
         restored = checkpoints.restore(abstract, expect=tags)
         state = start() if restored is None else restored[0]
@@ -176,7 +184,7 @@ def _fit(
         return train(
             state,
             step_fn,
-            lambda step: run.train_split.batch(seed, offset + step, config.batch_size),
+            batch_at,
             config.num_steps,
             purpose_key(run.config.seed, stage, number),
             checkpoints=checkpoints,
@@ -188,6 +196,10 @@ def _fit(
             tags=tags,
             max_rejected=config.max_rejected,
         )
+
+
+def _progress(title: str, num_steps: int) -> contextlib.AbstractContextManager[Progress | None]:
+    return make_progress(title, num_steps) if processes.is_first() else contextlib.nullcontext()
 
 
 def _delivered_params(state: TrainState, *, ema: bool = True) -> Params:

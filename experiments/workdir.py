@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from experiments.settings import RunConfig
+from sdtt_jax import processes
 from sdtt_jax.configs import differences, to_mapping
 from sdtt_jax.errors import ConfigError, UserError
 
@@ -77,6 +78,11 @@ class Workdir:
 def final(stage: Path) -> Path:
     """Where a stage or round puts the parameters that it delivers; there only when it is finished."""
     return stage / "final"
+
+
+def is_delivered(stage: Path) -> bool:
+    """Whether a stage or round has delivered; all processes get the same answer."""
+    return processes.agree(final(stage).exists())
 
 
 def write_json(path: Path, content: Any) -> None:

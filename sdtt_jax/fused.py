@@ -22,6 +22,8 @@ Compare = Callable[[jax.Array, Tree, Tree], jax.Array]
 # With a quarter of the positions per chunk, half a chunk is computed in vain in the mean: an eighth of the
 # head's work. What caps a chunk at 50k tokens is its size, not this.
 PARTS = 4
+# Name of the loop over chunks in profiles and compiled programs.
+SCOPE = "loss_rows"
 
 
 def selected_losses(
@@ -54,7 +56,8 @@ def selected_losses(
         one = jax.eval_shape(losses_of, hidden[:1], jax.tree.map(lambda x: x[:1], extras))
         losses = jnp.zeros((len(selected), *one.shape[1:]), one.dtype)
         size = chunk_size(len(selected), _columns(apply_head, head, hidden), PARTS)
-        losses = fold_selected(selected, size, body, losses)
+        with jax.named_scope(SCOPE):
+            losses = fold_selected(selected, size, body, losses)
         return losses.reshape(*mapped[0].shape[:2], *one.shape[1:]), ()
 
     return over_batch_shards(local, (hidden, selected, extras), (head, whole))[0]
@@ -125,9 +128,10 @@ def _forward(
         zeros = jax.tree.map(jnp.zeros_like, head)
         carry = (jnp.zeros((), dtype), zeros, jnp.zeros(weights.shape, dtype))
         size = chunk_size(len(weights), _columns(apply_head, head, hidden), PARTS)
-        total, d_head, losses, d_hidden = fold_selected(
-            weights != 0, size, body, (*carry, jnp.zeros_like(hidden))
-        )
+        with jax.named_scope(SCOPE):
+            total, d_head, losses, d_hidden = fold_selected(
+                weights != 0, size, body, (*carry, jnp.zeros_like(hidden))
+            )
         shape = mapped[0].shape
         return (losses.reshape(shape[:2]), d_hidden.reshape(shape)), (total, d_head)
 

@@ -21,6 +21,10 @@ Carry = TypeVar("Carry")
 # Entries of a [chunk, columns] array in float32: 2^23 are 32 MB. A chunk of it keeps the matmuls large and
 # the handful of such arrays that a loss needs small beside the weights.
 MAX_ENTRIES = 2**23
+# But of a large batch more rows at once, or an accelerator would spend its time on reading the head and on
+# adding to its gradient. A distillation step at 12 x 768 and 32 x 1024 tokens, compiled for a TPU v5e, moves
+# 221 GB with 168 rows at a time and 192 GB with 512, within the same memory.
+MOST_TURNS = 64
 LANE = 8
 
 
@@ -33,7 +37,7 @@ def chunk_size(rows: int, columns: int, parts: int) -> int:
       parts: how finely to cut. Up to a chunk less one row is computed in vain, so many parts where few
         rows are selected.
     """
-    fitting = max(LANE, MAX_ENTRIES // columns)
+    fitting = max(LANE, MAX_ENTRIES // columns, rows // MOST_TURNS)
     wanted = max(LANE, math.ceil(rows / parts))
     size = math.ceil(min(fitting, wanted) / LANE) * LANE
     return min(size, rows)

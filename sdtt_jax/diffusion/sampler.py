@@ -26,6 +26,8 @@ TIME_GRIDS = ("uniform", "cosine")
 # what one of 16 steps reveals; smaller ones read the head's kernel twice (1024 positions, 50k tokens, two CPU
 # cores: 64 rows take 47 ms at once and 100 ms in halves).
 PARTS = 12
+# Name of the loop over chunks in profiles and compiled programs.
+SCOPE = "reveal_rows"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +171,9 @@ def _fill(
             return x.at[index].set(new, mode="drop")
 
         size = chunk_size(len(x), denoiser.padded_vocab, PARTS)
-        return fold_selected(selected, size, body, x).reshape(mapped[0].shape), ()
+        with jax.named_scope(SCOPE):
+            x = fold_selected(selected, size, body, x)
+        return x.reshape(mapped[0].shape), ()
 
     whole = (denoiser.head_params(params), key)
     return over_batch_shards(local, (x, hidden, selected, places), whole)[0]

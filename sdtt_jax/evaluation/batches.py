@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
+from sdtt_jax.processes import to_host
 from sdtt_jax.training import sharding as sh
 
 
@@ -61,7 +61,5 @@ def mesh_of(params: Any) -> Any:
 
 
 def _host(array: jax.Array) -> np.ndarray:
-    if jax.process_count() > 1:
-        array = multihost_utils.process_allgather(array, tiled=True)
-    host = np.asarray(array)
+    host = to_host(array)
     return host.astype(np.float64) if np.issubdtype(host.dtype, np.floating) else host

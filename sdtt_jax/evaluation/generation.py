@@ -12,6 +12,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.evaluation.batches import batch_rows, mesh_of
 from sdtt_jax.keys import at_step
+from sdtt_jax.processes import to_host
 from sdtt_jax.training import sharding as sh
 
 
@@ -74,7 +75,7 @@ def sample_texts(
         else:
             with sh.use_mesh(mesh):
                 x, nfe = _sample_batch(*arguments)
-        texts.append(np.asarray(x))
+        texts.append(to_host(x))
         calls.append(int(nfe))
     return np.concatenate(texts)[:num_texts], float(np.mean(calls))
 

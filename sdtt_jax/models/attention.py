@@ -30,10 +30,10 @@ def rotary_tables(positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.A
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Turns feature pairs `(i, i + head_dim / 2)` of `x: [batch, length, heads, head_dim]`."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    first, second = jnp.split(x, 2, axis=-1)
+    across = jnp.concatenate([-second, first], axis=-1)
+    cos, sin = (jnp.tile(table, 2)[:, None, :] for table in (cos, sin))
+    return (x.astype(jnp.float32) * cos + across.astype(jnp.float32) * sin).astype(x.dtype)
 
 
 def attend(

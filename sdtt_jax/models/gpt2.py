@@ -69,7 +69,8 @@ class GPT2Block(nn.Module):
         y = _norm(c, "norm1")(x)
         qkv_axes = ("embed", None, "heads", "kv")
         qkv = Linear((c.embed_dim,), (3, *heads), qkv_axes, dtype=dtype, name="attn_qkv")(y)
-        mixed, new = attend_causally(*unstacked(qkv, axis=2), past, shared)
+        query, key, value = unstacked(qkv, axis=2)
+        mixed, new = attend_causally(query, key, value, past, shared)
         out_axes = ("heads", "kv", "embed")
         x = x + Linear(heads, (c.embed_dim,), out_axes, dtype=dtype, name="attn_out")(mixed)
 

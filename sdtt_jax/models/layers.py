@@ -138,7 +138,10 @@ class Embedding(nn.Module):
             ("vocab", "embed"),
             (self.vocab, self.dim),
         )
-        return table.astype(self.dtype)[tokens]
+        # Under fsdp a row is split: it is gathered here, before rows are looked up. Left alone, the compiler
+        # looks up pieces of rows, and to spread those over the batch it copies all of them everywhere.
+        table = nn.with_logical_constraint(table.astype(self.dtype), ("vocab", None))
+        return table[tokens]
 
 
 class Mlp(nn.Module):

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.processes import to_host
 from sdtt_jax.training.sharding import leaf_name
 
 Tree = Any
@@ -42,9 +42,7 @@ def params_digest(params: Tree) -> str:
     """
     digest = hashlib.sha256()
     for path, leaf in flat_leaves(params).items():
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        array = np.asarray(jax.device_get(leaf))
+        array = to_host(leaf)
         digest.update(f"{path} {array.dtype.name} {list(array.shape)}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

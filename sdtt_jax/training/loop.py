@@ -107,7 +107,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_stop_signals())
         batches = stack.enter_context(_prefetched(batch_at, mesh, start, num_steps))
-        base_key = jax.device_put(base_key, sh.replicated(mesh))
+        base_key = sh.place_whole(base_key, mesh)
         if writer is not None:
             writer.begin(tags or {}, start)
         if progress is not None:
@@ -205,8 +205,16 @@ def _stop_signals() -> Iterator[_Stop]:
     stop = _Stop()
     # Python lets only the main thread set handlers; a loop in another thread is stopped by its
     # owner.
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+    if threading.current_thread() is not threading.main_thread():
         yield stop
+        return
+    if jax.process_count() > 1:
+        # JAX's notifier has SIGTERM, and makes all processes agree on a step; Ctrl-C goes the same way.
+        before = signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
+        try:
+            yield stop
+        finally:
+            signal.signal(signal.SIGINT, before)
         return
     old: dict[signal.Signals, Any] = {}
 

@@ -2,13 +2,16 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.core import meta, spmd
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sdtt_jax.configs import require
@@ -89,7 +92,35 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             "(-1 chooses it by itself)."
         )
     shape = (data, config.fsdp, config.model)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        return Mesh(hybrid_devices(shape, slices, devices), AXES, axis_types=types)
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+
+
+def hybrid_devices(
+    shape: tuple[int, int, int], slices: int, devices: Sequence[jax.Device]
+) -> np.ndarray:
+    """Devices of several slices as an array `shape`, of which one batch axis alone crosses slices.
+
+    Between slices there is only the data-centre network, so what crosses it is the axis that needs it
+    least: data (gradients, once a step) if the slices divide it, else fsdp.
+
+    Raises:
+      ConfigError: they divide neither.
+    """
+    for axis in range(len(BATCH_AXES)):
+        if shape[axis] % slices == 0:
+            inside = [size // slices if i == axis else size for i, size in enumerate(shape)]
+            across = [slices if i == axis else 1 for i in range(len(shape))]
+            return mesh_utils.create_hybrid_device_mesh(
+                inside, across, devices, allow_split_physical_axes=True
+            )
+    raise ConfigError(
+        f"The devices lie in {slices} slices, which divide neither mesh.data={shape[0]} nor "
+        f"mesh.fsdp={shape[1]}; choose a mesh.data that is a multiple of {slices}."
+    )
 
 
 @contextlib.contextmanager
@@ -201,6 +232,41 @@ def place_batch(batch: Tree, mesh: Mesh) -> Tree:
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(place, batch)
+
+
+def place_whole(tree: Tree, mesh: Mesh) -> Tree:
+    """The same arrays on every device of the mesh; every process must have them (keys included)."""
+    sharding = replicated(mesh)
+
+    def place(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(x))
+            return jax.jit(wrap, out_shardings=sharding)(place(jax.random.key_data(x)))
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, tree)
+
+
+def place_rows(
+    rows: Callable[[slice], np.ndarray], shape: tuple[int, ...], mesh: Mesh
+) -> jax.Array:
+    """A global batch of which each process makes only the rows that its own devices hold.
+
+    Args:
+      rows: a slice of the batch axis to those rows, `[n, ...]`; pure.
+      shape: of the global batch.
+      mesh: where it goes.
+    """
+    # Devices that differ along the model axis hold the same rows.
+    made = functools.lru_cache(maxsize=None)(lambda start, stop: rows(slice(start, stop)))
+
+    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        start, stop, _ = index[0].indices(shape[0])
+        return made(start, stop)
+
+    return jax.make_array_from_callback(shape, batch_sharding(mesh), piece)
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:

@@ -72,6 +72,8 @@ class TrainConfig:
             self.batch_size % self.microbatches == 0,
             f"microbatches={self.microbatches} does not divide batch_size={self.batch_size}.",
         )
+        # A schedule that the steps leave no room for is an error now, not when its stage begins.
+        learning_rate_schedule(self.optimizer, self.num_steps)
 
 
 class TrainStep:

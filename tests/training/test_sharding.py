@@ -1,7 +1,9 @@
 """Meshes and placements as pure functions of configs, names and rules; several devices are abstract here.
 
-What several devices compute is in test_multidevice.py.
+What several devices compute is in tests/multidevice.
 """
+
+import dataclasses
 
 import jax
 import numpy as np
@@ -96,3 +98,57 @@ def test_a_batch_that_does_not_divide_is_named():
         sh.check_batch_size(18, MESH)
     with pytest.raises(ConfigError, match=r"distill.batch_size=8"):
         sh.check_batch_size(8, MESH, microbatches=4, field="distill.batch_size")
+
+
+def test_slices_are_crossed_by_one_batch_axis_alone():
+    """Two slices of four: data crosses them if it can, else fsdp; the model axis never does."""
+    devices = [FakeDevice(i, slice_index=i // 4) for i in range(8)]
+
+    def slices(shape):
+        return np.vectorize(lambda d: d.slice_index)(sh.hybrid_devices(shape, 2, devices))
+
+    crossing = slices((4, 1, 2))
+    assert crossing.shape == (4, 1, 2)
+    assert (crossing == crossing[:, :, :1]).all()
+    np.testing.assert_array_equal(crossing[:, 0, 0], [0, 0, 1, 1])
+    crossing = slices((1, 4, 2))
+    np.testing.assert_array_equal(crossing[0, :, 0], [0, 0, 1, 1])
+
+
+def test_slices_that_no_batch_axis_is_a_multiple_of_are_refused():
+    devices = [FakeDevice(i, slice_index=i // 4) for i in range(8)]
+    with pytest.raises(
+        ConfigError, match="2 slices, which divide neither mesh.data=1 nor mesh.fsdp=1"
+    ):
+        sh.hybrid_devices((1, 1, 8), 2, devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    """What JAX's helper reads of a device."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def test_rows_are_placed_as_a_whole_batch_would_be():
+    """Oracle: `place_batch`; each process would make its own rows only."""
+    mesh = sh.make_mesh(sh.MeshConfig())
+    batch = np.arange(24, dtype=np.int32).reshape(4, 6)
+    placed = sh.place_rows(lambda rows: batch[rows], batch.shape, mesh)
+    whole = sh.place_batch(batch, mesh)
+    assert placed.sharding == whole.sharding
+    np.testing.assert_array_equal(placed, whole)
+    assert sh.place_batch(placed, mesh) is placed
+
+
+def test_keys_and_arrays_are_placed_whole():
+    mesh = sh.make_mesh(sh.MeshConfig())
+    tree = {"key": jax.random.key(3), "x": np.arange(3.0)}
+    placed = sh.place_whole(tree, mesh)
+    assert placed["key"].sharding == sh.replicated(mesh)
+    assert (jax.random.key_data(placed["key"]) == jax.random.key_data(tree["key"])).all()
+    np.testing.assert_array_equal(placed["x"], tree["x"])

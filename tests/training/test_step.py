@@ -10,7 +10,7 @@ import pytest
 
 from sdtt_jax import keys
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.training.optimizers import make_optimizer
+from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
 from sdtt_jax.training.sharding import place_batch
 from sdtt_jax.training.state import ema_decay_at
 from sdtt_jax.training.step import Loss, TrainConfig
@@ -182,3 +182,13 @@ def test_the_loss_decreases():
     batches = functools.partial(lambda _: toy.batch_at(0))
     _, seen, _ = run(toy.setup(toy.configured("muon", num_steps=30)), 30, batches)
     assert seen[-1]["loss"] < 0.9 * seen[0]["loss"]
+
+
+def test_a_schedule_without_room_is_refused_before_anything_runs():
+    """It used to come up when its stage began, hours into a run."""
+    with pytest.raises(ConfigError, match="warmup_steps=10 leaves nothing of num_steps=10"):
+        TrainConfig(
+            num_steps=10,
+            batch_size=8,
+            optimizer=OptimizerConfig(schedule="linear", warmup_steps=10),
+        )

@@ -1,0 +1,137 @@
+"""From a compiled program to what a user wants to know: does it fit, how fast, and what is the limit."""
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+from jax.sharding import Mesh
+
+from launch.ahead import hlo
+from launch.ahead.chips import Topology
+from launch.ahead.programs import Program
+
+Record = dict[str, Any]
+# The two ways in which the TPU compiler says that a program is too large.
+_NEEDED = (
+    re.compile(r"Used ([\d.]+)([MG]) of [\d.]+[MG]"),
+    re.compile(r"temporaries \(([\d.]+)([MG])\) exceeds"),
+)
+_UNIT = {"M": 2**20, "G": 2**30}
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """One program on one mesh. Bytes, FLOPs and seconds are of one chip and one run.
+
+    Attributes:
+      record: what is printed and written, JSON-ready.
+      fits: whether the compiler placed it in the chip's memory.
+    """
+
+    record: Record
+    fits: bool
+
+
+def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
+    """Compiles, counts and predicts."""
+    began = time.perf_counter()
+    record: Record = {
+        "program": program.kind,
+        "topology": str(topology),
+        "mesh": dict(mesh.shape),
+        "chips": topology.chips,
+        "batch_per_chip": program.batch / topology.chips,
+        "state_bytes": program.state,
+        "usable_bytes": topology.usable_memory,
+    }
+    try:
+        compiled = program.lower().compile()
+    except Exception as error:
+        found = next(filter(None, (form.search(str(error)) for form in _NEEDED)), None)
+        if found is None:
+            raise
+        seconds = time.perf_counter() - began
+        needed = float(found[1]) * _UNIT[found[2]]
+        record |= {"fits": False, "peak_bytes": needed, "compile_seconds": seconds}
+        return Analysis(record, False)
+    seconds = time.perf_counter() - began
+    memory = compiled.memory_analysis()
+    peak = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+    cost = hlo.Program(
+        compiled.as_text(), tuple(mesh.shape), tuple(mesh.shape.values()), program.turns_of
+    ).cost()
+    expected = program.flops + program.recomputed
+    fits = peak <= topology.usable_memory
+    record |= {
+        "fits": fits,
+        "compile_seconds": seconds,
+        "peak_bytes": peak,
+        "arguments_bytes": memory.argument_size_in_bytes,
+        "temporaries_bytes": memory.temp_size_in_bytes,
+        "flops": {
+            "counted": cost.flops,
+            "unavoidable": program.flops,
+            "recomputed": program.recomputed,
+            "counted_over_expected": cost.flops / expected,
+        },
+        "memory_traffic_bytes": cost.bytes,
+        "collectives": _collectives(cost, topology),
+    }
+    record["predicted"] = predict(record, program, topology)
+    return Analysis(record, fits)
+
+
+def predict(record: Record, program: Program, topology: Topology) -> Record:
+    """Seconds of one run from the roofline: each resource at its published peak.
+
+    `seconds` lets computing, memory and network overlap perfectly, so it is a bound from below;
+    `seconds_without_overlap` lets nothing overlap.
+    """
+    chip = topology.chip
+    compute = record["flops"]["counted"] / chip.flops
+    memory = record["memory_traffic_bytes"] / chip.memory_bandwidth
+    network = sum(entry["seconds"] for entry in record["collectives"])
+    seconds = max(compute, memory, network)
+    names = {"compute": compute, "memory": memory, "network": network}
+    return {
+        "compute_seconds": compute,
+        "memory_seconds": memory,
+        "network_seconds": network,
+        "seconds": seconds,
+        "seconds_without_overlap": compute + memory + network,
+        "bound_by": max(names, key=lambda name: names[name]),
+        "tokens_per_second": program.tokens / seconds,
+        "share_of_peak": program.flops / chip.flops / seconds,
+    }
+
+
+def _collectives(cost: hlo.Cost, topology: Topology) -> list[Record]:
+    entries = []
+    for what, sent in sorted(cost.sent.items(), key=lambda item: -item[1]):
+        entries.append(
+            {
+                "kind": what.kind,
+                "axes": list(what.axes),
+                "devices": what.group,
+                "calls": cost.count[what],
+                "bytes": cost.data[what],
+                "sent_bytes": sent,
+                "seconds": sent / _bandwidth(topology, what.group),
+            }
+        )
+    return entries
+
+
+def _bandwidth(topology: Topology, group: int) -> float:
+    """Bytes/s that a chip sends within a group: one ring for each dimension of the torus it spans."""
+    chip = topology.chip
+    side = max(topology.sides)
+    dimensions = min(chip.torus, max(1, math.ceil(math.log(group, side) - 1e-9))) if side > 1 else 1
+    return chip.network * dimensions / chip.torus

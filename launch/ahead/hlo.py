@@ -1,0 +1,352 @@
+"""Compiled programs as text: their FLOPs, memory traffic and collectives, with loops taken their full count.
+
+XLA's own cost analysis counts the body of a loop once, and blocks are scanned, so it would see one layer
+of twelve. Here each computation's cost is multiplied by the trip count that the compiler wrote beside the
+loop; loops without one (as many turns as the data need) are asked for.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from launch.ahead.hlo_text import Instruction, device_groups, parse
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+)
+# What moves no bytes of its own: names for parts of other arrays, or control flow, whose bodies are counted.
+FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "iota",
+    "opt-barrier",
+    "async-done",
+    "copy-done",
+}
+ATTENTION_KERNELS = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
+_CHAIN = re.compile(r'chain_id="\d+"')
+# Which operand of what is done in place holds the new values.
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
+_TRIPS = re.compile(r'known_trip_count":\s*{\s*"n":\s*"(\d+)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One kind of exchange over one set of mesh axes.
+
+    Attributes:
+      kind: opcode, "all-reduce" and so on.
+      axes: mesh axes whose devices take part together.
+      group: devices that take part together.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    group: int
+
+
+Key = TypeVar("Key")
+Counts = collections.defaultdict[Key, float]
+
+
+def _counts() -> Counts[Any]:
+    return collections.defaultdict(float)
+
+
+@dataclasses.dataclass
+class Cost:
+    """What one device does.
+
+    Attributes:
+      flops: of matrix products, convolutions and attention kernels.
+      bytes: read from and written to memory, each operand and result of a fusion once.
+      data: bytes that the device puts in, by collective.
+      sent: bytes that the device sends, by collective, with the algorithms that need the fewest.
+      count: how often each collective is called.
+    """
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    data: Counts[Collective] = dataclasses.field(default_factory=_counts)
+    sent: Counts[Collective] = dataclasses.field(default_factory=_counts)
+    count: Counts[Collective] = dataclasses.field(default_factory=_counts)
+
+    def add(self, other: "Cost", times: float = 1) -> None:
+        self.flops += other.flops * times
+        self.bytes += other.bytes * times
+        for name in ("data", "sent", "count"):
+            mine = getattr(self, name)
+            for key, value in getattr(other, name).items():
+                mine[key] += value * times
+
+
+Turns = Callable[[Instruction], float]
+
+
+class Program:
+    """A compiled module.
+
+    Args:
+      text: `compiled.as_text()`.
+      axes, sizes: the mesh, in the order of its devices.
+      turns: the expected trips of a `while` whose count the compiler does not know.
+    """
+
+    def __init__(self, text: str, axes: Sequence[str], sizes: Sequence[int], turns: Turns):
+        self.computations, self.entry = parse(text)
+        self._axes, self._sizes, self._turns = tuple(axes), tuple(sizes), turns
+        self._chains = collections.Counter(
+            found[0]
+            for body in self.computations.values()
+            for i in body
+            if (found := _CHAIN.search(i.attributes))
+        )
+        self._cost = functools.lru_cache(maxsize=None)(self._computation_cost)
+
+    def cost(self) -> Cost:
+        """Of one run of the whole program, on one device."""
+        return self._cost(self.entry, False)
+
+    def _computation_cost(self, name: str, fused: bool) -> Cost:
+        table = {i.name: i for i in self.computations[name]}
+        total = Cost()
+        for instruction in table.values():
+            self._add(total, instruction, table, fused)
+        return total
+
+    def _add(self, total: Cost, i: Instruction, table: dict[str, Instruction], fused: bool) -> None:
+        kind = i.opcode.removesuffix("-start")
+        if i.opcode == "while":
+            trips = self._trips(i)
+            for body in i.called("body"):
+                total.add(self._cost(body, False), trips)
+        elif i.opcode == "conditional":
+            names = i.called("branch_computations", "true_computation", "false_computation")
+            costs = [self._cost(name, False) for name in names]
+            total.add(max(costs, key=lambda cost: (cost.flops, cost.bytes)))
+        elif i.opcode in ("call", "async-start"):
+            for name in i.called("to_apply", "calls", "called_computation"):
+                total.add(self._cost(name, False))
+        elif kind in COLLECTIVES:
+            self._add_collective(total, i, kind, table)
+        elif i.opcode == "fusion":
+            for name in i.called("calls"):
+                inner = dataclasses.replace(self._cost(name, True), bytes=0.0)
+                total.add(_scattered(inner) if name.startswith("all-reduce-scatter") else inner)
+        elif i.opcode == "dot":
+            total.flops += dot_flops(i, table)
+        elif i.opcode == "convolution":
+            total.flops += convolution_flops(i, table)
+        elif i.opcode == "custom-call":
+            total.flops += kernel_flops(i, table)
+        if not fused and i.opcode not in FREE and not i.opcode.endswith("-done"):
+            total.bytes += self._traffic(i, table)
+
+    def _trips(self, loop: Instruction) -> float:
+        known = _TRIPS.search(loop.attributes)
+        if known:
+            return float(known[1])
+        # The TPU compiler writes no count, but JAX's loops run from 0 while an index is below a constant.
+        (name,) = loop.called("condition")
+        condition = {i.name: i for i in self.computations[name]}
+        root = next(i for i in condition.values() if i.root)
+        bounds = [
+            float(condition[o].literal) for o in root.operands if condition[o].opcode == "constant"
+        ]
+        if root.opcode == "compare" and "direction=LT" in root.attributes and bounds:
+            return bounds[0]
+        return self._turns(loop)
+
+    def _add_collective(
+        self, total: Cost, i: Instruction, kind: str, table: dict[str, Instruction]
+    ) -> None:
+        groups = device_groups(i.attributes, math.prod(self._sizes))
+        members = groups[0] if len(groups) else np.arange(math.prod(self._sizes))
+        if kind == "collective-permute":
+            axes = self._crossed(groups)
+            size = 2
+        else:
+            axes, size = self._crossed([members]), len(members)
+        data = sum(table[name].bytes for name in i.operands if name in table)
+        share = {
+            "all-reduce": 2 * (size - 1) / size,
+            "all-gather": size - 1,
+            "reduce-scatter": (size - 1) / size,
+            "collective-permute": 1,
+        }.get(kind, (size - 1) / size)
+        # One exchange may be spread over several fusions, to be hidden behind them: a chain.
+        chain = _CHAIN.search(i.attributes)
+        part = 1 / self._chains[chain[0]] if chain else 1.0
+        if size > 1:
+            what = Collective(kind, axes, size)
+            total.data[what] += data * part
+            total.sent[what] += data * share * part
+            total.count[what] += part
+
+    def _crossed(self, groups: Iterable[np.ndarray]) -> tuple[str, ...]:
+        crossed = set()
+        for members in groups:
+            places = np.stack(np.unravel_index(np.asarray(members), self._sizes))
+            varies = (places != places[:, :1]).any(axis=1)
+            crossed |= {axis for axis, v in zip(self._axes, varies, strict=True) if v}
+        return tuple(axis for axis in self._axes if axis in crossed)
+
+    def _traffic(self, i: Instruction, table: dict[str, Instruction]) -> float:
+        """Bytes that an instruction reads and writes."""
+        operands = [table[name] for name in i.operands if name in table]
+        if i.opcode in ("dynamic-slice", "gather", "slice"):
+            return 2 * i.traffic
+        if i.opcode in _UPDATES:
+            return 2 * operands[_UPDATES[i.opcode]].traffic
+        if i.opcode == "copy-start":  # its result is (copy, source, context)
+            return i.shapes[0].traffic + operands[0].traffic
+        if i.opcode == "slice-start":  # (source, slice, context)
+            return i.shapes[1].bytes + i.shapes[1].traffic
+        if i.opcode != "fusion":
+            return i.traffic + sum(o.traffic for o in operands)
+        (name,) = i.called("calls")
+        return self._fusion_traffic(name, operands)
+
+    def _fusion_traffic(self, name: str, operands: list[Instruction]) -> float:
+        """A slice of an operand costs the slice alone, and an update in place what it writes.
+
+        So of the parameters of all layers that a scanned block is given, its own count.
+        """
+        body = self.computations[name]
+        table = {inner.name: inner for inner in body}
+        written, in_place = 0.0, set()
+        for root in _roots(body, table):
+            if root.opcode in ("dynamic-update-slice", "scatter"):
+                written += table[root.operands[_UPDATES[root.opcode]]].traffic
+                in_place.add(_source(root.operands[0], table))
+            else:
+                written += root.traffic
+        read = 0.0
+        for inner in body:
+            if inner.opcode != "parameter" or inner.name in in_place:
+                continue
+            number = int(inner.literal)
+            whole = (operands[number] if number < len(operands) else inner).traffic
+            read += min(whole, self._read(name, inner.name))
+        return written + read
+
+    def _read(self, name: str, operand: str) -> float:
+        """Bytes of an operand of a fused computation that are read; infinite for all of it."""
+        total = 0.0
+        for user in self.computations[name]:
+            if operand not in user.operands:
+                continue
+            if user.opcode == "bitcast":
+                total += self._read(name, user.name)
+            elif user.opcode in ("dynamic-slice", "gather", "slice"):
+                total += user.traffic
+            elif user.opcode == "fusion":
+                (inner,) = user.called("calls")
+                number = str(user.operands.index(operand))
+                total += self._read(
+                    inner,
+                    next(
+                        i.name
+                        for i in self.computations[inner]
+                        if i.opcode == "parameter" and i.literal == number
+                    ),
+                )
+            else:
+                return math.inf
+        return total
+
+
+def _scattered(cost: Cost) -> Cost:
+    """The TPU compiler's own form of a reduce-scatter: an all-reduce of which each device keeps its part."""
+    out = Cost(flops=cost.flops)
+    for what, data in cost.data.items():
+        kept = dataclasses.replace(what, kind="reduce-scatter")
+        out.data[kept] += data
+        out.sent[kept] += cost.sent[what] / 2
+        out.count[kept] += cost.count[what]
+    return out
+
+
+def _source(name: str, table: dict[str, Instruction]) -> str:
+    while table[name].opcode == "bitcast":
+        name = table[name].operands[0]
+    return name
+
+
+def _roots(body: list[Instruction], table: dict[str, Instruction]) -> list[Instruction]:
+    root = next(i for i in body if i.root)
+    names = root.operands if root.opcode == "tuple" else (root.name,)
+    return [table[_source(name, table)] for name in names]
+
+
+def kernel_flops(i: Instruction, table: dict[str, Instruction]) -> float:
+    """Products of the attention kernels, which the compiler cannot see into; 0 of any other call.
+
+    Forward: scores and weighted sums. Backward, in one kernel: scores again, and the gradients of weights,
+    values, keys and queries.
+    """
+    products = next((n for name, n in ATTENTION_KERNELS.items() if i.name.startswith(name)), 0)
+    if not products:
+        return 0.0
+    query = next(
+        shape for name in i.operands for shape in table[name].shapes if len(shape.dims) == 4
+    )
+    return products * 2.0 * query.elements * query.dims[2]
+
+
+def dot_flops(i: Instruction, table: dict[str, Instruction]) -> float:
+    """2 × output elements × contracted elements."""
+    left = table[i.operands[0]].shapes[0]
+    dims = re.search(r"lhs_contracting_dims={([\d,]*)}", i.attributes)
+    contracted = [int(d) for d in dims[1].split(",") if d] if dims else []
+    return 2.0 * i.shapes[0].elements * math.prod(left.dims[d] for d in contracted)
+
+
+def convolution_flops(i: Instruction, table: dict[str, Instruction]) -> float:
+    """Multiply-adds that meet an element of the input: the TPU compiler writes every matrix product as a
+    convolution, batch dimensions as dilated windows of which all but one tap fall between the elements."""
+    left, right = (table[name].shapes[0] for name in i.operands[:2])
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
+    assert labels is not None, i
+    inputs, kernel, outputs = labels[1], labels[2], labels[3]
+    found = re.search(r"window={([^}]*)}", i.attributes)
+    window = dict(re.findall(r"(\w+)=([\w\-x]+)", found[1])) if found else {}
+    spatial = sorted(c for c in kernel if c.isdigit())
+    pairs = 1
+    for position, label in enumerate(spatial):
+
+        def option(name: str, default: str, position: int = position) -> str:
+            return window[name].split("x")[position] if name in window else default
+
+        pad_low = int(option("pad", "0_0").split("_")[0])
+        stride, hole = int(option("stride", "1")), int(option("lhs_dilate", "1"))
+        spread = int(option("rhs_dilate", "1"))
+        size = left.dims[inputs.index(label)]
+        out = i.shapes[0].dims[outputs.index(label)]
+        taps = right.dims[kernel.index(label)]
+        at = (np.arange(out) * stride - pad_low)[:, None] + np.arange(taps) * spread
+        pairs *= int(((at >= 0) & (at % hole == 0) & (at // hole < size)).sum())
+    batch = i.shapes[0].dims[outputs.index("b")]
+    features = right.dims[kernel.index("o")]
+    depth = right.dims[kernel.index("i")]
+    return 2.0 * batch * features * depth * pairs

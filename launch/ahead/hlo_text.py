@@ -1,0 +1,145 @@
+"""The text of a compiled program, parsed: computations, instructions, shapes, groups of devices."""
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "f8e4m3fn": 8, "f8e5m2": 8, "token": 0}
+_SHAPE = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\](?:{([^}]*)})?")
+# Memory space 1 is on the chip itself: what lies there moves no bytes of the large memory.
+_ON_CHIP = "S(1)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """One array: dtype, dimensions, and whether it lies in the chip's large memory."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    off_chip: bool = True
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.dims)
+
+    @property
+    def bytes(self) -> float:
+        digits = re.search(r"\d+", self.dtype)
+        bits = BITS.get(self.dtype, int(digits[0]) if digits else 0)
+        return self.elements * bits / 8
+
+    @property
+    def traffic(self) -> float:
+        """Bytes that reading or writing it moves."""
+        return self.bytes if self.off_chip else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    attributes: str
+    literal: str
+    root: bool
+
+    @property
+    def bytes(self) -> float:
+        return sum(shape.bytes for shape in self.shapes)
+
+    @property
+    def traffic(self) -> float:
+        return sum(shape.traffic for shape in self.shapes)
+
+    def called(self, *keys: str) -> list[str]:
+        """Names of the computations under these attributes."""
+        found = []
+        for key in keys:
+            match = re.search(rf"\b{key}=(?:{{([^}}]*)}}|%?([\w.\-]+))", self.attributes)
+            if match:
+                found += [n.strip().lstrip("%") for n in (match[1] or match[2]).split(",")]
+        return found
+
+
+def device_groups(attributes: str, devices: int) -> np.ndarray:
+    """Devices that exchange data with each other: `[groups, members]`, or pairs of a permutation."""
+    pairs = re.search(r"source_target_pairs={((?:{[\d,]+},?)*)}", attributes)
+    explicit = re.search(r"replica_groups={((?:{[\d,]+},?)+)}", attributes)
+    if pairs or explicit:
+        text = (pairs or explicit)[1]  # type: ignore[index]
+        return np.array([[int(n) for n in g.split(",")] for g in re.findall(r"{([\d,]+)}", text)])
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\](.*?){([^}]*)}", attributes)
+    if named:
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        ids = re.search(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", named[2])
+        place = _iota(ids[1], ids[2]) if ids else np.arange(math.prod(sizes.values()))
+        members = re.findall(r"'(\w+)'", named[3])
+        order = [*(a for a in sizes if a not in members), *members]
+        place = place.reshape(tuple(sizes.values())).transpose(
+            [list(sizes).index(a) for a in order]
+        )
+        return place.reshape(-1, math.prod(sizes[a] for a in members))
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if iota:
+        return _iota(iota[2], iota[3]).reshape(_ints(iota[1]))
+    return np.arange(devices)[None]
+
+
+def _iota(shape: str, order: str | None) -> np.ndarray:
+    sizes = _ints(shape)
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    return ids.transpose(_ints(order)) if order else ids
+
+
+def _ints(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(","))
+
+
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """Computations by name, and the entry's name."""
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = "", ""
+    for line in text.splitlines():
+        header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* {$", line)
+        if header and not line.startswith(" "):
+            current = header[2]
+            computations[current] = []
+            entry = current if header[1] else entry
+        elif current and line.startswith("  "):
+            instruction = _instruction(line)
+            if instruction:
+                computations[current].append(instruction)
+    return computations, entry
+
+
+def _instruction(line: str) -> Instruction | None:
+    head = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+    if head is None:
+        return None
+    rest = line[head.end() :]
+    end = _balanced(rest) if rest.startswith("(") else rest.index(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    opcode, _, rest = rest.partition("(")
+    end = _balanced("(" + rest) - 1
+    inside, attributes = rest[: end - 1], rest[end:]
+    operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+    shapes = tuple(
+        Shape(dtype, tuple(int(d) for d in dims.split(",") if d), _ON_CHIP not in layout)
+        for dtype, dims, layout in _SHAPE.findall(shape)
+    )
+    return Instruction(head[2], opcode, shapes, operands, attributes, inside, bool(head[1]))
+
+
+def _balanced(text: str) -> int:
+    """Length of the parenthesis that `text` begins with."""
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return position + 1
+    raise ValueError(f"unbalanced: {text[:80]}")

@@ -1,0 +1,207 @@
+"""The programs of a run, abstract: what users run, lowered for a mesh of devices that may not be there."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from experiments import losses
+from experiments.benchmarking import flops
+from experiments.benchmarking.suites import vocabulary
+from experiments.settings import RunConfig
+from launch.ahead.hlo_text import Instruction
+from sdtt_jax import fused, rows
+from sdtt_jax.diffusion import sampler
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.models import Denoiser, DenoiserConfig, make_denoiser
+from sdtt_jax.training import sharding as sh
+from sdtt_jax.training.optimizers import make_optimizer
+from sdtt_jax.training.state import abstract_state
+from sdtt_jax.training.step import make_train_step
+
+KINDS = ("distill", "teacher", "sample")
+# In the mean over times half of the tokens are masked (log-linear schedule, t uniform).
+MASKED_SHARE = 0.5
+# Attention's backward pass recomputes the scores: five products of [length, length] for the forward's two.
+ATTENTION_RECOMPUTED = 0.5
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One program, ready to be lowered.
+
+    Attributes:
+      kind: one of `KINDS`.
+      batch: sequences, over all devices.
+      lower: lowers it.
+      state: bytes per device by part: "parameters", "optimizer", "average", "teacher".
+      turns: expected trips of a loop over chunks of rows, by the name of its scope.
+      flops: that cannot be avoided, of one device.
+      recomputed: flops beyond them that the fast path chooses to spend, of one device.
+      tokens: tokens per run of the program, over all devices.
+    """
+
+    kind: str
+    batch: int
+    lower: Any
+    state: dict[str, float]
+    turns: dict[str, float]
+    flops: float
+    recomputed: float
+    tokens: int
+
+    def turns_of(self, loop: Instruction) -> float:
+        """Expected trips of a loop whose count only the data know."""
+        for scope, count in self.turns.items():
+            if scope in loop.attributes:
+                return count
+        return 1.0
+
+
+def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) -> Program:
+    """One of `KINDS` on a mesh.
+
+    Args:
+      kind: which.
+      config: the run's.
+      mesh: of any devices.
+      batch: sequences over all devices.
+      num_steps: of the sampler.
+
+    Raises:
+      ConfigError: sizes that the mesh does not divide.
+    """
+    denoiser = make_denoiser(config.denoiser(vocabulary(config)))
+    train = {"distill": config.distill.train, "teacher": config.teacher.train}.get(kind)
+    sh.check_batch_size(batch, mesh, train.microbatches if train else 1, "the global batch")
+    if train is None:
+        return _sampler(config, denoiser, mesh, batch, num_steps)
+    return _step(kind, config, denoiser, mesh, batch)
+
+
+def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: int) -> Program:
+    distills = kind == "distill"
+    train = config.distill.train if distills else config.teacher.train
+    schedule = make_schedule(config.schedule)
+    init = functools.partial(denoiser.init, jax.random.key(0))
+    optimizer = make_optimizer(train.optimizer, train.num_steps)
+    context: Tree = {}
+    if distills:
+        teacher = sh.unbox(jax.eval_shape(init))
+        context = {"teacher_params": teacher, "dt": jax.ShapeDtypeStruct((), jnp.float32)}
+    ema = train.ema_decay > 0
+    state = abstract_state(init, optimizer, mesh, context=context, ema=ema)
+    loss = (
+        losses.distill_loss(denoiser, schedule, config.distill)
+        if distills
+        else losses.teacher_loss(denoiser, schedule, config.teacher)
+    )
+    step = make_train_step(loss, optimizer, train)
+    tokens = _tokens(batch, denoiser.config, mesh)
+
+    def lower() -> Any:
+        return step.lower(state, tokens, _key(mesh))
+
+    sizes = denoiser.config
+    masked = MASKED_SHARE * batch * sizes.length
+    needed = (
+        flops.distill_flops(sizes, batch, masked, config.distill)
+        if distills
+        else flops.teacher_flops(sizes, batch, masked)
+    )
+    shard = _rows_per_shard(batch // train.microbatches, sizes, mesh)
+    chunk = rows.chunk_size(shard, denoiser.padded_vocab, fused.PARTS)
+    attention = attention_flops(sizes, batch)
+    return Program(
+        kind=kind,
+        batch=batch,
+        lower=lower,
+        state={
+            "parameters": _bytes_per_device(state.params),
+            "optimizer": _bytes_per_device(state.opt_state),
+            "average": _bytes_per_device(state.ema_params),
+            "teacher": _bytes_per_device(state.context),
+        },
+        turns={fused.SCOPE: math.ceil(MASKED_SHARE * shard / chunk), sampler.SCOPE: 1.0},
+        flops=needed / mesh.size,
+        recomputed=ATTENTION_RECOMPUTED * attention / mesh.size,
+        tokens=batch * sizes.length,
+    )
+
+
+def _sampler(
+    config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: int, num_steps: int
+) -> Program:
+    schedule, sizes = make_schedule(config.schedule), denoiser.config
+    settings = sampler.SamplerConfig(num_steps=num_steps, time_grid=config.evaluation.time_grid)
+    boxed = jax.eval_shape(denoiser.init, jax.random.key(0))
+    params = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        sh.unbox(boxed),
+        sh.tree_shardings(boxed, sh.RULES, mesh),
+    )
+
+    def generate(params: Tree, key: jax.Array, x_init: jax.Array) -> tuple[jax.Array, jax.Array]:
+        state, _ = sampler.sample(denoiser, params, key, x_init, schedule, settings)
+        return state.x, state.nfe
+
+    def lower() -> Any:
+        with sh.use_mesh(mesh):
+            return jax.jit(generate).lower(params, _key(mesh), _tokens(batch, sizes, mesh))
+
+    shard = _rows_per_shard(batch, sizes, mesh)
+    chunk = rows.chunk_size(shard, denoiser.padded_vocab, sampler.PARTS)
+    return Program(
+        kind="sample",
+        batch=batch,
+        lower=lower,
+        state={"parameters": _bytes_per_device(params)},
+        turns={sampler.SCOPE: math.ceil(shard / num_steps / chunk)},
+        flops=flops.sample_flops(sizes, batch, num_steps) / mesh.size,
+        # One more call at the end, for what is still masked then: the program has it, few runs need it.
+        recomputed=flops.block_flops(sizes, batch) / mesh.size,
+        tokens=batch * sizes.length,
+    )
+
+
+def state_bytes(config: RunConfig, mesh: Mesh) -> float:
+    """Bytes per device that the state of a distillation step takes, before any compiling."""
+    return sum(build("distill", config, mesh, _least_batch(config, mesh), 1).state.values())
+
+
+def _least_batch(config: RunConfig, mesh: Mesh) -> int:
+    pieces = math.prod(mesh.shape[axis] for axis in sh.BATCH_AXES)
+    return pieces * config.distill.train.microbatches
+
+
+def attention_flops(sizes: DenoiserConfig, batch: int) -> float:
+    """Scores and weighted sums of all layers, forward."""
+    return 2 * 2 * sizes.embed_dim * sizes.length**2 * batch * sizes.num_layers
+
+
+def _rows_per_shard(batch: int, sizes: DenoiserConfig, mesh: Mesh) -> int:
+    return batch * sizes.length // math.prod(mesh.shape[axis] for axis in sh.BATCH_AXES)
+
+
+def _tokens(batch: int, sizes: DenoiserConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((batch, sizes.length), jnp.int32, sharding=sh.batch_sharding(mesh))
+
+
+def _key(mesh: Mesh) -> jax.ShapeDtypeStruct:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sh.replicated(mesh))
+
+
+def _bytes_per_device(tree: Tree) -> float:
+    return float(
+        sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+    )

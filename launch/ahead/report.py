@@ -1,0 +1,111 @@
+"""Analyses as tables in the terminal."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from launch.ahead.analysis import Record
+
+GB = 1e9
+
+
+def show(record: Record, console: Console) -> None:
+    """One program on one mesh: every figure, and whether it is compiled, counted or predicted."""
+    mesh = " × ".join(f"{axis} {size}" for axis, size in record["mesh"].items())
+    table = Table(
+        title=f"{record['program']} on {record['topology']} ({record['chips']} chips: {mesh}), "
+        f"{record['batch_per_chip']:g} sequences per chip",
+        title_justify="left",
+    )
+    table.add_column("per chip")
+    table.add_column("", justify="right")
+    table.add_column("how", style="dim")
+    for part, size in record["state_bytes"].items():
+        table.add_row(part, f"{size / GB:.3f} GB", "from the shardings")
+    if "temporaries_bytes" in record:
+        table.add_row("activations", f"{record['temporaries_bytes'] / GB:.2f} GB", "compiled")
+    room = f"of {record['usable_bytes'] / GB:.2f} GB"
+    fits = "[green]fits[/]" if record["fits"] else "[red]does not fit[/]"
+    table.add_row("peak memory", f"{record['peak_bytes'] / GB:.2f} GB", f"compiled; {fits}, {room}")
+    if "flops" in record:
+        _add_costs(table, record)
+    console.print(table)
+    if "collectives" in record:
+        console.print(_collectives(record))
+
+
+def _add_costs(table: Table, record: Record) -> None:
+    counts, predicted = record["flops"], record["predicted"]
+    table.add_section()
+    ratio = counts["counted_over_expected"]
+    table.add_row(
+        "FLOPs", f"{counts['counted'] / 1e12:.3f} T", f"counted; {ratio:.3f} of the analytic count"
+    )
+    table.add_row("of them unavoidable", f"{counts['unavoidable'] / 1e12:.3f} T", "analytic")
+    table.add_row("memory traffic", f"{record['memory_traffic_bytes'] / GB:.1f} GB", "counted")
+    table.add_section()
+    for name in ("compute", "memory", "network"):
+        table.add_row(
+            f"{name} alone", f"{predicted[f'{name}_seconds'] * 1e3:.1f} ms", "predicted, at peak"
+        )
+    table.add_row(
+        "one run",
+        f"{predicted['seconds'] * 1e3:.1f} ms",
+        f"predicted, bound by {predicted['bound_by']}",
+    )
+    table.add_row(
+        "without any overlap", f"{predicted['seconds_without_overlap'] * 1e3:.1f} ms", "predicted"
+    )
+    table.add_row("share of peak FLOP/s", f"{predicted['share_of_peak']:.0%}", "predicted")
+    table.add_row("tokens/s, all chips", f"{predicted['tokens_per_second']:,.0f}", "predicted")
+    table.add_section()
+    table.add_row("compilation", f"{record['compile_seconds']:.0f} s", "measured here")
+
+
+def _collectives(record: Record) -> Table:
+    table = Table(title="collectives, per chip and run (counted)", title_justify="left")
+    for name in ("kind", "over", "devices", "calls", "data", "sent", "at peak"):
+        table.add_column(name, justify="left" if name in ("kind", "over") else "right")
+    for entry in record["collectives"]:
+        table.add_row(
+            entry["kind"],
+            ", ".join(entry["axes"]),
+            f"{entry['devices']}",
+            f"{entry['calls']:,.0f}",
+            f"{entry['bytes'] / GB:.3f} GB",
+            f"{entry['sent_bytes'] / GB:.3f} GB",
+            f"{entry['seconds'] * 1e3:.2f} ms",
+        )
+    if not record["collectives"]:
+        table.add_row("none", "", "", "", "", "", "")
+    return table
+
+
+def summary(records: Sequence[Record]) -> Table:
+    """A line per program and mesh."""
+    table = Table(title="summary", title_justify="left")
+    for name in (
+        "program",
+        "slice",
+        "mesh",
+        "per chip",
+        "peak GB",
+        "ms (predicted)",
+        "tokens/s",
+        "share",
+    ):
+        table.add_column(name, justify="left" if name in ("program", "slice", "mesh") else "right")
+    for record in records:
+        predicted = record.get("predicted")
+        table.add_row(
+            record["program"],
+            record["topology"],
+            " × ".join(str(size) for size in record["mesh"].values()),
+            f"{record['batch_per_chip']:g}",
+            f"{record['peak_bytes'] / GB:.1f}" + ("" if record["fits"] else " [red]✗[/]"),
+            f"{predicted['seconds'] * 1e3:.0f}" if predicted else "",
+            f"{predicted['tokens_per_second']:,.0f}" if predicted else "",
+            f"{predicted['share_of_peak']:.0%}" if predicted else "",
+        )
+    return table

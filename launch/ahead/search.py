@@ -1,0 +1,153 @@
+"""The best mesh of a slice and the largest batch per chip, with as few compilations as it takes."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from experiments.settings import RunConfig
+from launch.ahead.analysis import Analysis, analyse
+from launch.ahead.chips import Topology
+from launch.ahead.programs import build, state_bytes
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.training import sharding as sh
+
+# Batches per chip that are tried; powers of two and what lies half-way keep the matmuls' shapes even.
+LADDER = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+FIRST = 8
+COMPILATIONS = 4
+# Meshes whose state leaves less of the memory than this are not worth a compilation.
+ROOM = 0.1
+MESHES = 2
+
+Say = Callable[[str], None]
+
+
+def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Iterator[Mesh]:
+    """Meshes whose state fits, those that communicate least first.
+
+    Parameters are replicated, or split over whole dimensions of the torus; tensor parallelism, which
+    communicates within every layer, is tried only where that is not enough.
+    """
+    count, found = topology.chips, 0
+    splits = sorted({math.prod(topology.sides[:k]) for k in range(len(topology.sides) + 1)})
+    for model in (1, 2, 4, 8):
+        for fsdp in splits:
+            if count % (fsdp * model):
+                continue
+            try:
+                mesh = sh.make_mesh(sh.MeshConfig(-1, fsdp, model), devices)
+                state = state_bytes(config, mesh)
+            except ConfigError:
+                continue  # a size of the model that this mesh does not divide
+            if state < (1 - ROOM) * topology.usable_memory:
+                found += 1
+                yield mesh
+        if found:
+            return
+
+
+def search(
+    kind: str,
+    config: RunConfig,
+    topology: Topology,
+    devices: Sequence[Any],
+    num_steps: int,
+    say: Say,
+    seconds: float,
+) -> list[Analysis]:
+    """Analyses of the largest batch of each mesh that was tried, the best first.
+
+    The best takes the least time per token if nothing overlaps: with perfect overlap most meshes would be
+    equal, bound by computing.
+
+    Args:
+      kind: which program.
+      config: the run's.
+      topology, devices: the slice.
+      num_steps: of the sampler.
+      say: told what begins.
+      seconds: no compilation is begun after them, once a batch that fits is known.
+
+    Raises:
+      ConfigError: the state fits on no mesh.
+    """
+    began = time.monotonic()
+    found: list[Analysis] = []
+
+    def in_time() -> bool:
+        return not found or time.monotonic() - began < seconds
+
+    for number, mesh in enumerate(meshes(config, topology, devices)):
+        if number == MESHES or not in_time():
+            break
+        best = largest_batch(kind, config, topology, mesh, num_steps, say, in_time)
+        if best is not None:
+            found.append(best)
+    if not found:
+        raise ConfigError(
+            f"Parameters, optimizer, average and teacher do not fit on {topology} with any mesh; take a "
+            "larger slice, or a smaller config.model."
+        )
+    return sorted(found, key=_seconds_per_token)
+
+
+def largest_batch(
+    kind: str,
+    config: RunConfig,
+    topology: Topology,
+    mesh: Mesh,
+    num_steps: int,
+    say: Say,
+    in_time: Callable[[], bool],
+) -> Analysis | None:
+    """The analysis at the largest batch per chip of `LADDER` that fits; None if none does."""
+    tried: dict[int, Analysis] = {}
+    guess: int | None = FIRST
+    while guess is not None and len(tried) < COMPILATIONS and (in_time() or not _fitting(tried)):
+        shape = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+        say(f"{kind} on {topology}, mesh {shape}, {guess} sequences per chip: compiling")
+        tried[guess] = analyse(
+            build(kind, config, mesh, guess * topology.chips, num_steps), topology, mesh
+        )
+        guess = next_guess(
+            {batch: a.record["peak_bytes"] for batch, a in tried.items()},
+            sum(next(iter(tried.values())).record["state_bytes"].values()),
+            topology.usable_memory,
+        )
+    fitting = _fitting(tried)
+    return tried[max(fitting)] if fitting else None
+
+
+def next_guess(peaks: dict[int, float], state: float, usable: float) -> int | None:
+    """The batch to try next, or None when the largest that fits is known.
+
+    Args:
+      peaks: bytes by batch per chip, tried so far.
+      state: bytes that do not depend on the batch.
+      usable: bytes of a chip.
+    """
+    low = max((b for b, peak in peaks.items() if peak <= usable), default=0)
+    high = min((b for b, peak in peaks.items() if peak > usable), default=LADDER[-1] + 1)
+    between = [b for b in LADDER if low < b < high]
+    if not between:
+        return None
+    (b1, p1), (b2, p2) = (0, state), max(peaks.items())
+    if len(peaks) > 1:
+        (b1, p1), (b2, p2) = sorted(peaks.items())[-2:]
+    slope = max((p2 - p1) / (b2 - b1), 1e-9)
+    estimate = b2 + (usable - p2) / slope
+    below = [b for b in between if b <= estimate]
+    return below[-1] if below else between[0]
+
+
+def _seconds_per_token(analysis: Analysis) -> float:
+    predicted = analysis.record["predicted"]
+    tokens: float = predicted["tokens_per_second"] * predicted["seconds"]
+    return float(predicted["seconds_without_overlap"]) / tokens
+
+
+def _fitting(tried: dict[int, Analysis]) -> list[int]:
+    return [batch for batch, analysis in tried.items() if analysis.fits]

@@ -1,0 +1,108 @@
+"""Compiles a run's programs for a slice that is not there: does it fit, how fast, and what is the limit.
+
+  python -m launch.compile --config=experiments/configs/owt_small.py --topology=v5e:16x16 --batch_per_chip=32
+
+compiles the real distillation step, teacher step and sampler (`--programs=distill` for one of them) with
+the TPU compiler, which needs no TPU (pip install 'sdtt_jax[tpu]'), and prints for each chip: memory by
+part, FLOPs, memory traffic, collectives by kind and mesh axis, and the time that a roofline of the chip's
+published peak numbers predicts. `--search` finds the mesh and the largest batch per chip instead. The mesh
+is config.mesh; --config.mesh.fsdp=16 and the like change it. h100:8 is compiled by XLA's CPU compiler for
+as many virtual devices, so that its memory figures are only indications.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+# Before anything imports JAX's backends: compiling is done on the CPU, and libtpu must not look for a TPU.
+os.environ.update(
+    {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
+)
+
+from rich.console import Console
+
+from experiments.settings import check_overrides, run_config
+from experiments.terminal import run_app
+from launch.ahead import report
+from launch.ahead.analysis import Record, analyse
+from launch.ahead.chips import describe_devices, parse_topology
+from launch.ahead.programs import KINDS, build
+from launch.ahead.search import search
+from sdtt_jax.configs import require
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.training.sharding import make_mesh
+
+TABLE_WIDTH = 120
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology",
+    None,
+    "The slice: CHIP:SIDES, e.g. v5e:2x4, v5e:16x16, v6e:16x16, v5p:8x8x8, h100:8.",
+)
+_SLICES = flags.DEFINE_integer(
+    "slices", 1, "So many of them, connected by the data-centre network.", lower_bound=1
+)
+_BATCH = flags.DEFINE_integer("batch_per_chip", 32, "Sequences per chip.", lower_bound=1)
+_PROGRAMS = flags.DEFINE_list("programs", list(KINDS), f"What to compile, of: {', '.join(KINDS)}.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Steps of the sampler.", lower_bound=1)
+_SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch per chip and the best mesh.")
+_SEARCH_SECONDS = flags.DEFINE_integer(
+    "search_seconds", 120, "No compilation of a search is begun after them, once something fits."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Also write everything to this file, as JSON.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Compiles what the flags ask for."""
+    if len(argv) > 1:
+        raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
+    for name in ("config", "topology"):
+        require(flags.FLAGS[name].value is not None, f"--{name} is missing; see --help.")
+    kinds = [kind.strip() for kind in _PROGRAMS.value]
+    for kind in kinds:
+        require(kind in KINDS, f"--programs={kind} is none of {', '.join(KINDS)}.")
+    config = run_config(_CONFIG.value)
+    topology = parse_topology(str(_TOPOLOGY.value), _SLICES.value)
+    devices = describe_devices(topology)
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        elapsed = int(time.monotonic() - began)
+        print(f"[{elapsed // 60}:{elapsed % 60:02d}] {line}", file=sys.stderr, flush=True)
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=TABLE_WIDTH)
+    records: list[Record] = []
+    for kind in kinds:
+        if _SEARCH.value:
+            found = search(
+                kind, config, topology, devices, _NUM_STEPS.value, say, _SEARCH_SECONDS.value
+            )
+            records += [analysis.record for analysis in found]
+            report.show(found[0].record, console)
+        else:
+            mesh = make_mesh(config.mesh, devices)
+            program = build(kind, config, mesh, _BATCH.value * topology.chips, _NUM_STEPS.value)
+            say(f"{kind}: compiling")
+            records.append(analyse(program, topology, mesh).record)
+            report.show(records[-1], console)
+    console.print(report.summary(records))
+    if _OUTPUT.value is not None:
+        Path(_OUTPUT.value).write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+        say(f"written to {_OUTPUT.value}")
+
+
+if __name__ == "__main__":
+    run_app(main, check_overrides)

@@ -1,0 +1,197 @@
+"""Runs an entry point in several JAX processes on this machine, as a pod runs it on many.
+
+  python -m launch.local --processes=2 --devices_per_process=4 -- experiments.run --config=… --workdir=…
+
+What follows `--` is a module of this checkout and its arguments, or any command. The processes find each
+other through JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and compute on virtual CPU
+devices with gloo collectives. Each line of output begins with the number of its process. When one process
+fails, the others are ended. Ctrl-C or SIGTERM asks all of them to save and stop; a second one kills them.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from absl import app, flags
+
+from experiments.terminal import EXIT_CONFIG
+from sdtt_jax.processes import ADDRESS, COUNT, INDEX
+from sdtt_jax.training.loop import EXIT_INTERRUPTED
+
+_PROCESSES = flags.DEFINE_integer("processes", 2, "Processes.", lower_bound=1)
+_DEVICES = flags.DEFINE_integer(
+    "devices_per_process", 1, "Virtual CPU devices of each process.", lower_bound=1
+)
+_GRACE = flags.DEFINE_integer(
+    "grace_seconds", 60, "How long processes may take to save and stop before they are killed."
+)
+
+# How long the others of a failed process may take: it will not come back, and they wait for it.
+FAILURE_GRACE = 10
+PR_SET_PDEATHSIG = 1
+# What gloo says about every pair of devices, whenever a computation is compiled.
+NOISE = "[Gloo] Rank"
+DEVICE_COUNT = "--xla_force_host_platform_device_count"
+
+
+def command_line(arguments: Sequence[str]) -> list[str]:
+    """The command: a module name (dots, no slash) is run by this Python."""
+    first = arguments[0]
+    if first in ("python", "python3"):
+        return [sys.executable, *arguments[1:]]
+    if all(part.isidentifier() for part in first.split(".")) and "." in first:
+        return [sys.executable, "-m", *arguments]
+    return list(arguments)
+
+
+def environment(index: int, processes: int, devices: int, port: int) -> dict[str, str]:
+    """The environment of process `index`."""
+    xla_flags = [
+        f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(DEVICE_COUNT)
+    ]
+    return os.environ | {
+        ADDRESS: f"127.0.0.1:{port}",
+        COUNT: str(processes),
+        INDEX: str(index),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "XLA_FLAGS": " ".join([*xla_flags, f"{DEVICE_COUNT}={devices}"]),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+class Group:
+    """The processes, from start to the last one's end."""
+
+    def __init__(self, command: Sequence[str], processes: int, devices: int):
+        port = _free_port()
+        self._asked = 0
+        self._processes = [
+            subprocess.Popen(
+                command,
+                env=environment(index, processes, devices, port),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                # Out of the terminal's reach: Ctrl-C comes to this process, which passes it on once.
+                start_new_session=True,
+                # Safe: this process has no other threads yet.
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+            )
+            for index in range(processes)
+        ]
+        self._readers = [
+            threading.Thread(target=_prefix, args=(index, process), daemon=True)
+            for index, process in enumerate(self._processes)
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def ask_to_stop(self, number: int, _frame: FrameType | None) -> None:
+        """Handler of SIGINT and SIGTERM."""
+        self._asked += 1
+        if self._asked == 1:
+            _say(f"{signal.Signals(number).name}: asking all processes to save and stop")
+            self._send(signal.SIGTERM)
+        else:
+            self._send(signal.SIGKILL)
+
+    def wait(self, grace: float) -> int:
+        """Waits for all; ends the rest when one fails. The exit status of the first that failed."""
+        first_failure: int | None = None
+        deadline: float | None = None
+        while any(process.poll() is None for process in self._processes):
+            for index, process in enumerate(self._processes):
+                status = process.poll()
+                if status in (None, 0) or first_failure is not None:
+                    continue
+                first_failure = status
+                if status == EXIT_INTERRUPTED:
+                    deadline = time.monotonic() + grace
+                else:
+                    _say(f"process {index} ended with {describe(status)}; stopping the others")
+                    self._send(signal.SIGTERM)
+                    deadline = time.monotonic() + min(grace, FAILURE_GRACE)
+            if self._asked and deadline is None:
+                deadline = time.monotonic() + grace
+            if deadline is not None and time.monotonic() > deadline:
+                _say("killing the processes that have not stopped")
+                self._send(signal.SIGKILL)
+                deadline = None if self._asked == 0 else float("inf")
+            time.sleep(0.05)
+        for reader in self._readers:
+            reader.join(timeout=5)
+        statuses = [process.returncode for process in self._processes]
+        status = next((s for s in (first_failure, *statuses) if s), 0)
+        return 128 - status if status < 0 else status
+
+    def _send(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    if number == signal.SIGKILL:
+                        os.killpg(process.pid, number)
+                    else:
+                        process.send_signal(number)
+
+
+def describe(status: int) -> str:
+    """An exit status of `subprocess` in words."""
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+def _prefix(index: int, process: "subprocess.Popen[str]") -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(NOISE):
+            continue
+        # One write for a whole line, so that lines of different processes do not mix.
+        sys.stdout.write(f"[{index}] {line.rstrip()}\n")
+        sys.stdout.flush()
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"[launch.local] {message}\n")
+    sys.stderr.flush()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _die_with_parent() -> None:
+    # Even if this launcher is killed with SIGKILL, no process stays behind.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command that follows `--`."""
+    arguments = list(argv[1:])
+    if not arguments:
+        sys.stderr.write("Error: nothing to run; give a module and its arguments after `--`.\n")
+        return EXIT_CONFIG
+    try:
+        group = Group(command_line(arguments), _PROCESSES.value, _DEVICES.value)
+    except OSError as error:
+        sys.stderr.write(f"Error: cannot run {arguments[0]}: {error.strerror}.\n")
+        return EXIT_CONFIG
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, group.ask_to_stop)
+    return group.wait(_GRACE.value)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,119 @@
+"""Several processes that run the same program: finding each other, and deciding alike.
+
+Everything here is a no-op in a single process. What differs between processes (what one finds on disk,
+whether one failed) must never decide on its own whether a collective computation is run: the others would
+wait in it forever. So such facts are those of process 0, and all are told.
+"""
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from sdtt_jax.errors import ConfigError, UserError
+
+MODES = ("auto", "on", "off")
+# Names that `launch.local` sets, and anyone may whose cluster JAX does not know by itself.
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+T = TypeVar("T")
+
+
+def initialize(mode: str = "auto", timeout: int = 300) -> None:
+    """Joins the other processes of this job; to be called before anything touches a device.
+
+    JAX recognises TPU pods, SLURM, Open MPI and Kubernetes (JobSet); elsewhere the environment gives
+    `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
+
+    Args:
+      mode: "auto" joins where there is something to join, "on" insists, "off" is one process.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      ConfigError: the environment is incomplete, or "on" finds nothing to join.
+      UserError: the others did not appear in time.
+    """
+    if mode == "off":
+        return
+    try:
+        jax.distributed.initialize(
+            num_processes=_number(COUNT), process_id=_number(INDEX), initialization_timeout=timeout
+        )
+    except ValueError as error:
+        # JAX's way to say that it found no cluster.
+        if mode == "auto" and "coordinator_address" in str(error) and COUNT not in os.environ:
+            return
+        raise ConfigError(
+            f"The processes of this job cannot find each other: {error} Set {ADDRESS}=HOST:PORT, {COUNT} "
+            f"and {INDEX} on a cluster that JAX does not know, or --distributed=off for one process."
+        ) from None
+    except RuntimeError as error:
+        if "must be called before" in str(error):
+            raise
+        first_line = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"Not all processes of this job appeared within {timeout} s ({first_line}); is one of them "
+            "missing, or the coordinator's port closed? --distributed=off runs one process alone."
+        ) from None
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and speaks to people."""
+    return jax.process_index() == 0
+
+
+def agree(value: bool) -> bool:
+    """What process 0 says."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def on_first(what: str, function: Callable[[], T]) -> T | None:
+    """`function()` on process 0 while the others wait; its result there, None on the others.
+
+    Args:
+      what: names it in the error, for example "Preparing the data".
+      function: needs no other process: no computation on the mesh.
+
+    Raises:
+      UserError: on the others, if it raised; process 0 raises what it raised.
+    """
+    result: T | None = None
+    failure: BaseException | None = None
+    if is_first():
+        try:
+            result = function()
+        except BaseException as error:
+            failure = error
+    failed = agree(failure is not None)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise UserError(f"{what} failed on process 0, whose output says why.")
+    return result
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """The whole of an array on every process, wherever its pieces lie."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
+def _number(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise ConfigError(f"{name}={text} must be a number.")
+    return int(text)

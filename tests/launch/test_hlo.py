@@ -1,0 +1,205 @@
+"""Costs read from compiled programs. Oracles: counts by hand, and XLA's own where there is no loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch.ahead.hlo import Collective, Program
+from launch.ahead.hlo_text import Shape, device_groups, parse
+
+
+def cost(function, *arguments, turns=lambda _: 1.0):
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    return Program(text, ("data",), (1,), turns).cost()
+
+
+def ones(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def test_a_product_costs_two_flops_a_multiply_add():
+    assert cost(lambda a, b: a @ b, ones(30, 50), ones(50, 70)).flops == 2 * 30 * 50 * 70
+
+
+def test_a_scanned_body_counts_once_for_each_trip():
+    """XLA's own analysis would see one of the twelve."""
+
+    def layers(x, kernels):
+        return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0]
+
+    found = cost(layers, ones(16, 32), ones(12, 32, 32))
+    assert found.flops == 12 * 2 * 16 * 32 * 32
+
+
+def test_nested_loops_multiply():
+    def layers(x, kernels):
+        def twice(x, kernel):
+            return jax.lax.fori_loop(0, 5, lambda _, x: jnp.tanh(x @ kernel), x), None
+
+        return jax.lax.scan(twice, x, kernels)[0]
+
+    assert cost(layers, ones(16, 32), ones(3, 32, 32)).flops == 3 * 5 * 2 * 16 * 32 * 32
+
+
+def test_a_loop_whose_count_only_the_data_know_is_asked_for():
+    def loop(x, kernel, count):
+        with jax.named_scope("some_rows"):
+            return jax.lax.fori_loop(0, count, lambda _, x: jnp.tanh(x @ kernel), x)
+
+    asked = []
+
+    def turns(instruction):
+        asked.append("some_rows" in instruction.attributes)
+        return 7.0
+
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    found = cost(loop, ones(16, 32), ones(32, 32), count, turns=turns)
+    assert asked == [True]
+    assert found.flops == 7 * 2 * 16 * 32 * 32
+
+
+def test_of_a_condition_the_dearer_branch_counts():
+    def choose(x, kernel, flag):
+        return jax.lax.cond(flag, lambda x: jnp.tanh(x @ kernel) @ kernel, lambda x: x @ kernel, x)
+
+    flag = jax.ShapeDtypeStruct((), jnp.bool_)
+    assert cost(choose, ones(16, 32), ones(32, 32), flag).flops == 2 * 2 * 16 * 32 * 32
+
+
+def test_a_scanned_block_reads_its_own_layer_not_all():
+    """Traffic of 12 layers of one matrix each: about one reading of all matrices, not twelve."""
+
+    def layers(x, kernels):
+        return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0]
+
+    kernels = 12 * 256 * 256 * 4
+    found = cost(layers, ones(8, 256), ones(12, 256, 256))
+    assert kernels <= found.bytes <= 4 * kernels
+
+
+CONVOLUTION = """HloModule m
+
+ENTRY %main (p0: f32[2,4,16,8], p1: f32[4,8,5]) -> f32[2,4,16,5] {{
+  %p0 = {left} parameter(0)
+  %p1 = {right} parameter(1)
+  ROOT %c = {out} convolution(%p0, %p1), {attributes}
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "out", "attributes", "expected"),
+    [
+        # A plain matrix product, [16, 8] @ [8, 5].
+        ("f32[16,8]", "f32[8,5]", "f32[16,5]", "dim_labels=bf_io->bf", 2 * 16 * 8 * 5),
+        # Four independent products [16, 8] @ [8, 5]: the batch is a window of which one tap of four counts.
+        (
+            "f32[4,16,8]",
+            "f32[4,8,5]",
+            "f32[4,16,5]",
+            "window={size=4 stride=3 pad=0_0 lhs_dilate=4}, dim_labels=0bf_0io->0bf",
+            4 * 2 * 16 * 8 * 5,
+        ),
+        # A window of 3 over 10 places without padding.
+        (
+            "f32[2,10,8]",
+            "f32[3,8,5]",
+            "f32[2,8,5]",
+            "window={size=3}, dim_labels=b0f_0io->b0f",
+            2 * 2 * 8 * 3 * 8 * 5,
+        ),
+        # Padded by one on both sides: the first and the last place meet two taps.
+        (
+            "f32[2,10,8]",
+            "f32[3,8,5]",
+            "f32[2,10,5]",
+            "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f",
+            2 * 2 * 28 * 8 * 5,
+        ),
+    ],
+)
+def test_convolutions_count_the_taps_that_meet_an_element(left, right, out, attributes, expected):
+    text = CONVOLUTION.format(left=left, right=right, out=out, attributes=attributes)
+    assert Program(text, ("data",), (1,), lambda _: 1.0).cost().flops == expected
+
+
+def test_groups_of_devices_in_each_notation():
+    np.testing.assert_array_equal(
+        device_groups("replica_groups={{0,1},{2,3}}", 4), [[0, 1], [2, 3]]
+    )
+    np.testing.assert_array_equal(
+        device_groups("replica_groups=[2,4]<=[8]", 8), [[0, 1, 2, 3], [4, 5, 6, 7]]
+    )
+    np.testing.assert_array_equal(
+        device_groups("replica_groups=[4,2]<=[2,4]T(1,0)", 8), [[0, 4], [1, 5], [2, 6], [3, 7]]
+    )
+    np.testing.assert_array_equal(
+        device_groups("replica_groups=mesh['a'=2,'b'=2,'c'=2] {'b'}, dimensions={1}", 8),
+        [[0, 2], [1, 3], [4, 6], [5, 7]],
+    )
+    np.testing.assert_array_equal(
+        device_groups("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", 8),
+        [[0, 1, 2, 3], [4, 5, 6, 7]],
+    )
+    np.testing.assert_array_equal(
+        device_groups("source_target_pairs={{0,1},{1,0}}", 2), [[0, 1], [1, 0]]
+    )
+    np.testing.assert_array_equal(device_groups("replica_groups={}", 3), [[0, 1, 2]])
+
+
+EXCHANGE = """HloModule m
+
+ENTRY %main (p0: f32[100]) -> f32[100] {{
+  %p0 = f32[100]{{0:T(128)}} parameter(0)
+  ROOT %r = {shape} {kind}(%p0), channel_id=1, {groups}, use_global_device_ids=true, to_apply=%add
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "groups", "axes", "sent"),
+    [
+        ("all-reduce", "f32[100]", "replica_groups=[2,4]<=[8]", ("fsdp", "model"), 400 * 2 * 3 / 4),
+        ("all-reduce", "f32[100]", "replica_groups={{0,4},{1,5},{2,6},{3,7}}", ("data",), 400),
+        ("all-gather", "f32[200]", "replica_groups=[4,2]<=[8]", ("model",), 400),
+        ("reduce-scatter", "f32[50]", "replica_groups=[4,2]<=[2,2,2]T(0,2,1)", ("fsdp",), 200),
+        ("collective-permute", "f32[100]", "source_target_pairs={{0,4},{4,0}}", ("data",), 400),
+    ],
+)
+def test_collectives_by_axis_and_bytes(kind, shape, groups, axes, sent):
+    """A mesh 2 × 2 × 2: device = 4 data + 2 fsdp + model."""
+    text = EXCHANGE.format(kind=kind, shape=shape, groups=groups)
+    found = Program(text, ("data", "fsdp", "model"), (2, 2, 2), lambda _: 1.0).cost()
+    (what,) = found.sent
+    assert (what.kind, what.axes) == (kind, axes)
+    assert found.data[what] == 400
+    assert found.sent[what] == pytest.approx(sent)
+    assert isinstance(what, Collective)
+
+
+def test_a_group_of_one_exchanges_nothing():
+    text = EXCHANGE.format(kind="all-reduce", shape="f32[100]", groups="replica_groups={{0},{1}}")
+    assert not Program(text, ("data",), (2,), lambda _: 1.0).cost().sent
+
+
+def test_layouts_tuples_and_nested_parentheses_parse():
+    text = """HloModule m
+
+%body (arg: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
+  ROOT %arg = (s32[]{:T(128)}, /*index=1*/bf16[8,128]{1,0:T(8,128)(2,1)S(1)}) parameter(0)
+}
+
+ENTRY %main.1 (x: bf16[8,128]) -> bf16[] {
+  %x = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %y.2 = bf16[] custom-call(%x), custom_call_target="f(x)", metadata={op_name="a(b)/c"}
+}
+"""
+    computations, entry = parse(text)
+    assert entry == "main.1"
+    assert computations["body"][0].shapes == (
+        Shape("s32", ()),
+        Shape("bf16", (8, 128), off_chip=False),
+    )
+    assert computations["main.1"][1].operands == ("x",)
+    assert computations["main.1"][0].bytes == 8 * 128 * 2

@@ -1,0 +1,170 @@
+"""What runs on meshes of virtual devices: the real denoiser's teacher step, distillation step and sampler.
+
+python -m tests.multidevice.programs DIRECTORY   runs it on every mesh of `MESHES` and prints JSON
+
+One process for all meshes, since most of such a test is importing and starting JAX. `run` is also what
+several processes run together (see processes.py beside this file).
+"""
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import losses
+from experiments.settings import DistillStage, TeacherConfig
+from launch.ahead.hlo import Program
+from sdtt_jax.diffusion.masking import q_xt
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.models.config import DenoiserConfig
+from sdtt_jax.models.denoiser import make_denoiser
+from sdtt_jax.processes import to_host
+from sdtt_jax.training import sharding as sh
+from sdtt_jax.training.checkpoint import Checkpoints, params_digest
+from sdtt_jax.training.integrity import describe, flat_leaves
+from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
+from sdtt_jax.training.state import TrainState, abstract_like, init_state
+from sdtt_jax.training.step import TrainConfig, make_train_step
+
+ONE = (1, 1, 1)
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2))
+BATCH, LENGTH, STEPS = 16, 12, 3
+DENOISER = make_denoiser(
+    # 1000 tokens and MASK are eight lanes of 128, so that a model axis of 8 splits the head's columns too.
+    DenoiserConfig(
+        vocab_size=1000, length=LENGTH, num_layers=2, embed_dim=32, num_heads=8, cond_dim=8
+    )
+)
+SCHEDULE = make_schedule()
+
+
+def train_config(name: str) -> TrainConfig:
+    optimizer = OptimizerConfig(name, learning_rate=1e-2, warmup_steps=1)
+    return TrainConfig(STEPS, BATCH, microbatches=1, optimizer=optimizer, ema_decay=0.9)
+
+
+TEACHER = TeacherConfig(train=train_config("muon"))
+DISTILL = DistillStage(train=train_config("adamw"))
+
+
+def batch_at(step: int, mesh: jax.sharding.Mesh) -> jax.Array:
+    tokens = np.random.default_rng(step).integers(0, 1000, (BATCH, LENGTH), dtype=np.int32)
+    return sh.place_rows(lambda rows: tokens[rows], tokens.shape, mesh)
+
+
+def start(stage: str, mesh: jax.sharding.Mesh, context: Any = None) -> tuple[TrainState, Any]:
+    """A fresh state of a stage and its step."""
+    config = TEACHER if stage == "teacher" else DISTILL
+    optimizer = make_optimizer(config.train.optimizer, STEPS)
+    loss = (
+        losses.teacher_loss(DENOISER, SCHEDULE, TEACHER)
+        if stage == "teacher"
+        else losses.distill_loss(DENOISER, SCHEDULE, DISTILL)
+    )
+    init = functools.partial(DENOISER.init, jax.random.key(0))
+    state = init_state(init, optimizer, mesh, context=context, ema=True)
+    return state, make_train_step(loss, optimizer, config.train)
+
+
+def run(sizes: tuple[int, int, int], directory: Path, restore_from: Path | None = None) -> dict:
+    """Trains both stages and samples on one mesh; everything that the tests compare."""
+    devices = jax.devices()[: int(np.prod(sizes))] if sizes == ONE else None
+    mesh = sh.make_mesh(sh.MeshConfig(*sizes), devices)
+    key = sh.place_whole(jax.random.key(5), mesh)
+    result: dict[str, Any] = {"mesh": list(sizes)}
+    states = {}
+    for stage in ("teacher", "distill"):
+        context = None
+        if stage == "distill":
+            context = {"teacher_params": states["teacher"].params, "dt": jnp.float32(0.2)}
+        state, step = start(stage, mesh, context)
+        if stage == "teacher":
+            result["initial"] = describe(flat_leaves(state.params))
+            result["specs"] = {p: list(x.sharding.spec) for p, x in flat_leaves(state).items()}
+            result["shard"] = list(batch_at(0, mesh).addressable_shards[0].data.shape)
+        result[f"{stage} bytes"] = sum(
+            x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state)
+        )
+        result["shards"] = {
+            p: x.addressable_shards[0].data.nbytes for p, x in flat_leaves(state).items()
+        }
+        # Compiled once, to be looked at and to be run.
+        compiled = step.lower(state, batch_at(0, mesh), key).compile()
+        result[f"{stage} collectives"] = collectives(compiled, mesh)
+        found = []
+        for number in range(STEPS):
+            state, metrics = call(compiled, state, batch_at(number, mesh), key)
+            found.append(float(metrics["loss"]))
+        result[f"{stage} losses"] = found
+        states[stage] = state
+    result["values"] = {p: norms(x) for p, x in flat_leaves(states["distill"]).items()}
+    with sh.use_mesh(mesh):
+        result["texts"] = to_host(
+            jax.jit(texts)(states["distill"].params, batch_at(9, mesh))
+        ).tolist()
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(states["distill"])
+    result["digest"] = params_digest(states["distill"].params)
+    if restore_from is not None:
+        with Checkpoints(restore_from) as checkpoints:
+            restored = checkpoints.restore(abstract_like(states["distill"]))
+        assert restored is not None
+        result["restored"] = params_digest(restored[0].params)
+        moved, metrics = call(compiled, restored[0], batch_at(STEPS, mesh), key)
+        result["went on"] = float(metrics["loss"])
+        result["went on by"] = int(moved.step)
+    return result
+
+
+def norms(x: jax.Array) -> list[float]:
+    """Two numbers that an error anywhere in `x` would show in."""
+    values = to_host(x).astype(np.float64).ravel()
+    weights = np.cos(np.arange(values.size))
+    return [float(np.linalg.norm(values)), float(values @ weights)]
+
+
+def texts(params: Any, x0: jax.Array) -> jax.Array:
+    x_t = q_xt(jax.random.key(3), x0, jnp.full((BATCH,), 0.7), DENOISER.mask_id)
+    x_init = prior_sample(BATCH, LENGTH, DENOISER.mask_id, x_t, x_t != DENOISER.mask_id)
+    key = jax.random.key(4)
+    return sample(DENOISER, params, key, x_init, SCHEDULE, SamplerConfig(4))[0].x
+
+
+def call(
+    compiled: Any, state: TrainState, batch: jax.Array, key: jax.Array
+) -> tuple[TrainState, dict]:
+    """As `TrainStep`, which compiles for itself, does."""
+    moved, metrics = compiled(state.replace(context=None), state.context, batch, key)
+    return moved.replace(context=state.context), metrics
+
+
+def collectives(compiled: Any, mesh: jax.sharding.Mesh) -> dict:
+    """Bytes that one device puts into collectives, by the mesh axes that they cross."""
+    cost = Program(
+        compiled.as_text(), mesh.axis_names, tuple(mesh.shape.values()), lambda _: 1.0
+    ).cost()
+    found: dict[str, float] = {}
+    for what, size in cost.data.items():
+        name = f"{what.kind} over {'+'.join(what.axes)}"
+        found[name] = found.get(name, 0.0) + size
+    return found
+
+
+def main(directory: Path) -> list[dict]:
+    """All meshes; each also goes on from what the one before it saved."""
+    results, before = [], None
+    for number, sizes in enumerate((ONE, *MESHES)):
+        folder = directory / str(number)
+        results.append(run(sizes, folder, before))
+        before = folder
+    return results
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(main(Path(sys.argv[1]))) + "\n")
