@@ -118,7 +118,7 @@ def test_slices_are_crossed_by_one_batch_axis_alone():
 def test_slices_that_no_batch_axis_is_a_multiple_of_are_refused():
     devices = [FakeDevice(i, slice_index=i // 4) for i in range(8)]
     with pytest.raises(
-        ConfigError, match="2 slices, which divide neither mesh.data=1 nor mesh.fsdp=1"
+        ConfigError, match=r"2 slices, which divide neither mesh\.data=1 nor mesh\.fsdp=1"
     ):
         sh.hybrid_devices((1, 1, 8), 2, devices)
 
