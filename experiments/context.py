@@ -8,15 +8,19 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from experiments import mirror
 from experiments.settings import RunConfig
 from experiments.workdir import Workdir, final, is_delivered
 from sdtt_jax import processes
 from sdtt_jax.configs import to_mapping
 from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
+from sdtt_jax.data.loader import INFO_FILE
+from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
 from sdtt_jax.diffusion.schedule import Schedule, make_schedule
 from sdtt_jax.errors import CheckpointError, UserError
 from sdtt_jax.models import Denoiser, make_denoiser
 from sdtt_jax.models.autoregressive import Autoregressive, make_autoregressive
+from sdtt_jax.paths import is_remote
 from sdtt_jax.training import sharding as sh
 from sdtt_jax.training.checkpoint import load_params, save_params
 
@@ -43,27 +47,36 @@ class Run:
     @functools.cached_property
     def info(self) -> DataInfo:
         """Facts of the prepared data."""
+        local = self.workdir.local
         prepared = functools.partial(
-            prepare,
-            self.config.data,
-            self.config.tokenizer,
-            self.workdir.data,
-            self.workdir.tokenizer,
+            prepare, self.config.data, self.config.tokenizer, local.data, local.tokenizer
         )
-        # The others find it done.
-        return processes.on_first("Preparing the data", prepared) or prepared()
+        if not is_remote(self.workdir.root):
+            # The others find it done.
+            return processes.on_first("Preparing the data", prepared) or prepared()
+
+        def publish() -> None:
+            if not (self.workdir.data / INFO_FILE).exists():
+                prepared()
+                mirror.upload(local.tokenizer, self.workdir.tokenizer, TOKENIZER_FILE)
+                mirror.upload(local.data, self.workdir.data, INFO_FILE)
+
+        processes.on_first("Preparing the data", publish)
+        mirror.download(self.workdir.tokenizer, local.tokenizer, TOKENIZER_FILE)
+        mirror.download(self.workdir.data, local.data, INFO_FILE)
+        return prepared()
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.workdir.tokenizer)
+        return load_tokenizer(self.workdir.local.tokenizer)
 
     @functools.cached_property
     def train_split(self) -> Split:
-        return open_split(self.workdir.data, "train")
+        return open_split(self.workdir.local.data, "train")
 
     @functools.cached_property
     def validation_split(self) -> Split:
-        return open_split(self.workdir.data, "validation")
+        return open_split(self.workdir.local.data, "validation")
 
     @functools.cached_property
     def denoiser(self) -> Denoiser:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sdtt_jax.evaluation.batches import map_batches
 from sdtt_jax.evaluation.gain import FLOORED, measure_gain
 from sdtt_jax.keys import purpose_key, purpose_seed
 from sdtt_jax.models.decoding import generate
+from sdtt_jax.paths import write_bytes
 from sdtt_jax.training.checkpoint import params_digest
 
 SHOWN_STEPS = (4, 8, 16)
@@ -117,10 +119,9 @@ def _texts(run: Run, name: str, params: Any, judge: Any, num_steps: int) -> Scor
         f"entropy {generation.unigram_entropy(tokens).mean():.3f}, {nfe:.1f} network calls"
     )
     if processes.is_first():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, tokens=tokens, nll=nll, nfe=nfe, digest=np.array(digest))
-        temporary.replace(path)
+        content = io.BytesIO()
+        np.savez(content, tokens=tokens, nll=nll, nfe=nfe, digest=np.array(digest))
+        write_bytes(path, content.getvalue())
     return Scored(tokens, nll, nfe)
 
 
@@ -128,7 +129,7 @@ def _stored(path: Path, digest: str, num_texts: int) -> Scored | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             found = Scored(file["tokens"], file["nll"], float(file["nfe"]))
             same = str(file["digest"]) == digest and len(found.tokens) == num_texts
     except (ValueError, KeyError, OSError):

@@ -22,13 +22,16 @@ from experiments.terminal import join_processes, run_app
 from experiments.workdir import Workdir, claim, is_delivered, lock, timed
 from sdtt_jax import processes
 from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.paths import as_path, modified
 from sdtt_jax.reporting import write_report
 from sdtt_jax.training.sharding import make_mesh
 
 STAGES = ("data", "teacher", "judge", "distill", "evaluate", "report")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if it is missing.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run, local or gs://…; made if it is missing."
+)
 _STAGES = flags.DEFINE_list(
     "stages", [], f"Stages to run, of: {', '.join(STAGES)}. All of them by default."
 )
@@ -94,9 +97,7 @@ def _is_finished(run: Run, stage: str) -> bool:
         inputs = [workdir.results, workdir.samples, workdir.metrics]
         return processes.agree(
             workdir.report.exists()
-            and all(
-                p.exists() and p.stat().st_mtime <= workdir.report.stat().st_mtime for p in inputs
-            )
+            and all(p.exists() and modified(p) <= modified(workdir.report) for p in inputs)
         )
     return False
 
@@ -131,7 +132,7 @@ def main(argv: Sequence[str]) -> None:
         if stage not in STAGES:
             raise ConfigError(f"--stages={stage} is no stage; choose from {', '.join(STAGES)}.")
     config_file = str(config_flags.get_config_filename(flags.FLAGS["config"]))
-    with open_run(_CONFIG.value, Path(str(_WORKDIR.value)), config_file) as run:
+    with open_run(_CONFIG.value, as_path(str(_WORKDIR.value)), config_file) as run:
         run_stages(run, stages)
 
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from experiments.mirror import local_root
 from experiments.settings import RunConfig
 from sdtt_jax import processes
 from sdtt_jax.configs import differences, to_mapping
 from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.paths import is_remote, write_text
 
 # Fields that may change between two calls: they decide when and where things are computed, not what.
 FREE_FIELDS = ("log_every", "save_every", "keep", "mesh")
@@ -34,6 +34,11 @@ class Workdir:
     @property
     def data(self) -> Path:
         return self.root / "data"
+
+    @property
+    def local(self) -> "Workdir":
+        """Where data and tokenizer are read: here, or in the local copy if this is in a bucket."""
+        return Workdir(local_root(self.root))
 
     @property
     def tokenizer(self) -> Path:
@@ -87,12 +92,8 @@ def is_delivered(stage: Path) -> bool:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` so that a reader, or a crash, sees the old file or the new one."""
-    if jax.process_index() != 0:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    if processes.is_first():
+        write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -147,7 +148,8 @@ def lock(root: Path) -> Iterator[None]:
     Raises:
       UserError: another process holds it.
     """
-    if jax.process_index() != 0:
+    if is_remote(root):
+        # A bucket has no locks that end with their process: who starts a run twice there must not.
         yield
         return
     try:

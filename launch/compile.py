@@ -11,7 +11,6 @@ as many virtual devices, so that its memory figures are only indications.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,23 +18,13 @@ from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
-
-# Before anything imports JAX's backends: compiling is done on the CPU, and libtpu must not look for a TPU.
-os.environ.update(
-    {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-    }
-)
-
 from rich.console import Console
 
 from experiments.settings import check_overrides, run_config
 from experiments.terminal import run_app
 from launch.ahead import report
 from launch.ahead.analysis import Record, analyse
-from launch.ahead.chips import describe_devices, parse_topology
+from launch.ahead.chips import compile_only, describe_devices, parse_topology
 from launch.ahead.programs import KINDS, build
 from launch.ahead.search import search
 from sdtt_jax.configs import require
@@ -73,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
     for kind in kinds:
         require(kind in KINDS, f"--programs={kind} is none of {', '.join(KINDS)}.")
     config = run_config(_CONFIG.value)
+    compile_only()
     topology = parse_topology(str(_TOPOLOGY.value), _SLICES.value)
     devices = describe_devices(topology)
     began = time.monotonic()

@@ -87,6 +87,12 @@ class Topology:
         return name if self.slices == 1 else f"{name} × {self.slices}"
 
 
+def compile_only() -> None:
+    """Nothing will be computed but on the CPU, and libtpu must not look for a TPU; call it first."""
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.update({"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"})
+
+
 def parse_topology(name: str, slices: int = 1) -> Topology:
     """`v5e:16x16` → `Topology`.
 

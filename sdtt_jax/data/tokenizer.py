@@ -24,6 +24,7 @@ from sdtt_jax.configs import from_mapping, to_mapping
 from sdtt_jax.data.config import TokenizerConfig
 from sdtt_jax.data.normalize import NORMALIZERS
 from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.paths import as_path
 
 MASK_PIECE = "▒"
 MODEL_FILE = "sentencepiece.model"
@@ -352,7 +353,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     Raises:
       DataError: a file of it is missing or damaged.
     """
-    path = Path(directory) / CONFIG_FILE
+    path = as_path(directory) / CONFIG_FILE
     try:
         content = json.loads(path.read_text("utf-8"))
         config = from_mapping(TokenizerConfig, content["config"], "tokenizer")
@@ -363,7 +364,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         raise DataError(f"{path} is damaged ({error}); {AGAIN}.") from None
     if config.kind == "gpt2":
         return Gpt2Tokenizer(config, normalize)
-    model = Path(directory) / MODEL_FILE
+    model = as_path(directory) / MODEL_FILE
     try:
         tokenizer = SentencePieceTokenizer(config, normalize, model.read_bytes())
     except FileNotFoundError:

@@ -18,6 +18,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig, SamplerState, prior_sample
 from sdtt_jax.diffusion.schedule import Schedule, ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.models import Denoiser, DenoiserConfig, make_denoiser
+from sdtt_jax.paths import absolute, as_path
 from sdtt_jax.training.checkpoint import load_params
 
 FINAL = "final"
@@ -137,14 +138,14 @@ def load(path: str | Path) -> Model:
     Raises:
       CheckpointError: nothing there, no denoiser, no tokenizer, or damaged.
     """
-    folder = _delivered(Path(path))
+    folder = _delivered(as_path(path))
     params, facts = load_params(folder)
     if facts.get("kind") != "denoiser":
         raise CheckpointError(
             f"{folder} holds {facts.get('kind') or 'no model of this library'}, not a denoiser; give a "
             "round, a teacher, or a run's directory."
         )
-    above = (p / "tokenizer" for p in folder.absolute().parents)
+    above = (p / "tokenizer" for p in absolute(folder).parents)
     tokenizer_dir = next((p for p in above if p.is_dir()), None)
     if tokenizer_dir is None:
         raise CheckpointError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdtt_jax.errors import DataError
+from sdtt_jax.paths import as_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ def read_run(workdir: Path | str) -> Run:
 
     Raises DataError if there is no `config.json` or if a file is not what its schema says.
     """
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     config = _read_json(workdir / "config.json")
     if config is None:
         raise DataError(

@@ -1,6 +1,5 @@
 """Writes the report of a run: one HTML page that needs nothing but itself."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from sdtt_jax.paths import as_path, write_text
 from sdtt_jax.reporting.chart_parts import both_widths
 from sdtt_jax.reporting.charts import entropy_chart, perplexity_chart, quality_series
 from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE, find
@@ -40,12 +40,10 @@ def write_report(workdir: Path | str) -> Path:
     its place and moved there, so a reader never meets half of it. Raises DataError if the
     directory has no `config.json` or a file in it is malformed.
     """
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     page = render(read_run(workdir))
     target = workdir / "report.html"
-    partial = workdir / "report.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, target)
+    write_text(target, page)
     return target
 
 

@@ -20,6 +20,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.paths import absolute
 from sdtt_jax.training.integrity import (
     canonical_sha256,
     describe,
@@ -59,7 +60,7 @@ class Checkpoints:
         meta: Mapping[str, Any] | None = None,
         max_failed_saves: int = 3,
     ):
-        self.directory = Path(directory).absolute()
+        self.directory = absolute(directory)
         self.meta = dict(meta or {})
         self.failed_saves = 0
         self._max_failed_saves = max_failed_saves
@@ -218,7 +219,7 @@ def save_params(
     content = {"params": nested(leaves), "meta": _sealed(dict(meta or {}), leaves)}
     try:
         with _context():
-            ocp.save_checkpointables(Path(directory).absolute(), content, overwrite=True)
+            ocp.save_checkpointables(absolute(directory), content, overwrite=True)
     except Exception as error:
         raise CheckpointError(f"Cannot write parameters to {directory}: {error}.") from error
 
@@ -238,7 +239,7 @@ def load_params(
     Raises:
       CheckpointError: nothing there, or it is damaged.
     """
-    path = Path(directory).absolute()
+    path = absolute(directory)
     if not path.is_dir():
         raise CheckpointError(f"There are no parameters at {directory}.")
     try:

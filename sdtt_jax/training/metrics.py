@@ -2,27 +2,35 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-import jax
 from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
+from sdtt_jax import processes
+from sdtt_jax.paths import as_path, is_remote, write_text
+
 FILE = "metrics.jsonl"
+# Between two writings of the file in a bucket; a kill loses the lines since.
+REMOTE_SECONDS = 30.0
 
 
 class MetricsWriter:
     """Appends to `DIR/metrics.jsonl` and to `DIR/tensorboard/STAGE_ROUND`. Only process 0 writes.
+
+    Nothing can be appended to an object in a bucket: there the file is written whole, at most every
+    `REMOTE_SECONDS`, and there is no TensorBoard.
 
     Args:
       directory: the run's directory.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
-        self.path = Path(directory) / FILE
+        self.path = as_path(directory) / FILE
         self._tags: dict[str, Any] = {}
-        self._file: TextIO | None = None
+        self._file: _Lines | TextIO | None = None
         self._board: SummaryWriter | None = None
 
     def __enter__(self) -> "MetricsWriter":
@@ -41,10 +49,13 @@ class MetricsWriter:
         """
         self._close()
         self._tags = dict(tags)
-        if jax.process_index() != 0:
+        if not processes.is_first():
+            return
+        self._drop_after(start_step)
+        if is_remote(self.path):
+            self._file = _Lines(self.path)
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._drop_after(start_step)
         self._file = self.path.open("a", encoding="utf-8")
         name = "_".join(f"{v:02d}" if isinstance(v, int) else str(v) for v in tags.values())
         board = self.path.parent / "tensorboard" / (name or "run")
@@ -52,19 +63,21 @@ class MetricsWriter:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line, `{**tags, "step": step, **values}`, on disk when this returns."""
-        if self._file is None or self._board is None:
+        if self._file is None:
             return
         record = self._tags | {"step": step} | {k: _json_number(v) for k, v in values.items()}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
     def _close(self) -> None:
-        if self._file is not None and self._board is not None:
+        if self._file is not None:
             self._file.close()
+        if self._board is not None:
             self._board.close()
-            self._file = self._board = None
+        self._file = self._board = None
 
     def _drop_after(self, start_step: int) -> None:
         if not self.path.exists():
@@ -72,21 +85,37 @@ class MetricsWriter:
         kept = [
             record for record in read_metrics(self.path) if not self._superseded(record, start_step)
         ]
-        temporary = self.path.with_suffix(".jsonl.tmp")
-        temporary.write_text(
-            "".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8"
-        )
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def _superseded(self, record: Mapping[str, Any], start_step: int) -> bool:
         same = all(record.get(name) == value for name, value in self._tags.items())
         return same and record.get("step", 0) > start_step
 
 
+class _Lines:
+    """Lines of an object in a bucket, written whole now and then."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._text = path.read_text(encoding="utf-8") if path.exists() else ""
+        self._written = time.monotonic()
+
+    def write(self, line: str) -> None:
+        self._text += line
+
+    def flush(self) -> None:
+        if time.monotonic() - self._written > REMOTE_SECONDS:
+            self.close()
+
+    def close(self) -> None:
+        write_text(self._path, self._text)
+        self._written = time.monotonic()
+
+
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a metrics file; a last line that was cut short by a kill is left out."""
     records = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in as_path(path).read_text(encoding="utf-8").splitlines():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:

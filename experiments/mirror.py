@@ -1,0 +1,59 @@
+"""A local copy of what cannot be read from a bucket: ArrayRecord shards and the tokenizer.
+
+Process 0 prepares them on its disk and uploads them; every other host downloads them once. A folder counts
+as there when its last file is: it is copied last.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from sdtt_jax.paths import as_path, is_remote
+
+CACHE = "SDTT_JAX_CACHE"
+
+
+def local_root(root: Path) -> Path:
+    """Where the copy of a run's directory lies: in `$SDTT_JAX_CACHE`, or else in ~/.cache/sdtt_jax."""
+    if not is_remote(root):
+        return root
+    cache = os.environ.get(CACHE) or Path.home() / ".cache" / "sdtt_jax"
+    return Path(cache) / hashlib.sha256(os.fspath(root).encode()).hexdigest()[:16]
+
+
+def upload(local: Path, remote: Path, last: str) -> None:
+    """Copies a folder into a bucket, the file `last` after all others."""
+    files = sorted(p for p in local.rglob("*") if p.is_file())
+    for path in sorted(files, key=lambda p: p == local / last):
+        target = remote / path.relative_to(local).as_posix()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+
+
+def download(remote: Path, local: Path, last: str) -> None:
+    """Copies a folder from a bucket, unless it is there; several processes of a host may call this."""
+    with _held(local):
+        if (local / last).exists():
+            return
+        partial = local.with_name(f".{local.name}.download")
+        shutil.rmtree(partial, ignore_errors=True)
+        for path in remote.rglob("*"):
+            if path.is_dir():
+                continue
+            target = partial / path.relative_to(remote).as_posix()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(as_path(path).read_bytes())
+        shutil.rmtree(local, ignore_errors=True)
+        partial.rename(local)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,196 @@
+"""A run whose directory is in a bucket. Oracle: a server of Google's storage protocol on this machine.
+
+gcsfs and TensorStore (which writes the arrays for Orbax) both take the server's address from the environment,
+so all that differs from the real thing is who answers.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from experiments import mirror
+from sdtt_jax import paths
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.training.metrics import MetricsWriter, read_metrics
+from tests.experiments.processes import ROOT, SMOKE
+
+pytestmark = [
+    # What gcsfs and its dependencies warn of about each other.
+    pytest.mark.filterwarnings("ignore:::google"),
+    pytest.mark.filterwarnings("ignore:::gcsfs"),
+]
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Environment of programs that find the bucket `gs://bucket`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    script = "import sys; from gcp_storage_emulator.__main__ import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            script,
+            "start",
+            f"--port={port}",
+            "--host=127.0.0.1",
+            "--in-memory",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _make_bucket(address)
+        yield {
+            "STORAGE_EMULATOR_HOST": address,
+            "TENSORSTORE_GCS_HTTP_URL": address,
+            "GOOGLE_CLOUD_PROJECT": "project",
+        }
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _make_bucket(address: str) -> None:
+    request = urllib.request.Request(
+        f"{address}/storage/v1/b?project=project",
+        data=json.dumps({"name": "bucket"}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            urllib.request.urlopen(request).close()
+            return
+        except (urllib.error.URLError, ConnectionError):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def bucket(server, monkeypatch):
+    for name, value in server.items():
+        monkeypatch.setenv(name, value)
+    return paths.as_path("gs://bucket")
+
+
+def test_files_are_written_whole_and_read_back(bucket):
+    path = bucket / "folder" / "file.json"
+    paths.write_text(path, "first")
+    paths.write_text(path, "sécond")
+    assert path.read_text(encoding="utf-8") == "sécond"
+    assert paths.modified(path) > 0
+
+
+def test_metrics_go_on_where_they_were(bucket):
+    """Lines of an earlier writer are kept, but those after the step where this one starts."""
+    for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        with MetricsWriter(bucket / "metrics") as writer:
+            writer.begin({"stage": "teacher", "round": 0}, start)
+            for step in steps:
+                writer.write(step, {"loss": float(10 * start + step)})
+    found = read_metrics(bucket / "metrics" / "metrics.jsonl")
+    assert [(m["step"], m["loss"]) for m in found] == [(1, 1.0), (2, 2.0), (3, 23.0), (4, 24.0)]
+
+
+def test_folders_are_copied_there_and_back(bucket, tmp_path):
+    files = {"info.json": b"{}", "a/b.bin": bytes(range(256)), "c.txt": b""}
+    for name, content in files.items():
+        path = tmp_path / "here" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    mirror.upload(tmp_path / "here", bucket / "copy", "info.json")
+    mirror.download(bucket / "copy", tmp_path / "there", "info.json")
+    found = {
+        str(p.relative_to(tmp_path / "there")): p.read_bytes()
+        for p in (tmp_path / "there").rglob("*")
+        if p.is_file()
+    }
+    assert found == files
+
+
+def test_a_download_that_was_cut_short_is_made_anew(bucket, tmp_path):
+    (bucket / "whole").mkdir(parents=True, exist_ok=True)
+    for name in ("info.json", "data.bin"):
+        (bucket / "whole" / name).write_bytes(b"x")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "data.bin").write_bytes(b"half")
+    mirror.download(bucket / "whole", tmp_path / "there", "info.json")
+    assert (tmp_path / "there" / "data.bin").read_bytes() == b"x"
+
+
+def test_an_unknown_kind_of_path_is_an_error_that_names_those_there_are():
+    with pytest.raises(ConfigError, match=r"ftp:// is not known.*gs://"):
+        paths.as_path("ftp://somewhere/run")
+
+
+def test_a_missing_library_is_an_error_that_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(paths.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"gcsfs.*pip install 'sdtt_jax\[gcs\]'"):
+        paths.as_path("gs://bucket/run")
+
+
+@pytest.mark.slow
+class TestRunInABucket:
+    """The whole pipeline, the smallest that goes through every stage; then once more, from another host."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def runs(cls, server, tmp_path_factory):
+        def run(host: str, module: str, *arguments: str) -> subprocess.CompletedProcess:
+            cache = tmp_path_factory.mktemp(host)
+            return subprocess.run(
+                [sys.executable, "-m", f"experiments.{module}", *arguments],
+                cwd=ROOT,
+                env=os.environ | server | {"JAX_PLATFORMS": "cpu", "SDTT_JAX_CACHE": str(cache)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+
+        arguments = (
+            SMOKE,
+            "--workdir=gs://bucket/run",
+            "--config.teacher.train.num_steps=12",
+            "--config.judge.train.num_steps=12",
+            "--config.distill.train.num_steps=12",
+            "--config.distill.num_rounds=1",
+            "--config.evaluation.num_texts=16",
+            "--config.evaluation.gain_sequences=16",
+            "--config.evaluation.validation_sequences=16",
+        )
+        sampling = ("--checkpoint=gs://bucket/run", "--num_steps=4", "--num_samples=2")
+        return (
+            run("first", "run", *arguments),
+            run("second", "run", *arguments),
+            run("third", "sample", *sampling),
+        )
+
+    def test_runs_to_the_report(self, runs, server, monkeypatch):
+        assert runs[0].returncode == 0, runs[0].stderr
+        for name, value in server.items():
+            monkeypatch.setenv(name, value)
+        root = paths.as_path("gs://bucket/run")
+        assert [r["round"] for r in json.loads((root / "results.json").read_text())["rounds"]] == [
+            1
+        ]
+        assert "<html" in (root / "report.html").read_text(encoding="utf-8")
+
+    def test_another_host_finds_every_stage_finished(self, runs):
+        assert runs[1].returncode == 0, runs[1].stderr
+        for stage in ("teacher", "judge", "distill", "evaluate", "report"):
+            assert f"{stage}: finished before" in runs[1].stdout
+
+    def test_its_checkpoint_is_sampled_from(self, runs):
+        assert runs[2].returncode == 0, runs[2].stderr
+        assert runs[2].stdout.count("—") >= 2
