@@ -86,7 +86,8 @@ def on_first(what: str, function: Callable[[], T]) -> T | None:
       function: needs no other process: no computation on the mesh.
 
     Raises:
-      UserError: on the others, if it raised; process 0 raises what it raised.
+      UserError: on the others, if it raised (a ConfigError if it raised one); process 0 raises what it
+        raised.
     """
     result: T | None = None
     failure: BaseException | None = None
@@ -96,10 +97,13 @@ def on_first(what: str, function: Callable[[], T]) -> T | None:
         except BaseException as error:
             failure = error
     failed = agree(failure is not None)
+    # The others end with the same exit status, or a launcher might retry what cannot succeed.
+    wrong_config = agree(isinstance(failure, ConfigError))
     if failure is not None:
         raise failure
     if failed:
-        raise UserError(f"{what} failed on process 0, whose output says why.")
+        kind = ConfigError if wrong_config else UserError
+        raise kind(f"{what} failed on process 0, whose output says why.")
     return result
 
 

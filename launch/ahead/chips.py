@@ -1,5 +1,6 @@
 """Published peak numbers of the chips, and the slices that can be compiled for: the one table of both."""
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -145,6 +146,9 @@ def describe_devices(topology: Topology) -> list[Any]:
 
 
 def _virtual_devices(topology: Topology) -> list[Any]:
+    # Refused once JAX has looked at its devices; there may be enough of them.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", topology.chips)
     devices = jax.devices("cpu")
     if len(devices) < topology.chips:
         raise UserError(

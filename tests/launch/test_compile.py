@@ -1,0 +1,105 @@
+"""Compiling ahead, end to end. Oracle: FLOPs from the sizes alone, bytes from the shardings.
+
+Virtual CPU devices stand for GPUs: the TPU compiler is no part of the test requirements. What is compiled for
+TPU slices is reported in docs/pods/ahead.md.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+SMOKE = "--config=experiments/configs/smoke.py"
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "launch.compile", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    output = tmp_path_factory.mktemp("compile") / "out.json"
+    done = call(
+        SMOKE,
+        "--topology=h100:4",
+        "--batch_per_chip=8",
+        "--config.mesh.fsdp=2",
+        f"--output={output}",
+    )
+    assert done.returncode == 0, done.stderr
+    return done, {r["program"]: r for r in json.loads(output.read_text())}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["distill", "teacher", "sample"])
+def test_counted_flops_agree_with_those_from_the_sizes(compiled, kind):
+    """Within 5 %, at the sizes of `smoke.py`, where the parts left out of the sizes' count weigh most."""
+    record = compiled[1][kind]
+    assert record["flops"]["counted_over_expected"] == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.slow
+def test_every_figure_says_how_it_was_found(compiled):
+    done, records = compiled
+    for word in ("from the shardings", "compiled", "counted", "predicted", "peak memory", "fits"):
+        assert word in done.stdout, word
+    assert set(records) == {"distill", "teacher", "sample"}
+    distill = records["distill"]
+    assert distill["mesh"] == {"data": 2, "fsdp": 2, "model": 1}
+    assert set(distill["state_bytes"]) == {"parameters", "optimizer", "average", "teacher"}
+    assert distill["state_bytes"]["teacher"] >= distill["state_bytes"]["parameters"]
+    assert {"data", "fsdp"} == {a for c in distill["collectives"] for a in c["axes"]}
+    predicted = distill["predicted"]
+    parts = [predicted[f"{n}_seconds"] for n in ("compute", "memory", "network")]
+    assert predicted["seconds"] == max(parts)
+    assert predicted["seconds_without_overlap"] == pytest.approx(sum(parts))
+
+
+@pytest.mark.slow
+def test_a_search_finds_a_mesh_and_a_batch(tmp_path):
+    output = tmp_path / "out.json"
+    done = call(
+        SMOKE,
+        "--topology=h100:2",
+        "--search",
+        "--search_seconds=1",
+        "--programs=distill",
+        f"--output={output}",
+    )
+    assert done.returncode == 0, done.stderr
+    best = json.loads(output.read_text())[0]
+    assert best["fits"]
+    assert best["batch_per_chip"] >= 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((SMOKE,), "--topology is missing"),
+        (("--topology=h100:2",), "--config is missing"),
+        ((SMOKE, "--topology=v5f:2x4"), "did you mean v5"),
+        ((SMOKE, "--topology=h100:2", "--programs=train"), "--programs=train is none of distill"),
+        ((SMOKE, "--topology=h100:3", "--config.mesh.fsdp=2"), "mesh.fsdp=2 does not divide the 3"),
+        (
+            (SMOKE, "--topology=h100:2", "--config.model.embed=3"),
+            "config.model has no field 'embed'",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line_that_names_what_to_change(arguments, message):
+    done = call(*arguments)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert message in lines[0]
