@@ -33,6 +33,10 @@ case $4 in
             echo SUSPENDED >"$STUB/state"
             exit 255
           fi
+          if [ -e "$STUB/cut" ]; then
+            mv "$STUB/cut" "$STUB/was-cut"
+            exit 255
+          fi
           bash -c "${argument#--command=}"
           ;;
       esac

@@ -66,6 +66,17 @@ def test_tpu_vm_attaches_to_a_run_that_goes_on(stubs, tmp_path):
     assert stubs.runs == 1  # after the one that it found, which ended with 75
 
 
+def test_tpu_vm_attaches_again_when_the_connection_was_cut(stubs, tmp_path):
+    pod = write(tpu_vm.render(TPU), tmp_path / "pod")
+    (tmp_path / "cut").touch()
+    (tmp_path / "running").touch()
+    (tmp_path / "exit").write_text("0\n")
+    result = stubs.run(pod / "pod.sh", "run", codes=[])
+    assert result.returncode == 0, result.stderr
+    assert stubs.runs == 0
+    assert (tmp_path / "was-cut").exists()
+
+
 def test_tpu_vm_takes_a_host_that_is_silent_for_a_failure(stubs, tmp_path):
     """Two hosts are expected, and the stub answers for one."""
     pod = write(tpu_vm.render(dataclasses.replace(TPU, slices=2, max_restarts=0)), tmp_path / "pod")
@@ -136,11 +147,13 @@ def test_no_value_breaks_out_of_its_place(stubs, tmp_path):
     stubs.run(tmp_path / "run.sh", codes=[0, 0, 0])
     assert received() == expected
 
+    checkout = tmp_path / "a checkout; $(touch PWNED) 'x'"
+    checkout.mkdir()
     gpu = dataclasses.replace(
         spec,
         accelerator="h100",
         image="",
-        slurm=SlurmConfig(checkout=str(tmp_path), python=stubs.python),
+        slurm=SlurmConfig(checkout=str(checkout), python=stubs.python),
     )
     job = write(slurm.render(gpu), tmp_path / "slurm") / "job.sbatch"
     stubs.run(job, codes=[0, 0, 0, 0], SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(tmp_path / "cwd"))
