@@ -11,6 +11,7 @@ import shlex
 
 from launch.pods.spec import Files, PodSpec, require_cloud
 from launch.pods.templating import render as template
+from sdtt_jax.configs import require
 
 COORDINATOR_PORT = 8476
 _SPOT = "cloud.google.com/gke-spot"
@@ -21,6 +22,11 @@ def render(spec: PodSpec) -> Files:
     require_cloud(spec, "image")
     slice_ = spec.slice
     tpu = slice_.kind == "tpu"
+    require(
+        not tpu or spec.slices == 1 or slice_.hosts > 1,
+        f"slices={spec.slices}: GKE connects slices of several hosts only, and {spec.accelerator} is one "
+        "host; choose a larger accelerator.",
+    )
     if tpu:
         selector = {
             "cloud.google.com/gke-tpu-accelerator": slice_.gke,

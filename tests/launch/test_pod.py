@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -58,6 +59,7 @@ def test_a_wrong_field_is_named(change, fault):
         ("skypilot", {"workdir": "/tmp/run"}, "give gs://BUCKET/PATH"),
         ("tpu_vm", {"zone": ""}, "set spec.zone"),
         ("gke", {"image": ""}, "set spec.image"),
+        ("gke", {"slices": 2}, "choose a larger accelerator"),
         ("skypilot", {"slices": 2}, "one TPU slice"),
         ("skypilot", {"reservation": "r"}, "config.yaml"),
         ("slurm", {"accelerator": "h100", "image": ""}, "set spec.slurm.checkout"),
@@ -145,3 +147,24 @@ def test_a_wrong_command_line_is_one_line_and_status_2(arguments, fault):
     (line,) = result.stderr.splitlines()
     assert line.startswith("Error: ")
     assert fault in line
+
+
+def commands_of_the_documents():
+    for page in sorted((ROOT / "docs" / "pods").glob("*.md")):
+        for block in re.findall(r"(?ms)^```\n(.*?)^```", page.read_text()):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("python -m launch.pod"):
+                    yield pytest.param(line, id=page.stem)
+
+
+@pytest.mark.parametrize("line", list(commands_of_the_documents()))
+def test_the_documents_have_commands_that_work(line):
+    line = re.sub(r"\[.*?\]", "", line).replace("BUCKET", "bucket").replace("IMAGE", "image:tag")
+    result = command_line(*shlex.split(line)[3:], "--dry_run")
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_documents_link_to_files_that_exist():
+    for page in (ROOT / "docs" / "pods").glob("*.md"):
+        for link in re.findall(r"\]\((?!https://)([^)#]*)(?:#[^)]*)?\)", page.read_text()):
+            assert link == "" or (page.parent / link).is_file(), f"{page.name}: {link}"
