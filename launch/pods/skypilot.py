@@ -38,7 +38,7 @@ def render(spec: PodSpec) -> Files:
         accelerators=spec.slice.skypilot,
         runtime=spec.slice.runtime,
         spot=spec.spot,
-        extra="tpu" if tpu else "cuda",
+        extras="tpu,gcs" if tpu else "cuda,gcs",
         port=COORDINATOR_PORT,
         command=spec.shell_command,
     )
