@@ -1,0 +1,116 @@
+"""Writes the files that start a run on a pod, and prints the commands that follow.
+
+  python -m launch.pod --launcher=gke --spec=launch/specs/v5e_256.py --spec.workdir=gs://BUCKET/PATH
+
+Launchers: tpu_vm (gcloud, queued resources), gke (JobSet), xpk, skypilot, slurm. Any field of the spec can be
+given on the command line, for example --spec.slices=4 or --spec.gke.queue=QUEUE; what follows `--` is added
+to the options of experiments.run, for example -- --config.seed=1 --stages=distill,evaluate. Nothing is
+started: the files are written to --output, or with --dry_run only printed. See docs/pods/.
+"""
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments.settings import check_overrides
+from experiments.terminal import run_app
+from launch.pods import gke, skypilot, slurm, tpu_vm, xpk
+from launch.pods.spec import Files, NextSteps, PodSpec, Render
+from sdtt_jax.configs import from_mapping, require
+from sdtt_jax.errors import ConfigError, UserError
+
+LAUNCHERS: dict[str, tuple[Render, NextSteps]] = {
+    "tpu_vm": (tpu_vm.render, tpu_vm.next_steps),
+    "gke": (gke.render, gke.next_steps),
+    "xpk": (xpk.render, xpk.next_steps),
+    "skypilot": (skypilot.render, skypilot.next_steps),
+    "slurm": (slurm.render, slurm.next_steps),
+}
+
+_LAUNCHER = flags.DEFINE_enum("launcher", None, list(LAUNCHERS), "The tool that starts the run.")
+_SPEC = config_flags.DEFINE_config_file("spec", None, "The spec file.", lock_config=True)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the files instead of writing them.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Directory of the files; runs/pods/NAME/LAUNCHER by default."
+)
+
+
+def pod_spec(spec: Any, overrides: Sequence[str] = ()) -> PodSpec:
+    """Validates what a spec file and the command line made.
+
+    Args:
+      spec: a `ConfigDict`.
+      overrides: added to the spec's.
+
+    Raises:
+      ConfigError: naming the field, also one of the run's config in `overrides`.
+    """
+    mapping = spec.to_dict()
+    mapping["overrides"] = (*mapping["overrides"], *overrides)
+    validated = from_mapping(PodSpec, mapping, where="spec")
+    check_overrides([f"--config={validated.config}", *validated.overrides])
+    return validated
+
+
+def check_spec_flags(argv: Sequence[str]) -> None:
+    """Raises `ConfigError` for a spec file, or a field in `--spec.FIELD=…`, that does not exist."""
+    for argument in argv:
+        file = re.match(r"--spec=(.+)", argument)
+        require(file is None or Path(file[1]).is_file(), f"{argument}: there is no such file.")
+        match = re.match(r"--spec\.([\w.]+)", argument)
+        if match is None:
+            continue
+        kind: Any = PodSpec
+        where = "spec"
+        for name in match[1].split("."):
+            hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+            if name not in hints:
+                near = difflib.get_close_matches(name, hints, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"fields: {', '.join(hints)}."
+                raise ConfigError(f"{where} has no field {name!r}; {hint}")
+            kind, where = hints[name], f"{where}.{name}"
+
+
+def write(files: Files, directory: Path) -> None:
+    """Writes the files, making the directory.
+
+    Raises:
+      UserError: if that is not possible.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (directory / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output={directory}: {error.strerror}.") from None
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes or prints what the flags ask for."""
+    for name in ("launcher", "spec"):
+        require(flags.FLAGS[name].value is not None, f"--{name} is missing; see --help.")
+    launcher = str(_LAUNCHER.value)
+    render, next_steps = LAUNCHERS[launcher]
+    spec = pod_spec(_SPEC.value, argv[1:])
+    files = render(spec)
+    directory = str(_OUTPUT.value or f"runs/pods/{spec.name}/{launcher}")
+    if _DRY_RUN.value:
+        for name, text in files.items():
+            print(f"==> {directory}/{name} <==\n{text}")
+    else:
+        write(files, Path(directory))
+        print(f"Written: {', '.join(f'{directory}/{name}' for name in files)}")
+    print("Next:")
+    for step in next_steps(spec, directory):
+        print(f"  {step}")
+
+
+if __name__ == "__main__":
+    run_app(main, check_spec_flags)

@@ -1,0 +1,55 @@
+"""SkyPilot: a managed job.
+
+Fields: https://docs.skypilot.co/en/latest/reference/yaml-spec.html; recovery:
+https://docs.skypilot.co/en/latest/examples/managed-jobs.html; TPUs, whose hosts all run the commands:
+https://docs.skypilot.co/en/latest/reference/tpu.html.
+"""
+
+import shlex
+
+from launch.pods.gke import COORDINATOR_PORT
+from launch.pods.spec import Files, PodSpec, require_cloud
+from launch.pods.templating import render as template
+from sdtt_jax.configs import require
+
+
+def render(spec: PodSpec) -> Files:
+    """`task.yaml`."""
+    require_cloud(spec)
+    tpu = spec.slice.kind == "tpu"
+    require(
+        not tpu or spec.slices == 1,
+        f"slices={spec.slices}: SkyPilot runs one TPU slice; use tpu_vm, gke or xpk for several.",
+    )
+    require(
+        spec.reservation == "",
+        "reservation: SkyPilot takes it from ~/.sky/config.yaml (gcp.specific_reservations); leave the "
+        "field empty.",
+    )
+    cloud = "gcp" if tpu or spec.zone else ""
+    task = template(
+        "task.yaml.j2",
+        name=spec.name,
+        slices=spec.slices,
+        accelerator=spec.accelerator,
+        max_restarts=spec.max_restarts,
+        nodes=1 if tpu else spec.slices,
+        infra=f"{cloud}/*/{spec.zone}" if spec.zone else cloud,
+        accelerators=spec.slice.skypilot,
+        runtime=spec.slice.runtime,
+        spot=spec.spot,
+        extras="tpu,gcs" if tpu else "cuda,gcs",
+        port=COORDINATOR_PORT,
+        command=spec.shell_command,
+    )
+    return {"task.yaml": task}
+
+
+def next_steps(spec: PodSpec, directory: str) -> list[str]:
+    """The commands that follow."""
+    return [
+        f"sky jobs launch --name {spec.name} {shlex.quote(f'{directory}/task.yaml')}   # in the checkout",
+        "sky jobs queue",
+        f"sky jobs logs --name {spec.name}",
+        f"sky jobs cancel --name {spec.name}",
+    ]

@@ -1,0 +1,76 @@
+"""SLURM: a batch script for nodes of GPUs.
+
+Options: https://slurm.schedmd.com/sbatch.html and https://slurm.schedmd.com/srun.html (return value: the
+highest of all tasks). JAX reads SLURM_STEP_NODELIST, SLURM_NTASKS, SLURM_PROCID and SLURM_LOCALID, and takes
+the last as the number of the task's GPU (jax/_src/clusters/slurm_cluster.py).
+"""
+
+import shlex
+
+from launch.pods.spec import Files, PodSpec
+from launch.pods.templating import render as template
+from sdtt_jax.configs import require
+
+# How long tasks may go on when the first has ended, before SLURM ends them.
+_STRAGGLERS = 600
+
+
+def render(spec: PodSpec) -> Files:
+    """`job.sbatch`."""
+    require(
+        spec.slice.kind == "gpu",
+        f"accelerator={spec.accelerator!r}: slurm runs GPUs; use tpu_vm, gke, xpk or skypilot for TPUs.",
+    )
+    local = not spec.workdir.startswith("gs://")
+    require(
+        not local or spec.workdir.startswith("/"),
+        f"workdir={spec.workdir!r} must be an absolute path that all nodes see, or gs://BUCKET/PATH.",
+    )
+    require(not spec.spot, "spot: SLURM has partitions for that; set spec.slurm.partition.")
+    container = []
+    command = spec.command
+    if spec.image:
+        # Options of Pyxis, https://github.com/NVIDIA/pyxis.
+        container = [f"--container-image={spec.image}", "--container-workdir=/app"]
+        if local:
+            require(
+                ":" not in spec.workdir and "," not in spec.workdir,
+                f"workdir={spec.workdir!r} is mounted into the container, and may hold neither ':' nor ','.",
+            )
+            container.append(f"--container-mounts={spec.workdir}:{spec.workdir}")
+    else:
+        for name in ("checkout", "python"):
+            require(
+                getattr(spec.slurm, name).startswith("/"),
+                f"slurm.{name} must be an absolute path that all nodes see (or give an image); set "
+                f"spec.slurm.{name}.",
+            )
+        command = [spec.slurm.python, *command[1:]]
+    job = template(
+        "job.sbatch.j2",
+        name=spec.name,
+        slices=spec.slices,
+        accelerator=spec.accelerator,
+        gpus=spec.slice.chips,
+        slurm=spec.slurm,
+        reservation=spec.reservation,
+        grace=spec.grace_seconds,
+        max_restarts=spec.max_restarts,
+        image=spec.image,
+        mount=spec.workdir if spec.image and local else "",
+        wait=_STRAGGLERS,
+        container="".join(f" \\\n  {shlex.quote(option)}" for option in container),
+        command=shlex.join(command),
+    )
+    return {"job.sbatch": job}
+
+
+def next_steps(spec: PodSpec, directory: str) -> list[str]:
+    """The commands that follow."""
+    return [
+        f"sbatch {shlex.quote(f'{directory}/job.sbatch')}",
+        f"squeue --me --name={spec.name}",
+        f"tail -f {spec.name}-*.log",
+        "# saves and puts the job back into the queue; without --signal=TERM it ends for good",
+        f"scancel --signal=TERM --name={spec.name}",
+    ]

@@ -1,0 +1,217 @@
+"""The spec of a run on a pod: every field with its default, in frozen dataclasses."""
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Callable
+
+import ml_collections
+
+from launch.pods.accelerators import Accelerator, find
+from sdtt_jax.configs import require, to_mapping
+
+_DNS_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
+_WORD = re.compile(r"[\w.@:/-]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/.*)?")
+
+Files = dict[str, str]
+Render = Callable[["PodSpec"], Files]
+NextSteps = Callable[["PodSpec", str], list[str]]
+
+
+def _check_words(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        require(
+            _WORD.fullmatch(value) is not None,
+            f"{name}={value!r} may hold letters, digits and . _ @ : / - only.",
+        )
+
+
+def _check_line(name: str, value: str) -> None:
+    require(
+        _CONTROL.search(value) is None,
+        f"{name}={value!r} must be one line without control characters.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class GkeConfig:
+    """What GKE and xpk need to know.
+
+    Attributes:
+      cluster: name of the cluster; xpk only.
+      namespace: where the JobSet goes.
+      queue: Kueue's LocalQueue; empty without Kueue.
+    """
+
+    cluster: str = ""
+    namespace: str = "default"
+    queue: str = ""
+
+    def __post_init__(self) -> None:
+        _check_words(self, "cluster", "namespace", "queue")
+        require(self.namespace != "", "namespace is empty; the usual one is 'default'.")
+
+
+@dataclasses.dataclass(frozen=True)
+class SlurmConfig:
+    """What SLURM needs to know.
+
+    Attributes:
+      partition: empty for the cluster's default.
+      account: empty for the user's default.
+      time_limit: days-hours:minutes:seconds or hours:minutes:seconds of one attempt.
+      cpus_per_task: CPU cores for each GPU.
+      checkout: directory of this repository, seen by all nodes; unused with an image.
+      python: Python with the library installed, seen by all nodes; unused with an image.
+    """
+
+    partition: str = ""
+    account: str = ""
+    time_limit: str = "24:00:00"
+    cpus_per_task: int = 8
+    checkout: str = ""
+    python: str = ""
+
+    def __post_init__(self) -> None:
+        _check_words(self, "partition", "account")
+        require(
+            re.fullmatch(r"(\d+-)?\d+:\d\d:\d\d", self.time_limit) is not None,
+            f"time_limit={self.time_limit!r} must be like 24:00:00 or 2-00:00:00.",
+        )
+        require(
+            self.cpus_per_task > 0, f"cpus_per_task must be positive, not {self.cpus_per_task}."
+        )
+        for name in ("checkout", "python"):
+            _check_line(name, getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class PodSpec:
+    """A run on a pod.
+
+    Attributes:
+      name: of the job and of everything made for it.
+      accelerator: one slice or node: v5litepod-256, v6e-256, v5p-512, h100 …
+      slices: slices of TPUs, connected by the data-centre network, or nodes of GPUs.
+      config: config file of `experiments.run`, as a path in this repository.
+      workdir: directory of the run, seen by all hosts: gs://BUCKET/PATH, on SLURM also a path.
+      overrides: further options of `experiments.run`: --config.FIELD=VALUE, --stages=a,b.
+      image: container image (launch/docker/).
+      project: of Google Cloud; empty for gcloud's default.
+      zone: of Google Cloud.
+      spot: capacity that can be taken away at any time.
+      reservation: name of a reservation.
+      service_account: of the TPU VMs (e-mail address), or of Kubernetes (name).
+      max_restarts: how often status 1 may be answered with another attempt; 75 does not count.
+      grace_seconds: time to save between SIGTERM and SIGKILL.
+      gke: for GKE and xpk.
+      slurm: for SLURM.
+    """
+
+    name: str = "sdtt"
+    accelerator: str = "v5litepod-256"
+    slices: int = 1
+    config: str = "experiments/configs/owt_small.py"
+    workdir: str = ""
+    overrides: tuple[str, ...] = ()
+    image: str = ""
+    project: str = ""
+    zone: str = ""
+    spot: bool = False
+    reservation: str = ""
+    service_account: str = ""
+    max_restarts: int = 3
+    grace_seconds: int = 120
+    gke: GkeConfig = GkeConfig()
+    slurm: SlurmConfig = SlurmConfig()
+
+    def __post_init__(self) -> None:
+        require(
+            _DNS_LABEL.fullmatch(self.name) is not None,
+            f"name={self.name!r} must be a DNS label: at most 40 of a-z, 0-9 and '-', beginning with a "
+            "letter and not ending with '-'.",
+        )
+        find(self.accelerator)
+        require(self.slices > 0, f"slices must be positive, not {self.slices}.")
+        require(self.max_restarts >= 0, f"max_restarts must not be negative: {self.max_restarts}.")
+        require(
+            self.grace_seconds >= 30,
+            f"grace_seconds={self.grace_seconds} leaves no time to save; give at least 30.",
+        )
+        _check_words(self, "image", "project", "zone", "reservation", "service_account")
+        for name in ("config", "workdir"):
+            _check_line(name, getattr(self, name))
+        require(self.config.endswith(".py"), f"config={self.config!r} must be a Python file.")
+        require(self.workdir != "", "workdir is missing; give gs://BUCKET/PATH.")
+        require(
+            not self.workdir.startswith("gs:") or _BUCKET.fullmatch(self.workdir) is not None,
+            f"workdir={self.workdir!r} must be gs://BUCKET/PATH.",
+        )
+        require(
+            not (self.spot and self.reservation),
+            "spot and reservation exclude each other; leave one of them out.",
+        )
+        for override in self.overrides:
+            _check_line("overrides", override)
+            require(
+                override.startswith("--") and not override.startswith(("--config=", "--workdir")),
+                f"overrides: {override!r} must be like --config.FIELD=VALUE or --stages=a,b; config and "
+                "workdir are fields of the spec.",
+            )
+
+    @property
+    def slice(self) -> Accelerator:
+        """The accelerator's row of the table."""
+        return find(self.accelerator)
+
+    @property
+    def hosts(self) -> int:
+        """Hosts of all slices or nodes."""
+        return self.slices * self.slice.hosts
+
+    @property
+    def command(self) -> list[str]:
+        """What every process runs, at the first start and at every restart."""
+        return [
+            "python",
+            "-m",
+            "experiments.run",
+            f"--config={self.config}",
+            f"--workdir={self.workdir}",
+            *self.overrides,
+        ]
+
+    @property
+    def shell_command(self) -> str:
+        """`command` as one line of shell."""
+        return shlex.join(self.command)
+
+
+def spec_dict(spec: PodSpec) -> ml_collections.ConfigDict:
+    """The spec as spec files return it: locked, so that an unknown field is an error."""
+    # A tuple, and not a list as in JSON, for only tuples can be given on the command line.
+    return ml_collections.ConfigDict(to_mapping(spec) | {"overrides": spec.overrides}).lock()
+
+
+def require_tpu(spec: PodSpec, launcher: str, instead: str) -> None:
+    """Raises `ConfigError` for GPUs."""
+    require(
+        spec.slice.kind == "tpu",
+        f"accelerator={spec.accelerator!r}: {launcher} runs TPUs; use {instead} for GPUs.",
+    )
+
+
+def require_cloud(spec: PodSpec, *fields: str) -> None:
+    """Raises `ConfigError` unless the workdir is in a bucket and each of `fields` is set."""
+    require(
+        spec.workdir.startswith("gs://"),
+        f"workdir={spec.workdir!r} is not seen by all hosts; give gs://BUCKET/PATH.",
+    )
+    for name in fields:
+        value: object = spec
+        for part in name.split("."):
+            value = getattr(value, part)
+        require(value != "", f"{name} is missing; set spec.{name}.")

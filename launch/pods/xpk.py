@@ -1,0 +1,66 @@
+"""xpk: its one command, which makes a JobSet as well.
+
+Options: https://github.com/AI-Hypercomputer/xpk/blob/main/src/xpk/parser/workload.py. Its pod failure policy
+ends the job on every exit status but 42, 127 to 255 and those of --restart-on-exit-codes
+(`get_restart_exit_codes` in src/xpk/commands/workload.py); 2 is not among them.
+"""
+
+import shlex
+
+from launch.pods.spec import Files, PodSpec, require_cloud, require_tpu
+from launch.pods.templating import render as template
+
+
+def render(spec: PodSpec) -> Files:
+    """`workload.sh`."""
+    require_tpu(spec, "xpk", "gke, skypilot or slurm")
+    require_cloud(spec, "image", "zone", "gke.cluster")
+    capacity = (
+        ["--spot"]
+        if spec.spot
+        else [f"--reservation={spec.reservation}"]
+        if spec.reservation
+        else []
+    )
+    options = [
+        *_place(spec),
+        f"--tpu-type={spec.accelerator}",
+        f"--num-slices={spec.slices}",
+        f"--docker-image={spec.image}",
+        *capacity,
+        f"--max-restarts={spec.max_restarts}",
+        "--restart-on-exit-codes=1,75",
+        f"--termination-grace-period-seconds={spec.grace_seconds}",
+        f"--command={spec.shell_command}",
+    ]
+    workload = template(
+        "workload.sh.j2",
+        name=spec.name,
+        slices=spec.slices,
+        accelerator=spec.accelerator,
+        max_restarts=spec.max_restarts,
+        options=" \\\n  ".join(map(shlex.quote, options)),
+    )
+    return {"workload.sh": workload}
+
+
+def next_steps(spec: PodSpec, directory: str) -> list[str]:
+    """The commands that follow."""
+    place = shlex.join(_place(spec))
+    cluster = shlex.join(option for option in _place(spec) if not option.startswith("--workload"))
+    return [
+        f"bash {shlex.quote(f'{directory}/workload.sh')}",
+        f"xpk workload list {cluster}",
+        "# saves and stops; workload.sh goes on from there",
+        f"xpk workload delete {place}",
+    ]
+
+
+def _place(spec: PodSpec) -> list[str]:
+    project = [f"--project={spec.project}"] if spec.project else []
+    return [
+        f"--workload={spec.name}",
+        f"--cluster={spec.gke.cluster}",
+        *project,
+        f"--zone={spec.zone}",
+    ]

@@ -1,0 +1,24 @@
+"""The paper's recipe at 24 × 1536 on four v6e pods of 256 chips, from spot capacity, queued by Kueue."""
+
+from ml_collections import ConfigDict
+
+from launch.pods.spec import GkeConfig, PodSpec, spec_dict
+
+
+def get_config() -> ConfigDict:
+    """Four slices."""
+    return spec_dict(
+        PodSpec(
+            name="sdtt-large",
+            accelerator="v6e-256",
+            slices=4,
+            config="experiments/configs/owt_large.py",
+            overrides=("--config.data.corpus=/data/openwebtext",),
+            workdir="gs://my-bucket/sdtt/large",
+            image="us-docker.pkg.dev/my-project/sdtt/sdtt:tpu",
+            project="my-project",
+            zone="us-east5-a",
+            spot=True,
+            gke=GkeConfig(cluster="my-cluster", queue="multislice-queue"),
+        )
+    )

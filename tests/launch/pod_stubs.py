@@ -1,0 +1,126 @@
+"""Stubs of the programs that rendered scripts call, and a way to run the scripts with them.
+
+`python` takes its exit statuses from a list, one each time it is run, and writes down its arguments.
+"""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+
+_STUBS = {
+    "python": """
+printf '%s\\n' "$@" >"$STUB/argv"
+echo run >>"$STUB/runs"
+code=$(sed -n "$(($(wc -l <"$STUB/runs")))p" "$STUB/codes")
+exit "${code:-99}"
+""",
+    "sudo": 'exec "$@"\n',
+    # A queue with one resource, whose one host is this machine.
+    "gcloud": """
+echo "$*" | head -n1 >>"$STUB/gcloud"
+case $4 in
+  describe) cat "$STUB/state" ;;
+  create) echo "${CREATED:-ACTIVE}" >"$STUB/state" ;;
+  delete) rm "$STUB/state" ;;
+  ssh)
+    for argument in "$@"; do
+      case $argument in
+        --command=action=install*) ;;
+        --command=*)
+          if [ -e "$STUB/preempt" ]; then
+            mv "$STUB/preempt" "$STUB/preempted"
+            echo SUSPENDED >"$STUB/state"
+            exit 255
+          fi
+          if [ -e "$STUB/cut" ]; then
+            mv "$STUB/cut" "$STUB/was-cut"
+            exit 255
+          fi
+          bash -c "${argument#--command=}"
+          ;;
+      esac
+    done
+    ;;
+esac
+""",
+    "docker": """
+command=$1
+shift
+case $command in
+  run)
+    while [ "${1#--}" != "$1" ]; do shift; done
+    shift
+    "$@"
+    echo "$?" >"$STUB/exit"
+    ;;
+  wait)
+    cat "$STUB/exit"
+    rm -f "$STUB/running"
+    ;;
+  ps) if [ -e "$STUB/running" ]; then echo 0123; fi ;;
+esac
+""",
+    "srun": """
+while [ "${1#--}" != "$1" ]; do shift; done
+exec "$@"
+""",
+    "scontrol": 'echo "$*" >>"$STUB/scontrol"\n',
+    "xpk": """
+for argument in "$@"; do
+  case $argument in --command=*) bash -c "${argument#--command=}" ;; esac
+done
+""",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stubs:
+    """A folder with the stubs and what they wrote down."""
+
+    root: pathlib.Path
+
+    @property
+    def python(self) -> str:
+        return str(self.root / "bin" / "python")
+
+    @property
+    def runs(self) -> int:
+        """How often `python` was run."""
+        return len(self.lines("runs"))
+
+    def lines(self, name: str) -> list[str]:
+        path = self.root / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    def run(self, script: pathlib.Path | str, *arguments: str, codes: list[int], **variables: str):
+        """Runs a script with `codes` as the exit statuses of `python`."""
+        (self.root / "codes").write_text("".join(f"{code}\n" for code in codes))
+        return subprocess.run(
+            ["bash", str(script), *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=self.root / "cwd",
+            env={
+                "PATH": f"{self.root / 'bin'}:{os.environ['PATH']}",
+                "HOME": str(self.root / "home"),
+                "STUB": str(self.root),
+                "POD_PAUSE": "0",
+                **variables,
+            },
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+        )
+
+
+def make_stubs(root: pathlib.Path) -> Stubs:
+    """Writes the stubs below `root`."""
+    for name in ("bin", "cwd", "home/sdtt-venv/bin"):
+        (root / name).mkdir(parents=True)
+    (root / "home/sdtt-venv/bin/activate").touch()
+    for name, body in _STUBS.items():
+        path = root / "bin" / name
+        path.write_text(f"#!/usr/bin/env bash\n{body}")
+        path.chmod(0o755)
+    return Stubs(root)

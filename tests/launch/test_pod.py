@@ -1,0 +1,170 @@
+"""launch.pod: its command line, and the specs that it refuses, in one line that says what to change."""
+
+import dataclasses
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from launch.pods.accelerators import ACCELERATORS
+from launch.pods.spec import GkeConfig, PodSpec, SlurmConfig, spec_dict
+from sdtt_jax.configs import from_mapping
+from sdtt_jax.errors import ConfigError
+from tests.launch.pod_specs import LAUNCHERS, TPU
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"name": "My_Run"}, "name='My_Run' must be a DNS label"),
+        ({"name": "a" * 41}, "at most 40"),
+        ({"accelerator": "v5e-256"}, "did you mean v5litepod-256"),
+        ({"accelerator": "v6e-100"}, "did you mean v6e-"),
+        ({"accelerator": "abacus"}, "choose from"),
+        ({"slices": 0}, "slices must be positive"),
+        ({"workdir": ""}, "workdir is missing"),
+        ({"workdir": "gs://"}, "must be gs://BUCKET/PATH"),
+        ({"workdir": "gs://b/a\nb"}, "one line"),
+        ({"image": "a b"}, "image='a b' may hold"),
+        ({"zone": "$(x)"}, "zone="),
+        ({"overrides": ("seed=1",)}, "must be like --config.FIELD=VALUE"),
+        ({"overrides": ("--workdir=/x",)}, "are fields of the spec"),
+        ({"grace_seconds": 5}, "grace_seconds=5 leaves no time"),
+        ({"max_restarts": -1}, "max_restarts"),
+        ({"spot": True, "reservation": "r"}, "exclude each other"),
+        ({"config": "owt"}, "must be a Python file"),
+    ],
+)
+def test_a_wrong_field_is_named(change, fault):
+    with pytest.raises(ConfigError, match=re.escape(fault)) as caught:
+        dataclasses.replace(TPU, **change)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "change", "fault"),
+    [
+        ("slurm", {}, "slurm runs GPUs"),
+        ("tpu_vm", {"accelerator": "h100"}, "tpu_vm runs TPUs"),
+        ("xpk", {"accelerator": "h100"}, "xpk runs TPUs"),
+        ("xpk", {"gke": GkeConfig()}, "set spec.gke.cluster"),
+        ("tpu_vm", {"workdir": "/runs/x"}, "give gs://BUCKET/PATH"),
+        ("gke", {"workdir": "runs/x"}, "give gs://BUCKET/PATH"),
+        ("skypilot", {"workdir": "/runs/x"}, "give gs://BUCKET/PATH"),
+        ("tpu_vm", {"zone": ""}, "set spec.zone"),
+        ("gke", {"image": ""}, "set spec.image"),
+        ("gke", {"slices": 2}, "choose a larger accelerator"),
+        ("skypilot", {"slices": 2}, "one TPU slice"),
+        ("skypilot", {"reservation": "r"}, "config.yaml"),
+        ("slurm", {"accelerator": "h100", "image": ""}, "set spec.slurm.checkout"),
+        ("slurm", {"accelerator": "h100", "workdir": "runs/x"}, "absolute path"),
+        ("slurm", {"accelerator": "h100", "workdir": "/a,b"}, "neither ':' nor ','"),
+        ("slurm", {"accelerator": "h100", "spot": True}, "set spec.slurm.partition"),
+    ],
+)
+def test_a_launcher_refuses_what_it_cannot_do(launcher, change, fault):
+    with pytest.raises(ConfigError, match=re.escape(fault)) as caught:
+        LAUNCHERS[launcher].render(dataclasses.replace(TPU, **change))
+    assert "\n" not in str(caught.value)
+
+
+def test_slurm_fields_are_checked():
+    for change in ({"time_limit": "a day"}, {"partition": "a b"}, {"cpus_per_task": 0}):
+        with pytest.raises(ConfigError, match=next(iter(change))):
+            SlurmConfig(**change)
+
+
+def test_the_table_of_accelerators_adds_up():
+    assert ACCELERATORS["v5litepod-256"].hosts == 64
+    assert ACCELERATORS["v5p-512"].chips == 256
+    assert ACCELERATORS["v5litepod-8"].machine == "ct5lp-hightpu-8t"
+    for accelerator in ACCELERATORS.values():
+        assert accelerator.hosts * accelerator.chips_per_host == accelerator.chips
+        assert (accelerator.runtime != "") == (accelerator.kind == "tpu")
+    assert from_mapping(PodSpec, spec_dict(TPU).to_dict()) == TPU
+
+
+def command_line(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "launch.pod", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        timeout=120,
+    )
+
+
+def test_dry_run_prints_and_writes_nothing(tmp_path):
+    out = tmp_path / "out"
+    result = command_line(
+        "--launcher=gke",
+        "--spec=launch/specs/v5e_256.py",
+        "--spec.slices=2",
+        "--dry_run",
+        f"--output={out}",
+        "--",
+        "--config.seed=3",
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"==> {out}/jobset.yaml <==" in result.stdout
+    assert "replicas: 2" in result.stdout
+    assert '"--config.seed=3"' in result.stdout
+    assert "kubectl apply -f" in result.stdout
+    assert not out.exists()
+
+
+def test_files_are_written_and_the_next_commands_printed(tmp_path):
+    out = tmp_path / "a folder"
+    result = command_line("--launcher=tpu_vm", "--spec=launch/specs/v5e_256.py", f"--output={out}")
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["host.sh", "pod.sh"]
+    assert f"bash '{out}/pod.sh' run" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--launcher=slurm"], "slurm runs GPUs"),
+        (["--launcher=gke", "--spec.acelerator=x"], "did you mean 'accelerator'"),
+        (["--launcher=gke", "--spec.workdir=/runs/x"], "give gs://BUCKET/PATH"),
+        (["--launcher=gke", "--", "--config.distill.train.steps=3"], "has no field 'steps'"),
+        (["--launcher=cron"], "<tpu_vm|gke|xpk|skypilot|slurm>"),
+        ([], "--launcher is missing"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(arguments, fault):
+    result = command_line("--spec=launch/specs/v5e_256.py", "--dry_run", *arguments)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert fault in line
+
+
+def commands_of_the_documents():
+    for page in sorted((ROOT / "docs" / "pods").glob("*.md")):
+        for block in re.findall(r"(?ms)^```\n(.*?)^```", page.read_text()):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("python -m launch.pod"):
+                    yield pytest.param(line, id=page.stem)
+
+
+@pytest.mark.parametrize("line", list(commands_of_the_documents()))
+def test_the_documents_have_commands_that_work(line):
+    line = re.sub(r"\[.*?\]", "", line).replace("BUCKET", "bucket").replace("IMAGE", "image:tag")
+    result = command_line(*shlex.split(line)[3:], "--dry_run")
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_documents_link_to_files_that_exist():
+    for page in (ROOT / "docs" / "pods").glob("*.md"):
+        for link in re.findall(r"\]\((?!https://)([^)#]*)(?:#[^)]*)?\)", page.read_text()):
+            assert link == "" or (page.parent / link).is_file(), f"{page.name}: {link}"

@@ -1,0 +1,167 @@
+"""launch.pod: what the rendered scripts do with exit statuses, and that no value breaks out of its place.
+
+The scripts really run, with stubs of the tools that they call (pod_stubs.py).
+"""
+
+import dataclasses
+import re
+
+import pytest
+import yaml
+
+from launch.pods import gke, skypilot, slurm, tpu_vm, xpk
+from launch.pods.spec import SlurmConfig
+from tests.launch.pod_specs import GPU, TPU, write
+from tests.launch.pod_stubs import make_stubs
+
+NASTY = "gs://bucket/a b'c\"d\\ $(touch PWNED) `touch PWNED`; touch PWNED & ${HOME} %s {{x}} # é \U0001f600"
+
+# Statuses of the workload, in turn; how often it is run; what comes out. Two restarts are allowed.
+OUTCOMES = [
+    ([0], 1, 0),
+    ([75, 75, 75, 75, 0], 5, 0),
+    ([2], 1, 2),
+    ([75, 2], 2, 2),
+    ([1, 75, 137, 0], 4, 0),
+    ([1, 1, 1], 3, 1),
+    ([1, 75, 1, 134], 4, 1),
+]
+
+
+@pytest.fixture
+def stubs(tmp_path):
+    return make_stubs(tmp_path)
+
+
+@pytest.mark.parametrize(("codes", "runs", "outcome"), OUTCOMES, ids=str)
+def test_tpu_vm_repeats_what_can_be_repeated(stubs, tmp_path, codes, runs, outcome):
+    pod = write(tpu_vm.render(TPU), tmp_path / "pod")
+    result = stubs.run(pod / "pod.sh", "run", codes=codes)
+    assert result.returncode == outcome, result.stderr
+    assert stubs.runs == runs
+    assert len([call for call in stubs.lines("gcloud") if " create " in call]) == 1
+
+
+def test_tpu_vm_asks_again_for_a_slice_that_was_taken_away(stubs, tmp_path):
+    pod = write(
+        tpu_vm.render(dataclasses.replace(TPU, max_restarts=0, spot=True)), tmp_path / "pod"
+    )
+    (tmp_path / "preempt").touch()
+    result = stubs.run(pod / "pod.sh", "run", codes=[0])
+    assert result.returncode == 0, result.stderr
+    calls = stubs.lines("gcloud")
+    created = [call for call in calls if " create " in call]
+    assert len(created) == 2
+    assert "--spot" in created[0]
+    assert len([call for call in calls if " delete " in call]) == 1
+
+
+def test_tpu_vm_attaches_to_a_run_that_goes_on(stubs, tmp_path):
+    pod = write(tpu_vm.render(TPU), tmp_path / "pod")
+    (tmp_path / "state").write_text("ACTIVE\n")
+    (tmp_path / "running").touch()
+    (tmp_path / "exit").write_text("75\n")
+    result = stubs.run(pod / "pod.sh", "run", codes=[0])
+    assert result.returncode == 0, result.stderr
+    assert stubs.runs == 1  # after the one that it found, which ended with 75
+
+
+def test_tpu_vm_attaches_again_when_the_connection_was_cut(stubs, tmp_path):
+    pod = write(tpu_vm.render(TPU), tmp_path / "pod")
+    (tmp_path / "cut").touch()
+    (tmp_path / "running").touch()
+    (tmp_path / "exit").write_text("0\n")
+    result = stubs.run(pod / "pod.sh", "run", codes=[])
+    assert result.returncode == 0, result.stderr
+    assert stubs.runs == 0
+    assert (tmp_path / "was-cut").exists()
+
+
+def test_tpu_vm_takes_a_host_that_is_silent_for_a_failure(stubs, tmp_path):
+    """Two hosts are expected, and the stub answers for one."""
+    pod = write(tpu_vm.render(dataclasses.replace(TPU, slices=2, max_restarts=0)), tmp_path / "pod")
+    assert stubs.run(pod / "pod.sh", "run", codes=[0]).returncode == 1
+    create = next(call for call in stubs.lines("gcloud") if " create " in call)
+    assert "--node-count=2 --node-prefix=run" in create
+
+
+def test_tpu_vm_explains_itself(stubs, tmp_path):
+    pod = write(tpu_vm.render(TPU), tmp_path / "pod")
+    result = stubs.run(pod / "pod.sh", codes=[])
+    assert result.returncode == 2
+    assert result.stderr.startswith("bash pod.sh run ")
+    assert "delete" in result.stderr
+
+
+@pytest.mark.parametrize(("codes", "runs", "outcome"), OUTCOMES, ids=str)
+def test_slurm_requeues_what_can_be_repeated(stubs, tmp_path, codes, runs, outcome):
+    spec = dataclasses.replace(
+        GPU, image="", slurm=SlurmConfig(checkout=str(tmp_path), python=stubs.python)
+    )
+    job = write(slurm.render(spec), tmp_path / "pod") / "job.sbatch"
+    environment = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path / "cwd")}
+    for _ in range(10):
+        before = len(stubs.lines("scontrol"))
+        result = stubs.run(job, codes=codes, **environment)
+        if len(stubs.lines("scontrol")) == before:
+            break
+    assert result.returncode == outcome, result.stderr
+    assert stubs.runs == runs
+    assert stubs.lines("scontrol") == ["requeue 7"] * (runs - 1)
+
+
+@pytest.mark.parametrize(
+    ("codes", "runs", "outcome"),
+    [([0], 1, 0), ([75], 1, 75), ([2], 1, 2), ([1, 2], 2, 2), ([1, 134, 1], 3, 1), ([1, 0], 2, 0)],
+    ids=str,
+)
+def test_skypilot_leaves_75_to_skypilot_and_repeats_the_rest(stubs, tmp_path, codes, runs, outcome):
+    task = yaml.safe_load(skypilot.render(TPU)["task.yaml"])
+    (tmp_path / "run.sh").write_text(task["run"])
+    result = stubs.run(tmp_path / "run.sh", codes=codes)
+    assert result.returncode == outcome, result.stderr
+    assert stubs.runs == runs
+
+
+def test_no_value_breaks_out_of_its_place(stubs, tmp_path):
+    override = NASTY.replace("gs://bucket/", "--config.data.corpus=")
+    spec = dataclasses.replace(TPU, workdir=NASTY, overrides=(override,))
+    expected = spec.command[1:]
+
+    def received():
+        assert not list(tmp_path.rglob("PWNED"))
+        arguments = stubs.lines("argv")
+        (tmp_path / "argv").unlink()
+        return arguments
+
+    pod = write(tpu_vm.render(spec), tmp_path / "tpu")
+    assert stubs.run(pod / "pod.sh", "run", codes=[0]).returncode == 0
+    assert received() == expected
+
+    workload = write(xpk.render(spec), tmp_path / "xpk") / "workload.sh"
+    stubs.run(workload, codes=[0, 0])
+    assert received() == expected
+
+    task = yaml.safe_load(skypilot.render(spec)["task.yaml"])
+    (tmp_path / "run.sh").write_text(task["run"])
+    stubs.run(tmp_path / "run.sh", codes=[0, 0, 0])
+    assert received() == expected
+
+    checkout = tmp_path / "a checkout; $(touch PWNED) 'x'"
+    checkout.mkdir()
+    gpu = dataclasses.replace(
+        spec,
+        accelerator="h100",
+        image="",
+        slurm=SlurmConfig(checkout=str(checkout), python=stubs.python),
+    )
+    job = write(slurm.render(gpu), tmp_path / "slurm") / "job.sbatch"
+    stubs.run(job, codes=[0, 0, 0, 0], SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(tmp_path / "cwd"))
+    assert received() == expected
+
+    jobset = yaml.safe_load(gke.render(spec)["jobset.yaml"])
+    template = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    arguments = template["spec"]["containers"][0]["args"]
+    # Kubernetes replaces $(NAME), unless its dollar is doubled.
+    assert not any(re.search(r"(?<!\$)\$\(", argument) for argument in arguments)
+    assert [argument.replace("$$(", "$(") for argument in arguments] == spec.command
