@@ -122,4 +122,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     sys.argv = with_default_config(sys.argv)
-    run_app(main, check_overrides)
+    run_app(main, check_overrides, cache=False)

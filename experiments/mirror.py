@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdtt_jax.paths import as_path, is_remote
+from sdtt_jax.paths import is_remote
 
 CACHE = "SDTT_JAX_CACHE"
 
@@ -41,14 +41,20 @@ def download(remote: Path, local: Path, last: str) -> None:
             return
         partial = local.with_name(f".{local.name}.download")
         shutil.rmtree(partial, ignore_errors=True)
-        for path in remote.rglob("*"):
-            if path.is_dir():
-                continue
+        for path in _files(remote):
             target = partial / path.relative_to(remote).as_posix()
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(as_path(path).read_bytes())
+            target.write_bytes(path.read_bytes())
         shutil.rmtree(local, ignore_errors=True)
         partial.rename(local)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
 
 
 @contextlib.contextmanager

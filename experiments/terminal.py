@@ -1,9 +1,12 @@
 """Exit statuses, one-line errors and quiet logs of the entry points."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 
 from sdtt_jax import processes
@@ -19,6 +22,27 @@ _DISTRIBUTED = flags.DEFINE_enum(
     processes.MODES,
     "Join the other processes of this job: where there are any, always, or never.",
 )
+
+
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder for compiled programs, so that the next start compiles nothing; empty for none. By default "
+    "$JAX_COMPILATION_CACHE_DIR, or else ~/.cache/sdtt_jax/compiled.",
+)
+# Programs that compile faster are not worth a file.
+CACHED_SECONDS = 0.5
+
+
+def keep_compiled_programs() -> None:
+    """Turns JAX's persistent compilation cache on, as `--compilation_cache` says."""
+    folder = _CACHE.value
+    if folder is None:
+        if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+            return
+        folder = str(Path.home() / ".cache" / "sdtt_jax" / "compiled")
+    jax.config.update("jax_compilation_cache_dir", folder or None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_SECONDS)
 
 
 def join_processes() -> None:
@@ -57,12 +81,15 @@ def exit_on_user_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequ
 def run_app(
     main: Callable[[Sequence[str]], None],
     check: Callable[[Sequence[str]], None] | None = None,
+    *,
+    cache: bool = True,
 ) -> None:
     """`absl.app.run` with one-line errors; JAX's and Orbax's INFO lines only with --verbosity=0.
 
     Args:
       main: as for absl.
       check: looks at the command line before absl does, and may raise `ConfigError`.
+      cache: keep compiled programs for the next call.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -77,6 +104,8 @@ def run_app(
     def quiet(argv: Sequence[str]) -> int:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
+        if cache:
+            keep_compiled_programs()
         return exit_on_user_errors(main)(argv)
 
     app.run(quiet, flags_parser=parse)

@@ -99,4 +99,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_app(main)
+    run_app(main, cache=False)

@@ -1,8 +1,16 @@
 """Options of the whole test suite."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# The processes of a test run, and the programs that they start, compile the same things over and over. Set
+# before anything imports JAX.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "jax")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 GOLDEN = Path(__file__).parent / "golden"
 
