@@ -106,7 +106,6 @@ def _is_finished(run: Run, stage: str) -> bool:
 def open_run(config: object, root: Path, config_file: str = "") -> Iterator[Run]:
     """Validates the config, locks and claims the directory, makes the mesh."""
     validated = run_config(config)  # type: ignore[arg-type]
-    join_processes()
     mesh = make_mesh(validated.mesh)
     with contextlib.ExitStack() as stack:
         processes.on_first("Opening --workdir", lambda: stack.enter_context(lock(root)))
@@ -132,6 +131,7 @@ def main(argv: Sequence[str]) -> None:
         if stage not in STAGES:
             raise ConfigError(f"--stages={stage} is no stage; choose from {', '.join(STAGES)}.")
     config_file = str(config_flags.get_config_filename(flags.FLAGS["config"]))
+    join_processes()
     with open_run(_CONFIG.value, as_path(str(_WORKDIR.value)), config_file) as run:
         run_stages(run, stages)
 

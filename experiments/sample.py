@@ -21,16 +21,19 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-import sdtt_jax
 from experiments.terminal import run_app
 from sdtt_jax.configs import require
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.interchange.model import load_named
 from sdtt_jax.keys import at_step, purpose_key
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run, a round, a teacher, or a final folder."
+    "checkpoint",
+    None,
+    "A run, a round, a teacher or a final folder (local or gs://); a .safetensors file or its folder; or a "
+    "repository of the hub, OWNER/NAME[@REVISION].",
 )
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Reverse steps, or network calls.")
 _MODE = flags.DEFINE_string(
@@ -99,9 +102,9 @@ def main(argv: Sequence[str]) -> None:
         top_k=_TOP_K.value,
         top_p=_TOP_P.value,
     )
-    model = sdtt_jax.load(str(_CHECKPOINT.value))
+    model = load_named(str(_CHECKPOINT.value))
     length, mask_id = model.config.length, model.denoiser.mask_id
-    given, fixed = fixed_tokens(model.tokenizer, length, _PROMPT.value, _INFILL.value)
+    given, fixed = fixed_tokens(model.text_tokenizer, length, _PROMPT.value, _INFILL.value)
     size = min(_BATCH_SIZE.value, _NUM_SAMPLES.value)
     x_init = prior_sample(size, length, mask_id, jnp.asarray(given[None]), jnp.asarray(fixed[None]))
 
@@ -116,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
             state = jax.block_until_ready(model.denoise(at_step(key, start), x_init, config))
             seconds = time.monotonic() - began
             for row in np.asarray(state.x)[: _NUM_SAMPLES.value - start]:
-                text = model.tokenizer.decode(row)
+                text = model.text_tokenizer.decode(row)
                 print(f"— {text}\n", flush=True)
                 if output is not None:
                     record = {

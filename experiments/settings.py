@@ -61,12 +61,15 @@ class TeacherConfig:
         tokens alike (a small model leaves its first plateau sooner).
       antithetic: even spread of times over a batch.
       importance: with "nelbo", draw times so that the weight is flat.
+      checkpoint: a teacher that exists, as `experiments.sample --checkpoint` takes them: nothing is
+        trained.
       train: steps, batch, optimizer.
     """
 
     weighting: str = "nelbo"
     antithetic: bool = True
     importance: bool = False
+    checkpoint: str = ""
     train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512, ema_decay=0.9999)
 
     def __post_init__(self) -> None:

@@ -14,7 +14,10 @@ from experiments.context import Run
 from experiments.losses import distill_loss, judge_loss, teacher_loss
 from experiments.workdir import is_delivered
 from sdtt_jax import processes
+from sdtt_jax.configs import differences, to_mapping
 from sdtt_jax.distillation.rounds import round_dt
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.interchange.model import load_named
 from sdtt_jax.keys import purpose_key, purpose_seed
 from sdtt_jax.training import sharding as sh
 from sdtt_jax.training.checkpoint import Checkpoints
@@ -31,11 +34,34 @@ Params = Any
 def train_teacher(run: Run) -> None:
     """Trains the masked diffusion model that the first round distils."""
     config = run.config.teacher
+    if config.checkpoint:
+        _adopt_teacher(run, config.checkpoint)
+        return
     loss = teacher_loss(run.denoiser, run.schedule, config)
     state = _train_from_scratch(
         run, "teacher", run.workdir.teacher, run.denoiser, loss, config.train
     )
     run.deliver(run.workdir.teacher, _delivered_params(state), "denoiser", stage="teacher")
+
+
+def _adopt_teacher(run: Run, checkpoint: str) -> None:
+    """Delivers a teacher that exists, if it is one for this run's sizes and tokens."""
+    model = load_named(checkpoint, mesh=run.mesh)
+    # How it is computed may differ; what it is may not.
+    free = {"compute_dtype": "", "remat": ""}
+    lines = differences(to_mapping(model.config) | free, to_mapping(run.denoiser.config) | free)
+    if lines:
+        raise ConfigError(
+            f"config.teacher.checkpoint={checkpoint} is another network than config.model and config.data "
+            "ask for; set these fields alike (the checkpoint's first):\n  " + "\n  ".join(lines)
+        )
+    if model.text_tokenizer.digest != run.tokenizer.digest:
+        raise ConfigError(
+            f"config.teacher.checkpoint={checkpoint} was trained on another vocabulary than "
+            "config.tokenizer and config.data give; use its tokenizer and corpus."
+        )
+    run.say(f"  taken from {checkpoint}")
+    run.deliver(run.workdir.teacher, model.params, "denoiser", stage="teacher", source=checkpoint)
 
 
 def train_judge(run: Run) -> None:

@@ -9,16 +9,28 @@ print(*map(model.tokenizer.decode, tokens), sep="\\n")
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = [
+    "load",
+    "load_mdlm_small",
+    "load_scaling_student",
+    "load_scaling_teacher",
+    "load_small_student",
+]
 
 if TYPE_CHECKING:
-    from sdtt_jax.interchange.model import load
+    from sdtt_jax.interchange.model import (
+        load,
+        load_mdlm_small,
+        load_scaling_student,
+        load_scaling_teacher,
+        load_small_student,
+    )
 
 
 def __getattr__(name: str) -> Any:
     # Imported when asked for: it draws in most of the library, which a user of one part does not need.
-    if name == "load":
-        from sdtt_jax.interchange.model import load
+    if name in __all__:
+        from sdtt_jax.interchange import model
 
-        return load
+        return getattr(model, name)
     raise AttributeError(f"module 'sdtt_jax' has no attribute {name!r}")

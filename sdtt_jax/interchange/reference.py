@@ -5,7 +5,8 @@ On the model hub the names begin with `backbone.`, in the base models' checkpoin
 length follow from the tensors.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ def read_denoiser(
     length: int,
     time_conditioned: bool = False,
     where: str = "the checkpoint",
+    place: Callable[[DenoiserConfig, tuple[str, ...], np.ndarray], Any] | None = None,
 ) -> tuple[DenoiserConfig, dict[str, Any]]:
     """Config and parameters (numpy float32, unboxed) of a published denoiser.
 
@@ -38,6 +40,8 @@ def read_denoiser(
       time_conditioned: whether the network gets sigma; the weights do not tell (published models:
         no).
       where: the file or repository that errors name.
+      place: is given the config, each parameter's path and its array as soon as it is read, and
+        returns what stands in the tree.
 
     Raises:
       CheckpointError: naming missing, unexpected or ill-shaped tensors.
@@ -50,7 +54,8 @@ def read_denoiser(
         {**sizes, "length": length, "cond_dim": cond_dim, "time_conditioned": time_conditioned},
         where,
     )
-    return config, read_params(denoiser_table(config), tensors, prefix, where)
+    put = functools.partial(place, config) if place is not None else None
+    return config, read_params(denoiser_table(config), tensors, prefix, where, put)
 
 
 def write_denoiser(

@@ -264,3 +264,33 @@ class TestWholeRun:
         for record in results["rounds"]:
             params, _ = load_params(root / "rounds" / f"{record['round']:02d}" / "final")
             assert params_digest(params) == record["params_digest"]
+
+
+def test_a_teacher_that_exists_is_taken_as_it_is(unbroken, tmp_path):
+    """From another run of the same text: bit for bit, and nothing is trained."""
+    config = smoke()
+    config = dataclasses.replace(
+        config,
+        teacher=dataclasses.replace(config.teacher, checkpoint=str(unbroken.root / "teacher")),
+    )
+    with open_run(config_dict(config), tmp_path / "run") as run:
+        run_stages(run, ["data", "teacher"])
+        taken, facts = load_params(run.workdir.teacher / "final")
+    original, _ = load_params(unbroken.root / "teacher" / "final")
+    assert params_digest(taken) == params_digest(original)
+    assert facts["source"] == str(unbroken.root / "teacher")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_teacher_of_another_size_is_refused_with_the_fields(unbroken, tmp_path):
+    config = smoke()
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, num_layers=1, remat="full"),
+        teacher=dataclasses.replace(config.teacher, checkpoint=str(unbroken.root / "teacher")),
+    )
+    with open_run(config_dict(config), tmp_path / "run") as run:
+        with pytest.raises(ConfigError, match="num_layers") as caught:
+            run_stages(run, ["data", "teacher"])
+        assert "remat" not in str(caught.value)
+        assert not run.workdir.teacher.exists()

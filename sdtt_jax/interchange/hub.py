@@ -1,0 +1,100 @@
+"""The model hub: which published checkpoints there are, and how their files come here."""
+
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from sdtt_jax.configs import require
+from sdtt_jax.errors import CheckpointError
+
+TENSORS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+STUDENTS = "jdeschena/sdtt"
+MDLM = "kuleshov-group/mdlm-owt"
+LOSSES = ("kld", "mse", "tvd")
+SIZES = {"sm": "sm", "md": "md", "lg": "large"}
+ROUNDS = range(1, 8)
+STEPS_PER_ROUND = 10_000
+
+
+def student_revision(loss: str, round: int) -> str:
+    """Revision of the paper's small student after a round, distilled with a loss.
+
+    Raises:
+      ConfigError: no such loss or round.
+    """
+    require(loss in LOSSES, f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}.")
+    require(round in ROUNDS, f"round={round} is not among the published rounds, 1 to {ROUNDS[-1]}.")
+    return f"baselines_{loss}_step_{round * STEPS_PER_ROUND}"
+
+
+def scaling_student_revision(size: str, round: int) -> str:
+    """Revision of a student of the scaling series; `size` is "sm", "md" or "lg"."""
+    require(round in ROUNDS, f"round={round} is not among the published rounds, 1 to {ROUNDS[-1]}.")
+    return f"scaling_400k_{_size(size)}_step_{round * STEPS_PER_ROUND}"
+
+
+def scaling_teacher_revision(size: str) -> str:
+    """Revision of a teacher of the scaling series."""
+    return f"teacher_400k_{_size(size)}_step_400000"
+
+
+def _size(size: str) -> str:
+    require(size in SIZES, f"size={size!r} is unknown; choose one of {', '.join(SIZES)}.")
+    return SIZES[size]
+
+
+def fetch(repo: str, revision: str | None = None) -> tuple[Path, Path | None]:
+    """Downloads a repository's tensors and config, or finds them in the hub's local cache.
+
+    Args:
+      repo: "owner/name".
+      revision: branch, tag or commit; the main branch if None.
+
+    Returns:
+      Paths of `model.safetensors` and, if there is one, `config.json`.
+
+    Raises:
+      CheckpointError: the hub cannot be reached, or there is no such repository, revision or file.
+    """
+    what = f"{repo}@{revision}" if revision else repo
+    try:
+        tensors = hf_hub_download(repo, TENSORS_FILE, revision=revision)
+    except (EntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise CheckpointError(_reason(what, error)) from None
+    try:
+        return Path(tensors), Path(hf_hub_download(repo, CONFIG_FILE, revision=revision))
+    except (EntryNotFoundError, OSError):
+        return Path(tensors), None
+
+
+def _reason(what: str, error: Exception) -> str:
+    if isinstance(error, GatedRepoError):
+        return f"{what} is gated; ask for access on its page, and set HF_TOKEN."
+    if isinstance(error, RevisionNotFoundError):
+        return f"{what}: the hub has no such revision of this repository."
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"{what}: the hub has no such repository, or it is private (set HF_TOKEN), and there is no such "
+            "local path."
+        )
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+        return (
+            f"{what} has no {TENSORS_FILE}. Pickled weights (.bin, .ckpt) are not read, since that runs what "
+            "is in them; convert them with safetensors.torch.save_file where you trust them."
+        )
+    status = f" ({error})" if isinstance(error, HfHubHTTPError) else ""
+    return (
+        f"{what} is not in the local cache and the hub cannot be reached{status}. Download {TENSORS_FILE} "
+        f"and {CONFIG_FILE} where there is a network, and give the path of their folder."
+    )

@@ -1,0 +1,143 @@
+"""Published checkpoints: safetensors in the reference's layout, with its config or without."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from sdtt_jax.errors import CheckpointError
+from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE
+from sdtt_jax.interchange.reference import read_denoiser
+from sdtt_jax.models import DenoiserConfig
+
+# What published models were trained with, where nothing says otherwise.
+PUBLISHED_LENGTH = 1024
+PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+FLOATS = ("F32", "F16", "BF16")
+# Our field -> names that published configs give it, at any depth.
+NAMES = {
+    "embed_dim": ("hidden_size", "hidden_dim"),
+    "num_layers": ("n_blocks",),
+    "num_heads": ("n_heads",),
+    "cond_dim": ("cond_dim",),
+    "length": ("length", "model_length"),
+    "time_conditioned": ("time_conditioning",),
+}
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """A safetensors file as a mapping that reads a tensor when it is asked for.
+
+    Raises:
+      CheckpointError: the file is missing, cut short or no safetensors; on reading, a tensor of a dtype that
+        holds no weights, or with values that are not finite.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._file = safe_open(path, framework="np")  # type: ignore[no-untyped-call]
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read as safetensors ({error}); download or export it again."
+            ) from None
+        self._names = list(self._file.keys())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        dtype = self._file.get_slice(name).get_dtype()
+        if dtype not in FLOATS:
+            raise CheckpointError(
+                f"{self.path}: {name} is {dtype}; weights must be {', '.join(FLOATS)}."
+            )
+        array: np.ndarray = self._file.get_tensor(name)
+        if not np.isfinite(array.astype(np.float32, copy=False)).all():
+            raise CheckpointError(f"{self.path}: {name} holds NaN or infinite values.")
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def is_published(path: Path) -> bool:
+    """Whether a local path is a checkpoint in the published layout, or pretends to be one."""
+    return path.is_file() or (path / TENSORS_FILE).is_file()
+
+
+def read_published(
+    path: Path,
+    config_path: Path | None = None,
+    place: Callable[[DenoiserConfig, tuple[str, ...], np.ndarray], Any] | None = None,
+) -> tuple[DenoiserConfig, dict[str, Any], dict[str, Any]]:
+    """A published denoiser.
+
+    Args:
+      path: a safetensors file, or a folder with `model.safetensors`.
+      config_path: the config's file; the one beside the tensors if None.
+      place: given the config, puts a parameter of some path where it belongs, as soon as it is read; NumPy
+        arrays if None.
+
+    Returns:
+      Config, parameters, and facts: the prefix of its names, and the published config.
+
+    Raises:
+      CheckpointError: naming the file and the tensor or field.
+    """
+    file = path / TENSORS_FILE if path.is_dir() else path
+    if file.suffix in PICKLED:
+        raise CheckpointError(
+            f"{file} is pickled, and unpickling runs what is in a file: it is not read. Where you trust it, "
+            "convert it with safetensors.torch.save_file(state_dict, 'model.safetensors')."
+        )
+    beside = file.with_name(CONFIG_FILE)
+    config_path = config_path or (beside if beside.is_file() else None)
+    stored = _stored_config(config_path) if config_path else {}
+    told = {field: _find(stored, names) for field, names in NAMES.items()}
+    tensors = Tensors(file)
+    config, params = read_denoiser(
+        tensors,
+        length=told["length"] or PUBLISHED_LENGTH,
+        time_conditioned=bool(told["time_conditioned"]),
+        where=str(file),
+        place=place,
+    )
+    for field in ("embed_dim", "num_layers", "num_heads", "cond_dim"):
+        found = getattr(config, field)
+        if told[field] is not None and told[field] != found:
+            raise CheckpointError(
+                f"{config_path} says {NAMES[field][0]}={told[field]}, but the tensors of {file} have "
+                f"{found}; they belong to different models."
+            )
+    return config, params, {"published_config": stored}
+
+
+def _stored_config(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object.")
+    return content
+
+
+def _find(config: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """The first plain value under one of `names`, the sections "model" and "config" first."""
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, (bool, int)):
+            return value
+    sections = sorted(config.items(), key=lambda item: item[0] not in ("model", "config"))
+    for _, section in sections:
+        if isinstance(section, Mapping):
+            found = _find(section, names)
+            if found is not None:
+                return found
+    return None
