@@ -67,7 +67,7 @@ def demo() -> RunConfig:
             num_trajectories=4,
             use_ema_on_growth=False,
             train=TrainConfig(
-                num_steps=80, batch_size=64, optimizer=adam(5e-4), log_every=5, save_every=40
+                num_steps=120, batch_size=64, optimizer=adam(5e-4), log_every=5, save_every=40
             ),
         ),
         evaluation=EvaluationConfig(
