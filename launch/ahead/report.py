@@ -13,18 +13,20 @@ GB = 1e9
 def show(record: Record, console: Console) -> None:
     """One program on one mesh: every figure, and whether it is compiled, counted or predicted."""
     mesh = " × ".join(f"{axis} {size}" for axis, size in record["mesh"].items())
-    table = Table(
-        title=f"{record['program']} on {record['topology']} ({record['chips']} chips: {mesh}), "
-        f"{record['batch_per_chip']:g} sequences per chip",
-        title_justify="left",
+    console.print(
+        f"\n[bold]{record['program']}[/] on {record['topology']}: {record['chips']} chips, {mesh}, "
+        f"{record['batch_per_chip']:g} sequences per chip"
     )
+    table = Table()
     table.add_column("per chip")
     table.add_column("", justify="right")
     table.add_column("how", style="dim")
     for part, size in record["state_bytes"].items():
         table.add_row(part, f"{size / GB:.3f} GB", "from the shardings")
     if "temporaries_bytes" in record:
-        table.add_row("activations", f"{record['temporaries_bytes'] / GB:.2f} GB", "compiled")
+        table.add_row(
+            "activations, gradients", f"{record['temporaries_bytes'] / GB:.2f} GB", "compiled"
+        )
     room = f"of {record['usable_bytes'] / GB:.2f} GB"
     fits = "[green]fits[/]" if record["fits"] else "[red]does not fit[/]"
     table.add_row("peak memory", f"{record['peak_bytes'] / GB:.2f} GB", f"compiled; {fits}, {room}")

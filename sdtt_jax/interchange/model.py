@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sdtt_jax.categorical import NEG_INFINITY
-from sdtt_jax.configs import from_mapping, require
+from sdtt_jax.configs import from_mapping, require, to_mapping
 from sdtt_jax.data import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from sdtt_jax.diffusion.masking import subs_log_probs
 from sdtt_jax.diffusion.nelbo import nelbo
@@ -255,7 +255,7 @@ def _published(path: Path, config_path: Path | None, where: str, mesh: Mesh | No
         params,
         make_schedule(ScheduleConfig()),
         gpt2 if gpt2.vocab_size == config.vocab_size else None,
-        facts | {"kind": "denoiser", "path": where},
+        facts | {"kind": "denoiser", "schedule": to_mapping(ScheduleConfig()), "path": where},
     )
 
 

@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE
-from sdtt_jax.interchange.reference import read_denoiser
+from sdtt_jax.interchange.reference import ANCHOR, PREFIXES, read_denoiser
+from sdtt_jax.interchange.renaming import find_prefix
 from sdtt_jax.models import DenoiserConfig
 
 # What published models were trained with, where nothing says otherwise.
@@ -58,6 +59,12 @@ class Tensors(Mapping[str, np.ndarray]):
         if not np.isfinite(array.astype(np.float32, copy=False)).all():
             raise CheckpointError(f"{self.path}: {name} holds NaN or infinite values.")
         return array
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that all tensors have, "F32" if they differ."""
+        found = {self._file.get_slice(name).get_dtype() for name in self._names}
+        return found.pop() if len(found) == 1 else "F32"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -115,7 +122,15 @@ def read_published(
                 f"{config_path} says {NAMES[field][0]}={told[field]}, but the tensors of {file} have "
                 f"{found}; they belong to different models."
             )
-    return config, params, {"published_config": stored}
+    return (
+        config,
+        params,
+        {
+            "published_config": stored,
+            "prefix": find_prefix(tensors, ANCHOR, PREFIXES, str(file)),
+            "dtype": tensors.dtype,
+        },
+    )
 
 
 def _stored_config(path: Path) -> dict[str, Any]:

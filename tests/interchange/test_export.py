@@ -1,0 +1,132 @@
+"""Checkpoints out. Oracles: the file that came in, and our own loader."""
+
+import json
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import sdtt_jax
+from experiments.export import model_card
+from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.interchange.export import export_orbax, export_reference
+from tests.experiments.processes import call
+
+CONFIG = {
+    "config": {"model": {"length": 32, "n_heads": 4}, "time_conditioning": False},
+    "more": [1],
+}
+
+
+@pytest.fixture(params=["teacher_hub", "teacher_nested", "student_hub"])
+def published(request, golden, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    source = golden / "reference_tiny" / f"{request.param}.safetensors"
+    shutil.copy(source, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+def same_file(a, b):
+    left, right = load_file(a), load_file(b)
+    assert left.keys() == right.keys()
+    for name, array in left.items():
+        assert right[name].dtype == array.dtype, name
+        assert right[name].shape == array.shape, name
+        assert right[name].tobytes() == array.tobytes(), name
+
+
+def test_what_came_in_goes_out_bit_for_bit(published, tmp_path):
+    export_reference(sdtt_jax.load(published), tmp_path / "out")
+    same_file(published / "model.safetensors", tmp_path / "out" / "model.safetensors")
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == CONFIG
+    again = sdtt_jax.load(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, again.params, sdtt_jax.load(published).params)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=str)
+def test_half_precision_goes_out_as_it_came(published, tmp_path, dtype):
+    path = published / "model.safetensors"
+    save_file({name: x.astype(dtype) for name, x in load_file(path).items()}, path)
+    export_reference(sdtt_jax.load(published), tmp_path / "out")
+    same_file(path, tmp_path / "out" / "model.safetensors")
+
+
+def test_a_folder_with_something_in_it_is_left_alone(published, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    model = sdtt_jax.load(published)
+    for export in (export_reference, export_orbax):
+        with pytest.raises(ConfigError, match="not an empty folder"):
+            export(model, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_orbax_needs_a_tokenizer_and_writes_nothing_without(published, tmp_path):
+    with pytest.raises(CheckpointError, match="without a tokenizer"):
+        export_orbax(sdtt_jax.load(published), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_ours_goes_out_in_both_forms_and_comes_back(run, model, tmp_path):
+    """`run` and `model` are those of test_model.py: random parameters, a tokenizer of characters."""
+    export_orbax(model, tmp_path / "orbax")
+    export_reference(model, tmp_path / "reference")
+    back = sdtt_jax.load(tmp_path / "orbax")
+    assert back.config == model.config
+    assert back.text_tokenizer.digest == model.text_tokenizer.digest
+    jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
+    theirs = sdtt_jax.load(tmp_path / "reference")
+    assert theirs.config == model.config
+    jax.tree.map(np.testing.assert_array_equal, theirs.params, model.params)
+    assert run.exists()
+
+
+def test_the_card_says_what_was_measured(model):
+    results = {
+        "teacher": {"steps": {"8": {"gen_ppl": 16.6, "entropy": 2.6}}},
+        "rounds": [{"round": 1, "steps": {"8": {"gen_ppl": 14.25, "entropy": 2.5}}}],
+    }
+    facts = model.facts | {"stage": "distill", "round": 1}
+    card = model_card(
+        sdtt_jax.interchange.model.Model(
+            model.denoiser, model.params, model.schedule, model.tokenizer, facts
+        ),
+        "orbax",
+        results,
+    )
+    assert "| 8 | 14.25 | 2.500 |" in card
+    assert "16.6" not in card
+    assert "| round | 1 |" in card
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("--output=x",), 2, "--checkpoint is missing"),
+        (("--checkpoint=x",), 2, "--output is missing"),
+        (("--checkpoint=x", "--output=y", "--format=onnx"), 2, "choose one of reference, orbax"),
+        (("--checkpoint=/no/such", "--output=y"), 1, "no checkpoint at /no/such"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, status, message):
+    done = call("export", *arguments)
+    assert done.status == status
+    assert message in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.strip()]) == 1
+
+
+def test_on_the_command_line(published, tmp_path):
+    out = tmp_path / "out"
+    done = call("export", f"--checkpoint={published}", f"--output={out}")
+    assert done.status == 0, done.stderr
+    assert sorted(p.name for p in out.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    same_file(published / "model.safetensors", out / "model.safetensors")
