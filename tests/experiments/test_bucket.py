@@ -141,56 +141,43 @@ def test_a_missing_library_is_an_error_that_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.slow
-class TestRunInABucket:
-    """The whole pipeline, the smallest that goes through every stage; then once more, from another host."""
+def test_a_whole_run_in_a_bucket(server, bucket, tmp_path):
+    """The smallest that goes through every stage; another host finds it finished, a third one samples."""
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def runs(cls, server, tmp_path_factory):
-        def run(host: str, module: str, *arguments: str) -> subprocess.CompletedProcess:
-            cache = tmp_path_factory.mktemp(host)
-            return subprocess.run(
-                [sys.executable, "-m", f"experiments.{module}", *arguments],
-                cwd=ROOT,
-                env=os.environ | server | {"JAX_PLATFORMS": "cpu", "SDTT_JAX_CACHE": str(cache)},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-
-        arguments = (
-            SMOKE,
-            "--workdir=gs://bucket/run",
-            "--config.teacher.train.num_steps=12",
-            "--config.judge.train.num_steps=12",
-            "--config.distill.train.num_steps=12",
-            "--config.distill.num_rounds=1",
-            "--config.evaluation.num_texts=16",
-            "--config.evaluation.gain_sequences=16",
-            "--config.evaluation.validation_sequences=16",
+    def run(host: str, module: str, *arguments: str) -> subprocess.CompletedProcess:
+        cache = {"SDTT_JAX_CACHE": str(tmp_path / host)}
+        done = subprocess.run(
+            [sys.executable, "-m", f"experiments.{module}", *arguments],
+            cwd=ROOT,
+            env=os.environ | server | {"JAX_PLATFORMS": "cpu"} | cache,
+            capture_output=True,
+            text=True,
+            check=False,
         )
-        sampling = ("--checkpoint=gs://bucket/run", "--num_steps=4", "--num_samples=2")
-        return (
-            run("first", "run", *arguments),
-            run("second", "run", *arguments),
-            run("third", "sample", *sampling),
-        )
+        assert done.returncode == 0, done.stderr
+        return done
 
-    def test_runs_to_the_report(self, runs, server, monkeypatch):
-        assert runs[0].returncode == 0, runs[0].stderr
-        for name, value in server.items():
-            monkeypatch.setenv(name, value)
-        root = paths.as_path("gs://bucket/run")
-        assert [r["round"] for r in json.loads((root / "results.json").read_text())["rounds"]] == [
-            1
-        ]
-        assert "<html" in (root / "report.html").read_text(encoding="utf-8")
+    arguments = (
+        SMOKE,
+        "--workdir=gs://bucket/run",
+        "--config.teacher.train.num_steps=12",
+        "--config.judge.train.num_steps=12",
+        "--config.distill.train.num_steps=12",
+        "--config.distill.num_rounds=1",
+        "--config.evaluation.num_texts=16",
+        "--config.evaluation.gain_sequences=16",
+        "--config.evaluation.validation_sequences=16",
+    )
+    run("first", "run", *arguments)
+    root = bucket / "run"
+    assert [r["round"] for r in json.loads((root / "results.json").read_text())["rounds"]] == [1]
+    assert "<html" in (root / "report.html").read_text(encoding="utf-8")
 
-    def test_another_host_finds_every_stage_finished(self, runs):
-        assert runs[1].returncode == 0, runs[1].stderr
-        for stage in ("teacher", "judge", "distill", "evaluate", "report"):
-            assert f"{stage}: finished before" in runs[1].stdout
+    again = run("second", "run", *arguments)
+    for stage in ("teacher", "judge", "distill", "evaluate", "report"):
+        assert f"{stage}: finished before" in again.stdout
 
-    def test_its_checkpoint_is_sampled_from(self, runs):
-        assert runs[2].returncode == 0, runs[2].stderr
-        assert runs[2].stdout.count("—") >= 2
+    sampled = run(
+        "third", "sample", "--checkpoint=gs://bucket/run", "--num_steps=4", "--num_samples=2"
+    )
+    assert sampled.stdout.count("—") >= 2

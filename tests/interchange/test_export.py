@@ -82,7 +82,9 @@ def test_a_model_of_ours_goes_out_in_both_forms_and_comes_back(run, model, tmp_p
     jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
     theirs = sdtt_jax.load(tmp_path / "reference")
     assert theirs.config == model.config
-    jax.tree.map(np.testing.assert_array_equal, theirs.params, model.params)
+    # Not leaf by leaf: the padding of the vocabulary, random here, is none of theirs.
+    tokens = np.arange(2 * model.config.length).reshape(2, -1) % model.config.vocab_size
+    np.testing.assert_array_equal(theirs.logits(tokens), model.logits(tokens))
     assert run.exists()
 
 

@@ -11,15 +11,13 @@ import jax
 
 from sdtt_jax import processes
 
-MESH = (2, 2, 2)
-
 
 def main(directory: Path, restore_from: Path | None) -> None:
     processes.initialize()
     # Its module-level schedule computes, which must come after the processes have met.
     from tests.multidevice import programs
 
-    result = programs.run(MESH, directory, restore_from)
+    result = programs.run(programs.BRIEF, directory, restore_from, brief=True)
     result["processes"] = jax.process_count()
     if processes.is_first():
         sys.stdout.write(json.dumps(result) + "\n")

@@ -27,12 +27,13 @@ from sdtt_jax.models.denoiser import make_denoiser
 from sdtt_jax.processes import to_host
 from sdtt_jax.training import sharding as sh
 from sdtt_jax.training.checkpoint import Checkpoints, params_digest
-from sdtt_jax.training.integrity import describe, flat_leaves
+from sdtt_jax.training.integrity import flat_leaves
 from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
 from sdtt_jax.training.state import TrainState, abstract_like, init_state
 from sdtt_jax.training.step import TrainConfig, make_train_step
 
 ONE = (1, 1, 1)
+BRIEF = (2, 2, 2)
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2))
 BATCH, LENGTH, STEPS = 16, 12, 3
 DENOISER = make_denoiser(
@@ -72,20 +73,32 @@ def start(stage: str, mesh: jax.sharding.Mesh, context: Any = None) -> tuple[Tra
     return state, make_train_step(loss, optimizer, config.train)
 
 
-def run(sizes: tuple[int, int, int], directory: Path, restore_from: Path | None = None) -> dict:
-    """Trains both stages and samples on one mesh; everything that the tests compare."""
+def run(
+    sizes: tuple[int, int, int],
+    directory: Path,
+    restore_from: Path | None = None,
+    *,
+    brief: bool = False,
+) -> dict:
+    """Trains both stages and samples on one mesh; everything that the tests compare.
+
+    Brief: distillation alone, of a teacher that is not trained.
+    """
     devices = jax.devices()[: int(np.prod(sizes))] if sizes == ONE else None
     mesh = sh.make_mesh(sh.MeshConfig(*sizes), devices)
     key = sh.place_whole(jax.random.key(5), mesh)
     result: dict[str, Any] = {"mesh": list(sizes)}
     states = {}
-    for stage in ("teacher", "distill"):
+    if brief:
+        states["teacher"] = start("teacher", mesh)[0]
+    for stage in ("distill",) if brief else ("teacher", "distill"):
         context = None
         if stage == "distill":
             context = {"teacher_params": states["teacher"].params, "dt": jnp.float32(0.2)}
         state, step = start(stage, mesh, context)
         if stage == "teacher":
-            result["initial"] = describe(flat_leaves(state.params))
+            result["initial"] = params_digest(state.params)
+            result["parameters"] = sum(x.nbytes for x in jax.tree.leaves(state.params))
             result["specs"] = {p: list(x.sharding.spec) for p, x in flat_leaves(state).items()}
             result["shard"] = list(batch_at(0, mesh).addressable_shards[0].data.shape)
         result[f"{stage} bytes"] = sum(
@@ -104,10 +117,8 @@ def run(sizes: tuple[int, int, int], directory: Path, restore_from: Path | None 
         result[f"{stage} losses"] = found
         states[stage] = state
     result["values"] = {p: norms(x) for p, x in flat_leaves(states["distill"]).items()}
-    with sh.use_mesh(mesh):
-        result["texts"] = to_host(
-            jax.jit(texts)(states["distill"].params, batch_at(9, mesh))
-        ).tolist()
+    if not brief:
+        result["texts"] = texts(mesh, states["distill"].params)
     with Checkpoints(directory) as checkpoints:
         checkpoints.save(states["distill"])
     result["digest"] = params_digest(states["distill"].params)
@@ -129,7 +140,13 @@ def norms(x: jax.Array) -> list[float]:
     return [float(np.linalg.norm(values)), float(values @ weights)]
 
 
-def texts(params: Any, x0: jax.Array) -> jax.Array:
+def texts(mesh: jax.sharding.Mesh, params: Any) -> list[list[int]]:
+    """Infillings of the same texts with the same keys."""
+    with sh.use_mesh(mesh):
+        return to_host(jax.jit(_texts)(params, batch_at(9, mesh))).tolist()
+
+
+def _texts(params: Any, x0: jax.Array) -> jax.Array:
     x_t = q_xt(jax.random.key(3), x0, jnp.full((BATCH,), 0.7), DENOISER.mask_id)
     x_init = prior_sample(BATCH, LENGTH, DENOISER.mask_id, x_t, x_t != DENOISER.mask_id)
     key = jax.random.key(4)
@@ -159,11 +176,11 @@ def collectives(compiled: Any, mesh: jax.sharding.Mesh) -> dict:
 def main(directory: Path) -> list[dict]:
     """All meshes; each also goes on from what the one before it saved."""
     results, before = [], None
-    for number, sizes in enumerate((ONE, *MESHES)):
-        folder = directory / str(number)
+    for sizes in (ONE, *MESHES):
+        folder = directory / "x".join(map(str, sizes))
         results.append(run(sizes, folder, before))
         before = folder
-    return results
+    return [*results, run(BRIEF, directory / "brief", brief=True) | {"mesh": "brief"}]
 
 
 if __name__ == "__main__":

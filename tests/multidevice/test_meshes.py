@@ -1,30 +1,55 @@
-"""Every shape of mesh on eight virtual devices. Oracle: the same computation on one device."""
+"""Every shape of mesh on eight virtual devices, and several processes over gloo. Oracle: one device."""
 
 import itertools
 import json
-import math
 import os
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from tests.multidevice.launching import call
 from tests.multidevice.programs import BATCH, LENGTH, MESHES, STEPS
+from tests.sharing import once
 
 pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def on_all_meshes(folder):
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
     }
-    command = [sys.executable, "-m", "tests.multidevice.programs", tmp_path_factory.mktemp("runs")]
+    command = [sys.executable, "-m", "tests.multidevice.programs", folder]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return {tuple(r["mesh"]): r for r in json.loads(done.stdout.splitlines()[-1])}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    _, found = once(tmp_path_factory, "meshes", on_all_meshes)
+    return {r["mesh"] if r["mesh"] == "brief" else tuple(r["mesh"]): r for r in found}
+
+
+@pytest.fixture(scope="module")
+def by_processes(results, tmp_path_factory):
+    """The brief program by 2 and 4 processes; each goes on from what the one before saved."""
+    meshes, _ = once(tmp_path_factory, "meshes", on_all_meshes)
+
+    def run(folder):
+        found, before = {1: results["brief"]}, meshes / "brief"
+        for count in (2, 4):
+            here = folder / f"{count} processes"
+            output = call(count, 8 // count, "tests.multidevice.processes", str(here), str(before))
+            (line,) = re.findall(r"^\[0\] ({.*})$", output, re.MULTILINE)
+            found[count], before = json.loads(line), here
+        return found
+
+    _, found = once(tmp_path_factory, "processes", run)
+    return {int(count): result for count, result in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +82,7 @@ def test_texts_are_those_of_one_device(alone, several):
 
 
 def test_initial_parameters_do_not_depend_on_the_mesh(alone, several):
-    """Digests agree bit for bit, and so does their computation over shards."""
+    """Bit for bit."""
     assert several["initial"] == alone["initial"]
 
 
@@ -103,7 +128,7 @@ def test_compiled_steps_exchange_what_their_mesh_implies(alone, several):
 def test_gradients_cross_the_data_axis_once(results):
     """Data parallelism exchanges each gradient in float32, and little else."""
     found = results[8, 1, 1]["teacher collectives"]
-    parameters = sum(4 * math.prod(shape) for _, shape, _ in results[8, 1, 1]["initial"].values())
+    parameters = results[8, 1, 1]["parameters"]
     assert set(found) == {"all-reduce over data"}
     # A little less: the gradients of adaLN and time embedding are outer products of what is exchanged.
     assert 0.9 * parameters <= found["all-reduce over data"] <= 1.05 * parameters
@@ -116,3 +141,23 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_another(results):
         assert other["restored"] == saved["digest"]
         assert other["went on by"] == STEPS + 1
         assert other["went on"] == pytest.approx(order[1]["went on"], rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_compute_what_one_does(by_processes, count):
+    one, several = by_processes[1], by_processes[count]
+    assert several["processes"] == count
+    np.testing.assert_allclose(several["distill losses"], one["distill losses"], rtol=2e-5)
+    assert several["distill collectives"] == one["distill collectives"]
+    for path, value in several["values"].items():
+        np.testing.assert_allclose(value, one["values"][path], rtol=2e-3, atol=2e-3, err_msg=path)
+
+
+@pytest.mark.parametrize(("saved", "count"), [(1, 2), (2, 4)])
+def test_a_checkpoint_goes_on_with_another_number_of_processes(by_processes, saved, count):
+    assert by_processes[count]["restored"] == by_processes[saved]["digest"]
+    assert by_processes[count]["went on by"] == STEPS + 1
+
+
+def test_both_numbers_of_processes_go_on_alike(by_processes):
+    assert by_processes[4]["went on"] == pytest.approx(by_processes[2]["went on"], rel=1e-3)
