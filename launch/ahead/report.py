@@ -52,7 +52,7 @@ def _add_costs(table: Table, record: Record) -> None:
             f"{name} alone", f"{predicted[f'{name}_seconds'] * 1e3:.1f} ms", "predicted, at peak"
         )
     table.add_row(
-        "one run",
+        "one run, at best",
         f"{predicted['seconds'] * 1e3:.1f} ms",
         f"predicted, bound by {predicted['bound_by']}",
     )

@@ -10,9 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sdtt_jax
-from experiments.export import model_card
 from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.interchange.card import model_card
 from sdtt_jax.interchange.export import export_orbax, export_reference
+from sdtt_jax.interchange.model import Model
 from tests.experiments.processes import call
 
 CONFIG = {
@@ -95,9 +96,7 @@ def test_the_card_says_what_was_measured(model):
     }
     facts = model.facts | {"stage": "distill", "round": 1}
     card = model_card(
-        sdtt_jax.interchange.model.Model(
-            model.denoiser, model.params, model.schedule, model.tokenizer, facts
-        ),
+        Model(model.denoiser, model.params, model.schedule, model.tokenizer, facts),
         "orbax",
         results,
     )

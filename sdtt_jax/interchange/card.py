@@ -1,0 +1,56 @@
+"""The model card that stands beside an exported model."""
+
+import json
+from typing import Any
+
+from sdtt_jax.interchange.model import Model
+from sdtt_jax.paths import as_path
+
+
+def model_card(model: Model, format_name: str, results: dict[str, Any] | None) -> str:
+    """Markdown that says what the files are, and what was measured."""
+    c, facts = model.config, model.facts
+    lines = [
+        "# Masked diffusion language model",
+        "",
+        f"Exported by sdtt_jax from `{facts['path']}`, format `{format_name}`.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| network | DiT, {c.num_layers} layers of {c.embed_dim}, {c.num_heads} heads |",
+        f"| sequences | {c.length} tokens of {c.vocab_size}, and MASK (id {model.denoiser.mask_id}) |",
+        f"| noise schedule | {facts['schedule']['kind']} |",
+    ]
+    told = ("stage", "round", "dt", "divergence", "num_distill_steps")
+    lines += [f"| {name.replace('_', ' ')} | {facts[name]} |" for name in told if name in facts]
+    steps = _measured(facts, results)
+    if steps:
+        lines += [
+            "",
+            "Generative perplexity under the run's own judge, and entropy of the tokens within a text:",
+            "",
+            "| steps | generative perplexity | entropy, nats |",
+            "|---|---|---|",
+            *(f"| {n} | {s['gen_ppl']:.2f} | {s['entropy']:.3f} |" for n, s in steps.items()),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _measured(facts: dict[str, Any], results: dict[str, Any] | None) -> dict[str, Any]:
+    if not results:
+        return {}
+    if facts.get("stage") == "teacher":
+        found: dict[str, Any] = results["teacher"]["steps"]
+        return found
+    rounds = [r for r in results["rounds"] if r["round"] == facts.get("round")]
+    return rounds[0]["steps"] if rounds else {}
+
+
+def measured_results(model: Model) -> dict[str, Any] | None:
+    """The `results.json` of the run that a model is from, if it is there."""
+    path = as_path(model.facts["path"])
+    for folder in (path, *path.parents):
+        if (folder / "results.json").exists() and (folder / "config.json").exists():
+            results: dict[str, Any] = json.loads((folder / "results.json").read_text("utf-8"))
+            return results
+    return None
