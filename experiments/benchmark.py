@@ -16,7 +16,6 @@ yardstick. If two models at once are too much for the memory, --nointerleave run
 """
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from rich.console import Console
 from experiments.benchmarking.cases import SUITES
 from experiments.benchmarking.suites import benchmark, saver, show
 from experiments.settings import check_overrides, run_config
-from experiments.terminal import run_app
+from experiments.terminal import run_app, stopwatch
 from sdtt_jax.configs import require
 from sdtt_jax.data.corpora import corpus_files
 from sdtt_jax.errors import ConfigError, UserError
@@ -91,12 +90,7 @@ def main(argv: Sequence[str]) -> None:
         )
     save = saver(None if _OUTPUT.value is None else Path(_OUTPUT.value))
 
-    began = time.monotonic()
-
-    def say(line: str) -> None:
-        elapsed = int(time.monotonic() - began)
-        print(f"[{elapsed // 60}:{elapsed % 60:02d}] {line}", file=sys.stderr, flush=True)
-
+    say = stopwatch()
     record = benchmark(
         config,
         suites,

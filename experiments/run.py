@@ -108,8 +108,12 @@ def open_run(config: object, root: Path, config_file: str = "") -> Iterator[Run]
     validated = run_config(config)  # type: ignore[arg-type]
     mesh = make_mesh(validated.mesh)
     with contextlib.ExitStack() as stack:
-        processes.on_first("Opening --workdir", lambda: stack.enter_context(lock(root)))
-        processes.on_first("Opening --workdir", lambda: claim(root, validated, config_file))
+
+        def open_workdir() -> None:
+            stack.enter_context(lock(root))
+            claim(root, validated, config_file)
+
+        processes.on_first("Opening --workdir", open_workdir)
         workdir = Workdir(root)
         if not workdir.config.exists():
             raise UserError(

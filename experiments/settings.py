@@ -196,18 +196,32 @@ def run_config(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfig:
 
 def check_overrides(argv: Sequence[str]) -> None:
     """Raises `ConfigError` for a config file, or a field in `--config.FIELD=…`, that does not exist."""
+    check_fields(argv, "config", RunConfig)
+
+
+def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
+    """Looks at a command line before absl does, whose own words for a wrong field say less.
+
+    Args:
+      argv: the command line.
+      flag: of a config file, `--FLAG=FILE` and `--FLAG.FIELD=VALUE`.
+      kind: the dataclass that has the fields.
+
+    Raises:
+      ConfigError: a file, or a field, that does not exist.
+    """
     for argument in argv:
-        file = re.match(r"--config=(.+)", argument)
+        file = re.match(rf"--{flag}=(.+)", argument)
         require(file is None or Path(file[1]).is_file(), f"{argument}: there is no such file.")
-        match = re.match(r"--config\.([\w.]+)", argument)
+        match = re.match(rf"--{flag}\.([\w.]+)", argument)
         if match is None:
             continue
-        kind: Any = RunConfig
-        where = "config"
+        within: Any = kind
+        where = flag
         for name in match[1].split("."):
-            hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+            hints = typing.get_type_hints(within) if dataclasses.is_dataclass(within) else {}
             if name not in hints:
                 near = difflib.get_close_matches(name, hints, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"fields: {', '.join(hints)}."
                 raise ConfigError(f"{where} has no field {name!r}; {hint}")
-            kind, where = hints[name], f"{where}.{name}"
+            within, where = hints[name], f"{where}.{name}"

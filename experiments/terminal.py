@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -48,6 +49,17 @@ def keep_compiled_programs() -> None:
 def join_processes() -> None:
     """Joins the other processes of this job, as `--distributed` says."""
     processes.initialize(_DISTRIBUTED.value)
+
+
+def stopwatch() -> Callable[[str], None]:
+    """Tells a person at the terminal lines that begin with the time since now, `[1:05] …`."""
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        elapsed = int(time.monotonic() - began)
+        print(f"[{elapsed // 60}:{elapsed % 60:02d}] {line}", file=sys.stderr, flush=True)
+
+    return say
 
 
 def exit_on_user_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], int]:

@@ -11,8 +11,6 @@ as many virtual devices, so that its memory figures are only indications.
 """
 
 import json
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from experiments.settings import check_overrides, run_config
-from experiments.terminal import run_app
+from experiments.terminal import run_app, stopwatch
 from launch.ahead import report
 from launch.ahead.analysis import Record, analyse
 from launch.ahead.chips import compile_only, describe_devices, parse_topology
@@ -65,12 +63,7 @@ def main(argv: Sequence[str]) -> None:
     compile_only()
     topology = parse_topology(str(_TOPOLOGY.value), _SLICES.value)
     devices = describe_devices(topology)
-    began = time.monotonic()
-
-    def say(line: str) -> None:
-        elapsed = int(time.monotonic() - began)
-        print(f"[{elapsed // 60}:{elapsed % 60:02d}] {line}", file=sys.stderr, flush=True)
-
+    say = stopwatch()
     console = Console()
     if not console.is_terminal:
         console = Console(width=TABLE_WIDTH)

@@ -6,8 +6,6 @@ takes about a minute per cell on two cores (`--sizes` and `--slices` for some of
 compiler like `launch.compile`.
 """
 
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from experiments.configs.owt_small import SIZES, owt
-from experiments.terminal import run_app
+from experiments.terminal import run_app, stopwatch
 from launch.ahead.analysis import Record
 from launch.ahead.chips import compile_only, describe_devices, parse_topology
 from launch.ahead.search import search
@@ -83,12 +81,7 @@ def main(argv: Sequence[str]) -> None:
     for size in _SIZES.value:
         require(size in SIZES, f"--sizes={size} is none of {', '.join(SIZES)}.")
     compile_only()
-    began = time.monotonic()
-
-    def say(line: str) -> None:
-        elapsed = int(time.monotonic() - began)
-        print(f"[{elapsed // 60}:{elapsed % 60:02d}] {line}", file=sys.stderr, flush=True)
-
+    say = stopwatch()
     lines = [HEADER]
     for topology_name in _SLICES.value:
         for size in _SIZES.value:

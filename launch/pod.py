@@ -8,10 +8,6 @@ to the options of experiments.run, for example -- --config.seed=1 --stages=disti
 started: the files are written to --output, or with --dry_run only printed. See docs/pods/.
 """
 
-import dataclasses
-import difflib
-import re
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +15,12 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.settings import check_overrides
+from experiments.settings import check_fields, check_overrides
 from experiments.terminal import run_app
 from launch.pods import gke, skypilot, slurm, tpu_vm, xpk
 from launch.pods.spec import Files, NextSteps, PodSpec, Render
 from sdtt_jax.configs import from_mapping, require
-from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.errors import UserError
 
 LAUNCHERS: dict[str, tuple[Render, NextSteps]] = {
     "tpu_vm": (tpu_vm.render, tpu_vm.next_steps),
@@ -61,21 +57,7 @@ def pod_spec(spec: Any, overrides: Sequence[str] = ()) -> PodSpec:
 
 def check_spec_flags(argv: Sequence[str]) -> None:
     """Raises `ConfigError` for a spec file, or a field in `--spec.FIELD=…`, that does not exist."""
-    for argument in argv:
-        file = re.match(r"--spec=(.+)", argument)
-        require(file is None or Path(file[1]).is_file(), f"{argument}: there is no such file.")
-        match = re.match(r"--spec\.([\w.]+)", argument)
-        if match is None:
-            continue
-        kind: Any = PodSpec
-        where = "spec"
-        for name in match[1].split("."):
-            hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
-            if name not in hints:
-                near = difflib.get_close_matches(name, hints, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"fields: {', '.join(hints)}."
-                raise ConfigError(f"{where} has no field {name!r}; {hint}")
-            kind, where = hints[name], f"{where}.{name}"
+    check_fields(argv, "spec", PodSpec)
 
 
 def write(files: Files, directory: Path) -> None:

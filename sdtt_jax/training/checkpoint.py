@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from sdtt_jax import processes
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.paths import absolute
 from sdtt_jax.training.integrity import (
@@ -174,13 +174,12 @@ class Checkpoints:
         # disk, and kept, because they are evidence.
         if not damaged:
             return
-        if jax.process_index() == 0:
+        if processes.is_first():
             (self.directory / CORRUPT).mkdir(exist_ok=True)
             for step in damaged:
                 target = self.directory / CORRUPT / f"{step}-{time.strftime('%Y%m%dT%H%M%S')}"
                 (self.directory / str(step)).rename(target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("moved damaged checkpoints aside")
+        processes.barrier("moved damaged checkpoints aside")
         self._orbax.reload()
 
     def _refuse_unknown_contents(self) -> None:
