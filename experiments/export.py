@@ -1,33 +1,60 @@
 """Writes a model in a form that others read.
 
   python -m experiments.export --checkpoint=runs/demo --format=reference --output=DIR
+  python -m experiments.export --checkpoint=runs/demo --format=stablehlo --num_steps=8 --output=DIR
+  python -m experiments.export --checkpoint=runs/demo --format=reference --output=DIR --push=OWNER/NAME
 
 Formats: `reference`, model.safetensors and config.json as the reference implementation's loader takes them (a
-model that came in that layout goes out bit for bit); `orbax`, the parameters alone with the tokenizer, for
-sdtt_jax.load. A model card, README.md, stands beside them, with what the run measured if it is one of ours.
+model that came in a published layout goes out bit for bit); `orbax`, the parameters alone with the tokenizer,
+for sdtt_jax.load; `stablehlo`, the sampler for a number of steps and texts as one artifact for CPU, CUDA and
+TPU, with a runner that needs no sdtt_jax. A model card, README.md, stands beside them, with what the run
+measured if it is one of ours. --push uploads the folder to the model hub, into a private repository unless
+--public says otherwise; the token is taken from $HF_TOKEN.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from experiments.terminal import run_app
 from sdtt_jax.configs import require
-from sdtt_jax.errors import ConfigError
+from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.card import measured_results, model_card
-from sdtt_jax.interchange.export import export_orbax, export_reference
-from sdtt_jax.interchange.model import Model, load_named
+from sdtt_jax.interchange.causal import CausalModel
+from sdtt_jax.interchange.export import export_orbax, export_reference, require_empty
+from sdtt_jax.interchange.loading import REPOSITORY, load_named
+from sdtt_jax.interchange.model import Model
+from sdtt_jax.interchange.stablehlo import export_stablehlo
 from sdtt_jax.paths import is_remote
 
-FORMATS: dict[str, Callable[[Model, Path], list[Path]]] = {
-    "reference": export_reference,
-    "orbax": export_orbax,
-}
+FORMATS = ("reference", "orbax", "stablehlo")
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "What to export; as for experiments.sample.")
 _FORMAT = flags.DEFINE_string("format", "reference", f"One of: {', '.join(FORMATS)}.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist, or be empty.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "stablehlo: reverse steps of the sampler.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "stablehlo: texts at once.")
+_PUSH = flags.DEFINE_string(
+    "push", None, "Then upload it to this repository of the hub, OWNER/NAME."
+)
+_PUBLIC = flags.DEFINE_bool("public", False, "Make a new repository public.")
+
+
+def write(model: Model | CausalModel, output: Path) -> list[Path]:
+    """Exports in the format that the flags name."""
+    if _FORMAT.value == "reference":
+        return export_reference(model, output)
+    if _FORMAT.value == "orbax":
+        return export_orbax(model, output)
+    if isinstance(model, CausalModel):
+        raise CheckpointError(
+            f"{model.facts['path']} holds a causal model; --format=stablehlo exports a denoiser's sampler."
+        )
+    config = SamplerConfig(num_steps=_NUM_STEPS.value)
+    return export_stablehlo(model, output, config, _BATCH_SIZE.value)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,14 +67,22 @@ def main(argv: Sequence[str]) -> None:
         _FORMAT.value in FORMATS,
         f"--format={_FORMAT.value} is unknown; choose one of {', '.join(FORMATS)}.",
     )
-    output = str(_OUTPUT.value)
-    require(not is_remote(output), f"--output={output} must be a local folder; copy it from there.")
+    folder = str(_OUTPUT.value)
+    require(not is_remote(folder), f"--output={folder} must be a local folder; copy it from there.")
+    output = Path(folder)
+    require_empty(output)
+    token = ""
+    if _PUSH.value is not None:
+        require(bool(REPOSITORY.fullmatch(_PUSH.value)), f"--push={_PUSH.value} is not OWNER/NAME.")
+        token = hub.push_token()
     model = load_named(str(_CHECKPOINT.value))
-    written = FORMATS[_FORMAT.value](model, Path(output))
-    card = Path(output) / "README.md"
+    written = write(model, output)
+    card = output / "README.md"
     card.write_text(model_card(model, _FORMAT.value, measured_results(model)), "utf-8")
     for path in (*written, card):
         print(path)
+    if _PUSH.value is not None:
+        print(hub.push(output, _PUSH.value, token, public=_PUBLIC.value))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from sdtt_jax.diffusion.nelbo import denoising_terms
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.rounds import DistillConfig
-from sdtt_jax.evaluation.likelihood import causal_loss
 from sdtt_jax.models.autoregressive import Autoregressive
+from sdtt_jax.models.causal_nll import causal_loss
 from sdtt_jax.training.step import Loss, LossFn
 
 Tree = Any

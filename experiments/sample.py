@@ -26,7 +26,7 @@ from sdtt_jax.configs import require
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.interchange.model import load_named
+from sdtt_jax.interchange.loading import load_denoiser
 from sdtt_jax.keys import at_step, purpose_key
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
         top_k=_TOP_K.value,
         top_p=_TOP_P.value,
     )
-    model = load_named(str(_CHECKPOINT.value))
+    model = load_denoiser(str(_CHECKPOINT.value))
     length, mask_id = model.config.length, model.denoiser.mask_id
     given, fixed = fixed_tokens(model.text_tokenizer, length, _PROMPT.value, _INFILL.value)
     size = min(_BATCH_SIZE.value, _NUM_SAMPLES.value)

@@ -17,7 +17,7 @@ from sdtt_jax import processes
 from sdtt_jax.configs import differences, to_mapping
 from sdtt_jax.distillation.rounds import round_dt
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.interchange.model import load_named
+from sdtt_jax.interchange.loading import load_denoiser
 from sdtt_jax.keys import purpose_key, purpose_seed
 from sdtt_jax.training import sharding as sh
 from sdtt_jax.training.checkpoint import Checkpoints
@@ -46,7 +46,7 @@ def train_teacher(run: Run) -> None:
 
 def _adopt_teacher(run: Run, checkpoint: str) -> None:
     """Delivers a teacher that exists, if it is one for this run's sizes and tokens."""
-    model = load_named(checkpoint, mesh=run.mesh)
+    model = load_denoiser(checkpoint, mesh=run.mesh)
     # How it is computed may differ; what it is may not.
     free = {"compute_dtype": "", "remat": ""}
     lines = differences(to_mapping(model.config) | free, to_mapping(run.denoiser.config) | free)

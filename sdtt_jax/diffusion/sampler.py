@@ -299,6 +299,76 @@ def prior_sample(
     return jnp.where(fixed, tokens, x).astype(jnp.int32)
 
 
+@flax.struct.dataclass
+class Plan:
+    """What a generation has settled before its first network call.
+
+    Attributes:
+      key: PRNG key; step i uses `fold_in(key, i)`.
+      times: `[num_steps + 1]` float32, the grid.
+      call: `[batch, length]` int32, the call that reveals each position; None in the mode "grid".
+      sigmas: `[num_steps, batch]` float32, total noise at each call; None in the mode "grid".
+    """
+
+    key: jax.Array
+    times: jax.Array
+    call: jax.Array | None
+    sigmas: jax.Array | None
+
+
+def plan_generation(
+    key: jax.Array, x_init: jax.Array, schedule: Schedule, config: SamplerConfig, mask_id: int
+) -> Plan:
+    """The grid of times, and for "first-hitting" which call reveals which position.
+
+    Args:
+      key: PRNG key; the order of "first-hitting" is drawn with `fold_in(key, num_steps)`.
+      x_init: `[batch, length]` int32.
+      schedule: noise schedule.
+      config: sampler.
+      mask_id: the id of MASK.
+    """
+    times = time_grid(config)
+    if config.mode == "grid":
+        return Plan(key, times, None, None)
+    order_key = jax.random.fold_in(key, config.num_steps)
+    call, hits = hitting_order(order_key, x_init, config.num_steps, mask_id)
+    sigmas = -jnp.log1p(-schedule.move_chance(times[0]) * hits)
+    return Plan(key, times, call, sigmas.T)
+
+
+def take_step(
+    denoiser: DenoiserLike,
+    params: Any,
+    plan: Plan,
+    state: SamplerState,
+    index: jax.Array,
+    schedule: Schedule,
+    config: SamplerConfig,
+) -> SamplerState:
+    """Step `index: [] int32` of a planned generation; see `sample`."""
+    key = jax.random.fold_in(plan.key, index)
+    if plan.call is None or plan.sigmas is None:
+        t, s = plan.times[index], plan.times[index + 1]
+        return reverse_step(denoiser, params, key, state, t, s, schedule, config)
+    revealed = plan.call == index
+    return _reveal_step(denoiser, params, key, state, revealed, plan.sigmas[index], config)
+
+
+def finish(
+    denoiser: DenoiserLike,
+    params: Any,
+    plan: Plan,
+    state: SamplerState,
+    schedule: Schedule,
+    config: SamplerConfig,
+) -> SamplerState:
+    """What follows the last step: `final_denoise`, if the config asks for it."""
+    if not config.final_denoise:
+        return state
+    return final_denoise(denoiser, params, state, plan.times[-1], schedule)
+
+
 def sample(
     denoiser: DenoiserLike,
     params: Any,
@@ -313,7 +383,7 @@ def sample(
 
     Args:
       denoiser, params: the network.
-      key: PRNG key; step i uses `fold_in(key, i)`, the order of "first-hitting" `fold_in(key, num_steps)`.
+      key: PRNG key, see `plan_generation` and `take_step`.
       x_init: `[batch, length]` int32 from `prior_sample`; positions that are not MASK stay (prompts,
         infilling).
       schedule: noise schedule.
@@ -324,37 +394,15 @@ def sample(
       The final `SamplerState` (`x` without MASK if `final_denoise`), and with `keep_states` the states
       `[num_steps + 2, batch, length]` from `x_init` to the final one, else None.
     """
-    state = SamplerState(x_init, jnp.int32(0))
-    grid = time_grid(config)
-    index = jnp.arange(config.num_steps)
-    take: Callable[[SamplerState, Any], SamplerState]
-    steps: tuple[jax.Array, ...]
+    plan = plan_generation(key, x_init, schedule, config, denoiser.mask_id)
 
-    def grid_step(state: SamplerState, step: tuple) -> SamplerState:
-        index, t, s = step
-        step_key = jax.random.fold_in(key, index)
-        return reverse_step(denoiser, params, step_key, state, t, s, schedule, config)
-
-    def hitting_step(state: SamplerState, step: tuple) -> SamplerState:
-        index, sigma = step
-        step_key = jax.random.fold_in(key, index)
-        return _reveal_step(denoiser, params, step_key, state, call == index, sigma, config)
-
-    if config.mode == "grid":
-        take, steps = grid_step, (index, grid[:-1], grid[1:])
-    else:
-        order_key = jax.random.fold_in(key, config.num_steps)
-        call, hits = hitting_order(order_key, x_init, config.num_steps, denoiser.mask_id)
-        sigmas = -jnp.log1p(-schedule.move_chance(grid[0]) * hits)
-        take, steps = hitting_step, (index, sigmas.T)
-
-    def body(state: SamplerState, step: tuple) -> tuple[SamplerState, jax.Array | None]:
-        state = take(state, step)
+    def body(state: SamplerState, index: jax.Array) -> tuple[SamplerState, jax.Array | None]:
+        state = take_step(denoiser, params, plan, state, index, schedule, config)
         return state, state.x if keep_states else None
 
-    state, states = jax.lax.scan(body, state, steps)
-    if config.final_denoise:
-        state = final_denoise(denoiser, params, state, grid[-1], schedule)
+    state = SamplerState(x_init, jnp.int32(0))
+    state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps))
+    state = finish(denoiser, params, plan, state, schedule, config)
     if states is not None:
         states = jnp.concatenate([x_init[None], states, state.x[None]])
     return state, states

@@ -3,24 +3,45 @@
 import json
 from typing import Any
 
+from sdtt_jax import __version__
+from sdtt_jax.interchange.causal import CausalModel
 from sdtt_jax.interchange.model import Model
 from sdtt_jax.paths import as_path
 
+# How the files are used, by format.
+USE = {
+    "reference": "sdtt_jax.load(FOLDER_OR_REPOSITORY)   # or the reference's own loader",
+    "orbax": "sdtt_jax.load(FOLDER)",
+    "stablehlo": "python run.py [SEED]   # needs jax and safetensors alone",
+}
 
-def model_card(model: Model, format_name: str, results: dict[str, Any] | None) -> str:
-    """Markdown that says what the files are, and what was measured."""
+
+def model_card(model: Model | CausalModel, format_name: str, results: dict[str, Any] | None) -> str:
+    """Markdown that says what the files are, how to use them, and what was measured."""
     c, facts = model.config, model.facts
+    denoiser = isinstance(model, Model)
+    kind = "Masked diffusion" if denoiser else "Causal"
     lines = [
-        "# Masked diffusion language model",
+        "---",
+        "library_name: sdtt_jax",
+        "pipeline_tag: text-generation",
+        f"tags: [{'masked-diffusion, sdtt' if denoiser else 'causal-lm'}]",
+        "---",
         "",
-        f"Exported by sdtt_jax from `{facts['path']}`, format `{format_name}`.",
+        f"# {kind} language model",
+        "",
+        f"Exported by sdtt_jax {__version__} from `{facts['path']}`, format `{format_name}`:",
+        "",
+        f"    {USE[format_name]}",
         "",
         "| | |",
         "|---|---|",
-        f"| network | DiT, {c.num_layers} layers of {c.embed_dim}, {c.num_heads} heads |",
-        f"| sequences | {c.length} tokens of {c.vocab_size}, and MASK (id {model.denoiser.mask_id}) |",
-        f"| noise schedule | {facts['schedule']['kind']} |",
+        f"| network | {'DiT' if denoiser else 'transformer'}, {c.num_layers} layers of {c.embed_dim}, "
+        f"{c.num_heads} heads |",
+        f"| sequences | {c.length} tokens of {c.vocab_size}, and MASK (id {c.mask_id}) |",
     ]
+    if denoiser:
+        lines.append(f"| noise schedule | {facts['schedule']['kind']} |")
     told = ("stage", "round", "dt", "divergence", "num_distill_steps")
     lines += [f"| {name.replace('_', ' ')} | {facts[name]} |" for name in told if name in facts]
     steps = _measured(facts, results)
@@ -42,11 +63,13 @@ def _measured(facts: dict[str, Any], results: dict[str, Any] | None) -> dict[str
     if facts.get("stage") == "teacher":
         found: dict[str, Any] = results["teacher"]["steps"]
         return found
+    if facts.get("stage") == "judge":
+        return {"one per token": results["baseline_ar"]}
     rounds = [r for r in results["rounds"] if r["round"] == facts.get("round")]
     return rounds[0]["steps"] if rounds else {}
 
 
-def measured_results(model: Model) -> dict[str, Any] | None:
+def measured_results(model: Model | CausalModel) -> dict[str, Any] | None:
     """The `results.json` of the run that a model is from, if it is there."""
     path = as_path(model.facts["path"])
     for folder in (path, *path.parents):

@@ -11,29 +11,35 @@ import numpy as np
 from sdtt_jax.configs import to_mapping
 from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.interchange.causal import CausalModel
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE
-from sdtt_jax.interchange.model import FINAL, Model
-from sdtt_jax.interchange.reference import HUB_PREFIX, write_denoiser
+from sdtt_jax.interchange.hub_gpt2 import write_gpt2
+from sdtt_jax.interchange.loading import FINAL
+from sdtt_jax.interchange.model import Model
+from sdtt_jax.interchange.reference import HUB_PREFIX, write_autoregressive, write_denoiser
 from sdtt_jax.interchange.tensors import write_tensors
+from sdtt_jax.models.gpt2 import GPT2Config
 from sdtt_jax.training.checkpoint import save_params
 
 DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(jnp.bfloat16)}
 
 
-def export_reference(model: Model, directory: Path) -> list[Path]:
+def export_reference(model: Model | CausalModel, directory: Path) -> list[Path]:
     """Writes `model.safetensors` and `config.json` as the reference's own loader reads them.
 
-    A model that came in this layout goes out under the same names and dtype, bit for bit, with the config
-    that it came with.
-
-    Raises:
-      ConfigError: the directory is not empty.
+    A model that came in a published layout goes out under the same names and dtype, bit for bit, with the
+    config that it came with (if it came with one).
     """
-    _require_empty(directory)
-    dtype = DTYPES[model.facts.get("dtype", "F32")]
+    facts = model.facts
     params = jax.tree.map(np.asarray, model.params)
-    tensors = write_denoiser(model.config, params, model.facts.get("prefix", HUB_PREFIX))
-    config = model.facts.get("published_config") or reference_config(model)
+    if isinstance(model, Model):
+        tensors = write_denoiser(model.config, params, facts.get("prefix", HUB_PREFIX))
+    elif isinstance(model.config, GPT2Config):
+        tensors = write_gpt2(model.config, params, facts["prefix"])
+    else:
+        tensors = write_autoregressive(model.config, params, facts.get("prefix", HUB_PREFIX))
+    dtype = DTYPES[facts.get("dtype", "F32")]
+    config = facts.get("published_config") or reference_config(model)
     directory.mkdir(parents=True, exist_ok=True)
     write_tensors(
         directory / TENSORS_FILE,
@@ -43,13 +49,12 @@ def export_reference(model: Model, directory: Path) -> list[Path]:
     return [directory / TENSORS_FILE, directory / CONFIG_FILE]
 
 
-def export_orbax(model: Model, directory: Path) -> list[Path]:
+def export_orbax(model: Model | CausalModel, directory: Path) -> list[Path]:
     """Writes the parameters alone, with the tokenizer: `sdtt_jax.load(directory)` takes them.
 
     Raises:
-      ConfigError: the directory is not empty.
+      CheckpointError: the model has no tokenizer.
     """
-    _require_empty(directory)
     tokenizer = model.text_tokenizer
     facts = {name: value for name, value in model.facts.items() if name != "path"}
     save_params(directory / FINAL, model.params, facts | {"model": to_mapping(model.config)})
@@ -58,30 +63,34 @@ def export_orbax(model: Model, directory: Path) -> list[Path]:
     return [directory / FINAL, directory / "tokenizer"]
 
 
-def reference_config(model: Model) -> dict[str, Any]:
+def reference_config(model: Model | CausalModel) -> dict[str, Any]:
     """What of the reference's nested config describes a network."""
     c = model.config
-    return {
-        "config": {
-            "model": {
-                "hidden_size": c.embed_dim,
-                "cond_dim": c.cond_dim,
-                "length": c.length,
-                "n_blocks": c.num_layers,
-                "n_heads": c.num_heads,
-                "scale_by_sigma": True,
-                "dropout": 0.0,
-            },
+    sizes: dict[str, Any] = {
+        "hidden_size": c.embed_dim,
+        "length": c.length,
+        "n_blocks": c.num_layers,
+        "n_heads": c.num_heads,
+        "scale_by_sigma": True,
+        "dropout": 0.0,
+    }
+    more: dict[str, Any] = {"parameterization": "ar"}
+    if isinstance(model, Model):
+        sizes["cond_dim"] = model.config.cond_dim
+        more = {
             "parameterization": "subs",
-            "time_conditioning": c.time_conditioned,
+            "time_conditioning": model.config.time_conditioned,
             "noise": {"type": model.facts["schedule"]["kind"].replace("-", "")},
-        },
+        }
+    return {
+        "config": {"model": sizes, **more},
         "vocab_size": c.vocab_size + 1,
-        "mask_index": model.denoiser.mask_id,
+        "mask_index": c.mask_id,
     }
 
 
-def _require_empty(directory: Path) -> None:
+def require_empty(directory: Path) -> None:
+    """Raises `ConfigError` if there is something in the folder that an export would write to."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(
             f"--output={directory} is there already and not an empty folder; name another."

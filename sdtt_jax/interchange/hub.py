@@ -1,8 +1,9 @@
-"""The model hub: which published checkpoints there are, and how their files come here."""
+"""The model hub: which published checkpoints there are, how their files come here, and ours go there."""
 
+import os
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -25,6 +26,7 @@ LOSSES = ("kld", "mse", "tvd")
 SIZES = {"sm": "sm", "md": "md", "lg": "large"}
 ROUNDS = range(1, 8)
 STEPS_PER_ROUND = 10_000
+TOKEN_VARIABLE = "HF_TOKEN"
 
 
 def student_revision(loss: str, round: int) -> str:
@@ -76,6 +78,48 @@ def fetch(repo: str, revision: str | None = None) -> tuple[Path, Path | None]:
         return Path(tensors), Path(hf_hub_download(repo, CONFIG_FILE, revision=revision))
     except (EntryNotFoundError, OSError):
         return Path(tensors), None
+
+
+def push_token() -> str:
+    """The token to write with, from the environment.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    require(
+        bool(token),
+        f"Pushing to the hub needs a token with write access in ${TOKEN_VARIABLE}; nothing was written.",
+    )
+    return token
+
+
+def push(folder: Path, repo: str, token: str, *, public: bool = False) -> str:
+    """Uploads a folder to a repository of the hub as one commit, and returns its address.
+
+    Args:
+      folder: its files are uploaded, under the same names.
+      repo: "owner/name"; made if there is none.
+      token: see `push_token`.
+      public: make a new repository public; one that exists stays as it is.
+
+    Raises:
+      CheckpointError: the hub refuses or cannot be reached.
+    """
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo, private=not public, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Exported by sdtt_jax")
+    except HfHubHTTPError as error:
+        raise CheckpointError(
+            f"{repo}: the hub refuses ({error}); check that the token in ${TOKEN_VARIABLE} may write there. "
+            f"The export is complete in {folder}."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{repo}: the hub cannot be reached ({error}). The export is complete in {folder}."
+        ) from None
+    return f"{api.endpoint}/{repo}"
 
 
 def _reason(what: str, error: Exception) -> str:

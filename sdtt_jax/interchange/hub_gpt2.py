@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.renaming import Entry, Table, find_prefix, read_params, write_params
+from sdtt_jax.interchange.renaming import (
+    Entry,
+    Place,
+    Table,
+    find_prefix,
+    read_params,
+    write_params,
+)
 from sdtt_jax.interchange.tensors import read_tensors
 from sdtt_jax.models.gpt2 import GPT2Config
 
@@ -97,22 +104,26 @@ def gpt2_config(mapping: Mapping[str, Any], where: str = "config.json") -> GPT2C
 
 
 def read_gpt2(
-    config: GPT2Config, tensors: Mapping[str, Any], *, where: str = "the checkpoint"
+    config: GPT2Config,
+    tensors: Mapping[str, Any],
+    *,
+    where: str = "the checkpoint",
+    place: Place | None = None,
 ) -> dict[str, Any]:
     """Parameters (numpy float32, unboxed) from the hub's tensors, with or without `transformer.`.
+
+    `place` is as for `renaming.read_params`.
 
     Raises:
       CheckpointError: naming missing, unexpected or ill-shaped tensors, or an `lm_head.weight` that
         is not the embedding.
     """
     prefix = find_prefix(tensors, ANCHOR, PREFIXES, where)
-    body = dict(tensors)
-    head = body.pop(TIED_HEAD, None)
-    if head is not None and not np.array_equal(head, tensors[prefix + ANCHOR]):
+    if TIED_HEAD in tensors and not np.array_equal(tensors[TIED_HEAD], tensors[prefix + ANCHOR]):
         raise CheckpointError(
             f"{where}: {TIED_HEAD} differs from {prefix + ANCHOR}; GPT-2's head is its embedding."
         )
-    return read_params(gpt2_table(config), body, prefix, where)
+    return read_params(gpt2_table(config), tensors, prefix, where, place, beside=(TIED_HEAD,))
 
 
 def write_gpt2(

@@ -1,18 +1,28 @@
-"""Published checkpoints: safetensors in the reference's layout, with its config or without."""
+"""Published checkpoints: safetensors in the reference's layouts or GPT-2's, with their config or without."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.interchange import hub_gpt2
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE
-from sdtt_jax.interchange.reference import ANCHOR, PREFIXES, read_denoiser
+from sdtt_jax.interchange.hub_gpt2 import gpt2_config, read_gpt2
+from sdtt_jax.interchange.reference import (
+    ANCHOR,
+    PREFIXES,
+    TIME_EMBEDDING,
+    read_autoregressive,
+    read_denoiser,
+)
 from sdtt_jax.interchange.renaming import find_prefix
-from sdtt_jax.models import DenoiserConfig
+
+DENOISER, AUTOREGRESSIVE, GPT2 = "denoiser", "autoregressive", "gpt2"
 
 # What published models were trained with, where nothing says otherwise.
 PUBLISHED_LENGTH = 1024
@@ -78,21 +88,34 @@ def is_published(path: Path) -> bool:
     return path.is_file() or (path / TENSORS_FILE).is_file()
 
 
+class Published(NamedTuple):
+    """A published model, read.
+
+    Attributes:
+      kind: "denoiser", "autoregressive" (the reference's causal baseline) or "gpt2".
+      config: of its network.
+      params: its parameters.
+      facts: the prefix of its tensors' names, their dtype, and the config as published.
+    """
+
+    kind: str
+    config: Any
+    params: dict[str, Any]
+    facts: dict[str, Any]
+
+
 def read_published(
     path: Path,
     config_path: Path | None = None,
-    place: Callable[[DenoiserConfig, tuple[str, ...], np.ndarray], Any] | None = None,
-) -> tuple[DenoiserConfig, dict[str, Any], dict[str, Any]]:
-    """A published denoiser.
+    place: Callable[[str, Any, tuple[str, ...], np.ndarray], Any] | None = None,
+) -> Published:
+    """A published model; which kind it is, its tensors' names tell.
 
     Args:
       path: a safetensors file, or a folder with `model.safetensors`.
       config_path: the config's file; the one beside the tensors if None.
-      place: given the config, puts a parameter of some path where it belongs, as soon as it is read; NumPy
-        arrays if None.
-
-    Returns:
-      Config, parameters, and facts: the prefix of its names, and the published config.
+      place: given kind and config, puts a parameter of some path where it belongs, as soon as it is read;
+        NumPy arrays if None.
 
     Raises:
       CheckpointError: naming the file and the tensor or field.
@@ -106,31 +129,56 @@ def read_published(
     beside = file.with_name(CONFIG_FILE)
     config_path = config_path or (beside if beside.is_file() else None)
     stored = _stored_config(config_path) if config_path else {}
-    told = {field: _find(stored, names) for field, names in NAMES.items()}
     tensors = Tensors(file)
-    config, params = read_denoiser(
-        tensors,
-        length=told["length"] or PUBLISHED_LENGTH,
-        time_conditioned=bool(told["time_conditioned"]),
-        where=str(file),
-        place=place,
+    kind = _kind(tensors, str(file))
+
+    def put(config: Any, at: tuple[str, ...], value: np.ndarray) -> Any:
+        return value if place is None else place(kind, config, at, value)
+
+    if kind == GPT2:
+        if not stored:
+            raise CheckpointError(
+                f"{file} holds a GPT-2, whose sizes its {CONFIG_FILE} says: put that beside it."
+            )
+        config: Any = gpt2_config(stored, str(config_path))
+        params = read_gpt2(config, tensors, where=str(file), place=functools.partial(put, config))
+        prefix = find_prefix(tensors, hub_gpt2.ANCHOR, hub_gpt2.PREFIXES, str(file))
+    else:
+        told = {field: _find(stored, names) for field, names in NAMES.items()}
+        read: Any = read_autoregressive
+        if kind == DENOISER:
+            time_conditioned = bool(told["time_conditioned"])
+            read = functools.partial(read_denoiser, time_conditioned=time_conditioned)
+        length = told["length"] or PUBLISHED_LENGTH
+        config, params = read(tensors, length=length, where=str(file), place=put)
+        prefix = find_prefix(tensors, ANCHOR, PREFIXES, str(file))
+        _compare(config, told, f"{config_path}", str(file))
+    facts = {"published_config": stored, "prefix": prefix, "dtype": tensors.dtype}
+    return Published(kind, config, params, facts)
+
+
+def _kind(tensors: Mapping[str, Any], where: str) -> str:
+    for kind, anchor, prefixes in (
+        (DENOISER, TIME_EMBEDDING, PREFIXES),
+        (AUTOREGRESSIVE, ANCHOR, PREFIXES),
+        (GPT2, hub_gpt2.ANCHOR, hub_gpt2.PREFIXES),
+    ):
+        if any(prefix + anchor in tensors for prefix in prefixes):
+            return kind
+    raise CheckpointError(
+        f"{where} is neither a denoiser or causal baseline of the reference (no {ANCHOR}) nor a GPT-2 (no "
+        f"{hub_gpt2.ANCHOR})."
     )
+
+
+def _compare(config: Any, told: Mapping[str, Any], config_path: str, file: str) -> None:
     for field in ("embed_dim", "num_layers", "num_heads", "cond_dim"):
-        found = getattr(config, field)
-        if told[field] is not None and told[field] != found:
+        found = getattr(config, field, None)
+        if found is not None and told[field] is not None and told[field] != found:
             raise CheckpointError(
                 f"{config_path} says {NAMES[field][0]}={told[field]}, but the tensors of {file} have "
                 f"{found}; they belong to different models."
             )
-    return (
-        config,
-        params,
-        {
-            "published_config": stored,
-            "prefix": find_prefix(tensors, ANCHOR, PREFIXES, str(file)),
-            "dtype": tensors.dtype,
-        },
-    )
 
 
 def _stored_config(path: Path) -> dict[str, Any]:

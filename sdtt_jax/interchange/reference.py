@@ -21,6 +21,7 @@ HUB_PREFIX = "backbone."
 NESTED_PREFIX = "backbone.backbone."
 PREFIXES = (NESTED_PREFIX, HUB_PREFIX, "")
 ANCHOR = "vocab_embed.embedding"
+TIME_EMBEDDING = "sigma_map.mlp.0.weight"
 ROTARY_FREQUENCY = "rotary_emb.inv_freq"
 
 
@@ -47,7 +48,7 @@ def read_denoiser(
       CheckpointError: naming missing, unexpected or ill-shaped tensors.
     """
     prefix = find_prefix(tensors, ANCHOR, PREFIXES, where)
-    cond_dim = _shape(tensors, prefix + "sigma_map.mlp.0.weight", where)[0]
+    cond_dim = _shape(tensors, prefix + TIME_EMBEDDING, where)[0]
     sizes = _sizes(tensors, prefix, where)
     config = _config(
         DenoiserConfig,
@@ -66,16 +67,21 @@ def write_denoiser(
 
 
 def read_autoregressive(
-    tensors: Mapping[str, Any], *, length: int, where: str = "the checkpoint"
+    tensors: Mapping[str, Any],
+    *,
+    length: int,
+    where: str = "the checkpoint",
+    place: Callable[[CausalConfig, tuple[str, ...], np.ndarray], Any] | None = None,
 ) -> tuple[CausalConfig, dict[str, Any]]:
     """Config and parameters of the published causal baseline; see `read_denoiser`."""
     prefix = find_prefix(tensors, ANCHOR, PREFIXES, where)
     config = _config(CausalConfig, {**_sizes(tensors, prefix, where), "length": length}, where)
-    return config, read_params(autoregressive_table(config), tensors, prefix, where)
+    put = functools.partial(place, config) if place is not None else None
+    return config, read_params(autoregressive_table(config), tensors, prefix, where, put)
 
 
 def write_autoregressive(
-    config: CausalConfig, params: Mapping[str, Any], prefix: str = HUB_PREFIX
+    config: TransformerConfig, params: Mapping[str, Any], prefix: str = HUB_PREFIX
 ) -> dict[str, np.ndarray]:
     """The reference's tensors for our parameters: `read_autoregressive`'s inverse, bit for bit."""
     return write_params(autoregressive_table(config), params, prefix)
@@ -94,7 +100,7 @@ def denoiser_table(config: DenoiserConfig) -> Table:
     return _table(config, [*_transformer(config), *conditioning, final_norm])
 
 
-def autoregressive_table(config: CausalConfig) -> Table:
+def autoregressive_table(config: TransformerConfig) -> Table:
     """Where each tensor of the reference's causal baseline goes."""
     final_norm = Entry("output_layer.norm_final.weight", ("final", "scale"), (config.embed_dim,))
     return _table(config, [*_transformer(config), final_norm])

@@ -5,6 +5,7 @@ exact inverses of each other, bit for bit.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -65,6 +66,8 @@ def read_params(
     prefix: str,
     where: str,
     place: Place | None = None,
+    *,
+    beside: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Our parameter tree (numpy float32) from tensors in their layout.
 
@@ -77,12 +80,13 @@ def read_params(
       prefix: what all names begin with, for example `"backbone."`.
       where: the file or repository that errors name.
       place: path and array of a parameter to what stands in the tree; the array itself if None.
+      beside: full names that may be there and are not read.
 
     Raises:
       CheckpointError: naming the tensors that are missing, not expected, of another shape, or not
         the constant that the config implies.
     """
-    _check_names(table, tensors, prefix, where)
+    _check_names(table, set(tensors).difference(beside), prefix, where)
     for name, expected in table.constants.items():
         found = tensors.get(prefix + name)
         if found is None:
@@ -95,7 +99,8 @@ def read_params(
                 "to a network with another head size or rotary base."
             )
     params: dict[str, Any] = {}
-    for entry in table.entries:
+    # The largest first: while it is held twice, little else is there yet.
+    for entry in sorted(table.entries, key=lambda entry: -_size(entry, table.num_layers)):
         names = _names(entry.name, table.num_layers)
         value: np.ndarray | None = None
         for layer, name in enumerate(names):
@@ -165,18 +170,22 @@ def find_prefix(
     )
 
 
+def _size(entry: Entry, num_layers: int) -> int:
+    return math.prod(entry.shape) * (num_layers if LAYER in entry.name else 1)
+
+
 def _names(template: str, num_layers: int) -> list[str]:
     if LAYER not in template:
         return [template]
     return [template.replace(LAYER, str(layer)) for layer in range(num_layers)]
 
 
-def _check_names(table: Table, tensors: Mapping[str, Any], prefix: str, where: str) -> None:
+def _check_names(table: Table, found: set[str], prefix: str, where: str) -> None:
     needed = {prefix + n for e in table.entries for n in _names(e.name, table.num_layers)}
     allowed = {prefix + n for t in table.ignored for n in _names(t, table.num_layers)}
     allowed |= {prefix + n for n in table.constants}
-    missing = sorted(needed - set(tensors))
-    extra = sorted(set(tensors) - needed - allowed)
+    missing = sorted(needed - found)
+    extra = sorted(found - needed - allowed)
     if missing:
         raise CheckpointError(
             f"{where}: {len(missing)} tensors are missing: {_shorten(missing)}; the file is "

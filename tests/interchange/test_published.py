@@ -12,8 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import sdtt_jax
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange import hub
-from sdtt_jax.interchange import model as loading
+from sdtt_jax.interchange import hub, loading
 from sdtt_jax.interchange.reference import write_denoiser
 from sdtt_jax.training.sharding import MeshConfig, make_mesh
 

@@ -1,0 +1,102 @@
+"""A loaded causal model: GPT-2, the reference's baseline, or the judge of a run."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdtt_jax.configs import require
+from sdtt_jax.interchange.loaded import Loaded
+from sdtt_jax.models.autoregressive import Autoregressive
+from sdtt_jax.models.causal_nll import causal_nll
+from sdtt_jax.models.config import TransformerConfig
+from sdtt_jax.models.decoding import generate
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class CausalModel(Loaded):
+    """A causal network with its parameters.
+
+    Attributes:
+      network: the network, as pure functions.
+    """
+
+    network: Autoregressive
+
+    @property
+    def config(self) -> TransformerConfig:
+        return self.network.config
+
+    def logits(self, tokens: jax.Array) -> jax.Array:
+        """`[B, L]` int32 → `[B, L, V]` float32: position i predicts token i + 1; V without MASK."""
+        return _logits(self.network, self.params, jnp.asarray(tokens))
+
+    def log_probs(self, tokens: jax.Array) -> jax.Array:
+        """Normalised `logits`: `[B, L, V]` float32."""
+        return jax.nn.log_softmax(self.logits(tokens))
+
+    def score(self, tokens: jax.Array) -> jax.Array:
+        """-log p of each sequence after BOS: `[B]` float32, nats per token.
+
+        Raises:
+          CheckpointError: the model has no tokenizer to say what BOS is.
+        """
+        bos_id = self.text_tokenizer.bos_id
+        return _score(self.network, self.params, jnp.asarray(tokens), bos_id)
+
+    def sample(
+        self,
+        key: jax.Array,
+        num_samples: int,
+        num_tokens: int,
+        prompt: str = "",
+        *,
+        batch_size: int = 32,
+        **filters: Any,
+    ) -> jax.Array:
+        """Texts `[num_samples, n + num_tokens]` int32, token by token with a key-value cache.
+
+        Args:
+          key: PRNG key.
+          num_samples: how many.
+          num_tokens: how many tokens follow the prompt.
+          prompt: text of n tokens that every sample begins with.
+          batch_size: texts at once.
+          **filters: temperature, top_k, top_p.
+
+        Raises:
+          ConfigError: more positions than the network has, or a filter is out of range.
+        """
+        require(num_samples > 0, f"num_samples must be positive, not {num_samples}.")
+        require(batch_size > 0, f"batch_size must be positive, not {batch_size}.")
+        tokenizer = self.text_tokenizer
+        size = min(num_samples, batch_size)
+        ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode(prompt)]).astype(np.int32)
+        start = jnp.tile(jnp.asarray(ids), (size, 1))
+        texts = [
+            generate(
+                self.network,
+                self.params,
+                jax.random.fold_in(key, i),
+                prompt=start,
+                num_tokens=num_tokens,
+                **filters,
+            )
+            for i in range(math.ceil(num_samples / size))
+        ]
+        return jnp.concatenate(texts)[:num_samples, 1:]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(network: Autoregressive, params: Any, tokens: jax.Array) -> jax.Array:
+    logits = network.logits(params, network.hidden(params, tokens))
+    return logits[..., : network.config.vocab_size]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _score(network: Autoregressive, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
+    return causal_nll(network, params, tokens, bos_id).mean(axis=-1)

@@ -1,0 +1,102 @@
+"""The sampler as one artifact for all platforms, through `jax.export`, and a runner without sdtt_jax."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export
+
+from sdtt_jax.configs import require, to_mapping
+from sdtt_jax.diffusion.sampler import SamplerConfig, sample
+from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.interchange.model import Model
+from sdtt_jax.interchange.tensors import write_tensors
+from sdtt_jax.models import Denoiser
+from sdtt_jax.training.integrity import flat_leaves, nested
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+SAMPLER_FILE, PARAMS_FILE, FACTS_FILE, RUNNER_FILE = (
+    "sampler.stablehlo",
+    "params.safetensors",
+    "sampler.json",
+    "run.py",
+)
+RUNNER = '''\
+"""Writes texts with the exported sampler: python run.py [SEED]. Needs jax and safetensors alone."""
+import json, pathlib, sys
+import jax, numpy as np
+from jax import export
+from safetensors.numpy import load_file
+folder = pathlib.Path(__file__).parent
+facts = json.loads((folder / "sampler.json").read_text("utf-8"))
+sampler = export.deserialize(bytearray((folder / "sampler.stablehlo").read_bytes()))
+key = jax.random.key_data(jax.random.key(int(sys.argv[1]) if len(sys.argv) > 1 else 0, impl="threefry2x32"))
+masked = np.full((facts["batch_size"], facts["length"]), facts["mask_id"], np.int32)  # or with a prompt
+for row in np.asarray(sampler.call(load_file(folder / "params.safetensors"), key, masked)):
+    print("".join(facts["pieces"][i] for i in row) if facts["pieces"] else row.tolist(), flush=True)
+'''
+
+
+def exported_sampler(
+    model: Model, config: SamplerConfig, batch_size: int, platforms: tuple[str, ...] = PLATFORMS
+) -> export.Exported:
+    """`Model.denoise` for one batch size and number of steps, lowered for several platforms at once.
+
+    It is called with the parameters by path (`{"blocks/mlp/up/kernel": …}`), the key's data `[2]` uint32 of
+    a threefry key, and `x_init: [batch_size, L]` int32, and returns the texts `[batch_size, L]` int32.
+
+    Args:
+      model: a denoiser.
+      config: sampler.
+      batch_size: texts at once.
+      platforms: those that it shall run on.
+    """
+    require(batch_size > 0, f"batch_size must be positive, not {batch_size}.")
+    sampler = functools.partial(_sample, model.denoiser, model.schedule, config)
+    params = jax.tree.map(_abstract, flat_leaves(model.params))
+    key_data = jax.ShapeDtypeStruct((2,), np.uint32)
+    x_init = jax.ShapeDtypeStruct((batch_size, model.config.length), np.int32)
+    return export.export(jax.jit(sampler), platforms=platforms)(params, key_data, x_init)
+
+
+def export_stablehlo(
+    model: Model, directory: Path, config: SamplerConfig, batch_size: int
+) -> list[Path]:
+    """Writes the sampler, its parameters, its facts (sizes, settings, what each token reads) and a runner."""
+    exported = exported_sampler(model, config, batch_size)
+    directory.mkdir(parents=True, exist_ok=True)
+    vocabulary = range(model.config.vocab_size)
+    facts = {
+        "batch_size": batch_size,
+        "length": model.config.length,
+        "mask_id": model.mask_id,
+        "platforms": list(exported.platforms),
+        "sampler": to_mapping(config),
+        "pieces": model.tokenizer.pieces(vocabulary) if model.tokenizer is not None else None,
+    }
+    (directory / SAMPLER_FILE).write_bytes(exported.serialize())
+    params = {name: np.asarray(leaf) for name, leaf in flat_leaves(model.params).items()}
+    write_tensors(directory / PARAMS_FILE, params)
+    (directory / FACTS_FILE).write_text(json.dumps(facts) + "\n", "utf-8")
+    (directory / RUNNER_FILE).write_text(RUNNER, "utf-8")
+    return [directory / name for name in (SAMPLER_FILE, PARAMS_FILE, FACTS_FILE, RUNNER_FILE)]
+
+
+def _sample(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    config: SamplerConfig,
+    params: dict[str, Any],
+    key_data: jax.Array,
+    x_init: jax.Array,
+) -> jax.Array:
+    key = jax.random.wrap_key_data(key_data, impl="threefry2x32")
+    state, _ = sample(denoiser, nested(params), key, x_init, schedule, config)
+    return state.x
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
