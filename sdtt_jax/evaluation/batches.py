@@ -1,5 +1,6 @@
 """Work through many texts in batches of one compiled size, on whatever mesh the parameters live."""
 
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -22,9 +23,9 @@ def batch_rows(params: Any, batch_size: int) -> int:
 
 
 def map_batches(
-    function: Callable[[Any, jax.Array, jax.Array], Any],
+    function: Callable[[Any, jax.Array, Any], Any],
     params: Any,
-    rows: np.ndarray,
+    rows: Any,
     batch_size: int,
 ) -> Any:
     """`function(params, batch index, batch)` over all rows.
@@ -32,7 +33,8 @@ def map_batches(
     Args:
       function: compiled; its results have the batch as their leading axis.
       params: parameters, on a mesh or on one device.
-      rows: `[rows, ...]`; the last batch is filled up with repeats, which are dropped again.
+      rows: `[rows, ...]`, or a tree of such arrays; the last batch is filled up with repeats, which are
+        dropped again.
       batch_size: rows at once.
 
     Returns:
@@ -41,17 +43,22 @@ def map_batches(
     size = batch_rows(params, batch_size)
     mesh = mesh_of(params)
     results = []
-    for index, start in enumerate(range(0, len(rows), size)):
-        batch = rows[start : start + size]
-        filled = np.resize(batch, (size, *batch.shape[1:])) if len(batch) < size else batch
+    total = len(jax.tree.leaves(rows)[0])
+    for index, start in enumerate(range(0, total, size)):
+        filled = jax.tree.map(functools.partial(_filled, start, size), rows)
         if mesh is None:
-            out = function(params, jnp.int32(index), jnp.asarray(filled))
+            out = function(params, jnp.int32(index), jax.tree.map(jnp.asarray, filled))
         else:
             with sh.use_mesh(mesh):
                 out = function(params, jnp.int32(index), sh.place_batch(filled, mesh))
         whole = jax.tree.map(_host, out)
-        results.append(jax.tree.map(operator.itemgetter(slice(len(batch))), whole))
+        results.append(jax.tree.map(operator.itemgetter(slice(total - start)), whole))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def _filled(start: int, size: int, rows: np.ndarray) -> np.ndarray:
+    batch = rows[start : start + size]
+    return np.resize(batch, (size, *batch.shape[1:])) if len(batch) < size else batch
 
 
 def mesh_of(params: Any) -> Any:
