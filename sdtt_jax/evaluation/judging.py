@@ -58,7 +58,7 @@ def score_texts(
     *,
     bos_id: int | None,
     batch_size: int,
-    given: int = 0,
+    given: int | np.ndarray = 0,
 ) -> Scores:
     """Negative log-likelihood of texts of any lengths.
 
@@ -67,7 +67,7 @@ def score_texts(
       texts: int32 tokens `[n_i]` of the judge's vocabulary.
       bos_id: stands before the first token, so that it is scored; None: the first token is given.
       batch_size: texts at once.
-      given: tokens at the start of each text that are read but not scored (a prompt).
+      given: tokens at the start of the texts, or of each, that are read but not scored (a prompt).
 
     A text longer than the judge can see is cut into windows, each read on its own.
     """
@@ -83,7 +83,11 @@ def score_texts(
 
 
 def make_rows(
-    texts: Sequence[np.ndarray], *, bos_id: int | None, given: int, limit: int | None
+    texts: Sequence[np.ndarray],
+    *,
+    bos_id: int | None,
+    given: int | np.ndarray = 0,
+    limit: int | None = None,
 ) -> tuple[Rows, np.ndarray]:
     """Texts as rows of equal width, and which text each row is of: `[rows]` int64.
 
@@ -91,11 +95,12 @@ def make_rows(
     Arguments as in `score_texts`; `limit` is the most positions of a row (None: no limit).
     """
     pieces, owners = [], []
+    prompts = np.broadcast_to(given, len(texts))
     for owner, text in enumerate(texts):
         text = np.asarray(text, np.int32)
         if bos_id is not None:
             text = np.concatenate([[np.int32(bos_id)], text])
-        first = given + (bos_id is not None)
+        first = int(prompts[owner]) + (bos_id is not None)
         step = limit or max(len(text) - 1, 1)
         for start in range(0, max(len(text) - 1, 1), step):
             window = text[start : start + step + 1]
@@ -172,13 +177,15 @@ def retokenise(tokens: np.ndarray, source: Tokenizer, target: Tokenizer) -> np.n
     return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
 
 
-def first_document(tokens: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
+def first_document(tokens: np.ndarray, bos_id: int, eos_id: int, given: int = 0) -> np.ndarray:
     """`tokens: [n]` up to and with the first EOS that has text before it; all of them if there is none.
 
-    GPT-2 has one token for BOS and EOS, so a text may begin with it.
+    GPT-2 has one token for BOS and EOS, so a text may begin with it. An EOS among the first `given` tokens,
+    a prompt, ends nothing.
     """
     special = (tokens == eos_id) | (tokens == bos_id)
-    ends = np.flatnonzero((tokens == eos_id) & (np.cumsum(~special) > 0))
+    later = np.arange(len(tokens)) >= given
+    ends = np.flatnonzero((tokens == eos_id) & (np.cumsum(~special) > 0) & later)
     return tokens[: ends[0] + 1] if len(ends) else tokens
 
 
