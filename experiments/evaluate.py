@@ -29,7 +29,7 @@ from experiments.evaluating.latency import latency
 from experiments.evaluating.likelihood import likelihood
 from experiments.evaluating.output import Output
 from experiments.evaluating.settings import SUITES, Settings
-from experiments.evaluating.subject import load_subject, own_output
+from experiments.evaluating.subject import load_subject, own_output, update_report
 from experiments.terminal import join_processes, run_app, stopwatch
 from sdtt_jax import processes
 from sdtt_jax.configs import require
@@ -178,6 +178,7 @@ def main(argv: Sequence[str]) -> None:
                 subject, output, say
             )
     say(f"written to {output.path}")
+    update_report(output.path)
 
 
 def _say() -> Any:

@@ -276,7 +276,7 @@ def distill_loss(denoiser: DenoiserConfig, schedule: Schedule, config: DistillCo
 def causal_nll(
     network: Autoregressive, params: Params, tokens: jax.Array, bos_id: int
 ) -> jax.Array:
-    """-log p of every token, `[batch, length]`, from log-probabilities over the vocabulary for all at once."""
+    """-log p of every token, `[batch, length]`, from log-probabilities of the whole vocabulary at once."""
     inputs = jnp.concatenate([jnp.full_like(tokens[:, :1], bos_id), tokens[:, :-1]], axis=1)
     log_p = jax.nn.log_softmax(network.logits(params, network.hidden(params, inputs)))
     return -jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]

@@ -8,12 +8,14 @@ from typing import Any
 from jax.sharding import Mesh
 
 from experiments.evaluating.settings import Settings
+from sdtt_jax import processes
 from sdtt_jax.configs import require, to_mapping
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.causal import CausalModel
 from sdtt_jax.interchange.loading import load_named
 from sdtt_jax.interchange.model import Model
 from sdtt_jax.paths import absolute
+from sdtt_jax.reporting import write_report
 from sdtt_jax.reporting.evaluations import EVALUATIONS
 from sdtt_jax.training.checkpoint import params_digest
 
@@ -147,6 +149,13 @@ def own_output(subject: Subject) -> Path:
     facts = subject.model.facts
     name = f"round_{facts['round']:02d}" if facts.get("round") else facts["stage"]
     return root / EVALUATIONS / f"{name}.json"
+
+
+def update_report(path: Path) -> None:
+    """Writes the report of a run again, if it has one and `path` is among what its report shows."""
+    report = path.parent.parent / "report.html"
+    if path.parent.name == EVALUATIONS and processes.is_first() and report.exists():
+        write_report(path.parent.parent)
 
 
 def _own_judge(model: Model | CausalModel | None) -> str | None:

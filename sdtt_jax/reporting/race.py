@@ -1,6 +1,6 @@
 """The race: quality against latency, of the sampler at every number of steps and of causal models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -19,10 +19,13 @@ SIZE = (10.4, 4.4)
 FONT = 10.5
 
 
-def race_chart(points: Sequence[Point], batch: int, width: float, height: float) -> Markup:
+def race_chart(
+    points: Sequence[Point], batch: int, colours: Mapping[str, str], width: float, height: float
+) -> Markup:
     """Generative perplexity against seconds per batch on log axes, for the report; entropy under the pointer.
 
-    A point of a causal model is a square; labels at points are numbers of steps.
+    A point of a causal model is a square; labels at points are numbers of steps. `colours` are CSS variables
+    by model; one that has none gets the accent.
     """
     if not points:
         return Markup("")
@@ -47,8 +50,8 @@ def race_chart(points: Sequence[Point], batch: int, width: float, height: float)
         )
     )
     ends, hover = [], []
-    for index, (model, group) in enumerate(_by_model(points), start=1):
-        colour = "autoregressive" if group[0].causal else f"e{index}"
+    for model, group in _by_model(points):
+        colour = colours.get(model, "accent")
         style = colour_style(colour)
         places = [(x(p.seconds), y(p.gen_ppl)) for p in group]
         if len(places) > 1:
