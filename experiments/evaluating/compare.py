@@ -1,5 +1,6 @@
 """Results side by side: tables at the terminal and as Markdown, pictures of the race."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,11 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
     """
     require(len(set(paths)) == len(paths), "--compare names a file twice.")
     evaluations = [read_evaluation(path) for path in paths]
+    if len({evaluation.name for evaluation in evaluations}) < len(evaluations):
+        evaluations = [
+            dataclasses.replace(evaluation, name=path)
+            for evaluation, path in zip(evaluations, paths, strict=True)
+        ]
     found = tables(evaluations)
     console = Console()
     if not console.is_terminal:

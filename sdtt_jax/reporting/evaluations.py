@@ -55,7 +55,7 @@ class Point:
 
     Attributes:
       model: its name.
-      label: "8 steps", or "" for a causal model.
+      num_steps: of the sampler; 0 for a causal model.
       causal: whether it writes token by token.
       seconds: per batch, median.
       gen_ppl, entropy: of its unconditional texts.
@@ -63,7 +63,7 @@ class Point:
     """
 
     model: str
-    label: str
+    num_steps: int
     causal: bool
     seconds: float
     gen_ppl: float
@@ -137,7 +137,7 @@ def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
             points.append(
                 Point(
                     model=model,
-                    label="" if causal else f"{item['num_steps']}",
+                    num_steps=0 if causal else item["num_steps"],
                     causal=causal,
                     seconds=timed["seconds"],
                     gen_ppl=item["gen_ppl"],

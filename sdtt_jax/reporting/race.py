@@ -8,7 +8,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import NullLocator
 
 from sdtt_jax.reporting.chart_parts import colour_style, end_labels, figure, y_axis
 from sdtt_jax.reporting.evaluations import Point
@@ -40,7 +40,7 @@ def race_chart(
     for tick in log_ticks(x.low, x.high, 4):
         at = x(tick)
         parts.append(tag("path", class_="tickmark", d=path([(at, bottom), (at, bottom + 4)])))
-        text = number(tick, 2).rstrip("0").rstrip(".") if tick < 1 else number(tick, 2)
+        text = short_number(tick)
         parts.append(tag("text", text, class_="tick", x=at, y=bottom + 18, text_anchor="middle"))
     parts.append(tag("path", class_="baseline", d=path([(left, bottom), (right, bottom)])))
     middle = (left + right) / 2
@@ -64,8 +64,8 @@ def race_chart(
                 parts.append(tag("rect", class_="dot", style=style, **box))
             else:
                 parts.append(tag("circle", class_="dot", cx=px, cy=py, r=3.8, style=style))
-                parts.append(tag("text", point.label, class_="tick", x=px + 6, y=py - 6))
-            steps = f", {point.label} steps" if point.label else ""
+                parts.append(tag("text", _label(point), class_="tick", x=px + 6, y=py - 6))
+            steps = f", {point.num_steps} steps" if point.num_steps else ""
             hover.append(
                 {
                     "at": round(px, 1),
@@ -106,11 +106,15 @@ def write_race(points: Sequence[Point], batch: int, target: Path) -> Path:
 
 
 def _by_model(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
-    """In order of appearance, each from fast to slow; causal models last."""
+    """In order of appearance, each from few steps to many; causal models last."""
     groups: dict[str, list[Point]] = {}
     for point in sorted(points, key=lambda p: p.causal):
         groups.setdefault(point.model, []).append(point)
-    return [(model, sorted(group, key=lambda p: p.seconds)) for model, group in groups.items()]
+    return [(model, sorted(group, key=lambda p: p.num_steps)) for model, group in groups.items()]
+
+
+def _label(point: Point) -> str:
+    return str(point.num_steps) if point.num_steps else ""
 
 
 def _draw(axes: Axes, model: str, group: list[Point], colour: str, *, entropy: bool) -> None:
@@ -132,7 +136,7 @@ def _draw(axes: Axes, model: str, group: list[Point], colour: str, *, entropy: b
     )
     for point, value in zip(group, values, strict=True):
         axes.annotate(
-            point.label,
+            _label(point),
             (point.seconds, value),
             xytext=(4, 5),
             textcoords="offset points",
@@ -153,12 +157,20 @@ def _style(axes: Axes, title: str, *, log: bool) -> None:
     axes.grid(axis="y", color=LIGHT.grid, linewidth=0.9)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=FONT - 0.5, labelcolor=LIGHT.muted)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 2)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    low, high = axes.get_xlim()
+    ticks = log_ticks(low, high, 4)
+    axes.set_xticks(ticks, [short_number(tick) for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(low, high)
     if log:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        axes.set_yticks(log_ticks(low, high))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 2)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        ticks = log_ticks(low, high)
+        axes.set_yticks(ticks, [short_number(tick) for tick in ticks])
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylim(low, high)
+
+
+def short_number(value: float) -> str:
+    """A tick of few digits, down to a microsecond."""
+    return f"{value:.2g}" if 1e-5 <= value < 100 else number(value, 2)
