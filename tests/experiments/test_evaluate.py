@@ -175,7 +175,7 @@ def test_nothing_finished_is_computed_again(evaluated, monkeypatch):
     path, subject, _, _ = evaluated
     before = path.read_bytes()
 
-    def refuse(*arguments, **named):
+    def refuse(*_, **__):
         raise AssertionError("computed again")
 
     for name in ("experiments.evaluating.output.npz", "experiments.evaluating.latency._fresh"):
@@ -232,7 +232,7 @@ def test_texts_that_end_early_are_counted_and_cut_if_asked_for(evaluated):
     assert cut.scores.per_token[1] == pytest.approx(short[0], rel=1e-5)
 
 
-def test_a_judge_with_another_tokenizer_reads_text(evaluated, tmp_path, monkeypatch):
+def test_a_judge_with_another_tokenizer_reads_text(evaluated, tmp_path):
     """GPT-2's tokens for the texts of the characters' model."""
     _, subject, _, _ = evaluated
     gpt2 = _gpt2_judge()
