@@ -3,30 +3,31 @@
   python -m experiments.sample --checkpoint=runs/demo --num_steps=8 --num_samples=4
   python -m experiments.sample --checkpoint=runs/demo/rounds/02 --prompt="in the beginning" --num_steps=8
   python -m experiments.sample --checkpoint=runs/demo --infill="and god said [8] and there was [5]"
-  python -m experiments.sample --checkpoint=runs/demo --mode=first-hitting --num_steps=8
+  python -m experiments.sample --checkpoint=runs/demo --prompt="in the" --prompt="let him" --num_samples=2
+  python -m experiments.sample --checkpoint=runs/demo --num_steps=16 --num_samples=1 --watch
 
---checkpoint is a run (its last finished round), a round, a teacher, or a `final` folder.
+--checkpoint is a run (its last finished round), a round, a teacher, or a `final` folder. --prompt and
+--infill are for all texts when given once, or one for each. --watch shows the text appear as it is denoised.
 """
 
 import contextlib
 import json
-import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from experiments.terminal import run_app
+from experiments.watching import watch
 from sdtt_jax.configs import require
-from sdtt_jax.data import Tokenizer
-from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample
+from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.loading import load_denoiser
+from sdtt_jax.interchange.prompts import ended
 from sdtt_jax.keys import at_step, purpose_key
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -43,48 +44,28 @@ _MODE = flags.DEFINE_string(
 )
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "How many texts.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts at once.")
-_PROMPT = flags.DEFINE_string("prompt", None, "Text to continue.")
-_INFILL = flags.DEFINE_string("infill", None, "Text with gaps: [12] is a gap of 12 tokens.")
+_PROMPT = flags.DEFINE_multi_string(
+    "prompt", None, "Text to continue; once, or once for each text."
+)
+_INFILL = flags.DEFINE_multi_string(
+    "infill", None, "Text with gaps, [12] for 12 tokens; once, or once for each text."
+)
+_STOP_AT_EOS = flags.DEFINE_bool("stop_at_eos", False, "Leave out what follows the end of a text.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Nucleus filtering; 1 is off.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Top-k filtering; 0 is off.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Divides the logits; 0 is greedy.")
 _TIME_GRID = flags.DEFINE_string("time_grid", "uniform", "uniform or cosine.")
+_DTYPE = flags.DEFINE_string(
+    "compute_dtype", None, "float32 or bfloat16; as it was trained if not given."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Equal seeds give equal texts.")
+_WATCH = flags.DEFINE_bool("watch", False, "Show each text appear, one after the other.")
+_PAUSE = flags.DEFINE_float("pause", 0.15, "With --watch: seconds that a step is shown at least.")
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the texts to this file, as JSON lines.")
 
-GAP = re.compile(r"\[(\d+)\]")
 
-
-def fixed_tokens(
-    tokenizer: Tokenizer, length: int, prompt: str | None, infill: str | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """What is given: `(tokens, fixed)`, `[length]` int32 and bool.
-
-    Args:
-      tokenizer: of the model.
-      length: tokens per sequence.
-      prompt: stands at the start.
-      infill: text with gaps `[n]` of n tokens each; what follows its end is free.
-
-    Raises:
-      ConfigError: both are given, or they are longer than the model's sequences.
-    """
-    require(prompt is None or infill is None, "Give --prompt or --infill, not both.")
-    tokens, fixed = np.zeros(length, np.int32), np.zeros(length, bool)
-    parts = GAP.split(infill) if infill is not None else [prompt or ""]
-    position = 0
-    for index, part in enumerate(parts):
-        gap = index % 2 == 1
-        ids = np.zeros(int(part), np.int32) if gap else tokenizer.encode(part)
-        name = "prompt" if infill is None else "infill"
-        require(
-            position + len(ids) <= length,
-            f"--{name} is longer than the model's {length} tokens; shorten it.",
-        )
-        tokens[position : position + len(ids)] = ids
-        fixed[position : position + len(ids)] = not gap
-        position += len(ids)
-    return tokens, fixed
+def _texts(given: list[str] | None) -> str | list[str] | None:
+    return given[0] if given is not None and len(given) == 1 else given
 
 
 def main(argv: Sequence[str]) -> None:
@@ -102,25 +83,38 @@ def main(argv: Sequence[str]) -> None:
         top_k=_TOP_K.value,
         top_p=_TOP_P.value,
     )
-    model = load_denoiser(str(_CHECKPOINT.value))
-    length, mask_id = model.config.length, model.denoiser.mask_id
-    given, fixed = fixed_tokens(model.text_tokenizer, length, _PROMPT.value, _INFILL.value)
-    size = min(_BATCH_SIZE.value, _NUM_SAMPLES.value)
-    x_init = prior_sample(size, length, mask_id, jnp.asarray(given[None]), jnp.asarray(fixed[None]))
+    model = load_denoiser(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value)
+    tokenizer = model.text_tokenizer
+    x_init = model.prior(_NUM_SAMPLES.value, _texts(_PROMPT.value), _texts(_INFILL.value))
+    size = 1 if _WATCH.value else min(_BATCH_SIZE.value, _NUM_SAMPLES.value)
 
     key = purpose_key(_SEED.value, "sample")
-    print(f"{model.facts['path']}: {config.num_steps} steps, {length} tokens", file=sys.stderr)
+    print(
+        f"{model.facts['path']}: {config.num_steps} steps, {model.config.length} tokens",
+        file=sys.stderr,
+    )
     with contextlib.ExitStack() as stack:
         output = None
         if _OUTPUT.value:
             output = stack.enter_context(Path(_OUTPUT.value).open("w", encoding="utf-8"))
         for start in range(0, _NUM_SAMPLES.value, size):
+            # The last batch is filled up with repeats, so that one size is compiled.
+            rows = np.arange(start, start + size) % _NUM_SAMPLES.value
             began = time.monotonic()
-            state = jax.block_until_ready(model.denoise(at_step(key, start), x_init, config))
+            if _WATCH.value:
+                states = model.states(at_step(key, start), x_init[rows], config)
+                state = watch(states, tokenizer, config.num_steps, _PAUSE.value)
+            else:
+                state = model.denoise(at_step(key, start), x_init[rows], config)
+            tokens = np.asarray(jax.block_until_ready(state.x))
             seconds = time.monotonic() - began
-            for row in np.asarray(state.x)[: _NUM_SAMPLES.value - start]:
-                text = model.text_tokenizer.decode(row)
-                print(f"— {text}\n", flush=True)
+            if _STOP_AT_EOS.value:
+                given = np.asarray(x_init[rows]) != model.mask_id
+                tokens = ended(tokens, given, tokenizer.bos_id, tokenizer.eos_id)
+            for row in tokens[: _NUM_SAMPLES.value - start]:
+                text = tokenizer.decode(row)
+                if not _WATCH.value:
+                    print(f"— {text}\n", flush=True)
                 if output is not None:
                     record = {
                         "text": text,

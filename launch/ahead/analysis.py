@@ -81,7 +81,8 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
             "recomputed": program.recomputed,
             "counted_over_expected": cost.flops / expected,
         },
-        "memory_traffic_bytes": cost.bytes,
+        # How much goes through memory is a matter of fusions: another compiler's say nothing.
+        "memory_traffic_bytes": None if topology.stand_in else cost.bytes,
         "collectives": _collectives(cost, topology),
     }
     record["predicted"] = predict(record, program, topology)
@@ -92,20 +93,24 @@ def predict(record: Record, program: Program, topology: Topology) -> Record:
     """Seconds of one run from the roofline: each resource at its published peak.
 
     `seconds` lets computing, memory and network overlap perfectly, so it is a bound from below;
-    `seconds_without_overlap` lets nothing overlap.
+    `seconds_without_overlap` lets nothing overlap. Where memory traffic is not known, it is left out of both.
     """
     chip = topology.chip
     compute = record["flops"]["counted"] / chip.flops
-    memory = record["memory_traffic_bytes"] / chip.memory_bandwidth
-    network = sum(entry["seconds"] for entry in record["collectives"])
-    seconds = max(compute, memory, network)
-    names = {"compute": compute, "memory": memory, "network": network}
+    traffic = record["memory_traffic_bytes"]
+    names = {
+        "compute": compute,
+        "network": sum(entry["seconds"] for entry in record["collectives"]),
+    }
+    if traffic is not None:
+        names["memory"] = traffic / chip.memory_bandwidth
+    seconds = max(names.values())
     return {
         "compute_seconds": compute,
-        "memory_seconds": memory,
-        "network_seconds": network,
+        "memory_seconds": names.get("memory"),
+        "network_seconds": names["network"],
         "seconds": seconds,
-        "seconds_without_overlap": compute + memory + network,
+        "seconds_without_overlap": sum(names.values()),
         "bound_by": max(names, key=lambda name: names[name]),
         "tokens_per_second": program.tokens / seconds,
         "share_of_peak": program.flops / chip.flops / seconds,

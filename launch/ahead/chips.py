@@ -75,6 +75,11 @@ class Topology:
     slices: int = 1
 
     @property
+    def stand_in(self) -> bool:
+        """Whether XLA's CPU compiler stands in for the chip's own, which fuses otherwise."""
+        return not self.chip.accelerator_type
+
+    @property
     def chips(self) -> int:
         return math.prod(self.sides) * self.slices
 
@@ -126,7 +131,7 @@ def describe_devices(topology: Topology) -> list[Any]:
       UserError: libtpu is not installed.
       ConfigError: the slice does not exist.
     """
-    if topology.chip.name == "h100":
+    if topology.stand_in:
         return _virtual_devices(topology)
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", topology.chip.accelerator_type)
     try:

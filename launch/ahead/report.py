@@ -45,12 +45,16 @@ def _add_costs(table: Table, record: Record) -> None:
         "FLOPs", f"{counts['counted'] / 1e12:.3f} T", f"counted; {ratio:.3f} of the analytic count"
     )
     table.add_row("of them unavoidable", f"{counts['unavoidable'] / 1e12:.3f} T", "analytic")
-    table.add_row("memory traffic", f"{record['memory_traffic_bytes'] / GB:.1f} GB", "counted")
+    traffic = record["memory_traffic_bytes"]
+    if traffic is None:
+        table.add_row("memory traffic", "?", "not known: compiled by XLA's CPU compiler")
+    else:
+        table.add_row("memory traffic", f"{traffic / GB:.1f} GB", "counted")
     table.add_section()
     for name in ("compute", "memory", "network"):
-        table.add_row(
-            f"{name} alone", f"{predicted[f'{name}_seconds'] * 1e3:.1f} ms", "predicted, at peak"
-        )
+        alone = predicted[f"{name}_seconds"]
+        if alone is not None:
+            table.add_row(f"{name} alone", f"{alone * 1e3:.1f} ms", "predicted, at peak")
     table.add_row(
         "one run, at best",
         f"{predicted['seconds'] * 1e3:.1f} ms",

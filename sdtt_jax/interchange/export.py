@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.configs import to_mapping
@@ -16,12 +15,11 @@ from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE
 from sdtt_jax.interchange.hub_gpt2 import write_gpt2
 from sdtt_jax.interchange.loading import FINAL
 from sdtt_jax.interchange.model import Model
+from sdtt_jax.interchange.published import FLOATS
 from sdtt_jax.interchange.reference import HUB_PREFIX, write_autoregressive, write_denoiser
 from sdtt_jax.interchange.tensors import write_tensors
 from sdtt_jax.models.gpt2 import GPT2Config
 from sdtt_jax.training.checkpoint import save_params
-
-DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(jnp.bfloat16)}
 
 
 def export_reference(model: Model | CausalModel, directory: Path) -> list[Path]:
@@ -38,7 +36,7 @@ def export_reference(model: Model | CausalModel, directory: Path) -> list[Path]:
         tensors = write_gpt2(model.config, params, facts["prefix"])
     else:
         tensors = write_autoregressive(model.config, params, facts.get("prefix", HUB_PREFIX))
-    dtype = DTYPES[facts.get("dtype", "F32")]
+    dtype = FLOATS[facts.get("dtype", "F32")]
     config = facts.get("published_config") or reference_config(model)
     directory.mkdir(parents=True, exist_ok=True)
     write_tensors(

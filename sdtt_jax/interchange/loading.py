@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -168,13 +167,12 @@ def _published(
     placement: dict[tuple[str, ...], Any] = {}
 
     def place(kind: str, config: Any, at: tuple[str, ...], value: np.ndarray) -> jax.Array:
-        if mesh is None:
-            return jnp.asarray(value)
-        if not placement:
+        if mesh is not None and not placement:
             shardings = _shardings(NETWORKS[kind][0](config), mesh)
             leaves = jax.tree_util.tree_leaves_with_path(shardings)
             placement.update({tuple(key.key for key in path): leaf for path, leaf in leaves})
-        return jax.device_put(value, placement[at])
+        # Waited for, so that one parameter at most is held twice.
+        return jax.block_until_ready(jax.device_put(value, placement.get(at)))
 
     found = read_published(path, config_path, place)
     gpt2 = train_tokenizer(TokenizerConfig(kind="gpt2"), [])

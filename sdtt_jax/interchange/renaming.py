@@ -101,25 +101,33 @@ def read_params(
     params: dict[str, Any] = {}
     # The largest first: while it is held twice, little else is there yet.
     for entry in sorted(table.entries, key=lambda entry: -_size(entry, table.num_layers)):
-        names = _names(entry.name, table.num_layers)
-        value: np.ndarray | None = None
-        for layer, name in enumerate(names):
-            array = _float32(tensors[prefix + name])
-            if array.shape != entry.shape:
-                raise CheckpointError(
-                    f"{where}: {prefix + name} has shape {list(array.shape)}, but this model needs "
-                    f"{list(entry.shape)}; load it with the config it was trained with."
-                )
-            ours = _to_ours(entry, array, table.padded_vocab)
-            if LAYER not in entry.name:
-                value = ours
-                break
-            if value is None:
-                value = np.empty((len(names), *ours.shape), ours.dtype)
-            value[layer] = ours
-        assert value is not None
+        value = _read_entry(entry, table, tensors, prefix, where)
         _put(params, entry.path, value if place is None else place(entry.path, value))
+        del value
     return params
+
+
+def _read_entry(
+    entry: Entry, table: Table, tensors: Mapping[str, Any], prefix: str, where: str
+) -> np.ndarray:
+    """One parameter of ours, each tensor written to its place in it as soon as it is read."""
+    names = _names(entry.name, table.num_layers)
+    padded = list(entry.shape)
+    if entry.vocab_axis is not None:
+        padded[entry.vocab_axis] = table.padded_vocab
+    flat = padded[::-1] if entry.transpose else padded
+    value = np.zeros((len(names), *flat), np.float32)
+    for layer, name in enumerate(names):
+        array = tensors[prefix + name]
+        if array.shape != entry.shape:
+            raise CheckpointError(
+                f"{where}: {prefix + name} has shape {list(array.shape)}, but this model needs "
+                f"{list(entry.shape)}; load it with the config it was trained with."
+            )
+        theirs = value[layer].T if entry.transpose else value[layer]
+        theirs[tuple(map(slice, entry.shape))] = array
+    ours = entry.reshape if entry.reshape is not None else tuple(flat)
+    return value.reshape((len(names), *ours) if LAYER in entry.name else ours)
 
 
 def write_params(table: Table, params: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
@@ -205,18 +213,6 @@ def _shorten(names: list[str], most: int = 5) -> str:
 
 def _float32(array: Any) -> np.ndarray:
     return np.asarray(array, dtype=np.float32)
-
-
-def _to_ours(entry: Entry, array: np.ndarray, padded_vocab: int) -> np.ndarray:
-    if entry.vocab_axis is not None:
-        widths = [(0, 0)] * array.ndim
-        widths[entry.vocab_axis] = (0, padded_vocab - array.shape[entry.vocab_axis])
-        array = np.pad(array, widths)
-    if entry.transpose:
-        array = array.T
-    if entry.reshape is not None:
-        array = array.reshape(entry.reshape)
-    return np.ascontiguousarray(array)
 
 
 def _to_theirs(entry: Entry, array: np.ndarray, padded_vocab: int) -> np.ndarray:

@@ -27,12 +27,11 @@ SAMPLER_FILE, PARAMS_FILE, FACTS_FILE, RUNNER_FILE = (
 RUNNER = '''\
 """Writes texts with the exported sampler: python run.py [SEED]. Needs jax and safetensors alone."""
 import json, pathlib, sys
-import jax, numpy as np
-from jax import export
+import jax, jax.export, numpy as np
 from safetensors.numpy import load_file
 folder = pathlib.Path(__file__).parent
 facts = json.loads((folder / "sampler.json").read_text("utf-8"))
-sampler = export.deserialize(bytearray((folder / "sampler.stablehlo").read_bytes()))
+sampler = jax.export.deserialize(bytearray((folder / "sampler.stablehlo").read_bytes()))
 key = jax.random.key_data(jax.random.key(int(sys.argv[1]) if len(sys.argv) > 1 else 0, impl="threefry2x32"))
 masked = np.full((facts["batch_size"], facts["length"]), facts["mask_id"], np.int32)  # or with a prompt
 for row in np.asarray(sampler.call(load_file(folder / "params.safetensors"), key, masked)):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.experiments.processes import SMOKE, Finished, call
+from tests.sharing import once
 
 
 class SmokeRun(NamedTuple):
@@ -15,8 +16,12 @@ class SmokeRun(NamedTuple):
 
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
-    """The smoke config from raw text to the report, never stopped."""
-    root = tmp_path_factory.mktemp("runs") / "unbroken"
-    finished = call("run", SMOKE, f"--workdir={root}")
-    assert finished.status == 0, finished.stderr
-    return SmokeRun(root, finished)
+    """The smoke config from raw text to the report, never stopped; do not change it."""
+
+    def make(folder: Path) -> Finished:
+        finished = call("run", SMOKE, f"--workdir={folder}")
+        assert finished.status == 0, finished.stderr
+        return finished
+
+    root, finished = once(tmp_path_factory, "smoke", make)
+    return SmokeRun(root, Finished(*finished))

@@ -1,5 +1,7 @@
 """`sdtt_jax.load`: what a run delivered comes back as something to sample from and to score with."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 import sdtt_jax
 from sdtt_jax.diffusion.nelbo import nelbo
+from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import CheckpointError, ConfigError
 
 
@@ -47,6 +50,59 @@ def test_samples_come_in_batches_of_any_size(model):
     assert len({tuple(row) for row in texts.tolist()}) == 5
     with pytest.raises(ConfigError, match="batch_size"):
         model.sample(jax.random.key(1), 5, num_steps=4, batch_size=0)
+
+
+def test_each_sample_may_have_its_own_prompt_or_gaps(model):
+    key = jax.random.key(4)
+    prompts = ["in", "the heavens", ""]
+    texts = model.sample(key, 3, 4, prompts, batch_size=2)
+    decoded = [model.tokenizer.decode(row) for row in np.asarray(texts)]
+    assert [text.startswith(p) for text, p in zip(decoded, prompts, strict=True)] == [True] * 3
+    filled = model.sample(key, 2, 4, infill=["[2]the[3]god", "he[1]d"])
+    ids = model.tokenizer.encode("the")
+    np.testing.assert_array_equal(filled[0, 2:5], ids)
+    assert filled.shape == (2, 12)
+
+
+def test_the_first_batch_does_not_depend_on_the_prompts_of_the_next(model):
+    """Prompts of other lengths leave the compiled program and the keys as they are."""
+    key = jax.random.key(4)
+    both = model.sample(key, 2, 4, ["in the", "god"], batch_size=1)
+    np.testing.assert_array_equal(both[:1], model.sample(key, 1, 4, "in the"))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"mode": "first-hitting"}, {"final_denoise": False}], ids=str
+)
+def test_states_end_where_denoise_does(model, options):
+    """Oracle: the compiled whole. Every step only fills masks."""
+    key, x_init = jax.random.key(6), model.prior(2, "in ")
+    config = SamplerConfig(num_steps=5, **options)
+    states = list(model.states(key, x_init, config))
+    whole = model.denoise(key, x_init, config)
+    assert len(states) == 7
+    np.testing.assert_array_equal(states[0].x, x_init)
+    np.testing.assert_array_equal(states[-1].x, whole.x)
+    assert states[-1].nfe == whole.nfe
+    for before, after in itertools.pairwise(states):
+        known = np.asarray(before.x) != model.mask_id
+        np.testing.assert_array_equal(after.x[known], before.x[known])
+
+
+def test_texts_may_stop_at_their_end(model):
+    """Oracle: the same texts, cut by hand."""
+    key, eos = jax.random.key(7), model.tokenizer.eos_id
+    whole = np.array(model.sample(key, 64, 4, temperature=3.0))
+    stopped = np.asarray(model.sample(key, 64, 4, temperature=3.0, stop_at_eos=True))
+    cut = 0
+    for full, short in zip(whole, stopped, strict=True):
+        special = np.isin(full, [eos, model.tokenizer.bos_id])
+        ends = [i for i in np.flatnonzero(full == eos) if not special[:i].all()]
+        if ends:
+            cut += ends[0] < model.config.length - 1
+            full[ends[0] :] = eos
+        np.testing.assert_array_equal(short, full)
+    assert cut > 0
 
 
 def test_score_is_the_mean_of_one_sample_bounds(model):

@@ -64,7 +64,9 @@ def test_every_figure_says_how_it_was_found(compiled):
     assert distill["state_bytes"]["teacher"] >= distill["state_bytes"]["parameters"]
     assert {"data", "fsdp"} == {a for c in distill["collectives"] for a in c["axes"]}
     predicted = distill["predicted"]
-    parts = [predicted[f"{n}_seconds"] for n in ("compute", "memory", "network")]
+    # The CPU compiler, which stands in for a GPU's, cannot tell what goes through memory.
+    assert predicted["memory_seconds"] is None
+    parts = [predicted[f"{n}_seconds"] for n in ("compute", "network")]
     assert predicted["seconds"] == max(parts)
     assert predicted["seconds_without_overlap"] == pytest.approx(sum(parts))
 

@@ -1,0 +1,70 @@
+"""A text that appears in the terminal as it is denoised."""
+
+import time
+from collections.abc import Iterable
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from sdtt_jax.data import Tokenizer
+from sdtt_jax.diffusion.sampler import SamplerState
+
+NEW, KNOWN, MASKED = "bold green", "", "bright_black"
+
+
+def frame(tokens: np.ndarray, before: np.ndarray | None, tokenizer: Tokenizer) -> Text:
+    """One state of one text: masks dim, what the last step revealed bright.
+
+    Args:
+      tokens: `[length]` int32.
+      before: the state before, or None for the first.
+      tokenizer: of the model.
+    """
+    text = Text()
+    changed = tokens != before if before is not None else np.zeros(tokens.shape, bool)
+    for token, piece, new in zip(tokens, tokenizer.pieces(tokens), changed, strict=True):
+        style = MASKED if token == tokenizer.mask_id else NEW if new else KNOWN
+        text.append(piece, style)
+    return text
+
+
+def watch(
+    states: Iterable[SamplerState],
+    tokenizer: Tokenizer,
+    num_steps: int,
+    pause: float,
+    console: Console | None = None,
+) -> SamplerState:
+    """Shows the first text of each state where the one before it stood, and returns the last state.
+
+    Where standard output is no terminal, only the last is written.
+
+    Args:
+      states: at least one.
+      tokenizer: of the model.
+      num_steps: of the sampler, for the line below the text.
+      pause: seconds that a state is shown at least.
+      console: where to.
+    """
+    console = console or Console()
+    before: np.ndarray | None = None
+    last: SamplerState | None = None
+    with Live(console=console, auto_refresh=False) as live:
+        for index, state in enumerate(states):
+            began = time.monotonic()
+            tokens = np.asarray(state.x)[0]
+            step = min(index, num_steps)
+            masked = int((tokens == tokenizer.mask_id).sum())
+            line = f"step {step} of {num_steps}, {int(state.nfe)} network calls, {masked} tokens masked"
+            live.update(
+                Group(frame(tokens, before, tokenizer), Text(line, MASKED), ""), refresh=True
+            )
+            before, last = tokens, state
+            if console.is_terminal:
+                time.sleep(max(0.0, pause - (time.monotonic() - began)))
+        assert last is not None
+        assert before is not None
+        live.update(Group(frame(before, before, tokenizer), Text(line, MASKED), ""), refresh=True)
+    return last

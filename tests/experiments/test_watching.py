@@ -1,0 +1,43 @@
+"""The live display. Oracle: what a recorded terminal shows."""
+
+import io
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments.watching import MASKED, NEW, frame, watch
+from sdtt_jax.diffusion.sampler import SamplerState
+
+
+class Letters:
+    """Ids are letters; 26 is MASK."""
+
+    mask_id = 26
+
+    def pieces(self, ids):
+        return ["▒" if i == 26 else chr(97 + i) for i in map(int, ids)]
+
+
+def states():
+    for nfe, row in enumerate([[26, 26, 26], [26, 1, 26], [0, 1, 2], [0, 1, 2]]):
+        yield SamplerState(jnp.array([row]), jnp.int32(min(nfe, 2)))
+
+
+def test_masks_are_dim_and_what_is_new_is_bright():
+    text = frame(np.array([26, 1, 2]), np.array([26, 26, 2]), Letters())
+    assert text.plain == "▒bc"
+    assert [span.style for span in text.spans] == [MASKED, NEW]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_every_state_is_shown_in_place_and_the_last_stays(terminal):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=60, color_system=None)
+    last = watch(states(), Letters(), 2, 0.0, console)
+    np.testing.assert_array_equal(last.x, [[0, 1, 2]])
+    shown = out.getvalue()
+    assert "abc" in shown
+    assert "step 2 of 2, 2 network calls, 0 tokens masked" in shown
+    assert ("▒b▒" in shown) == terminal

@@ -1,0 +1,96 @@
+"""Export, push, load. Oracle: a hub on this machine that keeps what it is sent."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.experiments.processes import ROOT
+from tests.interchange.hub_server import TOKEN, serving
+
+
+@pytest.fixture
+def hub():
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def published(golden, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(golden / "reference_tiny" / "teacher_hub.safetensors", folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model": {"length": 32}}))
+    return folder
+
+
+def python(hub, tmp_path, *arguments, token=TOKEN):
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_TOKEN": token,
+        "HF_HUB_OFFLINE": "0",
+    }
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def export(hub, tmp_path, published, *more, **kwargs):
+    flags = (f"--checkpoint={published}", f"--output={tmp_path / 'out'}", "--push=me/model", *more)
+    return python(hub, tmp_path, "-m", "experiments.export", *flags, **kwargs)
+
+
+def test_what_is_pushed_is_what_was_exported_and_loads_by_its_name(hub, published, tmp_path):
+    done = export(hub, tmp_path, published)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{hub.url}/me/model"
+    assert hub.private == {"me/model": True}
+    sent = hub.files["me/model"]
+    assert sorted(sent) == ["README.md", "config.json", "model.safetensors"]
+    assert sent["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert TOKEN not in done.stdout + done.stderr + sent["README.md"].decode()
+
+    code = "import sdtt_jax; m = sdtt_jax.load('me/model', 'main'); print(m.facts['path'], m.config.length)"
+    loaded = python(hub, tmp_path, "-c", code)
+    assert loaded.stdout.split() == ["me/model@main", "32"], loaded.stderr
+    missing = python(hub, tmp_path, "-c", "import sdtt_jax; sdtt_jax.load('me/other')")
+    assert "me/other" in missing.stderr
+
+
+def test_public_is_asked_for(hub, published, tmp_path):
+    assert export(hub, tmp_path, published, "--public").returncode == 0
+    assert hub.private == {"me/model": False}
+
+
+def test_without_a_token_nothing_is_written(hub, published, tmp_path):
+    done = export(hub, tmp_path, published, token="")
+    assert done.returncode == 2
+    assert "needs a token with write access in $HF_TOKEN" in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert hub.asked == []
+
+
+def test_a_token_that_the_hub_refuses_is_an_error_that_does_not_show_it(hub, published, tmp_path):
+    done = export(hub, tmp_path, published, token="hf_wrong")
+    assert done.returncode == 1
+    assert "me/model: the hub refuses" in done.stderr
+    assert "hf_wrong" not in done.stderr
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_name_that_is_no_repository_is_refused(hub, published, tmp_path):
+    flags = (f"--checkpoint={published}", f"--output={tmp_path / 'out'}", "--push=nonsense")
+    done = python(hub, tmp_path, "-m", "experiments.export", *flags)
+    assert done.returncode == 2
+    assert "--push=nonsense is not OWNER/NAME" in done.stderr

@@ -1,0 +1,56 @@
+"""The exported sampler. Oracle: the live one with the same key."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax import export
+
+from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.interchange.stablehlo import PLATFORMS, export_stablehlo, exported_sampler
+from sdtt_jax.training.integrity import flat_leaves
+
+CONFIGS = [
+    SamplerConfig(num_steps=4),
+    SamplerConfig(num_steps=3, mode="first-hitting", temperature=0.8, top_k=5, top_p=0.9),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["grid", "first-hitting, filtered"])
+def test_it_writes_the_same_tokens_as_the_live_sampler(model, config):
+    exported = export.deserialize(bytearray(exported_sampler(model, config, 2).serialize()))
+    assert exported.platforms == PLATFORMS
+    for seed, x_init in enumerate([model.prior(2), model.prior(2, ["in the", ""])]):
+        key = jax.random.key(seed)
+        tokens = exported.call(flat_leaves(model.params), jax.random.key_data(key), x_init)
+        np.testing.assert_array_equal(tokens, model.denoise(key, x_init, config).x)
+
+
+def test_it_runs_without_this_library(model, tmp_path):
+    """In a process that cannot import sdtt_jax, the runner writes what the live sampler does."""
+    export_stablehlo(model, tmp_path, CONFIGS[0], 3)
+    code = (
+        "import sys, runpy; sys.modules['sdtt_jax'] = None; "
+        f"sys.argv = ['run.py', '7']; runpy.run_path({str(tmp_path / 'run.py')!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    live = model.denoise(jax.random.key(7), model.prior(3), CONFIGS[0]).x
+    expected = ["".join(model.tokenizer.pieces(row)) for row in np.asarray(live)]
+    assert done.stdout.splitlines() == expected
+
+
+def test_no_texts_are_refused(model):
+    with pytest.raises(ConfigError, match="batch_size must be positive"):
+        exported_sampler(model, CONFIGS[0], 0)
