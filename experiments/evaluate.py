@@ -12,6 +12,7 @@ on after its last batch. docs/evaluation.md says what each figure is.
   generation   generative perplexity with entropy, self-BLEU, distinct n-grams, repetition, MAUVE, calls
   likelihood   bounds on the perplexity of held-out text by several estimators; the causal model's exact value
   latency      seconds and tokens per second against a causal model of the same size with a key-value cache
+  lambada      the last words of texts (--clozes): perplexity and accuracy
   judge        any texts under the judge (--texts)
 """
 
@@ -22,6 +23,7 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
+from experiments.evaluating.cloze import lambada
 from experiments.evaluating.compare import compare
 from experiments.evaluating.generation import generation
 from experiments.evaluating.judging import judge_file
@@ -64,6 +66,11 @@ _COMPARE = flags.DEFINE_list(
     "compare", [], "Results to lay side by side; more files may follow without a flag."
 )
 _TEXTS = flags.DEFINE_string("texts", None, "JSON lines for --suite=judge.")
+_CLOZES = flags.DEFINE_string(
+    "clozes",
+    None,
+    'JSON lines for --suite=lambada, with "text", whose last word is to be found, or "prefix" and "suffix".',
+)
 _ARRAYS = flags.DEFINE_string(
     "arrays", None, "With --suite=judge, also write -log p of every token and logits, as .npz."
 )
@@ -162,6 +169,10 @@ def main(argv: Sequence[str]) -> None:
     require(
         ("judge" in suites) == (_TEXTS.value is not None), "--suite=judge and --texts go together."
     )
+    require(
+        ("lambada" in suites) == (_CLOZES.value is not None),
+        "--suite=lambada and --clozes go together.",
+    )
     wanted = settings()
     join_processes()
     subject = load_subject(
@@ -172,7 +183,9 @@ def main(argv: Sequence[str]) -> None:
     for suite in (suite for suite in SUITES if suite in suites):
         say(f"{suite}: {subject.identity['path']}")
         if suite == "judge":
-            judge_file(subject, output, str(_TEXTS.value), _ARRAYS.value)
+            judge_file(subject, output, str(_TEXTS.value), _ARRAYS.value, say)
+        elif suite == "lambada":
+            lambada(subject, output, str(_CLOZES.value), say)
         else:
             {"generation": generation, "likelihood": likelihood, "latency": latency}[suite](
                 subject, output, say

@@ -1,7 +1,7 @@
 """Texts under the judge: from the model's tokens to the judge's, scores, and what had to be done for it."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -175,7 +175,9 @@ def interval(name: str, found: Interval) -> Json:
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
-def judge_file(subject: Subject, output: Output, path: str, arrays: str | None) -> None:
+def judge_file(
+    subject: Subject, output: Output, path: str, arrays: str | None, say: Callable[[str], None]
+) -> None:
     """The suite "judge": texts of a file of JSON lines under the judge.
 
     Args:
@@ -183,6 +185,7 @@ def judge_file(subject: Subject, output: Output, path: str, arrays: str | None) 
       output: gets the item.
       path: JSON lines with "text", or with "tokens" of the judge's vocabulary.
       arrays: a file for -log p of every token and, if they are few, the logits; None for none.
+      say: hears the figures.
     """
     model = subject.judge
     if model is None:
@@ -204,7 +207,11 @@ def judge_file(subject: Subject, output: Output, path: str, arrays: str | None) 
         judged = judge(subject, texts, model.tokenizer)  # type: ignore[arg-type]
         return {"file": path, **quality(subject, judged)}
 
-    output.item("judge/texts", inputs, compute)
+    result = output.item("judge/texts", inputs, compute)
+    say(
+        f"  {result['num_texts']} texts: perplexity {result['gen_ppl']:.2f} ({result['gen_ppl_low']:.2f}–"
+        f"{result['gen_ppl_high']:.2f}), entropy {result['entropy']:.3f}"
+    )
     if arrays is not None:
         _write_arrays(subject, model, texts, bos_id, arrays)
 

@@ -107,6 +107,7 @@ def tables(evaluations: Sequence[Evaluation]) -> list[Table]:
         _generation(evaluations, "prompted"),
         _judged(evaluations),
         _likelihood(evaluations),
+        _clozes(evaluations),
         _latency(evaluations),
     ]
     return [table for table in found if table.rows]
@@ -219,6 +220,22 @@ def _likelihood(evaluations: Sequence[Evaluation]) -> Table:
         for item in evaluation.under("likelihood").values()
     ]
     return Table("Likelihood of held-out text", columns, tuple(rows))
+
+
+def _clozes(evaluations: Sequence[Evaluation]) -> Table:
+    columns = ("model", "how", "texts", "perplexity of a suffix", "accuracy")
+    rows = [
+        (
+            evaluation.name,
+            "autoregressive, exact" if item["kind"] == "autoregressive" else "bound",
+            f"{item['num_texts']}",
+            _interval(item, "perplexity"),
+            _interval(item, "accuracy"),
+        )
+        for evaluation in evaluations
+        for item in evaluation.under("lambada").values()
+    ]
+    return Table("Last words", columns, tuple(rows))
 
 
 def _latency(evaluations: Sequence[Evaluation]) -> Table:
