@@ -11,6 +11,7 @@ import pytest
 from experiments.configs.smoke import smoke
 from experiments.evaluating import generation as generation_suite
 from experiments.evaluating import judging
+from experiments.evaluating.cloze import lambada, read_clozes
 from experiments.evaluating.compare import compare
 from experiments.evaluating.generation import generation
 from experiments.evaluating.latency import latency
@@ -22,6 +23,7 @@ from experiments.run import open_run, run_stages
 from experiments.settings import config_dict
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError
 from sdtt_jax.evaluation import likelihood as library
+from sdtt_jax.evaluation.continuations import Cloze
 from tests.experiments.processes import call
 from tests.sharing import once
 from tests.worlds import noisy_params
@@ -247,6 +249,26 @@ def test_a_judge_with_another_tokenizer_reads_text(evaluated, tmp_path):
     counts = [len(gpt2.tokenizer.encode(text)) for text in texts]
     assert item["scored_tokens"] == pytest.approx(sum(counts), rel=0.1)
     assert output.items["generation/prompted/steps_0004"]["mauve"] is not None
+
+
+def test_last_words_by_the_model_and_by_the_causal_one(evaluated, tmp_path):
+    """Accuracy is a share, perplexity above 1; lines with prefix and suffix, or with a text."""
+    _, subject, _, _ = evaluated
+    path = tmp_path / "clozes.jsonl"
+    lines = [{"text": "the quick brown fox"}, {"prefix": "over the lazy", "suffix": " dog"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_clozes(str(path))[0] == Cloze("the quick brown", " fox")
+    output, said = Output(tmp_path / "words.json", subject.identity), []
+    lambada(subject, output, str(path), said.append)
+    for name in ("bound", "autoregressive"):
+        item = output.items[f"lambada/{name}"]
+        assert item["num_texts"] == 2
+        assert item["perplexity"] > 1
+        assert 0 <= item["accuracy"] <= 1
+    assert len(said) == 2
+    path.write_text('{"text": "word"}\n')
+    with pytest.raises(DataError, match="line 1"):
+        read_clozes(str(path))
 
 
 def _gpt2_judge():
