@@ -97,7 +97,7 @@ _SINGLE = {
     "prompt_tokens": "Tokens of a prompt.",
     "continuation_tokens": "Tokens written after a prompt.",
     "continuations": "Continuations of each prompt.",
-    "held_out": "Real text: a file or folder, or a named set; by default the run's validation split.",
+    "held_out": "Real text: a file or folder, or an embedded corpus; by default the run's validation split.",
     "wrap": "Sequences of a file are [BOS] text [EOS], as published models were trained.",
     "held_out_texts": "Sequences of it at most; 0 is all.",
     "num_maskings": "Maskings of each text for each estimator of the bound.",

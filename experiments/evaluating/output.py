@@ -126,7 +126,7 @@ class Output:
             raise ConfigError(
                 f"--output={self.path} exists and is no evaluation; give another file."
             )
-        if content["model"]["digest"] != model["digest"]:
+        if content["items"] and content["model"]["digest"] != model["digest"]:
             raise ConfigError(
                 f"--output={self.path} holds the evaluation of {content['model']['path']} "
                 f"({content['model']['digest'][:12]}), not of {model['path']} ({model['digest'][:12]}); give "

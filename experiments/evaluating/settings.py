@@ -28,9 +28,9 @@ class Settings:
       prompts: a file of JSON lines whose beginnings are the prompts; "" takes them from held-out text.
       num_prompts: prompts to continue; 0 is all of the file's, and no prompted set-up without a file.
       prompt_tokens, continuation_tokens, continuations: of the prompted set-up.
-      held_out: where real text comes from: "" is the run's own validation split; a file or folder; or a
-        named set.
-      wrap: sequences of a file or set are [BOS] text [EOS], as published models were trained.
+      held_out: where real text comes from: "" is the run's own validation split; a file or folder; or an
+        embedded corpus.
+      wrap: sequences of a file are [BOS] text [EOS], as published models were trained.
       held_out_texts: sequences of it at most; 0 is all.
       estimators: of the likelihood bound.
       num_maskings: per text and estimator.

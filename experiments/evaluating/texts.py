@@ -1,4 +1,4 @@
-"""Real text and given text: the run's own held-out split, files, named sets, lines of JSON."""
+"""Real text and given text: the run's own held-out split, files, lines of JSON."""
 
 import itertools
 import json
@@ -57,7 +57,7 @@ def held_out(subject: Subject) -> np.ndarray:
     if folder is None:
         raise ConfigError(
             "There is no held-out text: the checkpoint is not in a run with a data folder. Give "
-            "--held_out=FILE, or the name of a set."
+            "--held_out=FILE."
         )
     split = open_split(folder, "validation")
     require(
