@@ -9,6 +9,7 @@ on two CPU cores needs some 16 GB and most of an hour. Smaller: --config.model.n
   train    a step of distillation: loss, gradients, optimizer, moving average
   teacher  a step of the teacher's training
   sample   a whole generation, for each of --num_steps
+  judge    -log p of every token of generated text under a GPT-2 of these sizes
   data     tokenising, packing and loading the config's corpus
 
 Lean and naive run in turn, each in a process of its own, and beside them a matmul of the MLP's shapes, the
@@ -107,6 +108,7 @@ def main(argv: Sequence[str]) -> None:
     rows = [
         record.get("train"),
         record.get("teacher"),
+        record.get("judge"),
         record.get("data"),
         *record.get("sample", []),
     ]

@@ -20,7 +20,6 @@ from sdtt_jax.evaluation import generation, likelihood
 from sdtt_jax.evaluation.batches import map_batches
 from sdtt_jax.evaluation.gain import FLOORED, measure_gain
 from sdtt_jax.keys import purpose_key, purpose_seed
-from sdtt_jax.models.decoding import generate
 from sdtt_jax.paths import write_bytes
 from sdtt_jax.training.checkpoint import params_digest
 
@@ -235,15 +234,9 @@ def _gain(run: Run, number: int, params: Any) -> Record:
 def _autoregressive_texts(run: Run, judge: Any, count: int) -> np.ndarray:
     """`[count, length]` int32, sampled with a KV cache."""
     key = purpose_key(run.config.seed, "evaluate.baseline")
-
-    def texts(params: Any, index: jax.Array, bos: jax.Array) -> jax.Array:
-        key_of_batch = jax.random.fold_in(key, index)
-        return generate(
-            run.judge, params, key_of_batch, prompt=bos, num_tokens=run.config.data.length
-        )
-
+    texts = generation.proceed(run.judge, run.config.data.length, key)
     bos = np.full((count, 1), run.tokenizer.bos_id, np.int32)
-    return map_batches(texts, judge, bos, run.config.evaluation.batch_size)[:, 1:]
+    return map_batches(texts, judge, bos, run.config.evaluation.batch_size)[0][:, 1:]
 
 
 def _baseline(run: Run, judge: Any) -> Record:

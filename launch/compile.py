@@ -23,7 +23,7 @@ from experiments.terminal import run_app, stopwatch
 from launch.ahead import report
 from launch.ahead.analysis import Record, analyse
 from launch.ahead.chips import compile_only, describe_devices, parse_topology
-from launch.ahead.programs import KINDS, build
+from launch.ahead.programs import ALL, KINDS, build
 from launch.ahead.search import search
 from sdtt_jax.configs import require
 from sdtt_jax.errors import ConfigError
@@ -41,7 +41,7 @@ _SLICES = flags.DEFINE_integer(
     "slices", 1, "So many of them, connected by the data-centre network.", lower_bound=1
 )
 _BATCH = flags.DEFINE_integer("batch_per_chip", 32, "Sequences per chip.", lower_bound=1)
-_PROGRAMS = flags.DEFINE_list("programs", list(KINDS), f"What to compile, of: {', '.join(KINDS)}.")
+_PROGRAMS = flags.DEFINE_list("programs", list(KINDS), f"What to compile, of: {', '.join(ALL)}.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Steps of the sampler.", lower_bound=1)
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch per chip and the best mesh.")
 _SEARCH_SECONDS = flags.DEFINE_integer(
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
         require(flags.FLAGS[name].value is not None, f"--{name} is missing; see --help.")
     kinds = [kind.strip() for kind in _PROGRAMS.value]
     for kind in kinds:
-        require(kind in KINDS, f"--programs={kind} is none of {', '.join(KINDS)}.")
+        require(kind in ALL, f"--programs={kind} is none of {', '.join(ALL)}.")
     config = run_config(_CONFIG.value)
     compile_only()
     topology = parse_topology(str(_TOPOLOGY.value), _SLICES.value)

@@ -22,6 +22,9 @@ from sdtt_jax.diffusion.schedule import Schedule, make_schedule
 from sdtt_jax.distillation.rounds import round_dt
 from sdtt_jax.keys import at_step, purpose_key
 from sdtt_jax.models import Denoiser, DenoiserConfig, make_denoiser
+from sdtt_jax.models.autoregressive import Autoregressive
+from sdtt_jax.models.causal_nll import causal_nll
+from sdtt_jax.models.gpt2 import GPT2Config, make_gpt2
 from sdtt_jax.training import sharding as sh
 from sdtt_jax.training.optimizers import make_optimizer
 from sdtt_jax.training.state import state_from_params
@@ -31,7 +34,7 @@ Params = Any
 Facts = dict[str, float]
 Tell = Callable[[str], None]
 
-SUITES = ("train", "teacher", "sample", "data")
+SUITES = ("train", "teacher", "sample", "judge", "data")
 VARIANTS = ("lean", "naive")
 MATMUL = "matmul"
 NOISE_SEEDS = 64
@@ -79,6 +82,8 @@ def build(job: Job, tell: Tell) -> Case:
         return _matmul(job, config, tell)
     if job.suite == "sample":
         return _sampling(job, config, tell)
+    if job.suite == "judge":
+        return _judging(job, config, tell)
     if job.suite in ("train", "teacher"):
         return _training(job, config, tell)
     raise ValueError(f"no case for suite {job.suite!r}")
@@ -196,6 +201,32 @@ def _sampling(job: Job, config: RunConfig, tell: Tell) -> Case:
     return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
 
 
+def _judging(job: Job, config: RunConfig, tell: Tell) -> Case:
+    """-log p of every token under a GPT-2 of the config's sizes, as generated text is scored."""
+    tell("making parameters")
+    sizes = config.denoiser(job.vocab_size)
+    shared = {field.name for field in dataclasses.fields(GPT2Config)} - {"norm_epsilon"}
+    network = make_gpt2(GPT2Config(**{name: getattr(sizes, name) for name in shared}))
+    params = _parameters(network)
+    tokens = jnp.asarray(_tokens(job, sizes))
+
+    def lean(params: Params, tokens: jax.Array) -> jax.Array:
+        return causal_nll(network, params, tokens, job.vocab_size - 1)
+
+    def twin(params: Params, tokens: jax.Array) -> jax.Array:
+        return naive.causal_nll(network, params, tokens, job.vocab_size - 1)
+
+    tell("compiling")
+    function = jax.jit(lean if job.variant == "lean" else twin)
+    compiled, compile_s = _timed(lambda: function.lower(params, tokens).compile())
+
+    def repeat() -> Facts:
+        nll, seconds = _timed(compiled, params, tokens)
+        return {"seconds": seconds, "loss": float(nll.mean())}
+
+    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
+
+
 def _matmul(job: Job, config: RunConfig, tell: Tell) -> Case:
     """The MLP's two products, `[batch · length, embed]` by `[embed, mlp]` and back, in a loop."""
     tell("compiling")
@@ -235,7 +266,7 @@ def _network(job: Job, config: RunConfig) -> tuple[DenoiserConfig, Denoiser, Sch
     return sizes, make_denoiser(sizes), make_schedule(config.schedule)
 
 
-def _parameters(denoiser: Denoiser, sharding: Any = None) -> Params:
+def _parameters(denoiser: Denoiser | Autoregressive, sharding: Any = None) -> Params:
     """The same for every variant, and nothing at zero: fresh networks have losses that are trivial.
 
     Made by NumPy, leaf by leaf: nothing to compile, and never more than one leaf twice in memory.

@@ -30,6 +30,13 @@ def sample_flops(config: DenoiserConfig, batch: int, calls: float) -> float:
     return calls * block_flops(config, batch) + head_flops(config, batch * config.length)
 
 
+def judge_flops(config: DenoiserConfig, batch: int) -> float:
+    """Scoring every token of a batch with a causal model of these sizes; no token sees later ones."""
+    unseen = config.num_layers * 2 * config.embed_dim * config.length * (config.length - 1)
+    whole = block_flops(config, batch) + head_flops(config, batch * config.length)
+    return whole - batch * unseen
+
+
 def teacher_flops(config: DenoiserConfig, batch: int, masked: float) -> float:
     """A step on the NELBO with `masked` masked tokens: forward and backward."""
     return FORWARD_AND_BACKWARD * (block_flops(config, batch) + head_flops(config, masked))

@@ -19,6 +19,7 @@ from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.models import DenoiserConfig
+from sdtt_jax.models.autoregressive import Autoregressive
 from sdtt_jax.training.step import Loss, LossFn
 
 Params = Any
@@ -270,6 +271,15 @@ def distill_loss(denoiser: DenoiserConfig, schedule: Schedule, config: DistillCo
         return Loss(total, masked.sum().astype(jnp.float32), {})
 
     return loss
+
+
+def causal_nll(
+    network: Autoregressive, params: Params, tokens: jax.Array, bos_id: int
+) -> jax.Array:
+    """-log p of every token, `[batch, length]`, from log-probabilities of the whole vocabulary at once."""
+    inputs = jnp.concatenate([jnp.full_like(tokens[:, :1], bos_id), tokens[:, :-1]], axis=1)
+    log_p = jax.nn.log_softmax(network.logits(params, network.hidden(params, inputs)))
+    return -jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
 
 
 def _linear(p: Params, x: jax.Array) -> jax.Array:

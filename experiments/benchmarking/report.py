@@ -8,7 +8,7 @@ from rich.table import Table
 
 from experiments.benchmarking.cases import MATMUL, VARIANTS, Job
 from experiments.benchmarking.data import PHASES
-from experiments.benchmarking.flops import distill_flops, sample_flops, teacher_flops
+from experiments.benchmarking.flops import distill_flops, judge_flops, sample_flops, teacher_flops
 from experiments.settings import RunConfig
 
 Entry = dict[str, Any]
@@ -39,7 +39,7 @@ class Measured:
 
 
 def entry(config: RunConfig, job: Job, measured: dict[str, Measured]) -> Entry:
-    """The record of one row of `train`, `teacher` or `sample`.
+    """The record of one row of `train`, `teacher`, `sample` or `judge`.
 
     Args:
       config: of the run.
@@ -72,6 +72,8 @@ def unavoidable_flops(config: RunConfig, job: Job, measured: dict[str, Measured]
     sizes = config.denoiser(job.vocab_size)
     lean = measured["lean"]
     counted = lean if lean.median() is not None else measured["naive"]
+    if job.suite == "judge":
+        return judge_flops(sizes, job.batch_size)
     if job.suite == "sample":
         calls = counted.median("calls")
         return None if calls is None else sample_flops(sizes, job.batch_size, calls)

@@ -138,6 +138,8 @@ def show(record: Entry, console: Console) -> None:
     """Prints the tables."""
     rows: dict[str, Entry] = {name: record[name] for name in ("train", "teacher") if name in record}
     rows |= {f"sample, {row['num_steps']} steps": row for row in record.get("sample", [])}
+    if "judge" in record:
+        rows["judge"] = record["judge"]
     if rows:
         console.print(report.computing_table(rows))
         console.print(report.memory_table(rows))

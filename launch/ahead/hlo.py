@@ -308,10 +308,12 @@ def kernel_flops(i: Instruction, table: dict[str, Instruction]) -> float:
     products = next((n for name, n in ATTENTION_KERNELS.items() if i.name.startswith(name)), 0)
     if not products:
         return 0.0
-    query = next(
-        shape for name in i.operands for shape in table[name].shapes if len(shape.dims) == 4
-    )
-    return products * 2.0 * query.elements * query.dims[2]
+    # The kernels' other operands of so many dimensions are integers: which blocks the mask leaves.
+    found = [shape for name in i.operands for shape in table[name].shapes]
+    shapes = [shape for shape in found if "f" in shape.dtype]
+    # [batch, heads, length, kv]; a batch of one is left out.
+    query = next(shape for rank in (4, 3) for shape in shapes if len(shape.dims) == rank)
+    return products * 2.0 * query.elements * query.dims[-2]
 
 
 def dot_flops(i: Instruction, table: dict[str, Instruction]) -> float:

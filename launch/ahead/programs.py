@@ -17,13 +17,19 @@ from launch.ahead.hlo_text import Instruction
 from sdtt_jax import fused, rows
 from sdtt_jax.diffusion import sampler
 from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.evaluation.latency import causal_of_same_size
 from sdtt_jax.models import Denoiser, DenoiserConfig, make_denoiser
+from sdtt_jax.models.autoregressive import Autoregressive, make_autoregressive
+from sdtt_jax.models.decoding import generate
 from sdtt_jax.training import sharding as sh
 from sdtt_jax.training.optimizers import make_optimizer
 from sdtt_jax.training.state import abstract_state
 from sdtt_jax.training.step import make_train_step
 
 KINDS = ("distill", "teacher", "sample")
+# What the sampler races against; compiled when asked for.
+CAUSAL = "causal"
+ALL = (*KINDS, CAUSAL)
 # In the mean over times half of the tokens are masked (log-linear schedule, t uniform).
 MASKED_SHARE = 0.5
 # Attention's backward pass recomputes the scores: five products of [length, length] for the forward's two.
@@ -65,7 +71,7 @@ class Program:
 
 
 def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) -> Program:
-    """One of `KINDS` on a mesh.
+    """One of `KINDS`, or `CAUSAL`, on a mesh.
 
     Args:
       kind: which.
@@ -80,6 +86,8 @@ def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) 
     denoiser = make_denoiser(config.denoiser(vocabulary(config)))
     train = {"distill": config.distill.train, "teacher": config.teacher.train}.get(kind)
     sh.check_batch_size(batch, mesh, train.microbatches if train else 1, "the global batch")
+    if kind == CAUSAL:
+        return _causal(denoiser, mesh, batch)
     if train is None:
         return _sampler(config, denoiser, mesh, batch, num_steps)
     return _step(kind, config, denoiser, mesh, batch)
@@ -140,12 +148,7 @@ def _sampler(
 ) -> Program:
     schedule, sizes = make_schedule(config.schedule), denoiser.config
     settings = sampler.SamplerConfig(num_steps=num_steps, time_grid=config.evaluation.time_grid)
-    boxed = jax.eval_shape(denoiser.init, jax.random.key(0))
-    params = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        sh.unbox(boxed),
-        sh.tree_shardings(boxed, sh.RULES, mesh),
-    )
+    params = _abstract_params(denoiser, mesh)
 
     def generate(params: Tree, key: jax.Array, x_init: jax.Array) -> tuple[jax.Array, jax.Array]:
         state, _ = sampler.sample(denoiser, params, key, x_init, schedule, settings)
@@ -167,6 +170,44 @@ def _sampler(
         # One more call at the end, for what is still masked then: the program has it, few runs need it.
         recomputed=flops.block_flops(sizes, batch) / mesh.size,
         tokens=batch * sizes.length,
+    )
+
+
+def _causal(denoiser: Denoiser, mesh: Mesh, batch: int) -> Program:
+    """A text token by token with a key-value cache, from a causal model of the denoiser's sizes."""
+    sizes = denoiser.config
+    network = make_autoregressive(causal_of_same_size(sizes))
+    params = _abstract_params(network, mesh)
+    prompt = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=sh.batch_sharding(mesh))
+
+    def write(params: Tree, key: jax.Array, prompt: jax.Array) -> jax.Array:
+        return generate(network, params, key, prompt=prompt, num_tokens=sizes.length)
+
+    def lower() -> Any:
+        with sh.use_mesh(mesh):
+            return jax.jit(write).lower(params, _key(mesh), prompt)
+
+    needed = flops.judge_flops(sizes, batch)
+    # A step attends to the whole cache, whose other half is not written yet on average.
+    unused = flops.block_flops(sizes, batch) + flops.head_flops(sizes, batch * sizes.length)
+    return Program(
+        kind=CAUSAL,
+        batch=batch,
+        lower=lower,
+        state={"parameters": _bytes_per_device(params)},
+        turns={},
+        flops=needed / mesh.size,
+        recomputed=(unused - needed) / mesh.size,
+        tokens=batch * sizes.length,
+    )
+
+
+def _abstract_params(network: Denoiser | Autoregressive, mesh: Mesh) -> Tree:
+    boxed = jax.eval_shape(network.init, jax.random.key(0))
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        sh.unbox(boxed),
+        sh.tree_shardings(boxed, sh.RULES, mesh),
     )
 
 

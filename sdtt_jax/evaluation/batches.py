@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,6 +13,8 @@ from jax.sharding import NamedSharding
 from sdtt_jax.processes import to_host
 from sdtt_jax.training import sharding as sh
 
+BatchFunction = Callable[[Any, jax.Array, Any], Any]
+
 
 def batch_rows(params: Any, batch_size: int) -> int:
     """`batch_size`, up to a multiple of what the mesh of `params` splits batches into."""
@@ -21,36 +23,50 @@ def batch_rows(params: Any, batch_size: int) -> int:
     return -(-batch_size // pieces) * pieces
 
 
-def map_batches(
-    function: Callable[[Any, jax.Array, jax.Array], Any],
-    params: Any,
-    rows: np.ndarray,
-    batch_size: int,
-) -> Any:
-    """`function(params, batch index, batch)` over all rows.
+def batches(rows: Any, size: int) -> Iterator[Any]:
+    """A tree of `[rows, ...]` in pieces of `size` rows; the last may have fewer."""
+    count = len(jax.tree.leaves(rows)[0])
+    for start in range(0, count, size):
+        yield jax.tree.map(operator.itemgetter(slice(start, start + size)), rows)
+
+
+def run_batch(function: BatchFunction, params: Any, index: int, batch: Any, size: int) -> Any:
+    """`function(params, index, batch)` at the compiled size.
 
     Args:
       function: compiled; its results have the batch as their leading axis.
       params: parameters, on a mesh or on one device.
-      rows: `[rows, ...]`; the last batch is filled up with repeats, which are dropped again.
-      batch_size: rows at once.
+      index: of the batch.
+      batch: a tree of NumPy arrays `[rows, ...]`; fewer than `size` rows are filled up with repeats,
+        which are dropped again.
+      size: from `batch_rows`.
 
     Returns:
-      The results, laid end to end: a tree of NumPy arrays `[rows, ...]`, floats widened to float64.
+      A tree of NumPy arrays `[rows, ...]`, floats widened to float64.
     """
-    size = batch_rows(params, batch_size)
     mesh = mesh_of(params)
-    results = []
-    for index, start in enumerate(range(0, len(rows), size)):
-        batch = rows[start : start + size]
-        filled = np.resize(batch, (size, *batch.shape[1:])) if len(batch) < size else batch
-        if mesh is None:
-            out = function(params, jnp.int32(index), jnp.asarray(filled))
-        else:
-            with sh.use_mesh(mesh):
-                out = function(params, jnp.int32(index), sh.place_batch(filled, mesh))
-        whole = jax.tree.map(_host, out)
-        results.append(jax.tree.map(operator.itemgetter(slice(len(batch))), whole))
+    count = len(jax.tree.leaves(batch)[0])
+    filled = jax.tree.map(lambda x: np.resize(x, (size, *x.shape[1:])), batch)
+    if mesh is None:
+        out = function(params, jnp.int32(index), jax.tree.map(jnp.asarray, filled))
+    else:
+        with sh.use_mesh(mesh):
+            out = function(params, jnp.int32(index), sh.place_batch(filled, mesh))
+    return jax.tree.map(operator.itemgetter(slice(count)), jax.tree.map(_host, out))
+
+
+def map_batches(function: BatchFunction, params: Any, rows: Any, batch_size: int) -> Any:
+    """`run_batch` over all rows, its results laid end to end."""
+    size = batch_rows(params, batch_size)
+    results = [
+        run_batch(function, params, index, batch, size)
+        for index, batch in enumerate(batches(rows, size))
+    ]
+    return join(results)
+
+
+def join(results: list[Any]) -> Any:
+    """Trees of `[rows, ...]` laid end to end."""
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 

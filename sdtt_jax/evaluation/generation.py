@@ -1,7 +1,8 @@
 """Texts from a model, and what they are worth: generative perplexity, always with entropy beside it."""
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,34 +11,57 @@ import numpy as np
 from sdtt_jax.diffusion.masking import DenoiserLike
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import Schedule
-from sdtt_jax.evaluation.batches import batch_rows, mesh_of
+from sdtt_jax.evaluation.batches import BatchFunction, batch_rows, batches, run_batch
+from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_mean, mean
 from sdtt_jax.keys import at_step
-from sdtt_jax.processes import to_host
-from sdtt_jax.training import sharding as sh
+from sdtt_jax.models.autoregressive import Autoregressive
+from sdtt_jax.models.decoding import generate
 
 
-class Interval(NamedTuple):
-    """An estimate and its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6))
-def _sample_batch(
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _fill(
     denoiser: DenoiserLike,
-    params: Any,
-    key: jax.Array,
-    batch: int,
-    length: int,
     schedule: Schedule,
     config: SamplerConfig,
+    key: jax.Array,
+    params: Any,
+    index: jax.Array,
+    x_init: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    state, _ = sample(
-        denoiser, params, key, prior_sample(batch, length, denoiser.mask_id), schedule, config
-    )
-    return state.x, state.nfe
+    state, _ = sample(denoiser, params, at_step(key, index), x_init, schedule, config)
+    return state.x, jnp.broadcast_to(state.nfe, x_init.shape[:1])
+
+
+def fill(
+    denoiser: DenoiserLike, schedule: Schedule, config: SamplerConfig, key: jax.Array
+) -> BatchFunction:
+    """What `run_batch` needs to fill the MASK positions of `[rows, length]`: the sampler's batch function.
+
+    Batch i uses `fold_in(key, i)`, so two models with one key share all noise. Its results are tokens
+    `[rows, length]` int32 and the network calls of the batch, `[rows]` int32, the same for each row.
+    """
+    return functools.partial(_fill, denoiser, schedule, config, key)
+
+
+def proceed(
+    network: Autoregressive, num_tokens: int, key: jax.Array, **filters: Any
+) -> BatchFunction:
+    """As `fill`, for a causal network: prompts `[rows, n]` to `[rows, n + num_tokens]`, with its cache.
+
+    Args:
+      network: the network.
+      num_tokens: how many tokens follow the prompt; as many network calls.
+      key: PRNG key; batch i uses `fold_in(key, i)`.
+      **filters: temperature, top_k, top_p.
+    """
+
+    def function(params: Any, index: jax.Array, prompt: jax.Array) -> tuple[jax.Array, jax.Array]:
+        tokens = generate(
+            network, params, at_step(key, index), prompt=prompt, num_tokens=num_tokens, **filters
+        )
+        return tokens, jnp.full(len(prompt), num_tokens, jnp.int32)
+
+    return function
 
 
 def sample_texts(
@@ -55,7 +79,7 @@ def sample_texts(
 
     Args:
       denoiser, params: the network; the parameters may live on a mesh.
-      key: PRNG key; batch i uses `fold_in(key, i)`, so two models with one key share all noise.
+      key: PRNG key; see `fill`.
       num_texts: how many.
       length: tokens per text.
       batch_size: texts at once.
@@ -66,39 +90,40 @@ def sample_texts(
       Tokens `[num_texts, length]` int32, and the mean number of network calls of a batch.
     """
     size = batch_rows(params, batch_size)
-    mesh = mesh_of(params)
+    function = fill(denoiser, schedule, config, key)
     texts, calls = [], []
-    for index in range(-(-num_texts // size)):
-        arguments = (denoiser, params, at_step(key, index), size, length, schedule, config)
-        if mesh is None:
-            x, nfe = _sample_batch(*arguments)
-        else:
-            with sh.use_mesh(mesh):
-                x, nfe = _sample_batch(*arguments)
-        texts.append(to_host(x))
-        calls.append(int(nfe))
-    return np.concatenate(texts)[:num_texts], float(np.mean(calls))
+    for index, batch in enumerate(batches(masks(num_texts, length, denoiser.mask_id), size)):
+        tokens, nfe = run_batch(function, params, index, batch, size)
+        texts.append(tokens)
+        calls.append(int(nfe[0]))
+    return np.concatenate(texts), float(np.mean(calls))
 
 
-def unigram_entropy(tokens: np.ndarray) -> np.ndarray:
+def masks(num_texts: int, length: int, mask_id: int) -> np.ndarray:
+    """Texts of nothing but MASK: `[num_texts, length]` int32."""
+    return np.full((num_texts, length), mask_id, np.int32)
+
+
+def unigram_entropy(texts: Iterable[np.ndarray]) -> np.ndarray:
     """Entropy of the tokens within each text: `[texts]` float64, nats.
 
-    The field's guard against repetition: a text of one repeated token has 0. Args: `[texts, length]`.
+    The field's guard against repetition: a text of one repeated token has 0, and so has an empty one.
+
+    Args:
+      texts: `[texts, length]`, or arrays of different lengths.
     """
-    ordered = np.sort(tokens, axis=1)
     entropies = []
-    for row in ordered:
-        counts = np.diff(np.flatnonzero(np.concatenate([[True], row[1:] != row[:-1], [True]])))
-        share = counts / len(row)
-        entropies.append(-(share * np.log(share)).sum())
+    for row in texts:
+        ordered = np.sort(row)
+        edges = np.concatenate([[True], ordered[1:] != ordered[:-1], [True]])
+        share = np.diff(np.flatnonzero(edges)) / max(len(row), 1)
+        entropies.append(-(share * np.log(share)).sum() if len(row) else 0.0)
     return np.array(entropies)
 
 
 def perplexity(nll: np.ndarray, *, seed: int, resamples: int = 2000) -> Interval:
     """Perplexity over all tokens with a bootstrap over texts; `nll: [texts]`, nats per token."""
-    means = _bootstrap_means(nll, seed, resamples)
-    low, high = np.percentile(np.exp(means), [2.5, 97.5])
-    return Interval(float(np.exp(nll.mean())), float(low), float(high))
+    return bootstrap(exp_mean, nll, seed=seed, resamples=resamples)
 
 
 def paired_log_ratio(
@@ -110,15 +135,7 @@ def paired_log_ratio(
       nll, reference: `[texts]`, nats per token, row i of both drawn with the same key.
       seed, resamples: of the bootstrap over texts.
     """
-    difference = nll - reference
-    low, high = np.percentile(_bootstrap_means(difference, seed, resamples), [2.5, 97.5])
-    return Interval(float(difference.mean()), float(low), float(high))
-
-
-def _bootstrap_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(0, len(values), size=(resamples, len(values)))
-    return np.asarray(values)[picks].mean(axis=1)
+    return bootstrap(mean, nll - reference, seed=seed, resamples=resamples)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))

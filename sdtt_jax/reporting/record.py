@@ -13,6 +13,7 @@ from typing import Any
 
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path
+from sdtt_jax.reporting.evaluations import Evaluation, read_evaluations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Run:
     texts: Mapping[str, Any]
     animation: Animation | None
     data_info: Mapping[str, Any]
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 def read_run(workdir: Path | str) -> Run:
@@ -143,6 +145,7 @@ def read_run(workdir: Path | str) -> Run:
             texts=samples.get("texts") or {},
             animation=read_animation(samples.get("animation"), workdir / "samples.json"),
             data_info=results.get("data_info") or {},
+            evaluations=tuple(read_evaluations(workdir)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from sdtt_jax.paths import as_path, write_text
 from sdtt_jax.reporting.chart_parts import both_widths
 from sdtt_jax.reporting.charts import entropy_chart, perplexity_chart, quality_series
+from sdtt_jax.reporting.evaluations import Point, race, race_batches, tables
 from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE, find
 from sdtt_jax.reporting.loss_charts import loss_chart
 from sdtt_jax.reporting.palette import (
@@ -20,6 +21,7 @@ from sdtt_jax.reporting.palette import (
     duration,
     number,
 )
+from sdtt_jax.reporting.race import race_chart
 from sdtt_jax.reporting.record import LossCurve, Run, read_run
 from sdtt_jax.reporting.round_charts import forest_chart, gain_chart
 
@@ -80,6 +82,7 @@ def render(run: Run) -> str:
         animation=animation(run),
         settings=settings(run),
         stages=stages(run),
+        evaluation_tables=tables(run.evaluations),
         command=command(run),
         config_known=isinstance(run.config.get("config_file"), str),
         entropy_tolerance=ENTROPY_TOLERANCE,
@@ -97,8 +100,32 @@ def figures(run: Run) -> dict[str, Markup | list[Markup]]:
         ),
         "forest": both_widths(lambda w, n: forest_chart(run, w, n), 720),
         "gain": both_widths(lambda w, n: gain_chart(run, w, n), 720),
+        "races": races(run),
         "losses": [loss_chart(curve, *_title_and_colour(curve), 336, 190) for curve in run.curves],
     }
+
+
+def races(run: Run) -> list[Markup]:
+    """Quality against latency, for each batch size at which two points can race."""
+    drawings = []
+    for batch in race_batches(run.evaluations):
+        points = race(run.evaluations, batch)
+        if len(points) < 2:
+            continue
+        colours = {f"round_{r.number:02d}": f"r{i}" for i, r in enumerate(run.rounds, start=1)}
+        colours |= {"teacher": "teacher", "autoregressive": "autoregressive"}
+
+        def draw(
+            width: float,
+            narrow: bool,
+            batch: int = batch,
+            points: list[Point] = points,
+            colours: dict[str, str] = colours,
+        ) -> Markup:
+            return race_chart(points, batch, colours, width, 320 if narrow else 400)
+
+        drawings.append(both_widths(draw, 720))
+    return drawings
 
 
 def _title_and_colour(curve: LossCurve) -> tuple[str, str]:

@@ -45,3 +45,12 @@ def test_parameters_on_a_mesh():
     assert batch_rows(params, 5) == 5
     result = map_batches(lambda p, _, b: b.sum(axis=1) * p["scale"], params, ROWS, 4)
     np.testing.assert_array_equal(result, ROWS.sum(axis=1) * 2.0)
+
+
+def test_rows_may_be_a_tree():
+    rows = {"x": ROWS, "weight": np.arange(11, dtype=np.float32)}
+    result = map_batches(
+        lambda _p, _i, b: (b["x"].sum(axis=1) * b["weight"], b["x"]), {"p": jnp.zeros(1)}, rows, 4
+    )
+    np.testing.assert_array_equal(result[0], ROWS.sum(axis=1) * np.arange(11))
+    np.testing.assert_array_equal(result[1], ROWS)

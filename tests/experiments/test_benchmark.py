@@ -19,6 +19,7 @@ from experiments.benchmarking.flops import (
     block_flops,
     distill_flops,
     head_flops,
+    judge_flops,
     sample_flops,
     teacher_flops,
 )
@@ -63,6 +64,15 @@ def test_flops_at_the_papers_sizes():
     assert per_step == pytest.approx(217e9, rel=0.01)
     assert distill_flops(SMALL, 1, 512, DistillConfig()) == pytest.approx(1.2e12, rel=0.03)
     assert teacher_flops(SMALL, 1, 512) == pytest.approx(3 * (212.6e9 + 39.5e9), rel=0.01)
+
+
+def test_judge_flops_are_those_of_causal_attention():
+    """Token i meets i + 1 tokens in two products; everything else as in the denoiser."""
+    n, d = TINY.length, TINY.embed_dim
+    products = [(n, d, 3 * d), (n, d, d), (n, d, 4 * d), (n, 4 * d, d)]
+    pairs = sum(i + 1 for i in range(n))
+    layer = sum(2 * a * b * c for a, b, c in products) + 2 * 2 * d * pairs
+    assert judge_flops(TINY, 2) == 2 * (TINY.num_layers * layer + 2 * n * d * 5)
 
 
 def test_distill_flops_count_teacher_calls_and_heads():
@@ -217,14 +227,14 @@ def test_peak_memory_is_counted_in_bytes():
 def test_train_and_sample_side_by_side(tmp_path):
     output = tmp_path / "out" / "b.json"
     done = call(
-        "benchmark", *SMALLEST, "--suite=train,sample", "--num_steps=2", f"--output={output}"
+        "benchmark", *SMALLEST, "--suite=train,sample,judge", "--num_steps=2", f"--output={output}"
     )
     assert done.status == 0, done.stderr
     record = json.loads(output.read_text())
     assert {"train", "sample", "jax", "config", "batch_size", "repeats"} <= set(record)
     [sample] = record["sample"]
     assert sample["num_steps"] == 2
-    for row in (record["train"], sample):
+    for row in (record["train"], sample, record["judge"]):
         for name in ("lean_s", "naive_s", "ratio", "matmul_share", "lean_peak_gb", "naive_peak_gb"):
             assert row[name] > 0, name
         for variant in ("lean", "naive"):
@@ -234,6 +244,8 @@ def test_train_and_sample_side_by_side(tmp_path):
     train = record["train"]
     assert train["lean"]["masked"] == train["naive"]["masked"]
     assert train["lean"]["loss"] > 0
+    judge = record["judge"]
+    assert judge["lean"]["loss"] == pytest.approx(judge["naive"]["loss"], rel=1e-5)
     assert "naive / lean" in done.stdout
     assert "GFLOP cannot be avoided" in done.stdout
     assert "train: lean: compiling" in done.stderr
@@ -264,7 +276,10 @@ def test_data_suite(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--suite=trian", "--suite=trian is no suite; choose from train, teacher, sample, data."),
+        (
+            "--suite=trian",
+            "--suite=trian is no suite; choose from train, teacher, sample, judge, data.",
+        ),
         ("--num_steps=8,x", "--num_steps=8,x: 'x' is no positive number of steps."),
         ("--num_steps=0", "'0' is no positive number of steps."),
         ("--batch_size=0", "--batch_size must be positive, not 0."),

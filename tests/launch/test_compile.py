@@ -72,6 +72,19 @@ def test_every_figure_says_how_it_was_found(compiled):
 
 
 @pytest.mark.slow
+def test_the_causal_model_that_the_sampler_races_against(tmp_path):
+    """A text token by token: FLOPs from the sizes, the whole cache read at every step."""
+    output = tmp_path / "out.json"
+    arguments = ("--topology=h100:2", "--batch_per_chip=4", "--programs=causal")
+    done = call(SMOKE, *arguments, f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    [record] = json.loads(output.read_text())
+    assert record["program"] == "causal"
+    assert record["flops"]["counted_over_expected"] == pytest.approx(1, abs=0.1)
+    assert record["flops"]["recomputed"] > 0
+
+
+@pytest.mark.slow
 def test_a_search_finds_a_mesh_and_a_batch(tmp_path):
     output = tmp_path / "out.json"
     done = call(
@@ -94,7 +107,10 @@ def test_a_search_finds_a_mesh_and_a_batch(tmp_path):
         ((SMOKE,), "--topology is missing"),
         (("--topology=h100:2",), "--config is missing"),
         ((SMOKE, "--topology=v5f:2x4"), "did you mean v5"),
-        ((SMOKE, "--topology=h100:2", "--programs=train"), "--programs=train is none of distill"),
+        (
+            (SMOKE, "--topology=h100:2", "--programs=train"),
+            "--programs=train is none of distill, teacher, sample, causal",
+        ),
         ((SMOKE, "--topology=h100:3", "--config.mesh.fsdp=2"), "mesh.fsdp=2 does not divide the 3"),
         (
             (SMOKE, "--topology=h100:2", "--config.model.embed=3"),

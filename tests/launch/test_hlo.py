@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch.ahead.hlo import Collective, Program
-from launch.ahead.hlo_text import Shape, device_groups, parse
+from launch.ahead.hlo import Collective, Program, kernel_flops
+from launch.ahead.hlo_text import Instruction, Shape, device_groups, parse
 
 
 def cost(function, *arguments, turns=lambda _: 1.0):
@@ -122,6 +122,20 @@ ENTRY %main (p0: f32[2,4,16,8], p1: f32[4,8,5]) -> f32[2,4,16,5] {{
 def test_convolutions_count_the_taps_that_meet_an_element(left, right, out, attributes, expected):
     text = CONVOLUTION.format(left=left, right=right, out=out, attributes=attributes)
     assert Program(text, ("data",), (1,), lambda _: 1.0).cost().flops == expected
+
+
+@pytest.mark.parametrize("dims", [(3, 12, 256, 64), (12, 256, 64)], ids=["batch", "batch of one"])
+def test_attention_kernels_count_with_and_without_a_batch(dims):
+    """Two products of `[length, length]` by head; the compiler leaves a batch of one out of the shapes."""
+
+    def instruction(name, opcode, shape, operands=()):
+        return Instruction(name, opcode, (shape,), operands, "", "", False)
+
+    small = instruction("blocks", "parameter", Shape("s32", (12, 2, 2)))
+    query = instruction("query", "parameter", Shape("f32", dims))
+    call = instruction("splash_mha_fwd.1", "custom-call", query.shapes[0], ("blocks", "query"))
+    flops = kernel_flops(call, {"blocks": small, "query": query})
+    assert flops == 2 * 2 * np.prod(dims[:-2]) * 256 * 256 * 64
 
 
 def test_groups_of_devices_in_each_notation():

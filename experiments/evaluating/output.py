@@ -1,0 +1,203 @@
+"""The one JSON of an evaluation: items that are computed once, and the batches of the one in progress."""
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import platform
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdtt_jax import processes
+from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.paths import as_path, write_bytes, write_text
+from sdtt_jax.reporting.evaluations import FORMAT
+
+PACKAGES = ("sdtt_jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
+Json = dict[str, Any]
+
+
+class Output:
+    """A file of results that grows item by item, and beside it a folder of finished batches.
+
+    An item whose inputs are those of an item in the file is not computed again; one that was cut off goes on
+    after its last finished batch. Every process calls the same methods in the same order; the first one
+    writes.
+
+    Args:
+      path: the JSON file.
+      model: what identifies the model that is evaluated; a file of another one is refused.
+
+    Raises:
+      ConfigError: the file is something else, or of another model.
+    """
+
+    def __init__(self, path: str | Path, model: Json):
+        self.path = as_path(path)
+        self._parts = self.path.with_name(self.path.stem + ".parts")
+        self._content: Json = {"format": FORMAT, "model": model, "items": {}}
+        if self.path.is_dir():
+            raise ConfigError(f"--output={self.path} is a folder; name a file.")
+        if self.path.exists():
+            self._content |= {"items": self._earlier(model)}
+        self._content["environment"] = environment()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._write()
+        except OSError as error:
+            raise UserError(
+                f"--output={self.path} cannot be written to: {error.strerror}."
+            ) from None
+
+    @property
+    def items(self) -> Json:
+        """Results by name, of this call and earlier ones."""
+        return {name: item["result"] for name, item in self._content["items"].items()}
+
+    def has(self, name: str, inputs: Json) -> bool:
+        """Whether an item is finished; all processes get the same answer."""
+        found = self._content["items"].get(name)
+        return processes.agree(found is not None and found["inputs"] == _plain(inputs))
+
+    def item(self, name: str, inputs: Json, compute: Callable[[], Json]) -> Json:
+        """The result of an item, computed if the file does not have it for these inputs.
+
+        Args:
+          name: of the item.
+          inputs: everything that determines it, JSON-ready.
+          compute: gives the result, JSON-ready.
+        """
+        if self.has(name, inputs):
+            return dict(self._content["items"][name]["result"])
+        began = time.monotonic()
+        result = _plain(compute())
+        self._content["items"][name] = {
+            "inputs": _plain(inputs),
+            "result": result,
+            "seconds": round(time.monotonic() - began, 2),
+        }
+        self._write()
+        return dict(result)
+
+    def part(
+        self, name: str, inputs: Json, index: int, compute: Callable[[], dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """One batch of arrays, from the folder if it is there.
+
+        Args:
+          name: what the batches make together.
+          inputs: everything that determines them, JSON-ready.
+          index: of the batch.
+          compute: gives the arrays.
+        """
+        path = self._parts / f"{name.replace('/', '_')}-{_digest(inputs)}" / f"{index:05d}.npz"
+        stored = _stored(path)
+        if processes.agree(stored is not None):
+            if stored is None:
+                raise UserError(
+                    f"Process {jax.process_index()} does not see {path}, but process 0 does."
+                )
+            return stored
+        arrays = compute()
+        if processes.is_first():
+            write_bytes(path, npz(arrays))
+        return arrays
+
+    def write_texts(self, name: str, records: list[Json]) -> None:
+        """An item's texts as JSON lines, in the folder beside the file."""
+        if processes.is_first():
+            lines = "".join(json.dumps(_plain(record)) + "\n" for record in records)
+            write_text(self._parts / f"{name.replace('/', '_')}.jsonl", lines)
+
+    def _earlier(self, model: Json) -> Json:
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(
+                f"--output={self.path} exists and is not JSON ({error}); give another file."
+            ) from None
+        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+            raise ConfigError(
+                f"--output={self.path} exists and is no evaluation; give another file."
+            )
+        if content["items"] and content["model"]["digest"] != model["digest"]:
+            raise ConfigError(
+                f"--output={self.path} holds the evaluation of {content['model']['path']} "
+                f"({content['model']['digest'][:12]}), not of {model['path']} ({model['digest'][:12]}); give "
+                "another file."
+            )
+        return dict(content["items"])
+
+    def _write(self) -> None:
+        if processes.is_first():
+            write_text(self.path, json.dumps(self._content, indent=2, allow_nan=False) + "\n")
+
+
+def npz(arrays: dict[str, np.ndarray]) -> bytes:
+    """The content of a file of named arrays."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]
+    return content.getvalue()
+
+
+def digest_of(arrays: Iterable[np.ndarray]) -> str:
+    """Equal for equal arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(
+            f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes()
+        )
+    return digest.hexdigest()[:16]
+
+
+def environment() -> Json:
+    """Versions and devices, so that a figure can be traced to what made it."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "device": jax.devices()[0].device_kind,
+        "platform": jax.devices()[0].platform,
+        "num_devices": jax.device_count(),
+        "num_processes": jax.process_count(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _plain(content: Any) -> Any:
+    """As it comes back from a file: tuples are lists, keys are text; a number that is none is null."""
+    if isinstance(content, Mapping):
+        return {str(key): _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    if isinstance(content, np.generic):
+        content = content.item()
+    if isinstance(content, float) and not np.isfinite(content):
+        return None
+    return content
+
+
+def _digest(inputs: Json) -> str:
+    text = json.dumps(_plain(inputs), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _stored(path: Path) -> dict[str, np.ndarray] | None:
+    if not path.exists():
+        return None
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            return dict(file)
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,154 @@
+"""Real text and given text: the run's own held-out split, files, lines of JSON."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.evaluating.subject import Subject, run_of
+from experiments.mirror import local_root
+from sdtt_jax.configs import require
+from sdtt_jax.data import DataConfig, Tokenizer, open_split
+from sdtt_jax.data.corpora import documents
+from sdtt_jax.data.loader import INFO_FILE
+from sdtt_jax.data.packing import encode_documents, pack
+from sdtt_jax.errors import ConfigError, DataError
+
+
+def held_out_name(subject: Subject) -> str:
+    """Where real text comes from, for messages and for the record; "" if nowhere.
+
+    A run's own split has no name but its digest would; the model's path says which it is.
+    """
+    if subject.settings.held_out:
+        return subject.settings.held_out
+    return "validation split of the run" if _own_data(subject) is not None else ""
+
+
+def held_out(subject: Subject) -> np.ndarray:
+    """Held-out sequences of the evaluation's length: `[texts, length]` int32.
+
+    Raises:
+      ConfigError: there is no such text, or the model has no tokenizer to read it with.
+      DataError: it holds less than one sequence.
+    """
+    settings, length = subject.settings, subject.length
+    if settings.held_out:
+        tokenizer = subject.model.text_tokenizer
+        sequences = pack(
+            encode_documents(tokenizer, _documents(subject, tokenizer)),
+            length=length,
+            wrap=settings.wrap,
+            bos_id=tokenizer.bos_id,
+            eos_id=tokenizer.eos_id,
+        )
+        limit = settings.held_out_texts or None
+        rows = list(itertools.islice(sequences, limit))
+        if not rows:
+            raise DataError(
+                f"--held_out={settings.held_out} has less text than one sequence of {length} tokens; give "
+                "more, or a smaller --length."
+            )
+        return np.stack(rows).astype(np.int32)
+    folder = _own_data(subject)
+    if folder is None:
+        raise ConfigError(
+            "There is no held-out text: the checkpoint is not in a run with a data folder. Give "
+            "--held_out=FILE."
+        )
+    split = open_split(folder, "validation")
+    require(
+        length <= split.length,
+        f"length={length} exceeds the {split.length} tokens of the run's sequences; shorten it.",
+    )
+    count = min(settings.held_out_texts or len(split), len(split))
+    return split.gather(np.arange(count) * len(split) // count)[:, :length].astype(np.int32)
+
+
+def openings(subject: Subject) -> np.ndarray:
+    """What prompts are cut from: `[texts, n]` int32, n the prompt's tokens, and the true continuation's if
+    the texts go on so long.
+
+    From `--prompts`, the beginnings of its lines; else the beginnings of the held-out documents (of the
+    sequences, in a run's own split).
+
+    Raises:
+      ConfigError: no text is as long as a prompt.
+    """
+    settings = subject.settings
+    size = settings.prompt_tokens
+    whole = size + settings.continuation_tokens
+    limit = settings.num_prompts or None
+    if settings.prompts:
+        found = read_texts(settings.prompts, subject.model.tokenizer)
+    elif settings.held_out:
+        tokenizer = subject.model.text_tokenizer
+        found = encode_documents(tokenizer, _documents(subject, tokenizer))
+    else:
+        found = iter(held_out(subject))
+    # With a whole continuation beside them if enough have one, for MAUVE compares with it.
+    long: list[np.ndarray] = []
+    short: list[np.ndarray] = []
+    for tokens in found:
+        if len(tokens) >= whole:
+            long.append(tokens[:whole])
+        if len(tokens) >= size:
+            short.append(tokens[:size])
+        if limit is not None and len(long) == limit:
+            break
+    rows = long if len(long) == (limit or len(short)) else short[:limit]
+    if not rows:
+        raise ConfigError(
+            f"No text for prompts has prompt_tokens={size} tokens; shorten the prompts."
+        )
+    return np.stack(rows).astype(np.int32)
+
+
+def read_texts(path: str, tokenizer: Tokenizer | None) -> Iterator[np.ndarray]:
+    """Token ids of JSON lines with the field "text" or "tokens", one line after the other: `[n]` int32.
+
+    Text counts where there is a tokenizer, tokens where there is none or no text.
+
+    Raises:
+      DataError: naming the line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        yield np.asarray(_line_tokens(line, tokenizer, f"{path}, line {number}"), np.int32)
+
+
+def _line_tokens(line: str, tokenizer: Tokenizer | None, where: str) -> Any:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        raise DataError(f"{where} is not JSON.") from None
+    record = record if isinstance(record, dict) else {}
+    text, tokens = record.get("text"), record.get("tokens")
+    if isinstance(text, str) and tokenizer is not None:
+        return tokenizer.encode(text)
+    if isinstance(tokens, list) and all(type(token) is int for token in tokens):
+        return tokens
+    needed = '"text" (a string) or "tokens"' if tokenizer is not None else '"tokens"'
+    raise DataError(f"{where} has no field {needed} (a list of whole numbers).")
+
+
+def _documents(subject: Subject, tokenizer: Tokenizer) -> Iterator[str]:
+    name = subject.settings.held_out
+    return documents(DataConfig(corpus=name, normalize=tokenizer.normalize))
+
+
+def _own_data(subject: Subject) -> Path | None:
+    """The prepared data of the run that the model is of."""
+    root = run_of(subject.model)
+    if root is None:
+        return None
+    data = local_root(root) / "data"
+    return data if (data / INFO_FILE).is_file() else None

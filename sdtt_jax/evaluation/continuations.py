@@ -1,0 +1,159 @@
+"""Beginnings and how they go on, as text, as ids, and as rows of tokens."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sdtt_jax.configs import require
+from sdtt_jax.data import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Cloze:
+    """A beginning and how it goes on; joined, they are the text (a space between belongs to the suffix)."""
+
+    prefix: str
+    suffix: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Endings of which one is right.
+
+    Attributes:
+      context: what all endings continue, or one context for each ending.
+      endings: the texts to choose from; a space before them belongs to them.
+      answer: place of the right one.
+    """
+
+    context: str | tuple[str, ...]
+    endings: tuple[str, ...]
+    answer: int
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.answer < len(self.endings),
+            f"answer={self.answer} is none of the {len(self.endings)} endings.",
+        )
+        require(
+            isinstance(self.context, str) or len(self.context) == len(self.endings),
+            f"{len(self.context)} contexts for {len(self.endings)} endings; give one for each.",
+        )
+
+    def clozes(self) -> list[Cloze]:
+        """Every ending after its context."""
+        contexts = (
+            [self.context] * len(self.endings) if isinstance(self.context, str) else self.context
+        )
+        return [Cloze(*pair) for pair in zip(contexts, self.endings, strict=True)]
+
+
+class Continuation(NamedTuple):
+    """A cloze in ids, without BOS and EOS: two arrays `[n]` int32, the suffix not empty."""
+
+    prefix: np.ndarray
+    suffix: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a continuation becomes a row.
+
+    Attributes:
+      bos_id: stands before the prefix; None for nothing. A causal network needs one.
+      eos_id: stands, visible, behind the suffix; None for nothing. For denoisers only.
+      max_length: longest row; what is too much goes from the prefix's beginning. None for no limit.
+      multiple: rows are filled up to a multiple of this, so that fewer lengths are compiled. A causal
+        network does not see what fills its rows. A denoiser does, as masked text that goes on behind the
+        EOS, and its values move a little; 1 scores every text at its own length, as the reference does.
+    """
+
+    bos_id: int | None = None
+    eos_id: int | None = None
+    max_length: int | None = None
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.multiple >= 1, f"multiple must be positive, not {self.multiple}.")
+
+
+def encode(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> list[Continuation]:
+    """Texts to ids, cut where the prefix ends.
+
+    Spaces at the end of a prefix go to its suffix, and the two are encoded as one text where that text's
+    ids begin with the prefix's own (else each by itself), so that words get their usual tokens.
+
+    Raises:
+      ConfigError: a suffix has no tokens.
+    """
+    stripped = [cloze.prefix.rstrip() for cloze in clozes]
+    whole = tokenizer.encode_batch([cloze.prefix + cloze.suffix for cloze in clozes])
+    prefixes = tokenizer.encode_batch(stripped)
+    found = []
+    for cloze, text, start, ids in zip(clozes, stripped, prefixes, whole, strict=True):
+        if np.array_equal(ids[: len(start)], start):
+            suffix = ids[len(start) :]
+        else:
+            suffix = tokenizer.encode(cloze.prefix[len(text) :] + cloze.suffix)
+        require(len(suffix) > 0, f"the suffix {cloze.suffix!r} has no tokens; nothing is to score.")
+        found.append(Continuation(start, suffix))
+    return found
+
+
+class Rows(NamedTuple):
+    """Rows of one length, on the host or inside of a compiled function.
+
+    Attributes:
+      tokens: `[rows, length]` int32.
+      start, stop: `[rows]` int32, where the suffix begins and ends.
+      item: `[rows]` int32, place among the items.
+      sample: `[rows]` int32, which masking of the item.
+    """
+
+    tokens: Any
+    start: Any
+    stop: Any
+    item: Any
+    sample: Any
+
+
+def lay_out(items: Sequence[Continuation], layout: Layout, fill: int) -> list[Rows]:
+    """All items, one row each, those of one length together.
+
+    Args:
+      items: at least one.
+      layout: what stands around them.
+      fill: the id behind texts that are shorter than their row.
+
+    Raises:
+      ConfigError: no items, an empty suffix, or one that exceeds `layout.max_length`.
+    """
+    require(len(items) > 0, "no items: nothing is to score.")
+    before = [] if layout.bos_id is None else [layout.bos_id]
+    behind = [] if layout.eos_id is None else [layout.eos_id]
+    groups: dict[int, list[tuple[np.ndarray, int, int, int]]] = {}
+    for index, (prefix, suffix) in enumerate(items):
+        require(len(suffix) > 0, f"item {index} has no suffix; nothing is to score.")
+        room = len(prefix)
+        if layout.max_length is not None:
+            room = layout.max_length - len(before) - len(suffix) - len(behind)
+            require(
+                room >= 0,
+                f"the suffix of item {index} has {len(suffix)} tokens, too many for rows of "
+                f"max_length={layout.max_length}.",
+            )
+        kept = prefix[max(0, len(prefix) - room) :]
+        tokens = np.concatenate([before, kept, suffix, behind]).astype(np.int32)
+        start = len(before) + len(kept)
+        length = -(-len(tokens) // layout.multiple) * layout.multiple
+        groups.setdefault(length, []).append((tokens, start, start + len(suffix), index))
+    found = []
+    for length, members in sorted(groups.items()):
+        table = np.full((len(members), length), fill, np.int32)
+        for row, (tokens, *_) in zip(table, members, strict=True):
+            row[: len(tokens)] = tokens
+        start, stop, item = np.array([member[1:] for member in members], np.int32).T
+        found.append(Rows(table, start, stop, item, np.zeros_like(item)))
+    return found

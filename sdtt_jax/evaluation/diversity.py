@@ -1,0 +1,182 @@
+"""How much texts repeat themselves and each other: n-grams counted once, in NumPy.
+
+A text is a sequence of tokens, ids or words, and texts may differ in length. What the field prints as a
+percentage is a share in [0, 1] here.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sdtt_jax.configs import require
+
+Texts = Sequence[Sequence[int]] | Sequence[Sequence[str]] | np.ndarray
+
+
+class _Grams(NamedTuple):
+    """The n-grams of all texts in the order in which they stand there.
+
+    Attributes:
+      gram: `[grams]` int64, equal where the n-grams are equal; 0 … distinct - 1.
+      text: `[grams]` int64, the text that the n-gram stands in.
+    """
+
+    gram: np.ndarray
+    text: np.ndarray
+
+
+def distinct_n(texts: Texts, n: int) -> float:
+    """Distinct n-grams over all n-grams, of all texts together (Li et al., arXiv 1510.03055).
+
+    It falls as the amount of text grows, so compare equal amounts.
+
+    Raises:
+      ConfigError: n is not positive, or no text has n tokens.
+    """
+    require(n >= 1, f"n must be positive, not {n}.")
+    gram = _last(_ngrams(texts, n)).gram
+    require(len(gram) > 0, f"no text has the {n} tokens of an n-gram; give longer texts.")
+    return int(gram.max() + 1) / len(gram)
+
+
+def repeated_ngram_rate(tokens: np.ndarray, n: int = 4) -> np.ndarray:
+    """Share of each text's n-grams that stood in it before (seq-rep-n of arXiv 1908.04319).
+
+    Args:
+      tokens: `[texts, length]` int32.
+      n: tokens of an n-gram.
+
+    Returns:
+      `[texts]` float64: 0 if no n-gram occurs twice, near 1 if one is all there is.
+
+    Raises:
+      ConfigError: n is not positive, or the texts are shorter than n.
+    """
+    length = tokens.shape[1]
+    require(1 <= n <= length, f"n must lie between 1 and the texts' length of {length}, not {n}.")
+    grams = _last(_ngrams(tokens, n)).gram.reshape(len(tokens), -1)
+    ordered = np.sort(grams, axis=1)
+    distinct = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(axis=1)
+    return np.asarray(1 - distinct / grams.shape[1], np.float64)
+
+
+def self_bleu(texts: Texts, max_n: int = 4, *, epsilon: float = 0.1) -> float:
+    """Mean BLEU of each text against all others (Texygen, arXiv 1802.01886): 1 if all are one text.
+
+    The mean of `self_bleu_scores`; see there.
+    """
+    return float(np.mean(self_bleu_scores(texts, max_n, epsilon=epsilon)))
+
+
+def self_bleu_scores(texts: Texts, max_n: int = 4, *, epsilon: float = 0.1) -> np.ndarray:
+    """BLEU of each text with all other texts as its references: `[texts]` float64.
+
+    BLEU with the geometric mean of the precisions of 1- to max_n-grams in equal parts, each n-gram
+    counted at most as often as in the reference that has it most often, and a brevity penalty by the
+    reference of the closest length (the shorter of two). The numbers are those of NLTK's
+    `sentence_bleu` with `SmoothingFunction(epsilon).method1`, as the field computes it; but which
+    reference has an n-gram most often is looked up in one table of all texts instead of counted anew
+    for every text, so that the time is linear in the amount of text (but for sorting).
+
+    Args:
+      texts: at least two.
+      max_n: the longest n-grams that count.
+      epsilon: stands for a count of matches that is 0.
+
+    Raises:
+      ConfigError: fewer than two texts, or max_n or epsilon is not positive.
+    """
+    require(len(texts) > 1, f"self-BLEU compares texts with each other; {len(texts)} is too few.")
+    require(max_n >= 1, f"max_n must be positive, not {max_n}.")
+    require(epsilon > 0, f"epsilon must be positive, not {epsilon}.")
+    lengths = np.array([len(text) for text in texts])
+    matches = np.stack([_clipped_matches(grams, len(texts)) for grams in _ngrams(texts, max_n)])
+    closest = _closest_other_lengths(lengths)
+    return np.array(
+        [
+            _bleu(matches[:, i].tolist(), int(lengths[i]), int(closest[i]), epsilon)
+            for i in range(len(texts))
+        ]
+    )
+
+
+def _bleu(matches: list[int], length: int, reference_length: int, epsilon: float) -> float:
+    if matches[0] == 0:
+        return 0.0
+    penalty = 1.0 if length > reference_length else math.exp(1 - reference_length / length)
+    logs = [
+        math.log((count or epsilon) / max(1, length - n + 1)) for n, count in enumerate(matches, 1)
+    ]
+    return penalty * math.exp(math.fsum(1 / len(matches) * log for log in logs))
+
+
+def _closest_other_lengths(lengths: np.ndarray) -> np.ndarray:
+    """For each text the length among the others that is closest, the shorter of two: `[texts]`."""
+    values, counts = np.unique(lengths, return_counts=True)
+    closest = {}
+    for place, (value, count) in enumerate(zip(values.tolist(), counts.tolist(), strict=True)):
+        around = values[max(0, place - 1) : place + 2].tolist()
+        others = [other for other in around if other != value or count > 1]
+        closest[value] = min(others, key=lambda other: (abs(other - value), other))
+    return np.array([closest[length] for length in lengths.tolist()])
+
+
+def _clipped_matches(grams: _Grams, num_texts: int) -> np.ndarray:
+    """How many of each text's n-grams its references have too: `[texts]` int64.
+
+    An n-gram counts in a text at most as often as it occurs in that one of the others that has it most
+    often: the largest count of all texts, or the second largest for the text that has the largest.
+    """
+    if len(grams.gram) == 0:
+        return np.zeros(num_texts, np.int64)
+    pairs, counts = np.unique(grams.gram * num_texts + grams.text, return_counts=True)
+    gram, text = np.divmod(pairs, num_texts)
+    order = np.lexsort((counts, gram))
+    gram, text, counts = gram[order], text[order], counts[order]
+    last = np.flatnonzero(np.append(gram[1:] != gram[:-1], True))
+    largest = counts[last][gram]
+    before = np.maximum(last - 1, 0)
+    second = np.where((last > 0) & (gram[before] == gram[last]), counts[before], 0)
+    limit = largest.copy()
+    limit[last] = second
+    return np.bincount(text, weights=np.minimum(counts, limit), minlength=num_texts).astype(
+        np.int64
+    )
+
+
+def _ngrams(texts: Texts, max_n: int) -> Iterator[_Grams]:
+    """The 1-grams, 2-grams, … of all texts; an n-gram is numbered as (its first n - 1 tokens, its last)."""
+    tokens = _token_ids(texts)
+    lengths = np.array([len(text) for text in texts], np.int64)
+    text = np.repeat(np.arange(len(texts)), lengths)
+    size = int(tokens.max(initial=0)) + 1
+    start = np.arange(len(tokens))
+    gram = tokens
+    for n in range(1, max_n + 1):
+        if n > 1:
+            # An n-gram must end in the text that it begins in.
+            inside = start + n - 1 < len(tokens)
+            inside[inside] = text[start[inside] + n - 1] == text[start[inside]]
+            start, gram = start[inside], gram[inside]
+            gram = np.unique(gram * size + tokens[start + n - 1], return_inverse=True)[1]
+        yield _Grams(gram, text[start])
+
+
+def _last(grams: Iterator[_Grams]) -> _Grams:
+    *_, last = grams
+    return last
+
+
+def _token_ids(texts: Texts) -> np.ndarray:
+    """All tokens of all texts in a row, numbered from 0 without gaps: `[tokens]` int64."""
+    if isinstance(texts, np.ndarray):
+        return np.unique(texts.reshape(-1), return_inverse=True)[1].astype(np.int64)
+    numbers: dict[int | str, int] = {}
+    found = [numbers.setdefault(token, len(numbers)) for text in texts for token in _plain(text)]
+    return np.array(found, np.int64)
+
+
+def _plain(text: Sequence[int] | Sequence[str]) -> Sequence[int | str]:
+    return text.tolist() if isinstance(text, np.ndarray) else text

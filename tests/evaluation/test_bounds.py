@@ -1,0 +1,128 @@
+"""Estimators of the bound. Oracle: the integral itself, over all masks and 20,000 midpoints of log m."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.masking import SAMPLING_EPS
+from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.batches import map_batches
+from sdtt_jax.evaluation.bootstrap import bootstrap, mean
+from sdtt_jax.evaluation.bounds import ESTIMATORS, bound_estimates, count_weights
+from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, numbers, random_table
+
+TABLE = random_table(3)
+TEXTS = np.array(list(itertools.product(range(VOCAB), repeat=LENGTH)), np.int32)
+ROWS = np.tile(TEXTS, (8, 1))
+KEYS = 40
+
+
+def _exact(time_scale, schedule):
+    """Mean bound of all 27 texts, nats per token."""
+    ends = np.asarray(schedule.move_chance(np.array([SAMPLING_EPS, 1.0], np.float32)), np.float64)
+    edges = np.linspace(*np.log(ends), 20_001)
+    m = np.exp((edges[1:] + edges[:-1]) / 2)
+    scale = 1 + time_scale * -np.log1p(-m)
+    table = np.asarray(TABLE["table"], np.float64)
+    total = 0.0
+    for count in range(1, LENGTH + 1):
+        for masked in itertools.combinations(range(LENGTH), count):
+            x_t = TEXTS.copy()
+            x_t[:, masked] = MASK
+            rows = table[np.asarray(numbers(x_t))][:, masked]
+            own = np.take_along_axis(rows, TEXTS[:, masked, None], axis=2)[..., 0]
+            logits = rows[..., None] * scale
+            nll = np.log(np.exp(logits).sum(axis=2)) - own[..., None] * scale
+            chance = m**count * (1 - m) ** (LENGTH - count)
+            total += (nll.sum(axis=1).mean(axis=0) * chance).mean()
+    return total * np.log(ends[1] / ends[0]) / LENGTH
+
+
+@functools.cache
+def _estimates(estimator, time_scale=0.0, kind="log-linear"):
+    world, schedule = TableDenoiser(time_scale=time_scale), make_schedule(ScheduleConfig(kind=kind))
+    return np.stack(
+        [
+            map_batches(
+                bound_estimates(
+                    world, schedule, jax.random.key(seed), estimator=estimator, num_maskings=8
+                ),
+                TABLE,
+                ROWS,
+                64,
+            )
+            for seed in range(KEYS)
+        ]
+    )
+
+
+@pytest.mark.parametrize("time_scale", [0.0, 0.3], ids=["without time", "time-conditioned"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_each_estimator_has_the_exact_mean(estimator, time_scale):
+    """216 texts × 8 maskings × 40 keys, the batches of 64 not dividing the texts.
+
+    Keys are independent, so that the mean's standard error is theirs, even times within a batch or not.
+    """
+    exact = _exact(time_scale, make_schedule())
+    means = _estimates(estimator, time_scale).mean(axis=(1, 2))
+    error = means.std(ddof=1) / np.sqrt(KEYS)
+    assert error < 0.01 * exact
+    assert abs(means.mean() - exact) < 3.3 * error
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_exact_bound_lies_in_the_reported_interval(estimator):
+    """The 95 % interval over texts of 40 keys: fewer than 34 hits have probability 0.003.
+
+    An even spread over a batch makes it wide; independent times are the case that tests it.
+    """
+    exact = _exact(0.0, make_schedule())
+    hits = 0
+    for estimates in _estimates(estimator):
+        interval = bootstrap(mean, estimates.mean(axis=1), seed=0, resamples=500)
+        hits += interval.low <= exact <= interval.high
+    assert hits >= 34
+
+
+def test_other_schedules_have_the_same_bound_for_a_network_without_time():
+    exact = _exact(0.0, make_schedule())
+    for estimator in ("antithetic", "low-variance"):
+        means = _estimates(estimator, kind="cosine-squared").mean(axis=(1, 2))
+        assert means.mean() == pytest.approx(exact, rel=0.02)
+
+
+def test_variance_falls_from_estimator_to_estimator():
+    """Of the mean over 216 texts, between 40 keys. Texts of 3 tokens: most of it is which are masked."""
+    variance = {e: _estimates(e).mean(axis=(1, 2)).var(ddof=1) for e in ESTIMATORS}
+    assert variance["low-variance"] < 0.5 * variance["antithetic"]
+    assert variance["antithetic"] < variance["independent"]
+
+
+def test_weights_of_counts_are_those_of_the_whole_range():
+    """With move chances from 0 to 1 the weight of n masked tokens is L / n; ours stop at 0.999."""
+    weights = count_weights(make_schedule(), 64)
+    n = np.arange(1, 65)
+    np.testing.assert_allclose(weights[1:50], 64 / n[:49], rtol=1e-3)
+    assert weights[0] == 0
+    assert weights[64] < 1
+
+
+def test_importance_needs_a_move_chance_above_zero():
+    cosine = make_schedule(ScheduleConfig(kind="cosine"))
+    with pytest.raises(ConfigError, match="log-linear"):
+        bound_estimates(
+            TableDenoiser(), cosine, jax.random.key(0), estimator="importance", num_maskings=1
+        )
+
+
+def test_what_cannot_be_estimated_is_named():
+    for arguments, named in (
+        ({"estimator": "exact", "num_maskings": 1}, "independent, antithetic"),
+        ({"estimator": "antithetic", "num_maskings": 0}, "num_maskings"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            bound_estimates(TableDenoiser(), make_schedule(), jax.random.key(0), **arguments)

@@ -1,0 +1,352 @@
+"""Continuations. Oracles: sums over all maskings of a table, golden values, one prefix after the other."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.cloze import (
+    causal_scores,
+    choice_hits,
+    greedy_hits,
+    replayed_bounds,
+    suffix_bounds,
+)
+from sdtt_jax.evaluation.continuations import Choice, Continuation, Layout
+from sdtt_jax.models import CausalConfig
+from sdtt_jax.models.autoregressive import make_autoregressive
+from sdtt_jax.models.decoding import generate
+from sdtt_jax.models.gpt2 import GPT2Config, make_gpt2
+from tests.worlds import (
+    MASK,
+    TableDenoiser,
+    noisy_params,
+    predictions,
+    random_table,
+    tiny_network,
+)
+
+SCHEDULE = make_schedule()
+WORLD, TABLE = TableDenoiser(), random_table(40)
+WHOLE = Layout()
+BOS = 1
+
+
+def item(prefix, suffix):
+    return Continuation(np.array(prefix, np.int32), np.array(suffix, np.int32))
+
+
+def exact_bound(row, suffix):
+    """The sum over every number m of masked suffix tokens and every choice of them, weight 1/m each.
+
+    Args:
+      row: three tokens.
+      suffix: positions of it.
+    """
+    table = predictions(WORLD, TABLE)
+    total = 0.0
+    for count in range(1, len(suffix) + 1):
+        chosen = list(itertools.combinations(suffix, count))
+        for masked in chosen:
+            state = [MASK if i in masked else token for i, token in enumerate(row)]
+            number = state[0] * 16 + state[1] * 4 + state[2]
+            nll = -sum(math.log(table[number, i, row[i]]) for i in masked)
+            total += nll / count / len(chosen)
+    return total
+
+
+ITEMS = [item([2], [0, 1]), item([0, 0], [2]), item([], [1, 2, 0])]
+EXACT = [
+    exact_bound([2, 0, 1], [1, 2]),
+    exact_bound([0, 0, 2], [2]),
+    exact_bound([1, 2, 0], [0, 1, 2]),
+]
+
+
+@pytest.mark.parametrize("estimator", ["times", "counts"])
+def test_bounds_are_the_sums_over_all_maskings(estimator):
+    """20,000 maskings of each item, seed 0; the standard error is taken from ten parts of 2,000."""
+    parts = np.stack(
+        [
+            suffix_bounds(
+                WORLD,
+                TABLE,
+                ITEMS,
+                jax.random.key(seed),
+                SCHEDULE,
+                WHOLE,
+                num_samples=2_000,
+                batch_size=4_000,
+                estimator=estimator,
+            )
+            for seed in range(10)
+        ]
+    )
+    error = parts.std(axis=0, ddof=1) / np.sqrt(10)
+    # The schedule leaves a thousandth of the text clean at time 1.
+    assert np.all(abs(parts.mean(axis=0) - EXACT) < 4 * error + 2e-3 * np.array(EXACT))
+    assert np.all(error < 0.1)
+
+
+def test_counts_need_one_masking_for_one_token():
+    [bound] = suffix_bounds(
+        WORLD,
+        TABLE,
+        [ITEMS[1]],
+        jax.random.key(1),
+        SCHEDULE,
+        WHOLE,
+        num_samples=1,
+        batch_size=1,
+        estimator="counts",
+    )
+    assert bound == pytest.approx(EXACT[1], rel=1e-5)
+
+
+def test_maskings_of_an_item_lie_on_an_even_grid():
+    """Two maskings of two tokens: always one of both, which is one value, and one of either."""
+    table = predictions(WORLD, TABLE)
+    both = table[2 * 16 + MASK * 4 + MASK]
+    one = [-np.log(table[2 * 16 + MASK * 4 + 1, 1, 0]), -np.log(table[2 * 16 + 0 * 4 + MASK, 2, 1])]
+    possible = [(-np.log(both[1, 0]) - np.log(both[2, 1]) + 2 * nll) / 2 for nll in one]
+    bounds = suffix_bounds(
+        WORLD,
+        TABLE,
+        [ITEMS[0]] * 40,
+        jax.random.key(0),
+        SCHEDULE,
+        WHOLE,
+        num_samples=2,
+        batch_size=80,
+        estimator="counts",
+    )
+    found = [int(np.argmin(abs(bound - np.array(possible)))) for bound in bounds]
+    np.testing.assert_allclose(bounds, np.array(possible)[found], rtol=1e-5)
+    assert set(found) == {0, 1}
+
+
+def bounds_of(items, batch_size, layout=WHOLE, progress=None):
+    return suffix_bounds(
+        WORLD,
+        TABLE,
+        items,
+        jax.random.key(3),
+        SCHEDULE,
+        layout,
+        num_samples=5,
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def test_values_depend_neither_on_batches_nor_on_the_items_behind():
+    items = [ITEMS[i % 3] for i in range(7)]
+    told = []
+    expected = bounds_of(items, 35, progress=lambda *n: told.append(n))
+    assert told[-1] == (35, 35)
+    np.testing.assert_allclose(bounds_of(items, 4), expected, rtol=1e-5)
+    np.testing.assert_allclose(bounds_of(items[:2], 4), expected[:2], rtol=1e-5)
+
+
+def test_groups_of_several_lengths_come_back_in_order():
+    """A real network; each item alone is its own oracle."""
+    network = tiny_network()
+    params = noisy_params(network, 5)
+    items = [item([0], [1, 2]), item([], [2]), item([1, 1], [0]), item([2], [1])]
+    call = functools.partial(
+        suffix_bounds, network, params, schedule=SCHEDULE, layout=WHOLE, num_samples=4, batch_size=8
+    )
+    together = call(items, jax.random.key(0))
+    for index in (2, 3):
+        alone = call([*items[:index], items[index]], jax.random.key(0))[index]
+        assert together[index] == pytest.approx(alone, rel=1e-5)
+
+
+def test_bos_and_a_visible_eos_stand_around_the_text():
+    """[2] 0 1 in the table's world with BOS 2 and EOS 1, of which only 0 is scored, is one exact term."""
+    [bound] = suffix_bounds(
+        WORLD,
+        TABLE,
+        [item([], [0])],
+        jax.random.key(0),
+        SCHEDULE,
+        Layout(bos_id=2, eos_id=1),
+        num_samples=1,
+        batch_size=1,
+        estimator="counts",
+    )
+    assert bound == pytest.approx(exact_bound([2, 0, 1], [1]), rel=1e-5)
+
+
+def test_too_long_a_prefix_loses_its_beginning():
+    short = bounds_of([item([2, 0], [1])], 5)
+    cut = bounds_of([item([1, 1, 0, 2, 0], [1])], 5, Layout(max_length=3))
+    np.testing.assert_array_equal(cut, short)
+
+
+def test_filled_rows_score_the_suffix_only():
+    """Two tokens in a row of three: what is behind them is masked and is not scored."""
+    [bound] = suffix_bounds(
+        WORLD,
+        TABLE,
+        [item([2], [0])],
+        jax.random.key(0),
+        SCHEDULE,
+        Layout(multiple=3),
+        num_samples=1,
+        batch_size=1,
+        estimator="counts",
+    )
+    table = predictions(WORLD, TABLE)[2 * 16 + MASK * 4 + MASK]
+    assert bound == pytest.approx(-np.log(table[1, 0]), rel=1e-5)
+
+
+def test_greedy_hits_are_texts_that_the_denoiser_fills_in_itself():
+    best = predictions(WORLD, TABLE)[2 * 16 + MASK * 4 + MASK].argmax(axis=-1)
+    right = [best[1], best[2]]
+    items = [item([2], right), item([2], [right[0], (right[1] + 1) % 3])]
+    hits = greedy_hits(WORLD, TABLE, items, SCHEDULE, WHOLE, batch_size=3)
+    assert hits.tolist() == [True, False]
+
+
+def test_replayed_maskings_of_another_text_are_refused():
+    x_t = np.array([[2, MASK, 1]], np.int32)
+    replay = functools.partial(
+        replayed_bounds, WORLD, TABLE, schedule=SCHEDULE, layout=WHOLE, batch_size=2
+    )
+    t = np.array([0.5])
+    table = predictions(WORLD, TABLE)[2 * 16 + MASK * 4 + 1]
+    value = replay(ITEMS[0], x_t, t)
+    np.testing.assert_allclose(value, [-np.log(table[1, 0]) / 0.5], rtol=1e-4)
+    for other in ([[1, MASK, 1]], [[MASK, 0, 1]], [[2, MASK]]):
+        with pytest.raises(ConfigError, match="must be the item's row"):
+            replay(ITEMS[0], np.array(other, np.int32), t)
+
+
+@pytest.fixture(scope="module")
+def causal():
+    model = make_autoregressive(
+        CausalConfig(vocab_size=5, length=8, num_layers=1, embed_dim=8, num_heads=2)
+    )
+    return model, noisy_params(model, 2, spread=0.7)
+
+
+def next_token(model, params, text):
+    """Log-probabilities after a text, which stands alone at the beginning of a row of eight."""
+    row = np.zeros((1, 8), np.int32)
+    row[0, : len(text)] = text
+    logits = jax.jit(lambda p, r: model.logits(p, model.hidden(p, r)))(params, row)[
+        0, len(text) - 1
+    ]
+    return np.asarray(jax.nn.log_softmax(logits))
+
+
+@pytest.mark.parametrize("multiple", [1, 16])
+def test_causal_likelihood_is_the_product_over_prefixes(causal, multiple):
+    model, params = causal
+    items = [item([3, 0], [2]), item([], [4, 1]), item([1], [2, 2, 0])]
+    scores = causal_scores(
+        model, params, items, Layout(bos_id=BOS, multiple=multiple), batch_size=2
+    )
+    assert scores.nll.dtype == np.float64
+    for (prefix, suffix), nll in zip(items, scores.nll, strict=True):
+        expected, text = 0.0, [BOS, *prefix]
+        for token in suffix.tolist():
+            expected -= next_token(model, params, text)[token]
+            text.append(token)
+        assert nll == pytest.approx(expected, rel=1e-4)
+
+
+def test_causal_greedy_is_what_decoding_writes(causal):
+    model, params = causal
+    prompt = jnp.array([[BOS, 3, 0]])
+    decoded = generate(
+        model, params, jax.random.key(0), prompt=prompt, num_tokens=3, temperature=0.0
+    )
+    right = np.asarray(decoded)[0, 3:].tolist()
+    wrong = [*right[:2], (right[2] + 1) % 5]
+    items = [item([3, 0], right), item([3, 0], wrong)]
+    scores = causal_scores(model, params, items, Layout(bos_id=BOS), batch_size=2)
+    assert scores.greedy.tolist() == [True, False]
+
+
+def test_a_causal_row_uses_every_position_of_the_network():
+    """Four positions: BOS and three tokens are read, a fourth is predicted; more is cut from the left."""
+    model = make_gpt2(GPT2Config(vocab_size=6, length=4, num_layers=1, embed_dim=8, num_heads=2))
+    params = noisy_params(model, 0)
+    layout = Layout(bos_id=BOS, multiple=16)
+    full, cut = causal_scores(
+        model, params, [item([0, 2], [3, 4]), item([5, 5, 0, 2], [3, 4])], layout, batch_size=2
+    ).nll
+    assert full == cut
+    with pytest.raises(ConfigError, match="suffix of item 0 has 5 tokens, too many"):
+        causal_scores(model, params, [item([], [2] * 5)], layout, batch_size=1)
+
+
+CHOICES = [
+    Choice("a", (" bb", " a much longer ending"), 0),
+    Choice("a", (" bb", " a much longer ending"), 1),
+    Choice(("x", "y", "z"), (" tail", " tail", " tail"), 2),
+]
+
+
+def test_choices_by_likelihood_plain_and_for_each_character():
+    """2 nats for 2 characters against 5 for 20: the first is likelier, the second for its length."""
+    hits = choice_hits(CHOICES, np.array([2.0, 5.0, 2.0, 5.0, 3.0, 2.0, 1.0]))
+    assert hits.plain.tolist() == [True, False, True]
+    assert hits.normalised.tolist() == [False, True, True]
+
+
+def test_a_choice_lists_its_endings_after_their_contexts():
+    assert [(c.prefix, c.suffix) for c in CHOICES[2].clozes()] == [
+        ("x", " tail"),
+        ("y", " tail"),
+        ("z", " tail"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bounds_of([], 4), "no items"),
+        (lambda: bounds_of([item([1], [])], 4), "item 0 has no suffix"),
+        (lambda: bounds_of(ITEMS, 0), "batch_size must be positive"),
+        (lambda: bounds_of(ITEMS, 4, Layout(max_length=2)), "item 2 has 3 tokens, too many"),
+        (lambda: Layout(multiple=0), "multiple must be positive"),
+        (lambda: Choice("a", ("b",), 1), "none of the 1 endings"),
+        (lambda: Choice(("a",), ("b", "c"), 1), "1 contexts for 2 endings"),
+        (lambda: choice_hits(CHOICES, np.zeros(3)), "3 values for 7 endings"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+def test_estimators_and_networks_that_do_not_fit_are_refused(causal):
+    conditioned = tiny_network(time_conditioned=True)
+    common = {"schedule": SCHEDULE, "layout": WHOLE, "batch_size": 1}
+    for network, samples, estimator, message in [
+        (WORLD, 1, "guess", "estimator='guess' is unknown"),
+        (WORLD, 0, "times", "num_samples must be positive"),
+        (conditioned, 1, "counts", "time-conditioned network"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            suffix_bounds(
+                network,
+                TABLE,
+                ITEMS,
+                jax.random.key(0),
+                num_samples=samples,
+                estimator=estimator,
+                **common,
+            )
+    for layout, message in [(Layout(), "needs layout.bos_id"), (Layout(BOS, BOS), "no layout.eos")]:
+        with pytest.raises(ConfigError, match=message):
+            causal_scores(*causal, ITEMS, layout, batch_size=1)

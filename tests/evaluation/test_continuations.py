@@ -1,0 +1,56 @@
+"""Clozes as ids and rows. Oracles: the tokenizer on the whole text, rows written out."""
+
+import numpy as np
+import pytest
+
+from sdtt_jax.data import TokenizerConfig, train_tokenizer
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.continuations import Cloze, Continuation, Layout, encode, lay_out
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+
+
+def test_prefix_and_suffix_are_the_whole_text(gpt2):
+    clozes = [Cloze("He opened the", " door"), Cloze("", "door"), Cloze("He said: ", "“no”")]
+    for cloze, (prefix, suffix) in zip(clozes, encode(gpt2, clozes), strict=True):
+        assert gpt2.decode([*prefix, *suffix]) == cloze.prefix + cloze.suffix
+        assert prefix.dtype == suffix.dtype == np.int32
+
+
+def test_a_space_at_the_end_of_the_prefix_belongs_to_the_next_word(gpt2):
+    [apart] = encode(gpt2, [Cloze("He opened the ", "door")])
+    [usual] = encode(gpt2, [Cloze("He opened the", " door")])
+    np.testing.assert_array_equal(apart.prefix, usual.prefix)
+    np.testing.assert_array_equal(apart.suffix, usual.suffix)
+    assert len(apart.suffix) == 1, "the word's usual token, space included"
+
+
+def test_where_the_cut_goes_through_a_token_both_sides_are_encoded_alone(gpt2):
+    """ "un" and "believable" are other tokens than those of the whole word."""
+    [found] = encode(gpt2, [Cloze("It is un", "believable")])
+    np.testing.assert_array_equal(found.prefix, gpt2.encode("It is un"))
+    np.testing.assert_array_equal(found.suffix, gpt2.encode("believable"))
+
+
+def test_a_suffix_without_tokens_is_refused(gpt2):
+    with pytest.raises(ConfigError, match="the suffix '' has no tokens"):
+        encode(gpt2, [Cloze("a text", "")])
+
+
+def test_rows_of_one_length_stand_together():
+    items = [
+        Continuation(np.array([5, 6], np.int32), np.array([7], np.int32)),
+        Continuation(np.array([5], np.int32), np.array([7, 8], np.int32)),
+        Continuation(np.array([], np.int32), np.array([7], np.int32)),
+    ]
+    short, long = lay_out(items, Layout(bos_id=1, eos_id=2), fill=9)
+    assert short.tokens.tolist() == [[1, 7, 2]]
+    assert long.tokens.tolist() == [[1, 5, 6, 7, 2], [1, 5, 7, 8, 2]]
+    assert long.start.tolist() == [3, 2]
+    assert long.stop.tolist() == [4, 4]
+    assert (short.item.tolist(), long.item.tolist()) == ([2], [0, 1])
+    [filled] = lay_out(items, Layout(bos_id=1, eos_id=2, multiple=4), fill=9)[:1]
+    assert filled.tokens.tolist() == [[1, 7, 2, 9]]

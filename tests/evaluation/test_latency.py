@@ -1,0 +1,124 @@
+"""Latency. Oracle for what a token costs: the compiler's FLOPs of the compiled step."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.evaluation.latency import (
+    Latency,
+    causal_latency,
+    causal_of_same_size,
+    sampler_latency,
+)
+from sdtt_jax.models import CausalConfig, DenoiserConfig
+from sdtt_jax.models.autoregressive import make_autoregressive
+from sdtt_jax.models.gpt2 import GPT2Config, make_gpt2
+from tests.worlds import LENGTH, TableDenoiser, noisy_params, random_table
+
+# One layer: the compiler counts the body of a loop, here that over layers, once.
+SIZES = {"vocab_size": 100, "length": 64, "num_layers": 1, "embed_dim": 32, "num_heads": 2}
+NETWORKS = {
+    "causal": make_autoregressive(CausalConfig(**SIZES)),
+    "gpt2": make_gpt2(GPT2Config(**SIZES)),
+}
+BATCH = 2
+
+
+def _flops(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+
+def _decode_flops(network, params, used, capacity=64):
+    """One token after `used` others: one program, which only learns at run time how many they are."""
+
+    def step(params, tokens, cache):
+        hidden, cache = network.decode(params, tokens, cache)
+        return network.logits(params, hidden[:, -1]), cache
+
+    cache = network.init_cache(BATCH, capacity).replace(used=jnp.int32(used))
+    return _flops(step, params, jnp.zeros((BATCH, 1), jnp.int32), cache)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_cached_token_costs_the_same_at_every_position(name):
+    """FLOPs of the compiled step: equal after 1 and after 60 tokens, and a place in the cache costs no more
+    than its attention, 4 multiply-adds of the width or so; without a cache a token costs its whole prefix."""
+    network = NETWORKS[name]
+    params = noisy_params(network, 0)
+    early, late = (_decode_flops(network, params, used) for used in (1, 60))
+    assert early == late
+
+    shorter = _decode_flops(network, params, 1, capacity=32)
+    per_place = (late - shorter) / 32 / BATCH
+    width = network.config.embed_dim
+    assert 4 * width <= per_place < 6 * width
+
+    def whole(params, tokens):
+        return network.logits(params, network.hidden(params, tokens)[:, -1])
+
+    recomputed = {n: _flops(whole, params, jnp.zeros((BATCH, n), jnp.int32)) for n in (16, 32, 64)}
+    assert recomputed[32] > 1.9 * recomputed[16]
+    assert recomputed[64] > 1.9 * recomputed[32]
+    assert recomputed[64] > 30 * late
+
+
+def test_both_models_are_measured_alike():
+    table = random_table(0)
+    sampler = sampler_latency(
+        TableDenoiser(),
+        table,
+        jax.random.key(0),
+        make_schedule(),
+        SamplerConfig(num_steps=4),
+        batch=3,
+        length=LENGTH,
+        repeats=2,
+        budget_s=60,
+    )
+    network = NETWORKS["causal"]
+    causal = causal_latency(
+        network,
+        noisy_params(network, 0),
+        jax.random.key(0),
+        batch=3,
+        length=5,
+        repeats=2,
+        budget_s=60,
+    )
+    assert (sampler.tokens, causal.tokens) == (3 * LENGTH, 15)
+    assert 1 <= sampler.nfe <= 5
+    assert causal.nfe == 5
+    for found in (sampler, causal):
+        assert len(found.seconds) == 2
+        assert found.compile_s > 0
+
+
+def test_a_budget_ends_the_repetitions_but_for_the_first():
+    measure = functools.partial(
+        causal_latency,
+        NETWORKS["gpt2"],
+        noisy_params(NETWORKS["gpt2"], 0),
+        jax.random.key(0),
+        batch=1,
+        length=4,
+        repeats=5,
+    )
+    assert len(measure(budget_s=0.0).seconds) == 1
+
+
+def test_what_follows_from_the_seconds():
+    found = Latency(1.0, (3.0, 1.0, 2.0), tokens=100, nfe=4)
+    assert (found.median, found.tokens_per_second, found.seconds_per_call) == (2.0, 50.0, 0.5)
+
+
+def test_the_causal_model_of_the_same_size():
+    denoiser = DenoiserConfig(vocab_size=30, length=16, num_layers=3, embed_dim=64, num_heads=4)
+    causal = causal_of_same_size(dataclasses.replace(denoiser, compute_dtype="bfloat16"))
+    for name in ("vocab_size", "length", "num_layers", "embed_dim", "num_heads", "mlp_ratio"):
+        assert getattr(causal, name) == getattr(denoiser, name)
+    assert causal.compute_dtype == "bfloat16"

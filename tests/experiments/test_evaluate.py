@@ -1,0 +1,444 @@
+"""The evaluation command. Oracles: golden values of GPT-2, the runner's judge, one device, files."""
+
+import dataclasses
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.configs.smoke import smoke
+from experiments.evaluating import generation as generation_suite
+from experiments.evaluating import judging
+from experiments.evaluating.cloze import lambada, read_clozes
+from experiments.evaluating.compare import compare
+from experiments.evaluating.generation import generation
+from experiments.evaluating.latency import latency
+from experiments.evaluating.likelihood import likelihood
+from experiments.evaluating.output import Output
+from experiments.evaluating.settings import Settings
+from experiments.evaluating.subject import load_subject, own_output, update_report
+from experiments.run import open_run, run_stages
+from experiments.settings import config_dict
+from sdtt_jax.errors import CheckpointError, ConfigError, DataError
+from sdtt_jax.evaluation import likelihood as library
+from sdtt_jax.evaluation.continuations import Cloze
+from tests.experiments.processes import call
+from tests.sharing import once
+from tests.worlds import noisy_params
+
+TEXT = "the quick brown fox jumps over the lazy dog and runs far away from here\n"
+SETTINGS = Settings(
+    batch_size=4,
+    num_steps=(2, 4),
+    num_texts=10,
+    num_prompts=3,
+    prompt_tokens=6,
+    continuation_tokens=10,
+    continuations=2,
+    held_out_texts=9,
+    estimators=("antithetic", "low-variance"),
+    num_maskings=3,
+    latency_steps=(2,),
+    latency_batches=(1, 3),
+    repeats=2,
+)
+FLAGS = (
+    "--batch_size=4",
+    "--num_steps=2,4",
+    "--num_texts=10",
+    "--held_out_texts=9",
+    "--estimators=antithetic,low-variance",
+    "--num_maskings=3",
+)
+
+
+def _make(folder):
+    """A run as training leaves it, with parameters that nobody trained."""
+    corpus = folder / "corpus.txt"
+    corpus.write_text(TEXT * 200)
+    config = smoke()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, corpus=str(corpus)))
+    root = folder / "run"
+    with open_run(config_dict(config), root) as run:
+        run_stages(run, ["data"])
+        for path, network, kind, facts in (
+            (run.workdir.teacher, run.denoiser, "denoiser", {"stage": "teacher"}),
+            (run.workdir.round(1), run.denoiser, "denoiser", {"stage": "distill", "round": 1}),
+            (run.workdir.judge, run.judge, "autoregressive", {"stage": "judge"}),
+        ):
+            run.deliver(path, noisy_params(network, 0), kind, **facts)
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return once(tmp_path_factory, "untrained_run", _make)[1]
+
+
+@pytest.fixture(scope="module")
+def evaluated(root, tmp_path_factory):
+    """Three suites of round 1, in this process."""
+    path = tmp_path_factory.mktemp("evaluated") / "round.json"
+    subject = load_subject(SETTINGS, root, "own", "own", None)
+    output, said = Output(path, subject.identity), []
+    for suite in (generation, likelihood, latency):
+        suite(subject, output, said.append)
+    return path, subject, output, said
+
+
+def test_one_file_says_what_was_measured_of_which_model_and_with_what(evaluated):
+    path, subject, _, _ = evaluated
+    content = json.loads(path.read_text())
+    assert content["model"]["digest"] == subject.identity["digest"]
+    assert content["model"]["facts"] == {"stage": "distill", "round": 1}
+    assert content["environment"]["packages"]["jax"] == jax.__version__
+    expected = {
+        f"generation/{setup}/{name}"
+        for setup in ("unconditional", "prompted")
+        for name in ("steps_0002", "steps_0004", "autoregressive", "real_text")
+    }
+    expected |= {f"likelihood/{n}" for n in ("antithetic", "low-variance", "autoregressive")}
+    expected |= {
+        f"latency/{n}_batch_{b:03d}"
+        for n in ("steps_0002", "autoregressive", "baseline")
+        for b in (1, 3)
+    }
+    assert set(content["items"]) == expected
+    for item in content["items"].values():
+        assert item["inputs"]
+
+
+def test_perplexity_is_never_without_entropy(evaluated):
+    _, _, output, said = evaluated
+    for name, item in output.items.items():
+        if name.startswith("generation"):
+            assert item["gen_ppl_low"] <= item["gen_ppl"] <= item["gen_ppl_high"]
+            assert item["entropy_low"] <= item["entropy"] <= item["entropy_high"]
+            assert item["gen_ppl_median"] > 1
+    spoken = [line for line in said if "perplexity" in line and "entropy" not in line]
+    assert all("at most" in line or "bits per token" in line for line in spoken)
+
+
+def test_texts_are_whole_and_judged_as_the_runner_judges(evaluated):
+    """Batches of 4 for 10 texts; the run's own judge in the runner's way."""
+    path, subject, output, _ = evaluated
+    lines = (path.parent / "round.parts" / "generation_unconditional_steps_0004.jsonl").read_text()
+    records = [json.loads(line) for line in lines.splitlines()]
+    tokens = np.array([record["tokens"] for record in records], np.int32)
+    assert tokens.shape == (10, 32)
+    assert tokens.max() < subject.model.mask_id
+    judge = subject.judge
+    nll = library.judge_texts(judge.network, judge.params, tokens, judge.tokenizer.bos_id, 4)
+    item = output.items["generation/unconditional/steps_0004"]
+    assert item["gen_ppl"] == pytest.approx(np.exp(nll.mean()), rel=1e-5)
+    assert item["scored_tokens"] == 320
+    assert not item["retokenised"]
+    assert [record["nll_per_token"] for record in records] == pytest.approx(nll.tolist(), rel=1e-4)
+
+
+def test_continuations_keep_their_prompts_and_are_compared_with_the_real_ones(evaluated):
+    path, subject, output, _ = evaluated
+    for name in ("steps_0002", "autoregressive"):
+        file = path.parent / "round.parts" / f"generation_prompted_{name}.jsonl"
+        tokens = np.array([json.loads(line)["tokens"] for line in file.read_text().splitlines()])
+        assert tokens.shape == (6, 16)
+        setup = generation_suite.setups(subject)[1]
+        np.testing.assert_array_equal(tokens[:, :6], setup.prompts)
+        np.testing.assert_array_equal(setup.prompts[0], setup.prompts[1])
+        item = output.items[f"generation/prompted/{name}"]
+        assert 0 <= item["mauve"] <= 1
+        assert item["scored_tokens"] == 60, "the prompt's tokens do not count"
+
+
+def test_likelihoods_are_bounds_with_their_intervals(evaluated):
+    _, _, output, _ = evaluated
+    for name in ("antithetic", "low-variance"):
+        item = output.items[f"likelihood/{name}"]
+        assert item["perplexity_low"] < item["perplexity"] < item["perplexity_high"]
+        assert item["bits_per_token"] == pytest.approx(item["nelbo"] / np.log(2))
+        assert item["masking_error"] > 0
+        assert (item["num_texts"], item["length"]) == (9, 32)
+
+
+def test_latency_counts_only_the_texts_that_were_asked_for(evaluated):
+    _, _, output, _ = evaluated
+    for batch in (1, 3):
+        item = output.items[f"latency/steps_0002_batch_{batch:03d}"]
+        assert item["tokens_per_second"] == pytest.approx(batch * 32 / item["seconds"])
+        assert len(item["seconds_each"]) == 2
+        causal = output.items[f"latency/autoregressive_batch_{batch:03d}"]
+        assert causal["nfe"] == 32
+        assert causal["compile_s"] > 0
+
+
+def test_nothing_finished_is_computed_again(evaluated, monkeypatch):
+    path, subject, _, _ = evaluated
+    before = path.read_bytes()
+
+    def refuse(*_, **__):
+        raise AssertionError("computed again")
+
+    for name in ("experiments.evaluating.output.npz", "experiments.evaluating.latency._fresh"):
+        monkeypatch.setattr(name, refuse)
+    monkeypatch.setattr(generation_suite, "judge", refuse)
+    output = Output(path, subject.identity)
+    for suite in (generation, likelihood, latency):
+        suite(subject, output, [].append)
+    assert path.read_bytes() == before
+
+
+def test_an_item_that_was_cut_off_goes_on_after_its_last_batch(evaluated, tmp_path, monkeypatch):
+    """Stopped in the third of three batches; oracle: the texts of the unbroken call."""
+    path, subject, _, _ = evaluated
+    settings = dataclasses.replace(SETTINGS, num_steps=(4,), num_prompts=0)
+    subject = dataclasses.replace(subject, settings=settings, baseline=None)
+    calls = []
+    whole = generation_suite.run_batch
+
+    def fragile(function, params, index, rows, size):
+        calls.append(index)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return whole(function, params, index, rows, size)
+
+    monkeypatch.setattr(generation_suite, "run_batch", fragile)
+    target = tmp_path / "cut.json"
+    with pytest.raises(KeyboardInterrupt):
+        generation(subject, Output(target, subject.identity), [].append)
+    output = Output(target, subject.identity)
+    assert "generation/unconditional/steps_0004" not in output.items
+    generation(subject, output, [].append)
+    assert calls == [0, 1, 2, 2]
+    name = "generation_unconditional_steps_0004.jsonl"
+    expected = (path.parent / "round.parts" / name).read_text()
+    assert (tmp_path / "cut.parts" / name).read_text() == expected
+
+
+def test_texts_that_end_early_are_counted_and_cut_if_asked_for(evaluated):
+    """EOS in the middle of the second of two texts; the judge's own scores of the pieces."""
+    _, subject, _, _ = evaluated
+    tokenizer, judge = subject.model.tokenizer, subject.judge
+    tokens = np.tile(tokenizer.encode("the quick brown fox jumps")[:20], (2, 1))
+    tokens[1, 9] = tokenizer.eos_id
+    whole = judging.judge(subject, tokens, tokenizer)
+    assert whole.facts["texts_that_end_early"] == 1
+    np.testing.assert_array_equal(whole.scores.scored, [20, 20])
+    settings = dataclasses.replace(SETTINGS, ends="cut")
+    cut = judging.judge(dataclasses.replace(subject, settings=settings), tokens, tokenizer)
+    np.testing.assert_array_equal(cut.scores.scored, [20, 10])
+    short = library.judge_texts(
+        judge.network, judge.params, tokens[1:, :10], tokenizer.bos_id, batch_size=4
+    )
+    assert cut.scores.per_token[1] == pytest.approx(short[0], rel=1e-5)
+
+
+def test_a_judge_with_another_tokenizer_reads_text(evaluated, tmp_path):
+    """GPT-2's tokens for the texts of the characters' model."""
+    _, subject, _, _ = evaluated
+    gpt2 = _gpt2_judge()
+    settings = dataclasses.replace(SETTINGS, num_steps=(4,), num_prompts=2)
+    subject = dataclasses.replace(subject, settings=settings, judge=gpt2, baseline=None)
+    output = Output(tmp_path / "gpt2.json", subject.identity)
+    generation(subject, output, [].append)
+    item = output.items["generation/unconditional/steps_0004"]
+    assert item["retokenised"]
+    file = tmp_path / "gpt2.parts" / "generation_unconditional_steps_0004.jsonl"
+    texts = [json.loads(line)["text"] for line in file.read_text().splitlines()]
+    counts = [len(gpt2.tokenizer.encode(text)) for text in texts]
+    assert item["scored_tokens"] == pytest.approx(sum(counts), rel=0.1)
+    assert output.items["generation/prompted/steps_0004"]["mauve"] is not None
+
+
+def test_last_words_by_the_model_and_by_the_causal_one(evaluated, tmp_path):
+    """Accuracy is a share, perplexity above 1; lines with prefix and suffix, or with a text."""
+    _, subject, _, _ = evaluated
+    path = tmp_path / "clozes.jsonl"
+    lines = [{"text": "the quick brown fox"}, {"prefix": "over the lazy", "suffix": " dog"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_clozes(str(path))[0] == Cloze("the quick brown", " fox")
+    output, said = Output(tmp_path / "words.json", subject.identity), []
+    lambada(subject, output, str(path), said.append)
+    for name in ("bound", "autoregressive"):
+        item = output.items[f"lambada/{name}"]
+        assert item["num_texts"] == 2
+        assert item["perplexity"] > 1
+        assert 0 <= item["accuracy"] <= 1
+    assert len(said) == 2
+    path.write_text('{"text": "word"}\n')
+    with pytest.raises(DataError, match="line 1"):
+        read_clozes(str(path))
+
+
+def _gpt2_judge():
+    from sdtt_jax.data import TokenizerConfig, train_tokenizer
+    from sdtt_jax.interchange.causal import CausalModel
+    from sdtt_jax.models.gpt2 import GPT2Config, make_gpt2
+
+    sizes = {"length": 64, "num_layers": 1, "embed_dim": 8, "num_heads": 2}
+    network = make_gpt2(GPT2Config(vocab_size=50_257, **sizes))
+    return CausalModel(
+        params=noisy_params(network, 0),
+        tokenizer=train_tokenizer(TokenizerConfig(kind="gpt2"), []),
+        facts={"path": "a GPT-2", "kind": "gpt2"},
+        network=network,
+    )
+
+
+def test_results_of_one_model_are_not_mixed_with_those_of_another(evaluated, root):
+    path, _, _, _ = evaluated
+    judge = load_subject(SETTINGS, f"{root}/judge", "own", "own", None)
+    with pytest.raises(ConfigError, match="give another file"):
+        Output(path, judge.identity)
+
+
+def test_a_file_that_is_something_else_is_left_alone(evaluated, tmp_path):
+    _, subject, _, _ = evaluated
+    for content, named in (("{}", "no evaluation"), ("nonsense", "not JSON")):
+        path = tmp_path / "other.json"
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=named):
+            Output(path, subject.identity)
+        assert path.read_text() == content
+
+
+def test_results_go_into_the_run_and_its_report(root, evaluated):
+    _, subject, _, _ = evaluated
+    path = own_output(subject)
+    assert str(path) == f"{root}/evaluations/round_01.json"
+    update_report(path)
+    assert not (path.parent.parent / "report.html").exists(), "a run without a report gets none"
+
+
+def test_a_comparison_lays_results_side_by_side(evaluated, tmp_path, capsys):
+    path, _, _, _ = evaluated
+    compare([str(path)], str(tmp_path / "side"))
+    text = (tmp_path / "side" / "comparison.md").read_text()
+    printed = capsys.readouterr().out
+    for title in ("Generated texts", "Continued prompts", "Likelihood", "Latency"):
+        assert f"## {title}" in text
+        assert title in printed
+    for batch in (1, 3):
+        picture = tmp_path / "side" / f"race_batch_{batch:03d}.png"
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    with pytest.raises(DataError, match="no result"):
+        compare([str(other)], None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"num_steps": ()}, "num_steps"),
+        ({"num_texts": 0}, "num_texts"),
+        ({"estimators": ("exact",)}, "estimators='exact'"),
+        ({"first_token": "guessed"}, "first_token"),
+        ({"ends": "open"}, "ends"),
+        ({"precision": "float16"}, "precision='float16'"),
+        ({"time_grid": "round"}, "time_grid"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(fields, named):
+    with pytest.raises(ConfigError, match=named):
+        Settings(**fields)
+
+
+def test_models_that_do_not_fit_are_named(root):
+    with pytest.raises(CheckpointError, match="a judge is causal"):
+        load_subject(SETTINGS, root, root, "none", None)
+    with pytest.raises(ConfigError, match="length=64 exceeds"):
+        load_subject(dataclasses.replace(SETTINGS, length=64), root, "none", "none", None)
+    with pytest.raises(ConfigError, match="--checkpoint is missing"):
+        load_subject(SETTINGS, None, "none", "none", None)
+
+
+@pytest.fixture(scope="module")
+def tokens_file(golden, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("golden_texts")
+    with np.load(golden / "gpt2_tiny" / "forward.npz") as file:
+        values = dict(file)
+    for name in ("tokens", "greedy_continuation"):
+        lines = [json.dumps({"tokens": row.tolist()}) + "\n" for row in values[name]]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return folder, values
+
+
+@pytest.mark.slow
+def test_golden_gpt2_through_the_command(golden, tokens_file, tmp_path):
+    """Next-token nll and logits by the judge; the greedy continuation by the same folder as the model."""
+    folder, values = tokens_file
+    model = golden / "gpt2_tiny"
+    judged = call(
+        "evaluate",
+        "--suite=judge",
+        f"--judge={model}",
+        f"--texts={folder / 'tokens.jsonl'}",
+        "--first_token=given",
+        f"--arrays={tmp_path / 'arrays.npz'}",
+        f"--output={tmp_path / 'judge.json'}",
+    )
+    assert judged.status == 0, judged.stderr
+    nll = values["nll"]
+    with np.load(tmp_path / "arrays.npz") as file:
+        np.testing.assert_allclose(file["nll"][:, : nll.shape[1]], nll, rtol=1e-5, atol=1e-5)
+        got = file["logits"][:, : nll.shape[1]]
+        np.testing.assert_allclose(got, values["logits"][:, :-1], rtol=1e-5, atol=1e-5)
+    item = json.loads((tmp_path / "judge.json").read_text())["items"]["judge/texts"]["result"]
+    assert item["gen_ppl"] == pytest.approx(np.exp(nll.mean(dtype=np.float64)), rel=1e-5)
+    assert item["entropy"] > 0
+
+    start, whole = 4, values["greedy_continuation"].shape[1]
+    written = call(
+        "evaluate",
+        "--suite=generation",
+        f"--checkpoint={model}",
+        "--judge=none",
+        f"--prompts={folder / 'greedy_continuation.jsonl'}",
+        f"--prompt_tokens={start}",
+        f"--continuation_tokens={whole - start}",
+        "--continuations=1",
+        "--temperature=0",
+        "--first_token=given",
+        f"--output={tmp_path / 'greedy.json'}",
+    )
+    assert written.status == 0, written.stderr
+    lines = (tmp_path / "greedy.parts" / "generation_prompted_autoregressive.jsonl").read_text()
+    tokens = [json.loads(line)["tokens"] for line in lines.splitlines()]
+    np.testing.assert_array_equal(tokens, values["greedy_continuation"])
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_a_mesh_gives_the_figures_of_one_device(root, evaluated, tmp_path, monkeypatch):
+    """Four virtual devices, 2 × 1 × 2; 10 texts and 9 held-out ones in batches of 4; the whole command."""
+    _, _, expected, _ = evaluated
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    output = tmp_path / "mesh.json"
+    done = call(
+        "evaluate",
+        f"--checkpoint={root}",
+        "--suite=generation,likelihood",
+        "--mesh=2,1,2",
+        *FLAGS,
+        f"--output={output}",
+    )
+    assert done.status == 0, done.stderr
+    content = json.loads(output.read_text())
+    assert content["environment"]["num_devices"] == 4
+    for name, item in content["items"].items():
+        for field in ("gen_ppl", "entropy", "nfe", "perplexity", "self_bleu"):
+            if field in item["result"]:
+                assert item["result"][field] == pytest.approx(
+                    expected.items[name][field], rel=1e-3
+                ), (name, field)
+
+
+@pytest.mark.slow
+def test_wrong_flags_are_one_line(tmp_path):
+    finished = call("evaluate", "--suite=speed", f"--checkpoint={tmp_path}")
+    assert finished.status == 2
+    assert finished.stderr.splitlines()[-1].startswith("Error: --suite=speed is no suite")

@@ -1,0 +1,146 @@
+"""Results read back. Oracle: the numbers that were written into the file."""
+
+import json
+
+import pytest
+
+from sdtt_jax.errors import DataError
+from sdtt_jax.reporting import write_report
+from sdtt_jax.reporting.evaluations import (
+    EVALUATIONS,
+    FORMAT,
+    race,
+    race_batches,
+    read_evaluation,
+    read_evaluations,
+    tables,
+)
+from sdtt_jax.reporting.race import race_chart, write_race
+
+
+def _texts(kind, perplexity, **facts):
+    return {
+        "kind": kind,
+        "gen_ppl": perplexity,
+        "gen_ppl_low": perplexity - 1,
+        "gen_ppl_high": perplexity + 1,
+        "entropy": 2.5,
+        "nfe": 8.0,
+        **facts,
+    }
+
+
+def _timed(kind, batch, seconds, **facts):
+    return {
+        "kind": kind,
+        "batch": batch,
+        "seconds": seconds,
+        "tokens_per_second": 64 * batch / seconds,
+        "seconds_per_call": seconds / 8,
+        "nfe": 8,
+        "compile_s": 1.0,
+        **facts,
+    }
+
+
+def _results(scale=1.0):
+    items = {
+        "generation/unconditional/steps_0008": _texts("diffusion", 16.0 * scale, num_steps=8),
+        "generation/unconditional/steps_0016": _texts("diffusion", 12.0 * scale, num_steps=16),
+        "generation/unconditional/autoregressive": _texts("autoregressive", 4.0),
+        "generation/unconditional/real_text": _texts("real", 3.0),
+        "likelihood/antithetic": {
+            "kind": "diffusion",
+            "estimator": "antithetic",
+            "num_texts": 9,
+            "length": 64,
+            "source": "a file",
+            "perplexity": 5.5,
+            "perplexity_low": 5.0,
+            "perplexity_high": 6.0,
+            "bits_per_token": 2.46,
+            "masking_error": 0.01,
+        },
+        "latency/steps_0008_batch_008": _timed("diffusion", 8, 0.5, num_steps=8),
+        "latency/steps_0016_batch_008": _timed("diffusion", 8, 1.0, num_steps=16),
+        "latency/autoregressive_batch_008": _timed("autoregressive", 8, 3.0, what="as large"),
+        "latency/baseline_batch_008": _timed("autoregressive", 8, 2.0, what="the baseline"),
+    }
+    return {
+        "format": FORMAT,
+        "model": {"path": "runs/demo", "digest": "0" * 64},
+        "items": {name: {"inputs": {}, "result": item} for name, item in items.items()},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / EVALUATIONS).mkdir()
+    for name, scale in (("round_02", 1.0), ("teacher", 1.5)):
+        path = tmp_path / EVALUATIONS / f"{name}.json"
+        path.write_text(json.dumps(_results(scale)))
+    return tmp_path
+
+
+def test_tables_hold_every_result_and_no_empty_column(folder):
+    found = {table.title: table for table in tables(read_evaluations(folder))}
+    assert set(found) == {"Generated texts", "Likelihood of held-out text", "Latency"}
+    texts = found["Generated texts"]
+    assert "MAUVE" not in texts.columns
+    assert [row[:2] for row in texts.rows[:4]] == [
+        ("round_02", "8 steps"),
+        ("round_02", "16 steps"),
+        ("round_02", "autoregressive"),
+        ("round_02", "real text"),
+    ]
+    assert "16.0 (15.0–17.0)" in texts.rows[0]
+    assert found["Likelihood of held-out text"].rows[0][3] == "≤ 5.50 (5.00–6.00)"
+    assert all(len(row) == len(t.columns) for t in found.values() for row in t.rows)
+
+
+def test_the_race_pairs_quality_with_latency(folder):
+    """A causal model is timed as itself where that was measured, and once for all files of its run."""
+    evaluations = read_evaluations(folder)
+    assert race_batches(evaluations) == [8]
+    points = {(p.model, p.num_steps): (p.seconds, p.gen_ppl) for p in race(evaluations, 8)}
+    assert points == {
+        ("round_02", 8): (0.5, 16.0),
+        ("round_02", 16): (1.0, 12.0),
+        ("autoregressive", 0): (2.0, 4.0),
+        ("teacher", 8): (0.5, 24.0),
+        ("teacher", 16): (1.0, 18.0),
+    }
+    assert race(evaluations, 1) == []
+
+
+def test_the_chart_and_the_picture_show_every_point(folder, tmp_path):
+    points = race(read_evaluations(folder), 8)
+    drawing = str(race_chart(points, 8, {"teacher": "teacher"}, 720, 400))
+    assert drawing.count("<circle") == 4
+    assert drawing.count("<rect") == 1
+    for name in ("round_02", "teacher", "autoregressive"):
+        assert name in drawing
+    for suffix, head in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
+        assert write_race(points, 8, tmp_path / f"race{suffix}").read_bytes().startswith(head)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"), [("nonsense", "not JSON"), ('{"items": {}}', "no result")]
+)
+def test_files_that_are_something_else_are_named(tmp_path, content, named):
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=named):
+        read_evaluation(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_evaluation(tmp_path / "absent.json")
+
+
+def test_the_report_of_a_run_shows_them(make_workdir):
+    workdir = make_workdir()
+    assert 'id="evaluation"' not in write_report(workdir).read_text(encoding="utf-8")
+    (workdir / EVALUATIONS).mkdir()
+    (workdir / EVALUATIONS / "round_02.json").write_text(json.dumps(_results()))
+    page = write_report(workdir).read_text(encoding="utf-8")
+    for word in ('id="evaluation"', "against latency, batch 8", "Likelihood of held-out text"):
+        assert word in page
