@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +14,20 @@ from typing import Any
 from experiments.mirror import local_root
 from experiments.settings import RunConfig
 from sdtt_jax import processes
-from sdtt_jax.configs import differences, to_mapping
+from sdtt_jax.configs import differences, from_mapping, to_mapping
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.paths import is_remote, write_text
 
 # Fields that may change between two calls: they decide when and where things are computed, not what.
-FREE_FIELDS = ("log_every", "save_every", "keep", "mesh")
+FREE_FIELDS = (
+    "log_every",
+    "save_every",
+    "keep",
+    "keep_every",
+    "check_replicas_every",
+    "watchdog_seconds",
+    "mesh",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +72,10 @@ class Workdir:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def rejected(self) -> Path:
+        return self.root / "rejected.jsonl"
 
     @property
     def report(self) -> Path:
@@ -119,10 +132,9 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
     workdir = Workdir(root)
     mapping = to_mapping(config)
     if workdir.config.exists():
-        stored = read_json(workdir.config)["config"]
         changed = [
             line
-            for line in differences(stored, mapping)
+            for line in differences(_stored_config(workdir), mapping)
             if not any(part in FREE_FIELDS for part in line.split(":")[0].split("."))
         ]
         if changed:
@@ -138,7 +150,24 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
     return workdir
 
 
+def _stored_config(workdir: Workdir) -> dict[str, Any]:
+    """What the run was begun with; fields that came later have their defaults, which change nothing."""
+    content = read_json(workdir.config)
+    stored = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(stored, dict):
+        raise UserError(f"{workdir.config} is damaged (no config in it); restore it from a copy.")
+    try:
+        return to_mapping(from_mapping(RunConfig, stored))
+    except ConfigError:
+        return stored
+
+
 LOCK = ".lock"
+
+
+def _owner() -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return f"process {os.getpid()} on {socket.gethostname()} since {since}"
 
 
 @contextlib.contextmanager
@@ -167,7 +196,7 @@ def lock(root: Path) -> Iterator[None]:
                 "wait for it, or give another --workdir."
             ) from None
         handle.truncate(0)
-        handle.write(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        handle.write(_owner())
         handle.flush()
         yield
 

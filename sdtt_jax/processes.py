@@ -5,6 +5,7 @@ whether one failed) must never decide on its own whether a collective computatio
 wait in it forever. So such facts are those of process 0, and all are told.
 """
 
+import itertools
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -20,9 +21,11 @@ MODES = ("auto", "on", "off")
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 T = TypeVar("T")
+# Numbers the calls of `preempted`.
+_CALLS = itertools.count(1)
 
 
-def initialize(mode: str = "auto", timeout: int = 300) -> None:
+def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> None:
     """Joins the other processes of this job; to be called before anything touches a device.
 
     JAX recognises TPU pods, SLURM, Open MPI and Kubernetes (JobSet); elsewhere the environment gives
@@ -31,6 +34,7 @@ def initialize(mode: str = "auto", timeout: int = 300) -> None:
     Args:
       mode: "auto" joins where there is something to join, "on" insists, "off" is one process.
       timeout: seconds to wait for the others.
+      heartbeat: seconds of silence after which a process counts as lost; JAX then ends all the others.
 
     Raises:
       ConfigError: the environment is incomplete, or "on" finds nothing to join.
@@ -40,7 +44,10 @@ def initialize(mode: str = "auto", timeout: int = 300) -> None:
         return
     try:
         jax.distributed.initialize(
-            num_processes=_number(COUNT), process_id=_number(INDEX), initialization_timeout=timeout
+            num_processes=_number(COUNT),
+            process_id=_number(INDEX),
+            initialization_timeout=timeout,
+            heartbeat_timeout_seconds=heartbeat,
         )
     except ValueError as error:
         # JAX's way to say that it found no cluster.
@@ -76,6 +83,17 @@ def barrier(name: str) -> None:
     """Waits until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def preempted() -> bool:
+    """Whether any process got SIGTERM and all stop here; all processes must call this equally often.
+
+    JAX's notifier catches the signal and names one call for all, by its number: of this process's
+    life and not of a stage, or a signal between two stages would name a step that is past.
+    """
+    return jax.process_count() > 1 and bool(
+        multihost_utils.reached_preemption_sync_point(next(_CALLS))
+    )
 
 
 def on_first(what: str, function: Callable[[], T]) -> T | None:

@@ -10,7 +10,7 @@ import logging
 import os
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from sdtt_jax import processes
-from sdtt_jax.errors import CheckpointError
-from sdtt_jax.paths import absolute
+from sdtt_jax.errors import CheckpointError, MismatchError
+from sdtt_jax.paths import absolute, is_remote
 from sdtt_jax.training.integrity import (
     canonical_sha256,
     describe,
@@ -48,8 +48,13 @@ class Checkpoints:
     Args:
       directory: made if missing.
       keep: how many of the latest to keep.
+      keep_every: also keep every step that this divides; 0 for none.
       meta: JSON-ready facts stored with every checkpoint (config fingerprint, stage, round).
       max_failed_saves: consecutive failed saves after which `save` raises instead of logging.
+
+    Attributes:
+      seconds: how long `save` and `wait` have held their caller, waiting for devices not counted.
+      failed_saves: consecutive ones so far.
     """
 
     def __init__(
@@ -57,12 +62,14 @@ class Checkpoints:
         directory: str | os.PathLike[str],
         *,
         keep: int = 2,
+        keep_every: int = 0,
         meta: Mapping[str, Any] | None = None,
         max_failed_saves: int = 3,
     ):
         self.directory = absolute(directory)
         self.meta = dict(meta or {})
         self.failed_saves = 0
+        self.seconds = 0.0
         self._max_failed_saves = max_failed_saves
         self._pending: tuple[int, Any] | None = None
         try:
@@ -72,7 +79,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 context=_context(),
-                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                preservation_policy=_kept(keep, keep_every),
             )
         except OSError as error:
             raise CheckpointError(
@@ -100,9 +107,16 @@ class Checkpoints:
           Whether a save was started: a step that is there already is not written again.
 
         Raises:
-          CheckpointError: a leaf is not finite, or the last saves all failed.
+          CheckpointError: a leaf is not finite, the last saves all failed, or the directory is gone.
         """
-        self.wait()
+        # The step that computes the state is not part of what saving costs.
+        jax.block_until_ready(state)
+        with self._timed():
+            return self._save(state)
+
+    def _save(self, state: Tree) -> bool:
+        self._wait()
+        self._refuse_if_removed()
         leaves = flat_leaves(state)
         step = int(jax.device_get(state.step))
         if step in self.steps:
@@ -120,6 +134,10 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits for the save under way; a failure is logged and counted, see `max_failed_saves`."""
+        with self._timed():
+            self._wait()
+
+    def _wait(self) -> None:
         if self._pending is None:
             return
         (step, response), self._pending = self._pending, None
@@ -129,8 +147,28 @@ class Checkpoints:
         except Exception as error:
             self._failed(step, error)
 
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds += time.monotonic() - began
+
+    def _refuse_if_removed(self) -> None:
+        # Orbax would make it anew, and the run would go on into a directory that somebody removed.
+        if not is_remote(self.directory) and not self.directory.is_dir():
+            raise CheckpointError(
+                f"{self.directory} was removed while the run was writing to it; run the same command to "
+                "start anew there."
+            )
+
     def restore(
-        self, abstract: Tree, expect: Mapping[str, Any] | None = None
+        self,
+        abstract: Tree,
+        expect: Mapping[str, Any] | None = None,
+        *,
+        before: int | None = None,
     ) -> tuple[Tree, dict[str, Any]] | None:
         """The latest checkpoint that is whole, placed as `abstract` says.
 
@@ -139,18 +177,21 @@ class Checkpoints:
         Args:
           abstract: tree of `jax.ShapeDtypeStruct` with shardings, e.g. `abstract_state(...)`; the
             mesh may differ from the one that saved.
-          expect: facts of `meta` that must be equal, e.g. `{"fingerprint": …}`.
+          expect: facts of `meta` that must be equal, e.g. `{"fingerprint": …}`; one that the checkpoint
+            does not have was not written yet by the version that made it.
+          before: look only at steps below this one.
 
         Returns:
           `(state, meta)`, or None if nothing was ever saved here.
 
         Raises:
-          CheckpointError: every checkpoint is damaged, or one belongs to another model or run (the
-            leaf or the field is named).
+          CheckpointError: every checkpoint is damaged.
+          MismatchError: the latest one that is whole belongs to another model or run (the leaf or
+            the field is named); nothing is moved.
         """
         self.wait()
         damaged: dict[int, Exception] = {}
-        for step in reversed(self.steps):
+        for step in reversed([s for s in self.steps if before is None or s < before]):
             path = self.directory / str(step)
             try:
                 restored = _read(path, abstract, expect or {})
@@ -259,6 +300,14 @@ def load_params(
         raise CheckpointError(f"The parameters at {directory} are damaged: {error}.") from error
 
 
+def _kept(keep: int, keep_every: int) -> Any:
+    policies = ocp.training.preservation_policies
+    latest = policies.LatestN(keep)
+    if not keep_every:
+        return latest
+    return policies.AnyPreservationPolicy([latest, policies.EveryNSteps(keep_every)])
+
+
 def _context() -> ocp.Context:
     # Left to itself Orbax stores a dict of numbers as arrays; this keeps `meta` one readable JSON
     # file.
@@ -277,9 +326,9 @@ def _sealed(meta: dict[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
 def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:
     meta, table = _read_meta(path)
     for field, wanted in expect.items():
-        if meta.get(field) != wanted:
-            raise CheckpointError(
-                f"Checkpoint {path} belongs to another run: its {field} is {meta.get(field)!r}, "
+        if meta.get(field, wanted) != wanted:
+            raise MismatchError(
+                f"Checkpoint {path} belongs to another run: its {field} is {meta[field]!r}, "
                 f"this run's is {wanted!r}."
             )
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)]
@@ -300,7 +349,7 @@ def _read_meta(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if seal != canonical_sha256(sealed):
         raise _DamagedError("its meta file was altered")
     if version != FORMAT_VERSION:
-        raise CheckpointError(
+        raise MismatchError(
             f"Checkpoint {path} has format {version}; this version reads format {FORMAT_VERSION}."
         )
     return meta, table
@@ -309,18 +358,18 @@ def _read_meta(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _compare(
     table: Mapping[str, Any], wanted: Mapping[str, Any], shapes: Mapping[str, Any], path: Path
 ) -> None:
-    """Raises `CheckpointError` naming the first leaf that is missing or of another type."""
+    """Raises `MismatchError` naming the first leaf that is missing or of another type."""
     for name in sorted(set(table) | set(wanted)):
         if name not in table:
-            raise CheckpointError(f"{path} is a checkpoint of another model: it has no {name}.")
+            raise MismatchError(f"{path} is a checkpoint of another model: it has no {name}.")
         if name not in wanted:
-            raise CheckpointError(f"{path} is a checkpoint of another model: only it has {name}.")
+            raise MismatchError(f"{path} is a checkpoint of another model: only it has {name}.")
         if shapes[name] is None:
             continue
         stored = (table[name][0], tuple(table[name][1]))
         asked = (str(shapes[name].dtype), tuple(shapes[name].shape))
         if stored != asked:
-            raise CheckpointError(
+            raise MismatchError(
                 f"{path} is a checkpoint of another model: its {name} is "
                 f"{stored[0]}{list(stored[1])}, this model's is {asked[0]}{list(asked[1])}."
             )
