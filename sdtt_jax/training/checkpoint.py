@@ -72,8 +72,11 @@ class Checkpoints:
         self.seconds = 0.0
         self._max_failed_saves = max_failed_saves
         self._pending: tuple[int, Any] | None = None
+        self._handle: int | None = None
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            if not is_remote(self.directory):
+                self._handle = os.open(self.directory, os.O_RDONLY)
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
                 cleanup_tmp_directories=True,
@@ -94,6 +97,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._orbax.close()
+            if self._handle is not None:
+                os.close(self._handle)
 
     @property
     def steps(self) -> list[int]:
@@ -156,8 +161,9 @@ class Checkpoints:
             self.seconds += time.monotonic() - began
 
     def _refuse_if_removed(self) -> None:
-        # Orbax would make it anew, and the run would go on into a directory that somebody removed.
-        if not is_remote(self.directory) and not self.directory.is_dir():
+        # Orbax makes it anew, and the run would go on into a directory that somebody removed: so it is
+        # the one that was opened that is asked for its links.
+        if self._handle is not None and os.fstat(self._handle).st_nlink == 0:
             raise CheckpointError(
                 f"{self.directory} was removed while the run was writing to it; run the same command to "
                 "start anew there."
@@ -233,6 +239,10 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> None:
         self.failed_saves += 1
         LOG.warning("Saving step %d in %s failed: %s", step, self.directory, error)
+        # Orbax raises the error of a background save once in every thread that waits for it: here, or the
+        # next save and the closing would fail with it again.
+        with contextlib.suppress(Exception):
+            self._orbax.wait()
         with contextlib.suppress(OSError):  # The directory itself may be what is gone.
             self._orbax.reload()
         if self.failed_saves >= self._max_failed_saves:
