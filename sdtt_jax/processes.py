@@ -7,6 +7,8 @@ wait in it forever. So such facts are those of process 0, and all are told.
 
 import itertools
 import os
+import sys
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -21,6 +23,8 @@ MODES = ("auto", "on", "off")
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 T = TypeVar("T")
+# Seconds that JAX waits longer for the others than we do.
+JAX_IS_LATER = 30
 # Numbers the calls of `preempted`.
 _CALLS = itertools.count(1)
 
@@ -42,11 +46,19 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
     """
     if mode == "off":
         return
+    late = (
+        f"Not all processes of this job appeared within {timeout} s{{}}; is one of them missing, or the "
+        "coordinator's port closed? --distributed=off runs one process alone."
+    )
+    # When its own time is over JAX does not always raise: it may end the process with a stack of C++.
+    timer = threading.Timer(timeout, _give_up, [late.format("")])
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
             num_processes=_number(COUNT),
             process_id=_number(INDEX),
-            initialization_timeout=timeout,
+            initialization_timeout=timeout + JAX_IS_LATER,
             heartbeat_timeout_seconds=heartbeat,
         )
     except ValueError as error:
@@ -60,11 +72,15 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
     except RuntimeError as error:
         if "must be called before" in str(error):
             raise
-        first_line = str(error).splitlines()[0][:200]
-        raise UserError(
-            f"Not all processes of this job appeared within {timeout} s ({first_line}); is one of them "
-            "missing, or the coordinator's port closed? --distributed=off runs one process alone."
-        ) from None
+        raise UserError(late.format(f" ({str(error).splitlines()[0][:200]})")) from None
+    finally:
+        timer.cancel()
+
+
+def _give_up(message: str) -> None:
+    sys.stderr.write(f"Error: {message}\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def is_first() -> bool:

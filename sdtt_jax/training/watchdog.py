@@ -19,7 +19,7 @@ def watchdog(seconds: float, what: str = "a step") -> Iterator[Callable[[], None
 
     A step that waits for a lost process, a deadlocked thread or a dead disk never raises. Every
     process of a job has its own watchdog, and a hung one holds up all of them, so that all end
-    within `seconds`, whether or not they can still speak to each other.
+    within one and a half times `seconds`, whether or not they can still speak to each other.
 
     Args:
       seconds: longest time between two calls; the first of them may include a compilation. 0 watches
@@ -45,7 +45,12 @@ def watchdog(seconds: float, what: str = "a step") -> Iterator[Callable[[], None
             # faulthandler's, which needs no lock, does the same without the message.
             faulthandler.dump_traceback_later(2 * seconds, file=STDERR, exit=True)
             if time.monotonic() - last > seconds:
-                _end(seconds, what)
+                _say(seconds, what)
+                # The others of a job hang at the same step: time for them to speak too, before the end of
+                # this process ends theirs.
+                time.sleep(seconds / 4)
+                # Not sys.exit: it would wait for the very threads that hang.
+                os._exit(EXIT_HUNG)
 
     thread = threading.Thread(target=watch, name="watchdog", daemon=True)
     thread.start()
@@ -57,12 +62,10 @@ def watchdog(seconds: float, what: str = "a step") -> Iterator[Callable[[], None
         faulthandler.cancel_dump_traceback_later()
 
 
-def _end(seconds: float, what: str) -> None:
+def _say(seconds: float, what: str) -> None:
     sys.stderr.write(
         f"Error: for {seconds:g} s {what} has not ended; ending this process. Run the same command to go "
         "on from the last checkpoint. What every thread was doing:\n"
     )
     sys.stderr.flush()
     faulthandler.dump_traceback(file=STDERR, all_threads=True)
-    # Not sys.exit: it would wait for the very threads that hang.
-    os._exit(EXIT_HUNG)

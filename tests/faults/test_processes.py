@@ -1,6 +1,8 @@
 """Lost, missing and hung processes. Oracle of what is left behind: the run that was never interrupted."""
 
 import json
+import re
+import shutil
 import signal
 
 import numpy as np
@@ -116,18 +118,17 @@ def test_row_14_a_process_that_never_starts(tmp_path):
 @pytest.mark.fault(
     row=15,
     fault="a process hangs (a deadlocked data thread)",
-    promise="all end with an error within watchdog_seconds, each with its stacks on stderr",
+    promise="all end with an error within 1.5 watchdog_seconds, each with its stacks on stderr",
 )
 def test_row_15_a_hung_step(tmp_path):
     victims = several(tmp_path, "--hang_at=6", "--watchdog=8")
     statuses = [victim.end(within=90) for victim in victims]
     assert all(status not in (0, 75) for status in statuses), statuses
-    [said] = [
-        v.output for v in victims if "for 8 s a training step (stage tiny, round 1)" in v.output
-    ][:1]
-    assert "Thread 0x" in said
-    assert "loop.py" in said
-    assert any("victim.py" in v.output and "batch_at" in v.output for v in victims)
+    for victim in victims:
+        assert "for 8 s a training step (stage tiny, round 1) has not ended" in victim.output
+        assert "Thread 0x" in victim.output
+        assert "loop.py" in victim.output
+    assert re.search(r"victim\.py\", line \d+ in batch_at", victims[1].output)
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +147,6 @@ def stopped(tmp_path_factory):
 
 
 def copied(directory, target):
-    import shutil
-
     return shutil.copytree(directory, target)
 
 
