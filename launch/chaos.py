@@ -2,10 +2,10 @@
 
   python -m launch.chaos --directory=/tmp/chaos --kills=25 --seed=0
 
-First the run is made once without a disturbance. Then it is made again, killed with SIGKILL at random moments
-and started anew with the same command; when it reaches its end before all kills are spent, another one is begun.
-Every run's parameters (teacher, judge, rounds), metrics, texts and results must be those of the first, bit for bit,
-times excepted. What follows `--` goes to `experiments.run`.
+First the run is made once without a disturbance. Then it is made again, killed with SIGKILL at random
+moments and started anew with the same command; when it reaches its end before all kills are spent, another
+one is begun. Every run's parameters (teacher, judge, rounds), metrics, texts and results must be those of the
+first, bit for bit, times excepted. What follows `--` goes to `experiments.run`.
 """
 
 import hashlib
@@ -16,13 +16,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from experiments.terminal import EXIT_CONFIG, EXIT_FAILED, stopwatch
+from experiments.terminal import run_app, stopwatch
+from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.training.checkpoint import load_params, params_digest
 from sdtt_jax.training.metrics import read_metrics
 
@@ -102,7 +103,7 @@ def finish(run: Run, process: "subprocess.Popen[str]") -> None:
     """Waits for the end; anything but success is a failure of the promise."""
     status = process.wait()
     if status != 0:
-        raise RuntimeError(f"a run ended with status {status}; see {run.log}")
+        raise UserError(f"A run ended with status {status}; see {run.log}.")
 
 
 def compare(run: Run, expected: dict[str, str]) -> list[str]:
@@ -111,61 +112,66 @@ def compare(run: Run, expected: dict[str, str]) -> list[str]:
     return sorted(name for name in expected | found if found.get(name) != expected.get(name))
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs, kills, compares; 0 if all results are the same."""
+def disturb(
+    run: Run, moments: random.Random, longest: float, kills: int, say: Callable[[str], None]
+) -> int:
+    """Runs to the end, killed at most `kills` times on the way.
+
+    Args:
+      moments: gives the time of each kill, uniform up to `longest` seconds after the start.
+
+    Returns:
+      The kills that it took.
+    """
+    for number in range(kills):
+        process, delay = run.start(), moments.uniform(0, longest)
+        try:
+            process.wait(delay)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            say(f"  killed after {delay:.1f} s: {run.where()}")
+        else:
+            finish(run, process)
+            return number
+    finish(run, run.start())
+    return kills
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs, kills, compares."""
     if _DIRECTORY.value is None:
-        sys.stderr.write("Error: --directory is missing; see --help.\n")
-        return EXIT_CONFIG
+        raise ConfigError("--directory is missing; see --help.")
     directory = Path(_DIRECTORY.value)
     if directory.exists() and any(directory.iterdir()):
-        sys.stderr.write(f"Error: {directory} is not empty; give another --directory.\n")
-        return EXIT_CONFIG
+        raise ConfigError(f"{directory} is not empty; give another --directory.")
     directory.mkdir(parents=True, exist_ok=True)
     say, moments = stopwatch(), random.Random(_SEED.value)
 
     def make(name: str) -> Run:
         return Run(directory / name, _CONFIG.value, argv[1:])
 
-    try:
-        run = make("unbroken")
-        say("the run that nothing disturbs")
-        began = time.monotonic()
-        finish(run, run.start())
-        duration = time.monotonic() - began
-        expected = outcome(run.directory)
-        say(f"done in {duration:.0f} s; {_KILLS.value} kills, seed {_SEED.value}")
-        killed = runs = 0
-        while killed < _KILLS.value or runs == 0:
-            runs += 1
-            run = make(f"killed_{runs:02d}")
-            here = 0
-            while killed < _KILLS.value:
-                process = run.start()
-                delay = moments.uniform(0, duration)
-                try:
-                    process.wait(delay)
-                    break
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-                killed, here = killed + 1, here + 1
-                say(f"kill {killed} after {delay:.1f} s: {run.where()}")
-            else:
-                process = run.start()
-            finish(run, process)
-            different = compare(run, expected)
-            if different:
-                say(f"run {runs} with {here} kills DIFFERS in {', '.join(different)}")
-                return EXIT_FAILED
-            say(f"run {runs} with {here} kills: the same bits in all {len(expected)} results")
-    except RuntimeError as error:
-        sys.stderr.write(f"Error: {error}\n")
-        return EXIT_FAILED
-    say(
-        f"{killed} kills in {runs} runs: parameters, metrics, texts and results are the same, bit for bit"
-    )
-    return 0
+    run = make("unbroken")
+    say("the run that nothing disturbs")
+    began = time.monotonic()
+    finish(run, run.start())
+    duration = time.monotonic() - began
+    expected = outcome(run.directory)
+    say(f"done in {duration:.0f} s; {_KILLS.value} kills to come, seed {_SEED.value}")
+    killed = runs = 0
+    while killed < _KILLS.value:
+        run, runs = make(f"killed_{runs + 1:02d}"), runs + 1
+        kills = disturb(run, moments, duration, _KILLS.value - killed, say)
+        killed += kills
+        different = compare(run, expected)
+        if different:
+            raise UserError(
+                f"{run.directory}, killed {kills} times, differs from {make('unbroken').directory} in "
+                f"{', '.join(different)}."
+            )
+        say(f"run {runs}, killed {kills} times: the same bits in all {len(expected)} results")
+    say(f"{killed} kills in {runs} runs: everything is the same, bit for bit")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_app(main, cache=False)

@@ -203,13 +203,15 @@ def open_split(directory: str | Path, split: str, cache_bytes: int = CACHE_BYTES
       cache_bytes: hold the split in memory if it is at most this large.
 
     Raises:
-      DataError: no such split, or a shard is missing, of the wrong size or damaged.
+      DataError: no such split, or a shard is missing, of the wrong size or damaged, or there is one
+        more than was written.
     """
     directory = Path(directory)
     content = read_info(directory)
     shards = [Shard(**shard) for shard in content["shards"] if shard["split"] == split]
     if not shards:
         raise DataError(f"{directory} has no split {split!r}.")
+    _refuse_extra(directory, content["shards"])
     length = content["info"]["length"]
     records = _Records(directory, shards, length, np.dtype(content["dtype"]))
     _check_decoding(directory, shards, split, records)
@@ -217,6 +219,17 @@ def open_split(directory: str | Path, split: str, cache_bytes: int = CACHE_BYTES
     if records.bytes <= cache_bytes:
         cached = records.read(np.arange(len(records)))
     return Split(split, length, cached, records)
+
+
+def _refuse_extra(directory: Path, shards: Sequence[dict[str, Any]]) -> None:
+    """What lies beside the shards and looks like one makes it uncertain which data these are."""
+    known = {directory / shard["path"] for shard in shards}
+    for folder in sorted({path.parent for path in known}):
+        for path in sorted(folder.glob("*.array_record*")):
+            if path not in known:
+                raise DataError(
+                    f"{path} is none of the shards that {INFO_FILE} lists; move it away, or {AGAIN}."
+                )
 
 
 def _check_decoding(
