@@ -113,7 +113,7 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file of the run; a damaged one is an error that names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it and run again.") from None
 
 

@@ -20,8 +20,8 @@ NUM_ROWS = 30
 HEAD = """# Faults
 
 What can happen to a run, what is promised then, and the test that makes it happen. Written by
-`python -m launch.faults` from the markers of the tests and their results; what else is promised, and how fast, is
-in [reliability.md](reliability.md).
+`python -m launch.faults` from the markers of the tests and their results; what else is promised, and how
+fast, is in [reliability.md](reliability.md).
 
 | # | fault | promise | test | result |
 |---|---|---|---|---|
@@ -57,7 +57,7 @@ def promises(folder: Path = TESTS) -> list[Promise]:
                 continue
             for mark in node.decorator_list:
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault":
-                    fields = {k.arg: ast.literal_eval(k.value) for k in mark.keywords}
+                    fields = {str(k.arg): ast.literal_eval(k.value) for k in mark.keywords}
                     if set(fields) != {"row", "fault", "promise"}:
                         raise ValueError(f"{path.name}: the marker of {node.name} is incomplete")
                     found.append(Promise(file=path.name, test=node.name, **fields))

@@ -8,7 +8,6 @@ model (an error), and that a step that cannot be read never stands in the way of
 import contextlib
 import logging
 import os
-import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,25 +20,15 @@ from orbax.checkpoint import v1 as ocp
 from sdtt_jax import processes
 from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.paths import absolute, is_remote
-from sdtt_jax.training.integrity import (
-    canonical_sha256,
-    describe,
-    flat_leaves,
-    nested,
-    params_digest,
-)
+from sdtt_jax.training.integrity import describe, flat_leaves, nested, params_digest
+from sdtt_jax.training.seal import DamagedError, brief, compare, read_meta, sealed
 from sdtt_jax.training.sharding import leaf_name
 
-FORMAT_VERSION = 1
 CORRUPT = "corrupt"
 LOG = logging.getLogger(__name__)
 Tree = Any
 
 __all__ = ["Checkpoints", "load_params", "params_digest", "save_params"]
-
-
-class _DamagedError(Exception):
-    """A stored checkpoint that does not read back as it was written."""
 
 
 class Checkpoints:
@@ -126,7 +115,7 @@ class Checkpoints:
         step = int(jax.device_get(state.step))
         if step in self.steps:
             return False
-        meta = _sealed(self.meta | {"step": step}, leaves)
+        meta = sealed(self.meta | {"step": step}, leaves)
         try:
             response = self._orbax.save_checkpointables_async(
                 step, {"state": nested(leaves), "meta": meta}
@@ -201,7 +190,7 @@ class Checkpoints:
             path = self.directory / str(step)
             try:
                 restored = _read(path, abstract, expect or {})
-            except _DamagedError as error:
+            except DamagedError as error:
                 LOG.warning("Checkpoint %s is damaged (%s); trying the one before it.", path, error)
                 damaged[step] = error
                 continue
@@ -248,7 +237,7 @@ class Checkpoints:
         if self.failed_saves >= self._max_failed_saves:
             raise CheckpointError(
                 f"Saving in {self.directory} failed {self.failed_saves} times in a row, "
-                f"at last: {_brief(error)}."
+                f"at last: {brief(error)}."
             ) from error
 
 
@@ -266,7 +255,7 @@ def save_params(
       CheckpointError: a leaf is not finite, or writing failed.
     """
     leaves = flat_leaves(params)
-    content = {"params": nested(leaves), "meta": _sealed(dict(meta or {}), leaves)}
+    content = {"params": nested(leaves), "meta": sealed(dict(meta or {}), leaves)}
     try:
         with _context():
             ocp.save_checkpointables(absolute(directory), content, overwrite=True)
@@ -293,20 +282,20 @@ def load_params(
     if not path.is_dir():
         raise CheckpointError(f"There are no parameters at {directory}.")
     try:
-        meta, table = _read_meta(path)
+        meta, table = _stored_meta(path)
         shapes = {p: jax.ShapeDtypeStruct(s, jax.numpy.dtype(d)) for p, (d, s, _) in table.items()}
         if shardings is None or isinstance(shardings, jax.sharding.Sharding):
             one = shardings or SingleDeviceSharding(jax.local_devices()[0])
             placement = dict.fromkeys(shapes, one)
         else:
             placement = flat_leaves(shardings)
-        _compare(table, placement, dict.fromkeys(placement), path)
+        compare(table, placement, dict.fromkeys(placement), path)
         abstract = {
             p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement[p])
             for p, x in shapes.items()
         }
         return nested(_read_leaves(path, "params", abstract, table)), meta
-    except _DamagedError as error:
+    except DamagedError as error:
         raise CheckpointError(f"The parameters at {directory} are damaged: {error}.") from error
 
 
@@ -328,13 +317,8 @@ def _context() -> ocp.Context:
     return context
 
 
-def _sealed(meta: dict[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
-    content = {"format": FORMAT_VERSION, "meta": meta, "leaves": describe(leaves)}
-    return content | {"sha256": canonical_sha256(content)}
-
-
 def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:
-    meta, table = _read_meta(path)
+    meta, table = _stored_meta(path)
     for field, wanted in expect.items():
         if meta.get(field, wanted) != wanted:
             raise MismatchError(
@@ -344,45 +328,17 @@ def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, 
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)]
     leaves, structure = jax.tree.flatten(abstract)
     wanted_leaves = dict(zip(names, leaves, strict=True))
-    _compare(table, wanted_leaves, wanted_leaves, path)
+    compare(table, wanted_leaves, wanted_leaves, path)
     restored = _read_leaves(path, "state", wanted_leaves, table)
     return jax.tree.unflatten(structure, [restored[name] for name in names]), meta
 
 
-def _read_meta(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _stored_meta(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
-        sealed = dict(ocp.load_checkpointables(path, {"meta": None})["meta"])
-        seal = sealed.pop("sha256")
-        version, meta, table = sealed["format"], sealed["meta"], sealed["leaves"]
+        content = ocp.load_checkpointables(path, {"meta": None})["meta"]
     except Exception as error:
-        raise _DamagedError(f"its meta file cannot be read: {_brief(error)}") from error
-    if seal != canonical_sha256(sealed):
-        raise _DamagedError("its meta file was altered")
-    if version != FORMAT_VERSION:
-        raise MismatchError(
-            f"Checkpoint {path} has format {version}; this version reads format {FORMAT_VERSION}."
-        )
-    return meta, table
-
-
-def _compare(
-    table: Mapping[str, Any], wanted: Mapping[str, Any], shapes: Mapping[str, Any], path: Path
-) -> None:
-    """Raises `MismatchError` naming the first leaf that is missing or of another type."""
-    for name in sorted(set(table) | set(wanted)):
-        if name not in table:
-            raise MismatchError(f"{path} is a checkpoint of another model: it has no {name}.")
-        if name not in wanted:
-            raise MismatchError(f"{path} is a checkpoint of another model: only it has {name}.")
-        if shapes[name] is None:
-            continue
-        stored = (table[name][0], tuple(table[name][1]))
-        asked = (str(shapes[name].dtype), tuple(shapes[name].shape))
-        if stored != asked:
-            raise MismatchError(
-                f"{path} is a checkpoint of another model: its {name} is "
-                f"{stored[0]}{list(stored[1])}, this model's is {asked[0]}{list(asked[1])}."
-            )
+        raise DamagedError(f"its meta file cannot be read: {brief(error)}") from error
+    return read_meta(content, path)
 
 
 def _read_leaves(
@@ -393,14 +349,8 @@ def _read_leaves(
         leaves = flat_leaves(tree)
         found = describe(leaves)
     except Exception as error:  # At least six types, see the tests of damage.
-        raise _DamagedError(f"it cannot be read: {_brief(error)}") from error
+        raise DamagedError(f"it cannot be read: {brief(error)}") from error
     for name, (_, _, digest) in table.items():
         if found[name][2] != digest:
-            raise _DamagedError(f"{name} does not have the digest that was written with it")
+            raise DamagedError(f"{name} does not have the digest that was written with it")
     return leaves
-
-
-def _brief(error: Exception) -> str:
-    # Orbax puts whole trees into its messages.
-    text = textwrap.shorten(str(error) or "no message", 160, placeholder=" …")
-    return f"{type(error).__name__}: {text}"

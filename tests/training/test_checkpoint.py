@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.training import checkpoint
+from sdtt_jax.training import seal
 from sdtt_jax.training.checkpoint import Checkpoints, load_params, params_digest, save_params
 from sdtt_jax.training.sharding import MeshConfig, make_mesh, replicated
 from sdtt_jax.training.state import abstract_like
@@ -115,7 +115,7 @@ def test_damaged_final_parameters_are_refused(tmp_path):
 
 
 def test_a_checkpoint_of_a_later_format_is_refused_by_name(three, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 0)
+    monkeypatch.setattr(seal, "FORMAT_VERSION", 0)
     with pytest.raises(CheckpointError, match="has format 1; this version reads format 0"):
         restore(three)
 
