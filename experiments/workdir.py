@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.lease import FILE as LEASE
+from experiments.lease import lease
 from experiments.mirror import local_root
 from experiments.settings import RunConfig
 from sdtt_jax import processes
@@ -142,7 +144,7 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
                 f"{root} holds a run of another config; give another --workdir, or set these fields "
                 "back:\n  " + "\n  ".join(changed)
             )
-    elif root.exists() and any(path.name != LOCK for path in root.iterdir()):
+    elif root.exists() and any(path.name not in (LOCK, LEASE) for path in root.iterdir()):
         raise ConfigError(
             f"{root} is not empty and holds no run (no config.json); give another --workdir."
         )
@@ -174,12 +176,14 @@ def _owner() -> str:
 def lock(root: Path) -> Iterator[None]:
     """Holds the directory for this process; released by the operating system however it ends.
 
+    In a bucket, which has no such locks, see `experiments.lease`.
+
     Raises:
       UserError: another process holds it.
     """
     if is_remote(root):
-        # A bucket has no locks that end with their process: who starts a run twice there must not.
-        yield
+        with lease(root, _owner()):
+            yield
         return
     try:
         root.mkdir(parents=True, exist_ok=True)
