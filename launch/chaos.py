@@ -30,8 +30,10 @@ from sdtt_jax.training.metrics import read_metrics
 _CONFIG = flags.DEFINE_string("config", "experiments/configs/smoke.py", "Config of the run.")
 _DIRECTORY = flags.DEFINE_string("directory", None, "Where the runs go; must be empty or missing.")
 _KILLS = flags.DEFINE_integer("kills", 25, "How often a run is killed.", lower_bound=0)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments, as shares of the first run's duration.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 
+# Seconds at most between a line of output and the kill that follows it.
+JITTER = 3.0
 # What says how long something took, in results.json and in the lines of metrics.jsonl.
 TIMES = ("timing", "seconds", "tokens_per_second")
 
@@ -93,10 +95,18 @@ class Run:
     def log(self) -> Path:
         return self.directory.with_suffix(".log")
 
+    def lines(self) -> int:
+        """How many lines it has written in all its lives."""
+        return len(self._said())
+
     def where(self) -> str:
-        """The last line that it wrote, stripped to what fits a line."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1].strip()[:60] if lines else "nothing said yet"
+        """The last line that it wrote, cut to what fits a line."""
+        return (self._said() or ["nothing was said"])[-1].strip()[:60]
+
+    def _said(self) -> list[str]:
+        if not self.log.exists():
+            return []
+        return self.log.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def finish(run: Run, process: "subprocess.Popen[str]") -> None:
@@ -113,24 +123,29 @@ def compare(run: Run, expected: dict[str, str]) -> list[str]:
 
 
 def disturb(
-    run: Run, moments: random.Random, longest: float, kills: int, say: Callable[[str], None]
+    run: Run, moments: random.Random, lines: int, kills: int, say: Callable[[str], None]
 ) -> int:
     """Runs to the end, killed at most `kills` times on the way.
 
     Args:
-      moments: gives the time of each kill, uniform up to `longest` seconds after the start.
+      moments: gives the moment of each kill: after how many more lines of output, and seconds.
+      lines: that a run writes from its beginning to its end. Not seconds: with the compilation cache full,
+        or on a busier machine, a run takes quite another time than the first.
 
     Returns:
       The kills that it took.
     """
     for number in range(kills):
-        process, delay = run.start(), moments.uniform(0, longest)
+        start, process = run.lines(), run.start()
+        wanted, delay = start + moments.randrange(lines), moments.uniform(0, JITTER)
+        while process.poll() is None and run.lines() < wanted:
+            time.sleep(0.05)
         try:
             process.wait(delay)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            say(f"  killed after {delay:.1f} s: {run.where()}")
+            say(f"  killed {delay:.1f} s after: {run.where()}")
         else:
             finish(run, process)
             return number
@@ -153,15 +168,13 @@ def main(argv: Sequence[str]) -> None:
 
     run = make("unbroken")
     say("the run that nothing disturbs")
-    began = time.monotonic()
     finish(run, run.start())
-    duration = time.monotonic() - began
-    expected = outcome(run.directory)
-    say(f"done in {duration:.0f} s; {_KILLS.value} kills to come, seed {_SEED.value}")
+    lines, expected = run.lines(), outcome(run.directory)
+    say(f"done; {_KILLS.value} kills to come, seed {_SEED.value}")
     killed = runs = 0
     while killed < _KILLS.value:
         run, runs = make(f"killed_{runs + 1:02d}"), runs + 1
-        kills = disturb(run, moments, duration, _KILLS.value - killed, say)
+        kills = disturb(run, moments, lines, _KILLS.value - killed, say)
         killed += kills
         different = compare(run, expected)
         if different:
