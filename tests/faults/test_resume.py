@@ -1,20 +1,16 @@
 """Exact resume at every step and at every boundary. Oracle: the unbroken run, bit for bit."""
 
-import dataclasses
 import json
 
 import pytest
 
 from experiments import training_stages
-from experiments.configs.smoke import smoke
 from experiments.run import open_run, run_stages
-from experiments.settings import config_dict
 from sdtt_jax.training import loop
 from sdtt_jax.training.checkpoint import Checkpoints, load_params, params_digest
 from sdtt_jax.training.integrity import flat_leaves, leaf_digests
+from tests.experiments.small import small
 from tests.training import tiny, toy
-
-TEXT = "the quick brown fox jumps over the lazy dog and runs far away from here\n"
 
 
 @pytest.mark.fault(
@@ -27,28 +23,6 @@ def test_row_23_at_every_step(tmp_path):
     for step in range(1, tiny.NUM_STEPS):
         tiny.run(tmp_path / str(step), num_steps=step, save_every=5)
         toy.assert_same(tiny.run(tmp_path / str(step)), unbroken)
-
-
-def configured(corpus):
-    """Teacher and two rounds of four steps; averages and optimizer go on from round to round."""
-    config = smoke()
-
-    def short(stage, **fields):
-        train = dataclasses.replace(
-            stage.train,
-            num_steps=4,
-            batch_size=8,
-            save_every=2,
-            log_every=1,
-            ema_decay=0.9,
-            optimizer=dataclasses.replace(stage.train.optimizer, warmup_steps=1),
-        )
-        return dataclasses.replace(stage, train=train, **fields)
-
-    teacher = short(config.teacher)
-    distill = short(config.distill, use_ema_on_growth=True, reset_optimizer_on_growth=False)
-    data = dataclasses.replace(config.data, corpus=str(corpus), length=16)
-    return config_dict(dataclasses.replace(config, data=data, teacher=teacher, distill=distill))
 
 
 STAGES = ("data", "teacher", "distill")
@@ -86,9 +60,7 @@ def metrics(root):
     promise="round, dt, teacher, average and optimizer go on; every leaf and metric bit for bit",
 )
 def test_row_23_around_every_boundary(tmp_path, monkeypatch):
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text(TEXT * 200)
-    config = configured(corpus)
+    config = small(tmp_path)
     with open_run(config, tmp_path / "unbroken") as run:
         run_stages(run, STAGES)
         expected = states(run)
