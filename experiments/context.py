@@ -17,7 +17,7 @@ from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split
 from sdtt_jax.data.loader import INFO_FILE
 from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
 from sdtt_jax.diffusion.schedule import Schedule, make_schedule
-from sdtt_jax.errors import CheckpointError, UserError
+from sdtt_jax.errors import MismatchError, UserError
 from sdtt_jax.models import Denoiser, make_denoiser
 from sdtt_jax.models.autoregressive import Autoregressive, make_autoregressive
 from sdtt_jax.paths import is_remote
@@ -93,6 +93,7 @@ class Run:
             "kind": kind,
             "model": to_mapping(network.config),
             "schedule": to_mapping(self.config.schedule),
+            "data": self.info.fingerprint,
         }
         save_params(final(folder), params, meta | facts)
 
@@ -101,7 +102,7 @@ class Run:
 
         Raises:
           UserError: the stage is not finished.
-          CheckpointError: it holds another model.
+          CheckpointError: it holds another model, or one that was trained on other data.
         """
         if not is_delivered(folder):
             raise UserError(
@@ -111,8 +112,13 @@ class Run:
         boxed = jax.eval_shape(network.init, jax.random.key(0))
         params, meta = load_params(final(folder), sh.tree_shardings(boxed, sh.RULES, self.mesh))
         if meta.get("kind") != kind or meta.get("model") != to_mapping(network.config):
-            raise CheckpointError(
+            raise MismatchError(
                 f"{final(folder)} is a checkpoint of another model: {meta.get('kind')} "
                 f"{meta.get('model')}, not {kind} {to_mapping(network.config)}."
+            )
+        if meta.get("data", self.info.fingerprint) != self.info.fingerprint:
+            raise MismatchError(
+                f"{final(folder)} was trained on other data than {self.workdir.data} holds now; restore the "
+                "corpus and prepare the data again, or give another --workdir."
             )
         return params

@@ -4,12 +4,15 @@
 
 Stages: data, teacher, judge, distill, evaluate, report. Stop it at any moment (Ctrl-C) and repeat the
 command: it goes on where it was. Any field of the config can be given on the command line, for example
---config.distill.train.num_steps=100; `--stages=distill,evaluate` runs some stages only.
+--config.distill.train.num_steps=100; `--stages=distill,evaluate` runs some stages only. `--replay=teacher`
+(or judge, distill/2, or distill/2@57 for a step) takes a training step twice instead, and compares the bits.
 """
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 import jax
 from absl import flags
@@ -17,6 +20,7 @@ from ml_collections import config_flags
 
 from experiments import evaluation_stage, training_stages
 from experiments.context import Run
+from experiments.replay import replay
 from experiments.settings import check_overrides, run_config
 from experiments.terminal import join_processes, run_app
 from experiments.workdir import Workdir, claim, is_delivered, lock, timed
@@ -35,6 +39,9 @@ _WORKDIR = flags.DEFINE_string(
 _STAGES = flags.DEFINE_list(
     "stages", [], f"Stages to run, of: {', '.join(STAGES)}. All of them by default."
 )
+_REPLAY = flags.DEFINE_string(
+    "replay", None, "Take a step of this stage twice and compare: teacher, distill/2, distill/2@57."
+)
 
 
 def run_stages(run: Run, stages: Sequence[str]) -> None:
@@ -45,6 +52,8 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
         if _is_finished(run, stage):
             run.say(f"{stage}: finished before")
             continue
+        if processes.preempted():
+            raise KeyboardInterrupt
         run.say(f"{stage}: {_DESCRIPTIONS[stage]}")
         with timed(run.workdir, stage):
             _RUNNERS[stage](run)
@@ -123,6 +132,18 @@ def open_run(config: object, root: Path, config_file: str = "") -> Iterator[Run]
         yield Run(validated, workdir, mesh)
 
 
+def _stop_on_sigterm() -> None:
+    """Outside of a training, which has its own handler, SIGTERM ends a process as Ctrl-C does."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    # With several processes it is JAX that listens, see `processes.preempted`.
+    if jax.process_count() == 1:
+        signal.signal(signal.SIGTERM, stop)
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the stages that the flags ask for."""
     if len(argv) > 1:
@@ -136,8 +157,12 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigError(f"--stages={stage} is no stage; choose from {', '.join(STAGES)}.")
     config_file = str(config_flags.get_config_filename(flags.FLAGS["config"]))
     join_processes()
+    _stop_on_sigterm()
     with open_run(_CONFIG.value, as_path(str(_WORKDIR.value)), config_file) as run:
-        run_stages(run, stages)
+        if _REPLAY.value is not None:
+            replay(run, _REPLAY.value)
+        else:
+            run_stages(run, stages)
 
 
 if __name__ == "__main__":

@@ -149,9 +149,16 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A whole run: data, teacher, judge, rounds, evaluation."""
+    """A whole run: data, teacher, judge, rounds, evaluation.
+
+    Attributes: one group for each of them, and
+      seed: of everything that is drawn.
+      watchdog_seconds: time without a finished training step (compilation and saving included) after
+        which a process ends, with the stacks of its threads on stderr; 0 waits for ever.
+    """
 
     seed: int = 0
+    watchdog_seconds: float = 1800.0
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelSize = ModelSize()
@@ -164,6 +171,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, f"seed must lie in [0, 2**31), not {self.seed}.")
+        require(
+            self.watchdog_seconds >= 0,
+            f"watchdog_seconds={self.watchdog_seconds} must be positive, or 0 to wait for ever.",
+        )
 
     def denoiser(self, vocab_size: int) -> DenoiserConfig:
         """The denoiser's config for a vocabulary."""

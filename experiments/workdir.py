@@ -5,20 +5,31 @@ import dataclasses
 import fcntl
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.lease import FILE as LEASE
+from experiments.lease import lease
 from experiments.mirror import local_root
 from experiments.settings import RunConfig
 from sdtt_jax import processes
-from sdtt_jax.configs import differences, to_mapping
+from sdtt_jax.configs import differences, from_mapping, to_mapping
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.paths import is_remote, write_text
 
 # Fields that may change between two calls: they decide when and where things are computed, not what.
-FREE_FIELDS = ("log_every", "save_every", "keep", "mesh")
+FREE_FIELDS = (
+    "log_every",
+    "save_every",
+    "keep",
+    "keep_every",
+    "check_replicas_every",
+    "watchdog_seconds",
+    "mesh",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +76,10 @@ class Workdir:
         return self.root / "metrics.jsonl"
 
     @property
+    def rejected(self) -> Path:
+        return self.root / "rejected.jsonl"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 
@@ -100,7 +115,7 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file of the run; a damaged one is an error that names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it and run again.") from None
 
 
@@ -119,10 +134,9 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
     workdir = Workdir(root)
     mapping = to_mapping(config)
     if workdir.config.exists():
-        stored = read_json(workdir.config)["config"]
         changed = [
             line
-            for line in differences(stored, mapping)
+            for line in differences(_stored_config(workdir), mapping)
             if not any(part in FREE_FIELDS for part in line.split(":")[0].split("."))
         ]
         if changed:
@@ -130,7 +144,7 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
                 f"{root} holds a run of another config; give another --workdir, or set these fields "
                 "back:\n  " + "\n  ".join(changed)
             )
-    elif root.exists() and any(path.name != LOCK for path in root.iterdir()):
+    elif root.exists() and any(path.name not in (LOCK, LEASE) for path in root.iterdir()):
         raise ConfigError(
             f"{root} is not empty and holds no run (no config.json); give another --workdir."
         )
@@ -138,19 +152,38 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
     return workdir
 
 
+def _stored_config(workdir: Workdir) -> dict[str, Any]:
+    """What the run was begun with; fields that came later have their defaults, which change nothing."""
+    content = read_json(workdir.config)
+    stored = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(stored, dict):
+        raise UserError(f"{workdir.config} is damaged (no config in it); restore it from a copy.")
+    try:
+        return to_mapping(from_mapping(RunConfig, stored))
+    except ConfigError:
+        return stored
+
+
 LOCK = ".lock"
+
+
+def _owner() -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return f"process {os.getpid()} on {socket.gethostname()} since {since}"
 
 
 @contextlib.contextmanager
 def lock(root: Path) -> Iterator[None]:
     """Holds the directory for this process; released by the operating system however it ends.
 
+    In a bucket, which has no such locks, see `experiments.lease`.
+
     Raises:
       UserError: another process holds it.
     """
     if is_remote(root):
-        # A bucket has no locks that end with their process: who starts a run twice there must not.
-        yield
+        with lease(root, _owner()):
+            yield
         return
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -167,7 +200,7 @@ def lock(root: Path) -> Iterator[None]:
                 "wait for it, or give another --workdir."
             ) from None
         handle.truncate(0)
-        handle.write(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        handle.write(_owner())
         handle.flush()
         yield
 

@@ -18,3 +18,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, or belongs to another model."""
+
+
+class MismatchError(CheckpointError, ConfigError):
+    """A checkpoint that is whole, but of another model or run than the config asks for."""

@@ -5,7 +5,10 @@ whether one failed) must never decide on its own whether a collective computatio
 wait in it forever. So such facts are those of process 0, and all are told.
 """
 
+import itertools
 import os
+import sys
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -20,9 +23,13 @@ MODES = ("auto", "on", "off")
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 T = TypeVar("T")
+# Seconds that JAX waits longer for the others than we do.
+JAX_IS_LATER = 30
+# Numbers the calls of `preempted`.
+_CALLS = itertools.count(1)
 
 
-def initialize(mode: str = "auto", timeout: int = 300) -> None:
+def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> None:
     """Joins the other processes of this job; to be called before anything touches a device.
 
     JAX recognises TPU pods, SLURM, Open MPI and Kubernetes (JobSet); elsewhere the environment gives
@@ -31,6 +38,7 @@ def initialize(mode: str = "auto", timeout: int = 300) -> None:
     Args:
       mode: "auto" joins where there is something to join, "on" insists, "off" is one process.
       timeout: seconds to wait for the others.
+      heartbeat: seconds of silence after which a process counts as lost; JAX then ends all the others.
 
     Raises:
       ConfigError: the environment is incomplete, or "on" finds nothing to join.
@@ -38,9 +46,20 @@ def initialize(mode: str = "auto", timeout: int = 300) -> None:
     """
     if mode == "off":
         return
+    late = (
+        f"Not all processes of this job appeared within {timeout} s{{}}; is one of them missing, or the "
+        "coordinator's port closed? --distributed=off runs one process alone."
+    )
+    # When its own time is over JAX does not always raise: it may end the process with a stack of C++.
+    timer = threading.Timer(timeout, _give_up, [late.format("")])
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
-            num_processes=_number(COUNT), process_id=_number(INDEX), initialization_timeout=timeout
+            num_processes=_number(COUNT),
+            process_id=_number(INDEX),
+            initialization_timeout=timeout + JAX_IS_LATER,
+            heartbeat_timeout_seconds=heartbeat,
         )
     except ValueError as error:
         # JAX's way to say that it found no cluster.
@@ -53,11 +72,15 @@ def initialize(mode: str = "auto", timeout: int = 300) -> None:
     except RuntimeError as error:
         if "must be called before" in str(error):
             raise
-        first_line = str(error).splitlines()[0][:200]
-        raise UserError(
-            f"Not all processes of this job appeared within {timeout} s ({first_line}); is one of them "
-            "missing, or the coordinator's port closed? --distributed=off runs one process alone."
-        ) from None
+        raise UserError(late.format(f" ({str(error).splitlines()[0][:200]})")) from None
+    finally:
+        timer.cancel()
+
+
+def _give_up(message: str) -> None:
+    sys.stderr.write(f"Error: {message}\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def is_first() -> bool:
@@ -76,6 +99,17 @@ def barrier(name: str) -> None:
     """Waits until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def preempted() -> bool:
+    """Whether any process got SIGTERM and all stop here; all processes must call this equally often.
+
+    JAX's notifier catches the signal and names one call for all, by its number: of this process's
+    life and not of a stage, or a signal between two stages would name a step that is past.
+    """
+    return jax.process_count() > 1 and bool(
+        multihost_utils.reached_preemption_sync_point(next(_CALLS))
+    )
 
 
 def on_first(what: str, function: Callable[[], T]) -> T | None:

@@ -84,6 +84,9 @@ def _json_documents(path: Path, text_field: str) -> Iterator[str]:
                     f"{where} is not JSON ({error.msg} at column {error.colno}); "
                     "each line must be one JSON object."
                 ) from None
+            except (ValueError, RecursionError) as error:
+                # A number of thousands of digits, or brackets without end.
+                raise DataError(f"{where} is no JSON that can be read ({error}).") from None
             if not isinstance(value, dict):
                 raise DataError(f"{where} is not a JSON object but {type(value).__name__}.")
             if text_field not in value:

@@ -18,6 +18,8 @@ from sdtt_jax.errors import ConfigError, DataError
 INFO_FILE = "info.json"
 # Splits of at most this size are held in memory: a batch is then one gather.
 CACHE_BYTES = 256 * 2**20
+# What ids are stored as.
+DTYPES = ("uint16", "int32")
 AGAIN = "remove the data folder and prepare the data again"
 
 
@@ -187,11 +189,25 @@ def read_info(directory: str | Path) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {directory} holds no prepared data.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}); {AGAIN}.") from None
-    if not isinstance(content, dict) or not {"info", "shards", "dtype"} <= set(content):
+    try:
+        length = content["info"]["length"]
+        good = type(length) is int and length > 0 and content["dtype"] in DTYPES
+        shards = [Shard(**shard) for shard in content["shards"]]
+        good = good and all(_is_sound(shard) for shard in shards)
+    except (TypeError, KeyError):
+        good = False
+    if not good:
         raise DataError(f"{path} is damaged; {AGAIN}.")
-    return content
+    return dict(content)
+
+
+def _is_sound(shard: Shard) -> bool:
+    """Whether its fields are of their types, and its path stays within the folder."""
+    path, sizes = Path(shard.path), (shard.records, shard.bytes)
+    inside = not path.is_absolute() and ".." not in path.parts
+    return inside and all(type(size) is int and size >= 0 for size in sizes)
 
 
 def open_split(directory: str | Path, split: str, cache_bytes: int = CACHE_BYTES) -> Split:
@@ -203,13 +219,15 @@ def open_split(directory: str | Path, split: str, cache_bytes: int = CACHE_BYTES
       cache_bytes: hold the split in memory if it is at most this large.
 
     Raises:
-      DataError: no such split, or a shard is missing, of the wrong size or damaged.
+      DataError: no such split, or a shard is missing, of the wrong size or damaged, or there is one
+        more than was written.
     """
     directory = Path(directory)
     content = read_info(directory)
     shards = [Shard(**shard) for shard in content["shards"] if shard["split"] == split]
     if not shards:
         raise DataError(f"{directory} has no split {split!r}.")
+    _refuse_extra(directory, content["shards"])
     length = content["info"]["length"]
     records = _Records(directory, shards, length, np.dtype(content["dtype"]))
     _check_decoding(directory, shards, split, records)
@@ -217,6 +235,17 @@ def open_split(directory: str | Path, split: str, cache_bytes: int = CACHE_BYTES
     if records.bytes <= cache_bytes:
         cached = records.read(np.arange(len(records)))
     return Split(split, length, cached, records)
+
+
+def _refuse_extra(directory: Path, shards: Sequence[dict[str, Any]]) -> None:
+    """What lies beside the shards and looks like one makes it uncertain which data these are."""
+    known = {directory / shard["path"] for shard in shards}
+    for folder in sorted({path.parent for path in known}):
+        for path in sorted(folder.glob("*.array_record*")):
+            if path not in known:
+                raise DataError(
+                    f"{path} is none of the shards that {INFO_FILE} lists; move it away, or {AGAIN}."
+                )
 
 
 def _check_decoding(

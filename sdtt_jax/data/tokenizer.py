@@ -369,7 +369,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         normalize, digest = content["normalize"], content["digest"]
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {directory} holds no tokenizer.") from None
-    except (ValueError, KeyError, TypeError, ConfigError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
         raise DataError(f"{path} is damaged ({error}); {AGAIN}.") from None
     if config.kind == "gpt2":
         return Gpt2Tokenizer(config, normalize)

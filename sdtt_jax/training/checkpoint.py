@@ -8,9 +8,8 @@ model (an error), and that a step that cannot be read never stands in the way of
 import contextlib
 import logging
 import os
-import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,17 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from sdtt_jax import processes
-from sdtt_jax.errors import CheckpointError
-from sdtt_jax.paths import absolute
-from sdtt_jax.training.integrity import (
-    canonical_sha256,
-    describe,
-    flat_leaves,
-    nested,
-    params_digest,
-)
+from sdtt_jax.errors import CheckpointError, MismatchError
+from sdtt_jax.paths import absolute, is_remote
+from sdtt_jax.training.integrity import describe, flat_leaves, nested, params_digest
+from sdtt_jax.training.seal import DamagedError, brief, compare, read_meta, sealed
 from sdtt_jax.training.sharding import leaf_name
 
-FORMAT_VERSION = 1
 CORRUPT = "corrupt"
 LOG = logging.getLogger(__name__)
 Tree = Any
 
 __all__ = ["Checkpoints", "load_params", "params_digest", "save_params"]
-
-
-class _DamagedError(Exception):
-    """A stored checkpoint that does not read back as it was written."""
 
 
 class Checkpoints:
@@ -48,8 +37,13 @@ class Checkpoints:
     Args:
       directory: made if missing.
       keep: how many of the latest to keep.
+      keep_every: also keep every step that this divides; 0 for none.
       meta: JSON-ready facts stored with every checkpoint (config fingerprint, stage, round).
       max_failed_saves: consecutive failed saves after which `save` raises instead of logging.
+
+    Attributes:
+      seconds: how long `save` and `wait` have held their caller, waiting for devices not counted.
+      failed_saves: consecutive ones so far.
     """
 
     def __init__(
@@ -57,22 +51,27 @@ class Checkpoints:
         directory: str | os.PathLike[str],
         *,
         keep: int = 2,
+        keep_every: int = 0,
         meta: Mapping[str, Any] | None = None,
         max_failed_saves: int = 3,
     ):
         self.directory = absolute(directory)
         self.meta = dict(meta or {})
         self.failed_saves = 0
+        self.seconds = 0.0
         self._max_failed_saves = max_failed_saves
         self._pending: tuple[int, Any] | None = None
+        self._handle: int | None = None
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            if not is_remote(self.directory):
+                self._handle = os.open(self.directory, os.O_RDONLY)
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
                 cleanup_tmp_directories=True,
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 context=_context(),
-                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                preservation_policy=_kept(keep, keep_every),
             )
         except OSError as error:
             raise CheckpointError(
@@ -87,6 +86,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._orbax.close()
+            if self._handle is not None:
+                os.close(self._handle)
 
     @property
     def steps(self) -> list[int]:
@@ -100,14 +101,21 @@ class Checkpoints:
           Whether a save was started: a step that is there already is not written again.
 
         Raises:
-          CheckpointError: a leaf is not finite, or the last saves all failed.
+          CheckpointError: a leaf is not finite, the last saves all failed, or the directory is gone.
         """
-        self.wait()
+        # The step that computes the state is not part of what saving costs.
+        jax.block_until_ready(state)
+        with self._timed():
+            return self._save(state)
+
+    def _save(self, state: Tree) -> bool:
+        self._wait()
+        self._refuse_if_removed()
         leaves = flat_leaves(state)
         step = int(jax.device_get(state.step))
         if step in self.steps:
             return False
-        meta = _sealed(self.meta | {"step": step}, leaves)
+        meta = sealed(self.meta | {"step": step}, leaves)
         try:
             response = self._orbax.save_checkpointables_async(
                 step, {"state": nested(leaves), "meta": meta}
@@ -120,6 +128,10 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits for the save under way; a failure is logged and counted, see `max_failed_saves`."""
+        with self._timed():
+            self._wait()
+
+    def _wait(self) -> None:
         if self._pending is None:
             return
         (step, response), self._pending = self._pending, None
@@ -129,8 +141,29 @@ class Checkpoints:
         except Exception as error:
             self._failed(step, error)
 
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds += time.monotonic() - began
+
+    def _refuse_if_removed(self) -> None:
+        # Orbax makes it anew, and the run would go on into a directory that somebody removed: so it is
+        # the one that was opened that is asked for its links.
+        if self._handle is not None and os.fstat(self._handle).st_nlink == 0:
+            raise CheckpointError(
+                f"{self.directory} was removed while the run was writing to it; run the same command to "
+                "start anew there."
+            )
+
     def restore(
-        self, abstract: Tree, expect: Mapping[str, Any] | None = None
+        self,
+        abstract: Tree,
+        expect: Mapping[str, Any] | None = None,
+        *,
+        before: int | None = None,
     ) -> tuple[Tree, dict[str, Any]] | None:
         """The latest checkpoint that is whole, placed as `abstract` says.
 
@@ -139,22 +172,25 @@ class Checkpoints:
         Args:
           abstract: tree of `jax.ShapeDtypeStruct` with shardings, e.g. `abstract_state(...)`; the
             mesh may differ from the one that saved.
-          expect: facts of `meta` that must be equal, e.g. `{"fingerprint": …}`.
+          expect: facts of `meta` that must be equal, e.g. `{"fingerprint": …}`; one that the checkpoint
+            does not have was not written yet by the version that made it.
+          before: look only at steps below this one.
 
         Returns:
           `(state, meta)`, or None if nothing was ever saved here.
 
         Raises:
-          CheckpointError: every checkpoint is damaged, or one belongs to another model or run (the
-            leaf or the field is named).
+          CheckpointError: every checkpoint is damaged.
+          MismatchError: the latest one that is whole belongs to another model or run (the leaf or
+            the field is named); nothing is moved.
         """
         self.wait()
         damaged: dict[int, Exception] = {}
-        for step in reversed(self.steps):
+        for step in reversed([s for s in self.steps if before is None or s < before]):
             path = self.directory / str(step)
             try:
                 restored = _read(path, abstract, expect or {})
-            except _DamagedError as error:
+            except DamagedError as error:
                 LOG.warning("Checkpoint %s is damaged (%s); trying the one before it.", path, error)
                 damaged[step] = error
                 continue
@@ -192,12 +228,16 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> None:
         self.failed_saves += 1
         LOG.warning("Saving step %d in %s failed: %s", step, self.directory, error)
+        # Orbax raises the error of a background save once in every thread that waits for it: here, or the
+        # next save and the closing would fail with it again.
+        with contextlib.suppress(Exception):
+            self._orbax.wait()
         with contextlib.suppress(OSError):  # The directory itself may be what is gone.
             self._orbax.reload()
         if self.failed_saves >= self._max_failed_saves:
             raise CheckpointError(
                 f"Saving in {self.directory} failed {self.failed_saves} times in a row, "
-                f"at last: {_brief(error)}."
+                f"at last: {brief(error)}."
             ) from error
 
 
@@ -215,7 +255,7 @@ def save_params(
       CheckpointError: a leaf is not finite, or writing failed.
     """
     leaves = flat_leaves(params)
-    content = {"params": nested(leaves), "meta": _sealed(dict(meta or {}), leaves)}
+    content = {"params": nested(leaves), "meta": sealed(dict(meta or {}), leaves)}
     try:
         with _context():
             ocp.save_checkpointables(absolute(directory), content, overwrite=True)
@@ -242,21 +282,29 @@ def load_params(
     if not path.is_dir():
         raise CheckpointError(f"There are no parameters at {directory}.")
     try:
-        meta, table = _read_meta(path)
+        meta, table = _stored_meta(path)
         shapes = {p: jax.ShapeDtypeStruct(s, jax.numpy.dtype(d)) for p, (d, s, _) in table.items()}
         if shardings is None or isinstance(shardings, jax.sharding.Sharding):
             one = shardings or SingleDeviceSharding(jax.local_devices()[0])
             placement = dict.fromkeys(shapes, one)
         else:
             placement = flat_leaves(shardings)
-        _compare(table, placement, dict.fromkeys(placement), path)
+        compare(table, placement, dict.fromkeys(placement), path)
         abstract = {
             p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement[p])
             for p, x in shapes.items()
         }
         return nested(_read_leaves(path, "params", abstract, table)), meta
-    except _DamagedError as error:
+    except DamagedError as error:
         raise CheckpointError(f"The parameters at {directory} are damaged: {error}.") from error
+
+
+def _kept(keep: int, keep_every: int) -> Any:
+    policies = ocp.training.preservation_policies
+    latest = policies.LatestN(keep)
+    if not keep_every:
+        return latest
+    return policies.AnyPreservationPolicy([latest, policies.EveryNSteps(keep_every)])
 
 
 def _context() -> ocp.Context:
@@ -269,61 +317,28 @@ def _context() -> ocp.Context:
     return context
 
 
-def _sealed(meta: dict[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
-    content = {"format": FORMAT_VERSION, "meta": meta, "leaves": describe(leaves)}
-    return content | {"sha256": canonical_sha256(content)}
-
-
 def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:
-    meta, table = _read_meta(path)
+    meta, table = _stored_meta(path)
     for field, wanted in expect.items():
-        if meta.get(field) != wanted:
-            raise CheckpointError(
-                f"Checkpoint {path} belongs to another run: its {field} is {meta.get(field)!r}, "
+        if meta.get(field, wanted) != wanted:
+            raise MismatchError(
+                f"Checkpoint {path} belongs to another run: its {field} is {meta[field]!r}, "
                 f"this run's is {wanted!r}."
             )
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)]
     leaves, structure = jax.tree.flatten(abstract)
     wanted_leaves = dict(zip(names, leaves, strict=True))
-    _compare(table, wanted_leaves, wanted_leaves, path)
+    compare(table, wanted_leaves, wanted_leaves, path)
     restored = _read_leaves(path, "state", wanted_leaves, table)
     return jax.tree.unflatten(structure, [restored[name] for name in names]), meta
 
 
-def _read_meta(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _stored_meta(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
-        sealed = dict(ocp.load_checkpointables(path, {"meta": None})["meta"])
-        seal = sealed.pop("sha256")
-        version, meta, table = sealed["format"], sealed["meta"], sealed["leaves"]
+        content = ocp.load_checkpointables(path, {"meta": None})["meta"]
     except Exception as error:
-        raise _DamagedError(f"its meta file cannot be read: {_brief(error)}") from error
-    if seal != canonical_sha256(sealed):
-        raise _DamagedError("its meta file was altered")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"Checkpoint {path} has format {version}; this version reads format {FORMAT_VERSION}."
-        )
-    return meta, table
-
-
-def _compare(
-    table: Mapping[str, Any], wanted: Mapping[str, Any], shapes: Mapping[str, Any], path: Path
-) -> None:
-    """Raises `CheckpointError` naming the first leaf that is missing or of another type."""
-    for name in sorted(set(table) | set(wanted)):
-        if name not in table:
-            raise CheckpointError(f"{path} is a checkpoint of another model: it has no {name}.")
-        if name not in wanted:
-            raise CheckpointError(f"{path} is a checkpoint of another model: only it has {name}.")
-        if shapes[name] is None:
-            continue
-        stored = (table[name][0], tuple(table[name][1]))
-        asked = (str(shapes[name].dtype), tuple(shapes[name].shape))
-        if stored != asked:
-            raise CheckpointError(
-                f"{path} is a checkpoint of another model: its {name} is "
-                f"{stored[0]}{list(stored[1])}, this model's is {asked[0]}{list(asked[1])}."
-            )
+        raise DamagedError(f"its meta file cannot be read: {brief(error)}") from error
+    return read_meta(content, path)
 
 
 def _read_leaves(
@@ -334,14 +349,8 @@ def _read_leaves(
         leaves = flat_leaves(tree)
         found = describe(leaves)
     except Exception as error:  # At least six types, see the tests of damage.
-        raise _DamagedError(f"it cannot be read: {_brief(error)}") from error
+        raise DamagedError(f"it cannot be read: {brief(error)}") from error
     for name, (_, _, digest) in table.items():
         if found[name][2] != digest:
-            raise _DamagedError(f"{name} does not have the digest that was written with it")
+            raise DamagedError(f"{name} does not have the digest that was written with it")
     return leaves
-
-
-def _brief(error: Exception) -> str:
-    # Orbax puts whole trees into its messages.
-    text = textwrap.shorten(str(error) or "no message", 160, placeholder=" …")
-    return f"{type(error).__name__}: {text}"

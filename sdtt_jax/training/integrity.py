@@ -59,16 +59,23 @@ def describe(leaves: Mapping[str, jax.Array]) -> dict[str, Any]:
     Raises:
       CheckpointError: naming a leaf that holds a NaN or infinity.
     """
-    sums, finite = jax.device_get(_digests(dict(leaves)))
+    sums, finite = _device_digests(leaves)
     for path, good in finite.items():
         if not good:
             raise CheckpointError(
                 f"{path} holds values that are not finite; this state is not saved."
             )
-    return {
-        path: [str(leaf.dtype), list(leaf.shape), "".join(f"{int(s):08x}" for s in sums[path])]
-        for path, leaf in leaves.items()
-    }
+    return {path: [str(leaf.dtype), list(leaf.shape), sums[path]] for path, leaf in leaves.items()}
+
+
+def leaf_digests(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
+    """The digests of `describe` alone, of leaves that need not be finite."""
+    return _device_digests(leaves)[0]
+
+
+def _device_digests(leaves: Mapping[str, jax.Array]) -> tuple[dict[str, str], dict[str, bool]]:
+    sums, finite = jax.device_get(_digests(dict(leaves)))
+    return {path: "".join(f"{int(s):08x}" for s in pair) for path, pair in sums.items()}, finite
 
 
 def canonical_sha256(value: Any) -> str:
@@ -78,7 +85,7 @@ def canonical_sha256(value: Any) -> str:
 
 @jax.jit
 def _digests(leaves: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    return jax.tree.map(_digest, leaves), jax.tree.map(_finite, leaves)
+    return jax.tree.map(digest, leaves), jax.tree.map(_finite, leaves)
 
 
 def _finite(x: jax.Array) -> jax.Array:
@@ -87,8 +94,8 @@ def _finite(x: jax.Array) -> jax.Array:
     return jnp.isfinite(x).all()
 
 
-def _digest(x: jax.Array) -> jax.Array:
-    """`[2] uint32`."""
+def digest(x: jax.Array) -> jax.Array:
+    """`[2] uint32` of the bits of an array of any dtype, keys included; see `describe`."""
     if jnp.issubdtype(x.dtype, jax.dtypes.extended):
         x = jax.random.key_data(x)
     if x.dtype == jnp.bool_:

@@ -7,22 +7,26 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
-from jax.experimental import multihost_utils
 
+from sdtt_jax import processes
 from sdtt_jax.errors import UserError
 from sdtt_jax.training import sharding as sh
 from sdtt_jax.training.progress import Progress
+from sdtt_jax.training.replicas import check_replicas
 from sdtt_jax.training.state import TrainState
+from sdtt_jax.training.watchdog import watchdog
 
 Tree = Any
 # Steps handed to the devices before the oldest must be done: enough to keep them busy, few enough
 # that a signal is obeyed soon and that batches do not pile up.
 STEPS_IN_FLIGHT = 2
 BATCHES_AHEAD = 2
+# Kept of every step until the next log point, to say which updates were rejected and why.
+OF_REJECTIONS = ("rejected", "rejected_in_a_row", "loss", "grad_norm")
 # What an entry point exits with after `Interrupted`: 75, "try again" in sysexits.h.
 EXIT_INTERRUPTED = os.EX_TEMPFAIL
 
@@ -70,6 +74,9 @@ def train(
     tokens_per_batch: int = 0,
     tags: Mapping[str, Any] | None = None,
     max_rejected: int = 10,
+    on_rejected: Callable[[int, Mapping[str, float]], None] | None = None,
+    check_replicas_every: int = 0,
+    watchdog_seconds: float = 0,
 ) -> TrainState:
     """Trains from `state.step` to `num_steps`.
 
@@ -91,6 +98,11 @@ def train(
       tags: stage and round, `{"stage": "distill", "round": 1}`; in every metrics line.
       max_rejected: steps in a row with a non-finite loss or gradient (each leaves the state as it
         was) at which to give up.
+      on_rejected: told, at log points, the step and metrics of every update that was rejected.
+      check_replicas_every: steps between comparisons of what several devices hold copies of; 0 for
+        none. A state is also compared before it is saved then.
+      watchdog_seconds: time without a finished step after which the process ends, with the stacks of
+        its threads on stderr; 0 waits for ever.
 
     Returns:
       The state after `num_steps`.
@@ -99,12 +111,18 @@ def train(
       Interrupted: after SIGINT or SIGTERM, when the step under way is done and saved. A second
         signal ends the process at once.
       NonFiniteError: see `max_rejected`; nothing is saved after the last checkpoint.
+      ReplicaError: see `check_replicas_every`; nothing is saved after the last checkpoint.
     """
     mesh = sh.mesh_of(state.step)
     start = int(jax.device_get(state.step))
     in_flight: collections.deque[jax.Array] = collections.deque()
+    since_log: list[dict[str, jax.Array]] = []
     seconds_before, clock, last_logged = 0.0, time.monotonic(), start
     with contextlib.ExitStack() as stack:
+        what = "a training step"
+        if tags:
+            what += f" ({', '.join(f'{name} {value}' for name, value in tags.items())})"
+        beat = stack.enter_context(watchdog(watchdog_seconds, what))
         stop = stack.enter_context(_stop_signals())
         batches = stack.enter_context(_prefetched(batch_at, mesh, start, num_steps))
         base_key = sh.place_whole(base_key, mesh)
@@ -118,9 +136,11 @@ def train(
             with jax.transfer_guard("disallow"):
                 state, metrics = step_fn(state, batch, base_key)
             in_flight.append(metrics["loss"])
+            since_log.append({name: metrics[name] for name in OF_REJECTIONS if name in metrics})
             if len(in_flight) > STEPS_IN_FLIGHT:
                 in_flight.popleft().block_until_ready()
-            stopping = stop.requested(step)
+            beat()
+            stopping = stop.requested()
             last = step == num_steps
             if step % log_every == 0 or last or stopping:
                 values = {name: float(v) for name, v in jax.device_get(metrics).items()}
@@ -130,16 +150,20 @@ def train(
                 values["seconds"] = seconds_before
                 if tokens_per_batch:
                     values["tokens_per_second"] = (step - last_logged) * tokens_per_batch / elapsed
-                last_logged = step
-                _give_up_if_not_finite(values, step, max_rejected)
+                _look_at_rejections(since_log, last_logged, max_rejected, on_rejected)
+                last_logged, since_log = step, []
                 if writer is not None:
                     writer.write(step, values)
                 if progress is not None:
                     progress.update(step, values)
             elif progress is not None:
                 progress.update(step)
-            if checkpoints is not None and (step % save_every == 0 or last or stopping):
+            saving = checkpoints is not None and (step % save_every == 0 or last or stopping)
+            if check_replicas_every and (saving or step % check_replicas_every == 0):
+                check_replicas(state, step)
+            if checkpoints is not None and saving:
                 checkpoints.save(state)
+                beat()
             if stopping:
                 if checkpoints is not None:
                     checkpoints.wait()
@@ -149,13 +173,24 @@ def train(
     return state
 
 
-def _give_up_if_not_finite(values: Mapping[str, float], step: int, max_rejected: int) -> None:
-    rejected = int(values.get("rejected_in_a_row", 0))
-    if rejected >= max_rejected:
-        raise NonFiniteError(
-            f"The loss or its gradient was not finite in {rejected} steps in a row, "
-            f"up to step {step}; lower learning_rate, or look for bad values in data or teacher."
-        )
+def _look_at_rejections(
+    metrics: Sequence[Mapping[str, jax.Array]],
+    before: int,
+    max_rejected: int,
+    on_rejected: Callable[[int, Mapping[str, float]], None] | None,
+) -> None:
+    """Tells of every rejected update since step `before`; raises if too many came in a row."""
+    for step, found in enumerate(jax.device_get(list(metrics)), start=before + 1):
+        if not found.get("rejected"):
+            continue
+        if on_rejected is not None:
+            on_rejected(step, {name: float(value) for name, value in found.items()})
+        rejected = int(found["rejected_in_a_row"])
+        if rejected >= max_rejected:
+            raise NonFiniteError(
+                f"The loss or its gradient was not finite (or the loss spiked) in {rejected} steps in a row, "
+                f"up to step {step}; lower learning_rate, or look for bad values in data or teacher."
+            )
 
 
 @contextlib.contextmanager
@@ -190,10 +225,9 @@ class _Stop:
     def __init__(self) -> None:
         self.name = ""
 
-    def requested(self, step: int) -> bool:
+    def requested(self) -> bool:
         if jax.process_count() > 1:
-            # JAX's own notifier catches SIGTERM on any process and names one step for all.
-            if multihost_utils.reached_preemption_sync_point(step):
+            if processes.preempted():
                 self.name = self.name or "SIGTERM"
                 return True
             return False
@@ -210,7 +244,11 @@ def _stop_signals() -> Iterator[_Stop]:
         return
     if jax.process_count() > 1:
         # JAX's notifier has SIGTERM, and makes all processes agree on a step; Ctrl-C goes the same way.
-        before = signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
+        def pass_on(_number: int, _frame: Any) -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+
+        before = signal.signal(signal.SIGINT, pass_on)
         try:
             yield stop
         finally:

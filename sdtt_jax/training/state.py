@@ -26,8 +26,10 @@ class TrainState(flax.struct.PyTreeNode):
       ema_count: `[] int32`, updates that the average has seen (it may outlive a round).
       context: arrays that the loss reads and nothing trains, e.g. teacher parameters, dt, round; {}
         if none.
-      rejected: `[] int32`, steps whose update was not finite and was dropped.
+      rejected: `[] int32`, steps whose update was not finite (or spiked) and was dropped.
       rejected_in_a_row: `[] int32`, those of them since the last good step.
+      loss_mean: `[] float32`, running mean of the loss of accepted steps, or None where nothing looks
+        for spikes.
     """
 
     step: jax.Array
@@ -38,6 +40,7 @@ class TrainState(flax.struct.PyTreeNode):
     context: Tree
     rejected: jax.Array
     rejected_in_a_row: jax.Array
+    loss_mean: Tree = None
 
 
 def init_state(
@@ -48,6 +51,7 @@ def init_state(
     context: Tree = None,
     *,
     ema: bool = False,
+    loss_mean: bool = False,
 ) -> TrainState:
     """A fresh state, made on the mesh piece by piece: no device ever holds the whole of it.
 
@@ -61,13 +65,16 @@ def init_state(
       mesh, rules: where things go.
       context: untrained arrays; copied, so the caller's stay valid when the state is donated.
       ema: keep a moving average, which starts at the parameters.
+      loss_mean: keep one of the loss.
 
     Returns:
       `TrainState` at step 0.
     """
     context = _as_arrays(context)
-    shardings = state_shardings(init_fn, optimizer, mesh, rules, context, ema=ema)
-    build = _builder(lambda: sh.unbox(init_fn()), optimizer, ema)
+    shardings = state_shardings(
+        init_fn, optimizer, mesh, rules, context, ema=ema, loss_mean=loss_mean
+    )
+    build = _builder(lambda: sh.unbox(init_fn()), optimizer, ema, loss_mean)
     with sh.use_mesh(mesh, rules):
         placed = _copy(context, shardings.context)
         state = jax.jit(build, out_shardings=shardings.replace(context={}))()
@@ -80,6 +87,7 @@ def state_from_params(
     *,
     context: Tree = None,
     ema: bool = False,
+    loss_mean: bool = False,
     ema_params: Tree = None,
     ema_count: jax.Array | int = 0,
     opt_state: Tree = None,
@@ -92,7 +100,7 @@ def state_from_params(
       params: nested dict of placed arrays.
       optimizer: its `init` makes `opt_state` unless one is given.
       context: untrained arrays.
-      ema: keep a moving average.
+      ema, loss_mean: keep a moving average of the parameters, of the loss.
       ema_params, ema_count: an average to go on with; it starts at `params` if None.
       opt_state: an optimizer state to go on with; fresh if None.
     """
@@ -100,8 +108,8 @@ def state_from_params(
     context = _as_arrays(context)
     placement = jax.tree.map(lambda x: x.sharding, params)
     abstract = jax.eval_shape(lambda: params)
-    shardings = _state_shardings(abstract, placement, optimizer, mesh, context, ema)
-    state = _builder(lambda p: p, optimizer, ema)
+    shardings = _state_shardings(abstract, placement, optimizer, mesh, context, ema, loss_mean)
+    state = _builder(lambda p: p, optimizer, ema, loss_mean)
     with sh.use_mesh(mesh):
         fresh = jax.jit(
             lambda p: jax.tree.map(jnp.copy, state(p)), out_shardings=shardings.replace(context={})
@@ -123,11 +131,12 @@ def state_shardings(
     context: Tree = None,
     *,
     ema: bool = False,
+    loss_mean: bool = False,
 ) -> TrainState:
     """Shardings of `init_state`'s result, in its structure, without making any array."""
     boxed = jax.eval_shape(init_fn)
     placement = sh.tree_shardings(boxed, rules, mesh)
-    return _state_shardings(sh.unbox(boxed), placement, optimizer, mesh, context, ema)
+    return _state_shardings(sh.unbox(boxed), placement, optimizer, mesh, context, ema, loss_mean)
 
 
 def abstract_state(
@@ -138,10 +147,13 @@ def abstract_state(
     context: Tree = None,
     *,
     ema: bool = False,
+    loss_mean: bool = False,
 ) -> TrainState:
     """`init_state`'s result as `jax.ShapeDtypeStruct`s with shardings, to restore into."""
-    shardings = state_shardings(init_fn, optimizer, mesh, rules, context, ema=ema)
-    build = _builder(lambda: sh.unbox(init_fn()), optimizer, ema)
+    shardings = state_shardings(
+        init_fn, optimizer, mesh, rules, context, ema=ema, loss_mean=loss_mean
+    )
+    build = _builder(lambda: sh.unbox(init_fn()), optimizer, ema, loss_mean)
     shapes = jax.eval_shape(build).replace(context=_abstract(context))
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
@@ -165,7 +177,7 @@ def ema_decay_at(count: jax.Array | int, decay: float) -> jax.Array:
 
 
 def _builder(
-    make_params: Callable[..., Tree], optimizer: Any, ema: bool
+    make_params: Callable[..., Tree], optimizer: Any, ema: bool, loss_mean: bool
 ) -> Callable[..., TrainState]:
     def build(*args: Any) -> TrainState:
         params = make_params(*args)
@@ -178,13 +190,20 @@ def _builder(
             context={},
             rejected=jnp.zeros((), jnp.int32),
             rejected_in_a_row=jnp.zeros((), jnp.int32),
+            loss_mean=jnp.zeros((), jnp.float32) if loss_mean else None,
         )
 
     return build
 
 
 def _state_shardings(
-    params: Tree, placement: Tree, optimizer: Any, mesh: Mesh, context: Tree, ema: bool
+    params: Tree,
+    placement: Tree,
+    optimizer: Any,
+    mesh: Mesh,
+    context: Tree,
+    ema: bool,
+    loss_mean: bool,
 ) -> TrainState:
     def mirror(tree: Tree) -> Tree:
         return sh.mirror_shardings(tree, placement, params, mesh)
@@ -199,6 +218,7 @@ def _state_shardings(
         context=mirror(_abstract(context)),
         rejected=one,
         rejected_in_a_row=one,
+        loss_mean=one if loss_mean else None,
     )
 
 

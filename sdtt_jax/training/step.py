@@ -33,6 +33,10 @@ class Loss(NamedTuple):
     metrics: Metrics
 
 
+# The running mean of the loss, that spikes are measured by: its decay (ramped up as that of the
+# parameters' average), and the accepted steps that it must have seen.
+SPIKE_DECAY, SPIKE_WARMUP = 0.98, 20
+
 LossFn = Callable[[Tree, Tree, Tree, jax.Array], Loss]
 
 
@@ -48,9 +52,15 @@ class TrainConfig:
       optimizer: see `OptimizerConfig`.
       ema_decay: decay of the parameters' moving average (ramped up, see `ema_decay_at`); 0 keeps
         none.
-      max_rejected: consecutive steps with a non-finite loss or gradient after which training stops.
+      max_rejected: consecutive steps with a non-finite loss or gradient (or a spike) after which
+        training stops.
+      spike_factor: an update whose loss is above this many times the running mean of the loss is
+        rejected like one that is not finite; 0 accepts all.
       log_every, save_every: steps between metrics lines and between checkpoints.
-      keep: checkpoints that are kept.
+      keep: latest checkpoints that are kept.
+      keep_every: checkpoints of steps that this divides are kept too; 0 keeps none of them.
+      check_replicas_every: steps between comparisons of what several devices hold copies of; 0 for
+        none.
     """
 
     num_steps: int
@@ -59,14 +69,26 @@ class TrainConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     ema_decay: float = 0.0
     max_rejected: int = 10
+    spike_factor: float = 0.0
     log_every: int = 10
     save_every: int = 1000
     keep: int = 2
+    keep_every: int = 0
+    check_replicas_every: int = 1000
 
     def __post_init__(self) -> None:
         names = "num_steps batch_size microbatches max_rejected log_every save_every keep"
         for name in names.split():
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
+        for name in ("keep_every", "check_replicas_every"):
+            require(
+                getattr(self, name) >= 0,
+                f"{name} must be positive, or 0 for none, not {getattr(self, name)}.",
+            )
+        require(
+            self.spike_factor == 0 or self.spike_factor > 1,
+            f"spike_factor={self.spike_factor} must be above 1, or 0 to accept all.",
+        )
         require(0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay} must lie in [0, 1).")
         require(
             self.batch_size % self.microbatches == 0,
@@ -134,7 +156,7 @@ def make_train_step(
     """
     rate = learning_rate_schedule(config.optimizer, config.num_steps)
 
-    def accept(state: TrainState, grads: Tree) -> TrainState:
+    def accept(state: TrainState, grads: Tree, loss: jax.Array) -> TrainState:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params, ema_count = state.ema_params, state.ema_count + 1
@@ -148,10 +170,11 @@ def make_train_step(
             ema_params=ema_params,
             ema_count=ema_count,
             rejected_in_a_row=jnp.zeros_like(state.rejected_in_a_row),
+            loss_mean=None if state.loss_mean is None else _loss_mean(state, loss),
         )
 
-    def reject(state: TrainState, grads: Tree) -> TrainState:
-        del grads
+    def reject(state: TrainState, grads: Tree, loss: jax.Array) -> TrainState:
+        del grads, loss
         return state.replace(
             step=state.step + 1,
             rejected=state.rejected + 1,
@@ -170,7 +193,9 @@ def make_train_step(
         # makes of it. Decided before the optimizer runs, and by a branch rather than by choosing between
         # two states, each leaf is updated in place: 1.4 GB of temporaries at 12 x 768, not 2.7.
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        chosen = jax.lax.cond(good, accept, reject, state, grads)
+        if config.spike_factor:
+            good &= ~_is_spike(state, loss, config.spike_factor)
+        chosen = jax.lax.cond(good, accept, reject, state, grads, loss)
         metrics = own | {
             "loss": loss,
             "grad_norm": grad_norm,
@@ -182,6 +207,16 @@ def make_train_step(
         return chosen, metrics
 
     return TrainStep(body, rules)
+
+
+def _is_spike(state: TrainState, loss: jax.Array, factor: float) -> jax.Array:
+    return (state.step - state.rejected >= SPIKE_WARMUP) & (loss > factor * state.loss_mean)
+
+
+def _loss_mean(state: TrainState, loss: jax.Array) -> jax.Array:
+    accepted = state.step - state.rejected
+    decay = ema_decay_at(accepted + 1, SPIKE_DECAY)
+    return jnp.where(accepted == 0, loss, decay * state.loss_mean + (1 - decay) * loss)
 
 
 def _mean_gradient(

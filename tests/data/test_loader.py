@@ -1,4 +1,3 @@
-import json
 import shutil
 
 import numpy as np
@@ -18,10 +17,6 @@ def train(prepared):
 def copied(prepared, tmp_path):
     """A copy of the prepared data, to damage."""
     return shutil.copytree(prepared.data, tmp_path / "data")
-
-
-def _shards(directory):
-    return sorted(directory.glob("packed_tokens/**/*train*array_record*"))
 
 
 def test_rows_are_the_documents_in_order(prepared, train):
@@ -97,39 +92,6 @@ def test_prefetched_batches_are_the_batches(train):
 def test_a_batch_that_cannot_be_is_refused(train, arguments):
     with pytest.raises(ConfigError, match="batch_size >= 1"):
         train.batch(*arguments)
-
-
-def test_a_missing_shard_is_named(copied):
-    victim = _shards(copied)[1]
-    victim.unlink()
-    with pytest.raises(DataError, match=f"{victim.name} is missing"):
-        open_split(copied, "train")
-
-
-def test_a_truncated_shard_is_named(copied):
-    victim = _shards(copied)[2]
-    victim.write_bytes(victim.read_bytes()[:-1000])
-    with pytest.raises(DataError, match=rf"{victim.name} has \d+ bytes instead of"):
-        open_split(copied, "train")
-
-
-@pytest.mark.parametrize("where", [0.1, 0.3, 0.5])
-def test_a_flipped_bit_is_found_and_the_shard_named(copied, where):
-    victim = _shards(copied)[1]
-    content = bytearray(victim.read_bytes())
-    content[int(where * len(content))] ^= 4
-    victim.write_bytes(content)
-    with pytest.raises(DataError, match=f"{victim.name} is damaged"):
-        open_split(copied, "train")
-
-
-def test_shards_that_hold_other_counts_than_recorded_are_refused(copied):
-    path = copied / "info.json"
-    content = json.loads(path.read_text())
-    content["shards"][0]["records"] += 1
-    path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"records in its train shards instead of"):
-        open_split(copied, "train")
 
 
 def test_what_is_not_there_is_named(copied):

@@ -86,33 +86,6 @@ def test_wrapped_sequences_begin_with_bos_and_end_with_eos(prepared, tmp_path):
     assert set(rows[:, -1]) == {info.eos_id}
 
 
-def test_a_run_stopped_between_the_renames_goes_on(prepared, tmp_path):
-    shutil.copytree(prepared.tokenizer, tmp_path / "tokenizer")
-    (tmp_path / ".data.partial").mkdir()
-    (tmp_path / ".data.partial" / "rest").write_text("of a killed run")
-    assert _prepare(prepared, tmp_path) == prepared.info
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "tokenizer"]
-
-
-def test_a_stopped_run_leaves_nothing_that_looks_finished(prepared, tmp_path):
-    class Stop(BaseException):
-        pass
-
-    def stop(message):
-        if message == "packing sequences":
-            raise Stop
-
-    with pytest.raises(Stop):
-        prepare(
-            prepared.data_config,
-            prepared.tokenizer_config,
-            tmp_path / "data",
-            tmp_path / "tokenizer",
-            stop,
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_foreign_folder_is_left_alone(prepared, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "precious.txt").write_text("mine")

@@ -1,12 +1,6 @@
-"""The smallest thing that trains, for tests of what surrounds the step; also a program to interrupt.
+"""The smallest thing that trains, for tests of what surrounds the step."""
 
-python -m tests.training.tiny DIRECTORY [--sleep=SECONDS] [--until=STEP]
-"""
-
-import argparse
 import functools
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -14,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.training.checkpoint import Checkpoints
-from sdtt_jax.training.loop import EXIT_INTERRUPTED, Interrupted, train
+from sdtt_jax.training.loop import train
 from sdtt_jax.training.metrics import MetricsWriter
 from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
 from sdtt_jax.training.sharding import MeshConfig, make_mesh
@@ -53,20 +47,22 @@ def step_fn():
     return make_train_step(loss_fn, make_optimizer(config().optimizer, NUM_STEPS), config())
 
 
-def make(maker=init_state):
-    """A fresh state, or `make(abstract_state)`."""
+def make(maker=init_state, ballast: int = 0):
+    """A fresh state, or `make(abstract_state)`; with megabytes that only take their time to write."""
     optimizer = make_optimizer(config().optimizer, NUM_STEPS)
     context = {"target": jnp.float32(0.5)}
+    if ballast:
+        context["ballast"] = jnp.ones((ballast, 1 << 18))
     init_fn = functools.partial(init, jax.random.key(0))
     return maker(init_fn, optimizer, make_mesh(MeshConfig()), context=context, ema=True)
 
 
-def run(directory: Path, batches=batch_at, num_steps: int = NUM_STEPS, **fields):
+def run(directory: Path, batches=batch_at, num_steps: int = NUM_STEPS, ballast: int = 0, **fields):
     """Trains from the latest checkpoint in `directory`, or from the start."""
     fields = {"log_every": 1, "save_every": 4, "tags": {"stage": "tiny", "round": 1}} | fields
     with Checkpoints(directory / "steps") as checkpoints, MetricsWriter(directory) as writer:
-        restored = checkpoints.restore(make(abstract_state))
-        state = make() if restored is None else restored[0]
+        restored = checkpoints.restore(make(abstract_state, ballast))
+        state = make(ballast=ballast) if restored is None else restored[0]
         key = jax.random.key(KEY)
         return train(
             state,
@@ -78,20 +74,3 @@ def run(directory: Path, batches=batch_at, num_steps: int = NUM_STEPS, **fields)
             writer=writer,
             **fields,
         )
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--sleep", type=float, default=0.0)
-    parser.add_argument("--save_every", type=int, default=4)
-    arguments = parser.parse_args()
-
-    def slow_batch_at(step: int) -> np.ndarray:
-        time.sleep(arguments.sleep)
-        return batch_at(step)
-
-    try:
-        run(arguments.directory, slow_batch_at, save_every=arguments.save_every)
-    except Interrupted:
-        sys.exit(EXIT_INTERRUPTED)

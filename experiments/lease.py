@@ -1,0 +1,113 @@
+"""One run at a time in a bucket, whose locks would outlive their owner: it renews an object instead."""
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sdtt_jax.errors import UserError
+from sdtt_jax.paths import write_text
+
+FILE = ".lease.json"
+# Seconds between two renewals, and how many may be missed before the owner counts as dead.
+RENEW, MISSED = 20.0, 3
+# Two that write at once: after this time both see who was the last.
+SETTLE = 1.0
+LOG = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def lease(root: Path, owner: str, renew: float = RENEW) -> Iterator[None]:
+    """Holds a directory for as long as this process renews an object in it.
+
+    Clocks are not compared: one who finds the object watches whether it changes. So it takes `MISSED`
+    renewals (a minute) until a run goes on whose owner was killed, and no time after one that ended.
+
+    Args:
+      root: the directory; needs no more than files that are written whole.
+      owner: who this is, for the message to another.
+      renew: seconds between renewals.
+
+    Raises:
+      UserError: another process renews it.
+    """
+    path, token = root / FILE, secrets.token_hex(8)
+    before = _read(path)
+    if before:
+        LOG.warning("%s was in use by %s; waiting whether it still is.", root, before.get("owner"))
+        _refuse_if_renewed(path, before, renew)
+    _write(path, token, owner, 0)
+    time.sleep(min(SETTLE, renew))
+    _refuse_unless_mine(path, token)
+    over = threading.Event()
+    thread = threading.Thread(
+        target=_renew, args=(path, token, owner, renew, over), name="lease", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        if _read(path).get("token") == token:
+            path.unlink()
+
+
+def _renew(path: Path, token: str, owner: str, renew: float, over: threading.Event) -> None:
+    count = 0
+    while not over.wait(renew):
+        count += 1
+        try:
+            if _read(path).get("token", token) != token:
+                # It slept too long, and somebody else took over: it must not go on beside that one.
+                LOG.error("%s was taken over by another run; stopping this one.", path.parent)
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            _write(path, token, owner, count)
+        except OSError as error:
+            LOG.warning("Cannot renew %s (%s); trying again.", path, error)
+
+
+def _refuse_if_renewed(path: Path, before: dict[str, Any], renew: float) -> None:
+    deadline = time.monotonic() + MISSED * renew
+    while time.monotonic() < deadline:
+        time.sleep(renew / 4)
+        now = _read(path)
+        if not now:
+            return
+        if now != before:
+            raise _refusal(path, now)
+
+
+def _refuse_unless_mine(path: Path, token: str) -> None:
+    now = _read(path)
+    if now.get("token") != token:
+        raise _refusal(path, now)
+
+
+def _refusal(path: Path, content: dict[str, Any]) -> UserError:
+    owner = content.get("owner", "unknown process")
+    return UserError(
+        f"{path.parent} is in use by another run ({owner}); wait for it, or give another --workdir."
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        return {"owner": "unknown process"}
+    return content if isinstance(content, dict) else {"owner": "unknown process"}
+
+
+def _write(path: Path, token: str, owner: str, count: int) -> None:
+    write_text(path, json.dumps({"token": token, "owner": owner, "renewed": count}) + "\n")

@@ -1,0 +1,71 @@
+"""Ends a process that has stopped making progress, with the stacks of all its threads in the log."""
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+# "1 anything else" of the entry points: the same command goes on from the last checkpoint.
+EXIT_HUNG = 1
+STDERR = 2
+
+
+@contextlib.contextmanager
+def watchdog(seconds: float, what: str = "a step") -> Iterator[Callable[[], None]]:
+    """Ends the process unless the function that it yields is called every `seconds`.
+
+    A step that waits for a lost process, a deadlocked thread or a dead disk never raises. Every
+    process of a job has its own watchdog, and a hung one holds up all of them, so that all end
+    within one and a half times `seconds`, whether or not they can still speak to each other.
+
+    Args:
+      seconds: longest time between two calls; the first of them may include a compilation. 0 watches
+        nothing.
+      what: names in the message what did not happen.
+
+    Yields:
+      A function to call whenever there was progress; it only writes down the time.
+    """
+    if not seconds:
+        yield lambda: None
+        return
+    last = time.monotonic()
+    over = threading.Event()
+
+    def beat() -> None:
+        nonlocal last
+        last = time.monotonic()
+
+    def watch() -> None:
+        while not over.wait(seconds / 8):
+            # Where native code keeps the interpreter's lock, this thread is stuck too: then a timer of
+            # faulthandler's, which needs no lock, does the same without the message.
+            faulthandler.dump_traceback_later(2 * seconds, file=STDERR, exit=True)
+            if time.monotonic() - last > seconds:
+                _say(seconds, what)
+                # The others of a job hang at the same step: time for them to speak too, before the end of
+                # this process ends theirs.
+                time.sleep(seconds / 4)
+                # Not sys.exit: it would wait for the very threads that hang.
+                os._exit(EXIT_HUNG)
+
+    thread = threading.Thread(target=watch, name="watchdog", daemon=True)
+    thread.start()
+    try:
+        yield beat
+    finally:
+        over.set()
+        thread.join()
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _say(seconds: float, what: str) -> None:
+    sys.stderr.write(
+        f"Error: for {seconds:g} s {what} has not ended; ending this process. Run the same command to go "
+        "on from the last checkpoint. What every thread was doing:\n"
+    )
+    sys.stderr.flush()
+    faulthandler.dump_traceback(file=STDERR, all_threads=True)

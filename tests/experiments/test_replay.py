@@ -1,0 +1,96 @@
+"""Rejected updates and steps taken twice. Oracle: the batch that a loss was made to fail on."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from experiments import replay as module
+from experiments import training_stages
+from experiments.losses import teacher_loss
+from experiments.replay import ReplayError, replay
+from experiments.run import open_run, run_stages
+from sdtt_jax.errors import ConfigError
+from tests.experiments.small import small
+
+BAD = 2  # The batch that fails, which is that of step 3.
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """A run whose teacher has been trained with a loss that is NaN on one batch; what it says is kept."""
+    del capsys
+    with open_run(small(tmp_path), tmp_path / "run") as run:
+        sums = [int(_batch(run, step).sum()) for step in range(4)]
+        assert sums.count(sums[BAD]) == 1
+
+        def failing(*arguments):
+            loss_fn = teacher_loss(*arguments)
+
+            def loss(params, context, batch, key):
+                found = loss_fn(params, context, batch, key)
+                bad = batch.sum() == sums[BAD]
+                return found._replace(total=jnp.where(bad, jnp.nan, found.total))
+
+            return loss
+
+        monkeypatch.setattr(training_stages, "teacher_loss", failing)
+        run_stages(run, ["data", "teacher"])
+        yield run
+
+
+def _batch(run, step):
+    return training_stages.batch_at(run, training_stages.training(run, "teacher"), step)
+
+
+def test_a_rejected_update_is_told_and_can_be_taken_again(run, capsys):
+    said = capsys.readouterr().out
+    assert "step 3: loss nan" in said
+    assert "rejected; its batch is named in rejected.jsonl" in said
+    [record] = map(json.loads, run.workdir.rejected.read_text().splitlines())
+    assert (record["stage"], record["step"], record["batch"]) == ("teacher", 3, BAD)
+    assert record["loss"] == "nan"
+    rows = run.train_split.batch(record["data_seed"], record["batch"], record["batch_size"])
+    assert int(rows.sum()) == int(_batch(run, BAD).sum())
+
+    replay(run, "teacher@3")
+    said = capsys.readouterr().out
+    assert "from the state after step 2, step 3 twice" in said
+    assert said.count("the update is rejected") == 2
+    assert "the same bits in all" in said
+    assert len(run.workdir.rejected.read_text().splitlines()) == 1
+
+
+def test_different_bits_are_an_error_that_names_the_arrays(tmp_path, monkeypatch):
+    calls = []
+
+    def digests(leaves):
+        calls.append(len(calls))
+        return dict.fromkeys(leaves, "0") | {"params/head/bias": str(len(calls))}
+
+    monkeypatch.setattr(module, "leaf_digests", digests)
+    with (
+        open_run(small(tmp_path), tmp_path / "run") as run,
+        pytest.raises(
+            ReplayError, match=r"Step 1 of teacher, .* different bits in params/head/bias"
+        ),
+    ):
+        replay(run, "teacher")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("data", "names no training"),
+        ("distill", "names no training"),
+        ("distill/3", "rounds are 1 to 2"),
+        ("teacher@5", "its steps are 1 to 4"),
+        ("teacher@0", "its steps are 1 to 4"),
+    ],
+)
+def test_what_cannot_be_taken_again_is_named(tmp_path, name, message):
+    with (
+        open_run(small(tmp_path), tmp_path / "run") as run,
+        pytest.raises(ConfigError, match=message),
+    ):
+        replay(run, name)

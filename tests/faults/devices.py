@@ -1,0 +1,139 @@
+"""Faults of single devices, on eight virtual ones; prints JSON.
+
+python -m tests.faults.devices DIRECTORY
+"""
+
+import functools
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from sdtt_jax.training import loop
+from sdtt_jax.training import sharding as sh
+from sdtt_jax.training.checkpoint import Checkpoints, params_digest
+from sdtt_jax.training.integrity import flat_leaves, leaf_digests
+from sdtt_jax.training.optimizers import make_optimizer
+from sdtt_jax.training.replicas import ReplicaError, differing_replicas
+from sdtt_jax.training.state import abstract_like, init_state
+from sdtt_jax.training.step import make_train_step
+from tests.training import tiny, toy
+
+# The mesh on which each state is saved, and the one on which it goes on: fewer devices, other axes.
+MESHES = ((4, 2, 1), (2, 1, 4), (1, 4, 1), (2, 1, 1), (1, 1, 1))
+
+
+def start(sizes: tuple[int, int, int]):
+    """The toy on a mesh over as many of the devices as it needs: state, step."""
+    config = toy.configured()
+    mesh = sh.make_mesh(sh.MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    init = functools.partial(toy.init, jax.random.key(0))
+    state = init_state(init, optimizer, mesh, ema=True)
+    return state, make_train_step(toy.loss_fn, optimizer, config)
+
+
+def train(state, step, until, **fields):
+    return loop.train(state, step, toy.batch_at, until, jax.random.key(3), **fields)
+
+
+def other_meshes(directory: Path) -> list[dict]:
+    """Two steps on each mesh, from where the one before it saved; and what the first would have done."""
+    found = []
+    alone, step = start((1, 1, 1))
+    expected = {}
+    for sizes in MESHES:
+        state, own_step = start(sizes)
+        saved = None
+        if found:
+            with Checkpoints(directory) as checkpoints:
+                state, _ = checkpoints.restore(abstract_like(state))
+            saved = params_digest(state.params)
+        until = 2 * len(found) + 2
+        with Checkpoints(directory) as checkpoints:
+            state = train(state, own_step, until, checkpoints=checkpoints)
+        alone = train(alone, step, until)
+        expected = flat_leaves(alone.params)
+        errors = [
+            float(np.abs(np.asarray(leaf) - np.asarray(expected[path])).max())
+            for path, leaf in flat_leaves(state.params).items()
+        ]
+        found.append(
+            {
+                "mesh": list(sizes),
+                "restored": saved,
+                "digest": params_digest(state.params),
+                "step": int(state.step),
+                "error": max(errors),
+            }
+        )
+    return found
+
+
+def nan_on_one_device() -> dict:
+    """One row of a batch is NaN, and each of the eight devices holds one row."""
+    mesh = sh.make_mesh(sh.MeshConfig(2, 4, 1))
+    optimizer = make_optimizer(tiny.config().optimizer, tiny.NUM_STEPS)
+    init = functools.partial(tiny.init, jax.random.key(0))
+    context = {"target": np.float32(0.5)}
+    state = init_state(init, optimizer, mesh, context=context, ema=True)
+    before = leaf_digests(flat_leaves(state))
+    batch = tiny.batch_at(0)
+    batch[5] = np.nan
+    key = sh.place_whole(jax.random.key(1), mesh)
+    state, metrics = tiny.step_fn()(state, sh.place_batch(batch, mesh), key)
+    after = leaf_digests(flat_leaves(state))
+    rejected = int(state.rejected)
+    state, good = tiny.step_fn()(state, sh.place_batch(tiny.batch_at(1), mesh), key)
+    return {
+        "changed": [path for path in before if after[path] != before[path]],
+        "rejected": rejected,
+        "rejected by devices": sorted(
+            {float(shard.data) for shard in metrics["rejected"].addressable_shards}
+        ),
+        "differing": differing_replicas(state),
+        "next": float(good["rejected"]),
+        "rejected after": int(state.rejected),
+    }
+
+
+def corrupted_copy() -> dict:
+    """A bit of one device's copy of one parameter flips; and of one that is split besides."""
+    state, step = start((4, 2, 1))
+    found = {"sound": differing_replicas(state)}
+    for path in ("blocks/norm1/scale", "head/linear/kernel"):
+        names = path.split("/")
+        leaf = functools.reduce(dict.__getitem__, names, state.params)
+        damaged = state.replace(params=_replaced(state.params, names, _flipped(leaf, 3)))
+        found[path] = differing_replicas(damaged)
+    try:
+        train(damaged, step, 1, check_replicas_every=1)
+    except ReplicaError as error:
+        found["error"] = str(error)
+    return found
+
+
+def _replaced(tree, names, leaf):
+    first, *rest = names
+    return tree | {first: _replaced(tree[first], rest, leaf) if rest else leaf}
+
+
+def _flipped(leaf: jax.Array, number: int) -> jax.Array:
+    pieces = []
+    for index, shard in enumerate(leaf.addressable_shards):
+        content = np.array(shard.data)
+        if index == number:
+            content.view(np.uint32).reshape(-1)[0] ^= 1
+        pieces.append(jax.device_put(content, shard.device))
+    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, pieces)
+
+
+if __name__ == "__main__":
+    results = {
+        "meshes": other_meshes(Path(sys.argv[1])),
+        "nan": nan_on_one_device(),
+        "corrupted": corrupted_copy(),
+    }
+    sys.stdout.write(json.dumps(results) + "\n")

@@ -1,0 +1,49 @@
+"""The short form of `launch.chaos`: the whole pipeline, killed twice. Oracle: the run left alone."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.faults.launching import ROOT
+
+# The smallest sizes with every stage and two rounds: what is tested is that nothing is lost.
+OPTIONS = (
+    "--config.teacher.train.num_steps=30",
+    "--config.judge.train.num_steps=14",
+    "--config.distill.train.num_steps=14",
+    "--config.evaluation.num_texts=16",
+    "--config.evaluation.batch_size=16",
+    "--config.evaluation.gain_sequences=16",
+    "--config.evaluation.validation_sequences=16",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.fault(
+    row=1,
+    fault="kill -9 at random moments of the whole pipeline (the short form of launch.chaos)",
+    promise="parameters of teacher, judge and rounds, metrics, texts, results: bit for bit the unbroken's",
+)
+def test_row_01_kills_at_random_moments(tmp_path):
+    command = [sys.executable, "-m", "launch.chaos", f"--directory={tmp_path}", "--kills=2"]
+    done = subprocess.run(
+        [*command, "--", *OPTIONS],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"2 kills in \d runs?: everything is the same, bit for bit", done.stderr)
+
+
+def test_a_directory_with_something_in_it_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    command = [sys.executable, "-m", "launch.chaos", f"--directory={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"Error: {tmp_path} is not empty" in done.stderr

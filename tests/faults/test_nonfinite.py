@@ -1,0 +1,157 @@
+"""Values that are not finite, and losses that spike. Oracle: the state before, bit for bit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.errors import CheckpointError
+from sdtt_jax.training import loop
+from sdtt_jax.training.checkpoint import Checkpoints
+from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
+from sdtt_jax.training.sharding import MeshConfig, make_mesh
+from sdtt_jax.training.state import abstract_state, init_state
+from sdtt_jax.training.step import SPIKE_WARMUP, Loss, TrainConfig, make_train_step
+from tests.multidevice import programs
+from tests.training import stored, tiny, toy
+
+TRAINED = ("params", "opt_state", "ema")
+
+
+def poisoned(*steps):
+    """Batches of which those of some steps (from 0) are NaN."""
+
+    def batch_at(step):
+        batch = tiny.batch_at(step)
+        return np.full_like(batch, np.nan) if step in steps else batch
+
+    return batch_at
+
+
+@pytest.mark.fault(
+    row=19,
+    fault="loss or gradient is not finite, step after step",
+    promise="stops at max_rejected; every batch told; the last checkpoint is finite and from before",
+)
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_row_19_persistent_nan_stops_the_run(tmp_path, log_every):
+    told = []
+    with pytest.raises(loop.NonFiniteError, match="3 steps in a row, up to step 8"):
+        tiny.run(
+            tmp_path,
+            poisoned(*range(5, 99)),
+            max_rejected=3,
+            log_every=log_every,
+            on_rejected=lambda step, values: told.append((step, values["rejected_in_a_row"])),
+        )
+    assert told == [(6, 1), (7, 2), (8, 3)]
+    with Checkpoints(tmp_path / "steps") as checkpoints:
+        state, _ = checkpoints.restore(tiny.make(abstract_state))
+    assert int(state.step) == 4
+    assert all(np.isfinite(leaf).all() for leaf in toy.host(state).values())
+
+
+@pytest.mark.fault(
+    row=19,
+    fault="more bad steps in a row than allowed, between two log points",
+    promise="found at the next log point, though the loss is finite again by then",
+)
+def test_row_19_a_streak_between_log_points(tmp_path):
+    with pytest.raises(loop.NonFiniteError, match="3 steps in a row, up to step 7"):
+        tiny.run(tmp_path, poisoned(4, 5, 6), max_rejected=3, log_every=12)
+
+
+@pytest.mark.fault(
+    row=19,
+    fault="a state that is not finite is to be saved",
+    promise="refused, naming the leaf; the last checkpoint stays the latest",
+)
+def test_row_19_a_state_that_is_not_finite_is_never_saved(tmp_path):
+    three = stored.save_three(tmp_path)
+    state = stored.state_at(4)
+    bad = state.params["blocks"]["kernel"].at[3, 3].set(jnp.nan)
+    state = state.replace(params={"blocks": state.params["blocks"] | {"kernel": bad}})
+    with (
+        Checkpoints(three, keep=3) as checkpoints,
+        pytest.raises(CheckpointError, match=r"params/blocks/kernel.*not finite"),
+    ):
+        checkpoints.save(state)
+    toy.assert_same(stored.restore(three)[0], stored.state_at(3))
+
+
+@pytest.mark.fault(
+    row=20,
+    fault="the teacher's outputs are not finite for a step",
+    promise="the whole update is rejected: student, optimizer, average and teacher stay as they were",
+)
+def test_row_20_a_teacher_that_is_not_finite():
+    """The real distillation loss: its targets are drawn from a teacher with one NaN in its head."""
+    mesh = programs.sh.make_mesh(programs.sh.MeshConfig(data=1), jax.devices()[:1])
+    teacher, _ = programs.start("teacher", mesh)
+    context = {"teacher_params": teacher.params, "dt": jnp.float32(0.2)}
+    state, step = programs.start("distill", mesh, context)
+    key = programs.sh.place_whole(jax.random.key(5), mesh)
+
+    def poison(path, leaf):
+        return leaf.at[..., 3].set(jnp.nan) if "bias" in str(path[-1]) else leaf
+
+    good = state.context
+    before = toy.host(state)
+    bad = jax.tree_util.tree_map_with_path(poison, good["teacher_params"])
+    state, metrics = step(
+        state.replace(context=good | {"teacher_params": bad}), programs.batch_at(0, mesh), key
+    )
+    assert metrics["rejected"] == 1
+    state = state.replace(context=good)
+    after = toy.host(state)
+    for path in before:
+        if path.startswith((*TRAINED, "context")):
+            assert after[path].tobytes() == before[path].tobytes(), path
+    state, metrics = step(state, programs.batch_at(1, mesh), key)
+    assert metrics["rejected"] == 0
+    assert np.isfinite(float(metrics["loss"]))
+
+
+def spiky_step(factor):
+    """A loss that is its batch's first value, and learns from nothing else."""
+
+    def loss_fn(params, context, batch, key):
+        del context, key
+        return Loss(batch[0, 0] + 0.0 * params["bias"].sum(), jnp.float32(1), {})
+
+    config = TrainConfig(64, 8, spike_factor=factor, optimizer=OptimizerConfig())
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    mesh = make_mesh(MeshConfig())
+    init = functools.partial(tiny.init, jax.random.key(0))
+    state = init_state(init, optimizer, mesh, loss_mean=factor > 0)
+    return state, make_train_step(loss_fn, optimizer, config)
+
+
+def losses(first, at, value):
+    """A batch for every step: `first`, but `value` at step `at` (from 0)."""
+    return lambda step: np.full((8, 4), value if step == at else first, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("factor", "value", "rejected"), [(3.0, 7.0, 1), (3.0, 5.0, 0), (0.0, 1e9, 0)]
+)
+def test_a_spike_is_rejected_where_that_is_asked_for(factor, value, rejected):
+    """The running mean of a constant loss of 2 is 2, so the limit is factor · 2."""
+    state, step = spiky_step(factor)
+    state = loop.train(
+        state, step, losses(2.0, SPIKE_WARMUP, value), SPIKE_WARMUP + 2, jax.random.key(0)
+    )
+    assert int(state.rejected) == rejected
+    if factor:
+        mean = float(state.loss_mean)
+        assert mean == pytest.approx(2.0) if rejected else mean > 2.0
+
+
+def test_no_spike_before_the_mean_has_seen_enough():
+    state, step = spiky_step(3.0)
+    state = loop.train(
+        state, step, losses(2.0, SPIKE_WARMUP - 1, 99.0), SPIKE_WARMUP, jax.random.key(0)
+    )
+    assert int(state.rejected) == 0

@@ -1,0 +1,97 @@
+"""Exact resume at every step and at every boundary. Oracle: the unbroken run, bit for bit."""
+
+import json
+
+import pytest
+
+from experiments import training_stages
+from experiments.run import open_run, run_stages
+from sdtt_jax.training import loop
+from sdtt_jax.training.checkpoint import Checkpoints, load_params, params_digest
+from sdtt_jax.training.integrity import flat_leaves, leaf_digests
+from tests.experiments.small import small
+from tests.training import tiny, toy
+
+
+@pytest.mark.fault(
+    row=23,
+    fault="stopped after any step of a training",
+    promise="resumed, every leaf of the final state is the unbroken run's, bit for bit",
+)
+def test_row_23_at_every_step(tmp_path):
+    unbroken = tiny.run(tmp_path / "unbroken")
+    for step in range(1, tiny.NUM_STEPS):
+        tiny.run(tmp_path / str(step), num_steps=step, save_every=5)
+        toy.assert_same(tiny.run(tmp_path / str(step)), unbroken)
+
+
+STAGES = ("data", "teacher", "distill")
+
+
+def delivered(root):
+    """Digests of what every stage delivered."""
+    folders = (root / "teacher", root / "rounds" / "01", root / "rounds" / "02")
+    return [params_digest(load_params(folder / "final")[0]) for folder in folders]
+
+
+def states(run):
+    """Digests of every leaf of the last state of every training."""
+    found = {}
+    for stage, number in (("teacher", 0), ("distill", 1), ("distill", 2)):
+        what = training_stages.training(run, stage, number)
+        with Checkpoints(what.folder) as checkpoints:
+            state, _ = checkpoints.restore(what.abstract)
+        found |= {
+            f"{stage} {number} {path}": digest
+            for path, digest in leaf_digests(flat_leaves(state)).items()
+        }
+    return found
+
+
+def metrics(root):
+    timed = ("seconds", "tokens_per_second")
+    lines = map(json.loads, (root / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+
+
+@pytest.mark.fault(
+    row=23,
+    fault="stopped just before, at and after every boundary of stage and round",
+    promise="round, dt, teacher, average and optimizer go on; every leaf and metric bit for bit",
+)
+def test_row_23_around_every_boundary(tmp_path, monkeypatch):
+    config = small(tmp_path)
+    with open_run(config, tmp_path / "unbroken") as run:
+        run_stages(run, STAGES)
+        expected = states(run)
+    # Stage, round and step after which to stop; 4 is the last: saved, but nothing is delivered yet.
+    stops = [("teacher", 0, 1), ("teacher", 0, 4), ("distill", 1, 0), ("distill", 1, 3)]
+    stops += [("distill", 1, 4), ("distill", 2, 0), ("distill", 2, 1), ("distill", 2, 4)]
+    train = loop.train
+
+    def stopping(stage, number, step):
+        def trained(state, step_fn, batch_at, num_steps, base_key, **fields):
+            here = fields["tags"] == {"stage": stage, "round": number}
+            if here and step == 0:
+                raise loop.Interrupted(0, "a test")
+            until = step if here else num_steps
+            state = train(state, step_fn, batch_at, until, base_key, **fields)
+            if here:
+                raise loop.Interrupted(step, "a test")
+            return state
+
+        return trained
+
+    for stop in stops:
+        monkeypatch.setattr(training_stages, "train", stopping(*stop))
+        with (
+            open_run(config, tmp_path / "stopped") as run,
+            pytest.raises(loop.Interrupted, match="a test"),
+        ):
+            run_stages(run, STAGES)
+    monkeypatch.undo()
+    with open_run(config, tmp_path / "stopped") as run:
+        run_stages(run, STAGES)
+        assert states(run) == expected
+    assert delivered(tmp_path / "stopped") == delivered(tmp_path / "unbroken")
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "unbroken")
