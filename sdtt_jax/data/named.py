@@ -53,9 +53,11 @@ NAMED_TEXTS: dict[str, NamedText] = {
         text_field="sentence",
         detokenize="ptb",
     ),
-    "wikitext2": _converted("Salesforce/wikitext", "wikitext-2-v1", _ALL, detokenize="wikitext"),
+    "wikitext2": _converted(
+        "Salesforce/wikitext", "wikitext-2-raw-v1", _ALL, detokenize="wikitext"
+    ),
     "wikitext103": _converted(
-        "Salesforce/wikitext", "wikitext-103-v1", _ALL, detokenize="wikitext"
+        "Salesforce/wikitext", "wikitext-103-raw-v1", _ALL, detokenize="wikitext"
     ),
     "lm1b": _converted("dvruette/lm1b", "default", ("train", "test"), detokenize="lm1b"),
     "lambada": _converted("EleutherAI/lambada_openai", "default", ("test",), detokenize="lambada"),
