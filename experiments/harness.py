@@ -1,0 +1,79 @@
+"""Runs lm-evaluation-harness on a model: pip install sdtt_jax[eval] first.
+
+  python -m experiments.harness --checkpoint=runs/demo --tasks=lambada_openai,arc_easy,piqa --output=x.json
+  python -m experiments.harness --checkpoint=OWNER/NAME --tasks=my_task --include=folder/ --limit=100
+
+Likelihoods of a denoiser are bounds from below (--num_samples maskings each, exact for a single token);
+those of a causal model (GPT-2, a run's judge) are exact. The harness fetches its data sets from the hub;
+--include names a folder with task files of your own, which may read local files.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.evaluating.harness import Options, adapter
+from experiments.terminal import run_app
+from sdtt_jax.configs import require
+from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.interchange.loading import load_named
+
+_DEFAULTS = Options()
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "As for experiments.sample, or a causal one.")
+_TASKS = flags.DEFINE_list("tasks", [], "Tasks of the harness, with commas.")
+_INCLUDE = flags.DEFINE_string("include", None, "A folder with more task files.")
+_LIMIT = flags.DEFINE_integer("limit", None, "Only so many items of each task.")
+_NUM_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples before each item.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", _DEFAULTS.num_steps, "Steps of generated text.")
+_NUM_SAMPLES = flags.DEFINE_integer(
+    "num_samples", _DEFAULTS.num_samples, "Maskings of each item for the bound on its likelihood."
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Rows at once.")
+_DTYPE = flags.DEFINE_string(
+    "compute_dtype", None, "float32 or bfloat16; as it was trained if not given."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of everything that is drawn.")
+_OUTPUT = flags.DEFINE_string("output", None, "Also write the results to this JSON file.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluates as the flags ask."""
+    if len(argv) > 1:
+        raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
+    require(_CHECKPOINT.value is not None, "--checkpoint is missing; see --help.")
+    require(bool(_TASKS.value), "--tasks is missing; for example --tasks=lambada_openai.")
+    options = Options(
+        _NUM_STEPS.value,
+        _NUM_SAMPLES.value,
+        batch_size=_BATCH_SIZE.value,
+        seed=_SEED.value,
+    )
+    try:
+        import lm_eval
+        from lm_eval.api.model import LM
+        from lm_eval.tasks import TaskManager
+        from lm_eval.utils import make_table
+    except ImportError:
+        raise UserError(
+            "lm-evaluation-harness is not installed; pip install 'sdtt_jax[eval]'."
+        ) from None
+    model = load_named(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value)
+    results: Any = lm_eval.simple_evaluate(
+        model=adapter(LM)(model, options),
+        tasks=_TASKS.value,
+        limit=_LIMIT.value,
+        num_fewshot=_NUM_FEWSHOT.value,
+        task_manager=TaskManager(include_path=_INCLUDE.value),
+        log_samples=False,
+    )
+    print(make_table(results))
+    if _OUTPUT.value is not None:
+        text = json.dumps(results, indent=2, default=str) + "\n"
+        Path(_OUTPUT.value).write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    run_app(main)
