@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from rich.console import Console
+from rich.table import Table
 
 from experiments.evaluating.harness import Options, adapter
 from experiments.terminal import run_app
@@ -39,6 +41,20 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of everything that is drawn.")
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the results to this JSON file.")
 
 
+def _table(results: dict[str, Any]) -> Table:
+    table = Table()
+    for name in ("task", "metric", "value", "standard error"):
+        table.add_column(name, justify="right" if name in ("value", "standard error") else "left")
+    for task, values in results["results"].items():
+        for name, value in values.items():
+            metric, _, kind = name.partition(",")
+            if isinstance(value, float) and not metric.endswith("_stderr"):
+                error = values.get(f"{metric}_stderr,{kind}")
+                shown = f"{error:.4f}" if isinstance(error, float) else ""
+                table.add_row(task, metric, f"{value:.4f}", shown)
+    return table
+
+
 def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags ask."""
     if len(argv) > 1:
@@ -55,7 +71,6 @@ def main(argv: Sequence[str]) -> None:
         import lm_eval
         from lm_eval.api.model import LM
         from lm_eval.tasks import TaskManager
-        from lm_eval.utils import make_table
     except ImportError:
         raise UserError(
             "lm-evaluation-harness is not installed; pip install 'sdtt_jax[eval]'."
@@ -68,8 +83,10 @@ def main(argv: Sequence[str]) -> None:
         num_fewshot=_NUM_FEWSHOT.value,
         task_manager=TaskManager(include_path=_INCLUDE.value),
         log_samples=False,
+        # Its bootstrap forks this process, which JAX's threads do not survive.
+        bootstrap_iters=0,
     )
-    print(make_table(results))
+    Console().print(_table(results))
     if _OUTPUT.value is not None:
         text = json.dumps(results, indent=2, default=str) + "\n"
         Path(_OUTPUT.value).write_text(text, "utf-8")

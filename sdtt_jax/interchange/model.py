@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from sdtt_jax.categorical import NEG_INFINITY
 from sdtt_jax.configs import require
@@ -110,7 +111,7 @@ class Model(Loaded):
         given = given_batch(self.text_tokenizer, length, num_samples, prompt, infill)
         return prior_sample(num_samples, length, self.mask_id, *map(jnp.asarray, given))
 
-    def denoise(self, key: jax.Array, x_init: jax.Array, config: SamplerConfig) -> SamplerState:
+    def denoise(self, key: jax.Array, x_init: ArrayLike, config: SamplerConfig) -> SamplerState:
         """Fills the MASK positions of `x_init: [B, L]` int32: the texts, and the network calls."""
         with self.on_mesh():
             return _denoise(
@@ -118,7 +119,7 @@ class Model(Loaded):
             )
 
     def states(
-        self, key: jax.Array, x_init: jax.Array, config: SamplerConfig
+        self, key: jax.Array, x_init: ArrayLike, config: SamplerConfig
     ) -> Iterator[SamplerState]:
         """`denoise` step by step, each state as soon as it is there: for watching a text appear.
 
