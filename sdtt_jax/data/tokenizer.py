@@ -71,6 +71,15 @@ class Tokenizer(abc.ABC):
         ids = self._encode_batch([normalize(text) for text in texts])
         return [np.asarray(row, np.int32) for row in ids]
 
+    def encode_part(self, text: str) -> np.ndarray:
+        """As `encode`, for a stretch of a longer text: a space at its beginning or end is kept.
+
+        Normalisation cuts documents at their ends; a prompt or what stands between two gaps is none.
+        """
+        # Between two letters, which every normalisation leaves alone.
+        normalized = NORMALIZERS[self.normalize](f"a{text}a")[1:-1]
+        return np.asarray(self._encode_batch([normalized])[0], np.int32)
+
     def decode(self, ids: Iterable[int], *, mask: str = MASK_PIECE, separator: str = "\n") -> str:
         """Ids to text.
 

@@ -33,7 +33,8 @@ class CausalModel(Loaded):
 
     def logits(self, tokens: jax.Array) -> jax.Array:
         """`[B, L]` int32 → `[B, L, V]` float32: position i predicts token i + 1; V without MASK."""
-        return _logits(self.network, self.params, jnp.asarray(tokens))
+        with self.on_mesh():
+            return _logits(self.network, self.params, self.placed(tokens))
 
     def log_probs(self, tokens: jax.Array) -> jax.Array:
         """Normalised `logits`: `[B, L, V]` float32."""
@@ -46,7 +47,8 @@ class CausalModel(Loaded):
           CheckpointError: the model has no tokenizer to say what BOS is.
         """
         bos_id = self.text_tokenizer.bos_id
-        return _score(self.network, self.params, jnp.asarray(tokens), bos_id)
+        with self.on_mesh():
+            return _score(self.network, self.params, self.placed(tokens), bos_id)
 
     def sample(
         self,
@@ -75,19 +77,20 @@ class CausalModel(Loaded):
         require(batch_size > 0, f"batch_size must be positive, not {batch_size}.")
         tokenizer = self.text_tokenizer
         size = min(num_samples, batch_size)
-        ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode(prompt)]).astype(np.int32)
-        start = jnp.tile(jnp.asarray(ids), (size, 1))
-        texts = [
-            generate(
-                self.network,
-                self.params,
-                jax.random.fold_in(key, i),
-                prompt=start,
-                num_tokens=num_tokens,
-                **filters,
-            )
-            for i in range(math.ceil(num_samples / size))
-        ]
+        ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode_part(prompt)]).astype(np.int32)
+        start = self.placed(np.tile(ids, (size, 1)))
+        with self.on_mesh():
+            texts = [
+                generate(
+                    self.network,
+                    self.params,
+                    jax.random.fold_in(key, i),
+                    prompt=start,
+                    num_tokens=num_tokens,
+                    **filters,
+                )
+                for i in range(math.ceil(num_samples / size))
+            ]
         return jnp.concatenate(texts)[:num_samples, 1:]
 
 

@@ -1,10 +1,19 @@
 """What every loaded model has: parameters, perhaps a tokenizer, and facts."""
 
+import contextlib
 import dataclasses
+import math
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.typing import ArrayLike
 
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.training import sharding as sh
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -20,6 +29,29 @@ class Loaded:
     params: Any = dataclasses.field(repr=False)
     tokenizer: Tokenizer | None = dataclasses.field(repr=False)
     facts: dict[str, Any]
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh that the parameters are spread over, if any."""
+        sharding = getattr(jax.tree.leaves(self.params)[0], "sharding", None)
+        if not isinstance(sharding, NamedSharding):
+            return None
+        assert isinstance(sharding.mesh, Mesh)
+        return sharding.mesh
+
+    def on_mesh(self) -> contextlib.AbstractContextManager[None]:
+        """The context in which the network computes: its mesh with the rules of training, or nothing."""
+        return contextlib.nullcontext() if self.mesh is None else sh.use_mesh(self.mesh)
+
+    def placed(self, rows: ArrayLike) -> jax.Array:
+        """`rows: [B, …]` split over the mesh if B divides into its parts, or else whole on every device."""
+        if self.mesh is None:
+            return jnp.asarray(rows)
+        parts = math.prod(self.mesh.shape[axis] for axis in sh.BATCH_AXES)
+        host = np.asarray(rows)
+        place = sh.place_batch if len(host) % parts == 0 else sh.place_whole
+        array: jax.Array = place(host, self.mesh)
+        return array
 
     @property
     def text_tokenizer(self) -> Tokenizer:

@@ -51,7 +51,8 @@ class Model(Loaded):
 
     def logits(self, tokens: jax.Array, sigma: float = 0.0) -> jax.Array:
         """`[B, L]` int32 → `[B, L, V]` float32, V with MASK and without padding."""
-        return self._logits(self.params, jnp.asarray(tokens), jnp.float32(sigma))
+        with self.on_mesh():
+            return _logits(self.denoiser, self.params, self.placed(tokens), jnp.float32(sigma))
 
     def log_probs(self, x_t: jax.Array, sigma: float = 0.0) -> jax.Array:
         """SUBS log-probabilities `[B, L, V]` float32, -inf where a token is impossible."""
@@ -111,7 +112,10 @@ class Model(Loaded):
 
     def denoise(self, key: jax.Array, x_init: jax.Array, config: SamplerConfig) -> SamplerState:
         """Fills the MASK positions of `x_init: [B, L]` int32: the texts, and the network calls."""
-        return _denoise(self.denoiser, self.params, key, x_init, self.schedule, config)
+        with self.on_mesh():
+            return _denoise(
+                self.denoiser, self.params, key, self.placed(x_init), self.schedule, config
+            )
 
     def states(
         self, key: jax.Array, x_init: jax.Array, config: SamplerConfig
@@ -126,14 +130,19 @@ class Model(Loaded):
           config: sampler.
         """
         static = self.schedule, config
-        x_init = jnp.asarray(x_init)
+        x_init = self.placed(x_init)
         plan = _plan(key, x_init, *static, self.mask_id)
         state = SamplerState(x_init, jnp.int32(0))
         yield state
         for index in range(config.num_steps):
-            state = _take_step(self.denoiser, self.params, plan, state, jnp.int32(index), *static)
+            with self.on_mesh():
+                state = _take_step(
+                    self.denoiser, self.params, plan, state, jnp.int32(index), *static
+                )
             yield state
-        yield _finish(self.denoiser, self.params, plan, state, *static)
+        with self.on_mesh():
+            state = _finish(self.denoiser, self.params, plan, state, *static)
+        yield state
 
     def score(self, tokens: jax.Array, key: jax.Array, num_samples: int = 1) -> jax.Array:
         """Monte Carlo estimate of the NELBO of each sequence: `[B]` float32, nats per token.
@@ -143,22 +152,21 @@ class Model(Loaded):
           key: PRNG key.
           num_samples: maskings per sequence.
         """
-        tokens = jnp.asarray(tokens)
-        estimates = [
-            _score(self.denoiser, self.params, tokens, jax.random.fold_in(key, i), self.schedule)
-            for i in range(num_samples)
-        ]
+        tokens = self.placed(tokens)
+        with self.on_mesh():
+            estimates = [
+                _score(
+                    self.denoiser, self.params, tokens, jax.random.fold_in(key, i), self.schedule
+                )
+                for i in range(num_samples)
+            ]
         return jnp.stack(estimates).mean(axis=0)
 
-    @functools.cached_property
-    def _logits(self) -> Any:
-        @jax.jit
-        def logits(params: Any, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
-            sigmas = jnp.broadcast_to(sigma, tokens.shape[:1])
-            hidden = self.denoiser.hidden(params, tokens, sigmas)
-            return self.denoiser.logits(params, hidden)[..., : self.mask_id + 1]
 
-        return logits
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(denoiser: Denoiser, params: Any, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
+    hidden = denoiser.hidden(params, tokens, jnp.broadcast_to(sigma, tokens.shape[:1]))
+    return denoiser.logits(params, hidden)[..., : denoiser.mask_id + 1]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))

@@ -31,7 +31,7 @@ def given_tokens(
     tokens, fixed = np.zeros(length, np.int32), np.zeros(length, bool)
     parts = GAP.split(infill) if infill is not None else [prompt or ""]
     pieces = [
-        np.zeros(int(part), np.int32) if index % 2 else tokenizer.encode(part)
+        np.zeros(int(part), np.int32) if index % 2 else tokenizer.encode_part(part)
         for index, part in enumerate(parts)
     ]
     needed = sum(map(len, pieces))

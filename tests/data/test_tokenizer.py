@@ -69,6 +69,20 @@ def test_characters_of_text8_need_27_pieces_and_three_specials():
     assert tokenizer.decode(tokenizer.encode("It's 7 O'Clock!")) == "it s o clock"
 
 
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [("and god ", "and god "), (" the", " the"), (" ", " "), ("", ""), ("Amen. ", "amen ")],
+)
+def test_a_part_of_a_text_keeps_the_spaces_at_its_ends(text, read):
+    """A document loses them: text8 has none at either end."""
+    config = TokenizerConfig(model_type="char", vocab_size=64)
+    tokenizer = train_tokenizer(
+        config, ["the quick brown fox jumps over a lazy dog amen and god"], "text8"
+    )
+    assert tokenizer.decode(tokenizer.encode_part(text)) == read
+    assert tokenizer.decode(tokenizer.encode(text)) == read.strip()
+
+
 def test_mask_and_ids_out_of_range_are_shown_or_left_out(sentencepiece):
     the, end = sentencepiece.encode("a"), sentencepiece.encode("b")
     ids = [*the, sentencepiece.mask_id, 10**6, -1, *end]

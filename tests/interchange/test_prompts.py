@@ -10,7 +10,7 @@ from sdtt_jax.interchange.prompts import ended, given_batch, given_tokens
 class Letters:
     """A tokenizer whose ids are places in the alphabet."""
 
-    def encode(self, text):
+    def encode_part(self, text):
         return np.array([ord(letter) - ord("a") for letter in text], np.int32)
 
 

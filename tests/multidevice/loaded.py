@@ -1,0 +1,51 @@
+"""A program for eight devices: a loaded model on a mesh against the same on one device; prints JSON.
+
+python -m tests.multidevice.loaded GOLDEN
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import sdtt_jax
+from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.training.sharding import MeshConfig, make_mesh
+
+
+def main(golden: Path) -> None:
+    key, config = jax.random.key(0), SamplerConfig(num_steps=6)
+    denoiser, causal = golden / "reference_tiny" / "teacher_hub.safetensors", golden / "gpt2_tiny"
+    alone, judge = sdtt_jax.load(denoiser), sdtt_jax.load(causal)
+    tokens = np.arange(8 * 32).reshape(8, 32) % 90
+    found = []
+    for shape in ((8, 1, 1), (2, 2, 2), (1, 4, 2)):
+        mesh = make_mesh(MeshConfig(*shape))
+        model, other = sdtt_jax.load(denoiser, mesh=mesh), sdtt_jax.load(causal, mesh=mesh)
+        # Eight texts divide over the mesh, three do not.
+        differing = [
+            np.mean(
+                np.asarray(model.denoise(key, model.prior(n), config).x)
+                != np.asarray(alone.denoise(key, alone.prior(n), config).x)
+            )
+            for n in (8, 3)
+        ]
+        last = list(model.states(key, model.prior(8), config))[-1].x
+        found.append(
+            {
+                "mesh": shape,
+                "spread": len(model.params["embed"]["embedding"].sharding.device_set),
+                "differing": max(differing),
+                "states": bool((last == model.denoise(key, model.prior(8), config).x).all()),
+                "logits": float(np.abs(model.logits(tokens) - alone.logits(tokens)).max()),
+                "score": float(np.abs(model.score(tokens, key) - alone.score(tokens, key)).max()),
+                "causal": float(np.abs(other.logits(tokens) - judge.logits(tokens)).max()),
+            }
+        )
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
