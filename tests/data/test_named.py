@@ -1,0 +1,82 @@
+"""Named texts. Oracles: small files of the hub's form, the detokenizers on their own."""
+
+import json
+from unittest import mock
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from sdtt_jax.data import DETOKENIZERS, named
+from sdtt_jax.data.named import NAMED_TEXTS, named_texts
+from sdtt_jax.errors import ConfigError, DataError
+
+TEXTS = ["the company 's shares rose N %", " ", "it is n't so"]
+
+
+def write_parquet(path, field):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table({field: TEXTS}), path)
+
+
+@pytest.mark.parametrize("name", NAMED_TEXTS)
+def test_every_set_reads_its_field_and_undoes_its_tokens(tmp_path, name):
+    text = NAMED_TEXTS[name]
+    split = next(iter(text.splits))
+    write_parquet(tmp_path / f"{split}.parquet", text.text_field)
+    undo = DETOKENIZERS[text.detokenize]
+    assert list(named_texts(name, split, tmp_path)) == [undo(TEXTS[0]), undo(TEXTS[2])]
+
+
+def test_a_folder_may_hold_json_lines_raw_text_or_a_folder_of_files(tmp_path):
+    lines = tmp_path / "test.jsonl"
+    lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), "utf-8")
+    (tmp_path / "train").mkdir()
+    write_parquet(tmp_path / "train" / "0000.parquet", "text")
+    (tmp_path / "validation.txt").write_text("a well @-@ known thing", "utf-8")
+    test, train, validation = (
+        list(named_texts("wikitext2", split, tmp_path)) for split in ("test", "train", "validation")
+    )
+    assert test == train
+    assert validation == ["a well-known thing"]
+
+
+def test_the_hubs_copy_is_asked_for_the_split_only(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repo, *, repo_type, revision, allow_patterns):
+        asked.append((repo, repo_type, revision, allow_patterns))
+        write_parquet(tmp_path / "penn_treebank" / "test" / "0000.parquet", "sentence")
+        return str(tmp_path)
+
+    monkeypatch.setattr(named, "snapshot_download", download)
+    assert len(list(named_texts("ptb", "test"))) == 2
+    assert asked == [
+        (
+            "ptb-text-only/ptb_text_only",
+            "dataset",
+            "refs/convert/parquet",
+            ["penn_treebank/test/*.parquet"],
+        )
+    ]
+
+
+def test_without_a_network_the_message_says_which_files_to_fetch(tmp_path, monkeypatch):
+    download = mock.Mock(side_effect=OSError("no route"))
+    monkeypatch.setattr(named, "snapshot_download", download)
+    with pytest.raises(DataError, match=r"cannot be reached \(no route\).*penn_treebank/test/\*"):
+        list(named_texts("ptb", "test"))
+    monkeypatch.setattr(named, "snapshot_download", mock.Mock(return_value=str(tmp_path)))
+    with pytest.raises(DataError, match=r"has no penn_treebank/test/\*\.parquet"):
+        list(named_texts("ptb", "test"))
+
+
+def test_sets_splits_and_files_that_do_not_exist_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="text set 'poems' is unknown"):
+        list(named_texts("poems", "test"))
+    with pytest.raises(ConfigError, match="lambada has no split 'train'; it has test"):
+        list(named_texts("lambada", "train"))
+    with pytest.raises(
+        ConfigError, match=r"put one of test\.txt, test\.jsonl, test\.parquet, test"
+    ):
+        list(named_texts("ptb", "test", tmp_path))
