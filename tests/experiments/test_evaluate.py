@@ -11,7 +11,7 @@ import pytest
 from experiments.configs.smoke import smoke
 from experiments.evaluating import generation as generation_suite
 from experiments.evaluating import judging
-from experiments.evaluating.cloze import lambada, read_clozes
+from experiments.evaluating.cloze import lambada
 from experiments.evaluating.compare import compare
 from experiments.evaluating.generation import generation
 from experiments.evaluating.latency import latency
@@ -19,11 +19,11 @@ from experiments.evaluating.likelihood import likelihood
 from experiments.evaluating.output import Output
 from experiments.evaluating.settings import Settings
 from experiments.evaluating.subject import load_subject, own_output, update_report
+from experiments.evaluating.texts import held_out
 from experiments.run import open_run, run_stages
 from experiments.settings import config_dict
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError
 from sdtt_jax.evaluation import likelihood as library
-from sdtt_jax.evaluation.continuations import Cloze
 from tests.experiments.processes import call
 from tests.sharing import once
 from tests.worlds import noisy_params
@@ -251,24 +251,38 @@ def test_a_judge_with_another_tokenizer_reads_text(evaluated, tmp_path):
     assert output.items["generation/prompted/steps_0004"]["mauve"] is not None
 
 
-def test_last_words_by_the_model_and_by_the_causal_one(evaluated, tmp_path):
-    """Accuracy is a share, perplexity above 1; lines with prefix and suffix, or with a text."""
+def test_last_words_and_choices_by_the_model_and_by_the_causal_one(evaluated, tmp_path):
     _, subject, _, _ = evaluated
-    path = tmp_path / "clozes.jsonl"
-    lines = [{"text": "the quick brown fox"}, {"prefix": "over the lazy", "suffix": " dog"}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert read_clozes(str(path))[0] == Cloze("the quick brown", " fox")
+    rows = {
+        "lambada": [{"text": "the quick brown fox"}, {"text": "over the lazy dog"}],
+        "piqa": [{"goal": "run", "sol1": "fast", "sol2": "away", "label": 0}],
+    }
     output, said = Output(tmp_path / "words.json", subject.identity), []
-    lambada(subject, output, str(path), said.append)
-    for name in ("bound", "autoregressive"):
-        item = output.items[f"lambada/{name}"]
-        assert item["num_texts"] == 2
-        assert item["perplexity"] > 1
-        assert 0 <= item["accuracy"] <= 1
-    assert len(said) == 2
-    path.write_text('{"text": "word"}\n')
-    with pytest.raises(DataError, match="line 1"):
-        read_clozes(str(path))
+    for task, lines in rows.items():
+        path = tmp_path / f"{task}.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        lambada(subject, output, task, str(path), said.append)
+        for name in ("bound", "autoregressive"):
+            item = output.items[f"lambada/{task}_{name}"]
+            assert item["num_texts"] == len(lines)
+            assert 0 <= item["accuracy"] <= 1
+            assert ("perplexity" in item) == (task == "lambada")
+            assert ("accuracy_normalised" in item) == (task == "piqa")
+    assert len(said) == 4
+
+
+def test_a_named_set_is_read_from_its_folder(evaluated, tmp_path):
+    _, subject, _, _ = evaluated
+    (tmp_path / "validation.jsonl").write_text(json.dumps({"text": TEXT * 5}) + "\n")
+    settings = dataclasses.replace(
+        SETTINGS, held_out="wikitext2", held_out_folder=str(tmp_path), held_out_texts=4
+    )
+    rows = held_out(dataclasses.replace(subject, settings=settings))
+    assert rows.shape == (4, 32)
+    assert subject.model.tokenizer.decode(rows[0]) == TEXT[:32]
+    settings = dataclasses.replace(settings, held_out="nowhere.txt")
+    with pytest.raises(ConfigError, match="named sets"):
+        held_out(dataclasses.replace(subject, settings=settings))
 
 
 def _gpt2_judge():
