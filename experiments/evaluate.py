@@ -12,7 +12,7 @@ on after its last batch. docs/evaluation.md says what each figure is.
   generation   generative perplexity with entropy, self-BLEU, distinct n-grams, repetition, MAUVE, calls
   likelihood   bounds on the perplexity of held-out text by several estimators; the causal model's exact value
   latency      seconds and tokens per second against a causal model of the same size with a key-value cache
-  lambada      the last words of texts (--clozes): perplexity and accuracy
+  lambada      last words of texts, or multiple choice (--task, --task_file): perplexity and accuracy
   judge        any texts under the judge (--texts)
 """
 
@@ -36,6 +36,7 @@ from experiments.terminal import join_processes, run_app, stopwatch
 from sdtt_jax import processes
 from sdtt_jax.configs import require
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.tasks import TASKS
 from sdtt_jax.training.sharding import MeshConfig, make_mesh
 
 _DEFAULTS = Settings()
@@ -66,10 +67,9 @@ _COMPARE = flags.DEFINE_list(
     "compare", [], "Results to lay side by side; more files may follow without a flag."
 )
 _TEXTS = flags.DEFINE_string("texts", None, "JSON lines for --suite=judge.")
-_CLOZES = flags.DEFINE_string(
-    "clozes",
-    None,
-    'JSON lines for --suite=lambada, with "text", whose last word is to be found, or "prefix" and "suffix".',
+_TASK = flags.DEFINE_enum("task", "lambada", list(TASKS), "Of --suite=lambada.")
+_TASK_FILE = flags.DEFINE_string(
+    "task_file", None, "The task's JSONL file, with the fields of the hub's data set."
 )
 _ARRAYS = flags.DEFINE_string(
     "arrays", None, "With --suite=judge, also write -log p of every token and logits, as .npz."
@@ -97,7 +97,8 @@ _SINGLE = {
     "prompt_tokens": "Tokens of a prompt.",
     "continuation_tokens": "Tokens written after a prompt.",
     "continuations": "Continuations of each prompt.",
-    "held_out": "Real text: a file or folder, or an embedded corpus; by default the run's validation split.",
+    "held_out": "Real text: a file or folder, or a named set (wikitext2, ptb, …); by default the run's own.",
+    "held_out_folder": "Holds the files of a named set; by default the hub's copy is taken.",
     "wrap": "Sequences of a file are [BOS] text [EOS], as published models were trained.",
     "held_out_texts": "Sequences of it at most; 0 is all.",
     "num_maskings": "Maskings of each text for each estimator of the bound.",
@@ -170,8 +171,8 @@ def main(argv: Sequence[str]) -> None:
         ("judge" in suites) == (_TEXTS.value is not None), "--suite=judge and --texts go together."
     )
     require(
-        ("lambada" in suites) == (_CLOZES.value is not None),
-        "--suite=lambada and --clozes go together.",
+        ("lambada" in suites) == (_TASK_FILE.value is not None),
+        "--suite=lambada and --task_file go together.",
     )
     wanted = settings()
     join_processes()
@@ -185,7 +186,7 @@ def main(argv: Sequence[str]) -> None:
         if suite == "judge":
             judge_file(subject, output, str(_TEXTS.value), _ARRAYS.value, say)
         elif suite == "lambada":
-            lambada(subject, output, str(_CLOZES.value), say)
+            lambada(subject, output, str(_TASK.value), str(_TASK_FILE.value), say)
         else:
             {"generation": generation, "likelihood": likelihood, "latency": latency}[suite](
                 subject, output, say

@@ -1,9 +1,7 @@
-"""The suite "lambada": the ends of texts, by likelihood and by the most probable tokens."""
+"""The suite "lambada": the ends of texts by likelihood and by the most probable tokens; multiple choice."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,11 +9,11 @@ from experiments.evaluating.judging import interval
 from experiments.evaluating.output import Output, digest_of
 from experiments.evaluating.subject import Subject
 from sdtt_jax import processes
-from sdtt_jax.configs import require
-from sdtt_jax.errors import DataError
+from sdtt_jax.data import Tokenizer
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_mean, mean
-from sdtt_jax.evaluation.cloze import causal_scores, greedy_hits, suffix_bounds
-from sdtt_jax.evaluation.continuations import Cloze, Continuation, Layout, encode
+from sdtt_jax.evaluation.cloze import causal_scores, choice_hits, greedy_hits, suffix_bounds
+from sdtt_jax.evaluation.continuations import Choice, Continuation, Layout, encode
+from sdtt_jax.evaluation.tasks import read_task
 from sdtt_jax.interchange.causal import CausalModel
 from sdtt_jax.interchange.model import Model
 from sdtt_jax.keys import purpose_key
@@ -27,68 +25,60 @@ Say = Callable[[str], None]
 CAUSAL_MULTIPLE = 32
 
 
-def lambada(subject: Subject, output: Output, path: str, say: Say) -> None:
-    """Runs the suite: perplexity of the last words, and how often the most probable tokens are right.
+def lambada(subject: Subject, output: Output, task: str, path: str, say: Say) -> None:
+    """Runs the suite: LAMBADA's perplexity and accuracy, or the accuracy of a multiple-choice set.
 
     Args:
       subject: model and baseline.
       output: gets the items.
-      path: JSON lines with "text", whose last word is to be found, or with "prefix" and "suffix".
+      task: one of `sdtt_jax.evaluation.tasks.TASKS`.
+      path: the task's JSONL file.
       say: hears the figures.
     """
-    clozes = read_clozes(path)
+    found = read_task(task, path)
     model = subject.model
     if isinstance(model, Model):
-        _denoiser(subject, model, output, encode(model.text_tokenizer, clozes), path, say)
+        _denoiser(subject, model, output, Task(task, path, found), say)
         if subject.baseline is not None and subject.baseline_identity is not None:
-            items = encode(subject.baseline.text_tokenizer, clozes)
-            _causal(subject, subject.baseline, subject.baseline_identity, output, items, path, say)
+            _causal(
+                subject,
+                subject.baseline,
+                subject.baseline_identity,
+                output,
+                Task(task, path, found),
+                say,
+            )
     else:
-        items = encode(model.text_tokenizer, clozes)
-        _causal(subject, model, subject.identity, output, items, path, say)
+        _causal(subject, model, subject.identity, output, Task(task, path, found), say)
 
 
-def read_clozes(path: str) -> list[Cloze]:
-    """Of a file of JSON lines.
+class Task(NamedTuple):
+    """A file of items: all `Cloze`, or all `Choice`."""
 
-    Raises:
-      DataError: naming the line.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None
-    found = [_cloze(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
-    require(len(found) > 0, f"--clozes={path} holds no texts.")
-    return found
+    name: str
+    path: str
+    found: list[Any]
 
+    @property
+    def choices(self) -> list[Choice]:
+        return [item for item in self.found if isinstance(item, Choice)]
 
-def _cloze(line: str, where: str) -> Cloze:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        raise DataError(f"{where} is not JSON.") from None
-    record = record if isinstance(record, dict) else {}
-    prefix, suffix, text = (record.get(name) for name in ("prefix", "suffix", "text"))
-    if isinstance(prefix, str) and isinstance(suffix, str):
-        return Cloze(prefix, suffix)
-    if isinstance(text, str) and len(text.split()) > 1:
-        before, word = text.rstrip().rsplit(maxsplit=1)
-        return Cloze(before, f" {word}")
-    raise DataError(
-        f'{where} has neither "prefix" and "suffix", nor a "text" of two words or more.'
-    )
+    def encoded(self, tokenizer: Tokenizer) -> list[Continuation]:
+        """What is scored: each cloze, or each ending after its context."""
+        if self.choices:
+            return encode(tokenizer, [c for choice in self.choices for c in choice.clozes()])
+        return encode(tokenizer, self.found)
 
 
 def _denoiser(
     subject: Subject,
     model: Model,
     output: Output,
-    items: list[Continuation],
-    path: str,
+    task: Task,
     say: Say,
 ) -> None:
     settings, tokenizer = subject.settings, model.text_tokenizer
+    items = task.encoded(tokenizer)
     layout = Layout(
         bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, max_length=model.config.length
     )
@@ -105,6 +95,8 @@ def _denoiser(
             batch_size=settings.batch_size,
             progress=_progress("lambada/bound"),
         )
+        if task.choices:
+            return _result("diffusion", task, bounds, None, settings.seed)
         hits = greedy_hits(
             model.denoiser,
             model.params,
@@ -114,10 +106,10 @@ def _denoiser(
             batch_size=settings.batch_size,
             progress=_progress("lambada/greedy"),
         )
-        return _result("diffusion", path, bounds, hits, settings.seed)
+        return _result("diffusion", task, bounds, hits, settings.seed)
 
     inputs = _inputs(subject, subject.identity, items) | {"num_maskings": settings.num_maskings}
-    _say(say, "bound", output.item("lambada/bound", inputs, compute))
+    _say(say, "bound", output.item(f"lambada/{task.name}_bound", inputs, compute))
 
 
 def _causal(
@@ -125,11 +117,11 @@ def _causal(
     model: CausalModel,
     identity: Json,
     output: Output,
-    items: list[Continuation],
-    path: str,
+    task: Task,
     say: Say,
 ) -> None:
     settings = subject.settings
+    items = task.encoded(model.text_tokenizer)
     layout = Layout(
         bos_id=model.text_tokenizer.bos_id,
         max_length=model.network.max_length,
@@ -145,10 +137,10 @@ def _causal(
             batch_size=settings.batch_size,
             progress=_progress("lambada/autoregressive"),
         )
-        return _result("autoregressive", path, scores.nll, scores.greedy, settings.seed)
+        return _result("autoregressive", task, scores.nll, scores.greedy, settings.seed)
 
     inputs = _inputs(subject, identity, items)
-    _say(say, "autoregressive", output.item("lambada/autoregressive", inputs, compute))
+    _say(say, "autoregressive", output.item(f"lambada/{task.name}_autoregressive", inputs, compute))
 
 
 def _inputs(subject: Subject, identity: Json, items: list[Continuation]) -> Json:
@@ -160,20 +152,36 @@ def _inputs(subject: Subject, identity: Json, items: list[Continuation]) -> Json
     }
 
 
-def _result(kind: str, path: str, nll: np.ndarray, hits: np.ndarray, seed: int) -> Json:
-    return {
+def _result(kind: str, task: Task, nll: np.ndarray, greedy: np.ndarray | None, seed: int) -> Json:
+    """LAMBADA: perplexity per text, not per token, as the reference has it. Choices: by likelihood, plain and
+    for each character of an ending."""
+    facts: Json = {
         "kind": kind,
-        "source": path,
-        "num_texts": len(nll),
-        # Per text, not per token, as the reference has it.
-        **interval("perplexity", bootstrap(exp_mean, nll, seed=seed)),
-        **interval("accuracy", bootstrap(mean, hits.astype(np.float64), seed=seed)),
+        "task": task.name,
+        "source": task.path,
+        "num_texts": len(task.found),
+    }
+    if not task.choices:
+        assert greedy is not None
+        return {
+            **facts,
+            **interval("perplexity", bootstrap(exp_mean, nll, seed=seed)),
+            **interval("accuracy", bootstrap(mean, greedy.astype(np.float64), seed=seed)),
+        }
+    hits = choice_hits(task.choices, nll)
+    return {
+        **facts,
+        **interval("accuracy", bootstrap(mean, hits.plain.astype(np.float64), seed=seed)),
+        **interval(
+            "accuracy_normalised", bootstrap(mean, hits.normalised.astype(np.float64), seed=seed)
+        ),
     }
 
 
 def _say(say: Say, name: str, result: Json) -> None:
+    perplexity = f"perplexity {result['perplexity']:.2f}, " if "perplexity" in result else ""
     say(
-        f"  {name}: perplexity {result['perplexity']:.2f}, accuracy {result['accuracy']:.3f} "
+        f"  {result['task']}, {name}: {perplexity}accuracy {result['accuracy']:.3f} "
         f"({result['accuracy_low']:.3f}–{result['accuracy_high']:.3f})"
     )
 

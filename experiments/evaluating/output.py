@@ -74,6 +74,8 @@ class Output:
           compute: gives the result, JSON-ready.
         """
         if self.has(name, inputs):
+            if name not in self._content["items"]:
+                raise UserError(_unseen(self.path))
             return dict(self._content["items"][name]["result"])
         began = time.monotonic()
         result = _plain(compute())
@@ -100,9 +102,7 @@ class Output:
         stored = _stored(path)
         if processes.agree(stored is not None):
             if stored is None:
-                raise UserError(
-                    f"Process {jax.process_index()} does not see {path}, but process 0 does."
-                )
+                raise UserError(_unseen(path))
             return stored
         arrays = compute()
         if processes.is_first():
@@ -137,6 +137,10 @@ class Output:
     def _write(self) -> None:
         if processes.is_first():
             write_text(self.path, json.dumps(self._content, indent=2, allow_nan=False) + "\n")
+
+
+def _unseen(path: Path) -> str:
+    return f"Process {jax.process_index()} does not see {path}, but process 0 does."
 
 
 def npz(arrays: dict[str, np.ndarray]) -> bytes:

@@ -28,8 +28,9 @@ class Settings:
       prompts: a file of JSON lines whose beginnings are the prompts; "" takes them from held-out text.
       num_prompts: prompts to continue; 0 is all of the file's, and no prompted set-up without a file.
       prompt_tokens, continuation_tokens, continuations: of the prompted set-up.
-      held_out: where real text comes from: "" is the run's own validation split; a file or folder; or an
-        embedded corpus.
+      held_out: where real text comes from: "" is the run's own validation split; a file or folder; or a
+        named set.
+      held_out_folder: holds the named set's files; "" takes the hub's copy.
       wrap: sequences of a file are [BOS] text [EOS], as published models were trained.
       held_out_texts: sequences of it at most; 0 is all.
       estimators: of the likelihood bound.
@@ -60,6 +61,7 @@ class Settings:
     continuation_tokens: int = 50
     continuations: int = 5
     held_out: str = ""
+    held_out_folder: str = ""
     wrap: bool = False
     held_out_texts: int = 1024
     estimators: tuple[str, ...] = ("antithetic", "importance", "low-variance")

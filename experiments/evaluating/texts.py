@@ -14,6 +14,7 @@ from sdtt_jax.configs import require
 from sdtt_jax.data import DataConfig, Tokenizer, open_split
 from sdtt_jax.data.corpora import documents
 from sdtt_jax.data.loader import INFO_FILE
+from sdtt_jax.data.named import NAMED_TEXTS, named_texts
 from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.errors import ConfigError, DataError
 
@@ -141,7 +142,12 @@ def _line_tokens(line: str, tokenizer: Tokenizer | None, where: str) -> Any:
 
 
 def _documents(subject: Subject, tokenizer: Tokenizer) -> Iterator[str]:
-    name = subject.settings.held_out
+    name, folder = subject.settings.held_out, subject.settings.held_out_folder
+    if name in NAMED_TEXTS:
+        splits = NAMED_TEXTS[name].splits
+        split = "validation" if "validation" in splits else "test"
+        return named_texts(name, split, folder or None)
+    require(not folder, f"--held_out_folder is for named sets, and {name} is none.")
     return documents(DataConfig(corpus=name, normalize=tokenizer.normalize))
 
 

@@ -223,19 +223,21 @@ def _likelihood(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def _clozes(evaluations: Sequence[Evaluation]) -> Table:
-    columns = ("model", "how", "texts", "perplexity of a suffix", "accuracy")
+    columns = ("model", "task", "how", "texts", "perplexity", "accuracy", "by character")
     rows = [
         (
             evaluation.name,
+            item["task"],
             "autoregressive, exact" if item["kind"] == "autoregressive" else "bound",
             f"{item['num_texts']}",
             _interval(item, "perplexity"),
             _interval(item, "accuracy"),
+            _interval(item, "accuracy_normalised"),
         )
         for evaluation in evaluations
         for item in evaluation.under("lambada").values()
     ]
-    return Table("Last words", columns, tuple(rows))
+    return _without_empty(Table("Last words and choices", columns, tuple(rows)))
 
 
 def _latency(evaluations: Sequence[Evaluation]) -> Table:

@@ -169,6 +169,11 @@ def _style(axes: Axes, title: str, *, log: bool) -> None:
         axes.set_yticks(ticks, [short_number(tick) for tick in ticks])
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylim(low, high)
+    else:
+        # Differences of a few per cent should look like that.
+        low, high = axes.get_ylim()
+        middle = (low + high) / 2
+        axes.set_ylim(min(low, 0.95 * middle), max(high, 1.05 * middle))
 
 
 def short_number(value: float) -> str:

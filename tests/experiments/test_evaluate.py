@@ -11,7 +11,7 @@ import pytest
 from experiments.configs.smoke import smoke
 from experiments.evaluating import generation as generation_suite
 from experiments.evaluating import judging
-from experiments.evaluating.cloze import lambada, read_clozes
+from experiments.evaluating.cloze import lambada
 from experiments.evaluating.compare import compare
 from experiments.evaluating.generation import generation
 from experiments.evaluating.latency import latency
@@ -19,11 +19,11 @@ from experiments.evaluating.likelihood import likelihood
 from experiments.evaluating.output import Output
 from experiments.evaluating.settings import Settings
 from experiments.evaluating.subject import load_subject, own_output, update_report
+from experiments.evaluating.texts import held_out
 from experiments.run import open_run, run_stages
 from experiments.settings import config_dict
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError
 from sdtt_jax.evaluation import likelihood as library
-from sdtt_jax.evaluation.continuations import Cloze
 from tests.experiments.processes import call
 from tests.sharing import once
 from tests.worlds import noisy_params
@@ -251,24 +251,38 @@ def test_a_judge_with_another_tokenizer_reads_text(evaluated, tmp_path):
     assert output.items["generation/prompted/steps_0004"]["mauve"] is not None
 
 
-def test_last_words_by_the_model_and_by_the_causal_one(evaluated, tmp_path):
-    """Accuracy is a share, perplexity above 1; lines with prefix and suffix, or with a text."""
+def test_last_words_and_choices_by_the_model_and_by_the_causal_one(evaluated, tmp_path):
     _, subject, _, _ = evaluated
-    path = tmp_path / "clozes.jsonl"
-    lines = [{"text": "the quick brown fox"}, {"prefix": "over the lazy", "suffix": " dog"}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert read_clozes(str(path))[0] == Cloze("the quick brown", " fox")
+    rows = {
+        "lambada": [{"text": "the quick brown fox"}, {"text": "over the lazy dog"}],
+        "piqa": [{"goal": "run", "sol1": "fast", "sol2": "away", "label": 0}],
+    }
     output, said = Output(tmp_path / "words.json", subject.identity), []
-    lambada(subject, output, str(path), said.append)
-    for name in ("bound", "autoregressive"):
-        item = output.items[f"lambada/{name}"]
-        assert item["num_texts"] == 2
-        assert item["perplexity"] > 1
-        assert 0 <= item["accuracy"] <= 1
-    assert len(said) == 2
-    path.write_text('{"text": "word"}\n')
-    with pytest.raises(DataError, match="line 1"):
-        read_clozes(str(path))
+    for task, lines in rows.items():
+        path = tmp_path / f"{task}.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        lambada(subject, output, task, str(path), said.append)
+        for name in ("bound", "autoregressive"):
+            item = output.items[f"lambada/{task}_{name}"]
+            assert item["num_texts"] == len(lines)
+            assert 0 <= item["accuracy"] <= 1
+            assert ("perplexity" in item) == (task == "lambada")
+            assert ("accuracy_normalised" in item) == (task == "piqa")
+    assert len(said) == 4
+
+
+def test_a_named_set_is_read_from_its_folder(evaluated, tmp_path):
+    _, subject, _, _ = evaluated
+    (tmp_path / "validation.jsonl").write_text(json.dumps({"text": TEXT * 5}) + "\n")
+    settings = dataclasses.replace(
+        SETTINGS, held_out="wikitext2", held_out_folder=str(tmp_path), held_out_texts=4
+    )
+    rows = held_out(dataclasses.replace(subject, settings=settings))
+    assert rows.shape == (4, 32)
+    assert subject.model.tokenizer.decode(rows[0]) == TEXT[:32]
+    settings = dataclasses.replace(settings, held_out="nowhere.txt")
+    with pytest.raises(ConfigError, match="named sets"):
+        held_out(dataclasses.replace(subject, settings=settings))
 
 
 def _gpt2_judge():
@@ -355,61 +369,6 @@ def test_models_that_do_not_fit_are_named(root):
         load_subject(SETTINGS, None, "none", "none", None)
 
 
-@pytest.fixture(scope="module")
-def tokens_file(golden, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("golden_texts")
-    with np.load(golden / "gpt2_tiny" / "forward.npz") as file:
-        values = dict(file)
-    for name in ("tokens", "greedy_continuation"):
-        lines = [json.dumps({"tokens": row.tolist()}) + "\n" for row in values[name]]
-        (folder / f"{name}.jsonl").write_text("".join(lines))
-    return folder, values
-
-
-@pytest.mark.slow
-def test_golden_gpt2_through_the_command(golden, tokens_file, tmp_path):
-    """Next-token nll and logits by the judge; the greedy continuation by the same folder as the model."""
-    folder, values = tokens_file
-    model = golden / "gpt2_tiny"
-    judged = call(
-        "evaluate",
-        "--suite=judge",
-        f"--judge={model}",
-        f"--texts={folder / 'tokens.jsonl'}",
-        "--first_token=given",
-        f"--arrays={tmp_path / 'arrays.npz'}",
-        f"--output={tmp_path / 'judge.json'}",
-    )
-    assert judged.status == 0, judged.stderr
-    nll = values["nll"]
-    with np.load(tmp_path / "arrays.npz") as file:
-        np.testing.assert_allclose(file["nll"][:, : nll.shape[1]], nll, rtol=1e-5, atol=1e-5)
-        got = file["logits"][:, : nll.shape[1]]
-        np.testing.assert_allclose(got, values["logits"][:, :-1], rtol=1e-5, atol=1e-5)
-    item = json.loads((tmp_path / "judge.json").read_text())["items"]["judge/texts"]["result"]
-    assert item["gen_ppl"] == pytest.approx(np.exp(nll.mean(dtype=np.float64)), rel=1e-5)
-    assert item["entropy"] > 0
-
-    start, whole = 4, values["greedy_continuation"].shape[1]
-    written = call(
-        "evaluate",
-        "--suite=generation",
-        f"--checkpoint={model}",
-        "--judge=none",
-        f"--prompts={folder / 'greedy_continuation.jsonl'}",
-        f"--prompt_tokens={start}",
-        f"--continuation_tokens={whole - start}",
-        "--continuations=1",
-        "--temperature=0",
-        "--first_token=given",
-        f"--output={tmp_path / 'greedy.json'}",
-    )
-    assert written.status == 0, written.stderr
-    lines = (tmp_path / "greedy.parts" / "generation_prompted_autoregressive.jsonl").read_text()
-    tokens = [json.loads(line)["tokens"] for line in lines.splitlines()]
-    np.testing.assert_array_equal(tokens, values["greedy_continuation"])
-
-
 @pytest.mark.slow
 @pytest.mark.multidevice
 def test_a_mesh_gives_the_figures_of_one_device(root, evaluated, tmp_path, monkeypatch):
@@ -435,10 +394,3 @@ def test_a_mesh_gives_the_figures_of_one_device(root, evaluated, tmp_path, monke
                 assert item["result"][field] == pytest.approx(
                     expected.items[name][field], rel=1e-3
                 ), (name, field)
-
-
-@pytest.mark.slow
-def test_wrong_flags_are_one_line(tmp_path):
-    finished = call("evaluate", "--suite=speed", f"--checkpoint={tmp_path}")
-    assert finished.status == 2
-    assert finished.stderr.splitlines()[-1].startswith("Error: --suite=speed is no suite")

@@ -1,0 +1,70 @@
+"""The evaluation command as a person calls it. Oracle: golden values of GPT-2 from the hub's own library."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.experiments.processes import call
+
+
+@pytest.fixture(scope="module")
+def tokens_file(golden, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("golden_texts")
+    with np.load(golden / "gpt2_tiny" / "forward.npz") as file:
+        values = dict(file)
+    for name in ("tokens", "greedy_continuation"):
+        lines = [json.dumps({"tokens": row.tolist()}) + "\n" for row in values[name]]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return folder, values
+
+
+@pytest.mark.slow
+def test_golden_gpt2_through_the_command(golden, tokens_file, tmp_path):
+    """Next-token nll and logits by the judge; the greedy continuation by the same folder as the model."""
+    folder, values = tokens_file
+    model = golden / "gpt2_tiny"
+    judged = call(
+        "evaluate",
+        "--suite=judge",
+        f"--judge={model}",
+        f"--texts={folder / 'tokens.jsonl'}",
+        "--first_token=given",
+        f"--arrays={tmp_path / 'arrays.npz'}",
+        f"--output={tmp_path / 'judge.json'}",
+    )
+    assert judged.status == 0, judged.stderr
+    nll = values["nll"]
+    with np.load(tmp_path / "arrays.npz") as file:
+        np.testing.assert_allclose(file["nll"][:, : nll.shape[1]], nll, rtol=1e-5, atol=1e-5)
+        got = file["logits"][:, : nll.shape[1]]
+        np.testing.assert_allclose(got, values["logits"][:, :-1], rtol=1e-5, atol=1e-5)
+    item = json.loads((tmp_path / "judge.json").read_text())["items"]["judge/texts"]["result"]
+    assert item["gen_ppl"] == pytest.approx(np.exp(nll.mean(dtype=np.float64)), rel=1e-5)
+    assert item["entropy"] > 0
+
+    start, whole = 4, values["greedy_continuation"].shape[1]
+    written = call(
+        "evaluate",
+        "--suite=generation",
+        f"--checkpoint={model}",
+        "--judge=none",
+        f"--prompts={folder / 'greedy_continuation.jsonl'}",
+        f"--prompt_tokens={start}",
+        f"--continuation_tokens={whole - start}",
+        "--continuations=1",
+        "--temperature=0",
+        "--first_token=given",
+        f"--output={tmp_path / 'greedy.json'}",
+    )
+    assert written.status == 0, written.stderr
+    lines = (tmp_path / "greedy.parts" / "generation_prompted_autoregressive.jsonl").read_text()
+    tokens = [json.loads(line)["tokens"] for line in lines.splitlines()]
+    np.testing.assert_array_equal(tokens, values["greedy_continuation"])
+
+
+@pytest.mark.slow
+def test_wrong_flags_are_one_line(tmp_path):
+    finished = call("evaluate", "--suite=speed", f"--checkpoint={tmp_path}")
+    assert finished.status == 2
+    assert finished.stderr.splitlines()[-1].startswith("Error: --suite=speed is no suite")
