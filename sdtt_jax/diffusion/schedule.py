@@ -85,26 +85,34 @@ def _log_linear(config: ScheduleConfig) -> Schedule:
 
 def _cosine(config: ScheduleConfig) -> Schedule:
     eps, keep, half_pi = config.eps, 1.0 - config.eps, jnp.pi / 2
-    return Schedule(
-        sigma=lambda t: -jnp.log(eps + keep * jnp.cos(half_pi * t)),
-        dsigma=lambda t: (
-            half_pi * keep * jnp.sin(half_pi * t) / (eps + keep * jnp.cos(half_pi * t))
-        ),
-        importance_t=None,
+    return _from_chances(
+        alpha=lambda t: eps + keep * jnp.cos(half_pi * t),
+        # 1 - cos(x) = 2 sin²(x / 2): the difference itself is 0 in float32 for t below 2e-4.
+        move_chance=lambda t: 2 * keep * jnp.square(jnp.sin(half_pi * t / 2)),
+        rate=lambda t: half_pi * keep * jnp.sin(half_pi * t),
     )
 
 
 def _cosine_squared(config: ScheduleConfig) -> Schedule:
     eps, keep, half_pi = config.eps, 1.0 - config.eps, jnp.pi / 2
-
-    def alpha(t: jax.Array) -> jax.Array:
-        return eps + keep * jnp.square(jnp.cos(half_pi * t))
-
-    return Schedule(
-        sigma=lambda t: -jnp.log(alpha(t)),
-        dsigma=lambda t: half_pi * keep * jnp.sin(jnp.pi * t) / alpha(t),
-        importance_t=None,
+    return _from_chances(
+        alpha=lambda t: eps + keep * jnp.square(jnp.cos(half_pi * t)),
+        move_chance=lambda t: keep * jnp.square(jnp.sin(half_pi * t)),
+        rate=lambda t: half_pi * keep * jnp.sin(jnp.pi * t),
     )
+
+
+def _from_chances(alpha: TimeFunction, move_chance: TimeFunction, rate: TimeFunction) -> Schedule:
+    """A schedule from `alpha`, `1 - alpha` without cancellation, and the derivative of the latter."""
+
+    def sigma(t: jax.Array) -> jax.Array:
+        masked = move_chance(t)
+        early = masked < 0.5
+        # Each logarithm where it is accurate; the other one's argument stays away from 0.
+        small = -jnp.log1p(-jnp.where(early, masked, 0.0))
+        return jnp.where(early, small, -jnp.log(jnp.where(early, 1.0, alpha(t))))
+
+    return Schedule(sigma=sigma, dsigma=lambda t: rate(t) / alpha(t), importance_t=None)
 
 
 def _linear(config: ScheduleConfig) -> Schedule:

@@ -49,11 +49,6 @@ def bound_estimates(
         f"estimator={estimator!r} is unknown; choose one of {', '.join(ESTIMATORS)}.",
     )
     require(num_maskings > 0, f"num_maskings must be positive, not {num_maskings}.")
-    require(
-        estimator != "importance" or float(_move_chances(schedule)[0]) > 0,
-        "estimator='importance' needs a noise schedule whose smallest move chance is above 0 in float32: "
-        "log-linear, geometric, or linear with sigma_min > 0.",
-    )
     return functools.partial(_estimates, denoiser, schedule, estimator, num_maskings, key)
 
 
@@ -73,9 +68,7 @@ def _estimates(
     def one(key: jax.Array) -> jax.Array:
         x_t, sigma, weight = mask(key, x0, schedule, denoiser.mask_id)
         nll = masked_nll(denoiser, params, x0, x_t, sigma)
-        # Some schedules round to no noise at the smallest times, where the weight is infinite.
-        masked = (x_t == denoiser.mask_id).any(axis=-1)
-        return nll.sum(axis=-1) * jnp.where(masked, weight, 0.0) / x0.shape[1]
+        return nll.sum(axis=-1) * weight / x0.shape[1]
 
     keys = jax.random.split(jax.random.fold_in(key, index), num_maskings)
     return jax.lax.map(one, keys).T

@@ -47,6 +47,24 @@ def test_log_linear_alpha_is_linear():
     np.testing.assert_allclose(schedule.alpha(INSIDE), 1 - (1 - 1e-3) * INSIDE, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["log-linear", "cosine", "cosine-squared"])
+def test_the_weight_of_early_times_is_finite_and_right(kind):
+    """Oracle: float64. In float32 `-log(cos t)` is 0 below t = 2e-4, and the weight was infinite."""
+    schedule, keep = make_schedule(ScheduleConfig(kind)), 1 - 1e-3
+    t = np.array([1e-5, 1e-4, 1e-3, 0.3, 0.9])
+    half_pi = np.pi / 2
+    moved, rate = {
+        "log-linear": (keep * t, keep * np.ones_like(t)),
+        "cosine": (2 * keep * np.sin(half_pi * t / 2) ** 2, half_pi * keep * np.sin(half_pi * t)),
+        "cosine-squared": (keep * np.sin(half_pi * t) ** 2, half_pi * keep * np.sin(np.pi * t)),
+    }[kind]
+    # dsigma / expm1(sigma), with alpha = 1 - moved.
+    weight = nelbo_weight(schedule, jnp.asarray(t, jnp.float32))
+    np.testing.assert_allclose(weight, rate / moved, rtol=1e-4)
+    at_end = nelbo_weight(schedule, jnp.float32(1.0))
+    assert abs(at_end) < 2
+
+
 def test_move_chance_does_not_cancel_near_time_zero():
     """1 - alpha at t = 1e-5 has a relative error of 6e-3 when it is computed as such in float32."""
     move_chance = make_schedule().move_chance(jnp.float32(1e-5))

@@ -111,14 +111,6 @@ def test_weights_of_counts_are_those_of_the_whole_range():
     assert weights[64] < 1
 
 
-def test_importance_needs_a_move_chance_above_zero():
-    cosine = make_schedule(ScheduleConfig(kind="cosine"))
-    with pytest.raises(ConfigError, match="log-linear"):
-        bound_estimates(
-            TableDenoiser(), cosine, jax.random.key(0), estimator="importance", num_maskings=1
-        )
-
-
 def test_what_cannot_be_estimated_is_named():
     for arguments, named in (
         ({"estimator": "exact", "num_maskings": 1}, "independent, antithetic"),
