@@ -54,8 +54,8 @@ def replay(run: Run, name: str) -> None:
     different = [path for path, digest in found[0].items() if found[1][path] != digest]
     if different:
         raise ReplayError(
-            f"Step {step} of {name.partition('@')[0]}, taken twice from the same state, gave different bits in "
-            f"{', '.join(different)}: a device computes wrongly, or an operation is not deterministic."
+            f"Step {step} of {name.partition('@')[0]}, taken twice from the same state, gave different bits "
+            f"in {', '.join(different)}: a device computes wrongly, or an operation is not deterministic."
         )
     run.say(f"  the same bits in all {len(found[0])} arrays")
 
