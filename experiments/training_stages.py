@@ -257,8 +257,9 @@ def batch_at(run: Run, what: Training, step: int) -> jax.Array:
 def facts(run: Run, what: Training) -> dict[str, Any]:
     """What a checkpoint of this training must say of itself: where it belongs, and what it depends on
     beyond the config, which `claim` compares."""
-    random = str(jax.random.key_impl(base_key(run, what)))
-    if jax.config.jax_threefry_partitionable:  # type: ignore[attr-defined]
+    # Which bits a key gives depends on its implementation, and for threefry on this flag of JAX's.
+    random = str(base_key(run, what).dtype)
+    if getattr(jax.config, "jax_threefry_partitionable", True):
         random += ", partitionable"
     return what.tags | {"data": run.info.fingerprint, "random": random}
 

@@ -1,6 +1,6 @@
 """Kills a run at random moments, again and again, and checks that nothing of it shows in the results.
 
-  python -m launch.chaos --directory=/tmp/chaos --kills=25 --seed=0
+  python -m launch.chaos --directory=runs/chaos --kills=25 --seed=0
 
 First the run is made once without a disturbance. Then it is made again, killed with SIGKILL at random
 moments and started anew with the same command; when it reaches its end before all kills are spent, another

@@ -6,11 +6,12 @@ python -m launch.faults [options of pytest]
 import ast
 import collections
 import dataclasses
+import subprocess
 import sys
+import tempfile
+import xml.etree.ElementTree
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests" / "faults"
@@ -88,17 +89,15 @@ def _result(outcomes: Sequence[str]) -> str:
     return ", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items()))
 
 
-class Outcomes:
-    """A plugin of pytest that notes how every case of every test ended."""
-
-    def __init__(self) -> None:
-        self.found: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Of the three reports of a case, that of the call, or of the one that kept it from being called."""
-        if report.when == "call" or report.outcome != "passed":
-            path, _, name = report.nodeid.partition("::")
-            self.found[Path(path).name, name.partition("[")[0]].append(report.outcome)
+def read_outcomes(report: Path) -> dict[tuple[str, str], list[str]]:
+    """File and test -> how each of its cases ended, from a report that pytest wrote with --junitxml."""
+    found: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+    for case in xml.etree.ElementTree.parse(report).iter("testcase"):
+        file = f"{case.attrib['classname'].rpartition('.')[2]}.py"
+        ended = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
+        outcome = ("skipped" if ended == ["skipped"] else "failed") if ended else "passed"
+        found[file, case.attrib["name"].partition("[")[0]].append(outcome)
+    return found
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -108,10 +107,16 @@ def main(arguments: Sequence[str]) -> int:
     if missing:
         sys.stderr.write(f"Error: no test in {TESTS} has row {', '.join(map(str, missing))}.\n")
         return 1
-    outcomes = Outcomes()
-    status = int(pytest.main([str(TESTS), *arguments], plugins=[outcomes]))
-    PAGE.write_text(page(found, outcomes.found), encoding="utf-8")
-    print(f"{PAGE}: {len(found)} promises, rows 1 to {NUM_ROWS}")
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        # But for the test of the page itself, which is written afterwards.
+        options = [f"--ignore={TESTS / 'test_table.py'}", f"--junitxml={report}", *arguments]
+        command = [sys.executable, "-m", "pytest", str(TESTS), *options]
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if not report.exists():
+            return status
+        PAGE.write_text(page(found, read_outcomes(report)), encoding="utf-8")
+    print(f"{PAGE.relative_to(ROOT)}: {len(found)} promises, rows 1 to {NUM_ROWS}")
     return status
 
 
