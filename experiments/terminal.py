@@ -32,7 +32,7 @@ _CACHE = flags.DEFINE_string(
     "$JAX_COMPILATION_CACHE_DIR, or else ~/.cache/sdtt_jax/compiled.",
 )
 # Programs that compile faster are not worth a file.
-CACHED_SECONDS = 0.5
+CACHED_SECONDS = 0.1
 
 
 def keep_compiled_programs() -> None:
