@@ -30,6 +30,7 @@ from experiments.evaluating.judging import judge_file
 from experiments.evaluating.latency import latency
 from experiments.evaluating.likelihood import likelihood
 from experiments.evaluating.output import Output
+from experiments.evaluating.replaying import replay
 from experiments.evaluating.settings import SUITES, Settings
 from experiments.evaluating.subject import load_subject, own_output, update_report
 from experiments.terminal import join_processes, run_app, stopwatch
@@ -70,6 +71,12 @@ _TEXTS = flags.DEFINE_string("texts", None, "JSON lines for --suite=judge.")
 _TASK = flags.DEFINE_enum("task", "lambada", list(TASKS), "Of --suite=lambada.")
 _TASK_FILE = flags.DEFINE_string(
     "task_file", None, "The task's JSONL file, with the fields of the hub's data set."
+)
+_MASKINGS = flags.DEFINE_string(
+    "maskings",
+    None,
+    "With --suite=lambada, instead of a task: an .npz file with one text's ids and given maskings of its "
+    "suffix (prefix, suffix, xt, t), to compare with another implementation.",
 )
 _ARRAYS = flags.DEFINE_string(
     "arrays", None, "With --suite=judge, also write -log p of every token and logits, as .npz."
@@ -170,9 +177,10 @@ def main(argv: Sequence[str]) -> None:
     require(
         ("judge" in suites) == (_TEXTS.value is not None), "--suite=judge and --texts go together."
     )
+    given = [name for name in (_TASK_FILE.value, _MASKINGS.value) if name is not None]
     require(
-        ("lambada" in suites) == (_TASK_FILE.value is not None),
-        "--suite=lambada and --task_file go together.",
+        len(given) == ("lambada" in suites),
+        "--suite=lambada goes together with --task_file, or else with --maskings.",
     )
     wanted = settings()
     join_processes()
@@ -185,6 +193,8 @@ def main(argv: Sequence[str]) -> None:
         say(f"{suite}: {subject.identity['path']}")
         if suite == "judge":
             judge_file(subject, output, str(_TEXTS.value), _ARRAYS.value, say)
+        elif suite == "lambada" and _MASKINGS.value is not None:
+            replay(subject, output, _MASKINGS.value, say)
         elif suite == "lambada":
             lambada(subject, output, str(_TASK.value), str(_TASK_FILE.value), say)
         else:
