@@ -1,18 +1,23 @@
 """Benchmark texts by name, each with its source, its splits and its detokenizer in one table.
 
-A set is read from a local folder of its files if one is given, and else from the model hub's copy, which
-is downloaded once into the hub's cache. Files are Parquet, JSONL or plain text.
+A set is read from a local folder of its files if one is given; else from what TFDS has prepared on this
+machine, where TFDS has the set; else from the model hub's copy, downloaded once into the hub's cache.
+Files are Parquet, JSONL or plain text, and TFDS' ArrayRecord.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import tensorflow_datasets as tfds
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from sdtt_jax.data.config import DataConfig
 from sdtt_jax.data.corpora import SUFFIXES, documents
+from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.errors import ConfigError, DataError
 
 
@@ -26,6 +31,7 @@ class NamedText:
       text_field: the field or column that holds the text.
       detokenize: name of its detokenizer, see `sdtt_jax.data.DETOKENIZERS`.
       revision: branch of the repository; `refs/convert/parquet` is the hub's own conversion.
+      tfds: its name in TFDS, with its config, and the feature that holds the text; None if TFDS lacks it.
     """
 
     repo: str
@@ -33,12 +39,14 @@ class NamedText:
     text_field: str = "text"
     detokenize: str = "none"
     revision: str = "main"
+    tfds: tuple[str, str] | None = None
 
 
+TFDS_INFO = "dataset_info.json"
 CONVERTED = "refs/convert/parquet"
 
 
-def _converted(repo: str, config: str, splits: Sequence[str], **fields: str) -> NamedText:
+def _converted(repo: str, config: str, splits: Sequence[str], **fields: Any) -> NamedText:
     """A set in the hub's own conversion to Parquet, `config/split/0000.parquet`."""
     patterns = {split: (f"{config}/{split}/*.parquet",) for split in splits}
     return NamedText(repo, patterns, revision=CONVERTED, **fields)
@@ -59,15 +67,34 @@ NAMED_TEXTS: dict[str, NamedText] = {
     "wikitext103": _converted(
         "Salesforce/wikitext", "wikitext-103-raw-v1", _ALL, detokenize="wikitext"
     ),
-    "lm1b": _converted("dvruette/lm1b", "default", ("train", "test"), detokenize="lm1b"),
-    "lambada": _converted("EleutherAI/lambada_openai", "default", ("test",), detokenize="lambada"),
-    "ag_news": _converted("fancyzhx/ag_news", "default", ("train", "test")),
+    "lm1b": _converted(
+        "dvruette/lm1b",
+        "default",
+        ("train", "test"),
+        detokenize="lm1b",
+        tfds=("lm1b", "text"),
+    ),
+    "lambada": _converted(
+        "EleutherAI/lambada_openai",
+        "default",
+        ("test",),
+        detokenize="lambada",
+        tfds=("lambada", "passage"),
+    ),
+    "ag_news": _converted(
+        "fancyzhx/ag_news",
+        "default",
+        ("train", "test"),
+        tfds=("ag_news_subset", "description"),
+    ),
+    "wiki40b": _converted("google/wiki40b", "en", _ALL, tfds=("wiki40b/en", "text")),
     "pubmed": _converted(
         "armanc/scientific_papers",
         "pubmed",
         _ALL,
         text_field="article",
         detokenize="scientific_papers",
+        tfds=("scientific_papers/pubmed", "article"),
     ),
     "arxiv": _converted(
         "armanc/scientific_papers",
@@ -75,6 +102,7 @@ NAMED_TEXTS: dict[str, NamedText] = {
         _ALL,
         text_field="article",
         detokenize="scientific_papers",
+        tfds=("scientific_papers/arxiv", "article"),
     ),
     "openwebtext": _converted("Skylion007/openwebtext", "plain_text", ("train",)),
 }
@@ -89,7 +117,8 @@ def named_texts(name: str, split: str, folder: str | Path | None = None) -> Iter
       name: one of `NAMED_TEXTS`.
       split: one of the set's splits.
       folder: holds the split's files, either as `SPLIT.parquet`, `.jsonl` or `.txt`, or in a folder
-        `SPLIT/`; None takes the hub's copy.
+        `SPLIT/`, or is what TFDS has prepared (with its `dataset_info.json`); None looks for that in
+        $TFDS_DATA_DIR or ~/tensorflow_datasets, and takes the hub's copy if it is not there.
 
     Raises:
       ConfigError: no such set, split or file; the message says which file to put where.
@@ -100,11 +129,42 @@ def named_texts(name: str, split: str, folder: str | Path | None = None) -> Iter
     text = NAMED_TEXTS[name]
     if split not in text.splits:
         raise ConfigError(f"{name} has no split {split!r}; it has {', '.join(text.splits)}.")
+    prepared = _prepared(text) if folder is None else Path(folder)
+    if prepared is not None and text.tfds is not None and (prepared / TFDS_INFO).is_file():
+        yield from _from_tfds(prepared, split, text.tfds[1], DETOKENIZERS[text.detokenize])
+        return
     for path in _fetch(name, split) if folder is None else _local(name, split, Path(folder)):
         config = DataConfig(
             corpus=str(path), text_field=text.text_field, detokenize=text.detokenize
         )
         yield from documents(config)
+
+
+def _prepared(text: NamedText) -> Path | None:
+    """The newest version of a set that TFDS has prepared on this machine."""
+    if text.tfds is None:
+        return None
+    root = Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
+    found = [info.parent for info in (root / text.tfds[0]).glob(f"*.*.*/{TFDS_INFO}")]
+    return max(found, key=lambda path: tfds.core.Version(path.name), default=None)
+
+
+def _from_tfds(folder: Path, split: str, feature: str, undo: Callable[[str], str]) -> Iterator[str]:
+    builder = tfds.builder_from_directory(str(folder))
+    if split not in builder.info.splits or feature not in (builder.info.features or {}):
+        raise DataError(
+            f"{folder} has no feature {feature!r} in a split {split!r}; prepare the set again."
+        )
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise DataError(
+            f"{folder} holds {builder.info.file_format}, which only TensorFlow reads; prepare it with "
+            "file_format='array_record'."
+        )
+    for record in builder.as_data_source(split):
+        raw = record[feature]
+        text = undo(raw.decode("utf-8") if isinstance(raw, bytes) else str(raw))
+        if text.strip():
+            yield text
 
 
 def _local(name: str, split: str, folder: Path) -> list[Path]:

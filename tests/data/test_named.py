@@ -1,6 +1,7 @@
 """Named texts. Oracles: small files of the hub's form, the detokenizers on their own."""
 
 import json
+import shutil
 from unittest import mock
 
 import pyarrow
@@ -8,6 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from sdtt_jax.data import DETOKENIZERS, named
+from sdtt_jax.data.builders import Documents, build
 from sdtt_jax.data.named import NAMED_TEXTS, named_texts
 from sdtt_jax.errors import ConfigError, DataError
 
@@ -80,3 +82,32 @@ def test_sets_splits_and_files_that_do_not_exist_are_named(tmp_path):
         ConfigError, match=r"put one of test\.txt, test\.jsonl, test\.parquet, test"
     ):
         list(named_texts("ptb", "test", tmp_path))
+
+
+class TestTfds:
+    """Oracle: the same texts, written by a TFDS builder."""
+
+    @pytest.fixture
+    def prepared(self, tmp_path, monkeypatch):
+        """A version folder as TFDS leaves it, under the name of lm1b."""
+        folder = build(Documents({"test": lambda: iter(TEXTS)}, tmp_path / "made"), num_shards=1)
+        root = tmp_path / "tfds"
+        shutil.copytree(folder, root / "lm1b" / "1.1.0")
+        monkeypatch.setenv("TFDS_DATA_DIR", str(root))
+        return root / "lm1b" / "1.1.0"
+
+    def test_what_is_prepared_on_this_machine_is_read(self, prepared):
+        undo = DETOKENIZERS["lm1b"]
+        expected = [undo(TEXTS[0]), undo(TEXTS[2])]
+        assert list(named_texts("lm1b", "test")) == expected
+        assert list(named_texts("lm1b", "test", prepared)) == expected
+
+    def test_the_newest_version_is_taken(self, prepared):
+        (prepared.parent / "1.0.0").mkdir()
+        (prepared.parent / "1.0.0" / "dataset_info.json").write_text("{}")
+        assert len(list(named_texts("lm1b", "test"))) == 2
+
+    def test_a_split_that_was_not_prepared_is_named(self, prepared):
+        with pytest.raises(DataError, match=r"1.1.0 has no feature 'text' in a split 'train'"):
+            next(named_texts("lm1b", "train"))
+        assert prepared.is_dir()
