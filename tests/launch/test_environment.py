@@ -174,7 +174,7 @@ def test_an_interrupted_installation_is_made_anew(checkout):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=300) != 0
 
     (checkout / "wait").unlink()
     result = run(checkout)

@@ -16,12 +16,12 @@ from sdtt_jax.training.sharding import MeshConfig, make_mesh
 
 
 def main(golden: Path) -> None:
-    key, config = jax.random.key(0), SamplerConfig(num_steps=6)
+    key, config = jax.random.key(0), SamplerConfig(num_steps=4)
     denoiser, causal = golden / "reference_tiny" / "teacher_hub.safetensors", golden / "gpt2_tiny"
     alone, judge = sdtt_jax.load(denoiser), sdtt_jax.load(causal)
     tokens = np.arange(8 * 32).reshape(8, 32) % 90
     found = []
-    for shape in ((8, 1, 1), (2, 2, 2), (1, 4, 2)):
+    for shape in ((8, 1, 1), (2, 2, 2)):
         mesh = make_mesh(MeshConfig(*shape))
         model, other = sdtt_jax.load(denoiser, mesh=mesh), sdtt_jax.load(causal, mesh=mesh)
         # Eight texts divide over the mesh, three do not.

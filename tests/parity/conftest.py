@@ -9,15 +9,25 @@ them as a table at the end.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
 KINDS = ("exact_world", "gpt2", "reference")
 DEFAULT = Path(__file__).parent.parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _optimized() -> Iterator[None]:
+    """Everything is compiled as users have it, see tests/conftest.py."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def kind_of(folder: Path) -> str:
