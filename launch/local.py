@@ -37,8 +37,9 @@ _GRACE = flags.DEFINE_integer(
 # How long the others of a failed process may take: it will not come back, and they wait for it.
 FAILURE_GRACE = 10
 PR_SET_PDEATHSIG = 1
-# What gloo says about every pair of devices, whenever a computation is compiled.
-NOISE = "[Gloo] Rank"
+# What gloo says about every pair of devices, whenever a computation is compiled; its threads write in
+# pieces, so that a line may begin with the end of another.
+NOISE = ("[Gloo] Rank", "peer ranks. Expected number of connected peer ranks")
 DEVICE_COUNT = "--xla_force_host_platform_device_count"
 
 
@@ -153,7 +154,7 @@ def describe(status: int) -> str:
 def _prefix(index: int, process: "subprocess.Popen[str]") -> None:
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith(NOISE):
+        if any(noise in line for noise in NOISE):
             continue
         # One write for a whole line, so that lines of different processes do not mix.
         sys.stdout.write(f"[{index}] {line.rstrip()}\n")

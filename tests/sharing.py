@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+# For programs on several devices: without XLA's optimizations (tests/conftest.py) virtual devices wait for
+# one another in collectives until they give up.
+OPTIMIZED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+
 
 def once(
     tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]

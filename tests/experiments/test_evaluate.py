@@ -25,7 +25,7 @@ from experiments.settings import config_dict
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError
 from sdtt_jax.evaluation import likelihood as library
 from tests.experiments.processes import call
-from tests.sharing import once
+from tests.sharing import OPTIMIZED, once
 from tests.worlds import noisy_params
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs far away from here\n"
@@ -376,6 +376,8 @@ def test_a_mesh_gives_the_figures_of_one_device(root, evaluated, tmp_path, monke
     _, _, expected, _ = evaluated
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     monkeypatch.setenv("XLA_FLAGS", flags)
+    for name, value in OPTIMIZED.items():
+        monkeypatch.setenv(name, value)
     output = tmp_path / "mesh.json"
     done = call(
         "evaluate",

@@ -8,16 +8,21 @@ import sys
 import pytest
 
 from tests.multidevice.launching import ROOT
+from tests.sharing import OPTIMIZED
 
 pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
 
 
 def test_it_computes_and_writes_the_same_on_every_mesh(golden):
     """Logits and bounds to float32 rounding; tokens but for ties that rounding decides, at most 1 %."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
+    environment = (
+        os.environ
+        | OPTIMIZED
+        | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_PLATFORMS": "cpu",
+        }
+    )
     command = [sys.executable, "-m", "tests.multidevice.loaded", str(golden)]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False

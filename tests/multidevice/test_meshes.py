@@ -12,16 +12,20 @@ import pytest
 
 from tests.multidevice.launching import call
 from tests.multidevice.programs import BATCH, LENGTH, MESHES, STEPS
-from tests.sharing import once
+from tests.sharing import OPTIMIZED, once
 
 pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
 
 
 def on_all_meshes(folder):
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
+    environment = (
+        os.environ
+        | OPTIMIZED
+        | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_PLATFORMS": "cpu",
+        }
+    )
     command = [sys.executable, "-m", "tests.multidevice.programs", folder]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
