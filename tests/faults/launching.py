@@ -1,6 +1,5 @@
 """Victims in processes of their own, without a launcher that would end them itself."""
 
-import os
 import re
 import socket
 import subprocess
@@ -10,7 +9,6 @@ import time
 from pathlib import Path
 
 from launch.local import environment
-from tests.sharing import OPTIMIZED
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 120
@@ -23,7 +21,7 @@ class Victim:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.victim", str(directory), *options],
             cwd=ROOT,
-            env=(env or os.environ) | OPTIMIZED,
+            env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
