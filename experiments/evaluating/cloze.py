@@ -12,7 +12,13 @@ from sdtt_jax import processes
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_mean, mean
 from sdtt_jax.evaluation.cloze import causal_scores, choice_hits, greedy_hits, suffix_bounds
-from sdtt_jax.evaluation.continuations import Choice, Continuation, Layout, encode
+from sdtt_jax.evaluation.continuations import (
+    Choice,
+    Continuation,
+    causal_layout,
+    denoiser_layout,
+    encode,
+)
 from sdtt_jax.evaluation.tasks import read_task
 from sdtt_jax.interchange.causal import CausalModel
 from sdtt_jax.interchange.model import Model
@@ -21,8 +27,6 @@ from sdtt_jax.training.progress import make_progress
 
 Json = dict[str, Any]
 Say = Callable[[str], None]
-# Padding at the end is invisible to a causal network and saves it compilations.
-CAUSAL_MULTIPLE = 32
 
 
 def lambada(subject: Subject, output: Output, task: str, path: str, say: Say) -> None:
@@ -35,21 +39,14 @@ def lambada(subject: Subject, output: Output, task: str, path: str, say: Say) ->
       path: the task's JSONL file.
       say: hears the figures.
     """
-    found = read_task(task, path)
-    model = subject.model
-    if isinstance(model, Model):
-        _denoiser(subject, model, output, Task(task, path, found), say)
-        if subject.baseline is not None and subject.baseline_identity is not None:
-            _causal(
-                subject,
-                subject.baseline,
-                subject.baseline_identity,
-                output,
-                Task(task, path, found),
-                say,
-            )
-    else:
-        _causal(subject, model, subject.identity, output, Task(task, path, found), say)
+    items = Task(task, path, read_task(task, path))
+    model, baseline = subject.model, subject.baseline
+    if isinstance(model, CausalModel):
+        _causal(subject, model, subject.identity, output, items, say)
+        return
+    _denoiser(subject, model, output, items, say)
+    if baseline is not None and subject.baseline_identity is not None:
+        _causal(subject, baseline, subject.baseline_identity, output, items, say)
 
 
 class Task(NamedTuple):
@@ -79,9 +76,7 @@ def _denoiser(
 ) -> None:
     settings, tokenizer = subject.settings, model.text_tokenizer
     items = task.encoded(tokenizer)
-    layout = Layout(
-        bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, max_length=model.config.length
-    )
+    layout = denoiser_layout(tokenizer, model.config.length)
 
     def compute() -> Json:
         bounds = suffix_bounds(
@@ -122,11 +117,7 @@ def _causal(
 ) -> None:
     settings = subject.settings
     items = task.encoded(model.text_tokenizer)
-    layout = Layout(
-        bos_id=model.text_tokenizer.bos_id,
-        max_length=model.network.max_length,
-        multiple=CAUSAL_MULTIPLE,
-    )
+    layout = causal_layout(model.text_tokenizer, model.network.max_length)
 
     def compute() -> Json:
         scores = causal_scores(

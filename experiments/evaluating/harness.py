@@ -13,13 +13,16 @@ import numpy as np
 from sdtt_jax.configs import require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.cloze import Progress, causal_scores, greedy_hits, suffix_bounds
-from sdtt_jax.evaluation.continuations import Cloze, Continuation, Layout, encode
+from sdtt_jax.evaluation.continuations import (
+    Cloze,
+    Continuation,
+    causal_layout,
+    denoiser_layout,
+    encode,
+)
 from sdtt_jax.interchange.causal import CausalModel
 from sdtt_jax.interchange.model import Model
 from sdtt_jax.keys import purpose_key
-
-# Rows of a causal network are filled up to a multiple of this: it does not see what fills them.
-CAUSAL_MULTIPLE = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +157,11 @@ def _scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     tokenizer, size = model.text_tokenizer, options.batch_size
     if isinstance(model, CausalModel):
-        layout = Layout(tokenizer.bos_id, None, _most(model), CAUSAL_MULTIPLE)
+        layout = causal_layout(tokenizer, _most(model))
         return causal_scores(
             model.network, model.params, items, layout, batch_size=size, progress=progress
         )
-    layout = Layout(tokenizer.bos_id, tokenizer.eos_id, model.config.length)
+    layout = denoiser_layout(tokenizer, model.config.length)
     bounds = suffix_bounds(
         model.denoiser,
         model.params,

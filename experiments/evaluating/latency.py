@@ -9,7 +9,7 @@ import jax
 from experiments.evaluating.output import Output, environment
 from experiments.evaluating.subject import Subject
 from sdtt_jax.configs import to_mapping
-from sdtt_jax.evaluation.batches import batch_rows, mesh_of
+from sdtt_jax.evaluation.batches import batch_rows
 from sdtt_jax.evaluation.latency import (
     Latency,
     causal_latency,
@@ -115,7 +115,7 @@ def racers(subject: Subject, key: jax.Array) -> list[Racer]:
         return [Racer("autoregressive", "the model itself", model.network, lambda: model.params)]
     config = causal_of_same_size(model.config)
     network = make_autoregressive(config)
-    fresh = functools.cache(functools.partial(_fresh, network, key, mesh_of(model.params)))
+    fresh = functools.cache(functools.partial(_fresh, network, key, sh.mesh_if_any(model.params)))
     found = [Racer("autoregressive", "as large as the denoiser, not trained", network, fresh)]
     if baseline is not None and baseline.config != config:
         found.append(Racer("baseline", "the baseline", baseline.network, lambda: baseline.params))

@@ -1,6 +1,5 @@
 """Work through many texts in batches of one compiled size, on whatever mesh the parameters live."""
 
-import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
 from sdtt_jax.processes import to_host
 from sdtt_jax.training import sharding as sh
@@ -18,8 +16,7 @@ BatchFunction = Callable[[Any, jax.Array, Any], Any]
 
 def batch_rows(params: Any, batch_size: int) -> int:
     """`batch_size`, up to a multiple of what the mesh of `params` splits batches into."""
-    mesh = mesh_of(params)
-    pieces = math.prod(mesh.shape[axis] for axis in sh.BATCH_AXES) if mesh is not None else 1
+    pieces = sh.batch_pieces(sh.mesh_if_any(params))
     return -(-batch_size // pieces) * pieces
 
 
@@ -44,7 +41,7 @@ def run_batch(function: BatchFunction, params: Any, index: int, batch: Any, size
     Returns:
       A tree of NumPy arrays `[rows, ...]`, floats widened to float64.
     """
-    mesh = mesh_of(params)
+    mesh = sh.mesh_if_any(params)
     count = len(jax.tree.leaves(batch)[0])
     filled = jax.tree.map(lambda x: np.resize(x, (size, *x.shape[1:])), batch)
     if mesh is None:
@@ -68,12 +65,6 @@ def map_batches(function: BatchFunction, params: Any, rows: Any, batch_size: int
 def join(results: list[Any]) -> Any:
     """Trees of `[rows, ...]` laid end to end."""
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
-
-
-def mesh_of(params: Any) -> Any:
-    """The mesh that `params` are placed on, or None."""
-    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
-    return sharding.mesh if isinstance(sharding, NamedSharding) else None
 
 
 def _host(array: jax.Array) -> np.ndarray:

@@ -9,6 +9,8 @@ import numpy as np
 from sdtt_jax.configs import require
 from sdtt_jax.data import Tokenizer
 
+CAUSAL_MULTIPLE = 32
+
 
 @dataclasses.dataclass(frozen=True)
 class Cloze:
@@ -77,6 +79,16 @@ class Layout:
 
     def __post_init__(self) -> None:
         require(self.multiple >= 1, f"multiple must be positive, not {self.multiple}.")
+
+
+def denoiser_layout(tokenizer: Tokenizer, length: int) -> Layout:
+    """As the reference scores a denoiser of sequences of `length`: between BOS and a visible EOS."""
+    return Layout(tokenizer.bos_id, tokenizer.eos_id, length)
+
+
+def causal_layout(tokenizer: Tokenizer, max_length: int | None) -> Layout:
+    """Behind BOS; rows are filled up, unseen by a causal network, so that few lengths are compiled."""
+    return Layout(tokenizer.bos_id, None, max_length, CAUSAL_MULTIPLE)
 
 
 def encode(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> list[Continuation]:

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from sdtt_jax.diffusion.masking import DenoiserLike
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import Schedule
-from sdtt_jax.evaluation.batches import mesh_of
 from sdtt_jax.models import CausalConfig, DenoiserConfig
 from sdtt_jax.models.autoregressive import Autoregressive
 from sdtt_jax.models.decoding import generate
@@ -113,7 +112,7 @@ def _measure(
     repeats: int,
     budget_s: float,
 ) -> Latency:
-    mesh = mesh_of(params)
+    mesh = sh.mesh_if_any(params)
     if mesh is not None:
         key, rows = sh.place_whole(key, mesh), sh.place_batch(rows, mesh)
 

@@ -2,13 +2,12 @@
 
 import contextlib
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from sdtt_jax.data import Tokenizer
@@ -33,11 +32,7 @@ class Loaded:
     @property
     def mesh(self) -> Mesh | None:
         """The mesh that the parameters are spread over, if any."""
-        sharding = getattr(jax.tree.leaves(self.params)[0], "sharding", None)
-        if not isinstance(sharding, NamedSharding):
-            return None
-        assert isinstance(sharding.mesh, Mesh)
-        return sharding.mesh
+        return sh.mesh_if_any(self.params)
 
     def on_mesh(self) -> contextlib.AbstractContextManager[None]:
         """The context in which the network computes: its mesh with the rules of training, or nothing."""
@@ -47,9 +42,9 @@ class Loaded:
         """`rows: [B, …]` split over the mesh if B divides into its parts, or else whole on every device."""
         if self.mesh is None:
             return jnp.asarray(rows)
-        parts = math.prod(self.mesh.shape[axis] for axis in sh.BATCH_AXES)
         host = np.asarray(rows)
-        place = sh.place_batch if len(host) % parts == 0 else sh.place_whole
+        whole = len(host) % sh.batch_pieces(self.mesh) != 0
+        place = sh.place_whole if whole else sh.place_batch
         array: jax.Array = place(host, self.mesh)
         return array
 

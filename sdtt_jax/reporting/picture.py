@@ -97,17 +97,22 @@ def _band(axes: Axes, series: Series, colour: str) -> None:
         axes.fill_between(steps, low, high, color=colour, alpha=0.13, linewidth=0)
 
 
-def _style(axes: Axes, steps: list[int], title: str, *, log: bool) -> None:
+def frame(axes: Axes, title: str, along: str) -> None:
+    """Background, title, name of the horizontal axis, grid: what every picture of the README has."""
     axes.set_facecolor(LIGHT.page)
     axes.set_title(
         title, loc="left", fontsize=FONT + 1.5, fontweight="bold", color=LIGHT.ink, pad=10
     )
-    axes.set_xlabel("sampling steps", fontsize=FONT, color=LIGHT.muted)
+    axes.set_xlabel(along, fontsize=FONT, color=LIGHT.muted)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(LIGHT.muted)
     axes.grid(axis="y", color=LIGHT.grid, linewidth=0.9)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=FONT - 0.5, labelcolor=LIGHT.muted)
+
+
+def _style(axes: Axes, steps: list[int], title: str, *, log: bool) -> None:
+    frame(axes, title, "sampling steps")
     axes.set_xticks(steps, [str(k) for k in steps])
     axes.xaxis.set_minor_locator(NullLocator())
     if log:

@@ -13,10 +13,10 @@ from matplotlib.ticker import NullLocator
 from sdtt_jax.reporting.chart_parts import colour_style, end_labels, figure, y_axis
 from sdtt_jax.reporting.evaluations import Point
 from sdtt_jax.reporting.palette import LIGHT, number, round_colours
+from sdtt_jax.reporting.picture import FONT, frame
 from sdtt_jax.reporting.svg import Scale, log_ticks, padded, path, tag
 
 SIZE = (10.4, 4.4)
-FONT = 10.5
 
 
 def race_chart(
@@ -146,17 +146,8 @@ def _draw(axes: Axes, model: str, group: list[Point], colour: str, *, entropy: b
 
 
 def _style(axes: Axes, title: str, *, log: bool) -> None:
-    axes.set_facecolor(LIGHT.page)
     axes.set_xscale("log")
-    axes.set_title(
-        title, loc="left", fontsize=FONT + 1.5, fontweight="bold", color=LIGHT.ink, pad=10
-    )
-    axes.set_xlabel("seconds per batch", fontsize=FONT, color=LIGHT.muted)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(LIGHT.muted)
-    axes.grid(axis="y", color=LIGHT.grid, linewidth=0.9)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=FONT - 0.5, labelcolor=LIGHT.muted)
+    frame(axes, title, "seconds per batch")
     low, high = axes.get_xlim()
     ticks = log_ticks(low, high, 4)
     axes.set_xticks(ticks, [short_number(tick) for tick in ticks])

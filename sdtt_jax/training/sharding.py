@@ -198,6 +198,20 @@ def mesh_of(tree: Tree) -> Mesh:
     return jax.tree.leaves(tree)[0].sharding.mesh
 
 
+def mesh_if_any(tree: Tree) -> Mesh | None:
+    """The mesh that the arrays of `tree` are placed on, or None if they are on one device."""
+    sharding = getattr(jax.tree.leaves(tree)[0], "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        return None
+    assert isinstance(sharding.mesh, Mesh)
+    return sharding.mesh
+
+
+def batch_pieces(mesh: Mesh | None) -> int:
+    """Into how many pieces a mesh splits a batch; 1 for one device."""
+    return 1 if mesh is None else _pieces(BATCH_AXES, mesh)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -207,7 +221,7 @@ def check_batch_size(
     batch_size: int, mesh: Mesh, microbatches: int = 1, field: str = "batch_size"
 ) -> None:
     """Raises `ConfigError` naming `field` unless batch and mesh and microbatches divide."""
-    pieces = _pieces(BATCH_AXES, mesh) * microbatches
+    pieces = batch_pieces(mesh) * microbatches
     if batch_size % pieces:
         fitting = max(round(batch_size / pieces), 1) * pieces
         raise ConfigError(

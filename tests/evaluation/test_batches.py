@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax.evaluation.batches import batch_rows, map_batches, mesh_of
-from sdtt_jax.training.sharding import MeshConfig, make_mesh, replicated
+from sdtt_jax.evaluation.batches import batch_rows, map_batches
+from sdtt_jax.training.sharding import MeshConfig, make_mesh, mesh_if_any, replicated
 
 ROWS = np.arange(22, dtype=np.int32).reshape(11, 2)
 
@@ -40,8 +40,8 @@ def test_parameters_on_a_mesh():
     """One device here; several are tried in processes of their own (tests/training)."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     params = jax.device_put({"scale": jnp.float32(2.0)}, replicated(mesh))
-    assert mesh_of(params) == mesh
-    assert mesh_of({"scale": jnp.float32(2.0)}) is None
+    assert mesh_if_any(params) == mesh
+    assert mesh_if_any({"scale": jnp.float32(2.0)}) is None
     assert batch_rows(params, 5) == 5
     result = map_batches(lambda p, _, b: b.sum(axis=1) * p["scale"], params, ROWS, 4)
     np.testing.assert_array_equal(result, ROWS.sum(axis=1) * 2.0)
