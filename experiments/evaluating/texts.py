@@ -12,6 +12,7 @@ from experiments.evaluating.subject import Subject, run_of
 from experiments.mirror import local_root
 from sdtt_jax.configs import require
 from sdtt_jax.data import DataConfig, Tokenizer, open_split
+from sdtt_jax.data.config import EMBEDDED_CORPORA
 from sdtt_jax.data.corpora import documents
 from sdtt_jax.data.loader import INFO_FILE
 from sdtt_jax.data.named import NAMED_TEXTS, named_texts
@@ -148,6 +149,11 @@ def _documents(subject: Subject, tokenizer: Tokenizer) -> Iterator[str]:
         split = "validation" if "validation" in splits else "test"
         return named_texts(name, split, folder or None)
     require(not folder, f"--held_out_folder is for named sets, and {name} is none.")
+    require(
+        Path(name).exists() or name in EMBEDDED_CORPORA,
+        f"--held_out={name} is neither a file or folder nor one of the named sets: "
+        f"{', '.join((*NAMED_TEXTS, *EMBEDDED_CORPORA))}.",
+    )
     return documents(DataConfig(corpus=name, normalize=tokenizer.normalize))
 
 

@@ -285,6 +285,15 @@ def test_a_named_set_is_read_from_its_folder(evaluated, tmp_path):
         held_out(dataclasses.replace(subject, settings=settings))
 
 
+def test_held_out_text_that_is_nowhere_is_named_by_its_flag(evaluated):
+    """Not by the field of the data config that it becomes."""
+    subject = dataclasses.replace(
+        evaluated[1], settings=dataclasses.replace(SETTINGS, held_out="wikitext9")
+    )
+    with pytest.raises(ConfigError, match=r"--held_out=wikitext9 is neither .* wikitext2"):
+        held_out(subject)
+
+
 def _gpt2_judge():
     from sdtt_jax.data import TokenizerConfig, train_tokenizer
     from sdtt_jax.interchange.causal import CausalModel
