@@ -15,6 +15,8 @@ from sdtt_jax.processes import to_host
 from sdtt_jax.training.sharding import leaf_name
 
 Tree = Any
+# Of one array, see `digest`: `[] uint32`, `[] uint32`, `[] bool`.
+Digest = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def flat_leaves(tree: Tree) -> dict[str, Any]:
@@ -74,8 +76,9 @@ def leaf_digests(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
 
 
 def _device_digests(leaves: Mapping[str, jax.Array]) -> tuple[dict[str, str], dict[str, bool]]:
-    sums, finite = jax.device_get(_digests(dict(leaves)))
-    return {path: "".join(f"{int(s):08x}" for s in pair) for path, pair in sums.items()}, finite
+    found = jax.device_get(_digests(dict(leaves)))
+    sums = {path: f"{int(one):08x}{int(two):08x}" for path, (one, two, _) in found.items()}
+    return sums, {path: not bad for path, (*_, bad) in found.items()}
 
 
 def canonical_sha256(value: Any) -> str:
@@ -84,18 +87,16 @@ def canonical_sha256(value: Any) -> str:
 
 
 @jax.jit
-def _digests(leaves: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    return jax.tree.map(digest, leaves), jax.tree.map(_finite, leaves)
+def _digests(leaves: dict[str, jax.Array]) -> dict[str, Digest]:
+    return jax.tree.map(digest, leaves)
 
 
-def _finite(x: jax.Array) -> jax.Array:
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        return jnp.bool_(True)
-    return jnp.isfinite(x).all()
+def digest(x: jax.Array) -> Digest:
+    """Digest of the bits of an array of any dtype, keys included; see `describe`.
 
-
-def digest(x: jax.Array) -> jax.Array:
-    """`[2] uint32` of the bits of an array of any dtype, keys included; see `describe`."""
+    Returns:
+      `(one, two, bad)`: the two halves of the digest, and whether an element is NaN or infinite.
+    """
     if jnp.issubdtype(x.dtype, jax.dtypes.extended):
         x = jax.random.key_data(x)
     if x.dtype == jnp.bool_:
@@ -116,7 +117,21 @@ def digest(x: jax.Array) -> jax.Array:
     # The multipliers are odd, so each line is a bijection of `bits` at a given position.
     one = _mix(bits ^ _mix(position + np.uint32(0x9E3779B9)))
     two = _mix(bits * np.uint32(0x85EBCA6B) + _mix(position ^ np.uint32(0xC2B2AE35)))
-    return jnp.stack([one.sum(dtype=jnp.uint32), two.sum(dtype=jnp.uint32)])
+    bad = jnp.zeros(bits.shape, jnp.bool_)
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        # 64 bits are two words, along an axis of their own.
+        words = (1,) * (bits.ndim - x.ndim)
+        bad |= ~jnp.isfinite(x).reshape(x.shape + words)
+    # One pass with three results: three sums take XLA's CPU compiler four times as long (2.7 against 0.7 s
+    # for 90 leaves, at the first save of a stage) and five times as long to run (27 against 6 ms).
+    zero = np.uint32(0)
+    return jax.lax.reduce(
+        (one, two, bad), (zero, zero, np.bool_(False)), _add_digests, tuple(range(bits.ndim))
+    )
+
+
+def _add_digests(a: Digest, b: Digest) -> Digest:
+    return a[0] + b[0], a[1] + b[1], a[2] | b[2]
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -70,7 +70,7 @@ def _digests_by_device(mesh: Mesh, specs: tuple[PartitionSpec, ...]) -> Any:
     """Pieces -> `[devices, leaves, 2]` uint32, devices in the order of the mesh."""
 
     def local(*pieces: jax.Array) -> jax.Array:
-        return jnp.stack([digest(piece) for piece in pieces])[None]
+        return jnp.stack([jnp.stack(digest(piece)[:2]) for piece in pieces])[None]
 
     return jax.jit(
         jax.shard_map(
