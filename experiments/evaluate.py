@@ -19,10 +19,9 @@ on after its last batch. docs/evaluation.md says what each figure is.
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from absl import flags
-from jax.sharding import Mesh
 
+from experiments.devices import chosen_mesh
 from experiments.evaluating.cloze import lambada
 from experiments.evaluating.compare import compare
 from experiments.evaluating.generation import generation
@@ -38,7 +37,6 @@ from sdtt_jax import processes
 from sdtt_jax.configs import require
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.tasks import TASKS
-from sdtt_jax.training.sharding import MeshConfig, make_mesh
 
 _DEFAULTS = Settings()
 
@@ -81,12 +79,6 @@ _MASKINGS = flags.DEFINE_string(
 _ARRAYS = flags.DEFINE_string(
     "arrays", None, "With --suite=judge, also write -log p of every token and logits, as .npz."
 )
-_MESH = flags.DEFINE_list(
-    "mesh",
-    [],
-    "DATA,FSDP,MODEL: devices along each axis, -1 for the rest; all along DATA by default.",
-)
-
 _SINGLE = {
     "seed": "Equal seeds give equal texts.",
     "batch_size": "Texts at once; part of what determines the draws.",
@@ -151,18 +143,6 @@ def settings() -> Settings:
     return Settings(**values)
 
 
-def _mesh() -> Mesh | None:
-    sizes = [text.strip() for text in _MESH.value or []]
-    if not sizes:
-        return make_mesh(MeshConfig()) if jax.device_count() > 1 else None
-    numbers = [int(text) for text in sizes if text.lstrip("-").isdecimal()]
-    require(
-        len(numbers) == len(sizes) == 3,
-        f"--mesh={','.join(sizes)} must be three whole numbers: DATA,FSDP,MODEL.",
-    )
-    return make_mesh(MeshConfig(*numbers))
-
-
 def main(argv: Sequence[str]) -> None:
     """Measures, or compares, as the flags ask."""
     if _COMPARE.value:
@@ -185,7 +165,7 @@ def main(argv: Sequence[str]) -> None:
     wanted = settings()
     join_processes()
     subject = load_subject(
-        wanted, _CHECKPOINT.value, str(_JUDGE.value), str(_BASELINE.value), _mesh()
+        wanted, _CHECKPOINT.value, str(_JUDGE.value), str(_BASELINE.value), chosen_mesh()
     )
     output = Output(_OUTPUT.value or own_output(subject), subject.identity)
     say = _say()

@@ -52,8 +52,7 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
         if _is_finished(run, stage):
             run.say(f"{stage}: finished before")
             continue
-        if processes.preempted():
-            raise KeyboardInterrupt
+        processes.stop_if_preempted()
         run.say(f"{stage}: {_DESCRIPTIONS[stage]}")
         with timed(run.workdir, stage):
             _RUNNERS[stage](run)

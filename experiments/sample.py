@@ -8,27 +8,33 @@
 
 --checkpoint is a run (its last finished round), a round, a teacher, or a `final` folder. --prompt and
 --infill are for all texts when given once, or one for each. --watch shows the text appear as it is denoised.
+Devices share each batch; several processes (docs/pods) take the same command, and the first one writes.
 """
 
 import contextlib
 import json
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
 
-from experiments.terminal import run_app
+from experiments.devices import chosen_mesh
+from experiments.terminal import join_processes, run_app
 from experiments.watching import watch
+from sdtt_jax import processes
 from sdtt_jax.configs import require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.loading import load_denoiser
+from sdtt_jax.interchange.model import Model
 from sdtt_jax.interchange.prompts import ended
 from sdtt_jax.keys import at_step, purpose_key
+from sdtt_jax.training.sharding import batch_pieces
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -83,47 +89,66 @@ def main(argv: Sequence[str]) -> None:
         top_k=_TOP_K.value,
         top_p=_TOP_P.value,
     )
-    model = load_denoiser(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value)
-    tokenizer = model.text_tokenizer
-    x_init = model.prior(_NUM_SAMPLES.value, _texts(_PROMPT.value), _texts(_INFILL.value))
-    size = 1 if _WATCH.value else min(_BATCH_SIZE.value, _NUM_SAMPLES.value)
-
-    key = purpose_key(_SEED.value, "sample")
-    print(
-        f"{model.facts['path']}: {config.num_steps} steps, {model.config.length} tokens",
-        file=sys.stderr,
+    join_processes()
+    require(
+        not _WATCH.value or jax.process_count() == 1, "--watch is for one process; leave it out."
     )
+    model = load_denoiser(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value, mesh=chosen_mesh())
+    x_init = model.prior(_NUM_SAMPLES.value, _texts(_PROMPT.value), _texts(_INFILL.value))
+    first = processes.is_first()
+    if first:
+        devices = "" if model.mesh is None else f" on {model.mesh.size} devices"
+        print(
+            f"{model.facts['path']}: {config.num_steps} steps, {model.config.length} tokens{devices}",
+            file=sys.stderr,
+        )
     with contextlib.ExitStack() as stack:
         output = None
-        if _OUTPUT.value:
+        if _OUTPUT.value and first:
             output = stack.enter_context(Path(_OUTPUT.value).open("w", encoding="utf-8"))
-        for start in range(0, _NUM_SAMPLES.value, size):
-            # The last batch is filled up with repeats, so that one size is compiled.
-            rows = np.arange(start, start + size) % _NUM_SAMPLES.value
-            began = time.monotonic()
-            if _WATCH.value:
-                states = model.states(at_step(key, start), x_init[rows], config)
-                state = watch(states, tokenizer, config.num_steps, _PAUSE.value)
-            else:
-                state = model.denoise(at_step(key, start), x_init[rows], config)
-            tokens = np.asarray(jax.block_until_ready(state.x))
-            seconds = time.monotonic() - began
-            if _STOP_AT_EOS.value:
-                given = np.asarray(x_init[rows]) != model.mask_id
-                tokens = ended(tokens, given, tokenizer.bos_id, tokenizer.eos_id)
-            for row in tokens[: _NUM_SAMPLES.value - start]:
-                text = tokenizer.decode(row)
-                if not _WATCH.value:
+        for texts, nfe, seconds in _batches(model, x_init, config):
+            for row in texts:
+                text = model.text_tokenizer.decode(row)
+                if first and not _WATCH.value:
                     print(f"— {text}\n", flush=True)
                 if output is not None:
                     record = {
                         "text": text,
                         "tokens": row.tolist(),
                         "num_steps": config.num_steps,
-                        "nfe": int(state.nfe),
+                        "nfe": nfe,
                         "seconds": seconds,
                     }
                     output.write(json.dumps(record) + "\n")
+
+
+def _batches(
+    model: Model, x_init: jax.Array, config: SamplerConfig
+) -> Iterator[tuple[np.ndarray, int, float]]:
+    """Texts `[batch, length]` int32 as the flags ask for them, network calls and seconds of each batch."""
+    num_samples, tokenizer = len(x_init), model.text_tokenizer
+    # Texts that fill up the devices cost nothing; a batch that does not divide is computed whole on each.
+    pieces = 1 if model.mesh is None else batch_pieces(model.mesh)
+    size = min(_BATCH_SIZE.value, math.ceil(num_samples / pieces) * pieces)
+    if _WATCH.value:
+        size = 1
+    for start in range(0, num_samples, size):
+        processes.stop_if_preempted()
+        # The last batch is filled up with repeats, so that one size is compiled.
+        rows = x_init[np.arange(start, start + size) % num_samples]
+        key = at_step(purpose_key(_SEED.value, "sample"), start)
+        began = time.monotonic()
+        if _WATCH.value:
+            states = model.states(key, rows, config)
+            state = watch(states, tokenizer, config.num_steps, _PAUSE.value)
+        else:
+            state = model.denoise(key, rows, config)
+        tokens = processes.to_host(jax.block_until_ready(state.x))
+        seconds = time.monotonic() - began
+        if _STOP_AT_EOS.value:
+            given = np.asarray(rows) != model.mask_id
+            tokens = ended(tokens, given, tokenizer.bos_id, tokenizer.eos_id)
+        yield tokens[: num_samples - start], int(state.nfe), seconds
 
 
 if __name__ == "__main__":

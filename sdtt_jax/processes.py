@@ -112,6 +112,15 @@ def preempted() -> bool:
     )
 
 
+def stop_if_preempted() -> None:
+    """Raises KeyboardInterrupt, in all processes at the same call, if any of them got SIGTERM.
+
+    For work outside the training loop, see `preempted`; one process alone is interrupted by Python.
+    """
+    if preempted():
+        raise KeyboardInterrupt
+
+
 def on_first(what: str, function: Callable[[], T]) -> T | None:
     """`function()` on process 0 while the others wait; its result there, None on the others.
 

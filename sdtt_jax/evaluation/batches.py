@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.processes import to_host
+from sdtt_jax.processes import stop_if_preempted, to_host
 from sdtt_jax.training import sharding as sh
 
 BatchFunction = Callable[[Any, jax.Array, Any], Any]
@@ -40,7 +40,11 @@ def run_batch(function: BatchFunction, params: Any, index: int, batch: Any, size
 
     Returns:
       A tree of NumPy arrays `[rows, ...]`, floats widened to float64.
+
+    Raises:
+      KeyboardInterrupt: one of several processes was asked to stop (SIGTERM).
     """
+    stop_if_preempted()
     mesh = sh.mesh_if_any(params)
     count = len(jax.tree.leaves(batch)[0])
     filled = jax.tree.map(lambda x: np.resize(x, (size, *x.shape[1:])), batch)

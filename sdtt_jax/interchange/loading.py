@@ -137,24 +137,30 @@ def _hub_denoiser(repository: str, revision: str) -> Model:
 
 def _own(path: Path, mesh: Mesh | None, compute_dtype: str | None) -> Model | CausalModel:
     folder = _delivered(path)
-    params, facts = load_params(folder)
-    kind = facts.get("kind")
-    if kind not in NETWORKS:
-        raise CheckpointError(
-            f"{folder} holds {kind or 'no model of this library'}; give a round, a teacher, a judge, or a "
-            "run's directory."
-        )
+
+    def placement(facts: dict[str, Any]) -> Any:
+        return None if mesh is None else _shardings(_network(folder, facts, compute_dtype), mesh)
+
+    params, facts = load_params(folder, placement)
+    network = _network(folder, facts, compute_dtype)
     above = (p / "tokenizer" for p in absolute(folder).parents)
     tokenizer_dir = next((p for p in above if p.is_dir()), None)
     if tokenizer_dir is None:
         raise CheckpointError(
             f"There is no tokenizer folder above {folder}; copy the run's tokenizer/ beside it."
         )
-    make, config_type = NETWORKS[kind]
-    network = make(_computing(from_mapping(config_type, facts["model"], "model"), compute_dtype))
-    if mesh is not None:
-        params = jax.device_put(params, _shardings(network, mesh))
     return _model(network, params, load_tokenizer(tokenizer_dir), facts | {"path": str(folder)})
+
+
+def _network(folder: Path, facts: dict[str, Any], compute_dtype: str | None) -> Any:
+    kind = facts.get("kind")
+    if kind not in NETWORKS:
+        raise CheckpointError(
+            f"{folder} holds {kind or 'no model of this library'}; give a round, a teacher, a judge, or a "
+            "run's directory."
+        )
+    make, config_type = NETWORKS[kind]
+    return make(_computing(from_mapping(config_type, facts["model"], "model"), compute_dtype))
 
 
 def _published(
@@ -172,7 +178,11 @@ def _published(
             leaves = jax.tree_util.tree_leaves_with_path(shardings)
             placement.update({tuple(key.key for key in path): leaf for path, leaf in leaves})
         # Waited for, so that one parameter at most is held twice.
-        return jax.block_until_ready(jax.device_put(value, placement.get(at)))
+        if mesh is None:
+            return jax.block_until_ready(jax.device_put(value))
+        # Of a file that all processes read, each takes the pieces of its devices; `device_put` would first
+        # send the whole of it around, to see that all have the same.
+        return jax.block_until_ready(sh.place(value, placement[at]))
 
     found = read_published(path, config_path, place)
     gpt2 = train_tokenizer(TokenizerConfig(kind="gpt2"), [])

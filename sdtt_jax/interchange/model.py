@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from sdtt_jax.categorical import NEG_INFINITY
@@ -28,6 +27,7 @@ from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.interchange.loaded import Loaded
 from sdtt_jax.interchange.prompts import Texts, ended, given_batch
 from sdtt_jax.models import Denoiser, DenoiserConfig
+from sdtt_jax.processes import to_host
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -100,7 +100,7 @@ class Model(Loaded):
         if not stop_at_eos:
             return tokens
         special = self.text_tokenizer.bos_id, self.text_tokenizer.eos_id
-        return jnp.asarray(ended(np.asarray(tokens), np.asarray(x_init) != self.mask_id, *special))
+        return jnp.asarray(ended(to_host(tokens), to_host(x_init) != self.mask_id, *special))
 
     def prior(self, num_samples: int, prompt: Texts = None, infill: Texts = None) -> jax.Array:
         """Where generation starts: `[num_samples, L]` int32, MASK but for what is given (see `sample`)."""

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -264,13 +264,15 @@ def save_params(
 
 
 def load_params(
-    directory: str | os.PathLike[str], shardings: Tree = None
+    directory: str | os.PathLike[str],
+    shardings: Tree | Callable[[dict[str, Any]], Tree] = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads what `save_params` wrote, verified.
 
     Args:
       directory: as given to `save_params`.
-      shardings: a sharding for all leaves or a tree of them; the first device if None.
+      shardings: a sharding for all leaves or a tree of them, or a function that makes it from the facts
+        stored beside them; the first device if None. Each process reads the pieces of its devices.
 
     Returns:
       `(params, meta)`: a nested dict of arrays and the facts stored beside them.
@@ -284,6 +286,8 @@ def load_params(
     try:
         meta, table = _stored_meta(path)
         shapes = {p: jax.ShapeDtypeStruct(s, jax.numpy.dtype(d)) for p, (d, s, _) in table.items()}
+        if callable(shardings):
+            shardings = shardings(meta)
         if shardings is None or isinstance(shardings, jax.sharding.Sharding):
             one = shardings or SingleDeviceSharding(jax.local_devices()[0])
             placement = dict.fromkeys(shapes, one)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta, spmd
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from sdtt_jax.configs import require
 from sdtt_jax.errors import ConfigError
@@ -231,6 +231,11 @@ def check_batch_size(
         )
 
 
+def place(host: np.ndarray, sharding: Sharding) -> jax.Array:
+    """An array that every process has, on devices; each process copies the pieces of its own."""
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
 def place_batch(batch: Tree, mesh: Mesh) -> Tree:
     """Puts a global batch of host arrays `[batch, ...]` on the mesh.
 
@@ -239,27 +244,25 @@ def place_batch(batch: Tree, mesh: Mesh) -> Tree:
     """
     sharding = batch_sharding(mesh)
 
-    def place(array: Any) -> jax.Array:
+    def put(array: Any) -> jax.Array:
         if isinstance(array, jax.Array) and array.sharding == sharding:
             return array
-        host = np.asarray(array)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+        return place(np.asarray(array), sharding)
 
-    return jax.tree.map(place, batch)
+    return jax.tree.map(put, batch)
 
 
 def place_whole(tree: Tree, mesh: Mesh) -> Tree:
     """The same arrays on every device of the mesh; every process must have them (keys included)."""
     sharding = replicated(mesh)
 
-    def place(x: Any) -> jax.Array:
+    def put(x: Any) -> jax.Array:
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(x))
-            return jax.jit(wrap, out_shardings=sharding)(place(jax.random.key_data(x)))
-        host = np.asarray(x)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+            return jax.jit(wrap, out_shardings=sharding)(put(jax.random.key_data(x)))
+        return place(np.asarray(x), sharding)
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(put, tree)
 
 
 def place_rows(

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 
+import sdtt_jax
 from sdtt_jax import processes
+from sdtt_jax.training.sharding import MeshConfig, make_mesh
 
 
 def main(directory: Path, restore_from: Path | None) -> None:
@@ -19,8 +22,17 @@ def main(directory: Path, restore_from: Path | None) -> None:
 
     result = programs.run(programs.BRIEF, directory, restore_from, brief=True)
     result["processes"] = jax.process_count()
+    result["published"] = _published(programs.BRIEF)
     if processes.is_first():
         sys.stdout.write(json.dumps(result) + "\n")
+
+
+def _published(sizes: tuple[int, int, int]) -> float:
+    """A published denoiser that all load onto one mesh against the same that each loads for itself."""
+    path = Path(__file__).parent.parent / "golden" / "reference_tiny" / "teacher_hub.safetensors"
+    tokens = np.arange(8 * 32).reshape(8, 32) % 90
+    together = sdtt_jax.load(path, mesh=make_mesh(MeshConfig(*sizes))).logits(tokens)
+    return float(np.abs(processes.to_host(together) - sdtt_jax.load(path).logits(tokens)).max())
 
 
 if __name__ == "__main__":

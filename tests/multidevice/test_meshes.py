@@ -157,6 +157,12 @@ def test_several_processes_compute_what_one_does(by_processes, count):
         np.testing.assert_allclose(value, one["values"][path], rtol=2e-3, atol=2e-3, err_msg=path)
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_load_a_published_model_together(by_processes, count):
+    """Logits of each process's own copy, to float32 rounding."""
+    assert by_processes[count]["published"] < 2e-5
+
+
 @pytest.mark.parametrize(("saved", "count"), [(1, 2), (2, 4)])
 def test_a_checkpoint_goes_on_with_another_number_of_processes(by_processes, saved, count):
     assert by_processes[count]["restored"] == by_processes[saved]["digest"]

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from sdtt_jax.training.checkpoint import load_params, params_digest
 from sdtt_jax.training.loop import EXIT_INTERRUPTED
 from sdtt_jax.training.metrics import read_metrics
 from tests.multidevice.launching import call, start
@@ -83,3 +84,85 @@ def test_the_global_batches_do_not_depend_on_the_number_of_processes(finished, t
         for path in (tmp_path / "one", workdir)
     )
     np.testing.assert_allclose(two[-1], one[-1], rtol=1e-2)
+
+
+def test_a_run_of_several_processes_takes_its_teacher_from_another_run(finished, tmp_path):
+    """Bit for bit."""
+    workdir, _, _ = finished
+    teacher = f"--config.teacher.checkpoint={workdir / 'teacher'}"
+    call(2, 2, *RUN, f"--workdir={tmp_path}", teacher, "--stages=data,teacher")
+    taken, given = (load_params(root / "teacher" / "final")[0] for root in (tmp_path, workdir))
+    assert params_digest(taken) == params_digest(given)
+
+
+def test_processes_write_the_texts_that_one_device_writes(finished, tmp_path):
+    """Tokens but for ties that rounding decides, at most 1 %; three texts do not divide over four devices."""
+    workdir, _, _ = finished
+    options = ("--num_samples=3", "--num_steps=4", "--stop_at_eos", "--prompt=and ")
+    texts = []
+    for processes, devices in ((1, 1), (2, 2)):
+        output = tmp_path / f"{processes}.jsonl"
+        command = ("experiments.sample", f"--checkpoint={workdir}", f"--output={output}")
+        said = call(processes, devices, *command, *options)
+        assert not [line for line in said.splitlines() if line.startswith("[1]")], said
+        texts.append([json.loads(line)["tokens"] for line in output.read_text().splitlines()])
+    one, two = map(np.array, texts)
+    assert len(one) == 3
+    assert np.mean(one != two) <= 0.01
+
+
+def test_processes_measure_what_one_device_measures(finished, tmp_path):
+    """Generation and likelihood: every figure but times, to what rounding makes of it."""
+    workdir, _, _ = finished
+    results = []
+    for processes, devices in ((1, 1), (2, 2)):
+        output = tmp_path / f"{processes}.json"
+        call(
+            processes,
+            devices,
+            "experiments.evaluate",
+            f"--checkpoint={workdir}",
+            "--suite=generation,likelihood",
+            "--num_texts=8",
+            "--batch_size=8",
+            "--num_steps=4",
+            "--held_out_texts=8",
+            "--num_maskings=1",
+            "--estimators=independent",
+            f"--output={output}",
+        )
+        results.append(json.loads(output.read_text())["items"])
+    one, two = results
+    assert one.keys() == two.keys()
+    assert {name.split("/")[0] for name in one} == {"generation", "likelihood"}
+    for name, item in one.items():
+        figures = {k: v for k, v in item["result"].items() if isinstance(v, float)}
+        for figure, value in figures.items():
+            assert two[name]["result"][figure] == pytest.approx(value, rel=1e-2), (name, figure)
+
+
+def test_an_evaluation_stops_after_the_batch_and_keeps_what_is_finished(finished, tmp_path):
+    """SIGTERM to two processes; a hundred batches were to come."""
+    workdir, _, _ = finished
+    process = start(
+        2,
+        2,
+        "experiments.evaluate",
+        f"--checkpoint={workdir}",
+        "--suite=generation",
+        "--judge=none",
+        "--num_texts=400",
+        "--batch_size=4",
+        "--num_steps=4",
+        f"--output={tmp_path / 'results.json'}",
+    )
+    parts, deadline = tmp_path / "results.parts", time.monotonic() + 400
+    while not list(parts.rglob("*.npz")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == EXIT_INTERRUPTED, output
+    assert 0 < len(list(parts.rglob("*.npz"))) < 100
+    items = json.loads((tmp_path / "results.json").read_text())["items"]
+    assert not [name for name in items if "real_text" not in name], items.keys()
