@@ -13,7 +13,6 @@ Devices share each batch; several processes (docs/pods) take the same command, a
 
 import contextlib
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -30,11 +29,11 @@ from sdtt_jax import processes
 from sdtt_jax.configs import require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.batches import batch_rows
 from sdtt_jax.interchange.loading import load_denoiser
 from sdtt_jax.interchange.model import Model
 from sdtt_jax.interchange.prompts import ended
 from sdtt_jax.keys import at_step, purpose_key
-from sdtt_jax.training.sharding import batch_pieces
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -49,7 +48,11 @@ _MODE = flags.DEFINE_string(
     "grid: steps on a grid of times. first-hitting: tokens in a random order, evenly over num_steps calls.",
 )
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "How many texts.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts at once.")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size",
+    32,
+    "Texts at once, up to a multiple of the devices; part of what determines the draws.",
+)
 _PROMPT = flags.DEFINE_multi_string(
     "prompt", None, "Text to continue; once, or once for each text."
 )
@@ -127,9 +130,7 @@ def _batches(
 ) -> Iterator[tuple[np.ndarray, int, float]]:
     """Texts `[batch, length]` int32 as the flags ask for them, network calls and seconds of each batch."""
     num_samples, tokenizer = len(x_init), model.text_tokenizer
-    # Texts that fill up the devices cost nothing; a batch that does not divide is computed whole on each.
-    pieces = 1 if model.mesh is None else batch_pieces(model.mesh)
-    size = min(_BATCH_SIZE.value, math.ceil(num_samples / pieces) * pieces)
+    size = batch_rows(model.params, min(_BATCH_SIZE.value, num_samples))
     if _WATCH.value:
         size = 1
     for start in range(0, num_samples, size):

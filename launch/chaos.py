@@ -33,7 +33,7 @@ _KILLS = flags.DEFINE_integer("kills", 25, "How often a run is killed.", lower_b
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 
 # Seconds at most between a line of output and the kill that follows it.
-JITTER = 3.0
+JITTER = 1.0
 # What says how long something took, in results.json and in the lines of metrics.jsonl.
 TIMES = ("timing", "seconds", "tokens_per_second")
 

@@ -16,8 +16,7 @@ BatchFunction = Callable[[Any, jax.Array, Any], Any]
 
 def batch_rows(params: Any, batch_size: int) -> int:
     """`batch_size`, up to a multiple of what the mesh of `params` splits batches into."""
-    pieces = sh.batch_pieces(sh.mesh_if_any(params))
-    return -(-batch_size // pieces) * pieces
+    return sh.full_batch(batch_size, sh.mesh_if_any(params))
 
 
 def batches(rows: Any, size: int) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from sdtt_jax.models.autoregressive import Autoregressive
 from sdtt_jax.models.causal_nll import causal_nll
 from sdtt_jax.models.config import TransformerConfig
 from sdtt_jax.models.decoding import generate
+from sdtt_jax.training import sharding as sh
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -67,7 +68,7 @@ class CausalModel(Loaded):
           num_samples: how many.
           num_tokens: how many tokens follow the prompt.
           prompt: text of n tokens that every sample begins with.
-          batch_size: texts at once.
+          batch_size: texts at once, up to a multiple of the mesh's parts.
           **filters: temperature, top_k, top_p.
 
         Raises:
@@ -76,7 +77,7 @@ class CausalModel(Loaded):
         require(num_samples > 0, f"num_samples must be positive, not {num_samples}.")
         require(batch_size > 0, f"batch_size must be positive, not {batch_size}.")
         tokenizer = self.text_tokenizer
-        size = min(num_samples, batch_size)
+        size = sh.full_batch(min(num_samples, batch_size), self.mesh)
         ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode_part(prompt)]).astype(np.int32)
         start = self.placed(np.tile(ids, (size, 1)))
         with self.on_mesh():

@@ -28,6 +28,7 @@ from sdtt_jax.interchange.loaded import Loaded
 from sdtt_jax.interchange.prompts import Texts, ended, given_batch
 from sdtt_jax.models import Denoiser, DenoiserConfig
 from sdtt_jax.processes import to_host
+from sdtt_jax.training import sharding as sh
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,7 +83,7 @@ class Model(Loaded):
           prompt: text that the samples begin with, one for all or one for each, of any lengths.
           infill: text with gaps, "[12]" for 12 tokens; one for all or one for each.
           stop_at_eos: what follows the end of a text becomes EOS, see `prompts.ended`.
-          batch_size: texts at once; what memory allows.
+          batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows.
           **options: further fields of `SamplerConfig` (temperature, top_k, top_p, time_grid, mode).
 
         Raises:
@@ -91,7 +92,7 @@ class Model(Loaded):
         config = SamplerConfig(num_steps=num_steps, **options)
         require(batch_size > 0, f"batch_size must be positive, not {batch_size}.")
         x_init = self.prior(num_samples, prompt, infill)
-        size = min(num_samples, batch_size)
+        size = sh.full_batch(min(num_samples, batch_size), self.mesh)
         # The last batch is filled up with repeats, so that one size is compiled.
         filled = jnp.resize(x_init, (math.ceil(num_samples / size) * size, self.config.length))
         batches = enumerate(filled.reshape(-1, size, self.config.length))

@@ -212,6 +212,13 @@ def batch_pieces(mesh: Mesh | None) -> int:
     return 1 if mesh is None else _pieces(BATCH_AXES, mesh)
 
 
+def full_batch(batch_size: int, mesh: Mesh | None) -> int:
+    """`batch_size`, up to a multiple of what a mesh splits batches into: other batches it computes whole on
+    every device."""
+    pieces = batch_pieces(mesh)
+    return math.ceil(batch_size / pieces) * pieces
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
