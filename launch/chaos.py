@@ -32,8 +32,9 @@ _DIRECTORY = flags.DEFINE_string("directory", None, "Where the runs go; must be 
 _KILLS = flags.DEFINE_integer("kills", 25, "How often a run is killed.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 
-# Seconds at most between a line of output and the kill that follows it.
-JITTER = 1.0
+# Seconds at most between a line and the kill that follows it, and between two looks: a round of smoke.py
+# takes one.
+JITTER, LOOK = 0.3, 0.01
 # What says how long something took, in results.json and in the lines of metrics.jsonl.
 TIMES = ("timing", "seconds", "tokens_per_second")
 
@@ -96,12 +97,16 @@ class Run:
         return self.directory.with_suffix(".log")
 
     def lines(self) -> int:
-        """How many lines it has written in all its lives."""
-        return len(self._said())
+        """How far it is, in lines of output (of all its lives) and of metrics."""
+        metrics = self.directory / "metrics.jsonl"
+        return len(self._said()) + (metrics.read_bytes().count(b"\n") if metrics.exists() else 0)
 
     def where(self) -> str:
-        """The last line that it wrote, cut to what fits a line."""
-        return (self._said() or ["nothing was said"])[-1].strip()[:60]
+        """The last line that it wrote, cut to what fits a line, and the last step in its metrics."""
+        said = (self._said() or ["nothing was said"])[-1].strip()[:60]
+        path = self.directory / "metrics.jsonl"
+        metrics = read_metrics(path) if path.exists() else []
+        return said + "".join(f" ({m['stage']} {m['round']} @ {m['step']})" for m in metrics[-1:])
 
     def _said(self) -> list[str]:
         if not self.log.exists():
@@ -128,7 +133,7 @@ def disturb(
     """Runs to the end, killed at most `kills` times on the way.
 
     Args:
-      moments: gives the moment of each kill: after how many more lines of output, and seconds.
+      moments: gives the moment of each kill: after how many more lines, and seconds.
       lines: that a run writes from its beginning to its end. Not seconds: with the compilation cache full,
         or on a busier machine, a run takes quite another time than the first.
 
@@ -139,7 +144,7 @@ def disturb(
         start, process = run.lines(), run.start()
         wanted, delay = start + moments.randrange(lines), moments.uniform(0, JITTER)
         while process.poll() is None and run.lines() < wanted:
-            time.sleep(0.05)
+            time.sleep(LOOK)
         try:
             process.wait(delay)
         except subprocess.TimeoutExpired:

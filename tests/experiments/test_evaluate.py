@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 
 import jax
 import numpy as np
@@ -25,7 +24,7 @@ from experiments.settings import config_dict
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError
 from sdtt_jax.evaluation import likelihood as library
 from tests.experiments.processes import call
-from tests.sharing import OPTIMIZED, once
+from tests.sharing import once, virtual_devices
 from tests.worlds import noisy_params
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs far away from here\n"
@@ -383,9 +382,7 @@ def test_models_that_do_not_fit_are_named(root):
 def test_a_mesh_gives_the_figures_of_one_device(root, evaluated, tmp_path, monkeypatch):
     """Four virtual devices, 2 × 1 × 2; 10 texts and 9 held-out ones in batches of 4; the whole command."""
     _, _, expected, _ = evaluated
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    for name, value in OPTIMIZED.items():
+    for name, value in virtual_devices(4).items():
         monkeypatch.setenv(name, value)
     output = tmp_path / "mesh.json"
     done = call(

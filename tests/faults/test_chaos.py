@@ -28,8 +28,8 @@ OPTIONS = (
     promise="parameters of teacher, judge and rounds, metrics, texts, results: bit for bit the unbroken's",
 )
 def test_row_01_kills_at_random_moments(tmp_path):
-    # With this seed both kills meet the same run: one in the judge or the round after it, one in a round.
-    seeded = ("--kills=2", "--seed=79")
+    # With this seed both kills meet the same run, about its first round.
+    seeded = ("--kills=2", "--seed=3")
     command = [sys.executable, "-m", "launch.chaos", f"--directory={tmp_path}", *seeded]
     done = subprocess.run(
         [*command, "--", *OPTIONS],
@@ -40,7 +40,7 @@ def test_row_01_kills_at_random_moments(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"2 kills in \d runs?: everything is the same, bit for bit", done.stderr)
+    assert re.search(r"2 kills in \d runs: everything is the same, bit for bit", done.stderr)
 
 
 def test_a_directory_with_something_in_it_is_left_alone(tmp_path):

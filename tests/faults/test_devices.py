@@ -2,14 +2,13 @@
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
 from tests.faults.devices import MESHES
-from tests.sharing import OPTIMIZED, once
+from tests.sharing import once, virtual_devices
 
 pytestmark = [pytest.mark.slow, pytest.mark.multidevice]
 
@@ -19,14 +18,7 @@ def results(tmp_path_factory):
     """What the program says that runs them all on eight virtual devices."""
 
     def run(folder):
-        environment = (
-            os.environ
-            | OPTIMIZED
-            | {
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-                "JAX_PLATFORMS": "cpu",
-            }
-        )
+        environment = virtual_devices(8)
         command = [sys.executable, "-m", "tests.faults.devices", folder / "steps"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

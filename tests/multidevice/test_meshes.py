@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,20 +11,13 @@ import pytest
 
 from tests.multidevice.launching import call
 from tests.multidevice.programs import BATCH, LENGTH, MESHES, STEPS
-from tests.sharing import OPTIMIZED, once
+from tests.sharing import once, virtual_devices
 
 pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
 
 
 def on_all_meshes(folder):
-    environment = (
-        os.environ
-        | OPTIMIZED
-        | {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-            "JAX_PLATFORMS": "cpu",
-        }
-    )
+    environment = virtual_devices(8)
     command = [sys.executable, "-m", "tests.multidevice.programs", folder]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
