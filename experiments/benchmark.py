@@ -27,7 +27,7 @@ from rich.console import Console
 from experiments.benchmarking.cases import SUITES
 from experiments.benchmarking.suites import benchmark, saver, show
 from experiments.settings import check_overrides, run_config
-from experiments.terminal import run_app, stopwatch
+from experiments.terminal import output_file, run_app, stopwatch
 from sdtt_jax.configs import require
 from sdtt_jax.data.corpora import corpus_files
 from sdtt_jax.errors import ConfigError, UserError
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
             not config.teacher.importance,
             "The naive twin has no importance sampling of t; add --config.teacher.importance=False.",
         )
-    save = saver(None if _OUTPUT.value is None else Path(_OUTPUT.value))
+    save = saver(output_file(_OUTPUT.value))
 
     say = stopwatch()
     record = benchmark(

@@ -10,7 +10,6 @@ those of a causal model (GPT-2, a run's judge) are exact. The harness fetches it
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.evaluating.harness import Options, adapter
-from experiments.terminal import run_app
+from experiments.terminal import output_file, run_app
 from sdtt_jax.configs import require
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.interchange.loading import load_named
@@ -61,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
     require(_CHECKPOINT.value is not None, "--checkpoint is missing; see --help.")
     require(bool(_TASKS.value), "--tasks is missing; for example --tasks=lambada_openai.")
+    output = output_file(_OUTPUT.value)
     options = Options(
         _NUM_STEPS.value,
         _NUM_SAMPLES.value,
@@ -87,9 +87,8 @@ def main(argv: Sequence[str]) -> None:
         bootstrap_iters=0,
     )
     Console().print(_table(results))
-    if _OUTPUT.value is not None:
-        text = json.dumps(results, indent=2, default=str) + "\n"
-        Path(_OUTPUT.value).write_text(text, "utf-8")
+    if output is not None:
+        output.write_text(json.dumps(results, indent=2, default=str) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

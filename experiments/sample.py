@@ -16,14 +16,13 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
 
 from experiments.devices import chosen_mesh
-from experiments.terminal import join_processes, run_app
+from experiments.terminal import join_processes, output_file, run_app
 from experiments.watching import watch
 from sdtt_jax import processes
 from sdtt_jax.configs import require
@@ -93,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
         top_p=_TOP_P.value,
     )
     join_processes()
+    file = processes.on_first("Looking at --output", lambda: output_file(_OUTPUT.value))
     require(
         not _WATCH.value or jax.process_count() == 1, "--watch is for one process; leave it out."
     )
@@ -107,8 +107,8 @@ def main(argv: Sequence[str]) -> None:
         )
     with contextlib.ExitStack() as stack:
         output = None
-        if _OUTPUT.value and first:
-            output = stack.enter_context(Path(_OUTPUT.value).open("w", encoding="utf-8"))
+        if file is not None and first:
+            output = stack.enter_context(file.open("w", encoding="utf-8"))
         for texts, nfe, seconds in _batches(model, x_init, config):
             for row in texts:
                 text = model.text_tokenizer.decode(row)

@@ -12,6 +12,7 @@ from absl import app, flags, logging
 
 from sdtt_jax import processes
 from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.paths import as_path, is_remote
 from sdtt_jax.training.loop import EXIT_INTERRUPTED, Interrupted
 
 EXIT_CONFIG = 2
@@ -44,6 +45,32 @@ def keep_compiled_programs() -> None:
         folder = str(Path.home() / ".cache" / "sdtt_jax" / "compiled")
     jax.config.update("jax_compilation_cache_dir", folder or None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_SECONDS)
+
+
+def output_file(path: str | None) -> Path | None:
+    """The file that --output names, found to be one that can be written: before the work, not after it.
+
+    Raises:
+      ConfigError: it cannot.
+    """
+    if path is None:
+        return None
+    file = as_path(path)
+    if file.is_dir():
+        raise ConfigError(f"--output={path} is a folder; name a file.")
+    if is_remote(file):
+        return file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ConfigError(
+            f"--output={path} cannot be written to: {file.parent} is a file."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"--output={path} cannot be written to: {error.strerror}.") from None
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ConfigError(f"--output={path} cannot be written to: permission denied.")
+    return file
 
 
 def join_processes() -> None:

@@ -12,14 +12,13 @@ as many virtual devices, so that its memory figures are only indications.
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
 from experiments.settings import check_overrides, run_config
-from experiments.terminal import run_app, stopwatch
+from experiments.terminal import output_file, run_app, stopwatch
 from launch.ahead import report
 from launch.ahead.analysis import Record, analyse
 from launch.ahead.chips import compile_only, describe_devices, parse_topology
@@ -60,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
     for kind in kinds:
         require(kind in ALL, f"--programs={kind} is none of {', '.join(ALL)}.")
     config = run_config(_CONFIG.value)
+    output = output_file(_OUTPUT.value)
     compile_only()
     topology = parse_topology(str(_TOPOLOGY.value), _SLICES.value)
     devices = describe_devices(topology)
@@ -82,9 +82,9 @@ def main(argv: Sequence[str]) -> None:
             records.append(analyse(program, topology, mesh).record)
             report.show(records[-1], console)
     console.print(report.summary(records))
-    if _OUTPUT.value is not None:
-        Path(_OUTPUT.value).write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
-        say(f"written to {_OUTPUT.value}")
+    if output is not None:
+        output.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+        say(f"written to {output}")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,12 @@ compiler like `launch.compile`.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from experiments.configs.owt_small import SIZES, owt
-from experiments.terminal import run_app, stopwatch
+from experiments.terminal import output_file, run_app, stopwatch
 from launch.ahead.analysis import Record
 from launch.ahead.chips import compile_only, describe_devices, parse_topology
 from launch.ahead.search import search
@@ -81,6 +80,7 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
     for size in _SIZES.value:
         require(size in SIZES, f"--sizes={size} is none of {', '.join(SIZES)}.")
+    output = output_file(_OUTPUT.value)
     compile_only()
     say = stopwatch()
     lines = [HEADER]
@@ -88,8 +88,8 @@ def main(argv: Sequence[str]) -> None:
         for size in _SIZES.value:
             lines.append(row(size, topology_name, cell(size, topology_name, _SECONDS.value, say)))
             print(lines[-1], flush=True)
-    if _OUTPUT.value is not None:
-        Path(_OUTPUT.value).write_text("\n".join(lines) + "\n", encoding="utf-8")
+            if output is not None:
+                output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ from experiments.benchmarking.cases import MATMUL, SUITES, VARIANTS, Job
 from experiments.benchmarking.report import Entry, Measured
 from experiments.benchmarking.worker import Worker, WorkerError
 from experiments.settings import RunConfig
-from sdtt_jax.configs import require, to_mapping
+from sdtt_jax.configs import to_mapping
 from sdtt_jax.data import train_tokenizer
-from sdtt_jax.errors import DataError
 
 Say = Callable[[str], None]
 
@@ -158,11 +157,7 @@ def show(record: Entry, console: Console) -> None:
 
 
 def saver(path: Path | None) -> Callable[[Entry], None]:
-    """Writes the record to `path`, whole or not at all.
-
-    Raises:
-      DataError: it cannot be written to; raised at once, not after an hour.
-    """
+    """Writes the record to `path`, whole or not at all."""
     if path is None:
         return lambda _: None
     partial = path.with_name(f".{path.name}.partial")
@@ -171,11 +166,4 @@ def saver(path: Path | None) -> Callable[[Entry], None]:
         partial.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         partial.replace(path)
 
-    try:
-        require(not path.is_dir(), f"--output={path} is a folder; name a file.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        partial.unlink()
-    except OSError as error:
-        raise DataError(f"--output={path} cannot be written to: {error.strerror}.") from None
     return save

@@ -1,0 +1,39 @@
+"""What every entry point says of its --output. Oracle: the message, and what lies on the disk."""
+
+import os
+
+import pytest
+
+from experiments.terminal import output_file
+from sdtt_jax.errors import ConfigError
+
+
+def test_no_output_is_asked_for():
+    assert output_file(None) is None
+
+
+def test_the_folder_is_made_and_the_file_is_not(tmp_path):
+    file = output_file(str(tmp_path / "new" / "b.json"))
+    assert file == tmp_path / "new" / "b.json"
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"--output=.* is a folder; name a file"):
+        output_file(str(tmp_path))
+
+
+def test_a_place_below_a_file_is_named_with_the_reason(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(
+        ConfigError, match=r"--output=.*b.json cannot be written to: .*file is a file"
+    ):
+        output_file(str(tmp_path / "file" / "b.json"))
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match="permission denied"):
+        output_file(str(tmp_path / "b.json"))
