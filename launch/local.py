@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 
 from absl import app, flags
@@ -151,11 +151,21 @@ def describe(status: int) -> str:
     return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 
+def without_noise(lines: Iterable[str]) -> Iterator[str]:
+    """The lines that are not gloo's, nor the ends of its lines that come after others' beginnings."""
+    unended = 0
+    for line in lines:
+        if any(noise in line for noise in NOISE):
+            unended = max(0, unended + line.count(NOISE[0]) - 1)
+        elif unended and not line.strip():
+            unended -= 1
+        else:
+            yield line
+
+
 def _prefix(index: int, process: "subprocess.Popen[str]") -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        if any(noise in line for noise in NOISE):
-            continue
+    for line in without_noise(process.stdout):
         # One write for a whole line, so that lines of different processes do not mix.
         sys.stdout.write(f"[{index}] {line.rstrip()}\n")
         sys.stdout.flush()

@@ -32,8 +32,8 @@ def test_a_place_below_a_file_is_named_with_the_reason(tmp_path):
     assert (tmp_path / "file").read_text() == "precious"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission(tmp_path):
-    tmp_path.chmod(0o500)
+def test_a_folder_without_permission(tmp_path, monkeypatch):
+    """The system's answer is made up: whoever runs this may be root, who may write anywhere."""
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path or mode != os.W_OK)
     with pytest.raises(ConfigError, match="permission denied"):
         output_file(str(tmp_path / "b.json"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.local import command_line, describe, environment
+from launch.local import command_line, describe, environment, without_noise
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -70,6 +70,17 @@ def test_output_is_prefixed_with_the_number_of_the_process():
     status, output = call("--processes=3", "--", "python", "-c", "print('hello')")
     assert status == 0
     assert sorted(output.splitlines()) == ["[0] hello", "[1] hello", "[2] hello"]
+
+
+def test_what_gloo_says_is_left_out_however_its_threads_mix_it():
+    """An empty line is the end of another line of gloo's, or one's own."""
+    said = (
+        "[Gloo] Rank 0 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1"
+    )
+    start, end = said[:30], said[30:]
+    written = f"mine\n\n{said}\n{said}{said}\n\n{start}{said}\n{end}\nyours\n\nours\n"
+    lines = [line.strip() for line in without_noise(written.splitlines(keepends=True))]
+    assert lines == ["mine", "", "yours", "", "ours"]
 
 
 def test_when_one_fails_the_others_are_ended_and_its_status_is_that_of_all():
