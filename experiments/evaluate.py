@@ -79,6 +79,7 @@ _MASKINGS = flags.DEFINE_string(
 _ARRAYS = flags.DEFINE_string(
     "arrays", None, "With --suite=judge, also write -log p of every token and logits, as .npz."
 )
+
 _SINGLE = {
     "seed": "Equal seeds give equal texts.",
     "batch_size": "Texts at once; part of what determines the draws.",
@@ -123,6 +124,9 @@ for _name, _help in _SINGLE.items():
     _DEFINE[type(_default)](_name, _default, _help)
 for _name, _help in _LISTS.items():
     flags.DEFINE_list(_name, [str(value) for value in getattr(_DEFAULTS, _name)], _help)
+# Defined elsewhere; --help shows a module's own flags and those that it declares.
+for _name in ("mesh", "distributed", "compilation_cache"):
+    flags.declare_key_flag(_name)
 
 
 def settings() -> Settings:

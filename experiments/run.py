@@ -42,6 +42,9 @@ _STAGES = flags.DEFINE_list(
 _REPLAY = flags.DEFINE_string(
     "replay", None, "Take a step of this stage twice and compare: teacher, distill/2, distill/2@57."
 )
+# Defined elsewhere; --help shows a module's own flags and those that it declares.
+for _name in ("distributed", "compilation_cache"):
+    flags.declare_key_flag(_name)
 
 
 def run_stages(run: Run, stages: Sequence[str]) -> None:

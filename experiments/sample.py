@@ -70,6 +70,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Equal seeds give equal texts.")
 _WATCH = flags.DEFINE_bool("watch", False, "Show each text appear, one after the other.")
 _PAUSE = flags.DEFINE_float("pause", 0.15, "With --watch: seconds that a step is shown at least.")
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the texts to this file, as JSON lines.")
+# Defined elsewhere; --help shows a module's own flags and those that it declares.
+for _name in ("mesh", "distributed", "compilation_cache"):
+    flags.declare_key_flag(_name)
 
 
 def _texts(given: list[str] | None) -> str | list[str] | None:
@@ -97,6 +100,7 @@ def main(argv: Sequence[str]) -> None:
         not _WATCH.value or jax.process_count() == 1, "--watch is for one process; leave it out."
     )
     model = load_denoiser(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value, mesh=chosen_mesh())
+    tokenizer = model.text_tokenizer
     x_init = model.prior(_NUM_SAMPLES.value, _texts(_PROMPT.value), _texts(_INFILL.value))
     first = processes.is_first()
     if first:
@@ -107,11 +111,11 @@ def main(argv: Sequence[str]) -> None:
         )
     with contextlib.ExitStack() as stack:
         output = None
-        if file is not None and first:
+        if file is not None:
             output = stack.enter_context(file.open("w", encoding="utf-8"))
         for texts, nfe, seconds in _batches(model, x_init, config):
             for row in texts:
-                text = model.text_tokenizer.decode(row)
+                text = tokenizer.decode(row)
                 if first and not _WATCH.value:
                     print(f"— {text}\n", flush=True)
                 if output is not None:
@@ -130,9 +134,7 @@ def _batches(
 ) -> Iterator[tuple[np.ndarray, int, float]]:
     """Texts `[batch, length]` int32 as the flags ask for them, network calls and seconds of each batch."""
     num_samples, tokenizer = len(x_init), model.text_tokenizer
-    size = batch_rows(model.params, min(_BATCH_SIZE.value, num_samples))
-    if _WATCH.value:
-        size = 1
+    size = 1 if _WATCH.value else batch_rows(model.params, min(_BATCH_SIZE.value, num_samples))
     for start in range(0, num_samples, size):
         processes.stop_if_preempted()
         # The last batch is filled up with repeats, so that one size is compiled.

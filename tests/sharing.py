@@ -18,10 +18,9 @@ OPTIMIZED = {
 
 
 def virtual_devices(count: int) -> dict[str, str]:
-    """The environment of a program on that many devices of one process."""
-    devices = f"--xla_force_host_platform_device_count={count}"
-    flags = f"{OPTIMIZED['XLA_FLAGS']} {devices}"
-    return os.environ | OPTIMIZED | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    """What is set in the environment of a program on that many devices of one process."""
+    flags = f"{OPTIMIZED['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+    return OPTIMIZED | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def once(

@@ -1,4 +1,4 @@
-"""What every entry point says of its --output. Oracle: the message, and what lies on the disk."""
+"""What every entry point says of its flags. Oracle: the message, and what lies on the disk."""
 
 import os
 
@@ -6,6 +6,7 @@ import pytest
 
 from experiments.terminal import output_file
 from sdtt_jax.errors import ConfigError
+from tests.experiments.processes import call
 
 
 def test_no_output_is_asked_for():
@@ -37,3 +38,17 @@ def test_a_folder_without_permission(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path or mode != os.W_OK)
     with pytest.raises(ConfigError, match="permission denied"):
         output_file(str(tmp_path / "b.json"))
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("run", ("workdir", "distributed", "compilation_cache")),
+        ("sample", ("num_steps", "mesh", "distributed", "compilation_cache")),
+        ("evaluate", ("suite", "mesh", "distributed", "compilation_cache")),
+    ],
+)
+def test_help_shows_the_flags_that_are_defined_elsewhere_too(module, names):
+    shown = call(module, "--help").stdout
+    for name in names:
+        assert f"  --{name}: " in shown, name

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ def results(tmp_path_factory):
     """What the program says that runs them all on eight virtual devices."""
 
     def run(folder):
-        environment = virtual_devices(8)
+        environment = os.environ | virtual_devices(8)
         command = [sys.executable, "-m", "tests.faults.devices", folder / "steps"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -34,7 +34,7 @@ from sdtt_jax.training.step import TrainConfig, make_train_step
 
 ONE = (1, 1, 1)
 BRIEF = (2, 2, 2)
-MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8))
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2))
 BATCH, LENGTH, STEPS = 16, 12, 3
 DENOISER = make_denoiser(
     # 1000 tokens and MASK are eight lanes of 128, so that a model axis of 8 splits the head's columns too.

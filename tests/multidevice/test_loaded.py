@@ -1,6 +1,7 @@
 """A loaded model on a mesh. Oracle: the same model on one device."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
 
 def test_it_computes_and_writes_the_same_on_every_mesh(golden):
     """Logits and bounds to float32 rounding; tokens but for ties that rounding decides, at most 1 %."""
-    environment = virtual_devices(8)
+    environment = os.environ | virtual_devices(8)
     command = [sys.executable, "-m", "tests.multidevice.loaded", str(golden)]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False

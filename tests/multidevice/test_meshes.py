@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
 
 
 def on_all_meshes(folder):
-    environment = virtual_devices(8)
+    environment = os.environ | virtual_devices(8)
     command = [sys.executable, "-m", "tests.multidevice.programs", folder]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
