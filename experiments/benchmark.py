@@ -26,9 +26,9 @@ from rich.console import Console
 
 from experiments.benchmarking.cases import SUITES
 from experiments.benchmarking.suites import benchmark, saver, show
+from experiments.cli.app import output_file, run_app, stopwatch
 from experiments.settings import check_overrides, run_config
-from experiments.terminal import output_file, run_app, stopwatch
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 from sdtt_jax.data.corpora import corpus_files
 from sdtt_jax.errors import ConfigError, UserError
 

@@ -21,7 +21,8 @@ from typing import Any
 
 from absl import flags
 
-from experiments.devices import chosen_mesh
+from experiments.cli.app import join_processes, run_app, stopwatch
+from experiments.cli.devices import chosen_mesh
 from experiments.evaluating.cloze import lambada
 from experiments.evaluating.compare import compare
 from experiments.evaluating.generation import generation
@@ -32,11 +33,10 @@ from experiments.evaluating.output import Output
 from experiments.evaluating.replaying import replay
 from experiments.evaluating.settings import SUITES, Settings
 from experiments.evaluating.subject import load_subject, own_output, update_report
-from experiments.terminal import join_processes, run_app, stopwatch
-from sdtt_jax import processes
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.tasks import TASKS
+from sdtt_jax.parallel import processes
 
 _DEFAULTS = Settings()
 

@@ -26,14 +26,15 @@ from typing import Any
 
 from absl import flags
 
-from experiments.terminal import run_app
+from experiments.cli.app import run_app
 from sdtt_jax.errors import ConfigError, DataError, UserError
-from sdtt_jax.evaluation import exact_round, exact_world
-from sdtt_jax.evaluation.exact_student import Laboratory, StudentConfig
-from sdtt_jax.evaluation.exact_world import Array, World
+from sdtt_jax.laboratory import optimum as exact_round
+from sdtt_jax.laboratory import world as exact_world
+from sdtt_jax.laboratory.student import Laboratory, StudentConfig
+from sdtt_jax.laboratory.world import Array, World
+from sdtt_jax.progress import make_progress
 from sdtt_jax.reporting.exact_figure import write_exact_figure
 from sdtt_jax.training.loop import Interrupted
-from sdtt_jax.training.progress import make_progress
 
 STEPS = tuple(range(1, 65))
 TRAINED_STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)

@@ -17,17 +17,17 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.terminal import run_app
-from sdtt_jax.configs import require
+from experiments.cli.app import run_app
+from sdtt_jax.config import require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.card import measured_results, model_card
-from sdtt_jax.interchange.causal import CausalModel
 from sdtt_jax.interchange.export import export_orbax, export_reference, require_empty
-from sdtt_jax.interchange.loading import REPOSITORY, load_named
-from sdtt_jax.interchange.model import Model
+from sdtt_jax.interchange.load import REPOSITORY, load_named
 from sdtt_jax.interchange.stablehlo import export_stablehlo
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
 from sdtt_jax.paths import is_remote
 
 FORMATS = ("reference", "orbax", "stablehlo")

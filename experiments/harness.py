@@ -16,11 +16,11 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from experiments.cli.app import output_file, run_app
 from experiments.evaluating.harness import Options, adapter
-from experiments.terminal import output_file, run_app
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError, UserError
-from sdtt_jax.interchange.loading import load_named
+from sdtt_jax.interchange.load import load_named
 
 _DEFAULTS = Options()
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "As for experiments.sample, or a causal one.")

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from experiments.settings import TeacherConfig
-from sdtt_jax.diffusion.masking import DenoiserLike
+from sdtt_jax.causal.nll import causal_loss
+from sdtt_jax.diffusion.forward import DenoiserLike
 from sdtt_jax.diffusion.nelbo import denoising_terms
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.rounds import DistillConfig
-from sdtt_jax.models.autoregressive import Autoregressive
-from sdtt_jax.models.causal_nll import causal_loss
+from sdtt_jax.networks.causal import Autoregressive
 from sdtt_jax.training.step import Loss, LossFn
 
 Tree = Any

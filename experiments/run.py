@@ -18,17 +18,18 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import evaluation_stage, training_stages
-from experiments.context import Run
-from experiments.replay import replay
+from experiments.cli.app import join_processes, run_app
 from experiments.settings import check_overrides, run_config
-from experiments.terminal import join_processes, run_app
-from experiments.workdir import Workdir, claim, is_delivered, lock, timed
-from sdtt_jax import processes
+from experiments.stages import evaluation as evaluation_stage
+from experiments.stages import training as training_stages
+from experiments.stages.context import Run
+from experiments.stages.replay import replay
+from experiments.stages.workdir import Workdir, claim, is_delivered, lock, timed
 from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.parallel import processes
+from sdtt_jax.parallel.mesh import make_mesh
 from sdtt_jax.paths import as_path, modified
 from sdtt_jax.reporting import write_report
-from sdtt_jax.training.sharding import make_mesh
 
 STAGES = ("data", "teacher", "judge", "distill", "evaluate", "report")
 

@@ -21,18 +21,18 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.devices import chosen_mesh
-from experiments.terminal import join_processes, output_file, run_app
-from experiments.watching import watch
-from sdtt_jax import processes
-from sdtt_jax.configs import require
+from experiments.cli.app import join_processes, output_file, run_app
+from experiments.cli.devices import chosen_mesh
+from experiments.cli.watch import watch
+from sdtt_jax.config import require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.batches import batch_rows
-from sdtt_jax.interchange.loading import load_denoiser
-from sdtt_jax.interchange.model import Model
-from sdtt_jax.interchange.prompts import ended
+from sdtt_jax.interchange.load import load_denoiser
 from sdtt_jax.keys import at_step, purpose_key
+from sdtt_jax.model.masked import Model
+from sdtt_jax.model.prompts import ended
+from sdtt_jax.parallel import processes
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",

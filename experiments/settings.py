@@ -10,16 +10,16 @@ from typing import Any
 
 import ml_collections
 
-from sdtt_jax.configs import from_mapping, require, to_mapping
+from sdtt_jax.config import from_mapping, require, to_mapping
 from sdtt_jax.data import DataConfig, TokenizerConfig
 from sdtt_jax.diffusion.nelbo import WEIGHTINGS
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.schedule import ScheduleConfig
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.models import CausalConfig, DenoiserConfig
+from sdtt_jax.networks import CausalConfig, DenoiserConfig
+from sdtt_jax.parallel.mesh import MeshConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
-from sdtt_jax.training.sharding import MeshConfig
 from sdtt_jax.training.step import TrainConfig
 
 
@@ -27,7 +27,7 @@ from sdtt_jax.training.step import TrainConfig
 class ModelSize:
     """Sizes of the denoiser; vocabulary and length come from the data.
 
-    Attributes: as in `sdtt_jax.models.DenoiserConfig`.
+    Attributes: as in `sdtt_jax.networks.DenoiserConfig`.
     """
 
     num_layers: int = 12

@@ -17,16 +17,16 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
+from experiments.cli.app import output_file, run_app, stopwatch
 from experiments.settings import check_overrides, run_config
-from experiments.terminal import output_file, run_app, stopwatch
 from launch.ahead import report
 from launch.ahead.analysis import Record, analyse
 from launch.ahead.chips import compile_only, describe_devices, parse_topology
 from launch.ahead.programs import ALL, KINDS, build
 from launch.ahead.search import search
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.training.sharding import make_mesh
+from sdtt_jax.parallel.mesh import make_mesh
 
 TABLE_WIDTH = 120
 

@@ -22,8 +22,8 @@ from types import FrameType
 
 from absl import app, flags
 
-from experiments.terminal import EXIT_CONFIG
-from sdtt_jax.processes import ADDRESS, COUNT, INDEX
+from experiments.cli.app import EXIT_CONFIG
+from sdtt_jax.parallel.processes import ADDRESS, COUNT, INDEX
 from sdtt_jax.training.loop import EXIT_INTERRUPTED
 
 _PROCESSES = flags.DEFINE_integer("processes", 2, "Processes.", lower_bound=1)

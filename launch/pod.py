@@ -15,11 +15,11 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from experiments.cli.app import run_app
 from experiments.settings import check_fields, check_overrides
-from experiments.terminal import run_app
 from launch.pods import gke, skypilot, slurm, tpu_vm, xpk
 from launch.pods.spec import Files, NextSteps, PodSpec, Render
-from sdtt_jax.configs import from_mapping, require
+from sdtt_jax.config import from_mapping, require
 from sdtt_jax.errors import UserError
 
 LAUNCHERS: dict[str, tuple[Render, NextSteps]] = {

@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from sdtt_jax.interchange.loading import (
+    from sdtt_jax.interchange.load import (
         load,
         load_mdlm_small,
         load_scaling_student,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     # Imported when asked for: it draws in most of the library, which a user of one part does not need.
     if name in __all__:
-        from sdtt_jax.interchange import loading
+        from sdtt_jax.interchange import load as loading
 
         return getattr(loading, name)
     raise AttributeError(f"module 'sdtt_jax' has no attribute {name!r}")

@@ -13,10 +13,10 @@ import sys
 
 import pytest
 
-from launch import floors
+from tools import floors
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CODE = ("sdtt_jax", "experiments", "launch", "tests")
+CODE = ("sdtt_jax", "experiments", "launch", "tools", "tests")
 MAX_LINES = 450
 
 # Folders that differ from machine to machine; /path/to/… and such are examples, not places.
@@ -113,7 +113,7 @@ def test_no_import_brings_in_another_framework():
 
 @pytest.mark.parametrize(
     ("folders", "extras"),
-    [(("sdtt_jax", "experiments", "launch"), ("eval",)), (("tests",), ("test",))],
+    [(("sdtt_jax", "experiments", "launch", "tools"), ("eval",)), (("tests",), ("test",))],
 )
 def test_every_import_is_declared(folders, extras):
     """No file relies on a package that only another package happens to bring."""

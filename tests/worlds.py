@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.models.config import DenoiserConfig
-from sdtt_jax.models.denoiser import Denoiser, make_denoiser
+from sdtt_jax.networks.config import DenoiserConfig
+from sdtt_jax.networks.denoiser import Denoiser, make_denoiser
 
 VOCAB, LENGTH = 3, 3
 MASK = VOCAB

@@ -17,15 +17,16 @@ import numpy as np
 from experiments import losses
 from experiments.benchmarking import naive
 from experiments.settings import RunConfig, run_config
+from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import Schedule, make_schedule
 from sdtt_jax.distillation.rounds import round_dt
 from sdtt_jax.keys import at_step, purpose_key
-from sdtt_jax.models import Denoiser, DenoiserConfig, make_denoiser
-from sdtt_jax.models.autoregressive import Autoregressive
-from sdtt_jax.models.causal_nll import causal_nll
-from sdtt_jax.models.gpt2 import GPT2Config, make_gpt2
-from sdtt_jax.training import sharding as sh
+from sdtt_jax.networks import Denoiser, DenoiserConfig, make_denoiser
+from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from sdtt_jax.parallel.placement import place_batch, replicated, unbox
 from sdtt_jax.training.optimizers import make_optimizer
 from sdtt_jax.training.state import state_from_params
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
@@ -98,14 +99,14 @@ def _training(job: Job, config: RunConfig, tell: Tell) -> Case:
     sizes, denoiser, schedule = _network(job, config)
     loss = _counted(_loss(job, config, denoiser, schedule), distills)
     optimizer = make_optimizer(stage.optimizer, stage.num_steps)
-    mesh = sh.make_mesh(sh.MeshConfig(), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     context = {}
-    params = _parameters(denoiser, sh.replicated(mesh))
+    params = _parameters(denoiser, replicated(mesh))
     if distills:
         context = {"teacher_params": params, "dt": jnp.float32(round_dt(config.distill, 1))}
     state = state_from_params(params, optimizer, context=context, ema=stage.ema_decay > 0)
     del params, context
-    batch = sh.place_batch(_tokens(job, sizes), mesh)
+    batch = place_batch(_tokens(job, sizes), mesh)
     key = half_masked_key(job, config, sizes, schedule, batch)
 
     tell("compiling")
@@ -117,7 +118,7 @@ def _training(job: Job, config: RunConfig, tell: Tell) -> Case:
     def repeat() -> Facts:
         nonlocal moving
         # Keys follow from the step: staying at the first one, every repetition masks the same tokens.
-        first = jax.device_put(np.int32(0), sh.replicated(mesh))
+        first = jax.device_put(np.int32(0), replicated(mesh))
         (moving, metrics), seconds = _timed(
             compiled, moving.replace(step=first), context, batch, key
         )
@@ -279,7 +280,7 @@ def _parameters(denoiser: Denoiser | Autoregressive, sharding: Any = None) -> Pa
         values += path[-1].key == "scale"
         return jax.device_put(values, sharding)
 
-    shapes = sh.unbox(jax.eval_shape(denoiser.init, jax.random.key(0)))
+    shapes = unbox(jax.eval_shape(denoiser.init, jax.random.key(0)))
     return jax.block_until_ready(jax.tree_util.tree_map_with_path(leaf, shapes))
 
 

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from experiments.settings import TeacherConfig
-from sdtt_jax.configs import require
-from sdtt_jax.diffusion.masking import SAMPLING_EPS, q_xt, sample_t
+from sdtt_jax.config import require
+from sdtt_jax.diffusion.forward import SAMPLING_EPS, q_xt, sample_t
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.rounds import DistillConfig
-from sdtt_jax.models import DenoiserConfig
-from sdtt_jax.models.autoregressive import Autoregressive
+from sdtt_jax.networks import DenoiserConfig
+from sdtt_jax.networks.causal import Autoregressive
 from sdtt_jax.training.step import Loss, LossFn
 
 Params = Any

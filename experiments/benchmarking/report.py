@@ -8,8 +8,8 @@ from rich.table import Table
 
 from experiments.benchmarking.cases import MATMUL, VARIANTS, Job
 from experiments.benchmarking.data import PHASES
-from experiments.benchmarking.flops import distill_flops, judge_flops, sample_flops, teacher_flops
 from experiments.settings import RunConfig
+from sdtt_jax.networks.flops import distill_flops, judge_flops, sample_flops, teacher_flops
 
 Entry = dict[str, Any]
 
@@ -82,7 +82,13 @@ def unavoidable_flops(config: RunConfig, job: Job, measured: dict[str, Measured]
         return None
     if job.suite == "teacher":
         return teacher_flops(sizes, job.batch_size, masked)
-    return distill_flops(sizes, job.batch_size, masked, config.distill)
+    return distill_flops(
+        sizes,
+        job.batch_size,
+        masked,
+        num_distill_steps=config.distill.num_distill_steps,
+        num_trajectories=config.distill.num_trajectories,
+    )
 
 
 def data_entry(config: RunConfig, measured: dict[str, Measured]) -> Entry:

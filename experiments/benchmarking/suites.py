@@ -16,7 +16,7 @@ from experiments.benchmarking.cases import MATMUL, SUITES, VARIANTS, Job
 from experiments.benchmarking.report import Entry, Measured
 from experiments.benchmarking.worker import Worker, WorkerError
 from experiments.settings import RunConfig
-from sdtt_jax.configs import to_mapping
+from sdtt_jax.config import to_mapping
 from sdtt_jax.data import train_tokenizer
 
 Say = Callable[[str], None]

@@ -8,7 +8,6 @@ import numpy as np
 from experiments.evaluating.judging import interval
 from experiments.evaluating.output import Output, digest_of
 from experiments.evaluating.subject import Subject
-from sdtt_jax import processes
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_mean, mean
 from sdtt_jax.evaluation.cloze import causal_scores, choice_hits, greedy_hits, suffix_bounds
@@ -20,10 +19,11 @@ from sdtt_jax.evaluation.continuations import (
     encode,
 )
 from sdtt_jax.evaluation.tasks import read_task
-from sdtt_jax.interchange.causal import CausalModel
-from sdtt_jax.interchange.model import Model
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.training.progress import make_progress
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
+from sdtt_jax.parallel import processes
+from sdtt_jax.progress import make_progress
 
 Json = dict[str, Any]
 Say = Callable[[str], None]

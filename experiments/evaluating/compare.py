@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import write_text
 from sdtt_jax.reporting.evaluations import (

@@ -11,13 +11,13 @@ from experiments.evaluating.output import Output, digest_of
 from experiments.evaluating.progress import tracked
 from experiments.evaluating.subject import Subject
 from experiments.evaluating.texts import held_out, held_out_name, openings
-from sdtt_jax.configs import require, to_mapping
+from sdtt_jax.config import require, to_mapping
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.evaluation.batches import BatchFunction, batch_rows, batches, run_batch
 from sdtt_jax.evaluation.generation import fill, masks, proceed
-from sdtt_jax.interchange.causal import CausalModel
-from sdtt_jax.interchange.model import Model
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
 
 Json = dict[str, Any]
 Say = Callable[[str], None]

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.cloze import Progress, causal_scores, greedy_hits, suffix_bounds
 from sdtt_jax.evaluation.continuations import (
@@ -20,9 +20,9 @@ from sdtt_jax.evaluation.continuations import (
     denoiser_layout,
     encode,
 )
-from sdtt_jax.interchange.causal import CausalModel
-from sdtt_jax.interchange.model import Model
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
 
 
 @dataclasses.dataclass(frozen=True)

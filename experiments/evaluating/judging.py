@@ -10,8 +10,7 @@ import numpy as np
 from experiments.evaluating.output import Output, digest_of, npz
 from experiments.evaluating.subject import Subject
 from experiments.evaluating.texts import read_texts
-from sdtt_jax import processes
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_median, exp_ratio, mean
@@ -28,7 +27,8 @@ from sdtt_jax.evaluation.judging import (
     token_nll,
 )
 from sdtt_jax.evaluation.mauve import mauve_score, text_features
-from sdtt_jax.interchange.causal import CausalModel
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.parallel import processes
 from sdtt_jax.paths import as_path, write_bytes
 
 Json = dict[str, Any]

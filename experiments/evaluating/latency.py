@@ -8,7 +8,7 @@ import jax
 
 from experiments.evaluating.output import Output, environment
 from experiments.evaluating.subject import Subject
-from sdtt_jax.configs import to_mapping
+from sdtt_jax.config import to_mapping
 from sdtt_jax.evaluation.batches import batch_rows
 from sdtt_jax.evaluation.latency import (
     Latency,
@@ -16,10 +16,11 @@ from sdtt_jax.evaluation.latency import (
     causal_of_same_size,
     sampler_latency,
 )
-from sdtt_jax.interchange.model import Model
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.models.autoregressive import Autoregressive, make_autoregressive
-from sdtt_jax.training import sharding as sh
+from sdtt_jax.model.masked import Model
+from sdtt_jax.networks.causal import Autoregressive, make_autoregressive
+from sdtt_jax.parallel.mesh import RULES, mesh_if_any, use_mesh
+from sdtt_jax.parallel.placement import tree_shardings, unbox
 
 Json = dict[str, Any]
 Say = Callable[[str], None]
@@ -115,7 +116,7 @@ def racers(subject: Subject, key: jax.Array) -> list[Racer]:
         return [Racer("autoregressive", "the model itself", model.network, lambda: model.params)]
     config = causal_of_same_size(model.config)
     network = make_autoregressive(config)
-    fresh = functools.cache(functools.partial(_fresh, network, key, sh.mesh_if_any(model.params)))
+    fresh = functools.cache(functools.partial(_fresh, network, key, mesh_if_any(model.params)))
     found = [Racer("autoregressive", "as large as the denoiser, not trained", network, fresh)]
     if baseline is not None and baseline.config != config:
         found.append(Racer("baseline", "the baseline", baseline.network, lambda: baseline.params))
@@ -169,11 +170,11 @@ def _fresh(network: Autoregressive, key: jax.Array, mesh: Any) -> Any:
     """Parameters as training begins with them: how long a call takes does not depend on them."""
 
     def init(key: jax.Array) -> Any:
-        return sh.unbox(network.init(key))
+        return unbox(network.init(key))
 
     if mesh is None:
         return jax.jit(init)(key)
     boxed = jax.eval_shape(network.init, key)
-    shardings = sh.tree_shardings(boxed, sh.RULES, mesh)
-    with sh.use_mesh(mesh):
+    shardings = tree_shardings(boxed, RULES, mesh)
+    with use_mesh(mesh):
         return jax.jit(init, out_shardings=shardings)(key)

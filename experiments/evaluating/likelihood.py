@@ -15,9 +15,9 @@ from sdtt_jax.evaluation.batches import batch_rows, batches, run_batch
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_ratio, mean
 from sdtt_jax.evaluation.bounds import bound_estimates
 from sdtt_jax.evaluation.judging import score_texts
-from sdtt_jax.interchange.causal import CausalModel
-from sdtt_jax.interchange.model import Model
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
 
 Json = dict[str, Any]
 Say = Callable[[str], None]

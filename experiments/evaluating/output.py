@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdtt_jax import processes
 from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.parallel import processes
 from sdtt_jax.paths import as_path, write_bytes, write_text
 from sdtt_jax.reporting.evaluations import FORMAT
 

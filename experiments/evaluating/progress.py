@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from sdtt_jax import processes
-from sdtt_jax.training.progress import make_progress
+from sdtt_jax.parallel import processes
+from sdtt_jax.progress import make_progress
 
 T = TypeVar("T")
 

@@ -9,12 +9,12 @@ import numpy as np
 
 from experiments.evaluating.output import Output, digest_of
 from experiments.evaluating.subject import Subject
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
 from sdtt_jax.evaluation.cloze import replayed_bounds
 from sdtt_jax.evaluation.continuations import Continuation, Layout
 from sdtt_jax.evaluation.likelihood import greedy_infill
-from sdtt_jax.interchange.model import Model
+from sdtt_jax.model.masked import Model
 
 Json = dict[str, Any]
 NAMES = ("prefix", "suffix", "xt", "t")

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.bounds import ESTIMATORS
 

@@ -8,16 +8,16 @@ from typing import Any
 from jax.sharding import Mesh
 
 from experiments.evaluating.settings import Settings
-from sdtt_jax import processes
-from sdtt_jax.configs import require, to_mapping
+from sdtt_jax.checkpoints.store import params_digest
+from sdtt_jax.config import require, to_mapping
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.causal import CausalModel
-from sdtt_jax.interchange.loading import load_named
-from sdtt_jax.interchange.model import Model
+from sdtt_jax.interchange.load import load_named
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
+from sdtt_jax.parallel import processes
 from sdtt_jax.paths import absolute
 from sdtt_jax.reporting import write_report
 from sdtt_jax.reporting.evaluations import EVALUATIONS
-from sdtt_jax.training.checkpoint import params_digest
 
 OWN_JUDGE = "own"
 NO_JUDGE = "none"

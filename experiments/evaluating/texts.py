@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from experiments.evaluating.subject import Subject, run_of
-from experiments.mirror import local_root
-from sdtt_jax.configs import require
+from experiments.stages.mirror import local_root
+from sdtt_jax.config import require
 from sdtt_jax.data import DataConfig, Tokenizer, open_split
 from sdtt_jax.data.config import EMBEDDED_CORPORA
 from sdtt_jax.data.corpora import documents

@@ -10,18 +10,19 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from experiments import losses
-from experiments.benchmarking import flops
 from experiments.benchmarking.suites import vocabulary
 from experiments.settings import RunConfig
 from launch.ahead.hlo_text import Instruction
-from sdtt_jax import fused, rows
+from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion import sampler
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.evaluation.latency import causal_of_same_size
-from sdtt_jax.models import Denoiser, DenoiserConfig, make_denoiser
-from sdtt_jax.models.autoregressive import Autoregressive, make_autoregressive
-from sdtt_jax.models.decoding import generate
-from sdtt_jax.training import sharding as sh
+from sdtt_jax.networks import Denoiser, DenoiserConfig, flops, make_denoiser
+from sdtt_jax.networks.causal import Autoregressive, make_autoregressive
+from sdtt_jax.ops import head_loss as fused
+from sdtt_jax.ops import rows
+from sdtt_jax.parallel.mesh import BATCH_AXES, RULES, check_batch_size, use_mesh
+from sdtt_jax.parallel.placement import batch_sharding, replicated, tree_shardings, unbox
 from sdtt_jax.training.optimizers import make_optimizer
 from sdtt_jax.training.state import abstract_state
 from sdtt_jax.training.step import make_train_step
@@ -85,7 +86,7 @@ def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) 
     """
     denoiser = make_denoiser(config.denoiser(vocabulary(config)))
     train = {"distill": config.distill.train, "teacher": config.teacher.train}.get(kind)
-    sh.check_batch_size(batch, mesh, train.microbatches if train else 1, "the global batch")
+    check_batch_size(batch, mesh, train.microbatches if train else 1, "the global batch")
     if kind == CAUSAL:
         return _causal(denoiser, mesh, batch)
     if train is None:
@@ -101,7 +102,7 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
     optimizer = make_optimizer(train.optimizer, train.num_steps)
     context: Tree = {}
     if distills:
-        teacher = sh.unbox(jax.eval_shape(init))
+        teacher = unbox(jax.eval_shape(init))
         context = {"teacher_params": teacher, "dt": jax.ShapeDtypeStruct((), jnp.float32)}
     ema = train.ema_decay > 0
     state = abstract_state(init, optimizer, mesh, context=context, ema=ema)
@@ -119,7 +120,13 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
     sizes = denoiser.config
     masked = MASKED_SHARE * batch * sizes.length
     needed = (
-        flops.distill_flops(sizes, batch, masked, config.distill)
+        flops.distill_flops(
+            sizes,
+            batch,
+            masked,
+            num_distill_steps=config.distill.num_distill_steps,
+            num_trajectories=config.distill.num_trajectories,
+        )
         if distills
         else flops.teacher_flops(sizes, batch, masked)
     )
@@ -155,7 +162,7 @@ def _sampler(
         return state.x, state.nfe
 
     def lower() -> Any:
-        with sh.use_mesh(mesh):
+        with use_mesh(mesh):
             return jax.jit(generate).lower(params, _key(mesh), _tokens(batch, sizes, mesh))
 
     shard = _rows_per_shard(batch, sizes, mesh)
@@ -178,13 +185,13 @@ def _causal(denoiser: Denoiser, mesh: Mesh, batch: int) -> Program:
     sizes = denoiser.config
     network = make_autoregressive(causal_of_same_size(sizes))
     params = _abstract_params(network, mesh)
-    prompt = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=sh.batch_sharding(mesh))
+    prompt = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=batch_sharding(mesh))
 
     def write(params: Tree, key: jax.Array, prompt: jax.Array) -> jax.Array:
         return generate(network, params, key, prompt=prompt, num_tokens=sizes.length)
 
     def lower() -> Any:
-        with sh.use_mesh(mesh):
+        with use_mesh(mesh):
             return jax.jit(write).lower(params, _key(mesh), prompt)
 
     needed = flops.judge_flops(sizes, batch)
@@ -206,8 +213,8 @@ def _abstract_params(network: Denoiser | Autoregressive, mesh: Mesh) -> Tree:
     boxed = jax.eval_shape(network.init, jax.random.key(0))
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        sh.unbox(boxed),
-        sh.tree_shardings(boxed, sh.RULES, mesh),
+        unbox(boxed),
+        tree_shardings(boxed, RULES, mesh),
     )
 
 
@@ -217,7 +224,7 @@ def state_bytes(config: RunConfig, mesh: Mesh) -> float:
 
 
 def _least_batch(config: RunConfig, mesh: Mesh) -> int:
-    pieces = math.prod(mesh.shape[axis] for axis in sh.BATCH_AXES)
+    pieces = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     return pieces * config.distill.train.microbatches
 
 
@@ -227,16 +234,16 @@ def attention_flops(sizes: DenoiserConfig, batch: int) -> float:
 
 
 def _rows_per_shard(batch: int, sizes: DenoiserConfig, mesh: Mesh) -> int:
-    return batch * sizes.length // math.prod(mesh.shape[axis] for axis in sh.BATCH_AXES)
+    return batch * sizes.length // math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def _tokens(batch: int, sizes: DenoiserConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((batch, sizes.length), jnp.int32, sharding=sh.batch_sharding(mesh))
+    return jax.ShapeDtypeStruct((batch, sizes.length), jnp.int32, sharding=batch_sharding(mesh))
 
 
 def _key(mesh: Mesh) -> jax.ShapeDtypeStruct:
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sh.replicated(mesh))
+    return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
 
 
 def _bytes_per_device(tree: Tree) -> float:

@@ -12,7 +12,7 @@ from launch.ahead.analysis import Analysis, analyse
 from launch.ahead.chips import Topology
 from launch.ahead.programs import build, state_bytes
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.training import sharding as sh
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 
 # Batches per chip that are tried; powers of two and what lies half-way keep the matmuls' shapes even.
 LADDER = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -38,7 +38,7 @@ def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Ite
             if count % (fsdp * model):
                 continue
             try:
-                mesh = sh.make_mesh(sh.MeshConfig(-1, fsdp, model), devices)
+                mesh = make_mesh(MeshConfig(-1, fsdp, model), devices)
                 state = state_bytes(config, mesh)
             except ConfigError:
                 continue  # a size of the model that this mesh does not divide

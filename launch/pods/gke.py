@@ -11,7 +11,7 @@ import shlex
 
 from launch.pods.spec import Files, PodSpec, require_cloud
 from launch.pods.templating import render as template
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 
 COORDINATOR_PORT = 8476
 _SPOT = "cloud.google.com/gke-spot"

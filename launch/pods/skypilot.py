@@ -10,7 +10,7 @@ import shlex
 from launch.pods.gke import COORDINATOR_PORT
 from launch.pods.spec import Files, PodSpec, require_cloud
 from launch.pods.templating import render as template
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 
 
 def render(spec: PodSpec) -> Files:

@@ -9,7 +9,7 @@ import shlex
 
 from launch.pods.spec import Files, PodSpec
 from launch.pods.templating import render as template
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 
 # How long tasks may go on when the first has ended, before SLURM ends them.
 _STRAGGLERS = 600

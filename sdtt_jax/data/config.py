@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.normalize import NORMALIZERS
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sdtt_jax.configs import differences, to_mapping
+from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.data import builders
 from sdtt_jax.data.config import DataConfig, TokenizerConfig
 from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, held_out_digests, split_documents

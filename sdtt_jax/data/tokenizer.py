@@ -20,7 +20,7 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from sdtt_jax.configs import from_mapping, to_mapping
+from sdtt_jax.config import from_mapping, to_mapping
 from sdtt_jax.data.config import TokenizerConfig
 from sdtt_jax.data.normalize import NORMALIZERS
 from sdtt_jax.errors import ConfigError, DataError

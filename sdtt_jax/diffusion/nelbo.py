@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdtt_jax.configs import require
-from sdtt_jax.diffusion.masking import SAMPLING_EPS, DenoiserLike, q_xt, sample_t, without_mask
+from sdtt_jax.config import require
+from sdtt_jax.diffusion.forward import SAMPLING_EPS, DenoiserLike, q_xt, sample_t, without_mask
 from sdtt_jax.diffusion.schedule import Schedule
-from sdtt_jax.fused import selected_losses, weighted_loss
+from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
 
 WEIGHTINGS = ("nelbo", "even")
 

@@ -14,11 +14,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.categorical import check_filters, draw, filter_logits
-from sdtt_jax.configs import require
-from sdtt_jax.diffusion.masking import SAMPLING_EPS, DenoiserLike
+from sdtt_jax.config import require
+from sdtt_jax.diffusion.forward import SAMPLING_EPS, DenoiserLike
 from sdtt_jax.diffusion.schedule import Schedule
-from sdtt_jax.rows import chunk_size, flatten, fold_selected, over_batch_shards, take_rows
+from sdtt_jax.ops.categorical import check_filters, draw, filter_logits
+from sdtt_jax.ops.rows import chunk_size, flatten, fold_selected, over_batch_shards, take_rows
 
 MODES = ("grid", "first-hitting")
 TIME_GRIDS = ("uniform", "cosine")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 
 TimeFunction = Callable[[jax.Array], jax.Array]
 

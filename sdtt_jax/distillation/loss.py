@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.diffusion.masking import DenoiserLike, masked_log_probs, q_xt, sample_t
+from sdtt_jax.diffusion.forward import DenoiserLike, masked_log_probs, q_xt, sample_t
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
-from sdtt_jax.fused import weighted_loss
+from sdtt_jax.ops.head_loss import weighted_loss
 
 
 def divergence_terms(

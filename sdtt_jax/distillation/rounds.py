@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 from sdtt_jax.distillation.divergence import DIVERGENCES
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.diffusion.masking import SAMPLING_EPS, DenoiserLike
+from sdtt_jax.diffusion.forward import SAMPLING_EPS, DenoiserLike
 from sdtt_jax.diffusion.sampler import choose_revealed, reveal, unmask_prob
 from sdtt_jax.diffusion.schedule import Schedule
 

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.processes import stop_if_preempted, to_host
-from sdtt_jax.training import sharding as sh
+from sdtt_jax.parallel.mesh import full_batch, mesh_if_any, use_mesh
+from sdtt_jax.parallel.placement import place_batch
+from sdtt_jax.parallel.processes import stop_if_preempted, to_host
 
 BatchFunction = Callable[[Any, jax.Array, Any], Any]
 
 
 def batch_rows(params: Any, batch_size: int) -> int:
     """`batch_size`, up to a multiple of what the mesh of `params` splits batches into."""
-    return sh.full_batch(batch_size, sh.mesh_if_any(params))
+    return full_batch(batch_size, mesh_if_any(params))
 
 
 def batches(rows: Any, size: int) -> Iterator[Any]:
@@ -44,14 +45,14 @@ def run_batch(function: BatchFunction, params: Any, index: int, batch: Any, size
       KeyboardInterrupt: one of several processes was asked to stop (SIGTERM).
     """
     stop_if_preempted()
-    mesh = sh.mesh_if_any(params)
+    mesh = mesh_if_any(params)
     count = len(jax.tree.leaves(batch)[0])
     filled = jax.tree.map(lambda x: np.resize(x, (size, *x.shape[1:])), batch)
     if mesh is None:
         out = function(params, jnp.int32(index), jax.tree.map(jnp.asarray, filled))
     else:
-        with sh.use_mesh(mesh):
-            out = function(params, jnp.int32(index), sh.place_batch(filled, mesh))
+        with use_mesh(mesh):
+            out = function(params, jnp.int32(index), place_batch(filled, mesh))
     return jax.tree.map(operator.itemgetter(slice(count)), jax.tree.map(_host, out))
 
 

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from sdtt_jax.configs import require
-from sdtt_jax.diffusion.masking import SAMPLING_EPS, DenoiserLike, q_xt, sample_t
+from sdtt_jax.config import require
+from sdtt_jax.diffusion.forward import SAMPLING_EPS, DenoiserLike, q_xt, sample_t
 from sdtt_jax.diffusion.nelbo import masked_nll, nelbo_weight
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.evaluation.batches import BatchFunction

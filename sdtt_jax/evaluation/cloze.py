@@ -16,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sdtt_jax.configs import require
-from sdtt_jax.diffusion.masking import SAMPLING_EPS, DenoiserLike, mask_tokens
+from sdtt_jax.config import require
+from sdtt_jax.diffusion.forward import SAMPLING_EPS, DenoiserLike, mask_tokens
 from sdtt_jax.diffusion.nelbo import masked_nll, nelbo_weight
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.batches import batch_rows, map_batches
 from sdtt_jax.evaluation.continuations import Choice, Continuation, Layout, Rows, lay_out
 from sdtt_jax.evaluation.likelihood import greedy_infill
-from sdtt_jax.fused import selected_losses
-from sdtt_jax.models.autoregressive import Autoregressive
+from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.ops.head_loss import selected_losses
 
 ESTIMATORS = ("times", "counts")
 # Told how many of how many rows are done.

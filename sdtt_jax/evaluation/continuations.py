@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 from sdtt_jax.data import Tokenizer
 
 CAUSAL_MULTIPLE = 32

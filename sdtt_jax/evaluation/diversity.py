@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 
 Texts = Sequence[Sequence[int]] | Sequence[Sequence[str]] | np.ndarray
 

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.diffusion.masking import DenoiserLike, masked_log_probs, q_xt, sample_t
+from sdtt_jax.diffusion.forward import DenoiserLike, masked_log_probs, q_xt, sample_t
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
 from sdtt_jax.evaluation.batches import map_batches
-from sdtt_jax.fused import selected_losses
+from sdtt_jax.ops.head_loss import selected_losses
 
 FLOORED = ("kl-bwd", "kl-fwd")
 

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.diffusion.masking import DenoiserLike
+from sdtt_jax.causal.sampler import generate
+from sdtt_jax.diffusion.forward import DenoiserLike
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.evaluation.batches import BatchFunction, batch_rows, batches, run_batch
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_mean, mean
 from sdtt_jax.keys import at_step
-from sdtt_jax.models.autoregressive import Autoregressive
-from sdtt_jax.models.decoding import generate
+from sdtt_jax.networks.causal import Autoregressive
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.evaluation.batches import batch_rows, batches, join, run_batch
-from sdtt_jax.fused import selected_losses
-from sdtt_jax.models.autoregressive import Autoregressive
+from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.ops.head_loss import selected_losses
 
 # Rows are padded to a multiple of it, so that texts of nearly the same length share one compiled program.
 WIDTH = 32

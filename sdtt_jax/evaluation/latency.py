@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.diffusion.masking import DenoiserLike
+from sdtt_jax.causal.sampler import generate
+from sdtt_jax.diffusion.forward import DenoiserLike
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import Schedule
-from sdtt_jax.models import CausalConfig, DenoiserConfig
-from sdtt_jax.models.autoregressive import Autoregressive
-from sdtt_jax.models.decoding import generate
-from sdtt_jax.training import sharding as sh
+from sdtt_jax.networks import CausalConfig, DenoiserConfig
+from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.parallel.mesh import mesh_if_any, use_mesh
+from sdtt_jax.parallel.placement import place_batch, place_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +113,9 @@ def _measure(
     repeats: int,
     budget_s: float,
 ) -> Latency:
-    mesh = sh.mesh_if_any(params)
+    mesh = mesh_if_any(params)
     if mesh is not None:
-        key, rows = sh.place_whole(key, mesh), sh.place_batch(rows, mesh)
+        key, rows = place_whole(key, mesh), place_batch(rows, mesh)
 
     def compiled() -> Any:
         lowered = jax.jit(function).lower(params, key, rows)
@@ -124,7 +125,7 @@ def _measure(
     if mesh is None:
         program = compiled()
     else:
-        with sh.use_mesh(mesh):
+        with use_mesh(mesh):
             program = compiled()
     compile_s = time.perf_counter() - began
     _, calls = jax.block_until_ready(program(params, key, rows))

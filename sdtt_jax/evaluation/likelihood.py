@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.diffusion.masking import DenoiserLike
+from sdtt_jax.causal.nll import causal_nll
+from sdtt_jax.diffusion.forward import DenoiserLike
 from sdtt_jax.diffusion.nelbo import masked_nll, nelbo, nelbo_weight
 from sdtt_jax.diffusion.sampler import SamplerState, final_denoise
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.evaluation.batches import map_batches
-from sdtt_jax.models.autoregressive import Autoregressive
-from sdtt_jax.models.causal_nll import causal_nll
+from sdtt_jax.networks.causal import Autoregressive
 
 
 # Compiled once per network, not once per call: a run scores a dozen sets of texts.

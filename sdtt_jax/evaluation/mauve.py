@@ -15,9 +15,9 @@ import numpy as np
 from scipy.cluster.vq import kmeans, vq
 from scipy.special import rel_entr
 
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 from sdtt_jax.evaluation.batches import map_batches
-from sdtt_jax.models.autoregressive import Autoregressive
+from sdtt_jax.networks.causal import Autoregressive
 
 # The mixtures' weights keep this far from 0 and 1, where a KL may be infinite.
 WEIGHT_MARGIN = 1e-6

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from sdtt_jax import __version__
-from sdtt_jax.interchange.causal import CausalModel
-from sdtt_jax.interchange.model import Model
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
 from sdtt_jax.paths import as_path
 
 # How the files are used, by format.

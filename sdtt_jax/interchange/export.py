@@ -7,19 +7,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdtt_jax.configs import to_mapping
+from sdtt_jax.checkpoints.store import save_params
+from sdtt_jax.config import to_mapping
 from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.interchange.causal import CausalModel
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE
-from sdtt_jax.interchange.hub_gpt2 import write_gpt2
-from sdtt_jax.interchange.loading import FINAL
-from sdtt_jax.interchange.model import Model
+from sdtt_jax.interchange.load import FINAL
 from sdtt_jax.interchange.published import FLOATS
-from sdtt_jax.interchange.reference import HUB_PREFIX, write_autoregressive, write_denoiser
-from sdtt_jax.interchange.tensors import write_tensors
-from sdtt_jax.models.gpt2 import GPT2Config
-from sdtt_jax.training.checkpoint import save_params
+from sdtt_jax.interchange.safetensors import write_tensors
+from sdtt_jax.interchange.tables.gpt2 import write_gpt2
+from sdtt_jax.interchange.tables.reference import HUB_PREFIX, write_autoregressive, write_denoiser
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
+from sdtt_jax.networks.gpt2 import GPT2Config
 
 
 def export_reference(model: Model | CausalModel, directory: Path) -> list[Path]:

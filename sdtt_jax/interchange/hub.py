@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 from sdtt_jax.errors import CheckpointError
 
 TENSORS_FILE = "model.safetensors"

@@ -12,17 +12,17 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.interchange import hub_gpt2
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE
-from sdtt_jax.interchange.hub_gpt2 import gpt2_config, read_gpt2
-from sdtt_jax.interchange.reference import (
+from sdtt_jax.interchange.renaming import find_prefix
+from sdtt_jax.interchange.tables import gpt2 as hub_gpt2
+from sdtt_jax.interchange.tables.gpt2 import gpt2_config, read_gpt2
+from sdtt_jax.interchange.tables.reference import (
     ANCHOR,
     PREFIXES,
     TIME_EMBEDDING,
     read_autoregressive,
     read_denoiser,
 )
-from sdtt_jax.interchange.renaming import find_prefix
 
 DENOISER, AUTOREGRESSIVE, GPT2 = "denoiser", "autoregressive", "gpt2"
 

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from jax import export
 
-from sdtt_jax.configs import require, to_mapping
+from sdtt_jax.config import require, to_mapping
 from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.diffusion.schedule import Schedule
-from sdtt_jax.interchange.model import Model
-from sdtt_jax.interchange.tensors import write_tensors
-from sdtt_jax.models import Denoiser
-from sdtt_jax.training.integrity import flat_leaves, nested
+from sdtt_jax.interchange.safetensors import write_tensors
+from sdtt_jax.model.masked import Model
+from sdtt_jax.networks import Denoiser
+from sdtt_jax.trees import flat_leaves, nested
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SAMPLER_FILE, PARAMS_FILE, FACTS_FILE, RUNNER_FILE = (

@@ -12,11 +12,12 @@ from typing import Any, Protocol
 
 import jax
 
-from sdtt_jax import processes
 from sdtt_jax.errors import UserError
-from sdtt_jax.training import sharding as sh
-from sdtt_jax.training.progress import Progress
-from sdtt_jax.training.replicas import check_replicas
+from sdtt_jax.parallel import processes
+from sdtt_jax.parallel.mesh import mesh_of
+from sdtt_jax.parallel.placement import place_batch, place_whole
+from sdtt_jax.parallel.replicas import check_replicas
+from sdtt_jax.progress import Progress
 from sdtt_jax.training.state import TrainState
 from sdtt_jax.training.watchdog import watchdog
 
@@ -44,7 +45,7 @@ class NonFiniteError(UserError):
 
 
 class Saver(Protocol):
-    """What the loop needs of `sdtt_jax.training.checkpoint.Checkpoints`."""
+    """What the loop needs of `sdtt_jax.checkpoints.store.Checkpoints`."""
 
     def save(self, state: Any) -> bool: ...
 
@@ -113,7 +114,7 @@ def train(
       NonFiniteError: see `max_rejected`; nothing is saved after the last checkpoint.
       ReplicaError: see `check_replicas_every`; nothing is saved after the last checkpoint.
     """
-    mesh = sh.mesh_of(state.step)
+    mesh = mesh_of(state.step)
     start = int(jax.device_get(state.step))
     in_flight: collections.deque[jax.Array] = collections.deque()
     since_log: list[dict[str, jax.Array]] = []
@@ -125,7 +126,7 @@ def train(
         beat = stack.enter_context(watchdog(watchdog_seconds, what))
         stop = stack.enter_context(_stop_signals())
         batches = stack.enter_context(_prefetched(batch_at, mesh, start, num_steps))
-        base_key = sh.place_whole(base_key, mesh)
+        base_key = place_whole(base_key, mesh)
         if writer is not None:
             writer.begin(tags or {}, start)
         if progress is not None:
@@ -201,7 +202,7 @@ def _prefetched(
     pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches")
 
     def make(step: int) -> Tree:
-        return sh.place_batch(batch_at(step), mesh)
+        return place_batch(batch_at(step), mesh)
 
     def generate() -> Iterator[Tree]:
         ahead = collections.deque(

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
-from sdtt_jax import processes
+from sdtt_jax.parallel import processes
 from sdtt_jax.paths import as_path, is_remote, write_text
 
 FILE = "metrics.jsonl"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from sdtt_jax.configs import require
+from sdtt_jax.config import require
 
 NAMES = ("adamw", "adam", "muon")
 SCHEDULES = ("constant", "linear", "cosine")

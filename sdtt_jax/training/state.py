@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from sdtt_jax.training import sharding as sh
+from sdtt_jax.parallel.mesh import RULES, Rules, mesh_of, use_mesh
+from sdtt_jax.parallel.placement import mirror_shardings, replicated, tree_shardings, unbox
 
 Tree = Any
 
@@ -47,7 +48,7 @@ def init_state(
     init_fn: Callable[[], Tree],
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-    rules: sh.Rules = sh.RULES,
+    rules: Rules = RULES,
     context: Tree = None,
     *,
     ema: bool = False,
@@ -74,8 +75,8 @@ def init_state(
     shardings = state_shardings(
         init_fn, optimizer, mesh, rules, context, ema=ema, loss_mean=loss_mean
     )
-    build = _builder(lambda: sh.unbox(init_fn()), optimizer, ema, loss_mean)
-    with sh.use_mesh(mesh, rules):
+    build = _builder(lambda: unbox(init_fn()), optimizer, ema, loss_mean)
+    with use_mesh(mesh, rules):
         placed = _copy(context, shardings.context)
         state = jax.jit(build, out_shardings=shardings.replace(context={}))()
     return state.replace(context=placed)
@@ -104,13 +105,13 @@ def state_from_params(
       ema_params, ema_count: an average to go on with; it starts at `params` if None.
       opt_state: an optimizer state to go on with; fresh if None.
     """
-    mesh = sh.mesh_of(params)
+    mesh = mesh_of(params)
     context = _as_arrays(context)
     placement = jax.tree.map(lambda x: x.sharding, params)
     abstract = jax.eval_shape(lambda: params)
     shardings = _state_shardings(abstract, placement, optimizer, mesh, context, ema, loss_mean)
     state = _builder(lambda p: p, optimizer, ema, loss_mean)
-    with sh.use_mesh(mesh):
+    with use_mesh(mesh):
         fresh = jax.jit(
             lambda p: jax.tree.map(jnp.copy, state(p)), out_shardings=shardings.replace(context={})
         )(params)
@@ -127,7 +128,7 @@ def state_shardings(
     init_fn: Callable[[], Tree],
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-    rules: sh.Rules = sh.RULES,
+    rules: Rules = RULES,
     context: Tree = None,
     *,
     ema: bool = False,
@@ -135,15 +136,15 @@ def state_shardings(
 ) -> TrainState:
     """Shardings of `init_state`'s result, in its structure, without making any array."""
     boxed = jax.eval_shape(init_fn)
-    placement = sh.tree_shardings(boxed, rules, mesh)
-    return _state_shardings(sh.unbox(boxed), placement, optimizer, mesh, context, ema, loss_mean)
+    placement = tree_shardings(boxed, rules, mesh)
+    return _state_shardings(unbox(boxed), placement, optimizer, mesh, context, ema, loss_mean)
 
 
 def abstract_state(
     init_fn: Callable[[], Tree],
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-    rules: sh.Rules = sh.RULES,
+    rules: Rules = RULES,
     context: Tree = None,
     *,
     ema: bool = False,
@@ -153,7 +154,7 @@ def abstract_state(
     shardings = state_shardings(
         init_fn, optimizer, mesh, rules, context, ema=ema, loss_mean=loss_mean
     )
-    build = _builder(lambda: sh.unbox(init_fn()), optimizer, ema, loss_mean)
+    build = _builder(lambda: unbox(init_fn()), optimizer, ema, loss_mean)
     shapes = jax.eval_shape(build).replace(context=_abstract(context))
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
@@ -206,9 +207,9 @@ def _state_shardings(
     loss_mean: bool,
 ) -> TrainState:
     def mirror(tree: Tree) -> Tree:
-        return sh.mirror_shardings(tree, placement, params, mesh)
+        return mirror_shardings(tree, placement, params, mesh)
 
-    one: Any = sh.replicated(mesh)
+    one: Any = replicated(mesh)
     return TrainState(
         step=one,
         params=placement,

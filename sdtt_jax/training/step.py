@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from sdtt_jax import keys
-from sdtt_jax.configs import require
-from sdtt_jax.training import sharding as sh
+from sdtt_jax.config import require
+from sdtt_jax.parallel.mesh import RULES, Rules, mesh_of, use_mesh
+from sdtt_jax.parallel.placement import replicated
 from sdtt_jax.training.optimizers import OptimizerConfig, learning_rate_schedule
 from sdtt_jax.training.state import TrainState, ema_decay_at
 
@@ -106,7 +107,7 @@ class TrainStep:
     loss function's own.
     """
 
-    def __init__(self, body: Callable[..., Any], rules: sh.Rules):
+    def __init__(self, body: Callable[..., Any], rules: Rules):
         self.body = body
         self.rules = rules
         self._jitted = functools.lru_cache(maxsize=8)(self._jit)
@@ -115,14 +116,14 @@ class TrainStep:
         self, state: TrainState, batch: Tree, base_key: jax.Array
     ) -> tuple[TrainState, Metrics]:
         moving, context = _split(state)
-        with sh.use_mesh(sh.mesh_of(state.step), self.rules):
+        with use_mesh(mesh_of(state.step), self.rules):
             moving, metrics = self._for(moving)(moving, context, batch, base_key)
         return moving.replace(context=state.context), metrics
 
     def lower(self, state: TrainState, batch: Tree, base_key: Any) -> Any:
         """The lowered step, from arrays or from `jax.ShapeDtypeStruct`s with shardings."""
         moving, context = _split(state)
-        with sh.use_mesh(sh.mesh_of(state.step), self.rules):
+        with use_mesh(mesh_of(state.step), self.rules):
             return self._for(moving).lower(moving, context, batch, base_key)
 
     def _for(self, moving: TrainState) -> Any:
@@ -132,7 +133,7 @@ class TrainStep:
     def _jit(self, structure: Any, shardings: tuple[Any, ...]) -> Any:
         # Without out_shardings the compiler could place the new state elsewhere than the old one,
         # which would recompile the second step and break donation.
-        out = (jax.tree.unflatten(structure, shardings), sh.replicated(shardings[0].mesh))
+        out = (jax.tree.unflatten(structure, shardings), replicated(shardings[0].mesh))
         return jax.jit(self.body, donate_argnums=0, out_shardings=out)
 
 
@@ -140,7 +141,7 @@ def make_train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     config: TrainConfig,
-    rules: sh.Rules = sh.RULES,
+    rules: Rules = RULES,
 ) -> TrainStep:
     """Compiles `loss_fn` into a training step.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax.diffusion.masking import SAMPLING_EPS
+from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.nelbo import denoising_terms, masked_nll, nelbo, nelbo_weight
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import ConfigError

@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 from scipy import special
 
-from sdtt_jax.diffusion.masking import masked_log_probs
+from sdtt_jax.diffusion.forward import masked_log_probs
 from sdtt_jax.distillation.divergence import DIVERGENCES, kl_bwd
 
 TOKENS, PADDED = 6, 12  # tokens with MASK (the last), columns with padding

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax.diffusion.masking import masked_log_probs, q_xt
+from sdtt_jax.diffusion.forward import masked_log_probs, q_xt
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.targets import step_times, stitch, teacher_targets
 from tests.worlds import (

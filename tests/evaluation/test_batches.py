@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sdtt_jax.evaluation.batches import batch_rows, map_batches
-from sdtt_jax.training.sharding import MeshConfig, make_mesh, mesh_if_any, replicated
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh, mesh_if_any
+from sdtt_jax.parallel.placement import replicated
 
 ROWS = np.arange(22, dtype=np.int32).reshape(11, 2)
 

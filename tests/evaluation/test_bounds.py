@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from sdtt_jax.diffusion.masking import SAMPLING_EPS
+from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.batches import map_batches

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.cloze import (
@@ -19,10 +20,9 @@ from sdtt_jax.evaluation.cloze import (
     suffix_bounds,
 )
 from sdtt_jax.evaluation.continuations import Choice, Continuation, Layout
-from sdtt_jax.models import CausalConfig
-from sdtt_jax.models.autoregressive import make_autoregressive
-from sdtt_jax.models.decoding import generate
-from sdtt_jax.models.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.networks import CausalConfig
+from sdtt_jax.networks.causal import make_autoregressive
+from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
 from tests.worlds import (
     MASK,
     TableDenoiser,

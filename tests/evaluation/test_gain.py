@@ -17,8 +17,8 @@ from scipy import special
 
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig
-from sdtt_jax.evaluation import exact_round
 from sdtt_jax.evaluation.gain import measure_gain
+from sdtt_jax.laboratory import optimum as exact_round
 from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, all_states, numbers, random_table
 
 SCHEDULE = make_schedule()

@@ -16,7 +16,7 @@ from sdtt_jax.evaluation.judging import (
     same_tokens,
     score_texts,
 )
-from sdtt_jax.models.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
 from tests.worlds import noisy_params
 
 SEEN = 8

@@ -15,9 +15,9 @@ from sdtt_jax.evaluation.latency import (
     causal_of_same_size,
     sampler_latency,
 )
-from sdtt_jax.models import CausalConfig, DenoiserConfig
-from sdtt_jax.models.autoregressive import make_autoregressive
-from sdtt_jax.models.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.networks import CausalConfig, DenoiserConfig
+from sdtt_jax.networks.causal import make_autoregressive
+from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
 from tests.worlds import LENGTH, TableDenoiser, noisy_params, random_table
 
 # One layer: the compiler counts the body of a loop, here that over layers, once.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.evaluation.likelihood import (
     greedy_infill,
@@ -14,9 +15,8 @@ from sdtt_jax.evaluation.likelihood import (
     nelbo_texts,
     suffix_nll,
 )
-from sdtt_jax.models import CausalConfig
-from sdtt_jax.models.autoregressive import make_autoregressive
-from sdtt_jax.models.causal_nll import causal_nll
+from sdtt_jax.networks import CausalConfig
+from sdtt_jax.networks.causal import make_autoregressive
 from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, noisy_params, predictions, random_table
 
 SCHEDULE = make_schedule()

@@ -12,10 +12,10 @@ from sdtt_jax.evaluation.mauve import (
     quantise,
     text_features,
 )
-from sdtt_jax.interchange.hub_gpt2 import load_gpt2
-from sdtt_jax.models import CausalConfig
-from sdtt_jax.models.autoregressive import make_autoregressive
-from sdtt_jax.models.gpt2 import make_gpt2
+from sdtt_jax.interchange.tables.gpt2 import load_gpt2
+from sdtt_jax.networks import CausalConfig
+from sdtt_jax.networks.causal import make_autoregressive
+from sdtt_jax.networks.gpt2 import make_gpt2
 from tests.worlds import noisy_params
 
 

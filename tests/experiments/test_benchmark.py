@@ -14,7 +14,17 @@ from rich.console import Console
 from experiments.benchmarking import report, suites, worker
 from experiments.benchmarking.cases import MATMUL, Job, half_masked_key
 from experiments.benchmarking.data import first_texts, naive_batch, naive_encode, naive_pack
-from experiments.benchmarking.flops import (
+from experiments.benchmarking.naive import distill_noise
+from experiments.benchmarking.report import Measured
+from experiments.benchmarking.worker import Worker, WorkerError
+from experiments.configs.owt_small import owt
+from experiments.configs.smoke import smoke
+from sdtt_jax.config import to_mapping
+from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
+from sdtt_jax.data.packing import encode_documents, pack
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.networks import DenoiserConfig
+from sdtt_jax.networks.flops import (
     block_flops,
     distill_flops,
     head_flops,
@@ -22,17 +32,6 @@ from experiments.benchmarking.flops import (
     sample_flops,
     teacher_flops,
 )
-from experiments.benchmarking.naive import distill_noise
-from experiments.benchmarking.report import Measured
-from experiments.benchmarking.worker import Worker, WorkerError
-from experiments.configs.owt_small import owt
-from experiments.configs.smoke import smoke
-from sdtt_jax.configs import to_mapping
-from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
-from sdtt_jax.data.packing import encode_documents, pack
-from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.distillation.rounds import DistillConfig
-from sdtt_jax.models import DenoiserConfig
 from tests.experiments.processes import call
 
 SMALL = DenoiserConfig(vocab_size=50_257, length=1024)
@@ -60,7 +59,9 @@ def test_flops_at_the_papers_sizes():
     assert block_flops(SMALL, 1) == pytest.approx(212e9, rel=0.01)
     per_step = sample_flops(SMALL, 1, 16) / 16
     assert per_step == pytest.approx(217e9, rel=0.01)
-    assert distill_flops(SMALL, 1, 512, DistillConfig()) == pytest.approx(1.2e12, rel=0.03)
+    assert distill_flops(SMALL, 1, 512, num_distill_steps=2, num_trajectories=1) == pytest.approx(
+        1.2e12, rel=0.03
+    )
     assert teacher_flops(SMALL, 1, 512) == pytest.approx(3 * (212.6e9 + 39.5e9), rel=0.01)
 
 
@@ -74,12 +75,12 @@ def test_judge_flops_are_those_of_causal_attention():
 
 
 def test_distill_flops_count_teacher_calls_and_heads():
-    once = distill_flops(SMALL, 2, 900, DistillConfig())
+    once = distill_flops(SMALL, 2, 900, num_distill_steps=2, num_trajectories=1)
     blocks, head = block_flops(SMALL, 2), head_flops(SMALL, 900)
     assert once == 5 * blocks + 4 * head
-    longer = distill_flops(SMALL, 2, 900, DistillConfig(num_distill_steps=4))
+    longer = distill_flops(SMALL, 2, 900, num_distill_steps=4, num_trajectories=1)
     assert longer - once == 2 * blocks
-    more = distill_flops(SMALL, 2, 900, DistillConfig(num_trajectories=3))
+    more = distill_flops(SMALL, 2, 900, num_distill_steps=2, num_trajectories=3)
     assert more - once == 2 * blocks + 2 * head
 
 

@@ -15,7 +15,7 @@ import urllib.request
 
 import pytest
 
-from experiments import mirror
+from experiments.stages import mirror
 from sdtt_jax import paths
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.training.metrics import MetricsWriter, read_metrics

@@ -13,8 +13,9 @@ from experiments.losses import distill_loss
 from experiments.settings import run_config
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import round_dt
-from sdtt_jax.models import make_denoiser
-from sdtt_jax.training import sharding as sh
+from sdtt_jax.networks import make_denoiser
+from sdtt_jax.parallel.mesh import make_mesh
+from sdtt_jax.parallel.placement import batch_sharding, replicated, unbox
 from sdtt_jax.training.optimizers import make_optimizer
 from sdtt_jax.training.state import abstract_state
 from sdtt_jax.training.step import make_train_step
@@ -75,20 +76,20 @@ def test_full_size_distillation_step_lowers():
     config = load("owt_small")
     denoiser = make_denoiser(config.denoiser(GPT2_VOCAB))
     optimizer = make_optimizer(config.distill.train.optimizer, config.distill.train.num_steps)
-    mesh = sh.make_mesh(config.mesh, jax.devices()[:1])
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
 
     def init():
         return denoiser.init(jax.random.key(0))
 
-    teacher = sh.unbox(jax.eval_shape(init))
+    teacher = unbox(jax.eval_shape(init))
     context = {"teacher_params": teacher, "dt": jnp.float32(1 / 1024), "round": jnp.int32(1)}
     state = abstract_state(init, optimizer, mesh, context=context, ema=True)
     loss = distill_loss(denoiser, make_schedule(config.schedule), config.distill)
     step = make_train_step(loss, optimizer, config.distill.train)
     shape = (config.distill.train.batch_size, config.data.length)
-    batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sh.batch_sharding(mesh))
+    batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sh.replicated(mesh))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
     text = step.lower(state, batch, key).as_text()
     assert "bf16" in text
     assert "50304" in text

@@ -12,9 +12,10 @@ import pytest
 
 from experiments import exact
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.evaluation import exact_round, exact_world
-from sdtt_jax.evaluation.exact_student import StudentConfig, TrainedRound
-from sdtt_jax.evaluation.exact_world import World
+from sdtt_jax.laboratory import optimum as exact_round
+from sdtt_jax.laboratory import world as exact_world
+from sdtt_jax.laboratory.student import StudentConfig, TrainedRound
+from sdtt_jax.laboratory.world import World
 
 ROOT = Path(__file__).parent.parent.parent
 WORLD = World((0.5, 0.5), ((0.9, 0.1), (0.2, 0.8)), 3, (0.1, 0.2), name="weather")

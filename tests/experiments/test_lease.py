@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from experiments.lease import lease
+from experiments.stages.lease import lease
 from sdtt_jax.errors import UserError
 
 

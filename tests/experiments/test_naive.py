@@ -15,7 +15,7 @@ from experiments.settings import TeacherConfig
 from sdtt_jax.diffusion.sampler import prior_sample, unmask_prob
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig
-from sdtt_jax.models import DenoiserConfig, make_denoiser
+from sdtt_jax.networks import DenoiserConfig, make_denoiser
 from tests import worlds
 
 SCHEDULE = make_schedule(ScheduleConfig())

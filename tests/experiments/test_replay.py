@@ -5,11 +5,11 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from experiments import replay as module
-from experiments import training_stages
 from experiments.losses import teacher_loss
-from experiments.replay import ReplayError, replay
 from experiments.run import open_run, run_stages
+from experiments.stages import replay as module
+from experiments.stages import training as training_stages
+from experiments.stages.replay import ReplayError, replay
 from sdtt_jax.errors import ConfigError
 from tests.experiments.small import small
 

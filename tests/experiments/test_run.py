@@ -15,10 +15,10 @@ import pytest
 from experiments.configs.smoke import smoke
 from experiments.run import STAGES, open_run, run_stages
 from experiments.settings import config_dict
+from sdtt_jax.checkpoints.store import load_params, params_digest
 from sdtt_jax.distillation.rounds import round_dt
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError, UserError
-from sdtt_jax.training.checkpoint import load_params, params_digest
-from sdtt_jax.training.sharding import unbox
+from sdtt_jax.parallel.placement import unbox
 from tests.experiments.processes import SMOKE, call, start
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs far away from here\n"

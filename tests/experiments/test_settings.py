@@ -15,7 +15,7 @@ from experiments.settings import (
     config_dict,
     run_config,
 )
-from sdtt_jax.configs import to_mapping
+from sdtt_jax.config import to_mapping
 from sdtt_jax.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent.parent / "experiments" / "configs"

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from experiments.terminal import output_file
+from experiments.cli.app import output_file
 from sdtt_jax.errors import ConfigError
 from tests.experiments.processes import call
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.watching import MASKED, NEW, frame, watch
+from experiments.cli.watch import MASKED, NEW, frame, watch
 from sdtt_jax.diffusion.sampler import SamplerState
 
 

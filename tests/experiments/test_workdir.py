@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments.configs.smoke import smoke
-from experiments.workdir import (
+from experiments.stages.workdir import (
     Workdir,
     claim,
     final,

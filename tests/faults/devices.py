@@ -11,14 +11,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from sdtt_jax.checkpoints.digests import leaf_digests
+from sdtt_jax.checkpoints.store import Checkpoints, params_digest
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from sdtt_jax.parallel.placement import place_batch, place_whole
+from sdtt_jax.parallel.replicas import ReplicaError, differing_replicas
 from sdtt_jax.training import loop
-from sdtt_jax.training import sharding as sh
-from sdtt_jax.training.checkpoint import Checkpoints, params_digest
-from sdtt_jax.training.integrity import flat_leaves, leaf_digests
 from sdtt_jax.training.optimizers import make_optimizer
-from sdtt_jax.training.replicas import ReplicaError, differing_replicas
 from sdtt_jax.training.state import abstract_like, init_state
 from sdtt_jax.training.step import make_train_step
+from sdtt_jax.trees import flat_leaves
 from tests.training import tiny, toy
 
 # The mesh on which each state is saved, and the one on which it goes on: fewer devices, other axes.
@@ -28,7 +30,7 @@ MESHES = ((4, 2, 1), (2, 1, 4), (1, 4, 1), (2, 1, 1), (1, 1, 1))
 def start(sizes: tuple[int, int, int]):
     """The toy on a mesh over as many of the devices as it needs: state, step."""
     config = toy.configured()
-    mesh = sh.make_mesh(sh.MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     init = functools.partial(toy.init, jax.random.key(0))
     state = init_state(init, optimizer, mesh, ema=True)
@@ -74,7 +76,7 @@ def other_meshes(directory: Path) -> list[dict]:
 
 def nan_on_one_device() -> dict:
     """One row of a batch is NaN, and each of the eight devices holds one row."""
-    mesh = sh.make_mesh(sh.MeshConfig(2, 4, 1))
+    mesh = make_mesh(MeshConfig(2, 4, 1))
     optimizer = make_optimizer(tiny.config().optimizer, tiny.NUM_STEPS)
     init = functools.partial(tiny.init, jax.random.key(0))
     context = {"target": np.float32(0.5)}
@@ -82,11 +84,11 @@ def nan_on_one_device() -> dict:
     before = leaf_digests(flat_leaves(state))
     batch = tiny.batch_at(0)
     batch[5] = np.nan
-    key = sh.place_whole(jax.random.key(1), mesh)
-    state, metrics = tiny.step_fn()(state, sh.place_batch(batch, mesh), key)
+    key = place_whole(jax.random.key(1), mesh)
+    state, metrics = tiny.step_fn()(state, place_batch(batch, mesh), key)
     after = leaf_digests(flat_leaves(state))
     rejected = int(state.rejected)
-    state, good = tiny.step_fn()(state, sh.place_batch(tiny.batch_at(1), mesh), key)
+    state, good = tiny.step_fn()(state, place_batch(tiny.batch_at(1), mesh), key)
     return {
         "changed": [path for path in before if after[path] != before[path]],
         "rejected": rejected,

@@ -1,4 +1,4 @@
-"""The short form of `launch.chaos`: the whole pipeline, killed twice. Oracle: the run left alone."""
+"""The short form of `tools.chaos`: the whole pipeline, killed twice. Oracle: the run left alone."""
 
 import os
 import re
@@ -24,13 +24,13 @@ OPTIONS = (
 @pytest.mark.slow
 @pytest.mark.fault(
     row=1,
-    fault="kill -9 at random moments of the whole pipeline (the short form of launch.chaos)",
+    fault="kill -9 at random moments of the whole pipeline (the short form of tools.chaos)",
     promise="parameters of teacher, judge and rounds, metrics, texts, results: bit for bit the unbroken's",
 )
 def test_row_01_kills_at_random_moments(tmp_path):
     # With this seed both kills meet the same run, about its first round.
     seeded = ("--kills=2", "--seed=3")
-    command = [sys.executable, "-m", "launch.chaos", f"--directory={tmp_path}", *seeded]
+    command = [sys.executable, "-m", "tools.chaos", f"--directory={tmp_path}", *seeded]
     done = subprocess.run(
         [*command, "--", *OPTIONS],
         cwd=ROOT,
@@ -45,7 +45,7 @@ def test_row_01_kills_at_random_moments(tmp_path):
 
 def test_a_directory_with_something_in_it_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
-    command = [sys.executable, "-m", "launch.chaos", f"--directory={tmp_path}"]
+    command = [sys.executable, "-m", "tools.chaos", f"--directory={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"Error: {tmp_path} is not empty" in done.stderr

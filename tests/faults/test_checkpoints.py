@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
-from sdtt_jax.training.checkpoint import Checkpoints
 from sdtt_jax.training.state import abstract_like
-from tests.training import stored, tiny, toy
-from tests.training.stored import flip_bit, largest_array_file, restore, save_three, state_at
+from tests.checkpoints import stored
+from tests.checkpoints.stored import flip_bit, largest_array_file, restore, save_three, state_at
+from tests.training import tiny, toy
 
 # Orbax leaves coroutines behind when it meets damaged files.
 pytestmark = [

@@ -13,11 +13,11 @@ import pytest
 from experiments.configs.smoke import smoke
 from experiments.run import open_run, run_stages
 from experiments.settings import config_dict
-from experiments.training_stages import facts, training
-from experiments.workdir import FREE_FIELDS, claim, lock, write_json
-from sdtt_jax.configs import to_mapping
+from experiments.stages.training import facts, training
+from experiments.stages.workdir import FREE_FIELDS, claim, lock, write_json
+from sdtt_jax.config import to_mapping
 from sdtt_jax.errors import ConfigError, MismatchError, UserError
-from sdtt_jax.training.sharding import unbox
+from sdtt_jax.parallel.placement import unbox
 
 CONFIG = smoke()
 TEXT = "the quick brown fox jumps over the lazy dog and runs far away from here\n"
@@ -118,7 +118,7 @@ def test_row_30_another_default_prng(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from experiments.workdir import lock
+from experiments.stages.workdir import lock
 with lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 
 from experiments.configs.smoke import smoke
-from experiments.workdir import claim
+from experiments.stages.workdir import claim
+from sdtt_jax.checkpoints.digests import canonical_sha256
+from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.data import DataConfig, load_tokenizer, open_split
 from sdtt_jax.data.corpora import documents
 from sdtt_jax.errors import CheckpointError, DataError, UserError
-from sdtt_jax.interchange.tensors import read_tensors, write_tensors
+from sdtt_jax.interchange.safetensors import read_tensors, write_tensors
 from sdtt_jax.reporting import write_report
-from sdtt_jax.training.checkpoint import load_params, save_params
-from sdtt_jax.training.integrity import canonical_sha256
+from tests.checkpoints.stored import state_at
 from tests.data.conftest import chapters, prepared, write_jsonl  # noqa: F401 - fixtures
-from tests.training.stored import state_at
 
 few = hypothesis.settings(
     max_examples=40,

@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.training import loop
-from sdtt_jax.training.checkpoint import Checkpoints
 from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
-from sdtt_jax.training.sharding import MeshConfig, make_mesh
 from sdtt_jax.training.state import abstract_state, init_state
 from sdtt_jax.training.step import SPIKE_WARMUP, Loss, TrainConfig, make_train_step
+from tests.checkpoints import stored
 from tests.multidevice import programs
-from tests.training import stored, tiny, toy
+from tests.training import tiny, toy
 
 TRAINED = ("params", "opt_state", "ema")
 

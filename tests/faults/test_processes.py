@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from sdtt_jax.training.checkpoint import Checkpoints
+from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.training.state import abstract_state
 from tests.faults.launching import alone, several
 from tests.sharing import once

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from experiments import training_stages
 from experiments.run import open_run, run_stages
+from experiments.stages import training as training_stages
+from sdtt_jax.checkpoints.digests import leaf_digests
+from sdtt_jax.checkpoints.store import Checkpoints, load_params, params_digest
 from sdtt_jax.training import loop
-from sdtt_jax.training.checkpoint import Checkpoints, load_params, params_digest
-from sdtt_jax.training.integrity import flat_leaves, leaf_digests
+from sdtt_jax.trees import flat_leaves
 from tests.experiments.small import small
 from tests.training import tiny, toy
 

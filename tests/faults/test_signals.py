@@ -6,8 +6,8 @@ import signal
 import jax
 import pytest
 
+from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.training import loop
-from sdtt_jax.training.checkpoint import Checkpoints
 from sdtt_jax.training.state import abstract_state
 from sdtt_jax.training.step import make_train_step
 from tests.experiments.processes import SMOKE, start

@@ -15,8 +15,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sdtt_jax import processes
 from sdtt_jax.errors import UserError
+from sdtt_jax.parallel import processes
 from sdtt_jax.training.loop import EXIT_INTERRUPTED, Interrupted
 
 
@@ -27,7 +27,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     # Computes when it is imported, which must come after the processes have met.
-    from sdtt_jax.training.integrity import params_digest
+    from sdtt_jax.checkpoints.digests import params_digest
     from tests.training import tiny
 
     number = jax.process_index()

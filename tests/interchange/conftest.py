@@ -5,12 +5,12 @@ import jax
 import pytest
 
 import sdtt_jax
-from sdtt_jax.configs import to_mapping
+from sdtt_jax.checkpoints.store import save_params
+from sdtt_jax.config import to_mapping
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.diffusion.schedule import ScheduleConfig
-from sdtt_jax.models import DenoiserConfig, make_denoiser
-from sdtt_jax.training.checkpoint import save_params
+from sdtt_jax.networks import DenoiserConfig, make_denoiser
 
 TEXTS = ["in the beginning god created the heavens and the earth"] * 4
 

@@ -9,7 +9,7 @@ import threading
 import jax
 
 import sdtt_jax
-from sdtt_jax.training.sharding import MeshConfig, make_mesh
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 
 
 def resident() -> int:

@@ -12,9 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 import sdtt_jax
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange import hub, loading
-from sdtt_jax.interchange.reference import write_denoiser
-from sdtt_jax.training.sharding import MeshConfig, make_mesh
+from sdtt_jax.interchange import hub
+from sdtt_jax.interchange import load as loading
+from sdtt_jax.interchange.tables.reference import write_denoiser
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from sdtt_jax.interchange.reference import HUB_PREFIX, denoiser_table
-from sdtt_jax.interchange.tensors import write_tensors
-from sdtt_jax.models import DenoiserConfig
+from sdtt_jax.interchange.safetensors import write_tensors
+from sdtt_jax.interchange.tables.reference import HUB_PREFIX, denoiser_table
+from sdtt_jax.networks import DenoiserConfig
 from tests.experiments.processes import ROOT
 
 SIZES = {

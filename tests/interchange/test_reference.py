@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.interchange.reference import (
+from sdtt_jax.interchange.safetensors import read_tensors
+from sdtt_jax.interchange.tables.reference import (
     HUB_PREFIX,
     NESTED_PREFIX,
     read_autoregressive,
@@ -14,10 +15,9 @@ from sdtt_jax.interchange.reference import (
     write_autoregressive,
     write_denoiser,
 )
-from sdtt_jax.interchange.tensors import read_tensors
-from sdtt_jax.models.autoregressive import make_autoregressive
-from sdtt_jax.models.config import CausalConfig, DenoiserConfig
-from sdtt_jax.models.denoiser import make_denoiser
+from sdtt_jax.networks.causal import make_autoregressive
+from sdtt_jax.networks.config import CausalConfig, DenoiserConfig
+from sdtt_jax.networks.denoiser import make_denoiser
 
 LENGTH = 32
 SIZES = {"vocab_size": 200, "length": 8, "num_layers": 3, "embed_dim": 24, "num_heads": 2}

@@ -12,7 +12,7 @@ from jax import export
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.stablehlo import PLATFORMS, export_stablehlo, exported_sampler
-from sdtt_jax.training.integrity import flat_leaves
+from sdtt_jax.trees import flat_leaves
 
 CONFIGS = [
     SamplerConfig(num_steps=4),

@@ -5,7 +5,7 @@ import dataclasses
 from launch.pods import gke, skypilot, slurm, tpu_vm, xpk
 from launch.pods.spec import GkeConfig, PodSpec
 from launch.specs import h100_slurm, v5e_256, v6e_256x4
-from sdtt_jax.configs import from_mapping
+from sdtt_jax.config import from_mapping
 
 LAUNCHERS = {"tpu_vm": tpu_vm, "gke": gke, "xpk": xpk, "skypilot": skypilot, "slurm": slurm}
 SPECS = {"v5e_256": v5e_256, "v6e_256x4": v6e_256x4, "h100_slurm": h100_slurm}

@@ -12,7 +12,7 @@ import pytest
 
 from launch.pods.accelerators import ACCELERATORS
 from launch.pods.spec import GkeConfig, PodSpec, SlurmConfig, spec_dict
-from sdtt_jax.configs import from_mapping
+from sdtt_jax.config import from_mapping
 from sdtt_jax.errors import ConfigError
 from tests.launch.pod_specs import LAUNCHERS, TPU
 

@@ -12,7 +12,7 @@ import numpy as np
 
 import sdtt_jax
 from sdtt_jax.diffusion.sampler import SamplerConfig
-from sdtt_jax.training.sharding import MeshConfig, make_mesh
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 
 
 def main(golden: Path) -> None:

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 import sdtt_jax
-from sdtt_jax import processes
-from sdtt_jax.training.sharding import MeshConfig, make_mesh
+from sdtt_jax.parallel import processes
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 
 
 def main(directory: Path, restore_from: Path | None) -> None:

@@ -19,18 +19,19 @@ import numpy as np
 from experiments import losses
 from experiments.settings import DistillStage, TeacherConfig
 from launch.ahead.hlo import Program
-from sdtt_jax.diffusion.masking import q_xt
+from sdtt_jax.checkpoints.store import Checkpoints, params_digest
+from sdtt_jax.diffusion.forward import q_xt
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.models.config import DenoiserConfig
-from sdtt_jax.models.denoiser import make_denoiser
-from sdtt_jax.processes import to_host
-from sdtt_jax.training import sharding as sh
-from sdtt_jax.training.checkpoint import Checkpoints, params_digest
-from sdtt_jax.training.integrity import flat_leaves
+from sdtt_jax.networks.config import DenoiserConfig
+from sdtt_jax.networks.denoiser import make_denoiser
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh, use_mesh
+from sdtt_jax.parallel.placement import place_rows, place_whole
+from sdtt_jax.parallel.processes import to_host
 from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
 from sdtt_jax.training.state import TrainState, abstract_like, init_state
 from sdtt_jax.training.step import TrainConfig, make_train_step
+from sdtt_jax.trees import flat_leaves
 
 ONE = (1, 1, 1)
 BRIEF = (2, 2, 2)
@@ -56,7 +57,7 @@ DISTILL = DistillStage(train=train_config("adamw"))
 
 def batch_at(step: int, mesh: jax.sharding.Mesh) -> jax.Array:
     tokens = np.random.default_rng(step).integers(0, 1000, (BATCH, LENGTH), dtype=np.int32)
-    return sh.place_rows(lambda rows: tokens[rows], tokens.shape, mesh)
+    return place_rows(lambda rows: tokens[rows], tokens.shape, mesh)
 
 
 def start(stage: str, mesh: jax.sharding.Mesh, context: Any = None) -> tuple[TrainState, Any]:
@@ -85,8 +86,8 @@ def run(
     Brief: distillation alone, of a teacher that is not trained.
     """
     devices = jax.devices()[: int(np.prod(sizes))] if sizes == ONE else None
-    mesh = sh.make_mesh(sh.MeshConfig(*sizes), devices)
-    key = sh.place_whole(jax.random.key(5), mesh)
+    mesh = make_mesh(MeshConfig(*sizes), devices)
+    key = place_whole(jax.random.key(5), mesh)
     result: dict[str, Any] = {"mesh": list(sizes)}
     states = {}
     if brief:
@@ -142,7 +143,7 @@ def norms(x: jax.Array) -> list[float]:
 
 def texts(mesh: jax.sharding.Mesh, params: Any) -> list[list[int]]:
     """Infillings of the same texts with the same keys."""
-    with sh.use_mesh(mesh):
+    with use_mesh(mesh):
         return to_host(jax.jit(_texts)(params, batch_at(9, mesh))).tolist()
 
 

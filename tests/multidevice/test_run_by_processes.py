@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from sdtt_jax.training.checkpoint import load_params, params_digest
+from sdtt_jax.checkpoints.store import load_params, params_digest
 from sdtt_jax.training.loop import EXIT_INTERRUPTED
 from sdtt_jax.training.metrics import read_metrics
 from tests.multidevice.launching import call, start

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from sdtt_jax.diffusion.schedule import Schedule, make_schedule
-from sdtt_jax.interchange.reference import read_denoiser
-from sdtt_jax.interchange.tensors import read_tensors
-from sdtt_jax.models.denoiser import Denoiser, make_denoiser
+from sdtt_jax.interchange.safetensors import read_tensors
+from sdtt_jax.interchange.tables.reference import read_denoiser
+from sdtt_jax.networks.denoiser import Denoiser, make_denoiser
 
 # The reference's own default: log-linear with eps 1e-3.
 SCHEDULE: Schedule = make_schedule()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax.diffusion.masking import mask_tokens, masked_log_probs
+from sdtt_jax.diffusion.forward import mask_tokens, masked_log_probs
 from sdtt_jax.diffusion.nelbo import masked_nll, nelbo_weight
 from sdtt_jax.diffusion.sampler import unmask_prob
 from tests.parity.reference import SCHEDULE, arrays, network

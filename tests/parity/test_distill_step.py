@@ -11,11 +11,12 @@ import pytest
 
 from sdtt_jax.distillation.loss import divergence_terms
 from sdtt_jax.distillation.targets import stitch
-from sdtt_jax.interchange.reference import ANCHOR, PREFIXES, write_denoiser
 from sdtt_jax.interchange.renaming import find_prefix
-from sdtt_jax.interchange.tensors import read_tensors
+from sdtt_jax.interchange.safetensors import read_tensors
+from sdtt_jax.interchange.tables.reference import ANCHOR, PREFIXES, write_denoiser
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from sdtt_jax.parallel.placement import replicated
 from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
-from sdtt_jax.training.sharding import MeshConfig, make_mesh, replicated
 from sdtt_jax.training.state import state_from_params
 from sdtt_jax.training.step import Loss, TrainConfig, make_train_step
 from tests.parity.reference import arrays, network

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdtt_jax.evaluation import exact_round, exact_world
+from sdtt_jax.laboratory import optimum as exact_round
+from sdtt_jax.laboratory import world as exact_world
 
 TOLERANCE = {"perplexity": 1e-3, "entropy": 1e-4, "kl": 1e-4}
 

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from sdtt_jax.categorical import NEG_INFINITY, filter_logits
+from sdtt_jax.ops.categorical import NEG_INFINITY, filter_logits
 from tests.parity.reference import arrays
 
 

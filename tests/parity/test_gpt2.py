@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from sdtt_jax.interchange.hub_gpt2 import load_gpt2
-from sdtt_jax.models.decoding import generate
-from sdtt_jax.models.gpt2 import make_gpt2
+from sdtt_jax.causal.sampler import generate
+from sdtt_jax.interchange.tables.gpt2 import load_gpt2
+from sdtt_jax.networks.gpt2 import make_gpt2
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 PROMPT_LENGTH = 4

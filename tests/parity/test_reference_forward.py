@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from sdtt_jax.diffusion.masking import subs_log_probs
-from sdtt_jax.interchange.reference import read_autoregressive, read_denoiser
-from sdtt_jax.interchange.tensors import read_tensors
-from sdtt_jax.models.autoregressive import make_autoregressive
-from sdtt_jax.models.denoiser import make_denoiser
+from sdtt_jax.diffusion.forward import subs_log_probs
+from sdtt_jax.interchange.safetensors import read_tensors
+from sdtt_jax.interchange.tables.reference import read_autoregressive, read_denoiser
+from sdtt_jax.networks.causal import make_autoregressive
+from sdtt_jax.networks.denoiser import make_denoiser
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 

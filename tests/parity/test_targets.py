@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.diffusion.masking import masked_log_probs
+from sdtt_jax.diffusion.forward import masked_log_probs
 from sdtt_jax.distillation.targets import step_times, stitch
 from tests.parity.reference import SCHEDULE, arrays, network, target_files
 

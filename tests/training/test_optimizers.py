@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.training import optimizers as opt
-from sdtt_jax.training.integrity import flat_leaves
-from sdtt_jax.training.sharding import unbox
+from sdtt_jax.trees import flat_leaves
 from tests.training import toy
 
 MUON = {

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
-from sdtt_jax.training.sharding import MeshConfig, make_mesh, unbox
 from sdtt_jax.training.state import abstract_like, abstract_state, init_state, state_from_params
 from tests.training import toy
 

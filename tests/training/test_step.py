@@ -10,8 +10,8 @@ import pytest
 
 from sdtt_jax import keys
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.parallel.placement import place_batch
 from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
-from sdtt_jax.training.sharding import place_batch
 from sdtt_jax.training.state import ema_decay_at
 from sdtt_jax.training.step import Loss, TrainConfig
 from tests.training import toy

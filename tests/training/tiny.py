@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.training.checkpoint import Checkpoints
+from sdtt_jax.checkpoints.store import Checkpoints
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.training.loop import train
 from sdtt_jax.training.metrics import MetricsWriter
 from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
-from sdtt_jax.training.sharding import MeshConfig, make_mesh
 from sdtt_jax.training.state import abstract_state, init_state
 from sdtt_jax.training.step import Loss, TrainConfig, make_train_step
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.training.integrity import flat_leaves
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
-from sdtt_jax.training.sharding import MeshConfig, make_mesh
 from sdtt_jax.training.state import TrainState, abstract_state, init_state
 from sdtt_jax.training.step import Loss, TrainConfig, make_train_step
+from sdtt_jax.trees import flat_leaves
 
 LAYERS, EMBED, HEADS, KV, MLP, VOCAB, LENGTH = 2, 16, 4, 4, 32, 64, 8
 

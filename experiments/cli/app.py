@@ -1,0 +1,150 @@
+"""Exit statuses, one-line errors and quiet logs of the entry points."""
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+
+from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.parallel import processes
+from sdtt_jax.paths import as_path, is_remote
+from sdtt_jax.training.loop import EXIT_INTERRUPTED, Interrupted
+
+EXIT_CONFIG = 2
+EXIT_FAILED = 1
+
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    processes.MODES,
+    "Join the other processes of this job: where there are any, always, or never.",
+)
+
+
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder for compiled programs, so that the next start compiles nothing; empty for none. By default "
+    "$JAX_COMPILATION_CACHE_DIR, or else ~/.cache/sdtt_jax/compiled.",
+)
+# Programs that compile faster are not worth a file.
+CACHED_SECONDS = 0.1
+
+
+def keep_compiled_programs() -> None:
+    """Turns JAX's persistent compilation cache on, as `--compilation_cache` says."""
+    folder = _CACHE.value
+    if folder is None:
+        if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+            return
+        folder = str(Path.home() / ".cache" / "sdtt_jax" / "compiled")
+    jax.config.update("jax_compilation_cache_dir", folder or None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_SECONDS)
+
+
+def output_file(path: str | None) -> Path | None:
+    """The file that --output names, found to be one that can be written: before the work, not after it.
+
+    Raises:
+      ConfigError: it cannot.
+    """
+    if path is None:
+        return None
+    file = as_path(path)
+    if file.is_dir():
+        raise ConfigError(f"--output={path} is a folder; name a file.")
+    if is_remote(file):
+        return file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ConfigError(
+            f"--output={path} cannot be written to: {file.parent} is a file."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"--output={path} cannot be written to: {error.strerror}.") from None
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ConfigError(f"--output={path} cannot be written to: permission denied.")
+    return file
+
+
+def join_processes() -> None:
+    """Joins the other processes of this job, as `--distributed` says."""
+    processes.initialize(_DISTRIBUTED.value)
+
+
+def stopwatch() -> Callable[[str], None]:
+    """Tells a person at the terminal lines that begin with the time since now, `[1:05] …`."""
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        elapsed = int(time.monotonic() - began)
+        print(f"[{elapsed // 60}:{elapsed % 60:02d}] {line}", file=sys.stderr, flush=True)
+
+    return say
+
+
+def exit_on_user_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], int]:
+    """Wraps an absl `main`: what the user can mend becomes one message and an exit status.
+
+    0 done, 2 an error in config or flags (retrying is of no use), 75 stopped by a signal with the state
+    saved (the same command goes on), 1 anything else.
+    """
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str]) -> int:
+        try:
+            main(argv)
+        except Interrupted as stop:
+            print(f"{stop} Run the same command to go on.", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        except KeyboardInterrupt:
+            print("Stopped. Run the same command to go on.", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        except ConfigError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            return EXIT_CONFIG
+        except UserError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            return EXIT_FAILED
+        return 0
+
+    return wrapped
+
+
+def run_app(
+    main: Callable[[Sequence[str]], None],
+    check: Callable[[Sequence[str]], None] | None = None,
+    *,
+    cache: bool = True,
+) -> None:
+    """`absl.app.run` with one-line errors; JAX's and Orbax's INFO lines only with --verbosity=0.
+
+    Args:
+      main: as for absl.
+      check: looks at the command line before absl does, and may raise `ConfigError`.
+      cache: keep compiled programs for the next call.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            if check is not None:
+                check(argv)
+            return list(flags.FLAGS(argv))
+        except (flags.Error, ConfigError, OSError, AttributeError, TypeError, ValueError) as error:
+            print(f"Error: {error} (see --help)", file=sys.stderr)
+            sys.exit(EXIT_CONFIG)
+
+    def quiet(argv: Sequence[str]) -> int:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+        if cache:
+            keep_compiled_programs()
+        return exit_on_user_errors(main)(argv)
+
+    app.run(quiet, flags_parser=parse)

@@ -1,0 +1,31 @@
+"""On which devices a loaded model computes: the flag --mesh."""
+
+import jax
+from absl import flags
+from jax.sharding import Mesh
+
+from sdtt_jax.config import require
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+
+_MESH = flags.DEFINE_list(
+    "mesh",
+    [],
+    "DATA,FSDP,MODEL: devices along each axis, -1 for the rest; all along DATA by default.",
+)
+
+
+def chosen_mesh() -> Mesh | None:
+    """What --mesh says; None for a single device.
+
+    Raises:
+      ConfigError: it is not three numbers, or does not fit the devices that there are.
+    """
+    sizes = [text.strip() for text in _MESH.value or []]
+    if not sizes:
+        return make_mesh(MeshConfig()) if jax.device_count() > 1 else None
+    numbers = [int(text) for text in sizes if text.lstrip("-").isdecimal()]
+    require(
+        len(numbers) == len(sizes) == 3,
+        f"--mesh={','.join(sizes)} must be three whole numbers: DATA,FSDP,MODEL.",
+    )
+    return make_mesh(MeshConfig(*numbers))

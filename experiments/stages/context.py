@@ -1,0 +1,125 @@
+"""What all stages of a run share, made once: config, directory, mesh, data, networks."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from experiments.settings import RunConfig
+from experiments.stages import mirror
+from experiments.stages.workdir import Workdir, final, is_delivered
+from sdtt_jax.checkpoints.store import load_params, save_params
+from sdtt_jax.config import to_mapping
+from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
+from sdtt_jax.data.loader import INFO_FILE
+from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
+from sdtt_jax.diffusion.schedule import Schedule, make_schedule
+from sdtt_jax.errors import MismatchError, UserError
+from sdtt_jax.networks import Denoiser, make_denoiser
+from sdtt_jax.networks.causal import Autoregressive, make_autoregressive
+from sdtt_jax.parallel import processes
+from sdtt_jax.parallel.mesh import RULES
+from sdtt_jax.parallel.placement import tree_shardings
+from sdtt_jax.paths import is_remote
+
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run in progress."""
+
+    config: RunConfig
+    workdir: Workdir
+    mesh: Mesh
+
+    def say(self, message: str) -> None:
+        """One line to the person at the terminal."""
+        if processes.is_first():
+            print(message, flush=True)
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        return make_schedule(self.config.schedule)
+
+    @functools.cached_property
+    def info(self) -> DataInfo:
+        """Facts of the prepared data."""
+        local = self.workdir.local
+        prepared = functools.partial(
+            prepare, self.config.data, self.config.tokenizer, local.data, local.tokenizer
+        )
+        if not is_remote(self.workdir.root):
+            # The others find it done.
+            return processes.on_first("Preparing the data", prepared) or prepared()
+
+        def publish() -> None:
+            if not (self.workdir.data / INFO_FILE).exists():
+                prepared()
+                mirror.upload(local.tokenizer, self.workdir.tokenizer, TOKENIZER_FILE)
+                mirror.upload(local.data, self.workdir.data, INFO_FILE)
+
+        processes.on_first("Preparing the data", publish)
+        mirror.download(self.workdir.tokenizer, local.tokenizer, TOKENIZER_FILE)
+        mirror.download(self.workdir.data, local.data, INFO_FILE)
+        return prepared()
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.workdir.local.tokenizer)
+
+    @functools.cached_property
+    def train_split(self) -> Split:
+        return open_split(self.workdir.local.data, "train")
+
+    @functools.cached_property
+    def validation_split(self) -> Split:
+        return open_split(self.workdir.local.data, "validation")
+
+    @functools.cached_property
+    def denoiser(self) -> Denoiser:
+        return make_denoiser(self.config.denoiser(self.info.vocab_size))
+
+    @functools.cached_property
+    def judge(self) -> Autoregressive:
+        return make_autoregressive(self.config.causal(self.info.vocab_size))
+
+    def deliver(self, folder: Path, params: Params, kind: str, **facts: Any) -> None:
+        """Writes what a stage delivers, with the facts that loading it needs."""
+        network = self.denoiser if kind == "denoiser" else self.judge
+        meta = {
+            "kind": kind,
+            "model": to_mapping(network.config),
+            "schedule": to_mapping(self.config.schedule),
+            "data": self.info.fingerprint,
+        }
+        save_params(final(folder), params, meta | facts)
+
+    def delivered(self, folder: Path, kind: str, needed_by: str) -> Params:
+        """What a finished stage delivered, on the mesh.
+
+        Raises:
+          UserError: the stage is not finished.
+          CheckpointError: it holds another model, or one that was trained on other data.
+        """
+        if not is_delivered(folder):
+            raise UserError(
+                f"Stage {needed_by} needs {final(folder)}, which is not there; run the stages before it."
+            )
+        network = self.denoiser if kind == "denoiser" else self.judge
+        boxed = jax.eval_shape(network.init, jax.random.key(0))
+        params, meta = load_params(final(folder), tree_shardings(boxed, RULES, self.mesh))
+        if meta.get("kind") != kind or meta.get("model") != to_mapping(network.config):
+            raise MismatchError(
+                f"{final(folder)} is a checkpoint of another model: {meta.get('kind')} "
+                f"{meta.get('model')}, not {kind} {to_mapping(network.config)}."
+            )
+        if meta.get("data", self.info.fingerprint) != self.info.fingerprint:
+            raise MismatchError(
+                f"{final(folder)} was trained on other data than {self.workdir.data} holds now; restore the "
+                "corpus and prepare the data again, or give another --workdir."
+            )
+        return params

@@ -1,0 +1,84 @@
+"""One training step taken twice from the same state: do the bits agree, and what did a batch do?"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+
+from experiments.stages.context import Run
+from experiments.stages.training import Training, base_key, batch_at, facts, training
+from sdtt_jax.checkpoints.digests import leaf_digests
+from sdtt_jax.checkpoints.store import Checkpoints
+from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.parallel.placement import place_whole
+from sdtt_jax.training.state import TrainState
+from sdtt_jax.trees import flat_leaves
+
+NAME = re.compile(r"(teacher|judge|distill/(\d+))(?:@(\d+))?")
+
+
+class ReplayError(UserError):
+    """The same step gave different bits."""
+
+
+def replay(run: Run, name: str) -> None:
+    """Takes a step twice and compares every leaf of the two states, bit for bit; writes nothing.
+
+    Args:
+      run: whose stage has started.
+      name: `teacher`, `judge` or `distill/ROUND`, with `@STEP` for a step other than the one after the
+        latest checkpoint; the steps between the checkpoint before it and that one are taken too.
+
+    Raises:
+      ConfigError: no such stage, round or step.
+      ReplayError: naming the leaves that differ.
+    """
+    what, wanted = _named(run, name)
+    config = what.config
+    with Checkpoints(what.folder, keep=config.keep, keep_every=config.keep_every) as checkpoints:
+        before = config.num_steps if wanted is None else wanted
+        restored = checkpoints.restore(what.abstract, expect=facts(run, what), before=before)
+    state = what.start() if restored is None else restored[0]
+    start = int(jax.device_get(state.step))
+    step = start + 1 if wanted is None else wanted
+    run.say(f"{name}: from the state after step {start}, step {step} twice")
+    key = place_whole(base_key(run, what), run.mesh)
+    for done in range(start, step - 1):
+        state, _ = what.step_fn(state, batch_at(run, what, done), key)
+    found = []
+    for _ in range(2):
+        moved, metrics = what.step_fn(_copy(state), batch_at(run, what, step - 1), key)
+        found.append(leaf_digests(flat_leaves(moved)))
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        rejected = "; the update is rejected" if values["rejected"] else ""
+        run.say(f"  loss {values['loss']:.9g}, gradient norm {values['grad_norm']:.9g}{rejected}")
+    different = [path for path, digest in found[0].items() if found[1][path] != digest]
+    if different:
+        raise ReplayError(
+            f"Step {step} of {name.partition('@')[0]}, taken twice from the same state, gave different bits "
+            f"in {', '.join(different)}: a device computes wrongly, or an operation is not deterministic."
+        )
+    run.say(f"  the same bits in all {len(found[0])} arrays")
+
+
+def _named(run: Run, name: str) -> tuple[Training, int | None]:
+    match = NAME.fullmatch(name)
+    if match is None:
+        raise ConfigError(
+            f"--replay={name} names no training; give teacher, judge or distill/ROUND, and @STEP after it."
+        )
+    number = int(match[2] or 0)
+    rounds = run.config.distill.num_rounds
+    if match[2] is not None and not 1 <= number <= rounds:
+        raise ConfigError(f"--replay={name}: rounds are 1 to {rounds}.")
+    what = training(run, "distill" if number else match[1], number)
+    step = None if match[3] is None else int(match[3])
+    if step is not None and not 1 <= step <= what.config.num_steps:
+        raise ConfigError(f"--replay={name}: its steps are 1 to {what.config.num_steps}.")
+    return what, step
+
+
+def _copy(state: TrainState) -> TrainState:
+    """Arrays of their own, where the originals are: a step gives away the buffers of its state."""
+    placement = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(lambda s: jax.tree.map(jnp.copy, s), out_shardings=placement)(state)

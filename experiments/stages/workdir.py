@@ -1,0 +1,217 @@
+"""A run's directory: where things are, whose it is, and that only one process writes to it."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.settings import RunConfig
+from experiments.stages.lease import FILE as LEASE
+from experiments.stages.lease import lease
+from experiments.stages.mirror import local_root
+from sdtt_jax.config import differences, from_mapping, to_mapping
+from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.parallel import processes
+from sdtt_jax.paths import is_remote, write_text
+
+# Fields that may change between two calls: they decide when and where things are computed, not what.
+FREE_FIELDS = (
+    "log_every",
+    "save_every",
+    "keep",
+    "keep_every",
+    "check_replicas_every",
+    "watchdog_seconds",
+    "mesh",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """Paths within a run's directory (DESIGN: "The runner and its directory")."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.json"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def local(self) -> "Workdir":
+        """Where data and tokenizer are read: here, or in the local copy if this is in a bucket."""
+        return Workdir(local_root(self.root))
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.root / "tokenizer"
+
+    @property
+    def teacher(self) -> Path:
+        return self.root / "teacher"
+
+    @property
+    def judge(self) -> Path:
+        return self.root / "judge"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def rejected(self) -> Path:
+        return self.root / "rejected.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation"
+
+    @property
+    def timing(self) -> Path:
+        return self.root / "timing.json"
+
+    def round(self, number: int) -> Path:
+        return self.root / "rounds" / f"{number:02d}"
+
+
+def final(stage: Path) -> Path:
+    """Where a stage or round puts the parameters that it delivers; there only when it is finished."""
+    return stage / "final"
+
+
+def is_delivered(stage: Path) -> bool:
+    """Whether a stage or round has delivered; all processes get the same answer."""
+    return processes.agree(final(stage).exists())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` so that a reader, or a crash, sees the old file or the new one."""
+    if processes.is_first():
+        write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of the run; a damaged one is an error that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it and run again.") from None
+
+
+def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
+    """Checks that the directory belongs to this config, or makes it so.
+
+    Args:
+      root: the directory; made if missing.
+      config: the run's config.
+      config_file: path of the file that it came from, stored for the report.
+
+    Raises:
+      ConfigError: it holds a run of another config (the fields that differ are listed), or something
+        that is not a run.
+    """
+    workdir = Workdir(root)
+    mapping = to_mapping(config)
+    if workdir.config.exists():
+        changed = [
+            line
+            for line in differences(_stored_config(workdir), mapping)
+            if not any(part in FREE_FIELDS for part in line.split(":")[0].split("."))
+        ]
+        if changed:
+            raise ConfigError(
+                f"{root} holds a run of another config; give another --workdir, or set these fields "
+                "back:\n  " + "\n  ".join(changed)
+            )
+    elif root.exists() and any(path.name not in (LOCK, LEASE) for path in root.iterdir()):
+        raise ConfigError(
+            f"{root} is not empty and holds no run (no config.json); give another --workdir."
+        )
+    write_json(workdir.config, {"config": mapping, "config_file": config_file})
+    return workdir
+
+
+def _stored_config(workdir: Workdir) -> dict[str, Any]:
+    """What the run was begun with; fields that came later have their defaults, which change nothing."""
+    content = read_json(workdir.config)
+    stored = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(stored, dict):
+        raise UserError(f"{workdir.config} is damaged (no config in it); restore it from a copy.")
+    try:
+        return to_mapping(from_mapping(RunConfig, stored))
+    except ConfigError:
+        return stored
+
+
+LOCK = ".lock"
+
+
+def _owner() -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return f"process {os.getpid()} on {socket.gethostname()} since {since}"
+
+
+@contextlib.contextmanager
+def lock(root: Path) -> Iterator[None]:
+    """Holds the directory for this process; released by the operating system however it ends.
+
+    In a bucket, which has no such locks, see `experiments.stages.lease`.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    if is_remote(root):
+        with lease(root, _owner()):
+            yield
+        return
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        handle = open(root / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - held until the end
+    except OSError as error:
+        raise UserError(f"Cannot write to --workdir={root}: {error.strerror}.") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.seek(0)
+            raise UserError(
+                f"{root} is in use by another run ({handle.read().strip() or 'unknown process'}); "
+                "wait for it, or give another --workdir."
+            ) from None
+        handle.truncate(0)
+        handle.write(_owner())
+        handle.flush()
+        yield
+
+
+@contextlib.contextmanager
+def timed(workdir: Workdir, stage: str) -> Iterator[None]:
+    """Adds the seconds spent in a stage to those of earlier calls."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds = read_json(workdir.timing) if workdir.timing.exists() else {}
+        spent = seconds.get(stage, 0.0) + time.monotonic() - start
+        write_json(workdir.timing, seconds | {stage: round(spent, 1)})

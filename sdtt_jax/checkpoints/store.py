@@ -1,0 +1,360 @@
+"""Checkpoints by step, that are verified when read, and the final parameters of a stage.
+
+Storage is Orbax. What is added here: digests of every leaf (Orbax restores flipped bits without a
+word), the difference between a damaged checkpoint (the one before it is taken) and one of another
+model (an error), and that a step that cannot be read never stands in the way of later saves.
+"""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint import v1 as ocp
+
+from sdtt_jax.checkpoints.digests import describe, params_digest
+from sdtt_jax.checkpoints.metadata import DamagedError, brief, compare, read_meta, sealed
+from sdtt_jax.errors import CheckpointError, MismatchError
+from sdtt_jax.parallel import processes
+from sdtt_jax.paths import absolute, is_remote
+from sdtt_jax.trees import flat_leaves, leaf_name, nested
+
+CORRUPT = "corrupt"
+LOG = logging.getLogger(__name__)
+Tree = Any
+
+__all__ = ["Checkpoints", "load_params", "params_digest", "save_params"]
+
+
+class Checkpoints:
+    """The checkpoints of one stage or round, a directory per step. Use as a context manager.
+
+    Args:
+      directory: made if missing.
+      keep: how many of the latest to keep.
+      keep_every: also keep every step that this divides; 0 for none.
+      meta: JSON-ready facts stored with every checkpoint (config fingerprint, stage, round).
+      max_failed_saves: consecutive failed saves after which `save` raises instead of logging.
+
+    Attributes:
+      seconds: how long `save` and `wait` have held their caller, waiting for devices not counted.
+      failed_saves: consecutive ones so far.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int = 2,
+        keep_every: int = 0,
+        meta: Mapping[str, Any] | None = None,
+        max_failed_saves: int = 3,
+    ):
+        self.directory = absolute(directory)
+        self.meta = dict(meta or {})
+        self.failed_saves = 0
+        self.seconds = 0.0
+        self._max_failed_saves = max_failed_saves
+        self._pending: tuple[int, Any] | None = None
+        self._handle: int | None = None
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if not is_remote(self.directory):
+                self._handle = os.open(self.directory, os.O_RDONLY)
+            self._orbax = ocp.training.Checkpointer(
+                self.directory,
+                cleanup_tmp_directories=True,
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                context=_context(),
+                preservation_policy=_kept(keep, keep_every),
+            )
+        except OSError as error:
+            raise CheckpointError(
+                f"Cannot keep checkpoints in {self.directory}: {error}."
+            ) from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+            if self._handle is not None:
+                os.close(self._handle)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps on disk, ascending."""
+        return sorted(c.step for c in self._orbax.checkpoints)
+
+    def save(self, state: Tree) -> bool:
+        """Starts to write `state`, a tree with a `step`; returns once its arrays may be donated.
+
+        Returns:
+          Whether a save was started: a step that is there already is not written again.
+
+        Raises:
+          CheckpointError: a leaf is not finite, the last saves all failed, or the directory is gone.
+        """
+        # The step that computes the state is not part of what saving costs.
+        jax.block_until_ready(state)
+        with self._timed():
+            return self._save(state)
+
+    def _save(self, state: Tree) -> bool:
+        self._wait()
+        self._refuse_if_removed()
+        leaves = flat_leaves(state)
+        step = int(jax.device_get(state.step))
+        if step in self.steps:
+            return False
+        meta = sealed(self.meta | {"step": step}, leaves)
+        try:
+            response = self._orbax.save_checkpointables_async(
+                step, {"state": nested(leaves), "meta": meta}
+            )
+        except Exception as error:  # Orbax, TensorStore and the file system each raise their own.
+            self._failed(step, error)
+            return False
+        self._pending = None if response is None else (step, response)
+        return response is not None
+
+    def wait(self) -> None:
+        """Waits for the save under way; a failure is logged and counted, see `max_failed_saves`."""
+        with self._timed():
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._pending is None:
+            return
+        (step, response), self._pending = self._pending, None
+        try:
+            response.result()
+            self.failed_saves = 0
+        except Exception as error:
+            self._failed(step, error)
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds += time.monotonic() - began
+
+    def _refuse_if_removed(self) -> None:
+        # Orbax makes it anew, and the run would go on into a directory that somebody removed: so it is
+        # the one that was opened that is asked for its links.
+        if self._handle is not None and os.fstat(self._handle).st_nlink == 0:
+            raise CheckpointError(
+                f"{self.directory} was removed while the run was writing to it; run the same command to "
+                "start anew there."
+            )
+
+    def restore(
+        self,
+        abstract: Tree,
+        expect: Mapping[str, Any] | None = None,
+        *,
+        before: int | None = None,
+    ) -> tuple[Tree, dict[str, Any]] | None:
+        """The latest checkpoint that is whole, placed as `abstract` says.
+
+        Later ones that are damaged are moved to `corrupt/`, with a warning each.
+
+        Args:
+          abstract: tree of `jax.ShapeDtypeStruct` with shardings, e.g. `abstract_state(...)`; the
+            mesh may differ from the one that saved.
+          expect: facts of `meta` that must be equal, e.g. `{"fingerprint": …}`; one that the checkpoint
+            does not have was not written yet by the version that made it.
+          before: look only at steps below this one.
+
+        Returns:
+          `(state, meta)`, or None if nothing was ever saved here.
+
+        Raises:
+          CheckpointError: every checkpoint is damaged.
+          MismatchError: the latest one that is whole belongs to another model or run (the leaf or
+            the field is named); nothing is moved.
+        """
+        self.wait()
+        damaged: dict[int, Exception] = {}
+        for step in reversed([s for s in self.steps if before is None or s < before]):
+            path = self.directory / str(step)
+            try:
+                restored = _read(path, abstract, expect or {})
+            except DamagedError as error:
+                LOG.warning("Checkpoint %s is damaged (%s); trying the one before it.", path, error)
+                damaged[step] = error
+                continue
+            self._move_aside(damaged)
+            return restored
+        if damaged:
+            reasons = "; ".join(f"step {step}: {error}" for step, error in damaged.items())
+            raise CheckpointError(
+                f"Every checkpoint in {self.directory} is damaged ({reasons}); "
+                "restore them from a copy, or remove the directory to start anew."
+            )
+        self._refuse_unknown_contents()
+        return None
+
+    def _move_aside(self, damaged: Mapping[int, Exception]) -> None:
+        # They are moved, because Orbax silently skips every save at a step below the latest one on
+        # disk, and kept, because they are evidence.
+        if not damaged:
+            return
+        if processes.is_first():
+            (self.directory / CORRUPT).mkdir(exist_ok=True)
+            for step in damaged:
+                target = self.directory / CORRUPT / f"{step}-{time.strftime('%Y%m%dT%H%M%S')}"
+                (self.directory / str(step)).rename(target)
+        processes.barrier("moved damaged checkpoints aside")
+        self._orbax.reload()
+
+    def _refuse_unknown_contents(self) -> None:
+        if any((self.directory / CORRUPT).glob("*")):
+            raise CheckpointError(
+                f"{self.directory} holds only damaged checkpoints, in {CORRUPT}/; "
+                "restore one from a copy, or remove the directory to start anew."
+            )
+
+    def _failed(self, step: int, error: Exception) -> None:
+        self.failed_saves += 1
+        LOG.warning("Saving step %d in %s failed: %s", step, self.directory, error)
+        # Orbax raises the error of a background save once in every thread that waits for it: here, or the
+        # next save and the closing would fail with it again.
+        with contextlib.suppress(Exception):
+            self._orbax.wait()
+        with contextlib.suppress(OSError):  # The directory itself may be what is gone.
+            self._orbax.reload()
+        if self.failed_saves >= self._max_failed_saves:
+            raise CheckpointError(
+                f"Saving in {self.directory} failed {self.failed_saves} times in a row, "
+                f"at last: {brief(error)}."
+            ) from error
+
+
+def save_params(
+    directory: str | os.PathLike[str], params: Tree, meta: Mapping[str, Any] | None = None
+) -> None:
+    """Writes the parameters that a stage delivers; replaces what was there.
+
+    Args:
+      directory: e.g. `DIR/rounds/01/final`.
+      params: nested dict of arrays.
+      meta: JSON-ready facts to store beside them, e.g. the network's config.
+
+    Raises:
+      CheckpointError: a leaf is not finite, or writing failed.
+    """
+    leaves = flat_leaves(params)
+    content = {"params": nested(leaves), "meta": sealed(dict(meta or {}), leaves)}
+    try:
+        with _context():
+            ocp.save_checkpointables(absolute(directory), content, overwrite=True)
+    except Exception as error:
+        raise CheckpointError(f"Cannot write parameters to {directory}: {error}.") from error
+
+
+def load_params(
+    directory: str | os.PathLike[str],
+    shardings: Tree | Callable[[dict[str, Any]], Tree] = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads what `save_params` wrote, verified.
+
+    Args:
+      directory: as given to `save_params`.
+      shardings: a sharding for all leaves or a tree of them, or a function that makes it from the facts
+        stored beside them; the first device if None. Each process reads the pieces of its devices.
+
+    Returns:
+      `(params, meta)`: a nested dict of arrays and the facts stored beside them.
+
+    Raises:
+      CheckpointError: nothing there, or it is damaged.
+    """
+    path = absolute(directory)
+    if not path.is_dir():
+        raise CheckpointError(f"There are no parameters at {directory}.")
+    try:
+        meta, table = _stored_meta(path)
+        shapes = {p: jax.ShapeDtypeStruct(s, jax.numpy.dtype(d)) for p, (d, s, _) in table.items()}
+        if callable(shardings):
+            shardings = shardings(meta)
+        if shardings is None or isinstance(shardings, jax.sharding.Sharding):
+            one = shardings or SingleDeviceSharding(jax.local_devices()[0])
+            placement = dict.fromkeys(shapes, one)
+        else:
+            placement = flat_leaves(shardings)
+        compare(table, placement, dict.fromkeys(placement), path)
+        abstract = {
+            p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement[p])
+            for p, x in shapes.items()
+        }
+        return nested(_read_leaves(path, "params", abstract, table)), meta
+    except DamagedError as error:
+        raise CheckpointError(f"The parameters at {directory} are damaged: {error}.") from error
+
+
+def _kept(keep: int, keep_every: int) -> Any:
+    policies = ocp.training.preservation_policies
+    latest = policies.LatestN(keep)
+    if not keep_every:
+        return latest
+    return policies.AnyPreservationPolicy([latest, policies.EveryNSteps(keep_every)])
+
+
+def _context() -> ocp.Context:
+    # Left to itself Orbax stores a dict of numbers as arrays; this keeps `meta` one readable JSON
+    # file.
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    return context
+
+
+def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:
+    meta, table = _stored_meta(path)
+    for field, wanted in expect.items():
+        if meta.get(field, wanted) != wanted:
+            raise MismatchError(
+                f"Checkpoint {path} belongs to another run: its {field} is {meta[field]!r}, "
+                f"this run's is {wanted!r}."
+            )
+    names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)]
+    leaves, structure = jax.tree.flatten(abstract)
+    wanted_leaves = dict(zip(names, leaves, strict=True))
+    compare(table, wanted_leaves, wanted_leaves, path)
+    restored = _read_leaves(path, "state", wanted_leaves, table)
+    return jax.tree.unflatten(structure, [restored[name] for name in names]), meta
+
+
+def _stored_meta(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        content = ocp.load_checkpointables(path, {"meta": None})["meta"]
+    except Exception as error:
+        raise DamagedError(f"its meta file cannot be read: {brief(error)}") from error
+    return read_meta(content, path)
+
+
+def _read_leaves(
+    path: Path, item: str, abstract: Mapping[str, Any], table: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    try:
+        tree = ocp.load_checkpointables(path, {item: nested(abstract)})[item]
+        leaves = flat_leaves(tree)
+        found = describe(leaves)
+    except Exception as error:  # At least six types, see the tests of damage.
+        raise DamagedError(f"it cannot be read: {brief(error)}") from error
+    for name, (_, _, digest) in table.items():
+        if found[name][2] != digest:
+            raise DamagedError(f"{name} does not have the digest that was written with it")
+    return leaves

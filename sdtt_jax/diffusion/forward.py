@@ -1,0 +1,103 @@
+"""The forward process q(x_t | x_0) of absorbing-state diffusion, and the SUBS parameterisation."""
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.ops.categorical import NEG_INFINITY
+
+# Smallest time that is sampled or denoised from: at 0 nothing is masked and the NELBO's weight diverges.
+SAMPLING_EPS = 1e-5
+
+
+class DenoiserLike(Protocol):
+    """The seam to the network: two pure functions, the part that the second one reads, two sizes."""
+
+    @property
+    def mask_id(self) -> int: ...
+    @property
+    def padded_vocab(self) -> int: ...
+    def hidden(
+        self, params: Any, tokens: jax.Array, sigma: jax.Array | None = None
+    ) -> jax.Array: ...
+    def head_params(self, params: Any) -> Any: ...
+    def logits(self, params: Any, hidden: jax.Array) -> jax.Array: ...
+
+
+def sample_t(
+    key: jax.Array, batch: int, *, antithetic: bool = True, eps: float = SAMPLING_EPS
+) -> jax.Array:
+    """Times in [eps, 1], `[batch]` float32.
+
+    Args:
+      key: PRNG key.
+      batch: how many times.
+      antithetic: one uniform draw and an even grid of offsets, modulo 1, so that every batch covers the
+        whole range (lower variance); each single time is still uniform.
+      eps: the smallest time.
+    """
+    if antithetic:
+        u = (jax.random.uniform(key, ()) + jnp.arange(batch) / batch) % 1.0
+    else:
+        u = jax.random.uniform(key, (batch,))
+    return eps + (1.0 - eps) * u
+
+
+def mask_tokens(
+    x0: jax.Array, uniform: jax.Array, move_chance: jax.Array, mask_id: int
+) -> jax.Array:
+    """Masks each token where its uniform number lies below the move chance.
+
+    Args:
+      x0: `[batch, length]` int32.
+      uniform: `[batch, length]` float32 in [0, 1).
+      move_chance: `[batch]` float32, probability of MASK.
+      mask_id: the id of MASK.
+
+    Returns:
+      `x_t: [batch, length]` int32.
+    """
+    return jnp.where(uniform < move_chance[:, None], mask_id, x0).astype(jnp.int32)
+
+
+def q_xt(key: jax.Array, x0: jax.Array, move_chance: jax.Array, mask_id: int) -> jax.Array:
+    """A draw of q(x_t | x_0); see `mask_tokens`."""
+    return mask_tokens(x0, jax.random.uniform(key, x0.shape), move_chance, mask_id)
+
+
+def without_mask(logits: jax.Array, mask_id: int) -> jax.Array:
+    """Makes MASK impossible in `logits: [..., vocab]`: `NEG_INFINITY` is added to its entry."""
+    return logits + jnp.where(jnp.arange(logits.shape[-1]) == mask_id, NEG_INFINITY, 0.0)
+
+
+def masked_log_probs(logits: jax.Array, mask_id: int) -> jax.Array:
+    """SUBS log-probabilities of positions that are masked: MASK has probability zero.
+
+    Args:
+      logits: `[..., vocab]` float32.
+      mask_id: the id of MASK.
+
+    Returns:
+      `[..., vocab]` float32.
+    """
+    logits = without_mask(logits, mask_id)
+    # Not `log_softmax`, which subtracts the maximum first: at -1e6 float32 resolves 1/16, and rounding
+    # MASK's entry twice moves divergences that look at it (mse, log-l1) off the reference by 5e-5.
+    return logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def subs_log_probs(logits: jax.Array, x_t: jax.Array, mask_id: int) -> jax.Array:
+    """SUBS (MDLM, arXiv 2406.07524, section 3.2.3): MASK impossible, unmasked tokens carried over.
+
+    Args:
+      logits: `[batch, length, vocab]` float32.
+      x_t: `[batch, length]` int32.
+      mask_id: the id of MASK.
+
+    Returns:
+      `log p(x_0 | x_t)`: `[batch, length, vocab]` float32; impossible entries are about
+      `NEG_INFINITY` (finite, so that 0 * log 0 is 0 in values and gradients).
+    """
+    carried = jnp.where(jnp.arange(logits.shape[-1]) == x_t[..., None], 0.0, NEG_INFINITY)
+    return jnp.where((x_t == mask_id)[..., None], masked_log_probs(logits, mask_id), carried)

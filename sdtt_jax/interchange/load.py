@@ -1,0 +1,232 @@
+"""`sdtt_jax.load`: our own checkpoints and published ones, from paths, buckets and the model hub."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from sdtt_jax.checkpoints.store import load_params
+from sdtt_jax.config import from_mapping, to_mapping
+from sdtt_jax.data import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
+from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
+from sdtt_jax.errors import CheckpointError
+from sdtt_jax.interchange import hub
+from sdtt_jax.interchange.hub import fetch
+from sdtt_jax.interchange.published import (
+    AUTOREGRESSIVE,
+    DENOISER,
+    GPT2,
+    is_published,
+    read_published,
+)
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
+from sdtt_jax.networks import CausalConfig, DenoiserConfig, make_denoiser
+from sdtt_jax.networks.causal import Autoregressive, make_autoregressive
+from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.parallel.mesh import RULES
+from sdtt_jax.parallel.placement import place as place_pieces
+from sdtt_jax.parallel.placement import tree_shardings
+from sdtt_jax.paths import absolute, as_path, is_remote
+
+FINAL = "final"
+# Kind of model, as stored in the facts: how its network is made, and from which config.
+NETWORKS: dict[str, tuple[Callable[[Any], Any], Any]] = {
+    DENOISER: (make_denoiser, DenoiserConfig),
+    AUTOREGRESSIVE: (make_autoregressive, CausalConfig),
+    GPT2: (make_gpt2, GPT2Config),
+}
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load_named(
+    name: str, *, mesh: Mesh | None = None, compute_dtype: str | None = None
+) -> Model | CausalModel:
+    """`load` of what stands on a command line: a path, or "owner/name@revision"."""
+    repository, at, revision = name.rpartition("@")
+    if at and not is_remote(name) and not Path(name).exists() and REPOSITORY.fullmatch(repository):
+        return load(repository, revision, mesh=mesh, compute_dtype=compute_dtype)
+    return load(name, mesh=mesh, compute_dtype=compute_dtype)
+
+
+def load_denoiser(
+    name: str, *, mesh: Mesh | None = None, compute_dtype: str | None = None
+) -> Model:
+    """`load_named` where only a denoiser will do.
+
+    Raises:
+      CheckpointError: it is a causal model, or see `load`.
+    """
+    model = load_named(name, mesh=mesh, compute_dtype=compute_dtype)
+    if isinstance(model, CausalModel):
+        raise CheckpointError(
+            f"{name} holds a causal model, which writes token by token; this needs a denoiser: a round, a "
+            "teacher, or a run's directory."
+        )
+    return model
+
+
+def load(
+    path: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    mesh: Mesh | None = None,
+    compute_dtype: str | None = None,
+) -> Model | CausalModel:
+    """Loads a model: one of ours, or one in a published layout, from a path or from the model hub.
+
+    Args:
+      path: of ours, a run's directory (its last finished round, or else its teacher), a round's, the
+        teacher's, the judge's, or a `final` folder, local or gs://…; a folder above has the tokenizer.
+        Of published ones, a `.safetensors` file, a folder with `model.safetensors` (and perhaps
+        `config.json`), or a repository of the hub, "owner/name": a denoiser or causal baseline of the
+        reference, or a GPT-2; their tokenizer is GPT-2's.
+      revision: of a repository.
+      mesh: spreads the parameters over it by the rules of training, each as it is read; the first device if
+        None.
+      compute_dtype: of the activations, "float32" or "bfloat16"; what the model was trained with if None.
+
+    Returns:
+      A `Model` for a denoiser, a `CausalModel` for a causal network.
+
+    Raises:
+      CheckpointError: nothing there, no model, no tokenizer, damaged, or contradicted by its config; names
+        the file and the tensor.
+    """
+    text = os.fspath(path)
+    is_repository = not is_remote(text) and not Path(text).exists() and REPOSITORY.fullmatch(text)
+    if revision is not None and not is_repository:
+        raise CheckpointError(f"revision={revision!r} is for repositories, and {text} is a path.")
+    if is_repository:
+        tensors, config = fetch(text, revision)
+        where = f"{text}@{revision}" if revision else text
+        return _published(tensors, config, where, mesh, compute_dtype)
+    found = as_path(text)
+    if not is_remote(text) and is_published(found):
+        return _published(found, None, text, mesh, compute_dtype)
+    return _own(found, mesh, compute_dtype)
+
+
+def load_small_student(loss: str = "kld", round: int = 7) -> Model:
+    """The paper's small student after `round` (1 to 7), distilled with "kld", "mse" or "tvd"."""
+    return _hub_denoiser(hub.STUDENTS, hub.student_revision(loss, round))
+
+
+def load_scaling_student(size: str = "sm", round: int = 7) -> Model:
+    """A student of the paper's scaling series: size "sm", "md" or "lg", round 1 to 7."""
+    return _hub_denoiser(hub.STUDENTS, hub.scaling_student_revision(size, round))
+
+
+def load_scaling_teacher(size: str = "sm") -> Model:
+    """A teacher of the paper's scaling series: size "sm", "md" or "lg"."""
+    return _hub_denoiser(hub.STUDENTS, hub.scaling_teacher_revision(size))
+
+
+def load_mdlm_small() -> Model:
+    """The MDLM teacher of the paper's small students."""
+    return load_denoiser(hub.MDLM)
+
+
+def _hub_denoiser(repository: str, revision: str) -> Model:
+    return load_denoiser(f"{repository}@{revision}")
+
+
+def _own(path: Path, mesh: Mesh | None, compute_dtype: str | None) -> Model | CausalModel:
+    folder = _delivered(path)
+
+    def placement(facts: dict[str, Any]) -> Any:
+        return None if mesh is None else _shardings(_network(folder, facts, compute_dtype), mesh)
+
+    params, facts = load_params(folder, placement)
+    network = _network(folder, facts, compute_dtype)
+    above = (p / "tokenizer" for p in absolute(folder).parents)
+    tokenizer_dir = next((p for p in above if p.is_dir()), None)
+    if tokenizer_dir is None:
+        raise CheckpointError(
+            f"There is no tokenizer folder above {folder}; copy the run's tokenizer/ beside it."
+        )
+    return _model(network, params, load_tokenizer(tokenizer_dir), facts | {"path": str(folder)})
+
+
+def _network(folder: Path, facts: dict[str, Any], compute_dtype: str | None) -> Any:
+    kind = facts.get("kind")
+    if kind not in NETWORKS:
+        raise CheckpointError(
+            f"{folder} holds {kind or 'no model of this library'}; give a round, a teacher, a judge, or a "
+            "run's directory."
+        )
+    make, config_type = NETWORKS[kind]
+    return make(_computing(from_mapping(config_type, facts["model"], "model"), compute_dtype))
+
+
+def _published(
+    path: Path,
+    config_path: Path | None,
+    where: str,
+    mesh: Mesh | None,
+    compute_dtype: str | None,
+) -> Model | CausalModel:
+    placement: dict[tuple[str, ...], Any] = {}
+
+    def place(kind: str, config: Any, at: tuple[str, ...], value: np.ndarray) -> jax.Array:
+        if mesh is not None and not placement:
+            shardings = _shardings(NETWORKS[kind][0](config), mesh)
+            leaves = jax.tree_util.tree_leaves_with_path(shardings)
+            placement.update({tuple(key.key for key in path): leaf for path, leaf in leaves})
+        # Waited for, so that one parameter at most is held twice.
+        if mesh is None:
+            return jax.block_until_ready(jax.device_put(value))
+        # Of a file that all processes read, each takes the pieces of its devices; `device_put` would first
+        # send the whole of it around, to see that all have the same.
+        return jax.block_until_ready(place_pieces(value, placement[at]))
+
+    found = read_published(path, config_path, place)
+    gpt2 = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+    return _model(
+        NETWORKS[found.kind][0](_computing(found.config, compute_dtype)),
+        found.params,
+        gpt2 if gpt2.vocab_size == found.config.vocab_size else None,
+        found.facts | {"kind": found.kind, "schedule": to_mapping(ScheduleConfig()), "path": where},
+    )
+
+
+def _model(
+    network: Any, params: Any, tokenizer: Tokenizer | None, facts: dict[str, Any]
+) -> Model | CausalModel:
+    if isinstance(network, Autoregressive):
+        return CausalModel(params=params, tokenizer=tokenizer, facts=facts, network=network)
+    return Model(
+        params=params,
+        tokenizer=tokenizer,
+        facts=facts,
+        denoiser=network,
+        schedule=make_schedule(from_mapping(ScheduleConfig, facts["schedule"], "schedule")),
+    )
+
+
+def _computing(config: Any, compute_dtype: str | None) -> Any:
+    if compute_dtype is None:
+        return config
+    return dataclasses.replace(config, compute_dtype=compute_dtype)
+
+
+def _shardings(network: Any, mesh: Mesh) -> Any:
+    return tree_shardings(jax.eval_shape(network.init, jax.random.key(0)), RULES, mesh)
+
+
+def _delivered(path: Path) -> Path:
+    if not path.is_dir():
+        raise CheckpointError(f"There is no checkpoint at {path}.")
+    rounds = sorted((path / "rounds").glob(f"*/{FINAL}"))
+    candidates = [*rounds[-1:], path / "teacher" / FINAL, path / FINAL]
+    if path.name != FINAL and not any(p.is_dir() for p in candidates):
+        raise CheckpointError(
+            f"{path} holds no finished model (no {FINAL} folder); give a run, a round or a teacher."
+        )
+    return next((p for p in candidates if p.is_dir()), path)

@@ -1,0 +1,170 @@
+"""GPT-2 in the model hub's own layout: `config.json` and `model.safetensors`.
+
+Its Conv1D weights are `[in, out]`, as ours; the head is the token embedding.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.interchange.renaming import (
+    Entry,
+    Place,
+    Table,
+    find_prefix,
+    read_params,
+    write_params,
+)
+from sdtt_jax.interchange.safetensors import read_tensors
+from sdtt_jax.networks.gpt2 import GPT2Config
+
+PREFIXES = ("transformer.", "")
+ANCHOR = "wte.weight"
+TIED_HEAD = "lm_head.weight"
+ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")  # two names of the tanh approximation
+# Causal masks that older exports carry along; they are not parameters.
+BUFFERS = ("h.{layer}.attn.bias", "h.{layer}.attn.masked_bias")
+# Config switches that change the function, with the one value that this network has.
+FIXED = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+
+
+def load_gpt2(directory: str | Path) -> tuple[GPT2Config, dict[str, Any]]:
+    """Config and parameters (numpy float32, unboxed) of a GPT-2 folder as the hub has it.
+
+    Args:
+      directory: holds `config.json` and `model.safetensors`.
+
+    Raises:
+      CheckpointError: naming the file, field or tensors at fault.
+    """
+    directory = Path(directory)
+    path = directory / "config.json"
+    try:
+        mapping = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}); a GPT-2 folder needs it."
+        ) from None
+    if not isinstance(mapping, Mapping):
+        raise CheckpointError(f"{path} is not a JSON object; a GPT-2 folder needs one.")
+    config = gpt2_config(mapping, str(path))
+    weights = directory / "model.safetensors"
+    return config, read_gpt2(config, read_tensors(weights), where=str(weights))
+
+
+def gpt2_config(mapping: Mapping[str, Any], where: str = "config.json") -> GPT2Config:
+    """Our config for the hub's.
+
+    Raises:
+      CheckpointError: naming a field that is missing or asks for what this network does not
+        compute.
+    """
+    activation = mapping.get("activation_function", "gelu_new")
+    if activation not in ACTIVATIONS:
+        raise CheckpointError(
+            f"{where}: activation_function={activation!r} is not GPT-2's; it must be one of "
+            f"{', '.join(ACTIVATIONS)}."
+        )
+    for field, value in FIXED.items():
+        if mapping.get(field, value) != value:
+            raise CheckpointError(
+                f"{where}: {field}={mapping[field]!r} is not supported; it must be {value}."
+            )
+    try:
+        embed = mapping["n_embd"]
+        hidden = mapping.get("n_inner") or 4 * embed
+        if hidden % embed:
+            raise CheckpointError(
+                f"{where}: n_inner={hidden} must be a multiple of n_embd={embed}."
+            )
+        return GPT2Config(
+            vocab_size=mapping["vocab_size"],
+            length=mapping["n_positions"],
+            num_layers=mapping["n_layer"],
+            embed_dim=embed,
+            num_heads=mapping["n_head"],
+            mlp_ratio=hidden // embed,
+            norm_epsilon=mapping.get("layer_norm_epsilon", 1e-5),
+        )
+    except KeyError as error:
+        raise CheckpointError(
+            f"{where}: field {error} is missing; this is not a GPT-2 config."
+        ) from None
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+
+
+def read_gpt2(
+    config: GPT2Config,
+    tensors: Mapping[str, Any],
+    *,
+    where: str = "the checkpoint",
+    place: Place | None = None,
+) -> dict[str, Any]:
+    """Parameters (numpy float32, unboxed) from the hub's tensors, with or without `transformer.`.
+
+    `place` is as for `renaming.read_params`.
+
+    Raises:
+      CheckpointError: naming missing, unexpected or ill-shaped tensors, or an `lm_head.weight` that
+        is not the embedding.
+    """
+    prefix = find_prefix(tensors, ANCHOR, PREFIXES, where)
+    if TIED_HEAD in tensors and not np.array_equal(tensors[TIED_HEAD], tensors[prefix + ANCHOR]):
+        raise CheckpointError(
+            f"{where}: {TIED_HEAD} differs from {prefix + ANCHOR}; GPT-2's head is its embedding."
+        )
+    return read_params(gpt2_table(config), tensors, prefix, where, place, beside=(TIED_HEAD,))
+
+
+def write_gpt2(
+    config: GPT2Config, params: Mapping[str, Any], prefix: str = PREFIXES[0]
+) -> dict[str, np.ndarray]:
+    """The hub's tensors for our parameters: `read_gpt2`'s inverse, bit for bit."""
+    return write_params(gpt2_table(config), params, prefix)
+
+
+def gpt2_table(config: GPT2Config) -> Table:
+    """Where each tensor of the hub's GPT-2 goes."""
+    d, hidden = config.embed_dim, config.mlp_ratio * config.embed_dim
+    heads = (config.num_heads, config.head_dim)
+    block, ours = "h.{layer}", ("blocks",)
+    entries = [
+        Entry(ANCHOR, ("embed", "embedding"), (config.vocab_size, d), vocab_axis=0),
+        Entry("wpe.weight", ("positions", "embedding"), (config.length, d)),
+        *_norm(f"{block}.ln_1", (*ours, "norm1"), d),
+        *_norm(f"{block}.ln_2", (*ours, "norm2"), d),
+        *_norm("ln_f", ("final",), d),
+        *_conv(f"{block}.attn.c_attn", (*ours, "attn_qkv"), (d,), (3, *heads)),
+        *_conv(f"{block}.attn.c_proj", (*ours, "attn_out"), heads, (d,)),
+        *_conv(f"{block}.mlp.c_fc", (*ours, "mlp", "up"), (d,), (hidden,)),
+        *_conv(f"{block}.mlp.c_proj", (*ours, "mlp", "down"), (hidden,), (d,)),
+    ]
+    return Table(entries, config.num_layers, config.padded_vocab, ignored=BUFFERS)
+
+
+def _norm(name: str, path: tuple[str, ...], d: int) -> list[Entry]:
+    return [
+        Entry(f"{name}.weight", (*path, "scale"), (d,)),
+        Entry(f"{name}.bias", (*path, "bias"), (d,)),
+    ]
+
+
+def _conv(
+    name: str, path: tuple[str, ...], in_shape: tuple[int, ...], out_shape: tuple[int, ...]
+) -> list[Entry]:
+    flat_in, flat_out = int(np.prod(in_shape)), int(np.prod(out_shape))
+    kernel, bias = (*path, "kernel"), (*path, "bias")
+    return [
+        Entry(f"{name}.weight", kernel, (flat_in, flat_out), reshape=(*in_shape, *out_shape)),
+        Entry(f"{name}.bias", bias, (flat_out,), reshape=out_shape),
+    ]

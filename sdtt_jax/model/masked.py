@@ -1,0 +1,196 @@
+"""A loaded denoiser: parameters, tokenizer and noise schedule, and what one does with them."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sdtt_jax.config import require
+from sdtt_jax.diffusion.forward import subs_log_probs
+from sdtt_jax.diffusion.nelbo import nelbo
+from sdtt_jax.diffusion.sampler import (
+    SamplerConfig,
+    SamplerState,
+    finish,
+    plan_generation,
+    prior_sample,
+    sample,
+    take_step,
+)
+from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.model.base import Loaded
+from sdtt_jax.model.prompts import Texts, ended, given_batch
+from sdtt_jax.networks import Denoiser, DenoiserConfig
+from sdtt_jax.ops.categorical import NEG_INFINITY
+from sdtt_jax.parallel.mesh import full_batch
+from sdtt_jax.parallel.processes import to_host
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Model(Loaded):
+    """A denoiser with its parameters.
+
+    Attributes:
+      denoiser: the network, as pure functions.
+      schedule: the noise schedule that it was trained with.
+    """
+
+    denoiser: Denoiser
+    schedule: Schedule = dataclasses.field(repr=False)
+
+    @property
+    def config(self) -> DenoiserConfig:
+        return self.denoiser.config
+
+    @property
+    def mask_id(self) -> int:
+        return self.denoiser.mask_id
+
+    def logits(self, tokens: jax.Array, sigma: float = 0.0) -> jax.Array:
+        """`[B, L]` int32 → `[B, L, V]` float32, V with MASK and without padding."""
+        with self.on_mesh():
+            return _logits(self.denoiser, self.params, self.placed(tokens), jnp.float32(sigma))
+
+    def log_probs(self, x_t: jax.Array, sigma: float = 0.0) -> jax.Array:
+        """SUBS log-probabilities `[B, L, V]` float32, -inf where a token is impossible."""
+        x_t = jnp.asarray(x_t)
+        log_probs = subs_log_probs(self.logits(x_t, sigma), x_t, self.mask_id)
+        return jnp.where(log_probs > 0.5 * NEG_INFINITY, log_probs, -jnp.inf)
+
+    def sample(
+        self,
+        key: jax.Array,
+        num_samples: int,
+        num_steps: int,
+        prompt: Texts = None,
+        *,
+        infill: Texts = None,
+        stop_at_eos: bool = False,
+        batch_size: int = 32,
+        **options: Any,
+    ) -> jax.Array:
+        """Texts `[num_samples, L]` int32; `tokenizer.decode` turns a row into text.
+
+        Args:
+          key: PRNG key; batch i is drawn with `fold_in(key, i)`.
+          num_samples: how many.
+          num_steps: reverse steps.
+          prompt: text that the samples begin with, one for all or one for each, of any lengths.
+          infill: text with gaps, "[12]" for 12 tokens; one for all or one for each.
+          stop_at_eos: what follows the end of a text becomes EOS, see `prompts.ended`.
+          batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows.
+          **options: further fields of `SamplerConfig` (temperature, top_k, top_p, time_grid, mode).
+
+        Raises:
+          ConfigError: what is given is longer than the model's sequences, or an option is out of range.
+        """
+        config = SamplerConfig(num_steps=num_steps, **options)
+        require(batch_size > 0, f"batch_size must be positive, not {batch_size}.")
+        x_init = self.prior(num_samples, prompt, infill)
+        size = full_batch(min(num_samples, batch_size), self.mesh)
+        # The last batch is filled up with repeats, so that one size is compiled.
+        filled = jnp.resize(x_init, (math.ceil(num_samples / size) * size, self.config.length))
+        batches = enumerate(filled.reshape(-1, size, self.config.length))
+        texts = [self.denoise(jax.random.fold_in(key, i), x, config).x for i, x in batches]
+        tokens = jnp.concatenate(texts)[:num_samples]
+        if not stop_at_eos:
+            return tokens
+        special = self.text_tokenizer.bos_id, self.text_tokenizer.eos_id
+        return jnp.asarray(ended(to_host(tokens), to_host(x_init) != self.mask_id, *special))
+
+    def prior(self, num_samples: int, prompt: Texts = None, infill: Texts = None) -> jax.Array:
+        """Where generation starts: `[num_samples, L]` int32, MASK but for what is given (see `sample`)."""
+        require(num_samples > 0, f"num_samples must be positive, not {num_samples}.")
+        length = self.config.length
+        if prompt is None and infill is None:
+            return prior_sample(num_samples, length, self.mask_id)
+        given = given_batch(self.text_tokenizer, length, num_samples, prompt, infill)
+        return prior_sample(num_samples, length, self.mask_id, *map(jnp.asarray, given))
+
+    def denoise(self, key: jax.Array, x_init: ArrayLike, config: SamplerConfig) -> SamplerState:
+        """Fills the MASK positions of `x_init: [B, L]` int32: the texts, and the network calls."""
+        with self.on_mesh():
+            return _denoise(
+                self.denoiser, self.params, key, self.placed(x_init), self.schedule, config
+            )
+
+    def states(
+        self, key: jax.Array, x_init: ArrayLike, config: SamplerConfig
+    ) -> Iterator[SamplerState]:
+        """`denoise` step by step, each state as soon as it is there: for watching a text appear.
+
+        The last of the `num_steps + 2` states is what `denoise` returns for the same key.
+
+        Args:
+          key: PRNG key.
+          x_init: `[B, L]` int32, for example from `prior`.
+          config: sampler.
+        """
+        static = self.schedule, config
+        x_init = self.placed(x_init)
+        plan = _plan(key, x_init, *static, self.mask_id)
+        state = SamplerState(x_init, jnp.int32(0))
+        yield state
+        for index in range(config.num_steps):
+            with self.on_mesh():
+                state = _take_step(
+                    self.denoiser, self.params, plan, state, jnp.int32(index), *static
+                )
+            yield state
+        with self.on_mesh():
+            state = _finish(self.denoiser, self.params, plan, state, *static)
+        yield state
+
+    def score(self, tokens: jax.Array, key: jax.Array, num_samples: int = 1) -> jax.Array:
+        """Monte Carlo estimate of the NELBO of each sequence: `[B]` float32, nats per token.
+
+        Args:
+          tokens: `[B, L]` int32.
+          key: PRNG key.
+          num_samples: maskings per sequence.
+        """
+        tokens = self.placed(tokens)
+        with self.on_mesh():
+            estimates = [
+                _score(
+                    self.denoiser, self.params, tokens, jax.random.fold_in(key, i), self.schedule
+                )
+                for i in range(num_samples)
+            ]
+        return jnp.stack(estimates).mean(axis=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(denoiser: Denoiser, params: Any, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
+    hidden = denoiser.hidden(params, tokens, jnp.broadcast_to(sigma, tokens.shape[:1]))
+    return denoiser.logits(params, hidden)[..., : denoiser.mask_id + 1]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _denoise(
+    denoiser: Denoiser,
+    params: Any,
+    key: jax.Array,
+    x_init: jax.Array,
+    schedule: Schedule,
+    config: SamplerConfig,
+) -> SamplerState:
+    state, _ = sample(denoiser, params, key, x_init, schedule, config)
+    return state
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _score(
+    denoiser: Denoiser, params: Any, tokens: jax.Array, key: jax.Array, schedule: Schedule
+) -> jax.Array:
+    return nelbo(denoiser, params, tokens, key, schedule)
+
+
+_plan = jax.jit(plan_generation, static_argnums=(2, 3, 4))
+_take_step = jax.jit(take_step, static_argnums=(0, 5, 6))
+_finish = jax.jit(finish, static_argnums=(0, 4, 5))

@@ -1,0 +1,95 @@
+"""What is given of a text before a model writes the rest: prompts, texts with gaps, ends of texts."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from sdtt_jax.config import require
+from sdtt_jax.data import Tokenizer
+from sdtt_jax.errors import ConfigError
+
+GAP = re.compile(r"\[(\d+)\]")
+Texts = str | Sequence[str] | None
+
+
+def given_tokens(
+    tokenizer: Tokenizer, length: int, prompt: str | None = None, infill: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is given of one text: `(tokens, fixed)`, `[length]` int32 and bool.
+
+    Args:
+      tokenizer: of the model.
+      length: tokens per sequence.
+      prompt: stands at the start.
+      infill: text with gaps `[n]` of n tokens each; what follows its end is free.
+
+    Raises:
+      ConfigError: both are given, or they are longer than the model's sequences.
+    """
+    require(prompt is None or infill is None, "Give a prompt or an infill, not both.")
+    tokens, fixed = np.zeros(length, np.int32), np.zeros(length, bool)
+    parts = GAP.split(infill) if infill is not None else [prompt or ""]
+    pieces = [
+        np.zeros(int(part), np.int32) if index % 2 else tokenizer.encode_part(part)
+        for index, part in enumerate(parts)
+    ]
+    needed = sum(map(len, pieces))
+    name = "prompt" if infill is None else "infill"
+    require(
+        needed <= length,
+        f"The {name} has {needed} tokens, the model's sequences {length}; shorten it.",
+    )
+    position = 0
+    for index, ids in enumerate(pieces):
+        tokens[position : position + len(ids)] = ids
+        fixed[position : position + len(ids)] = index % 2 == 0
+        position += len(ids)
+    return tokens, fixed
+
+
+def given_batch(
+    tokenizer: Tokenizer, length: int, num_samples: int, prompt: Texts = None, infill: Texts = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`given_tokens` of many texts: `[num_samples, length]` int32 and bool.
+
+    Args:
+      tokenizer, length: see `given_tokens`.
+      num_samples: how many.
+      prompt, infill: one text for all of them, or one for each, of any lengths.
+
+    Raises:
+      ConfigError: as many texts as samples are needed, or see `given_tokens`.
+    """
+
+    def each(name: str, texts: Texts) -> list[str | None]:
+        if texts is None or isinstance(texts, str):
+            return [texts] * num_samples
+        if len(texts) != num_samples:
+            raise ConfigError(
+                f"There are {len(texts)} texts in {name} for num_samples={num_samples}; give one for all, or "
+                "one for each."
+            )
+        return list(texts)
+
+    pairs = list(zip(each("prompt", prompt), each("infill", infill), strict=True))
+    known = {pair: given_tokens(tokenizer, length, *pair) for pair in set(pairs)}
+    rows = [known[pair] for pair in pairs]
+    return np.stack([tokens for tokens, _ in rows]), np.stack([fixed for _, fixed in rows])
+
+
+def ended(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
+    """Texts that stop at their first EOS: whatever follows it becomes EOS, which decodes to nothing.
+
+    The first EOS counts that has something other than BOS and EOS before it (GPT-2 has one token for both,
+    and a text may begin with it) and nothing given after it.
+
+    Args:
+      tokens: `[texts, length]` int32.
+      fixed: `[texts, length]` bool, what was given.
+      bos_id, eos_id: of the tokenizer.
+    """
+    text_before = np.cumsum((tokens != bos_id) & (tokens != eos_id), axis=1) > 0
+    given_after = np.cumsum(fixed[:, ::-1], axis=1)[:, ::-1] > 0
+    end = (tokens == eos_id) & text_before & ~given_after
+    return np.where(np.cumsum(end, axis=1) > 0, np.int32(eos_id), tokens)

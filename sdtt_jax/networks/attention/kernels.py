@@ -1,0 +1,317 @@
+"""Forms of attention: each a forward pass that returns its log-sum-exp, and a backward pass from it.
+
+    forward_*(query, key, value, causal) -> (mixed, lse)
+    backward_*(query, key, value, mixed, lse, gradient, causal) -> (d_query, d_key, d_value)
+
+`query`, `key`, `value`, `mixed` and `gradient` are `[batch, length, heads, head_dim]` of one dtype, `lse` is
+`[batch, heads, length]`, the logarithm of each softmax's denominator, in float32 (float64 for float64).
+With it the backward pass recomputes the probabilities; none stores them.
+`sdtt_jax.networks.attention.dispatch` chooses among the forms.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Grads = tuple[jax.Array, jax.Array, jax.Array]
+
+
+# --- All heads at once: three plain batched matmuls, which any compiler can split over devices.
+
+
+def forward_at_once(
+    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Scores of all heads in one array `[batch, heads, length, length]`."""
+    # Heads first: on CPU at batch 64, length 64, 4 heads of 32 the forward pass takes 4.6 ms, against
+    # 25 ms with the heads left in third place.
+    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query * _scale(query), key, value))
+    scores = _einsum("bhqd,bhkd->bhqk", query, key)
+    unscaled, total, lse = _softmax(scores, causal)
+    mixed = _einsum("bhqk,bhkd->bhqd", unscaled.astype(value.dtype), value) / total
+    return jnp.swapaxes(mixed, 1, 2).astype(value.dtype), lse
+
+
+def backward_at_once(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mixed: jax.Array,
+    lse: jax.Array,
+    gradient: jax.Array,
+    causal: bool,
+) -> Grads:
+    """The gradient of `forward_at_once`."""
+    dtype, scale = query.dtype, _scale(query)
+    delta = _row_products(mixed, gradient)
+    query, key, value, gradient = (
+        jnp.swapaxes(x, 1, 2) for x in (query * scale, key, value, gradient)
+    )
+    scores = _einsum("bhqd,bhkd->bhqk", query, key)
+    weights = jnp.exp(_visible(scores, causal) - lse[..., None])
+    d_value = _einsum("bhqk,bhqd->bhkd", weights.astype(dtype), gradient)
+    d_weights = _einsum("bhqd,bhkd->bhqk", gradient, value)
+    d_scores = (weights * (d_weights - delta[..., None])).astype(dtype)
+    d_query = _einsum("bhqk,bhkd->bhqd", d_scores, key) * scale
+    d_key = _einsum("bhqk,bhqd->bhkd", d_scores, query)
+    return _results(dtype, d_query, d_key, d_value)
+
+
+# --- One head after the other: its [length, length] scores stay in the cache.
+#
+# Features come first, `[head_dim, length]`, so that no product has to gather columns of a [length, length]
+# matrix: `weights.T @ gradient` took 84 ms where `gradient.T @ weights` takes 29 (12 heads of 64, length
+# 1024, ms of CPU time; at the rate of a large matmul it would be 25).
+
+
+def forward_by_head(
+    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Scores of one head at a time, `[length, length]`."""
+    batch, length, heads, head_dim = query.shape
+
+    def one(head: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        query, key, value = head
+        unscaled, total, lse = _softmax(_dot(query, key, 0, 0), causal)
+        # Divided after the product: [length, head_dim] values instead of [length, length].
+        return (_dot(unscaled.astype(value.dtype), value, 1, 1) / total).astype(value.dtype), lse
+
+    operands = tuple(_features_first(x) for x in (query * _scale(query), key, value))
+    mixed, lse = jax.lax.map(one, operands)
+    mixed = jnp.swapaxes(mixed.reshape(batch, heads, length, head_dim), 1, 2)
+    return mixed, lse.reshape(batch, heads, length)
+
+
+def backward_by_head(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mixed: jax.Array,
+    lse: jax.Array,
+    gradient: jax.Array,
+    causal: bool,
+) -> Grads:
+    """The gradient of `forward_by_head`."""
+    batch, length, heads, head_dim = query.shape
+    dtype, scale = query.dtype, _scale(query)
+    rows = tuple(x.reshape(-1, length) for x in (lse, _row_products(mixed, gradient)))
+
+    def one(head: tuple[jax.Array, ...]) -> Grads:
+        query, key, value, gradient, lse, delta = head
+        weights = jnp.exp(_visible(_dot(query, key, 0, 0), causal) - lse[:, None])
+        d_value = _dot(gradient, weights.astype(dtype), 1, 0)
+        d_weights = _dot(gradient, value, 0, 0)
+        d_scores = (weights * (d_weights - delta[:, None])).astype(dtype)
+        d_query = _dot(key, d_scores, 1, 1) * scale
+        return d_query, _dot(query, d_scores, 1, 0), d_value
+
+    operands = tuple(_features_first(x) for x in (query * scale, key, value, gradient))
+    grads = jax.lax.map(one, (*operands, *rows))
+    shape = (batch, heads, head_dim, length)
+    d_query, d_key, d_value = (jnp.swapaxes(x.reshape(shape), 2, 3) for x in grads)
+    return _results(dtype, d_query, d_key, d_value)
+
+
+# --- Splash attention: JAX's Pallas kernel for TPU.
+
+LANES = 128
+# Rows and columns of a block, or the length where that is less. By what a v5e compiler says of temporaries
+# of a gradient (batch 32, 12 heads of 64, length 1024, bfloat16): 1309 MB at 128, 705 at 512, 604 at 1024.
+# Larger than 512 the blocks of a causal mask skip too little.
+SPLASH_BLOCK = 512
+
+
+def splash_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
+    """Whether splash attention has a kernel for `[batch, length, heads, head_dim]` of `dtype`.
+
+    Blocks are whole multiples of 128 positions, and divide the length.
+    """
+    return shape[1] % LANES == 0 and dtype in (jnp.bfloat16, jnp.float32)
+
+
+def forward_splash(
+    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Blocks of scores in the fast memory of a TPU; `interpret` runs it anywhere, slowly."""
+    kernel = _splash(query.shape, causal, save_residuals=True, interpret=interpret)
+    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query * _scale(query), key, value))
+    mixed, (lse,) = jax.vmap(kernel)(query, key, value)
+    return jnp.swapaxes(mixed, 1, 2), lse
+
+
+def backward_splash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mixed: jax.Array,
+    lse: jax.Array,
+    gradient: jax.Array,
+    causal: bool,
+    interpret: bool = False,
+) -> Grads:
+    """The gradient of `forward_splash`."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+    kernel = _splash(query.shape, causal, save_residuals=False, interpret=interpret)
+    dtype, scale = query.dtype, _scale(query)
+
+    @jax.vmap
+    def one(
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mixed: jax.Array,
+        lse: jax.Array,
+        gradient: jax.Array,
+    ) -> Grads:
+        masks = (kernel.dq_mask_info, kernel.dkv_mask_info)
+        saved = (query, key, value, None, None, mixed, lse, *masks)
+        # The kernel's own rule, by its private name (JAX 0.10 to 0.12 have it): differentiating the kernel
+        # instead would run its forward pass once more, for what is saved here already.
+        grads = splash_attention_kernel._splash_attention_bwd(
+            **kernel.kwargs, res=saved, do=gradient
+        )
+        return grads[3:6]
+
+    heads_first = (jnp.swapaxes(x, 1, 2) for x in (query * scale, key, value, mixed, gradient))
+    query, key, value, mixed, gradient = heads_first
+    d_query, d_key, d_value = one(query, key, value, mixed, lse, gradient)
+    return _results(dtype, d_query * scale, d_key, d_value)
+
+
+def _splash(shape: tuple[int, ...], causal: bool, save_residuals: bool, interpret: bool) -> Any:
+    """The kernel for one example: `[heads, length, head_dim]` each, the query scaled."""
+    # Imported here, since importing Pallas takes longer than all else of this package.
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel,
+        splash_attention_mask,
+    )
+
+    _, length, heads, _ = shape
+    block = next(b for b in range(min(SPLASH_BLOCK, length), 0, -LANES) if length % b == 0)
+    sizes = splash_attention_kernel.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        use_fused_bwd_kernel=True,
+    )
+    mask = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
+    return splash_attention_kernel.make_splash_mha(
+        splash_attention_mask.MultiHeadMask([mask((length, length))] * heads),
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=sizes,
+        save_residuals=save_residuals,
+        interpret=interpret,
+    )
+
+
+# --- cuDNN's flash attention.
+
+CUDNN_LARGEST_HEAD = 128
+
+
+def cudnn_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
+    """Whether cuDNN has a kernel for `[batch, length, heads, head_dim]` of `dtype`.
+
+    It knows 16-bit floats and heads of at most 128 features, a multiple of 8.
+    """
+    head_dim = shape[3]
+    narrow = dtype in (jnp.bfloat16, jnp.float16)
+    return narrow and head_dim <= CUDNN_LARGEST_HEAD and head_dim % 8 == 0
+
+
+@functools.cache
+def cudnn_is_here() -> bool:
+    """Whether JAX's CUDA plugin is installed; without it JAX refuses to trace a cuDNN call."""
+    x = jax.ShapeDtypeStruct((1, LANES, 1, 64), jnp.bfloat16)
+    try:
+        jax.eval_shape(functools.partial(_cudnn, causal=False), x, x, x)
+    except RuntimeError:
+        return False
+    return True
+
+
+def forward_cudnn(
+    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool
+) -> tuple[jax.Array, jax.Array]:
+    """cuDNN's kernel. Its log-sum-exp comes out of JAX rounded to 16 bits, so zeros stand for it."""
+    batch, length, heads, _ = query.shape
+    return _cudnn(query, key, value, causal), jnp.zeros((batch, heads, length), jnp.float32)
+
+
+def backward_cudnn(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mixed: jax.Array,
+    lse: jax.Array,
+    gradient: jax.Array,
+    causal: bool,
+) -> Grads:
+    """The gradient of `forward_cudnn`, whose forward pass runs once more for its statistics."""
+    del mixed, lse
+    _, pull_back = jax.vjp(functools.partial(_cudnn, causal=causal), query, key, value)
+    d_query, d_key, d_value = pull_back(gradient)
+    return d_query, d_key, d_value
+
+
+def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
+
+
+def _scale(query: jax.Array) -> float:
+    return query.shape[-1] ** -0.5
+
+
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype of scores and sums: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _dot(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
+    """The matrix product over one axis of each, summed in `_wide`."""
+    axes = (((left_axis,), (right_axis,)), ((), ()))
+    return jax.lax.dot_general(left, right, axes, preferred_element_type=_wide(left.dtype))
+
+
+def _einsum(formula: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.einsum(formula, left, right, preferred_element_type=_wide(left.dtype))
+
+
+def _visible(scores: jax.Array, causal: bool) -> jax.Array:
+    """`scores` with those of later positions made impossible, if `causal`."""
+    if not causal:
+        return scores
+    rows, columns = (jax.lax.broadcasted_iota(jnp.int32, scores.shape[-2:], i) for i in (0, 1))
+    return jnp.where(columns <= rows, scores, jnp.finfo(scores.dtype).min)
+
+
+def _softmax(scores: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Softmax over the last axis as `unscaled / total`, and the log-sum-exp without that axis."""
+    scores = _visible(scores, causal)
+    largest = scores.max(axis=-1, keepdims=True)
+    unscaled = jnp.exp(scores - largest)
+    total = unscaled.sum(axis=-1, keepdims=True)
+    return unscaled, total, (largest + jnp.log(total))[..., 0]
+
+
+def _row_products(mixed: jax.Array, gradient: jax.Array) -> jax.Array:
+    """`[batch, heads, length]`: what the softmax's gradient subtracts, the row sums of W · dW."""
+    wide = _wide(mixed.dtype)
+    return jnp.swapaxes((mixed.astype(wide) * gradient.astype(wide)).sum(axis=-1), 1, 2)
+
+
+def _features_first(x: jax.Array) -> jax.Array:
+    """`[batch, length, heads, head_dim]` → `[batch * heads, head_dim, length]`."""
+    batch, length, heads, head_dim = x.shape
+    return x.transpose(0, 2, 3, 1).reshape(batch * heads, head_dim, length)
+
+
+def _results(dtype: jnp.dtype, *grads: jax.Array) -> Grads:
+    """Gradients `[batch, heads, length, head_dim]` in the layout and dtype of the arguments."""
+    d_query, d_key, d_value = (jnp.swapaxes(x, 1, 2).astype(dtype) for x in grads)
+    return d_query, d_key, d_value

@@ -1,0 +1,95 @@
+"""One key-value cache for every causal network: read inside the blocks, written outside.
+
+A block sees the cache of its layer as read-only past and returns the keys and values of the new
+positions; `extend` writes those of all layers at once. Inside a `lax.scan` over tokens that single
+write happens in place, where threading the cache through the scan over layers would copy it whole
+at every token.
+"""
+
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.networks.attention import attend, causal_mask, plain_attention
+
+
+class LayerPast(NamedTuple):
+    """Keys and values of one layer's earlier positions, each `[batch, heads, capacity, kv]`."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of the first `used` positions, for all layers.
+
+    Attributes:
+      past: keys and values `[layers, batch, heads, capacity, kv]`; entries from `used` on mean
+        nothing.
+      used: `[]` int32, the number of positions that have been written.
+    """
+
+    past: LayerPast
+    used: jax.Array
+
+
+def empty_cache(
+    num_layers: int, batch: int, num_heads: int, capacity: int, head_dim: int, dtype: jnp.dtype
+) -> KVCache:
+    """A cache that holds no position yet and has room for `capacity` of them."""
+    shape = (num_layers, batch, num_heads, capacity, head_dim)
+    past = LayerPast(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
+    return KVCache(past=past, used=jnp.zeros((), jnp.int32))
+
+
+def extend(cache: KVCache, new: LayerPast) -> KVCache:
+    """The cache with `n` more positions.
+
+    Args:
+      cache: room for at least `used + n` positions; more cannot be checked under `jit`, where the
+        write would silently land on the last positions, so callers size the cache for all they will
+        decode.
+      new: keys and values `[layers, batch, heads, n, kv]`.
+    """
+
+    def write(past: jax.Array, fresh: jax.Array) -> jax.Array:
+        start = (0, 0, 0, cache.used, 0)
+        return jax.lax.dynamic_update_slice(past, fresh.astype(past.dtype), start)
+
+    past = LayerPast(*(write(old, fresh) for old, fresh in zip(cache.past, new, strict=True)))
+    return KVCache(past=past, used=cache.used + new.keys.shape[3])
+
+
+def attend_causally(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    past: LayerPast | None = None,
+    used: jax.Array | None = None,
+) -> tuple[jax.Array, LayerPast | None]:
+    """Causal attention of `n` positions over one another and, given a cache, over all earlier ones.
+
+    Args:
+      query, key, value: `[batch, n, heads, kv]`, of positions `used` to `used + n - 1`.
+      past: this layer's cache; None for whole sequences.
+      used: `[]` int32, how many positions of `past` are written.
+
+    Returns:
+      `[batch, n, heads, kv]` in the dtype of `value`, and the new keys and values as `extend` takes
+      them, `[batch, heads, n, kv]` (None without a cache). The softmax is in float32.
+    """
+    n = query.shape[1]
+    if past is None or used is None:
+        return attend(query, key, value, causal=True), None
+    # Per head and contiguous, the layout of the cache: one batched matmul reads it without a copy.
+    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+    capacity = past.keys.shape[2]
+    keys = jnp.concatenate([past.keys.astype(key.dtype), key], axis=2)
+    values = jnp.concatenate([past.values.astype(value.dtype), value], axis=2)
+    written = jnp.broadcast_to(jnp.arange(capacity) < used, (n, capacity))
+    visible = jnp.concatenate([written, causal_mask(n)], axis=1)
+    mixed = plain_attention(query, keys, values, visible)
+    return mixed.transpose(0, 2, 1, 3), LayerPast(keys=key, values=value)

@@ -1,0 +1,203 @@
+"""The causal transformer: baseline of the paper, and scorer of the demo.
+
+It has the denoiser's blocks without modulation (no time, no gates), a causal mask, and a key-value
+cache for sampling. `Autoregressive` is the interface of every causal network here, GPT-2 included.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import require
+from sdtt_jax.networks.attention import rotary_tables, rotate
+from sdtt_jax.networks.cache import KVCache, LayerPast, attend_causally, empty_cache, extend
+from sdtt_jax.networks.config import CausalConfig, TransformerConfig
+from sdtt_jax.networks.layers import (
+    Embedding,
+    Head,
+    LayerNorm,
+    Linear,
+    Mlp,
+    rematerialised,
+    unstacked,
+)
+
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoregressive:
+    """A causal network as pure functions of its parameters (plain nested dicts).
+
+    Attributes:
+      config: sizes; `vocab_size` counts the tokens that it can predict.
+      network: the Linen module with methods `hidden`, `decode` and `logits`.
+      max_length: most positions that the network has embeddings for; None where it has no limit.
+      head: the name of the submodule whose parameters `logits` reads.
+    """
+
+    config: TransformerConfig
+    network: nn.Module
+    max_length: int | None = None
+    head: str = "head"
+
+    @property
+    def mask_id(self) -> int:
+        return self.config.mask_id
+
+    @property
+    def padded_vocab(self) -> int:
+        return self.config.padded_vocab
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters, each leaf boxed with its logical axes (see `flax.linen.unbox`)."""
+        tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
+        return self.network.init(key, tokens)["params"]
+
+    def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
+        """Final hidden states `[batch, length, embed]` of `tokens: [batch, length]` int32.
+
+        The state at position i has seen tokens 0 … i; its logits predict token i + 1.
+
+        Raises:
+          ConfigError: when the sequence is longer than `max_length`.
+        """
+        self._check_length(tokens.shape[1])
+        hidden: Any = self.network.apply({"params": params}, tokens, method="hidden")
+        return hidden
+
+    def head_params(self, params: Params) -> Params:
+        """The part of `params` that `logits` reads, and all that it needs."""
+        return {self.head: params[self.head]}
+
+    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """Logits `[..., padded_vocab]` float32 of `hidden: [..., embed]`.
+
+        MASK and the padding columns are `NEG_INFINITY`, so a softmax over all columns is one over
+        the `vocab_size` tokens.
+        """
+        logits: Any = self.network.apply({"params": params}, hidden, method="logits")
+        return logits
+
+    def init_cache(self, batch: int, length: int) -> KVCache:
+        """An empty cache for `batch` sequences of at most `length` positions.
+
+        Raises:
+          ConfigError: when `length` exceeds `max_length`.
+        """
+        self._check_length(length)
+        c = self.config
+        dtype = jnp.dtype(c.compute_dtype)
+        return empty_cache(c.num_layers, batch, c.num_heads, length, c.head_dim, dtype)
+
+    def decode(
+        self, params: Params, tokens: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """Hidden states of the next `n` tokens, given those in the cache.
+
+        Args:
+          params: parameters, unboxed.
+          tokens: `[batch, n]` int32, positions `cache.used` to `cache.used + n - 1`.
+          cache: what `init_cache` or an earlier call returned, with room for `n` more positions.
+
+        Returns:
+          `[batch, n, embed]`, equal to what `hidden` of the whole sequence has there, and the new
+          cache.
+        """
+        variables, used, past = {"params": params}, cache.used, cache.past
+        decoded: Any = self.network.apply(variables, tokens, past, used, method="decode")
+        hidden, new = decoded
+        return hidden, extend(cache, new)
+
+    def _check_length(self, length: int) -> None:
+        require(
+            self.max_length is None or length <= self.max_length,
+            f"length={length} exceeds the {self.max_length} positions of this network; shorten it.",
+        )
+
+
+def make_autoregressive(config: CausalConfig) -> Autoregressive:
+    """The causal transformer of these sizes, as pure functions."""
+    return Autoregressive(config, CausalTransformer(config))
+
+
+def scan_blocks(block: type[nn.Module], config: TransformerConfig) -> nn.Module:
+    """`config.num_layers` of `block` as one scanned module, called with `(x, past, shared)`.
+
+    Parameters and `past` (a `LayerPast` with a leading layer axis, or None) are split over layers,
+    `shared` goes to each of them; it returns `x` and the stacked new keys and values.
+    """
+    return nn.scan(
+        rematerialised(block, config.remat),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),
+        length=config.num_layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )(config)
+
+
+class CausalBlock(nn.Module):
+    """Attention and MLP, each after a norm and added to its input."""
+
+    config: CausalConfig
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, past: LayerPast | None, shared: tuple[jax.Array, jax.Array, Any]
+    ) -> tuple[jax.Array, LayerPast | None]:
+        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        cos, sin, used = shared
+        heads = (c.num_heads, c.head_dim)
+
+        y = LayerNorm(c.embed_dim, name="norm1")(x)
+        qkv_axes = ("embed", None, "heads", "kv")
+        qkv = Linear(
+            (c.embed_dim,), (3, *heads), qkv_axes, bias=False, dtype=dtype, name="attn_qkv"
+        )(y)
+        query, key, value = unstacked(qkv, axis=2)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        mixed, new = attend_causally(query, key, value, past, used)
+        out_axes = ("heads", "kv", "embed")
+        x = x + Linear(heads, (c.embed_dim,), out_axes, bias=False, dtype=dtype, name="attn_out")(
+            mixed
+        )
+
+        y = LayerNorm(c.embed_dim, name="norm2")(x)
+        x = x + Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
+
+
+class CausalTransformer(nn.Module):
+    """Embedding, scanned blocks, final norm, head."""
+
+    config: CausalConfig
+
+    def setup(self) -> None:
+        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        self.embed = Embedding(c.padded_vocab, c.embed_dim, dtype)
+        self.blocks = scan_blocks(CausalBlock, c)
+        self.final = LayerNorm(c.embed_dim)
+        # The kernel has MASK's column, as the reference's; no prediction can use it.
+        self.head = Head(c.embed_dim, c.vocab_size, c.padded_vocab, dtype)
+
+    def decode(
+        self, tokens: jax.Array, past: LayerPast | None, used: jax.Array | None
+    ) -> tuple[jax.Array, LayerPast | None]:
+        positions = jnp.arange(tokens.shape[1]) + (0 if used is None else used)
+        rotary = rotary_tables(positions, self.config.head_dim)
+        x = nn.with_logical_constraint(self.embed(tokens), ("batch", "length", "embed"))
+        x, new = self.blocks(x, past, (*rotary, used))
+        return self.final(x), new
+
+    def hidden(self, tokens: jax.Array) -> jax.Array:
+        return self.decode(tokens, None, None)[0]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        return self.head(hidden)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return self.logits(self.hidden(tokens))

@@ -1,0 +1,82 @@
+"""Sizes and numerics of the networks."""
+
+import dataclasses
+
+from sdtt_jax.config import require
+
+VOCAB_MULTIPLE = 128
+COMPUTE_DTYPES = ("float32", "bfloat16")
+REMAT_POLICIES = ("none", "dots", "attention", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """What the denoiser and the causal transformer have in common.
+
+    Attributes:
+      vocab_size: tokens of the tokenizer, MASK not among them; `mask_id == vocab_size`.
+      length: tokens per sequence.
+      num_layers, embed_dim, num_heads: the transformer's sizes; `embed_dim` divides into heads of even size.
+      mlp_ratio: width of the MLP's hidden layer over `embed_dim`.
+      compute_dtype: dtype of activations; parameters and logits are float32 always.
+      remat: what a block's backward pass recomputes: "none", "dots" (all but the results of the linear
+        layers and of attention), "attention" (all but the latter) or "full" (everything). The measured table
+        is docs/remat.md (`tools.remat_table`).
+    """
+
+    vocab_size: int
+    length: int
+    num_layers: int = 12
+    embed_dim: int = 768
+    num_heads: int = 12
+    mlp_ratio: int = 4
+    compute_dtype: str = "float32"
+    remat: str = "dots"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "length", "num_layers", "embed_dim", "num_heads", "mlp_ratio"):
+            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
+        require(
+            self.embed_dim % (2 * self.num_heads) == 0,
+            f"embed_dim={self.embed_dim} must be a multiple of 2 * num_heads={2 * self.num_heads}, "
+            "for rotary embeddings turn pairs of features within a head.",
+        )
+        require(
+            self.compute_dtype in COMPUTE_DTYPES,
+            f"compute_dtype={self.compute_dtype!r} is unknown; choose one of {', '.join(COMPUTE_DTYPES)}.",
+        )
+        require(
+            self.remat in REMAT_POLICIES,
+            f"remat={self.remat!r} is unknown; choose one of {', '.join(REMAT_POLICIES)}.",
+        )
+
+    @property
+    def mask_id(self) -> int:
+        return self.vocab_size
+
+    @property
+    def padded_vocab(self) -> int:
+        """Columns of the head: the vocabulary and MASK, up to a multiple of 128 (a TPU lane)."""
+        return -(-(self.vocab_size + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiserConfig(TransformerConfig):
+    """The masked diffusion network (DiT with adaLN).
+
+    Attributes:
+      cond_dim: width of the time embedding.
+      time_conditioned: feed sigma to the network; published SDTT and MDLM models do not.
+    """
+
+    cond_dim: int = 128
+    time_conditioned: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalConfig(TransformerConfig):
+    """The autoregressive transformer: the same blocks, causal, without modulation."""

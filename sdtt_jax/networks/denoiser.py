@@ -1,0 +1,212 @@
+"""The masked diffusion network: a DiT with adaLN, behind two pure functions.
+
+`hidden` ends after the final modulated norm and `logits` is one linear map from there, so that losses
+and samplers can keep hidden states and apply the head only where they need it.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from sdtt_jax.networks.attention import attend, rotary_tables, rotate
+from sdtt_jax.networks.config import DenoiserConfig
+from sdtt_jax.networks.layers import (
+    Embedding,
+    Head,
+    LayerNorm,
+    Linear,
+    Mlp,
+    rematerialised,
+    unstacked,
+)
+
+Params = Any
+TIME_FEATURES = 256
+TIME_BASE = 10_000.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+    """A denoiser as pure functions of its parameters (plain nested dicts)."""
+
+    config: DenoiserConfig
+
+    @property
+    def mask_id(self) -> int:
+        return self.config.mask_id
+
+    @property
+    def padded_vocab(self) -> int:
+        return self.config.padded_vocab
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters, each leaf boxed with its logical axes (`flax.linen.unbox` removes them)."""
+        tokens = jnp.zeros((1, self.config.length), jnp.int32)
+        return self._module.init(key, tokens, jnp.zeros((1,), jnp.float32))["params"]
+
+    def hidden(
+        self, params: Params, tokens: jax.Array, sigma: jax.Array | None = None
+    ) -> jax.Array:
+        """Final hidden states.
+
+        Args:
+          params: parameters, unboxed.
+          tokens: `[batch, length]` int32, MASK included.
+          sigma: `[batch]` float32, total noise; used only if the config says `time_conditioned`
+            (None is 0).
+
+        Returns:
+          `[batch, length, embed]`, the compute dtype.
+        """
+        if sigma is None or not self.config.time_conditioned:
+            # One row that broadcasts: the modulation is then computed once, not once per sequence.
+            sigma = jnp.zeros((1,), jnp.float32)
+        hidden: Any = self._module.apply({"params": params}, tokens, sigma, method="hidden")
+        return hidden
+
+    def head_params(self, params: Params) -> Params:
+        """The part of `params` that `logits` reads, and all that it needs."""
+        return {"head": params["head"]}
+
+    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """Raw logits `[..., padded_vocab]` float32 of `hidden: [..., embed]`.
+
+        Args:
+          params: all parameters, or what `head_params` returned.
+          hidden: from `hidden`.
+        """
+        logits: Any = self._module.apply({"params": params}, hidden, method="logits")
+        return logits
+
+    @functools.cached_property
+    def _module(self) -> "DiT":
+        return DiT(self.config)
+
+
+def make_denoiser(config: DenoiserConfig) -> Denoiser:
+    """The denoiser of these sizes, as pure functions."""
+    return Denoiser(config)
+
+
+def time_features(sigma: jax.Array) -> jax.Array:
+    """`[batch]` → `[batch, 256]`: `[cos(sigma f), sin(sigma f)]`, `f_i = 10000^(-i/128)`."""
+    half = TIME_FEATURES // 2
+    frequency = TIME_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = sigma.astype(jnp.float32)[:, None] * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class Modulation(nn.Module):
+    """`count` vectors of `dim` features from the condition, starting at zero (adaLN-zero)."""
+
+    cond_dim: int
+    dim: int
+    count: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, condition: jax.Array) -> list[jax.Array]:
+        shape = (self.count, self.dim)
+        axes = (None, None, "embed")
+        out = Linear((self.cond_dim,), shape, axes, zero=True, dtype=self.dtype, name="linear")(
+            condition
+        )
+        return [out[:, None, i, :] for i in range(self.count)]
+
+
+class SigmaMap(nn.Module):
+    """Time embedding: features, linear, SiLU, linear, SiLU."""
+
+    cond_dim: int
+
+    @nn.compact
+    def __call__(self, sigma: jax.Array) -> jax.Array:
+        x = time_features(sigma)
+        x = Linear((TIME_FEATURES,), (self.cond_dim,), (None, None), name="up")(x)
+        x = Linear((self.cond_dim,), (self.cond_dim,), (None, None), name="down")(jax.nn.silu(x))
+        return jax.nn.silu(x)
+
+
+class DenoiserBlock(nn.Module):
+    """Modulated attention and MLP; `(x, None)` out, the form that `nn.scan` wants."""
+
+    config: DenoiserConfig
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, condition: jax.Array, rotary: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, None]:
+        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        heads = (c.num_heads, c.head_dim)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = Modulation(
+            c.cond_dim, c.embed_dim, 6, dtype, name="adaln"
+        )(condition)
+
+        y = LayerNorm(c.embed_dim, name="norm1")(x) * (1 + scale_a) + shift_a
+        qkv_axes = ("embed", None, "heads", "kv")
+        qkv = Linear(
+            (c.embed_dim,), (3, *heads), qkv_axes, bias=False, dtype=dtype, name="attn_qkv"
+        )(y)
+        query, key, value = unstacked(qkv, axis=2)
+        mixed = attend(rotate(query, *rotary), rotate(key, *rotary), value)
+        out_axes = ("heads", "kv", "embed")
+        y = Linear(heads, (c.embed_dim,), out_axes, bias=False, dtype=dtype, name="attn_out")(mixed)
+        x = x + gate_a * y
+
+        y = LayerNorm(c.embed_dim, name="norm2")(x) * (1 + scale_m) + shift_m
+        x = x + gate_m * Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed")), None
+
+
+class FinalNorm(nn.Module):
+    """The norm before the head, modulated."""
+
+    config: DenoiserConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+        c = self.config
+        shift, scale = Modulation(
+            c.cond_dim, c.embed_dim, 2, jnp.dtype(c.compute_dtype), name="adaln"
+        )(condition)
+        return LayerNorm(c.embed_dim, name="norm")(x) * (1 + scale) + shift
+
+
+class DiT(nn.Module):
+    """Embedding, scanned blocks, final norm, head."""
+
+    config: DenoiserConfig
+
+    def setup(self) -> None:
+        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        self.embed = Embedding(c.padded_vocab, c.embed_dim, dtype)
+        self.sigma_map = SigmaMap(c.cond_dim)
+        self.blocks = nn.scan(
+            rematerialised(DenoiserBlock, c.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=c.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c)
+        self.final = FinalNorm(c)
+        self.head = Head(c.embed_dim, c.vocab_size + 1, c.padded_vocab, dtype)
+
+    def hidden(self, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
+        c = self.config
+        condition = self.sigma_map(sigma).astype(c.compute_dtype)
+        rotary = rotary_tables(jnp.arange(tokens.shape[1]), c.head_dim)
+        x = nn.with_logical_constraint(self.embed(tokens), ("batch", "length", "embed"))
+        x, _ = self.blocks(x, condition, rotary)
+        return self.final(x, condition)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        return self.head(hidden)
+
+    def __call__(self, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
+        return self.logits(self.hidden(tokens, sigma))

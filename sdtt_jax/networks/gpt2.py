@@ -1,0 +1,115 @@
+"""GPT-2 as its published weights need it: the judge of generative perplexity.
+
+Learned positions, norms and projections with bias, tanh-GELU, and a head tied to the token
+embedding (Radford et al. 2019). It shares the interface and the cache of
+`sdtt_jax.networks.causal`.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import require
+from sdtt_jax.networks.cache import LayerPast, attend_causally
+from sdtt_jax.networks.causal import Autoregressive, scan_blocks
+from sdtt_jax.networks.config import TransformerConfig
+from sdtt_jax.networks.layers import Linear, Mlp, unstacked
+from sdtt_jax.ops.categorical import NEG_INFINITY
+
+INIT_SCALE = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config(TransformerConfig):
+    """Sizes of a GPT-2; `length` is its number of position embeddings.
+
+    Attributes:
+      norm_epsilon: epsilon of its layer norms.
+    """
+
+    norm_epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.norm_epsilon > 0, f"norm_epsilon must be positive, not {self.norm_epsilon}.")
+
+
+def make_gpt2(config: GPT2Config) -> Autoregressive:
+    """The GPT-2 of these sizes, as pure functions."""
+    return Autoregressive(config, GPT2(config), max_length=config.length, head="embed")
+
+
+def _norm(config: GPT2Config, name: str | None = None) -> nn.LayerNorm:
+    # The two-pass variance: the fast one loses digits where a feature's mean is large, as GPT-2's
+    # are.
+    return nn.LayerNorm(
+        epsilon=config.norm_epsilon,
+        use_fast_variance=False,
+        dtype=jnp.dtype(config.compute_dtype),
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)),
+        name=name,
+    )
+
+
+class GPT2Block(nn.Module):
+    """Attention and MLP, each after a norm and added to its input."""
+
+    config: GPT2Config
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, past: LayerPast | None, shared: jax.Array | None
+    ) -> tuple[jax.Array, LayerPast | None]:
+        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        heads = (c.num_heads, c.head_dim)
+
+        y = _norm(c, "norm1")(x)
+        qkv_axes = ("embed", None, "heads", "kv")
+        qkv = Linear((c.embed_dim,), (3, *heads), qkv_axes, dtype=dtype, name="attn_qkv")(y)
+        query, key, value = unstacked(qkv, axis=2)
+        mixed, new = attend_causally(query, key, value, past, shared)
+        out_axes = ("heads", "kv", "embed")
+        x = x + Linear(heads, (c.embed_dim,), out_axes, dtype=dtype, name="attn_out")(mixed)
+
+        y = _norm(c, "norm2")(x)
+        x = x + Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
+
+
+class GPT2(nn.Module):
+    """Token and position embedding, scanned blocks, final norm, tied head."""
+
+    config: GPT2Config
+
+    def setup(self) -> None:
+        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        init = nn.initializers.normal(INIT_SCALE)
+        token_init = nn.with_logical_partitioning(init, ("vocab", "embed"))
+        position_init = nn.with_logical_partitioning(init, (None, "embed"))
+        self.embed = nn.Embed(c.padded_vocab, c.embed_dim, dtype, embedding_init=token_init)
+        self.positions = nn.Embed(c.length, c.embed_dim, dtype, embedding_init=position_init)
+        self.blocks = scan_blocks(GPT2Block, c)
+        self.final = _norm(c)
+
+    def decode(
+        self, tokens: jax.Array, past: LayerPast | None, used: jax.Array | None
+    ) -> tuple[jax.Array, LayerPast | None]:
+        positions = jnp.arange(tokens.shape[1]) + (0 if used is None else used)
+        x = self.embed(tokens) + self.positions(positions)
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        x, new = self.blocks(x, past, used)
+        return self.final(x), new
+
+    def hidden(self, tokens: jax.Array) -> jax.Array:
+        return self.decode(tokens, None, None)[0]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        logits = self.embed.attend(hidden).astype(jnp.float32)
+        real = jnp.arange(self.config.padded_vocab) < self.config.vocab_size
+        return jnp.where(real, logits, NEG_INFINITY)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return self.logits(self.hidden(tokens))

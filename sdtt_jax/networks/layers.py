@@ -1,0 +1,189 @@
+"""Linen layers that the denoiser and the causal transformer share, with their logical axes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+
+from sdtt_jax.networks.attention import ATTENTION, saved_as
+from sdtt_jax.ops.categorical import NEG_INFINITY
+
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the reference's linear layers start from.
+KERNEL_INIT_SCALE = 1.0 / 3.0
+NORM_EPSILON = 1e-5
+
+# The name that every linear layer's result carries, and what each remat policy but "none" saves by name.
+LINEAR = "linear"
+SAVED = {"dots": (LINEAR, ATTENTION), "attention": (ATTENTION,), "full": ()}
+
+Initializer = Callable[..., jax.Array]
+
+
+def fan_in_uniform(in_axes: Sequence[int], out_axes: Sequence[int]) -> Initializer:
+    """Uniform in ±1/sqrt(fan_in) for a kernel whose input axes are `in_axes`."""
+    return nn.initializers.variance_scaling(
+        KERNEL_INIT_SCALE, "fan_in", "uniform", in_axis=in_axes, out_axis=out_axes
+    )
+
+
+def parameter(
+    module: nn.Module,
+    name: str,
+    init: Initializer,
+    axes: tuple[str | None, ...],
+    shape: tuple[int, ...],
+) -> jax.Array:
+    """A float32 parameter of `module` with logical axis names."""
+    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    return value
+
+
+def unstacked(x: jax.Array, axis: int) -> list[jax.Array]:
+    """The slices of `x` along `axis`, which disappears.
+
+    By one split and not by indexing: its gradient is one concatenation, where that of three indices is
+    the sum of three padded arrays (gradient of a block, 12 x 768 x 1024 on two cores: 134 -> 107 ms).
+    """
+    return [jnp.squeeze(part, axis) for part in jnp.split(x, x.shape[axis], axis)]
+
+
+class Linear(nn.Module):
+    """`x @ kernel + bias` over one or several trailing axes.
+
+    Attributes:
+      in_shape, out_shape: trailing axes of the input that are contracted, and those that replace them.
+      axes: logical names of the kernel's axes, `len(in_shape) + len(out_shape)` of them.
+      bias: add a bias (starts at zero).
+      zero: start the kernel at zero.
+      dtype: compute dtype; the parameters are float32.
+      out_dtype: dtype of sums and result, `dtype` if None.
+    """
+
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    bias: bool = True
+    zero: bool = False
+    dtype: DTypeLike = jnp.float32
+    out_dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n_in, n_out = len(self.in_shape), len(self.out_shape)
+        init = (
+            nn.initializers.zeros
+            if self.zero
+            else fan_in_uniform(tuple(range(n_in)), tuple(range(n_in, n_in + n_out)))
+        )
+        kernel = parameter(self, "kernel", init, self.axes, self.in_shape + self.out_shape)
+        batch_shape = x.shape[: x.ndim - n_in]
+        # One [rows, features] matmul: on CPU it is the form that reaches the matmul rate. The kernel
+        # keeps its axes, so that a mesh can split heads without a reshape across the split.
+        rows = x.reshape(-1, *self.in_shape).astype(self.dtype)
+        contract = (tuple(range(1, 1 + n_in)), tuple(range(n_in)))
+        out_dtype = self.dtype if self.out_dtype is None else self.out_dtype
+        y = jax.lax.dot_general(
+            rows,
+            kernel.astype(self.dtype),
+            (contract, ((), ())),
+            preferred_element_type=out_dtype,
+        )
+        y = y.reshape(*batch_shape, *self.out_shape)
+        if self.bias:
+            bias = parameter(self, "bias", nn.initializers.zeros, self.axes[n_in:], self.out_shape)
+            y = y + bias.astype(out_dtype)
+        return saved_as(LINEAR, y) if self.axes[-1] == "kv" else checkpoint_name(y, LINEAR)
+
+
+def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
+    """`block` with a backward pass that recomputes what `TransformerConfig.remat` says."""
+    if policy == "none":
+        return block
+    saved = jax.checkpoint_policies.save_only_these_names(*SAVED[policy])
+    # Within a scan nothing is merged across the boundary anyway, so that merging need not be prevented.
+    return nn.remat(block, prevent_cse=False, policy=saved)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation with a scale and no bias, computed in float32."""
+
+    dim: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = parameter(self, "scale", nn.initializers.ones, ("embed",), (self.dim,))
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + NORM_EPSILON) * scale).astype(x.dtype)
+
+
+class Embedding(nn.Module):
+    """Token embedding `[vocab, embed]`; rows start uniform in ±1/sqrt(embed)."""
+
+    vocab: int
+    dim: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        table = parameter(
+            self,
+            "embedding",
+            fan_in_uniform((1,), (0,)),
+            ("vocab", "embed"),
+            (self.vocab, self.dim),
+        )
+        # Under fsdp a row is split: it is gathered here, before rows are looked up. Left alone, the compiler
+        # looks up pieces of rows, and to spread those over the batch it copies all of them everywhere.
+        table = nn.with_logical_constraint(table.astype(self.dtype), ("vocab", None))
+        return table[tokens]
+
+
+class Mlp(nn.Module):
+    """Linear, tanh-GELU, linear."""
+
+    dim: int
+    hidden: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = Linear((self.dim,), (self.hidden,), ("embed", "mlp"), dtype=self.dtype, name="up")(x)
+        x = jax.nn.gelu(x, approximate=True)
+        return Linear((self.hidden,), (self.dim,), ("mlp", "embed"), dtype=self.dtype, name="down")(
+            x
+        )
+
+
+class Head(nn.Module):
+    """The last linear map, to float32 logits over the padded vocabulary.
+
+    Attributes:
+      dim: features of the hidden state.
+      vocab: columns that mean something (MASK included).
+      padded_vocab: columns of the kernel; those from `vocab` on come out as `NEG_INFINITY`.
+    """
+
+    dim: int
+    vocab: int
+    padded_vocab: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        axes = ("embed", "vocab")
+        logits = Linear(
+            (self.dim,),
+            (self.padded_vocab,),
+            axes,
+            zero=True,
+            dtype=self.dtype,
+            out_dtype=jnp.float32,  # never rounded to bfloat16, whose steps are 0.06 at a logit of 10
+            name="linear",
+        )(hidden)
+        return jnp.where(jnp.arange(self.padded_vocab) < self.vocab, logits, NEG_INFINITY)

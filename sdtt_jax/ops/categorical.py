@@ -1,0 +1,86 @@
+"""Filtering of logits and honest categorical draws, shared by the diffusion and the causal sampler."""
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import require
+
+# The finite "minus infinity" of the reference implementation. exp(-1e6) is exactly 0 in float32, and a
+# finite value keeps 0 * log 0 = 0 in values and in gradients, where -inf gives NaN.
+NEG_INFINITY = -1e6
+BLOCK = 128
+
+
+def check_filters(temperature: float, top_k: int, top_p: float) -> None:
+    """Raises `ConfigError` for values that `filter_logits` cannot take."""
+    require(temperature >= 0, f"temperature must not be negative, not {temperature}.")
+    require(top_k >= 0, f"top_k must be 0 (off) or positive, not {top_k}.")
+    require(0 < top_p <= 1, f"top_p must lie in (0, 1] (1 is off), not {top_p}.")
+
+
+def filter_logits(
+    logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> jax.Array:
+    """Temperature, then top-k, then nucleus filtering.
+
+    Args:
+      logits: `[..., vocab]` float32.
+      temperature: static; logits are divided by it. 0 keeps only the largest entry (greedy).
+      top_k: static; keep the k largest entries, ties with the k-th included; 0 is off.
+      top_p: static; keep the smallest set of the most probable entries whose probability reaches
+        `top_p`, the entry that crosses it included; 1 is off.
+
+    Returns:
+      `[..., vocab]` float32, `NEG_INFINITY` where an entry was dropped.
+    """
+    vocab = logits.shape[-1]
+    if temperature == 0.0:
+        greedy = jnp.argmax(logits, axis=-1, keepdims=True)
+        return jnp.where(jnp.arange(vocab) == greedy, logits, NEG_INFINITY)
+    if temperature != 1.0:
+        # An impossible entry stays impossible however high the temperature is.
+        logits = jnp.where(logits > 0.5 * NEG_INFINITY, logits / temperature, NEG_INFINITY)
+    if 0 < top_k < vocab:
+        kth = jax.lax.top_k(logits, top_k)[0][..., -1:]
+        logits = jnp.where(logits < kth, NEG_INFINITY, logits)
+    if top_p < 1.0:
+        order = jnp.argsort(-logits, axis=-1, stable=True)
+        ordered = jnp.take_along_axis(logits, order, axis=-1)
+        probs = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probs, axis=-1) - probs
+        kept = jnp.where(before > top_p, NEG_INFINITY, ordered)
+        logits = jnp.put_along_axis(logits, order, kept, axis=-1, inplace=False)
+    return logits
+
+
+def draw(key: jax.Array, logits: jax.Array) -> jax.Array:
+    """One categorical draw per row, without the truncated tail of the default Gumbel noise.
+
+    In float32 the default mode cannot draw Gumbel values above about 16.6, which lowers the effective
+    temperature and flatters generative perplexity (arXiv 2409.02908); `mode="high"` spends two random
+    words per entry instead. Large vocabularies are drawn in two levels, first one of blocks of `BLOCK`
+    entries by the sum of its probabilities, then an entry of it: the same distribution, for the largest
+    Gumbel value of a block is again one, around its log-sum-exp. That needs noise for
+    `vocab / BLOCK + BLOCK` entries only: 64 rows of 50,257 take 10 ms instead of 160 on two CPU cores.
+
+    Args:
+      key: PRNG key.
+      logits: `[..., vocab]` float32, unnormalised.
+
+    Returns:
+      `[...]` int32.
+    """
+    vocab = logits.shape[-1]
+    if vocab <= BLOCK**2 // 16:
+        return _draw(key, logits)
+    widths = [(0, 0)] * (logits.ndim - 1) + [(0, -vocab % BLOCK)]
+    blocks = jnp.pad(logits, widths, constant_values=NEG_INFINITY)
+    blocks = blocks.reshape(*logits.shape[:-1], -1, BLOCK)
+    key_block, key_entry = jax.random.split(key)
+    block = _draw(key_block, jax.nn.logsumexp(blocks, axis=-1))
+    entries = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
+    return block * BLOCK + _draw(key_entry, entries)
+
+
+def _draw(key: jax.Array, logits: jax.Array) -> jax.Array:
+    return jax.random.categorical(key, logits, axis=-1, mode="high").astype(jnp.int32)

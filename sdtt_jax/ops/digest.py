@@ -1,0 +1,61 @@
+"""A digest of an array's bits that any mesh computes alike, piece by piece."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Of one array, see `digest`: `[] uint32`, `[] uint32`, `[] bool`.
+Digest = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def digest(x: jax.Array) -> Digest:
+    """Digest of the bits of an array of any dtype, keys included; see `describe`.
+
+    Returns:
+      `(one, two, bad)`: the two halves of the digest, and whether an element is NaN or infinite.
+    """
+    if jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        x = jax.random.key_data(x)
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    width = x.dtype.itemsize
+    word = {1: jnp.uint8, 2: jnp.uint16}.get(width, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
+    # Position from one iota per axis: unlike a flattening it leaves the array where it is.
+    strides: Any = np.cumprod([1, *bits.shape[:0:-1]], dtype=np.uint64)[::-1] if bits.ndim else []
+    position = functools.reduce(
+        jnp.add,
+        (
+            jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(stride & 0xFFFFFFFF)
+            for axis, stride in enumerate(strides)
+        ),
+        jnp.zeros(bits.shape, jnp.uint32),
+    )
+    # The multipliers are odd, so each line is a bijection of `bits` at a given position.
+    one = _mix(bits ^ _mix(position + np.uint32(0x9E3779B9)))
+    two = _mix(bits * np.uint32(0x85EBCA6B) + _mix(position ^ np.uint32(0xC2B2AE35)))
+    bad = jnp.zeros(bits.shape, jnp.bool_)
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        # 64 bits are two words, along an axis of their own.
+        words = (1,) * (bits.ndim - x.ndim)
+        bad |= ~jnp.isfinite(x).reshape(x.shape + words)
+    # One pass with three results: three sums take XLA's CPU compiler four times as long (2.7 against 0.7 s
+    # for 90 leaves, at the first save of a stage) and five times as long to run (27 against 6 ms).
+    zero = np.uint32(0)
+    return jax.lax.reduce(
+        (one, two, bad), (zero, zero, np.bool_(False)), _add_digests, tuple(range(bits.ndim))
+    )
+
+
+def _add_digests(a: Digest, b: Digest) -> Digest:
+    return a[0] + b[0], a[1] + b[1], a[2] | b[2]
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """Bijection of uint32 (xor-shift, multiply): every input bit reaches every output bit."""
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)

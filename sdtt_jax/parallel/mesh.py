@@ -1,0 +1,177 @@
+"""Device meshes: their axes, the rules from logical axes to them, and how they split a batch."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax.core import spmd
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from sdtt_jax.config import require
+from sdtt_jax.errors import ConfigError
+
+AXES = ("data", "fsdp", "model")
+BATCH_AXES = ("data", "fsdp")
+Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+Tree = Any
+# Logical axis -> mesh axes. A mesh axis serves one dimension of an array: the first that asks for
+# it. So activations [batch, length, embed] are split over the batch, while parameters [embed, mlp]
+# are split over fsdp (embed) and model (mlp).
+RULES: Rules = (
+    ("batch", BATCH_AXES),
+    ("length", None),
+    ("vocab", "model"),
+    ("heads", "model"),
+    ("mlp", "model"),
+    ("embed", "fsdp"),
+    ("kv", None),
+    ("layers", None),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis.
+
+    Attributes:
+      data: batch split, parameters replicated; -1 takes all devices that the other two leave.
+      fsdp: batch split and parameters split too (each is gathered where it is used).
+      model: tensor parallelism: heads, MLP width and vocabulary split.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    model: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.data == -1 or self.data > 0, f"data must be positive or -1, not {self.data}.")
+        for name in ("fsdp", "model"):
+            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh `(data, fsdp, model)` over `devices` (all of them if None).
+
+    Its axes are of type Auto on purpose: the compiler propagates shardings from the constraints
+    given here and in the networks. (`jax.make_mesh` alone would make them Explicit, which types
+    every array.)
+
+    Raises:
+      ConfigError: the sizes do not multiply to the number of devices; names axis, size, devices and
+        the nearest size that fits.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    count = len(devices)
+    for axis in ("fsdp", "model"):
+        size = getattr(config, axis)
+        if count % size:
+            raise ConfigError(
+                f"mesh.{axis}={size} does not divide the {count} devices; "
+                f"the nearest size that does is {_nearest_divisor(count, size)}."
+            )
+    rest = config.fsdp * config.model
+    if count % rest:
+        fitting = _nearest_divisor(count // config.model, config.fsdp)
+        raise ConfigError(
+            f"mesh.fsdp={config.fsdp} times mesh.model={config.model} does not divide the {count} "
+            f"devices; with mesh.model={config.model} the nearest mesh.fsdp that does is {fitting}."
+        )
+    data = count // rest if config.data == -1 else config.data
+    if data * rest != count:
+        raise ConfigError(
+            f"mesh.data={data} times mesh.fsdp={config.fsdp} times mesh.model={config.model} is "
+            f"{data * rest}, but there are {count} devices; mesh.data={count // rest} fits "
+            "(-1 chooses it by itself)."
+        )
+    shape = (data, config.fsdp, config.model)
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        return Mesh(hybrid_devices(shape, slices, devices), AXES, axis_types=types)
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+
+
+def hybrid_devices(
+    shape: tuple[int, int, int], slices: int, devices: Sequence[jax.Device]
+) -> np.ndarray:
+    """Devices of several slices as an array `shape`, of which one batch axis alone crosses slices.
+
+    Between slices there is only the data-centre network, so what crosses it is the axis that needs it
+    least: data (gradients, once a step) if the slices divide it, else fsdp.
+
+    Raises:
+      ConfigError: they divide neither.
+    """
+    for axis in range(len(BATCH_AXES)):
+        if shape[axis] % slices == 0:
+            inside = [size // slices if i == axis else size for i, size in enumerate(shape)]
+            across = [slices if i == axis else 1 for i in range(len(shape))]
+            return mesh_utils.create_hybrid_device_mesh(
+                inside, across, devices, allow_split_physical_axes=True
+            )
+    raise ConfigError(
+        f"The devices lie in {slices} slices, which divide neither mesh.data={shape[0]} nor "
+        f"mesh.fsdp={shape[1]}; choose a mesh.data that is a multiple of {slices}."
+    )
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
+    """Makes `mesh` and `rules` those that logical constraints refer to while tracing."""
+    with jax.set_mesh(mesh), spmd.logical_axis_rules(tuple(rules)):
+        yield
+
+
+def mesh_of(tree: Tree) -> Mesh:
+    """The mesh that the (abstract) arrays of `tree` are placed on; every leaf has the same."""
+    return jax.tree.leaves(tree)[0].sharding.mesh
+
+
+def mesh_if_any(tree: Tree) -> Mesh | None:
+    """The mesh that the arrays of `tree` are placed on, or None if they are on one device."""
+    sharding = getattr(jax.tree.leaves(tree)[0], "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        return None
+    assert isinstance(sharding.mesh, Mesh)
+    return sharding.mesh
+
+
+def axis_pieces(axes: Any, mesh: Mesh) -> int:
+    """Into how many pieces the mesh axes (one name, several or None) split a dimension."""
+    names = (axes,) if isinstance(axes, str) else tuple(axes or ())
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def batch_pieces(mesh: Mesh | None) -> int:
+    """Into how many pieces a mesh splits a batch; 1 for one device."""
+    return 1 if mesh is None else axis_pieces(BATCH_AXES, mesh)
+
+
+def full_batch(batch_size: int, mesh: Mesh | None) -> int:
+    """`batch_size`, up to a multiple of what a mesh splits batches into: other batches it computes whole on
+    every device."""
+    pieces = batch_pieces(mesh)
+    return math.ceil(batch_size / pieces) * pieces
+
+
+def check_batch_size(
+    batch_size: int, mesh: Mesh, microbatches: int = 1, field: str = "batch_size"
+) -> None:
+    """Raises `ConfigError` naming `field` unless batch and mesh and microbatches divide."""
+    pieces = batch_pieces(mesh) * microbatches
+    if batch_size % pieces:
+        fitting = max(round(batch_size / pieces), 1) * pieces
+        raise ConfigError(
+            f"{field}={batch_size} cannot be split over mesh.data * mesh.fsdp * microbatches = "
+            f"{mesh.shape['data']} * {mesh.shape['fsdp']} * {microbatches}; "
+            f"the nearest that can is {fitting}."
+        )
+
+
+def _nearest_divisor(count: int, size: int) -> int:
+    return min((d for d in range(1, count + 1) if count % d == 0), key=lambda d: (abs(d - size), d))

@@ -1,0 +1,173 @@
+"""Where each array lives on a mesh: pure functions of (abstract tree, rules, mesh), and placing."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import meta
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.parallel.mesh import BATCH_AXES, Rules, axis_pieces
+from sdtt_jax.trees import leaf_name
+
+Tree = Any
+
+
+def partition_spec(names: Sequence[str | None], rules: Rules, mesh: Mesh) -> PartitionSpec:
+    """Mesh axes of an array whose dimensions have the logical `names`.
+
+    Raises:
+      ConfigError: a name without a rule.
+    """
+    table = dict(rules)
+    used: set[str] = set()
+    entries: list[str | tuple[str, ...] | None] = []
+    for name in names:
+        if name is not None and name not in table:
+            raise ConfigError(f"Logical axis {name!r} has no rule; known axes: {', '.join(table)}.")
+        target = table[name] if name is not None else None
+        axes = (target,) if isinstance(target, str) else tuple(target or ())
+        free = tuple(axis for axis in axes if axis in mesh.shape and axis not in used)
+        used.update(free)
+        entries.append(free[0] if len(free) == 1 else free or None)
+    return PartitionSpec(*entries)
+
+
+def tree_shardings(boxed_abstract: Tree, rules: Rules, mesh: Mesh) -> Tree:
+    """Sharding of each parameter.
+
+    Args:
+      boxed_abstract: tree of `jax.ShapeDtypeStruct`, boxed with logical axis names where the
+        network named them (`jax.eval_shape` of its init); leaves without a box are replicated.
+      rules: logical axis to mesh axes.
+      mesh: from `make_mesh`.
+
+    Returns:
+      The unboxed tree, of `NamedSharding`.
+
+    Raises:
+      ConfigError: a dimension that its mesh axes do not divide, named by leaf.
+    """
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        if not isinstance(leaf, meta.Partitioned):
+            return NamedSharding(mesh, PartitionSpec())
+        spec = partition_spec(leaf.names, rules, mesh)
+        for name, size, axes in zip(leaf.names, leaf.value.shape, spec, strict=True):
+            pieces = axis_pieces(axes, mesh)
+            if size % pieces:
+                raise ConfigError(
+                    f"Parameter {leaf_name(path)}: its axis {name!r} of size {size} cannot be "
+                    f"split into {pieces} over mesh axis {axes!r}; choose a mesh size that "
+                    f"divides {size}."
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, boxed_abstract, is_leaf=_is_box)
+
+
+def unbox(tree: Tree) -> Tree:
+    """The tree without the boxes that carry logical axis names, values untouched."""
+    return jax.tree.map(lambda x: x.value if _is_box(x) else x, tree, is_leaf=_is_box)
+
+
+def mirror_shardings(
+    abstract: Tree, params_shardings: Tree, params_abstract: Tree, mesh: Mesh
+) -> Tree:
+    """Shardings of a tree with copies of the parameter tree in it (optimizer moments, a teacher).
+
+    A leaf whose path ends with a parameter's path and whose shape is that parameter's takes its
+    sharding; every other leaf is replicated. This needs no knowledge of the optimizer: optax keeps
+    moments in trees that mirror the parameters, whatever it wraps around them.
+    """
+    known = {
+        tuple(str(leaf_name((key,))) for key in path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(params_abstract),
+            jax.tree.leaves(params_shardings),
+            strict=True,
+        )
+    }
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = tuple(leaf_name((key,)) for key in path)
+        for start in range(len(names)):
+            shape, found = known.get(names[start:], (None, None))
+            if found is not None and shape == leaf.shape:
+                return found
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Axis 0 split over (data, fsdp), the others whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def place(host: np.ndarray, sharding: Sharding) -> jax.Array:
+    """An array that every process has, on devices; each process copies the pieces of its own."""
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def place_batch(batch: Tree, mesh: Mesh) -> Tree:
+    """Puts a global batch of host arrays `[batch, ...]` on the mesh.
+
+    Each process copies only the pieces of its own devices, so all that is asked is that every
+    process can make the same global batch.
+    """
+    sharding = batch_sharding(mesh)
+
+    def put(array: Any) -> jax.Array:
+        if isinstance(array, jax.Array) and array.sharding == sharding:
+            return array
+        return place(np.asarray(array), sharding)
+
+    return jax.tree.map(put, batch)
+
+
+def place_whole(tree: Tree, mesh: Mesh) -> Tree:
+    """The same arrays on every device of the mesh; every process must have them (keys included)."""
+    sharding = replicated(mesh)
+
+    def put(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(x))
+            return jax.jit(wrap, out_shardings=sharding)(put(jax.random.key_data(x)))
+        return place(np.asarray(x), sharding)
+
+    return jax.tree.map(put, tree)
+
+
+def place_rows(
+    rows: Callable[[slice], np.ndarray], shape: tuple[int, ...], mesh: Mesh
+) -> jax.Array:
+    """A global batch of which each process makes only the rows that its own devices hold.
+
+    Args:
+      rows: a slice of the batch axis to those rows, `[n, ...]`; pure.
+      shape: of the global batch.
+      mesh: where it goes.
+    """
+    # Devices that differ along the model axis hold the same rows.
+    made = functools.lru_cache(maxsize=None)(lambda start, stop: rows(slice(start, stop)))
+
+    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        start, stop, _ = index[0].indices(shape[0])
+        return made(start, stop)
+
+    return jax.make_array_from_callback(shape, batch_sharding(mesh), piece)
+
+
+def _is_box(x: Any) -> bool:
+    return isinstance(x, meta.AxisMetadata)

@@ -1,0 +1,31 @@
+"""Trees of arrays as flat tables by readable path, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+Tree = Any
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """Readable path of a leaf: `blocks/mlp/up/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def flat_leaves(tree: Tree) -> dict[str, Any]:
+    """Leaves by path, `blocks/mlp/up/kernel`, in path order."""
+    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return dict(sorted(leaves.items()))
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """`flat_leaves` undone, to nested dicts: the form in which trees of any kind are stored."""
+    out: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        place = out
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = leaf
+    return out

@@ -1,0 +1,127 @@
+"""Checkpoints: what is written comes back bit for bit. For damage and failures see tests/faults."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sdtt_jax.checkpoints import metadata as seal
+from sdtt_jax.checkpoints.store import Checkpoints, load_params, params_digest, save_params
+from sdtt_jax.errors import CheckpointError
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from sdtt_jax.parallel.placement import replicated
+from sdtt_jax.training.state import abstract_like
+from tests.checkpoints.stored import flip_bit, meta_file, restore, save_three, state_at
+from tests.training import toy
+
+# Orbax leaves coroutines behind when it meets damaged files.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*coroutine.*:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+]
+
+
+@pytest.fixture
+def three(tmp_path) -> Path:
+    return save_three(tmp_path)
+
+
+def test_the_latest_comes_back_bit_for_bit_with_its_facts(three):
+    state, meta = restore(three)
+    toy.assert_same(state, state_at(3))
+    assert meta == {"fingerprint": "f", "round": 1, "step": 3}
+
+
+def test_nothing_saved_is_none(tmp_path):
+    assert restore(tmp_path) is None
+
+
+def test_only_the_latest_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3, 4):
+            checkpoints.save(state_at(step))
+        checkpoints.wait()
+        assert checkpoints.steps == [3, 4]
+
+
+def test_every_few_may_be_kept_too(tmp_path):
+    with Checkpoints(tmp_path, keep=1, keep_every=3) as checkpoints:
+        for step in range(1, 9):
+            checkpoints.save(state_at(step))
+        checkpoints.wait()
+        assert checkpoints.steps == [3, 6, 8]
+
+
+def test_an_earlier_one_can_be_asked_for(three):
+    toy.assert_same(restore(three, before=3)[0], state_at(2))
+    assert restore(three, before=1) is None
+
+
+def test_a_step_is_saved_once(three):
+    with Checkpoints(three, keep=3) as checkpoints:
+        assert not checkpoints.save(state_at(3))
+
+
+def test_arrays_may_be_donated_while_they_are_being_written(tmp_path):
+    """The step after an asynchronous save overwrites the buffers that it is still writing."""
+    overwrite = jax.jit(lambda s: jax.tree.map(jnp.zeros_like, s), donate_argnums=0)
+    state, expected = state_at(1, width=1 << 16), state_at(1, width=1 << 16)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+        for _ in range(5):
+            state = overwrite(state)
+    with Checkpoints(tmp_path) as checkpoints:
+        toy.assert_same(checkpoints.restore(abstract_like(expected))[0], expected)
+
+
+def test_another_run_is_an_error_that_names_the_fact(three):
+    with pytest.raises(CheckpointError, match="its fingerprint is 'f', this run's is 'g'"):
+        restore(three, expect={"fingerprint": "g"})
+
+
+def test_a_state_that_is_not_finite_is_never_saved(three):
+    state = state_at(4)
+    bad = state.params["blocks"]["kernel"].at[3, 3].set(jnp.nan)
+    state = state.replace(params={"blocks": state.params["blocks"] | {"kernel": bad}})
+    with (
+        Checkpoints(three, keep=3) as checkpoints,
+        pytest.raises(CheckpointError, match=r"params/blocks/kernel.*not finite"),
+    ):
+        checkpoints.save(state)
+    toy.assert_same(restore(three)[0], state_at(3))
+
+
+def test_final_parameters_come_back_without_being_described(tmp_path):
+    params = state_at(1).params
+    meta = {"model": {"layers": 2, "names": []}}
+    save_params(tmp_path / "final", params, meta)
+    loaded, facts = load_params(tmp_path / "final")
+    assert facts == meta
+    assert params_digest(loaded) == params_digest(params)
+    assert loaded["blocks"]["bias"].dtype == jnp.bfloat16
+    save_params(tmp_path / "final", state_at(2).params, meta)
+    again, _ = load_params(tmp_path / "final", replicated(make_mesh(MeshConfig())))
+    assert params_digest(again) == params_digest(state_at(2).params)
+
+
+def test_damaged_final_parameters_are_refused(tmp_path):
+    save_params(tmp_path / "final", state_at(1).params)
+    flip_bit(max((tmp_path / "final" / "params").rglob("d/*"), key=lambda p: p.stat().st_size))
+    with pytest.raises(CheckpointError, match="are damaged"):
+        load_params(tmp_path / "final")
+    with pytest.raises(CheckpointError, match="no parameters at"):
+        load_params(tmp_path / "elsewhere")
+
+
+def test_a_checkpoint_of_a_later_format_is_refused_by_name(three, monkeypatch):
+    monkeypatch.setattr(seal, "FORMAT_VERSION", 0)
+    with pytest.raises(CheckpointError, match="has format 1; this version reads format 0"):
+        restore(three)
+
+
+def test_the_facts_are_a_readable_json_file(three):
+    stored = json.loads(meta_file(three / "3").read_text())
+    assert stored["meta"]["round"] == 1
+    assert stored["leaves"]["params/blocks/kernel"][:2] == ["float32", [64, 16]]

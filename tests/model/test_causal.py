@@ -1,0 +1,142 @@
+"""Causal models through `sdtt_jax.load`. Oracles: golden values, and the network's own functions."""
+
+import json
+import shutil
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import sdtt_jax
+from sdtt_jax.causal.sampler import generate
+from sdtt_jax.checkpoints.store import save_params
+from sdtt_jax.config import to_mapping
+from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.interchange.export import export_orbax, export_reference
+from sdtt_jax.interchange.load import load_denoiser
+from sdtt_jax.interchange.safetensors import read_tensors
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.networks import CausalConfig
+from sdtt_jax.networks.causal import make_autoregressive
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from tests.interchange.conftest import random_like
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def judge(run):
+    """A run's judge of random parameters beside its teacher."""
+    vocab_size = sdtt_jax.load(run).config.vocab_size
+    config = CausalConfig(vocab_size=vocab_size, length=12, num_layers=1, embed_dim=16, num_heads=2)
+    fresh = nn.unbox(make_autoregressive(config).init(jax.random.key(0)))
+    meta = {"kind": "autoregressive", "model": to_mapping(config), "stage": "judge"}
+    save_params(run / "judge" / "final", random_like(fresh, jax.random.key(9)), meta)
+    return sdtt_jax.load(run / "judge")
+
+
+def test_golden_values_of_the_causal_baseline(golden):
+    model = sdtt_jax.load(golden / "reference_tiny" / "ar_hub.safetensors")
+    assert isinstance(model, CausalModel)
+    with np.load(golden / "reference_tiny" / "ar_forward.npz") as file:
+        tokens, expected, nll = file["tokens"], file["logits"], file["nll"]
+    log_probs = np.asarray(model.log_probs(tokens))
+    assert log_probs.shape == (*tokens.shape, model.config.vocab_size)
+    np.testing.assert_allclose(log_probs, expected[..., : model.config.vocab_size], **CLOSE)
+    next_token = np.take_along_axis(log_probs[:, :-1], tokens[:, 1:, None], axis=2)[..., 0]
+    np.testing.assert_allclose(-next_token, nll, **CLOSE)
+
+
+def test_golden_values_of_gpt2(golden):
+    model = sdtt_jax.load(golden / "gpt2_tiny")
+    with np.load(golden / "gpt2_tiny" / "forward.npz") as file:
+        tokens, expected = file["tokens"], file["logits"]
+    np.testing.assert_allclose(model.logits(tokens), expected, **CLOSE)
+
+
+def test_activations_in_half_precision_on_demand(golden):
+    """Parameters stay float32; logits differ by the rounding of bfloat16 and no more."""
+    folder = golden / "gpt2_tiny"
+    whole, half = sdtt_jax.load(folder), sdtt_jax.load(folder, compute_dtype="bfloat16")
+    assert half.config.compute_dtype == "bfloat16"
+    with np.load(folder / "forward.npz") as file:
+        tokens = file["tokens"]
+    difference = np.abs(np.asarray(whole.logits(tokens)) - np.asarray(half.logits(tokens)))
+    assert 0 < difference.max() < 0.1
+    with pytest.raises(ConfigError, match="compute_dtype='float8'"):
+        sdtt_jax.load(folder, compute_dtype="float8")
+
+
+def test_parameters_go_straight_to_their_places_on_a_mesh(golden):
+    mesh = make_mesh(MeshConfig())
+    plain, placed = (
+        sdtt_jax.load(golden / "gpt2_tiny"),
+        sdtt_jax.load(golden / "gpt2_tiny", mesh=mesh),
+    )
+    assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(placed.params))
+    jax.tree.map(np.testing.assert_array_equal, plain.params, placed.params)
+
+
+def test_a_judge_scores_and_writes(judge):
+    """Oracles: log-probabilities summed by hand, and `generate`."""
+    tokens = np.arange(24).reshape(2, 12) % judge.config.vocab_size
+    bos = judge.tokenizer.bos_id
+    inputs = np.concatenate([np.full((2, 1), bos), tokens[:, :-1]], axis=1)
+    log_probs = np.take_along_axis(np.asarray(judge.log_probs(inputs)), tokens[..., None], 2)
+    np.testing.assert_allclose(judge.score(tokens), -log_probs[..., 0].mean(-1), rtol=1e-5)
+
+    key = jax.random.key(2)
+    texts = judge.sample(key, 3, 5, "in", batch_size=2)
+    assert texts.shape == (3, 2 + 5)
+    prompt = np.tile(np.concatenate([[bos], judge.tokenizer.encode("in")]), (2, 1))
+    first = generate(
+        judge.network, judge.params, jax.random.fold_in(key, 0), prompt=prompt, num_tokens=5
+    )
+    np.testing.assert_array_equal(texts[:2], first[:, 1:])
+
+
+def test_what_needs_a_denoiser_says_so(judge):
+    with pytest.raises(CheckpointError, match=r"holds a causal model.*needs a denoiser"):
+        load_denoiser(judge.facts["path"])
+
+
+def test_without_a_tokenizer_there_is_no_text(golden):
+    model = sdtt_jax.load(golden / "gpt2_tiny")
+    with pytest.raises(CheckpointError, match="comes without a tokenizer"):
+        model.sample(jax.random.key(0), 1, 2)
+
+
+def test_gpt2_goes_out_bit_for_bit(golden, tmp_path):
+    export_reference(sdtt_jax.load(golden / "gpt2_tiny"), tmp_path / "out")
+    came = read_tensors(golden / "gpt2_tiny" / "model.safetensors")
+    went = read_tensors(tmp_path / "out" / "model.safetensors")
+    assert went.keys() == came.keys()
+    for name, array in came.items():
+        assert went[name].tobytes() == array.tobytes(), name
+    config = json.loads((golden / "gpt2_tiny" / "config.json").read_text())
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
+
+
+def test_a_judge_goes_out_in_both_forms_and_comes_back(judge, tmp_path):
+    export_orbax(judge, tmp_path / "orbax")
+    export_reference(judge, tmp_path / "reference")
+    back = sdtt_jax.load(tmp_path / "orbax")
+    assert back.config == judge.config
+    jax.tree.map(np.testing.assert_array_equal, back.params, judge.params)
+    theirs = sdtt_jax.load(tmp_path / "reference")
+    tokens = np.arange(24).reshape(2, 12) % judge.config.vocab_size
+    np.testing.assert_array_equal(theirs.logits(tokens), judge.logits(tokens))
+
+
+def test_gpt2_without_its_config_is_refused(golden, tmp_path):
+    shutil.copy(golden / "gpt2_tiny" / "model.safetensors", tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds a GPT-2, whose sizes its config.json says"):
+        sdtt_jax.load(tmp_path)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="neither a denoiser or causal baseline"):
+        sdtt_jax.load(tmp_path)

@@ -1,0 +1,90 @@
+"""Prompts, gaps and ends. Oracle: the text written out token by token."""
+
+import numpy as np
+import pytest
+
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.model.prompts import ended, given_batch, given_tokens
+
+
+class Letters:
+    """A tokenizer whose ids are places in the alphabet."""
+
+    def encode_part(self, text):
+        return np.array([ord(letter) - ord("a") for letter in text], np.int32)
+
+
+def written(tokens, fixed):
+    assert tokens.dtype == np.int32
+    assert fixed.dtype == bool
+    return "".join(
+        chr(token + ord("a")) if given else "." for token, given in zip(tokens, fixed, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "infill", "expected"),
+    [
+        (None, None, "........"),
+        ("abc", None, "abc....."),
+        ("abcdefgh", None, "abcdefgh"),
+        (None, "ab[3]c", "ab...c.."),
+        (None, "[2]ab[1]c[2]", "..ab.c.."),
+        (None, "[8]", "........"),
+        (None, "ab[0]c", "abc....."),
+        (None, "ab", "ab......"),
+    ],
+)
+def test_given_tokens(prompt, infill, expected):
+    assert written(*given_tokens(Letters(), 8, prompt, infill)) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "infill", "message"),
+    [
+        ("abcdefghi", None, "The prompt has 9 tokens, the model's sequences 8"),
+        (None, "abc[6]", "The infill has 9 tokens, the model's sequences 8"),
+        (None, "[8]a", "The infill has 9 tokens"),
+        ("a", "b", "a prompt or an infill, not both"),
+    ],
+)
+def test_what_cannot_be_written(prompt, infill, message):
+    with pytest.raises(ConfigError, match=message):
+        given_tokens(Letters(), 8, prompt, infill)
+
+
+def rows(num_samples, prompt=None, infill=None):
+    given = given_batch(Letters(), 4, num_samples, prompt, infill)
+    return [written(*pair) for pair in zip(*given, strict=True)]
+
+
+def test_a_batch_has_one_text_for_all_or_one_for_each():
+    assert rows(2) == ["....", "...."]
+    assert rows(2, "ab") == ["ab..", "ab.."]
+    assert rows(3, ["ab", "", "cdef"]) == ["ab..", "....", "cdef"]
+    assert rows(2, infill=["[1]a", "b[2]c"]) == [".a..", "b..c"]
+    with pytest.raises(ConfigError, match="There are 3 texts in prompt for num_samples=2"):
+        rows(2, ["a", "b", "c"])
+
+
+BOS, EOS = 8, 9
+
+
+@pytest.mark.parametrize(
+    ("tokens", "given", "expected"),
+    [
+        ([1, 9, 2, 3], 0, [1, 9, 9, 9]),
+        ([8, 1, 2, 3], 0, [8, 1, 2, 3]),
+        # An EOS before any text ends nothing, as GPT-2's token that stands for both.
+        ([9, 1, 9, 3], 0, [9, 1, 9, 9]),
+        # What was given is kept, and so is an EOS before it.
+        ([1, 9, 2, 3], 3, [1, 9, 2, 3]),
+        ([1, 9, 2, 9, 4], 3, [1, 9, 2, 9, 9]),
+        ([1, 9, 9, 4], 0, [1, 9, 9, 9]),
+    ],
+)
+def test_texts_stop_at_their_first_end(tokens, given, expected):
+    fixed = np.arange(len(tokens)) < given
+    found = ended(np.array([tokens], np.int32), fixed[None], BOS, EOS)
+    assert found.tolist() == [expected]
+    assert found.dtype == np.int32

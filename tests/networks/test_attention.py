@@ -1,0 +1,137 @@
+"""Attention and rotary embeddings. Oracles: NumPy in float64, the relative-position property."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.networks.attention import attend, causal_mask, plain_attention, rotary_tables, rotate
+from sdtt_jax.networks.attention import dispatch as attention_platforms
+from sdtt_jax.networks.attention import kernels as attention_kernels
+
+BATCH, LENGTH, HEADS, DIM = 2, 5, 3, 8
+
+
+def _random(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def _numpy_attention(query, key, value, causal):
+    out = np.zeros(query.shape)
+    length = query.shape[1]
+    for b, h in np.ndindex(query.shape[0], query.shape[2]):
+        scores = query[b, :, h] @ key[b, :, h].T / np.sqrt(query.shape[-1])
+        if causal:
+            scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        out[b, :, h] = weights @ value[b, :, h]
+    return out
+
+
+def _plain(query, key, value, causal):
+    """The oracle in the layout of `attend`; JAX differentiates it."""
+    mask = causal_mask(query.shape[1]) if causal else None
+    heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    return jnp.swapaxes(plain_attention(*heads_first, mask), 1, 2)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_equals_numpy(causal):
+    query, key, value = (_random(i, BATCH, LENGTH, HEADS, DIM) for i in range(3))
+    expected = _numpy_attention(*(np.asarray(x, np.float64) for x in (query, key, value)), causal)
+    np.testing.assert_allclose(attend(query, key, value, causal=causal), expected, atol=2e-6)
+    np.testing.assert_allclose(_plain(query, key, value, causal), expected, atol=2e-6)
+
+
+def _checked(forward, backward, causal, *arrays):
+    """Values and gradients of a form beside those of the plain one."""
+    *inputs, gradient = arrays
+    mixed, lse = forward(*inputs, causal)
+    expected, pull_back = jax.vjp(functools.partial(_plain, causal=causal), *inputs)
+    grads = backward(*inputs, mixed, lse, gradient, causal)
+    return (mixed, *grads), (expected, *pull_back(gradient))
+
+
+FORMS = {
+    "at-once": (attention_kernels.forward_at_once, attention_kernels.backward_at_once),
+    "by-head": (attention_kernels.forward_by_head, attention_kernels.backward_by_head),
+}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_values_and_gradients_of_each_form_equal_the_plain_one_s_in_float64(form, causal):
+    with jax.enable_x64(True):
+        arrays = (_random(i, BATCH, 13, HEADS, DIM).astype(jnp.float64) for i in range(4))
+        ours, theirs = _checked(*FORMS[form], causal, *arrays)
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.dtype == jnp.float64
+            np.testing.assert_allclose(one, other, atol=1e-13)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_scores_of_any_size_are_safe(form):
+    """The largest score is taken out before the exponential: e^500 would overflow."""
+    arrays = [_random(i, 1, LENGTH, HEADS, DIM) for i in range(4)]
+    arrays[0] = arrays[0] * 500
+    ours, theirs = _checked(*FORMS[form], False, *arrays)
+    for one, other in zip(ours, theirs, strict=True):
+        assert bool(jnp.isfinite(one).all())
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_long_sequences_take_the_form_by_head(causal):
+    arrays = [_random(i, 1, attention_platforms.LENGTH_BY_HEAD, 2, DIM) for i in range(4)]
+    mixed, pull_back = jax.vjp(functools.partial(attend, causal=causal), *arrays[:3])
+    expected, expected_back = jax.vjp(functools.partial(_plain, causal=causal), *arrays[:3])
+    np.testing.assert_allclose(mixed, expected, atol=2e-6)
+    for one, other in zip(pull_back(arrays[3]), expected_back(arrays[3]), strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-6)
+    text = jax.jit(lambda *x: attend(*x, causal=causal)).lower(*arrays[:3]).as_text()
+    assert "2x512x512" not in text
+
+
+def test_a_row_of_the_mask_that_sees_nothing_attends_evenly_and_has_finite_gradients():
+    query, key, value = (_random(i, BATCH, HEADS, LENGTH, DIM) for i in range(3))
+    mask = jnp.zeros((LENGTH, LENGTH), bool).at[1:].set(True)
+    mixed = plain_attention(query, key, value, mask)
+    np.testing.assert_allclose(mixed[:, :, 0], value.mean(axis=2), atol=1e-6)
+    gradient = jax.grad(lambda q: plain_attention(q, key, value, mask).sum())(query)
+    assert bool(jnp.isfinite(gradient).all())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_softmax_is_float32_for_bfloat16_inputs(form):
+    narrow = [_random(i, BATCH, LENGTH, HEADS, DIM).astype(jnp.bfloat16) for i in range(4)]
+    ours, _ = _checked(*FORMS[form], False, *narrow)
+    _, theirs = _checked(*FORMS[form], False, *(x.astype(jnp.float32) for x in narrow))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == jnp.bfloat16
+        np.testing.assert_allclose(one.astype(jnp.float32), other, atol=0.03)
+
+
+def test_rotation_keeps_lengths_and_depends_on_distance_only():
+    """RoFormer's property: <R_m q, R_n k> is a function of m - n."""
+    query, key = _random(3, 1, 1, 1, DIM), _random(4, 1, 1, 1, DIM)
+
+    def at(x, position):
+        return rotate(x, *rotary_tables(jnp.array([position]), DIM))
+
+    np.testing.assert_allclose(jnp.linalg.norm(at(query, 17)), jnp.linalg.norm(query), rtol=1e-6)
+    products = [float((at(query, m) * at(key, n)).sum()) for m, n in ((3, 1), (12, 10), (102, 100))]
+    np.testing.assert_allclose(products, products[0], rtol=1e-4)
+    np.testing.assert_array_equal(at(query, 0), query)
+
+
+def test_rotation_turns_pairs_half_a_head_apart():
+    """Complex multiplication of x_i + i x_(i + d/2) with exp(i m f_i), f_i = 10000^(-2i/d)."""
+    x, m = np.asarray(_random(5, 1, 1, 1, DIM), np.float64)[0, 0, 0], 7
+    half = DIM // 2
+    turned = (x[:half] + 1j * x[half:]) * np.exp(1j * m * 10_000.0 ** (-np.arange(half) / half))
+    expected = np.concatenate([turned.real, turned.imag])
+    ours = rotate(_random(5, 1, 1, 1, DIM), *rotary_tables(jnp.array([m]), DIM))[0, 0, 0]
+    np.testing.assert_allclose(ours, expected, atol=1e-5)

@@ -1,0 +1,115 @@
+"""The form of attention by platform and mesh. Oracle: the plain form, differentiated by JAX."""
+
+import functools
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.networks.attention import attend, causal_mask, plain_attention
+from sdtt_jax.networks.attention import dispatch as attention_platforms
+from sdtt_jax.networks.attention import kernels as attention_kernels
+
+LONG = (1, attention_platforms.LENGTH_BY_HEAD, 2, 64)
+
+
+def _arrays(shape, dtype=jnp.float32):
+    return [jax.random.normal(jax.random.key(i), shape).astype(dtype) for i in range(4)]
+
+
+def _plain(query, key, value, causal):
+    mask = causal_mask(query.shape[1]) if causal else None
+    heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    return jnp.swapaxes(plain_attention(*heads_first, mask), 1, 2)
+
+
+def _loss(query, key, value, gradient, causal=False):
+    return (attend(query, key, value, causal=causal) * gradient).sum()
+
+
+GRADIENT = jax.grad(_loss, argnums=(0, 1, 2))
+
+
+def _lowered(function, arrays, *platforms):
+    return jax.jit(function).trace(*arrays).lower(lowering_platforms=platforms).as_text()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_splash_attention_equals_the_plain_form(causal):
+    """In Pallas' interpreter; two blocks of 128 rows, so that sums over blocks are run through."""
+    *inputs, gradient = _arrays((2, 256, 2, 64))
+    splash = functools.partial(attention_kernels.forward_splash, causal=causal, interpret=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_kernels, "SPLASH_BLOCK", 128)
+        mixed, lse = jax.jit(splash)(*inputs)
+        grads = jax.jit(
+            functools.partial(attention_kernels.backward_splash, causal=causal, interpret=True)
+        )(*inputs, mixed, lse, gradient)
+    expected, pull_back = jax.vjp(functools.partial(_plain, causal=causal), *inputs)
+    np.testing.assert_allclose(mixed, expected, atol=2e-6)
+    for one, other in zip(grads, pull_back(gradient), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    _, same = attention_kernels.forward_at_once(*inputs, causal)
+    np.testing.assert_allclose(lse, same, atol=2e-6)
+
+
+@pytest.mark.parametrize("function", [_loss, GRADIENT], ids=["value", "gradient"])
+def test_lowering_for_a_tpu_takes_splash_attention_wherever_it_is_traced(function):
+    arrays = _arrays(LONG, jnp.bfloat16)
+    assert "tpu_custom_call" in _lowered(function, arrays, "tpu")
+    assert "tpu_custom_call" not in _lowered(function, arrays, "cpu")
+    assert "tpu_custom_call" not in _lowered(function, arrays, "cuda")
+
+
+def test_the_cpu_never_holds_the_scores_of_two_heads_of_a_long_sequence():
+    arrays = _arrays(LONG)
+    assert "2x512x512x" not in _lowered(GRADIENT, arrays, "cpu")
+    assert "2x512x512x" in _lowered(GRADIENT, arrays, "rocm")
+
+
+def test_one_export_serves_several_platforms():
+    exported = jax.export.export(jax.jit(_loss), platforms=("cpu", "tpu"))(*_arrays(LONG))
+    np.testing.assert_allclose(exported.call(*_arrays(LONG)), _loss(*_arrays(LONG)), rtol=1e-4)
+    assert "tpu_custom_call" in exported.mlir_module()
+
+
+@pytest.mark.parametrize("shape", [(2, 129, 2, 8), (2, 64, 4, 32)])
+def test_other_lengths_have_one_form_on_every_platform(shape):
+    for platform in ("cpu", "cuda", "tpu"):
+        assert attention_platforms.form(platform, shape, jnp.dtype("float32")) == "at_once"
+    arrays = _arrays(shape)
+    assert "tpu_custom_call" not in _lowered(GRADIENT, arrays, "tpu")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "takes"),
+    [
+        ((1, 1024, 12, 64), "bfloat16", True),
+        ((1, 1000, 12, 64), "bfloat16", True),
+        ((1, 1024, 12, 64), "float32", False),
+        ((1, 1024, 12, 256), "bfloat16", False),
+        ((1, 1024, 12, 20), "bfloat16", False),
+    ],
+)
+def test_cudnn_takes_16_bits_and_heads_of_at_most_128(shape, dtype, takes):
+    assert attention_kernels.cudnn_takes(shape, jnp.dtype(dtype)) is takes
+
+
+def test_without_cudnn_cuda_takes_all_heads_at_once(monkeypatch):
+    shape, dtype = (1, 1024, 12, 64), jnp.dtype("bfloat16")
+    for here, expected in ((False, "at_once"), (True, "cudnn")):
+        monkeypatch.setattr(attention_kernels, "cudnn_is_here", lambda here=here: here)
+        assert attention_platforms.form("cuda", shape, dtype) == expected
+
+
+@pytest.mark.parametrize("length", [16, attention_platforms.LENGTH_BY_HEAD])
+def test_mapping_over_a_further_axis_equals_a_loop(length):
+    arrays = _arrays((3, 2, length, 2, 8))
+    shared = [arrays[0], arrays[1][0], *arrays[2:]]
+    mapped = jax.vmap(GRADIENT, in_axes=(0, None, 0, 0))(*shared)
+    for i in range(3):
+        single = GRADIENT(arrays[0][i], arrays[1][0], arrays[2][i], arrays[3][i])
+        for one, other in zip(mapped, single, strict=True):
+            np.testing.assert_allclose(one[i], other, atol=1e-6)

@@ -1,0 +1,54 @@
+"""The key-value cache alone: where new positions go, and what a query may see."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.networks.attention import attend
+from sdtt_jax.networks.cache import LayerPast, attend_causally, empty_cache, extend
+
+LAYERS, BATCH, HEADS, KV = 2, 3, 2, 4
+
+
+def _random(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_extend_appends_positions_and_leaves_the_written_ones_alone():
+    cache = empty_cache(LAYERS, BATCH, HEADS, 5, KV, jnp.float32)
+    first = LayerPast(*(_random(i, LAYERS, BATCH, HEADS, 2, KV) for i in (0, 1)))
+    second = LayerPast(*(_random(i, LAYERS, BATCH, HEADS, 3, KV) for i in (2, 3)))
+
+    cache = extend(extend(cache, first), second)
+
+    assert int(cache.used) == 5
+    for held, old, new in zip(cache.past, first, second, strict=True):
+        np.testing.assert_array_equal(held, jnp.concatenate([old, new], axis=3))
+
+
+@pytest.mark.parametrize("spare", [0, 3], ids=["full", "with-spare-room"])
+@pytest.mark.parametrize("split", [1, 4])
+def test_attention_over_the_cache_equals_attention_over_the_whole_sequence(split, spare):
+    """Oracle: causal attention without a cache. Entries beyond `used` are huge, so a leak shows."""
+    length = 6
+    query, key, value = (_random(i, BATCH, length, HEADS, KV) for i in range(3))
+    whole = attend(query, key, value, causal=True)
+
+    cache = empty_cache(1, BATCH, HEADS, split + spare, KV, jnp.float32)
+    for start, stop in ((0, split), (split, length)):
+        part = (x[:, start:stop] for x in (query, key, value))
+        past = LayerPast(*(x[0] for x in cache.past))
+        mixed, new = attend_causally(*part, past, cache.used)
+        np.testing.assert_allclose(mixed, whole[:, start:stop], atol=1e-6)
+        if stop == split:
+            cache = extend(cache, LayerPast(*(x[None] for x in new)))
+            junk = jnp.arange(split + spare)[:, None] >= cache.used
+            filled = LayerPast(*(jnp.where(junk, 1e9, x) for x in cache.past))
+            cache = cache.replace(past=filled)
+
+
+def test_the_cache_keeps_its_dtype():
+    cache = empty_cache(LAYERS, BATCH, HEADS, 2, KV, jnp.bfloat16)
+    new = LayerPast(*(jnp.ones((LAYERS, BATCH, HEADS, 1, KV), jnp.float32) for _ in range(2)))
+    assert extend(cache, new).past.keys.dtype == jnp.bfloat16

@@ -1,0 +1,173 @@
+"""The denoiser as two pure functions.
+
+Its numbers are checked against the reference's in tests/parity; here are its promises. Oracles: the
+blocks one after the other without scan, and definitions.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.networks.attention import rotary_tables
+from sdtt_jax.networks.config import DenoiserConfig
+from sdtt_jax.networks.denoiser import (
+    DenoiserBlock,
+    FinalNorm,
+    SigmaMap,
+    make_denoiser,
+    time_features,
+)
+from sdtt_jax.ops.categorical import NEG_INFINITY
+from tests.worlds import noisy_params
+
+CONFIG = DenoiserConfig(
+    vocab_size=10, length=6, num_layers=3, embed_dim=16, num_heads=2, cond_dim=8
+)
+MODEL = make_denoiser(CONFIG)
+TOKENS = jax.random.randint(jax.random.key(9), (2, 6), 0, 11)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return noisy_params(MODEL, 0, spread=0.3)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hidden(model, params, tokens=TOKENS, sigma=None):
+    return model.hidden(params, tokens, sigma)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model, params, tokens=TOKENS, sigma=None):
+    return model.logits(params, model.hidden(params, tokens, sigma))
+
+
+def test_shapes_and_impossible_padding(params):
+    hidden, logits = _hidden(MODEL, params), _logits(MODEL, params)
+    assert hidden.shape == (2, 6, 16)
+    assert MODEL.padded_vocab == 128
+    assert logits.shape == (2, 6, 128)
+    assert logits.dtype == jnp.float32
+    assert MODEL.mask_id == 10
+    assert bool(jnp.all(logits[..., 11:] == NEG_INFINITY))
+    assert bool(jnp.all(jnp.abs(logits[..., :11]) < 1e3))
+
+
+def test_a_fresh_network_predicts_every_token_alike():
+    fresh = nn.unbox(jax.jit(MODEL.init)(jax.random.key(0)))
+    assert bool(jnp.all(_logits(MODEL, fresh)[..., :11] == 0))
+
+
+@pytest.mark.parametrize("time_conditioned", [False, True])
+def test_scanned_blocks_equal_the_blocks_one_by_one(params, time_conditioned):
+    config = dataclasses.replace(CONFIG, time_conditioned=time_conditioned)
+    sigma = jnp.array([0.3, 2.0])
+    seen = sigma if time_conditioned else jnp.zeros(1)
+
+    @jax.jit
+    def one_by_one(params):
+        condition = SigmaMap(8).apply({"params": params["sigma_map"]}, seen)
+        x = params["embed"]["embedding"][TOKENS]
+        rotary = rotary_tables(jnp.arange(6), 8)
+        for layer in range(config.num_layers):
+            weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
+            x, _ = DenoiserBlock(config).apply({"params": weights}, x, condition, rotary)
+        return FinalNorm(config).apply({"params": params["final"]}, x, condition)
+
+    expected = one_by_one(params)
+    hidden = _hidden(make_denoiser(config), params, TOKENS, sigma)
+    np.testing.assert_allclose(hidden, expected, atol=1e-5)
+
+
+def test_sigma_matters_only_where_the_network_is_time_conditioned(params):
+    timed = make_denoiser(dataclasses.replace(CONFIG, time_conditioned=True))
+    low, high = jnp.zeros(2), jnp.full(2, 3.0)
+    np.testing.assert_array_equal(
+        _logits(MODEL, params, sigma=low), _logits(MODEL, params, sigma=high)
+    )
+    assert bool(jnp.any(_logits(timed, params, sigma=low) != _logits(timed, params, sigma=high)))
+    np.testing.assert_allclose(_logits(timed, params, sigma=low), _logits(MODEL, params), atol=1e-5)
+
+
+def test_every_position_sees_every_other(params):
+    before = _hidden(MODEL, params)
+    for changed in range(6):
+        tokens = TOKENS.at[:, changed].set((TOKENS[:, changed] + 1) % 11)
+        moved = jnp.abs(_hidden(MODEL, params, tokens) - before).max(axis=-1)
+        assert bool(jnp.all(moved > 1e-5))
+
+
+def test_parameters_carry_logical_axes_and_the_blocks_are_stacked():
+    boxed = jax.eval_shape(MODEL.init, jax.random.key(0))
+    specs = nn.get_partition_spec(boxed)
+    assert tuple(specs["embed"]["embedding"]) == ("vocab", "embed")
+    qkv = specs["blocks"]["attn_qkv"]["kernel"]
+    assert tuple(qkv) == ("layers", "embed", None, "heads", "kv")
+    assert nn.unbox(boxed)["blocks"]["attn_qkv"]["kernel"].shape == (3, 16, 3, 2, 8)
+
+
+@pytest.mark.parametrize("remat", ["full", "none"])
+def test_rematerialisation_changes_no_gradient(params, remat):
+    def gradient(model):
+        return jax.jit(jax.grad(lambda p: jnp.square(model.hidden(p, TOKENS)).mean()))(params)
+
+    other = make_denoiser(dataclasses.replace(CONFIG, remat=remat))
+    for ours, theirs in zip(
+        jax.tree.leaves(gradient(MODEL)), jax.tree.leaves(gradient(other)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_logits(params):
+    model = make_denoiser(dataclasses.replace(CONFIG, compute_dtype="bfloat16"))
+    assert _hidden(model, params).dtype == jnp.bfloat16
+    logits = _logits(model, params)
+    assert logits.dtype == jnp.float32
+    exact = _logits(MODEL, params)
+    spread = float(jnp.std(exact[..., :11]))
+    assert float(jnp.abs(logits - exact)[..., :11].mean()) < 0.05 * spread
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+
+def test_time_features():
+    sigma = np.array([0.0, 0.7, 5.0])
+    frequency = 10_000.0 ** (-np.arange(128) / 128)
+    angle = sigma[:, None] * frequency
+    expected = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
+    np.testing.assert_allclose(time_features(jnp.asarray(sigma)), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("layers", "embed", "heads", "millions"), [(12, 768, 12, 169.5), (24, 1536, 16, 863)]
+)
+def test_published_sizes(layers, embed, heads, millions):
+    """By shapes alone. Oracle: the papers' "small" (170M) and "large" (863M)."""
+    config = DenoiserConfig(50_257, 1024, layers, embed, heads)
+    shapes = jax.eval_shape(make_denoiser(config).init, jax.random.key(0))
+    count = sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(shapes)))
+    assert count / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+def test_equal_configs_make_equal_denoisers_so_that_compiled_functions_are_reused():
+    assert make_denoiser(CONFIG) == MODEL
+    assert hash(make_denoiser(CONFIG)) == hash(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"embed_dim": 18}, "embed_dim=18 must be a multiple"),
+        ({"num_layers": 0}, "num_layers"),
+        ({"compute_dtype": "float16"}, "compute_dtype"),
+        ({"remat": "some"}, "remat"),
+    ],
+)
+def test_a_wrong_field_is_named(fields, named):
+    with pytest.raises(ConfigError, match=named):
+        dataclasses.replace(CONFIG, **fields)

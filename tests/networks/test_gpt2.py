@@ -1,0 +1,106 @@
+"""GPT-2 against an unrolled numpy twin; published values are in tests/parity/test_gpt2.py."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.ops.categorical import NEG_INFINITY
+
+CONFIG = GPT2Config(vocab_size=13, length=8, num_layers=2, embed_dim=12, num_heads=3)
+MODEL = make_gpt2(CONFIG)
+TOKENS = jax.random.randint(jax.random.key(1), (2, 7), 0, CONFIG.vocab_size)
+
+
+def _randomised(model):
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(shapes)
+    rng = np.random.default_rng(0)
+    values = [jnp.asarray(rng.normal(scale=0.3, size=s.shape), jnp.float32) for s in leaves]
+    return jax.tree.unflatten(tree, values)
+
+
+PARAMS = _randomised(MODEL)
+HIDDEN = jax.jit(MODEL.hidden)
+
+
+def _norm(x, p):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+
+
+def _twin_hidden(params, tokens):
+    """One sequence in float64, a Python loop over layers, heads and positions."""
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    tokens = np.asarray(tokens)
+    x = params["embed"]["embedding"][tokens] + params["positions"]["embedding"][: len(tokens)]
+    for layer in range(CONFIG.num_layers):
+        p = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
+        qkv = np.einsum("ld,dthk->lthk", _norm(x, p["norm1"]), p["attn_qkv"]["kernel"])
+        query, key, value = np.moveaxis(qkv + p["attn_qkv"]["bias"], 1, 0)
+        mixed = np.zeros_like(value)
+        for i in range(len(x)):
+            for head in range(CONFIG.num_heads):
+                scores = key[: i + 1, head] @ query[i, head] / np.sqrt(CONFIG.head_dim)
+                weights = np.exp(scores - scores.max())
+                mixed[i, head] = weights / weights.sum() @ value[: i + 1, head]
+        out = np.einsum("lhk,hkd->ld", mixed, p["attn_out"]["kernel"])
+        x = x + out + p["attn_out"]["bias"]
+        y = _norm(x, p["norm2"]) @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"]
+        y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+        x = x + y @ p["mlp"]["down"]["kernel"] + p["mlp"]["down"]["bias"]
+    return _norm(x, params["final"])
+
+
+def test_hidden_states_equal_those_of_the_unrolled_twin():
+    hidden = HIDDEN(PARAMS, TOKENS)
+    for row, tokens in zip(hidden, TOKENS, strict=True):
+        np.testing.assert_allclose(row, _twin_hidden(PARAMS, tokens), atol=2e-5)
+
+
+def test_the_head_is_the_embedding_and_padding_is_impossible():
+    hidden = HIDDEN(PARAMS, TOKENS)
+    logits = MODEL.logits(PARAMS, hidden)
+    table = PARAMS["embed"]["embedding"][: CONFIG.vocab_size]
+    np.testing.assert_allclose(logits[..., : CONFIG.vocab_size], hidden @ table.T, atol=1e-5)
+    assert (logits[..., CONFIG.vocab_size :] == NEG_INFINITY).all()
+
+
+@pytest.mark.parametrize("parts", [[1] * 7, [3, 4]], ids=str)
+def test_decoding_in_parts_equals_the_full_forward(parts):
+    whole = HIDDEN(PARAMS, TOKENS)
+    cache, start, states = MODEL.init_cache(2, CONFIG.length), 0, []
+    decode = jax.jit(MODEL.decode)
+    for n in parts:
+        hidden, cache = decode(PARAMS, TOKENS[:, start : start + n], cache)
+        states.append(hidden)
+        start += n
+    np.testing.assert_allclose(jnp.concatenate(states, axis=1), whole, atol=1e-5)
+
+
+def test_more_tokens_than_position_embeddings_are_refused():
+    with pytest.raises(ConfigError, match="length=9 exceeds the 8 positions"):
+        MODEL.hidden(PARAMS, jnp.zeros((1, 9), jnp.int32))
+    with pytest.raises(ConfigError, match="length=9 exceeds the 8 positions"):
+        MODEL.init_cache(1, 9)
+
+
+@pytest.mark.parametrize(
+    ("layers", "embed", "heads", "count"),
+    [(12, 768, 12, 124_439_808), (36, 1280, 20, 774_030_080)],
+    ids=["gpt2", "gpt2-large"],
+)
+def test_published_sizes_have_their_published_number_of_parameters(layers, embed, heads, count):
+    """Oracle: the counts that the hub's models report; ours differ by the padding rows alone."""
+    config = GPT2Config(50_257, 1024, num_layers=layers, embed_dim=embed, num_heads=heads)
+    shapes = nn.unbox(jax.eval_shape(make_gpt2(config).init, jax.random.key(0)))
+    padding = (config.padded_vocab - config.vocab_size) * embed
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count + padding
+
+
+def test_a_bad_epsilon_is_refused():
+    with pytest.raises(ConfigError, match="norm_epsilon must be positive"):
+        GPT2Config(13, 8, norm_epsilon=0.0)

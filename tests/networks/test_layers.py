@@ -1,0 +1,86 @@
+"""The shared layers. Oracles: NumPy; the ranges of the reference's initialisation."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.networks.layers import Embedding, Head, LayerNorm, Linear, Mlp
+from sdtt_jax.ops.categorical import NEG_INFINITY
+
+
+def _init(module, *inputs):
+    return nn.unbox(module.init(jax.random.key(0), *inputs)["params"])
+
+
+def _random(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_linear_over_several_axes_is_one_contraction():
+    x = _random(0, 2, 5, 3, 4)
+    layer = Linear((3, 4), (6, 2), ("heads", "kv", "embed", None))
+    params = _init(layer, x)
+    assert params["kernel"].shape == (3, 4, 6, 2)
+    params = {"kernel": params["kernel"], "bias": _random(1, 6, 2)}
+    expected = np.einsum("blhk,hkij->blij", x, params["kernel"]) + params["bias"]
+    np.testing.assert_allclose(layer.apply({"params": params}, x), expected, atol=1e-5)
+
+
+def test_kernels_start_uniform_within_one_over_root_fan_in_and_biases_at_zero():
+    params = _init(Linear((8, 8), (512,), ("heads", "kv", "embed")), _random(0, 1, 8, 8))
+    kernel, bound = np.asarray(params["kernel"]), 1 / np.sqrt(64)
+    assert np.abs(kernel).max() <= bound
+    assert np.abs(kernel).max() > 0.99 * bound
+    assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.02)
+    assert np.all(np.asarray(params["bias"]) == 0)
+
+
+def test_zero_linear_starts_at_zero():
+    params = _init(Linear((4,), (3,), ("embed", "vocab"), zero=True), _random(0, 1, 4))
+    assert np.all(np.asarray(params["kernel"]) == 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_layer_norm(dtype):
+    x = (5 + 3 * _random(1, 2, 7, 16)).astype(dtype)
+    scale = _random(2, 16)
+    ours = LayerNorm(16).apply({"params": {"scale": scale}}, x)
+    assert ours.dtype == dtype
+    wide = np.asarray(x, np.float64)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    expected = centred / np.sqrt(wide.var(axis=-1, keepdims=True) + 1e-5) * np.asarray(scale)
+    tolerance = 2e-6 if dtype == jnp.float32 else 0.02
+    np.testing.assert_allclose(
+        np.asarray(ours, np.float64), expected, rtol=tolerance, atol=2 * tolerance
+    )
+
+
+def test_embedding_rows_start_within_one_over_root_of_the_features():
+    table = _init(Embedding(1000, 16), jnp.zeros((1, 1), jnp.int32))["embedding"]
+    assert table.shape == (1000, 16)
+    assert np.abs(table).max() == pytest.approx(0.25, rel=0.01)
+
+
+def test_mlp_is_linear_gelu_linear():
+    x = _random(3, 2, 4)
+    layer = Mlp(4, 8)
+    params = _init(layer, x)
+    hidden = np.asarray(x @ params["up"]["kernel"] + params["up"]["bias"], np.float64)
+    # the tanh form of GELU (Hendrycks and Gimpel, arXiv 1606.08415)
+    hidden = 0.5 * hidden * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
+    expected = hidden @ np.asarray(params["down"]["kernel"]) + params["down"]["bias"]
+    np.testing.assert_allclose(layer.apply({"params": params}, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_head_gives_float32_and_makes_padding_impossible(dtype):
+    layer = Head(4, vocab=5, padded_vocab=8, dtype=dtype)
+    hidden = _random(4, 3, 4).astype(dtype)
+    params = _init(layer, hidden)
+    params["linear"]["kernel"] = _random(5, 4, 8)
+    logits = layer.apply({"params": params}, hidden)
+    assert logits.dtype == jnp.float32
+    assert bool(jnp.all(logits[:, 5:] == NEG_INFINITY))
+    assert bool(jnp.all(jnp.abs(logits[:, :5]) < 100))

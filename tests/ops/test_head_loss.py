@@ -1,0 +1,162 @@
+"""Fused losses. Oracle: the same loss over `[batch, length, vocab]`, in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdtt_jax.diffusion.forward import masked_log_probs
+from sdtt_jax.distillation.divergence import DIVERGENCES
+from sdtt_jax.ops import head_loss as fused
+from sdtt_jax.ops.categorical import NEG_INFINITY
+
+EMBED = 4
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def apply_head(head, hidden):
+    """A head whose last column is padding, as that of the networks."""
+    logits = hidden @ head["kernel"] + head["bias"]
+    return jnp.where(jnp.arange(logits.shape[-1]) < logits.shape[-1] - 1, logits, NEG_INFINITY)
+
+
+def compare(name, logits, teacher_head, targets):
+    """Divergence from a teacher's head; MASK is the column before the padding."""
+    mask_id = logits.shape[-1] - 2
+    student = masked_log_probs(logits, mask_id)
+    target = masked_log_probs(apply_head(teacher_head, targets), mask_id)
+    return DIVERGENCES[name](student, target, mask_id + 1)
+
+
+def problem(seed, batch, length, vocab, share):
+    """Random heads, states, weights with about `share` of them not zero, and targets."""
+    rng = np.random.default_rng(seed)
+
+    def head():
+        return {
+            "kernel": jnp.asarray(rng.standard_normal((EMBED, vocab))),
+            "bias": jnp.asarray(rng.standard_normal(vocab)),
+        }
+
+    weights = rng.uniform(0.5, 2, (batch, length)) * (rng.uniform(size=(batch, length)) < share)
+    states = [jnp.asarray(rng.standard_normal((batch, length, EMBED))) for _ in range(2)]
+    return head(), head(), states[0], jnp.asarray(weights), states[1]
+
+
+def naive(name, head, whole, hidden, weights, targets):
+    """Everything at every position."""
+    losses = compare(name, apply_head(head, hidden), whole, targets)
+    losses = jnp.where(weights != 0, losses, 0.0)
+    return (losses * weights).sum(), losses
+
+
+def lean(name, *arguments):
+    return fused.weighted_loss(apply_head, functools.partial(compare, name), *arguments)
+
+
+def both(name, arguments, scale=1.0):
+    """(value, losses, gradients with respect to head and hidden) of the two."""
+    results = []
+    for loss in (lean, naive):
+
+        def scaled(head, hidden, loss=loss):
+            total, losses = loss(name, head, arguments[1], hidden, *arguments[3:])
+            return scale * total, losses
+
+        function = jax.jit(jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True))
+        results.append(function(arguments[0], arguments[2]))
+    return results
+
+
+def assert_same(name, arguments, scale=1.0):
+    ours, oracle = both(name, arguments, scale)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(oracle), strict=True):
+        assert bool(jnp.isfinite(a).all())
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_value_and_gradients_of_every_divergence(name, share):
+    assert_same(name, problem(0, 3, 13, 11, share), scale=-0.7)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.integers(0, 2**16),
+    st.integers(1, 3),
+    st.integers(1, 19),
+    st.integers(3, 17),
+    st.floats(0, 1),
+)
+def test_any_shape(seed, batch, length, vocab, share):
+    """Counts that the chunk does not divide, one row, none, a vocabulary of one token."""
+    assert_same("kl-bwd", problem(seed, batch, length, vocab, share))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8, 64])
+def test_the_size_of_a_chunk_changes_nothing(monkeypatch, size):
+    monkeypatch.setattr(fused, "chunk_size", lambda *_: size)
+    assert_same("kl-fwd", problem(1, 2, 9, 7, 0.6))
+
+
+def test_one_position():
+    head, whole, hidden, _, targets = problem(2, 2, 5, 6, 0.0)
+    weights = jnp.zeros((2, 5)).at[1, 3].set(1.0)
+    assert_same("kl-bwd", (head, whole, hidden, weights, targets))
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_gradients_are_finite_where_tokens_are_impossible(name):
+    """A student that excludes a token, a teacher that excludes another: -1e6, not -inf."""
+    head, whole, hidden, weights, targets = problem(3, 2, 6, 9, 0.8)
+    head["bias"] = head["bias"].at[0].set(NEG_INFINITY)
+    whole["bias"] = whole["bias"].at[1].set(NEG_INFINITY)
+    ours, oracle = both(name, (head, whole, hidden, weights, targets))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(oracle), strict=True):
+        assert bool(jnp.isfinite(a).all())
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_selected_losses_are_those_of_the_weighted_loss():
+    head, whole, hidden, weights, targets = problem(4, 2, 7, 9, 0.5)
+    _, losses = lean("kl-bwd", head, whole, hidden, weights, targets)
+    own = fused.selected_losses(
+        apply_head,
+        functools.partial(compare, "kl-bwd"),
+        head,
+        whole,
+        hidden,
+        weights != 0,
+        targets,
+    )
+    np.testing.assert_allclose(own, losses, rtol=1e-12)
+
+
+def test_nothing_of_the_size_of_batch_times_length_times_vocab_exists():
+    """Bytes of temporaries of the compiled gradient, against one such array."""
+    batch, length, vocab = 4, 512, 4096
+    with jax.enable_x64(False):
+        arguments = jax.tree.map(
+            lambda x: x.astype(jnp.float32), problem(5, batch, length, vocab, 0.5)
+        )
+        head, whole, hidden, weights, targets = arguments
+
+        def temporaries(loss):
+            function = jax.jit(
+                jax.grad(lambda h, x: loss("kl-bwd", h, whole, x, weights, targets)[0], (0, 1))
+            )
+            return function.lower(head, hidden).compile().memory_analysis().temp_size_in_bytes
+
+        one = 4 * batch * length * vocab
+        assert temporaries(naive) > 2 * one, "the oracle does hold such arrays"
+        assert temporaries(lean) < 1.5 * one

@@ -1,0 +1,63 @@
+"""Rows in chunks. Oracle: a plain loop over the selected rows in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdtt_jax.ops.rows import MAX_ENTRIES, MOST_TURNS, chunk_size, flatten, fold_selected, take_rows
+
+
+def _visited(selected: list[bool], size: int) -> tuple[list[int], int]:
+    """Rows in the order in which they came, and the number of turns."""
+    rows = len(selected)
+
+    def body(carry, index):
+        order, count, turns = carry
+        place = jnp.where(index < rows, count + jnp.arange(size), rows)
+        count += (index < rows).sum()
+        return order.at[place].set(index, mode="drop"), count, turns + 1
+
+    order, count, turns = jax.jit(
+        lambda s: fold_selected(s, size, body, (jnp.full(rows, -1, jnp.int32), 0, 0))
+    )(jnp.array(selected))
+    return order[: int(count)].tolist(), int(turns)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=33), st.integers(1, 40))
+def test_every_selected_row_comes_once_and_in_order(selected, size):
+    order, turns = _visited(selected, size)
+    assert order == np.flatnonzero(selected).tolist()
+    assert turns == -(-sum(selected) // size), "no turn is made for nothing"
+
+
+def test_spare_places_read_as_zero():
+    x = jnp.arange(1.0, 7.0).reshape(3, 2)
+    np.testing.assert_array_equal(take_rows(x, jnp.array([2, 3])), [[5, 6], [0, 0]])
+
+
+def test_flatten_joins_batch_and_length():
+    tree = flatten({"a": jnp.zeros((2, 3)), "b": jnp.zeros((2, 3, 4, 5))})
+    assert tree["a"].shape == (6,)
+    assert tree["b"].shape == (6, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "parts", "expected"),
+    [
+        (1024, 128, 4, 256),
+        (4096, 128, 32, 128),
+        (1024, 50_304, 4, 168),  # capped: 2^23 / 50304 is 166.8
+        (32 * 1024, 50_304, 4, 512),  # but of a large batch a 64th at least
+        (3, 128, 4, 3),  # never more than there are
+        (100, 128, 32, 8),  # nor less than a lane
+        (100, 2**30, 4, 8),
+    ],
+)
+def test_chunk_size(rows, columns, parts, expected):
+    size = chunk_size(rows, columns, parts)
+    assert size == expected
+    assert size in (8, rows // MOST_TURNS) or size * columns <= 1.06 * MAX_ENTRIES

@@ -1,0 +1,171 @@
+"""Meshes and placements as pure functions of configs, names and rules; several devices are abstract here.
+
+What several devices compute is in tests/multidevice.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.parallel.mesh import (
+    AXES,
+    RULES,
+    MeshConfig,
+    check_batch_size,
+    hybrid_devices,
+    make_mesh,
+)
+from sdtt_jax.parallel.placement import (
+    mirror_shardings,
+    partition_spec,
+    place_batch,
+    place_rows,
+    place_whole,
+    replicated,
+    tree_shardings,
+    unbox,
+)
+from tests.training import toy
+
+MESH = AbstractMesh((2, 2, 2), AXES)
+
+
+@pytest.mark.parametrize(
+    ("names", "spec"),
+    [
+        (("vocab", "embed"), PartitionSpec("model", "fsdp")),
+        (("layers", "embed", "mlp"), PartitionSpec(None, "fsdp", "model")),
+        (
+            ("layers", "embed", None, "heads", "kv"),
+            PartitionSpec(None, "fsdp", None, "model", None),
+        ),
+        # The batch has fsdp already, so the features of an activation stay whole.
+        (("batch", "length", "embed"), PartitionSpec(("data", "fsdp"), None, None)),
+    ],
+)
+def test_logical_names_become_mesh_axes(names, spec):
+    assert partition_spec(names, RULES, MESH) == spec
+
+
+def test_a_name_without_a_rule_is_named():
+    with pytest.raises(ConfigError, match="'colour' has no rule"):
+        partition_spec(("colour",), RULES, MESH)
+
+
+def test_an_axis_that_does_not_divide_is_named_with_its_leaf():
+    mesh = AbstractMesh((1, 1, 3), AXES)
+    boxed = jax.eval_shape(toy.init, jax.random.key(0))
+    with pytest.raises(ConfigError, match=r"blocks/attn_out/kernel: its axis 'heads' of size 4"):
+        tree_shardings(boxed, RULES, mesh)
+
+
+def test_leaves_without_names_are_replicated():
+    tree = {"w": jax.ShapeDtypeStruct((3,), np.float32)}
+    assert tree_shardings(tree, RULES, MESH)["w"].spec == PartitionSpec()
+
+
+def test_moments_average_and_teacher_lie_where_their_parameter_lies():
+    boxed = jax.eval_shape(toy.init, jax.random.key(0))
+    params, placement = unbox(boxed), tree_shardings(boxed, RULES, MESH)
+    scalar = jax.ShapeDtypeStruct((), np.int32)
+    tree = ({"count": scalar, "mu": params}, {"teacher": params, "dt": scalar})
+    mirrored = mirror_shardings(tree, placement, params, MESH)
+    assert mirrored[0]["mu"] == placement
+    assert mirrored[1]["teacher"] == placement
+    assert mirrored[0]["count"].spec == PartitionSpec()
+
+
+def test_the_mesh_has_automatic_axes_over_all_devices():
+    mesh = make_mesh(MeshConfig())
+    assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1, "model": 1}
+    assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+DEVICES = jax.devices() * 8
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": 3}, r"mesh.model=3 does not divide the 8 devices; the nearest .* is 2"),
+        ({"fsdp": 4, "model": 4}, r"mesh.fsdp=4 times mesh.model=4 .* 8 devices; .* is 2"),
+        ({"data": 3, "fsdp": 2}, r"mesh.data=3 .* is 6, but there are 8 devices; mesh.data=4 fits"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_says_what_would(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        make_mesh(MeshConfig(**fields), DEVICES)
+
+
+@pytest.mark.parametrize("fields", [{"data": 0}, {"fsdp": 0}, {"model": -1}])
+def test_a_size_that_is_none_is_refused(fields):
+    with pytest.raises(ConfigError, match=next(iter(fields))):
+        MeshConfig(**fields)
+
+
+def test_a_batch_that_does_not_divide_is_named():
+    check_batch_size(16, MESH, microbatches=4)
+    with pytest.raises(
+        ConfigError, match=r"batch_size=18 .* 2 \* 2 \* 1; the nearest that can is 16"
+    ):
+        check_batch_size(18, MESH)
+    with pytest.raises(ConfigError, match=r"distill.batch_size=8"):
+        check_batch_size(8, MESH, microbatches=4, field="distill.batch_size")
+
+
+def test_slices_are_crossed_by_one_batch_axis_alone():
+    """Two slices of four: data crosses them if it can, else fsdp; the model axis never does."""
+    devices = [FakeDevice(i, slice_index=i // 4) for i in range(8)]
+
+    def slices(shape):
+        return np.vectorize(lambda d: d.slice_index)(hybrid_devices(shape, 2, devices))
+
+    crossing = slices((4, 1, 2))
+    assert crossing.shape == (4, 1, 2)
+    assert (crossing == crossing[:, :, :1]).all()
+    np.testing.assert_array_equal(crossing[:, 0, 0], [0, 0, 1, 1])
+    crossing = slices((1, 4, 2))
+    np.testing.assert_array_equal(crossing[0, :, 0], [0, 0, 1, 1])
+
+
+def test_slices_that_no_batch_axis_is_a_multiple_of_are_refused():
+    devices = [FakeDevice(i, slice_index=i // 4) for i in range(8)]
+    with pytest.raises(
+        ConfigError, match=r"2 slices, which divide neither mesh\.data=1 nor mesh\.fsdp=1"
+    ):
+        hybrid_devices((1, 1, 8), 2, devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    """What JAX's helper reads of a device."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def test_rows_are_placed_as_a_whole_batch_would_be():
+    """Oracle: `place_batch`; each process would make its own rows only."""
+    mesh = make_mesh(MeshConfig())
+    batch = np.arange(24, dtype=np.int32).reshape(4, 6)
+    placed = place_rows(lambda rows: batch[rows], batch.shape, mesh)
+    whole = place_batch(batch, mesh)
+    assert placed.sharding == whole.sharding
+    np.testing.assert_array_equal(placed, whole)
+    assert place_batch(placed, mesh) is placed
+
+
+def test_keys_and_arrays_are_placed_whole():
+    mesh = make_mesh(MeshConfig())
+    tree = {"key": jax.random.key(3), "x": np.arange(3.0)}
+    placed = place_whole(tree, mesh)
+    assert placed["key"].sharding == replicated(mesh)
+    assert (jax.random.key_data(placed["key"]) == jax.random.key_data(tree["key"])).all()
+    np.testing.assert_array_equal(placed["x"], tree["x"])

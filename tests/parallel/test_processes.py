@@ -1,0 +1,74 @@
+"""Deciding alike, in one process; with several see tests/multidevice. Oracle: nothing changes."""
+
+import jax
+import numpy as np
+import pytest
+
+from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.parallel import processes
+
+
+def test_a_single_process_decides_for_itself():
+    assert processes.is_first()
+    assert processes.agree(value=True)
+    assert not processes.agree(value=False)
+    processes.barrier("alone")
+    assert processes.on_first("Counting", lambda: 3) == 3
+
+
+def test_what_fails_on_the_first_process_fails():
+    def fail():
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        processes.on_first("Failing", fail)
+
+
+def test_arrays_come_to_the_host_whole():
+    x = np.arange(6).reshape(2, 3)
+    np.testing.assert_array_equal(processes.to_host(jax.numpy.asarray(x)), x)
+
+
+def test_off_and_auto_without_a_cluster_join_nothing(monkeypatch):
+    called = []
+
+    def initialize(**arguments):
+        called.append(arguments)
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    processes.initialize("off")
+    assert not called
+    processes.initialize("auto")
+    assert len(called) == 1
+
+
+@pytest.mark.parametrize("environment", [{}, {"JAX_NUM_PROCESSES": "2"}])
+def test_an_incomplete_environment_is_an_error_that_says_what_to_set(monkeypatch, environment):
+    def initialize(**arguments):
+        del arguments
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"JAX_COORDINATOR_ADDRESS=HOST:PORT.*--distributed=off"):
+        processes.initialize("auto" if environment else "on")
+
+
+def test_a_number_that_is_none_is_named(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(ConfigError, match="JAX_NUM_PROCESSES=two must be a number"):
+        processes.initialize()
+
+
+def test_processes_that_do_not_appear_are_reported_in_one_line(monkeypatch):
+    def initialize(**arguments):
+        raise RuntimeError(
+            f"DEADLINE_EXCEEDED after {arguments['initialization_timeout']}\nlong story"
+        )
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(UserError, match="Not all processes") as caught:
+        processes.initialize(timeout=5)
+    assert "\n" not in str(caught.value)

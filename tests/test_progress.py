@@ -1,0 +1,44 @@
+"""What a run prints, on a terminal and elsewhere."""
+
+import io
+
+from sdtt_jax.progress import BarProgress, LineProgress, make_progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_plain_lines_where_there_is_no_terminal():
+    stream = io.StringIO()
+    with make_progress("teacher", 10, stream=stream, interval=0.0) as progress:
+        assert isinstance(progress, LineProgress)
+        progress.update(0)
+        progress.update(1, {"loss": 2.0, "tokens_per_second": 1234.5})
+        progress.update(2)
+    [line] = stream.getvalue().splitlines()
+    assert line.startswith("teacher: step 1/10, loss 2.0000, 1,234 tokens/s, 0:00 elapsed, ")
+    assert line.endswith(" left")
+
+
+def test_lines_keep_their_distance_but_the_last_step_is_always_there():
+    stream = io.StringIO()
+    with make_progress("judge", 5, stream=stream, interval=1000.0) as progress:
+        for step in range(1, 6):
+            progress.update(step, {"loss": float(step)})
+    assert [line.split(",")[0] for line in stream.getvalue().splitlines()] == [
+        "judge: step 1/5",
+        "judge: step 5/5",
+    ]
+
+
+def test_a_bar_on_a_terminal():
+    stream = Terminal()
+    with make_progress("distill, round 2", 4, stream=stream) as progress:
+        assert isinstance(progress, BarProgress)
+        progress.update(4, {"loss": 1.5, "tokens_per_second": 1000.0})
+    shown = stream.getvalue()
+    assert "distill, round 2" in shown
+    assert "4/4" in shown
+    assert "loss 1.5000, 1,000 tokens/s" in shown

@@ -1,0 +1,195 @@
+"""Kills a run at random moments, again and again, and checks that nothing of it shows in the results.
+
+  python -m tools.chaos --directory=runs/chaos --kills=25 --seed=0
+
+First the run is made once without a disturbance. Then it is made again, killed with SIGKILL at random
+moments and started anew with the same command; when it reaches its end before all kills are spent, another
+one is begun. Every run's parameters (teacher, judge, rounds), metrics, texts and results must be those of the
+first, bit for bit, times excepted. What follows `--` goes to `experiments.run`.
+"""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.cli.app import run_app, stopwatch
+from sdtt_jax.checkpoints.store import load_params, params_digest
+from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.training.metrics import read_metrics
+
+_CONFIG = flags.DEFINE_string("config", "experiments/configs/smoke.py", "Config of the run.")
+_DIRECTORY = flags.DEFINE_string("directory", None, "Where the runs go; must be empty or missing.")
+_KILLS = flags.DEFINE_integer("kills", 25, "How often a run is killed.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
+
+# Seconds at most between a line and the kill that follows it, and between two looks: a round of smoke.py
+# takes one.
+JITTER, LOOK = 0.3, 0.01
+# What says how long something took, in results.json and in the lines of metrics.jsonl.
+TIMES = ("timing", "seconds", "tokens_per_second")
+
+
+def outcome(root: Path) -> dict[str, str]:
+    """Digests of everything that a run has found out, by what it is.
+
+    Args:
+      root: of a finished run.
+
+    Returns:
+      The folder of each `final` -> digest of its parameters; each file of results -> that of its content.
+    """
+    found = {
+        str(folder.relative_to(root)): params_digest(load_params(folder)[0])
+        for folder in sorted(root.glob("**/final"))
+    }
+    contents: dict[str, Any] = {
+        name: json.loads((root / name).read_text(encoding="utf-8"))
+        for name in ("results.json", "samples.json")
+    }
+    contents["metrics.jsonl"] = read_metrics(root / "metrics.jsonl")
+    for name, content in contents.items():
+        text = json.dumps(_timeless(content), sort_keys=True)
+        found[name] = hashlib.sha256(text.encode()).hexdigest()
+    return found
+
+
+def _timeless(content: Any) -> Any:
+    if isinstance(content, list):
+        return [_timeless(item) for item in content]
+    if isinstance(content, dict):
+        return {key: value for key, value in content.items() if key not in TIMES}
+    return content
+
+
+class Run:
+    """A run in a directory, started as often as it takes."""
+
+    def __init__(self, directory: Path, config: str, options: Sequence[str]):
+        self.directory = directory
+        self._command = [
+            sys.executable,
+            "-m",
+            "experiments.run",
+            f"--config={config}",
+            f"--workdir={directory}",
+            *options,
+        ]
+
+    def start(self) -> "subprocess.Popen[str]":
+        """The same command, once more; its output goes to a file beside the directory."""
+        with self.log.open("a", encoding="utf-8") as log:
+            return subprocess.Popen(
+                self._command, stdout=log, stderr=log, text=True, start_new_session=True
+            )
+
+    @property
+    def log(self) -> Path:
+        return self.directory.with_suffix(".log")
+
+    def lines(self) -> int:
+        """How far it is, in lines of output (of all its lives) and of metrics."""
+        metrics = self.directory / "metrics.jsonl"
+        return len(self._said()) + (metrics.read_bytes().count(b"\n") if metrics.exists() else 0)
+
+    def where(self) -> str:
+        """The last line that it wrote, cut to what fits a line, and the last step in its metrics."""
+        said = (self._said() or ["nothing was said"])[-1].strip()[:60]
+        path = self.directory / "metrics.jsonl"
+        metrics = read_metrics(path) if path.exists() else []
+        return said + "".join(f" ({m['stage']} {m['round']} @ {m['step']})" for m in metrics[-1:])
+
+    def _said(self) -> list[str]:
+        if not self.log.exists():
+            return []
+        return self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def finish(run: Run, process: "subprocess.Popen[str]") -> None:
+    """Waits for the end; anything but success is a failure of the promise."""
+    status = process.wait()
+    if status != 0:
+        raise UserError(f"A run ended with status {status}; see {run.log}.")
+
+
+def compare(run: Run, expected: dict[str, str]) -> list[str]:
+    """What of a finished run differs from the undisturbed one."""
+    found = outcome(run.directory)
+    return sorted(name for name in expected | found if found.get(name) != expected.get(name))
+
+
+def disturb(
+    run: Run, moments: random.Random, lines: int, kills: int, say: Callable[[str], None]
+) -> int:
+    """Runs to the end, killed at most `kills` times on the way.
+
+    Args:
+      moments: gives the moment of each kill: after how many more lines, and seconds.
+      lines: that a run writes from its beginning to its end. Not seconds: with the compilation cache full,
+        or on a busier machine, a run takes quite another time than the first.
+
+    Returns:
+      The kills that it took.
+    """
+    for number in range(kills):
+        start, process = run.lines(), run.start()
+        wanted, delay = start + moments.randrange(lines), moments.uniform(0, JITTER)
+        while process.poll() is None and run.lines() < wanted:
+            time.sleep(LOOK)
+        try:
+            process.wait(delay)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            say(f"  killed {delay:.1f} s after: {run.where()}")
+        else:
+            finish(run, process)
+            return number
+    finish(run, run.start())
+    return kills
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs, kills, compares."""
+    if _DIRECTORY.value is None:
+        raise ConfigError("--directory is missing; see --help.")
+    directory = Path(_DIRECTORY.value)
+    if directory.exists() and any(directory.iterdir()):
+        raise ConfigError(f"{directory} is not empty; give another --directory.")
+    directory.mkdir(parents=True, exist_ok=True)
+    say, moments = stopwatch(), random.Random(_SEED.value)
+
+    def make(name: str) -> Run:
+        return Run(directory / name, _CONFIG.value, argv[1:])
+
+    run = make("unbroken")
+    say("the run that nothing disturbs")
+    finish(run, run.start())
+    lines, expected = run.lines(), outcome(run.directory)
+    say(f"done; {_KILLS.value} kills to come, seed {_SEED.value}")
+    killed = runs = 0
+    while killed < _KILLS.value:
+        run, runs = make(f"killed_{runs + 1:02d}"), runs + 1
+        kills = disturb(run, moments, lines, _KILLS.value - killed, say)
+        killed += kills
+        different = compare(run, expected)
+        if different:
+            raise UserError(
+                f"{run.directory}, killed {kills} times, differs from {make('unbroken').directory} in "
+                f"{', '.join(different)}."
+            )
+        say(f"run {runs}, killed {kills} times: the same bits in all {len(expected)} results")
+    say(f"{killed} kills in {runs} runs: everything is the same, bit for bit")
+
+
+if __name__ == "__main__":
+    run_app(main, cache=False)

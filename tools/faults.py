@@ -1,0 +1,124 @@
+"""Runs the tests of faults and writes docs/faults.md: what can go wrong, what is promised, and what tests it.
+
+python -m tools.faults [options of pytest]
+"""
+
+import ast
+import collections
+import dataclasses
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TESTS = ROOT / "tests" / "faults"
+PAGE = ROOT / "docs" / "faults.md"
+NUM_ROWS = 30
+
+HEAD = """# Faults
+
+What can happen to a run, what is promised then, and the test that makes it happen. Written by
+`python -m tools.faults` from the markers of the tests and their results; what else is promised, and how
+fast, is in [reliability.md](reliability.md).
+
+| # | fault | promise | test | result |
+|---|---|---|---|---|
+"""
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Promise:
+    """One `@pytest.mark.fault(row=…, fault=…, promise=…)` of a test."""
+
+    row: int
+    file: str
+    test: str
+    fault: str
+    promise: str
+
+    def line(self, result: str) -> str:
+        """Its line of the table."""
+        test = f"[`{self.test}`](../tests/faults/{self.file})"
+        return f"| {self.row} | {self.fault} | {self.promise} | {test} | {result} |\n"
+
+
+def promises(folder: Path = TESTS) -> list[Promise]:
+    """All promises of the tests in a folder, by row; read from the text, nothing is imported.
+
+    Raises:
+      ValueError: a marker lacks a field.
+    """
+    found = []
+    for path in sorted(folder.glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            for mark in node.decorator_list:
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault":
+                    fields = {str(k.arg): ast.literal_eval(k.value) for k in mark.keywords}
+                    if set(fields) != {"row", "fault", "promise"}:
+                        raise ValueError(f"{path.name}: the marker of {node.name} is incomplete")
+                    found.append(Promise(file=path.name, test=node.name, **fields))
+    return sorted(found)
+
+
+def missing_rows(found: Sequence[Promise]) -> list[int]:
+    """Rows of the list of faults that no test has."""
+    return sorted(set(range(1, NUM_ROWS + 1)) - {promise.row for promise in found})
+
+
+def page(found: Sequence[Promise], outcomes: Mapping[tuple[str, str], Sequence[str]]) -> str:
+    """The whole of docs/faults.md.
+
+    Args:
+      found: the promises.
+      outcomes: file and test -> "passed", "failed" or "skipped" of each of its cases.
+    """
+    return HEAD + "".join(p.line(_result(outcomes.get((p.file, p.test), []))) for p in found)
+
+
+def _result(outcomes: Sequence[str]) -> str:
+    counts = collections.Counter(outcomes)
+    if not counts:
+        return "not run"
+    if set(counts) == {"passed"}:
+        return "passed" if counts["passed"] == 1 else f"passed ({counts['passed']} cases)"
+    return ", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items()))
+
+
+def read_outcomes(report: Path) -> dict[tuple[str, str], list[str]]:
+    """File and test -> how each of its cases ended, from a report that pytest wrote with --junitxml."""
+    found: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+    for case in xml.etree.ElementTree.parse(report).iter("testcase"):
+        file = f"{case.attrib['classname'].rpartition('.')[2]}.py"
+        ended = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
+        outcome = ("skipped" if ended == ["skipped"] else "failed") if ended else "passed"
+        found[file, case.attrib["name"].partition("[")[0]].append(outcome)
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the tests and writes the page; the exit status is pytest's, or 1 if a row has no test."""
+    found = promises()
+    missing = missing_rows(found)
+    if missing:
+        sys.stderr.write(f"Error: no test in {TESTS} has row {', '.join(map(str, missing))}.\n")
+        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        # But for the test of the page itself, which is written afterwards.
+        options = [f"--ignore={TESTS / 'test_table.py'}", f"--junitxml={report}", *arguments]
+        command = [sys.executable, "-m", "pytest", str(TESTS), *options]
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if not report.exists():
+            return status
+        PAGE.write_text(page(found, read_outcomes(report)), encoding="utf-8")
+    print(f"{PAGE.relative_to(ROOT)}: {len(found)} promises, rows 1 to {NUM_ROWS}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

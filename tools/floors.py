@@ -1,0 +1,67 @@
+"""Prints the oldest version of every requirement that setup.cfg allows, as exact pins.
+
+A floor that nobody has installed is a guess, so they are installed together and tested:
+
+    python -m tools.floors > floors.txt
+    CONSTRAINTS=floors.txt VENV=.venv-floors bash launch/test.sh
+
+Uses the standard library only: it runs before anything is installed.
+"""
+
+import argparse
+import configparser
+import pathlib
+import re
+
+_REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?:\[[\w,.-]+\])?\s*>=\s*(?P<floor>[\w.]+)(?:\s*,.*)?")
+_SETUP = pathlib.Path(__file__).resolve().parent.parent / "setup.cfg"
+
+
+def floors(setup: pathlib.Path, extras: tuple[str, ...] = ()) -> dict[str, str]:
+    """The floors by requirement, in the order of the file.
+
+    Args:
+      setup: a setup.cfg; `install_requires` is read, and `extras_require` for `extras`.
+      extras: names of extras to include.
+
+    Raises:
+      SystemExit: an extra is unknown, or a requirement has no `>=` floor.
+    """
+    parser = configparser.ConfigParser(comment_prefixes=("#",))
+    with setup.open(encoding="utf-8") as file:
+        parser.read_file(file)
+    sections = [("install_requires", parser["options"]["install_requires"])]
+    for extra in extras:
+        if extra not in parser["options.extras_require"]:
+            known = ", ".join(parser["options.extras_require"])
+            raise SystemExit(f"{setup}: no extra is called {extra!r}; there are {known}.")
+        sections.append((extra, parser["options.extras_require"][extra]))
+
+    found: dict[str, str] = {}
+    for where, requirements in sections:
+        for line in requirements.split("\n"):
+            requirement = line.strip()
+            if not requirement:
+                continue
+            match = _REQUIREMENT.fullmatch(requirement)
+            if match is None:
+                raise SystemExit(
+                    f"{setup}: {where}: {requirement!r} has no floor; write NAME >= VERSION."
+                )
+            found[match["name"]] = match["floor"]
+    return found
+
+
+def main() -> None:
+    """Prints `NAME==FLOOR` lines."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--extras", default="test", help="comma-separated; default: test")
+    parser.add_argument("--setup", type=pathlib.Path, default=_SETUP, help="default: setup.cfg")
+    arguments = parser.parse_args()
+    extras = tuple(extra for extra in arguments.extras.split(",") if extra)
+    for name, floor in floors(arguments.setup, extras).items():
+        print(f"{name}=={floor}")
+
+
+if __name__ == "__main__":
+    main()
