@@ -19,8 +19,8 @@ from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.parallel.mesh import MeshConfig
+from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
-from sdtt_jax.training.step import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,15 +20,14 @@ from experiments.settings import RunConfig, run_config
 from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import Schedule, make_schedule
-from sdtt_jax.distillation.rounds import round_dt
+from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.keys import at_step, purpose_key
 from sdtt_jax.networks import Denoiser, DenoiserConfig, make_denoiser
 from sdtt_jax.networks.causal import Autoregressive
 from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import place_batch, replicated, unbox
-from sdtt_jax.training.optimizers import make_optimizer
-from sdtt_jax.training.state import state_from_params
+from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
 
 Params = Any
@@ -98,30 +97,24 @@ def _training(job: Job, config: RunConfig, tell: Tell) -> Case:
     stage = dataclasses.replace(stage, batch_size=job.batch_size, microbatches=1)
     sizes, denoiser, schedule = _network(job, config)
     loss = _counted(_loss(job, config, denoiser, schedule), distills)
-    optimizer = make_optimizer(stage.optimizer, stage.num_steps)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    context = {}
-    params = _parameters(denoiser, replicated(mesh))
+    student = Student(_parameters(denoiser, replicated(mesh)))
     if distills:
-        context = {"teacher_params": params, "dt": jnp.float32(round_dt(config.distill, 1))}
-    state = state_from_params(params, optimizer, context=context, ema=stage.ema_decay > 0)
-    del params, context
+        student = next_round(config.distill, student, 1)
+    state = StateSpec(stage, mesh).from_params(**student._asdict())
+    del student
     batch = place_batch(_tokens(job, sizes), mesh)
     key = half_masked_key(job, config, sizes, schedule, batch)
 
     tell("compiling")
-    step = make_train_step(loss, optimizer, stage)
+    step = make_train_step(loss, stage)
     compiled, compile_s = _timed(lambda s: step.lower(s, batch, key).compile(), state)
-    moving, context = state.replace(context=None), state.context
-    del state
 
     def repeat() -> Facts:
-        nonlocal moving
+        nonlocal state
         # Keys follow from the step: staying at the first one, every repetition masks the same tokens.
         first = jax.device_put(np.int32(0), replicated(mesh))
-        (moving, metrics), seconds = _timed(
-            compiled, moving.replace(step=first), context, batch, key
-        )
+        (state, metrics), seconds = _timed(compiled, state.replace(step=first), batch, key)
         return {
             "seconds": seconds,
             "masked": float(metrics["masked"]),

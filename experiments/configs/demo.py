@@ -13,8 +13,8 @@ from experiments.settings import (
     config_dict,
 )
 from sdtt_jax.data import DataConfig, TokenizerConfig
+from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
-from sdtt_jax.training.step import TrainConfig
 
 
 def muon(learning_rate: float, adam_learning_rate: float) -> OptimizerConfig:

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs.demo import demo
 from experiments.settings import EvaluationConfig, JudgeSize, ModelSize, RunConfig, config_dict
-from sdtt_jax.training.step import TrainConfig
+from sdtt_jax.training.config import TrainConfig
 
 
 def get_config() -> ConfigDict:

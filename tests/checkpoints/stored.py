@@ -9,7 +9,8 @@ import numpy as np
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import replicated
-from sdtt_jax.training.state import TrainState, abstract_like
+from sdtt_jax.training.state import TrainState
+from tests.training import toy
 
 
 def state_at(step: int, width: int = 64) -> TrainState:
@@ -43,7 +44,7 @@ def save_three(directory: Path) -> Path:
 
 def restore(directory: Path, **fields):
     with Checkpoints(directory, keep=3) as checkpoints:
-        return checkpoints.restore(abstract_like(state_at(0)), **fields)
+        return checkpoints.restore(toy.abstract_like(state_at(0)), **fields)
 
 
 def largest_array_file(step: Path) -> Path:

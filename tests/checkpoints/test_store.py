@@ -12,7 +12,6 @@ from sdtt_jax.checkpoints.store import Checkpoints, load_params, params_digest, 
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import replicated
-from sdtt_jax.training.state import abstract_like
 from tests.checkpoints.stored import flip_bit, meta_file, restore, save_three, state_at
 from tests.training import toy
 
@@ -73,7 +72,7 @@ def test_arrays_may_be_donated_while_they_are_being_written(tmp_path):
         for _ in range(5):
             state = overwrite(state)
     with Checkpoints(tmp_path) as checkpoints:
-        toy.assert_same(checkpoints.restore(abstract_like(expected))[0], expected)
+        toy.assert_same(checkpoints.restore(toy.abstract_like(expected))[0], expected)
 
 
 def test_another_run_is_an_error_that_names_the_fact(three):
