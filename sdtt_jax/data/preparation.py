@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from sdtt_jax.data.tokenizer import (
     train_tokenizer,
 )
 from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.paths import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ def prepare(
         texts = documents.texts(TRAIN, "learning the vocabulary")
         tokenizer = train_tokenizer(tokenizer_config, texts, data_config.normalize)
         content = asked | _write_sequences(data_config, tokenizer, documents, partial)
-        (partial / INFO_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        write_json(partial / INFO_FILE, content)
         if not _holds(tokenizer_dir, tokenizer):
             save_tokenizer(tokenizer, partial_tokenizer)
             partial_tokenizer.rename(tokenizer_dir)
