@@ -90,7 +90,7 @@ def build(builder: _Builder, num_shards: int) -> str:
       The folder that `open_source` takes.
 
     Raises:
-      Whatever the sources raise, as it is; nothing finished is left behind then.
+      Exception: whatever the sources raise; nothing that looks finished is left behind.
     """
     tfds.disable_progress_bar()
     # TFDS prints its own account to standard output; the caller has a better one.
