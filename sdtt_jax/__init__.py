@@ -11,6 +11,8 @@ A name is imported when it is first asked for, so that a user of one part does n
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import sdtt_jax.renamed  # noqa: F401 - a module that has moved is answered by its new name
+
 __version__ = "0.1.0"
 
 # Every public name, by the module that has it. Type checkers read the imports below; a test compares the two.
