@@ -33,7 +33,7 @@ from sdtt_jax.laboratory import world as exact_world
 from sdtt_jax.laboratory.student import Laboratory, StudentConfig
 from sdtt_jax.laboratory.world import Array, World
 from sdtt_jax.progress import make_progress
-from sdtt_jax.reporting.exact_figure import write_exact_figure
+from sdtt_jax.reporting.picture import write_exact
 from sdtt_jax.training.loop import Interrupted
 
 STEPS = tuple(range(1, 65))
@@ -208,7 +208,10 @@ def write(record: dict[str, Any], directory: Path) -> list[Path]:
         temporary = path.with_suffix(".json.tmp")
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
-        return [path, *write_exact_figure(record, directory)]
+        return [
+            path,
+            *(write_exact(record, directory / f"exact.{kind}") for kind in ("svg", "png")),
+        ]
     except OSError as error:
         raise DataError(f"--output={directory} cannot be written to: {error.strerror}.") from error
 
