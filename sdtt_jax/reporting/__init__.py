@@ -1,6 +1,7 @@
-"""The report of a run: one self-contained HTML page, and its main figure as a picture.
+"""What a run found, shown: one self-contained HTML page and its figures.
 
-It may use everything below `experiments`. Only `picture` imports Matplotlib, which takes a second.
+It may use everything else in the package; only entry points use it. Of its modules only `picture`
+imports Matplotlib, which takes a second.
 """
 
 from sdtt_jax.reporting.report import write_report
