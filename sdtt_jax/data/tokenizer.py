@@ -3,8 +3,6 @@
 MASK belongs to neither: it is `mask_id == vocab_size`, one past the last id.
 """
 
-from __future__ import annotations
-
 import abc
 import functools
 import hashlib
@@ -24,12 +22,11 @@ from sdtt_jax.config import from_mapping, to_mapping
 from sdtt_jax.data.config import TokenizerConfig
 from sdtt_jax.data.normalize import NORMALIZERS
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.paths import as_path
+from sdtt_jax.paths import as_path, write_json
 
 MASK_PIECE = "▒"
 MODEL_FILE = "sentencepiece.model"
 CONFIG_FILE = "tokenizer.json"
-GPT2_FILES = ("encoder.json", "vocab.bpe")
 
 AGAIN = "remove the data and tokenizer folders and prepare the data again"
 
@@ -353,7 +350,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: str | Path) -> None:
         "vocab_size": tokenizer.vocab_size,
         "digest": tokenizer.digest,
     }
-    (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    write_json(directory / CONFIG_FILE, content)
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
