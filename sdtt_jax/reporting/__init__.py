@@ -1,4 +1,7 @@
-"""The report of a run: one self-contained HTML page, and its main figure as a picture."""
+"""What a run found, shown: one self-contained HTML page and its figures.
+
+It may use everything else in the package; only entry points use it.
+"""
 
 from sdtt_jax.reporting.picture import write_picture
 from sdtt_jax.reporting.report import write_report
