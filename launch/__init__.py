@@ -2,3 +2,5 @@
 
 It may use the library and the commands; nothing uses it.
 """
+
+import sdtt_jax.renamed  # noqa: F401 - a module that has moved is answered by its new name

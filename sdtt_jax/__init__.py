@@ -8,6 +8,8 @@ print(*map(model.tokenizer.decode, tokens), sep="\\n")
 
 from typing import TYPE_CHECKING, Any
 
+import sdtt_jax.renamed  # noqa: F401 - a module that has moved is answered by its new name
+
 __version__ = "0.1.0"
 __all__ = [
     "load",
