@@ -1,8 +1,8 @@
-"""What a person at the terminal sees of a training run."""
+"""What a person at the terminal sees of a long task: training steps, and passes over text."""
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
@@ -102,6 +102,42 @@ class LineProgress:
         head = f"{self._title}: step {step}/{self._num_steps}, {_values(values)}"
         self._stream.write(f"{head}, {_clock(seconds)} elapsed{left}\n")
         self._stream.flush()
+
+
+def track_text(
+    texts: Iterable[str],
+    title: str,
+    characters: int,
+    *,
+    stream: TextIO | None = None,
+    interval: float = 10.0,
+) -> Iterator[str]:
+    """Passes texts on, and says now and then how far the pass is, how fast, and how long it will take.
+
+    Args:
+      texts: what is passed on.
+      title: what is done with them, for example "tokenising the train split".
+      characters: in all texts; 0 if that is not known.
+      stream: stderr if None.
+      interval: seconds between two lines; a shorter pass says nothing.
+    """
+    stream = sys.stderr if stream is None else stream
+    done, began = 0, time.monotonic()
+    due = began + interval
+    for text in texts:
+        yield text
+        done += len(text)
+        now = time.monotonic()
+        if now < due:
+            continue
+        due, seconds = now + interval, now - began
+        whole = f" of {characters / 1e6:,.0f}" if characters else ""
+        left = f", {_clock(seconds * (characters - done) / done)} left" if characters else ""
+        stream.write(
+            f"{title}: {done / 1e6:,.0f}{whole} MB, {done / 1e6 / seconds:.1f} MB/s, "
+            f"{_clock(seconds)} elapsed{left}\n"
+        )
+        stream.flush()
 
 
 def _values(values: Mapping[str, float]) -> str:

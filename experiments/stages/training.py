@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 
-from experiments.losses import distill_loss, judge_loss, teacher_loss
 from experiments.stages.context import Run
 from experiments.stages.workdir import is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
@@ -20,6 +19,7 @@ from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, nex
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.load import load_denoiser
 from sdtt_jax.keys import purpose_key, purpose_seed
+from sdtt_jax.objectives import distill_loss, judge_loss, teacher_loss
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import check_batch_size
 from sdtt_jax.parallel.placement import place_rows, unbox
@@ -63,7 +63,7 @@ class TrainingJob:
 def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
     """The training of a stage or round."""
     if stage == "teacher":
-        loss = teacher_loss(run.denoiser, run.schedule, run.config.teacher)
+        loss = teacher_loss(run.diffusion, run.config.teacher)
         config = run.config.teacher.train
         return _from_scratch(run, stage, run.workdir.teacher, run.denoiser, loss, config)
     if stage == "judge":
@@ -142,7 +142,7 @@ def round_teacher(run: Run, number: int) -> Path:
 def _distill_step(run: Run) -> TrainStep:
     """One compiled step for all rounds: dt and the teacher are arguments of it."""
     config = run.config.distill
-    return make_train_step(distill_loss(run.denoiser, run.schedule, config), config.train)
+    return make_train_step(distill_loss(run.diffusion, config), config.train)
 
 
 def _round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:

@@ -1,6 +1,10 @@
-"""From raw text to batches of tokens."""
+"""From raw text to batches of tokens: corpora, tokenizers, packing, shards, and batches by seed and step.
+
+It may use `ops`, `parallel` and the modules at the top of the package.
+"""
 
 from sdtt_jax.data.config import DataConfig, TokenizerConfig
+from sdtt_jax.data.corpora import CORPORA, Corpus
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.loader import Split, open_split
 from sdtt_jax.data.normalize import NORMALIZERS
@@ -14,8 +18,10 @@ from sdtt_jax.data.tokenizer import (
 )
 
 __all__ = [
+    "CORPORA",
     "DETOKENIZERS",
     "NORMALIZERS",
+    "Corpus",
     "DataConfig",
     "DataInfo",
     "Gpt2Tokenizer",

@@ -22,14 +22,15 @@ import numpy as np
 from scipy import special
 
 from sdtt_jax.config import require
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
-from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.rounds import DistillConfig, Student, next_round
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.laboratory import world as exact_world
 from sdtt_jax.laboratory.world import Array, World
 from sdtt_jax.networks.config import DenoiserConfig
 from sdtt_jax.networks.denoiser import Denoiser, make_denoiser
+from sdtt_jax.objectives import distill_loss
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.progress import Progress
@@ -37,7 +38,7 @@ from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.loop import TrainLog, train
 from sdtt_jax.training.optimizers import OptimizerConfig
 from sdtt_jax.training.state import StateSpec
-from sdtt_jax.training.step import Loss, TrainStep, make_train_step
+from sdtt_jax.training.step import TrainStep, make_train_step
 
 Params = Any
 ProgressFactory = Callable[[str, int], Progress]
@@ -170,7 +171,7 @@ class Laboratory:
             )
         )
         self.denoiser = EnumeratedDenoiser(network)
-        self.schedule = make_schedule(_SCHEDULE)
+        self.diffusion = MaskedDiffusion(self.denoiser, make_schedule(_SCHEDULE))
         self.table = table_params(exact_world.true_denoiser(world)[0])
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:1])
 
@@ -233,20 +234,6 @@ class Laboratory:
     ) -> "_Stage":
         """One compiled step for all rounds: teacher and dt are arguments of it."""
         distill = DistillConfig(divergence=divergence, num_trajectories=num_trajectories)
-
-        def loss_fn(params: Params, context: Params, x0: jax.Array, key: jax.Array) -> Loss:
-            total, weight = distillation_terms(
-                self.denoiser,
-                params,
-                context["teacher_params"],
-                x0,
-                context["dt"],
-                key,
-                self.schedule,
-                distill,
-            )
-            return Loss(total, weight, {})
-
         optimizer = OptimizerConfig(
             name="adam",
             learning_rate=rate,
@@ -255,7 +242,8 @@ class Laboratory:
             b2=0.99,
         )
         train = TrainConfig(num_steps, self.config.batch_size, optimizer=optimizer, log_every=50)
-        return _Stage(f"exact-{divergence}", distill, train, make_train_step(loss_fn, train))
+        step_fn = make_train_step(distill_loss(self.diffusion, distill), train)
+        return _Stage(f"exact-{divergence}", distill, train, step_fn)
 
     def _train(
         self, stage: "_Stage", params: Params, teacher: Params, number: int, dt: float, title: str

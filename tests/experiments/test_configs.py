@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.losses import distill_loss
 from experiments.settings import run_config
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import Student, next_round, round_dt
 from sdtt_jax.networks import make_denoiser
+from sdtt_jax.objectives import distill_loss
 from sdtt_jax.parallel.mesh import make_mesh
 from sdtt_jax.parallel.placement import batch_sharding, replicated, unbox
 from sdtt_jax.training.state import StateSpec
@@ -81,8 +82,8 @@ def test_full_size_distillation_step_lowers():
 
     student = jax.eval_shape(lambda: next_round(config.distill, Student(unbox(init())), 1))
     state = StateSpec(config.distill.train, mesh).abstract(init, student.context)
-    loss = distill_loss(denoiser, make_schedule(config.schedule), config.distill)
-    step = make_train_step(loss, config.distill.train)
+    diffusion = MaskedDiffusion(denoiser, make_schedule(config.schedule))
+    step = make_train_step(distill_loss(diffusion, config.distill), config.distill.train)
     shape = (config.distill.train.batch_size, config.data.length)
     batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -1,0 +1,101 @@
+"""Scales, round ticks, and labels that keep apart: the arithmetic of a figure's layout."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps [low, high] of the data to [start, end] pixels, by logarithm if `log`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """Position in pixels of a data value."""
+        low, high, value = (
+            (math.log(self.low), math.log(self.high), math.log(value))
+            if self.log
+            else (self.low, self.high, value)
+        )
+        share = 0.5 if high == low else (value - low) / (high - low)
+        return self.start + share * (self.end - self.start)
+
+
+def padded(values: Sequence[float], *, log: bool, share: float = 0.06) -> tuple[float, float]:
+    """Range of the values with a margin of `share` on both sides (of the logarithm if `log`)."""
+    low, high = min(values), max(values)
+    if log:
+        margin = max(math.log(high / low), 0.02) * share
+        return low * math.exp(-margin), high * math.exp(margin)
+    margin = max(high - low, 1e-9 + 0.01 * abs(high)) * share
+    return low - margin, high + margin
+
+
+def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers in [low, high], at 1, 2 or 5 times a power of ten."""
+    raw = (high - low) / max(count, 1)
+    if raw <= 0:
+        return [low]
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers in [low, high] for a logarithmic axis.
+
+    Over less than half a decade no set of round mantissas gives enough of them, and evenly
+    spaced numbers read better.
+    """
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5), (1, 1.5, 2, 3, 4, 6, 8)):
+        ticks = [m * 10.0**d for d in decades for m in mantissas]
+        ticks = [t for t in ticks if low <= t <= high]
+        if min(4, count) <= len(ticks) <= count + 2:
+            return ticks
+        if len(ticks) > count + 2:
+            return ticks[:: math.ceil(len(ticks) / count)]
+    return [t for t in linear_ticks(low, high, count + 1) if t > 0]
+
+
+def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Moves label positions as little as needed so that neighbours are `gap` apart in
+    [low, high]; order is kept. Overlapping labels form a block centred on its members' mean."""
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
+    blocks: list[tuple[float, list[int]]] = []  # (centre, members)
+    for index in order:
+        blocks.append((positions[index], [index]))
+        while len(blocks) > 1 and _overlap(blocks[-2], blocks[-1], gap):
+            _, upper = blocks.pop(-2)
+            _, lower = blocks.pop()
+            members = upper + lower
+            centre = sum(positions[i] for i in members) / len(members)
+            blocks.append((centre, members))
+        centre, members = blocks[-1]
+        half = gap * (len(members) - 1) / 2
+        centre = max(low + half, min(high - half, centre))
+        blocks[-1] = (centre, members)
+    while any(_overlap(a, b, gap) for a, b in itertools.pairwise(blocks)):
+        at = next(i for i in range(len(blocks) - 1) if _overlap(blocks[i], blocks[i + 1], gap))
+        members = blocks[at][1] + blocks[at + 1][1]
+        half = gap * (len(members) - 1) / 2
+        centre = sum(positions[i] for i in members) / len(members)
+        blocks[at : at + 2] = [(max(low + half, min(high - half, centre)), members)]
+    result = [0.0] * len(positions)
+    for centre, members in blocks:
+        for rank, index in enumerate(members):
+            result[index] = centre + gap * (rank - (len(members) - 1) / 2)
+    return result
+
+
+def _overlap(upper: tuple[float, list[int]], lower: tuple[float, list[int]], gap: float) -> bool:
+    reach = gap * (len(upper[1]) + len(lower[1])) / 2
+    return lower[0] - upper[0] < reach - 1e-9

@@ -1,0 +1,109 @@
+"""Published corpora. Oracles: small files of the hub's form, the detokenizers on their own."""
+
+import json
+import shutil
+from unittest import mock
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from sdtt_jax.data import DETOKENIZERS, DataConfig, published
+from sdtt_jax.data.builders import Documents, build
+from sdtt_jax.data.corpora import documents
+from sdtt_jax.errors import ConfigError, DataError
+
+TEXTS = ["the company 's shares rose N %", " ", "it is n't so"]
+
+
+def write_parquet(path, field):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table({field: TEXTS}), path)
+
+
+def test_a_folder_may_hold_json_lines_raw_text_or_a_folder_of_files(tmp_path):
+    lines = tmp_path / "test.jsonl"
+    lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), "utf-8")
+    (tmp_path / "train").mkdir()
+    write_parquet(tmp_path / "train" / "0000.parquet", "text")
+    (tmp_path / "validation.txt").write_text("a well @-@ known thing", "utf-8")
+    test, train, validation = (
+        list(documents(DataConfig("wikitext2"), split, tmp_path))
+        for split in ("test", "train", "validation")
+    )
+    assert test == train
+    assert validation == ["a well-known thing"]
+
+
+def test_the_hubs_copy_is_asked_for_the_split_only(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repo, *, repo_type, revision, allow_patterns):
+        asked.append((repo, repo_type, revision, allow_patterns))
+        write_parquet(tmp_path / "penn_treebank" / "test" / "0000.parquet", "sentence")
+        return str(tmp_path)
+
+    monkeypatch.setattr(published, "snapshot_download", download)
+    assert len(list(documents(DataConfig("ptb"), "test"))) == 2
+    assert asked == [
+        (
+            "ptb-text-only/ptb_text_only",
+            "dataset",
+            "refs/convert/parquet",
+            ["penn_treebank/test/*.parquet"],
+        )
+    ]
+
+
+def test_without_a_network_the_message_says_which_files_to_fetch(tmp_path, monkeypatch):
+    download = mock.Mock(side_effect=OSError("no route"))
+    monkeypatch.setattr(published, "snapshot_download", download)
+    message = r"\(no route\).*penn_treebank/test/\*.*test/ of a folder ptb.*\$SDTT_JAX_CORPORA"
+    with pytest.raises(DataError, match=message):
+        list(documents(DataConfig("ptb"), "test"))
+    monkeypatch.setattr(published, "snapshot_download", mock.Mock(return_value=str(tmp_path)))
+    with pytest.raises(DataError, match=r"has no penn_treebank/test/\*\.parquet"):
+        list(documents(DataConfig("ptb"), "test"))
+
+
+def test_a_split_that_a_folder_lacks_is_named_with_the_files_to_put_there(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"put one of test\.txt, test\.jsonl, test\.parquet, test"
+    ):
+        list(documents(DataConfig("ptb"), "test", tmp_path))
+
+
+def test_the_shared_folder_of_corpora_comes_before_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("SDTT_JAX_CORPORA", str(tmp_path))
+    monkeypatch.setattr(published, "snapshot_download", mock.Mock(side_effect=AssertionError))
+    write_parquet(tmp_path / "openwebtext" / "train" / "0000.parquet", "text")
+    assert len(list(documents(DataConfig("openwebtext")))) == 2
+
+
+class TestTfds:
+    """Oracle: the same texts, written by a TFDS builder."""
+
+    @pytest.fixture
+    def prepared(self, tmp_path, monkeypatch):
+        """A version folder as TFDS leaves it, under the name of lm1b."""
+        folder = build(Documents({"test": lambda: iter(TEXTS)}, tmp_path / "made"), num_shards=1)
+        root = tmp_path / "tfds"
+        shutil.copytree(folder, root / "lm1b" / "1.1.0")
+        monkeypatch.setenv("TFDS_DATA_DIR", str(root))
+        return root / "lm1b" / "1.1.0"
+
+    def test_what_is_prepared_on_this_machine_is_read(self, prepared):
+        undo = DETOKENIZERS["lm1b"]
+        expected = [undo(TEXTS[0]), undo(TEXTS[2])]
+        assert list(documents(DataConfig("lm1b"), "test")) == expected
+        assert list(documents(DataConfig("lm1b"), "test", prepared)) == expected
+
+    def test_the_newest_version_is_taken(self, prepared):
+        (prepared.parent / "1.0.0").mkdir()
+        (prepared.parent / "1.0.0" / "dataset_info.json").write_text("{}")
+        assert len(list(documents(DataConfig("lm1b"), "test"))) == 2
+
+    def test_a_split_that_was_not_prepared_is_named(self, prepared):
+        with pytest.raises(DataError, match=r"1.1.0 has no feature 'text' in a split 'train'"):
+            next(documents(DataConfig("lm1b"), "train"))
+        assert prepared.is_dir()
