@@ -216,7 +216,7 @@ def _fit(run: Run, job: TrainingJob) -> TrainState:
     metadata = checkpoint_metadata(run, job)
     title = f"  {job.stage}, round {job.round}" if job.round else f"  {job.stage}"
     with Checkpoints(
-        job.folder, keep=config.keep, keep_every=config.keep_every, meta=metadata
+        job.folder, keep=config.keep, keep_every=config.keep_every, metadata=metadata
     ) as checkpoints:
         restored = checkpoints.restore(job.abstract, expect=metadata)
         state = job.start() if restored is None else restored[0]

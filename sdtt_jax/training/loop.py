@@ -228,13 +228,13 @@ class _Stop:
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[_Stop]:
     stop = _Stop()
-    # Python lets only the main thread set handlers; a loop in another thread is stopped by its
-    # owner.
+    # Python lets only the main thread set handlers; a loop in another thread is stopped by whoever
+    # started it.
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     if jax.process_count() > 1:
-        # JAX's notifier has SIGTERM, and makes all processes agree on a step; Ctrl-C goes the same way.
+        # JAX's notifier handles SIGTERM and makes all processes agree on a step; Ctrl-C is passed on to it.
         def pass_on(_number: int, _frame: Any) -> None:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTERM)
@@ -253,7 +253,7 @@ def _stop_signals() -> Iterator[_Stop]:
             signal.signal(each, signal.SIG_DFL)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        # None is a handler that was not installed from Python and cannot be put back.
+        # None stands for a handler that was not installed from Python, which cannot be put back.
         old[number] = signal.getsignal(number) or signal.SIG_DFL
         signal.signal(number, handle)
     try:

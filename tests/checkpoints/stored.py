@@ -36,7 +36,7 @@ def state_at(step: int, width: int = 64) -> TrainState:
 
 def save_three(directory: Path) -> Path:
     """Checkpoints at steps 1, 2, 3."""
-    with Checkpoints(directory, keep=3, meta={"fingerprint": "f", "round": 1}) as checkpoints:
+    with Checkpoints(directory, keep=3, metadata={"fingerprint": "f", "round": 1}) as checkpoints:
         for step in (1, 2, 3):
             assert checkpoints.save(state_at(step))
     return directory
@@ -51,7 +51,7 @@ def largest_array_file(step: Path) -> Path:
     return max((step / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
 
 
-def meta_file(step: Path) -> Path:
+def metadata_file(step: Path) -> Path:
     [path] = (step / "meta").glob("*.json")
     return path
 

@@ -50,10 +50,10 @@ DAMAGED_ARRAYS = {
 DAMAGED_FACTS = {
     "manifest cut": lambda step: stored.cut(step / "state" / "manifest.ocdbt"),
     "tree metadata cut": lambda step: stored.cut(step / "state" / "_METADATA"),
-    "meta cut": lambda step: stored.cut(stored.meta_file(step)),
-    "meta altered": lambda s: stored.alter(stored.meta_file(s), '"round": 1', '"round": 2'),
-    "a type altered": lambda s: stored.alter(stored.meta_file(s), '"float32"', '"float64"'),
-    "meta gone": lambda step: stored.meta_file(step).unlink(),
+    "meta cut": lambda step: stored.cut(stored.metadata_file(step)),
+    "meta altered": lambda s: stored.alter(stored.metadata_file(s), '"round": 1', '"round": 2'),
+    "a type altered": lambda s: stored.alter(stored.metadata_file(s), '"float32"', '"float64"'),
+    "meta gone": lambda step: stored.metadata_file(step).unlink(),
 }
 
 
