@@ -8,7 +8,8 @@ print(*map(model.tokenizer.decode, tokens), sep="\\n")
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from sdtt_jax.version import __version__ as __version__
+
 __all__ = [
     "load",
     "load_mdlm_small",

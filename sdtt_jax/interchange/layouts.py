@@ -9,7 +9,14 @@ import numpy as np
 
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE
-from sdtt_jax.interchange.renaming import Layout, Place, Stored, find_prefix, read_params
+from sdtt_jax.interchange.renaming import (
+    NOTHING_STORED,
+    Layout,
+    Place,
+    Stored,
+    find_prefix,
+    read_params,
+)
 from sdtt_jax.interchange.safetensors import Tensors
 from sdtt_jax.interchange.tables.gpt2 import GPT2
 from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
@@ -30,6 +37,7 @@ class Published(NamedTuple):
       config: of our network.
       stored: the config that it came with, empty if it came without.
       file: that errors name.
+      dtype: of the tensors, by safetensors' name.
     """
 
     layout: Layout
@@ -38,6 +46,7 @@ class Published(NamedTuple):
     config: Any
     stored: Mapping[str, Any]
     file: str
+    dtype: str = "F32"
 
 
 def is_published(path: Path) -> bool:
@@ -63,11 +72,11 @@ def open_published(path: Path, config_path: Path | None = None) -> Published:
         )
     beside = file.with_name(CONFIG_FILE)
     config_path = config_path or (beside if beside.is_file() else None)
-    stored = _stored(config_path) if config_path else Stored()
+    stored = _stored(config_path) if config_path else NOTHING_STORED
     tensors = Tensors(file)
     for layout in LAYOUTS.values():
         if any(prefix + layout.anchor in tensors for prefix in layout.prefixes):
-            return recognised(layout, tensors, stored, str(file))
+            return recognised(layout, tensors, stored, str(file))._replace(dtype=tensors.dtype)
     raise CheckpointError(
         f"{file} is neither a denoiser or causal baseline of the reference (no {CAUSAL.anchor}) nor a GPT-2 "
         f"(no {GPT2.anchor})."
@@ -77,7 +86,7 @@ def open_published(path: Path, config_path: Path | None = None) -> Published:
 def recognised(
     layout: Layout,
     tensors: Mapping[str, Any],
-    stored: Stored = Stored(),
+    stored: Stored = NOTHING_STORED,
     file: str = "the checkpoint",
 ) -> Published:
     """Tensors of which it is known in which layout they are.
@@ -111,7 +120,9 @@ def published_params(model: Published, place: Place | None = None) -> dict[str, 
     layout, tensors, prefix, where = model.layout, model.tensors, model.prefix, model.file
     for copy, name in layout.tied.items():
         if copy in tensors and not np.array_equal(tensors[copy], tensors[prefix + name]):
-            raise CheckpointError(f"{where}: {copy} differs from {prefix + name}; this network ties them.")
+            raise CheckpointError(
+                f"{where}: {copy} differs from {prefix + name}; this network ties them."
+            )
     table = layout.table(model.config)
     return read_params(table, tensors, prefix, where, place, beside=tuple(layout.tied))
 

@@ -64,8 +64,11 @@ class Table:
 class Stored(NamedTuple):
     """The config that a published model comes with: its content, and what errors call it."""
 
-    content: Mapping[str, Any] = types.MappingProxyType({})
+    content: Mapping[str, Any]
     where: str = "config.json"
+
+
+NOTHING_STORED = Stored(types.MappingProxyType({}))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,9 +25,7 @@ FIXED = {
 }
 
 
-def gpt2_config(
-    tensors: Mapping[str, Any], prefix: str, stored: Stored, file: str
-) -> GPT2Config:
+def gpt2_config(tensors: Mapping[str, Any], prefix: str, stored: Stored, file: str) -> GPT2Config:
     """Our config for the hub's, which says all sizes.
 
     Args:
