@@ -1,1 +1,4 @@
-"""The parts of `experiments.evaluate`."""
+"""The parts of `experiments.evaluate`.
+
+They may use the library and `experiments.cli`.
+"""
