@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdtt_jax.config import require
+from sdtt_jax.config import choose, require
 from sdtt_jax.diffusion.forward import SAMPLING_EPS, DenoiserLike, q_xt, sample_t, without_mask
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
@@ -101,10 +101,7 @@ def denoising_terms(
     Raises:
       ConfigError: an unknown weighting, or `importance` is asked of a schedule that has no `importance_t`.
     """
-    require(
-        weighting in WEIGHTINGS,
-        f"weighting={weighting!r} is unknown; choose one of {', '.join(WEIGHTINGS)}.",
-    )
+    choose("weighting", weighting, WEIGHTINGS)
     require(
         not importance or schedule.importance_t is not None,
         "importance sampling of t needs a noise schedule that has it: log-linear, or linear with "

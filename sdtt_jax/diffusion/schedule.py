@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require
+from sdtt_jax.config import one_of, require, within
 
 TimeFunction = Callable[[jax.Array], jax.Array]
 
@@ -56,11 +56,8 @@ class ScheduleConfig:
     sigma_max: float | None = None
 
     def __post_init__(self) -> None:
-        require(
-            self.kind in SCHEDULES,
-            f"kind={self.kind!r} is no noise schedule; choose one of {', '.join(SCHEDULES)}.",
-        )
-        require(0 < self.eps < 1, f"eps must lie in (0, 1), not {self.eps}.")
+        one_of(self, kind=SCHEDULES)
+        within("(0, 1)", self, "eps")
 
 
 def make_schedule(config: ScheduleConfig | None = None) -> Schedule:
