@@ -80,11 +80,10 @@ def _denoiser(
 
     def compute() -> Json:
         bounds = suffix_bounds(
-            model.denoiser,
+            model.diffusion,
             model.params,
             items,
             purpose_key(settings.seed, "evaluate.lambada"),
-            model.schedule,
             layout,
             num_samples=settings.num_maskings,
             batch_size=settings.batch_size,
@@ -93,10 +92,9 @@ def _denoiser(
         if task.choices:
             return _result("diffusion", task, bounds, None, settings.seed)
         hits = greedy_hits(
-            model.denoiser,
+            model.diffusion,
             model.params,
             items,
-            model.schedule,
             layout,
             batch_size=settings.batch_size,
             progress=_progress("lambada/greedy"),

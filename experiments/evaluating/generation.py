@@ -112,7 +112,7 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
                     f"steps_{num_steps:04d}",
                     model,
                     subject.identity,
-                    fill(model.denoiser, model.schedule, config, key),
+                    fill(model.diffusion, config, key),
                     rows,
                     0,
                     {"kind": "diffusion", "sampler": to_mapping(config), "num_steps": num_steps},

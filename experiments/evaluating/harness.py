@@ -163,11 +163,10 @@ def _scores(
         )
     layout = denoiser_layout(tokenizer, model.config.length)
     bounds = suffix_bounds(
-        model.denoiser,
+        model.diffusion,
         model.params,
         items,
         purpose_key(options.seed, "harness.bounds"),
-        model.schedule,
         layout,
         num_samples=options.num_samples,
         batch_size=size,
@@ -175,7 +174,7 @@ def _scores(
         estimator="times" if model.config.time_conditioned else "counts",
         progress=progress,
     )
-    hits = greedy_hits(model.denoiser, model.params, items, model.schedule, layout, batch_size=size)
+    hits = greedy_hits(model.diffusion, model.params, items, layout, batch_size=size)
     return bounds, hits
 
 

@@ -95,10 +95,9 @@ def latency(subject: Subject, output: Output, say: Say) -> None:
 
             def diffusion(rows: int = rows, config: Any = config, model: Model = model) -> Latency:
                 return sampler_latency(
-                    model.denoiser,
+                    model.diffusion,
                     model.params,
                     key,
-                    model.schedule,
                     config,
                     batch=rows,
                     length=subject.length,

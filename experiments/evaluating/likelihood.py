@@ -55,8 +55,7 @@ def _bound(
     size = batch_rows(model.params, min(settings.batch_size, len(tokens)))
     key = purpose_key(settings.seed, "evaluate.bound")
     function = bound_estimates(
-        model.denoiser,
-        model.schedule,
+        model.diffusion,
         key,
         estimator=estimator,
         num_maskings=settings.num_maskings,

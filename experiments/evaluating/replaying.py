@@ -47,12 +47,11 @@ def replay(subject: Subject, output: Output, path: str, say: Callable[[str], Non
 
     def compute() -> Json:
         bounds = replayed_bounds(
-            model.denoiser,
+            model.diffusion,
             model.params,
             item,
             found["xt"],
             found["t"],
-            model.schedule,
             layout,
             batch_size=subject.settings.batch_size,
         )
@@ -75,9 +74,9 @@ def _greedy(model: Model, found: dict[str, np.ndarray]) -> list[int]:
     start = len(found["prefix"])
     text[start:-1] = model.mask_id
     with model.on_mesh():
-        infill = jax.jit(greedy_infill, static_argnums=(0, 3))
+        infill = jax.jit(greedy_infill, static_argnames="diffusion")
         x_t = model.placed(text[None])
-        filled = infill(model.denoiser, model.params, x_t, model.schedule, jnp.float32(1.0))
+        filled = infill(model.diffusion, model.params, x_t, jnp.float32(1.0))
     tokens: list[int] = np.asarray(filled)[0, start:].tolist()
     return tokens
 

@@ -102,14 +102,13 @@ def _texts(run: Run, name: str, params: Any, judge: Any, num_steps: int) -> Scor
     if processes.agree(stored is not None):
         return _seen(stored, path)
     tokens, nfe = generation.sample_texts(
-        run.denoiser,
+        run.diffusion,
         params,
         # One key for all models, so that they are compared text by text.
         purpose_key(run.config.seed, "evaluate.texts", num_steps),
         num_texts=config.num_texts,
         length=run.config.data.length,
         batch_size=config.batch_size,
-        schedule=run.schedule,
         config=SamplerConfig(num_steps=num_steps, time_grid=config.time_grid),
     )
     nll = likelihood.judge_texts(run.judge, judge, tokens, run.tokenizer.bos_id, config.batch_size)
@@ -169,7 +168,7 @@ def _teacher_facts(run: Run) -> Record:
     tokens = _held_out(run, run.config.evaluation.validation_sequences)
     key = purpose_key(run.config.seed, "evaluate.nelbo")
     bound = likelihood.nelbo_texts(
-        run.denoiser, params, tokens, key, run.schedule, run.config.evaluation.batch_size
+        run.diffusion, params, tokens, key, run.config.evaluation.batch_size
     )
     return {"val_ppl": float(np.exp(bound.mean())), "params_digest": params_digest(params)}
 
@@ -206,13 +205,12 @@ def _gain(run: Run, number: int, params: Any) -> Record:
     if processes.agree(stored.get("params_digest") == digest):
         return _seen(stored.get("gain"), path)
     gain = measure_gain(
-        run.denoiser,
+        run.diffusion,
         params,
         run.delivered(round_teacher(run, number), "denoiser", "evaluate"),
         _held_out(run, settings.gain_sequences),
         round_dt(config, number),
         purpose_key(run.config.seed, "evaluate.gain", number),
-        run.schedule,
         config,
         num_trajectories=settings.gain_trajectories,
         batch_size=settings.batch_size,
@@ -288,11 +286,10 @@ def _samples(run: Run, teacher: dict[int, Scored], student: dict[int, Scored] | 
     folder = run.workdir.round(last) if last else run.workdir.teacher
     num_steps = 8
     states = generation.sample_states(
-        run.denoiser,
+        run.diffusion,
         run.delivered(folder, "denoiser", "evaluate"),
         purpose_key(run.config.seed, "evaluate.animation"),
         run.config.data.length,
-        run.schedule,
         SamplerConfig(num_steps=num_steps, time_grid=run.config.evaluation.time_grid),
     )
     mask = run.denoiser.mask_id

@@ -21,7 +21,8 @@ import numpy as np
 from scipy import special
 
 from sdtt_jax.config import require
-from sdtt_jax.diffusion.forward import SAMPLING_EPS, DenoiserLike, q_xt, sample_t
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.forward import SAMPLING_EPS, q_xt, sample_t
 from sdtt_jax.diffusion.nelbo import masked_nll, nelbo_weight
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.evaluation.batches import BatchFunction
@@ -30,13 +31,12 @@ ESTIMATORS = ("independent", "antithetic", "importance", "low-variance")
 
 
 def bound_estimates(
-    denoiser: DenoiserLike, schedule: Schedule, key: jax.Array, *, estimator: str, num_maskings: int
+    diffusion: MaskedDiffusion, key: jax.Array, *, estimator: str, num_maskings: int
 ) -> BatchFunction:
     """A batch function that estimates the bound of each text: `[rows, length]` to `[rows, num_maskings]`.
 
     Args:
-      denoiser: the network.
-      schedule: noise schedule.
+      diffusion: the model.
       key: PRNG key; batch i uses `fold_in(key, i)`.
       estimator: one of `ESTIMATORS`.
       num_maskings: independent estimates per text.
@@ -49,13 +49,12 @@ def bound_estimates(
         f"estimator={estimator!r} is unknown; choose one of {', '.join(ESTIMATORS)}.",
     )
     require(num_maskings > 0, f"num_maskings must be positive, not {num_maskings}.")
-    return functools.partial(_estimates, denoiser, schedule, estimator, num_maskings, key)
+    return functools.partial(_estimates, diffusion, estimator, num_maskings, key)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnames=("diffusion", "estimator", "num_maskings"))
 def _estimates(
-    denoiser: DenoiserLike,
-    schedule: Schedule,
+    diffusion: MaskedDiffusion,
     estimator: str,
     num_maskings: int,
     key: jax.Array,
@@ -66,8 +65,8 @@ def _estimates(
     mask = _count_mask if estimator == "low-variance" else functools.partial(_time_mask, estimator)
 
     def one(key: jax.Array) -> jax.Array:
-        x_t, sigma, weight = mask(key, x0, schedule, denoiser.mask_id)
-        nll = masked_nll(denoiser, params, x0, x_t, sigma)
+        x_t, sigma, weight = mask(key, x0, diffusion.schedule, diffusion.mask_id)
+        nll = masked_nll(diffusion, params, x0, x_t, sigma)
         return nll.sum(axis=-1) * weight / x0.shape[1]
 
     keys = jax.random.split(jax.random.fold_in(key, index), num_maskings)

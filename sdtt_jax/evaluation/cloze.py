@@ -17,9 +17,9 @@ import numpy as np
 import optax
 
 from sdtt_jax.config import require
-from sdtt_jax.diffusion.forward import SAMPLING_EPS, DenoiserLike, mask_tokens
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.forward import SAMPLING_EPS, mask_tokens
 from sdtt_jax.diffusion.nelbo import masked_nll, nelbo_weight
-from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.batches import batch_rows, map_batches
 from sdtt_jax.evaluation.continuations import Choice, Continuation, Layout, Rows, lay_out
@@ -35,11 +35,10 @@ BATCHES_AT_ONCE = 32
 
 
 def suffix_bounds(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     items: Sequence[Continuation],
     key: jax.Array,
-    schedule: Schedule,
     layout: Layout,
     *,
     num_samples: int,
@@ -53,10 +52,9 @@ def suffix_bounds(
     the exponential of the mean over texts.
 
     Args:
-      denoiser, params: the network, on one device or on a mesh.
+      diffusion, params: the model, on one device or on a mesh.
       items: what to score.
       key: item i draws from `fold_in(key, i)`, whatever the batches are.
-      schedule: noise schedule.
       layout: see `Layout`.
       num_samples: maskings of each item.
       batch_size: rows at once; a row is one masking of one item.
@@ -76,24 +74,23 @@ def suffix_bounds(
         estimator in ESTIMATORS,
         f"estimator={estimator!r} is unknown; choose one of {', '.join(ESTIMATORS)}.",
     )
-    conditioned = getattr(getattr(denoiser, "config", None), "time_conditioned", False)
+    conditioned = getattr(getattr(diffusion.denoiser, "config", None), "time_conditioned", False)
     require(
         estimator == "times" or not conditioned,
         "estimator='counts' masks without a time, which a time-conditioned network needs; use 'times'.",
     )
-    score = functools.partial(_bound_batch, denoiser, schedule, estimator, key, num_samples)
-    rows = lay_out(items, layout, denoiser.mask_id)
+    score = functools.partial(_bound_batch, diffusion, estimator, key, num_samples)
+    rows = lay_out(items, layout, diffusion.mask_id)
     values = _map_items(score, params, rows, num_samples, batch_size, progress)
     return values.mean(axis=1)
 
 
 def replayed_bounds(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     item: Continuation,
     x_t: np.ndarray,
     t: np.ndarray,
-    schedule: Schedule,
     layout: Layout,
     *,
     batch_size: int,
@@ -103,7 +100,7 @@ def replayed_bounds(
     With the maskings that another implementation drew, its numbers must come out.
 
     Args:
-      denoiser, params, schedule, layout, batch_size: as in `suffix_bounds`.
+      diffusion, params, layout, batch_size: as in `suffix_bounds`.
       item: the text.
       x_t: `[maskings, length]` int32, the item's row with suffix tokens masked.
       t: `[maskings]` float32, their times.
@@ -111,17 +108,17 @@ def replayed_bounds(
     Raises:
       ConfigError: `x_t` is not that row outside of its masks, or masks something other than the suffix.
     """
-    [rows] = lay_out([item], layout, denoiser.mask_id)
+    [rows] = lay_out([item], layout, diffusion.mask_id)
     x0, [start], [stop] = rows.tokens, rows.start, rows.stop
     place = np.arange(x0.shape[1])
-    masked = x_t == denoiser.mask_id
+    masked = x_t == diffusion.mask_id
     require(
         x_t.shape[1:] == x0.shape[1:]
         and bool(np.all(masked | (x_t == x0)))
-        and not np.any(masked & ((place < start) | (place >= stop)) & (x0 != denoiser.mask_id)),
+        and not np.any(masked & ((place < start) | (place >= stop)) & (x0 != diffusion.mask_id)),
         "x_t must be the item's row, of the layout's form, with masks in the suffix only.",
     )
-    score = functools.partial(_replay_batch, denoiser, schedule)
+    score = functools.partial(_replay_batch, diffusion)
     inside = np.broadcast_to((place >= start) & (place < stop), x_t.shape)
     given = (np.broadcast_to(x0, x_t.shape), x_t.astype(np.int32), t.astype(np.float32), inside)
     values: np.ndarray = map_batches(score, params, given, batch_size)
@@ -129,10 +126,9 @@ def replayed_bounds(
 
 
 def greedy_hits(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     items: Sequence[Continuation],
-    schedule: Schedule,
     layout: Layout,
     *,
     batch_size: int,
@@ -142,8 +138,8 @@ def greedy_hits(
 
     Their mean is LAMBADA's accuracy. Arguments and errors as in `suffix_bounds`.
     """
-    score = functools.partial(_hit_batch, denoiser, schedule)
-    rows = lay_out(items, layout, denoiser.mask_id)
+    score = functools.partial(_hit_batch, diffusion)
+    rows = lay_out(items, layout, diffusion.mask_id)
     return _map_items(score, params, rows, 1, batch_size, progress)[:, 0].astype(bool)
 
 
@@ -265,10 +261,9 @@ def _map_items(
     return np.concatenate(found)[np.argsort(np.concatenate(order))]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnames=("diffusion", "estimator"))
 def _bound_batch(
-    denoiser: DenoiserLike,
-    schedule: Schedule,
+    diffusion: MaskedDiffusion,
     estimator: str,
     key: jax.Array,
     num_samples: jax.Array,
@@ -277,6 +272,7 @@ def _bound_batch(
     rows: Rows,
 ) -> jax.Array:
     del index
+    schedule = diffusion.schedule
     place = jnp.arange(rows.tokens.shape[1])
     inside = (place >= rows.start[:, None]) & (place < rows.stop[:, None])
     offset, uniform = jax.vmap(_noise, (None, 0, 0, None))(key, rows.item, rows.sample, len(place))
@@ -290,14 +286,14 @@ def _bound_batch(
             schedule.sigma(t),
             nelbo_weight(schedule, t),
         )
-        x_t = mask_tokens(rows.tokens, uniform, chance, denoiser.mask_id)
+        x_t = mask_tokens(rows.tokens, uniform, chance, diffusion.mask_id)
     else:
         tokens = rows.stop - rows.start
         masked = jnp.minimum(1 + jnp.floor(u * tokens), tokens).astype(jnp.int32)
         rank = jnp.argsort(jnp.argsort(uniform, axis=-1), axis=-1)
-        x_t = jnp.where(rank < masked[:, None], denoiser.mask_id, rows.tokens).astype(jnp.int32)
+        x_t = jnp.where(rank < masked[:, None], diffusion.mask_id, rows.tokens).astype(jnp.int32)
         sigma, weight = jnp.zeros(len(u)), tokens / masked
-    nll = masked_nll(denoiser, params, rows.tokens, x_t, sigma)
+    nll = masked_nll(diffusion, params, rows.tokens, x_t, sigma)
     return jnp.where(inside, nll, 0).sum(axis=-1) * weight
 
 
@@ -310,29 +306,27 @@ def _noise(
     return jax.random.uniform(key_shift), masks
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnames="diffusion")
 def _replay_batch(
-    denoiser: DenoiserLike, schedule: Schedule, params: Any, index: jax.Array, rows: Any
+    diffusion: MaskedDiffusion, params: Any, index: jax.Array, rows: Any
 ) -> jax.Array:
     del index
     x0, x_t, t, inside = rows
-    nll = masked_nll(denoiser, params, x0, x_t, schedule.sigma(t))
-    return jnp.where(inside, nll, 0).sum(axis=-1) * nelbo_weight(schedule, t)
+    nll = masked_nll(diffusion, params, x0, x_t, diffusion.schedule.sigma(t))
+    return jnp.where(inside, nll, 0).sum(axis=-1) * nelbo_weight(diffusion.schedule, t)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _hit_batch(
-    denoiser: DenoiserLike, schedule: Schedule, params: Any, index: jax.Array, rows: Rows
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="diffusion")
+def _hit_batch(diffusion: MaskedDiffusion, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
     del index
     place = jnp.arange(rows.tokens.shape[1])
     inside = (place >= rows.start[:, None]) & (place < rows.stop[:, None])
-    x_t = jnp.where(inside, denoiser.mask_id, rows.tokens)
-    filled = greedy_infill(denoiser, params, x_t, schedule, jnp.float32(SAMPLING_EPS))
+    x_t = jnp.where(inside, diffusion.mask_id, rows.tokens)
+    filled = greedy_infill(diffusion, params, x_t, jnp.float32(SAMPLING_EPS))
     return jnp.all((filled == rows.tokens) | ~inside, axis=-1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames="network")
 def _causal_batch(network: Autoregressive, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
     del index
     inputs, targets = rows.tokens[:, :-1], rows.tokens[:, 1:]

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.diffusion.forward import DenoiserLike, masked_log_probs, q_xt, sample_t
-from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
+from sdtt_jax.diffusion.forward import masked_log_probs, q_xt, sample_t
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
 from sdtt_jax.evaluation.batches import map_batches
@@ -43,13 +43,12 @@ class Gain(NamedTuple):
 
 
 def measure_gain(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     student_params: Any,
     teacher_params: Any,
     x0: np.ndarray,
     dt: float,
     key: jax.Array,
-    schedule: Schedule,
     config: DistillConfig,
     *,
     num_trajectories: int,
@@ -58,12 +57,11 @@ def measure_gain(
     """Measures a round on held-out text.
 
     Args:
-      denoiser: the network.
+      diffusion: all of them but for their parameters.
       student_params, teacher_params: the round's student and teacher.
       x0: `[texts, length]` int32, held out.
       dt: the round's step.
       key: PRNG key.
-      schedule: noise schedule.
       config: k and the divergence, one of `FLOORED`.
       num_trajectories: M, even. The estimate of the floor from M trajectories has a bias of order 1/M,
         which `2 floor(M) - floor(M / 2)` takes out. `floor(M / 2)` is the mean over both halves: with
@@ -73,9 +71,7 @@ def measure_gain(
     """
     assert config.divergence in FLOORED, config.divergence
     assert num_trajectories % 2 == 0, num_trajectories
-    terms = functools.partial(
-        _terms, denoiser, schedule, config, num_trajectories, jnp.float32(dt), key
-    )
+    terms = functools.partial(_terms, diffusion, config, num_trajectories, jnp.float32(dt), key)
     sums = map_batches(terms, (student_params, teacher_params), x0, batch_size)
     count = sums["masked"].sum()
     teacher, student, floor = (
@@ -84,10 +80,9 @@ def measure_gain(
     return Gain(teacher, student, floor, (teacher - student) / (teacher - floor))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnames=("diffusion", "config", "num_trajectories"))
 def _terms(
-    denoiser: DenoiserLike,
-    schedule: Schedule,
+    diffusion: MaskedDiffusion,
     config: DistillConfig,
     num_trajectories: int,
     dt: jax.Array,
@@ -97,23 +92,14 @@ def _terms(
     batch: jax.Array,
 ) -> dict[str, jax.Array]:
     """Sums over the masked positions of each text: `[batch]` float32 each."""
+    denoiser, schedule = diffusion.denoiser, diffusion.schedule
     student, teacher = params
     keys = jax.random.split(jax.random.fold_in(key, index), 2 + num_trajectories)
     t = sample_t(keys[0], batch.shape[0])
     x_t = q_xt(keys[1], batch, schedule.move_chance(t), denoiser.mask_id)
     masked = x_t == denoiser.mask_id
     sigma = schedule.sigma(t)
-    targets = teacher_targets(
-        denoiser,
-        teacher,
-        keys[2:],
-        x_t,
-        t,
-        dt,
-        schedule,
-        num_distill_steps=config.num_distill_steps,
-        reference_times=config.reference_times,
-    )
+    targets = teacher_targets(diffusion, teacher, keys[2:], x_t, t, dt, config)
     values = selected_losses(
         denoiser.logits,
         functools.partial(_divergences, denoiser, config.divergence == "kl-bwd"),

@@ -9,38 +9,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.causal.sampler import generate
-from sdtt_jax.diffusion.forward import DenoiserLike
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
-from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.evaluation.batches import BatchFunction, batch_rows, batches, run_batch
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_mean, mean
 from sdtt_jax.keys import at_step
 from sdtt_jax.networks.causal import Autoregressive
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnames=("diffusion", "config"))
 def _fill(
-    denoiser: DenoiserLike,
-    schedule: Schedule,
+    diffusion: MaskedDiffusion,
     config: SamplerConfig,
     key: jax.Array,
     params: Any,
     index: jax.Array,
     x_init: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    state, _ = sample(denoiser, params, at_step(key, index), x_init, schedule, config)
+    state, _ = sample(diffusion, params, at_step(key, index), x_init, config)
     return state.x, jnp.broadcast_to(state.nfe, x_init.shape[:1])
 
 
-def fill(
-    denoiser: DenoiserLike, schedule: Schedule, config: SamplerConfig, key: jax.Array
-) -> BatchFunction:
+def fill(diffusion: MaskedDiffusion, config: SamplerConfig, key: jax.Array) -> BatchFunction:
     """What `run_batch` needs to fill the MASK positions of `[rows, length]`: the sampler's batch function.
 
     Batch i uses `fold_in(key, i)`, so two models with one key share all noise. Its results are tokens
     `[rows, length]` int32 and the network calls of the batch, `[rows]` int32, the same for each row.
     """
-    return functools.partial(_fill, denoiser, schedule, config, key)
+    return functools.partial(_fill, diffusion, config, key)
 
 
 def proceed(
@@ -65,34 +61,32 @@ def proceed(
 
 
 def sample_texts(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     key: jax.Array,
     *,
     num_texts: int,
     length: int,
     batch_size: int,
-    schedule: Schedule,
     config: SamplerConfig,
 ) -> tuple[np.ndarray, float]:
     """Unconditional texts, in batches.
 
     Args:
-      denoiser, params: the network; the parameters may live on a mesh.
+      diffusion, params: the model; the parameters may live on a mesh.
       key: PRNG key; see `fill`.
       num_texts: how many.
       length: tokens per text.
       batch_size: texts at once.
-      schedule: noise schedule.
       config: sampler.
 
     Returns:
       Tokens `[num_texts, length]` int32, and the mean number of network calls of a batch.
     """
     size = batch_rows(params, batch_size)
-    function = fill(denoiser, schedule, config, key)
+    function = fill(diffusion, config, key)
     texts, calls = [], []
-    for index, batch in enumerate(batches(masks(num_texts, length, denoiser.mask_id), size)):
+    for index, batch in enumerate(batches(masks(num_texts, length, diffusion.mask_id), size)):
         tokens, nfe = run_batch(function, params, index, batch, size)
         texts.append(tokens)
         calls.append(int(nfe[0]))
@@ -138,17 +132,16 @@ def paired_log_ratio(
     return bootstrap(mean, nll - reference, seed=seed, resamples=resamples)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
+@functools.partial(jax.jit, static_argnames=("diffusion", "length", "config"))
 def sample_states(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     key: jax.Array,
     length: int,
-    schedule: Schedule,
     config: SamplerConfig,
 ) -> jax.Array:
     """Every state of one text's generation: `[num_steps + 2, length]` int32, MASK included."""
-    x_init = prior_sample(1, length, denoiser.mask_id)
-    _, states = sample(denoiser, params, key, x_init, schedule, config, keep_states=True)
+    x_init = prior_sample(1, length, diffusion.mask_id)
+    _, states = sample(diffusion, params, key, x_init, config, keep_states=True)
     assert states is not None
     return jnp.asarray(states[:, 0])

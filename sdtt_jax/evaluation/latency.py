@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.causal.sampler import generate
-from sdtt_jax.diffusion.forward import DenoiserLike
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
-from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.networks.causal import Autoregressive
 from sdtt_jax.parallel.mesh import mesh_if_any, use_mesh
@@ -52,10 +51,9 @@ class Latency:
 
 
 def sampler_latency(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     key: jax.Array,
-    schedule: Schedule,
     config: SamplerConfig,
     *,
     batch: int,
@@ -66,19 +64,18 @@ def sampler_latency(
     """Unconditional generations; every repetition draws the same texts.
 
     Args:
-      denoiser, params: the network; the parameters may live on a mesh.
+      diffusion, params: the model; the parameters may live on a mesh.
       key: PRNG key.
-      schedule: noise schedule.
       config: sampler.
       batch: texts.
       length: tokens per text.
       repeats: repetitions after one to warm up.
       budget_s: no repetition but the first begins when they have taken so long together.
     """
-    x_init = prior_sample(batch, length, denoiser.mask_id)
+    x_init = prior_sample(batch, length, diffusion.mask_id)
 
     def function(params: Any, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state, _ = sample(denoiser, params, key, x, schedule, config)
+        state, _ = sample(diffusion, params, key, x, config)
         return state.x, state.nfe
 
     return _measure(function, params, key, x_init, batch * length, repeats, budget_s)

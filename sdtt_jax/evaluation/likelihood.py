@@ -8,16 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.causal.nll import causal_nll
-from sdtt_jax.diffusion.forward import DenoiserLike
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import masked_nll, nelbo, nelbo_weight
 from sdtt_jax.diffusion.sampler import SamplerState, final_denoise
-from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.evaluation.batches import map_batches
 from sdtt_jax.networks.causal import Autoregressive
 
 
 # Compiled once per network, not once per call: a run scores a dozen sets of texts.
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnames=("model", "bos_id"))
 def _judge_batch(
     model: Autoregressive, bos_id: int, params: Any, index: jax.Array, batch: jax.Array
 ) -> jax.Array:
@@ -25,16 +24,15 @@ def _judge_batch(
     return causal_nll(model, params, batch, bos_id).mean(axis=-1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnames="diffusion")
 def _nelbo_batch(
-    denoiser: DenoiserLike,
-    schedule: Schedule,
+    diffusion: MaskedDiffusion,
     key: jax.Array,
     params: Any,
     index: jax.Array,
     batch: jax.Array,
 ) -> jax.Array:
-    return nelbo(denoiser, params, batch, jax.random.fold_in(key, index), schedule)
+    return nelbo(diffusion, params, batch, jax.random.fold_in(key, index))
 
 
 def judge_texts(
@@ -47,48 +45,45 @@ def judge_texts(
 
 
 def nelbo_texts(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     tokens: np.ndarray,
     key: jax.Array,
-    schedule: Schedule,
     batch_size: int,
 ) -> np.ndarray:
     """One-sample NELBO of each text: `[texts]` float64, nats per token (antithetic times in a batch)."""
 
-    bound = functools.partial(_nelbo_batch, denoiser, schedule, key)
+    bound = functools.partial(_nelbo_batch, diffusion, key)
     return map_batches(bound, params, tokens, batch_size)
 
 
 def suffix_nll(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     x0: jax.Array,
     x_t: jax.Array,
-    schedule: Schedule,
     t: jax.Array,
 ) -> jax.Array:
     """The bound on -log p(suffix | prefix) that one masking of the suffix gives.
 
     Args:
-      denoiser, params: the network.
+      diffusion, params: the model.
       x0: `[maskings, length]` int32, prefix and suffix.
       x_t: `[maskings, length]` int32, x0 with suffix tokens masked at times `t`; the prefix stays.
-      schedule: noise schedule.
       t: `[maskings]` float32.
 
     Returns:
       `[maskings]` float32, nats of the whole suffix; the mean over maskings estimates the bound.
     """
-    nll = masked_nll(denoiser, params, x0, x_t, schedule.sigma(t))
-    return nll.sum(axis=-1) * nelbo_weight(schedule, t)
+    nll = masked_nll(diffusion, params, x0, x_t, diffusion.schedule.sigma(t))
+    return nll.sum(axis=-1) * nelbo_weight(diffusion.schedule, t)
 
 
 def greedy_infill(
-    denoiser: DenoiserLike, params: Any, x_t: jax.Array, schedule: Schedule, t: jax.Array
+    diffusion: MaskedDiffusion, params: Any, x_t: jax.Array, t: jax.Array
 ) -> jax.Array:
     """`x_t: [batch, length]` int32 with the most probable token at every masked position.
 
     One network call, as if at time `t: [] float32`, which only a time-conditioned network sees.
     """
-    return final_denoise(denoiser, params, SamplerState(x_t, jnp.int32(0)), t, schedule).x
+    return final_denoise(diffusion, params, SamplerState(x_t, jnp.int32(0)), t).x
