@@ -217,47 +217,36 @@ class _Stop:
         self.name = ""
 
     def requested(self) -> bool:
-        if jax.process_count() > 1:
-            if processes.preempted():
-                self.name = self.name or "SIGTERM"
-                return True
-            return False
+        if jax.process_count() > 1 and processes.preempted():
+            self.name = "SIGTERM"
         return bool(self.name)
 
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[_Stop]:
     stop = _Stop()
+    several = jax.process_count() > 1
+    # With several processes JAX's notifier handles SIGTERM, and makes all of them agree on a step.
+    handled = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
     # Python lets only the main thread set handlers; a loop in another thread is stopped by whoever
     # started it.
     if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    if jax.process_count() > 1:
-        # JAX's notifier handles SIGTERM and makes all processes agree on a step; Ctrl-C is passed on to it.
-        def pass_on(_number: int, _frame: Any) -> None:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGTERM)
-
-        before = signal.signal(signal.SIGINT, pass_on)
-        try:
-            yield stop
-        finally:
-            signal.signal(signal.SIGINT, before)
-        return
-    old: dict[signal.Signals, Any] = {}
+        handled = []
 
     def handle(number: int, _frame: Any) -> None:
-        stop.name = signal.Signals(number).name
-        for each in old:
+        for each in handled:
             signal.signal(each, signal.SIG_DFL)
+        if several:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            stop.name = signal.Signals(number).name
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # None stands for a handler that was not installed from Python, which cannot be put back.
-        old[number] = signal.getsignal(number) or signal.SIG_DFL
+    # None stands for a handler that was not installed from Python, which cannot be put back.
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in handled}
+    for number in handled:
         signal.signal(number, handle)
     try:
         yield stop
     finally:
-        for number, handler in old.items():
+        for number, handler in before.items():
             signal.signal(number, handler)

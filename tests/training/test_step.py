@@ -173,7 +173,7 @@ def test_the_context_reaches_the_loss():
     ("fields", "message"),
     [
         ({"num_steps": 0}, "num_steps"),
-        ({"ema_decay": 1.0}, "ema_decay=1.0"),
+        ({"ema_decay": 1.0}, "ema_decay must lie in"),
         ({"microbatches": 3}, "microbatches=3"),
     ],
 )
