@@ -11,7 +11,7 @@ import numpy as np
 
 from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.causal.sampler import generate
-from sdtt_jax.config import require
+from sdtt_jax.config import positive
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.networks.causal import Autoregressive
 from sdtt_jax.networks.config import TransformerConfig
@@ -74,8 +74,7 @@ class CausalModel(Loaded):
         Raises:
           ConfigError: more positions than the network has, or a filter is out of range.
         """
-        require(num_samples > 0, f"num_samples must be positive, not {num_samples}.")
-        require(batch_size > 0, f"batch_size must be positive, not {batch_size}.")
+        positive(num_samples=num_samples, batch_size=batch_size)
         tokenizer = self.text_tokenizer
         size = full_batch(min(num_samples, batch_size), self.mesh)
         ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode_part(prompt)]).astype(np.int32)
