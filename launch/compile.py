@@ -20,9 +20,9 @@ from experiments.cli.app import output_file, run_app, stopwatch
 from experiments.settings import check_overrides, run_config
 from launch.ahead import report
 from launch.ahead.analysis import Record, analyse
-from launch.ahead.chips import compile_only, describe_devices, parse_topology
 from launch.ahead.programs import ALL, KINDS, build
 from launch.ahead.search import search
+from launch.ahead.topologies import compile_only, describe_devices, parse_topology
 from sdtt_jax.config import choose, require
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.mesh import make_mesh
