@@ -14,9 +14,8 @@ from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import config_flags
-from rich.console import Console
 
-from experiments.cli.app import output_file, run_app, stopwatch
+from experiments.cli.app import output_file, run_app, stopwatch, wide_console
 from experiments.settings import check_overrides, run_config
 from launch.ahead import report
 from launch.ahead.analysis import Record, analyse
@@ -27,8 +26,6 @@ from sdtt_jax.config import choose, require
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.mesh import make_mesh
 from sdtt_jax.paths import write_json
-
-TABLE_WIDTH = 120
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string(
@@ -64,9 +61,7 @@ def main(argv: Sequence[str]) -> None:
     topology = parse_topology(str(_TOPOLOGY.value), _SLICES.value)
     devices = describe_devices(topology)
     say = stopwatch()
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=TABLE_WIDTH)
+    console = wide_console()
     records: list[Record] = []
     for kind in kinds:
         if _SEARCH.value:
