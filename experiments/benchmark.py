@@ -43,7 +43,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _SUITE = flags.DEFINE_list("suite", list(SUITES), f"What to measure, of: {', '.join(SUITES)}.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences per training step or generation.")
-_NUM_STEPS = flags.DEFINE_list("num_steps", ["8", "16", "32"], "Numbers of sampling steps, separated by commas.")
+_NUM_STEPS = flags.DEFINE_list(
+    "num_steps", ["8", "16", "32"], "Numbers of steps, separated by commas."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repetitions, after one that is not.")
 _INTERLEAVE = flags.DEFINE_bool("interleave", True, "Let lean and naive code take turns.")
 _OUTPUT = flags.DEFINE_string("output", None, "Also write all results to this JSON file.")
