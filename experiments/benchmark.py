@@ -22,18 +22,16 @@ from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
-from rich.console import Console
 
 from experiments.benchmarking.cases import SUITES
 from experiments.benchmarking.suites import benchmark, saver, show
-from experiments.cli.app import output_file, run_app, stopwatch
+from experiments.cli.app import output_file, run_app, stopwatch, wide_console
 from experiments.settings import check_overrides, run_config
 from sdtt_jax.config import choose, positive, require
 from sdtt_jax.data.corpora import find_corpus
 from sdtt_jax.errors import ConfigError, UserError
 
 DEFAULT_CONFIG = Path(__file__).with_name("configs") / "benchmark.py"
-TABLE_WIDTH = 118
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -101,9 +99,7 @@ def main(argv: Sequence[str]) -> None:
         save,
         interleave=_INTERLEAVE.value,
     )
-    console = Console()
-    # Where there is no terminal Rich assumes 80 columns, which would wrap the table's cells.
-    show(record, console if console.is_terminal else Console(width=TABLE_WIDTH))
+    show(record, wide_console())
     rows = [
         record.get("train"),
         record.get("teacher"),
