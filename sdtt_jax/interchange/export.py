@@ -15,7 +15,7 @@ from sdtt_jax.interchange.load import FINAL
 from sdtt_jax.interchange.published import FLOATS
 from sdtt_jax.interchange.safetensors import write_tensors
 from sdtt_jax.interchange.tables.gpt2 import write_gpt2
-from sdtt_jax.interchange.tables.reference import HUB_PREFIX, write_autoregressive, write_denoiser
+from sdtt_jax.interchange.tables.reference import HUB_PREFIX, write_causal, write_denoiser
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.gpt2 import GPT2Config
@@ -35,7 +35,7 @@ def export_reference(model: Model | CausalModel, directory: Path) -> list[Path]:
     elif isinstance(model.config, GPT2Config):
         tensors = write_gpt2(model.config, params, facts["prefix"])
     else:
-        tensors = write_autoregressive(model.config, params, facts.get("prefix", HUB_PREFIX))
+        tensors = write_causal(model.config, params, facts.get("prefix", HUB_PREFIX))
     dtype = FLOATS[facts.get("dtype", "F32")]
     config = facts.get("published_config") or reference_config(model)
     directory.mkdir(parents=True, exist_ok=True)

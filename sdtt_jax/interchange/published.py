@@ -20,11 +20,10 @@ from sdtt_jax.interchange.tables.reference import (
     ANCHOR,
     PREFIXES,
     TIME_EMBEDDING,
-    read_autoregressive,
+    read_causal,
     read_denoiser,
 )
-
-DENOISER, AUTOREGRESSIVE, GPT2 = "denoiser", "autoregressive", "gpt2"
+from sdtt_jax.networks.kinds import CAUSAL, DENOISER, GPT2
 
 # What published models were trained with, where nothing says otherwise.
 PUBLISHED_LENGTH = 1024
@@ -117,7 +116,7 @@ class Published(NamedTuple):
     """A published model, read.
 
     Attributes:
-      kind: "denoiser", "autoregressive" (the reference's causal baseline) or "gpt2".
+      kind: one of `sdtt_jax.networks.kinds.KINDS`; "causal" is the reference's causal baseline.
       config: of its network.
       params: its parameters.
       facts: the prefix of its tensors' names, their dtype, and the config as published.
@@ -170,7 +169,7 @@ def read_published(
         prefix = find_prefix(tensors, hub_gpt2.ANCHOR, hub_gpt2.PREFIXES, str(file))
     else:
         told = {field: _find(stored, names) for field, names in NAMES.items()}
-        read: Any = read_autoregressive
+        read: Any = read_causal
         if kind == DENOISER:
             time_conditioned = bool(told["time_conditioned"])
             read = functools.partial(read_denoiser, time_conditioned=time_conditioned)
@@ -185,7 +184,7 @@ def read_published(
 def _kind(tensors: Mapping[str, Any], where: str) -> str:
     for kind, anchor, prefixes in (
         (DENOISER, TIME_EMBEDDING, PREFIXES),
-        (AUTOREGRESSIVE, ANCHOR, PREFIXES),
+        (CAUSAL, ANCHOR, PREFIXES),
         (GPT2, hub_gpt2.ANCHOR, hub_gpt2.PREFIXES),
     ):
         if any(prefix + anchor in tensors for prefix in prefixes):

@@ -296,10 +296,10 @@ def test_held_out_text_that_is_nowhere_is_named_by_its_flag(evaluated):
 def _gpt2_judge():
     from sdtt_jax.data import TokenizerConfig, train_tokenizer
     from sdtt_jax.model.causal import CausalModel
-    from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
+    from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 
     sizes = {"length": 64, "num_layers": 1, "embed_dim": 8, "num_heads": 2}
-    network = make_gpt2(GPT2Config(vocab_size=50_257, **sizes))
+    network = GPT2Network(GPT2Config(vocab_size=50_257, **sizes))
     return CausalModel(
         params=noisy_params(network, 0),
         tokenizer=train_tokenizer(TokenizerConfig(kind="gpt2"), []),

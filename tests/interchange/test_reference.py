@@ -10,14 +10,14 @@ from sdtt_jax.interchange.safetensors import read_tensors
 from sdtt_jax.interchange.tables.reference import (
     HUB_PREFIX,
     NESTED_PREFIX,
-    read_autoregressive,
+    read_causal,
     read_denoiser,
-    write_autoregressive,
+    write_causal,
     write_denoiser,
 )
-from sdtt_jax.networks.causal import make_autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import CausalConfig, DenoiserConfig
-from sdtt_jax.networks.denoiser import make_denoiser
+from sdtt_jax.networks.denoiser import Denoiser
 
 LENGTH = 32
 SIZES = {"vocab_size": 200, "length": 8, "num_layers": 3, "embed_dim": 24, "num_heads": 2}
@@ -25,7 +25,7 @@ READERS = {
     "teacher_hub": (read_denoiser, write_denoiser, HUB_PREFIX),
     "student_hub": (read_denoiser, write_denoiser, HUB_PREFIX),
     "teacher_nested": (read_denoiser, write_denoiser, NESTED_PREFIX),
-    "ar_hub": (read_autoregressive, write_autoregressive, HUB_PREFIX),
+    "ar_hub": (read_causal, write_causal, HUB_PREFIX),
 }
 
 
@@ -68,7 +68,7 @@ def test_both_layouts_of_one_model_give_the_same_parameters(golden, teacher):
 @pytest.mark.parametrize("prefix", [HUB_PREFIX, NESTED_PREFIX, ""])
 def test_our_denoiser_survives_export_and_import(prefix):
     config = DenoiserConfig(**SIZES, cond_dim=6, time_conditioned=True)
-    params = _randomised(make_denoiser(config))
+    params = _randomised(Denoiser(config))
     tensors = write_denoiser(config, params, prefix)
     again, back = read_denoiser(tensors, length=8, time_conditioned=True)
     assert again == config
@@ -81,8 +81,8 @@ def test_our_denoiser_survives_export_and_import(prefix):
 
 def test_our_autoregressive_model_survives_export_and_import():
     config = CausalConfig(**SIZES)
-    params = _randomised(make_autoregressive(config))
-    again, back = read_autoregressive(write_autoregressive(config, params), length=8)
+    params = _randomised(CausalNetwork(config))
+    again, back = read_causal(write_causal(config, params), length=8)
     assert again == config
     jax.tree.map(np.testing.assert_array_equal, back["blocks"], params["blocks"])
 
@@ -104,7 +104,7 @@ def test_a_causal_file_is_not_taken_for_a_denoiser_nor_the_reverse(golden, teach
     ):
         read_denoiser(causal, length=LENGTH, where="ar.st")
     with pytest.raises(CheckpointError, match=r"not part of this model: .*adaLN_modulation"):
-        read_autoregressive(teacher, length=LENGTH)
+        read_causal(teacher, length=LENGTH)
 
 
 def test_missing_and_extra_tensors_are_named(teacher):

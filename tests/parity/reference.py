@@ -11,7 +11,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import Schedule, make_schedule
 from sdtt_jax.interchange.safetensors import read_tensors
 from sdtt_jax.interchange.tables.reference import read_denoiser
-from sdtt_jax.networks.denoiser import Denoiser, make_denoiser
+from sdtt_jax.networks.denoiser import Denoiser
 
 # The reference's own default: log-linear with eps 1e-3.
 SCHEDULE: Schedule = make_schedule()
@@ -45,7 +45,7 @@ def network(folder: Path, name: str) -> Network:
     """`teacher_hub` or `student_hub`; not time-conditioned, as the published models."""
     length = json.loads((folder / "config.json").read_text())["model"]["length"]
     config, params = read_denoiser(read_tensors(folder / f"{name}.safetensors"), length=length)
-    return Network(make_denoiser(config), jax.tree.map(jax.numpy.asarray, params))
+    return Network(Denoiser(config), jax.tree.map(jax.numpy.asarray, params))
 
 
 def target_files(folder: Path) -> list[str]:

@@ -12,9 +12,9 @@ import pytest
 
 from sdtt_jax.diffusion.forward import subs_log_probs
 from sdtt_jax.interchange.safetensors import read_tensors
-from sdtt_jax.interchange.tables.reference import read_autoregressive, read_denoiser
-from sdtt_jax.networks.causal import make_autoregressive
-from sdtt_jax.networks.denoiser import make_denoiser
+from sdtt_jax.interchange.tables.reference import read_causal, read_denoiser
+from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.networks.denoiser import Denoiser
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -27,7 +27,7 @@ def _denoiser_logits(folder, name, tokens, sigma, *, time_conditioned=False):
     tensors = read_tensors(folder / f"{name}.safetensors")
     length = _settings(folder)["model"]["length"]
     config, params = read_denoiser(tensors, length=length, time_conditioned=time_conditioned)
-    model = make_denoiser(config)
+    model = Denoiser(config)
 
     @jax.jit
     def logits(params, tokens, sigma):
@@ -91,10 +91,10 @@ def test_subs_log_probabilities(reference_golden, forward, weights, time_conditi
 def test_autoregressive_log_probabilities_and_nll(reference_golden):
     """Compared over the vocabulary without MASK, whose column the reference leaves meaningless."""
     length = _settings(reference_golden)["model"]["length"]
-    config, params = read_autoregressive(
+    config, params = read_causal(
         read_tensors(reference_golden / "ar_hub.safetensors"), length=length
     )
-    model = make_autoregressive(config)
+    model = CausalNetwork(config)
     with np.load(reference_golden / "ar_forward.npz") as file:
         expected, tokens, nll = file["logits"], file["tokens"], file["nll"]
 

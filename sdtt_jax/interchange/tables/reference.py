@@ -66,7 +66,7 @@ def write_denoiser(
     return write_params(denoiser_table(config), params, prefix)
 
 
-def read_autoregressive(
+def read_causal(
     tensors: Mapping[str, Any],
     *,
     length: int,
@@ -77,14 +77,14 @@ def read_autoregressive(
     prefix = find_prefix(tensors, ANCHOR, PREFIXES, where)
     config = _config(CausalConfig, {**_sizes(tensors, prefix, where), "length": length}, where)
     put = functools.partial(place, config) if place is not None else None
-    return config, read_params(autoregressive_table(config), tensors, prefix, where, put)
+    return config, read_params(causal_table(config), tensors, prefix, where, put)
 
 
-def write_autoregressive(
+def write_causal(
     config: TransformerConfig, params: Mapping[str, Any], prefix: str = HUB_PREFIX
 ) -> dict[str, np.ndarray]:
-    """The reference's tensors for our parameters: `read_autoregressive`'s inverse, bit for bit."""
-    return write_params(autoregressive_table(config), params, prefix)
+    """The reference's tensors for our parameters: `read_causal`'s inverse, bit for bit."""
+    return write_params(causal_table(config), params, prefix)
 
 
 def denoiser_table(config: DenoiserConfig) -> Table:
@@ -100,7 +100,7 @@ def denoiser_table(config: DenoiserConfig) -> Table:
     return _table(config, [*_transformer(config), *conditioning, final_norm])
 
 
-def autoregressive_table(config: TransformerConfig) -> Table:
+def causal_table(config: TransformerConfig) -> Table:
     """Where each tensor of the reference's causal baseline goes."""
     final_norm = Entry("output_layer.norm_final.weight", ("final", "scale"), (config.embed_dim,))
     return _table(config, [*_transformer(config), final_norm])
