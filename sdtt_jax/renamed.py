@@ -12,6 +12,7 @@ from collections.abc import Sequence
 MODULES = {
     "sdtt_jax.categorical": "sdtt_jax.ops.categorical",
     "sdtt_jax.configs": "sdtt_jax.config",
+    "sdtt_jax.data.named": "sdtt_jax.data.corpora",
     "sdtt_jax.diffusion.masking": "sdtt_jax.diffusion.forward",
     "sdtt_jax.evaluation.exact_round": "sdtt_jax.laboratory.optimum",
     "sdtt_jax.evaluation.exact_student": "sdtt_jax.laboratory.student",
@@ -23,6 +24,7 @@ MODULES = {
     "sdtt_jax.interchange.loading": "sdtt_jax.interchange.load",
     "sdtt_jax.interchange.model": "sdtt_jax.model.masked",
     "sdtt_jax.interchange.prompts": "sdtt_jax.model.prompts",
+    "sdtt_jax.interchange.published": "sdtt_jax.interchange.layouts",
     "sdtt_jax.interchange.reference": "sdtt_jax.interchange.tables.reference",
     "sdtt_jax.interchange.tensors": "sdtt_jax.interchange.safetensors",
     "sdtt_jax.models": "sdtt_jax.networks",

@@ -12,7 +12,7 @@ from sdtt_jax.evaluation.mauve import (
     quantise,
     text_features,
 )
-from sdtt_jax.interchange.tables.gpt2 import load_gpt2
+from sdtt_jax.interchange.layouts import open_published, published_params
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.gpt2 import GPT2Network
@@ -146,7 +146,8 @@ def test_features_are_the_state_of_the_last_token(judge):
 def test_features_of_gpt2_are_its_golden_final_states(golden):
     folder = golden / "gpt2_tiny"
     stored = np.load(folder / "forward.npz")
-    config, params = load_gpt2(folder)
+    published = open_published(folder)
+    config, params = published.config, published_params(published)
     features = text_features(GPT2Network(config), params, stored["tokens"], 2)
     np.testing.assert_allclose(features, stored["final_hidden"][:, -1], rtol=1e-4, atol=1e-5)
 

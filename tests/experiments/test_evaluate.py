@@ -62,12 +62,12 @@ def _make(folder):
     root = folder / "run"
     with open_run(config_dict(config), root) as run:
         run_stages(run, ["data"])
-        for path, network, kind, facts in (
-            (run.workdir.teacher, run.denoiser, "denoiser", {"stage": "teacher"}),
-            (run.workdir.round(1), run.denoiser, "denoiser", {"stage": "distill", "round": 1}),
-            (run.workdir.judge, run.judge, "autoregressive", {"stage": "judge"}),
+        for path, network, facts in (
+            (run.workdir.teacher, run.denoiser, {"stage": "teacher"}),
+            (run.workdir.round(1), run.denoiser, {"stage": "distill", "round": 1}),
+            (run.workdir.judge, run.judge, {"stage": "judge"}),
         ):
-            run.deliver(path, noisy_params(network, 0), kind, **facts)
+            run.deliver(path, network, noisy_params(network, 0), **facts)
     return str(root)
 
 
