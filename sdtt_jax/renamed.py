@@ -46,10 +46,12 @@ MODULES = {
     "sdtt_jax.training.replicas": "sdtt_jax.parallel.replicas",
     "sdtt_jax.training.seal": "sdtt_jax.checkpoints.metadata",
     "sdtt_jax.training.sharding": "sdtt_jax.parallel.mesh and sdtt_jax.parallel.placement",
+    "launch.ahead.chips": "launch.accelerators and launch.ahead.topologies",
     "launch.chaos": "tools.chaos",
     "launch.faults": "tools.faults",
     "launch.fits": "tools.fits",
     "launch.floors": "tools.floors",
+    "launch.pods.accelerators": "launch.accelerators",
     "launch.remat_table": "tools.remat_table",
 }
 
