@@ -24,9 +24,6 @@ from sdtt_jax.reporting.run_figures import (
     quality_panel,
 )
 
-STAGES = {"data": "data", "teacher": "teacher", "judge": "judge", "distill": "distillation"}
-"""Names of stages in words; a stage that is not here goes by its own name."""
-
 WIDE, NARROW = 720.0, 344.0
 """Widths of a figure on wide and on narrow screens, in pixels."""
 
@@ -131,7 +128,7 @@ def _title_and_colour(curve: LossCurve) -> tuple[str, str]:
         number_of_round = max(curve.round, 1)
         return f"Round {number_of_round}", f"r{number_of_round}"
     colour = curve.stage if curve.stage in ("teacher", "judge") else "muted"
-    return STAGES.get(curve.stage, curve.stage).capitalize(), colour
+    return curve.stage.capitalize(), colour
 
 
 def sample_sets(run: Run) -> list[dict[str, Any]]:
@@ -194,7 +191,7 @@ def stages(run: Run) -> list[dict[str, Any]]:
             speeds.setdefault(curve.stage, curve.tokens_per_second)
     return [
         {
-            "name": STAGES.get(stage, stage),
+            "name": stage,
             "seconds": seconds,
             "share": seconds / whole,
             "speed": speeds.get(stage),

@@ -19,8 +19,8 @@ from experiments.evaluating.output import Output
 from experiments.evaluating.settings import Settings
 from experiments.evaluating.subject import load_subject, own_output, update_report
 from experiments.evaluating.texts import held_out
-from experiments.run import open_run, run_stages
 from experiments.settings import config_dict
+from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError
 from sdtt_jax.evaluation import likelihood as library
 from tests.experiments.processes import call
