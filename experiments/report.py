@@ -1,12 +1,18 @@
-"""Writes the report of a run again, and the figures of the documentation as files.
+"""Writes the report of a run again, and draws figures to PNG or SVG files.
+
+Perplexity and entropy against the number of steps:
 
   python -m experiments.report --workdir=runs/evening --picture=evening.png
+
+Perplexity and entropy against latency, as experiments.evaluate measured them (--suite=generation,latency):
+
   python -m experiments.report --workdir=runs/demo --race=race.png --batch=8
+
+The figure of experiments.exact:
+
   python -m experiments.report --exact=runs/exact/results.json --picture=exact.png
 
-The first writes runs/evening/report.html, and perplexity and entropy against the number of steps as a
-picture; the second, also perplexity and entropy against latency, from what experiments.evaluate measured
-of the run; the third draws the record of experiments.exact. Pictures are PNG or SVG, by their suffix.
+With --workdir, the run's report.html is written as well.
 """
 
 import json
@@ -19,8 +25,7 @@ from experiments.cli.app import run_app
 from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path
-from sdtt_jax.reporting import write_report
-from sdtt_jax.reporting.evaluations import race, read_evaluations
+from sdtt_jax.reporting import evaluations, write_report
 from sdtt_jax.reporting.picture import write_exact, write_quality, write_race
 
 SUFFIXES = (".png", ".svg")
@@ -38,7 +43,7 @@ def write_exact_from(results: str, picture: Path) -> Path:
 
 def write_race_of(workdir: str, batch: int, picture: Path) -> Path:
     """Draws what was measured of a run at one batch size."""
-    points = race(read_evaluations(workdir), batch)
+    points = evaluations.race(evaluations.read_evaluations(workdir), batch)
     require(
         len(points) > 1,
         f"--batch={batch}: fewer than two models or numbers of steps were both judged and timed at this "
@@ -47,36 +52,44 @@ def write_race_of(workdir: str, batch: int, picture: Path) -> Path:
     return write_race(points, batch, picture)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Writes what the flags ask for, and the paths to standard output."""
-    values = flags.FLAGS
-    require(len(argv) == 1, f"Unknown argument {' '.join(argv[1:])!r}; see --help.")
-    require(
-        (values.workdir is None) != (values.exact is None),
-        "Give either --workdir or --exact; see --help.",
-    )
-    for name in ("picture", "race"):
-        path = values[name].value
+def report(
+    workdir: str | None = None,
+    exact: str | None = None,
+    picture: str | None = None,
+    race: str | None = None,
+    batch: int = 1,
+) -> list[Path]:
+    """Writes what the flags of these names ask for; returns the paths."""
+    require((workdir is None) != (exact is None), "Give either --workdir or --exact; see --help.")
+    for name, path in {"picture": picture, "race": race}.items():
         right = path is None or Path(path).suffix in SUFFIXES
         require(right, f"--{name}={path} must end in {' or '.join(SUFFIXES)}.")
-    if values.exact is not None:
-        require(values.picture is not None, "--exact needs --picture, the file to draw.")
-        print(write_exact_from(values.exact, Path(values.picture)))
-        return
-    print(write_report(values.workdir))
-    if values.picture is not None:
-        print(write_quality(values.workdir, values.picture))
-    if values.race is not None:
-        print(write_race_of(values.workdir, values.batch, Path(values.race)))
+    if exact is not None:
+        require(picture is not None, "--exact needs --picture, the file to draw.")
+        return [write_exact_from(exact, Path(str(picture)))]
+    paths = [write_report(str(workdir))]
+    if picture is not None:
+        paths.append(write_quality(str(workdir), picture))
+    if race is not None:
+        paths.append(write_race_of(str(workdir), batch, Path(race)))
+    return paths
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes what the flags ask for, and the paths to standard output."""
+    require(len(argv) == 1, f"Unknown argument {' '.join(argv[1:])!r}; see --help.")
+    given = flags.FLAGS
+    for path in report(given.workdir, given.exact, given.picture, given.race, given.batch):
+        print(path)
 
 
 def define_flags() -> None:
     """Defines this program's flags; not on import, so that other programs may use their names."""
-    flags.DEFINE_string("workdir", None, "The run whose report.html is written.")
-    flags.DEFINE_string("exact", None, "The results.json of experiments.exact, instead of a run.")
-    flags.DEFINE_string("picture", None, "File to draw the main figure to.")
-    flags.DEFINE_string("race", None, "File to draw quality against latency to.")
-    flags.DEFINE_integer("batch", 1, "Texts at once, in the figure of --race.", lower_bound=1)
+    flags.DEFINE_string("workdir", None, "The run to report on; its report.html is written.")
+    flags.DEFINE_string("exact", None, "A results.json of experiments.exact; instead of --workdir.")
+    flags.DEFINE_string("picture", None, "Draw the main figure to this file, .png or .svg.")
+    flags.DEFINE_string("race", None, "Draw quality against latency to this file, .png or .svg.")
+    flags.DEFINE_integer("batch", 1, "The batch size that --race shows.", lower_bound=1)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def train_teacher(run: Run) -> None:
         _adopt_teacher(run, config.checkpoint)
         return
     state = _fit(run, training_job(run, "teacher"))
-    run.deliver(run.workdir.teacher, _averaged(state), "denoiser", stage="teacher")
+    run.deliver(run.workdir.teacher, run.denoiser, _averaged(state), stage="teacher")
 
 
 def _adopt_teacher(run: Run, checkpoint: str) -> None:
@@ -100,13 +100,13 @@ def _adopt_teacher(run: Run, checkpoint: str) -> None:
             "config.tokenizer and config.data give; use its tokenizer and corpus."
         )
     run.say(f"  taken from {checkpoint}")
-    run.deliver(run.workdir.teacher, model.params, "denoiser", stage="teacher", source=checkpoint)
+    run.deliver(run.workdir.teacher, run.denoiser, model.params, stage="teacher", source=checkpoint)
 
 
 def train_judge(run: Run) -> None:
-    """Trains the causal baseline and scorer."""
+    """Trains the causal model that is baseline and judge."""
     state = _fit(run, training_job(run, "judge"))
-    run.deliver(run.workdir.judge, _averaged(state), "autoregressive", stage="judge")
+    run.deliver(run.workdir.judge, run.judge, _averaged(state), stage="judge")
 
 
 def distill(run: Run) -> None:
@@ -124,8 +124,8 @@ def distill(run: Run) -> None:
         state = _fit(run, _round(run, number, step_fn))
         run.deliver(
             run.workdir.round(number),
+            run.denoiser,
             delivered_params(config, state),
-            "denoiser",
             stage="distill",
             round=number,
             dt=dt,
@@ -153,7 +153,7 @@ def _round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
     abstract = spec.abstract(init, shapes.context)
 
     def start() -> TrainState:
-        teacher = run.delivered(round_teacher(run, number), "denoiser", "distill")
+        teacher = run.delivered(round_teacher(run, number), run.denoiser, "distill")
         previous: Trained = Student(teacher)
         if number > 1:
             folder = run.workdir.round(number - 1)
