@@ -55,11 +55,26 @@ MODULES = {
     "launch.remat_table": "tools.remat_table",
 }
 
+# Old name in a module that is still there -> what took its place.
+NAMES = {
+    "experiments.settings.JudgeSize": "sdtt_jax.networks.CausalConfig",
+    "experiments.settings.ModelSize": "sdtt_jax.networks.DenoiserConfig",
+}
+
 # Old field of a config dataclass, as "Class.field" -> new field.
 FIELDS: dict[str, str] = {}
 
 # Old flag -> new flag, without the dashes.
 FLAGS: dict[str, str] = {}
+
+
+def missing_name(module: str, name: str) -> Exception:
+    """What the `__getattr__` of a module raises for a name that it does not have."""
+    now = NAMES.get(f"{module}.{name}")
+    if now is None:
+        return AttributeError(f"module {module!r} has no attribute {name!r}")
+    # `from module import name` would swallow an AttributeError's message.
+    return ImportError(f"{module}.{name} is now {now}.")
 
 
 def field_now(config: type, name: str) -> str | None:

@@ -12,7 +12,7 @@ import optax
 from sdtt_jax.config import require
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.evaluation.batches import batch_rows, batches, join, run_batch
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.head_loss import selected_losses
 
 # Rows are padded to a multiple of it, so that texts of nearly the same length share one compiled program.
@@ -52,7 +52,7 @@ class Rows(NamedTuple):
 
 
 def score_texts(
-    network: Autoregressive,
+    network: CausalNetwork,
     params: Any,
     texts: Sequence[np.ndarray],
     *,
@@ -121,7 +121,7 @@ def make_rows(
     return rows, np.asarray(owners, np.int64)
 
 
-def token_nll(network: Autoregressive, params: Any, rows: Rows, batch_size: int) -> np.ndarray:
+def token_nll(network: CausalNetwork, params: Any, rows: Rows, batch_size: int) -> np.ndarray:
     """-log p of every scored token, 0 elsewhere: `[rows, width]` float64."""
     size = batch_rows(params, min(batch_size, len(rows.inputs)))
     function = functools.partial(_token_nll, network)
@@ -135,7 +135,7 @@ def token_nll(network: Autoregressive, params: Any, rows: Rows, batch_size: int)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _token_nll(network: Autoregressive, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
+def _token_nll(network: CausalNetwork, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
     del index
     return selected_losses(
         network.logits,
@@ -189,7 +189,7 @@ def first_document(tokens: np.ndarray, bos_id: int, eos_id: int, given: int = 0)
     return tokens[: ends[0] + 1] if len(ends) else tokens
 
 
-def check_vocabulary(network: Autoregressive, texts: Sequence[np.ndarray]) -> None:
+def check_vocabulary(network: CausalNetwork, texts: Sequence[np.ndarray]) -> None:
     """Raises `ConfigError` if a token is none of the judge's."""
     highest = max((int(text.max()) for text in texts if len(text)), default=0)
     lowest = min((int(text.min()) for text in texts if len(text)), default=0)

@@ -124,9 +124,9 @@ def _paint(axes: Axes, drawing: Drawing, colours: dict[str, str]) -> None:
         axes.add_patch(patch)
 
 
-def _patch(mark: marks.Path | marks.Box, **look: Any) -> patches.Patch:
+def _patch(mark: marks.Polyline | marks.Box, **look: Any) -> patches.Patch:
     look |= {"joinstyle": "round", "clip_on": False}
-    if isinstance(mark, marks.Path):
+    if isinstance(mark, marks.Polyline):
         points = mark.points + mark.points[:1] * mark.closed
         return patches.PathPatch(Path2D(points, closed=mark.closed), **look)
     corners = patches.BoxStyle("Round", pad=0, rounding_size=mark.radius)
