@@ -60,26 +60,26 @@ def main(argv: Sequence[str]) -> None:
     compile_only()
     topology = parse_topology(str(_TOPOLOGY.value), _SLICES.value)
     devices = describe_devices(topology)
-    say = stopwatch()
+    log = stopwatch()
     console = wide_console()
     records: list[Record] = []
     for kind in kinds:
         if _SEARCH.value:
             found = search(
-                kind, config, topology, devices, _NUM_STEPS.value, say, _SEARCH_SECONDS.value
+                kind, config, topology, devices, _NUM_STEPS.value, log, _SEARCH_SECONDS.value
             )
             records += [analysis.record for analysis in found]
             report.show(found[0].record, console)
         else:
             mesh = make_mesh(config.mesh, devices)
             program = build(kind, config, mesh, _BATCH.value * topology.chips, _NUM_STEPS.value)
-            say(f"{kind}: compiling")
+            log(f"{kind}: compiling")
             records.append(analyse(program, topology, mesh).record)
             report.show(records[-1], console)
     console.print(report.summary(records))
     if output is not None:
         write_json(output, records)
-        say(f"written to {output}")
+        log(f"written to {output}")
 
 
 if __name__ == "__main__":

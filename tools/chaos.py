@@ -128,7 +128,7 @@ def compare(run: Run, expected: dict[str, str]) -> list[str]:
 
 
 def disturb(
-    run: Run, moments: random.Random, lines: int, kills: int, say: Callable[[str], None]
+    run: Run, moments: random.Random, lines: int, kills: int, log: Callable[[str], None]
 ) -> int:
     """Runs to the end, killed at most `kills` times on the way.
 
@@ -150,7 +150,7 @@ def disturb(
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            say(f"  killed {delay:.1f} s after: {run.where()}")
+            log(f"  killed {delay:.1f} s after: {run.where()}")
         else:
             finish(run, process)
             return number
@@ -166,20 +166,20 @@ def main(argv: Sequence[str]) -> None:
     if directory.exists() and any(directory.iterdir()):
         raise ConfigError(f"{directory} is not empty; give another --directory.")
     directory.mkdir(parents=True, exist_ok=True)
-    say, moments = stopwatch(), random.Random(_SEED.value)
+    log, moments = stopwatch(), random.Random(_SEED.value)
 
     def make(name: str) -> Run:
         return Run(directory / name, _CONFIG.value, argv[1:])
 
     run = make("unbroken")
-    say("the run that nothing disturbs")
+    log("the run that nothing disturbs")
     finish(run, run.start())
     lines, expected = run.lines(), outcome(run.directory)
-    say(f"done; {_KILLS.value} kills to come, seed {_SEED.value}")
+    log(f"done; {_KILLS.value} kills to come, seed {_SEED.value}")
     killed = runs = 0
     while killed < _KILLS.value:
         run, runs = make(f"killed_{runs + 1:02d}"), runs + 1
-        kills = disturb(run, moments, lines, _KILLS.value - killed, say)
+        kills = disturb(run, moments, lines, _KILLS.value - killed, log)
         killed += kills
         different = compare(run, expected)
         if different:
@@ -187,8 +187,8 @@ def main(argv: Sequence[str]) -> None:
                 f"{run.directory}, killed {kills} times, differs from {make('unbroken').directory} in "
                 f"{', '.join(different)}."
             )
-        say(f"run {runs}, killed {kills} times: the same bits in all {len(expected)} results")
-    say(f"{killed} kills in {runs} runs: everything is the same, bit for bit")
+        log(f"run {runs}, killed {kills} times: the same bits in all {len(expected)} results")
+    log(f"{killed} kills in {runs} runs: everything is the same, bit for bit")
 
 
 if __name__ == "__main__":

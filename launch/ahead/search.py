@@ -22,7 +22,7 @@ COMPILATIONS = 4
 ROOM = 0.1
 MESHES = 2
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Iterator[Mesh]:
@@ -55,7 +55,7 @@ def search(
     topology: Topology,
     devices: Sequence[Any],
     num_steps: int,
-    say: Say,
+    log: Log,
     seconds: float,
 ) -> list[Analysis]:
     """Analyses of the largest batch of each mesh that was tried, the best first.
@@ -68,7 +68,7 @@ def search(
       config: the run's.
       topology, devices: the slice.
       num_steps: of the sampler.
-      say: told what begins.
+      log: called with each search as it begins.
       seconds: no compilation is begun after them, once a batch that fits is known.
 
     Raises:
@@ -83,7 +83,7 @@ def search(
     for number, mesh in enumerate(meshes(config, topology, devices)):
         if number == MESHES or not in_time():
             break
-        best = largest_batch(kind, config, topology, mesh, num_steps, say, in_time)
+        best = largest_batch(kind, config, topology, mesh, num_steps, log, in_time)
         if best is not None:
             found.append(best)
     if not found:
@@ -100,7 +100,7 @@ def largest_batch(
     topology: Topology,
     mesh: Mesh,
     num_steps: int,
-    say: Say,
+    log: Log,
     in_time: Callable[[], bool],
 ) -> Analysis | None:
     """The analysis at the largest batch per chip of `LADDER` that fits; None if none does."""
@@ -108,7 +108,7 @@ def largest_batch(
     guess: int | None = FIRST
     while guess is not None and len(tried) < COMPILATIONS and (in_time() or not _fitting(tried)):
         shape = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-        say(f"{kind} on {topology}, mesh {shape}, {guess} sequences per chip: compiling")
+        log(f"{kind} on {topology}, mesh {shape}, {guess} sequences per chip: compiling")
         tried[guess] = analyse(
             build(kind, config, mesh, guess * topology.chips, num_steps), topology, mesh
         )
