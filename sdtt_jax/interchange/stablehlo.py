@@ -29,12 +29,12 @@ import json, pathlib, sys
 import jax, jax.export, numpy as np
 from safetensors.numpy import load_file
 folder = pathlib.Path(__file__).parent
-description = json.loads((folder / "sampler.json").read_text("utf-8"))
+info = json.loads((folder / "sampler.json").read_text("utf-8"))
 sampler = jax.export.deserialize(bytearray((folder / "sampler.stablehlo").read_bytes()))
 key = jax.random.key_data(jax.random.key(int(sys.argv[1]) if len(sys.argv) > 1 else 0, impl="threefry2x32"))
-masked = np.full((description["batch_size"], description["length"]), description["mask_id"], np.int32)  # or with a prompt
+masked = np.full((info["batch_size"], info["length"]), info["mask_id"], np.int32)  # or with a prompt
 for row in np.asarray(sampler.call(load_file(folder / "params.safetensors"), key, masked)):
-    print("".join(description["pieces"][i] for i in row) if description["pieces"] else row.tolist(), flush=True)
+    print("".join(info["pieces"][i] for i in row) if info["pieces"] else row.tolist(), flush=True)
 '''
 
 
