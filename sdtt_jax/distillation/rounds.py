@@ -51,7 +51,7 @@ def round_dt(config: DistillConfig, round: int) -> float:
 
     Capped so that the student's step, `k dt`, is at most `1 / min_num_steps` (arXiv 2410.21035, algorithm 2).
 
-    Example:
+    Examples:
       >>> [1 / round_dt(DistillConfig(), round) for round in (1, 2, 7)]
       [1024.0, 512.0, 16.0]
     """
