@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.settings import DistillStage, TeacherConfig
-from launch.ahead.hlo import Program
+from launch.ahead.hlo import Module
 from sdtt_jax.checkpoints.store import Checkpoints, params_digest
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt
@@ -163,7 +163,7 @@ def call(
 
 def collectives(compiled: Any, mesh: jax.sharding.Mesh) -> dict:
     """Bytes that one device puts into collectives, by the mesh axes that they cross."""
-    cost = Program(
+    cost = Module(
         compiled.as_text(), mesh.axis_names, tuple(mesh.shape.values()), lambda _: 1.0
     ).cost()
     found: dict[str, float] = {}
