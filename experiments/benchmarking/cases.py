@@ -20,7 +20,7 @@ from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import Schedule, make_schedule
-from sdtt_jax.distillation.rounds import round_dt
+from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.keys import at_step, purpose_key
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.config import of_same_size
@@ -29,8 +29,7 @@ from sdtt_jax.networks.kinds import Network
 from sdtt_jax.objectives import distill_loss, teacher_loss
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import place_batch, replicated, unbox
-from sdtt_jax.training.optimizers import make_optimizer
-from sdtt_jax.training.state import state_from_params
+from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
 
 Params = Any
@@ -100,30 +99,24 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
     stage = dataclasses.replace(stage, batch_size=job.batch_size, microbatches=1)
     sizes, denoiser, diffusion = _network(job, config)
     loss = _counted(_loss(job, config, sizes, diffusion), distills)
-    optimizer = make_optimizer(stage.optimizer, stage.num_steps)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    context = {}
-    params = _parameters(denoiser, replicated(mesh))
+    student = Student(_parameters(denoiser, replicated(mesh)))
     if distills:
-        context = {"teacher_params": params, "dt": jnp.float32(round_dt(config.distill, 1))}
-    state = state_from_params(params, optimizer, context=context, ema=stage.ema_decay > 0)
-    del params, context
+        student = next_round(config.distill, student, 1)
+    state = StateSpec(stage, mesh).from_params(**student._asdict())
+    del student
     batch = place_batch(_tokens(job, sizes), mesh)
     key = half_masked_key(job, config, sizes, diffusion.schedule, batch)
 
     log("compiling")
-    step = make_train_step(loss, optimizer, stage)
+    step = make_train_step(loss, stage)
     compiled, compile_s = _timed(lambda s: step.lower(s, batch, key).compile(), state)
-    moving, context = state.replace(context=None), state.context
-    del state
 
     def repeat() -> Facts:
-        nonlocal moving
+        nonlocal state
         # Keys follow from the step: staying at the first one, every repetition masks the same tokens.
         first = jax.device_put(np.int32(0), replicated(mesh))
-        (moving, metrics), seconds = _timed(
-            compiled, moving.replace(step=first), context, batch, key
-        )
+        (state, metrics), seconds = _timed(compiled, state.replace(step=first), batch, key)
         return {
             "seconds": seconds,
             "masked": float(metrics["masked"]),
