@@ -17,8 +17,6 @@ step size of each round.
 
 import dataclasses
 import functools
-import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +30,7 @@ from sdtt_jax.laboratory import optimum as exact_round
 from sdtt_jax.laboratory import world as exact_world
 from sdtt_jax.laboratory.student import Laboratory, StudentConfig
 from sdtt_jax.laboratory.world import Array, World
+from sdtt_jax.paths import write_json
 from sdtt_jax.progress import make_progress
 from sdtt_jax.reporting.exact_figure import write_exact_figure
 from sdtt_jax.training.loop import Interrupted
@@ -203,11 +202,8 @@ def write(record: dict[str, Any], directory: Path) -> list[Path]:
       DataError: the directory cannot be written to.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         path = directory / "exact.json"
-        temporary = path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(path, record, indent=1)
         return [path, *write_exact_figure(record, directory)]
     except OSError as error:
         raise DataError(f"--output={directory} cannot be written to: {error.strerror}.") from error

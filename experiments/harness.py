@@ -8,7 +8,6 @@ those of a causal model (GPT-2, a run's judge) are exact. The harness fetches it
 --include names a folder with task files of your own, which may read local files.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from experiments.evaluating.harness import Options, adapter
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.interchange.load import load_named
+from sdtt_jax.paths import write_json
 
 _DEFAULTS = Options()
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "As for experiments.sample, or a causal one.")
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
     )
     Console().print(_table(results))
     if output is not None:
-        output.write_text(json.dumps(results, indent=2, default=str) + "\n", "utf-8")
+        write_json(output, results, default=str)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ is config.mesh; --config.mesh.fsdp=16 and the like change it. h100:8 is compiled
 as many virtual devices, so that its memory figures are only indications.
 """
 
-import json
 from collections.abc import Sequence
 
 from absl import flags
@@ -27,6 +26,7 @@ from launch.ahead.search import search
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.mesh import make_mesh
+from sdtt_jax.paths import write_json
 
 TABLE_WIDTH = 120
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
             report.show(records[-1], console)
     console.print(report.summary(records))
     if output is not None:
-        output.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+        write_json(output, records)
         say(f"written to {output}")
 
 

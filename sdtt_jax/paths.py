@@ -4,9 +4,10 @@ A remote path is an `epath.Path`, which has pathlib's methods; what the two do d
 """
 
 import importlib.util
+import json
 import os
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from etils import epath
 
@@ -69,6 +70,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """`write_bytes` of text in UTF-8."""
     write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: Path, content: Any, **options: Any) -> None:
+    """`write_text` of JSON and a line's end, indented by two unless `json.dumps` is given other options."""
+    write_text(path, json.dumps(content, **({"indent": 2} | options)) + "\n")
 
 
 def modified(path: Path) -> float:

@@ -1,13 +1,12 @@
 """Runs the benchmark's suites: workers in turn, a record of what they counted, tables."""
 
 import contextlib
+import functools
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -18,6 +17,7 @@ from experiments.benchmarking.worker import Worker, WorkerError
 from experiments.settings import RunConfig
 from sdtt_jax.config import to_mapping
 from sdtt_jax.data import train_tokenizer
+from sdtt_jax.paths import write_json
 
 Say = Callable[[str], None]
 
@@ -160,10 +160,4 @@ def saver(path: Path | None) -> Callable[[Entry], None]:
     """Writes the record to `path`, whole or not at all."""
     if path is None:
         return lambda _: None
-    partial = path.with_name(f".{path.name}.partial")
-
-    def save(record: Any) -> None:
-        partial.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-        partial.replace(path)
-
-    return save
+    return functools.partial(write_json, path)

@@ -16,7 +16,7 @@ import numpy as np
 
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import as_path, write_bytes, write_text
+from sdtt_jax.paths import as_path, write_bytes, write_json, write_text
 from sdtt_jax.reporting.evaluations import FORMAT
 
 PACKAGES = ("sdtt_jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
@@ -136,7 +136,7 @@ class Output:
 
     def _write(self) -> None:
         if processes.is_first():
-            write_text(self.path, json.dumps(self._content, indent=2, allow_nan=False) + "\n")
+            write_json(self.path, self._content, allow_nan=False)
 
 
 def _unseen(path: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdtt_jax.errors import UserError
-from sdtt_jax.paths import write_text
+from sdtt_jax.paths import write_json
 
 FILE = ".lease.json"
 # Seconds between two renewals, and how many may be missed before the owner counts as dead.
@@ -110,4 +110,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, token: str, owner: str, count: int) -> None:
-    write_text(path, json.dumps({"token": token, "owner": owner, "renewed": count}) + "\n")
+    write_json(path, {"token": token, "owner": owner, "renewed": count}, indent=None)

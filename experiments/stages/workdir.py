@@ -15,10 +15,11 @@ from experiments.settings import RunConfig
 from experiments.stages.lease import FILE as LEASE
 from experiments.stages.lease import lease
 from experiments.stages.mirror import local_root
+from sdtt_jax import paths
 from sdtt_jax.config import differences, from_mapping, to_mapping
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import is_remote, write_text
+from sdtt_jax.paths import is_remote
 
 # Fields that may change between two calls: they decide when and where things are computed, not what.
 FREE_FIELDS = (
@@ -108,7 +109,7 @@ def is_delivered(stage: Path) -> bool:
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` so that a reader, or a crash, sees the old file or the new one."""
     if processes.is_first():
-        write_text(path, json.dumps(content, indent=2) + "\n")
+        paths.write_json(path, content)
 
 
 def read_json(path: Path) -> Any:

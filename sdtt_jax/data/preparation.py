@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from sdtt_jax.data.tokenizer import (
     train_tokenizer,
 )
 from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.paths import write_json
 
 Progress = Callable[[str], None]
 
@@ -101,7 +101,7 @@ def prepare(
 
         _tell(progress, "packing sequences")
         content = asked | _write_packed(data_config, tokenizer, texts, tally, partial)
-        (partial / INFO_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        write_json(partial / INFO_FILE, content)
         if not _holds(tokenizer_dir, tokenizer):
             save_tokenizer(tokenizer, partial_tokenizer)
             partial_tokenizer.rename(tokenizer_dir)

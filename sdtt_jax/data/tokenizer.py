@@ -24,7 +24,7 @@ from sdtt_jax.config import from_mapping, to_mapping
 from sdtt_jax.data.config import TokenizerConfig
 from sdtt_jax.data.normalize import NORMALIZERS
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.paths import as_path
+from sdtt_jax.paths import as_path, write_json
 
 MASK_PIECE = "▒"
 MODEL_FILE = "sentencepiece.model"
@@ -353,7 +353,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: str | Path) -> None:
         "vocab_size": tokenizer.vocab_size,
         "digest": tokenizer.digest,
     }
-    (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    write_json(directory / CONFIG_FILE, content)
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:

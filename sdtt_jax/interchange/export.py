@@ -1,6 +1,5 @@
 """Our checkpoints out: as the reference stores them, or as parameters that `sdtt_jax.load` takes."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from sdtt_jax.interchange.tables.reference import HUB_PREFIX, write_autoregressi
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.gpt2 import GPT2Config
+from sdtt_jax.paths import write_json
 
 
 def export_reference(model: Model | CausalModel, directory: Path) -> list[Path]:
@@ -43,7 +43,7 @@ def export_reference(model: Model | CausalModel, directory: Path) -> list[Path]:
         directory / TENSORS_FILE,
         {name: x.astype(dtype, copy=False) for name, x in tensors.items()},
     )
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    write_json(directory / CONFIG_FILE, config)
     return [directory / TENSORS_FILE, directory / CONFIG_FILE]
 
 

@@ -1,7 +1,6 @@
 """The sampler as one artifact for all platforms, through `jax.export`, and a runner without sdtt_jax."""
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.interchange.safetensors import write_tensors
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import Denoiser
+from sdtt_jax.paths import write_json, write_text
 from sdtt_jax.trees import flat_leaves, nested
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -79,8 +79,8 @@ def export_stablehlo(
     (directory / SAMPLER_FILE).write_bytes(exported.serialize())
     params = {name: np.asarray(leaf) for name, leaf in flat_leaves(model.params).items()}
     write_tensors(directory / PARAMS_FILE, params)
-    (directory / FACTS_FILE).write_text(json.dumps(facts) + "\n", "utf-8")
-    (directory / RUNNER_FILE).write_text(RUNNER, "utf-8")
+    write_json(directory / FACTS_FILE, facts, indent=None)
+    write_text(directory / RUNNER_FILE, RUNNER)
     return [directory / name for name in (SAMPLER_FILE, PARAMS_FILE, FACTS_FILE, RUNNER_FILE)]
 
 
