@@ -10,13 +10,28 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.causal.sampler import generate
-from sdtt_jax.diffusion.forward import DenoiserLike
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
-from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
-from sdtt_jax.networks.causal import Autoregressive
-from sdtt_jax.parallel.mesh import mesh_if_any, use_mesh
 from sdtt_jax.parallel.placement import place_batch, place_whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """What is timed, and how often.
+
+    Attributes:
+      batch: texts.
+      length: tokens of a text.
+      repeats: repetitions after one to warm up.
+      budget_s: no repetition but the first begins when they have taken so long together.
+    """
+
+    batch: int
+    length: int
+    repeats: int = 5
+    budget_s: float = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +41,11 @@ class Latency:
     Attributes:
       compile_s: seconds of lowering and compiling (little if a cache had the program).
       seconds: of each repetition, after one that warmed up.
-      tokens: that one repetition wrote.
       nfe: network calls of one repetition.
     """
 
     compile_s: float
     seconds: tuple[float, ...]
-    tokens: int
     nfe: int
 
     @property
@@ -41,104 +54,74 @@ class Latency:
         return statistics.median(self.seconds)
 
     @property
-    def tokens_per_second(self) -> float:
-        """Of the whole batch."""
-        return self.tokens / self.median
-
-    @property
     def seconds_per_call(self) -> float:
         """Per network call."""
         return self.median / self.nfe
 
 
 def sampler_latency(
-    denoiser: DenoiserLike,
-    params: Any,
-    key: jax.Array,
-    schedule: Schedule,
-    config: SamplerConfig,
-    *,
-    batch: int,
-    length: int,
-    repeats: int,
-    budget_s: float,
+    model: Model, key: jax.Array, config: SamplerConfig, timing: Timing
 ) -> Latency:
     """Unconditional generations; every repetition draws the same texts.
 
     Args:
-      denoiser, params: the network; the parameters may live on a mesh.
+      model: the denoiser.
       key: PRNG key.
-      schedule: noise schedule.
       config: sampler.
-      batch: texts.
-      length: tokens per text.
-      repeats: repetitions after one to warm up.
-      budget_s: no repetition but the first begins when they have taken so long together.
+      timing: sizes and repetitions.
     """
-    x_init = prior_sample(batch, length, denoiser.mask_id)
+    diffusion = model.diffusion
+    x_init = prior_sample(timing.batch, timing.length, model.mask_id)
 
     def function(params: Any, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state, _ = sample(denoiser, params, key, x, schedule, config)
+        state, _ = sample(diffusion, params, key, x, config)
         return state.x, state.nfe
 
-    return _measure(function, params, key, x_init, batch * length, repeats, budget_s)
+    return _measure(model, function, key, x_init, timing)
 
 
-def causal_latency(
-    network: Autoregressive,
-    params: Any,
-    key: jax.Array,
-    *,
-    batch: int,
-    length: int,
-    repeats: int,
-    budget_s: float,
-) -> Latency:
-    """As `sampler_latency`, token by token with the key-value cache, from one token of prompt."""
-    prompt = jnp.zeros((batch, 1), jnp.int32)
+def causal_latency(model: CausalModel, key: jax.Array, timing: Timing) -> Latency:
+    """Generations token by token with the key-value cache, from one token of prompt.
+
+    Args:
+      model: the causal model.
+      key: PRNG key.
+      timing: sizes and repetitions.
+    """
+    prompt = jnp.zeros((timing.batch, 1), jnp.int32)
 
     def function(params: Any, key: jax.Array, prompt: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tokens = generate(network, params, key, prompt=prompt, num_tokens=length)
-        return tokens, jnp.int32(length)
+        tokens = generate(model.network, params, key, prompt=prompt, num_tokens=timing.length)
+        return tokens, jnp.int32(timing.length)
 
-    return _measure(function, params, key, prompt, batch * length, repeats, budget_s)
+    return _measure(model, function, key, prompt, timing)
 
 
 def _measure(
+    model: Model | CausalModel,
     function: Callable[..., Any],
-    params: Any,
     key: jax.Array,
     rows: jax.Array,
-    tokens: int,
-    repeats: int,
-    budget_s: float,
+    timing: Timing,
 ) -> Latency:
-    mesh = mesh_if_any(params)
-    if mesh is not None:
-        key, rows = place_whole(key, mesh), place_batch(rows, mesh)
-
-    def compiled() -> Any:
-        lowered = jax.jit(function).lower(params, key, rows)
-        return lowered.compile()
-
+    params = model.params
+    if model.mesh is not None:
+        key, rows = place_whole(key, model.mesh), place_batch(rows, model.mesh)
     began = time.perf_counter()
-    if mesh is None:
-        program = compiled()
-    else:
-        with use_mesh(mesh):
-            program = compiled()
+    with model.on_mesh():
+        program = jax.jit(function).lower(params, key, rows).compile()
     compile_s = time.perf_counter() - began
     _, calls = jax.block_until_ready(program(params, key, rows))
     seconds: list[float] = []
-    while len(seconds) < repeats and (not seconds or sum(seconds) < budget_s):
+    while len(seconds) < timing.repeats and (not seconds or sum(seconds) < timing.budget_s):
         began = time.perf_counter()
         jax.block_until_ready(program(params, key, rows))
         seconds.append(time.perf_counter() - began)
-    return Latency(compile_s, tuple(seconds), tokens, int(calls))
+    return Latency(compile_s, tuple(seconds), int(calls))
 
 
 def causal_of_same_size(config: DenoiserConfig) -> CausalConfig:
-    """The causal transformer with the denoiser's layers, width, heads, vocabulary and precision."""
+    """The causal transformer with the denoiser's layers, width, heads, vocabulary and compute dtype."""
     shared = {field.name for field in dataclasses.fields(CausalConfig)}
     sizes = dataclasses.asdict(config)
     return CausalConfig(**{name: value for name, value in sizes.items() if name in shared})

@@ -1,94 +1,70 @@
-"""Likelihoods of held-out or generated text, in nats per token."""
+"""Bounds on the likelihood of text under a denoiser, in nats per token."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.causal.nll import causal_nll
-from sdtt_jax.diffusion.forward import DenoiserLike
-from sdtt_jax.diffusion.nelbo import masked_nll, nelbo, nelbo_weight
-from sdtt_jax.diffusion.sampler import SamplerState, final_denoise
-from sdtt_jax.diffusion.schedule import Schedule
-from sdtt_jax.evaluation.batches import map_batches
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig, Noise, bound
+from sdtt_jax.diffusion.forward import sample_t
+from sdtt_jax.model.batches import batched, join
+from sdtt_jax.model.masked import Model
 
 
-# Compiled once per network, not once per call: a run scores a dozen sets of texts.
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _judge_batch(
-    model: Autoregressive, bos_id: int, params: Any, index: jax.Array, batch: jax.Array
-) -> jax.Array:
-    del index
-    return causal_nll(model, params, batch, bos_id).mean(axis=-1)
+def text_bounds(
+    model: Model, tokens: np.ndarray, key: jax.Array, config: BoundConfig, *, batch_size: int
+) -> np.ndarray:
+    """Estimates of the bound of each text: `[texts, num_maskings]` float64, nats per token.
+
+    Args:
+      model: the denoiser.
+      tokens: `[texts, length]` int32.
+      key: PRNG key; batch i uses `fold_in(key, i)`.
+      config: how many maskings, and how each is drawn. Estimators that spread do so over the texts of a batch.
+      batch_size: texts at once.
+    """
+    estimates: np.ndarray = join(
+        [batch() for batch in bound_batches(model, tokens, key, config, batch_size=batch_size)]
+    )
+    return estimates
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _nelbo_batch(
-    denoiser: DenoiserLike,
-    schedule: Schedule,
+def bound_batches(
+    model: Model, tokens: np.ndarray, key: jax.Array, config: BoundConfig, *, batch_size: int
+) -> list[Callable[[], np.ndarray]]:
+    """The work of `text_bounds`, one function for each batch.
+
+    Args:
+      model: the denoiser.
+      tokens: `[texts, length]` int32.
+      key: PRNG key; batch i uses `fold_in(key, i)`.
+      config: how many maskings, and how each is drawn.
+      batch_size: texts at once.
+    """
+    function = functools.partial(_estimates, model.diffusion, config, key)
+    return batched(function, model.params, tokens, batch_size)
+
+
+@functools.partial(jax.jit, static_argnames=("diffusion", "config"))
+def _estimates(
+    diffusion: MaskedDiffusion,
+    config: BoundConfig,
     key: jax.Array,
     params: Any,
     index: jax.Array,
-    batch: jax.Array,
-) -> jax.Array:
-    return nelbo(denoiser, params, batch, jax.random.fold_in(key, index), schedule)
-
-
-def judge_texts(
-    model: Autoregressive, params: Any, tokens: np.ndarray, bos_id: int, batch_size: int
-) -> np.ndarray:
-    """Mean negative log-likelihood of each text under the judge: `[texts]` float64, nats per token."""
-
-    score = functools.partial(_judge_batch, model, bos_id)
-    return map_batches(score, params, tokens, batch_size)
-
-
-def nelbo_texts(
-    denoiser: DenoiserLike,
-    params: Any,
-    tokens: np.ndarray,
-    key: jax.Array,
-    schedule: Schedule,
-    batch_size: int,
-) -> np.ndarray:
-    """One-sample NELBO of each text: `[texts]` float64, nats per token (antithetic times in a batch)."""
-
-    bound = functools.partial(_nelbo_batch, denoiser, schedule, key)
-    return map_batches(bound, params, tokens, batch_size)
-
-
-def suffix_nll(
-    denoiser: DenoiserLike,
-    params: Any,
     x0: jax.Array,
-    x_t: jax.Array,
-    schedule: Schedule,
-    t: jax.Array,
 ) -> jax.Array:
-    """The bound on -log p(suffix | prefix) that one masking of the suffix gives.
+    spread = ESTIMATORS[config.estimator].spread
 
-    Args:
-      denoiser, params: the network.
-      x0: `[maskings, length]` int32, prefix and suffix.
-      x_t: `[maskings, length]` int32, x0 with suffix tokens masked at times `t`; the prefix stays.
-      schedule: noise schedule.
-      t: `[maskings]` float32.
+    def one(key: jax.Array) -> jax.Array:
+        key_u, key_mask = jax.random.split(key)
+        u = sample_t(key_u, x0.shape[0], antithetic=spread, eps=0.0)
+        noise = Noise(u, jax.random.uniform(key_mask, x0.shape))
+        return bound(diffusion, params, x0, noise, config.estimator) / x0.shape[1]
 
-    Returns:
-      `[maskings]` float32, nats of the whole suffix; the mean over maskings estimates the bound.
-    """
-    nll = masked_nll(denoiser, params, x0, x_t, schedule.sigma(t))
-    return nll.sum(axis=-1) * nelbo_weight(schedule, t)
-
-
-def greedy_infill(
-    denoiser: DenoiserLike, params: Any, x_t: jax.Array, schedule: Schedule, t: jax.Array
-) -> jax.Array:
-    """`x_t: [batch, length]` int32 with the most probable token at every masked position.
-
-    One network call, as if at time `t: [] float32`, which only a time-conditioned network sees.
-    """
-    return final_denoise(denoiser, params, SamplerState(x_t, jnp.int32(0)), t, schedule).x
+    keys = jax.random.split(jax.random.fold_in(key, index), config.num_maskings)
+    return jax.lax.map(one, keys).T

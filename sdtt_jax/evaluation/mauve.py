@@ -7,6 +7,7 @@ compare only with the same judge, text length, number of texts and scaling.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,8 @@ from scipy.cluster.vq import kmeans, vq
 from scipy.special import rel_entr
 
 from sdtt_jax.config import require
-from sdtt_jax.evaluation.batches import map_batches
+from sdtt_jax.model.batches import map_batches
+from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks.causal import Autoregressive
 
 # The mixtures' weights keep this far from 0 and 1, where a KL may be infinite.
@@ -40,7 +42,7 @@ class Mauve(NamedTuple):
 
 
 # Compiled once per network: real text and every set of samples are of one shape.
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames="network")
 def _feature_batch(
     network: Autoregressive, params: Any, index: jax.Array, batch: jax.Array
 ) -> jax.Array:
@@ -51,42 +53,33 @@ def _feature_batch(
 
 
 def text_features(
-    network: Autoregressive,
-    params: Any,
-    tokens: np.ndarray,
-    batch_size: int,
-    *,
-    lengths: np.ndarray | None = None,
+    model: CausalModel, texts: Sequence[np.ndarray], *, batch_size: int
 ) -> np.ndarray:
     """What a causal judge makes of each text: its final hidden state at the last token.
 
     Args:
-      network, params: the judge (the paper's is GPT-2 large), on one device or on a mesh.
-      tokens: `[texts, length]` int32, in the judge's vocabulary and without BOS, as the paper has it.
+      model: the judge (the paper's is GPT-2 large).
+      texts: int32 tokens `[n_i]`, in the judge's vocabulary and without BOS, as the paper has it.
       batch_size: texts at once.
-      lengths: `[texts]`, tokens of each text if they differ; what follows a text's end does not matter.
 
     Returns:
       `[texts, embed]` float64, after the final norm.
 
     Raises:
-      ConfigError: a length is not between 1 and the width of `tokens`, or there are more tokens than the
-        judge has positions for.
+      ConfigError: no texts, or one without tokens.
     """
-    width = tokens.shape[1]
-    lengths = np.full(len(tokens), width) if lengths is None else np.asarray(lengths)
+    lengths = np.array([len(text) for text in texts])
     require(
-        len(tokens) > 0 and width > 0,
-        f"features need a text and a token; the tokens have the shape {tokens.shape}.",
+        len(texts) > 0 and lengths.min() >= 1,
+        "features need texts of at least one token each.",
     )
-    require(
-        lengths.shape == (len(tokens),) and lengths.min() >= 1 and lengths.max() <= width,
-        f"lengths must be one for each of the {len(tokens)} texts, between 1 and {width}.",
-    )
-    rows = np.concatenate([tokens, lengths[:, None] - 1], axis=1).astype(np.int32)
-    features: np.ndarray = map_batches(
-        functools.partial(_feature_batch, network), params, rows, batch_size
-    )
+    rows = np.zeros((len(texts), lengths.max() + 1), np.int32)
+    for row, text in zip(rows, texts, strict=True):
+        row[: len(text)] = text
+    # What follows a text's end does not matter: its state was computed before.
+    rows[:, -1] = lengths - 1
+    function = functools.partial(_feature_batch, model.network)
+    features: np.ndarray = map_batches(function, model.params, rows, batch_size)
     return features
 
 

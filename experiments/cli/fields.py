@@ -1,0 +1,71 @@
+"""Flags from the fields of a dataclass: one for each, with its default and the help in its metadata."""
+
+import dataclasses
+from typing import Any, TypeVar
+
+from absl import flags
+
+from sdtt_jax.config import require
+from sdtt_jax.errors import ConfigError
+
+T = TypeVar("T")
+_DEFINE: dict[type, Any] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+
+
+def define_flags(kind: type) -> None:
+    """Defines a flag for every field of a dataclass; those that are tuples are lists with commas."""
+    for field in dataclasses.fields(kind):
+        text = field.metadata["help"]
+        if isinstance(field.default, tuple):
+            flags.DEFINE_list(field.name, [str(value) for value in field.default], text)
+        else:
+            _DEFINE[type(field.default)](field.name, field.default, text)
+        flags.declare_key_flag(field.name)
+
+
+def define_renamed(**names: str) -> None:
+    """Flags that have another name now: giving one is an error that says it.
+
+    Args:
+      **names: the old name and the new one.
+    """
+
+    def refuse(old: str, new: str) -> None:
+        flags.DEFINE_string(old, None, f"Now --{new}.", allow_hide_cpp=True)
+        flags.register_validator(old, lambda value: value is None, f"it is --{new} now.")
+
+    for old, new in names.items():
+        refuse(old, new)
+
+
+def from_flags(kind: type[T]) -> T:
+    """The dataclass that the flags describe.
+
+    Raises:
+      ConfigError: naming the flag.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        value = flags.FLAGS[field.name].value
+        values[field.name] = _items(field, value) if isinstance(field.default, tuple) else value
+    return kind(**values)
+
+
+def only_flags(argv: list[str]) -> None:
+    """Raises `ConfigError` for arguments that are no flags."""
+    if len(argv) > 1:
+        raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
+
+
+def _items(field: Any, value: list[str] | None) -> tuple[Any, ...]:
+    texts = [text.strip() for text in value or []]
+    if isinstance(field.default[0], str):
+        return tuple(texts)
+    for text in texts:
+        require(text.isdecimal(), f"--{field.name}: {text!r} is no whole number.")
+    return tuple(sorted({int(text) for text in texts}))

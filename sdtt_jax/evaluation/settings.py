@@ -1,0 +1,173 @@
+"""What an evaluation is asked for: every field is a flag of `experiments.evaluate`, with its help."""
+
+import dataclasses
+import math
+from typing import Any
+
+from sdtt_jax.config import require
+from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.diffusion.estimators import ESTIMATORS
+from sdtt_jax.networks.config import COMPUTE_DTYPES
+
+FIRST_TOKEN = ("scored", "given")
+ENDS = ("keep", "cut")
+
+
+def setting(default: Any, help_text: str) -> Any:
+    """A field with the help of its flag."""
+    return dataclasses.field(default=default, metadata={"help": help_text})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How texts are drawn, whatever the number of steps."""
+
+    seed: int = setting(0, "Equal seeds give equal texts.")
+    batch_size: int = setting(
+        32, "Texts at once, up to a multiple of the devices; part of what determines the draws."
+    )
+    mode: str = setting(
+        SamplerConfig.mode,
+        "grid: steps on a grid of times. first-hitting: tokens in a random order, spread evenly over the "
+        "network calls.",
+    )
+    time_grid: str = setting(SamplerConfig.time_grid, "Times of the sampler: uniform or cosine.")
+    temperature: float = setting(SamplerConfig.temperature, "Divides the logits; 0 is greedy.")
+    top_k: int = setting(SamplerConfig.top_k, "Top-k filtering; 0 is off.")
+    top_p: float = setting(SamplerConfig.top_p, "Nucleus filtering; 1 is off.")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**31, f"seed must lie in [0, 2**31), not {self.seed}.")
+        _positive(self, "batch_size")
+        self.sampler(1)
+
+    @property
+    def filters(self) -> dict[str, Any]:
+        """Of the token distribution, as causal models take them too."""
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+
+    def sampler(self, num_steps: int) -> SamplerConfig:
+        """The sampler at a number of steps."""
+        return SamplerConfig(
+            num_steps=num_steps, mode=self.mode, time_grid=self.time_grid, **self.filters
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Sampling):
+    """Everything that determines an evaluation but the models."""
+
+    compute_dtype: str = setting(
+        "",
+        "Dtype of the activations of the checkpoint and its baseline, float32 or bfloat16; by default what "
+        "they were trained with.",
+    )
+    judge_compute_dtype: str = setting(
+        "",
+        "Dtype of the judge's activations, float32 or bfloat16; by default what it was trained with.",
+    )
+    num_steps: tuple[int, ...] = setting((4, 8, 16, 32, 64), "Sampling steps, with commas.")
+    num_texts: int = setting(1024, "Texts for each number of steps.")
+    length: int = setting(0, "Tokens of a text; 0 is the model's own length.")
+    prompts: str = setting(
+        "", "JSON lines whose beginnings are continued; by default those of held-out text are."
+    )
+    num_prompts: int = setting(
+        0, "Prompts to continue; 0 is all of --prompts, or none without --prompts."
+    )
+    prompt_tokens: int = setting(50, "Tokens of a prompt.")
+    continuation_tokens: int = setting(50, "Tokens written after a prompt.")
+    continuations: int = setting(5, "Continuations of each prompt.")
+    held_out: str = setting(
+        "",
+        "Real text: a file or folder, or a named set (wikitext2, ptb, …); by default the validation split of "
+        "the checkpoint's run.",
+    )
+    held_out_folder: str = setting(
+        "", "Holds the files of the named set; by default the hub's copy is taken."
+    )
+    wrap: bool = setting(
+        False,
+        "Sequences of a --held_out file are [BOS] text [EOS], as published models were trained.",
+    )
+    held_out_texts: int = setting(1024, "Sequences of held-out text at most; 0 is all.")
+    estimators: tuple[str, ...] = setting(
+        ("antithetic", "importance", "low-variance"),
+        f"Estimators of the likelihood bound, with commas: {', '.join(ESTIMATORS)}.",
+    )
+    num_maskings: int = setting(8, "Maskings of each text for each estimator of the bound.")
+    first_token: str = setting(
+        "scored", "scored: the first token is scored after BOS. given: it is not, and BOS is left out."
+    )
+    ends: str = setting(
+        "keep",
+        "keep: texts are scored whole, EOS being a token like others (packed text is so). cut: a text ends at "
+        "its first EOS.",
+    )
+    latency_steps: tuple[int, ...] = setting(
+        (4, 8, 16, 32, 64, 128, 256, 512, 1024), "Sampling steps that are timed, with commas."
+    )
+    latency_batches: tuple[int, ...] = setting(
+        (1, 8, 32), "Batch sizes that are timed, with commas."
+    )
+    repeats: int = setting(5, "Repetitions of each timing, after one to warm up.")
+    latency_budget_s: float = setting(
+        60.0, "Seconds of repetitions after which a timing is content with those it has."
+    )
+    texts: str = setting("", "JSON lines of the texts that --suite=judge scores.")
+    arrays: str = setting(
+        "", "An .npz file to which --suite=judge also writes -log p of every token, and the logits."
+    )
+    task: str = setting("lambada", "What --suite=lambada scores: lambada, arc, hellaswag, mathqa, piqa, winogrande.")
+    task_file: str = setting(
+        "", "The JSONL file of --suite=lambada, with the fields of the hub's data set."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(
+            self,
+            "num_texts",
+            "prompt_tokens",
+            "continuation_tokens",
+            "continuations",
+            "num_maskings",
+            "repeats",
+        )
+        for name in ("length", "num_prompts", "held_out_texts", "latency_budget_s"):
+            value = getattr(self, name)
+            require(
+                value >= 0 and math.isfinite(value), f"{name} must not be negative, not {value}."
+            )
+        for name, choices in (
+            ("first_token", FIRST_TOKEN),
+            ("ends", ENDS),
+            ("compute_dtype", ("", *COMPUTE_DTYPES)),
+            ("judge_compute_dtype", ("", *COMPUTE_DTYPES)),
+        ):
+            _one_of(name, getattr(self, name), choices)
+        for name in ("num_steps", "latency_steps", "latency_batches"):
+            values = getattr(self, name)
+            require(
+                len(values) > 0 and all(value > 0 for value in values),
+                f"{name} must name positive numbers, not {list(values)}.",
+            )
+        require(len(self.estimators) > 0, "estimators must name at least one.")
+        for estimator in self.estimators:
+            _one_of("estimators", estimator, tuple(ESTIMATORS))
+
+    @property
+    def prompted(self) -> bool:
+        """Whether prompts are continued."""
+        return bool(self.prompts or self.num_prompts)
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        require(value > 0, f"{name} must be positive, not {value}.")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    shown = ", ".join(choice for choice in choices if choice)
+    require(value in choices, f"{name}={value!r} is unknown; choose one of {shown}.")

@@ -1,0 +1,314 @@
+"""The suite "generation": texts at every number of steps, causal and real ones, all judged alike."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from sdtt_jax.config import require, to_mapping
+from sdtt_jax.data import Tokenizer
+from sdtt_jax.evaluation.judge import Reading, Scores, bos_of, read, score_texts
+from sdtt_jax.evaluation.mauve import mauve_score, text_features
+from sdtt_jax.evaluation.quality import quality
+from sdtt_jax.evaluation.record import Json, Record, digest_of
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.texts import held_out, held_out_name, openings
+from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.batches import Written, join
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
+from sdtt_jax.parallel import processes
+from sdtt_jax.progress import tracked
+
+EXAMPLES = 3
+
+
+class Setup(NamedTuple):
+    """What texts are written from.
+
+    Attributes:
+      name: "unconditional" or "prompted".
+      prompts: `[texts, given]` int32.
+      length: tokens of a text, prompt included.
+      real: `[real texts, length]` int32 to compare with; None where there is none.
+    """
+
+    name: str
+    prompts: np.ndarray
+    length: int
+    real: np.ndarray | None
+
+    @property
+    def given(self) -> int:
+        return int(self.prompts.shape[1])
+
+
+class Writer(NamedTuple):
+    """One way to write the texts of a set-up.
+
+    Attributes:
+      name: of the item.
+      model: whose texts they are.
+      batches: write them, batch by batch; the texts are the last tokens of each row.
+      facts: of the result.
+      inputs: everything that determines the texts.
+    """
+
+    name: str
+    model: Model | CausalModel
+    batches: list[Callable[[], Written]]
+    facts: Json
+    inputs: Json
+
+
+class Judged(NamedTuple):
+    """Texts, and what the judge says of them.
+
+    Attributes:
+      tokens: `[texts, length]` int32.
+      nfe: `[texts]`, network calls; None for texts that no model wrote.
+      reading: the texts as the judge reads them.
+      scores: None without a judge.
+    """
+
+    tokens: np.ndarray
+    nfe: np.ndarray | None
+    reading: Reading
+    scores: Scores | None
+
+
+def generation(subject: Subject, record: Record) -> None:
+    """Runs the suite; finished items are not computed again."""
+    for setup in setups(subject):
+        real = functools.cache(functools.partial(judged_real, subject, record, setup))
+        if setup.real is not None:
+            _real_item(subject, record, setup, real)
+        for writer in writers(subject, setup):
+            _item(subject, record, setup, writer, real)
+
+
+def setups(subject: Subject) -> list[Setup]:
+    """Unconditional texts, and continuations of prompts if they are asked for."""
+    settings = subject.settings
+    result = []
+    if not settings.prompts:
+        real = held_out(subject, settings.num_texts) if held_out_name(subject) else None
+        nothing = np.zeros((settings.num_texts, 0), np.int32)
+        result.append(Setup("unconditional", nothing, subject.length, real))
+    if settings.prompted:
+        whole = settings.prompt_tokens + settings.continuation_tokens
+        limit = subject.model.config.length
+        require(
+            whole <= limit,
+            f"prompt_tokens and continuation_tokens are {whole} together, the model's texts {limit}; shorten "
+            "them.",
+        )
+        starts = openings(subject)
+        prompts = np.repeat(starts[:, : settings.prompt_tokens], settings.continuations, axis=0)
+        real = starts if starts.shape[1] == whole else None
+        result.append(Setup("prompted", prompts, whole, real))
+    return result
+
+
+def writers(subject: Subject, setup: Setup) -> list[Writer]:
+    """The model at every number of steps, then the causal one."""
+    settings, model, causal = subject.settings, subject.model, subject.causal
+    result = []
+    if isinstance(model, Model):
+        free = (0, setup.length - setup.given)
+        x_init = np.pad(setup.prompts, ((0, 0), free), constant_values=model.mask_id)
+        for num_steps in settings.num_steps:
+            config = settings.sampler(num_steps)
+            key = purpose_key(settings.seed, f"evaluate.{setup.name}", num_steps)
+            batches = model.batches(key, x_init, config, settings.batch_size)
+            facts: Json = {"kind": "diffusion", "num_steps": num_steps}
+            inputs = _drawn(subject, setup, model, x_init) | {"sampler": to_mapping(config)}
+            result.append(Writer(f"steps_{num_steps:04d}", model, batches, facts, facts | inputs))
+    if causal is not None:
+        bos_id, prompts = bos_of(causal, settings.first_token), setup.prompts
+        if bos_id is not None:
+            prompts = np.pad(prompts, ((0, 0), (1, 0)), constant_values=bos_id)
+        require(
+            prompts.shape[1] > 0,
+            "first_token='given' leaves a causal model nothing to begin with; give it prompts.",
+        )
+        batches = causal.batches(
+            purpose_key(settings.seed, f"evaluate.{setup.name}"),
+            prompts,
+            setup.length - setup.given,
+            settings.batch_size,
+            **settings.filters,
+        )
+        facts = {"kind": "autoregressive"}
+        inputs = _drawn(subject, setup, causal, prompts) | {"sampler": settings.filters}
+        result.append(Writer("autoregressive", causal, batches, facts, facts | inputs))
+    return result
+
+
+def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer) -> Judged:
+    """A writer's texts under the judge; batches and scores that the record has are not computed again."""
+    name, parts = _name(setup, writer), []
+    batches = tracked(
+        name,
+        writer.batches,
+        tokens=len(setup.prompts) * setup.length // len(writer.batches),
+        shown=processes.is_first(),
+    )
+    for index, batch in batches:
+
+        def write(batch: Callable[[], Written] = batch) -> dict[str, np.ndarray]:
+            return batch()._asdict()
+
+        parts.append(Written(**record.part(name, writer.inputs, index, write)))
+    written = join(parts)
+    written = written._replace(tokens=written.tokens[:, -setup.length :])
+    tokenizer = writer.model.tokenizer
+    return _judged(subject, record, name, writer.inputs, written, tokenizer, setup.given)
+
+
+def judged_real(subject: Subject, record: Record, setup: Setup) -> Judged:
+    """The real texts of a set-up under the judge."""
+    assert setup.real is not None
+    name, inputs = f"generation/{setup.name}/real_text", {"texts": digest_of([setup.real])}
+    real, tokenizer = Written(setup.real, None), subject.model.tokenizer
+    return _judged(subject, record, name, inputs, real, tokenizer, setup.given)
+
+
+def _judged(
+    subject: Subject,
+    record: Record,
+    name: str,
+    inputs: Json,
+    written: Written,
+    tokenizer: Tokenizer | None,
+    given: int,
+) -> Judged:
+    settings, judge = subject.settings, subject.judge
+    reading = read(judge, written.tokens, tokenizer, settings.ends, given)
+    if judge is None:
+        return Judged(*written, reading, None)
+
+    def score() -> dict[str, np.ndarray]:
+        return score_texts(
+            judge,
+            reading.seen,
+            batch_size=settings.batch_size,
+            first_token=settings.first_token,
+            given=reading.starts,
+        )._asdict()
+
+    scores = record.part(name, inputs | _judging(subject) | {"given": given}, "scores", score)
+    return Judged(*written, reading, Scores(**scores))
+
+
+def _item(
+    subject: Subject, record: Record, setup: Setup, writer: Writer, real: Callable[[], Judged]
+) -> None:
+    compared = setup.real if setup.given else None
+    inputs = writer.inputs | _judging(subject)
+    inputs["real"] = None if compared is None else digest_of([compared])
+
+    def compute() -> Json:
+        judged = judged_texts(subject, record, setup, writer)
+        assert judged.nfe is not None
+        result = writer.facts | {
+            "setup": setup.name,
+            "nfe": float(judged.nfe.mean()),
+            "length": setup.length,
+        }
+        result |= _quality(subject, judged, setup.given)
+        if compared is not None and subject.judge is not None:
+            result |= _mauve(subject, subject.judge, judged, real())
+        texts = _texts(judged, writer.model)
+        record.write_texts(_name(setup, writer), texts)
+        return result | {"examples": [text["text"] for text in texts[:EXAMPLES] if "text" in text]}
+
+    result = record.item(_name(setup, writer), inputs, compute)
+    record.log(_line(f"{setup.name}, {writer.name}", result))
+
+
+def _real_item(
+    subject: Subject, record: Record, setup: Setup, real: Callable[[], Judged]
+) -> None:
+    assert setup.real is not None
+
+    def compute() -> Json:
+        facts = {"kind": "real", "setup": setup.name, "source": held_out_name(subject)}
+        return facts | {"length": setup.length} | _quality(subject, real(), setup.given)
+
+    name = f"generation/{setup.name}/real_text"
+    inputs = {"texts": digest_of([setup.real]), "given": setup.given, **_judging(subject)}
+    record.log(_line(f"{setup.name}, real text", record.item(name, inputs, compute)))
+
+
+def _quality(subject: Subject, judged: Judged, given: int) -> Json:
+    settings, facts = subject.settings, judged.reading.facts
+    if judged.scores is not None:
+        facts = facts | {"first_token": settings.first_token}
+    return facts | quality(judged.reading.texts, judged.scores, seed=settings.seed, given=given)
+
+
+def _mauve(subject: Subject, judge: CausalModel, written: Judged, real: Judged) -> Json:
+    """MAUVE of generated against real texts, prompts included, on the judge's features."""
+    size = subject.settings.batch_size
+    features = (text_features(judge, j.reading.seen, batch_size=size) for j in (written, real))
+    score = mauve_score(*features, seed=subject.settings.seed)
+    return {
+        "mauve": score.value,
+        "mauve_buckets": len(score.p),
+        "mauve_real_texts": len(real.tokens),
+    }
+
+
+def _name(setup: Setup, writer: Writer) -> str:
+    return f"generation/{setup.name}/{writer.name}"
+
+
+def _drawn(
+    subject: Subject, setup: Setup, model: Model | CausalModel, start: np.ndarray
+) -> Json:
+    """What texts are drawn from, but for the sampler."""
+    return {
+        "model": {k: model.identity[k] for k in ("digest", "compute_dtype")},
+        "start": digest_of([start]),
+        "length": setup.length,
+        "batch_size": subject.settings.batch_size,
+        "seed": subject.settings.seed,
+    }
+
+
+def _judging(subject: Subject) -> Json:
+    settings, judge = subject.settings, subject.judge
+    return {
+        "judge": judge and {k: judge.identity[k] for k in ("path", "digest", "compute_dtype")},
+        "first_token": settings.first_token,
+        "ends": settings.ends,
+        "resampling_seed": settings.seed,
+    }
+
+
+def _texts(judged: Judged, model: Model | CausalModel) -> list[Json]:
+    texts = []
+    for index, row in enumerate(judged.tokens):
+        text: Json = {"tokens": row.tolist()}
+        if model.tokenizer is not None:
+            text["text"] = model.tokenizer.decode(row)
+        if judged.scores is not None:
+            text["nll_per_token"] = float(judged.scores.per_token[index])
+        texts.append(text)
+    return texts
+
+
+def _line(title: str, result: Json) -> str:
+    """Perplexity is never said without entropy."""
+    parts = []
+    if "gen_ppl" in result:
+        low, high = result["gen_ppl_low"], result["gen_ppl_high"]
+        parts.append(f"generative perplexity {result['gen_ppl']:.2f} ({low:.2f}–{high:.2f})")
+    parts.append(f"entropy {result['entropy']:.3f}")
+    if result.get("mauve") is not None:
+        parts.append(f"MAUVE {result['mauve']:.3f}")
+    if "nfe" in result:
+        parts.append(f"{result['nfe']:.1f} network calls")
+    return f"  {title}: {', '.join(parts)}"

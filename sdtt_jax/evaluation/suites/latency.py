@@ -1,0 +1,128 @@
+"""The suite "latency": the sampler at every number of steps, and a causal model of its size with a cache."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from sdtt_jax.config import to_mapping
+from sdtt_jax.evaluation.latency import (
+    Latency,
+    Timing,
+    causal_latency,
+    causal_of_same_size,
+    sampler_latency,
+)
+from sdtt_jax.evaluation.record import Json, Record, environment
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
+from sdtt_jax.networks.causal import Autoregressive, make_autoregressive
+from sdtt_jax.parallel.mesh import RULES, full_batch
+from sdtt_jax.parallel.placement import tree_shardings, unbox
+
+
+class Racer(NamedTuple):
+    """Something to time.
+
+    Attributes:
+      name: of its items.
+      facts: of the results.
+      inputs: what determines them.
+      measure: times a batch.
+    """
+
+    name: str
+    facts: Json
+    inputs: Json
+    measure: Callable[[Timing], Latency]
+
+
+def latency(subject: Subject, record: Record) -> None:
+    """Runs the suite; finished items are not timed again, unless on another device."""
+    settings = subject.settings
+    runners = racers(subject)
+    for batch in settings.latency_batches:
+        rows = full_batch(batch, subject.model.mesh)
+        timing = Timing(rows, subject.length, settings.repeats, settings.latency_budget_s)
+        for racer in runners:
+            _item(record, racer, batch, timing)
+
+
+def racers(subject: Subject) -> list[Racer]:
+    """The causal model of the denoiser's size, the baseline if it has another one, and the sampler."""
+    settings, model, baseline = subject.settings, subject.model, subject.baseline
+    key = purpose_key(settings.seed, "evaluate.latency")
+    common = {"compute_dtype": model.identity["compute_dtype"], "environment": _machine()}
+
+    def causal(
+        name: str, what: str, network: Autoregressive, load: Callable[[], CausalModel]
+    ) -> Racer:
+        facts = {"kind": "autoregressive", "what": what}
+        inputs = common | {"network": to_mapping(network.config)}
+        return Racer(name, facts, inputs, lambda timing: causal_latency(load(), key, timing))
+
+    if isinstance(model, CausalModel):
+        return [causal("autoregressive", "the model itself", model.network, lambda: model)]
+    network = make_autoregressive(causal_of_same_size(model.config))
+    fresh = functools.cache(functools.partial(_fresh, network, key, model))
+    result = [causal("autoregressive", "as large as the denoiser, not trained", network, fresh)]
+    if baseline is not None and baseline.config != network.config:
+        result.append(causal("baseline", "the baseline", baseline.network, lambda: baseline))
+    for num_steps in settings.latency_steps:
+        config = settings.sampler(num_steps)
+        inputs = common | {
+            "model": model.identity["digest"],
+            "sampler": to_mapping(config),
+            "seed": settings.seed,
+        }
+        facts = {"kind": "diffusion", "num_steps": num_steps}
+        measure = functools.partial(sampler_latency, model, key, config)
+        result.append(Racer(f"steps_{num_steps:04d}", facts, inputs, measure))
+    return result
+
+
+def _item(record: Record, racer: Racer, batch: int, timing: Timing) -> None:
+    def compute() -> Json:
+        measured = racer.measure(timing)
+        return racer.facts | {
+            "batch": batch,
+            "rows": timing.batch,
+            "length": timing.length,
+            "seconds": measured.median,
+            "seconds_each": list(measured.seconds),
+            # Rows that only fill the mesh are no text that was asked for.
+            "tokens_per_second": batch * timing.length / measured.median,
+            "seconds_per_call": measured.seconds_per_call,
+            "nfe": measured.nfe,
+            "compile_s": measured.compile_s,
+        }
+
+    name = f"{racer.name}_batch_{batch:03d}"
+    inputs = racer.inputs | {"batch": batch, "timing": to_mapping(timing)}
+    result = record.item(f"latency/{name}", inputs, compute)
+    record.log(
+        f"  {name.replace('_', ' ')}: {result['seconds']:.4g} s, {result['tokens_per_second']:,.0f} tokens/s, "
+        f"{1e3 * result['seconds_per_call']:.3g} ms per call of {result['nfe']}, compiled in "
+        f"{result['compile_s']:.3g} s"
+    )
+
+
+def _machine() -> Json:
+    """What a time depends on; another machine's is measured anew."""
+    now = environment()
+    return {name: now[name] for name in ("device", "platform", "num_devices")} | {
+        "jax": now["packages"]["jax"]
+    }
+
+
+def _fresh(network: Autoregressive, key: jax.Array, beside: Model) -> CausalModel:
+    """A model as training begins with it: how long a call takes does not depend on the parameters."""
+    shardings = None
+    if beside.mesh is not None:
+        shardings = tree_shardings(jax.eval_shape(network.init, key), RULES, beside.mesh)
+    with beside.on_mesh():
+        params = jax.jit(lambda key: unbox(network.init(key)), out_shardings=shardings)(key)
+    return CausalModel(params=params, tokenizer=None, facts=beside.facts, network=network)
