@@ -29,7 +29,7 @@ from experiments.benchmarking.suites import benchmark, saver, show
 from experiments.cli.app import output_file, run_app, stopwatch
 from experiments.settings import check_overrides, run_config
 from sdtt_jax.config import require
-from sdtt_jax.data.corpora import corpus_files
+from sdtt_jax.data.corpora import find_corpus
 from sdtt_jax.errors import ConfigError, UserError
 
 DEFAULT_CONFIG = Path(__file__).with_name("configs") / "benchmark.py"
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     num_steps = _steps(_NUM_STEPS.value)
     config = run_config(_CONFIG.value)
     if "data" in suites:
-        corpus_files(config.data.corpus)
+        find_corpus(config.data.corpus)
     if "teacher" in suites:
         require(
             not config.teacher.importance,

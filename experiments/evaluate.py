@@ -7,7 +7,7 @@
   python -m experiments.evaluate --compare student.json teacher.json --output=figures/
 
 Stop it at any moment and repeat the command: finished items are not computed again, and one in progress goes
-on after its last batch. docs/evaluation.md says what each figure is. The suites:
+on after its last batch. docs/guides/evaluate.md says what each figure is. The suites:
 
 SUITES
 """

@@ -8,8 +8,8 @@
 
 --checkpoint is a run (its last finished round), a round, a teacher, or a `final` folder. --prompt and
 --infill are for all texts when given once, or one for each. --watch shows the text appear as it is denoised,
-one after the other. `model.sample(jax.random.key(SEED), …)` of the library gives the same texts. Devices share
-each batch; several processes (docs/pods) take the same command, and the first one writes.
+one after the other. `model.sample(jax.random.key(SEED), …)` of the library gives the same texts. All
+devices share each batch. Several processes take the same command, and the first one writes.
 """
 
 import contextlib

@@ -5,7 +5,8 @@
 Launchers: tpu_vm (gcloud, queued resources), gke (JobSet), xpk, skypilot, slurm. Any field of the spec can be
 given on the command line, for example --spec.slices=4 or --spec.gke.queue=QUEUE; what follows `--` is added
 to the options of experiments.run, for example -- --config.seed=1 --stages=distill,evaluate. Nothing is
-started: the files are written to --output, or with --dry_run only printed. See docs/pods/.
+started: the files are written to --output, or with --dry_run only printed. There is a page for each launcher
+in docs/guides/pods.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a virtual environment, installs the library with its test tools, and runs every check:
-# ruff, import-linter, mypy, shellcheck (where there is one) and the tests. All of them run even
-# if one fails; the exit status is 0 only if none did.
+# ruff, import-linter, mypy, shellcheck (where there is one), the documentation and the tests. All of
+# them run even if one fails; the exit status is 0 only if none did.
 #
 #   bash launch/test.sh [options of pytest, for example tests/diffusion or -k sampler]
 #
@@ -11,7 +11,7 @@ set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-prepare_environment test test
+prepare_environment test test,docs
 bin=$(dirname "$PYTHON_IN_VENV")
 failed=()
 
@@ -34,6 +34,8 @@ check "types" "$bin/mypy"
 if command -v shellcheck >/dev/null 2>&1; then
   check "scripts" shellcheck launch/*.sh .ci/run
 fi
+# A link, an anchor, a name of the API or an argument that does not exist fails the build.
+check "documentation" env NO_MKDOCS_2_WARNING=1 "$bin/mkdocs" build --quiet --strict
 check "tests" "$PYTHON_IN_VENV" -m pytest \
   --numprocesses="${WORKERS:-auto}" --dist=worksteal --durations=10 "$@"
 

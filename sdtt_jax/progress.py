@@ -1,9 +1,9 @@
-"""How far a work has come, for a person at the terminal."""
+"""What a person at the terminal sees of a long task: training steps, and passes over text."""
 
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TextIO, TypeVar
 
 from rich.console import Console
@@ -126,6 +126,42 @@ class LineProgress:
             parts.append(f"{_clock(seconds / done * (self._num_steps - step))} left")
         self._stream.write(", ".join(filter(None, parts)) + "\n")
         self._stream.flush()
+
+
+def track_text(
+    texts: Iterable[str],
+    title: str,
+    characters: int,
+    *,
+    stream: TextIO | None = None,
+    interval: float = 10.0,
+) -> Iterator[str]:
+    """Passes texts on, and says now and then how far the pass is, how fast, and how long it will take.
+
+    Args:
+      texts: what is passed on.
+      title: what is done with them, for example "tokenising the train split".
+      characters: in all texts; 0 if that is not known.
+      stream: stderr if None.
+      interval: seconds between two lines; a shorter pass says nothing.
+    """
+    stream = sys.stderr if stream is None else stream
+    done, began = 0, time.monotonic()
+    due = began + interval
+    for text in texts:
+        yield text
+        done += len(text)
+        now = time.monotonic()
+        if now < due:
+            continue
+        due, seconds = now + interval, now - began
+        whole = f" of {characters / 1e6:,.0f}" if characters else ""
+        left = f", {_clock(seconds * (characters - done) / done)} left" if characters else ""
+        stream.write(
+            f"{title}: {done / 1e6:,.0f}{whole} MB, {done / 1e6 / seconds:.1f} MB/s, "
+            f"{_clock(seconds)} elapsed{left}\n"
+        )
+        stream.flush()
 
 
 def _text(values: Values) -> str:

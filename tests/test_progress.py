@@ -2,7 +2,7 @@
 
 import io
 
-from sdtt_jax.progress import BarProgress, LineProgress, make_progress
+from sdtt_jax.progress import BarProgress, LineProgress, make_progress, track_text
 
 
 class Terminal(io.StringIO):
@@ -42,3 +42,20 @@ def test_a_bar_on_a_terminal():
     assert "distill, round 2" in shown
     assert "4/4" in shown
     assert "loss 1.5000, 1,000 tokens/s" in shown
+
+
+def test_a_long_pass_over_text_says_how_far_it_is():
+    stream = io.StringIO()
+    texts = ["a" * 500_000] * 4
+    told = track_text(texts, "tokenising", 2_000_000, stream=stream, interval=0.0)
+    assert list(told) == texts
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4
+    assert lines[1].startswith("tokenising: 1 of 2 MB, ")
+    assert " MB/s, 0:00 elapsed, 0:00 left" in lines[1]
+
+
+def test_a_short_pass_over_text_says_nothing():
+    stream = io.StringIO()
+    assert list(track_text(["a", "b"], "reading", 0, stream=stream)) == ["a", "b"]
+    assert stream.getvalue() == ""

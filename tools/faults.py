@@ -1,4 +1,4 @@
-"""Runs the tests of faults and writes docs/faults.md: what can go wrong, what is promised, and what tests it.
+"""Runs the tests of faults and writes docs/guides/faults.md: each fault, its promise and its test.
 
 python -m tools.faults [options of pytest]
 """
@@ -15,14 +15,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests" / "faults"
-PAGE = ROOT / "docs" / "faults.md"
+PAGE = ROOT / "docs" / "guides" / "faults.md"
 NUM_ROWS = 30
 
 HEAD = """# Faults
 
-What can happen to a run, what is promised then, and the test that makes it happen. Written by
-`python -m tools.faults` from the markers of the tests and their results; what else is promised, and how
-fast, is in [reliability.md](reliability.md).
+What can happen to a run, what is promised then, and the test that makes it happen. This page is written by
+`python -m tools.faults`, from the markers of the tests and their results. [Reliability](reliability.md) says
+what else is promised, and how fast.
 
 | # | fault | promise | test | result |
 |---|---|---|---|---|
@@ -41,7 +41,7 @@ class Promise:
 
     def line(self, result: str) -> str:
         """Its line of the table."""
-        test = f"[`{self.test}`](../tests/faults/{self.file})"
+        test = f"`tests/faults/{self.file}::{self.test}`"
         return f"| {self.row} | {self.fault} | {self.promise} | {test} | {result} |\n"
 
 
@@ -71,7 +71,7 @@ def missing_rows(found: Sequence[Promise]) -> list[int]:
 
 
 def page(found: Sequence[Promise], outcomes: Mapping[tuple[str, str], Sequence[str]]) -> str:
-    """The whole of docs/faults.md.
+    """The whole of docs/guides/faults.md.
 
     Args:
       found: the promises.

@@ -1,6 +1,6 @@
 """Writes the table of what fits where: the paper's sizes on common slices, from `launch.compile`'s search.
 
-  python -m tools.fits --output=docs/pods/fits.md
+  python -m tools.fits --output=docs/measurements/fits.md
 
 takes about a minute per cell on two cores (`--sizes` and `--slices` for some of them); needs the TPU
 compiler like `launch.compile`.

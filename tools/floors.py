@@ -55,7 +55,7 @@ def floors(setup: pathlib.Path, extras: tuple[str, ...] = ()) -> dict[str, str]:
 def main() -> None:
     """Prints `NAME==FLOOR` lines."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--extras", default="test", help="comma-separated; default: test")
+    parser.add_argument("--extras", default="test,docs", help="comma-separated; default: test,docs")
     parser.add_argument("--setup", type=pathlib.Path, default=_SETUP, help="default: setup.cfg")
     arguments = parser.parse_args()
     extras = tuple(extra for extra in arguments.extras.split(",") if extra)

@@ -102,7 +102,7 @@ def compile_ahead(topology: str) -> None:
 
 
 def main() -> None:
-    """Prints the tables of docs/remat.md."""
+    """Prints the tables of docs/measurements/remat.md."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--topology", help="a TPU topology to compile for, such as v5e:2x4")
     topology = parser.parse_args().topology

@@ -1,6 +1,6 @@
 """About ninety minutes on two cores: the demo with a stronger teacher, so a larger effect.
 
-The README's picture and docs/evening.html are a run of this config.
+The README's picture and docs/figures/evening.html are a run of this config.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """The paper's recipe at 12 × 768: seven rounds on OpenWebText with GPT-2's vocabulary.
 
-Give the text as files: --config.data.corpus=DIR with .txt, .jsonl or .parquet files in it.
+The text is the corpus `openwebtext`: the files in $SDTT_JAX_CORPORA/openwebtext/train/, what TFDS has
+prepared, or the model hub's copy. --config.data.corpus=DIR takes other .txt, .jsonl or .parquet files.
 """
 
 from typing import Any

@@ -24,6 +24,7 @@ from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import tree_shardings
 from sdtt_jax.paths import is_remote
+from sdtt_jax.progress import track_text
 
 Params = Any
 
@@ -49,8 +50,9 @@ class Run:
     def info(self) -> DataInfo:
         """Facts of the prepared data."""
         local = self.workdir.local
+        data, tokenizer = self.config.data, self.config.tokenizer
         prepared = functools.partial(
-            prepare, self.config.data, self.config.tokenizer, local.data, local.tokenizer
+            prepare, data, tokenizer, local.data, local.tokenizer, track_text
         )
         if not is_remote(self.workdir.root):
             # The others find it done.

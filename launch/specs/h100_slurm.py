@@ -13,7 +13,6 @@ def get_config() -> ConfigDict:
             accelerator="h100",
             slices=2,
             config="experiments/configs/owt_small.py",
-            overrides=("--config.data.corpus=/data/openwebtext",),
             workdir="/shared/runs/sdtt-small",
             slurm=SlurmConfig(
                 partition="gpu",

@@ -12,7 +12,6 @@ def get_config() -> ConfigDict:
             name="sdtt-small",
             accelerator="v5litepod-256",
             config="experiments/configs/owt_small.py",
-            overrides=("--config.data.corpus=/data/openwebtext",),
             workdir="gs://my-bucket/sdtt/small",
             image="us-docker.pkg.dev/my-project/sdtt/sdtt:tpu",
             project="my-project",

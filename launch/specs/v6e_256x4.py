@@ -13,7 +13,6 @@ def get_config() -> ConfigDict:
             accelerator="v6e-256",
             slices=4,
             config="experiments/configs/owt_large.py",
-            overrides=("--config.data.corpus=/data/openwebtext",),
             workdir="gs://my-bucket/sdtt/large",
             image="us-docker.pkg.dev/my-project/sdtt/sdtt:tpu",
             project="my-project",

@@ -1,6 +1,7 @@
 """From raw text to batches of tokens."""
 
 from sdtt_jax.data.config import DataConfig, TokenizerConfig
+from sdtt_jax.data.corpora import CORPORA, Corpus
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.loader import Split, open_split
 from sdtt_jax.data.normalize import NORMALIZERS
@@ -14,8 +15,10 @@ from sdtt_jax.data.tokenizer import (
 )
 
 __all__ = [
+    "CORPORA",
     "DETOKENIZERS",
     "NORMALIZERS",
+    "Corpus",
     "DataConfig",
     "DataInfo",
     "Gpt2Tokenizer",

@@ -1,7 +1,5 @@
 """TFDS builders that write documents and packed sequences as ArrayRecord, without TensorFlow."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io
@@ -92,7 +90,7 @@ def build(builder: _Builder, num_shards: int) -> str:
       The folder that `open_source` takes.
 
     Raises:
-      Whatever the sources raise, as it is; nothing finished is left behind then.
+      Exception: whatever the sources raise; nothing that looks finished is left behind.
     """
     tfds.disable_progress_bar()
     # TFDS prints its own account to standard output; the caller has a better one.
@@ -103,13 +101,9 @@ def build(builder: _Builder, num_shards: int) -> str:
     return os.fspath(builder.data_dir)
 
 
-def open_source(folder: str | os.PathLike[str], split: str, raw: bool = False) -> Any:
+def open_source(folder: str | os.PathLike[str], split: str) -> Any:
     """Random access to a written split: `len`, `[index]`, `__getitems__(indices)`."""
-    method = tfds.decode.DeserializeMethod
-    return tfds.builder_from_directory(os.fspath(folder)).as_data_source(
-        split,
-        deserialize_method=method.RAW_BYTES if raw else method.DESERIALIZE_AND_DECODE,
-    )
+    return tfds.builder_from_directory(os.fspath(folder)).as_data_source(split)
 
 
 def shards(folder: str | os.PathLike[str], split: str) -> list[tuple[Path, int]]:

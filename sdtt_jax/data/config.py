@@ -1,14 +1,11 @@
 """What determines the data of a run: which text, how it is cut, which vocabulary."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from sdtt_jax.config import require
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.normalize import NORMALIZERS
 
-EMBEDDED_CORPORA = ("world_english_bible",)
 TOKENIZER_KINDS = ("sentencepiece", "gpt2")
 MODEL_TYPES = ("unigram", "bpe", "char")
 
@@ -26,16 +23,19 @@ class DataConfig:
     """From text to sequences of equal length.
 
     Attributes:
-      corpus: name of an embedded corpus (`world_english_bible`), or path of a .txt, .jsonl or
-        .parquet file, or of a folder of such files (read in the order of their paths).
-      text_field: name of the text in the lines of JSONL and the columns of Parquet files.
-      detokenize: undoes a benchmark's tokenisation: `none`, `ptb`, `wikitext`, `lm1b`, `lambada`
-        or `scientific_papers`.
+      corpus: name of a corpus in `sdtt_jax.data.CORPORA` (`world_english_bible`, `openwebtext`, …),
+        or path of a .txt, .jsonl or .parquet file, or of a folder of such files (read in the order
+        of their paths).
+      text_field: of the user's own files, the field of JSONL lines or the column of Parquet that
+        holds the text.
+      detokenize: undoes a benchmark's tokenisation: `none` (for a named corpus, its own), `ptb`,
+        `wikitext`, `lm1b`, `lambada` or `scientific_papers`.
       normalize: `none` or `text8` (lowercase; everything outside a-z becomes one space).
       length: tokens in a sequence, BOS and EOS included.
       wrap: True makes sequences `[BOS] chunk [EOS]` as MDLM does, False contiguous chunks.
       validation_fraction: share of the documents (or of every document's characters where the
-        corpus has fewer than 20) that is held out.
+        corpus has fewer than 20) that is held out; a named corpus that has a validation or test
+        split holds out that.
       num_shards: ArrayRecord files per split.
     """
 

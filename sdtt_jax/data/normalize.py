@@ -1,7 +1,5 @@
 """Normalisations of text that make a vocabulary smaller. All are idempotent."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """From documents to sequences of equal length."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Iterator
 

@@ -1,13 +1,11 @@
 """The data stage: corpus to documents, vocabulary and packed sequences, once."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import numpy as np
 from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.data import builders
 from sdtt_jax.data.config import DataConfig, TokenizerConfig
-from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, held_out_digests, split_documents
+from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, Track, divide, untracked
 from sdtt_jax.data.loader import INFO_FILE, Shard, read_info
 from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.data.tokenizer import (
@@ -28,8 +26,6 @@ from sdtt_jax.data.tokenizer import (
 )
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.paths import write_json
-
-Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +60,7 @@ def prepare(
     tokenizer_config: TokenizerConfig,
     data_dir: str | Path,
     tokenizer_dir: str | Path,
-    progress: Progress | None = None,
+    track: Track = untracked,
 ) -> DataInfo:
     """Writes `data_dir` and `tokenizer_dir`, or recognises that they are finished.
 
@@ -72,7 +68,11 @@ def prepare(
     what stands there is finished. The same configs and corpus give the same bytes.
 
     Args:
-      progress: told in a few words what begins.
+      data_config: the corpus, and how it is cut into sequences.
+      tokenizer_config: the vocabulary.
+      data_dir: where the sequences go.
+      tokenizer_dir: where the vocabulary goes.
+      track: wraps every pass over the text, for example `sdtt_jax.progress.track_text`.
 
     Raises:
       ConfigError: a folder holds data of another config (the message lists the fields that
@@ -85,33 +85,16 @@ def prepare(
         return _finished(asked, data_dir, tokenizer_dir)
     _refuse_foreign(data_dir)
     with _partial(data_dir) as partial, _partial(tokenizer_dir) as partial_tokenizer:
-        _tell(progress, "reading the corpus")
-        tally = _Tally()
-        held_out = held_out_digests(data_config)
-
-        def documents(split: str) -> Iterator[str]:
-            return tally.count(split, split_documents(data_config, split, held_out))
-
-        builder = builders.Documents(_per_split(documents), partial)
-        folder = builders.build(builder, data_config.num_shards)
-        texts = {split: _Texts(folder, split) for split in SPLITS}
-
-        _tell(progress, "learning the vocabulary")
-        tokenizer = train_tokenizer(tokenizer_config, texts[TRAIN], data_config.normalize)
-
-        _tell(progress, "packing sequences")
-        content = asked | _write_packed(data_config, tokenizer, texts, tally, partial)
+        documents = _write_documents(data_config, partial, track)
+        texts = documents.texts(TRAIN, "learning the vocabulary")
+        tokenizer = train_tokenizer(tokenizer_config, texts, data_config.normalize)
+        content = asked | _write_sequences(data_config, tokenizer, documents, partial)
         write_json(partial / INFO_FILE, content)
         if not _holds(tokenizer_dir, tokenizer):
             save_tokenizer(tokenizer, partial_tokenizer)
             partial_tokenizer.rename(tokenizer_dir)
         partial.rename(data_dir)
     return _info_from(content, data_dir)
-
-
-def _tell(progress: Progress | None, message: str) -> None:
-    if progress is not None:
-        progress(message)
 
 
 def _per_split(start: Callable[[str], Iterator[Any]]) -> builders.Sources:
@@ -126,42 +109,50 @@ def _finished(asked: dict[str, Any], data_dir: Path, tokenizer_dir: Path) -> Dat
     return _info_from(content, data_dir)
 
 
-class _Tally:
-    """Counts documents and characters as they pass."""
+@dataclasses.dataclass(frozen=True)
+class _Documents:
+    """The corpus's documents, divided and written.
 
-    def __init__(self) -> None:
-        self.documents: dict[str, int] = {}
-        self.characters: dict[str, int] = {}
+    Attributes:
+      folder: that `builders.open_source` takes.
+      count: of both splits.
+      characters: of each split.
+      track: wraps a pass over them.
+    """
 
-    def count(self, split: str, texts: Iterator[str]) -> Iterator[str]:
-        self.documents[split] = self.characters[split] = 0
-        for text in texts:
-            self.documents[split] += 1
-            self.characters[split] += len(text)
+    folder: str
+    count: int
+    characters: dict[str, int]
+    track: Track
+
+    def texts(self, split: str, title: str) -> Iterable[str]:
+        """A pass over a split's documents, for what `title` says."""
+        records = builders.open_source(self.folder, split)
+        texts = (record["text"].decode("utf-8") for record in records)
+        return self.track(texts, title, self.characters[split])
+
+
+def _write_documents(config: DataConfig, partial: Path, track: Track) -> _Documents:
+    counts, characters = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+    documents_of = divide(config, track)
+
+    def counted(split: str) -> Iterator[str]:
+        for text in documents_of(split):
+            counts[split] += 1
+            characters[split] += len(text)
             yield text
-        if not self.documents[split]:
+        if not counts[split]:
             raise DataError(
                 f"data.corpus is too small to be divided: no text is left for the {split} split."
             )
 
-
-class _Texts:
-    """A written split's documents; every iteration passes over them once."""
-
-    def __init__(self, folder: str, split: str):
-        self._source = builders.open_source(folder, split)
-
-    def __iter__(self) -> Iterator[str]:
-        for example in self._source:
-            yield example["text"].decode("utf-8")
+    builder = builders.Documents(_per_split(counted), partial)
+    folder = builders.build(builder, config.num_shards)
+    return _Documents(folder, sum(counts.values()), characters, track)
 
 
-def _write_packed(
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    texts: dict[str, _Texts],
-    tally: _Tally,
-    partial: Path,
+def _write_sequences(
+    config: DataConfig, tokenizer: Tokenizer, documents: _Documents, partial: Path
 ) -> dict[str, Any]:
     # Ids of any vocabulary up to GPT-2's fit 16 bits, which halves the shards.
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
@@ -170,7 +161,9 @@ def _write_packed(
     tokens = dict.fromkeys(SPLITS, 0)
 
     def encoded(split: str) -> Iterator[np.ndarray]:
-        for ids in encode_documents(tokenizer, texts[split]):
+        for ids in encode_documents(
+            tokenizer, documents.texts(split, f"tokenising the {split} split")
+        ):
             tokens[split] += len(ids) + 1
             yield ids
 
@@ -202,9 +195,9 @@ def _write_packed(
         eos_id=tokenizer.eos_id,
         num_train=counts[TRAIN],
         num_validation=counts[VALIDATION],
-        num_documents=sum(tally.documents.values()),
-        num_characters=sum(tally.characters.values()),
-        characters_per_token=tally.characters[TRAIN] / tokens[TRAIN],
+        num_documents=documents.count,
+        num_characters=sum(documents.characters.values()),
+        characters_per_token=documents.characters[TRAIN] / tokens[TRAIN],
         fingerprint=digest.hexdigest(),
     )
     shards = [

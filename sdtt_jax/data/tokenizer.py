@@ -3,8 +3,6 @@
 MASK belongs to neither: it is `mask_id == vocab_size`, one past the last id.
 """
 
-from __future__ import annotations
-
 import abc
 import functools
 import hashlib
@@ -29,7 +27,6 @@ from sdtt_jax.paths import as_path, write_json
 MASK_PIECE = "▒"
 MODEL_FILE = "sentencepiece.model"
 CONFIG_FILE = "tokenizer.json"
-GPT2_FILES = ("encoder.json", "vocab.bpe")
 
 AGAIN = "remove the data and tokenizer folders and prepare the data again"
 

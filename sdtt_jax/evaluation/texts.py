@@ -10,9 +10,7 @@ import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.data import DataConfig, Tokenizer, open_split
-from sdtt_jax.data.config import EMBEDDED_CORPORA
-from sdtt_jax.data.corpora import documents
-from sdtt_jax.data.named import NAMED_TEXTS, named_texts
+from sdtt_jax.data.corpora import CORPORA, TRAIN, documents, find_corpus
 from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.subject import Subject
@@ -144,14 +142,13 @@ def _line_tokens(line: str, tokenizer: Tokenizer | None, where: str) -> Any:
 
 def _documents(subject: Subject, tokenizer: Tokenizer) -> Iterator[str]:
     name, folder = subject.settings.held_out, subject.settings.held_out_folder
-    if name in NAMED_TEXTS:
-        splits = NAMED_TEXTS[name].splits
-        split = "validation" if "validation" in splits else "test"
-        return named_texts(name, split, folder or None)
-    require(not folder, f"--held_out_folder is for named sets, and {name} is none.")
     require(
-        Path(name).exists() or name in EMBEDDED_CORPORA,
-        f"--held_out={name} is neither a file or folder nor one of the named sets: "
-        f"{', '.join((*NAMED_TEXTS, *EMBEDDED_CORPORA))}.",
+        not folder or name in CORPORA,
+        f"--held_out_folder is for named corpora, and {name} is none.",
     )
-    return documents(DataConfig(corpus=name, normalize=tokenizer.normalize))
+    require(
+        Path(name).exists() or name in CORPORA,
+        f"--held_out={name} is neither a file or folder nor one of the named corpora: {', '.join(CORPORA)}.",
+    )
+    config = DataConfig(corpus=name, normalize=tokenizer.normalize)
+    return documents(config, find_corpus(name).held_out or TRAIN, folder or None)

@@ -48,8 +48,8 @@ class World:
     """A Markov chain, the length of its sequences and the step sizes of the rounds.
 
     Attributes:
-      initial: [V] probabilities of the first token, all positive.
-      transition: [V][V] probabilities of the next token (column) given this one (row), all
+      initial: `[V]` probabilities of the first token, all positive.
+      transition: `[V, V]` probabilities of the next token (column) given this one (row), all
         positive: tokens that are revealed together are drawn independently, so a forbidden pair
         would be sampled and KL(samples || chain) would be infinite.
       length: L, tokens in a sequence.

@@ -21,7 +21,7 @@ class TransformerConfig:
       compute_dtype: dtype of activations; parameters and logits are float32 always.
       remat: what a block's backward pass recomputes: "none", "dots" (all but the results of the linear
         layers and of attention), "attention" (all but the latter) or "full" (everything). The measured table
-        is docs/remat.md (`tools.remat_table`).
+        is docs/measurements/remat.md (`tools.remat_table`).
     """
 
     vocab_size: int

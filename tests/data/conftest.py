@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdtt_jax.data import DataConfig, DataInfo, TokenizerConfig, prepare
-from sdtt_jax.data.corpora import bible_documents
+from sdtt_jax.data.embedded import bible_chapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Prepared:
 @pytest.fixture(scope="session")
 def chapters() -> list[str]:
     """The first forty chapters of the embedded corpus: real text, quick to prepare."""
-    return list(itertools.islice(bible_documents(), 40))
+    return list(itertools.islice(bible_chapters(), 40))
 
 
 @pytest.fixture(scope="session")

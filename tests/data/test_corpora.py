@@ -1,59 +1,88 @@
-import json
-import re
+"""The table of corpora, and how a corpus is divided. Oracles: texts written for the purpose."""
 
-import pyarrow
-import pyarrow.parquet
+import json
+
 import pytest
 
-from sdtt_jax.data import DataConfig
-from sdtt_jax.data.corpora import (
-    bible_documents,
-    documents,
-    held_out_digests,
-    split_documents,
-)
+from sdtt_jax.data import DETOKENIZERS, DataConfig
+from sdtt_jax.data.corpora import CORPORA, Corpus, Embedded, divide, documents, find_corpus
+from sdtt_jax.data.published import Published
 from sdtt_jax.errors import ConfigError, DataError
+
+TEXTS = ["the company 's shares rose N %", " ", "it is n't so"]
 
 
 def _splits(config):
-    held_out = held_out_digests(config)
-    return [list(split_documents(config, split, held_out)) for split in ("train", "validation")]
+    documents_of = divide(config)
+    return [list(documents_of(split)) for split in ("train", "validation")]
 
 
-def test_the_bible_is_1189_chapters_of_clean_text():
-    # Oracle: the number of chapters of the Protestant canon.
-    chapters = list(bible_documents())
-    assert len(chapters) == 1189
-    assert chapters[0].startswith(
-        "In the beginning God created the heavens and the earth. Now the earth was formless"
-    )
-    assert chapters[-1].endswith("Amen.")
-    job, psalm = chapters[477:479]
-    assert job.endswith("So Job died, being old and full of days.")
-    assert psalm.startswith("Blessed is the man who doesn't walk")
-    text = "\n".join(chapters)
-    assert 4_000_000 < len(text) < 4_100_000
-    assert not re.search(r"[0-9`\[\]]|  |\t", text)
+def _write_lines(path, texts, field="text"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({field: text}) + "\n" for text in texts), "utf-8")
+    return path
 
 
-def test_text_files_of_a_folder_are_one_document_each_in_the_order_of_paths(tmp_path):
-    (tmp_path / "b.txt").write_text("second\r\nline\n", "utf-8")
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbffirst\n")
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "d.jsonl").write_text('{"text": "third"}\n\n{"text": " "}\n', "utf-8")
-    (tmp_path / ".hidden.txt").write_text("no", "utf-8")
-    (tmp_path / "notes.md").write_text("no", "utf-8")
-    assert list(documents(DataConfig(corpus=str(tmp_path)))) == ["first", "second\nline", "third"]
+def test_every_published_corpus_reads_its_field_and_undoes_its_tokens(tmp_path):
+    published = [c for c in CORPORA.values() if isinstance(c.source, Published)]
+    assert len(published) >= 10
+    for corpus in published:
+        split = corpus.splits[-1]
+        folder = tmp_path / corpus.name
+        _write_lines(folder / f"{split}.jsonl", TEXTS, corpus.source.text_field)
+        undo = DETOKENIZERS[corpus.detokenize]
+        read = list(documents(DataConfig(corpus.name), split, folder))
+        assert read == [undo(TEXTS[0]), undo(TEXTS[2])]
 
 
-def test_json_lines_and_parquet_hold_the_same_documents(tmp_path):
-    texts = ["one", "zwei ß", "三"]
-    lines = tmp_path / "x.jsonl"
-    lines.write_text("".join(json.dumps({"body": text}) + "\n" for text in texts), "utf-8")
-    table = tmp_path / "x.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"n": [1, 2, 3], "body": texts}), table)
-    for path in (lines, table):
-        assert list(documents(DataConfig(corpus=str(path), text_field="body"))) == texts
+def test_a_second_embedded_corpus_is_read_and_not_the_bible(monkeypatch):
+    poems = [f"poem {index}" for index in range(30)]
+    monkeypatch.setitem(CORPORA, "poems", Corpus("poems", Embedded(lambda: iter(poems))))
+    assert list(documents(DataConfig("poems"))) == poems
+    train, validation = _splits(DataConfig("poems", validation_fraction=0.2))
+    assert sorted([*train, *validation]) == sorted(poems)
+    assert len(validation) == 6
+
+
+def test_the_corpus_of_the_papers_config_loads_from_files(tmp_path, monkeypatch):
+    from experiments.configs.owt_small import owt
+
+    texts = [f"web page {index}" for index in range(200)]
+    _write_lines(tmp_path / "openwebtext" / "train" / "0.jsonl", texts)
+    monkeypatch.setenv("SDTT_JAX_CORPORA", str(tmp_path))
+    train, validation = _splits(owt("small").data)
+    assert len(validation) == 2
+    assert sorted([*train, *validation]) == sorted(texts)
+
+
+def test_a_corpus_keeps_its_own_held_out_split(tmp_path, monkeypatch):
+    for split in ("train", "validation", "test"):
+        _write_lines(tmp_path / "wikitext2" / f"{split}.jsonl", [f"a {split} text"])
+    _write_lines(tmp_path / "lm1b" / "train.jsonl", ["a train text"])
+    _write_lines(tmp_path / "lm1b" / "test.jsonl", ["a test text"])
+    monkeypatch.setenv("SDTT_JAX_CORPORA", str(tmp_path))
+    assert _splits(DataConfig("wikitext2")) == [["a train text"], ["a validation text"]]
+    assert _splits(DataConfig("lm1b")) == [["a train text"], ["a test text"]]
+
+
+def test_a_corpus_without_a_training_split_cannot_be_trained_on():
+    with pytest.raises(ConfigError, match="lambada has no split 'train'; it has test"):
+        _splits(DataConfig("lambada"))
+
+
+def test_a_folder_beside_a_corpus_that_needs_none_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="world_english_bible comes with this library"):
+        list(documents(DataConfig(), folder=tmp_path))
+    path = _write_lines(tmp_path / "x.jsonl", ["a"])
+    with pytest.raises(ConfigError, match=r"x\.jsonl is read from its own path"):
+        list(documents(DataConfig(str(path)), folder=tmp_path))
+
+
+def test_a_path_with_a_slash_is_no_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _write_lines(tmp_path / "openwebtext" / "x.jsonl", ["mine"])
+    assert list(documents(DataConfig("./openwebtext"))) == ["mine"]
+    assert find_corpus("openwebtext") is CORPORA["openwebtext"]
 
 
 def test_documents_are_detokenised_before_they_are_normalised(tmp_path):
@@ -65,8 +94,7 @@ def test_documents_are_detokenised_before_they_are_normalised(tmp_path):
 
 def test_a_quarter_of_the_documents_is_held_out_and_none_is_on_both_sides(tmp_path):
     texts = [f"document {index % 40}" for index in range(80)]  # Every document twice.
-    path = tmp_path / "x.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    path = _write_lines(tmp_path / "x.jsonl", texts)
     train, validation = _splits(DataConfig(corpus=str(path), validation_fraction=0.25))
     assert len(set(validation)) == 10
     assert set(train) | set(validation) == set(texts)
@@ -78,8 +106,7 @@ def test_which_documents_are_held_out_does_not_depend_on_their_order(tmp_path):
     texts = [f"document {index}" for index in range(50)]
     sides = []
     for order in (texts, texts[::-1]):
-        path = tmp_path / f"{order[0]}.jsonl"
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in order), "utf-8")
+        path = _write_lines(tmp_path / f"{order[0]}.jsonl", order)
         sides.append(set(_splits(DataConfig(corpus=str(path)))[1]))
     assert sides[0] == sides[1]
 
@@ -93,56 +120,14 @@ def test_a_single_document_gives_its_tail_cut_at_a_space(tmp_path):
     assert len(validation) == pytest.approx(0.1 * path.stat().st_size, abs=10)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("x.txt", b"", r"x\.txt is empty"),
-        ("x.txt", b" \n ", "holds no text"),
-        ("x.txt", b"caf\xe9", r"x\.txt is not UTF-8 text: the byte at offset 3 "),
-        ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"line 2, is not UTF-8.*offset 24 "),
-        ("x.jsonl", b'{"text": "a"}\n{"text": \n', r"x\.jsonl, line 2, is not JSON"),
-        ("x.jsonl", b'["a"]\n', "line 1, is not a JSON object but list"),
-        ("x.jsonl", b'{"body": "a"}\n', r"line 1, has no field 'text' \(it has body\)"),
-        ("x.jsonl", b'{"text": 3}\n', "line 1, field 'text' holds int, not text"),
-        ("x.jsonl", b'{"text": "\\ud800"}\n', "line 1, .*surrogate"),
-        ("x.parquet", b"PAR1 no", r"x\.parquet is not a readable Parquet file"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_named_with_the_place(tmp_path, name, content, message):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        list(documents(DataConfig(corpus=str(path))))
-
-
-@pytest.mark.parametrize(
-    ("column", "message"),
-    [
-        ({"body": ["a"]}, r"has no column 'text' \(it has body\)"),
-        ({"text": [1]}, "column 'text' holds int64, not text"),
-        ({"text": ["a", None]}, "row 2, column 'text' is null"),
-    ],
-)
-def test_a_parquet_column_that_cannot_be_read_is_named(tmp_path, column, message):
-    path = tmp_path / "x.parquet"
-    pyarrow.parquet.write_table(pyarrow.table(column), path)
-    with pytest.raises(DataError, match=message):
-        list(documents(DataConfig(corpus=str(path))))
-
-
-def test_a_damaged_parquet_file_is_named(tmp_path):
-    path = tmp_path / "x.parquet"
-    texts = [f"{index} some text to be stored" for index in range(5000)]
-    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
-    content = bytearray(path.read_bytes())
-    content[200:2000] = bytes(1800)
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"x\.parquet is damaged"):
-        list(documents(DataConfig(corpus=str(path))))
+def test_a_corpus_without_text_is_named(tmp_path):
+    path = _write_lines(tmp_path / "x.jsonl", ["123", " "])
+    with pytest.raises(DataError, match=r"x\.jsonl holds no text after normalize='text8'"):
+        list(documents(DataConfig(str(path), normalize="text8")))
 
 
 def test_a_corpus_that_is_nowhere_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.corpus: .*nowhere does not exist"):
+    with pytest.raises(ConfigError, match=r"data\.corpus: .*nowhere does not exist.* openwebtext"):
         list(documents(DataConfig(corpus=str(tmp_path / "nowhere"))))
     with pytest.raises(ConfigError, match=r"data\.corpus: the folder .* holds no \.txt"):
         list(documents(DataConfig(corpus=str(tmp_path))))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.data import load_tokenizer, open_split
-from sdtt_jax.data.corpora import held_out_digests, split_documents
+from sdtt_jax.data.corpora import divide
 from sdtt_jax.errors import ConfigError, DataError
 
 
@@ -21,14 +21,12 @@ def copied(prepared, tmp_path):
 
 def test_rows_are_the_documents_in_order(prepared, train):
     # Oracle: the train split's first document.
-    config = prepared.data_config
-    first = next(split_documents(config, "train", held_out_digests(config)))
-    text = load_tokenizer(prepared.tokenizer).decode(train.rows(0, 20).ravel())
+    first = next(divide(prepared.data_config)("train"))
+    text = load_tokenizer(prepared.tokenizer).decode(train.gather(np.arange(20)).ravel())
     assert text == first[: 20 * 16]
-    rows = train.rows(0, len(train))
+    rows = train.gather(np.arange(len(train)))
     assert rows.dtype == np.int32
     assert rows.shape == (prepared.info.num_train, 16)
-    np.testing.assert_array_equal(train.rows(len(train) - 2, 10), rows[-2:])
 
 
 def test_a_batch_is_a_function_of_seed_and_step(prepared, train):
@@ -77,15 +75,9 @@ def test_reading_on_demand_equals_reading_from_memory(prepared, train):
     assert train.cached is not None
     assert lazy.cached is None
     np.testing.assert_array_equal(lazy.batch(0, 9, 32), train.batch(0, 9, 32))
-    assert lazy.rows(len(lazy), 4).shape == (0, 16)
+    assert lazy.gather(np.arange(0)).shape == (0, 16)
     with pytest.raises(IndexError):
         lazy.gather(np.array([len(lazy)]))
-
-
-def test_prefetched_batches_are_the_batches(train):
-    batches = list(train.batches(0, 5, 9, 8, rows=slice(0, 4)))
-    expected = [train.batch(0, step, 8, rows=slice(0, 4)) for step in range(5, 9)]
-    np.testing.assert_array_equal(batches, expected)
 
 
 @pytest.mark.parametrize("arguments", [(-1, 0, 1), (0, -1, 1), (0, 0, 0)])

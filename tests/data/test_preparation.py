@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 
 from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, open_split, prepare
-from sdtt_jax.data.corpora import held_out_digests, split_documents
+from sdtt_jax.data.corpora import divide
 from sdtt_jax.errors import ConfigError, DataError
 
 
 def _tree(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def _sequences(folder, split):
+    stored = open_split(folder, split)
+    return stored.gather(np.arange(len(stored)))
 
 
 def _prepare(prepared, run, **changes):
@@ -23,12 +28,12 @@ def _prepare(prepared, run, **changes):
 def test_the_sequences_are_the_corpus(prepared):
     # Oracle: documents, encoded one by one and joined by EOS in plain Python.
     tokenizer = load_tokenizer(prepared.tokenizer)
-    held_out = held_out_digests(prepared.data_config)
+    documents_of = divide(prepared.data_config)
     for split in ("train", "validation"):
         stream = []
-        for text in split_documents(prepared.data_config, split, held_out):
+        for text in documents_of(split):
             stream += [*tokenizer.encode(text), tokenizer.eos_id]
-        rows = open_split(prepared.data, split).rows(0, 10**9)
+        rows = _sequences(prepared.data, split)
         np.testing.assert_array_equal(rows.ravel(), stream[: len(stream) // 16 * 16])
 
 
@@ -46,22 +51,34 @@ def test_the_info_says_what_is_there(prepared):
 
 def test_a_finished_folder_is_only_read(prepared):
     before = _tree(prepared.data.parent)
-    told = []
-    info = prepare(
-        prepared.data_config,
-        prepared.tokenizer_config,
-        prepared.data,
-        prepared.tokenizer,
-        told.append,
-    )
-    assert info == prepared.info
-    assert told == []
+    assert _prepare(prepared, prepared.data.parent) == prepared.info
     assert _tree(prepared.data.parent) == before
 
 
 def test_the_same_config_gives_the_same_sequences_elsewhere(prepared, tmp_path):
     assert _prepare(prepared, tmp_path) == prepared.info
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "tokenizer"]
+
+
+def test_every_pass_over_the_text_is_tracked(prepared, tmp_path):
+    passes = []
+
+    def track(texts, title, characters):
+        passes.append((title, characters, sum(map(len, texts := list(texts)))))
+        return texts
+
+    arguments = (prepared.data_config, prepared.tokenizer_config)
+    prepare(*arguments, tmp_path / "data", tmp_path / "tokenizer", track)
+    assert [title for title, _, _ in passes] == [
+        "reading the corpus",
+        "writing the train split",
+        "writing the validation split",
+        "learning the vocabulary",
+        "tokenising the train split",
+        "tokenising the validation split",
+    ]
+    # Only the first pass does not know how much there is.
+    assert [known for _, known, _ in passes] == [0, *(seen for _, _, seen in passes[1:])]
 
 
 def test_another_config_is_refused_with_the_fields(prepared):
@@ -80,7 +97,7 @@ def test_another_config_is_refused_with_the_fields(prepared):
 
 def test_wrapped_sequences_begin_with_bos_and_end_with_eos(prepared, tmp_path):
     info = _prepare(prepared, tmp_path, wrap=True)
-    rows = open_split(tmp_path / "data", "train").rows(0, 10**9)
+    rows = _sequences(tmp_path / "data", "train")
     assert rows.shape == (info.num_train, 16)
     assert set(rows[:, 0]) == {info.bos_id}
     assert set(rows[:, -1]) == {info.eos_id}
@@ -138,7 +155,7 @@ def test_gpt2_needs_no_training(prepared, tmp_path):
     config = dataclasses.replace(prepared.data_config, normalize="none", length=128, wrap=True)
     info = prepare(config, TokenizerConfig(kind="gpt2"), tmp_path / "data", tmp_path / "tokenizer")
     assert (info.vocab_size, info.bos_id, info.eos_id) == (50257, 50256, 50256)
-    rows = open_split(tmp_path / "data", "train").rows(0, 1)
+    rows = _sequences(tmp_path / "data", "train")
     text = load_tokenizer(tmp_path / "tokenizer").decode(rows[0])
     assert text.startswith("In the beginning God created the heavens and the earth.")
 

@@ -280,7 +280,7 @@ def test_a_named_set_is_read_from_its_folder(evaluated, tmp_path):
     assert rows.shape == (4, 32)
     assert subject.model.tokenizer.decode(rows[0]) == TEXT[:32]
     settings = dataclasses.replace(settings, held_out="nowhere.txt")
-    with pytest.raises(ConfigError, match="named sets"):
+    with pytest.raises(ConfigError, match="named corpora"):
         held_out(dataclasses.replace(subject, settings=settings))
 
 

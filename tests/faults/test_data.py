@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from sdtt_jax.data import open_split, prepare
+from sdtt_jax.data.corpora import untracked
 from sdtt_jax.errors import DataError
 from tests.data.conftest import chapters, prepared, write_jsonl  # noqa: F401 - fixtures
 from tests.training import tiny, toy
@@ -87,13 +88,13 @@ class Stop(BaseException):
     """As a signal or the end of a process would come."""
 
 
-def prepare_again(prepared, folder, progress=None):  # noqa: F811
+def prepare_again(prepared, folder, track=untracked):  # noqa: F811
     return prepare(
         prepared.data_config,
         prepared.tokenizer_config,
         folder / "data",
         folder / "tokenizer",
-        progress,
+        track,
     )
 
 
@@ -103,12 +104,13 @@ def prepare_again(prepared, folder, progress=None):  # noqa: F811
     promise="nothing that looks finished is left",
 )
 @pytest.mark.parametrize(
-    "moment", ["reading the corpus", "learning the vocabulary", "packing sequences"]
+    "moment", ["reading the corpus", "learning the vocabulary", "tokenising the train split"]
 )
 def test_row_25_stopped_while_preparing(prepared, tmp_path, moment):  # noqa: F811
-    def stop(message):
-        if message == moment:
+    def stop(texts, title, _):
+        if title == moment:
             raise Stop
+        return texts
 
     with pytest.raises(Stop):
         prepare_again(prepared, tmp_path, stop)

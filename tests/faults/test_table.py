@@ -1,4 +1,4 @@
-"""The list of faults is whole, and docs/faults.md says what the tests say."""
+"""The list of faults is whole, and docs/guides/faults.md says what the tests say."""
 
 import re
 

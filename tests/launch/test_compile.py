@@ -1,7 +1,7 @@
 """Compiling ahead, end to end. Oracle: FLOPs from the sizes alone, bytes from the shardings.
 
 Virtual CPU devices stand for GPUs: the TPU compiler is no part of the test requirements. What is compiled for
-TPU slices is reported in docs/pods/ahead.md.
+TPU slices is reported in docs/measurements/ahead.md.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Named texts. Oracles: small files of the hub's form, the detokenizers on their own."""
+"""Published corpora. Oracles: small files of the hub's form, the detokenizers on their own."""
 
 import json
 import shutil
@@ -8,9 +8,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sdtt_jax.data import DETOKENIZERS, named
+from sdtt_jax.data import DETOKENIZERS, DataConfig, published
 from sdtt_jax.data.builders import Documents, build
-from sdtt_jax.data.named import NAMED_TEXTS, named_texts
+from sdtt_jax.data.corpora import documents
 from sdtt_jax.errors import ConfigError, DataError
 
 TEXTS = ["the company 's shares rose N %", " ", "it is n't so"]
@@ -21,15 +21,6 @@ def write_parquet(path, field):
     pyarrow.parquet.write_table(pyarrow.table({field: TEXTS}), path)
 
 
-@pytest.mark.parametrize("name", NAMED_TEXTS)
-def test_every_set_reads_its_field_and_undoes_its_tokens(tmp_path, name):
-    text = NAMED_TEXTS[name]
-    split = next(iter(text.splits))
-    write_parquet(tmp_path / f"{split}.parquet", text.text_field)
-    undo = DETOKENIZERS[text.detokenize]
-    assert list(named_texts(name, split, tmp_path)) == [undo(TEXTS[0]), undo(TEXTS[2])]
-
-
 def test_a_folder_may_hold_json_lines_raw_text_or_a_folder_of_files(tmp_path):
     lines = tmp_path / "test.jsonl"
     lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), "utf-8")
@@ -37,7 +28,8 @@ def test_a_folder_may_hold_json_lines_raw_text_or_a_folder_of_files(tmp_path):
     write_parquet(tmp_path / "train" / "0000.parquet", "text")
     (tmp_path / "validation.txt").write_text("a well @-@ known thing", "utf-8")
     test, train, validation = (
-        list(named_texts("wikitext2", split, tmp_path)) for split in ("test", "train", "validation")
+        list(documents(DataConfig("wikitext2"), split, tmp_path))
+        for split in ("test", "train", "validation")
     )
     assert test == train
     assert validation == ["a well-known thing"]
@@ -51,8 +43,8 @@ def test_the_hubs_copy_is_asked_for_the_split_only(tmp_path, monkeypatch):
         write_parquet(tmp_path / "penn_treebank" / "test" / "0000.parquet", "sentence")
         return str(tmp_path)
 
-    monkeypatch.setattr(named, "snapshot_download", download)
-    assert len(list(named_texts("ptb", "test"))) == 2
+    monkeypatch.setattr(published, "snapshot_download", download)
+    assert len(list(documents(DataConfig("ptb"), "test"))) == 2
     assert asked == [
         (
             "ptb-text-only/ptb_text_only",
@@ -65,23 +57,27 @@ def test_the_hubs_copy_is_asked_for_the_split_only(tmp_path, monkeypatch):
 
 def test_without_a_network_the_message_says_which_files_to_fetch(tmp_path, monkeypatch):
     download = mock.Mock(side_effect=OSError("no route"))
-    monkeypatch.setattr(named, "snapshot_download", download)
-    with pytest.raises(DataError, match=r"cannot be reached \(no route\).*penn_treebank/test/\*"):
-        list(named_texts("ptb", "test"))
-    monkeypatch.setattr(named, "snapshot_download", mock.Mock(return_value=str(tmp_path)))
+    monkeypatch.setattr(published, "snapshot_download", download)
+    message = r"\(no route\).*penn_treebank/test/\*.*test/ of a folder ptb.*\$SDTT_JAX_CORPORA"
+    with pytest.raises(DataError, match=message):
+        list(documents(DataConfig("ptb"), "test"))
+    monkeypatch.setattr(published, "snapshot_download", mock.Mock(return_value=str(tmp_path)))
     with pytest.raises(DataError, match=r"has no penn_treebank/test/\*\.parquet"):
-        list(named_texts("ptb", "test"))
+        list(documents(DataConfig("ptb"), "test"))
 
 
-def test_sets_splits_and_files_that_do_not_exist_are_named(tmp_path):
-    with pytest.raises(ConfigError, match="text set 'poems' is unknown"):
-        list(named_texts("poems", "test"))
-    with pytest.raises(ConfigError, match="lambada has no split 'train'; it has test"):
-        list(named_texts("lambada", "train"))
+def test_a_split_that_a_folder_lacks_is_named_with_the_files_to_put_there(tmp_path):
     with pytest.raises(
         ConfigError, match=r"put one of test\.txt, test\.jsonl, test\.parquet, test"
     ):
-        list(named_texts("ptb", "test", tmp_path))
+        list(documents(DataConfig("ptb"), "test", tmp_path))
+
+
+def test_the_shared_folder_of_corpora_comes_before_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("SDTT_JAX_CORPORA", str(tmp_path))
+    monkeypatch.setattr(published, "snapshot_download", mock.Mock(side_effect=AssertionError))
+    write_parquet(tmp_path / "openwebtext" / "train" / "0000.parquet", "text")
+    assert len(list(documents(DataConfig("openwebtext")))) == 2
 
 
 class TestTfds:
@@ -99,15 +95,15 @@ class TestTfds:
     def test_what_is_prepared_on_this_machine_is_read(self, prepared):
         undo = DETOKENIZERS["lm1b"]
         expected = [undo(TEXTS[0]), undo(TEXTS[2])]
-        assert list(named_texts("lm1b", "test")) == expected
-        assert list(named_texts("lm1b", "test", prepared)) == expected
+        assert list(documents(DataConfig("lm1b"), "test")) == expected
+        assert list(documents(DataConfig("lm1b"), "test", prepared)) == expected
 
     def test_the_newest_version_is_taken(self, prepared):
         (prepared.parent / "1.0.0").mkdir()
         (prepared.parent / "1.0.0" / "dataset_info.json").write_text("{}")
-        assert len(list(named_texts("lm1b", "test"))) == 2
+        assert len(list(documents(DataConfig("lm1b"), "test"))) == 2
 
     def test_a_split_that_was_not_prepared_is_named(self, prepared):
         with pytest.raises(DataError, match=r"1.1.0 has no feature 'text' in a split 'train'"):
-            next(named_texts("lm1b", "train"))
+            next(documents(DataConfig("lm1b"), "train"))
         assert prepared.is_dir()

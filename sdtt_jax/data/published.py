@@ -1,0 +1,126 @@
+"""Published corpora: from a local folder, from what TFDS has prepared, or from the model hub."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from sdtt_jax.data.files import SUFFIXES, find_files, read_files
+from sdtt_jax.errors import ConfigError, DataError
+
+# Names a folder that holds the texts of corpora by name: $SDTT_JAX_CORPORA/openwebtext/train/….
+FOLDER_VARIABLE = "SDTT_JAX_CORPORA"
+TFDS_INFO = "dataset_info.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """Where a published corpus is and how its files are read.
+
+    Attributes:
+      repo: data set of the model hub, "owner/name".
+      files: glob pattern of a split's files in the repository, with `{split}` for its name.
+      text_field: the field or column that holds the text.
+      revision: branch of the repository; `refs/convert/parquet` is the hub's own conversion.
+      tfds: its name in TFDS, with its config, and the feature that holds the text; None if TFDS lacks it.
+    """
+
+    repo: str
+    files: str
+    text_field: str = "text"
+    revision: str = "refs/convert/parquet"
+    tfds: tuple[str, str] | None = None
+
+    def texts(self, name: str, split: str, folder: Path | None) -> Iterator[str]:
+        """The texts of a split, as they are published.
+
+        They are taken from the first of these that is there: `folder`; the folder `name` in
+        $SDTT_JAX_CORPORA; the newest version that TFDS has prepared; the hub's copy, downloaded once into
+        the hub's cache. A folder holds `SPLIT.parquet`, `.jsonl` or `.txt`, or files of these kinds in
+        `SPLIT/`, or is what TFDS has prepared.
+
+        Args:
+          name: what the corpus is called, for the folder and for messages.
+          split: one of the corpus's.
+          folder: where to look instead of the places above.
+
+        Raises:
+          ConfigError: `folder` lacks the split; the message says which file to put there.
+          DataError: the text is nowhere, or a file is damaged or lacks the text field.
+        """
+        shared = os.environ.get(FOLDER_VARIABLE)
+        if folder is None and shared and (Path(shared) / name).is_dir():
+            folder = Path(shared) / name
+        place = self._prepared() if folder is None else folder
+        if place is not None and self.tfds is not None and (place / TFDS_INFO).is_file():
+            return _read_tfds(place, split, self.tfds[1])
+        if place is None:
+            return read_files(self._downloaded(name, split), self.text_field)
+        candidates = [*(place / f"{split}{suffix}" for suffix in SUFFIXES), place / split]
+        source = next((path for path in candidates if path.exists()), None)
+        if source is None:
+            raise ConfigError(
+                f"{place} holds no {split} split of {name}: put one of "
+                f"{', '.join(path.name for path in candidates)} there, with the text in "
+                f"{self.text_field!r}."
+            )
+        return read_files(find_files(source), self.text_field)
+
+    def _prepared(self) -> Path | None:
+        """The newest version that TFDS has prepared on this machine."""
+        if self.tfds is None:
+            return None
+        root = Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
+        versions = [info.parent for info in (root / self.tfds[0]).glob(f"*.*.*/{TFDS_INFO}")]
+        return max(versions, key=lambda path: tfds.core.Version(path.name), default=None)
+
+    def _downloaded(self, name: str, split: str) -> list[Path]:
+        pattern = self.files.format(split=split)
+        elsewhere = (
+            f"Put its files into {split}/ of a folder {name}, and name the folder above that in "
+            f"${FOLDER_VARIABLE}"
+        )
+        if self.tfds is not None:
+            elsewhere += f"; or prepare {self.tfds[0]} with TFDS, file_format='array_record'"
+        try:
+            root = Path(
+                snapshot_download(
+                    self.repo,
+                    repo_type="dataset",
+                    revision=self.revision,
+                    allow_patterns=[pattern],
+                )
+            )
+        except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DataError(
+                f"{name} is not on this machine and the hub cannot be reached ({reason}). Where there is a "
+                f"network, download {pattern} of the data set {self.repo}, revision {self.revision}. "
+                f"{elsewhere}."
+            ) from None
+        files = sorted(root.glob(pattern))
+        if not files:
+            raise DataError(
+                f"{name}: {self.repo} at {self.revision} has no {pattern}. {elsewhere}."
+            )
+        return files
+
+
+def _read_tfds(folder: Path, split: str, feature: str) -> Iterator[str]:
+    builder = tfds.builder_from_directory(str(folder))
+    if split not in builder.info.splits or feature not in (builder.info.features or {}):
+        raise DataError(
+            f"{folder} has no feature {feature!r} in a split {split!r}; prepare the set again."
+        )
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise DataError(
+            f"{folder} holds {builder.info.file_format}, which only TensorFlow reads; prepare it with "
+            "file_format='array_record'."
+        )
+    for record in builder.as_data_source(split):
+        raw = record[feature]
+        yield raw.decode("utf-8") if isinstance(raw, bytes) else str(raw)

@@ -1,0 +1,49 @@
+"""An extension for mkdocs' API pages: `a, b: what they are` under Args describes both arguments.
+
+Google's style allows one entry for several arguments; Griffe, which reads the docstrings, wants one each. It
+then checks that every argument that is described exists, so that `mkdocs build --strict` finds stale ones.
+"""
+
+import re
+from typing import Any
+
+import griffe
+
+SECTION = re.compile(r"^(Args|Attributes):$", re.MULTILINE)
+GROUPED = re.compile(
+    r"^(?P<indent> +)(?P<names>\*{0,2}\w+(?:, \*{0,2}\w+)+):(?P<text>.*(?:\n(?P=indent) +.*)*)",
+    re.M,
+)
+
+
+def one_entry_each(docstring: str) -> str:
+    """The docstring with one entry for each argument or attribute.
+
+    >>> print(one_entry_each("Adds.\\n\\nArgs:\\n  a, b: numbers."))
+    Adds.
+    <BLANKLINE>
+    Args:
+      a: numbers.
+      b: numbers.
+    """
+    head, *sections = SECTION.split(docstring)
+    for index in range(1, len(sections), 2):
+        sections[index] = GROUPED.sub(_split, sections[index])
+    return head + "".join(
+        f"{name}:{text}" for name, text in zip(sections[::2], sections[1::2], strict=True)
+    )
+
+
+def _split(entry: re.Match[str]) -> str:
+    names = entry["names"].split(", ")
+    return "\n".join(f"{entry['indent']}{name}:{entry['text']}" for name in names)
+
+
+class GroupedArguments(griffe.Extension):
+    """Splits the entries of every docstring that Griffe reads."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Rewrites the docstring of one module, class, function or attribute."""
+        del kwargs
+        if obj.docstring is not None:
+            obj.docstring.value = one_entry_each(obj.docstring.value)
