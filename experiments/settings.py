@@ -12,7 +12,7 @@ import ml_collections
 
 from sdtt_jax.config import from_mapping, require, to_mapping
 from sdtt_jax.data import DataConfig, TokenizerConfig
-from sdtt_jax.diffusion.nelbo import WEIGHTINGS
+from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.schedule import ScheduleConfig
 from sdtt_jax.distillation.rounds import DistillConfig
@@ -53,34 +53,17 @@ class JudgeSize:
 
 
 @dataclasses.dataclass(frozen=True)
-class TeacherConfig:
+class TeacherConfig(NelboConfig):
     """The first teacher's training.
 
-    Attributes:
-      weighting: "nelbo" weights the loss of each time by 1/t (the bound), "even" weights all masked
-        tokens alike (a small model leaves its first plateau sooner).
-      antithetic: even spread of times over a batch.
-      importance: with "nelbo", draw times so that the weight is flat.
+    Attributes: those of `sdtt_jax.diffusion.nelbo.NelboConfig` (weighting, antithetic, importance), and
       checkpoint: a teacher that exists, as `experiments.sample --checkpoint` takes them: nothing is
         trained.
       train: steps, batch, optimizer.
     """
 
-    weighting: str = "nelbo"
-    antithetic: bool = True
-    importance: bool = False
     checkpoint: str = ""
     train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512, ema_decay=0.9999)
-
-    def __post_init__(self) -> None:
-        require(
-            self.weighting in WEIGHTINGS,
-            f"weighting={self.weighting!r} is unknown; choose one of {', '.join(WEIGHTINGS)}.",
-        )
-        require(
-            not (self.importance and self.weighting == "even"),
-            "importance=True flattens the weight of the bound; it needs weighting='nelbo'.",
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import losses
 from experiments.benchmarking import naive
 from experiments.settings import RunConfig, run_config
 from sdtt_jax.causal.nll import causal_nll
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import Schedule, make_schedule
 from sdtt_jax.distillation.rounds import round_dt
@@ -25,6 +25,7 @@ from sdtt_jax.keys import at_step, purpose_key
 from sdtt_jax.networks import Denoiser, DenoiserConfig, make_denoiser
 from sdtt_jax.networks.causal import Autoregressive
 from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.objectives import distill_loss, teacher_loss
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import place_batch, replicated, unbox
 from sdtt_jax.training.optimizers import make_optimizer
@@ -96,8 +97,8 @@ def _training(job: Job, config: RunConfig, tell: Tell) -> Case:
     distills = job.suite == "train"
     stage = config.distill.train if distills else config.teacher.train
     stage = dataclasses.replace(stage, batch_size=job.batch_size, microbatches=1)
-    sizes, denoiser, schedule = _network(job, config)
-    loss = _counted(_loss(job, config, denoiser, schedule), distills)
+    sizes, denoiser, diffusion = _network(job, config)
+    loss = _counted(_loss(job, config, sizes, diffusion), distills)
     optimizer = make_optimizer(stage.optimizer, stage.num_steps)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     context = {}
@@ -107,7 +108,7 @@ def _training(job: Job, config: RunConfig, tell: Tell) -> Case:
     state = state_from_params(params, optimizer, context=context, ema=stage.ema_decay > 0)
     del params, context
     batch = place_batch(_tokens(job, sizes), mesh)
-    key = half_masked_key(job, config, sizes, schedule, batch)
+    key = half_masked_key(job, config, sizes, diffusion.schedule, batch)
 
     tell("compiling")
     step = make_train_step(loss, optimizer, stage)
@@ -131,15 +132,14 @@ def _training(job: Job, config: RunConfig, tell: Tell) -> Case:
     return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
 
 
-def _loss(job: Job, config: RunConfig, denoiser: Denoiser, schedule: Schedule) -> LossFn:
-    lean = job.variant == "lean"
+def _loss(job: Job, config: RunConfig, sizes: DenoiserConfig, diffusion: MaskedDiffusion) -> LossFn:
+    if job.variant == "lean":
+        if job.suite == "teacher":
+            return teacher_loss(diffusion, config.teacher)
+        return distill_loss(diffusion, config.distill)
     if job.suite == "teacher":
-        if lean:
-            return losses.teacher_loss(denoiser, schedule, config.teacher)
-        return naive.teacher_loss(denoiser.config, schedule, config.teacher)
-    if lean:
-        return losses.distill_loss(denoiser, schedule, config.distill)
-    return naive.distill_loss(denoiser.config, schedule, config.distill)
+        return naive.teacher_loss(sizes, diffusion.schedule, config.teacher)
+    return naive.distill_loss(sizes, diffusion.schedule, config.distill)
 
 
 def _counted(loss_fn: LossFn, distills: bool) -> LossFn:
@@ -177,17 +177,17 @@ def half_masked_key(
 def _sampling(job: Job, config: RunConfig, tell: Tell) -> Case:
     """A whole generation from MASK alone."""
     tell("making parameters")
-    sizes, denoiser, schedule = _network(job, config)
+    sizes, denoiser, diffusion = _network(job, config)
     params = _parameters(denoiser)
     x_init = prior_sample(job.batch_size, sizes.length, sizes.mask_id)
     key = purpose_key(config.seed, "benchmark.sample")
 
     def lean(params: Params, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state, _ = sample(denoiser, params, key, x, schedule, SamplerConfig(job.num_steps))
+        state, _ = sample(diffusion, params, key, x, SamplerConfig(job.num_steps))
         return state.x, state.nfe
 
     def twin(params: Params, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return naive.sample(sizes, params, key, x, schedule, job.num_steps)
+        return naive.sample(sizes, params, key, x, diffusion.schedule, job.num_steps)
 
     tell("compiling")
     function = jax.jit(lean if job.variant == "lean" else twin)
@@ -262,9 +262,10 @@ def _matmul(job: Job, config: RunConfig, tell: Tell) -> Case:
     return Case(repeat, {"compile_s": seconds, "shapes": f"[{rows}, {embed}] @ [{embed}, {inner}]"})
 
 
-def _network(job: Job, config: RunConfig) -> tuple[DenoiserConfig, Denoiser, Schedule]:
+def _network(job: Job, config: RunConfig) -> tuple[DenoiserConfig, Denoiser, MaskedDiffusion]:
     sizes = config.denoiser(job.vocab_size)
-    return sizes, make_denoiser(sizes), make_schedule(config.schedule)
+    denoiser = make_denoiser(sizes)
+    return sizes, denoiser, MaskedDiffusion(denoiser, make_schedule(config.schedule))
 
 
 def _parameters(denoiser: Denoiser | Autoregressive, sharding: Any = None) -> Params:

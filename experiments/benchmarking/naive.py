@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.settings import TeacherConfig
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.forward import SAMPLING_EPS, q_xt, sample_t
+from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.rounds import DistillConfig
@@ -176,7 +176,7 @@ def sample(
 
 
 def teacher_noise(
-    key: jax.Array, x0: jax.Array, schedule: Schedule, config: TeacherConfig, mask_id: int
+    key: jax.Array, x0: jax.Array, schedule: Schedule, config: NelboConfig, mask_id: int
 ) -> tuple[jax.Array, jax.Array]:
     """Times `[batch]` and `x_t: [batch, length]` of the teacher's loss, the same as the lean one's."""
     require(not config.importance, "The naive twin has no importance sampling of t; turn it off.")
@@ -185,8 +185,8 @@ def teacher_noise(
     return t, q_xt(key_mask, x0, schedule.move_chance(t), mask_id)
 
 
-def teacher_loss(denoiser: DenoiserConfig, schedule: Schedule, config: TeacherConfig) -> LossFn:
-    """`experiments.losses.teacher_loss` with a full log-softmax over the vocabulary."""
+def teacher_loss(denoiser: DenoiserConfig, schedule: Schedule, config: NelboConfig) -> LossFn:
+    """`sdtt_jax.objectives.teacher_loss` with a full log-softmax over the vocabulary."""
 
     def loss(params: Params, context: Any, batch: jax.Array, key: jax.Array) -> Loss:
         del context
@@ -254,7 +254,7 @@ def teacher_targets(
 
 
 def distill_loss(denoiser: DenoiserConfig, schedule: Schedule, config: DistillConfig) -> LossFn:
-    """`experiments.losses.distill_loss` with `[batch, length, vocab]` log-probabilities and targets."""
+    """`sdtt_jax.objectives.distill_loss` with `[batch, length, vocab]` log-probabilities and targets."""
 
     def loss(params: Params, context: Any, batch: jax.Array, key: jax.Array) -> Loss:
         t, x_t, key_teacher = distill_noise(key, batch, schedule, config, denoiser.mask_id)

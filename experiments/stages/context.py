@@ -16,7 +16,8 @@ from sdtt_jax.config import to_mapping
 from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
 from sdtt_jax.data.loader import INFO_FILE
 from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
-from sdtt_jax.diffusion.schedule import Schedule, make_schedule
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import MismatchError, UserError
 from sdtt_jax.networks import Denoiser, make_denoiser
 from sdtt_jax.networks.causal import Autoregressive, make_autoregressive
@@ -41,10 +42,6 @@ class Run:
         """One line to the person at the terminal."""
         if processes.is_first():
             print(message, flush=True)
-
-    @functools.cached_property
-    def schedule(self) -> Schedule:
-        return make_schedule(self.config.schedule)
 
     @functools.cached_property
     def info(self) -> DataInfo:
@@ -84,6 +81,10 @@ class Run:
     @functools.cached_property
     def denoiser(self) -> Denoiser:
         return make_denoiser(self.config.denoiser(self.info.vocab_size))
+
+    @functools.cached_property
+    def diffusion(self) -> MaskedDiffusion:
+        return MaskedDiffusion(self.denoiser, make_schedule(self.config.schedule))
 
     @functools.cached_property
     def judge(self) -> Autoregressive:

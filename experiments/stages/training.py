@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.losses import distill_loss, judge_loss, teacher_loss
 from experiments.stages.context import Run
 from experiments.stages.workdir import is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
@@ -22,6 +21,7 @@ from sdtt_jax.distillation.rounds import round_dt
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.load import load_denoiser
 from sdtt_jax.keys import purpose_key, purpose_seed
+from sdtt_jax.objectives import distill_loss, judge_loss, teacher_loss
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import check_batch_size
 from sdtt_jax.parallel.placement import place_rows, unbox
@@ -66,7 +66,7 @@ class Training:
 def training(run: Run, stage: str, number: int = 0) -> Training:
     """The training of a stage or round."""
     if stage == "teacher":
-        loss = teacher_loss(run.denoiser, run.schedule, run.config.teacher)
+        loss = teacher_loss(run.diffusion, run.config.teacher)
         config = run.config.teacher.train
         return _from_scratch(run, stage, run.workdir.teacher, run.denoiser, loss, config)
     if stage == "judge":
@@ -126,7 +126,7 @@ def _distillation(run: Run) -> tuple[optax.GradientTransformation, TrainStep]:
     config = run.config.distill
     optimizer = make_optimizer(config.train.optimizer, config.train.num_steps)
     # One compiled step serves all rounds: dt and the teacher are arguments of it.
-    loss = distill_loss(run.denoiser, run.schedule, config)
+    loss = distill_loss(run.diffusion, config)
     return optimizer, make_train_step(loss, optimizer, config.train)
 
 

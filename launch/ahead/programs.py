@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments import losses
 from experiments.benchmarking.suites import vocabulary
 from experiments.settings import RunConfig
 from launch.ahead.hlo_text import Instruction
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion import sampler
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.evaluation.latency import causal_of_same_size
 from sdtt_jax.networks import Denoiser, DenoiserConfig, flops, make_denoiser
 from sdtt_jax.networks.causal import Autoregressive, make_autoregressive
+from sdtt_jax.objectives import distill_loss, teacher_loss
 from sdtt_jax.ops import head_loss as fused
 from sdtt_jax.ops import rows
 from sdtt_jax.parallel.mesh import BATCH_AXES, RULES, check_batch_size, use_mesh
@@ -97,7 +98,7 @@ def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) 
 def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: int) -> Program:
     distills = kind == "distill"
     train = config.distill.train if distills else config.teacher.train
-    schedule = make_schedule(config.schedule)
+    diffusion = MaskedDiffusion(denoiser, make_schedule(config.schedule))
     init = functools.partial(denoiser.init, jax.random.key(0))
     optimizer = make_optimizer(train.optimizer, train.num_steps)
     context: Tree = {}
@@ -107,9 +108,9 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
     ema = train.ema_decay > 0
     state = abstract_state(init, optimizer, mesh, context=context, ema=ema)
     loss = (
-        losses.distill_loss(denoiser, schedule, config.distill)
+        distill_loss(diffusion, config.distill)
         if distills
-        else losses.teacher_loss(denoiser, schedule, config.teacher)
+        else teacher_loss(diffusion, config.teacher)
     )
     step = make_train_step(loss, optimizer, train)
     tokens = _tokens(batch, denoiser.config, mesh)
@@ -153,12 +154,13 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
 def _sampler(
     config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: int, num_steps: int
 ) -> Program:
-    schedule, sizes = make_schedule(config.schedule), denoiser.config
+    sizes = denoiser.config
+    diffusion = MaskedDiffusion(denoiser, make_schedule(config.schedule))
     settings = sampler.SamplerConfig(num_steps=num_steps, time_grid=config.evaluation.time_grid)
     params = _abstract_params(denoiser, mesh)
 
     def generate(params: Tree, key: jax.Array, x_init: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state, _ = sampler.sample(denoiser, params, key, x_init, schedule, settings)
+        state, _ = sampler.sample(diffusion, params, key, x_init, settings)
         return state.x, state.nfe
 
     def lower() -> Any:

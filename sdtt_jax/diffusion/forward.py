@@ -1,7 +1,5 @@
 """The forward process q(x_t | x_0) of absorbing-state diffusion, and the SUBS parameterisation."""
 
-from typing import Any, Protocol
-
 import jax
 import jax.numpy as jnp
 
@@ -9,20 +7,6 @@ from sdtt_jax.ops.categorical import NEG_INFINITY
 
 # Smallest time that is sampled or denoised from: at 0 nothing is masked and the NELBO's weight diverges.
 SAMPLING_EPS = 1e-5
-
-
-class DenoiserLike(Protocol):
-    """The seam to the network: two pure functions, the part that the second one reads, two sizes."""
-
-    @property
-    def mask_id(self) -> int: ...
-    @property
-    def padded_vocab(self) -> int: ...
-    def hidden(
-        self, params: Any, tokens: jax.Array, sigma: jax.Array | None = None
-    ) -> jax.Array: ...
-    def head_params(self, params: Any) -> Any: ...
-    def logits(self, params: Any, hidden: jax.Array) -> jax.Array: ...
 
 
 def sample_t(

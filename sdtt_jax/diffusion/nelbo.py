@@ -1,5 +1,6 @@
 """The negative evidence lower bound of a masked diffusion model, in nats per token."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -8,11 +9,39 @@ import jax.numpy as jnp
 import optax
 
 from sdtt_jax.config import require
-from sdtt_jax.diffusion.forward import SAMPLING_EPS, DenoiserLike, q_xt, sample_t, without_mask
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.forward import q_xt, sample_t, without_mask
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
 
 WEIGHTINGS = ("nelbo", "even")
+
+
+@dataclasses.dataclass(frozen=True)
+class NelboConfig:
+    """How the denoising loss draws times and weighs them.
+
+    Attributes:
+      weighting: "nelbo" weights the loss of each time by 1/t (the bound), "even" weights all masked
+        tokens alike (a small model leaves its first plateau sooner).
+      antithetic: even spread of times over a batch.
+      importance: with "nelbo", draw times so that the weight is flat: lower variance of the bound, but
+        almost all times are small. Log-linear, and linear with sigma_min > 0.
+    """
+
+    weighting: str = "nelbo"
+    antithetic: bool = True
+    importance: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            self.weighting in WEIGHTINGS,
+            f"weighting={self.weighting!r} is unknown; choose one of {', '.join(WEIGHTINGS)}.",
+        )
+        require(
+            not (self.importance and self.weighting == "even"),
+            "importance=True flattens the weight of the bound; it needs weighting='nelbo'.",
+        )
 
 
 class DenoisingTerms(NamedTuple):
@@ -38,20 +67,21 @@ def nelbo_weight(schedule: Schedule, t: jax.Array) -> jax.Array:
 
 
 def masked_nll(
-    denoiser: DenoiserLike, params: Any, x0: jax.Array, x_t: jax.Array, sigma: jax.Array
+    diffusion: MaskedDiffusion, params: Any, x0: jax.Array, x_t: jax.Array, sigma: jax.Array
 ) -> jax.Array:
     """-log p(x_0 | x_t) per token, 0 where `x_t` is not masked (SUBS carries those over).
 
     Values only: differentiating it raises; train on `denoising_terms(…).total`.
 
     Args:
-      denoiser, params: the network.
+      diffusion, params: the model.
       x0, x_t: `[batch, length]` int32.
       sigma: `[batch]` float32, total noise.
 
     Returns:
       `[batch, length]` float32, nats.
     """
+    denoiser = diffusion.denoiser
     return selected_losses(
         denoiser.logits,
         functools.partial(_nll, denoiser.mask_id),
@@ -70,57 +100,31 @@ def _nll(mask_id: int, logits: jax.Array, whole: tuple[()], x0: jax.Array) -> ja
 
 
 def denoising_terms(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     x0: jax.Array,
     key: jax.Array,
-    schedule: Schedule,
-    *,
-    antithetic: bool = True,
-    importance: bool = False,
-    weighting: str = "nelbo",
-    eps: float = SAMPLING_EPS,
+    config: NelboConfig | None = None,
 ) -> DenoisingTerms:
     """Masks `x0` at random times and predicts it back.
 
     Args:
-      denoiser, params: the network.
+      diffusion, params: the model.
       x0: `[batch, length]` int32.
       key: PRNG key.
-      schedule: noise schedule.
-      antithetic: see `sample_t`.
-      importance: draw t so that the NELBO's weight is flat (lower variance of the bound, but almost all
-        times are small); the weights returned keep the estimate unbiased.
-      weighting: of `total`, static. "nelbo": by `weight`, so that `total / x0.size` estimates the NELBO in
-        nats per token; "even": every masked token counts as one.
-      eps: smallest time.
+      config: how times are drawn and weighted; None is the plain bound. With `weighting="nelbo"`,
+        `total / x0.size` estimates the NELBO in nats per token.
 
     Returns:
-      The terms.
+      The terms; `weight` keeps the estimate of the bound unbiased however the times were drawn.
 
     Raises:
-      ConfigError: an unknown weighting, or `importance` is asked of a schedule that has no `importance_t`.
+      ConfigError: `importance` is asked of a schedule that has no `importance_t`.
     """
-    require(
-        weighting in WEIGHTINGS,
-        f"weighting={weighting!r} is unknown; choose one of {', '.join(WEIGHTINGS)}.",
-    )
-    require(
-        not importance or schedule.importance_t is not None,
-        "importance sampling of t needs a noise schedule that has it: log-linear, or linear with "
-        "sigma_min > 0.",
-    )
+    denoiser, schedule, config = diffusion.denoiser, diffusion.schedule, config or NelboConfig()
     key_t, key_mask = jax.random.split(key)
-    u = sample_t(key_t, x0.shape[0], antithetic=antithetic, eps=eps)
-    if importance:
-        assert schedule.importance_t is not None
-        t = schedule.importance_t(u)
-        low, high = schedule.importance_t(jnp.array([0.0, 1.0]))
-        # In u the integrand's weight, weight(t) dt/du = d log(1 - alpha)/du, is one constant.
-        span = jnp.log(schedule.move_chance(high)) - jnp.log(schedule.move_chance(low))
-        weight = jnp.full_like(t, span)
-    else:
-        t, weight = u, nelbo_weight(schedule, u)
+    u = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
+    t, weight = _flat_times(schedule, u) if config.importance else (u, nelbo_weight(schedule, u))
     x_t = q_xt(key_mask, x0, schedule.move_chance(t), denoiser.mask_id)
     masked = x_t == denoiser.mask_id
     total, nll = weighted_loss(
@@ -129,27 +133,43 @@ def denoising_terms(
         denoiser.head_params(params),
         (),
         denoiser.hidden(params, x_t, schedule.sigma(t)),
-        jnp.where(masked, weight[:, None] if weighting == "nelbo" else 1.0, 0.0),
+        jnp.where(masked, weight[:, None] if config.weighting == "nelbo" else 1.0, 0.0),
         x0,
     )
     return DenoisingTerms(total, jax.lax.stop_gradient(nll), masked, weight)
 
 
+def _flat_times(schedule: Schedule, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Times `[batch]` at which `log(1 - alpha)` is linear in `u: [batch]`, and their constant weight."""
+    require(
+        schedule.importance_t is not None,
+        "importance sampling of t needs a noise schedule that has it: log-linear, or linear with "
+        "sigma_min > 0.",
+    )
+    assert schedule.importance_t is not None
+    low, high = schedule.importance_t(jnp.array([0.0, 1.0]))
+    # In u the integrand's weight, weight(t) dt/du = d log(1 - alpha)/du, is one constant.
+    span = jnp.log(schedule.move_chance(high)) - jnp.log(schedule.move_chance(low))
+    t = schedule.importance_t(u)
+    return t, jnp.full_like(t, span)
+
+
 def nelbo(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     x0: jax.Array,
     key: jax.Array,
-    schedule: Schedule,
-    *,
-    antithetic: bool = True,
-    importance: bool = False,
+    config: NelboConfig | None = None,
 ) -> jax.Array:
     """One-sample estimate of the NELBO of each sequence: `[batch]` float32, nats per token.
 
     Its exponential bounds the perplexity from above (MDLM, arXiv 2406.07524, equation 10).
+
+    Args:
+      diffusion, params: the model.
+      x0: `[batch, length]` int32.
+      key: PRNG key.
+      config: how times are drawn; None is antithetic.
     """
-    terms = denoising_terms(
-        denoiser, params, x0, key, schedule, antithetic=antithetic, importance=importance
-    )
+    terms = denoising_terms(diffusion, params, x0, key, config)
     return (terms.nll * terms.weight[:, None]).mean(axis=-1)

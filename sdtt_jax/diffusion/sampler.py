@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import require
-from sdtt_jax.diffusion.forward import SAMPLING_EPS, DenoiserLike
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import check_filters, draw, filter_logits
 from sdtt_jax.ops.rows import chunk_size, flatten, fold_selected, over_batch_shards, take_rows
@@ -111,7 +112,7 @@ def choose_revealed(key: jax.Array, x_t: jax.Array, prob: jax.Array, mask_id: in
 
 
 def reveal(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     key: jax.Array,
     x_t: jax.Array,
@@ -128,7 +129,7 @@ def reveal(
     so that neither the size of the chunks nor the number of devices changes what is drawn.
 
     Args:
-      denoiser, params: the network.
+      diffusion, params: the model.
       key: PRNG key.
       x_t: `[batch, length]` int32.
       hidden: `[batch, length, embed]`, the network's hidden states at `x_t`.
@@ -141,11 +142,11 @@ def reveal(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, place)
         return jax.vmap(draw)(keys, logits)
 
-    return _fill(denoiser, params, key, x_t, hidden, revealed, tokens)
+    return _fill(diffusion, params, key, x_t, hidden, revealed, tokens)
 
 
 def _fill(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     key: jax.Array | None,
     x: jax.Array,
@@ -159,6 +160,7 @@ def _fill(
     impossible: no noise is drawn for them. At 30 tokens padded to 128 that is 7 ms instead of 24 for a
     batch of 64 × 64 on two CPU cores.
     """
+    denoiser = diffusion.denoiser
     places = jnp.arange(x.size, dtype=jnp.int32).reshape(x.shape)
 
     def local(mapped: Any, whole: Any) -> tuple[jax.Array, tuple[()]]:
@@ -180,34 +182,32 @@ def _fill(
 
 
 def reverse_step(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     key: jax.Array,
     state: SamplerState,
     t: jax.Array,
     s: jax.Array,
-    schedule: Schedule,
     config: SamplerConfig,
 ) -> SamplerState:
     """One reverse step from t to s < t; no network call if it reveals nothing.
 
     Args:
-      denoiser, params: the network.
+      diffusion, params: the model.
       key: PRNG key of this step.
       state: `x` and the count of network calls.
       t, s: `[]` float32.
-      schedule: noise schedule.
       config: filters.
     """
     key_position, key_token = jax.random.split(key)
-    prob = unmask_prob(schedule, t, s)
-    revealed = choose_revealed(key_position, state.x, prob, denoiser.mask_id)
-    sigma = jnp.broadcast_to(schedule.sigma(t), state.x.shape[:1])
-    return _reveal_step(denoiser, params, key_token, state, revealed, sigma, config)
+    prob = unmask_prob(diffusion.schedule, t, s)
+    revealed = choose_revealed(key_position, state.x, prob, diffusion.mask_id)
+    sigma = jnp.broadcast_to(diffusion.schedule.sigma(t), state.x.shape[:1])
+    return _reveal_step(diffusion, params, key_token, state, revealed, sigma, config)
 
 
 def _reveal_step(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     key: jax.Array,
     state: SamplerState,
@@ -218,9 +218,9 @@ def _reveal_step(
     """Tokens at `revealed` from one network call at `sigma: [batch]`, or no call if there are none."""
 
     def call(x: jax.Array) -> jax.Array:
-        hidden = denoiser.hidden(params, x, sigma)
+        hidden = diffusion.denoiser.hidden(params, x, sigma)
         return reveal(
-            denoiser,
+            diffusion,
             params,
             key,
             x,
@@ -267,19 +267,20 @@ def hitting_order(
 
 
 def final_denoise(
-    denoiser: DenoiserLike, params: Any, state: SamplerState, t: jax.Array, schedule: Schedule
+    diffusion: MaskedDiffusion, params: Any, state: SamplerState, t: jax.Array
 ) -> SamplerState:
     """Fills what is still masked with the most probable token; no network call if nothing is."""
 
     def call(x: jax.Array) -> jax.Array:
-        hidden = denoiser.hidden(params, x, jnp.broadcast_to(schedule.sigma(t), x.shape[:1]))
-        return _fill(denoiser, params, None, x, hidden, masked, most_probable)
+        sigma = jnp.broadcast_to(diffusion.schedule.sigma(t), x.shape[:1])
+        hidden = diffusion.denoiser.hidden(params, x, sigma)
+        return _fill(diffusion, params, None, x, hidden, masked, most_probable)
 
     def most_probable(key: None, logits: jax.Array, place: jax.Array) -> jax.Array:
         del key, place
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    masked = state.x == denoiser.mask_id
+    masked = state.x == diffusion.mask_id
     needed = masked.any()
     x = jax.lax.cond(needed, call, lambda x: x, state.x)
     return SamplerState(x, state.nfe + needed.astype(jnp.int32))
@@ -317,64 +318,60 @@ class Plan:
 
 
 def plan_generation(
-    key: jax.Array, x_init: jax.Array, schedule: Schedule, config: SamplerConfig, mask_id: int
+    diffusion: MaskedDiffusion, key: jax.Array, x_init: jax.Array, config: SamplerConfig
 ) -> Plan:
     """The grid of times, and for "first-hitting" which call reveals which position.
 
     Args:
+      diffusion: the model.
       key: PRNG key; the order of "first-hitting" is drawn with `fold_in(key, num_steps)`.
       x_init: `[batch, length]` int32.
-      schedule: noise schedule.
       config: sampler.
-      mask_id: the id of MASK.
     """
     times = time_grid(config)
     if config.mode == "grid":
         return Plan(key, times, None, None)
     order_key = jax.random.fold_in(key, config.num_steps)
-    call, hits = hitting_order(order_key, x_init, config.num_steps, mask_id)
-    sigmas = -jnp.log1p(-schedule.move_chance(times[0]) * hits)
+    call, hits = hitting_order(order_key, x_init, config.num_steps, diffusion.mask_id)
+    sigmas = -jnp.log1p(-diffusion.schedule.move_chance(times[0]) * hits)
     return Plan(key, times, call, sigmas.T)
 
 
 def take_step(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     plan: Plan,
     state: SamplerState,
     index: jax.Array,
-    schedule: Schedule,
     config: SamplerConfig,
 ) -> SamplerState:
     """Step `index: [] int32` of a planned generation; see `sample`."""
     key = jax.random.fold_in(plan.key, index)
     if plan.call is None or plan.sigmas is None:
         t, s = plan.times[index], plan.times[index + 1]
-        return reverse_step(denoiser, params, key, state, t, s, schedule, config)
+        return reverse_step(diffusion, params, key, state, t, s, config)
     revealed = plan.call == index
-    return _reveal_step(denoiser, params, key, state, revealed, plan.sigmas[index], config)
+    return _reveal_step(diffusion, params, key, state, revealed, plan.sigmas[index], config)
 
 
 def finish(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     plan: Plan,
     state: SamplerState,
-    schedule: Schedule,
     config: SamplerConfig,
 ) -> SamplerState:
     """What follows the last step: `final_denoise`, if the config asks for it."""
     if not config.final_denoise:
         return state
-    return final_denoise(denoiser, params, state, plan.times[-1], schedule)
+    return final_denoise(diffusion, params, state, plan.times[-1])
 
 
 def sample(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     key: jax.Array,
     x_init: jax.Array,
-    schedule: Schedule,
     config: SamplerConfig,
     *,
     keep_states: bool = False,
@@ -382,11 +379,10 @@ def sample(
     """A whole generation in one `lax.scan`.
 
     Args:
-      denoiser, params: the network.
+      diffusion, params: the model.
       key: PRNG key, see `plan_generation` and `take_step`.
       x_init: `[batch, length]` int32 from `prior_sample`; positions that are not MASK stay (prompts,
         infilling).
-      schedule: noise schedule.
       config: steps, grid and filters; static under `jit`.
       keep_states: also return every state.
 
@@ -394,15 +390,15 @@ def sample(
       The final `SamplerState` (`x` without MASK if `final_denoise`), and with `keep_states` the states
       `[num_steps + 2, batch, length]` from `x_init` to the final one, else None.
     """
-    plan = plan_generation(key, x_init, schedule, config, denoiser.mask_id)
+    plan = plan_generation(diffusion, key, x_init, config)
 
     def body(state: SamplerState, index: jax.Array) -> tuple[SamplerState, jax.Array | None]:
-        state = take_step(denoiser, params, plan, state, index, schedule, config)
+        state = take_step(diffusion, params, plan, state, index, config)
         return state, state.x if keep_states else None
 
     state = SamplerState(x_init, jnp.int32(0))
     state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps))
-    state = finish(denoiser, params, plan, state, schedule, config)
+    state = finish(diffusion, params, plan, state, config)
     if states is not None:
         states = jnp.concatenate([x_init[None], states, state.x[None]])
     return state, states

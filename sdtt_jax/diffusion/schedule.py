@@ -6,7 +6,6 @@ Formulas as in MDLM (arXiv 2406.07524) and SEDD (arXiv 2310.16834).
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,29 +13,6 @@ import jax.numpy as jnp
 from sdtt_jax.config import require
 
 TimeFunction = Callable[[jax.Array], jax.Array]
-
-
-class Schedule(NamedTuple):
-    """A noise schedule as functions of time, each elementwise on float32 arrays of any shape.
-
-    Attributes:
-      sigma: total noise.
-      dsigma: d sigma / d t.
-      importance_t: maps uniform u in [0, 1] to a time t such that the NELBO's weight is flat in u:
-        `log(1 - alpha)` is then linear in u. None where the schedule has none.
-    """
-
-    sigma: TimeFunction
-    dsigma: TimeFunction
-    importance_t: TimeFunction | None
-
-    def alpha(self, t: jax.Array) -> jax.Array:
-        """Probability that a token is clean at time t."""
-        return jnp.exp(-self.sigma(t))
-
-    def move_chance(self, t: jax.Array) -> jax.Array:
-        """Probability that a token is masked at time t, `1 - alpha`, without cancellation."""
-        return -jnp.expm1(-self.sigma(t))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +39,40 @@ class ScheduleConfig:
         require(0 < self.eps < 1, f"eps must lie in (0, 1), not {self.eps}.")
 
 
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A noise schedule as functions of time, each elementwise on float32 arrays of any shape.
+
+    Schedules are equal and hash alike if their configs do; the functions follow from the config.
+
+    Attributes:
+      config: what `make_schedule` made it from.
+      sigma: total noise.
+      dsigma: d sigma / d t.
+      importance_t: maps uniform u in [0, 1] to a time t such that the NELBO's weight is flat in u:
+        `log(1 - alpha)` is then linear in u. None where the schedule has none.
+    """
+
+    config: ScheduleConfig
+    sigma: TimeFunction = dataclasses.field(compare=False, repr=False)
+    dsigma: TimeFunction = dataclasses.field(compare=False, repr=False)
+    importance_t: TimeFunction | None = dataclasses.field(compare=False, repr=False)
+
+    def alpha(self, t: jax.Array) -> jax.Array:
+        """Probability that a token is clean at time t."""
+        return jnp.exp(-self.sigma(t))
+
+    def move_chance(self, t: jax.Array) -> jax.Array:
+        """Probability that a token is masked at time t, `1 - alpha`, without cancellation."""
+        return -jnp.expm1(-self.sigma(t))
+
+
 def make_schedule(config: ScheduleConfig | None = None) -> Schedule:
     """The noise schedule that `config` describes (None: log-linear)."""
     config = config or ScheduleConfig()
-    return SCHEDULES[config.kind](config)
+    # The constants are computed now even under `jit`: a schedule must not hold a trace's values.
+    with jax.ensure_compile_time_eval():
+        return SCHEDULES[config.kind](config)
 
 
 def _log_linear(config: ScheduleConfig) -> Schedule:
@@ -77,6 +83,7 @@ def _log_linear(config: ScheduleConfig) -> Schedule:
         return -jnp.expm1(-_flat_sigma(u, sigma_0, sigma_1)) / keep
 
     return Schedule(
+        config,
         sigma=lambda t: -jnp.log1p(-keep * t),
         dsigma=lambda t: keep / (1.0 - keep * t),
         importance_t=importance_t,
@@ -86,6 +93,7 @@ def _log_linear(config: ScheduleConfig) -> Schedule:
 def _cosine(config: ScheduleConfig) -> Schedule:
     eps, keep, half_pi = config.eps, 1.0 - config.eps, jnp.pi / 2
     return _from_chances(
+        config,
         alpha=lambda t: eps + keep * jnp.cos(half_pi * t),
         # 1 - cos(x) = 2 sin²(x / 2): the difference itself is 0 in float32 for t below 2e-4.
         move_chance=lambda t: 2 * keep * jnp.square(jnp.sin(half_pi * t / 2)),
@@ -96,13 +104,16 @@ def _cosine(config: ScheduleConfig) -> Schedule:
 def _cosine_squared(config: ScheduleConfig) -> Schedule:
     eps, keep, half_pi = config.eps, 1.0 - config.eps, jnp.pi / 2
     return _from_chances(
+        config,
         alpha=lambda t: eps + keep * jnp.square(jnp.cos(half_pi * t)),
         move_chance=lambda t: keep * jnp.square(jnp.sin(half_pi * t)),
         rate=lambda t: half_pi * keep * jnp.sin(jnp.pi * t),
     )
 
 
-def _from_chances(alpha: TimeFunction, move_chance: TimeFunction, rate: TimeFunction) -> Schedule:
+def _from_chances(
+    config: ScheduleConfig, alpha: TimeFunction, move_chance: TimeFunction, rate: TimeFunction
+) -> Schedule:
     """A schedule from `alpha`, `1 - alpha` without cancellation, and the derivative of the latter."""
 
     def sigma(t: jax.Array) -> jax.Array:
@@ -112,7 +123,7 @@ def _from_chances(alpha: TimeFunction, move_chance: TimeFunction, rate: TimeFunc
         small = -jnp.log1p(-jnp.where(early, masked, 0.0))
         return jnp.where(early, small, -jnp.log(jnp.where(early, 1.0, alpha(t))))
 
-    return Schedule(sigma=sigma, dsigma=lambda t: rate(t) / alpha(t), importance_t=None)
+    return Schedule(config, sigma=sigma, dsigma=lambda t: rate(t) / alpha(t), importance_t=None)
 
 
 def _linear(config: ScheduleConfig) -> Schedule:
@@ -124,6 +135,7 @@ def _linear(config: ScheduleConfig) -> Schedule:
         return (_flat_sigma(u, low, high) - low) / (high - low)
 
     return Schedule(
+        config,
         sigma=lambda t: low + t * (high - low),
         dsigma=lambda t: jnp.full_like(t, high - low),
         # At sigma_min = 0 the weight is not integrable, so that no t makes it flat.
@@ -140,7 +152,7 @@ def _geometric(config: ScheduleConfig) -> Schedule:
     def sigma(t: jax.Array) -> jax.Array:
         return low ** (1 - t) * high**t
 
-    return Schedule(sigma=sigma, dsigma=lambda t: sigma(t) * log_ratio, importance_t=None)
+    return Schedule(config, sigma=sigma, dsigma=lambda t: sigma(t) * log_ratio, importance_t=None)
 
 
 def _flat_sigma(u: jax.Array, sigma_0: float | jax.Array, sigma_1: float | jax.Array) -> jax.Array:

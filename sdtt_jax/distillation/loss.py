@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.diffusion.forward import DenoiserLike, masked_log_probs, q_xt, sample_t
-from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
+from sdtt_jax.diffusion.forward import masked_log_probs, q_xt, sample_t
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
@@ -15,7 +15,7 @@ from sdtt_jax.ops.head_loss import weighted_loss
 
 
 def divergence_terms(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     teacher_params: Any,
     x_t: jax.Array,
@@ -26,8 +26,8 @@ def divergence_terms(
     """Sum of the divergence over masked positions, and how many there are.
 
     Args:
-      denoiser: the network.
-      params, teacher_params: student's and teacher's parameters.
+      diffusion: student and teacher but for their parameters.
+      params, teacher_params: their parameters; no gradient flows into the teacher's.
       x_t: `[batch, length]` int32.
       sigma: `[batch]` float32, total noise.
       targets: `[num_trajectories, batch, length, embed]` from `teacher_targets`.
@@ -37,6 +37,7 @@ def divergence_terms(
       `(total, count)`: `[]` float32 each; `total / max(count, 1)` is the loss in nats per masked token,
       the mean over trajectories.
     """
+    denoiser = diffusion.denoiser
     masked = x_t == denoiser.mask_id
     total, _ = weighted_loss(
         denoiser.logits,
@@ -65,44 +66,34 @@ def _mean_divergence(
 
 
 def distillation_terms(
-    denoiser: DenoiserLike,
+    diffusion: MaskedDiffusion,
     params: Any,
     teacher_params: Any,
     x0: jax.Array,
     dt: jax.Array,
     key: jax.Array,
-    schedule: Schedule,
     config: DistillConfig,
 ) -> tuple[jax.Array, jax.Array]:
-    """One batch of SDTT: mask, let the teacher take k steps, compare.
+    """One batch of SDTT: mask, let the teacher take k steps, compare (arXiv 2410.21035, algorithm 1).
 
     Args:
-      denoiser: the network.
-      params, teacher_params: student's and teacher's parameters.
+      diffusion: student and teacher but for their parameters.
+      params, teacher_params: their parameters; no gradient flows into the teacher's.
       x0: `[batch, length]` int32, clean tokens.
       dt: `[]` float32, the teacher's step; may be traced, so that one compiled step serves all rounds.
       key: PRNG key.
-      schedule: noise schedule.
       config: divergence, k and number of trajectories.
 
     Returns:
-      `(total, count)`, see `divergence_terms`.
+      `(total, count)`: `[]` float32 each, the sum of the divergence over masked positions and how many
+      there are; `total / max(count, 1)` is the loss in nats per masked token.
     """
     key_t, key_mask, key_teacher = jax.random.split(key, 3)
     t = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
-    x_t = q_xt(key_mask, x0, schedule.move_chance(t), denoiser.mask_id)
-    targets = teacher_targets(
-        denoiser,
-        teacher_params,
-        jax.random.split(key_teacher, config.num_trajectories),
-        x_t,
-        t,
-        dt,
-        schedule,
-        num_distill_steps=config.num_distill_steps,
-        reference_times=config.reference_times,
-    )
-    sigma = schedule.sigma(t)
+    x_t = q_xt(key_mask, x0, diffusion.schedule.move_chance(t), diffusion.mask_id)
+    keys = jax.random.split(key_teacher, config.num_trajectories)
+    targets = teacher_targets(diffusion, teacher_params, keys, x_t, t, dt, config)
+    sigma = diffusion.schedule.sigma(t)
     return divergence_terms(
-        denoiser, params, teacher_params, x_t, sigma, targets, config.divergence
+        diffusion, params, teacher_params, x_t, sigma, targets, config.divergence
     )

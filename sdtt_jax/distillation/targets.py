@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.diffusion.forward import SAMPLING_EPS, DenoiserLike
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.sampler import choose_revealed, reveal, unmask_prob
-from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.distillation.rounds import DistillConfig
 
 
 def step_times(t: jax.Array, dt: jax.Array, k: int, *, reference_times: bool = False) -> jax.Array:
@@ -48,16 +49,13 @@ def stitch(target: jax.Array, hidden: jax.Array, x: jax.Array, mask_id: int) -> 
 
 
 def teacher_targets(
-    denoiser: DenoiserLike,
-    teacher_params: Any,
+    diffusion: MaskedDiffusion,
+    params: Any,
     keys: jax.Array,
     x_t: jax.Array,
     t: jax.Array,
     dt: jax.Array,
-    schedule: Schedule,
-    *,
-    num_distill_steps: int = 2,
-    reference_times: bool = False,
+    config: DistillConfig,
 ) -> jax.Array:
     """Targets from independent teacher trajectories of k reverse steps.
 
@@ -65,26 +63,24 @@ def teacher_targets(
     so they are not made; the first call is shared by all trajectories.
 
     Args:
-      denoiser: the network.
-      teacher_params: its parameters; no gradient flows into them.
+      diffusion, params: the teacher; no gradient flows into its parameters.
       keys: `[num_trajectories]` PRNG keys.
       x_t: `[batch, length]` int32.
       t: `[batch]` float32.
       dt: `[]` float32, the teacher's step; may be traced.
-      schedule: noise schedule.
-      num_distill_steps: k.
-      reference_times: see `step_times`.
+      config: number of steps k, and their times.
 
     Returns:
-      `[num_trajectories, batch, length, embed]` hidden states; `denoiser.logits(teacher_params, …)`
+      `[num_trajectories, batch, length, embed]` hidden states; `denoiser.logits(params, …)`
       turns them into the targets' logits. Positions that are not masked in `x_t` hold the first call's
       state and are not to be used.
     """
-    teacher_params = jax.lax.stop_gradient(teacher_params)
-    times = step_times(t, dt, num_distill_steps, reference_times=reference_times)
-    sigmas = schedule.sigma(times)
-    probs = unmask_prob(schedule, times, times - dt)
-    first = denoiser.hidden(teacher_params, x_t, sigmas[0])
+    denoiser, k = diffusion.denoiser, config.num_distill_steps
+    params = jax.lax.stop_gradient(params)
+    times = step_times(t, dt, k, reference_times=config.reference_times)
+    sigmas = diffusion.schedule.sigma(times)
+    probs = unmask_prob(diffusion.schedule, times, times - dt)
+    first = denoiser.hidden(params, x_t, sigmas[0])
 
     def trajectory(key: jax.Array) -> jax.Array:
         def body(carry: tuple, step: tuple) -> tuple[tuple, None]:
@@ -92,12 +88,13 @@ def teacher_targets(
             index, prob, sigma_next = step
             key_position, key_token = jax.random.split(jax.random.fold_in(key, index))
             revealed = choose_revealed(key_position, x, prob, denoiser.mask_id)
-            x = reveal(denoiser, teacher_params, key_token, x, hidden, revealed)
-            hidden = denoiser.hidden(teacher_params, x, sigma_next)
+            x = reveal(diffusion, params, key_token, x, hidden, revealed)
+            hidden = denoiser.hidden(params, x, sigma_next)
             return (x, hidden, stitch(target, hidden, x, denoiser.mask_id)), None
 
-        steps = (jnp.arange(num_distill_steps - 1), probs[:-1], sigmas[1:])
-        (_, _, target), _ = jax.lax.scan(body, (x_t, first, first), steps)
+        (_, _, target), _ = jax.lax.scan(
+            body, (x_t, first, first), (jnp.arange(k - 1), probs[:-1], sigmas[1:])
+        )
         return target
 
     return jax.lax.stop_gradient(jax.lax.map(trajectory, keys))

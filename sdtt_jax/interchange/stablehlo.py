@@ -9,11 +9,10 @@ import numpy as np
 from jax import export
 
 from sdtt_jax.config import require, to_mapping
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, sample
-from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.interchange.safetensors import write_tensors
 from sdtt_jax.model.masked import Model
-from sdtt_jax.networks import Denoiser
 from sdtt_jax.paths import write_json, write_text
 from sdtt_jax.trees import flat_leaves, nested
 
@@ -54,7 +53,7 @@ def exported_sampler(
       platforms: those that it shall run on.
     """
     require(batch_size > 0, f"batch_size must be positive, not {batch_size}.")
-    sampler = functools.partial(_sample, model.denoiser, model.schedule, config)
+    sampler = functools.partial(_sample, model.diffusion, config)
     params = jax.tree.map(_abstract, flat_leaves(model.params))
     key_data = jax.ShapeDtypeStruct((2,), np.uint32)
     x_init = jax.ShapeDtypeStruct((batch_size, model.config.length), np.int32)
@@ -85,15 +84,14 @@ def export_stablehlo(
 
 
 def _sample(
-    denoiser: Denoiser,
-    schedule: Schedule,
+    diffusion: MaskedDiffusion,
     config: SamplerConfig,
     params: dict[str, Any],
     key_data: jax.Array,
     x_init: jax.Array,
 ) -> jax.Array:
     key = jax.random.wrap_key_data(key_data, impl="threefry2x32")
-    state, _ = sample(denoiser, nested(params), key, x_init, schedule, config)
+    state, _ = sample(diffusion, nested(params), key, x_init, config)
     return state.x
 
 

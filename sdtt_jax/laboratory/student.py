@@ -23,20 +23,21 @@ from scipy import special
 
 from sdtt_jax import keys
 from sdtt_jax.config import require
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
-from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.laboratory import world as exact_world
 from sdtt_jax.laboratory.world import Array, World
 from sdtt_jax.networks.config import DenoiserConfig
 from sdtt_jax.networks.denoiser import Denoiser, make_denoiser
+from sdtt_jax.objectives import distill_loss
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.progress import Progress
 from sdtt_jax.training.loop import train
 from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
 from sdtt_jax.training.state import TrainState, init_state, state_from_params
-from sdtt_jax.training.step import Loss, TrainConfig, TrainStep, make_train_step
+from sdtt_jax.training.step import TrainConfig, TrainStep, make_train_step
 
 Params = Any
 ProgressFactory = Callable[[str, int], Progress]
@@ -169,7 +170,7 @@ class Laboratory:
             )
         )
         self.denoiser = EnumeratedDenoiser(network)
-        self.schedule = make_schedule(_SCHEDULE)
+        self.diffusion = MaskedDiffusion(self.denoiser, make_schedule(_SCHEDULE))
         self.table = table_params(exact_world.true_denoiser(world)[0])
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:1])
 
@@ -239,7 +240,7 @@ class Laboratory:
         return jax.jit(predict)
 
     def _context(self, teacher: Params, dt: float) -> Params:
-        return {"teacher": teacher, "dt": jnp.float32(dt)}
+        return {"teacher_params": teacher, "dt": jnp.float32(dt)}
 
     def _optimizer_config(self, rate: float, num_steps: int) -> OptimizerConfig:
         return OptimizerConfig(
@@ -255,22 +256,9 @@ class Laboratory:
     ) -> "_Stage":
         """One compiled step for all rounds: teacher and dt are arguments."""
         distill = DistillConfig(divergence=divergence, num_trajectories=num_trajectories)
-
-        def loss_fn(params: Params, context: Params, x0: jax.Array, key: jax.Array) -> Loss:
-            total, weight = distillation_terms(
-                self.denoiser,
-                params,
-                context["teacher"],
-                x0,
-                context["dt"],
-                key,
-                self.schedule,
-                distill,
-            )
-            return Loss(total, weight, {})
-
+        loss = distill_loss(self.diffusion, distill)
         config = TrainConfig(num_steps, self.config.batch_size, optimizer=optimizer)
-        step_fn = make_train_step(loss_fn, make_optimizer(optimizer, num_steps), config)
+        step_fn = make_train_step(loss, make_optimizer(optimizer, num_steps), config)
         return _Stage(f"exact-{divergence}", num_steps, step_fn)
 
     def _train(

@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sdtt_jax.config import require
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import subs_log_probs
 from sdtt_jax.diffusion.nelbo import nelbo
 from sdtt_jax.diffusion.sampler import (
@@ -42,6 +43,11 @@ class Model(Loaded):
 
     denoiser: Denoiser
     schedule: Schedule = dataclasses.field(repr=False)
+
+    @property
+    def diffusion(self) -> MaskedDiffusion:
+        """Network and schedule, as samplers, losses and measures take them."""
+        return MaskedDiffusion(self.denoiser, self.schedule)
 
     @property
     def config(self) -> DenoiserConfig:
@@ -129,9 +135,7 @@ class Model(Loaded):
     def denoise(self, key: jax.Array, x_init: ArrayLike, config: SamplerConfig) -> SamplerState:
         """Fills the MASK positions of `x_init: [B, L]` int32: the texts, and the network calls."""
         with self.on_mesh():
-            return _denoise(
-                self.denoiser, self.params, key, self.placed(x_init), self.schedule, config
-            )
+            return _denoise(self.diffusion, self.params, key, self.placed(x_init), config)
 
     def states(
         self, key: jax.Array, x_init: ArrayLike, config: SamplerConfig
@@ -145,19 +149,18 @@ class Model(Loaded):
           x_init: `[B, L]` int32, for example from `prior`.
           config: sampler.
         """
-        static = self.schedule, config
         x_init = self.placed(x_init)
-        plan = _plan(key, x_init, *static, self.mask_id)
+        plan = _plan(self.diffusion, key, x_init, config)
         state = SamplerState(x_init, jnp.int32(0))
         yield state
         for index in range(config.num_steps):
             with self.on_mesh():
                 state = _take_step(
-                    self.denoiser, self.params, plan, state, jnp.int32(index), *static
+                    self.diffusion, self.params, plan, state, jnp.int32(index), config
                 )
             yield state
         with self.on_mesh():
-            state = _finish(self.denoiser, self.params, plan, state, *static)
+            state = _finish(self.diffusion, self.params, plan, state, config)
         yield state
 
     def score(self, tokens: jax.Array, key: jax.Array, num_samples: int = 1) -> jax.Array:
@@ -171,15 +174,13 @@ class Model(Loaded):
         tokens = self.placed(tokens)
         with self.on_mesh():
             estimates = [
-                _score(
-                    self.denoiser, self.params, tokens, jax.random.fold_in(key, i), self.schedule
-                )
+                _score(self.diffusion, self.params, tokens, jax.random.fold_in(key, i))
                 for i in range(num_samples)
             ]
         return jnp.stack(estimates).mean(axis=0)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames="denoiser")
 def _logits(denoiser: Denoiser, params: Any, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
     hidden = denoiser.hidden(params, tokens, jnp.broadcast_to(sigma, tokens.shape[:1]))
     return denoiser.logits(params, hidden)[..., : denoiser.mask_id + 1]
@@ -198,26 +199,19 @@ def _write(
     return Written(state.x, jnp.broadcast_to(state.nfe, x_init.shape[:1]))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+@functools.partial(jax.jit, static_argnames=("diffusion", "config"))
 def _denoise(
-    denoiser: Denoiser,
+    diffusion: MaskedDiffusion,
     params: Any,
     key: jax.Array,
     x_init: jax.Array,
-    schedule: Schedule,
     config: SamplerConfig,
 ) -> SamplerState:
-    state, _ = sample(denoiser, params, key, x_init, schedule, config)
+    state, _ = sample(diffusion, params, key, x_init, config)
     return state
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _score(
-    denoiser: Denoiser, params: Any, tokens: jax.Array, key: jax.Array, schedule: Schedule
-) -> jax.Array:
-    return nelbo(denoiser, params, tokens, key, schedule)
-
-
-_plan = jax.jit(plan_generation, static_argnums=(2, 3, 4))
-_take_step = jax.jit(take_step, static_argnums=(0, 5, 6))
-_finish = jax.jit(finish, static_argnums=(0, 4, 5))
+_score = jax.jit(nelbo, static_argnames=("diffusion", "config"))
+_plan = jax.jit(plan_generation, static_argnames=("diffusion", "config"))
+_take_step = jax.jit(take_step, static_argnames=("diffusion", "config"))
+_finish = jax.jit(finish, static_argnames=("diffusion", "config"))

@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
-from sdtt_jax.diffusion.nelbo import denoising_terms, masked_nll, nelbo, nelbo_weight
+from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms, masked_nll, nelbo, nelbo_weight
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import ConfigError
 from tests.worlds import LENGTH, MASK, TableDenoiser, all_states, predictions, random_table
 
 WORLD, PARAMS = TableDenoiser(), random_table(0)
 SCHEDULE = make_schedule()
+DIFFUSION = MaskedDiffusion(WORLD, SCHEDULE)
 TEXT = (2, 0, 1)
 REPEATS, BATCH = 64, 512
 
@@ -47,7 +49,8 @@ def estimates(**options):
     """`[REPEATS]` means over batches, each with its own key."""
     x0 = jnp.tile(jnp.array(TEXT), (BATCH, 1))
     keys = jax.random.split(jax.random.key(3), REPEATS)
-    bound = jax.jit(jax.vmap(lambda key: nelbo(WORLD, PARAMS, x0, key, SCHEDULE, **options).mean()))
+    config = NelboConfig(**options)
+    bound = jax.jit(jax.vmap(lambda key: nelbo(DIFFUSION, PARAMS, x0, key, config).mean()))
     return np.asarray(bound(keys), np.float64)
 
 
@@ -80,7 +83,7 @@ def test_weight_of_the_log_linear_schedule_is_one_over_t():
 
 def test_only_masked_positions_count():
     x0, x_t = jnp.array([TEXT]), jnp.array([[2, MASK, MASK]])
-    nll = np.asarray(masked_nll(WORLD, PARAMS, x0, x_t, jnp.zeros(1)))[0]
+    nll = np.asarray(masked_nll(DIFFUSION, PARAMS, x0, x_t, jnp.zeros(1)))[0]
     number = 2 * 16 + MASK * 4 + MASK
     expected = -np.log(predictions(WORLD, PARAMS)[number, [1, 2], [0, 1]])
     assert nll[0] == 0
@@ -89,7 +92,7 @@ def test_only_masked_positions_count():
 
 def test_terms_say_what_was_masked():
     x0 = jnp.tile(jnp.array(TEXT), (64, 1))
-    terms = denoising_terms(WORLD, PARAMS, x0, jax.random.key(0), SCHEDULE)
+    terms = denoising_terms(DIFFUSION, PARAMS, x0, jax.random.key(0))
     assert bool(jnp.all(terms.nll[~terms.masked] == 0))
     assert bool(jnp.all(terms.nll[terms.masked] > 0))
     assert terms.weight.shape == (64,)
@@ -97,15 +100,16 @@ def test_terms_say_what_was_masked():
 
 def test_importance_sampling_needs_a_schedule_that_has_it():
     x0 = jnp.array([TEXT])
-    cosine = make_schedule(ScheduleConfig("cosine"))
+    cosine = MaskedDiffusion(WORLD, make_schedule(ScheduleConfig("cosine")))
+    config = NelboConfig(importance=True)
     with pytest.raises(ConfigError, match="importance"):
-        denoising_terms(WORLD, PARAMS, x0, jax.random.key(0), cosine, importance=True)
+        denoising_terms(cosine, PARAMS, x0, jax.random.key(0), config)
 
 
 def test_total_is_what_the_weighting_says():
     x0 = jnp.tile(jnp.array(TEXT), (64, 1))
-    bound = denoising_terms(WORLD, PARAMS, x0, jax.random.key(0), SCHEDULE)
-    even = denoising_terms(WORLD, PARAMS, x0, jax.random.key(0), SCHEDULE, weighting="even")
+    bound = denoising_terms(DIFFUSION, PARAMS, x0, jax.random.key(0))
+    even = denoising_terms(DIFFUSION, PARAMS, x0, jax.random.key(0), NelboConfig("even"))
     np.testing.assert_array_equal(bound.nll, even.nll)
     assert float(bound.total) == pytest.approx(float((bound.nll * bound.weight[:, None]).sum()))
     assert float(even.total) == pytest.approx(float(even.nll.sum()))
@@ -113,14 +117,12 @@ def test_total_is_what_the_weighting_says():
 
 def test_unknown_weighting_is_named():
     with pytest.raises(ConfigError, match="weighting='heavy'"):
-        denoising_terms(
-            WORLD, PARAMS, jnp.array([TEXT]), jax.random.key(0), SCHEDULE, weighting="heavy"
-        )
+        NelboConfig(weighting="heavy")
 
 
 def test_per_token_values_refuse_to_be_differentiated():
     """They would give no gradient of the head's; training goes through `total`."""
     x0 = jnp.array([TEXT])
-    gradient = jax.grad(lambda p, x_t: masked_nll(WORLD, p, x0, x_t, jnp.zeros(1)).sum())
+    gradient = jax.grad(lambda p, x_t: masked_nll(DIFFUSION, p, x0, x_t, jnp.zeros(1)).sum())
     with pytest.raises(ValueError, match="Reverse-mode differentiation does not work"):
         jax.jit(gradient)(PARAMS, x0)

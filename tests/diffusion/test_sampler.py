@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import (
     SamplerConfig,
     SamplerState,
@@ -45,7 +46,11 @@ SCHEDULE = make_schedule()
 KEEP = 1 - 1e-3
 TABLE, TABLE_PARAMS = TableDenoiser(), random_table(1)
 BLANK = (MASK,) * LENGTH
-run = jax.jit(sample, static_argnums=(0, 4, 5), static_argnames="keep_states")
+_sample = jax.jit(sample, static_argnames=("diffusion", "config", "keep_states"))
+
+
+def run(denoiser, params, key, x_init, config, **options):
+    return _sample(MaskedDiffusion(denoiser, SCHEDULE), params, key, x_init, config, **options)
 
 
 def chances(config):
@@ -101,7 +106,7 @@ def test_texts_have_their_exact_probabilities(num_steps, grid):
     """Table of predictions; n = 100,000, standard error of a frequency at most 1.6e-3, seed 10."""
     config = SamplerConfig(num_steps, grid)
     x_init = prior_sample(100_000, LENGTH, MASK)
-    state, _ = run(TABLE, TABLE_PARAMS, jax.random.key(10), x_init, SCHEDULE, config)
+    state, _ = run(TABLE, TABLE_PARAMS, jax.random.key(10), x_init, config)
     assert_fits(text_counts(state.x), exact_texts(predictions(TABLE, TABLE_PARAMS), config))
 
 
@@ -112,7 +117,7 @@ def test_texts_of_a_network_have_their_exact_probabilities(num_steps, grid):
     denoiser, params = network()
     config = SamplerConfig(num_steps, grid)
     x_init = prior_sample(20_000, LENGTH, MASK)
-    state, _ = run(denoiser, params, jax.random.key(11), x_init, SCHEDULE, config)
+    state, _ = run(denoiser, params, jax.random.key(11), x_init, config)
     table = predictions(denoiser, params)
     masked = table[all_states() == MASK]
     assert np.ptp(masked, axis=0).max() > 0.5, "what it predicts should depend on the state"
@@ -125,9 +130,7 @@ def test_paths_have_their_exact_probabilities(grid):
     """Every state on the way, 3 steps; n = 400,000, standard error at most 7.9e-4, seed 12."""
     config = SamplerConfig(3, grid)
     x_init = prior_sample(400_000, LENGTH, MASK)
-    _, states = run(
-        TABLE, TABLE_PARAMS, jax.random.key(12), x_init, SCHEDULE, config, keep_states=True
-    )
+    _, states = run(TABLE, TABLE_PARAMS, jax.random.key(12), x_init, config, keep_states=True)
     assert states.shape == (config.num_steps + 2, 400_000, LENGTH)
     exact = exact_paths(predictions(TABLE, TABLE_PARAMS), config)
     digits = np.swapaxes(np.asarray(states), 0, 1).reshape(len(x_init), -1).astype(np.int64)
@@ -145,7 +148,7 @@ def test_filters_act_on_every_draw():
     """top_k = 1 leaves the most probable token; n = 20,000 in one step, so exact: no other text."""
     config = SamplerConfig(1, top_k=1)
     x_init = prior_sample(20_000, LENGTH, MASK)
-    state, _ = run(TABLE, TABLE_PARAMS, jax.random.key(0), x_init, SCHEDULE, config)
+    state, _ = run(TABLE, TABLE_PARAMS, jax.random.key(0), x_init, config)
     best = predictions(TABLE, TABLE_PARAMS)[-1].argmax(axis=-1)
     assert bool(jnp.all(state.x == best))
 
@@ -154,7 +157,7 @@ def test_high_temperature_flattens():
     """n = 100,000, standard error 1.6e-3, seed 13: at temperature T the table's logits count 1/T."""
     config = SamplerConfig(2, temperature=2.5)
     x_init = prior_sample(100_000, LENGTH, MASK)
-    state, _ = run(TABLE, TABLE_PARAMS, jax.random.key(13), x_init, SCHEDULE, config)
+    state, _ = run(TABLE, TABLE_PARAMS, jax.random.key(13), x_init, config)
     cooler = {"table": TABLE_PARAMS["table"] / 2.5}
     assert_fits(text_counts(state.x), exact_texts(predictions(TABLE, cooler), config))
 
@@ -182,7 +185,7 @@ def test_first_hitting_texts_have_their_exact_probabilities(num_steps):
     """n = 100,000, standard error of a frequency at most 1.6e-3, seed 14; calls for nothing are not made."""
     config = SamplerConfig(num_steps, mode="first-hitting")
     x_init = prior_sample(100_000, LENGTH, MASK)
-    state, _ = run(TABLE, TABLE_PARAMS, jax.random.key(14), x_init, SCHEDULE, config)
+    state, _ = run(TABLE, TABLE_PARAMS, jax.random.key(14), x_init, config)
     exact = exact_first_hitting(predictions(TABLE, TABLE_PARAMS), num_steps)
     assert_fits(text_counts(state.x), exact)
     assert int(state.nfe) == min(num_steps, LENGTH)
@@ -205,9 +208,7 @@ def test_first_hitting_keeps_what_is_given():
     config = SamplerConfig(3, mode="first-hitting")
     tokens = jnp.array([[2, 0, 1]])
     x_init = prior_sample(64, LENGTH, MASK, tokens, jnp.array([[True, False, True]]))
-    state, states = run(
-        TABLE, TABLE_PARAMS, jax.random.key(3), x_init, SCHEDULE, config, keep_states=True
-    )
+    state, states = run(TABLE, TABLE_PARAMS, jax.random.key(3), x_init, config, keep_states=True)
     assert bool(jnp.all(state.x[:, jnp.array([0, 2])] == tokens[:, jnp.array([0, 2])]))
     assert int(state.nfe) == 1
     assert states.shape == (5, 64, LENGTH)
@@ -235,7 +236,7 @@ def test_scan_is_bit_equal_to_a_python_loop(num_steps, grid):
     config = SamplerConfig(num_steps, grid)
     x_init = prior_sample(32, LENGTH, MASK)
     key = jax.random.key(4)
-    _, states = run(TABLE, TABLE_PARAMS, key, x_init, SCHEDULE, config, keep_states=True)
+    _, states = run(TABLE, TABLE_PARAMS, key, x_init, config, keep_states=True)
     twin = python_sample(TABLE, TABLE_PARAMS, key, x_init, num_steps, time_grid(config))
     np.testing.assert_array_equal(states, twin)
 
@@ -247,9 +248,7 @@ def test_given_tokens_never_change(fixed):
     given[list(fixed)] = True
     tokens = jnp.array([[2, 0, 1]])
     x_init = prior_sample(64, LENGTH, MASK, tokens, jnp.asarray(given)[None])
-    state, states = run(
-        TABLE, TABLE_PARAMS, jax.random.key(5), x_init, SCHEDULE, config, keep_states=True
-    )
+    state, states = run(TABLE, TABLE_PARAMS, jax.random.key(5), x_init, config, keep_states=True)
     assert bool(jnp.all(states[:, :, given] == tokens[0, given]))
     assert bool(jnp.all(state.x != MASK))
     assert bool(jnp.all(x_init[:, ~given] == MASK))
@@ -264,7 +263,7 @@ def test_nfe_counts_the_calls_that_were_made():
     for seed in range(5):
         calls.clear()
         state, states = run(
-            denoiser, TABLE_PARAMS, jax.random.key(seed), x_init, SCHEDULE, config, keep_states=True
+            denoiser, TABLE_PARAMS, jax.random.key(seed), x_init, config, keep_states=True
         )
         jax.block_until_ready(state)
         jax.effects_barrier()
@@ -276,7 +275,7 @@ def test_no_call_where_nothing_is_masked():
     calls = []
     denoiser = TableDenoiser(on_call=lambda: calls.append(1))
     x_init = jnp.zeros((2, LENGTH), jnp.int32)
-    state, _ = run(denoiser, TABLE_PARAMS, jax.random.key(0), x_init, SCHEDULE, SamplerConfig(3))
+    state, _ = run(denoiser, TABLE_PARAMS, jax.random.key(0), x_init, SamplerConfig(3))
     jax.block_until_ready(state)
     jax.effects_barrier()
     assert int(state.nfe) == len(calls) == 0
@@ -285,9 +284,8 @@ def test_no_call_where_nothing_is_masked():
 
 def test_final_denoise_is_greedy_and_counts():
     x = jnp.array([[MASK, 1, MASK], [0, 1, 2]])
-    state = final_denoise(
-        TABLE, TABLE_PARAMS, SamplerState(x, jnp.int32(7)), jnp.float32(1e-5), SCHEDULE
-    )
+    diffusion, before = MaskedDiffusion(TABLE, SCHEDULE), SamplerState(x, jnp.int32(7))
+    state = final_denoise(diffusion, TABLE_PARAMS, before, jnp.float32(1e-5))
     best = predictions(TABLE, TABLE_PARAMS)[MASK * 16 + 1 * 4 + MASK].argmax(axis=-1)
     np.testing.assert_array_equal(state.x, [[best[0], 1, best[2]], [0, 1, 2]])
     assert int(state.nfe) == 8
@@ -298,13 +296,12 @@ def test_without_final_denoise_mask_may_remain():
     """A step over a sliver of time reveals almost nothing: chance 1e-3, 300 positions, seed 0."""
     x = prior_sample(100, LENGTH, MASK)
     state = reverse_step(
-        TABLE,
+        MaskedDiffusion(TABLE, SCHEDULE),
         TABLE_PARAMS,
         jax.random.key(0),
         SamplerState(x, jnp.int32(0)),
         jnp.float32(1.0),
         jnp.float32(0.999),
-        SCHEDULE,
         SamplerConfig(1, final_denoise=False),
     )
     assert float((state.x == MASK).mean()) > 0.97
@@ -315,7 +312,7 @@ def test_the_network_is_told_the_time_of_each_call():
     told = TableDenoiser(time_scale=0.3)
     config = SamplerConfig(1)
     x_init = prior_sample(100_000, LENGTH, MASK)
-    state, _ = run(told, TABLE_PARAMS, jax.random.key(14), x_init, SCHEDULE, config)
+    state, _ = run(told, TABLE_PARAMS, jax.random.key(14), x_init, config)
     sigma = float(SCHEDULE.sigma(jnp.float32(1.0)))
     table = predictions(told, TABLE_PARAMS, sigma)
     # n = 100,000, standard error at most 1.6e-3, seed 14

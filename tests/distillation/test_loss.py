@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.loss import distillation_terms, divergence_terms
@@ -24,13 +25,15 @@ from tests.worlds import (
 
 SCHEDULE = make_schedule()
 WORLD, STUDENT, TEACHER = TableDenoiser(), random_table(20), random_table(21)
+DIFFUSION = MaskedDiffusion(WORLD, SCHEDULE)
 X_T = jnp.array([[MASK, 1, MASK], [0, MASK, 2], [2, 1, 0]])
 TARGETS = TEACHER["table"][jnp.array([[5, 17, 40], [8, 9, 63]])]  # two trajectories
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _terms(student, divergence, x_t=X_T, targets=TARGETS):
-    return divergence_terms(WORLD, student, TEACHER, x_t, jnp.zeros(len(x_t)), targets, divergence)
+    sigma = jnp.zeros(len(x_t))
+    return divergence_terms(DIFFUSION, student, TEACHER, x_t, sigma, targets, divergence)
 
 
 def _softmax(x):
@@ -82,7 +85,7 @@ def test_a_student_that_is_its_teacher_sees_only_the_later_steps(k):
     @jax.jit
     def loss(dt):
         total, count = distillation_terms(
-            WORLD, TEACHER, TEACHER, x0, dt, jax.random.key(1), SCHEDULE, config
+            DIFFUSION, TEACHER, TEACHER, x0, dt, jax.random.key(1), config
         )
         return total / count
 
@@ -98,13 +101,12 @@ def test_gradient_reaches_the_student_and_not_the_teacher():
     @jax.jit
     def loss(student, teacher):
         total, count = distillation_terms(
-            denoiser,
+            MaskedDiffusion(denoiser, SCHEDULE),
             student,
             teacher,
             x0,
             jnp.float32(0.1),
             jax.random.key(3),
-            SCHEDULE,
             DistillConfig(),
         )
         return total / count
@@ -125,9 +127,7 @@ def test_one_compilation_serves_all_rounds():
     def loss(dt):
         traces.append(1)
         config = DistillConfig(divergence="kl-fwd")
-        return distillation_terms(
-            WORLD, STUDENT, TEACHER, x0, dt, jax.random.key(5), SCHEDULE, config
-        )
+        return distillation_terms(DIFFUSION, STUDENT, TEACHER, x0, dt, jax.random.key(5), config)
 
     values = [float(loss(jnp.float32(dt))[0]) for dt in (0.02, 0.3)]
     assert len(traces) == 1

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, q_xt
 from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import step_times, stitch, teacher_targets
 from tests.worlds import (
     LENGTH,
@@ -24,11 +26,12 @@ KEEP = 1 - 1e-3
 TIMED, TABLE = TableDenoiser(time_scale=0.2), random_table(2)
 BATCH, TRAJECTORIES = 256, 3
 DT = 0.06
-targets_of = jax.jit(
-    teacher_targets,
-    static_argnums=(0, 6),
-    static_argnames=("num_distill_steps", "reference_times"),
-)
+_targets = jax.jit(teacher_targets, static_argnames=("diffusion", "config"))
+
+
+def targets_of(denoiser, params, keys, x_t, t, dt, **options):
+    diffusion, config = MaskedDiffusion(denoiser, SCHEDULE), DistillConfig(**options)
+    return _targets(diffusion, params, keys, x_t, t, jnp.float32(dt), config)
 
 
 def _batch(seed):
@@ -69,7 +72,7 @@ def python_targets(denoiser, params, key, x_t, t, dt, k):
 def test_targets_equal_a_plain_loop(k):
     t, x_t = _batch(0)
     keys = _keys(1)
-    ours = targets_of(TIMED, TABLE, keys, x_t, t, jnp.float32(DT), SCHEDULE, num_distill_steps=k)
+    ours = targets_of(TIMED, TABLE, keys, x_t, t, DT, num_distill_steps=k)
     assert ours.shape == (TRAJECTORIES, BATCH, LENGTH, 3)
     log_probs = np.asarray(masked_log_probs(TIMED.logits(TABLE, ours), MASK))
     masked = np.asarray(x_t == MASK)
@@ -87,9 +90,7 @@ def test_targets_of_the_network_equal_a_plain_loop():
     params = noisy_params(denoiser, 3)
     t, x_t = _batch(4)
     keys = _keys(5, 1)
-    [ours] = targets_of(
-        denoiser, params, keys, x_t, t, jnp.float32(DT), SCHEDULE, num_distill_steps=4
-    )
+    [ours] = targets_of(denoiser, params, keys, x_t, t, DT, num_distill_steps=4)
     log_probs = np.asarray(masked_log_probs(denoiser.logits(params, ours), MASK))
     twin = python_targets(denoiser, params, keys[0], x_t, t, DT, 4)
     masked = np.asarray(x_t == MASK)
@@ -103,9 +104,7 @@ def test_first_call_is_shared_and_the_last_draw_is_not_made():
     calls = []
     denoiser = TableDenoiser(on_call=lambda: calls.append(1))
     t, x_t = _batch(6)
-    targets = targets_of(
-        denoiser, TABLE, _keys(7, 4), x_t, t, jnp.float32(DT), SCHEDULE, num_distill_steps=3
-    )
+    targets = targets_of(denoiser, TABLE, _keys(7, 4), x_t, t, DT, num_distill_steps=3)
     jax.block_until_ready(targets)
     jax.effects_barrier()
     assert len(calls) == 1 + 4 * (3 - 1)
@@ -115,7 +114,7 @@ def test_no_gradient_reaches_the_teacher():
     t, x_t = _batch(8)
 
     def total(params):
-        return teacher_targets(TIMED, params, _keys(9), x_t, t, jnp.float32(DT), SCHEDULE).sum()
+        return targets_of(TIMED, params, _keys(9), x_t, t, DT).sum()
 
     assert bool(jnp.all(jax.grad(total)(TABLE)["table"] == 0))
 
@@ -127,7 +126,7 @@ def test_one_compilation_serves_all_step_sizes():
     @jax.jit
     def targets(dt):
         traces.append(1)
-        return teacher_targets(TIMED, TABLE, _keys(11), x_t, t, dt, SCHEDULE)
+        return targets_of(TIMED, TABLE, _keys(11), x_t, t, dt)
 
     small, large = targets(jnp.float32(0.01)), targets(jnp.float32(0.2))
     assert len(traces) == 1
@@ -137,7 +136,7 @@ def test_one_compilation_serves_all_step_sizes():
 def test_a_huge_step_reveals_everything_at_once():
     """dt >= t: every target is the teacher at x_t itself."""
     t, x_t = _batch(12)
-    targets = targets_of(TIMED, TABLE, _keys(13), x_t, t, jnp.float32(1.0), SCHEDULE)
+    targets = targets_of(TIMED, TABLE, _keys(13), x_t, t, 1.0)
     first = TIMED.hidden(TABLE, x_t, SCHEDULE.sigma(t))
     np.testing.assert_allclose(targets, jnp.broadcast_to(first, targets.shape), rtol=1e-6)
 
@@ -150,7 +149,7 @@ def test_share_of_positions_that_keep_the_first_call():
     plain, table = TableDenoiser(), random_table(3)
     x_t = jnp.full((20_000, LENGTH), MASK)
     t = jnp.full((20_000,), 0.5)
-    [target] = targets_of(plain, table, _keys(14, 1), x_t, t, jnp.float32(DT), SCHEDULE)
+    [target] = targets_of(plain, table, _keys(14, 1), x_t, t, DT)
     first = plain.hidden(table, x_t[:1])
     same = jnp.all(target == first, axis=-1)
     r = DT / 0.5
@@ -181,7 +180,7 @@ def test_step_times_of_the_reference_code():
 
 def test_reference_times_change_the_targets():
     t, x_t = _batch(15)
-    arguments = (TIMED, TABLE, _keys(16), x_t, t, jnp.float32(DT), SCHEDULE)
+    arguments = (TIMED, TABLE, _keys(16), x_t, t, DT)
     paper = targets_of(*arguments)
     reference = targets_of(*arguments, reference_times=True)
     assert bool(jnp.any(paper != reference))

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import ConfigError
@@ -44,13 +45,12 @@ def _exact(time_scale, schedule):
 
 @functools.cache
 def _estimates(estimator, time_scale=0.0, kind="log-linear"):
-    world, schedule = TableDenoiser(time_scale=time_scale), make_schedule(ScheduleConfig(kind=kind))
+    schedule = make_schedule(ScheduleConfig(kind=kind))
+    world = MaskedDiffusion(TableDenoiser(time_scale=time_scale), schedule)
     return np.stack(
         [
             map_batches(
-                bound_estimates(
-                    world, schedule, jax.random.key(seed), estimator=estimator, num_maskings=8
-                ),
+                bound_estimates(world, jax.random.key(seed), estimator=estimator, num_maskings=8),
                 TABLE,
                 ROWS,
                 64,
@@ -112,9 +112,10 @@ def test_weights_of_counts_are_those_of_the_whole_range():
 
 
 def test_what_cannot_be_estimated_is_named():
+    diffusion = MaskedDiffusion(TableDenoiser(), make_schedule())
     for arguments, named in (
         ({"estimator": "exact", "num_maskings": 1}, "independent, antithetic"),
         ({"estimator": "antithetic", "num_maskings": 0}, "num_maskings"),
     ):
         with pytest.raises(ConfigError, match=named):
-            bound_estimates(TableDenoiser(), make_schedule(), jax.random.key(0), **arguments)
+            bound_estimates(diffusion, jax.random.key(0), **arguments)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.causal.sampler import generate
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.cloze import (
@@ -34,6 +35,7 @@ from tests.worlds import (
 
 SCHEDULE = make_schedule()
 WORLD, TABLE = TableDenoiser(), random_table(40)
+DIFFUSION = MaskedDiffusion(WORLD, SCHEDULE)
 WHOLE = Layout()
 BOS = 1
 
@@ -75,11 +77,10 @@ def test_bounds_are_the_sums_over_all_maskings(estimator):
     parts = np.stack(
         [
             suffix_bounds(
-                WORLD,
+                DIFFUSION,
                 TABLE,
                 ITEMS,
                 jax.random.key(seed),
-                SCHEDULE,
                 WHOLE,
                 num_samples=2_000,
                 batch_size=4_000,
@@ -96,11 +97,10 @@ def test_bounds_are_the_sums_over_all_maskings(estimator):
 
 def test_counts_need_one_masking_for_one_token():
     [bound] = suffix_bounds(
-        WORLD,
+        DIFFUSION,
         TABLE,
         [ITEMS[1]],
         jax.random.key(1),
-        SCHEDULE,
         WHOLE,
         num_samples=1,
         batch_size=1,
@@ -116,11 +116,10 @@ def test_maskings_of_an_item_lie_on_an_even_grid():
     one = [-np.log(table[2 * 16 + MASK * 4 + 1, 1, 0]), -np.log(table[2 * 16 + 0 * 4 + MASK, 2, 1])]
     possible = [(-np.log(both[1, 0]) - np.log(both[2, 1]) + 2 * nll) / 2 for nll in one]
     bounds = suffix_bounds(
-        WORLD,
+        DIFFUSION,
         TABLE,
         [ITEMS[0]] * 40,
         jax.random.key(0),
-        SCHEDULE,
         WHOLE,
         num_samples=2,
         batch_size=80,
@@ -133,11 +132,10 @@ def test_maskings_of_an_item_lie_on_an_even_grid():
 
 def bounds_of(items, batch_size, layout=WHOLE, progress=None):
     return suffix_bounds(
-        WORLD,
+        DIFFUSION,
         TABLE,
         items,
         jax.random.key(3),
-        SCHEDULE,
         layout,
         num_samples=5,
         batch_size=batch_size,
@@ -157,10 +155,10 @@ def test_values_depend_neither_on_batches_nor_on_the_items_behind():
 def test_groups_of_several_lengths_come_back_in_order():
     """A real network; each item alone is its own oracle."""
     network = tiny_network()
-    params = noisy_params(network, 5)
+    params, diffusion = noisy_params(network, 5), MaskedDiffusion(network, SCHEDULE)
     items = [item([0], [1, 2]), item([], [2]), item([1, 1], [0]), item([2], [1])]
     call = functools.partial(
-        suffix_bounds, network, params, schedule=SCHEDULE, layout=WHOLE, num_samples=4, batch_size=8
+        suffix_bounds, diffusion, params, layout=WHOLE, num_samples=4, batch_size=8
     )
     together = call(items, jax.random.key(0))
     for index in (2, 3):
@@ -171,11 +169,10 @@ def test_groups_of_several_lengths_come_back_in_order():
 def test_bos_and_a_visible_eos_stand_around_the_text():
     """[2] 0 1 in the table's world with BOS 2 and EOS 1, of which only 0 is scored, is one exact term."""
     [bound] = suffix_bounds(
-        WORLD,
+        DIFFUSION,
         TABLE,
         [item([], [0])],
         jax.random.key(0),
-        SCHEDULE,
         Layout(bos_id=2, eos_id=1),
         num_samples=1,
         batch_size=1,
@@ -193,11 +190,10 @@ def test_too_long_a_prefix_loses_its_beginning():
 def test_filled_rows_score_the_suffix_only():
     """Two tokens in a row of three: what is behind them is masked and is not scored."""
     [bound] = suffix_bounds(
-        WORLD,
+        DIFFUSION,
         TABLE,
         [item([2], [0])],
         jax.random.key(0),
-        SCHEDULE,
         Layout(multiple=3),
         num_samples=1,
         batch_size=1,
@@ -211,15 +207,13 @@ def test_greedy_hits_are_texts_that_the_denoiser_fills_in_itself():
     best = predictions(WORLD, TABLE)[2 * 16 + MASK * 4 + MASK].argmax(axis=-1)
     right = [best[1], best[2]]
     items = [item([2], right), item([2], [right[0], (right[1] + 1) % 3])]
-    hits = greedy_hits(WORLD, TABLE, items, SCHEDULE, WHOLE, batch_size=3)
+    hits = greedy_hits(DIFFUSION, TABLE, items, WHOLE, batch_size=3)
     assert hits.tolist() == [True, False]
 
 
 def test_replayed_maskings_of_another_text_are_refused():
     x_t = np.array([[2, MASK, 1]], np.int32)
-    replay = functools.partial(
-        replayed_bounds, WORLD, TABLE, schedule=SCHEDULE, layout=WHOLE, batch_size=2
-    )
+    replay = functools.partial(replayed_bounds, DIFFUSION, TABLE, layout=WHOLE, batch_size=2)
     t = np.array([0.5])
     table = predictions(WORLD, TABLE)[2 * 16 + MASK * 4 + 1]
     value = replay(ITEMS[0], x_t, t)
@@ -331,7 +325,7 @@ def test_what_cannot_be_scored_is_refused(call, message):
 
 def test_estimators_and_networks_that_do_not_fit_are_refused(causal):
     conditioned = tiny_network(time_conditioned=True)
-    common = {"schedule": SCHEDULE, "layout": WHOLE, "batch_size": 1}
+    common = {"layout": WHOLE, "batch_size": 1}
     for network, samples, estimator, message in [
         (WORLD, 1, "guess", "estimator='guess' is unknown"),
         (WORLD, 0, "times", "num_samples must be positive"),
@@ -339,7 +333,7 @@ def test_estimators_and_networks_that_do_not_fit_are_refused(causal):
     ]:
         with pytest.raises(ConfigError, match=message):
             suffix_bounds(
-                network,
+                MaskedDiffusion(network, SCHEDULE),
                 TABLE,
                 ITEMS,
                 jax.random.key(0),

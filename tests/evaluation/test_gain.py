@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from scipy import special
 
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.evaluation.gain import measure_gain
 from sdtt_jax.laboratory import optimum as exact_round
 from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, all_states, numbers, random_table
 
-SCHEDULE = make_schedule()
 KEEP = 1 - 1e-3
 DT = 0.2
 
@@ -81,13 +81,12 @@ TEXTS = np.random.default_rng(31).integers(0, VOCAB, (2048, LENGTH), dtype=np.in
 
 def measure(student, divergence="kl-bwd", texts=TEXTS, trajectories=64):
     return measure_gain(
-        RoundDenoiser(backward=divergence == "kl-bwd"),
+        MaskedDiffusion(RoundDenoiser(backward=divergence == "kl-bwd"), make_schedule()),
         student,
         TEACHER,
         texts,
         DT,
         jax.random.key(32),
-        SCHEDULE,
         DistillConfig(divergence=divergence),
         num_trajectories=trajectories,
         batch_size=512,

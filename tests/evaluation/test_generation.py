@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.evaluation.generation import (
@@ -17,8 +18,7 @@ from sdtt_jax.evaluation.generation import (
 )
 from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
 
-SCHEDULE = make_schedule()
-WORLD = TableDenoiser()
+WORLD = MaskedDiffusion(TableDenoiser(), make_schedule())
 
 
 def _texts(params, num_texts, batch_size, seed=0, **config):
@@ -29,7 +29,6 @@ def _texts(params, num_texts, batch_size, seed=0, **config):
         num_texts=num_texts,
         length=LENGTH,
         batch_size=batch_size,
-        schedule=SCHEDULE,
         config=SamplerConfig(**({"num_steps": 4} | config)),
     )
 
@@ -64,9 +63,7 @@ def test_two_models_share_their_noise():
 
 def test_states_of_one_generation_run_from_mask_to_text():
     config = SamplerConfig(num_steps=6)
-    states = np.asarray(
-        sample_states(WORLD, random_table(0), jax.random.key(1), LENGTH, SCHEDULE, config)
-    )
+    states = np.asarray(sample_states(WORLD, random_table(0), jax.random.key(1), LENGTH, config))
     assert states.shape == (8, LENGTH)
     assert np.all(states[0] == MASK)
     assert np.all(states[-1] != MASK)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.evaluation.latency import (
@@ -70,10 +71,9 @@ def test_a_cached_token_costs_the_same_at_every_position(name):
 def test_both_models_are_measured_alike():
     table = random_table(0)
     sampler = sampler_latency(
-        TableDenoiser(),
+        MaskedDiffusion(TableDenoiser(), make_schedule()),
         table,
         jax.random.key(0),
-        make_schedule(),
         SamplerConfig(num_steps=4),
         batch=3,
         length=LENGTH,

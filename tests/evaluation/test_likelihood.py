@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.causal.nll import causal_nll
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.evaluation.likelihood import (
     greedy_infill,
@@ -22,6 +23,7 @@ from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, noisy_params, predi
 SCHEDULE = make_schedule()
 BOS = 1
 WORLD, TABLE = TableDenoiser(), random_table(40)
+DIFFUSION = MaskedDiffusion(WORLD, SCHEDULE)
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +48,13 @@ def test_bound_lies_above_the_negative_log_likelihood():
     """Texts of the best model there is, one that is certain: the bound is 0; else positive."""
     certain = {"table": jnp.full((64, LENGTH, VOCAB), -50.0).at[:, :, 1].set(0.0)}
     texts = np.ones((20, LENGTH), np.int32)
-    zero = nelbo_texts(WORLD, certain, texts, jax.random.key(0), SCHEDULE, 8)
+    zero = nelbo_texts(DIFFUSION, certain, texts, jax.random.key(0), 8)
     assert zero.shape == (20,)
     assert np.all(zero == 0)
     uniform = {"table": jnp.zeros((64, LENGTH, VOCAB))}
     many = np.zeros((20_000, LENGTH), np.int32)
     # -log(1/3) at every masked position: n = 20,000, standard error about 0.01, seed 1.
-    bound = nelbo_texts(WORLD, uniform, many, jax.random.key(1), SCHEDULE, 5_000).mean()
+    bound = nelbo_texts(DIFFUSION, uniform, many, jax.random.key(1), 5_000).mean()
     assert bound == pytest.approx(np.log(3), abs=0.05)
 
 
@@ -69,11 +71,11 @@ def test_suffix_likelihood_sums_over_the_masked_suffix():
         / 0.5,
         -np.log(table[2 * 16 + 0 * 4 + MASK, 2, 1]) / 0.2,
     ]
-    np.testing.assert_allclose(suffix_nll(WORLD, TABLE, x0, x_t, SCHEDULE, t), by_hand, rtol=1e-4)
+    np.testing.assert_allclose(suffix_nll(DIFFUSION, TABLE, x0, x_t, t), by_hand, rtol=1e-4)
 
 
 def test_greedy_infill_takes_the_most_probable_tokens():
     x_t = jnp.array([[2, MASK, MASK], [0, 1, 2]])
-    filled = np.asarray(greedy_infill(WORLD, TABLE, x_t, SCHEDULE, jnp.float32(0.5)))
+    filled = np.asarray(greedy_infill(DIFFUSION, TABLE, x_t, jnp.float32(0.5)))
     best = predictions(WORLD, TABLE)[2 * 16 + MASK * 4 + MASK].argmax(axis=-1)
     np.testing.assert_array_equal(filled, [[2, best[1], best[2]], [0, 1, 2]])

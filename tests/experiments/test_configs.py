@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.losses import distill_loss
 from experiments.settings import run_config
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import round_dt
 from sdtt_jax.networks import make_denoiser
+from sdtt_jax.objectives import distill_loss
 from sdtt_jax.parallel.mesh import make_mesh
 from sdtt_jax.parallel.placement import batch_sharding, replicated, unbox
 from sdtt_jax.training.optimizers import make_optimizer
@@ -84,7 +85,8 @@ def test_full_size_distillation_step_lowers():
     teacher = unbox(jax.eval_shape(init))
     context = {"teacher_params": teacher, "dt": jnp.float32(1 / 1024), "round": jnp.int32(1)}
     state = abstract_state(init, optimizer, mesh, context=context, ema=True)
-    loss = distill_loss(denoiser, make_schedule(config.schedule), config.distill)
+    diffusion = MaskedDiffusion(denoiser, make_schedule(config.schedule))
+    loss = distill_loss(diffusion, config.distill)
     step = make_train_step(loss, optimizer, config.distill.train)
     shape = (config.distill.train.batch_size, config.data.length)
     batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import losses
 from experiments.benchmarking import naive
 from experiments.settings import TeacherConfig
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import prior_sample, unmask_prob
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks import DenoiserConfig, make_denoiser
+from sdtt_jax.objectives import distill_loss, teacher_loss
 from tests import worlds
 
 SCHEDULE = make_schedule(ScheduleConfig())
@@ -29,6 +30,7 @@ CONFIG = DenoiserConfig(
     time_conditioned=True,
 )
 DENOISER = make_denoiser(CONFIG)
+DIFFUSION = MaskedDiffusion(DENOISER, SCHEDULE)
 VOCAB = CONFIG.mask_id + 1
 X0 = jax.random.randint(jax.random.key(1), (6, CONFIG.length), 0, CONFIG.vocab_size)
 
@@ -82,7 +84,7 @@ def test_teacher_loss_is_the_lean_one(params, weighting):
     ours, twin = (
         jax.jit(lambda p, loss=loss: loss(p, {}, X0, jax.random.key(3)))(params)
         for loss in (
-            losses.teacher_loss(DENOISER, SCHEDULE, config),
+            teacher_loss(DIFFUSION, config),
             naive.teacher_loss(CONFIG, SCHEDULE, config),
         )
     )
@@ -92,7 +94,7 @@ def test_teacher_loss_is_the_lean_one(params, weighting):
 @pytest.mark.slow
 def test_the_gradient_of_the_teachers_loss_is_the_lean_ones(params):
     config = TeacherConfig()
-    ours = _value_and_gradient(losses.teacher_loss(DENOISER, SCHEDULE, config))
+    ours = _value_and_gradient(teacher_loss(DIFFUSION, config))
     twin = _value_and_gradient(naive.teacher_loss(CONFIG, SCHEDULE, config))
     key = jax.random.key(3)
     _assert_same(ours(params, {}, key), twin(params, {}, key))
@@ -102,7 +104,7 @@ def test_the_gradient_of_the_teachers_loss_is_the_lean_ones(params):
 def test_distill_loss_and_gradient_where_no_draw_matters(params, teacher):
     """A step that reveals nothing, and one that reveals everything: the target is certain."""
     config = DistillConfig(divergence="log-l1")  # which looks at MASK's entry too
-    ours = _value_and_gradient(losses.distill_loss(DENOISER, SCHEDULE, config))
+    ours = _value_and_gradient(distill_loss(DIFFUSION, config))
     twin = _value_and_gradient(naive.distill_loss(CONFIG, SCHEDULE, config))
     for dt in (1e-9, 1.5):
         context = {"teacher_params": teacher, "dt": jnp.float32(dt)}
@@ -120,7 +122,7 @@ def test_distill_loss_where_draws_matter(params, teacher):
     def loss_of(loss):
         return jax.jit(lambda: jax.lax.map(lambda key: loss(params, context, X0, key), keys))()
 
-    ours = loss_of(losses.distill_loss(DENOISER, SCHEDULE, config))
+    ours = loss_of(distill_loss(DIFFUSION, config))
     twin = loss_of(naive.distill_loss(CONFIG, SCHEDULE, config))
     np.testing.assert_array_equal(ours.weight, twin.weight)
     difference = np.asarray(ours.total - twin.total, np.float64)

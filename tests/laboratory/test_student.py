@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.loss import distillation_terms
@@ -85,13 +86,12 @@ def test_the_loss_that_trains_is_the_exact_expected_divergence(
     @jax.jit
     def batch_loss(x0: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         return distillation_terms(
-            laboratory.denoiser,
+            laboratory.diffusion,
             table,
             laboratory.table,
             x0,
             jnp.float32(0.4),
             key,
-            laboratory.schedule,
             DistillConfig(divergence=divergence),
         )
 
@@ -117,11 +117,10 @@ def test_the_sampler_draws_from_the_exact_distribution(
     exact = exact_world.sample_distribution(exact_world.reveal_sums(teacher), num_steps)
     state, _ = jax.jit(
         lambda key: sample(
-            laboratory.denoiser,
+            MaskedDiffusion(laboratory.denoiser, make_schedule()),
             laboratory.table,
             key,
             prior_sample(50_000, 3, laboratory.denoiser.mask_id),
-            make_schedule(),
             SamplerConfig(num_steps=num_steps),
         )
     )(jax.random.key(3))

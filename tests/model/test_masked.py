@@ -109,8 +109,7 @@ def test_score_is_the_mean_of_one_sample_bounds(model):
     """Oracle: `nelbo` with the same keys."""
     tokens, key = jnp.arange(24).reshape(2, 12) % 20, jax.random.key(5)
     expected = [
-        nelbo(model.denoiser, model.params, tokens, jax.random.fold_in(key, i), model.schedule)
-        for i in range(3)
+        nelbo(model.diffusion, model.params, tokens, jax.random.fold_in(key, i)) for i in range(3)
     ]
     np.testing.assert_allclose(
         model.score(tokens, key, 3), np.mean(expected, axis=0), rtol=1e-5, atol=1e-6

@@ -16,15 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import losses
 from experiments.settings import DistillStage, TeacherConfig
 from launch.ahead.hlo import Program
 from sdtt_jax.checkpoints.store import Checkpoints, params_digest
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.networks.config import DenoiserConfig
 from sdtt_jax.networks.denoiser import make_denoiser
+from sdtt_jax.objectives import distill_loss, teacher_loss
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh, use_mesh
 from sdtt_jax.parallel.placement import place_rows, place_whole
 from sdtt_jax.parallel.processes import to_host
@@ -43,7 +44,7 @@ DENOISER = make_denoiser(
         vocab_size=1000, length=LENGTH, num_layers=2, embed_dim=32, num_heads=8, cond_dim=8
     )
 )
-SCHEDULE = make_schedule()
+DIFFUSION = MaskedDiffusion(DENOISER, make_schedule())
 
 
 def train_config(name: str) -> TrainConfig:
@@ -65,9 +66,7 @@ def start(stage: str, mesh: jax.sharding.Mesh, context: Any = None) -> tuple[Tra
     config = TEACHER if stage == "teacher" else DISTILL
     optimizer = make_optimizer(config.train.optimizer, STEPS)
     loss = (
-        losses.teacher_loss(DENOISER, SCHEDULE, TEACHER)
-        if stage == "teacher"
-        else losses.distill_loss(DENOISER, SCHEDULE, DISTILL)
+        teacher_loss(DIFFUSION, TEACHER) if stage == "teacher" else distill_loss(DIFFUSION, DISTILL)
     )
     init = functools.partial(DENOISER.init, jax.random.key(0))
     state = init_state(init, optimizer, mesh, context=context, ema=True)
@@ -151,7 +150,7 @@ def _texts(params: Any, x0: jax.Array) -> jax.Array:
     x_t = q_xt(jax.random.key(3), x0, jnp.full((BATCH,), 0.7), DENOISER.mask_id)
     x_init = prior_sample(BATCH, LENGTH, DENOISER.mask_id, x_t, x_t != DENOISER.mask_id)
     key = jax.random.key(4)
-    return sample(DENOISER, params, key, x_init, SCHEDULE, SamplerConfig(4))[0].x
+    return sample(DIFFUSION, params, key, x_init, SamplerConfig(4))[0].x
 
 
 def call(

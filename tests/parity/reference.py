@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import Schedule, make_schedule
 from sdtt_jax.interchange.safetensors import read_tensors
 from sdtt_jax.interchange.tables.reference import read_denoiser
@@ -21,6 +22,10 @@ class Network(NamedTuple):
 
     denoiser: Denoiser
     params: Any
+
+    @property
+    def diffusion(self) -> MaskedDiffusion:
+        return MaskedDiffusion(self.denoiser, SCHEDULE)
 
     @property
     def columns(self) -> slice:

@@ -8,7 +8,7 @@ import pytest
 
 from sdtt_jax.evaluation.cloze import greedy_hits, replayed_bounds
 from sdtt_jax.evaluation.continuations import Continuation, Layout
-from tests.parity.reference import SCHEDULE, arrays, network
+from tests.parity.reference import arrays, network
 
 
 @pytest.fixture(scope="module")
@@ -18,16 +18,15 @@ def stored(reference_golden):
 
 @pytest.fixture(scope="module")
 def student(reference_golden):
-    return network(reference_golden, "student_hub")
+    student = network(reference_golden, "student_hub")
+    return student.diffusion, student.params
 
 
 def test_suffix_likelihood(stored, student, close):
     """The stored suffix ends in the token that the reference never masks; batches of three."""
     item = Continuation(stored["prefix"], stored["suffix"][:-1])
     layout = Layout(eos_id=int(stored["suffix"][-1]))
-    bounds = replayed_bounds(
-        *student, item, stored["xt"], stored["t"], SCHEDULE, layout, batch_size=3
-    )
+    bounds = replayed_bounds(*student, item, stored["xt"], stored["t"], layout, batch_size=3)
     close("cloze: nll per masking", bounds, stored["nll_per_masking"])
     close("cloze: nll", bounds.mean(), stored["nll"])
 
@@ -37,5 +36,5 @@ def test_greedy_suffix(stored, student):
     layout = Layout(eos_id=int(stored["suffix"][-1]))
     greedy, true = stored["greedy"][:-1], stored["suffix"][:-1]
     items = [Continuation(stored["prefix"], suffix) for suffix in (greedy, true)]
-    hits = greedy_hits(*student, items, SCHEDULE, layout, batch_size=2)
+    hits = greedy_hits(*student, items, layout, batch_size=2)
     assert hits.tolist() == [True, np.array_equal(greedy, true)]

@@ -39,8 +39,8 @@ def test_nelbo(reference_golden, forward, close):
     stored = arrays(reference_golden, "mdlm_nelbo")
     teacher = network(reference_golden, "teacher_hub")
     t = jnp.asarray(forward["t"])
-    nll = jax.jit(masked_nll, static_argnums=0)(
-        teacher.denoiser, teacher.params, forward["x0"], forward["xt"], SCHEDULE.sigma(t)
+    nll = jax.jit(masked_nll, static_argnames="diffusion")(
+        teacher.diffusion, teacher.params, forward["x0"], forward["xt"], SCHEDULE.sigma(t)
     )
     per_token = nll * nelbo_weight(SCHEDULE, t)[:, None]
     close("nelbo: per token", per_token, stored["per_token"])

@@ -44,9 +44,9 @@ def networks(reference_golden):
     return network(reference_golden, "teacher_hub"), network(reference_golden, "student_hub")
 
 
-def _loss(denoiser, params, teacher_params, x_t, targets, divergence):
+def _loss(diffusion, params, teacher_params, x_t, targets, divergence):
     sigma = jnp.zeros(x_t.shape[:1])
-    return divergence_terms(denoiser, params, teacher_params, x_t, sigma, targets, divergence)
+    return divergence_terms(diffusion, params, teacher_params, x_t, sigma, targets, divergence)
 
 
 def _compare_tensors(close, quantity, config, tree, expected, tolerance, relative=False):
@@ -61,20 +61,23 @@ def _compare_tensors(close, quantity, config, tree, expected, tolerance, relativ
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_losses(reference_golden, networks, batch, close, name):
-    (denoiser, teacher), (_, student) = networks
-    loss = jax.jit(_loss, static_argnums=(0, 5))
-    total, count = loss(denoiser, student, teacher, *batch, DIVERGENCES[name])
+    teacher, student = networks
+    loss = jax.jit(_loss, static_argnames=("diffusion", "divergence"))
+    total, count = loss(
+        teacher.diffusion, student.params, teacher.params, *batch, DIVERGENCES[name]
+    )
     expected = arrays(reference_golden, "distill_step")[f"loss_{name}"]
     close(f"distillation loss {name}", total / count, expected)
 
 
 def test_gradients(reference_golden, networks, batch, close):
     (denoiser, teacher), (_, student) = networks
+    diffusion = networks[0].diffusion
 
     @jax.jit
     @jax.grad
     def gradient(params):
-        total, count = _loss(denoiser, params, teacher, *batch, "kl-bwd")
+        total, count = _loss(diffusion, params, teacher, *batch, "kl-bwd")
         return total / count
 
     # Relative to each tensor's largest entry.
@@ -94,6 +97,7 @@ def test_six_adamw_steps(reference_golden, networks, batch, close):
     """Through the library's own training step: warm-up, clipping, AdamW, EMA."""
     stored = arrays(reference_golden, "distill_step")
     (denoiser, teacher), (_, student) = networks
+    diffusion = networks[0].diffusion
     x_t, targets = batch
     config = TrainConfig(
         num_steps=len(stored["traj_loss"]),
@@ -105,7 +109,7 @@ def test_six_adamw_steps(reference_golden, networks, batch, close):
     def loss_fn(params, context, tokens, key):
         del key
         teacher_params, targets = context["teacher_params"], context["targets"]
-        total, count = _loss(denoiser, params, teacher_params, tokens, targets, "kl-bwd")
+        total, count = _loss(diffusion, params, teacher_params, tokens, targets, "kl-bwd")
         return Loss(total, count, {})
 
     optimizer = make_optimizer(config.optimizer, config.num_steps)

@@ -1,0 +1,78 @@
+"""The seam between networks and mathematics: a denoiser, and a denoiser with its noise schedule.
+
+Samplers, losses, targets and measures are functions of a `MaskedDiffusion` and of parameters. They know
+nothing of a network but the five names of `DenoiserLike`.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+
+from sdtt_jax.diffusion.schedule import Schedule
+
+
+class DenoiserLike(Protocol):
+    """A network that predicts clean tokens, as two pure functions of its parameters.
+
+    It is split before its last linear map: hidden states `[batch, length, embed]` are small and are
+    computed for every position, logits `[..., padded_vocab]` are large and are computed only at the
+    positions that a loss or a sampler asks for.
+
+    Implementations are hashable and compare by value, so that they can be static arguments of `jit`.
+    """
+
+    @property
+    def mask_id(self) -> int:
+        """The id of MASK, which follows the vocabulary: tokens are `0 … mask_id - 1`."""
+
+    @property
+    def padded_vocab(self) -> int:
+        """Columns of `logits`: vocabulary, MASK, and padding that is impossible (very low logits)."""
+
+    def hidden(self, params: Any, tokens: jax.Array, sigma: jax.Array | None = None) -> jax.Array:
+        """Final hidden states.
+
+        Args:
+          params: the network's parameters.
+          tokens: `[batch, length]` int32, MASK included.
+          sigma: `[batch]` float32, total noise; only a time-conditioned network reads it. None is 0.
+
+        Returns:
+          `[batch, length, embed]`, in the network's compute dtype.
+        """
+
+    def head_params(self, params: Any) -> Any:
+        """The part of `params` that `logits` reads, so that losses carry no more than that."""
+
+    def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
+        """Unnormalised log-probabilities of the clean token.
+
+        Args:
+          params: all parameters, or what `head_params` returned.
+          hidden: `[..., embed]`, from `hidden`.
+
+        Returns:
+          `[..., padded_vocab]` float32.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedDiffusion:
+    """A masked diffusion model without its parameters: network and noise schedule.
+
+    Hashable and compared by value: two that are made from equal configs are one static argument to
+    `jit`, which then compiles once.
+
+    Attributes:
+      denoiser: the network, as pure functions.
+      schedule: the noise schedule.
+    """
+
+    denoiser: DenoiserLike
+    schedule: Schedule
+
+    @property
+    def mask_id(self) -> int:
+        """The id of MASK."""
+        return self.denoiser.mask_id

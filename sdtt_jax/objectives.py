@@ -1,0 +1,76 @@
+"""The losses that stages train with, in the form that the training step takes: a `LossFn`.
+
+Each function closes over a model and a frozen config and returns
+`loss(params, context, batch, key) -> Loss`, with `batch: [batch, length]` int32.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.causal.nll import causal_loss
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms
+from sdtt_jax.distillation.loss import distillation_terms
+from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.training.step import Loss, LossFn
+
+Tree = Any
+
+
+def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
+    """The NELBO in nats per token (MDLM, arXiv 2406.07524), or the mean over masked tokens.
+
+    Args:
+      diffusion: the model to train.
+      config: `weighting` "nelbo" or "even", and how times are drawn.
+    """
+
+    def loss(params: Tree, context: Tree, batch: jax.Array, key: jax.Array) -> Loss:
+        del context
+        terms = denoising_terms(diffusion, params, batch, key, config)
+        tokens = jnp.float32(batch.size)
+        masked = terms.masked.sum().astype(jnp.float32)
+        if config.weighting == "nelbo":
+            return Loss(terms.total, tokens, {"masked_share": masked / tokens})
+        bound = (terms.nll * terms.weight[:, None]).sum()
+        return Loss(terms.total, masked, {"nelbo": bound / tokens})
+
+    return loss
+
+
+def judge_loss(network: Autoregressive, bos_id: int) -> LossFn:
+    """Next-token negative log-likelihood in nats per token.
+
+    Args:
+      network: the causal network to train.
+      bos_id: what stands before the first token of every text.
+    """
+
+    def loss(params: Tree, context: Tree, batch: jax.Array, key: jax.Array) -> Loss:
+        del context, key
+        total = causal_loss(network, params, batch, bos_id)
+        return Loss(total, jnp.float32(batch.size), {})
+
+    return loss
+
+
+def distill_loss(diffusion: MaskedDiffusion, config: DistillConfig) -> LossFn:
+    """SDTT's divergence in nats per masked token (arXiv 2410.21035, algorithm 1).
+
+    The context holds `teacher_params` and `dt: [] float32`.
+
+    Args:
+      diffusion: student and teacher but for their parameters.
+      config: divergence, teacher steps and trajectories.
+    """
+
+    def loss(params: Tree, context: Tree, batch: jax.Array, key: jax.Array) -> Loss:
+        total, count = distillation_terms(
+            diffusion, params, context["teacher_params"], batch, context["dt"], key, config
+        )
+        return Loss(total, count, {})
+
+    return loss
