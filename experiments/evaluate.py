@@ -19,9 +19,9 @@ from pathlib import Path
 from absl import flags
 
 from experiments.cli.app import join_processes, run_app, stopwatch
+from experiments.cli.compare import compare
 from experiments.cli.devices import chosen_mesh
 from experiments.cli.fields import define_flags, define_renamed, from_flags
-from experiments.cli.compare import compare
 from experiments.stages.mirror import local_root
 from sdtt_jax.config import require
 from sdtt_jax.data.loader import INFO_FILE

@@ -17,7 +17,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -86,7 +86,9 @@ def main(argv: Sequence[str]) -> None:
             f"{model.facts['path']}: {config.num_steps} steps, {model.config.length} tokens{devices}",
             file=sys.stderr,
         )
-    watched = [functools.partial(_watched, model, key, x_init, config, i) for i in range(len(x_init))]
+    watched = [
+        functools.partial(_watched, model, key, x_init, config, i) for i in range(len(x_init))
+    ]
     batches = watched if _WATCH.value else model.batches(key, x_init, config, sampling.batch_size)
     with contextlib.ExitStack() as stack:
         output = None

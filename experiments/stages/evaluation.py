@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -112,7 +112,7 @@ def _model(run: Run, number: int) -> Model:
         params=run.delivered(folder, "denoiser", "evaluate"),
         tokenizer=run.tokenizer,
         facts=facts,
-        denoiser=run.diffusion.denoiser,
+        denoiser=run.denoiser,
         schedule=run.diffusion.schedule,
     )
 

@@ -88,9 +88,7 @@ class BoundConfig:
             self.estimator in ESTIMATORS,
             f"estimator={self.estimator!r} is unknown; choose one of {', '.join(ESTIMATORS)}.",
         )
-        require(
-            self.num_maskings > 0, f"num_maskings must be positive, not {self.num_maskings}."
-        )
+        require(self.num_maskings > 0, f"num_maskings must be positive, not {self.num_maskings}.")
 
 
 def bound(

@@ -291,9 +291,7 @@ def _inside(rows: Rows) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="diffusion")
-def _hit_batch(
-    diffusion: MaskedDiffusion, params: Any, index: jax.Array, rows: Rows
-) -> jax.Array:
+def _hit_batch(diffusion: MaskedDiffusion, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
     del index
     inside = _inside(rows)
     x_t = jnp.where(inside, diffusion.mask_id, rows.tokens)

@@ -133,9 +133,7 @@ def _filters(wanted: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _scores(
-    model: Model | CausalModel, items: Sequence[Continuation], options: Options
-) -> Scores:
+def _scores(model: Model | CausalModel, items: Sequence[Continuation], options: Options) -> Scores:
     key = purpose_key(options.seed, "harness.bounds")
     # Without the weight of early times: for one token a single masking is exact.
     config = BoundConfig("counts", options.num_maskings)

@@ -94,7 +94,8 @@ def read(
     if tokenizer is not None:
         special = tokenizer.bos_id, tokenizer.eos_id
         lengths = [
-            int(text_lengths(t[None], (np.arange(len(t)) < given)[None], *special)[0]) for t in texts
+            int(text_lengths(t[None], (np.arange(len(t)) < given)[None], *special)[0])
+            for t in texts
         ]
         early = sum(n < len(text) for n, text in zip(lengths, texts, strict=True))
         facts |= {"texts_that_end_early": early, "ends": ends}

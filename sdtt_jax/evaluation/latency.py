@@ -59,9 +59,7 @@ class Latency:
         return self.median / self.nfe
 
 
-def sampler_latency(
-    model: Model, key: jax.Array, config: SamplerConfig, timing: Timing
-) -> Latency:
+def sampler_latency(model: Model, key: jax.Array, config: SamplerConfig, timing: Timing) -> Latency:
     """Unconditional generations; every repetition draws the same texts.
 
     Args:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
@@ -24,7 +23,7 @@ def text_bounds(
       model: the denoiser.
       tokens: `[texts, length]` int32.
       key: PRNG key; batch i uses `fold_in(key, i)`.
-      config: how many maskings, and how each is drawn. Estimators that spread do so over the texts of a batch.
+      config: how many maskings, and how each is drawn. Estimators that spread do so over a batch's texts.
       batch_size: texts at once.
     """
     estimates: np.ndarray = join(

@@ -5,8 +5,9 @@ import math
 from typing import Any
 
 from sdtt_jax.config import require
-from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.estimators import ESTIMATORS
+from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.evaluation.tasks import TASKS
 from sdtt_jax.networks.config import COMPUTE_DTYPES
 
 FIRST_TOKEN = ("scored", "given")
@@ -97,12 +98,13 @@ class Settings(Sampling):
     )
     num_maskings: int = setting(8, "Maskings of each text for each estimator of the bound.")
     first_token: str = setting(
-        "scored", "scored: the first token is scored after BOS. given: it is not, and BOS is left out."
+        "scored",
+        "scored: the first token is scored after BOS. given: it is not, and BOS is left out.",
     )
     ends: str = setting(
         "keep",
-        "keep: texts are scored whole, EOS being a token like others (packed text is so). cut: a text ends at "
-        "its first EOS.",
+        "keep: texts are scored whole, EOS being a token like others (packed text is so). cut: a text ends "
+        "at its first EOS.",
     )
     latency_steps: tuple[int, ...] = setting(
         (4, 8, 16, 32, 64, 128, 256, 512, 1024), "Sampling steps that are timed, with commas."
@@ -118,7 +120,7 @@ class Settings(Sampling):
     arrays: str = setting(
         "", "An .npz file to which --suite=judge also writes -log p of every token, and the logits."
     )
-    task: str = setting("lambada", "What --suite=lambada scores: lambada, arc, hellaswag, mathqa, piqa, winogrande.")
+    task: str = setting("lambada", f"What --suite=lambada scores: {', '.join(TASKS)}.")
     task_file: str = setting(
         "", "The JSONL file of --suite=lambada, with the fields of the hub's data set."
     )
@@ -142,6 +144,7 @@ class Settings(Sampling):
         for name, choices in (
             ("first_token", FIRST_TOKEN),
             ("ends", ENDS),
+            ("task", tuple(TASKS)),
             ("compute_dtype", ("", *COMPUTE_DTYPES)),
             ("judge_compute_dtype", ("", *COMPUTE_DTYPES)),
         ):

@@ -11,6 +11,7 @@ rounds copies it: distillation with dt = 1, where the first teacher step reveals
 every target is the teacher at x_t itself, without noise.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ from sdtt_jax.training.state import TrainState, init_state, state_from_params
 from sdtt_jax.training.step import TrainConfig, TrainStep, make_train_step
 
 Params = Any
-ProgressFactory = Callable[[str, int], Progress]
+ProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[Progress]]
 # alpha_t = 1 - t up to the schedule's alpha_1; smaller than its default so that it is far below
 # what is measured.
 _SCHEDULE = ScheduleConfig(kind="log-linear", eps=1e-6)
@@ -292,12 +293,6 @@ class _Watched:
 
     def __init__(self, progress: Progress, values: dict[str, float]):
         self._progress, self._values = progress, values
-
-    def __enter__(self) -> "_Watched":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
 
     def update(self, step: int, values: Any = None) -> None:
         self._progress.update(step, values)

@@ -103,9 +103,7 @@ def read_evaluations(workdir: Path | str) -> list[Evaluation]:
 def tables(evaluations: Sequence[Evaluation]) -> list[Table]:
     """Every table of every suite that has a row."""
     every = [
-        _table(table, evaluations)
-        for suite in suites.SUITES.values()
-        for table in suite.tables
+        _table(table, evaluations) for suite in suites.SUITES.values() for table in suite.tables
     ]
     return [table for table in every if table.rows]
 

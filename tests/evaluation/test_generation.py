@@ -5,10 +5,6 @@ import itertools
 import jax
 import numpy as np
 import pytest
-
-from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.sampler import SamplerConfig
-from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.evaluation.generation import (
     paired_log_ratio,
     perplexity,
@@ -16,6 +12,10 @@ from sdtt_jax.evaluation.generation import (
     sample_texts,
     unigram_entropy,
 )
+
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.diffusion.schedule import make_schedule
 from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
 
 WORLD = MaskedDiffusion(TableDenoiser(), make_schedule())

@@ -6,8 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-
-from experiments.configs.smoke import smoke
 from experiments.evaluating import generation as generation_suite
 from experiments.evaluating import judging
 from experiments.evaluating.cloze import lambada
@@ -19,6 +17,8 @@ from experiments.evaluating.output import Output
 from experiments.evaluating.settings import Settings
 from experiments.evaluating.subject import load_subject, own_output, update_report
 from experiments.evaluating.texts import held_out
+
+from experiments.configs.smoke import smoke
 from experiments.run import open_run, run_stages
 from experiments.settings import config_dict
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError

@@ -4,8 +4,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
-import sdtt_jax
 from experiments.evaluating.harness import (
     Options,
     adapter,
@@ -13,6 +11,8 @@ from experiments.evaluating.harness import (
     log_likelihoods,
     rolling_log_likelihoods,
 )
+
+import sdtt_jax
 from sdtt_jax.errors import ConfigError
 from tests.experiments.processes import call
 

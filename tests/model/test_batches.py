@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from sdtt_jax.evaluation.batches import batch_rows, map_batches
+
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh, mesh_if_any
 from sdtt_jax.parallel.placement import replicated
 

@@ -228,9 +228,7 @@ def _item(
     record.log(_line(f"{setup.name}, {writer.name}", result))
 
 
-def _real_item(
-    subject: Subject, record: Record, setup: Setup, real: Callable[[], Judged]
-) -> None:
+def _real_item(subject: Subject, record: Record, setup: Setup, real: Callable[[], Judged]) -> None:
     assert setup.real is not None
 
     def compute() -> Json:
@@ -265,9 +263,7 @@ def _name(setup: Setup, writer: Writer) -> str:
     return f"generation/{setup.name}/{writer.name}"
 
 
-def _drawn(
-    subject: Subject, setup: Setup, model: Model | CausalModel, start: np.ndarray
-) -> Json:
+def _drawn(subject: Subject, setup: Setup, model: Model | CausalModel, start: np.ndarray) -> Json:
     """What texts are drawn from, but for the sampler."""
     return {
         "model": {k: model.identity[k] for k in ("digest", "compute_dtype")},

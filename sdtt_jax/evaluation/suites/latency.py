@@ -104,8 +104,8 @@ def _item(record: Record, racer: Racer, batch: int, timing: Timing) -> None:
     inputs = racer.inputs | {"batch": batch, "timing": to_mapping(timing)}
     result = record.item(f"latency/{name}", inputs, compute)
     record.log(
-        f"  {name.replace('_', ' ')}: {result['seconds']:.4g} s, {result['tokens_per_second']:,.0f} tokens/s, "
-        f"{1e3 * result['seconds_per_call']:.3g} ms per call of {result['nfe']}, compiled in "
+        f"  {name.replace('_', ' ')}: {result['seconds']:.4g} s, {result['tokens_per_second']:,.0f} "
+        f"tokens/s, {1e3 * result['seconds_per_call']:.3g} ms per call of {result['nfe']}, compiled in "
         f"{result['compile_s']:.3g} s"
     )
 

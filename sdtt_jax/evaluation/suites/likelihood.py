@@ -1,6 +1,7 @@
 """The suite "likelihood": bounds of held-out text by several estimators; a causal model's exact value."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -42,10 +43,13 @@ def _bound(
         key = purpose_key(settings.seed, "evaluate.bound")
         batches = bound_batches(model, tokens, key, config, batch_size=settings.batch_size)
         work = tokens.size * settings.num_maskings // len(batches)
-        estimates = [
-            record.part(name, inputs, index, lambda batch=batch: {"nelbo": batch()})["nelbo"]
-            for index, batch in tracked(name, batches, tokens=work, shown=processes.is_first())
-        ]
+        estimates = []
+        for index, batch in tracked(name, batches, tokens=work, shown=processes.is_first()):
+
+            def estimate(batch: Callable[[], np.ndarray] = batch) -> dict[str, np.ndarray]:
+                return {"nelbo": batch()}
+
+            estimates.append(record.part(name, inputs, index, estimate)["nelbo"])
         return summary(np.concatenate(estimates), settings.seed) | {
             "kind": "diffusion",
             "estimator": estimator,

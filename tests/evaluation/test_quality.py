@@ -4,14 +4,14 @@ import itertools
 
 import numpy as np
 import pytest
-
-from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.diversity import (
     distinct_n,
     repeated_ngram_rate,
     self_bleu,
     self_bleu_scores,
 )
+
+from sdtt_jax.errors import ConfigError
 
 SENTENCES = (
     "in the beginning god created the heavens and the earth",

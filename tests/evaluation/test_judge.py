@@ -5,9 +5,6 @@ import itertools
 import jax
 import numpy as np
 import pytest
-
-from sdtt_jax.data import TokenizerConfig, train_tokenizer
-from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.judging import (
     check_vocabulary,
     first_document,
@@ -16,6 +13,9 @@ from sdtt_jax.evaluation.judging import (
     same_tokens,
     score_texts,
 )
+
+from sdtt_jax.data import TokenizerConfig, train_tokenizer
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
 from tests.worlds import noisy_params
 
