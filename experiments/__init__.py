@@ -1,1 +1,4 @@
-"""Entry points, which compose what `sdtt_jax` offers; nothing there imports them."""
+"""The commands: each turns flags into calls of the library.
+
+They may use `sdtt_jax`; nothing there imports them.
+"""

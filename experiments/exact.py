@@ -32,7 +32,7 @@ from sdtt_jax.laboratory.student import Laboratory, StudentConfig
 from sdtt_jax.laboratory.world import Array, World
 from sdtt_jax.paths import write_json
 from sdtt_jax.progress import make_progress
-from sdtt_jax.reporting.exact_figure import write_exact_figure
+from sdtt_jax.reporting.picture import write_exact
 from sdtt_jax.training.loop import Interrupted
 
 STEPS = tuple(range(1, 65))
@@ -204,7 +204,10 @@ def write(record: dict[str, Any], directory: Path) -> list[Path]:
     try:
         path = directory / "exact.json"
         write_json(path, record, indent=1)
-        return [path, *write_exact_figure(record, directory)]
+        return [
+            path,
+            *(write_exact(record, directory / f"exact.{kind}") for kind in ("svg", "png")),
+        ]
     except OSError as error:
         raise DataError(f"--output={directory} cannot be written to: {error.strerror}.") from error
 

@@ -1,7 +1,6 @@
 """What determines a run: every field of every config, with its default, in frozen dataclasses."""
 
 import dataclasses
-import difflib
 import re
 import typing
 from collections.abc import Sequence
@@ -10,13 +9,12 @@ from typing import Any
 
 import ml_collections
 
-from sdtt_jax.config import from_mapping, require, to_mapping
+from sdtt_jax.config import from_mapping, require, to_mapping, unknown_field
 from sdtt_jax.data import DataConfig, TokenizerConfig
 from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.schedule import ScheduleConfig
 from sdtt_jax.distillation.rounds import DistillConfig
-from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.parallel.mesh import MeshConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
@@ -215,7 +213,5 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
         for name in match[1].split("."):
             hints = typing.get_type_hints(within) if dataclasses.is_dataclass(within) else {}
             if name not in hints:
-                near = difflib.get_close_matches(name, hints, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"fields: {', '.join(hints)}."
-                raise ConfigError(f"{where} has no field {name!r}; {hint}")
+                raise unknown_field(within, name, where)
             within, where = hints[name], f"{where}.{name}"

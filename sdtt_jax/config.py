@@ -1,13 +1,19 @@
-"""Frozen, validated dataclasses from plain mappings, and back."""
+"""Frozen, validated dataclasses from plain mappings, and back; the words in which they are validated.
+
+A `__post_init__` says what its fields must be: `positive(self, "num_steps")`, `one_of(self, kind=KINDS)`. The
+checks of numbers take values that are no fields as well: `positive(batch_size=batch_size)`. Each raises
+`ConfigError` with a sentence that names the field, its value and what would work.
+"""
 
 import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.renamed import field_now
 
 T = TypeVar("T")
 
@@ -29,9 +35,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "config"
     hints = typing.get_type_hints(cls)
     for name in mapping:
         if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(fields)}."
-            raise ConfigError(f"{where}.{name} is not a field of the config; {hint}")
+            raise unknown_field(cls, str(name), where)
     values = {}
     for name, field in fields.items():
         if name in mapping:
@@ -62,10 +66,92 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
+def unknown_field(config: Any, name: str, where: str) -> ConfigError:
+    """The error for `where.name`, no field of the dataclass `config`, with the name of the right one."""
+    if not dataclasses.is_dataclass(config):
+        return ConfigError(f"{where} has no field {name!r}; it is a single value.")
+    now = field_now(config, name) if isinstance(config, type) else None
+    fields = [field.name for field in dataclasses.fields(config) if field.init]
+    hint = (
+        f"it is now {now!r}."
+        if now
+        else nearest(name, fields) or f"known fields: {', '.join(fields)}."
+    )
+    return ConfigError(f"{where} has no field {name!r}; {hint}")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """ "did you mean …?" with that of `names` which looks most like `name`; empty if none does."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
 def require(condition: bool, message: str) -> None:
     """Raises `ConfigError(message)` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def positive(config: Any = None, *names: str, **values: float) -> None:
+    """The fields `names` of `config`, and `values`, are above 0."""
+    _check(lambda value: value > 0, "be positive", config, names, values)
+
+
+def at_least(least: float, config: Any = None, *names: str, **values: float) -> None:
+    """The fields `names` of `config`, and `values`, are `least` or more."""
+    _check(lambda value: value >= least, f"be at least {least}", config, names, values)
+
+
+def within(interval: str, config: Any = None, *names: str, **values: float) -> None:
+    """The fields `names` of `config`, and `values`, lie in `interval`.
+
+    Args:
+      interval: "[0, 1)" holds 0 and not 1; "inf" is a bound too.
+      config: a dataclass, or None.
+      *names: of fields.
+      **values: of anything else, by name.
+    """
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+
+    def inside(value: float) -> bool:
+        above = value > low if interval[0] == "(" else value >= low
+        below = value < high if interval[-1] == ")" else value <= high
+        return above and below
+
+    _check(inside, f"lie in {interval}", config, names, values)
+
+
+def one_of(config: Any, **choices: Collection[str]) -> None:
+    """Each of the named fields of `config` is one of its choices."""
+    for name, allowed in choices.items():
+        choose(name, getattr(config, name), allowed)
+
+
+def choose(name: str, value: Any, choices: Collection[str]) -> None:
+    """What is called `name` is one of `choices`."""
+    if value not in choices:
+        near = nearest(str(value), choices)
+        hint = f" ({near})" if near else ""
+        raise ConfigError(f"{name}={value!r} is unknown{hint}; choose one of {', '.join(choices)}.")
+
+
+def check_types(config: Any) -> None:
+    """Every field of `config` is of the type that the dataclass says."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        _convert(hints[field.name], getattr(config, field.name), field.name)
+
+
+def _check(
+    holds: Callable[[float], bool],
+    what: str,
+    config: Any,
+    names: Iterable[str],
+    values: Mapping[str, float],
+) -> None:
+    for name, value in ({name: getattr(config, name) for name in names} | dict(values)).items():
+        if not holds(value):
+            raise ConfigError(f"{name} must {what}, not {value!r}.")
 
 
 def _plain(value: Any) -> Any:

@@ -159,3 +159,14 @@ def test_floors_read_extras_and_ceilings(tmp_path):
     assert floors.floors(setup, ("tpu",)) == {"a-b": "1.2", "jax": "0.10"}
     with pytest.raises(SystemExit, match="no extra is called 'gpu'; there are tpu"):
         floors.floors(setup, ("gpu",))
+
+
+@pytest.mark.parametrize("folder", CODE[:-1])
+def test_every_room_says_what_it_is_for_and_what_it_may_use(folder):
+    silent = []
+    for path in python_files(folder):
+        if path.name == "__init__.py":
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            if "may use" not in text and path.parent != ROOT / "sdtt_jax":
+                silent.append(relative(path))
+    assert silent == []

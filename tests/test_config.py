@@ -4,7 +4,18 @@ import dataclasses
 
 import pytest
 
-from sdtt_jax.config import differences, from_mapping, require, to_mapping
+from sdtt_jax import renamed
+from sdtt_jax.config import (
+    at_least,
+    check_types,
+    choose,
+    differences,
+    from_mapping,
+    one_of,
+    positive,
+    to_mapping,
+    within,
+)
 from sdtt_jax.errors import ConfigError
 
 
@@ -14,7 +25,7 @@ class Inner:
     rate: float = 0.5
 
     def __post_init__(self) -> None:
-        require(self.width > 0, f"width must be positive, not {self.width}.")
+        positive(self, "width")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +53,11 @@ def test_defaults_are_in_one_place():
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ({"inner": {"widht": 3}}, r"config\.inner\.widht is not a field .* 'width'"),
-        ({"inner": {"width": 3}, "zzz": 1}, r"config\.zzz .* known fields: inner, steps"),
+        ({"inner": {"widht": 3}}, r"config\.inner has no field 'widht'; did you mean 'width'"),
+        (
+            {"inner": {"width": 3}, "zzz": 1},
+            r"config has no field 'zzz'; known fields: inner, steps",
+        ),
         ({}, r"config\.inner is missing"),
         ({"inner": {}}, r"config\.inner\.width is missing"),
         ({"inner": {"width": "3"}}, r"config\.inner\.width must be of type int, not '3'"),
@@ -76,3 +90,62 @@ def test_differences_name_every_leaf():
         "e: '(absent)' -> None",
     ]
     assert differences(old, old) == []
+
+
+def test_a_field_that_was_renamed_is_answered_by_its_new_name(monkeypatch):
+    monkeypatch.setitem(renamed.FIELDS, "Inner.breadth", "width")
+    with pytest.raises(
+        ConfigError, match=r"config\.inner has no field 'breadth'; it is now 'width'"
+    ):
+        from_mapping(Outer, {"inner": {"breadth": 3}})
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    kind: str = "grid"
+    steps: int = 4
+    share: float = 0.5
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda: positive(Sampler(), "steps", "share"),
+        lambda: positive(batch_size=1),
+        lambda: at_least(4, Sampler(), "steps"),
+        lambda: at_least(0, top_k=0),
+        lambda: within("(0, 0.5]", Sampler(), "share"),
+        lambda: within("[0, inf)", time=0.0),
+        lambda: one_of(Sampler(), kind=("grid", "leap")),
+        lambda: choose("estimator", "times", {"times": 1}),
+        lambda: check_types(Sampler()),
+    ],
+)
+def test_what_works_passes(check):
+    check()
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (lambda: positive(Sampler(steps=0), "share", "steps"), "steps must be positive, not 0."),
+        (lambda: positive(rate=float("nan")), "rate must be positive, not nan."),
+        (lambda: positive(**{"--repeats": -1}), "--repeats must be positive, not -1."),
+        (lambda: at_least(0, top_k=-1), "top_k must be at least 0, not -1."),
+        (lambda: within("(0, 1]", top_p=0.0), "top_p must lie in (0, 1], not 0.0."),
+        (
+            lambda: within("[0, 1)", Sampler(share=1.0), "share"),
+            "share must lie in [0, 1), not 1.0.",
+        ),
+        (
+            lambda: one_of(Sampler(kind="gird"), kind=("grid", "leap")),
+            "kind='gird' is unknown (did you mean 'grid'?); choose one of grid, leap.",
+        ),
+        (lambda: choose("by", 7, ("a", "b")), "by=7 is unknown; choose one of a, b."),
+        (lambda: check_types(Sampler(steps=True)), "steps must be of type int, not True."),
+    ],
+)
+def test_what_does_not_is_named_with_its_value(check, message):
+    with pytest.raises(ConfigError) as error:
+        check()
+    assert str(error.value) == message

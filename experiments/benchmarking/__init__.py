@@ -1,1 +1,4 @@
-"""The benchmark: lean path and naive twin side by side, each in a process of its own."""
+"""The parts of the benchmark: lean path and naive twin side by side, each in a process of its own.
+
+They may use the library and `experiments.settings`; only `experiments.benchmark` uses them.
+"""

@@ -1,3 +1,4 @@
-"""What every command shares: starting up, joining processes, meshes from flags, watching files. It may use
-the library, and knows nothing of stages.
+"""What all commands share: starting up, joining processes, meshes from flags, watching text appear.
+
+It may use the library, and knows nothing of stages.
 """

@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import as_path, is_remote
+from sdtt_jax.renamed import FLAGS
 from sdtt_jax.training.loop import EXIT_INTERRUPTED, Interrupted
 
 EXIT_CONFIG = 2
@@ -117,6 +118,19 @@ def exit_on_user_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequ
     return wrapped
 
 
+def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) -> list[str]:
+    """What `argv` has besides flags; a flag that is wrong, or has gone, ends the program with one line."""
+    try:
+        if check is not None:
+            check(argv)
+        return list(flags.FLAGS(argv))
+    except (flags.Error, ConfigError, OSError, AttributeError, TypeError, ValueError) as error:
+        gone = str(getattr(error, "flagname", ""))
+        message = f"--{gone} is now --{FLAGS[gone]}." if gone in FLAGS else error
+        print(f"Error: {message} (see --help)", file=sys.stderr)
+        sys.exit(EXIT_CONFIG)
+
+
 def run_app(
     main: Callable[[Sequence[str]], None],
     check: Callable[[Sequence[str]], None] | None = None,
@@ -131,15 +145,6 @@ def run_app(
       cache: keep compiled programs for the next call.
     """
 
-    def parse(argv: list[str]) -> list[str]:
-        try:
-            if check is not None:
-                check(argv)
-            return list(flags.FLAGS(argv))
-        except (flags.Error, ConfigError, OSError, AttributeError, TypeError, ValueError) as error:
-            print(f"Error: {error} (see --help)", file=sys.stderr)
-            sys.exit(EXIT_CONFIG)
-
     def quiet(argv: Sequence[str]) -> int:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
@@ -147,4 +152,4 @@ def run_app(
             keep_compiled_programs()
         return exit_on_user_errors(main)(argv)
 
-    app.run(quiet, flags_parser=parse)
+    app.run(quiet, flags_parser=functools.partial(parse_flags, check=check))

@@ -19,7 +19,7 @@ from sdtt_jax.reporting.evaluations import (
     read_evaluation,
     tables,
 )
-from sdtt_jax.reporting.race import write_race
+from sdtt_jax.reporting.picture import write_race
 
 WIDTH = 150
 

@@ -1,3 +1,4 @@
-"""The stages of a run and the directory that they fill. Each composes the library; only the commands in
-`experiments` may use this room.
+"""The stages of a run, and the directory that they fill.
+
+They may use the library and `experiments.settings`; only the commands use them.
 """

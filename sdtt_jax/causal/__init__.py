@@ -1,3 +1,4 @@
-"""What a causal language model is for here: the likelihood of text and sampling token by token.
-It may use networks and data, never diffusion.
+"""Causal language models at work: the likelihood of text, and sampling token by token.
+
+It may use networks, data and the floors below, never diffusion.
 """

@@ -1,3 +1,4 @@
-"""Checkpoints that are whole or refused: the Orbax store, digests of every leaf, and their metadata.
-It may use `parallel`, `ops` and the modules beside the packages, and knows no training.
+"""Checkpoints that are whole or refused: the Orbax store, a digest of every leaf, and metadata.
+
+It may use `parallel`, `ops` and the modules at the top of the package, and knows nothing of training.
 """

@@ -1,4 +1,7 @@
-"""From raw text to batches of tokens."""
+"""From raw text to batches of tokens: corpora, tokenizers, packing, shards, and batches by seed and step.
+
+It may use `ops`, `parallel` and the modules at the top of the package.
+"""
 
 from sdtt_jax.data.config import DataConfig, TokenizerConfig
 from sdtt_jax.data.corpora import CORPORA, Corpus

@@ -1,5 +1,4 @@
-"""Masked diffusion: the seam to the network, schedules, the forward process, the NELBO and the sampler.
+"""Masked diffusion as pure functions: noise schedules, the forward process, the NELBO and the sampler.
 
-Pure functions of a `MaskedDiffusion`, parameters, keys and small frozen configs; knows no network, only
-what `denoiser.DenoiserLike` asks of one.
+It may use `ops`, `parallel` and the modules at the top of the package, and knows no network but by its seam.
 """

@@ -1,4 +1,4 @@
-"""Self-distillation through time: divergences, teacher trajectories and targets, the loss, rounds.
+"""Self-distillation through time: the teacher's targets, divergences, the loss, and the rounds.
 
-Pure functions on top of `sdtt_jax.diffusion`; knows no network and no data.
+It may use diffusion and the floors below it, never networks or data.
 """

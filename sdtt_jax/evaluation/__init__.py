@@ -1,1 +1,4 @@
-"""Measurements: likelihood, generation quality, speed, and what can be computed exactly."""
+"""Measures of a model: generation quality, likelihood, clozes, latency, and what a round gained.
+
+It may use models, interchange and everything below them.
+"""

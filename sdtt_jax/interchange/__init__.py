@@ -1,1 +1,4 @@
-"""Published checkpoints in, checkpoints out."""
+"""Published checkpoints in, checkpoints out: `load`, the hub, tables of layouts, export.
+
+It may use models and everything below them.
+"""

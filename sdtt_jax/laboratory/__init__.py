@@ -1,4 +1,4 @@
-"""Enumerated worlds in which laws are exact: the sampler's distribution, the optima of
-rounds, trained students.
+"""Worlds small enough to enumerate: the sampler's exact law, the optimum of each round, trained students.
+
 It may use everything below evaluation.
 """

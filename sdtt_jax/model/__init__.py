@@ -1,3 +1,4 @@
-"""Models as users hold them: a network, its parameters, its tokenizer and what is known of it.
-It may use diffusion, causal, networks, data and parallel.
+"""Models as users hold them: a network, its parameters and its tokenizer in one object.
+
+It may use objectives, distillation, causal and everything below them.
 """

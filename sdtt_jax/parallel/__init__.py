@@ -1,4 +1,4 @@
-"""Many devices and many processes: meshes, where arrays live on them, agreement between
-processes, equal copies.
-It may use only `ops` and the modules beside the packages.
+"""Many devices and many processes: meshes, where arrays live on them, agreement, equal copies.
+
+It may use `ops` and the modules at the top of the package.
 """

@@ -1,6 +1,9 @@
-"""The report of a run: one self-contained HTML page, and its main figure as a picture."""
+"""What a run found, shown: one self-contained HTML page and its figures.
 
-from sdtt_jax.reporting.picture import write_picture
+It may use everything else in the package; only entry points use it. Of its modules only `picture`
+imports Matplotlib, which takes a second.
+"""
+
 from sdtt_jax.reporting.report import write_report
 
-__all__ = ["write_picture", "write_report"]
+__all__ = ["write_report"]

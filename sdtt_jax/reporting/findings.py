@@ -190,8 +190,7 @@ def _context(run: Run, student: Quality, warned: bool) -> list[str]:
         with_calls = f" with {count(calls)} network calls" if calls else ""
         real = f"; real text scores {number(run.data.gen_ppl)}" if run.data else ""
         sentences.append(
-            f"The autoregressive baseline reaches {number(run.autoregressive.gen_ppl)}"
-            f"{with_calls}{real}."
+            f"The causal baseline reaches {number(run.autoregressive.gen_ppl)}{with_calls}{real}."
         )
     return sentences
 

@@ -4,10 +4,10 @@ Rounds are ordered, so they run along one hue from pale to strong; the teacher i
 the references are far from blue in hue and in lightness, which colour-blind eyes keep apart.
 """
 
-from dataclasses import dataclass
+import dataclasses
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Palette:
     """Hex colours of one mode."""
 
@@ -18,7 +18,7 @@ class Palette:
     teacher: str
     first_round: str
     last_round: str
-    autoregressive: str
+    causal: str
     data: str
     judge: str
 
@@ -31,7 +31,7 @@ LIGHT = Palette(
     teacher="#63666e",
     first_round="#7db4e3",
     last_round="#0b56a8",
-    autoregressive="#c4500f",
+    causal="#c4500f",
     data="#1c7c5c",
     judge="#8a5a9c",
 )
@@ -43,7 +43,7 @@ DARK = Palette(
     teacher="#b3b6be",
     first_round="#3b6790",
     last_round="#7cc4ff",
-    autoregressive="#f29a5c",
+    causal="#f29a5c",
     data="#62cda3",
     judge="#c79bd8",
 )
@@ -55,24 +55,20 @@ SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 def round_colours(palette: Palette, count: int) -> list[str]:
     """One colour for each of `count` rounds, from pale to strong; one round gets the strong one."""
     shares = [1.0] if count == 1 else [i / (count - 1) for i in range(count)]
-    return [_mix(palette.first_round, palette.last_round, share) for share in shares]
+    return [mix(palette.first_round, palette.last_round, share) for share in shares]
+
+
+def colours(palette: Palette, rounds: int) -> dict[str, str]:
+    """All colours of a mode by name: the fields of the palette, "accent", and "r1" … for the rounds."""
+    shades = round_colours(palette, max(rounds, 1))
+    named = {"accent": palette.last_round}
+    named |= {f"r{i}": shade for i, shade in enumerate(shades, start=1)}
+    return dataclasses.asdict(palette) | named
 
 
 def css_variables(palette: Palette, rounds: int) -> str:
-    """Declarations `--name: colour;` of a mode, with `--r1` … for the rounds."""
-    pairs = {
-        "ink": palette.ink,
-        "muted": palette.muted,
-        "grid": palette.grid,
-        "page": palette.page,
-        "teacher": palette.teacher,
-        "autoregressive": palette.autoregressive,
-        "data": palette.data,
-        "judge": palette.judge,
-        "accent": palette.last_round,
-    }
-    pairs |= {f"r{i}": c for i, c in enumerate(round_colours(palette, rounds), start=1)}
-    return " ".join(f"--{name}: {colour};" for name, colour in pairs.items())
+    """Declarations `--name: colour;` of a mode."""
+    return " ".join(f"--{name}: {colour};" for name, colour in colours(palette, rounds).items())
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -97,6 +93,11 @@ def count(value: float) -> str:
     return f"{value:,.{0 if whole else 1}f}".replace(",", "\u202f")
 
 
+def steps_text(steps: int) -> str:
+    """`1 step`, `8 steps`."""
+    return f"{steps} step" + ("" if steps == 1 else "s")
+
+
 def percent(share: float, *, sign: bool = False) -> str:
     """A share as percent: one decimal under 10 %, none above; a real minus sign."""
     value = 100 * share
@@ -114,6 +115,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _mix(first: str, second: str, share: float) -> str:
+def mix(first: str, second: str, share: float) -> str:
+    """A colour between two: the first at share 0, the second at 1."""
     pairs = [(int(first[i : i + 2], 16), int(second[i : i + 2], 16)) for i in (1, 3, 5)]
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)

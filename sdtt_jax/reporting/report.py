@@ -8,28 +8,30 @@ import jinja2
 from markupsafe import Markup
 
 from sdtt_jax.paths import as_path, write_text
-from sdtt_jax.reporting.chart_parts import both_widths
-from sdtt_jax.reporting.charts import entropy_chart, perplexity_chart, quality_series
-from sdtt_jax.reporting.evaluations import Point, race, race_batches, tables
+from sdtt_jax.reporting.drawing import both_widths, css
+from sdtt_jax.reporting.evaluations import race, race_batches, tables
+from sdtt_jax.reporting.figures import Panel, Rows
 from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE, find
-from sdtt_jax.reporting.loss_charts import loss_chart
-from sdtt_jax.reporting.palette import (
-    DARK,
-    LIGHT,
-    count,
-    css_variables,
-    duration,
-    number,
-)
-from sdtt_jax.reporting.race import race_chart
+from sdtt_jax.reporting.layout import draw_panel, draw_rows
+from sdtt_jax.reporting.palette import DARK, LIGHT, count, css_variables, duration, number
+from sdtt_jax.reporting.race import race_panel
 from sdtt_jax.reporting.record import LossCurve, Run, read_run
-from sdtt_jax.reporting.round_charts import forest_chart, gain_chart
+from sdtt_jax.reporting.run_figures import (
+    forest_rows,
+    gain_rows,
+    loss_panel,
+    quality_curves,
+    quality_panel,
+)
 
 STAGES = {"data": "data", "teacher": "teacher", "judge": "judge", "distill": "distillation"}
 """Names of stages in words; a stage that is not here goes by its own name."""
 
 CONFIG_FILE = "CONFIG.py"
 """Stands in the command for a config file whose name the run did not keep."""
+
+WIDE, NARROW = 720.0, 344.0
+"""Widths of a figure on wide and on narrow screens, in pixels."""
 
 PAIRS_SHOWN = 3
 """Pairs of sampled texts that stand open; the others unfold."""
@@ -70,13 +72,13 @@ def render(run: Run) -> str:
     return templates.get_template("report.html").render(
         run=run,
         findings=find(run),
-        style=style,
+        style=Markup(css()) + style,
         script=script,
         light=Markup(css_variables(LIGHT, rounds)),
         dark=Markup(css_variables(DARK, rounds)),
         figures=figures(run),
-        columns=sorted({k for s in quality_series(run) for k in s.steps}),
-        rows=quality_series(run),
+        columns=sorted({k for s in quality_curves(run) for k in s.steps}),
+        rows=quality_curves(run),
         sample_sets=sample_sets(run),
         pairs_shown=PAIRS_SHOWN,
         animation=animation(run),
@@ -90,42 +92,38 @@ def render(run: Run) -> str:
 
 
 def figures(run: Run) -> dict[str, Markup | list[Markup]]:
-    """All charts by name; an empty one means that there is nothing to draw."""
+    """All figures by name; an empty one means that there is nothing to draw."""
+    perplexity, entropy = quality_panel(run), quality_panel(run, entropy=True)
+    forest, gain = forest_rows(run), gain_rows(run)
+    losses = [draw_panel(loss_panel(c, *_title_and_colour(c)), 336, 190) for c in run.curves]
     return {
-        "perplexity": both_widths(
-            lambda w, narrow: perplexity_chart(run, w, 340 if narrow else 440), 610
-        ),
-        "entropy": both_widths(
-            lambda w, narrow: entropy_chart(run, w, 280 if narrow else 440), 430
-        ),
-        "forest": both_widths(lambda w, n: forest_chart(run, w, n), 720),
-        "gain": both_widths(lambda w, n: gain_chart(run, w, n), 720),
+        "perplexity": _panel_figure(perplexity, (610, 440), (NARROW, 340)),
+        "entropy": _panel_figure(entropy, (430, 440), (NARROW, 280)),
+        "forest": _rows_figure(forest),
+        "gain": _rows_figure(gain),
         "races": races(run),
-        "losses": [loss_chart(curve, *_title_and_colour(curve), 336, 190) for curve in run.curves],
+        "losses": [loss.svg() for loss in losses if loss],
     }
 
 
 def races(run: Run) -> list[Markup]:
     """Quality against latency, for each batch size at which two points can race."""
-    drawings = []
-    for batch in race_batches(run.evaluations):
-        points = race(run.evaluations, batch)
-        if len(points) < 2:
-            continue
-        colours = {f"round_{r.number:02d}": f"r{i}" for i, r in enumerate(run.rounds, start=1)}
-        colours |= {"teacher": "teacher", "autoregressive": "autoregressive"}
+    colours = {f"round_{r.number:02d}": f"r{i}" for i, r in enumerate(run.rounds, start=1)}
+    panels = [
+        race_panel(race(run.evaluations, batch), batch, colours | {"teacher": "teacher"})
+        for batch in race_batches(run.evaluations)
+    ]
+    return [_panel_figure(panel, (WIDE, 400), (NARROW, 320)) for panel in panels if panel]
 
-        def draw(
-            width: float,
-            narrow: bool,
-            batch: int = batch,
-            points: list[Point] = points,
-            colours: dict[str, str] = colours,
-        ) -> Markup:
-            return race_chart(points, batch, colours, width, 320 if narrow else 400)
 
-        drawings.append(both_widths(draw, 720))
-    return drawings
+def _panel_figure(
+    panel: Panel | None, wide: tuple[float, float], narrow: tuple[float, float]
+) -> Markup:
+    return both_widths(lambda is_narrow: draw_panel(panel, *(narrow if is_narrow else wide)))
+
+
+def _rows_figure(rows: Rows | None) -> Markup:
+    return both_widths(lambda narrow: draw_rows(rows, NARROW if narrow else WIDE, narrow=narrow))
 
 
 def _title_and_colour(curve: LossCurve) -> tuple[str, str]:
@@ -150,7 +148,7 @@ def sample_sets(run: Run) -> list[dict[str, Any]]:
             sets.append({"title": f"{steps} steps", "columns": columns})
     references = [
         (title, kind, run.texts[kind])
-        for title, kind in (("Real text", "data"), ("Autoregressive", "autoregressive"))
+        for title, kind in (("Real text", "data"), ("Causal model", "autoregressive"))
         if run.texts.get(kind)
     ]
     if references:

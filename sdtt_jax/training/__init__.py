@@ -1,4 +1,5 @@
-"""The one training loop: optimizers, sharding, step, loop, checkpoints, metrics.
+"""The one training loop: optimizers, state, step, loop, metrics, watchdog.
 
-It is given its loss as a function and knows nothing of networks, diffusion, distillation or data.
+It may use checkpoints and the floors below; it is given its loss as a function, and knows no network, no
+diffusion and no data.
 """

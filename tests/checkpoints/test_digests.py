@@ -60,8 +60,3 @@ def test_params_digest_is_sha256_over_the_leaves_in_path_order():
         b"a/z int32 [1]\n" + a.tobytes() + b"b float32 [1, 2]\n" + b.tobytes()
     ).hexdigest()
     assert it.params_digest({"b": jnp.asarray(b), "a": {"z": jnp.asarray(a)}}) == expected
-
-
-def test_nested_undoes_flat_leaves():
-    tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
-    assert it.nested(it.flat_leaves(tree)) == tree

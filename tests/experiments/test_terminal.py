@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from experiments.cli.app import output_file
+from experiments.cli.app import output_file, parse_flags
+from sdtt_jax import renamed
 from sdtt_jax.errors import ConfigError
 from tests.experiments.processes import call
 
@@ -52,3 +53,11 @@ def test_help_shows_the_flags_that_are_defined_elsewhere_too(module, names):
     shown = call(module, "--help").stdout
     for name in names:
         assert f"  --{name}: " in shown, name
+
+
+def test_a_flag_that_was_renamed_is_answered_by_its_new_name(monkeypatch, capsys):
+    monkeypatch.setitem(renamed.FLAGS, "old_flag", "new_flag")
+    with pytest.raises(SystemExit) as stop:
+        parse_flags(["sample", "--old_flag=3"], None)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "Error: --old_flag is now --new_flag. (see --help)\n"

@@ -21,7 +21,7 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.causal import make_autoregressive
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
-from tests.interchange.conftest import random_like
+from tests.model.runs import random_like
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

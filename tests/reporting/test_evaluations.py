@@ -15,7 +15,6 @@ from sdtt_jax.reporting.evaluations import (
     read_evaluations,
     tables,
 )
-from sdtt_jax.reporting.race import race_chart, write_race
 
 
 def _texts(kind, perplexity, **facts):
@@ -111,17 +110,6 @@ def test_the_race_pairs_quality_with_latency(folder):
         ("teacher", 16): (1.0, 18.0),
     }
     assert race(evaluations, 1) == []
-
-
-def test_the_chart_and_the_picture_show_every_point(folder, tmp_path):
-    points = race(read_evaluations(folder), 8)
-    drawing = str(race_chart(points, 8, {"teacher": "teacher"}, 720, 400))
-    assert drawing.count("<circle") == 4
-    assert drawing.count("<rect") == 1
-    for name in ("round_02", "teacher", "autoregressive"):
-        assert name in drawing
-    for suffix, head in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
-        assert write_race(points, 8, tmp_path / f"race{suffix}").read_bytes().startswith(head)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_missing_measurements_are_left_out(make_workdir, rounds, missing):
     workdir = make_workdir(rounds=rounds, change_results=lambda r: r.pop(missing))
     page = write_report(workdir).read_text(encoding="utf-8")
     outline(page)
-    assert ("No autoregressive baseline was measured" in page) == (missing == "baseline_ar")
+    assert ("No causal baseline was measured" in page) == (missing == "baseline_ar")
     assert ("There is no student yet" in page) == (rounds == 0)
     assert not re.search(r"\b(None|nan|Undefined)\b", page)
 

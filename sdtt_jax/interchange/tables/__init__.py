@@ -1,3 +1,4 @@
-"""Where each tensor of a foreign checkpoint goes, one table for each layout.
-It may use the networks' configs and `renaming`.
+"""Where each tensor of a published checkpoint goes: one table for each layout.
+
+It may use the networks' configs and `interchange.renaming`.
 """

@@ -1,4 +1,7 @@
-"""Attention and rotary position embeddings as pure functions."""
+"""Attention and rotary position embeddings as pure functions, one form of attention for each platform.
+
+It may use what networks may use; only networks use it.
+"""
 
 import functools
 

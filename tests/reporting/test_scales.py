@@ -1,4 +1,4 @@
-"""The SVG helper. Oracles: hand calculation, and properties over random input."""
+"""Scales, ticks and labels. Oracles: hand calculation, and properties over random input."""
 
 import itertools
 
@@ -6,16 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdtt_jax.reporting.svg import Scale, linear_ticks, log_ticks, spread, tag
-
-
-def test_text_and_attributes_are_escaped():
-    drawn = str(tag("text", "<b>&", class_="a", data_x='"<'))
-    assert drawn == '<text class="a" data-x="&#34;&lt;">&lt;b&gt;&amp;</text>'
-
-
-def test_tags_nest_without_being_escaped_twice():
-    assert str(tag("g", tag("text", "&"))) == "<g><text>&amp;</text></g>"
+from sdtt_jax.reporting.scales import Scale, linear_ticks, log_ticks, spread
 
 
 def test_a_log_scale_puts_the_geometric_mean_in_the_middle():

@@ -1,27 +1,9 @@
-"""A small pure helper for SVG: escaped tags, scales, ticks, and labels that keep apart."""
+"""Scales, round ticks, and labels that keep apart: the arithmetic of a figure's layout."""
 
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from markupsafe import Markup, escape
-
-
-def tag(name: str, *children: object, **attributes: object) -> Markup:
-    """One element. Text and attributes are escaped; `class_` and `stroke_width` lose their
-    Python spelling; an attribute that is None is left out."""
-    parts = [
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value))
-        for key, value in attributes.items()
-        if value is not None
-    ]
-    inner = Markup("").join(escape(child) for child in children)
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), Markup("").join(parts), inner)
-
-
-def _plain(value: object) -> object:
-    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value
 
 
 @dataclass(frozen=True)
@@ -117,8 +99,3 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
 def _overlap(upper: tuple[float, list[int]], lower: tuple[float, list[int]], gap: float) -> bool:
     reach = gap * (len(upper[1]) + len(lower[1])) / 2
     return lower[0] - upper[0] < reach - 1e-9
-
-
-def path(points: Sequence[tuple[float, float]]) -> str:
-    """The `d` attribute of a polyline through the points."""
-    return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)

@@ -1,0 +1,75 @@
+"""Names that have gone, and what they are called now. A rename adds one row here.
+
+Whoever uses an old name gets an error with the new one: modules when they are imported, config fields from
+`sdtt_jax.config.from_mapping` and `--config.FIELD=…`, flags from the command that had them.
+"""
+
+import importlib.abc
+import sys
+from collections.abc import Sequence
+
+# Old module -> new module.
+MODULES = {
+    "sdtt_jax.categorical": "sdtt_jax.ops.categorical",
+    "sdtt_jax.configs": "sdtt_jax.config",
+    "sdtt_jax.diffusion.masking": "sdtt_jax.diffusion.forward",
+    "sdtt_jax.evaluation.exact_round": "sdtt_jax.laboratory.optimum",
+    "sdtt_jax.evaluation.exact_student": "sdtt_jax.laboratory.student",
+    "sdtt_jax.evaluation.exact_world": "sdtt_jax.laboratory.world",
+    "sdtt_jax.fused": "sdtt_jax.ops.head_loss",
+    "sdtt_jax.interchange.causal": "sdtt_jax.model.causal",
+    "sdtt_jax.interchange.hub_gpt2": "sdtt_jax.interchange.tables.gpt2",
+    "sdtt_jax.interchange.loaded": "sdtt_jax.model.base",
+    "sdtt_jax.interchange.loading": "sdtt_jax.interchange.load",
+    "sdtt_jax.interchange.model": "sdtt_jax.model.masked",
+    "sdtt_jax.interchange.prompts": "sdtt_jax.model.prompts",
+    "sdtt_jax.interchange.reference": "sdtt_jax.interchange.tables.reference",
+    "sdtt_jax.interchange.tensors": "sdtt_jax.interchange.safetensors",
+    "sdtt_jax.models": "sdtt_jax.networks",
+    "sdtt_jax.models.attention_kernels": "sdtt_jax.networks.attention.kernels",
+    "sdtt_jax.models.attention_platforms": "sdtt_jax.networks.attention.dispatch",
+    "sdtt_jax.models.autoregressive": "sdtt_jax.networks.causal",
+    "sdtt_jax.models.causal_nll": "sdtt_jax.causal.nll",
+    "sdtt_jax.models.decoding": "sdtt_jax.causal.sampler",
+    "sdtt_jax.processes": "sdtt_jax.parallel.processes",
+    "sdtt_jax.rows": "sdtt_jax.ops.rows",
+    "sdtt_jax.training.checkpoint": "sdtt_jax.checkpoints.store",
+    "sdtt_jax.training.integrity": "sdtt_jax.checkpoints.digests",
+    "sdtt_jax.training.progress": "sdtt_jax.progress",
+    "sdtt_jax.training.replicas": "sdtt_jax.parallel.replicas",
+    "sdtt_jax.training.seal": "sdtt_jax.checkpoints.metadata",
+    "sdtt_jax.training.sharding": "sdtt_jax.parallel.mesh and sdtt_jax.parallel.placement",
+    "launch.chaos": "tools.chaos",
+    "launch.faults": "tools.faults",
+    "launch.fits": "tools.fits",
+    "launch.floors": "tools.floors",
+    "launch.remat_table": "tools.remat_table",
+}
+
+# Old field of a config dataclass, as "Class.field" -> new field.
+FIELDS: dict[str, str] = {}
+
+# Old flag -> new flag, without the dashes.
+FLAGS: dict[str, str] = {}
+
+
+def field_now(config: type, name: str) -> str | None:
+    """What `config.name`, a field that has gone, is called now; None if it never was a field."""
+    names = (FIELDS.get(f"{cls.__name__}.{name}") for cls in config.__mro__)
+    return next((now for now in names if now is not None), None)
+
+
+class _MovedModules(importlib.abc.MetaPathFinder):
+    """Asked last, when a module is nowhere to be found; finds nothing, but knows where some have gone."""
+
+    def find_spec(self, name: str, _path: Sequence[str] | None, _target: object = None) -> None:
+        if name not in MODULES:
+            return
+        inner = [
+            f"{old} is now {new}" for old, new in MODULES.items() if old.startswith(f"{name}.")
+        ]
+        # Without `name=`: `from package import module` would swallow the message.
+        raise ModuleNotFoundError("; ".join([f"{name} is now {MODULES[name]}", *inner]) + ".")
+
+
+sys.meta_path.append(_MovedModules())

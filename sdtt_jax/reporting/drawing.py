@@ -1,0 +1,192 @@
+"""A drawing: marks at pixels, each in a named style, and its SVG for the report page.
+
+The styles stand here once. The page gets them as CSS rules over the colours of the palette, which
+are CSS variables, so that one drawing serves light and dark mode; `picture` paints a file with them.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a mark is painted. Colours are names of the palette; "own" is the colour of the mark."""
+
+    stroke: str = ""
+    fill: str = ""
+    width: float = 1.0  # of the stroke, pixels
+    dash: tuple[float, ...] = ()  # lengths of strokes and gaps, pixels
+    opacity: float = 1.0
+    size: float = 0.0  # of text, pixels
+    weight: int = 400  # of text; 400 is regular
+    ink: float = 0.0  # the share of ink that is mixed into the fill
+
+
+STYLES = {
+    "title": Style(fill="ink", size=14, weight=600),
+    "group": Style(fill="ink", size=13),
+    "tick": Style(fill="muted", size=12),
+    "axis": Style(fill="muted", size=12),
+    "note": Style(fill="muted", size=12),
+    "label": Style(fill="own", size=13, weight=550, ink=0.2),
+    "value": Style(fill="ink", size=13, weight=600),
+    "result": Style(fill="own", size=13, weight=600),
+    "grid": Style(stroke="grid"),
+    "zero": Style(stroke="muted"),
+    "baseline": Style(stroke="muted"),
+    "tickmark": Style(stroke="muted"),
+    "strip": Style(fill="own", opacity=0.07),
+    "band": Style(fill="own", opacity=0.13),
+    "reference": Style(stroke="own", width=1.5, dash=(5, 4)),
+    "leader": Style(stroke="own", opacity=0.45),
+    "interval": Style(stroke="own", width=3.5, opacity=0.45),
+    "line": Style(stroke="own", width=2),
+    "heavy": Style(stroke="own", width=3),
+    "raw": Style(stroke="own", opacity=0.28),
+    "dot": Style(fill="own", stroke="page", width=1.5),
+    "square": Style(fill="own", stroke="page", width=1.5),
+    "open": Style(fill="page", stroke="own", width=1.8),
+    "ring": Style(fill="page", stroke="own", width=1.8),
+    "track": Style(fill="page", ink=0.07),
+    "bar": Style(fill="own"),
+}
+
+
+@dataclass(frozen=True)
+class Path:
+    """A polyline through pixels, or the area within it."""
+
+    style: str
+    points: tuple[tuple[float, float], ...]
+    colour: str = ""
+    closed: bool = False
+
+    def svg(self) -> Markup:
+        line = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in self.points)
+        return _tag("path", self, d=line + "Z" * self.closed)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle by its upper left corner; with a radius of half its sides, a circle."""
+
+    style: str
+    x: float
+    y: float
+    width: float
+    height: float
+    colour: str = ""
+    radius: float = 0.0
+
+    def svg(self) -> Markup:
+        place = {"x": self.x, "y": self.y, "width": self.width, "height": self.height}
+        return _tag("rect", self, **place, rx=self.radius or None)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A line of text, by its baseline and its "start", "middle" or "end"."""
+
+    style: str
+    x: float
+    y: float
+    text: str
+    colour: str = ""
+    anchor: str = "start"
+
+    def svg(self) -> Markup:
+        anchor = None if self.anchor == "start" else self.anchor
+        return _tag("text", self, self.text, x=self.x, y=self.y, text_anchor=anchor)
+
+
+Mark = Path | Box | Text
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Marks in pixels, in the order in which they are painted, with what they show in words."""
+
+    width: float
+    height: float
+    marks: tuple[Mark, ...]
+    description: str
+    tips: tuple[Mapping[str, object], ...]  # what the pointer shows: `at` (pixel), `title`, `rows`
+    axis: str  # along which tips lie, "x" or "y"
+    span: tuple[float, float]  # of the line that marks the pointer's place, across the axis
+
+    def svg(self) -> Markup:
+        """The element for a page that has the rules of `css` and the palette's variables."""
+        return tag(
+            "svg",
+            *(mark.svg() for mark in self.marks),
+            viewBox=f"0 0 {self.width:.0f} {self.height:.0f}",
+            role="img",
+            aria_label=self.description,
+            data_hover=json.dumps(self.tips, separators=(",", ":"), ensure_ascii=False),
+            data_axis=self.axis,
+            data_span=f"{self.span[0]:.0f} {self.span[1]:.0f}",
+        )
+
+
+def css() -> str:
+    """The style sheet's rules for marks: one for each style; own colours are the variable --c."""
+    return "\n".join(f"svg .{name} {{ {_declarations(s)} }}" for name, s in STYLES.items())
+
+
+def both_widths(draw: Callable[[bool], Drawing | None]) -> Markup:
+    """A figure for wide and for narrow screens; the style sheet shows the one that fits.
+
+    Two drawings instead of one that is scaled, so that text keeps its size on a telephone.
+
+    Args:
+      draw: makes the drawing, given whether it is the narrow one; None if there is none.
+    """
+    wide, narrow = draw(False), draw(True)
+    if wide is None or narrow is None:
+        return Markup("")
+    page = Markup('<div class="wide">{}</div><div class="narrow">{}</div>')
+    return page.format(wide.svg(), narrow.svg())
+
+
+def tag(name: str, *children: object, **attributes: object) -> Markup:
+    """An element. Text and attributes are escaped; `class_` and `stroke_width` lose their Python
+    spelling, and an attribute that is None is left out."""
+    parts = [
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value))
+        for key, value in attributes.items()
+        if value is not None
+    ]
+    inner = Markup("").join(escape(child) for child in children)
+    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), Markup("").join(parts), inner)
+
+
+def _tag(name: str, mark: Mark, *children: object, **attributes: object) -> Markup:
+    colour = f"--c: var(--{mark.colour})" if mark.colour else None
+    return tag(name, *children, class_=mark.style, style=colour, **attributes)
+
+
+def _plain(value: object) -> object:
+    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value
+
+
+def _declarations(style: Style) -> str:
+    fill = _variable(style.fill) if style.fill else "none"
+    if style.ink:
+        fill = f"color-mix(in srgb, var(--ink) {style.ink:.0%}, {fill})"
+    parts = [f"fill: {fill};"]
+    if style.stroke:
+        parts.append(f"stroke: {_variable(style.stroke)}; stroke-width: {style.width:g};")
+    if style.dash:
+        parts.append(f"stroke-dasharray: {' '.join(f'{d:g}' for d in style.dash)};")
+    if style.opacity < 1:
+        parts.append(f"opacity: {style.opacity:g};")
+    if style.size:
+        parts.append(f"font-size: {style.size:g}px; font-weight: {style.weight};")
+    return " ".join(parts)
+
+
+def _variable(colour: str) -> str:
+    return "var(--c)" if colour == "own" else f"var(--{colour})"

@@ -1,0 +1,248 @@
+"""Places a described figure in pixels: frame, axes, marks, and labels that do not overlap."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from sdtt_jax.reporting.drawing import Box, Drawing, Mark, Path, Text
+from sdtt_jax.reporting.figures import Axis, Panel, Row, Rows, Series
+from sdtt_jax.reporting.palette import number
+from sdtt_jax.reporting.scales import Scale, linear_ticks, log_ticks, padded, spread
+
+LABEL_GAP = 16.0
+"""Pixels between neighbouring labels at the ends of lines."""
+
+TICK_GAP, PERCENT_GAP = 27.0, 40.0
+"""Pixels between neighbouring labels of a horizontal axis; one that is nearer is left out."""
+
+LEFT, TOP = 40.0, 34.0
+"""Where the plot begins, in pixels."""
+
+LETTER = 7.5
+"""Pixels that a letter of a label is given; the widest of common fonts takes them."""
+
+HEAD, PITCH, BAR_PITCH, BAR, GROUP_GAP = 74.0, 19.0, 54.0, 18.0, 12.0
+"""Of `Rows`: where the axis begins, heights of a row, of one with a bar and of a bar, and the gap
+between groups, in pixels."""
+
+
+def draw_panel(panel: Panel | None, width: float, height: float) -> Drawing | None:
+    """Draws a panel.
+
+    Args:
+      panel: None if there is nothing to draw.
+      width, height: of the whole, pixels.
+
+    Returns:
+      The drawing; None for no panel.
+    """
+    if panel is None:
+        return None
+    left, right = LEFT, width - _margin(panel, width)
+    top, bottom = TOP + (18 if panel.note else 0), height - (42 if panel.x.label else 24)
+    inset = 12 if any(s.marker for s in panel.series) else 0
+    x = Scale(*_range(panel.x, panel.series), left + inset, right - inset, panel.x.log)
+    low, high = padded(_y_values(panel), log=panel.y.log)
+    y = Scale(low, high, bottom, top, panel.y.log)
+    marks = [
+        Text("title", 0, 14, panel.title),
+        *([Text("note", 0, 32, panel.note)] if panel.note else []),
+        *([_result(panel, right)] if panel.result else []),
+        *_y_axis(panel.y, y, left, right),
+        *_x_axis(panel.x, x, left, right, bottom),
+        *_backdrop(panel, y, left, right),
+        *(mark for s in panel.series for mark in _intervals(s, x, y)),
+        *(mark for s in panel.series if s.x for mark in _points(s, x, y)),
+        *_end_labels(panel, x, y, right),
+        *_key(panel.key, left, bottom),
+    ]
+    tips = [{"at": round(x(t.at), 1), "title": t.title, "rows": t.rows} for t in panel.tips]
+    tips.sort(key=lambda tip: float(str(tip["at"])))
+    return Drawing(width, height, tuple(marks), panel.description, tuple(tips), "x", (top, bottom))
+
+
+def draw_rows(chart: Rows | None, width: float, *, narrow: bool = False) -> Drawing | None:
+    """Draws rows; the height follows from their number.
+
+    Args:
+      chart: None if there is nothing to draw.
+      width: pixels.
+      narrow: without the names and values at the right of points.
+
+    Returns:
+      The drawing; None for no chart.
+    """
+    if chart is None:
+        return None
+    bars = chart.bars
+    left, right = HEAD, width - (60 if bars else 12 if narrow else 190)
+    x = Scale(*chart.span, left, right)
+    top, pitch = 30.0, BAR_PITCH if bars else PITCH
+    begins: list[float] = []
+    for row in chart.rows:
+        gap = GROUP_GAP if row.head and begins and not bars else 0
+        begins.append(begins[-1] + pitch + gap if begins else top)
+    bottom = begins[-1] + pitch
+    marks = [Text("title", 0, 14, chart.title), *_row_ticks(chart, x, top, bottom)]
+    tips = []
+    for row, begin in zip(chart.rows, begins, strict=True):
+        middle = begin + (BAR / 2 + 6 if bars else pitch / 2)
+        marks += [Text("group", 0, middle + 4, row.head)] if row.head else []
+        marks += _bar(row, x, middle, narrow) if bars else _point(row, x, middle)
+        if not narrow and not bars:
+            marks.append(Text("tick", right + 16, middle + 4, row.name))
+        if bars or not narrow:
+            marks.append(Text("value", width, middle + 4, row.details[0][1], anchor="end"))
+        details = [(row.colour, *row.details[0]), *(("", *d) for d in row.details[1:])]
+        tips.append({"at": round(middle, 1), "title": row.name, "rows": details})
+    height = bottom + (42 if any(chart.directions) else 26)
+    return Drawing(width, height, tuple(marks), chart.description, tuple(tips), "y", (left, right))
+
+
+def tick_texts(ticks: Sequence[float]) -> list[str]:
+    """Ticks in words, with as many digits as tell them apart."""
+    digits = 3 if len({number(t, 2) for t in ticks}) < len(ticks) else 2
+    texts = [number(tick, digits) for tick in ticks]
+    return [t.rstrip("0").rstrip(".") if "." in t and "·" not in t else t for t in texts]
+
+
+def _range(axis: Axis, series: Sequence[Series]) -> tuple[float, float]:
+    values = [v for s in series for v in s.x] + list(axis.reaches)
+    return min(values), max(values)
+
+
+def _margin(panel: Panel, width: float) -> float:
+    """Room at the right for the labels of the series, at most two fifths of the width."""
+    longest = max(len(s.label) for s in panel.series)
+    return min(20 + LETTER * longest, 0.4 * width) if longest else 10
+
+
+def _y_values(panel: Panel) -> list[float]:
+    values = [v for s in panel.series for v in (*s.y, *s.low, *s.high)]
+    return [*values, *panel.y.reaches]
+
+
+def _ticks(axis: Axis, scale: Scale) -> Sequence[float]:
+    choose = log_ticks if axis.log else linear_ticks
+    return axis.ticks or choose(scale.low, scale.high, axis.num_ticks)
+
+
+def _y_axis(axis: Axis, y: Scale, left: float, right: float) -> Iterator[Mark]:
+    ticks = _ticks(axis, y)
+    for tick, text in zip(ticks, tick_texts(ticks), strict=True):
+        yield Path("grid", ((left, y(tick)), (right, y(tick))))
+        yield Text("tick", left - 7, y(tick) + 4, text, anchor="end")
+
+
+def _x_axis(axis: Axis, x: Scale, left: float, right: float, bottom: float) -> Iterator[Mark]:
+    """Labels of ticks; where the axis has a name, also its line and the marks of the ticks."""
+    ticks, last = _ticks(axis, x), -math.inf
+    for tick, text in zip(ticks, tick_texts(ticks), strict=True):
+        at = x(tick)
+        if axis.label:
+            yield Path("tickmark", ((at, bottom), (at, bottom + 4)))
+        if at - last >= TICK_GAP:
+            yield Text("tick", at, bottom + 18, text, anchor="middle")
+            last = at
+    if axis.label:
+        yield Path("baseline", ((left, bottom), (right, bottom)))
+        yield Text("axis", (left + right) / 2, bottom + 36, axis.label, anchor="middle")
+
+
+def _result(panel: Panel, right: float) -> Mark:
+    return Text("result", right, 14, panel.result, panel.series[0].colour, "end")
+
+
+def _backdrop(panel: Panel, y: Scale, left: float, right: float) -> Iterator[Mark]:
+    """The shaded strip and the reference lines."""
+    if panel.strip:
+        low, high = (y(value) for value in panel.strip)
+        yield Box("strip", left, high, right - left, low - high, "data")
+    for series in panel.series:
+        if not series.x:
+            at = y(series.y[0])
+            yield Path(series.line, ((left, at), (right, at)), series.colour)
+
+
+def _intervals(series: Series, x: Scale, y: Scale) -> Iterator[Mark]:
+    lower = [(x(a), y(b)) for a, b in zip(series.x, series.low, strict=False)]
+    upper = [(x(a), y(b)) for a, b in zip(series.x, series.high, strict=False)]
+    if series.bars:
+        for ends in zip(lower, upper, strict=True):
+            yield Path("interval", ends, series.colour)
+    elif lower:
+        yield Path("band", (*upper, *reversed(lower)), series.colour, closed=True)
+
+
+def _points(series: Series, x: Scale, y: Scale) -> Iterator[Mark]:
+    places = [(x(a), y(b)) for a, b in zip(series.x, series.y, strict=True)]
+    if series.line and len(places) > 1:
+        yield Path(series.line, tuple(places), series.colour)
+    if series.marker:
+        for at in places:
+            yield _marker(series, *at)
+    for (px, py), note in zip(places, series.notes, strict=False):
+        yield Text("tick", px + 6, py - 6, note)
+
+
+def _marker(series: Series, x: float, y: float) -> Mark:
+    if series.marker in ("open", "square"):
+        return Box(series.marker, x - 3.5, y - 3.5, 7, 7, series.colour)
+    return _circle(series.marker, x, y, 3.8, series.colour)
+
+
+def _circle(style: str, x: float, y: float, radius: float, colour: str) -> Mark:
+    return Box(style, x - radius, y - radius, 2 * radius, 2 * radius, colour, radius)
+
+
+def _end_labels(panel: Panel, x: Scale, y: Scale, right: float) -> Iterator[Mark]:
+    """Labels in the right margin, moved apart, each with a thin line to what it names."""
+    named = [s for s in panel.series if s.label]
+    places = spread([y(s.y[-1]) for s in named], LABEL_GAP, y.end + 2, y.start - 2)
+    for s, place in zip(named, places, strict=True):
+        start, at = x(s.x[-1]) if s.x else right, y(s.y[-1])
+        leader = ((start + 6, at), (right + 2, at), (right + 12, place), (right + 15, place))
+        yield Path("leader", leader, s.colour)
+        yield Text("label", right + 18, place + 4, s.label, s.colour)
+
+
+def _key(key: Sequence[Series], left: float, bottom: float) -> Iterator[Mark]:
+    """What lines and markers mean, from the lower left corner upwards."""
+    for index, entry in enumerate(reversed(key)):
+        at = bottom - 16 - 19 * index
+        if entry.line:
+            yield Path(entry.line, ((left + 12, at), (left + 36, at)), entry.colour)
+        if entry.marker:
+            yield _marker(entry, left + 24, at)
+        yield Text("group", left + 44, at + 4, entry.label)
+
+
+def _row_ticks(chart: Rows, x: Scale, top: float, bottom: float) -> Iterator[Mark]:
+    last = -math.inf
+    for value, text in chart.ticks:
+        at = x(value)
+        yield Path("grid" if value else "zero", ((at, top - 4), (at, bottom)))
+        if at - last >= PERCENT_GAP or not value:
+            yield Text("tick", at, bottom + 18, text, anchor="middle")
+            last = at
+    below, above = chart.directions
+    if below:
+        yield Text("axis", x(0) - 8, bottom + 36, below, anchor="end")
+    if above and x.end - x(0) > 60:
+        yield Text("axis", x(0) + 8, bottom + 36, above)
+
+
+def _point(row: Row, x: Scale, middle: float) -> list[Mark]:
+    return [
+        Path("interval", ((x(row.low), middle), (x(row.high), middle)), row.colour),
+        _circle("dot", x(row.value), middle, 4.5, row.colour),
+    ]
+
+
+def _bar(row: Row, x: Scale, middle: float, narrow: bool) -> list[Mark]:
+    start, end = x(0), x(max(x.low, min(x.high, row.value)))
+    width = max(abs(end - start), 1.5)
+    return [
+        Box("track", start, middle - BAR / 2, x(1) - start, BAR, radius=3),
+        Box("bar", min(start, end), middle - BAR / 2, width, BAR, row.colour, 3),
+        Text("note", 0 if narrow else x.start + 7, middle + BAR / 2 + 16, row.note),
+    ]

@@ -1,0 +1,254 @@
+"""The figures of a run: quality against steps, what each round changed, training curves."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sdtt_jax.reporting.figures import Axis, Panel, Row, Rows, Series, Tip
+from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE
+from sdtt_jax.reporting.palette import number, percent, steps_text
+from sdtt_jax.reporting.record import LossCurve, Quality, Round, Run
+from sdtt_jax.reporting.scales import linear_ticks, padded
+
+SHARES_SHOWN = (-1.0, 1.5)
+"""Gain shares between which the axis stays."""
+
+CURVE_POINTS = 200
+"""About how many points of a training curve are drawn."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One model's quality by number of steps, with its label and colour."""
+
+    label: str
+    colour: str
+    steps: dict[int, Quality]
+
+
+def quality_curves(run: Run) -> list[Curve]:
+    """Teacher and rounds, in order, as far as they were measured."""
+    curves = [Curve("teacher", "teacher", run.teacher)] if run.teacher else []
+    curves += [
+        Curve(f"round {r.number}", f"r{i}", r.steps)
+        for i, r in enumerate(run.rounds, start=1)
+        if r.steps
+    ]
+    return curves
+
+
+def quality_panel(run: Run, *, entropy: bool = False) -> Panel | None:
+    """Generative perplexity against number of steps on log axes, with 95 % bands.
+
+    Args:
+      run: with or without results.
+      entropy: draws the entropy of the texts, in nats, instead, with a strip around that of the
+        data: it also keeps the axis from making much of differences that are small.
+
+    Returns:
+      The panel; None if nothing was measured.
+    """
+    series = [s for curve in quality_curves(run) if (s := _quality_series(curve, entropy)).x]
+    if not series:
+        return None
+    causal, data, strip = run.autoregressive, run.data, None
+    if entropy:
+        values = (causal.entropy if causal else None, run.data_entropy)
+        if run.data_entropy is not None:
+            margin = abs(run.data_entropy) * ENTROPY_TOLERANCE
+            strip = (run.data_entropy - margin, run.data_entropy + margin)
+    else:
+        values = (causal.gen_ppl if causal else None, data.gen_ppl if data else None)
+    references = [
+        Series(label, colour, (), (value,), line="reference", marker="")
+        for label, colour, value in zip(
+            ("causal", "real text"), ("causal", "data"), values, strict=True
+        )
+        if value is not None
+    ]
+    steps = sorted({k for s in series for k in s.x})
+    what = "Entropy of the sampled texts" if entropy else "Generative perplexity"
+    return Panel(
+        title="Entropy, nats" if entropy else what,
+        description=f"{what} against number of sampling steps, by model",
+        x=Axis("sampling steps", log=True, ticks=tuple(steps)),
+        y=Axis(log=not entropy, reaches=strip or ()),
+        series=(*series, *references),
+        strip=strip,
+        tips=tuple(_quality_tip(int(k), [*series, *references]) for k in steps),
+    )
+
+
+def forest_rows(run: Run) -> Rows | None:
+    """Paired change against the first teacher, same steps and keys: a row for each round, by steps."""
+    rows = [
+        _forest_row(k, index, round_)
+        for k in sorted({k for r in run.rounds for k in r.paired})
+        for index, round_ in enumerate(run.rounds, start=1)
+        if k in round_.paired
+    ]
+    if not rows:
+        return None
+    rows = [
+        row if row.head != before else replace(row, head="")
+        for before, row in zip(["", *(row.head for row in rows)], rows, strict=False)
+    ]
+    low, high = padded([0.0, *(b for r in rows for b in (r.low, r.high))], log=False, share=0.08)
+    percents = linear_ticks(100 * math.expm1(low), 100 * math.expm1(high), 6)
+    ticks = tuple(
+        (math.log1p(tick / 100), percent(tick / 100, sign=True).replace(".0", "") if tick else "0")
+        for tick in percents
+    )
+    return Rows(
+        title="Perplexity against the first teacher",
+        description="Paired change of generative perplexity with 95 % intervals, by round and "
+        "number of steps",
+        rows=tuple(rows),
+        span=(low, high),
+        ticks=ticks,
+        directions=("← better", "worse →"),
+    )
+
+
+def gain_rows(run: Run) -> Rows | None:
+    """Share of the reachable gain that each round took, with the divergences in nats.
+
+    A share outside SHARES_SHOWN, which only a round that learned next to nothing has, is drawn
+    up to the edge and written in full.
+    """
+    rows = [
+        _gain_row(index, round_)
+        for index, round_ in enumerate(run.rounds, start=1)
+        if round_.gain_share is not None or round_.nothing_to_gain
+    ]
+    if not rows:
+        return None
+    shares = [row.value for row in rows]
+    span = (
+        max(SHARES_SHOWN[0], min(0.0, *shares)),
+        min(SHARES_SHOWN[1], max(1.0, *shares)),
+    )
+    return Rows(
+        title="Share of the reachable gain",
+        description="Gain share of each round with the divergence of teacher, student, and the floor",
+        rows=tuple(rows),
+        span=span,
+        ticks=tuple(
+            (tick, f"{100 * tick:.0f}\u202f%".replace("-", "−")) for tick in linear_ticks(*span)
+        ),
+        bars=True,
+    )
+
+
+def loss_panel(curve: LossCurve, title: str, colour: str) -> Panel | None:
+    """Training loss on a log axis: the raw values pale, their running mean over them.
+
+    Args:
+      curve: of one stage or round. A loss that no log axis can show, such as a divergence
+        estimated by sampling that dips below zero, is left out.
+      title: above the chart.
+      colour: of the palette.
+
+    Returns:
+      The panel; None if there is no loss to show.
+    """
+    logged = [(s, v) for s, v in zip(curve.steps, curve.losses, strict=True) if v > 0]
+    if not logged:
+        return None
+    smooth = running_mean([v for _, v in logged])
+    kept = sorted({*range(0, len(logged), math.ceil(len(logged) / CURVE_POINTS)), len(logged) - 1})
+    x = tuple(float(logged[i][0]) for i in kept)
+    raw, mean = tuple(logged[i][1] for i in kept), tuple(smooth[i] for i in kept)
+    return Panel(
+        title=title,
+        description=f"Training loss: {title}",
+        x=Axis(num_ticks=3, reaches=(0.0, 1.0)),
+        y=Axis(log=True, num_ticks=3),
+        series=(
+            Series("", colour, x, raw, line="raw", marker=""),
+            Series("", colour, x, mean, marker=""),
+        ),
+        result=number(mean[-1]),
+        tips=tuple(
+            Tip(s, f"step {s:.0f}", ((colour, "mean", number(m, 4)), ("", "raw", number(v, 4))))
+            for s, v, m in zip(x, raw, mean, strict=True)
+        ),
+    )
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Mean over a centred window of about a twentieth of the values, cut short at both ends.
+
+    Centred, because a mean over the past alone lies above a falling curve.
+    """
+    reach = max(2, len(values) // 40)
+    sums = [0.0, *itertools.accumulate(values)]
+    means = []
+    for index in range(len(values)):
+        first, end = max(0, index - reach), min(len(values), index + reach + 1)
+        means.append((sums[end] - sums[first]) / (end - first))
+    return means
+
+
+def _quality_series(curve: Curve, entropy: bool) -> Series:
+    """The curve as far as it was measured; where only the interval is unknown it has no width."""
+    values = {k: q.entropy if entropy else q.gen_ppl for k, q in curve.steps.items()}
+    known = {float(k): v for k, v in values.items() if v is not None}
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    if not entropy and any(q.low and q.high for q in curve.steps.values()):
+        low = tuple(q.low or q.gen_ppl for q in curve.steps.values())
+        high = tuple(q.high or q.gen_ppl for q in curve.steps.values())
+    # The teacher's points are open squares: without colour, too, it is told from the rounds.
+    marker = "open" if curve.colour == "teacher" else "dot"
+    x, y = tuple(known), tuple(known.values())
+    return Series(curve.label, curve.colour, x, y, low, high, marker=marker)
+
+
+def _quality_tip(steps: int, series: Sequence[Series]) -> Tip:
+    rows = []
+    for s in series:
+        if steps in s.x or not s.x:
+            at = s.x.index(steps) if s.x else 0
+            interval = f" ({number(s.low[at])}–{number(s.high[at])})" if s.low else ""
+            rows.append((s.colour, s.label, number(s.y[at]) + interval))
+    return Tip(steps, steps_text(steps), tuple(rows))
+
+
+def _forest_row(steps: int, index: int, round_: Round) -> Row:
+    pair = round_.paired[steps]
+    change, low, high = (
+        percent(math.expm1(value), sign=True) for value in (pair.log_ratio, pair.low, pair.high)
+    )
+    return Row(
+        head=steps_text(steps),
+        name=f"round {round_.number}",
+        colour=f"r{index}",
+        value=pair.log_ratio,
+        low=pair.low,
+        high=pair.high,
+        details=(("change", change), ("95 %", f"{low} to {high}")),
+    )
+
+
+def _gain_row(index: int, round_: Round) -> Row:
+    share = round_.gain_share or 0.0
+    text = "at floor" if round_.gain_share is None else percent(share)
+    divergences = {
+        "teacher": round_.teacher_divergence,
+        "student": round_.student_divergence,
+        "floor": round_.floor,
+    }
+    known = [(name, number(value, 4)) for name, value in divergences.items() if value is not None]
+    name = f"round {round_.number}"
+    return Row(
+        head=name,
+        name=name,
+        colour=f"r{index}",
+        value=share,
+        low=share,
+        high=share,
+        note=" · ".join(f"{name} {value}" for name, value in known),
+        details=(("gain share", text), *known),
+    )

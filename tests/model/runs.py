@@ -1,0 +1,54 @@
+"""A run's folder of random parameters, for what loads and exports it."""
+
+import flax.linen as nn
+import jax
+import pytest
+
+import sdtt_jax
+from sdtt_jax.checkpoints.store import save_params
+from sdtt_jax.config import to_mapping
+from sdtt_jax.data import TokenizerConfig, train_tokenizer
+from sdtt_jax.data.tokenizer import save_tokenizer
+from sdtt_jax.diffusion.schedule import ScheduleConfig
+from sdtt_jax.networks import DenoiserConfig, make_denoiser
+
+TEXTS = ["in the beginning god created the heavens and the earth"] * 4
+
+
+def random_like(params, key):
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder with a teacher and one round, of random parameters."""
+    root = tmp_path_factory.mktemp("run")
+    tokenizer = train_tokenizer(TokenizerConfig(model_type="char", vocab_size=64), TEXTS, "text8")
+    (root / "tokenizer").mkdir()
+    save_tokenizer(tokenizer, root / "tokenizer")
+    config = DenoiserConfig(
+        vocab_size=tokenizer.vocab_size,
+        length=12,
+        num_layers=2,
+        embed_dim=16,
+        num_heads=2,
+        cond_dim=8,
+    )
+    fresh = nn.unbox(make_denoiser(config).init(jax.random.key(0)))
+    for index, stage in enumerate(["teacher", "rounds/01"]):
+        meta = {
+            "kind": "denoiser",
+            "model": to_mapping(config),
+            "schedule": to_mapping(ScheduleConfig()),
+            "stage": stage,
+        }
+        save_params(root / stage / "final", random_like(fresh, jax.random.key(index)), meta)
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return sdtt_jax.load(run)

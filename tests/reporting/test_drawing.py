@@ -1,0 +1,59 @@
+"""Drawings as SVG. Oracle: the standard library's XML parser, and hand-written elements."""
+
+import json
+import re
+from xml.etree import ElementTree
+
+from sdtt_jax.reporting.drawing import STYLES, Box, Drawing, Path, Text, both_widths, css, tag
+from sdtt_jax.reporting.palette import LIGHT, colours
+
+ATTACK = '<script>"&'
+MARKS = (
+    Path("line", ((0, 1), (2.25, 3)), "teacher"),
+    Path("band", ((0, 0), (1, 0), (1, 1)), "r1", closed=True),
+    Box("dot", 1, 2, 7.6, 7.6, "r1", 3.8),
+    Text("tick", 5.0, 6, ATTACK, anchor="end"),
+)
+DRAWING = Drawing(100, 50, MARKS, ATTACK, ({"at": 3, "title": ATTACK, "rows": ()},), "x", (0, 9))
+
+
+def test_text_and_attributes_are_escaped():
+    drawn = str(tag("text", "<b>&", class_="a", data_x='"<'))
+    assert drawn == '<text class="a" data-x="&#34;&lt;">&lt;b&gt;&amp;</text>'
+
+
+def test_tags_nest_without_being_escaped_twice():
+    assert str(tag("g", tag("text", "&"))) == "<g><text>&amp;</text></g>"
+
+
+def test_every_mark_is_an_element_in_its_style_and_colour():
+    root = ElementTree.fromstring(str(DRAWING.svg()))
+    line, band, dot, text = root
+    assert line.attrib == {"class": "line", "style": "--c: var(--teacher)", "d": "M0.0,1.0L2.2,3.0"}
+    assert band.get("d") == "M0.0,0.0L1.0,0.0L1.0,1.0Z"
+    assert (dot.tag, dot.get("rx"), dot.get("width")) == ("rect", "3.8", "7.6")
+    assert (text.text, text.get("text-anchor"), text.get("x")) == (ATTACK, "end", "5")
+
+
+def test_a_drawing_tells_its_size_what_it_shows_and_what_the_pointer_shows():
+    root = ElementTree.fromstring(str(DRAWING.svg()))
+    assert root.get("viewBox") == "0 0 100 50"
+    assert (root.get("role"), root.get("aria-label")) == ("img", ATTACK)
+    assert json.loads(root.get("data-hover"))[0]["title"] == ATTACK
+    assert (root.get("data-axis"), root.get("data-span")) == ("x", "0 9")
+
+
+def test_every_style_has_a_rule_over_colours_that_the_palette_has():
+    rules = css().splitlines()
+    assert [rule.split()[1] for rule in rules] == [f".{name}" for name in STYLES]
+    used = set(re.findall(r"var\(--(\w+)\)", css()))
+    assert used - {"c"} <= set(colours(LIGHT, 1))
+
+
+def test_a_figure_comes_in_two_widths_or_not_at_all():
+    page = str(
+        both_widths(lambda narrow: Drawing(300 if narrow else 600, 9, (), "", (), "x", (0, 9)))
+    )
+    assert page.index('class="wide"') < page.index("0 0 600") < page.index('class="narrow"')
+    assert page.index('class="narrow"') < page.index("0 0 300")
+    assert both_widths(lambda _: None) == ""

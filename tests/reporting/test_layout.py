@@ -1,0 +1,142 @@
+"""Where things are placed. Oracle: hand calculation on small panels."""
+
+import dataclasses
+import itertools
+
+import pytest
+
+from sdtt_jax.reporting.drawing import Box, Path, Text
+from sdtt_jax.reporting.figures import Axis, Panel, Row, Rows, Series, Tip
+from sdtt_jax.reporting.layout import draw_panel, draw_rows, tick_texts
+
+SERIES = Series("a", "r1", (1.0, 10.0, 100.0), (3.0, 2.0, 1.0))
+
+
+def panel(*series: Series, x: Axis | None = None, **fields) -> Panel:
+    return Panel("title", "words", x or Axis("steps", log=True), Axis(), series, **fields)
+
+
+def marks(drawing, style):
+    return [mark for mark in drawing.marks if mark.style == style]
+
+
+def test_better_is_lower_and_more_steps_are_to_the_right_on_a_log_axis():
+    (line,) = marks(draw_panel(panel(SERIES), 600, 400), "line")
+    (x0, y0), (x1, y1), (x2, y2) = line.points
+    assert x1 == pytest.approx((x0 + x2) / 2)
+    assert y0 < y1 < y2  # pixels grow downwards
+
+
+@pytest.mark.parametrize(("marker", "radius"), [("dot", 3.8), ("open", 0.0), ("ring", 3.8)])
+def test_markers_are_centred_on_their_points(marker, radius):
+    series = Series("", "r1", (1.0, 10.0), (3.0, 2.0), marker=marker)
+    drawing = draw_panel(panel(series), 600, 400)
+    (line,) = marks(drawing, "line")
+    for box, point in zip(marks(drawing, marker), line.points, strict=True):
+        assert isinstance(box, Box)
+        assert (box.x + box.width / 2, box.y + box.height / 2) == pytest.approx(point)
+        assert box.radius == radius
+
+
+def test_intervals_are_a_band_along_a_line_or_bars_at_points():
+    fields = {"low": (2.0, 1.0), "high": (4.0, 3.0)}
+    band = Series("", "r1", (1.0, 10.0), (3.0, 2.0), **fields)
+    (area,) = marks(draw_panel(panel(band), 600, 400), "band")
+    assert area.closed
+    assert len(area.points) == 4
+    bars = Series("", "r1", (1.0, 10.0), (3.0, 2.0), bars=True, **fields)
+    assert len(marks(draw_panel(panel(bars), 600, 400), "interval")) == 2
+
+
+def test_a_series_without_places_runs_across_and_is_labelled_at_the_edge():
+    floor = Series("floor", "data", (), (1.5,), line="reference", marker="")
+    drawing = draw_panel(panel(SERIES, floor), 600, 400)
+    (line,) = marks(drawing, "reference")
+    (baseline,) = marks(drawing, "baseline")
+    assert [x for x, _ in line.points] == [x for x, _ in baseline.points]
+    assert [label.text for label in marks(drawing, "label")] == ["a", "floor"]
+
+
+def test_labels_have_room_and_keep_apart():
+    series = [Series(f"a rather long name {i}", "r1", (1.0, 2.0), (1.0, 1.0)) for i in range(5)]
+    labels = marks(draw_panel(panel(*series), 600, 400), "label")
+    places = [label.y for label in labels]
+    assert all(b - a >= 16 - 1e-6 for a, b in itertools.pairwise(places))
+    assert all(label.x + 7 * len(label.text) <= 600 for label in labels)
+
+
+def test_ticks_that_are_too_near_keep_their_mark_and_lose_their_label():
+    axis = Axis("steps", ticks=(1.0, 2.0, 3.0, 1000.0))
+    drawing = draw_panel(panel(Series("", "r1", (1.0, 1000.0), (1.0, 2.0)), x=axis), 300, 200)
+    labels = [m.text for m in marks(drawing, "tick") if m.anchor == "middle"]
+    assert labels == ["1", "1\u202f000"]
+    assert len(marks(drawing, "tickmark")) == 4
+
+
+def test_an_axis_reaches_what_it_is_asked_to_and_the_strip_lies_on_it():
+    wide = Panel("t", "d", Axis(), Axis(reaches=(0.0, 8.0)), (SERIES,), strip=(2.0, 4.0))
+    drawing = draw_panel(wide, 600, 400)
+    (strip,) = marks(drawing, "strip")
+    grid = {text.text: line for line, text in zip(*_grid(drawing), strict=True)}
+    assert strip.y == pytest.approx(grid["4"].points[0][1])
+    assert strip.y + strip.height == pytest.approx(grid["2"].points[0][1])
+
+
+def _grid(drawing) -> tuple[list[Path], list[Text]]:
+    return marks(drawing, "grid"), [m for m in marks(drawing, "tick") if m.anchor == "end"]
+
+
+def test_the_pointer_finds_tips_in_order_at_the_points_they_speak_of():
+    tips = (Tip(100.0, "last", ()), Tip(1.0, "first", ()))
+    drawing = draw_panel(panel(SERIES, tips=tips), 600, 400)
+    (line,) = marks(drawing, "line")
+    assert [tip["title"] for tip in drawing.tips] == ["first", "last"]
+    assert drawing.tips[0]["at"] == pytest.approx(line.points[0][0], abs=0.05)
+
+
+def test_a_key_says_what_lines_and_points_mean():
+    key = (Series("exact", "ink", (), ()), Series("trained", "ink", (), (), line="", marker="ring"))
+    drawing = draw_panel(panel(SERIES, key=key), 600, 400)
+    assert [text.text for text in marks(drawing, "group")] == ["trained", "exact"]
+    assert len(marks(drawing, "ring")) == 1
+
+
+def rows(*values: float, bars: bool, span=(-1.0, 1.5)) -> Rows:
+    each = [
+        Row(f"h{i}", f"n{i}", "r1", v, v - 0.1, v + 0.1, (("n", "t"),))
+        for i, v in enumerate(values)
+    ]
+    return Rows("title", "words", tuple(each), span, ((0.0, "0"),), bars)
+
+
+def test_bars_grow_from_zero_in_proportion_and_are_cut_at_the_edge():
+    left, right, cut = marks(draw_rows(rows(-0.5, 0.5, -128.0, bars=True), 720), "bar")
+    (zero,) = marks(draw_rows(rows(0.5, bars=True), 720), "zero")
+    assert left.x + left.width == pytest.approx(right.x) == zero.points[0][0]
+    assert left.width == pytest.approx(right.width)
+    assert cut.width == pytest.approx(2 * left.width)
+
+
+def test_rows_of_a_group_stand_closer_than_groups():
+    chart = rows(0.1, 0.2, 0.3, bars=False)
+    rest = (dataclasses.replace(row, head="") for row in chart.rows[1:])
+    one_group = dataclasses.replace(chart, rows=(chart.rows[0], *rest))
+    assert draw_rows(chart, 720).height == draw_rows(one_group, 720).height + 2 * 12
+
+
+def test_narrow_rows_leave_names_and_values_to_the_pointer():
+    wide, narrow = (draw_rows(rows(0.1, bars=False), 344, narrow=n) for n in (False, True))
+    assert len(marks(wide, "value")) == 1
+    assert marks(narrow, "value") == []
+    assert narrow.tips[0]["rows"] == [("r1", "n", "t")]
+
+
+def test_ticks_are_told_apart_with_no_digit_too_many():
+    assert tick_texts([2.5, 2.55, 2.6]) == ["2.5", "2.55", "2.6"]
+    assert tick_texts([0.001, 10.0, 2000.0]) == ["0.001", "10", "2\u202f000"]
+    assert tick_texts([0.0, 5e-5]) == ["0", "5.0·10⁻⁵"]
+
+
+def test_nothing_to_show_is_nothing_drawn():
+    assert draw_panel(None, 600, 400) is None
+    assert draw_rows(None, 600) is None

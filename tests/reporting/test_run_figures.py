@@ -1,0 +1,110 @@
+"""What the figures of a run show. Oracle: the numbers of the fixture."""
+
+import math
+
+import pytest
+
+from sdtt_jax.reporting.layout import draw_panel
+from sdtt_jax.reporting.record import LossCurve, read_run
+from sdtt_jax.reporting.run_figures import (
+    forest_rows,
+    gain_rows,
+    loss_panel,
+    quality_panel,
+    running_mean,
+)
+
+
+@pytest.fixture
+def run(make_workdir):
+    return read_run(make_workdir())
+
+
+def test_every_model_has_a_line_a_band_and_a_label_and_teachers_points_are_open(run):
+    panel = quality_panel(run)
+    models = panel.series[:4]
+    assert [s.label for s in panel.series] == [
+        "teacher", "round 1", "round 2", "round 3", "causal", "real text",
+    ]  # fmt: skip
+    assert all(len(s.x) == len(s.y) == len(s.low) == len(s.high) == 5 for s in models)
+    assert [s.marker for s in models] == ["open", "dot", "dot", "dot"]
+
+
+def test_the_pointer_shows_every_value_with_its_interval(run):
+    at_8 = quality_panel(run).tips[1]
+    assert at_8.title == "8 steps"
+    assert at_8.rows[0] == ("teacher", "teacher", "243 (234–252)")
+    assert len(at_8.rows) == 6
+
+
+def test_the_strip_is_within_five_per_cent_of_the_datas_entropy_and_lies_in_the_axis(run):
+    panel = quality_panel(run, entropy=True)
+    assert panel.strip == pytest.approx((0.95 * 3.68, 1.05 * 3.68))
+    assert panel.y.reaches == panel.strip
+    assert [s.y for s in panel.series[-2:]] == [(3.61,), (3.68,)]
+
+
+def test_a_value_that_was_not_measured_is_left_out(make_workdir):
+    def forget(results):
+        del results["teacher"]["steps"]["8"]["entropy"]
+        del results["teacher"]["steps"]["8"]["gen_ppl_low"]
+
+    run = read_run(make_workdir(change_results=forget))
+    assert quality_panel(run, entropy=True).series[0].x == (4, 16, 32, 64)
+    teacher = quality_panel(run).series[0]
+    assert teacher.low[1] == teacher.y[1] < teacher.high[1]
+
+
+def test_the_forest_has_an_interval_for_each_round_and_number_of_steps(run):
+    forest = forest_rows(run)
+    assert len(forest.rows) == 3 * 5
+    assert [row.head for row in forest.rows[:4]] == ["4 steps", "", "", "8 steps"]
+    assert all(row.low < row.value < row.high for row in forest.rows)
+    assert "0" in [text for _, text in forest.ticks]
+    first = forest.rows[0].details
+    assert first == (("change", "−5.8\u202f%"), ("95 %", "−8.1\u202f% to −3.6\u202f%"))
+
+
+def test_a_share_off_the_scale_is_written_in_full(make_workdir):
+    spoil = {"gain_share": -128.0}
+    run = read_run(make_workdir(change_results=lambda r: r["rounds"][0].update(spoil)))
+    gain = gain_rows(run)
+    assert gain.rows[0].details[0] == ("gain share", "−12800\u202f%")
+    assert gain.span == (-1.0, 1.0)
+
+
+def test_a_teacher_at_its_floor_has_no_share(make_workdir):
+    def flat(results):
+        results["rounds"][0].update(teacher_divergence=1e-6, floor=2e-6, gain_share=15.9)
+
+    run = read_run(make_workdir(change_results=flat))
+    assert run.rounds[0].gain_share is None
+    assert gain_rows(run).rows[0].details[0][1] == "at floor"
+
+
+def test_a_running_mean_keeps_constants_and_follows_lines():
+    assert running_mean([3.0] * 50) == pytest.approx([3.0] * 50)
+    line = [float(i) for i in range(100)]
+    assert running_mean(line)[10:90] == pytest.approx(line[10:90])
+
+
+def test_losses_that_no_log_axis_can_show_are_left_out():
+    """A divergence estimated by sampling may dip below zero."""
+    curve = LossCurve("distill", 1, (1, 2, 3), (0.2, -0.01, 0.1), None)
+    raw, mean = loss_panel(curve, "Round 1", "r1").series
+    assert (raw.x, raw.y) == ((1, 3), (0.2, 0.1))
+    assert (raw.line, mean.line) == ("raw", "line")
+    assert loss_panel(LossCurve("distill", 1, (1,), (0.0,), None), "Round 1", "r1") is None
+
+
+def test_long_curves_are_thinned():
+    steps = tuple(range(1, 20_001))
+    curve = LossCurve("teacher", 0, steps, tuple(5 + math.sin(s) for s in steps), None)
+    drawing = draw_panel(loss_panel(curve, "Teacher", "teacher"), 300, 200)
+    assert len(str(drawing.svg())) < 40_000
+
+
+def test_nothing_measured_is_nothing_drawn(make_workdir):
+    run = read_run(make_workdir(evaluated=False))
+    assert [quality_panel(run), quality_panel(run, entropy=True)] == [None, None]
+    assert [forest_rows(run), gain_rows(run)] == [None, None]

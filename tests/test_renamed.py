@@ -1,0 +1,46 @@
+"""Names that have gone. Oracle: Python's own answers, in a fresh interpreter where `-m` asks."""
+
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
+
+import pytest
+
+from sdtt_jax.renamed import MODULES
+
+
+def _exists(module):
+    return importlib.util.find_spec(module) is not None
+
+
+@pytest.mark.parametrize("old", [old for old in MODULES if old.startswith("sdtt_jax.")])
+def test_a_module_that_has_moved_is_answered_by_its_new_name(old):
+    with pytest.raises(ModuleNotFoundError, match=re.escape(f"{old} is now {MODULES[old]}")):
+        importlib.import_module(old)
+
+
+@pytest.mark.parametrize("new", sorted(set(MODULES.values())))
+def test_what_it_is_answered_by_exists(new):
+    assert all(map(_exists, new.split(" and ")))
+
+
+def test_both_forms_of_import_get_the_answer():
+    with pytest.raises(ModuleNotFoundError, match=r"sdtt_jax\.configs is now sdtt_jax\.config\."):
+        from sdtt_jax import configs  # noqa: F401
+    with pytest.raises(ModuleNotFoundError, match=r"sdtt_jax\.models is now sdtt_jax\.networks"):
+        import sdtt_jax.models.denoiser  # noqa: F401
+
+
+def test_a_module_that_never_was_is_none():
+    with pytest.raises(ModuleNotFoundError, match="No module named"):
+        importlib.import_module("sdtt_jax.nothing")
+
+
+def test_a_program_that_has_moved_is_answered_by_its_new_name():
+    asked = subprocess.run(
+        [sys.executable, "-m", "launch.fits"], capture_output=True, text=True, check=False
+    )
+    assert asked.returncode != 0
+    assert "launch.fits is now tools.fits" in asked.stderr
