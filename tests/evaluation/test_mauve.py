@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+import sdtt_jax
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.mauve import (
     area_under,
@@ -12,11 +13,9 @@ from sdtt_jax.evaluation.mauve import (
     quantise,
     text_features,
 )
-from sdtt_jax.interchange.tables.gpt2 import load_gpt2
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.causal import make_autoregressive
-from sdtt_jax.networks.gpt2 import make_gpt2
-from tests.worlds import noisy_params
+from tests.worlds import as_causal, noisy_params
 
 
 @pytest.fixture(scope="module")
@@ -125,29 +124,24 @@ def judge():
     model = make_autoregressive(
         CausalConfig(vocab_size=7, length=6, num_layers=1, embed_dim=8, num_heads=2)
     )
-    return model, noisy_params(model, 0, spread=0.7)
+    return as_causal(model, noisy_params(model, 0, spread=0.7))
 
 
 def test_features_are_the_state_of_the_last_token(judge):
     """Texts of different lengths in batches that they do not fill, against one text at a time."""
-    model, params = judge
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, 7, (5, 6), np.int32)
-    lengths = np.array([6, 1, 4, 2, 6])
-    features = text_features(model, params, tokens, 2, lengths=lengths)
+    texts = [rng.integers(0, 7, n, np.int32) for n in (6, 1, 4, 2, 6)]
+    features = text_features(judge, texts, batch_size=2)
     assert features.shape == (5, 8)
-    for row, length, feature in zip(tokens, lengths, features, strict=True):
-        alone = jax.jit(model.hidden)(params, row[None, :length])[0, -1]
+    for text, feature in zip(texts, features, strict=True):
+        alone = jax.jit(judge.network.hidden)(judge.params, text[None])[0, -1]
         np.testing.assert_allclose(feature, alone, rtol=1e-4, atol=1e-5)
-    whole = text_features(model, params, tokens, 5)
-    np.testing.assert_allclose(whole[[0, 4]], features[[0, 4]], rtol=1e-4, atol=1e-5)
 
 
 def test_features_of_gpt2_are_its_golden_final_states(golden):
     folder = golden / "gpt2_tiny"
     stored = np.load(folder / "forward.npz")
-    config, params = load_gpt2(folder)
-    features = text_features(make_gpt2(config), params, stored["tokens"], 2)
+    features = text_features(sdtt_jax.load(folder), stored["tokens"], batch_size=2)
     np.testing.assert_allclose(features, stored["final_hidden"][:, -1], rtol=1e-4, atol=1e-5)
 
 
@@ -169,8 +163,7 @@ def test_what_cannot_be_compared_is_refused(call, message):
         call(np.random.default_rng(0).standard_normal((20, 4)))
 
 
-def test_lengths_that_do_not_fit_are_refused(judge):
-    tokens = np.zeros((2, 6), np.int32)
-    for lengths in ([6, 7], [0, 1], [3]):
-        with pytest.raises(ConfigError, match="one for each of the 2 texts, between 1 and 6"):
-            text_features(*judge, tokens, 2, lengths=np.array(lengths))
+def test_texts_without_tokens_are_refused(judge):
+    for texts in ([], [np.zeros(0, np.int32)]):
+        with pytest.raises(ConfigError, match="at least one token each"):
+            text_features(judge, texts, batch_size=2)
