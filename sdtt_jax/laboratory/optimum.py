@@ -30,8 +30,14 @@ import numpy as np
 from scipy import special
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.laboratory import world as exact_world
-from sdtt_jax.laboratory.world import Array
+from sdtt_jax.laboratory.world import (
+    Array,
+    all_states,
+    outer_sum,
+    patterns,
+    states_with_pattern,
+    strides,
+)
 
 _MAX_ITERATIONS = 80
 _ROOT_TOLERANCE = 1e-12
@@ -80,11 +86,11 @@ def target_atoms(teacher: Array, dt: float) -> Iterator[Atoms]:
       dt: step size.
     """
     _, length, size = teacher.shape
-    step = exact_world.strides(size, length)
-    for masked in exact_world.patterns(length):
+    step = strides(size, length)
+    for masked in patterns(length):
         if not masked:
             continue
-        source = exact_world.states_with_pattern(masked, size, length)
+        source = states_with_pattern(masked, size, length)
         by_count = subset_weights(length, len(masked), dt)
         for position in masked:
             weights = np.ones((len(source), 1))
@@ -96,8 +102,8 @@ def target_atoms(teacher: Array, dt: float) -> Iterator[Atoms]:
                 stays = np.ones((len(source), 1))
                 drawn = np.concatenate([teacher[source, other], stays], axis=1)
                 weights = (weights[:, :, None] * drawn[:, None, :]).reshape(len(source), -1)
-                shift = exact_world.outer_sum([shift, (np.arange(size + 1) - size) * step[other]])
-                count = exact_world.outer_sum([count, (np.arange(size + 1) < size).astype(int)])
+                shift = outer_sum([shift, (np.arange(size + 1) - size) * step[other]])
+                count = outer_sum([count, (np.arange(size + 1) < size).astype(int)])
             weights = weights * by_count[count]
             weights[:, -1] += 1 - weights.sum(axis=1)  # revealed now: the teacher at x_t
             yield Atoms(source, position, weights, teacher[source[:, None] + shift, position])
@@ -141,7 +147,7 @@ def mean_kl(first: Array, second: Array, probabilities: Array) -> float:
     Args:
       first: [states, L, V].
       second: [states, L, V].
-      probabilities: [states], from `exact_world.state_probabilities`.
+      probabilities: [states], from `state_probabilities`.
     """
     return mean_over_masked(
         special.rel_entr(first, second).sum(axis=-1), probabilities, first.shape[-1]
@@ -150,7 +156,7 @@ def mean_kl(first: Array, second: Array, probabilities: Array) -> float:
 
 def mean_over_masked(values: Array, probabilities: Array, vocab_size: int) -> float:
     """Mean of `values` [states, L] over masked positions, states weighted: what a loss averages."""
-    masked = exact_world.all_states(vocab_size, values.shape[1]) == vocab_size
+    masked = all_states(vocab_size, values.shape[1]) == vocab_size
     weight = probabilities[:, None] * masked
     return float((weight * values).sum() / weight.sum())
 
