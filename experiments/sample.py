@@ -68,8 +68,9 @@ def main(argv: Sequence[str]) -> None:
     require(len(argv) == 1, f"Unknown argument {argv[-1]!r}; see --help.")
     require(_CHECKPOINT.value is not None, "--checkpoint is missing; see --help.")
     sampling = from_flags(Sampling)
-    config, key = sampling.sampler(_NUM_STEPS.value), jax.random.key(sampling.seed)
+    config = sampling.sampler(_NUM_STEPS.value)
     join_processes()
+    key = jax.random.key(sampling.seed)
     file = processes.on_first("Looking at --output", lambda: output_file(_OUTPUT.value))
     require(
         not _WATCH.value or jax.process_count() == 1, "--watch is for one process; leave it out."

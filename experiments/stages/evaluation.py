@@ -15,14 +15,7 @@ from sdtt_jax.evaluation.quality import paired_log_ratio
 from sdtt_jax.evaluation.record import FOLDER, Json, Record, digest_of
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.evaluation.suites.generation import (
-    Judged,
-    generation,
-    judged_texts,
-    setups,
-    writers,
-)
-from sdtt_jax.evaluation.suites.likelihood import likelihood
+from sdtt_jax.evaluation.suites import generation, likelihood
 from sdtt_jax.evaluation.texts import held_out
 from sdtt_jax.keys import purpose_key, purpose_seed
 from sdtt_jax.model.causal import CausalModel
@@ -45,7 +38,7 @@ class Measured(NamedTuple):
 
     subject: Subject
     record: Record
-    texts: dict[int, Judged]
+    texts: dict[int, generation.Judged]
 
     def item(self, name: str) -> Json:
         """One item's result."""
@@ -134,12 +127,12 @@ def _measure(run: Run, model: Model, judge: CausalModel, baseline: CausalModel |
     path = run.workdir.root / FOLDER / f"{name}.json"
     record = Record(path, model.identity, run.say, replace=True)
     run.say(f"  {name.replace('_', ' ')}:")
-    generation(subject, record)
-    likelihood(subject, record)
-    [setup] = setups(subject)
+    generation.suite(subject, record)
+    likelihood.suite(subject, record)
+    [setup] = generation.setups(subject)
     texts = {
-        writer.facts.get("num_steps", 0): judged_texts(subject, record, setup, writer)
-        for writer in writers(subject, setup)
+        writer.facts.get("num_steps", 0): generation.judged_texts(subject, record, setup, writer)
+        for writer in generation.writers(subject, setup)
     }
     return Measured(subject, record, texts)
 

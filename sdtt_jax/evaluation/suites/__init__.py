@@ -9,11 +9,7 @@ from typing import NamedTuple
 
 from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.evaluation.suites.cloze import lambada
-from sdtt_jax.evaluation.suites.generation import generation
-from sdtt_jax.evaluation.suites.given import judge
-from sdtt_jax.evaluation.suites.latency import latency
-from sdtt_jax.evaluation.suites.likelihood import likelihood
+from sdtt_jax.evaluation.suites import cloze, generation, given, latency, likelihood
 
 
 class Table(NamedTuple):
@@ -62,7 +58,7 @@ TEXTS = (
 
 SUITES: dict[str, Suite] = {
     "generation": Suite(
-        generation,
+        generation.suite,
         "generative perplexity with entropy, self-BLEU, distinct n-grams, repetition, MAUVE, calls",
         (
             Table("Generated texts", "generation/unconditional", TEXTS),
@@ -70,10 +66,10 @@ SUITES: dict[str, Suite] = {
         ),
     ),
     "judge": Suite(
-        judge, "any texts under the judge (--texts)", (Table("Given texts", "judge", TEXTS),)
+        given.suite, "any texts under the judge (--texts)", (Table("Given texts", "judge", TEXTS),)
     ),
     "likelihood": Suite(
-        likelihood,
+        likelihood.suite,
         "bounds on the perplexity of held-out text by several estimators; the causal model's exact value",
         (
             Table(
@@ -90,7 +86,7 @@ SUITES: dict[str, Suite] = {
         ),
     ),
     "lambada": Suite(
-        lambada,
+        cloze.suite,
         "last words of texts, or multiple choice (--task, --task_file): perplexity and accuracy",
         (
             Table(
@@ -108,7 +104,7 @@ SUITES: dict[str, Suite] = {
         ),
     ),
     "latency": Suite(
-        latency,
+        latency.suite,
         "seconds and tokens per second against a causal model of the same size with a key-value cache",
         (
             Table(

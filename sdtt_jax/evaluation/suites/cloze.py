@@ -20,7 +20,7 @@ from sdtt_jax.parallel import processes
 from sdtt_jax.progress import make_progress
 
 
-def lambada(subject: Subject, record: Record) -> None:
+def suite(subject: Subject, record: Record) -> None:
     """Runs the suite: LAMBADA's perplexity and accuracy, or the accuracy of a multiple-choice set."""
     settings = subject.settings
     require(bool(settings.task_file), "--suite=lambada needs a --task_file.")

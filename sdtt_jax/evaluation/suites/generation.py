@@ -78,7 +78,7 @@ class Judged(NamedTuple):
     scores: Scores | None
 
 
-def generation(subject: Subject, record: Record) -> None:
+def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
     for setup in setups(subject):
         real = functools.cache(functools.partial(judged_real, subject, record, setup))

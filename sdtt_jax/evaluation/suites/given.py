@@ -21,7 +21,7 @@ from sdtt_jax.paths import as_path, write_bytes
 MOST_LOGITS = 1 << 28
 
 
-def judge(subject: Subject, record: Record) -> None:
+def suite(subject: Subject, record: Record) -> None:
     """Runs the suite: texts of a file of JSON lines under the judge.
 
     With `settings.arrays` it also writes -log p of every token and, if they are few, the logits.

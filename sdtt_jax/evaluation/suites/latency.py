@@ -40,7 +40,7 @@ class Racer(NamedTuple):
     measure: Callable[[Timing], Latency]
 
 
-def latency(subject: Subject, record: Record) -> None:
+def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not timed again, unless on another device."""
     settings = subject.settings
     runners = racers(subject)

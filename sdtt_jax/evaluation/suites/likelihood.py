@@ -19,7 +19,7 @@ from sdtt_jax.parallel import processes
 from sdtt_jax.progress import tracked
 
 
-def likelihood(subject: Subject, record: Record) -> None:
+def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
     tokens = held_out(subject)
     if isinstance(subject.model, Model):
