@@ -28,7 +28,7 @@ from experiments.benchmarking.cases import SUITES
 from experiments.benchmarking.suites import benchmark, saver, show
 from experiments.cli.app import output_file, run_app, stopwatch
 from experiments.settings import check_overrides, run_config
-from sdtt_jax.config import require
+from sdtt_jax.config import choose, positive, require
 from sdtt_jax.data.corpora import find_corpus
 from sdtt_jax.errors import ConfigError, UserError
 
@@ -76,10 +76,9 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
     suites = [suite.strip() for suite in _SUITE.value]
     for suite in suites:
-        require(suite in SUITES, f"--suite={suite} is no suite; choose from {', '.join(SUITES)}.")
+        choose("--suite", suite, SUITES)
     require(len(suites) > 0, f"--suite must name at least one of {', '.join(SUITES)}.")
-    require(_BATCH_SIZE.value > 0, f"--batch_size must be positive, not {_BATCH_SIZE.value}.")
-    require(_REPEATS.value > 0, f"--repeats must be positive, not {_REPEATS.value}.")
+    positive(**{"--batch_size": _BATCH_SIZE.value, "--repeats": _REPEATS.value})
     num_steps = _steps(_NUM_STEPS.value)
     config = run_config(_CONFIG.value)
     if "data" in suites:

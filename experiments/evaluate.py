@@ -21,7 +21,7 @@ from absl import flags
 from experiments.cli.app import join_processes, run_app, stopwatch
 from experiments.cli.compare import compare
 from experiments.cli.devices import chosen_mesh
-from experiments.cli.fields import define_flags, define_renamed, from_flags
+from experiments.cli.fields import define_flags, from_flags
 from experiments.stages.mirror import local_root
 from sdtt_jax.config import require
 from sdtt_jax.data.loader import INFO_FILE
@@ -66,7 +66,6 @@ _COMPARE = flags.DEFINE_list(
     "compare", [], "Results to lay side by side; more files may follow without a flag."
 )
 define_flags(Settings)
-define_renamed(precision="compute_dtype", judge_precision="judge_compute_dtype")
 # Defined elsewhere; --help shows a module's own flags and those that it declares.
 for _name in ("mesh", "distributed", "compilation_cache"):
     flags.declare_key_flag(_name)

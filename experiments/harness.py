@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.cli.app import output_file, run_app
-from experiments.cli.fields import define_flags, define_renamed, from_flags
+from experiments.cli.fields import define_flags, from_flags
 from sdtt_jax.config import require
 from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.harness import Options, adapter
@@ -38,7 +38,6 @@ _DTYPE = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the results to this JSON file.")
 define_flags(Options)
-define_renamed(num_samples="num_maskings")
 
 
 def _table(results: dict[str, Any]) -> Table:

@@ -25,6 +25,7 @@ from experiments.stages import training as training_stages
 from experiments.stages.context import Run
 from experiments.stages.replay import replay
 from experiments.stages.workdir import Workdir, claim, is_delivered, lock, timed
+from sdtt_jax.config import choose
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import make_mesh
@@ -156,8 +157,7 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigError(f"--{name} is missing; see --help.")
     stages = _STAGES.value or list(STAGES)
     for stage in stages:
-        if stage not in STAGES:
-            raise ConfigError(f"--stages={stage} is no stage; choose from {', '.join(STAGES)}.")
+        choose("--stages", stage, STAGES)
     config_file = str(config_flags.get_config_filename(flags.FLAGS["config"]))
     join_processes()
     _stop_on_sigterm()

@@ -27,7 +27,7 @@ from experiments.cli.app import join_processes, output_file, run_app
 from experiments.cli.devices import chosen_mesh
 from experiments.cli.fields import define_flags, from_flags
 from experiments.cli.watch import watch
-from sdtt_jax.config import require
+from sdtt_jax.config import positive, require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import Sampling
 from sdtt_jax.interchange.load import load_denoiser
@@ -67,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
     """Samples as the flags ask."""
     require(len(argv) == 1, f"Unknown argument {argv[-1]!r}; see --help.")
     require(_CHECKPOINT.value is not None, "--checkpoint is missing; see --help.")
+    positive(**{"--num_samples": _NUM_SAMPLES.value})
     sampling = from_flags(Sampling)
     config = sampling.sampler(_NUM_STEPS.value)
     join_processes()

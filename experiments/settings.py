@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from sdtt_jax.config import from_mapping, require, to_mapping, unknown_field
+from sdtt_jax.config import at_least, from_mapping, positive, require, to_mapping, unknown_field
 from sdtt_jax.data import DataConfig, TokenizerConfig
 from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
@@ -113,8 +113,7 @@ class EvaluationConfig:
     show_texts: int = 6
 
     def __post_init__(self) -> None:
-        for name in ("num_texts", "batch_size", "gain_sequences", "show_texts"):
-            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
+        positive(self, "num_texts", "batch_size", "gain_sequences", "show_texts")
         require(
             self.gain_trajectories >= 2 and self.gain_trajectories % 2 == 0,
             f"gain_trajectories must be even, not {self.gain_trajectories}.",
@@ -152,10 +151,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, f"seed must lie in [0, 2**31), not {self.seed}.")
-        require(
-            self.watchdog_seconds >= 0,
-            f"watchdog_seconds={self.watchdog_seconds} must be positive, or 0 to wait for ever.",
-        )
+        at_least(0, self, "watchdog_seconds")
 
     def denoiser(self, vocab_size: int) -> DenoiserConfig:
         """The denoiser's config for a vocabulary."""

@@ -23,7 +23,7 @@ from launch.ahead.analysis import Record, analyse
 from launch.ahead.chips import compile_only, describe_devices, parse_topology
 from launch.ahead.programs import ALL, KINDS, build
 from launch.ahead.search import search
-from sdtt_jax.config import require
+from sdtt_jax.config import choose, require
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.mesh import make_mesh
 from sdtt_jax.paths import write_json
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
         require(flags.FLAGS[name].value is not None, f"--{name} is missing; see --help.")
     kinds = [kind.strip() for kind in _PROGRAMS.value]
     for kind in kinds:
-        require(kind in ALL, f"--programs={kind} is none of {', '.join(ALL)}.")
+        choose("--programs", kind, ALL)
     config = run_config(_CONFIG.value)
     output = output_file(_OUTPUT.value)
     compile_only()

@@ -12,15 +12,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 import sdtt_jax.renamed  # noqa: F401 - a module that has moved is answered by its new name
-
-__version__ = "0.1.0"
+from sdtt_jax.version import __version__ as __version__
 
 # Every public name, by the module that has it. Type checkers read the imports below; a test compares the two.
 _MODULES = {
     "sdtt_jax.causal.nll": ("causal_nll",),
     "sdtt_jax.data": ("open_split", "prepare"),
+    "sdtt_jax.diffusion.denoiser": ("DenoiserLike", "MaskedDiffusion"),
     "sdtt_jax.diffusion.forward": ("q_xt", "sample_t", "subs_log_probs"),
-    "sdtt_jax.diffusion.nelbo": ("denoising_terms", "nelbo"),
+    "sdtt_jax.diffusion.nelbo": ("NelboConfig", "denoising_terms", "nelbo"),
     "sdtt_jax.diffusion.sampler": ("SamplerConfig", "SamplerState", "prior_sample", "sample"),
     "sdtt_jax.diffusion.schedule": ("Schedule", "ScheduleConfig", "make_schedule"),
     "sdtt_jax.distillation.loss": ("distillation_terms", "divergence_terms"),
@@ -35,6 +35,7 @@ _MODULES = {
     ),
     "sdtt_jax.model.causal": ("CausalModel",),
     "sdtt_jax.model.masked": ("Model",),
+    "sdtt_jax.objectives": ("distill_loss", "judge_loss", "teacher_loss"),
     "sdtt_jax.networks": ("CausalConfig", "Denoiser", "DenoiserConfig"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -44,9 +45,12 @@ if TYPE_CHECKING:
     from sdtt_jax.causal.nll import causal_nll as causal_nll
     from sdtt_jax.data import open_split as open_split
     from sdtt_jax.data import prepare as prepare
+    from sdtt_jax.diffusion.denoiser import DenoiserLike as DenoiserLike
+    from sdtt_jax.diffusion.denoiser import MaskedDiffusion as MaskedDiffusion
     from sdtt_jax.diffusion.forward import q_xt as q_xt
     from sdtt_jax.diffusion.forward import sample_t as sample_t
     from sdtt_jax.diffusion.forward import subs_log_probs as subs_log_probs
+    from sdtt_jax.diffusion.nelbo import NelboConfig as NelboConfig
     from sdtt_jax.diffusion.nelbo import denoising_terms as denoising_terms
     from sdtt_jax.diffusion.nelbo import nelbo as nelbo
     from sdtt_jax.diffusion.sampler import SamplerConfig as SamplerConfig
@@ -71,6 +75,9 @@ if TYPE_CHECKING:
     from sdtt_jax.networks import CausalConfig as CausalConfig
     from sdtt_jax.networks import Denoiser as Denoiser
     from sdtt_jax.networks import DenoiserConfig as DenoiserConfig
+    from sdtt_jax.objectives import distill_loss as distill_loss
+    from sdtt_jax.objectives import judge_loss as judge_loss
+    from sdtt_jax.objectives import teacher_loss as teacher_loss
 
 
 def __getattr__(name: str) -> Any:

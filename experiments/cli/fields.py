@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 from absl import flags
 
 from sdtt_jax.config import require
-from sdtt_jax.errors import ConfigError
 
 T = TypeVar("T")
 _DEFINE: dict[type, Any] = {
@@ -28,21 +27,6 @@ def define_flags(kind: type) -> None:
         flags.declare_key_flag(field.name)
 
 
-def define_renamed(**names: str) -> None:
-    """Flags that have another name now: giving one is an error that says it.
-
-    Args:
-      **names: the old name and the new one.
-    """
-
-    def refuse(old: str, new: str) -> None:
-        flags.DEFINE_string(old, None, f"Now --{new}.", allow_hide_cpp=True)
-        flags.register_validator(old, lambda value: value is None, f"it is --{new} now.")
-
-    for old, new in names.items():
-        refuse(old, new)
-
-
 def from_flags(kind: type[T]) -> T:
     """The dataclass that the flags describe.
 
@@ -54,12 +38,6 @@ def from_flags(kind: type[T]) -> T:
         value = flags.FLAGS[field.name].value
         values[field.name] = _items(field, value) if isinstance(field.default, tuple) else value
     return kind(**values)
-
-
-def only_flags(argv: list[str]) -> None:
-    """Raises `ConfigError` for arguments that are no flags."""
-    if len(argv) > 1:
-        raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
 
 
 def _items(field: Any, value: list[str] | None) -> tuple[Any, ...]:

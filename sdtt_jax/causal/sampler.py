@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require
+from sdtt_jax.config import at_least, require
 from sdtt_jax.keys import at_step
 from sdtt_jax.networks.cache import KVCache
 from sdtt_jax.networks.causal import Autoregressive, Params
@@ -50,7 +50,7 @@ def generate(
     require(
         prompt.ndim == 2 and prompt.shape[1] > 0, "prompt must be [batch, p] with p at least 1."
     )
-    require(num_tokens >= 0, f"num_tokens must not be negative, not {num_tokens}.")
+    at_least(0, num_tokens=num_tokens)
     check_filters(temperature, top_k, top_p)
     prompt = prompt.astype(jnp.int32)
     if num_tokens == 0:

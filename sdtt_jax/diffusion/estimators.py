@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import betainc
 
-from sdtt_jax.config import require
+from sdtt_jax.config import one_of, positive
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS, mask_tokens
 from sdtt_jax.diffusion.nelbo import masked_nll, nelbo_weight
@@ -84,11 +84,8 @@ class BoundConfig:
     num_maskings: int = 1
 
     def __post_init__(self) -> None:
-        require(
-            self.estimator in ESTIMATORS,
-            f"estimator={self.estimator!r} is unknown; choose one of {', '.join(ESTIMATORS)}.",
-        )
-        require(self.num_maskings > 0, f"num_maskings must be positive, not {self.num_maskings}.")
+        one_of(self, estimator=ESTIMATORS)
+        positive(self, "num_maskings")
 
 
 def bound(

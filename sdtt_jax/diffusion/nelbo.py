@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdtt_jax.config import require
+from sdtt_jax.config import one_of, require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt, sample_t, without_mask
 from sdtt_jax.diffusion.schedule import Schedule
@@ -34,10 +34,7 @@ class NelboConfig:
     importance: bool = False
 
     def __post_init__(self) -> None:
-        require(
-            self.weighting in WEIGHTINGS,
-            f"weighting={self.weighting!r} is unknown; choose one of {', '.join(WEIGHTINGS)}.",
-        )
+        one_of(self, weighting=WEIGHTINGS)
         require(
             not (self.importance and self.weighting == "even"),
             "importance=True flattens the weight of the bound; it needs weighting='nelbo'.",

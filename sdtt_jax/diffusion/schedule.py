@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require
+from sdtt_jax.config import one_of, require, within
 
 TimeFunction = Callable[[jax.Array], jax.Array]
 
@@ -32,11 +32,8 @@ class ScheduleConfig:
     sigma_max: float | None = None
 
     def __post_init__(self) -> None:
-        require(
-            self.kind in SCHEDULES,
-            f"kind={self.kind!r} is no noise schedule; choose one of {', '.join(SCHEDULES)}.",
-        )
-        require(0 < self.eps < 1, f"eps must lie in (0, 1), not {self.eps}.")
+        one_of(self, kind=SCHEDULES)
+        within("(0, 1)", self, "eps")
 
 
 @dataclasses.dataclass(frozen=True)

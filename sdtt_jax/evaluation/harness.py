@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdtt_jax.config import require
+from sdtt_jax.config import positive, require
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.cloze import Scores, scores
@@ -32,8 +32,7 @@ class Options:
     seed: int = setting(0, "Of everything that is drawn.")
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "num_maskings", "max_tokens", "batch_size"):
-            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
+        positive(self, "num_steps", "num_maskings", "max_tokens", "batch_size")
 
 
 def log_likelihoods(

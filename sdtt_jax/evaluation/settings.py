@@ -1,10 +1,9 @@
 """What an evaluation is asked for: every field is a flag of `experiments.evaluate`, with its help."""
 
 import dataclasses
-import math
 from typing import Any
 
-from sdtt_jax.config import require
+from sdtt_jax.config import choose, one_of, positive, require, within
 from sdtt_jax.diffusion.estimators import ESTIMATORS
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.tasks import TASKS
@@ -38,8 +37,8 @@ class Sampling:
     top_p: float = setting(SamplerConfig.top_p, "Nucleus filtering; 1 is off.")
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**31, f"seed must lie in [0, 2**31), not {self.seed}.")
-        _positive(self, "batch_size")
+        within("[0, 2147483648)", self, "seed")
+        positive(self, "batch_size")
         self.sampler(1)
 
     @property
@@ -127,7 +126,7 @@ class Settings(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(
+        positive(
             self,
             "num_texts",
             "prompt_tokens",
@@ -136,41 +135,19 @@ class Settings(Sampling):
             "num_maskings",
             "repeats",
         )
-        for name in ("length", "num_prompts", "held_out_texts", "latency_budget_s"):
-            value = getattr(self, name)
-            require(
-                value >= 0 and math.isfinite(value), f"{name} must not be negative, not {value}."
-            )
-        for name, choices in (
-            ("first_token", FIRST_TOKEN),
-            ("ends", ENDS),
-            ("task", tuple(TASKS)),
-            ("compute_dtype", ("", *COMPUTE_DTYPES)),
-            ("judge_compute_dtype", ("", *COMPUTE_DTYPES)),
-        ):
-            _one_of(name, getattr(self, name), choices)
+        within("[0, inf)", self, "length", "num_prompts", "held_out_texts", "latency_budget_s")
+        dtypes = ("", *COMPUTE_DTYPES)
+        one_of(self, first_token=FIRST_TOKEN, ends=ENDS, task=TASKS)
+        one_of(self, compute_dtype=dtypes, judge_compute_dtype=dtypes)
+        for name in ("num_steps", "latency_steps", "latency_batches", "estimators"):
+            require(len(getattr(self, name)) > 0, f"{name} must name at least one.")
         for name in ("num_steps", "latency_steps", "latency_batches"):
-            values = getattr(self, name)
-            require(
-                len(values) > 0 and all(value > 0 for value in values),
-                f"{name} must name positive numbers, not {list(values)}.",
-            )
-        require(len(self.estimators) > 0, "estimators must name at least one.")
+            for value in getattr(self, name):
+                positive(**{name: value})
         for estimator in self.estimators:
-            _one_of("estimators", estimator, tuple(ESTIMATORS))
+            choose("estimators", estimator, ESTIMATORS)
 
     @property
     def prompted(self) -> bool:
         """Whether prompts are continued."""
         return bool(self.prompts or self.num_prompts)
-
-
-def _positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(value > 0, f"{name} must be positive, not {value}.")
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    shown = ", ".join(choice for choice in choices if choice)
-    require(value in choices, f"{name}={value!r} is unknown; choose one of {shown}.")

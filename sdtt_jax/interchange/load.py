@@ -18,13 +18,7 @@ from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.hub import fetch
-from sdtt_jax.interchange.published import (
-    AUTOREGRESSIVE,
-    DENOISER,
-    GPT2,
-    is_published,
-    read_published,
-)
+from sdtt_jax.interchange.layouts import is_published, open_published, published_params
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalConfig, DenoiserConfig, make_denoiser
@@ -38,9 +32,9 @@ from sdtt_jax.paths import absolute, as_path, is_remote
 FINAL = "final"
 # Kind of model, as stored in the facts: how its network is made, and from which config.
 NETWORKS: dict[str, tuple[Callable[[Any], Any], Any]] = {
-    DENOISER: (make_denoiser, DenoiserConfig),
-    AUTOREGRESSIVE: (make_autoregressive, CausalConfig),
-    GPT2: (make_gpt2, GPT2Config),
+    "denoiser": (make_denoiser, DenoiserConfig),
+    "autoregressive": (make_autoregressive, CausalConfig),
+    "gpt2": (make_gpt2, GPT2Config),
 }
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -172,28 +166,32 @@ def _published(
     mesh: Mesh | None,
     compute_dtype: str | None,
 ) -> Model | CausalModel:
-    placement: dict[tuple[str, ...], Any] = {}
+    published = open_published(path, config_path)
+    kind, config = published.layout.kind, published.config
+    network = NETWORKS[kind][0](_computing(config, compute_dtype))
+    places: dict[tuple[str, ...], Any] = {}
+    if mesh is not None:
+        leaves = jax.tree_util.tree_leaves_with_path(_shardings(network, mesh))
+        places = {tuple(key.key for key in path): leaf for path, leaf in leaves}
 
-    def place(kind: str, config: Any, at: tuple[str, ...], value: np.ndarray) -> jax.Array:
-        if mesh is not None and not placement:
-            shardings = _shardings(NETWORKS[kind][0](config), mesh)
-            leaves = jax.tree_util.tree_leaves_with_path(shardings)
-            placement.update({tuple(key.key for key in path): leaf for path, leaf in leaves})
-        # Waited for, so that one parameter at most is held twice.
-        if mesh is None:
-            return jax.block_until_ready(jax.device_put(value))
+    def place(at: tuple[str, ...], value: np.ndarray) -> jax.Array:
         # Of a file that all processes read, each takes the pieces of its devices; `device_put` would first
         # send the whole of it around, to see that all have the same.
-        return jax.block_until_ready(place_pieces(value, placement[at]))
+        placed = place_pieces(value, places[at]) if places else jax.device_put(value)
+        # Waited for, so that one parameter at most is held twice.
+        return jax.block_until_ready(placed)
 
-    found = read_published(path, config_path, place)
+    facts = {
+        "kind": kind,
+        "path": where,
+        "schedule": to_mapping(ScheduleConfig()),
+        "published_config": dict(published.stored),
+        "prefix": published.prefix,
+        "dtype": published.dtype,
+    }
     gpt2 = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
-    return _model(
-        NETWORKS[found.kind][0](_computing(found.config, compute_dtype)),
-        found.params,
-        gpt2 if gpt2.vocab_size == found.config.vocab_size else None,
-        found.facts | {"kind": found.kind, "schedule": to_mapping(ScheduleConfig()), "path": where},
-    )
+    tokenizer = gpt2 if gpt2.vocab_size == config.vocab_size else None
+    return _model(network, published_params(published, place), tokenizer, facts)
 
 
 def _model(

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from sdtt_jax.errors import ConfigError
+from sdtt_jax.config import choose
 from sdtt_jax.laboratory.world import (
     Array,
     all_states,
@@ -377,8 +377,5 @@ DIVERGENCES: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def _solver(divergence: str) -> Callable[[Array, Array], Array]:
-    if divergence not in OPTIMA:
-        raise ConfigError(
-            f"Unknown divergence {divergence!r}; choose from {', '.join(sorted(OPTIMA))}."
-        )
+    choose("divergence", divergence, OPTIMA)
     return OPTIMA[divergence]

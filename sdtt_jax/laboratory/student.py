@@ -23,7 +23,7 @@ import numpy as np
 from scipy import special
 
 from sdtt_jax import keys
-from sdtt_jax.config import require
+from sdtt_jax.config import positive
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig
@@ -75,11 +75,8 @@ class StudentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            require(
-                value > 0 or field.name == "seed", f"{field.name} must be positive, not {value}."
-            )
+        fields = (field.name for field in dataclasses.fields(self))
+        positive(self, *(name for name in fields if name != "seed"))
 
 
 class TrainedRound(NamedTuple):

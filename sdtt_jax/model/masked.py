@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sdtt_jax.config import require
+from sdtt_jax.config import positive
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import subs_log_probs
 from sdtt_jax.diffusion.nelbo import nelbo
@@ -125,7 +125,7 @@ class Model(Loaded):
 
     def prior(self, num_samples: int, prompt: Texts = None, infill: Texts = None) -> jax.Array:
         """Where generation starts: `[num_samples, L]` int32, MASK but for what is given (see `sample`)."""
-        require(num_samples > 0, f"num_samples must be positive, not {num_samples}.")
+        positive(num_samples=num_samples)
         length = self.config.length
         if prompt is None and infill is None:
             return prior_sample(num_samples, length, self.mask_id)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from sdtt_jax.config import require
+from sdtt_jax.config import one_of, positive, require
 
 VOCAB_MULTIPLE = 128
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -34,21 +34,13 @@ class TransformerConfig:
     remat: str = "dots"
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "length", "num_layers", "embed_dim", "num_heads", "mlp_ratio"):
-            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
+        positive(self, "vocab_size", "length", "num_layers", "embed_dim", "num_heads", "mlp_ratio")
         require(
             self.embed_dim % (2 * self.num_heads) == 0,
             f"embed_dim={self.embed_dim} must be a multiple of 2 * num_heads={2 * self.num_heads}, "
             "for rotary embeddings turn pairs of features within a head.",
         )
-        require(
-            self.compute_dtype in COMPUTE_DTYPES,
-            f"compute_dtype={self.compute_dtype!r} is unknown; choose one of {', '.join(COMPUTE_DTYPES)}.",
-        )
-        require(
-            self.remat in REMAT_POLICIES,
-            f"remat={self.remat!r} is unknown; choose one of {', '.join(REMAT_POLICIES)}.",
-        )
+        one_of(self, compute_dtype=COMPUTE_DTYPES, remat=REMAT_POLICIES)
 
     @property
     def mask_id(self) -> int:

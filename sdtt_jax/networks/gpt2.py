@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require
+from sdtt_jax.config import positive
 from sdtt_jax.networks.cache import LayerPast, attend_causally
 from sdtt_jax.networks.causal import Autoregressive, scan_blocks
 from sdtt_jax.networks.config import TransformerConfig
@@ -33,7 +33,7 @@ class GPT2Config(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.norm_epsilon > 0, f"norm_epsilon must be positive, not {self.norm_epsilon}.")
+        positive(self, "norm_epsilon")
 
 
 def make_gpt2(config: GPT2Config) -> Autoregressive:

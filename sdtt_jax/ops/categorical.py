@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require
+from sdtt_jax.config import at_least, within
 
 # The finite "minus infinity" of the reference implementation. exp(-1e6) is exactly 0 in float32, and a
 # finite value keeps 0 * log 0 = 0 in values and in gradients, where -inf gives NaN.
@@ -13,9 +13,8 @@ BLOCK = 128
 
 def check_filters(temperature: float, top_k: int, top_p: float) -> None:
     """Raises `ConfigError` for values that `filter_logits` cannot take."""
-    require(temperature >= 0, f"temperature must not be negative, not {temperature}.")
-    require(top_k >= 0, f"top_k must be 0 (off) or positive, not {top_k}.")
-    require(0 < top_p <= 1, f"top_p must lie in (0, 1] (1 is off), not {top_p}.")
+    at_least(0, temperature=temperature, top_k=top_k)
+    within("(0, 1]", top_p=top_p)
 
 
 def filter_logits(

@@ -40,13 +40,14 @@ def draw_panel(panel: Panel | None, width: float, height: float) -> Drawing | No
     left, right = LEFT, width - _margin(panel, width)
     top, bottom = TOP + (18 if panel.note else 0), height - (42 if panel.x.label else 24)
     inset = 12 if any(s.marker for s in panel.series) else 0
-    x = Scale(*_range(panel.x, panel.series), left + inset, right - inset, panel.x.log)
-    low, high = padded(_y_values(panel), log=panel.y.log)
-    y = Scale(low, high, bottom, top, panel.y.log)
+    values = [v for s in panel.series for v in s.x] + [*panel.x.reaches]
+    x = Scale(min(values), max(values), left + inset, right - inset, panel.x.log)
+    values = [v for s in panel.series for v in (*s.y, *s.low, *s.high)] + [*panel.y.reaches]
+    y = Scale(*padded(values, log=panel.y.log), bottom, top, panel.y.log)
     marks = [
         Text("title", 0, 14, panel.title),
-        *([Text("note", 0, 32, panel.note)] if panel.note else []),
-        *([_result(panel, right)] if panel.result else []),
+        Text("note", 0, 32, panel.note),
+        Text("result", right, 14, panel.result, panel.series[0].colour, "end"),
         *_y_axis(panel.y, y, left, right),
         *_x_axis(panel.x, x, left, right, bottom),
         *_backdrop(panel, y, left, right),
@@ -57,7 +58,7 @@ def draw_panel(panel: Panel | None, width: float, height: float) -> Drawing | No
     ]
     tips = [{"at": round(x(t.at), 1), "title": t.title, "rows": t.rows} for t in panel.tips]
     tips.sort(key=lambda tip: float(str(tip["at"])))
-    return Drawing(width, height, tuple(marks), panel.description, tuple(tips), "x", (top, bottom))
+    return Drawing(width, height, _shown(marks), panel.description, tuple(tips), "x", (top, bottom))
 
 
 def draw_rows(chart: Rows | None, width: float, *, narrow: bool = False) -> Drawing | None:
@@ -86,7 +87,7 @@ def draw_rows(chart: Rows | None, width: float, *, narrow: bool = False) -> Draw
     tips = []
     for row, begin in zip(chart.rows, begins, strict=True):
         middle = begin + (BAR / 2 + 6 if bars else pitch / 2)
-        marks += [Text("group", 0, middle + 4, row.head)] if row.head else []
+        marks.append(Text("group", 0, middle + 4, row.head))
         marks += _bar(row, x, middle, narrow) if bars else _point(row, x, middle)
         if not narrow and not bars:
             marks.append(Text("tick", right + 16, middle + 4, row.name))
@@ -95,7 +96,7 @@ def draw_rows(chart: Rows | None, width: float, *, narrow: bool = False) -> Draw
         details = [(row.colour, *row.details[0]), *(("", *d) for d in row.details[1:])]
         tips.append({"at": round(middle, 1), "title": row.name, "rows": details})
     height = bottom + (42 if any(chart.directions) else 26)
-    return Drawing(width, height, tuple(marks), chart.description, tuple(tips), "y", (left, right))
+    return Drawing(width, height, _shown(marks), chart.description, tuple(tips), "y", (left, right))
 
 
 def tick_texts(ticks: Sequence[float]) -> list[str]:
@@ -105,20 +106,15 @@ def tick_texts(ticks: Sequence[float]) -> list[str]:
     return [t.rstrip("0").rstrip(".") if "." in t and "·" not in t else t for t in texts]
 
 
-def _range(axis: Axis, series: Sequence[Series]) -> tuple[float, float]:
-    values = [v for s in series for v in s.x] + list(axis.reaches)
-    return min(values), max(values)
+def _shown(marks: Sequence[Mark]) -> tuple[Mark, ...]:
+    """All marks but texts without a letter."""
+    return tuple(mark for mark in marks if not isinstance(mark, Text) or mark.text)
 
 
 def _margin(panel: Panel, width: float) -> float:
     """Room at the right for the labels of the series, at most two fifths of the width."""
     longest = max(len(s.label) for s in panel.series)
     return min(20 + LETTER * longest, 0.4 * width) if longest else 10
-
-
-def _y_values(panel: Panel) -> list[float]:
-    values = [v for s in panel.series for v in (*s.y, *s.low, *s.high)]
-    return [*values, *panel.y.reaches]
 
 
 def _ticks(axis: Axis, scale: Scale) -> Sequence[float]:
@@ -146,10 +142,6 @@ def _x_axis(axis: Axis, x: Scale, left: float, right: float, bottom: float) -> I
     if axis.label:
         yield Path("baseline", ((left, bottom), (right, bottom)))
         yield Text("axis", (left + right) / 2, bottom + 36, axis.label, anchor="middle")
-
-
-def _result(panel: Panel, right: float) -> Mark:
-    return Text("result", right, 14, panel.result, panel.series[0].colour, "end")
 
 
 def _backdrop(panel: Panel, y: Scale, left: float, right: float) -> Iterator[Mark]:
@@ -225,9 +217,8 @@ def _row_ticks(chart: Rows, x: Scale, top: float, bottom: float) -> Iterator[Mar
             yield Text("tick", at, bottom + 18, text, anchor="middle")
             last = at
     below, above = chart.directions
-    if below:
-        yield Text("axis", x(0) - 8, bottom + 36, below, anchor="end")
-    if above and x.end - x(0) > 60:
+    yield Text("axis", x(0) - 8, bottom + 36, below, anchor="end")
+    if x.end - x(0) > 60:
         yield Text("axis", x(0) + 8, bottom + 36, above)
 
 

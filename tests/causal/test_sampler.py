@@ -112,7 +112,7 @@ def test_no_tokens_asked_for_gives_the_prompt():
     ("arguments", "message"),
     [
         ({"prompt": PROMPT[:, :0]}, "prompt must be"),
-        ({"num_tokens": -1}, "num_tokens must not be negative"),
+        ({"num_tokens": -1}, "num_tokens must be at least 0"),
         ({"temperature": -0.1}, "temperature"),
         ({"top_k": -3}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
