@@ -21,7 +21,7 @@ from absl import flags
 from experiments.cli.app import join_processes, run_app, stopwatch
 from experiments.cli.compare import compare
 from experiments.cli.devices import chosen_mesh
-from experiments.cli.fields import define_flags, from_flags
+from experiments.cli.fields import define_checkpoint, define_flags, from_flags, show_in_help
 from experiments.stages.mirror import local_root
 from sdtt_jax.config import require
 from sdtt_jax.data.loader import INFO_FILE
@@ -37,12 +37,7 @@ __doc__ = (__doc__ or "").replace(
     "SUITES\n", "".join(f"  {name:<12} {suite.help}\n" for name, suite in SUITES.items())
 )
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    None,
-    "A run, a round, a teacher, a judge or a final folder (local or gs://); a .safetensors file or its "
-    "folder; or a repository of the hub, OWNER/NAME[@REVISION].",
-)
+_CHECKPOINT = define_checkpoint()
 _SUITE = flags.DEFINE_list("suite", [], f"What to measure, with commas, of: {', '.join(SUITES)}.")
 _OUTPUT = flags.DEFINE_string(
     "output",
@@ -66,9 +61,7 @@ _COMPARE = flags.DEFINE_list(
     "compare", [], "Results to lay side by side; more files may follow without a flag."
 )
 define_flags(Settings)
-# Defined elsewhere; --help shows a module's own flags and those that it declares.
-for _name in ("mesh", "distributed", "compilation_cache"):
-    flags.declare_key_flag(_name)
+show_in_help("mesh", "distributed", "compilation_cache")
 
 
 def evaluate(subject: Subject, suites: Sequence[str], path: Path) -> None:

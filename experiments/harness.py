@@ -16,19 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.cli.app import output_file, run_app
-from experiments.cli.fields import define_flags, from_flags
+from experiments.cli.fields import define_checkpoint, define_flags, from_flags
 from sdtt_jax.config import require
 from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.harness import Options, adapter
 from sdtt_jax.interchange.load import load_named
 from sdtt_jax.paths import write_json
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    None,
-    "A run, a round, a teacher, a judge or a final folder (local or gs://); a .safetensors file or its "
-    "folder; or a repository of the hub, OWNER/NAME[@REVISION].",
-)
+_CHECKPOINT = define_checkpoint()
 _TASKS = flags.DEFINE_list("tasks", [], "Tasks of the harness, with commas.")
 _INCLUDE = flags.DEFINE_string("include", None, "A folder with more task files.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Only so many items of each task.")

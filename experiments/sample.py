@@ -6,10 +6,9 @@
   python -m experiments.sample --checkpoint=runs/demo --prompt="in the" --prompt="let him" --num_samples=2
   python -m experiments.sample --checkpoint=runs/demo --num_steps=16 --num_samples=1 --watch
 
---checkpoint is a run (its last finished round), a round, a teacher, or a `final` folder. --prompt and
---infill are for all texts when given once, or one for each. --watch shows the text appear as it is denoised,
-one after the other. `model.sample(jax.random.key(SEED), …)` of the library gives the same texts. All
-devices share each batch. Several processes take the same command, and the first one writes.
+--prompt and --infill are for all texts when given once, or one for each. --watch shows the texts appear as
+they are denoised, one after the other. `model.sample(jax.random.key(SEED), …)` of the library gives the same
+texts. All devices share each batch. Several processes take the same command, and the first one writes.
 """
 
 import contextlib
@@ -17,7 +16,8 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from absl import flags
 
 from experiments.cli.app import join_processes, output_file, run_app
 from experiments.cli.devices import chosen_mesh
-from experiments.cli.fields import define_flags, from_flags
+from experiments.cli.fields import define_checkpoint, define_flags, from_flags, show_in_help
 from experiments.cli.watch import watch
 from sdtt_jax.config import positive, require
 from sdtt_jax.diffusion.sampler import SamplerConfig
@@ -36,12 +36,7 @@ from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import ended
 from sdtt_jax.parallel import processes
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    None,
-    "A run, a round, a teacher or a final folder (local or gs://); a .safetensors file or its folder; or a "
-    "repository of the hub, OWNER/NAME[@REVISION].",
-)
+_CHECKPOINT = define_checkpoint()
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Reverse steps, or network calls.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "How many texts.")
 _PROMPT = flags.DEFINE_multi_string(
@@ -58,9 +53,7 @@ _WATCH = flags.DEFINE_bool("watch", False, "Show each text appear, one after the
 _PAUSE = flags.DEFINE_float("pause", 0.15, "With --watch: seconds that a step is shown at least.")
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the texts to this file, as JSON lines.")
 define_flags(Sampling)
-# Defined elsewhere; --help shows a module's own flags and those that it declares.
-for _name in ("mesh", "distributed", "compilation_cache"):
-    flags.declare_key_flag(_name)
+show_in_help("mesh", "distributed", "compilation_cache")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -71,13 +64,11 @@ def main(argv: Sequence[str]) -> None:
     sampling = from_flags(Sampling)
     config = sampling.sampler(_NUM_STEPS.value)
     join_processes()
-    key = jax.random.key(sampling.seed)
     file = processes.on_first("Looking at --output", lambda: output_file(_OUTPUT.value))
     require(
         not _WATCH.value or jax.process_count() == 1, "--watch is for one process; leave it out."
     )
     model = load_denoiser(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value, mesh=chosen_mesh())
-    tokenizer = model.text_tokenizer
     x_init = processes.to_host(
         model.prior(_NUM_SAMPLES.value, _texts(_PROMPT.value), _texts(_INFILL.value))
     )
@@ -88,44 +79,43 @@ def main(argv: Sequence[str]) -> None:
             f"{model.facts['path']}: {config.num_steps} steps, {model.config.length} tokens{devices}",
             file=sys.stderr,
         )
-    watched = [
-        functools.partial(_watched, model, key, x_init, config, i) for i in range(len(x_init))
-    ]
-    batches = watched if _WATCH.value else model.batches(key, x_init, config, sampling.batch_size)
-    with contextlib.ExitStack() as stack:
-        output = None
-        if file is not None:
-            output = stack.enter_context(file.open("w", encoding="utf-8"))
-        done = 0
-        for write in batches:
-            began = time.monotonic()
-            tokens, nfe = write()
-            seconds = time.monotonic() - began
-            if _STOP_AT_EOS.value:
-                given = x_init[done : done + len(tokens)] != model.mask_id
-                tokens = ended(tokens, given, tokenizer.bos_id, tokenizer.eos_id)
-            done += len(tokens)
-            for row in tokens:
-                text = tokenizer.decode(row)
-                if first and not _WATCH.value:
-                    print(f"— {text}\n", flush=True)
-                if output is not None:
-                    facts = {"num_steps": config.num_steps, "nfe": int(nfe[0]), "seconds": seconds}
-                    line = {"text": text, "tokens": row.tolist()} | facts
-                    output.write(json.dumps(line) + "\n")
+    with file.open("w", encoding="utf-8") if file else contextlib.nullcontext() as output:
+        for line in _written(model, x_init, sampling, config):
+            if first and not _WATCH.value:
+                print(f"— {line['text']}\n", flush=True)
+            if output is not None:
+                output.write(json.dumps(line) + "\n")
+
+
+def _written(
+    model: Model, x_init: np.ndarray, sampling: Sampling, config: SamplerConfig
+) -> Iterator[dict[str, Any]]:
+    """Text, tokens and facts of each row of `x_init: [B, L]` int32 as it is written."""
+    key, tokenizer, done = jax.random.key(sampling.seed), model.text_tokenizer, 0
+
+    def watched(index: int) -> Written:
+        states = model.states(jax.random.fold_in(key, index), x_init[index : index + 1], config)
+        state = watch(states, tokenizer, config.num_steps, _PAUSE.value)
+        return Written(np.asarray(state.x), np.asarray(state.nfe)[None])
+
+    batches = model.batches(key, x_init, config, sampling.batch_size)
+    if _WATCH.value:
+        batches = [functools.partial(watched, index) for index in range(len(x_init))]
+    for write in batches:
+        began = time.monotonic()
+        tokens, nfe = write()
+        seconds = time.monotonic() - began
+        if _STOP_AT_EOS.value:
+            given = x_init[done : done + len(tokens)] != model.mask_id
+            tokens = ended(tokens, given, tokenizer.bos_id, tokenizer.eos_id)
+        done += len(tokens)
+        facts = {"num_steps": config.num_steps, "nfe": int(nfe[0]), "seconds": seconds}
+        for row in tokens:
+            yield {"text": tokenizer.decode(row), "tokens": row.tolist()} | facts
 
 
 def _texts(given: list[str] | None) -> str | list[str] | None:
     return given[0] if given is not None and len(given) == 1 else given
-
-
-def _watched(
-    model: Model, key: jax.Array, x_init: np.ndarray, config: SamplerConfig, index: int
-) -> Written:
-    """One text, as a batch of its own, before the eyes of a person."""
-    states = model.states(jax.random.fold_in(key, index), x_init[index : index + 1], config)
-    state = watch(states, model.text_tokenizer, config.num_steps, _PAUSE.value)
-    return Written(np.asarray(state.x), np.asarray(state.nfe)[None])
 
 
 if __name__ == "__main__":

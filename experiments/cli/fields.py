@@ -8,12 +8,30 @@ from absl import flags
 from sdtt_jax.config import require
 
 T = TypeVar("T")
+# What is defined here is the flag of the module that asks for it, and in its --help.
+flags.disclaim_key_flags()
 _DEFINE: dict[type, Any] = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
     str: flags.DEFINE_string,
 }
+
+
+def define_checkpoint(name: str = "checkpoint") -> flags.FlagHolder[str | None]:
+    """Defines the flag that names a model."""
+    return flags.DEFINE_string(
+        name,
+        None,
+        "A run (its last finished round), a round, a teacher, a judge or a final folder (local or gs://); a "
+        ".safetensors file or its folder; or a repository of the hub, OWNER/NAME[@REVISION].",
+    )
+
+
+def show_in_help(*names: str) -> None:
+    """Lists flags that another module defines: --help shows a module's own and those that it declares."""
+    for name in names:
+        flags.declare_key_flag(name)
 
 
 def define_flags(kind: type) -> None:
@@ -24,7 +42,6 @@ def define_flags(kind: type) -> None:
             flags.DEFINE_list(field.name, [str(value) for value in field.default], text)
         else:
             _DEFINE[type(field.default)](field.name, field.default, text)
-        flags.declare_key_flag(field.name)
 
 
 def from_flags(kind: type[T]) -> T:

@@ -1,7 +1,6 @@
 """The stage that measures: the suites on every delivered model, gain and pairs, samples to look at."""
 
 import dataclasses
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,25 +24,30 @@ from sdtt_jax.parallel import processes
 SHOWN_STEPS = (4, 8, 16)
 ANIMATED_STEPS = 8
 ESTIMATOR = "antithetic"
+FIGURES = ("gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "nfe")
 
 
 class Measured(NamedTuple):
     """What the suites found out about a model.
 
     Attributes:
-      subject: the model and its helpers.
+      subject: the model, its judge, perhaps its baseline.
       record: where the items are.
-      texts: unconditional ones, by the number of steps; 0 is the causal baseline.
+      texts: unconditional ones by the name of their item.
     """
 
     subject: Subject
     record: Record
-    texts: dict[int, generation.Judged]
+    texts: dict[str, generation.Judged]
 
-    def item(self, name: str) -> Json:
-        """One item's result."""
-        result: Json = self.record.items[name]
-        return result
+    def figures(self, name: str) -> Json:
+        """Figures of some of the texts, as results.json has them."""
+        item = self.record.items[f"generation/unconditional/{name}"]
+        return {figure: item[figure] for figure in FIGURES if item[figure] is not None}
+
+    def perplexity(self, name: str) -> float:
+        """Of held-out text."""
+        return float(self.record.items[f"likelihood/{name}"]["perplexity"])
 
 
 def evaluate(run: Run) -> None:
@@ -57,12 +61,13 @@ def evaluate(run: Run) -> None:
     for number in rounds:
         last = _measure(run, _model(run, number), judge, baseline=None)
         students.append(_round_record(run, number, last, teacher))
+    real = teacher.texts["real_text"]
     results: Json = {
-        "teacher": _table(teacher),
+        "teacher": _denoiser_record(teacher),
         "rounds": students,
-        "baseline_ar": _quality(teacher, "autoregressive")
-        | {"val_ppl": teacher.item("likelihood/autoregressive")["perplexity"]},
-        "data": _data_facts(teacher),
+        "baseline_ar": teacher.figures("autoregressive")
+        | {"val_ppl": teacher.perplexity("autoregressive")},
+        "data": teacher.figures("real_text") | {"count": len(real.tokens)},
         "num_texts": run.config.evaluation.num_texts,
         "length": run.config.data.length,
         "data_info": dataclasses.asdict(run.info),
@@ -91,13 +96,9 @@ def _delivered_rounds(run: Run) -> list[int]:
     return [n for n in numbers if final(run.workdir.round(n)).exists()]
 
 
-def _folder(run: Run, number: int) -> Path:
-    return run.workdir.round(number) if number else run.workdir.teacher
-
-
 def _model(run: Run, number: int) -> Model:
     """The student of a round, or the first teacher as round 0."""
-    folder = _folder(run, number)
+    folder = run.workdir.round(number) if number else run.workdir.teacher
     facts: Json = {"path": str(final(folder)), "kind": "denoiser", "stage": "teacher"}
     if number:
         facts |= {"stage": "distill", "round": number, "dt": round_dt(run.config.distill, number)}
@@ -131,7 +132,7 @@ def _measure(run: Run, model: Model, judge: CausalModel, baseline: CausalModel |
     likelihood.suite(subject, record)
     [setup] = generation.setups(subject)
     texts = {
-        writer.facts.get("num_steps", 0): generation.judged_texts(subject, record, setup, writer)
+        writer.name: generation.judged_texts(subject, record, setup, writer)
         for writer in generation.writers(subject, setup)
     }
     return Measured(subject, record, texts)
@@ -141,32 +142,21 @@ def _shown_steps(run: Run) -> list[int]:
     return [n for n in SHOWN_STEPS if n <= run.config.data.length]
 
 
-def _quality(measured: Measured, name: str) -> Json:
-    item = measured.item(f"generation/unconditional/{name}")
-    return {k: item[k] for k in ("gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "nfe")}
-
-
-def _table(measured: Measured) -> Json:
-    """What results.json says of a denoiser."""
+def _denoiser_record(measured: Measured) -> Json:
     steps = measured.subject.settings.num_steps
     return {
-        "steps": {str(n): _quality(measured, f"steps_{n:04d}") for n in steps},
-        "val_ppl": measured.item(f"likelihood/{ESTIMATOR}")["perplexity"],
+        "steps": {str(n): measured.figures(f"steps_{n:04d}") for n in steps},
+        "val_ppl": measured.perplexity(ESTIMATOR),
         "params_digest": measured.subject.model.identity["digest"],
     }
-
-
-def _data_facts(teacher: Measured) -> Json:
-    item = teacher.item("generation/unconditional/real_text")
-    names = ("gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy")
-    return {name: item[name] for name in names} | {"count": item["num_texts"]}
 
 
 def _round_record(run: Run, number: int, student: Measured, teacher: Measured) -> Json:
     config = run.config.distill
     paired = {}
-    for num_steps, judged in student.texts.items():
-        ours, theirs = judged.scores, teacher.texts[num_steps].scores
+    for num_steps in student.subject.settings.num_steps:
+        name = f"steps_{num_steps:04d}"
+        ours, theirs = student.texts[name].scores, teacher.texts[name].scores
         assert ours is not None
         assert theirs is not None
         ratio = paired_log_ratio(ours.per_token, theirs.per_token, seed=run.config.seed)
@@ -177,7 +167,7 @@ def _round_record(run: Run, number: int, student: Measured, teacher: Measured) -
         "num_distill_steps": config.num_distill_steps,
         "divergence": config.divergence,
         "paired": paired,
-        **_table(student),
+        **_denoiser_record(student),
         **_gain(run, number, student),
     }
 
@@ -235,13 +225,16 @@ def _samples(run: Run, teacher: Measured, student: Measured | None) -> Json:
     def decode(tokens: np.ndarray) -> list[str]:
         return [tokenizer.decode(row) for row in tokens[:count]]
 
+    def by_steps(measured: Measured) -> Json:
+        return {str(n): decode(measured.texts[f"steps_{n:04d}"].tokens) for n in shown}
+
     texts: Json = {
-        "teacher": {str(n): decode(teacher.texts[n].tokens) for n in shown},
-        "data": decode(held_out(teacher.subject, count)),
-        "autoregressive": decode(teacher.texts[0].tokens),
+        "teacher": by_steps(teacher),
+        "data": decode(teacher.texts["real_text"].tokens),
+        "autoregressive": decode(teacher.texts["autoregressive"].tokens),
     }
     if student is not None:
-        texts["student"] = {str(n): decode(student.texts[n].tokens) for n in shown}
+        texts["student"] = by_steps(student)
     return {
         "length": run.config.data.length,
         "steps": shown,

@@ -3,7 +3,6 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -59,61 +58,46 @@ class Latency:
         return self.median / self.nfe
 
 
-def sampler_latency(model: Model, key: jax.Array, config: SamplerConfig, timing: Timing) -> Latency:
-    """Unconditional generations; every repetition draws the same texts.
-
-    Args:
-      model: the denoiser.
-      key: PRNG key.
-      config: sampler.
-      timing: sizes and repetitions.
-    """
-    diffusion = model.diffusion
-    x_init = prior_sample(timing.batch, timing.length, model.mask_id)
-
-    def function(params: Any, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state, _ = sample(diffusion, params, key, x, config)
-        return state.x, state.nfe
-
-    return _measure(model, function, key, x_init, timing)
-
-
-def causal_latency(model: CausalModel, key: jax.Array, timing: Timing) -> Latency:
-    """Generations token by token with the key-value cache, from one token of prompt.
-
-    Args:
-      model: the causal model.
-      key: PRNG key.
-      timing: sizes and repetitions.
-    """
-    prompt = jnp.zeros((timing.batch, 1), jnp.int32)
-
-    def function(params: Any, key: jax.Array, prompt: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tokens = generate(model.network, params, key, prompt=prompt, num_tokens=timing.length)
-        return tokens, jnp.int32(timing.length)
-
-    return _measure(model, function, key, prompt, timing)
-
-
-def _measure(
-    model: Model | CausalModel,
-    function: Callable[..., Any],
-    key: jax.Array,
-    rows: jax.Array,
-    timing: Timing,
+def measure_latency(
+    model: Model | CausalModel, key: jax.Array, config: SamplerConfig | None, timing: Timing
 ) -> Latency:
-    params = model.params
+    """Whole unconditional generations; every repetition draws the same texts.
+
+    Args:
+      model: a denoiser, or a causal model, which writes token by token with its key-value cache from one
+        token of prompt.
+      key: PRNG key.
+      config: a denoiser's sampler.
+      timing: sizes and repetitions.
+    """
+    if isinstance(model, CausalModel):
+        network = model.network
+        rows = jnp.zeros((timing.batch, 1), jnp.int32)
+
+        def write(params: Any, key: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+            tokens = generate(network, params, key, prompt=rows, num_tokens=timing.length)
+            return tokens, jnp.int32(timing.length)
+
+    else:
+        assert config is not None
+        diffusion = model.diffusion
+        rows = prior_sample(timing.batch, timing.length, model.mask_id)
+
+        def write(params: Any, key: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+            state, _ = sample(diffusion, params, key, rows, config)
+            return state.x, state.nfe
+
     if model.mesh is not None:
         key, rows = place_whole(key, model.mesh), place_batch(rows, model.mesh)
     began = time.perf_counter()
     with model.on_mesh():
-        program = jax.jit(function).lower(params, key, rows).compile()
+        program = jax.jit(write).lower(model.params, key, rows).compile()
     compile_s = time.perf_counter() - began
-    _, calls = jax.block_until_ready(program(params, key, rows))
+    _, calls = jax.block_until_ready(program(model.params, key, rows))
     seconds: list[float] = []
     while len(seconds) < timing.repeats and (not seconds or sum(seconds) < timing.budget_s):
         began = time.perf_counter()
-        jax.block_until_ready(program(params, key, rows))
+        jax.block_until_ready(program(model.params, key, rows))
         seconds.append(time.perf_counter() - began)
     return Latency(compile_s, tuple(seconds), int(calls))
 

@@ -10,14 +10,14 @@ import numpy as np
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig, Noise, bound
 from sdtt_jax.diffusion.forward import sample_t
-from sdtt_jax.model.batches import batched, join
+from sdtt_jax.model.batches import batched
 from sdtt_jax.model.masked import Model
 
 
 def text_bounds(
     model: Model, tokens: np.ndarray, key: jax.Array, config: BoundConfig, *, batch_size: int
-) -> np.ndarray:
-    """Estimates of the bound of each text: `[texts, num_maskings]` float64, nats per token.
+) -> list[Callable[[], np.ndarray]]:
+    """Estimates of the bound of each text, batch by batch.
 
     Args:
       model: the denoiser.
@@ -25,24 +25,9 @@ def text_bounds(
       key: PRNG key; batch i uses `fold_in(key, i)`.
       config: how many maskings, and how each is drawn. Estimators that spread do so over a batch's texts.
       batch_size: texts at once.
-    """
-    estimates: np.ndarray = join(
-        [batch() for batch in bound_batches(model, tokens, key, config, batch_size=batch_size)]
-    )
-    return estimates
 
-
-def bound_batches(
-    model: Model, tokens: np.ndarray, key: jax.Array, config: BoundConfig, *, batch_size: int
-) -> list[Callable[[], np.ndarray]]:
-    """The work of `text_bounds`, one function for each batch.
-
-    Args:
-      model: the denoiser.
-      tokens: `[texts, length]` int32.
-      key: PRNG key; batch i uses `fold_in(key, i)`.
-      config: how many maskings, and how each is drawn.
-      batch_size: texts at once.
+    Returns:
+      One function for each batch, which returns `[rows, num_maskings]` float64, nats per token.
     """
     function = functools.partial(_estimates, model.diffusion, config, key)
     return batched(function, model.params, tokens, batch_size)

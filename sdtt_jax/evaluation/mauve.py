@@ -6,6 +6,7 @@ under the curve of exp(-scaling * KL) is 1 for equal histograms and near 0 for d
 compare only with the same judge, text length, number of texts and scaling.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,13 +27,38 @@ WEIGHT_MARGIN = 1e-6
 TEXTS_PER_BUCKET = 10
 
 
+@dataclasses.dataclass(frozen=True)
+class MauveConfig:
+    """How two sets of texts are compared.
+
+    Attributes:
+      seed: of the clustering.
+      num_buckets: buckets of the histograms; None is a tenth of the smaller set, at least 2.
+      scaling: the c of the paper.
+      explained_variance: share of the variance that the features' projection keeps.
+      restarts: clusterings, of which the one with the smallest distortion counts.
+      points: mixtures on the curve.
+    """
+
+    seed: int = 0
+    num_buckets: int | None = None
+    scaling: float = 5.0
+    explained_variance: float = 0.9
+    restarts: int = 5
+    points: int = 25
+
+    def __post_init__(self) -> None:
+        within("(0, 1)", self, "explained_variance")
+        positive(self, "scaling", "restarts", "points")
+
+
 class Mauve(NamedTuple):
     """A score, and what it was computed from.
 
     Attributes:
       value: MAUVE, in [0, 1]; more is closer.
       p, q: `[buckets]` float64, shares of the two sets' texts.
-      curve: `[points + 2, 2]` float64, see `divergence_curve`.
+      curve: `[points + 2, 2]` float64, from `divergence_curve`.
     """
 
     value: float
@@ -83,17 +109,7 @@ def text_features(
     return features
 
 
-def mauve_score(
-    features_p: np.ndarray,
-    features_q: np.ndarray,
-    *,
-    seed: int,
-    num_buckets: int | None = None,
-    scaling: float = 5.0,
-    explained_variance: float = 0.9,
-    restarts: int = 5,
-    points: int = 25,
-) -> Mauve:
+def mauve_score(features_p: np.ndarray, features_q: np.ndarray, config: MauveConfig) -> Mauve:
     """MAUVE of two sets of texts, given their features.
 
     The value depends on the clustering: over seeds it varies by some hundredths for hundreds of texts.
@@ -102,68 +118,49 @@ def mauve_score(
     Args:
       features_p, features_q: `[texts, features]`, of generated and of real text (or the other way round:
         the value is the same).
-      seed: of the clustering.
-      num_buckets: buckets of the histograms; None is a tenth of the smaller set, at least 2.
-      scaling: the c of the paper.
-      explained_variance: share of the variance that the features' projection keeps.
-      restarts: clusterings, of which the one with the smallest distortion counts.
-      points: mixtures on the curve.
+      config: clustering and curve.
 
     Raises:
-      ConfigError: sets without texts or of different widths, values that are not finite, or arguments
-        out of their range.
+      ConfigError: sets without texts or of different widths, values that are not finite, or more buckets than
+        texts.
     """
-    labels_p, labels_q = quantise(
-        features_p,
-        features_q,
-        seed=seed,
-        num_buckets=num_buckets,
-        explained_variance=explained_variance,
-        restarts=restarts,
-    )
+    labels_p, labels_q = quantise(features_p, features_q, config)
     buckets = int(max(labels_p.max(), labels_q.max())) + 1
     p, q = (np.bincount(labels, minlength=buckets) for labels in (labels_p, labels_q))
     p, q = p / p.sum(), q / q.sum()
-    curve = divergence_curve(p, q, scaling=scaling, points=points)
+    curve = divergence_curve(p, q, scaling=config.scaling, points=config.points)
     return Mauve(area_under(curve), p, q, curve)
 
 
 def quantise(
-    features_p: np.ndarray,
-    features_q: np.ndarray,
-    *,
-    seed: int,
-    num_buckets: int | None = None,
-    explained_variance: float = 0.9,
-    restarts: int = 5,
+    features_p: np.ndarray, features_q: np.ndarray, config: MauveConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """The bucket of each text: features of length one, principal components, k-means over both sets.
 
-    Arguments and errors are `mauve_score`'s.
+    Args:
+      features_p, features_q: `[texts, features]`.
+      config: clustering.
 
     Returns:
-      Two arrays `[texts]` of integers below `num_buckets`; a bucket may be empty.
+      Two arrays `[texts]` of integers below the number of buckets; a bucket may be empty.
     """
     features_p, features_q = np.asarray(features_p), np.asarray(features_q)
     _check_features(features_p, features_q)
-    smaller = min(len(features_p), len(features_q))
-    if num_buckets is None:
-        num_buckets = max(2, round(smaller / TEXTS_PER_BUCKET))
     total = len(features_p) + len(features_q)
+    num_buckets = config.num_buckets
+    if num_buckets is None:
+        num_buckets = max(2, round(min(len(features_p), len(features_q)) / TEXTS_PER_BUCKET))
     require(
         1 <= num_buckets <= total,
         f"num_buckets={num_buckets} must lie between 1 and the number of texts, {total}.",
     )
-    within("(0, 1)", explained_variance=explained_variance)
-    positive(restarts=restarts)
     both = np.concatenate([features_p, features_q]).astype(np.float64)
     norm = np.linalg.norm(both, axis=1, keepdims=True)
-    both = _project(both / np.where(norm == 0, 1, norm), explained_variance)
-    rng = np.random.default_rng(seed)
+    both = _project(both / np.where(norm == 0, 1, norm), config.explained_variance)
+    rng = np.random.default_rng(config.seed)
     # Given its first centres, SciPy's k-means runs until the distortion stays, and draws nothing itself.
-    runs = [
-        kmeans(both, both[rng.choice(total, num_buckets, replace=False)]) for _ in range(restarts)
-    ]
+    starts = (rng.choice(total, num_buckets, replace=False) for _ in range(config.restarts))
+    runs = [kmeans(both, both[start]) for start in starts]
     centres, _ = min(runs, key=lambda run: float(run[1]))
     labels = vq(both, centres)[0]
     return labels[: len(features_p)], labels[len(features_p) :]
@@ -194,9 +191,7 @@ def _project(rows: np.ndarray, explained_variance: float) -> np.ndarray:
     return projected
 
 
-def divergence_curve(
-    p: np.ndarray, q: np.ndarray, *, scaling: float = 5.0, points: int = 25
-) -> np.ndarray:
+def divergence_curve(p: np.ndarray, q: np.ndarray, *, scaling: float, points: int) -> np.ndarray:
     """What two histograms have in common, seen from either.
 
     Args:
@@ -208,10 +203,9 @@ def divergence_curve(
       `[points + 2, 2]` float64: exp(-c KL(q ‖ r)) and exp(-c KL(p ‖ r)), with the ends (1, 0) and (0, 1).
 
     Raises:
-      ConfigError: histograms of different size, or arguments that are not positive.
+      ConfigError: histograms of different size.
     """
     require(p.shape == q.shape and p.ndim == 1, f"histograms of {p.shape} and {q.shape} buckets.")
-    positive(scaling=scaling, points=points)
     w = np.linspace(WEIGHT_MARGIN, 1 - WEIGHT_MARGIN, points)[:, None]
     r = w * p + (1 - w) * q
     inner = np.stack([rel_entr(q, r).sum(axis=1), rel_entr(p, r).sum(axis=1)], axis=1)

@@ -10,9 +10,8 @@ from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.latency import (
     Latency,
     Timing,
-    causal_latency,
     causal_of_same_size,
-    sampler_latency,
+    measure_latency,
 )
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.networks.causal import make_autoregressive
@@ -76,9 +75,9 @@ def test_a_cached_token_costs_the_same_at_every_position(name):
 def test_both_models_are_measured_alike():
     key, timing = jax.random.key(0), Timing(batch=3, length=LENGTH, repeats=2)
     denoiser = as_model(TableDenoiser(), random_table(0))
-    sampler = sampler_latency(denoiser, key, SamplerConfig(num_steps=4), timing)
+    sampler = measure_latency(denoiser, key, SamplerConfig(num_steps=4), timing)
     network = NETWORKS["causal"]
-    causal = causal_latency(as_causal(network, noisy_params(network, 0)), key, timing)
+    causal = measure_latency(as_causal(network, noisy_params(network, 0)), key, None, timing)
     assert 1 <= sampler.nfe <= 5
     assert causal.nfe == LENGTH
     for measured in (sampler, causal):
@@ -89,7 +88,7 @@ def test_both_models_are_measured_alike():
 def test_a_budget_ends_the_repetitions_but_for_the_first():
     model = as_causal(NETWORKS["gpt2"], noisy_params(NETWORKS["gpt2"], 0))
     timing = Timing(batch=1, length=4, repeats=5, budget_s=0.0)
-    assert len(causal_latency(model, jax.random.key(0), timing).seconds) == 1
+    assert len(measure_latency(model, jax.random.key(0), None, timing).seconds) == 1
 
 
 def test_what_follows_from_the_seconds():

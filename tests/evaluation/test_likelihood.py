@@ -13,6 +13,7 @@ from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.evaluation.bootstrap import bootstrap, mean
 from sdtt_jax.evaluation.likelihood import text_bounds
+from sdtt_jax.model.batches import join
 from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, as_model, numbers, random_table
 
 TABLE = random_table(3)
@@ -42,6 +43,10 @@ def _exact(time_scale, schedule):
     return total * np.log(ends[1] / ends[0]) / LENGTH
 
 
+def bounds(*arguments, batch_size):
+    return join([batch() for batch in text_bounds(*arguments, batch_size=batch_size)])
+
+
 # "counts" leaves the ends that the schedule cuts off: a thousandth of the range.
 SLACK = {"counts": 2e-3}
 
@@ -52,10 +57,7 @@ def _estimates(estimator, time_scale=0.0, kind="log-linear"):
     model = as_model(TableDenoiser(time_scale=time_scale), TABLE, schedule)
     config = BoundConfig(estimator, num_maskings=8)
     return np.stack(
-        [
-            text_bounds(model, ROWS, jax.random.key(seed), config, batch_size=64)
-            for seed in range(KEYS)
-        ]
+        [bounds(model, ROWS, jax.random.key(seed), config, batch_size=64) for seed in range(KEYS)]
     )
 
 
@@ -106,11 +108,11 @@ def test_bound_lies_above_the_negative_log_likelihood():
     certain = {"table": jnp.full((64, LENGTH, VOCAB), -50.0).at[:, :, 1].set(0.0)}
     texts, one = np.ones((20, LENGTH), np.int32), BoundConfig()
     model = as_model(TableDenoiser(), certain)
-    zero = text_bounds(model, texts, jax.random.key(0), one, batch_size=8)
+    zero = bounds(model, texts, jax.random.key(0), one, batch_size=8)
     assert zero.shape == (20, 1)
     assert np.all(zero == 0)
     uniform = as_model(TableDenoiser(), {"table": jnp.zeros((64, LENGTH, VOCAB))})
     many = np.zeros((20_000, LENGTH), np.int32)
     # -log(1/3) at every masked position: n = 20,000, standard error about 0.01, seed 1.
-    bound = text_bounds(uniform, many, jax.random.key(1), one, batch_size=5_000).mean()
+    bound = bounds(uniform, many, jax.random.key(1), one, batch_size=5_000).mean()
     assert bound == pytest.approx(np.log(3), abs=0.05)

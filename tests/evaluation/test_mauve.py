@@ -7,6 +7,7 @@ import pytest
 import sdtt_jax
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.mauve import (
+    MauveConfig,
     area_under,
     divergence_curve,
     mauve_score,
@@ -53,7 +54,7 @@ def test_the_curve_of_two_histograms_is_the_packages(package, buckets, empty, sc
     weights = np.linspace(1e-6, 1 - 1e-6, 25)
     expected = package.get_divergence_curve_for_multinomials(p, q, weights, scaling)
     np.testing.assert_allclose(
-        divergence_curve(p, q, scaling=scaling), expected, rtol=1e-12, atol=1e-15
+        divergence_curve(p, q, scaling=scaling, points=25), expected, rtol=1e-12, atol=1e-15
     )
 
 
@@ -62,7 +63,7 @@ def test_the_score_of_the_packages_clusters_is_the_packages(package, shift):
     """What is left when the clustering is the same: equal to twelve digits."""
     p, q = clouds(0, shift)
     theirs = package.compute_mauve(p_features=p, q_features=q, kmeans_num_redo=1, seed=3)
-    curve = divergence_curve(theirs.p_hist, theirs.q_hist)
+    curve = divergence_curve(theirs.p_hist, theirs.q_hist, scaling=5.0, points=25)
     np.testing.assert_allclose(curve, theirs.divergence_curve, rtol=1e-12, atol=1e-15)
     assert area_under(curve) == pytest.approx(theirs.mauve, rel=1e-12)
 
@@ -74,7 +75,7 @@ def test_scores_agree_with_the_packages_within_the_noise_of_seeds(package, shift
     The standard error of the difference is about 0.01 where the score is 0.93 and 0.03 where it is 0.46.
     """
     p, q = clouds(1, shift)
-    ours = np.array([mauve_score(p, q, seed=seed).value for seed in range(6)])
+    ours = np.array([mauve_score(p, q, MauveConfig(seed=seed)).value for seed in range(6)])
     theirs = np.array(
         [package.compute_mauve(p_features=p, q_features=q, seed=seed).mauve for seed in range(6)]
     )
@@ -86,9 +87,9 @@ def test_scores_agree_with_the_packages_within_the_noise_of_seeds(package, shift
 
 def test_equal_sets_score_one_and_distant_ones_nothing():
     p, q = clouds(2, 0.0)
-    assert mauve_score(p, p, seed=0).value == pytest.approx(1, abs=1e-9)
-    assert mauve_score(p, -p - 30, seed=0).value < 0.01
-    assert 0.9 < mauve_score(p, q, seed=0).value < 1
+    assert mauve_score(p, p, MauveConfig(seed=0)).value == pytest.approx(1, abs=1e-9)
+    assert mauve_score(p, -p - 30, MauveConfig(seed=0)).value < 0.01
+    assert 0.9 < mauve_score(p, q, MauveConfig(seed=0)).value < 1
 
 
 def test_the_score_does_not_ask_which_set_is_real():
@@ -97,7 +98,9 @@ def test_the_score_does_not_ask_which_set_is_real():
     groups = 20 * np.eye(6)
     p = groups[rng.choice(6, 200, p=[0.5, 0.1, 0.1, 0.1, 0.1, 0.1])]
     q = groups[rng.choice(6, 200, p=[0.1, 0.1, 0.1, 0.1, 0.1, 0.5])]
-    one, other = (mauve_score(a, b, seed=0, num_buckets=6) for a, b in ((p, q), (q, p)))
+    one, other = (
+        mauve_score(a, b, MauveConfig(seed=0, num_buckets=6)) for a, b in ((p, q), (q, p))
+    )
     assert one.value == pytest.approx(other.value, rel=1e-9)
     assert 0 < one.value < 1
     np.testing.assert_allclose(np.sort(one.p), np.sort(other.q))
@@ -105,17 +108,17 @@ def test_the_score_does_not_ask_which_set_is_real():
 
 def test_equal_seeds_give_equal_scores_and_buckets_are_a_tenth():
     p, q = clouds(4, 0.5, num=200)
-    first, again = (mauve_score(p, q[:150], seed=7) for _ in range(2))
+    first, again = (mauve_score(p, q[:150], MauveConfig(seed=7)) for _ in range(2))
     assert first.value == again.value
     assert len(first.p) == len(first.q) <= 15
     assert first.p.sum() == pytest.approx(1)
-    assert len(mauve_score(p, q, seed=0, num_buckets=3).p) == 3
+    assert len(mauve_score(p, q, MauveConfig(seed=0, num_buckets=3)).p) == 3
 
 
 def test_buckets_are_of_directions_not_of_lengths():
     """Features are normalised: longer vectors of the same direction fall into the same bucket."""
     p, _ = clouds(5, 0.0, num=60)
-    labels, longer = quantise(p, 7 * p, seed=0, num_buckets=5)
+    labels, longer = quantise(p, 7 * p, MauveConfig(num_buckets=5))
     np.testing.assert_array_equal(labels, longer)
 
 
@@ -148,14 +151,20 @@ def test_features_of_gpt2_are_its_golden_final_states(golden):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: mauve_score(p, p[:, :-1], seed=0), "must come from one judge"),
-        (lambda p: mauve_score(p, p[:0], seed=0), r"features_q must be \[texts, features\]"),
-        (lambda p: mauve_score(p * np.nan, p, seed=0), "features_p holds NaN"),
-        (lambda p: mauve_score(p, p, seed=0, num_buckets=41), "number of texts, 40"),
-        (lambda p: mauve_score(p, p, seed=0, scaling=0), "scaling must be positive"),
-        (lambda p: mauve_score(p, p, seed=0, explained_variance=1), r"lie in \(0, 1\), not 1"),
-        (lambda p: mauve_score(p, p, seed=0, restarts=0), "restarts must be positive"),
-        (lambda p: mauve_score(p, p, seed=0, points=0), "points must be positive"),
+        (lambda p: mauve_score(p, p[:, :-1], MauveConfig(seed=0)), "must come from one judge"),
+        (
+            lambda p: mauve_score(p, p[:0], MauveConfig(seed=0)),
+            r"features_q must be \[texts, features\]",
+        ),
+        (lambda p: mauve_score(p * np.nan, p, MauveConfig(seed=0)), "features_p holds NaN"),
+        (lambda p: mauve_score(p, p, MauveConfig(seed=0, num_buckets=41)), "number of texts, 40"),
+        (lambda p: mauve_score(p, p, MauveConfig(seed=0, scaling=0)), "scaling must be positive"),
+        (
+            lambda p: mauve_score(p, p, MauveConfig(seed=0, explained_variance=1)),
+            r"lie in \(0, 1\), not 1",
+        ),
+        (lambda p: mauve_score(p, p, MauveConfig(seed=0, restarts=0)), "restarts must be positive"),
+        (lambda p: mauve_score(p, p, MauveConfig(seed=0, points=0)), "points must be positive"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(call, message):

@@ -1,15 +1,13 @@
 """The suite "generation": texts at every number of steps, causal and real ones, all judged alike."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from sdtt_jax.config import require, to_mapping
-from sdtt_jax.data import Tokenizer
 from sdtt_jax.evaluation.judge import Reading, Scores, bos_of, read, score_texts
-from sdtt_jax.evaluation.mauve import mauve_score, text_features
+from sdtt_jax.evaluation.mauve import MauveConfig, mauve_score, text_features
 from sdtt_jax.evaluation.quality import quality
 from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.subject import Subject
@@ -45,11 +43,11 @@ class Setup(NamedTuple):
 
 
 class Writer(NamedTuple):
-    """One way to write the texts of a set-up.
+    """Where a set-up's texts come from: a model at one setting, or the real world.
 
     Attributes:
       name: of the item.
-      model: whose texts they are.
+      model: whose tokens the texts are.
       batches: write them, batch by batch; the texts are the last tokens of each row.
       facts: of the result.
       inputs: everything that determines the texts.
@@ -67,13 +65,13 @@ class Judged(NamedTuple):
 
     Attributes:
       tokens: `[texts, length]` int32.
-      nfe: `[texts]`, network calls; None for texts that no model wrote.
+      nfe: `[texts]`, network calls; NaN for real texts.
       reading: the texts as the judge reads them.
       scores: None without a judge.
     """
 
     tokens: np.ndarray
-    nfe: np.ndarray | None
+    nfe: np.ndarray
     reading: Reading
     scores: Scores | None
 
@@ -81,11 +79,11 @@ class Judged(NamedTuple):
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
     for setup in setups(subject):
-        real = functools.cache(functools.partial(judged_real, subject, record, setup))
-        if setup.real is not None:
-            _real_item(subject, record, setup, real)
-        for writer in writers(subject, setup):
-            _item(subject, record, setup, writer, real)
+        every = writers(subject, setup)
+        real = next((writer for writer in every if writer.facts["kind"] == "real"), None)
+        for writer in every:
+            compared = setup.given > 0 and writer is not real
+            _item(subject, record, setup, writer, real if compared else None)
 
 
 def setups(subject: Subject) -> list[Setup]:
@@ -112,15 +110,15 @@ def setups(subject: Subject) -> list[Setup]:
 
 
 def writers(subject: Subject, setup: Setup) -> list[Writer]:
-    """The model at every number of steps, then the causal one."""
+    """Real text, the model at every number of steps, then the causal one."""
     settings, model, causal = subject.settings, subject.model, subject.causal
-    result = []
+    result = [] if setup.real is None else [_real(subject, setup, setup.real)]
+    name, free = f"evaluate.{setup.name}", setup.length - setup.given
     if isinstance(model, Model):
-        free = (0, setup.length - setup.given)
-        x_init = np.pad(setup.prompts, ((0, 0), free), constant_values=model.mask_id)
+        masked = ((0, 0), (0, free))
+        x_init = np.pad(setup.prompts, masked, constant_values=model.mask_id)
         for num_steps in settings.num_steps:
-            config = settings.sampler(num_steps)
-            key = purpose_key(settings.seed, f"evaluate.{setup.name}", num_steps)
+            config, key = settings.sampler(num_steps), purpose_key(settings.seed, name, num_steps)
             batches = model.batches(key, x_init, config, settings.batch_size)
             facts: Json = {"kind": "diffusion", "num_steps": num_steps}
             inputs = _drawn(subject, setup, model, x_init) | {"sampler": to_mapping(config)}
@@ -133,13 +131,8 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
             prompts.shape[1] > 0,
             "first_token='given' leaves a causal model nothing to begin with; give it prompts.",
         )
-        batches = causal.batches(
-            purpose_key(settings.seed, f"evaluate.{setup.name}"),
-            prompts,
-            setup.length - setup.given,
-            settings.batch_size,
-            **settings.filters,
-        )
+        key = purpose_key(settings.seed, name)
+        batches = causal.batches(key, prompts, free, settings.batch_size, **settings.filters)
         facts = {"kind": "autoregressive"}
         inputs = _drawn(subject, setup, causal, prompts) | {"sampler": settings.filters}
         result.append(Writer("autoregressive", causal, batches, facts, facts | inputs))
@@ -148,46 +141,19 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
 
 def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer) -> Judged:
     """A writer's texts under the judge; batches and scores that the record has are not computed again."""
-    name, parts = _name(setup, writer), []
-    batches = tracked(
-        name,
-        writer.batches,
-        tokens=len(setup.prompts) * setup.length // len(writer.batches),
-        shown=processes.is_first(),
-    )
-    for index, batch in batches:
+    settings, judge, name = subject.settings, subject.judge, _name(setup, writer)
+    parts, size = [], len(setup.prompts) * setup.length // len(writer.batches)
+    for index, batch in tracked(name, writer.batches, tokens=size, shown=processes.is_first()):
 
         def write(batch: Callable[[], Written] = batch) -> dict[str, np.ndarray]:
             return batch()._asdict()
 
         parts.append(Written(**record.part(name, writer.inputs, index, write)))
-    written = join(parts)
-    written = written._replace(tokens=written.tokens[:, -setup.length :])
-    tokenizer = writer.model.tokenizer
-    return _judged(subject, record, name, writer.inputs, written, tokenizer, setup.given)
-
-
-def judged_real(subject: Subject, record: Record, setup: Setup) -> Judged:
-    """The real texts of a set-up under the judge."""
-    assert setup.real is not None
-    name, inputs = f"generation/{setup.name}/real_text", {"texts": digest_of([setup.real])}
-    real, tokenizer = Written(setup.real, None), subject.model.tokenizer
-    return _judged(subject, record, name, inputs, real, tokenizer, setup.given)
-
-
-def _judged(
-    subject: Subject,
-    record: Record,
-    name: str,
-    inputs: Json,
-    written: Written,
-    tokenizer: Tokenizer | None,
-    given: int,
-) -> Judged:
-    settings, judge = subject.settings, subject.judge
-    reading = read(judge, written.tokens, tokenizer, settings.ends, given)
+    tokens, nfe = join(parts)
+    tokens = tokens[:, -setup.length :]
+    reading = read(judge, tokens, writer.model.tokenizer, settings.ends, setup.given)
     if judge is None:
-        return Judged(*written, reading, None)
+        return Judged(tokens, nfe, reading, None)
 
     def score() -> dict[str, np.ndarray]:
         return score_texts(
@@ -198,60 +164,38 @@ def _judged(
             given=reading.starts,
         )._asdict()
 
-    scores = record.part(name, inputs | _judging(subject) | {"given": given}, "scores", score)
-    return Judged(*written, reading, Scores(**scores))
+    scores = record.part(name, writer.inputs | _judging(subject), "scores", score)
+    return Judged(tokens, nfe, reading, Scores(**scores))
 
 
 def _item(
-    subject: Subject, record: Record, setup: Setup, writer: Writer, real: Callable[[], Judged]
+    subject: Subject, record: Record, setup: Setup, writer: Writer, real: Writer | None
 ) -> None:
-    compared = setup.real if setup.given else None
-    inputs = writer.inputs | _judging(subject)
-    inputs["real"] = None if compared is None else digest_of([compared])
+    settings, judge, name = subject.settings, subject.judge, _name(setup, writer)
+    inputs = writer.inputs | _judging(subject) | {"real": real and real.inputs}
 
     def compute() -> Json:
         judged = judged_texts(subject, record, setup, writer)
-        assert judged.nfe is not None
-        result = writer.facts | {
-            "setup": setup.name,
-            "nfe": float(judged.nfe.mean()),
-            "length": setup.length,
-        }
-        result |= _quality(subject, judged, setup.given)
-        if compared is not None and subject.judge is not None:
-            result |= _mauve(subject, subject.judge, judged, real())
-        texts = _texts(judged, writer.model)
-        record.write_texts(_name(setup, writer), texts)
-        return result | {"examples": [text["text"] for text in texts[:EXAMPLES] if "text" in text]}
+        result = writer.facts | {"setup": setup.name, "length": setup.length}
+        result |= {"nfe": float(judged.nfe.mean()), **judged.reading.facts}
+        if judge is not None:
+            result["first_token"] = settings.first_token
+        texts, scores = judged.reading.texts, judged.scores
+        result |= quality(texts, scores, seed=settings.seed, given=setup.given)
+        if real is not None and judge is not None:
+            result |= _mauve(subject, judge, judged, judged_texts(subject, record, setup, real))
+        lines = _lines(judged, writer.model)
+        record.write_texts(name, lines)
+        return result | {"examples": [line["text"] for line in lines[:EXAMPLES] if "text" in line]}
 
-    result = record.item(_name(setup, writer), inputs, compute)
-    record.log(_line(f"{setup.name}, {writer.name}", result))
-
-
-def _real_item(subject: Subject, record: Record, setup: Setup, real: Callable[[], Judged]) -> None:
-    assert setup.real is not None
-
-    def compute() -> Json:
-        facts = {"kind": "real", "setup": setup.name, "source": held_out_name(subject)}
-        return facts | {"length": setup.length} | _quality(subject, real(), setup.given)
-
-    name = f"generation/{setup.name}/real_text"
-    inputs = {"texts": digest_of([setup.real]), "given": setup.given, **_judging(subject)}
-    record.log(_line(f"{setup.name}, real text", record.item(name, inputs, compute)))
-
-
-def _quality(subject: Subject, judged: Judged, given: int) -> Json:
-    settings, facts = subject.settings, judged.reading.facts
-    if judged.scores is not None:
-        facts = facts | {"first_token": settings.first_token}
-    return facts | quality(judged.reading.texts, judged.scores, seed=settings.seed, given=given)
+    record.log(_said(f"{setup.name}, {writer.name}", record.item(name, inputs, compute)))
 
 
 def _mauve(subject: Subject, judge: CausalModel, written: Judged, real: Judged) -> Json:
     """MAUVE of generated against real texts, prompts included, on the judge's features."""
     size = subject.settings.batch_size
-    features = (text_features(judge, j.reading.seen, batch_size=size) for j in (written, real))
-    score = mauve_score(*features, seed=subject.settings.seed)
+    ours, theirs = (text_features(judge, j.reading.seen, batch_size=size) for j in (written, real))
+    score = mauve_score(ours, theirs, MauveConfig(subject.settings.seed))
     return {
         "mauve": score.value,
         "mauve_buckets": len(score.p),
@@ -261,6 +205,15 @@ def _mauve(subject: Subject, judge: CausalModel, written: Judged, real: Judged) 
 
 def _name(setup: Setup, writer: Writer) -> str:
     return f"generation/{setup.name}/{writer.name}"
+
+
+def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
+    facts = {"kind": "real", "source": held_out_name(subject)}
+    inputs = {"texts": digest_of([real]), "given": setup.given}
+    nothing_called = np.full(len(real), np.nan)
+    return Writer(
+        "real_text", subject.model, [lambda: Written(real, nothing_called)], facts, inputs
+    )
 
 
 def _drawn(subject: Subject, setup: Setup, model: Model | CausalModel, start: np.ndarray) -> Json:
@@ -284,19 +237,19 @@ def _judging(subject: Subject) -> Json:
     }
 
 
-def _texts(judged: Judged, model: Model | CausalModel) -> list[Json]:
-    texts = []
+def _lines(judged: Judged, model: Model | CausalModel) -> list[Json]:
+    lines = []
     for index, row in enumerate(judged.tokens):
-        text: Json = {"tokens": row.tolist()}
+        line: Json = {"tokens": row.tolist()}
         if model.tokenizer is not None:
-            text["text"] = model.tokenizer.decode(row)
+            line["text"] = model.tokenizer.decode(row)
         if judged.scores is not None:
-            text["nll_per_token"] = float(judged.scores.per_token[index])
-        texts.append(text)
-    return texts
+            line["nll_per_token"] = float(judged.scores.per_token[index])
+        lines.append(line)
+    return lines
 
 
-def _line(title: str, result: Json) -> str:
+def _said(title: str, result: Json) -> str:
     """Perplexity is never said without entropy."""
     parts = []
     if "gen_ppl" in result:
@@ -305,6 +258,6 @@ def _line(title: str, result: Json) -> str:
     parts.append(f"entropy {result['entropy']:.3f}")
     if result.get("mauve") is not None:
         parts.append(f"MAUVE {result['mauve']:.3f}")
-    if "nfe" in result:
+    if result["nfe"] is not None:
         parts.append(f"{result['nfe']:.1f} network calls")
-    return f"  {title}: {', '.join(parts)}"
+    return f"  {title.replace('_', ' ')}: {', '.join(parts)}"

@@ -2,18 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from sdtt_jax.config import to_mapping
-from sdtt_jax.evaluation.latency import (
-    Latency,
-    Timing,
-    causal_latency,
-    causal_of_same_size,
-    sampler_latency,
-)
+from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.evaluation.latency import Timing, causal_of_same_size, measure_latency
 from sdtt_jax.evaluation.record import Json, Record, environment
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.keys import purpose_key
@@ -29,64 +24,58 @@ class Racer(NamedTuple):
 
     Attributes:
       name: of its items.
+      load: gives the model when it is needed.
+      config: a denoiser's sampler; None for a causal model.
       facts: of the results.
       inputs: what determines them.
-      measure: times a batch.
     """
 
     name: str
+    load: Callable[[], Model | CausalModel]
+    config: SamplerConfig | None
     facts: Json
     inputs: Json
-    measure: Callable[[Timing], Latency]
 
 
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not timed again, unless on another device."""
     settings = subject.settings
-    runners = racers(subject)
+    key = purpose_key(settings.seed, "evaluate.latency")
+    runners = racers(subject, key)
     for batch in settings.latency_batches:
         rows = full_batch(batch, subject.model.mesh)
         timing = Timing(rows, subject.length, settings.repeats, settings.latency_budget_s)
         for racer in runners:
-            _item(record, racer, batch, timing)
+            _item(record, racer, key, batch, timing)
 
 
-def racers(subject: Subject) -> list[Racer]:
+def racers(subject: Subject, key: jax.Array) -> list[Racer]:
     """The causal model of the denoiser's size, the baseline if it has another one, and the sampler."""
     settings, model, baseline = subject.settings, subject.model, subject.baseline
-    key = purpose_key(settings.seed, "evaluate.latency")
     common = {"compute_dtype": model.identity["compute_dtype"], "environment": _machine()}
 
-    def causal(
-        name: str, what: str, network: Autoregressive, load: Callable[[], CausalModel]
-    ) -> Racer:
+    def causal(name: str, what: str, config: Any, load: Callable[[], CausalModel]) -> Racer:
         facts = {"kind": "autoregressive", "what": what}
-        inputs = common | {"network": to_mapping(network.config)}
-        return Racer(name, facts, inputs, lambda timing: causal_latency(load(), key, timing))
+        return Racer(name, load, None, facts, common | {"network": to_mapping(config)})
 
     if isinstance(model, CausalModel):
-        return [causal("autoregressive", "the model itself", model.network, lambda: model)]
-    network = make_autoregressive(causal_of_same_size(model.config))
-    fresh = functools.cache(functools.partial(_fresh, network, key, model))
-    result = [causal("autoregressive", "as large as the denoiser, not trained", network, fresh)]
-    if baseline is not None and baseline.config != network.config:
-        result.append(causal("baseline", "the baseline", baseline.network, lambda: baseline))
+        return [causal("autoregressive", "the model itself", model.config, lambda: model)]
+    config = causal_of_same_size(model.config)
+    fresh = functools.cache(functools.partial(_fresh, make_autoregressive(config), key, model))
+    result = [causal("autoregressive", "as large as the denoiser, not trained", config, fresh)]
+    if baseline is not None and baseline.config != config:
+        result.append(causal("baseline", "the baseline", baseline.config, lambda: baseline))
+    own = common | {"model": model.identity["digest"], "seed": settings.seed}
     for num_steps in settings.latency_steps:
-        config = settings.sampler(num_steps)
-        inputs = common | {
-            "model": model.identity["digest"],
-            "sampler": to_mapping(config),
-            "seed": settings.seed,
-        }
-        facts = {"kind": "diffusion", "num_steps": num_steps}
-        measure = functools.partial(sampler_latency, model, key, config)
-        result.append(Racer(f"steps_{num_steps:04d}", facts, inputs, measure))
+        sampler, facts = settings.sampler(num_steps), {"kind": "diffusion", "num_steps": num_steps}
+        inputs = own | {"sampler": to_mapping(sampler)}
+        result.append(Racer(f"steps_{num_steps:04d}", lambda: model, sampler, facts, inputs))
     return result
 
 
-def _item(record: Record, racer: Racer, batch: int, timing: Timing) -> None:
+def _item(record: Record, racer: Racer, key: jax.Array, batch: int, timing: Timing) -> None:
     def compute() -> Json:
-        measured = racer.measure(timing)
+        measured = measure_latency(racer.load(), key, racer.config, timing)
         return racer.facts | {
             "batch": batch,
             "rows": timing.batch,

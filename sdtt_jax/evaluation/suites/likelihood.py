@@ -8,7 +8,7 @@ import numpy as np
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_ratio, mean
 from sdtt_jax.evaluation.judge import score_texts
-from sdtt_jax.evaluation.likelihood import bound_batches
+from sdtt_jax.evaluation.likelihood import text_bounds
 from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name
@@ -41,7 +41,7 @@ def _bound(
 
     def compute() -> Json:
         key = purpose_key(settings.seed, "evaluate.bound")
-        batches = bound_batches(model, tokens, key, config, batch_size=settings.batch_size)
+        batches = text_bounds(model, tokens, key, config, batch_size=settings.batch_size)
         work = tokens.size * settings.num_maskings // len(batches)
         estimates = []
         for index, batch in tracked(name, batches, tokens=work, shown=processes.is_first()):
