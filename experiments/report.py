@@ -1,12 +1,18 @@
-"""Writes the report of a run again, and the figures of the documentation as files.
+"""Writes the report of a run again, and draws figures to PNG or SVG files.
+
+Perplexity and entropy against the number of steps:
 
   python -m experiments.report --workdir=runs/evening --picture=evening.png
+
+Perplexity and entropy against latency, as experiments.evaluate measured them (--suite=generation,latency):
+
   python -m experiments.report --workdir=runs/demo --race=race.png --batch=8
+
+The figure of experiments.exact:
+
   python -m experiments.report --exact=runs/exact/results.json --picture=exact.png
 
-The first writes runs/evening/report.html, and perplexity and entropy against the number of steps as a
-picture; the second, also perplexity and entropy against latency, from what experiments.evaluate measured
-of the run; the third draws the record of experiments.exact. Pictures are PNG or SVG, by their suffix.
+With --workdir, the run's report.html is written as well.
 """
 
 import json
@@ -72,11 +78,11 @@ def main(argv: Sequence[str]) -> None:
 
 def define_flags() -> None:
     """Defines this program's flags; not on import, so that other programs may use their names."""
-    flags.DEFINE_string("workdir", None, "The run whose report.html is written.")
-    flags.DEFINE_string("exact", None, "The results.json of experiments.exact, instead of a run.")
-    flags.DEFINE_string("picture", None, "File to draw the main figure to.")
-    flags.DEFINE_string("race", None, "File to draw quality against latency to.")
-    flags.DEFINE_integer("batch", 1, "Texts at once, in the figure of --race.", lower_bound=1)
+    flags.DEFINE_string("workdir", None, "The run to report on; its report.html is written.")
+    flags.DEFINE_string("exact", None, "A results.json of experiments.exact; instead of --workdir.")
+    flags.DEFINE_string("picture", None, "Draw the main figure to this file, .png or .svg.")
+    flags.DEFINE_string("race", None, "Draw quality against latency to this file, .png or .svg.")
+    flags.DEFINE_integer("batch", 1, "The batch size that --race shows.", lower_bound=1)
 
 
 if __name__ == "__main__":

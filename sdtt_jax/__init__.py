@@ -35,6 +35,7 @@ _MODULES = {
     ),
     "sdtt_jax.model.causal": ("CausalModel",),
     "sdtt_jax.model.masked": ("Model",),
+    "sdtt_jax.parallel.placement": ("unbox",),
     "sdtt_jax.objectives": ("distill_loss", "judge_loss", "teacher_loss"),
     "sdtt_jax.networks": ("CausalConfig", "Denoiser", "DenoiserConfig"),
 }
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from sdtt_jax.objectives import distill_loss as distill_loss
     from sdtt_jax.objectives import judge_loss as judge_loss
     from sdtt_jax.objectives import teacher_loss as teacher_loss
+    from sdtt_jax.parallel.placement import unbox as unbox
 
 
 def __getattr__(name: str) -> Any:

@@ -54,11 +54,19 @@ MODULES = {
     "sdtt_jax.training.replicas": "sdtt_jax.parallel.replicas",
     "sdtt_jax.training.seal": "sdtt_jax.checkpoints.metadata",
     "sdtt_jax.training.sharding": "sdtt_jax.parallel.mesh and sdtt_jax.parallel.placement",
+    "launch.ahead.chips": "launch.accelerators and launch.ahead.topologies",
     "launch.chaos": "tools.chaos",
     "launch.faults": "tools.faults",
     "launch.fits": "tools.fits",
     "launch.floors": "tools.floors",
+    "launch.pods.accelerators": "launch.accelerators",
     "launch.remat_table": "tools.remat_table",
+}
+
+# Old name in a module that is still there -> what took its place.
+NAMES = {
+    "experiments.settings.JudgeSize": "sdtt_jax.networks.CausalConfig",
+    "experiments.settings.ModelSize": "sdtt_jax.networks.DenoiserConfig",
 }
 
 # Old field of a config dataclass, as "Class.field" -> new field.
@@ -70,6 +78,15 @@ FLAGS: dict[str, str] = {
     "num_samples": "num_maskings",
     "precision": "compute_dtype",
 }
+
+
+def missing_name(module: str, name: str) -> Exception:
+    """What the `__getattr__` of a module raises for a name that it does not have."""
+    now = NAMES.get(f"{module}.{name}")
+    if now is None:
+        return AttributeError(f"module {module!r} has no attribute {name!r}")
+    # `from module import name` would swallow an AttributeError's message.
+    return ImportError(f"{module}.{name} is now {now}.")
 
 
 def field_now(config: type, name: str) -> str | None:

@@ -14,8 +14,8 @@ from absl import flags
 from experiments.cli.app import output_file, run_app, stopwatch
 from experiments.configs.owt_small import SIZES, owt
 from launch.ahead.analysis import Record
-from launch.ahead.chips import compile_only, describe_devices, parse_topology
 from launch.ahead.search import search
+from launch.ahead.topologies import compile_only, describe_devices, parse_topology
 from sdtt_jax.config import choose
 from sdtt_jax.errors import ConfigError
 

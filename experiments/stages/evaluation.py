@@ -19,6 +19,7 @@ from sdtt_jax.evaluation.texts import held_out
 from sdtt_jax.keys import purpose_key, purpose_seed
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
+from sdtt_jax.networks.kinds import kind_of
 from sdtt_jax.parallel import processes
 
 SHOWN_STEPS = (4, 8, 16)
@@ -53,8 +54,8 @@ class Measured(NamedTuple):
 def evaluate(run: Run) -> None:
     """Writes results.json and samples.json; finished items and batches are kept in evaluations/."""
     rounds = _delivered_rounds(run)
-    params = run.delivered(run.workdir.judge, "autoregressive", "evaluate")
-    facts = {"path": str(final(run.workdir.judge)), "kind": "autoregressive", "stage": "judge"}
+    params = run.delivered(run.workdir.judge, run.judge, "evaluate")
+    facts = {"path": str(final(run.workdir.judge)), "kind": kind_of(run.judge), "stage": "judge"}
     judge = CausalModel(params=params, tokenizer=run.tokenizer, facts=facts, network=run.judge)
     teacher = _measure(run, _model(run, 0), judge, baseline=judge)
     students, last = [], None
@@ -99,11 +100,11 @@ def _delivered_rounds(run: Run) -> list[int]:
 def _model(run: Run, number: int) -> Model:
     """The student of a round, or the first teacher as round 0."""
     folder = run.workdir.round(number) if number else run.workdir.teacher
-    facts: Json = {"path": str(final(folder)), "kind": "denoiser", "stage": "teacher"}
+    facts: Json = {"path": str(final(folder)), "kind": kind_of(run.denoiser), "stage": "teacher"}
     if number:
         facts |= {"stage": "distill", "round": number, "dt": round_dt(run.config.distill, number)}
     return Model(
-        params=run.delivered(folder, "denoiser", "evaluate"),
+        params=run.delivered(folder, run.denoiser, "evaluate"),
         tokenizer=run.tokenizer,
         facts=facts,
         denoiser=run.denoiser,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import ml_collections
 
-from launch.pods.accelerators import Accelerator, find
+from launch.accelerators import Accelerator, find
 from sdtt_jax.config import at_least, positive, require, to_mapping
 
 _DNS_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
 
 
-def causal_nll(model: Autoregressive, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
+def causal_nll(model: CausalNetwork, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
     """-log p of every token given BOS and the tokens before it: `[batch, length]` float32.
 
     Values only: differentiating it raises; train on `causal_loss`.
@@ -31,7 +31,7 @@ def causal_nll(model: Autoregressive, params: Any, tokens: jax.Array, bos_id: in
     )
 
 
-def causal_loss(model: Autoregressive, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
+def causal_loss(model: CausalNetwork, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
     """The sum of `causal_nll`, to train on: `[]` float32."""
     total, _ = weighted_loss(
         model.logits,
@@ -46,7 +46,7 @@ def causal_loss(model: Autoregressive, params: Any, tokens: jax.Array, bos_id: i
 
 
 def _preceding_hidden(
-    model: Autoregressive, params: Any, tokens: jax.Array, bos_id: int
+    model: CausalNetwork, params: Any, tokens: jax.Array, bos_id: int
 ) -> jax.Array:
     """At each position the state that has seen BOS and the tokens before it: `[batch, length, embed]`."""
     inputs = jnp.concatenate([jnp.full_like(tokens[:, :1], bos_id), tokens[:, :-1]], axis=1)

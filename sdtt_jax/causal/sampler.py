@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from sdtt_jax.config import at_least, require
 from sdtt_jax.keys import at_step
 from sdtt_jax.networks.cache import KVCache
-from sdtt_jax.networks.causal import Autoregressive, Params
+from sdtt_jax.networks.causal import CausalNetwork, Params
 from sdtt_jax.ops.categorical import check_filters, draw, filter_logits
 
 
@@ -19,7 +19,7 @@ class _Carry(NamedTuple):
 
 
 def generate(
-    model: Autoregressive,
+    model: CausalNetwork,
     params: Params,
     key: jax.Array,
     *,
@@ -70,7 +70,7 @@ def next_token(
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
 def _generate(
-    model: Autoregressive,
+    model: CausalNetwork,
     params: Params,
     key: jax.Array,
     prompt: jax.Array,

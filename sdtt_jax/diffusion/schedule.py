@@ -65,7 +65,13 @@ class Schedule:
 
 
 def make_schedule(config: ScheduleConfig | None = None) -> Schedule:
-    """The noise schedule that `config` describes (None: log-linear)."""
+    """The noise schedule that `config` describes; None is log-linear, `alpha_t = 1 - (1 - eps) t`.
+
+    Example:
+      >>> schedule = make_schedule(ScheduleConfig(kind="linear", sigma_min=0.0, sigma_max=2.0))
+      >>> float(schedule.sigma(jnp.float32(0.5)))
+      1.0
+    """
     config = config or ScheduleConfig()
     # The constants are computed now even under `jit`: a schedule must not hold a trace's values.
     with jax.ensure_compile_time_eval():

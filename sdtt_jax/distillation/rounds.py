@@ -49,7 +49,11 @@ class DistillConfig:
 def round_dt(config: DistillConfig, round: int) -> float:
     """The teacher's step `dt` in a round, counted from 1: `k^(round - 1) / teacher_num_steps`.
 
-    Capped so that the student's step, `k dt`, is at most `1 / min_num_steps`.
+    Capped so that the student's step, `k dt`, is at most `1 / min_num_steps` (arXiv 2410.21035, algorithm 2).
+
+    Example:
+      >>> [1 / round_dt(DistillConfig(), round) for round in (1, 2, 7)]
+      [1024.0, 512.0, 16.0]
     """
     k = config.num_distill_steps
     grown = k ** (round - 1) / config.teacher_num_steps

@@ -34,7 +34,7 @@ from sdtt_jax.evaluation.continuations import (
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.head_loss import selected_losses
 
 # Called with the rows done and the rows in all.
@@ -301,7 +301,7 @@ def _hit_batch(diffusion: MaskedDiffusion, params: Any, index: jax.Array, rows: 
 
 
 @functools.partial(jax.jit, static_argnames="network")
-def _causal_batch(network: Autoregressive, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
+def _causal_batch(network: CausalNetwork, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
     del index
     inputs, targets = rows.tokens[:, :-1], rows.tokens[:, 1:]
     values = selected_losses(

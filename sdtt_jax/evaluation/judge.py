@@ -15,7 +15,7 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.prompts import text_lengths
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.head_loss import selected_losses
 
 # Rows are padded to a multiple of it, so that texts of nearly the same length share one compiled program.
@@ -221,7 +221,7 @@ def token_nll(model: CausalModel, rows: Rows, batch_size: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="network")
-def _token_nll(network: Autoregressive, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
+def _token_nll(network: CausalNetwork, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
     del index
     return selected_losses(
         network.logits,

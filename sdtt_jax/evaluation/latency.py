@@ -12,7 +12,6 @@ from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.parallel.placement import place_batch, place_whole
 
 
@@ -100,10 +99,3 @@ def measure_latency(
         jax.block_until_ready(program(model.params, key, rows))
         seconds.append(time.perf_counter() - began)
     return Latency(compile_s, tuple(seconds), int(calls))
-
-
-def causal_of_same_size(config: DenoiserConfig) -> CausalConfig:
-    """The causal transformer with the denoiser's layers, width, heads, vocabulary and compute dtype."""
-    shared = {field.name for field in dataclasses.fields(CausalConfig)}
-    sizes = dataclasses.asdict(config)
-    return CausalConfig(**{name: value for name, value in sizes.items() if name in shared})

@@ -20,7 +20,7 @@ from scipy.special import rel_entr
 from sdtt_jax.config import positive, require, within
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 
 # The mixtures' weights keep this far from 0 and 1, where a KL may be infinite.
 WEIGHT_MARGIN = 1e-6
@@ -70,7 +70,7 @@ class Mauve(NamedTuple):
 # Compiled once per network: real text and every set of samples are of one shape.
 @functools.partial(jax.jit, static_argnames="network")
 def _feature_batch(
-    network: Autoregressive, params: Any, index: jax.Array, batch: jax.Array
+    network: CausalNetwork, params: Any, index: jax.Array, batch: jax.Array
 ) -> jax.Array:
     del index
     tokens, last = batch[:, :-1], batch[:, -1]

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,14 @@ from sdtt_jax.interchange.hub import fetch
 from sdtt_jax.interchange.layouts import is_published, open_published, published_params
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.networks import CausalConfig, DenoiserConfig, make_denoiser
-from sdtt_jax.networks.causal import Autoregressive, make_autoregressive
-from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.networks import CausalNetwork
+from sdtt_jax.networks.kinds import KINDS, kind_of, stored_kind
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import place as place_pieces
 from sdtt_jax.parallel.placement import tree_shardings
 from sdtt_jax.paths import absolute, as_path, is_remote
 
 FINAL = "final"
-# Kind of model, as stored in the facts: how its network is made, and from which config.
-NETWORKS: dict[str, tuple[Callable[[Any], Any], Any]] = {
-    "denoiser": (make_denoiser, DenoiserConfig),
-    "autoregressive": (make_autoregressive, CausalConfig),
-    "gpt2": (make_gpt2, GPT2Config),
-}
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -149,14 +141,14 @@ def _own(path: Path, mesh: Mesh | None, compute_dtype: str | None) -> Model | Ca
 
 
 def _network(folder: Path, facts: dict[str, Any], compute_dtype: str | None) -> Any:
-    kind = facts.get("kind")
-    if kind not in NETWORKS:
+    kind = stored_kind(facts.get("kind"))
+    if kind is None:
         raise CheckpointError(
-            f"{folder} holds {kind or 'no model of this library'}; give a round, a teacher, a judge, or a "
-            "run's directory."
+            f"{folder} holds {facts.get('kind') or 'no model of this library'}; give a round, a teacher, a "
+            "judge, or a run's directory."
         )
-    make, config_type = NETWORKS[kind]
-    return make(_computing(from_mapping(config_type, facts["model"], "model"), compute_dtype))
+    config = from_mapping(KINDS[kind].config, facts["model"], "model")
+    return KINDS[kind].network(_computing(config, compute_dtype))
 
 
 def _published(
@@ -167,8 +159,8 @@ def _published(
     compute_dtype: str | None,
 ) -> Model | CausalModel:
     published = open_published(path, config_path)
-    kind, config = published.layout.kind, published.config
-    network = NETWORKS[kind][0](_computing(config, compute_dtype))
+    config = published.config
+    network = KINDS[published.layout.kind].network(_computing(config, compute_dtype))
     places: dict[tuple[str, ...], Any] = {}
     if mesh is not None:
         leaves = jax.tree_util.tree_leaves_with_path(_shardings(network, mesh))
@@ -182,7 +174,6 @@ def _published(
         return jax.block_until_ready(placed)
 
     facts = {
-        "kind": kind,
         "path": where,
         "schedule": to_mapping(ScheduleConfig()),
         "published_config": dict(published.stored),
@@ -197,7 +188,8 @@ def _published(
 def _model(
     network: Any, params: Any, tokenizer: Tokenizer | None, facts: dict[str, Any]
 ) -> Model | CausalModel:
-    if isinstance(network, Autoregressive):
+    facts = facts | {"kind": kind_of(network)}
+    if isinstance(network, CausalNetwork):
         return CausalModel(params=params, tokenizer=tokenizer, facts=facts, network=network)
     return Model(
         params=params,

@@ -76,7 +76,7 @@ class Layout:
     """How a kind of network is published.
 
     Attributes:
-      kind: of our network, as the metadata of checkpoints call it.
+      kind: of our network, one of `sdtt_jax.networks.kinds.KINDS`.
       anchor: name, without prefix, of a tensor that tells this layout from the others.
       prefixes: what all names may begin with; the first under which the anchor stands is taken.
       config: the config of our network, given the tensors, their prefix, the stored config, and the

@@ -21,8 +21,6 @@ log-l1   E sum |log q - log p|          medians, bent by sum q = 1
 Each function's docstring says how it is solved. NumPy float64 throughout.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -74,7 +72,7 @@ def subset_weights(length: int, masked: int, dt: float) -> Array:
 
 
 def target_atoms(teacher: Array, dt: float) -> Iterator[Atoms]:
-    """Every target a position can get, with its probability, pattern by pattern.
+    """All targets that a position can get, with their probabilities, pattern by pattern.
 
     For m masked positions there are (V + 1)^(m - 1) atoms: each of the other masked positions
     stays masked or becomes one of V tokens. What the position itself would show after the step
@@ -110,7 +108,7 @@ def target_atoms(teacher: Array, dt: float) -> Iterator[Atoms]:
 
 
 def round_optimum(teacher: Array, dt: float, divergence: str) -> Array:
-    """What a student without limits becomes in one round.
+    """The predictions of a student of unlimited capacity after one round.
 
     Args:
       teacher: [states, L, V] predictions, positive at masked positions, one-hot elsewhere.
@@ -132,7 +130,7 @@ def round_optimum(teacher: Array, dt: float, divergence: str) -> Array:
 
 def expected_divergence(student: Array, teacher: Array, dt: float, divergence: str) -> Array:
     """The round's expected loss at each state and position: [states, L], zero where unmasked."""
-    _solver(divergence)  # its complaint about an unknown name
+    _solver(divergence)  # raises if the name is unknown
     loss = np.zeros(student.shape[:2])
     for atoms in target_atoms(teacher, dt):
         own = student[atoms.states, atoms.position][:, None, :]

@@ -30,7 +30,7 @@ from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.laboratory import world as exact_world
 from sdtt_jax.laboratory.world import Array, World
 from sdtt_jax.networks.config import DenoiserConfig
-from sdtt_jax.networks.denoiser import Denoiser, make_denoiser
+from sdtt_jax.networks.denoiser import Denoiser
 from sdtt_jax.objectives import distill_loss
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
@@ -157,7 +157,7 @@ class Laboratory:
 
     def __init__(self, world: World, config: StudentConfig, progress: ProgressFactory):
         self.world, self.config, self.progress = world, config, progress
-        network = make_denoiser(
+        network = Denoiser(
             DenoiserConfig(
                 vocab_size=world.vocab_size,
                 length=world.length,

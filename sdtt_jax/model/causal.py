@@ -14,7 +14,7 @@ from sdtt_jax.causal.sampler import generate
 from sdtt_jax.config import positive
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import TransformerConfig
 
 
@@ -26,7 +26,7 @@ class CausalModel(Loaded):
       network: the network, as pure functions.
     """
 
-    network: Autoregressive
+    network: CausalNetwork
 
     @property
     def config(self) -> TransformerConfig:
@@ -113,11 +113,11 @@ class CausalModel(Loaded):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(network: Autoregressive, params: Any, tokens: jax.Array) -> jax.Array:
+def _logits(network: CausalNetwork, params: Any, tokens: jax.Array) -> jax.Array:
     logits = network.logits(params, network.hidden(params, tokens))
     return logits[..., : network.config.vocab_size]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _score(network: Autoregressive, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
+def _score(network: CausalNetwork, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
     return causal_nll(network, params, tokens, bos_id).mean(axis=-1)

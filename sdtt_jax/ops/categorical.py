@@ -31,6 +31,10 @@ def filter_logits(
 
     Returns:
       `[..., vocab]` float32, `NEG_INFINITY` where an entry was dropped.
+
+    Example:
+      >>> filter_logits(jnp.array([1.0, 3.0, 2.0]), top_k=2) > NEG_INFINITY
+      Array([False,  True,  True], dtype=bool)
     """
     vocab = logits.shape[-1]
     if temperature == 0.0:
@@ -68,6 +72,11 @@ def draw(key: jax.Array, logits: jax.Array) -> jax.Array:
 
     Returns:
       `[...]` int32.
+
+    Example:
+      >>> logits = jnp.log(jnp.array([[1.0, 3.0]] * 10_000))
+      >>> f"{draw(jax.random.key(0), logits).mean():.2f}"
+      '0.75'
     """
     vocab = logits.shape[-1]
     if vocab <= BLOCK**2 // 16:

@@ -17,15 +17,17 @@ from sdtt_jax.evaluation.judge import (
     same_tokens,
     score_texts,
 )
-from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from tests.worlds import as_causal, noisy_params
 
 SEEN = 8
-NETWORK = make_gpt2(GPT2Config(vocab_size=11, length=SEEN, num_layers=1, embed_dim=8, num_heads=2))
+NETWORK = GPT2Network(
+    GPT2Config(vocab_size=11, length=SEEN, num_layers=1, embed_dim=8, num_heads=2)
+)
 PARAMS = noisy_params(NETWORK, 0)
 BOS = 10
 JUDGE = as_causal(NETWORK, PARAMS, SimpleNamespace(bos_id=BOS))
-GPT2 = make_gpt2(GPT2Config(vocab_size=50_257, length=8, num_layers=1, embed_dim=8, num_heads=2))
+GPT2 = GPT2Network(GPT2Config(vocab_size=50_257, length=8, num_layers=1, embed_dim=8, num_heads=2))
 RNG = np.random.default_rng(0)
 TEXTS = [RNG.integers(0, 11, n, dtype=np.int32) for n in (5, 8, 1, 3, 7)]
 

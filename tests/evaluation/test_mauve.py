@@ -15,7 +15,7 @@ from sdtt_jax.evaluation.mauve import (
     text_features,
 )
 from sdtt_jax.networks import CausalConfig
-from sdtt_jax.networks.causal import make_autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from tests.worlds import as_causal, noisy_params
 
 
@@ -124,7 +124,7 @@ def test_buckets_are_of_directions_not_of_lengths():
 
 @pytest.fixture(scope="module")
 def judge():
-    model = make_autoregressive(
+    model = CausalNetwork(
         CausalConfig(vocab_size=7, length=6, num_layers=1, embed_dim=8, num_heads=2)
     )
     return as_causal(model, noisy_params(model, 0, spread=0.7))

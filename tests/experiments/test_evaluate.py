@@ -22,7 +22,7 @@ from sdtt_jax.evaluation.suites import SUITES, cloze, generation
 from sdtt_jax.evaluation.texts import held_out
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model import batches
-from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from tests.experiments.processes import call
 from tests.sharing import once, virtual_devices
 from tests.worlds import as_causal, noisy_params
@@ -63,12 +63,12 @@ def _make(folder):
     root = folder / "run"
     with open_run(config_dict(config), root) as run:
         run_stages(run, ["data"])
-        for path, network, kind, facts in (
-            (run.workdir.teacher, run.denoiser, "denoiser", {"stage": "teacher"}),
-            (run.workdir.round(1), run.denoiser, "denoiser", {"stage": "distill", "round": 1}),
-            (run.workdir.judge, run.judge, "autoregressive", {"stage": "judge"}),
+        for path, network, facts in (
+            (run.workdir.teacher, run.denoiser, {"stage": "teacher"}),
+            (run.workdir.round(1), run.denoiser, {"stage": "distill", "round": 1}),
+            (run.workdir.judge, run.judge, {"stage": "judge"}),
         ):
-            run.deliver(path, noisy_params(network, 0), kind, **facts)
+            run.deliver(path, network, noisy_params(network, 0), **facts)
     return str(root)
 
 
@@ -322,7 +322,7 @@ def test_held_out_text_that_is_nowhere_is_named_by_its_flag(evaluated):
 
 def _gpt2_judge():
     sizes = {"length": 64, "num_layers": 1, "embed_dim": 8, "num_heads": 2}
-    network = make_gpt2(GPT2Config(vocab_size=50_257, **sizes))
+    network = GPT2Network(GPT2Config(vocab_size=50_257, **sizes))
     tokenizer = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
     return as_causal(network, noisy_params(network, 0), tokenizer)
 

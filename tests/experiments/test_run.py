@@ -101,14 +101,14 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path, corpus):
     with open_run(_config(corpus), tmp_path / "run") as run:
         shapes = unbox(jax.eval_shape(run.denoiser.init, jax.random.key(0)))
         params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        run.deliver(run.workdir.teacher, params, "denoiser", stage="teacher")
-        run.delivered(run.workdir.teacher, "denoiser", "distill")
+        run.deliver(run.workdir.teacher, run.denoiser, params, stage="teacher")
+        run.delivered(run.workdir.teacher, run.denoiser, "distill")
         with pytest.raises(CheckpointError, match="teacher/final"):
-            run.delivered(run.workdir.teacher, "autoregressive", "evaluate")
+            run.delivered(run.workdir.teacher, run.judge, "evaluate")
         deeper = dataclasses.replace(run.config.model, num_layers=3)
         other = dataclasses.replace(run, config=dataclasses.replace(run.config, model=deeper))
         with pytest.raises(CheckpointError, match="teacher/final"):
-            other.delivered(run.workdir.teacher, "denoiser", "distill")
+            other.delivered(run.workdir.teacher, other.denoiser, "distill")
 
 
 ENTRY = {"gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "nfe"}

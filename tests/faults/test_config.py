@@ -85,8 +85,8 @@ def test_row_24_other_data(tmp_path):
     with open_run(config, tmp_path / "run") as run:
         shapes = unbox(jax.eval_shape(run.denoiser.init, jax.random.key(0)))
         params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        run.deliver(run.workdir.teacher, params, "denoiser", stage="teacher")
-        run.delivered(run.workdir.teacher, "denoiser", "distill")
+        run.deliver(run.workdir.teacher, run.denoiser, params, stage="teacher")
+        run.delivered(run.workdir.teacher, run.denoiser, "distill")
         before = facts(run, training(run, "judge"))
     corpus.write_text(TEXT * 100 + TEXT.replace("fox", "cat") * 100)
     shutil.rmtree(tmp_path / "run" / "data")
@@ -94,7 +94,7 @@ def test_row_24_other_data(tmp_path):
     with open_run(config, tmp_path / "run") as run:
         run_stages(run, ["data"])
         with pytest.raises(MismatchError, match=r"teacher/final was trained on other data than"):
-            run.delivered(run.workdir.teacher, "denoiser", "distill")
+            run.delivered(run.workdir.teacher, run.denoiser, "distill")
         after = facts(run, training(run, "judge"))
     assert before.pop("data") != after.pop("data")
     assert before == after

@@ -10,9 +10,9 @@ from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange.layouts import published_params, recognised
 from sdtt_jax.interchange.renaming import Stored, write_params
 from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER, HUB_PREFIX, NESTED_PREFIX
-from sdtt_jax.networks.causal import make_autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import CausalConfig, DenoiserConfig
-from sdtt_jax.networks.denoiser import make_denoiser
+from sdtt_jax.networks.denoiser import Denoiser
 
 LENGTH = 32
 SIZES = {"vocab_size": 200, "length": 8, "num_layers": 3, "embed_dim": 24, "num_heads": 2}
@@ -73,7 +73,7 @@ def test_both_layouts_of_one_model_give_the_same_parameters(golden, teacher):
 @pytest.mark.parametrize("prefix", [HUB_PREFIX, NESTED_PREFIX, ""])
 def test_our_denoiser_survives_export_and_import(prefix):
     config = DenoiserConfig(**SIZES, cond_dim=6, time_conditioned=True)
-    params = _randomised(make_denoiser(config))
+    params = _randomised(Denoiser(config))
     tensors = write(DENOISER, config, params, prefix)
     again, back = read(DENOISER, tensors, length=8, time_conditioning=True)
     assert again == config
@@ -86,7 +86,7 @@ def test_our_denoiser_survives_export_and_import(prefix):
 
 def test_our_autoregressive_model_survives_export_and_import():
     config = CausalConfig(**SIZES)
-    params = _randomised(make_autoregressive(config))
+    params = _randomised(CausalNetwork(config))
     again, back = read(CAUSAL, write(CAUSAL, config, params), length=8)
     assert again == config
     jax.tree.map(np.testing.assert_array_equal, back["blocks"], params["blocks"])

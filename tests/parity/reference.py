@@ -13,7 +13,7 @@ from sdtt_jax.interchange.layouts import published_params, recognised
 from sdtt_jax.interchange.renaming import Stored
 from sdtt_jax.interchange.safetensors import Tensors
 from sdtt_jax.interchange.tables.reference import DENOISER
-from sdtt_jax.networks.denoiser import Denoiser, make_denoiser
+from sdtt_jax.networks.denoiser import Denoiser
 
 # The reference's own default: log-linear with eps 1e-3.
 SCHEDULE: Schedule = make_schedule()
@@ -49,7 +49,7 @@ def network(folder: Path, name: str) -> Network:
     tensors = Tensors(folder / f"{name}.safetensors")
     published = recognised(DENOISER, tensors, Stored({"length": length}))
     params = jax.tree.map(jax.numpy.asarray, published_params(published))
-    return Network(make_denoiser(published.config), params)
+    return Network(Denoiser(published.config), params)
 
 
 def target_files(folder: Path) -> list[str]:

@@ -15,8 +15,8 @@ from sdtt_jax.interchange.layouts import published_params, recognised
 from sdtt_jax.interchange.renaming import Stored
 from sdtt_jax.interchange.safetensors import Tensors
 from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
-from sdtt_jax.networks.causal import make_autoregressive
-from sdtt_jax.networks.denoiser import make_denoiser
+from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.networks.denoiser import Denoiser
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -30,7 +30,7 @@ def _denoiser_logits(folder, name, tokens, sigma, *, time_conditioned=False):
     tensors = Tensors(folder / f"{name}.safetensors")
     published = recognised(DENOISER, tensors, Stored(stored))
     params = published_params(published)
-    model = make_denoiser(published.config)
+    model = Denoiser(published.config)
 
     @jax.jit
     def logits(params, tokens, sigma):
@@ -96,7 +96,7 @@ def test_autoregressive_log_probabilities_and_nll(reference_golden):
     stored = Stored({"length": _settings(reference_golden)["model"]["length"]})
     published = recognised(CAUSAL, Tensors(reference_golden / "ar_hub.safetensors"), stored)
     config, params = published.config, published_params(published)
-    model = make_autoregressive(config)
+    model = CausalNetwork(config)
     with np.load(reference_golden / "ar_forward.npz") as file:
         expected, tokens, nll = file["logits"], file["tokens"], file["nll"]
 

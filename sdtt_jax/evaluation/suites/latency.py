@@ -8,13 +8,14 @@ import jax
 
 from sdtt_jax.config import to_mapping
 from sdtt_jax.diffusion.sampler import SamplerConfig
-from sdtt_jax.evaluation.latency import Timing, causal_of_same_size, measure_latency
+from sdtt_jax.evaluation.latency import Timing, measure_latency
 from sdtt_jax.evaluation.record import Json, Record, environment
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.networks.causal import Autoregressive, make_autoregressive
+from sdtt_jax.networks import CausalConfig, CausalNetwork
+from sdtt_jax.networks.config import of_same_size
 from sdtt_jax.parallel.mesh import RULES, full_batch
 from sdtt_jax.parallel.placement import tree_shardings, unbox
 
@@ -60,8 +61,8 @@ def racers(subject: Subject, key: jax.Array) -> list[Racer]:
 
     if isinstance(model, CausalModel):
         return [causal("autoregressive", "the model itself", model.config, lambda: model)]
-    config = causal_of_same_size(model.config)
-    fresh = functools.cache(functools.partial(_fresh, make_autoregressive(config), key, model))
+    config = of_same_size(CausalConfig, model.config)
+    fresh = functools.cache(functools.partial(_fresh, CausalNetwork(config), key, model))
     result = [causal("autoregressive", "as large as the denoiser, not trained", config, fresh)]
     if baseline is not None and baseline.config != config:
         result.append(causal("baseline", "the baseline", baseline.config, lambda: baseline))
@@ -107,7 +108,7 @@ def _machine() -> Json:
     }
 
 
-def _fresh(network: Autoregressive, key: jax.Array, beside: Model) -> CausalModel:
+def _fresh(network: CausalNetwork, key: jax.Array, beside: Model) -> CausalModel:
     """A model as training begins with it: how long a call takes does not depend on the parameters."""
     shardings = None
     if beside.mesh is not None:

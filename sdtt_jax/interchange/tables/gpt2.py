@@ -10,6 +10,7 @@ import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table
+from sdtt_jax.networks import kinds
 from sdtt_jax.networks.gpt2 import GPT2Config
 
 ANCHOR = "wte.weight"
@@ -116,7 +117,7 @@ def _conv(
 
 
 GPT2 = Layout(
-    kind="gpt2",
+    kind=kinds.GPT2,
     anchor=ANCHOR,
     prefixes=("transformer.", ""),
     config=gpt2_config,

@@ -12,6 +12,7 @@ import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table
+from sdtt_jax.networks import kinds
 from sdtt_jax.networks.attention import ROTARY_BASE
 from sdtt_jax.networks.config import CausalConfig, DenoiserConfig, TransformerConfig
 from sdtt_jax.networks.denoiser import TIME_FEATURES
@@ -214,14 +215,14 @@ def _find(config: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 
 DENOISER = Layout(
-    kind="denoiser",
+    kind=kinds.DENOISER,
     anchor=TIME_EMBEDDING,
     prefixes=PREFIXES,
     config=denoiser_config,
     table=denoiser_table,
 )
 CAUSAL = Layout(
-    kind="autoregressive",
+    kind=kinds.CAUSAL,
     anchor=ANCHOR,
     prefixes=PREFIXES,
     config=causal_config,
