@@ -44,7 +44,7 @@ class Measured(NamedTuple):
     def figures(self, name: str) -> Json:
         """Figures of some of the texts, as results.json has them."""
         item = self.record.items[f"generation/unconditional/{name}"]
-        return {figure: item[figure] for figure in FIGURES if item[figure] is not None}
+        return {figure: item[figure] for figure in FIGURES if figure in item}
 
     def perplexity(self, name: str) -> float:
         """Of held-out text."""

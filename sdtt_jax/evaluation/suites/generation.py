@@ -143,7 +143,8 @@ def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer)
     """A writer's texts under the judge; batches and scores that the record has are not computed again."""
     settings, judge, name = subject.settings, subject.judge, _name(setup, writer)
     parts, size = [], len(setup.prompts) * setup.length // len(writer.batches)
-    for index, batch in tracked(name, writer.batches, tokens=size, shown=processes.is_first()):
+    shown = processes.is_first() and writer.facts["kind"] != "real"
+    for index, batch in tracked(name, writer.batches, tokens=size, shown=shown):
 
         def write(batch: Callable[[], Written] = batch) -> dict[str, np.ndarray]:
             return batch()._asdict()
@@ -177,7 +178,9 @@ def _item(
     def compute() -> Json:
         judged = judged_texts(subject, record, setup, writer)
         result = writer.facts | {"setup": setup.name, "length": setup.length}
-        result |= {"nfe": float(judged.nfe.mean()), **judged.reading.facts}
+        if writer.facts["kind"] != "real":
+            result["nfe"] = float(judged.nfe.mean())
+        result |= judged.reading.facts
         if judge is not None:
             result["first_token"] = settings.first_token
         texts, scores = judged.reading.texts, judged.scores
@@ -258,6 +261,6 @@ def _said(title: str, result: Json) -> str:
     parts.append(f"entropy {result['entropy']:.3f}")
     if result.get("mauve") is not None:
         parts.append(f"MAUVE {result['mauve']:.3f}")
-    if result["nfe"] is not None:
+    if "nfe" in result:
         parts.append(f"{result['nfe']:.1f} network calls")
     return f"  {title.replace('_', ' ')}: {', '.join(parts)}"
