@@ -44,7 +44,7 @@ def test_importing_the_package_imports_next_to_nothing():
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert ast.literal_eval(done.stdout) == ["sdtt_jax.renamed"]
+    assert ast.literal_eval(done.stdout) == ["sdtt_jax.renamed", "sdtt_jax.version"]
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -26,6 +26,7 @@ from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import place as place_pieces
 from sdtt_jax.parallel.placement import tree_shardings
 from sdtt_jax.paths import absolute, as_path, is_remote
+from sdtt_jax.trees import flat_leaves
 
 FINAL = "final"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -161,12 +162,9 @@ def _published(
     published = open_published(path, config_path)
     config = published.config
     network = KINDS[published.layout.kind].network(_computing(config, compute_dtype))
-    places: dict[tuple[str, ...], Any] = {}
-    if mesh is not None:
-        leaves = jax.tree_util.tree_leaves_with_path(_shardings(network, mesh))
-        places = {tuple(key.key for key in path): leaf for path, leaf in leaves}
+    places = {} if mesh is None else flat_leaves(_shardings(network, mesh))
 
-    def place(at: tuple[str, ...], value: np.ndarray) -> jax.Array:
+    def place(at: str, value: np.ndarray) -> jax.Array:
         # Of a file that all processes read, each takes the pieces of its devices; `device_put` would first
         # send the whole of it around, to see that all have the same.
         placed = place_pieces(value, places[at]) if places else jax.device_put(value)

@@ -56,7 +56,7 @@ STYLES = {
 
 
 @dataclass(frozen=True)
-class Path:
+class Polyline:
     """A polyline through pixels, or the area within it."""
 
     style: str
@@ -102,7 +102,7 @@ class Text:
         return _element("text", self, self.text, x=self.x, y=self.y, text_anchor=anchor)
 
 
-Mark = Path | Box | Text
+Mark = Polyline | Box | Text
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from sdtt_jax.reporting.drawing import Box, Drawing, Mark, Path, Text
-from sdtt_jax.reporting.figures import Axis, Panel, Row, Rows, Series
+from sdtt_jax.reporting.drawing import Box, Drawing, Mark, Polyline, Text
+from sdtt_jax.reporting.figures import Axis, Panel, Row, RowChart, Series
 from sdtt_jax.reporting.palette import number
 from sdtt_jax.reporting.scales import Scale, linear_ticks, log_ticks, padded, spread
 
@@ -21,7 +21,7 @@ LETTER = 7.5
 """Pixels that a letter of a label is given; the widest of common fonts takes them."""
 
 HEAD, PITCH, BAR_PITCH, BAR, GROUP_GAP = 74.0, 19.0, 54.0, 18.0, 12.0
-"""Of `Rows`: where the axis begins, heights of a row, of one with a bar and of a bar, and the gap
+"""Of `RowChart`: where the axis begins, heights of a row, of one with a bar and of a bar, and the gap
 between groups, in pixels."""
 
 
@@ -61,7 +61,7 @@ def draw_panel(panel: Panel | None, width: float, height: float) -> Drawing | No
     return Drawing(width, height, _shown(marks), panel.description, tuple(tips), "x", (top, bottom))
 
 
-def draw_rows(chart: Rows | None, width: float, *, narrow: bool = False) -> Drawing | None:
+def draw_rows(chart: RowChart | None, width: float, *, narrow: bool = False) -> Drawing | None:
     """Draws rows; the height follows from their number.
 
     Args:
@@ -125,7 +125,7 @@ def _ticks(axis: Axis, scale: Scale) -> Sequence[float]:
 def _y_axis(axis: Axis, y: Scale, left: float, right: float) -> Iterator[Mark]:
     ticks = _ticks(axis, y)
     for tick, text in zip(ticks, tick_texts(ticks), strict=True):
-        yield Path("grid", ((left, y(tick)), (right, y(tick))))
+        yield Polyline("grid", ((left, y(tick)), (right, y(tick))))
         yield Text("tick", left - 7, y(tick) + 4, text, anchor="end")
 
 
@@ -135,12 +135,12 @@ def _x_axis(axis: Axis, x: Scale, left: float, right: float, bottom: float) -> I
     for tick, text in zip(ticks, tick_texts(ticks), strict=True):
         at = x(tick)
         if axis.label:
-            yield Path("tickmark", ((at, bottom), (at, bottom + 4)))
+            yield Polyline("tickmark", ((at, bottom), (at, bottom + 4)))
         if at - last >= TICK_GAP:
             yield Text("tick", at, bottom + 18, text, anchor="middle")
             last = at
     if axis.label:
-        yield Path("baseline", ((left, bottom), (right, bottom)))
+        yield Polyline("baseline", ((left, bottom), (right, bottom)))
         yield Text("axis", (left + right) / 2, bottom + 36, axis.label, anchor="middle")
 
 
@@ -152,7 +152,7 @@ def _backdrop(panel: Panel, y: Scale, left: float, right: float) -> Iterator[Mar
     for series in panel.series:
         if not series.x:
             at = y(series.y[0])
-            yield Path(series.line, ((left, at), (right, at)), series.colour)
+            yield Polyline(series.line, ((left, at), (right, at)), series.colour)
 
 
 def _intervals(series: Series, x: Scale, y: Scale) -> Iterator[Mark]:
@@ -160,15 +160,15 @@ def _intervals(series: Series, x: Scale, y: Scale) -> Iterator[Mark]:
     upper = [(x(a), y(b)) for a, b in zip(series.x, series.high, strict=False)]
     if series.bars:
         for ends in zip(lower, upper, strict=True):
-            yield Path("interval", ends, series.colour)
+            yield Polyline("interval", ends, series.colour)
     elif lower:
-        yield Path("band", (*upper, *reversed(lower)), series.colour, closed=True)
+        yield Polyline("band", (*upper, *reversed(lower)), series.colour, closed=True)
 
 
 def _points(series: Series, x: Scale, y: Scale) -> Iterator[Mark]:
     places = [(x(a), y(b)) for a, b in zip(series.x, series.y, strict=True)]
     if series.line and len(places) > 1:
-        yield Path(series.line, tuple(places), series.colour)
+        yield Polyline(series.line, tuple(places), series.colour)
     if series.marker:
         for at in places:
             yield _marker(series, *at)
@@ -193,7 +193,7 @@ def _end_labels(panel: Panel, x: Scale, y: Scale, right: float) -> Iterator[Mark
     for s, place in zip(named, places, strict=True):
         start, at = x(s.x[-1]) if s.x else right, y(s.y[-1])
         leader = ((start + 6, at), (right + 2, at), (right + 12, place), (right + 15, place))
-        yield Path("leader", leader, s.colour)
+        yield Polyline("leader", leader, s.colour)
         yield Text("label", right + 18, place + 4, s.label, s.colour)
 
 
@@ -202,17 +202,17 @@ def _key(key: Sequence[Series], left: float, bottom: float) -> Iterator[Mark]:
     for index, entry in enumerate(reversed(key)):
         at = bottom - 16 - 19 * index
         if entry.line:
-            yield Path(entry.line, ((left + 12, at), (left + 36, at)), entry.colour)
+            yield Polyline(entry.line, ((left + 12, at), (left + 36, at)), entry.colour)
         if entry.marker:
             yield _marker(entry, left + 24, at)
         yield Text("group", left + 44, at + 4, entry.label)
 
 
-def _row_ticks(chart: Rows, x: Scale, top: float, bottom: float) -> Iterator[Mark]:
+def _row_ticks(chart: RowChart, x: Scale, top: float, bottom: float) -> Iterator[Mark]:
     last = -math.inf
     for value, text in chart.ticks:
         at = x(value)
-        yield Path("grid" if value else "zero", ((at, top - 4), (at, bottom)))
+        yield Polyline("grid" if value else "zero", ((at, top - 4), (at, bottom)))
         if at - last >= PERCENT_GAP or not value:
             yield Text("tick", at, bottom + 18, text, anchor="middle")
             last = at
@@ -224,7 +224,7 @@ def _row_ticks(chart: Rows, x: Scale, top: float, bottom: float) -> Iterator[Mar
 
 def _point(row: Row, x: Scale, middle: float) -> list[Mark]:
     return [
-        Path("interval", ((x(row.low), middle), (x(row.high), middle)), row.colour),
+        Polyline("interval", ((x(row.low), middle), (x(row.high), middle)), row.colour),
         _circle("dot", x(row.value), middle, 4.5, row.colour),
     ]
 

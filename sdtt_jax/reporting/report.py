@@ -10,22 +10,19 @@ from markupsafe import Markup
 from sdtt_jax.paths import as_path, write_text
 from sdtt_jax.reporting.drawing import both_widths, css
 from sdtt_jax.reporting.evaluations import race, race_batches, tables
-from sdtt_jax.reporting.figures import Panel, Rows
+from sdtt_jax.reporting.figures import Panel, RowChart
 from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE, find
 from sdtt_jax.reporting.layout import draw_panel, draw_rows
 from sdtt_jax.reporting.palette import DARK, LIGHT, count, css_variables, duration, number
 from sdtt_jax.reporting.race import race_panel
 from sdtt_jax.reporting.record import LossCurve, Run, read_run
 from sdtt_jax.reporting.run_figures import (
-    forest_rows,
-    gain_rows,
+    forest_chart,
+    gain_chart,
     loss_panel,
     quality_curves,
     quality_panel,
 )
-
-STAGES = {"data": "data", "teacher": "teacher", "judge": "judge", "distill": "distillation"}
-"""Names of stages in words; a stage that is not here goes by its own name."""
 
 WIDE, NARROW = 720.0, 344.0
 """Widths of a figure on wide and on narrow screens, in pixels."""
@@ -70,7 +67,7 @@ def render(run: Run) -> str:
         Markup(loader.get_source(templates, name)[0])
         for name in ("report.css", "report.js")
     )
-    rounds = max(len(run.rounds), *(c.round for c in run.curves), 1) if run.curves else 1
+    rounds = max(1, len(run.rounds), *(curve.round for curve in run.curves))
     return templates.get_template("report.html").render(
         run=run,
         findings=find(run),
@@ -94,7 +91,7 @@ def render(run: Run) -> str:
 def figures(run: Run) -> dict[str, Markup | list[Markup]]:
     """All figures by name; an empty one means that there is nothing to draw."""
     perplexity, entropy = quality_panel(run), quality_panel(run, entropy=True)
-    forest, gain = forest_rows(run), gain_rows(run)
+    forest, gain = forest_chart(run), gain_chart(run)
     losses = [draw_panel(loss_panel(c, *_title_and_colour(c)), 336, 190) for c in run.curves]
     return {
         "perplexity": _panel_figure(perplexity, (610, 440), (NARROW, 340)),
@@ -122,7 +119,7 @@ def _panel_figure(
     return both_widths(lambda is_narrow: draw_panel(panel, *(narrow if is_narrow else wide)))
 
 
-def _rows_figure(rows: Rows | None) -> Markup:
+def _rows_figure(rows: RowChart | None) -> Markup:
     return both_widths(lambda narrow: draw_rows(rows, NARROW if narrow else WIDE, narrow=narrow))
 
 
@@ -131,7 +128,7 @@ def _title_and_colour(curve: LossCurve) -> tuple[str, str]:
         number_of_round = max(curve.round, 1)
         return f"Round {number_of_round}", f"r{number_of_round}"
     colour = curve.stage if curve.stage in ("teacher", "judge") else "muted"
-    return STAGES.get(curve.stage, curve.stage).capitalize(), colour
+    return curve.stage.capitalize(), colour
 
 
 def sample_sets(run: Run) -> list[dict[str, Any]]:
@@ -159,7 +156,7 @@ def sample_sets(run: Run) -> list[dict[str, Any]]:
 def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     """The config by section, nested fields with dotted names; plain fields come first.
 
-    What preparing the data found out about it stands last.
+    Counts of the prepared data stand last.
     """
     inner = run.config.get("config")
     config = inner if isinstance(inner, Mapping) else run.config
@@ -194,7 +191,7 @@ def stages(run: Run) -> list[dict[str, Any]]:
             speeds.setdefault(curve.stage, curve.tokens_per_second)
     return [
         {
-            "name": STAGES.get(stage, stage),
+            "name": stage,
             "seconds": seconds,
             "share": seconds / whole,
             "speed": speeds.get(stage),

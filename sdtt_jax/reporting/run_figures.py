@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdtt_jax.reporting.figures import Axis, Panel, Row, Rows, Series, Tip
+from sdtt_jax.reporting.figures import Axis, Panel, Row, RowChart, Series, Tip
 from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE
 from sdtt_jax.reporting.palette import number, percent, steps_text
 from sdtt_jax.reporting.record import LossCurve, Paired, Quality, Round, Run
@@ -80,7 +80,7 @@ def quality_panel(run: Run, *, entropy: bool = False) -> Panel | None:
     )
 
 
-def forest_rows(run: Run) -> Rows | None:
+def forest_chart(run: Run) -> RowChart | None:
     """Paired change against the first teacher, same steps and keys: a row for each round, by steps."""
     rows = []
     for steps in sorted({k for r in run.rounds for k in r.paired}):
@@ -97,7 +97,7 @@ def forest_rows(run: Run) -> Rows | None:
         (math.log1p(tick / 100), percent(tick / 100, sign=True).replace(".0", "") if tick else "0")
         for tick in percents
     )
-    return Rows(
+    return RowChart(
         title="Perplexity against the first teacher",
         description="Paired change of generative perplexity with 95 % intervals, by round and "
         "number of steps",
@@ -108,7 +108,7 @@ def forest_rows(run: Run) -> Rows | None:
     )
 
 
-def gain_rows(run: Run) -> Rows | None:
+def gain_chart(run: Run) -> RowChart | None:
     """Share of the reachable gain that each round took, with the divergences in nats.
 
     A share outside SHARES_SHOWN, which only a round that learned next to nothing has, is drawn
@@ -126,7 +126,7 @@ def gain_rows(run: Run) -> Rows | None:
         max(SHARES_SHOWN[0], min(0.0, *shares)),
         min(SHARES_SHOWN[1], max(1.0, *shares)),
     )
-    return Rows(
+    return RowChart(
         title="Share of the reachable gain",
         description="Gain share of each round with the divergence of teacher, student, and the floor",
         rows=tuple(rows),

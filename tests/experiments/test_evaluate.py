@@ -10,8 +10,8 @@ import pytest
 from experiments.cli.compare import compare
 from experiments.configs.smoke import smoke
 from experiments.evaluate import own_data, update_report
-from experiments.run import open_run, run_stages
 from experiments.settings import config_dict
+from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError
 from sdtt_jax.evaluation.judge import read, score_texts

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.configs.smoke import smoke
-from experiments.run import open_run, run_stages
 from experiments.settings import config_dict
+from experiments.stages.runner import open_run, run_stages
 from experiments.stages.training import facts, training
 from experiments.stages.workdir import FREE_FIELDS, claim, lock, write_json
 from sdtt_jax.config import to_mapping

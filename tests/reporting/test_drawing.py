@@ -4,13 +4,13 @@ import json
 import re
 from xml.etree import ElementTree
 
-from sdtt_jax.reporting.drawing import STYLES, Box, Drawing, Path, Text, both_widths, css
+from sdtt_jax.reporting.drawing import STYLES, Box, Drawing, Polyline, Text, both_widths, css
 from sdtt_jax.reporting.palette import LIGHT, colours
 
 ATTACK = '<script>"&'
 MARKS = (
-    Path("line", ((0, 1), (2.25, 3)), "teacher"),
-    Path("band", ((0, 0), (1, 0), (1, 1)), "r1", closed=True),
+    Polyline("line", ((0, 1), (2.25, 3)), "teacher"),
+    Polyline("band", ((0, 0), (1, 0), (1, 1)), "r1", closed=True),
     Box("dot", 1, 2, 7.6, 7.6, "r1", 3.8),
     Text("tick", 5.0, 6, ATTACK, anchor="end"),
 )
