@@ -20,10 +20,10 @@ from sdtt_jax.networks.layers import (
     Embedding,
     Head,
     LayerNorm,
-    Linear,
     Mlp,
+    merged_heads,
+    queries_keys_values,
     rematerialised,
-    unstacked,
 )
 
 Params = Any
@@ -68,9 +68,14 @@ class CausalNetwork:
         return self._module.init(key, tokens)["params"]
 
     def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
-        """Final hidden states `[batch, length, embed]` of `tokens: [batch, length]` int32.
+        """Final hidden states. That at position i has seen tokens 0 … i; its logits predict token i + 1.
 
-        The state at position i has seen tokens 0 … i; its logits predict token i + 1.
+        Args:
+          params: parameters, unboxed.
+          tokens: `[batch, length]` int32.
+
+        Returns:
+          `[batch, length, embed]`, the compute dtype.
 
         Raises:
           ConfigError: when the sequence is longer than `max_length`.
@@ -84,10 +89,14 @@ class CausalNetwork:
         return {self.head: params[self.head]}
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """Logits `[..., padded_vocab]` float32 of `hidden: [..., embed]`.
+        """Logits, with MASK and padding at `NEG_INFINITY`: a softmax over all columns is one over the tokens.
 
-        MASK and the padding columns are `NEG_INFINITY`, so a softmax over all columns is one over
-        the `vocab_size` tokens.
+        Args:
+          params: all parameters, or what `head_params` returned.
+          hidden: `[..., embed]`, from `hidden` or `decode`.
+
+        Returns:
+          `[..., padded_vocab]` float32.
         """
         logits: Any = self._module.apply({"params": params}, hidden, method="logits")
         return logits
@@ -134,6 +143,10 @@ def scan_blocks(block: type[nn.Module], config: TransformerConfig) -> nn.Module:
 
     Parameters and `past` (a `LayerPast` with a leading layer axis, or None) are split over layers,
     `shared` goes to each of them; it returns `x` and the stacked new keys and values.
+
+    Args:
+      block: class of the module of one layer.
+      config: its sizes, and the remat policy.
     """
     return nn.scan(
         rematerialised(block, config.remat),
@@ -156,20 +169,11 @@ class CausalBlock(nn.Module):
     ) -> tuple[jax.Array, LayerPast | None]:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         cos, sin, used = shared
-        heads = (c.num_heads, c.head_dim)
-
         y = LayerNorm(c.embed_dim, name="norm1")(x)
-        qkv_axes = ("embed", None, "heads", "kv")
-        qkv = Linear(
-            (c.embed_dim,), (3, *heads), qkv_axes, bias=False, dtype=dtype, name="attn_qkv"
-        )(y)
-        query, key, value = unstacked(qkv, axis=2)
+        query, key, value = queries_keys_values(c, y, bias=False)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         mixed, new = attend_causally(query, key, value, past, used)
-        out_axes = ("heads", "kv", "embed")
-        x = x + Linear(heads, (c.embed_dim,), out_axes, bias=False, dtype=dtype, name="attn_out")(
-            mixed
-        )
+        x = x + merged_heads(c, mixed, bias=False)
 
         y = LayerNorm(c.embed_dim, name="norm2")(x)
         x = x + Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)
