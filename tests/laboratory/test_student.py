@@ -1,4 +1,4 @@
-"""Training on an enumerated world. Oracles: the exact sums of exact_round and"""
+"""Training on an enumerated world. Oracles: the exact sums of `optimum` and `world`."""
 
 import jax
 import jax.numpy as jnp
