@@ -39,10 +39,9 @@ def cell(size: str, topology_name: str, seconds: float, log: Any) -> Record | No
     topology = parse_topology(topology_name)
     devices = describe_devices(topology)
     try:
-        found = search("distill", owt(size), topology, devices, 16, log, seconds)
+        return search("distill", owt(size), topology, devices, 16, log, seconds)[0].record
     except ConfigError:
         return None
-    return found[0].record
 
 
 def row(size: str, topology_name: str, record: Record | None) -> str:

@@ -20,7 +20,7 @@ from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import Schedule, make_schedule
-from sdtt_jax.distillation.rounds import round_dt
+from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.keys import at_step, purpose_key
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.config import of_same_size
@@ -29,11 +29,10 @@ from sdtt_jax.networks.kinds import Network
 from sdtt_jax.objectives import distill_loss, teacher_loss
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import place_batch, replicated, unbox
-from sdtt_jax.training.optimizers import make_optimizer
-from sdtt_jax.training.state import state_from_params
+from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
+from sdtt_jax.typing import Params
 
-Params = Any
 Facts = dict[str, float]
 Log = Callable[[str], None]
 
@@ -80,16 +79,10 @@ class Case(NamedTuple):
 
 def build(job: Job, log: Log) -> Case:
     """Compiles the job's work; `log` is called with each phase as it begins."""
-    config = run_config(job.config)
-    if job.variant == MATMUL:
-        return _matmul(job, config, log)
-    if job.suite == "sample":
-        return _sampling(job, config, log)
-    if job.suite == "judge":
-        return _judging(job, config, log)
-    if job.suite in ("train", "teacher"):
-        return _training(job, config, log)
-    raise ValueError(f"no case for suite {job.suite!r}")
+    if job.suite not in CASES:
+        raise ValueError(f"no case for suite {job.suite!r}")
+    make = _matmul if job.variant == MATMUL else CASES[job.suite]
+    return make(job, run_config(job.config), log)
 
 
 def _training(job: Job, config: RunConfig, log: Log) -> Case:
@@ -100,30 +93,24 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
     stage = dataclasses.replace(stage, batch_size=job.batch_size, microbatches=1)
     sizes, denoiser, diffusion = _network(job, config)
     loss = _counted(_loss(job, config, sizes, diffusion), distills)
-    optimizer = make_optimizer(stage.optimizer, stage.num_steps)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    context = {}
-    params = _parameters(denoiser, replicated(mesh))
+    student = Student(_parameters(denoiser, replicated(mesh)))
     if distills:
-        context = {"teacher_params": params, "dt": jnp.float32(round_dt(config.distill, 1))}
-    state = state_from_params(params, optimizer, context=context, ema=stage.ema_decay > 0)
-    del params, context
+        student = next_round(config.distill, student, 1)
+    state = StateSpec(stage, mesh).from_params(**student._asdict())
+    del student
     batch = place_batch(_tokens(job, sizes), mesh)
     key = half_masked_key(job, config, sizes, diffusion.schedule, batch)
 
     log("compiling")
-    step = make_train_step(loss, optimizer, stage)
+    step = make_train_step(loss, stage)
     compiled, compile_s = _timed(lambda s: step.lower(s, batch, key).compile(), state)
-    moving, context = state.replace(context=None), state.context
-    del state
 
     def repeat() -> Facts:
-        nonlocal moving
+        nonlocal state
         # Keys follow from the step: staying at the first one, every repetition masks the same tokens.
         first = jax.device_put(np.int32(0), replicated(mesh))
-        (moving, metrics), seconds = _timed(
-            compiled, moving.replace(step=first), context, batch, key
-        )
+        (state, metrics), seconds = _timed(compiled, state.replace(step=first), batch, key)
         return {
             "seconds": seconds,
             "masked": float(metrics["masked"]),
@@ -190,17 +177,14 @@ def _sampling(job: Job, config: RunConfig, log: Log) -> Case:
     def twin(params: Params, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return naive.sample(sizes, params, key, x, diffusion.schedule, job.num_steps)
 
-    log("compiling")
-    function = jax.jit(lean if job.variant == "lean" else twin)
-    compiled, compile_s = _timed(lambda: function.lower(params, key, x_init).compile())
-
-    def repeat() -> Facts:
-        (x, calls), seconds = _timed(compiled, params, key, x_init)
+    def count(result: tuple[jax.Array, jax.Array]) -> Facts:
+        x, calls = result
         left = int((x == sizes.mask_id).sum())
         assert left == 0, f"{left} tokens are still masked"
-        return {"seconds": seconds, "calls": float(calls)}
+        return {"calls": float(calls)}
 
-    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
+    log("compiling")
+    return _compiled(lean if job.variant == "lean" else twin, count, params, key, x_init)
 
 
 def _judging(job: Job, config: RunConfig, log: Log) -> Case:
@@ -217,15 +201,11 @@ def _judging(job: Job, config: RunConfig, log: Log) -> Case:
     def twin(params: Params, tokens: jax.Array) -> jax.Array:
         return naive.causal_nll(network, params, tokens, job.vocab_size - 1)
 
+    def count(nll: jax.Array) -> Facts:
+        return {"loss": float(nll.mean())}
+
     log("compiling")
-    function = jax.jit(lean if job.variant == "lean" else twin)
-    compiled, compile_s = _timed(lambda: function.lower(params, tokens).compile())
-
-    def repeat() -> Facts:
-        nll, seconds = _timed(compiled, params, tokens)
-        return {"seconds": seconds, "loss": float(nll.mean())}
-
-    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
+    return _compiled(lean if job.variant == "lean" else twin, count, params, tokens)
 
 
 def _matmul(job: Job, config: RunConfig, log: Log) -> Case:
@@ -260,6 +240,21 @@ def _matmul(job: Job, config: RunConfig, log: Log) -> Case:
         return {"seconds": seconds, "flops_per_s": flops / seconds}
 
     return Case(repeat, {"compile_s": seconds, "shapes": f"[{rows}, {embed}] @ [{embed}, {inner}]"})
+
+
+# How the work of a suite is built; the data suite, which computes nothing on a device, builds its own.
+CASES = {"train": _training, "teacher": _training, "sample": _sampling, "judge": _judging}
+
+
+def _compiled(function: Callable[..., Any], count: Callable[[Any], Facts], *arguments: Any) -> Case:
+    """`function` of `arguments`, compiled; `count` takes from its result what a repetition reports."""
+    compiled, compile_s = _timed(lambda: jax.jit(function).lower(*arguments).compile())
+
+    def repeat() -> Facts:
+        result, seconds = _timed(compiled, *arguments)
+        return {"seconds": seconds} | count(result)
+
+    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
 
 
 def _network(job: Job, config: RunConfig) -> tuple[DenoiserConfig, Denoiser, MaskedDiffusion]:

@@ -35,7 +35,16 @@ REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 def load_named(
     name: str, *, mesh: Mesh | None = None, compute_dtype: str | None = None
 ) -> Model | CausalModel:
-    """`load` of what stands on a command line: a path, or "owner/name@revision"."""
+    """Loads what a command line names: a path, or "owner/name@revision".
+
+    Args:
+      name: path or repository, as in the commands' --checkpoint.
+      mesh: spreads the parameters over it; the first device if None.
+      compute_dtype: of the activations; what the model was trained with if None.
+
+    Raises:
+      CheckpointError: nothing there, or nothing that can be loaded.
+    """
     repository, at, revision = name.rpartition("@")
     if at and not is_remote(name) and not Path(name).exists() and REPOSITORY.fullmatch(repository):
         return load(repository, revision, mesh=mesh, compute_dtype=compute_dtype)
@@ -45,10 +54,15 @@ def load_named(
 def load_denoiser(
     name: str, *, mesh: Mesh | None = None, compute_dtype: str | None = None
 ) -> Model:
-    """`load_named` where only a denoiser will do.
+    """Loads what a command line names, where only a denoiser will do.
+
+    Args:
+      name: a path, or "owner/name@revision".
+      mesh: spreads the parameters over it; the first device if None.
+      compute_dtype: of the activations; what the model was trained with if None.
 
     Raises:
-      CheckpointError: it is a causal model, or see `load`.
+      CheckpointError: nothing there, nothing that can be loaded, or a causal model.
     """
     model = load_named(name, mesh=mesh, compute_dtype=compute_dtype)
     if isinstance(model, CausalModel):

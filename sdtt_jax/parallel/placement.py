@@ -83,9 +83,14 @@ def mirror_shardings(
     A leaf whose path ends with a parameter's path and whose shape is that parameter's takes its
     sharding; every other leaf is replicated. This needs no knowledge of the optimizer: optax keeps
     moments in trees that mirror the parameters, whatever it wraps around them.
+
+    Args:
+      abstract: the tree; leaves need a `shape`.
+      params_shardings, params_abstract: sharding and shape of every parameter.
+      mesh: where everything else is replicated.
     """
     known = {
-        tuple(str(leaf_name((key,))) for key in path): (leaf.shape, sharding)
+        tuple(leaf_name((key,)) for key in path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
             jax.tree_util.tree_leaves_with_path(params_abstract),
             jax.tree.leaves(params_shardings),
@@ -96,9 +101,9 @@ def mirror_shardings(
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = tuple(leaf_name((key,)) for key in path)
         for start in range(len(names)):
-            shape, found = known.get(names[start:], (None, None))
-            if found is not None and shape == leaf.shape:
-                return found
+            shape, mirrored = known.get(names[start:], (None, None))
+            if mirrored is not None and shape == leaf.shape:
+                return mirrored
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(sharding, abstract)
@@ -115,15 +120,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def place(host: np.ndarray, sharding: Sharding) -> jax.Array:
-    """An array that every process has, on devices; each process copies the pieces of its own."""
+    """Puts an array that every process holds on devices; each process copies the pieces of its own."""
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def place_batch(batch: Tree, mesh: Mesh) -> Tree:
     """Puts a global batch of host arrays `[batch, ...]` on the mesh.
 
-    Each process copies only the pieces of its own devices, so all that is asked is that every
-    process can make the same global batch.
+    Every process must hold the same global batch; each copies only the pieces of its own devices.
     """
     sharding = batch_sharding(mesh)
 
@@ -136,7 +140,7 @@ def place_batch(batch: Tree, mesh: Mesh) -> Tree:
 
 
 def place_whole(tree: Tree, mesh: Mesh) -> Tree:
-    """The same arrays on every device of the mesh; every process must have them (keys included)."""
+    """Puts the same arrays, or keys, on every device of the mesh; every process must hold them."""
     sharding = replicated(mesh)
 
     def put(x: Any) -> jax.Array:
@@ -151,7 +155,7 @@ def place_whole(tree: Tree, mesh: Mesh) -> Tree:
 def place_rows(
     rows: Callable[[slice], np.ndarray], shape: tuple[int, ...], mesh: Mesh
 ) -> jax.Array:
-    """A global batch of which each process makes only the rows that its own devices hold.
+    """Builds a global batch; each process computes only the rows that its devices hold.
 
     Args:
       rows: a slice of the batch axis to those rows, `[n, ...]`; pure.
