@@ -31,8 +31,8 @@ from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import place_batch, replicated, unbox
 from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
+from sdtt_jax.typing import Params
 
-Params = Any
 Facts = dict[str, float]
 Log = Callable[[str], None]
 

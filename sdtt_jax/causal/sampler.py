@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from sdtt_jax.config import at_least, require
 from sdtt_jax.keys import at_step
 from sdtt_jax.networks.cache import KVCache
-from sdtt_jax.networks.causal import CausalNetwork, Params
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.categorical import check_filters, draw, filter_logits
+from sdtt_jax.typing import Params
 
 
 class _Carry(NamedTuple):

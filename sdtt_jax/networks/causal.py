@@ -25,8 +25,7 @@ from sdtt_jax.networks.layers import (
     queries_keys_values,
     rematerialised,
 )
-
-Params = Any
+from sdtt_jax.typing import Hidden, Key, Logits, Params, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +61,12 @@ class CausalNetwork:
     def padded_vocab(self) -> int:
         return self.config.padded_vocab
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: Key) -> Params:
         """Fresh parameters, each leaf boxed with its logical axes (`flax.linen.unbox` removes them)."""
         tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
         return self._module.init(key, tokens)["params"]
 
-    def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
+    def hidden(self, params: Params, tokens: Tokens) -> Hidden:
         """Final hidden states. That at position i has seen tokens 0 … i; its logits predict token i + 1.
 
         Args:
@@ -88,7 +87,7 @@ class CausalNetwork:
         """The part of `params` that `logits` reads, and all that it needs."""
         return {self.head: params[self.head]}
 
-    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+    def logits(self, params: Params, hidden: jax.Array) -> Logits:
         """Logits, with MASK and padding at `NEG_INFINITY`: a softmax over all columns is one over the tokens.
 
         Args:
@@ -112,9 +111,7 @@ class CausalNetwork:
         dtype = jnp.dtype(c.compute_dtype)
         return empty_cache(c.num_layers, batch, c.num_heads, length, c.head_dim, dtype)
 
-    def decode(
-        self, params: Params, tokens: jax.Array, cache: KVCache
-    ) -> tuple[jax.Array, KVCache]:
+    def decode(self, params: Params, tokens: Tokens, cache: KVCache) -> tuple[Hidden, KVCache]:
         """Hidden states of the next `n` tokens, given those in the cache.
 
         Args:

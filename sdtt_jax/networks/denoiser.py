@@ -25,8 +25,8 @@ from sdtt_jax.networks.layers import (
     queries_keys_values,
     rematerialised,
 )
+from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Tokens
 
-Params = Any
 TIME_FEATURES = 256
 TIME_BASE = 10_000.0
 
@@ -52,14 +52,12 @@ class Denoiser:
     def padded_vocab(self) -> int:
         return self.config.padded_vocab
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: Key) -> Params:
         """Fresh parameters, each leaf boxed with its logical axes (`flax.linen.unbox` removes them)."""
         tokens = jnp.zeros((1, self.config.length), jnp.int32)
         return self._module.init(key, tokens, jnp.zeros((1,), jnp.float32))["params"]
 
-    def hidden(
-        self, params: Params, tokens: jax.Array, sigma: jax.Array | None = None
-    ) -> jax.Array:
+    def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
         """Final hidden states.
 
         Args:
@@ -81,7 +79,7 @@ class Denoiser:
         """The part of `params` that `logits` reads, and all that it needs."""
         return {"head": params["head"]}
 
-    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+    def logits(self, params: Params, hidden: jax.Array) -> Logits:
         """Raw logits `[..., padded_vocab]` float32 of `hidden: [..., embed]`.
 
         Args:
