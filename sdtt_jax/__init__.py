@@ -24,7 +24,7 @@ _MODULES = {
     "sdtt_jax.diffusion.sampler": ("SamplerConfig", "SamplerState", "prior_sample", "sample"),
     "sdtt_jax.diffusion.schedule": ("Schedule", "ScheduleConfig", "make_schedule"),
     "sdtt_jax.distillation.loss": ("distillation_terms", "divergence_terms"),
-    "sdtt_jax.distillation.rounds": ("DistillConfig", "round_dt"),
+    "sdtt_jax.distillation.rounds": ("DistillConfig", "Student", "next_round", "round_dt"),
     "sdtt_jax.distillation.targets": ("teacher_targets",),
     "sdtt_jax.interchange.load": (
         "load",
@@ -36,6 +36,11 @@ _MODULES = {
     "sdtt_jax.model.causal": ("CausalModel",),
     "sdtt_jax.model.masked": ("Model",),
     "sdtt_jax.parallel.placement": ("unbox",),
+    "sdtt_jax.training.config": ("TrainConfig",),
+    "sdtt_jax.training.loop": ("train",),
+    "sdtt_jax.training.optimizers": ("OptimizerConfig",),
+    "sdtt_jax.training.state": ("StateSpec", "TrainState"),
+    "sdtt_jax.training.step": ("Loss", "make_train_step"),
     "sdtt_jax.objectives": ("distill_loss", "judge_loss", "teacher_loss"),
     "sdtt_jax.networks": ("CausalConfig", "Denoiser", "DenoiserConfig"),
 }
@@ -64,6 +69,8 @@ if TYPE_CHECKING:
     from sdtt_jax.distillation.loss import distillation_terms as distillation_terms
     from sdtt_jax.distillation.loss import divergence_terms as divergence_terms
     from sdtt_jax.distillation.rounds import DistillConfig as DistillConfig
+    from sdtt_jax.distillation.rounds import Student as Student
+    from sdtt_jax.distillation.rounds import next_round as next_round
     from sdtt_jax.distillation.rounds import round_dt as round_dt
     from sdtt_jax.distillation.targets import teacher_targets as teacher_targets
     from sdtt_jax.interchange.load import load as load
@@ -80,6 +87,13 @@ if TYPE_CHECKING:
     from sdtt_jax.objectives import judge_loss as judge_loss
     from sdtt_jax.objectives import teacher_loss as teacher_loss
     from sdtt_jax.parallel.placement import unbox as unbox
+    from sdtt_jax.training.config import TrainConfig as TrainConfig
+    from sdtt_jax.training.loop import train as train
+    from sdtt_jax.training.optimizers import OptimizerConfig as OptimizerConfig
+    from sdtt_jax.training.state import StateSpec as StateSpec
+    from sdtt_jax.training.state import TrainState as TrainState
+    from sdtt_jax.training.step import Loss as Loss
+    from sdtt_jax.training.step import make_train_step as make_train_step
 
 
 def __getattr__(name: str) -> Any:
