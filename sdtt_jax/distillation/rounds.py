@@ -34,7 +34,7 @@ class DistillConfig:
         the loss against the mean log-probability: the same optimum with less noise.
       use_ema_on_growth: the next teacher is the student's EMA (False: its raw parameters).
       reset_optimizer_on_growth: a round starts with a fresh optimizer state.
-      antithetic: see `sample_t`.
+      antithetic: times are spread evenly over a batch.
       reference_times: reproduce the step times of the reference code, which interpolates
         `max(t s + (1 - t)(t - k dt), 1e-5)`, s from 1 to 0, instead of the paper's `t - i dt`.
     """
@@ -136,6 +136,11 @@ def next_round(
 
     Returns:
       The student, with the context that the round's loss reads. Nothing is copied.
+
+    Examples:
+      >>> student = next_round(DistillConfig(), Student(params={"w": 1.0}), 2)
+      >>> student.context["teacher_params"], 1 / student.context["dt"].item()
+      ({'w': 1.0}, 512.0)
     """
     if teacher_params is None:
         teacher_params = delivered_params(config, previous)
