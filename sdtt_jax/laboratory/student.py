@@ -11,6 +11,7 @@ rounds copies it: distillation with dt = 1, where the first teacher step reveals
 every target is the teacher at x_t itself, without noise.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import TrainStep, make_train_step
 
 Params = Any
-ProgressFactory = Callable[[str, int], Progress]
+ProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[Progress]]
 # alpha_t = 1 - t up to the schedule's alpha_1; smaller than its default so that it is far below
 # what is measured.
 _SCHEDULE = ScheduleConfig(kind="log-linear", eps=1e-6)

@@ -15,12 +15,20 @@ import numpy as np
 import pytest
 from scipy import special
 
-from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig
-from sdtt_jax.evaluation.gain import measure_gain
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.gain import GainConfig, measure_gain
 from sdtt_jax.laboratory import optimum as exact_round
-from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, all_states, numbers, random_table
+from tests.worlds import (
+    LENGTH,
+    MASK,
+    VOCAB,
+    TableDenoiser,
+    all_states,
+    as_model,
+    numbers,
+    random_table,
+)
 
 KEEP = 1 - 1e-3
 DT = 0.2
@@ -80,17 +88,10 @@ TEXTS = np.random.default_rng(31).integers(0, VOCAB, (2048, LENGTH), dtype=np.in
 
 
 def measure(student, divergence="kl-bwd", texts=TEXTS, trajectories=64):
-    return measure_gain(
-        MaskedDiffusion(RoundDenoiser(backward=divergence == "kl-bwd"), make_schedule()),
-        student,
-        TEACHER,
-        texts,
-        DT,
-        jax.random.key(32),
-        DistillConfig(divergence=divergence),
-        num_trajectories=trajectories,
-        batch_size=512,
-    )
+    denoiser = RoundDenoiser(backward=divergence == "kl-bwd")
+    config = GainConfig(DistillConfig(divergence=divergence), trajectories)
+    models = (as_model(denoiser, params) for params in (student, TEACHER))
+    return measure_gain(*models, texts, DT, jax.random.key(32), config, batch_size=512)
 
 
 @pytest.mark.parametrize("divergence", ["kl-bwd", "kl-fwd"])
@@ -139,3 +140,10 @@ def test_divergences_are_the_exact_expectations():
     assert gain.student == pytest.approx(exact(optimum), rel=0.06)
     # The best that a student without the time can do stays above the floor, which knows it.
     assert 0.85 < gain.share < 1.0
+
+
+def test_rounds_that_cannot_be_measured_are_named():
+    with pytest.raises(ConfigError, match="divergence='mse' has no known floor"):
+        GainConfig(DistillConfig(divergence="mse"), 64)
+    with pytest.raises(ConfigError, match="num_trajectories must be even"):
+        GainConfig(DistillConfig(), 7)
