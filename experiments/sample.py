@@ -29,7 +29,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.batches import batch_rows
 from sdtt_jax.interchange.load import load_denoiser
-from sdtt_jax.keys import at_step, purpose_key
+from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import ended
 from sdtt_jax.parallel import processes
@@ -139,7 +139,7 @@ def _batches(
         processes.stop_if_preempted()
         # The last batch is filled up with repeats, so that one size is compiled.
         rows = x_init[np.arange(start, start + size) % num_samples]
-        key = at_step(purpose_key(_SEED.value, "sample"), start)
+        key = jax.random.fold_in(purpose_key(_SEED.value, "sample"), start)
         began = time.monotonic()
         if _WATCH.value:
             states = model.states(key, rows, config)

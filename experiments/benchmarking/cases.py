@@ -21,7 +21,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import Schedule, make_schedule
 from sdtt_jax.distillation.rounds import round_dt
-from sdtt_jax.keys import at_step, purpose_key
+from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks import Denoiser, DenoiserConfig, make_denoiser
 from sdtt_jax.networks.causal import Autoregressive
 from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
@@ -162,7 +162,7 @@ def half_masked_key(
 
     def masked(key: jax.Array) -> jax.Array:
         # What `make_train_step` hands to the loss at step 0, microbatch 0.
-        key = jax.random.fold_in(at_step(key, 0), 0)
+        key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
         if job.suite == "train":
             x_t = naive.distill_noise(key, tokens, schedule, config.distill, sizes.mask_id)[1]
         else:

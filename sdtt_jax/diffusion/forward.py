@@ -46,7 +46,17 @@ def mask_tokens(
 
 
 def q_xt(key: jax.Array, x0: jax.Array, move_chance: jax.Array, mask_id: int) -> jax.Array:
-    """A draw of q(x_t | x_0); see `mask_tokens`."""
+    """A draw of q(x_t | x_0), in which each token is MASK with its text's move chance.
+
+    Args:
+      key: PRNG key.
+      x0: `[batch, length]` int32.
+      move_chance: `[batch]` float32, probability of MASK.
+      mask_id: the id of MASK.
+
+    Returns:
+      `x_t: [batch, length]` int32.
+    """
     return mask_tokens(x0, jax.random.uniform(key, x0.shape), move_chance, mask_id)
 
 

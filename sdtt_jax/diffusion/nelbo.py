@@ -1,4 +1,21 @@
-"""The negative evidence lower bound of a masked diffusion model, in nats per token."""
+"""The negative evidence lower bound (NELBO) of a masked diffusion model, in nats per token.
+
+With alpha_t the probability that a token is clean at time t, the bound is the expectation over t in [0, 1]
+and over masked texts x_t of `weight(t)` times the cross-entropy at the masked positions (MDLM,
+arXiv 2406.07524, equation 10). Written naively, one sample of it is
+
+    t = jax.random.uniform(key_t, [batch])
+    x_t = jnp.where(jax.random.uniform(key_mask, x0.shape) < move_chance(t)[:, None], mask_id, x0)
+    logits = denoiser.logits(params, denoiser.hidden(params, x_t, sigma(t)))
+    logits = logits.at[..., mask_id].set(-jnp.inf)  # SUBS: MASK is never the answer,
+    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), x0[..., None], -1)[..., 0]
+    log_p = jnp.where(x_t == mask_id, log_p, 0.0)  # and unmasked tokens are carried over
+    weight = dsigma(t) / jnp.expm1(sigma(t))
+    nelbo = -(weight[:, None] * log_p).mean(axis=-1)
+
+`denoising_terms` computes the same without an array of `[batch, length, vocab]`: the head, the
+cross-entropy and their gradients run at masked positions only, in chunks.
+"""
 
 import dataclasses
 import functools
@@ -86,16 +103,14 @@ def masked_nll(
         denoiser.logits,
         functools.partial(_nll, denoiser.mask_id),
         denoiser.head_params(params),
-        (),
         denoiser.hidden(params, x_t, sigma),
         x_t == denoiser.mask_id,
         x0,
     )
 
 
-def _nll(mask_id: int, logits: jax.Array, whole: tuple[()], x0: jax.Array) -> jax.Array:
+def _nll(mask_id: int, logits: jax.Array, x0: jax.Array) -> jax.Array:
     """-log p of the tokens `x0: [n]` from `logits: [n, vocab]`, MASK impossible: `[n]`."""
-    del whole
     return optax.softmax_cross_entropy_with_integer_labels(without_mask(logits, mask_id), x0)
 
 
@@ -131,7 +146,6 @@ def denoising_terms(
         denoiser.logits,
         functools.partial(_nll, denoiser.mask_id),
         denoiser.head_params(params),
-        (),
         denoiser.hidden(params, x_t, schedule.sigma(t)),
         jnp.where(masked, weight[:, None] if config.weighting == "nelbo" else 1.0, 0.0),
         x0,

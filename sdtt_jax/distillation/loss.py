@@ -43,16 +43,16 @@ def divergence_terms(
         denoiser.logits,
         functools.partial(_mean_divergence, denoiser, divergence),
         denoiser.head_params(params),
-        denoiser.head_params(teacher_params),
         denoiser.hidden(params, x_t, sigma),
         masked.astype(jnp.float32),
         jnp.moveaxis(targets, 0, 2),
+        (denoiser.head_params(teacher_params),),
     )
     return total, masked.sum().astype(jnp.float32)
 
 
 def _mean_divergence(
-    denoiser: DenoiserLike, name: str, logits: jax.Array, teacher_head: Any, targets: jax.Array
+    denoiser: DenoiserLike, name: str, logits: jax.Array, targets: jax.Array, teacher_head: Any
 ) -> jax.Array:
     """Divergence of `logits: [n, vocab]` from targets `[n, num_trajectories, embed]`, their mean: `[n]`."""
     compare = DIVERGENCES[name]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
-from sdtt_jax.diffusion.sampler import choose_revealed, reveal, unmask_prob
+from sdtt_jax.diffusion.sampler import reverse_step, unmask_prob
 from sdtt_jax.distillation.rounds import DistillConfig
 
 
@@ -86,9 +86,7 @@ def teacher_targets(
         def body(carry: tuple, step: tuple) -> tuple[tuple, None]:
             x, hidden, target = carry
             index, prob, sigma_next = step
-            key_position, key_token = jax.random.split(jax.random.fold_in(key, index))
-            revealed = choose_revealed(key_position, x, prob, denoiser.mask_id)
-            x = reveal(diffusion, params, key_token, x, hidden, revealed)
+            x = reverse_step(diffusion, params, jax.random.fold_in(key, index), x, hidden, prob)
             hidden = denoiser.hidden(params, x, sigma_next)
             return (x, hidden, stitch(target, hidden, x, denoiser.mask_id)), None
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from sdtt_jax.causal.nll import next_token_scores
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS, mask_tokens
@@ -25,7 +25,6 @@ from sdtt_jax.evaluation.batches import batch_rows, map_batches
 from sdtt_jax.evaluation.continuations import Choice, Continuation, Layout, Rows, lay_out
 from sdtt_jax.evaluation.likelihood import greedy_infill
 from sdtt_jax.networks.causal import Autoregressive
-from sdtt_jax.ops.head_loss import selected_losses
 
 ESTIMATORS = ("times", "counts")
 # Told how many of how many rows are done.
@@ -331,21 +330,6 @@ def _causal_batch(network: Autoregressive, params: Any, index: jax.Array, rows: 
     del index
     inputs, targets = rows.tokens[:, :-1], rows.tokens[:, 1:]
     place = jnp.arange(1, rows.tokens.shape[1])
-    scores = selected_losses(
-        network.logits,
-        _nll_and_hit,
-        network.head_params(params),
-        (),
-        network.hidden(params, inputs),
-        (place >= rows.start[:, None]) & (place < rows.stop[:, None]),
-        targets,
-    )
-    nll, missed = scores[..., 0].sum(axis=-1), scores[..., 1].sum(axis=-1)
-    return jnp.stack([nll, missed == 0], axis=-1)
-
-
-def _nll_and_hit(logits: jax.Array, whole: tuple[()], tokens: jax.Array) -> jax.Array:
-    """`[n, vocab]`, `[n]` → `[n, 2]`: -log p of the token, and 1 where it is not the most probable one."""
-    del whole
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
-    return jnp.stack([nll, jnp.argmax(logits, axis=-1) != tokens], axis=-1)
+    inside = (place >= rows.start[:, None]) & (place < rows.stop[:, None])
+    nll, missed = next_token_scores(network, params, inputs, targets, inside)
+    return jnp.stack([nll.sum(axis=-1), ~missed.any(axis=-1)], axis=-1)

@@ -13,7 +13,6 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.evaluation.batches import BatchFunction, batch_rows, batches, run_batch
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_mean, mean
-from sdtt_jax.keys import at_step
 from sdtt_jax.networks.causal import Autoregressive
 
 
@@ -26,7 +25,7 @@ def _fill(
     index: jax.Array,
     x_init: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    state, _ = sample(diffusion, params, at_step(key, index), x_init, config)
+    state, _ = sample(diffusion, params, jax.random.fold_in(key, index), x_init, config)
     return state.x, jnp.broadcast_to(state.nfe, x_init.shape[:1])
 
 
@@ -53,7 +52,12 @@ def proceed(
 
     def function(params: Any, index: jax.Array, prompt: jax.Array) -> tuple[jax.Array, jax.Array]:
         tokens = generate(
-            network, params, at_step(key, index), prompt=prompt, num_tokens=num_tokens, **filters
+            network,
+            params,
+            jax.random.fold_in(key, index),
+            prompt=prompt,
+            num_tokens=num_tokens,
+            **filters,
         )
         return tokens, jnp.full(len(prompt), num_tokens, jnp.int32)
 

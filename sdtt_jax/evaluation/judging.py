@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from sdtt_jax.causal.nll import next_token_nll
 from sdtt_jax.config import require
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.evaluation.batches import batch_rows, batches, join, run_batch
 from sdtt_jax.networks.causal import Autoregressive
-from sdtt_jax.ops.head_loss import selected_losses
 
 # Rows are padded to a multiple of it, so that texts of nearly the same length share one compiled program.
 WIDTH = 32
@@ -134,23 +133,10 @@ def token_nll(network: Autoregressive, params: Any, rows: Rows, batch_size: int)
     return nll
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames="network")
 def _token_nll(network: Autoregressive, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
     del index
-    return selected_losses(
-        network.logits,
-        _cross_entropy,
-        network.head_params(params),
-        (),
-        network.hidden(params, jnp.asarray(rows.inputs)),
-        jnp.asarray(rows.scored),
-        rows.targets,
-    )
-
-
-def _cross_entropy(logits: jax.Array, whole: tuple[()], targets: jax.Array) -> jax.Array:
-    del whole
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return next_token_nll(network, params, *map(jnp.asarray, rows))
 
 
 def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:

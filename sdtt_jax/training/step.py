@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdtt_jax import keys
 from sdtt_jax.config import require
 from sdtt_jax.parallel.mesh import RULES, Rules, mesh_of, use_mesh
 from sdtt_jax.parallel.placement import replicated
@@ -185,7 +184,7 @@ def make_train_step(
     def body(
         state: TrainState, context: Tree, batch: Tree, base_key: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        key = keys.at_step(base_key, state.step)
+        key = jax.random.fold_in(base_key, state.step)
         grads, loss, own = _mean_gradient(
             loss_fn, state.params, context, batch, key, config.microbatches
         )

@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-from sdtt_jax import keys
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.placement import place_batch
 from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
@@ -39,7 +38,7 @@ def test_a_step_is_the_optimizer_on_the_gradient_of_the_weighted_mean():
     optimizer = make_optimizer(config.optimizer, 3)
     opt_state = optimizer.init(params)
     for i in range(3):
-        key = jax.random.fold_in(keys.at_step(KEY, i), 0)
+        key = jax.random.fold_in(jax.random.fold_in(KEY, i), 0)
 
         def mean(p, key=key, i=i):
             loss = toy.loss_fn(p, {}, toy.batch_at(i), key)
@@ -75,7 +74,7 @@ def test_each_microbatch_has_its_own_key():
 
     state, step, _ = toy.setup(toy.configured(microbatches=4), loss=draw)
     _, metrics = step(state, toy.batch_at(0), KEY)
-    step_key = keys.at_step(KEY, 0)
+    step_key = jax.random.fold_in(KEY, 0)
     draws = [jax.random.uniform(jax.random.fold_in(step_key, i)) for i in range(4)]
     np.testing.assert_allclose(metrics["loss"], np.mean(draws), rtol=1e-6)
 
