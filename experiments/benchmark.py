@@ -1,10 +1,12 @@
-"""Measures the lean path beside the naive one: time, share of the matmul rate, memory.
+"""Compares this library's code (lean) with plain code for the same job (naive): time, memory, and the share
+of the machine's matmul rate that is reached.
 
   python -m experiments.benchmark --suite=train,sample --output=benchmark.json
 
-By default it takes the paper's small model (12 × 768, 50,258 entries, 1024 tokens, float32) at batch 1, which
-on two CPU cores needs some 16 GB and most of an hour. Smaller: --config.model.num_layers=2,
---config.data.length=128, --num_steps=8, --repeats=3; any config of experiments.run does.
+The default is the paper's small model (12 layers × 768, 50,258 tokens of vocabulary, length 1024, float32)
+at batch 1, which on two CPU cores needs some 16 GB and most of an hour. For less, add
+--config.model.num_layers=2 --config.data.length=128 --num_steps=8 --repeats=3, or take any config of
+experiments.run.
 
   train    a step of distillation: loss, gradients, optimizer, moving average
   teacher  a step of the teacher's training
@@ -12,8 +14,8 @@ on two CPU cores needs some 16 GB and most of an hour. Smaller: --config.model.n
   judge    -log p of every token of generated text under a GPT-2 of these sizes
   data     tokenising, packing and loading the config's corpus
 
-Lean and naive run in turn, each in a process of its own, and beside them a matmul of the MLP's shapes, the
-yardstick. If two models at once are too much for the memory, --nointerleave runs them one after the other.
+Lean and naive code take turns, each in a process of its own; a bare matmul of the MLP's shapes is measured
+with them as the yardstick. If the memory does not hold two models, --nointerleave runs one after the other.
 """
 
 import sys
@@ -22,31 +24,31 @@ from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
-from rich.console import Console
 
 from experiments.benchmarking.cases import SUITES
 from experiments.benchmarking.suites import benchmark, saver, show
-from experiments.cli.app import output_file, run_app, stopwatch
+from experiments.cli.app import output_file, run_app, stopwatch, wide_console
 from experiments.settings import check_overrides, run_config
-from sdtt_jax.config import require
+from sdtt_jax.config import choose, positive, require
 from sdtt_jax.data.corpora import find_corpus
 from sdtt_jax.errors import ConfigError, UserError
 
 DEFAULT_CONFIG = Path(__file__).with_name("configs") / "benchmark.py"
-TABLE_WIDTH = 118
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "The config file; experiments/configs/benchmark.py by default.",
+    "A config file; default: experiments/configs/benchmark.py.",
     lock_config=True,
 )
 _SUITE = flags.DEFINE_list("suite", list(SUITES), f"What to measure, of: {', '.join(SUITES)}.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences per training step or generation.")
-_NUM_STEPS = flags.DEFINE_list("num_steps", ["8", "16", "32"], "Sampling steps, with commas.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Repetitions after one to warm up.")
-_INTERLEAVE = flags.DEFINE_bool("interleave", True, "Run lean and naive in turn.")
-_OUTPUT = flags.DEFINE_string("output", None, "Also write everything to this file, as JSON.")
+_NUM_STEPS = flags.DEFINE_list(
+    "num_steps", ["8", "16", "32"], "Numbers of steps, separated by commas."
+)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repetitions, after one that is not.")
+_INTERLEAVE = flags.DEFINE_bool("interleave", True, "Let lean and naive code take turns.")
+_OUTPUT = flags.DEFINE_string("output", None, "Also write all results to this JSON file.")
 
 
 def with_default_config(argv: Sequence[str]) -> list[str]:
@@ -76,10 +78,9 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
     suites = [suite.strip() for suite in _SUITE.value]
     for suite in suites:
-        require(suite in SUITES, f"--suite={suite} is no suite; choose from {', '.join(SUITES)}.")
+        choose("--suite", suite, SUITES)
     require(len(suites) > 0, f"--suite must name at least one of {', '.join(SUITES)}.")
-    require(_BATCH_SIZE.value > 0, f"--batch_size must be positive, not {_BATCH_SIZE.value}.")
-    require(_REPEATS.value > 0, f"--repeats must be positive, not {_REPEATS.value}.")
+    positive(**{"--batch_size": _BATCH_SIZE.value, "--repeats": _REPEATS.value})
     num_steps = _steps(_NUM_STEPS.value)
     config = run_config(_CONFIG.value)
     if "data" in suites:
@@ -102,9 +103,7 @@ def main(argv: Sequence[str]) -> None:
         save,
         interleave=_INTERLEAVE.value,
     )
-    console = Console()
-    # Where there is no terminal Rich assumes 80 columns, which would wrap the table's cells.
-    show(record, console if console.is_terminal else Console(width=TABLE_WIDTH))
+    show(record, wide_console())
     rows = [
         record.get("train"),
         record.get("teacher"),

@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.cli.app import run_app
-from sdtt_jax.config import require
+from sdtt_jax.config import choose, require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange import hub
@@ -63,10 +63,7 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
     for name in ("checkpoint", "output"):
         require(flags.FLAGS[name].value is not None, f"--{name} is missing; see --help.")
-    require(
-        _FORMAT.value in FORMATS,
-        f"--format={_FORMAT.value} is unknown; choose one of {', '.join(FORMATS)}.",
-    )
+    choose("--format", _FORMAT.value, FORMATS)
     folder = str(_OUTPUT.value)
     require(not is_remote(folder), f"--output={folder} must be a local folder; copy it from there.")
     output = Path(folder)

@@ -24,7 +24,7 @@ from absl import flags
 from experiments.cli.app import join_processes, output_file, run_app
 from experiments.cli.devices import chosen_mesh
 from experiments.cli.watch import watch
-from sdtt_jax.config import require
+from sdtt_jax.config import positive, require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.batches import batch_rows
@@ -84,8 +84,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
     require(_CHECKPOINT.value is not None, "--checkpoint is missing; see --help.")
-    require(_NUM_SAMPLES.value > 0, f"--num_samples must be positive, not {_NUM_SAMPLES.value}.")
-    require(_BATCH_SIZE.value > 0, f"--batch_size must be positive, not {_BATCH_SIZE.value}.")
+    positive(**{"--num_samples": _NUM_SAMPLES.value, "--batch_size": _BATCH_SIZE.value})
     config = SamplerConfig(
         num_steps=_NUM_STEPS.value,
         mode=_MODE.value,

@@ -9,45 +9,21 @@ from typing import Any
 
 import ml_collections
 
-from sdtt_jax.config import from_mapping, require, to_mapping, unknown_field
-from sdtt_jax.data import DataConfig, TokenizerConfig
+from sdtt_jax.config import at_least, from_mapping, positive, require, to_mapping, unknown_field
+from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
 from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.schedule import ScheduleConfig
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.parallel.mesh import MeshConfig
+from sdtt_jax.renamed import missing_name
 from sdtt_jax.training.optimizers import OptimizerConfig
 from sdtt_jax.training.step import TrainConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelSize:
-    """Sizes of the denoiser; vocabulary and length come from the data.
-
-    Attributes: as in `sdtt_jax.networks.DenoiserConfig`.
-    """
-
-    num_layers: int = 12
-    embed_dim: int = 768
-    num_heads: int = 12
-    mlp_ratio: int = 4
-    cond_dim: int = 128
-    time_conditioned: bool = False
-    compute_dtype: str = "float32"
-    remat: str = "dots"
-
-
-@dataclasses.dataclass(frozen=True)
-class JudgeSize:
-    """Sizes of the autoregressive judge; vocabulary and length come from the data."""
-
-    num_layers: int = 12
-    embed_dim: int = 768
-    num_heads: int = 12
-    mlp_ratio: int = 4
-    compute_dtype: str = "float32"
-    remat: str = "dots"
+def __getattr__(name: str) -> None:
+    raise missing_name(__name__, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +42,9 @@ class TeacherConfig(NelboConfig):
 
 @dataclasses.dataclass(frozen=True)
 class JudgeConfig:
-    """The autoregressive model on the same tokens: baseline, and scorer of generated text."""
+    """The causal model on the same tokens: baseline, and judge of generated text."""
 
-    model: JudgeSize = JudgeSize()
+    model: CausalConfig = CausalConfig()
     train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512)
 
 
@@ -113,8 +89,7 @@ class EvaluationConfig:
     show_texts: int = 6
 
     def __post_init__(self) -> None:
-        for name in ("num_texts", "batch_size", "gain_sequences", "show_texts"):
-            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
+        positive(self, "num_texts", "batch_size", "gain_sequences", "show_texts")
         require(
             self.gain_trajectories >= 2 and self.gain_trajectories % 2 == 0,
             f"gain_trajectories must be even, not {self.gain_trajectories}.",
@@ -142,7 +117,7 @@ class RunConfig:
     watchdog_seconds: float = 1800.0
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
-    model: ModelSize = ModelSize()
+    model: DenoiserConfig = DenoiserConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     mesh: MeshConfig = MeshConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -152,20 +127,31 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, f"seed must lie in [0, 2**31), not {self.seed}.")
-        require(
-            self.watchdog_seconds >= 0,
-            f"watchdog_seconds={self.watchdog_seconds} must be positive, or 0 to wait for ever.",
-        )
+        at_least(0, self, "watchdog_seconds")
+        for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
+            require(
+                sizes.vocab_size == sizes.length == 0,
+                f"{name}.vocab_size and {name}.length come from the data; set data.length and tokenizer.",
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the vocabulary, MASK not among them, before the data are there.
+
+        GPT-2's is known; a SentencePiece model may turn out smaller than it was asked to be.
+        """
+        if self.tokenizer.kind == "gpt2":
+            return train_tokenizer(self.tokenizer, []).vocab_size
+        return self.tokenizer.vocab_size
 
     def denoiser(self, vocab_size: int) -> DenoiserConfig:
         """The denoiser's config for a vocabulary."""
-        sizes = dataclasses.asdict(self.model)
-        return DenoiserConfig(vocab_size=vocab_size, length=self.data.length, **sizes)
+        return dataclasses.replace(self.model, vocab_size=vocab_size, length=self.data.length)
 
     def causal(self, vocab_size: int) -> CausalConfig:
         """The judge's config; it reads BOS before the text, so it sees as many positions as tokens."""
-        sizes = dataclasses.asdict(self.judge.model)
-        return CausalConfig(vocab_size=vocab_size, length=self.data.length, **sizes)
+        sizes = self.judge.model
+        return dataclasses.replace(sizes, vocab_size=vocab_size, length=self.data.length)
 
 
 def config_dict(config: RunConfig) -> ml_collections.ConfigDict:

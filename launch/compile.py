@@ -14,21 +14,18 @@ from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import config_flags
-from rich.console import Console
 
-from experiments.cli.app import output_file, run_app, stopwatch
+from experiments.cli.app import output_file, run_app, stopwatch, wide_console
 from experiments.settings import check_overrides, run_config
 from launch.ahead import report
 from launch.ahead.analysis import Record, analyse
-from launch.ahead.chips import compile_only, describe_devices, parse_topology
 from launch.ahead.programs import ALL, KINDS, build
 from launch.ahead.search import search
-from sdtt_jax.config import require
+from launch.ahead.topologies import compile_only, describe_devices, parse_topology
+from sdtt_jax.config import choose, require
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.mesh import make_mesh
 from sdtt_jax.paths import write_json
-
-TABLE_WIDTH = 120
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string(
@@ -57,16 +54,14 @@ def main(argv: Sequence[str]) -> None:
         require(flags.FLAGS[name].value is not None, f"--{name} is missing; see --help.")
     kinds = [kind.strip() for kind in _PROGRAMS.value]
     for kind in kinds:
-        require(kind in ALL, f"--programs={kind} is none of {', '.join(ALL)}.")
+        choose("--programs", kind, ALL)
     config = run_config(_CONFIG.value)
     output = output_file(_OUTPUT.value)
     compile_only()
     topology = parse_topology(str(_TOPOLOGY.value), _SLICES.value)
     devices = describe_devices(topology)
     say = stopwatch()
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=TABLE_WIDTH)
+    console = wide_console()
     records: list[Record] = []
     for kind in kinds:
         if _SEARCH.value:

@@ -14,7 +14,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms
 from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.rounds import DistillConfig
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.training.step import Loss, LossFn
 
 Tree = Any
@@ -41,7 +41,7 @@ def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
     return loss
 
 
-def judge_loss(network: Autoregressive, bos_id: int) -> LossFn:
+def judge_loss(network: CausalNetwork, bos_id: int) -> LossFn:
     """Next-token negative log-likelihood in nats per token.
 
     Args:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 MODULES = {
     "sdtt_jax.categorical": "sdtt_jax.ops.categorical",
     "sdtt_jax.configs": "sdtt_jax.config",
+    "sdtt_jax.data.named": "sdtt_jax.data.corpora",
     "sdtt_jax.diffusion.masking": "sdtt_jax.diffusion.forward",
     "sdtt_jax.evaluation.exact_round": "sdtt_jax.laboratory.optimum",
     "sdtt_jax.evaluation.exact_student": "sdtt_jax.laboratory.student",
@@ -23,6 +24,7 @@ MODULES = {
     "sdtt_jax.interchange.loading": "sdtt_jax.interchange.load",
     "sdtt_jax.interchange.model": "sdtt_jax.model.masked",
     "sdtt_jax.interchange.prompts": "sdtt_jax.model.prompts",
+    "sdtt_jax.interchange.published": "sdtt_jax.interchange.layouts",
     "sdtt_jax.interchange.reference": "sdtt_jax.interchange.tables.reference",
     "sdtt_jax.interchange.tensors": "sdtt_jax.interchange.safetensors",
     "sdtt_jax.models": "sdtt_jax.networks",
@@ -32,6 +34,11 @@ MODULES = {
     "sdtt_jax.models.causal_nll": "sdtt_jax.causal.nll",
     "sdtt_jax.models.decoding": "sdtt_jax.causal.sampler",
     "sdtt_jax.processes": "sdtt_jax.parallel.processes",
+    "sdtt_jax.reporting.chart_parts": "sdtt_jax.reporting.layout",
+    "sdtt_jax.reporting.charts": "sdtt_jax.reporting.run_figures",
+    "sdtt_jax.reporting.loss_charts": "sdtt_jax.reporting.run_figures",
+    "sdtt_jax.reporting.round_charts": "sdtt_jax.reporting.run_figures",
+    "sdtt_jax.reporting.svg": "sdtt_jax.reporting.drawing and sdtt_jax.reporting.scales",
     "sdtt_jax.rows": "sdtt_jax.ops.rows",
     "sdtt_jax.training.checkpoint": "sdtt_jax.checkpoints.store",
     "sdtt_jax.training.integrity": "sdtt_jax.checkpoints.digests",
@@ -40,11 +47,19 @@ MODULES = {
     "sdtt_jax.training.seal": "sdtt_jax.checkpoints.metadata",
     "sdtt_jax.training.sharding": "sdtt_jax.parallel.mesh and sdtt_jax.parallel.placement",
     "experiments.losses": "sdtt_jax.objectives",
+    "launch.ahead.chips": "launch.accelerators and launch.ahead.topologies",
     "launch.chaos": "tools.chaos",
     "launch.faults": "tools.faults",
     "launch.fits": "tools.fits",
     "launch.floors": "tools.floors",
+    "launch.pods.accelerators": "launch.accelerators",
     "launch.remat_table": "tools.remat_table",
+}
+
+# Old name in a module that is still there -> what took its place.
+NAMES = {
+    "experiments.settings.JudgeSize": "sdtt_jax.networks.CausalConfig",
+    "experiments.settings.ModelSize": "sdtt_jax.networks.DenoiserConfig",
 }
 
 # Old field of a config dataclass, as "Class.field" -> new field.
@@ -52,6 +67,15 @@ FIELDS: dict[str, str] = {}
 
 # Old flag -> new flag, without the dashes.
 FLAGS: dict[str, str] = {}
+
+
+def missing_name(module: str, name: str) -> Exception:
+    """What the `__getattr__` of a module raises for a name that it does not have."""
+    now = NAMES.get(f"{module}.{name}")
+    if now is None:
+        return AttributeError(f"module {module!r} has no attribute {name!r}")
+    # `from module import name` would swallow an AttributeError's message.
+    return ImportError(f"{module}.{name} is now {now}.")
 
 
 def field_now(config: type, name: str) -> str | None:

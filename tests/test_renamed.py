@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sdtt_jax.renamed import MODULES
+from sdtt_jax.renamed import MODULES, NAMES
 
 
 def _exists(module):
@@ -31,6 +31,20 @@ def test_both_forms_of_import_get_the_answer():
         from sdtt_jax import configs  # noqa: F401
     with pytest.raises(ModuleNotFoundError, match=r"sdtt_jax\.models is now sdtt_jax\.networks"):
         import sdtt_jax.models.denoiser  # noqa: F401
+
+
+@pytest.mark.parametrize("old", NAMES)
+def test_a_name_that_has_gone_is_answered_by_its_new_one(old):
+    module, name = old.rsplit(".", 1)
+    with pytest.raises(ImportError, match=re.escape(f"{old} is now {NAMES[old]}.")):
+        exec(f"from {module} import {name}")
+    home, now = NAMES[old].rsplit(".", 1)
+    assert hasattr(importlib.import_module(home), now)
+
+
+def test_a_name_that_never_was_is_none():
+    with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
+        exec("from experiments.settings import Nothing")
 
 
 def test_a_module_that_never_was_is_none():

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.networks.config import DenoiserConfig
-from sdtt_jax.networks.denoiser import Denoiser, make_denoiser
+from sdtt_jax.networks.denoiser import Denoiser
 
 VOCAB, LENGTH = 3, 3
 MASK = VOCAB
@@ -83,7 +83,7 @@ def random_table(seed: int, spread: float = 1.2) -> dict[str, jax.Array]:
 
 def tiny_network(*, time_conditioned: bool = False) -> Denoiser:
     """The real network, at sizes for which all of its predictions are cheap."""
-    return make_denoiser(
+    return Denoiser(
         DenoiserConfig(
             vocab_size=VOCAB,
             length=LENGTH,

@@ -14,9 +14,9 @@ from absl import flags
 from experiments.cli.app import output_file, run_app, stopwatch
 from experiments.configs.owt_small import SIZES, owt
 from launch.ahead.analysis import Record
-from launch.ahead.chips import compile_only, describe_devices, parse_topology
 from launch.ahead.search import search
-from sdtt_jax.config import require
+from launch.ahead.topologies import compile_only, describe_devices, parse_topology
+from sdtt_jax.config import choose
 from sdtt_jax.errors import ConfigError
 
 SLICES = {
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
     for size in _SIZES.value:
-        require(size in SIZES, f"--sizes={size} is none of {', '.join(SIZES)}.")
+        choose("--sizes", size, SIZES)
     output = output_file(_OUTPUT.value)
     compile_only()
     say = stopwatch()

@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sdtt_jax.networks import DenoiserConfig, make_denoiser
+from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.config import REMAT_POLICIES
 
 DEMO = DenoiserConfig(2000, 64, num_layers=4, embed_dim=128, num_heads=4)
@@ -34,7 +34,7 @@ def gradient(
     config: DenoiserConfig, batch: int, sharding: NamedSharding | None = None
 ) -> tuple[jax.stages.Compiled, Any, jax.ShapeDtypeStruct]:
     """The compiled gradient of a mean over hidden states, and the shapes of its arguments."""
-    model = make_denoiser(config)
+    model = Denoiser(config)
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
         return jnp.square(model.hidden(params, tokens).astype(jnp.float32)).mean()

@@ -22,9 +22,10 @@ from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import Schedule, make_schedule
 from sdtt_jax.distillation.rounds import round_dt
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.networks import Denoiser, DenoiserConfig, make_denoiser
-from sdtt_jax.networks.causal import Autoregressive
-from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.networks import Denoiser, DenoiserConfig
+from sdtt_jax.networks.config import of_same_size
+from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
+from sdtt_jax.networks.kinds import Network
 from sdtt_jax.objectives import distill_loss, teacher_loss
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import place_batch, replicated, unbox
@@ -206,8 +207,7 @@ def _judging(job: Job, config: RunConfig, tell: Tell) -> Case:
     """-log p of every token under a GPT-2 of the config's sizes, as generated text is scored."""
     tell("making parameters")
     sizes = config.denoiser(job.vocab_size)
-    shared = {field.name for field in dataclasses.fields(GPT2Config)} - {"norm_epsilon"}
-    network = make_gpt2(GPT2Config(**{name: getattr(sizes, name) for name in shared}))
+    network = GPT2Network(of_same_size(GPT2Config, sizes))
     params = _parameters(network)
     tokens = jnp.asarray(_tokens(job, sizes))
 
@@ -264,11 +264,11 @@ def _matmul(job: Job, config: RunConfig, tell: Tell) -> Case:
 
 def _network(job: Job, config: RunConfig) -> tuple[DenoiserConfig, Denoiser, MaskedDiffusion]:
     sizes = config.denoiser(job.vocab_size)
-    denoiser = make_denoiser(sizes)
+    denoiser = Denoiser(sizes)
     return sizes, denoiser, MaskedDiffusion(denoiser, make_schedule(config.schedule))
 
 
-def _parameters(denoiser: Denoiser | Autoregressive, sharding: Any = None) -> Params:
+def _parameters(network: Network, sharding: Any = None) -> Params:
     """The same for every variant, and nothing at zero: fresh networks have losses that are trivial.
 
     Made by NumPy, leaf by leaf: nothing to compile, and never more than one leaf twice in memory.
@@ -281,7 +281,7 @@ def _parameters(denoiser: Denoiser | Autoregressive, sharding: Any = None) -> Pa
         values += path[-1].key == "scale"
         return jax.device_put(values, sharding)
 
-    shapes = unbox(jax.eval_shape(denoiser.init, jax.random.key(0)))
+    shapes = unbox(jax.eval_shape(network.init, jax.random.key(0)))
     return jax.block_until_ready(jax.tree_util.tree_map_with_path(leaf, shapes))
 
 

@@ -19,7 +19,7 @@ from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks import DenoiserConfig
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.training.step import Loss, LossFn
 
 Params = Any
@@ -273,9 +273,7 @@ def distill_loss(denoiser: DenoiserConfig, schedule: Schedule, config: DistillCo
     return loss
 
 
-def causal_nll(
-    network: Autoregressive, params: Params, tokens: jax.Array, bos_id: int
-) -> jax.Array:
+def causal_nll(network: CausalNetwork, params: Params, tokens: jax.Array, bos_id: int) -> jax.Array:
     """-log p of every token, `[batch, length]`, from log-probabilities of the whole vocabulary at once."""
     inputs = jnp.concatenate([jnp.full_like(tokens[:, :1], bos_id), tokens[:, :-1]], axis=1)
     log_p = jax.nn.log_softmax(network.logits(params, network.hidden(params, inputs)))

@@ -16,7 +16,6 @@ from experiments.benchmarking.report import Entry, Measured
 from experiments.benchmarking.worker import Worker, WorkerError
 from experiments.settings import RunConfig
 from sdtt_jax.config import to_mapping
-from sdtt_jax.data import train_tokenizer
 from sdtt_jax.paths import write_json
 
 Say = Callable[[str], None]
@@ -89,7 +88,7 @@ def benchmark(
     interleave: bool = True,
 ) -> Entry:
     """The whole record; `save` gets it after every row, so that a stop loses little."""
-    vocab_size = vocabulary(config)
+    vocab_size = config.vocab_size
     record: Entry = {
         "jax": importlib.metadata.version("jax"),
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
@@ -124,13 +123,6 @@ def benchmark(
                 record["data"]["share_of_train_step"] = share
             save(record)
     return record
-
-
-def vocabulary(config: RunConfig) -> int:
-    """Tokens of the config's vocabulary, MASK not among them (a SentencePiece model may get fewer)."""
-    if config.tokenizer.kind == "gpt2":
-        return train_tokenizer(config.tokenizer, []).vocab_size
-    return config.tokenizer.vocab_size
 
 
 def show(record: Entry, console: Console) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
+from rich.console import Console
 
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.parallel import processes
@@ -88,6 +89,12 @@ def stopwatch() -> Callable[[str], None]:
         print(f"[{elapsed // 60}:{elapsed % 60:02d}] {line}", file=sys.stderr, flush=True)
 
     return say
+
+
+def wide_console() -> Console:
+    """The terminal; where there is none, Rich assumes 80 columns, which would wrap the cells of tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
 
 
 def exit_on_user_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], int]:

@@ -6,13 +6,12 @@ from experiments.settings import (
     DistillStage,
     EvaluationConfig,
     JudgeConfig,
-    JudgeSize,
-    ModelSize,
     RunConfig,
     TeacherConfig,
     config_dict,
 )
 from sdtt_jax.data import DataConfig, TokenizerConfig
+from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
 from sdtt_jax.training.step import TrainConfig
 
@@ -45,7 +44,7 @@ def demo() -> RunConfig:
     return RunConfig(
         data=DataConfig(normalize="text8", length=64),
         tokenizer=TokenizerConfig(model_type="char", vocab_size=64),
-        model=ModelSize(num_layers=4, embed_dim=128, num_heads=4),
+        model=DenoiserConfig(num_layers=4, embed_dim=128, num_heads=4),
         teacher=TeacherConfig(
             weighting="even",
             train=TrainConfig(
@@ -53,7 +52,7 @@ def demo() -> RunConfig:
             ),
         ),
         judge=JudgeConfig(
-            model=JudgeSize(num_layers=3, embed_dim=128, num_heads=4),
+            model=CausalConfig(num_layers=3, embed_dim=128, num_heads=4),
             train=TrainConfig(
                 num_steps=220, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=100
             ),

@@ -8,7 +8,8 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from experiments.configs.demo import adam, demo, muon
-from experiments.settings import EvaluationConfig, JudgeSize, RunConfig, config_dict
+from experiments.settings import EvaluationConfig, RunConfig, config_dict
+from sdtt_jax.networks import CausalConfig
 from sdtt_jax.training.step import TrainConfig
 
 
@@ -29,7 +30,7 @@ def evening() -> RunConfig:
         ),
         judge=dataclasses.replace(
             config.judge,
-            model=JudgeSize(num_layers=4, embed_dim=128, num_heads=4),
+            model=CausalConfig(num_layers=4, embed_dim=128, num_heads=4),
             train=TrainConfig(
                 num_steps=800, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=500
             ),

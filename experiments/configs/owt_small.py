@@ -12,13 +12,12 @@ from experiments.settings import (
     DistillStage,
     EvaluationConfig,
     JudgeConfig,
-    JudgeSize,
-    ModelSize,
     RunConfig,
     TeacherConfig,
     config_dict,
 )
 from sdtt_jax.data import DataConfig, TokenizerConfig
+from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
 from sdtt_jax.training.step import TrainConfig
 
@@ -49,10 +48,10 @@ def owt(size: str) -> RunConfig:
             corpus="openwebtext", length=1024, wrap=True, validation_fraction=0.01, num_shards=256
         ),
         tokenizer=TokenizerConfig(kind="gpt2"),
-        model=ModelSize(**SIZES[size], compute_dtype="bfloat16"),
+        model=DenoiserConfig(**SIZES[size], compute_dtype="bfloat16"),
         teacher=TeacherConfig(train=pretraining),
         judge=JudgeConfig(
-            model=JudgeSize(**SIZES[size], compute_dtype="bfloat16"), train=pretraining
+            model=CausalConfig(**SIZES[size], compute_dtype="bfloat16"), train=pretraining
         ),
         distill=DistillStage(),
         evaluation=EvaluationConfig(

@@ -5,7 +5,8 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from experiments.configs.demo import demo
-from experiments.settings import EvaluationConfig, JudgeSize, ModelSize, RunConfig, config_dict
+from experiments.settings import EvaluationConfig, RunConfig, config_dict
+from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.training.step import TrainConfig
 
 
@@ -25,11 +26,11 @@ def smoke() -> RunConfig:
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, length=32),
-        model=ModelSize(num_layers=2, embed_dim=32, num_heads=2, cond_dim=32),
+        model=DenoiserConfig(num_layers=2, embed_dim=32, num_heads=2, cond_dim=32),
         teacher=dataclasses.replace(config.teacher, train=short(config.teacher.train, 30)),
         judge=dataclasses.replace(
             config.judge,
-            model=JudgeSize(num_layers=1, embed_dim=32, num_heads=2),
+            model=CausalConfig(num_layers=1, embed_dim=32, num_heads=2),
             train=short(config.judge.train, 20),
         ),
         distill=dataclasses.replace(

@@ -10,15 +10,11 @@ from experiments.evaluating.output import Output, environment
 from experiments.evaluating.subject import Subject
 from sdtt_jax.config import to_mapping
 from sdtt_jax.evaluation.batches import batch_rows
-from sdtt_jax.evaluation.latency import (
-    Latency,
-    causal_latency,
-    causal_of_same_size,
-    sampler_latency,
-)
+from sdtt_jax.evaluation.latency import Latency, causal_latency, sampler_latency
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.masked import Model
-from sdtt_jax.networks.causal import Autoregressive, make_autoregressive
+from sdtt_jax.networks import CausalConfig, CausalNetwork
+from sdtt_jax.networks.config import of_same_size
 from sdtt_jax.parallel.mesh import RULES, mesh_if_any, use_mesh
 from sdtt_jax.parallel.placement import tree_shardings, unbox
 
@@ -45,7 +41,7 @@ class Racer(NamedTuple):
 
     name: str
     what: str
-    network: Autoregressive
+    network: CausalNetwork
     params: Callable[[], Any]
 
 
@@ -113,11 +109,10 @@ def racers(subject: Subject, key: jax.Array) -> list[Racer]:
     model, baseline = subject.model, subject.baseline
     if not isinstance(model, Model):
         return [Racer("autoregressive", "the model itself", model.network, lambda: model.params)]
-    config = causal_of_same_size(model.config)
-    network = make_autoregressive(config)
+    network = CausalNetwork(of_same_size(CausalConfig, model.config))
     fresh = functools.cache(functools.partial(_fresh, network, key, mesh_if_any(model.params)))
     found = [Racer("autoregressive", "as large as the denoiser, not trained", network, fresh)]
-    if baseline is not None and baseline.config != config:
+    if baseline is not None and baseline.config != network.config:
         found.append(Racer("baseline", "the baseline", baseline.network, lambda: baseline.params))
     return found
 
@@ -165,7 +160,7 @@ def _machine() -> Json:
     }
 
 
-def _fresh(network: Autoregressive, key: jax.Array, mesh: Any) -> Any:
+def _fresh(network: CausalNetwork, key: jax.Array, mesh: Any) -> Any:
     """Parameters as training begins with them: how long a call takes does not depend on them."""
 
     def init(key: jax.Array) -> Any:

@@ -19,8 +19,8 @@ from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import MismatchError, UserError
-from sdtt_jax.networks import Denoiser, make_denoiser
-from sdtt_jax.networks.causal import Autoregressive, make_autoregressive
+from sdtt_jax.networks import CausalNetwork, Denoiser
+from sdtt_jax.networks.kinds import Network, kind_of, stored_kind
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import tree_shardings
@@ -80,29 +80,40 @@ class Run:
 
     @functools.cached_property
     def denoiser(self) -> Denoiser:
-        return make_denoiser(self.config.denoiser(self.info.vocab_size))
+        return Denoiser(self.config.denoiser(self.info.vocab_size))
 
     @functools.cached_property
     def diffusion(self) -> MaskedDiffusion:
         return MaskedDiffusion(self.denoiser, make_schedule(self.config.schedule))
 
     @functools.cached_property
-    def judge(self) -> Autoregressive:
-        return make_autoregressive(self.config.causal(self.info.vocab_size))
+    def judge(self) -> CausalNetwork:
+        return CausalNetwork(self.config.causal(self.info.vocab_size))
 
-    def deliver(self, folder: Path, params: Params, kind: str, **facts: Any) -> None:
-        """Writes what a stage delivers, with the facts that loading it needs."""
-        network = self.denoiser if kind == "denoiser" else self.judge
+    def deliver(self, folder: Path, network: Network, params: Params, **facts: Any) -> None:
+        """Writes what a stage delivers, with the facts that loading it needs.
+
+        Args:
+          folder: of the stage or round.
+          network: `denoiser` or `judge`.
+          params: its parameters.
+          **facts: what else is to be known of them.
+        """
         meta = {
-            "kind": kind,
+            "kind": kind_of(network),
             "model": to_mapping(network.config),
             "schedule": to_mapping(self.config.schedule),
             "data": self.info.fingerprint,
         }
         save_params(final(folder), params, meta | facts)
 
-    def delivered(self, folder: Path, kind: str, needed_by: str) -> Params:
+    def delivered(self, folder: Path, network: Network, needed_by: str) -> Params:
         """What a finished stage delivered, on the mesh.
+
+        Args:
+          folder: of the stage or round.
+          network: `denoiser` or `judge`.
+          needed_by: the stage that asks.
 
         Raises:
           UserError: the stage is not finished.
@@ -112,13 +123,13 @@ class Run:
             raise UserError(
                 f"Stage {needed_by} needs {final(folder)}, which is not there; run the stages before it."
             )
-        network = self.denoiser if kind == "denoiser" else self.judge
         boxed = jax.eval_shape(network.init, jax.random.key(0))
         params, meta = load_params(final(folder), tree_shardings(boxed, RULES, self.mesh))
-        if meta.get("kind") != kind or meta.get("model") != to_mapping(network.config):
+        kind, model = kind_of(network), to_mapping(network.config)
+        if stored_kind(meta.get("kind")) != kind or meta.get("model") != model:
             raise MismatchError(
                 f"{final(folder)} is a checkpoint of another model: {meta.get('kind')} "
-                f"{meta.get('model')}, not {kind} {to_mapping(network.config)}."
+                f"{meta.get('model')}, not {kind} {model}."
             )
         if meta.get("data", self.info.fingerprint) != self.info.fingerprint:
             raise MismatchError(

@@ -45,13 +45,13 @@ class Scored:
 def evaluate(run: Run) -> None:
     """Writes results.json and samples.json; every finished item is kept in evaluation/."""
     rounds = _delivered_rounds(run)
-    judge = run.delivered(run.workdir.judge, "autoregressive", "evaluate")
+    judge = run.delivered(run.workdir.judge, run.judge, "evaluate")
     folders = {"teacher": run.workdir.teacher} | {
         f"round_{n:02d}": run.workdir.round(n) for n in rounds
     }
     scored: dict[str, dict[int, Scored]] = {}
     for name, folder in folders.items():
-        params = run.delivered(folder, "denoiser", "evaluate")
+        params = run.delivered(folder, run.denoiser, "evaluate")
         scored[name] = {n: _texts(run, name, params, judge, n) for n in _steps(run)}
     results: Record = {
         "teacher": {"steps": _table(run, scored["teacher"])} | _teacher_facts(run),
@@ -164,7 +164,7 @@ def _held_out(run: Run, limit: int) -> np.ndarray:
 
 
 def _teacher_facts(run: Run) -> Record:
-    params = run.delivered(run.workdir.teacher, "denoiser", "evaluate")
+    params = run.delivered(run.workdir.teacher, run.denoiser, "evaluate")
     tokens = _held_out(run, run.config.evaluation.validation_sequences)
     key = purpose_key(run.config.seed, "evaluate.nelbo")
     bound = likelihood.nelbo_texts(
@@ -177,7 +177,7 @@ def _round_record(
     run: Run, number: int, scored: dict[int, Scored], teacher: dict[int, Scored]
 ) -> Record:
     config = run.config.distill
-    params = run.delivered(run.workdir.round(number), "denoiser", "evaluate")
+    params = run.delivered(run.workdir.round(number), run.denoiser, "evaluate")
     paired = {
         str(n): generation.paired_log_ratio(scored[n].nll, teacher[n].nll, seed=run.config.seed)
         for n in scored
@@ -207,7 +207,7 @@ def _gain(run: Run, number: int, params: Any) -> Record:
     gain = measure_gain(
         run.diffusion,
         params,
-        run.delivered(round_teacher(run, number), "denoiser", "evaluate"),
+        run.delivered(round_teacher(run, number), run.denoiser, "evaluate"),
         _held_out(run, settings.gain_sequences),
         round_dt(config, number),
         purpose_key(run.config.seed, "evaluate.gain", number),
@@ -274,7 +274,7 @@ def _samples(run: Run, teacher: dict[int, Scored], student: dict[int, Scored] | 
     def decode(tokens: np.ndarray) -> list[str]:
         return [tokenizer.decode(row) for row in tokens[:count]]
 
-    judge = run.delivered(run.workdir.judge, "autoregressive", "evaluate")
+    judge = run.delivered(run.workdir.judge, run.judge, "evaluate")
     texts: Record = {
         "teacher": {str(n): decode(teacher[n].tokens) for n in shown},
         "data": decode(_held_out(run, count)),
@@ -287,7 +287,7 @@ def _samples(run: Run, teacher: dict[int, Scored], student: dict[int, Scored] | 
     num_steps = 8
     states = generation.sample_states(
         run.diffusion,
-        run.delivered(folder, "denoiser", "evaluate"),
+        run.delivered(folder, run.denoiser, "evaluate"),
         purpose_key(run.config.seed, "evaluate.animation"),
         run.config.data.length,
         SamplerConfig(num_steps=num_steps, time_grid=run.config.evaluation.time_grid),

@@ -83,7 +83,7 @@ def train_teacher(run: Run) -> None:
         _adopt_teacher(run, config.checkpoint)
         return
     state = _fit(run, training(run, "teacher"))
-    run.deliver(run.workdir.teacher, _delivered_params(state), "denoiser", stage="teacher")
+    run.deliver(run.workdir.teacher, run.denoiser, _delivered_params(state), stage="teacher")
 
 
 def _adopt_teacher(run: Run, checkpoint: str) -> None:
@@ -103,13 +103,13 @@ def _adopt_teacher(run: Run, checkpoint: str) -> None:
             "config.tokenizer and config.data give; use its tokenizer and corpus."
         )
     run.say(f"  taken from {checkpoint}")
-    run.deliver(run.workdir.teacher, model.params, "denoiser", stage="teacher", source=checkpoint)
+    run.deliver(run.workdir.teacher, run.denoiser, model.params, stage="teacher", source=checkpoint)
 
 
 def train_judge(run: Run) -> None:
-    """Trains the autoregressive baseline and scorer."""
+    """Trains the causal model that is baseline and judge."""
     state = _fit(run, training(run, "judge"))
-    run.deliver(run.workdir.judge, _delivered_params(state), "autoregressive", stage="judge")
+    run.deliver(run.workdir.judge, run.judge, _delivered_params(state), stage="judge")
 
 
 def distill(run: Run) -> None:
@@ -157,8 +157,8 @@ def _distill_round(
     state = _fit(run, _round(run, number, optimizer, step))
     run.deliver(
         run.workdir.round(number),
+        run.denoiser,
         _delivered_params(state, ema=config.use_ema_on_growth),
-        "denoiser",
         stage="distill",
         round=number,
         dt=dt,
@@ -197,7 +197,7 @@ def _round_start(
     run: Run, number: int, dt: float, optimizer: optax.GradientTransformation
 ) -> TrainState:
     config = run.config.distill
-    teacher = run.delivered(round_teacher(run, number), "denoiser", "distill")
+    teacher = run.delivered(round_teacher(run, number), run.denoiser, "distill")
     context = {"teacher_params": teacher, "dt": jnp.float32(dt), "round": jnp.int32(number)}
     averages = _averages(config.train)
     if number == 1:

@@ -9,8 +9,8 @@ from typing import Any
 from jax.sharding import Mesh
 
 from launch.ahead import hlo
-from launch.ahead.chips import Topology
 from launch.ahead.programs import Program
+from launch.ahead.topologies import Topology
 
 Record = dict[str, Any]
 # The two ways in which the TPU compiler says that a program is too large.
@@ -44,7 +44,7 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
         "chips": topology.chips,
         "batch_per_chip": program.batch / topology.chips,
         "state_bytes": program.state,
-        "usable_bytes": topology.usable_memory,
+        "usable_bytes": topology.chip.usable,
     }
     try:
         compiled = program.lower().compile()
@@ -68,7 +68,7 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
         compiled.as_text(), tuple(mesh.shape), tuple(mesh.shape.values()), program.turns_of
     ).cost()
     expected = program.flops + program.recomputed
-    fits = peak <= topology.usable_memory
+    fits = peak <= topology.chip.usable
     record |= {
         "fits": fits,
         "compile_seconds": seconds,
@@ -103,7 +103,7 @@ def predict(record: Record, program: Program, topology: Topology) -> Record:
         "network": sum(entry["seconds"] for entry in record["collectives"]),
     }
     if traffic is not None:
-        names["memory"] = traffic / chip.memory_bandwidth
+        names["memory"] = traffic / chip.bandwidth
     seconds = max(names.values())
     return {
         "compute_seconds": compute,

@@ -9,16 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments.benchmarking.suites import vocabulary
 from experiments.settings import RunConfig
 from launch.ahead.hlo_text import Instruction
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion import sampler
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.evaluation.latency import causal_of_same_size
-from sdtt_jax.networks import Denoiser, DenoiserConfig, flops, make_denoiser
-from sdtt_jax.networks.causal import Autoregressive, make_autoregressive
+from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig, flops
+from sdtt_jax.networks.config import of_same_size
+from sdtt_jax.networks.kinds import Network
 from sdtt_jax.objectives import distill_loss, teacher_loss
 from sdtt_jax.ops import head_loss as fused
 from sdtt_jax.ops import rows
@@ -85,7 +84,7 @@ def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) 
     Raises:
       ConfigError: sizes that the mesh does not divide.
     """
-    denoiser = make_denoiser(config.denoiser(vocabulary(config)))
+    denoiser = Denoiser(config.denoiser(config.vocab_size))
     train = {"distill": config.distill.train, "teacher": config.teacher.train}.get(kind)
     check_batch_size(batch, mesh, train.microbatches if train else 1, "the global batch")
     if kind == CAUSAL:
@@ -188,7 +187,7 @@ def _sampler(
 def _causal(denoiser: Denoiser, mesh: Mesh, batch: int) -> Program:
     """A text token by token with a key-value cache, from a causal model of the denoiser's sizes."""
     sizes = denoiser.config
-    network = make_autoregressive(causal_of_same_size(sizes))
+    network = CausalNetwork(of_same_size(CausalConfig, sizes))
     params = _abstract_params(network, mesh)
     prompt = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=batch_sharding(mesh))
 
@@ -214,7 +213,7 @@ def _causal(denoiser: Denoiser, mesh: Mesh, batch: int) -> Program:
     )
 
 
-def _abstract_params(network: Denoiser | Autoregressive, mesh: Mesh) -> Tree:
+def _abstract_params(network: Network, mesh: Mesh) -> Tree:
     boxed = jax.eval_shape(network.init, jax.random.key(0))
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

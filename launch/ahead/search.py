@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 
 from experiments.settings import RunConfig
 from launch.ahead.analysis import Analysis, analyse
-from launch.ahead.chips import Topology
 from launch.ahead.programs import build, state_bytes
+from launch.ahead.topologies import Topology
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 
@@ -42,7 +42,7 @@ def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Ite
                 state = state_bytes(config, mesh)
             except ConfigError:
                 continue  # a size of the model that this mesh does not divide
-            if state < (1 - ROOM) * topology.usable_memory:
+            if state < (1 - ROOM) * topology.chip.usable:
                 found += 1
                 yield mesh
         if found:
@@ -115,7 +115,7 @@ def largest_batch(
         guess = next_guess(
             {batch: a.record["peak_bytes"] for batch, a in tried.items()},
             sum(next(iter(tried.values())).record["state_bytes"].values()),
-            topology.usable_memory,
+            topology.chip.usable,
         )
     fitting = _fitting(tried)
     return tried[max(fitting)] if fitting else None

@@ -29,12 +29,12 @@ def render(spec: PodSpec) -> Files:
     )
     if tpu:
         selector = {
-            "cloud.google.com/gke-tpu-accelerator": slice_.gke,
+            "cloud.google.com/gke-tpu-accelerator": slice_.chip.gke,
             "cloud.google.com/gke-tpu-topology": slice_.topology,
         }
         tolerations = []
     else:
-        selector = {"cloud.google.com/gke-accelerator": slice_.gke}
+        selector = {"cloud.google.com/gke-accelerator": slice_.chip.gke}
         tolerations = ["nvidia.com/gpu"]
     if spec.spot:
         selector[_SPOT] = "true"

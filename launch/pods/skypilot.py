@@ -36,7 +36,7 @@ def render(spec: PodSpec) -> Files:
         nodes=1 if tpu else spec.slices,
         infra=f"{cloud}/*/{spec.zone}" if spec.zone else cloud,
         accelerators=spec.slice.skypilot,
-        runtime=spec.slice.runtime,
+        runtime=spec.slice.chip.runtime,
         spot=spec.spot,
         extras="tpu,gcs" if tpu else "cuda,gcs",
         port=COORDINATOR_PORT,

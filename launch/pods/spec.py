@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import ml_collections
 
-from launch.pods.accelerators import Accelerator, find
-from sdtt_jax.config import require, to_mapping
+from launch.accelerators import Accelerator, find
+from sdtt_jax.config import at_least, positive, require, to_mapping
 
 _DNS_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _WORD = re.compile(r"[\w.@:/-]*")
@@ -81,9 +81,7 @@ class SlurmConfig:
             re.fullmatch(r"(\d+-)?\d+:\d\d:\d\d", self.time_limit) is not None,
             f"time_limit={self.time_limit!r} must be like 24:00:00 or 2-00:00:00.",
         )
-        require(
-            self.cpus_per_task > 0, f"cpus_per_task must be positive, not {self.cpus_per_task}."
-        )
+        positive(self, "cpus_per_task")
         for name in ("checkout", "python"):
             _check_line(name, getattr(self, name))
 
@@ -135,8 +133,8 @@ class PodSpec:
             "letter and not ending with '-'.",
         )
         find(self.accelerator)
-        require(self.slices > 0, f"slices must be positive, not {self.slices}.")
-        require(self.max_restarts >= 0, f"max_restarts must not be negative: {self.max_restarts}.")
+        positive(self, "slices")
+        at_least(0, self, "max_restarts")
         require(
             self.grace_seconds >= 30,
             f"grace_seconds={self.grace_seconds} leaves no time to save; give at least 30.",

@@ -27,7 +27,7 @@ def render(spec: PodSpec) -> Files:
         name=spec.name,
         slices=spec.slices,
         accelerator=spec.accelerator,
-        runtime=spec.slice.runtime,
+        runtime=spec.slice.chip.runtime,
         hosts=spec.hosts,
         max_restarts=spec.max_restarts,
         zone=spec.zone,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
 
 _cross_entropy = optax.softmax_cross_entropy_with_integer_labels
@@ -30,7 +30,7 @@ class TokenScores(NamedTuple):
 
 
 def next_token_scores(
-    network: Autoregressive, params: Any, inputs: jax.Array, targets: jax.Array, scored: jax.Array
+    network: CausalNetwork, params: Any, inputs: jax.Array, targets: jax.Array, scored: jax.Array
 ) -> TokenScores:
     """-log p of each scored target given the inputs up to its place, and whether greedy decoding misses it.
 
@@ -53,7 +53,7 @@ def next_token_scores(
 
 
 def next_token_nll(
-    network: Autoregressive, params: Any, inputs: jax.Array, targets: jax.Array, scored: jax.Array
+    network: CausalNetwork, params: Any, inputs: jax.Array, targets: jax.Array, scored: jax.Array
 ) -> jax.Array:
     """-log p of each scored target given the inputs up to its place: `[batch, length]` float32, nats.
 
@@ -69,7 +69,7 @@ def next_token_nll(
     return selected_losses(network.logits, _cross_entropy, head, hidden, scored, targets)
 
 
-def causal_nll(network: Autoregressive, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
+def causal_nll(network: CausalNetwork, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
     """-log p of every token given BOS and the tokens before it: `[batch, length]` float32, nats.
 
     Values only: differentiating it raises; train on `causal_loss`.
@@ -83,7 +83,7 @@ def causal_nll(network: Autoregressive, params: Any, tokens: jax.Array, bos_id: 
     return next_token_nll(network, params, _preceded(tokens, bos_id), tokens, everywhere)
 
 
-def causal_loss(network: Autoregressive, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
+def causal_loss(network: CausalNetwork, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
     """The sum of `causal_nll` over the batch, to train on: `[]` float32, nats.
 
     Args:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require
+from sdtt_jax.config import at_least, require
 from sdtt_jax.networks.cache import KVCache
-from sdtt_jax.networks.causal import Autoregressive, Params
+from sdtt_jax.networks.causal import CausalNetwork, Params
 from sdtt_jax.ops.categorical import Filters, draw, filter_logits
 
 
@@ -18,7 +18,7 @@ class _Carry(NamedTuple):
 
 
 def generate(
-    network: Autoregressive,
+    network: CausalNetwork,
     params: Params,
     key: jax.Array,
     *,
@@ -46,7 +46,7 @@ def generate(
     require(
         prompt.ndim == 2 and prompt.shape[1] > 0, "prompt must be [batch, p] with p at least 1."
     )
-    require(num_tokens >= 0, f"num_tokens must not be negative, not {num_tokens}.")
+    at_least(0, num_tokens=num_tokens)
     chosen = Filters(**filters)
     prompt = prompt.astype(jnp.int32)
     if num_tokens == 0:
@@ -56,7 +56,7 @@ def generate(
 
 @functools.partial(jax.jit, static_argnames=("network", "num_tokens", "filters"))
 def _generate(
-    network: Autoregressive,
+    network: CausalNetwork,
     params: Params,
     key: jax.Array,
     prompt: jax.Array,

@@ -2,20 +2,12 @@
 
 import dataclasses
 
-from sdtt_jax.config import require
+from sdtt_jax.config import at_least, check_types, one_of, require, within
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.normalize import NORMALIZERS
 
 TOKENIZER_KINDS = ("sentencepiece", "gpt2")
 MODEL_TYPES = ("unigram", "bpe", "char")
-
-
-def _require_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
-    require(value in choices, f"{field} must be one of {', '.join(choices)}, not {value!r}.")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,31 +41,15 @@ class DataConfig:
     num_shards: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self)
+        require(self.corpus != "", "corpus must be a corpus name or a path, not ''.")
         require(
-            isinstance(self.corpus, str) and bool(self.corpus),
-            f"data.corpus must be a corpus name or a path, not {self.corpus!r}.",
+            self.text_field != "", "text_field must name the field that holds the text, not ''."
         )
-        require(
-            isinstance(self.text_field, str) and bool(self.text_field),
-            f"data.text_field must name the field that holds the text, not {self.text_field!r}.",
-        )
-        _require_choice("data.detokenize", self.detokenize, tuple(DETOKENIZERS))
-        _require_choice("data.normalize", self.normalize, tuple(NORMALIZERS))
-        require(isinstance(self.wrap, bool), f"data.wrap must be a bool, not {self.wrap!r}.")
-        shortest = 3 if self.wrap else 2
-        require(
-            _is_int(self.length) and self.length >= shortest,
-            f"data.length must be an integer of at least {shortest}, not {self.length!r}.",
-        )
-        require(
-            isinstance(self.validation_fraction, float) and 0 < self.validation_fraction < 1,
-            "data.validation_fraction must be a number between 0 and 1 (both excluded), not "
-            f"{self.validation_fraction!r}.",
-        )
-        require(
-            _is_int(self.num_shards) and 1 <= self.num_shards <= 99_999,
-            f"data.num_shards must be an integer from 1 to 99999, not {self.num_shards!r}.",
-        )
+        one_of(self, detokenize=DETOKENIZERS, normalize=NORMALIZERS)
+        at_least(3 if self.wrap else 2, self, "length")
+        within("(0, 1)", self, "validation_fraction")
+        within("[1, 99999]", self, "num_shards")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,23 +75,11 @@ class TokenizerConfig:
     max_sentences: int = 10_000
 
     def __post_init__(self) -> None:
-        _require_choice("tokenizer.kind", self.kind, TOKENIZER_KINDS)
-        _require_choice("tokenizer.model_type", self.model_type, MODEL_TYPES)
-        require(
-            _is_int(self.vocab_size) and 4 <= self.vocab_size <= 65_535,
-            f"tokenizer.vocab_size must be an integer from 4 to 65535, not {self.vocab_size!r}.",
-        )
-        require(
-            isinstance(self.byte_fallback, bool),
-            f"tokenizer.byte_fallback must be a bool, not {self.byte_fallback!r}.",
-        )
+        check_types(self)
+        one_of(self, kind=TOKENIZER_KINDS, model_type=MODEL_TYPES)
+        within("[4, 65535]", self, "vocab_size")
+        at_least(1, self, "max_sentences")
         require(
             not (self.byte_fallback and self.model_type == "char"),
-            "tokenizer.byte_fallback cannot be used with tokenizer.model_type 'char'; "
-            "choose 'unigram' or 'bpe'.",
-        )
-        require(
-            _is_int(self.max_sentences) and self.max_sentences >= 1,
-            "tokenizer.max_sentences must be an integer of at least 1, not "
-            f"{self.max_sentences!r}.",
+            "byte_fallback cannot be used with model_type='char'; choose 'unigram' or 'bpe'.",
         )

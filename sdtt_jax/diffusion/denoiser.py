@@ -67,6 +67,13 @@ class MaskedDiffusion:
     Attributes:
       denoiser: the network, as pure functions.
       schedule: the noise schedule.
+
+    Example:
+      >>> import sdtt_jax
+      >>> config = sdtt_jax.DenoiserConfig(5, length=8, num_layers=1, embed_dim=16, num_heads=2)
+      >>> diffusion = MaskedDiffusion(sdtt_jax.Denoiser(config), sdtt_jax.make_schedule())
+      >>> diffusion.mask_id
+      5
     """
 
     denoiser: DenoiserLike

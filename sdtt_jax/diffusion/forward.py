@@ -46,16 +46,21 @@ def mask_tokens(
 
 
 def q_xt(key: jax.Array, x0: jax.Array, move_chance: jax.Array, mask_id: int) -> jax.Array:
-    """A draw of q(x_t | x_0), in which each token is MASK with its text's move chance.
+    """A draw of q(x_t | x_0): masks each token with probability `move_chance` (MDLM, arXiv 2406.07524).
 
     Args:
       key: PRNG key.
       x0: `[batch, length]` int32.
-      move_chance: `[batch]` float32, probability of MASK.
+      move_chance: `[batch]` float32, from `Schedule.move_chance`.
       mask_id: the id of MASK.
 
     Returns:
       `x_t: [batch, length]` int32.
+
+    Example:
+      >>> q_xt(jax.random.key(0), jnp.array([[1, 2], [3, 4]]), jnp.array([0.0, 1.0]), mask_id=9)
+      Array([[1, 2],
+             [9, 9]], dtype=int32)
     """
     return mask_tokens(x0, jax.random.uniform(key, x0.shape), move_chance, mask_id)
 
@@ -92,6 +97,12 @@ def subs_log_probs(logits: jax.Array, x_t: jax.Array, mask_id: int) -> jax.Array
     Returns:
       `log p(x_0 | x_t)`: `[batch, length, vocab]` float32; impossible entries are about
       `NEG_INFINITY` (finite, so that 0 * log 0 is 0 in values and gradients).
+
+    Example:
+      >>> x_t = jnp.array([[0, 2]])  # a token of the vocabulary {0, 1}, and MASK
+      >>> jnp.exp(subs_log_probs(jnp.zeros((1, 2, 3)), x_t, mask_id=2))
+      Array([[[1. , 0. , 0. ],
+              [0.5, 0.5, 0. ]]], dtype=float32)
     """
     carried = jnp.where(jnp.arange(logits.shape[-1]) == x_t[..., None], 0.0, NEG_INFINITY)
     return jnp.where((x_t == mask_id)[..., None], masked_log_probs(logits, mask_id), carried)

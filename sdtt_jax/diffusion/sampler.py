@@ -16,7 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require
+from sdtt_jax.config import one_of, positive
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.schedule import Schedule
@@ -55,15 +55,8 @@ class SamplerConfig(Filters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.num_steps > 0, f"num_steps must be positive, not {self.num_steps}.")
-        require(
-            self.mode in MODES,
-            f"mode={self.mode!r} is unknown; choose one of {', '.join(MODES)}.",
-        )
-        require(
-            self.time_grid in TIME_GRIDS,
-            f"time_grid={self.time_grid!r} is unknown; choose one of {', '.join(TIME_GRIDS)}.",
-        )
+        positive(self, "num_steps")
+        one_of(self, mode=MODES, time_grid=TIME_GRIDS)
 
 
 @flax.struct.dataclass

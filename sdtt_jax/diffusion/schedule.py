@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require
+from sdtt_jax.config import one_of, require, within
 
 TimeFunction = Callable[[jax.Array], jax.Array]
 
@@ -32,11 +32,8 @@ class ScheduleConfig:
     sigma_max: float | None = None
 
     def __post_init__(self) -> None:
-        require(
-            self.kind in SCHEDULES,
-            f"kind={self.kind!r} is no noise schedule; choose one of {', '.join(SCHEDULES)}.",
-        )
-        require(0 < self.eps < 1, f"eps must lie in (0, 1), not {self.eps}.")
+        one_of(self, kind=SCHEDULES)
+        within("(0, 1)", self, "eps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +65,13 @@ class Schedule:
 
 
 def make_schedule(config: ScheduleConfig | None = None) -> Schedule:
-    """The noise schedule that `config` describes (None: log-linear)."""
+    """The noise schedule that `config` describes; None is log-linear, `alpha_t = 1 - (1 - eps) t`.
+
+    Example:
+      >>> schedule = make_schedule(ScheduleConfig(kind="linear", sigma_min=0.0, sigma_max=2.0))
+      >>> float(schedule.sigma(jnp.float32(0.5)))
+      1.0
+    """
     config = config or ScheduleConfig()
     # The constants are computed now even under `jit`: a schedule must not hold a trace's values.
     with jax.ensure_compile_time_eval():

@@ -19,7 +19,12 @@ def kl_bwd(student: jax.Array, target: jax.Array, num_entries: int) -> jax.Array
       num_entries: columns that count, MASK included; the rest is padding.
 
     Returns:
-      `[...]`, nats.
+      `[...]` nats.
+
+    Example:
+      >>> student, target = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75]))
+      >>> f"{kl_bwd(student, target, num_entries=2):.4f}"
+      '0.1438'
     """
     del num_entries
     return (jnp.exp(student) * (student - target)).sum(axis=-1)

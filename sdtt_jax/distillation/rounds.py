@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from sdtt_jax.config import require
+from sdtt_jax.config import one_of, positive, require
 from sdtt_jax.distillation.divergence import DIVERGENCES
 
 
@@ -37,27 +37,23 @@ class DistillConfig:
     reference_times: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_rounds", "teacher_num_steps", "min_num_steps"):
-            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
-        require(
-            self.num_trajectories > 0,
-            f"num_trajectories must be positive, not {self.num_trajectories}.",
-        )
+        positive(self, "num_rounds", "teacher_num_steps", "min_num_steps", "num_trajectories")
         require(
             self.num_distill_steps >= 2,
             f"num_distill_steps={self.num_distill_steps} must be at least 2: with one teacher step the "
             "student's target is the teacher itself.",
         )
-        require(
-            self.divergence in DIVERGENCES,
-            f"divergence={self.divergence!r} is unknown; choose one of {', '.join(DIVERGENCES)}.",
-        )
+        one_of(self, divergence=DIVERGENCES)
 
 
 def round_dt(config: DistillConfig, round: int) -> float:
     """The teacher's step `dt` in a round, counted from 1: `k^(round - 1) / teacher_num_steps`.
 
-    Capped so that the student's step, `k dt`, is at most `1 / min_num_steps`.
+    Capped so that the student's step, `k dt`, is at most `1 / min_num_steps` (arXiv 2410.21035, algorithm 2).
+
+    Example:
+      >>> [1 / round_dt(DistillConfig(), round) for round in (1, 2, 7)]
+      [1024.0, 512.0, 16.0]
     """
     k = config.num_distill_steps
     grown = k ** (round - 1) / config.teacher_num_steps

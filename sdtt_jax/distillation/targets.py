@@ -74,6 +74,17 @@ def teacher_targets(
       `[num_trajectories, batch, length, embed]` hidden states; `denoiser.logits(params, …)`
       turns them into the targets' logits. Positions that are not masked in `x_t` hold the first call's
       state and are not to be used.
+
+    Example:
+      >>> import sdtt_jax
+      >>> config = sdtt_jax.DenoiserConfig(5, length=8, num_layers=1, embed_dim=16, num_heads=2)
+      >>> diffusion = sdtt_jax.MaskedDiffusion(sdtt_jax.Denoiser(config), sdtt_jax.make_schedule())
+      >>> params = sdtt_jax.unbox(jax.jit(diffusion.denoiser.init)(jax.random.key(0)))
+      >>> x_t = jnp.full((2, 8), diffusion.mask_id, jnp.int32)
+      >>> keys, t = jax.random.split(jax.random.key(1), 3), jnp.ones(2)
+      >>> config = sdtt_jax.DistillConfig(num_distill_steps=2)
+      >>> teacher_targets(diffusion, params, keys, x_t, t, jnp.float32(1 / 8), config).shape
+      (3, 2, 8, 16)
     """
     denoiser, k = diffusion.denoiser, config.num_distill_steps
     params = jax.lax.stop_gradient(params)

@@ -24,7 +24,7 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.batches import batch_rows, map_batches
 from sdtt_jax.evaluation.continuations import Choice, Continuation, Layout, Rows, lay_out
 from sdtt_jax.evaluation.likelihood import greedy_infill
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 
 ESTIMATORS = ("times", "counts")
 # Told how many of how many rows are done.
@@ -155,7 +155,7 @@ class CausalScores(NamedTuple):
 
 
 def causal_scores(
-    network: Autoregressive,
+    network: CausalNetwork,
     params: Any,
     items: Sequence[Continuation],
     layout: Layout,
@@ -326,7 +326,7 @@ def _hit_batch(diffusion: MaskedDiffusion, params: Any, index: jax.Array, rows: 
 
 
 @functools.partial(jax.jit, static_argnames="network")
-def _causal_batch(network: Autoregressive, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
+def _causal_batch(network: CausalNetwork, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
     del index
     inputs, targets = rows.tokens[:, :-1], rows.tokens[:, 1:]
     place = jnp.arange(1, rows.tokens.shape[1])

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdtt_jax.config import require
+from sdtt_jax.config import positive, require
 from sdtt_jax.data import Tokenizer
 
 CAUSAL_MULTIPLE = 32
@@ -78,7 +78,7 @@ class Layout:
     multiple: int = 1
 
     def __post_init__(self) -> None:
-        require(self.multiple >= 1, f"multiple must be positive, not {self.multiple}.")
+        positive(self, "multiple")
 
 
 def denoiser_layout(tokenizer: Tokenizer, length: int) -> Layout:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sdtt_jax.config import require
+from sdtt_jax.config import positive, require
 
 Texts = Sequence[Sequence[int]] | Sequence[Sequence[str]] | np.ndarray
 
@@ -35,7 +35,7 @@ def distinct_n(texts: Texts, n: int) -> float:
     Raises:
       ConfigError: n is not positive, or no text has n tokens.
     """
-    require(n >= 1, f"n must be positive, not {n}.")
+    positive(n=n)
     gram = _last(_ngrams(texts, n)).gram
     require(len(gram) > 0, f"no text has the {n} tokens of an n-gram; give longer texts.")
     return int(gram.max() + 1) / len(gram)
@@ -89,8 +89,7 @@ def self_bleu_scores(texts: Texts, max_n: int = 4, *, epsilon: float = 0.1) -> n
       ConfigError: fewer than two texts, or max_n or epsilon is not positive.
     """
     require(len(texts) > 1, f"self-BLEU compares texts with each other; {len(texts)} is too few.")
-    require(max_n >= 1, f"max_n must be positive, not {max_n}.")
-    require(epsilon > 0, f"epsilon must be positive, not {epsilon}.")
+    positive(max_n=max_n, epsilon=epsilon)
     lengths = np.array([len(text) for text in texts])
     matches = np.stack([_clipped_matches(grams, len(texts)) for grams in _ngrams(texts, max_n)])
     closest = _closest_other_lengths(lengths)

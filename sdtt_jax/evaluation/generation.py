@@ -13,7 +13,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.evaluation.batches import BatchFunction, batch_rows, batches, run_batch
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_mean, mean
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 
 
 @functools.partial(jax.jit, static_argnames=("diffusion", "config"))
@@ -39,7 +39,7 @@ def fill(diffusion: MaskedDiffusion, config: SamplerConfig, key: jax.Array) -> B
 
 
 def proceed(
-    network: Autoregressive, num_tokens: int, key: jax.Array, **filters: Any
+    network: CausalNetwork, num_tokens: int, key: jax.Array, **filters: Any
 ) -> BatchFunction:
     """As `fill`, for a causal network: prompts `[rows, n]` to `[rows, n + num_tokens]`, with its cache.
 

@@ -12,7 +12,7 @@ from sdtt_jax.causal.nll import next_token_nll
 from sdtt_jax.config import require
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.evaluation.batches import batch_rows, batches, join, run_batch
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 
 # Rows are padded to a multiple of it, so that texts of nearly the same length share one compiled program.
 WIDTH = 32
@@ -51,7 +51,7 @@ class Rows(NamedTuple):
 
 
 def score_texts(
-    network: Autoregressive,
+    network: CausalNetwork,
     params: Any,
     texts: Sequence[np.ndarray],
     *,
@@ -120,7 +120,7 @@ def make_rows(
     return rows, np.asarray(owners, np.int64)
 
 
-def token_nll(network: Autoregressive, params: Any, rows: Rows, batch_size: int) -> np.ndarray:
+def token_nll(network: CausalNetwork, params: Any, rows: Rows, batch_size: int) -> np.ndarray:
     """-log p of every scored token, 0 elsewhere: `[rows, width]` float64."""
     size = batch_rows(params, min(batch_size, len(rows.inputs)))
     function = functools.partial(_token_nll, network)
@@ -134,7 +134,7 @@ def token_nll(network: Autoregressive, params: Any, rows: Rows, batch_size: int)
 
 
 @functools.partial(jax.jit, static_argnames="network")
-def _token_nll(network: Autoregressive, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
+def _token_nll(network: CausalNetwork, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
     del index
     return next_token_nll(network, params, *map(jnp.asarray, rows))
 
@@ -175,7 +175,7 @@ def first_document(tokens: np.ndarray, bos_id: int, eos_id: int, given: int = 0)
     return tokens[: ends[0] + 1] if len(ends) else tokens
 
 
-def check_vocabulary(network: Autoregressive, texts: Sequence[np.ndarray]) -> None:
+def check_vocabulary(network: CausalNetwork, texts: Sequence[np.ndarray]) -> None:
     """Raises `ConfigError` if a token is none of the judge's."""
     highest = max((int(text.max()) for text in texts if len(text)), default=0)
     lowest = min((int(text.min()) for text in texts if len(text)), default=0)

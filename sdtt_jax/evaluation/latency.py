@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
-from sdtt_jax.networks import CausalConfig, DenoiserConfig
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.parallel.mesh import mesh_if_any, use_mesh
 from sdtt_jax.parallel.placement import place_batch, place_whole
 
@@ -82,7 +81,7 @@ def sampler_latency(
 
 
 def causal_latency(
-    network: Autoregressive,
+    network: CausalNetwork,
     params: Any,
     key: jax.Array,
     *,
@@ -132,10 +131,3 @@ def _measure(
         jax.block_until_ready(program(params, key, rows))
         seconds.append(time.perf_counter() - began)
     return Latency(compile_s, tuple(seconds), tokens, int(calls))
-
-
-def causal_of_same_size(config: DenoiserConfig) -> CausalConfig:
-    """The causal transformer with the denoiser's layers, width, heads, vocabulary and precision."""
-    shared = {field.name for field in dataclasses.fields(CausalConfig)}
-    sizes = dataclasses.asdict(config)
-    return CausalConfig(**{name: value for name, value in sizes.items() if name in shared})

@@ -12,13 +12,13 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import masked_nll, nelbo, nelbo_weight
 from sdtt_jax.diffusion.sampler import SamplerState, final_denoise
 from sdtt_jax.evaluation.batches import map_batches
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 
 
 # Compiled once per network, not once per call: a run scores a dozen sets of texts.
 @functools.partial(jax.jit, static_argnames=("model", "bos_id"))
 def _judge_batch(
-    model: Autoregressive, bos_id: int, params: Any, index: jax.Array, batch: jax.Array
+    model: CausalNetwork, bos_id: int, params: Any, index: jax.Array, batch: jax.Array
 ) -> jax.Array:
     del index
     return causal_nll(model, params, batch, bos_id).mean(axis=-1)
@@ -36,7 +36,7 @@ def _nelbo_batch(
 
 
 def judge_texts(
-    model: Autoregressive, params: Any, tokens: np.ndarray, bos_id: int, batch_size: int
+    model: CausalNetwork, params: Any, tokens: np.ndarray, bos_id: int, batch_size: int
 ) -> np.ndarray:
     """Mean negative log-likelihood of each text under the judge: `[texts]` float64, nats per token."""
 

@@ -15,9 +15,9 @@ import numpy as np
 from scipy.cluster.vq import kmeans, vq
 from scipy.special import rel_entr
 
-from sdtt_jax.config import require
+from sdtt_jax.config import positive, require, within
 from sdtt_jax.evaluation.batches import map_batches
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 
 # The mixtures' weights keep this far from 0 and 1, where a KL may be infinite.
 WEIGHT_MARGIN = 1e-6
@@ -42,7 +42,7 @@ class Mauve(NamedTuple):
 # Compiled once per network: real text and every set of samples are of one shape.
 @functools.partial(jax.jit, static_argnums=0)
 def _feature_batch(
-    network: Autoregressive, params: Any, index: jax.Array, batch: jax.Array
+    network: CausalNetwork, params: Any, index: jax.Array, batch: jax.Array
 ) -> jax.Array:
     del index
     tokens, last = batch[:, :-1], batch[:, -1]
@@ -51,7 +51,7 @@ def _feature_batch(
 
 
 def text_features(
-    network: Autoregressive,
+    network: CausalNetwork,
     params: Any,
     tokens: np.ndarray,
     batch_size: int,
@@ -161,11 +161,8 @@ def quantise(
         1 <= num_buckets <= total,
         f"num_buckets={num_buckets} must lie between 1 and the number of texts, {total}.",
     )
-    require(
-        0 < explained_variance < 1,
-        f"explained_variance must lie in (0, 1), not {explained_variance}.",
-    )
-    require(restarts >= 1, f"restarts must be positive, not {restarts}.")
+    within("(0, 1)", explained_variance=explained_variance)
+    positive(restarts=restarts)
     both = np.concatenate([features_p, features_q]).astype(np.float64)
     norm = np.linalg.norm(both, axis=1, keepdims=True)
     both = _project(both / np.where(norm == 0, 1, norm), explained_variance)
@@ -221,8 +218,7 @@ def divergence_curve(
       ConfigError: histograms of different size, or arguments that are not positive.
     """
     require(p.shape == q.shape and p.ndim == 1, f"histograms of {p.shape} and {q.shape} buckets.")
-    require(scaling > 0, f"scaling must be positive, not {scaling}.")
-    require(points >= 1, f"points must be positive, not {points}.")
+    positive(scaling=scaling, points=points)
     w = np.linspace(WEIGHT_MARGIN, 1 - WEIGHT_MARGIN, points)[:, None]
     r = w * p + (1 - w) * q
     inner = np.stack([rel_entr(q, r).sum(axis=1), rel_entr(p, r).sum(axis=1)], axis=1)

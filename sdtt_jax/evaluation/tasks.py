@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sdtt_jax.config import choose
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.continuations import Choice, Cloze
 
@@ -70,8 +71,7 @@ def read_task(name: str, path: str | Path) -> list[Any]:
       ConfigError: no such task or file.
       DataError: naming the line that is no JSON object of the task's form, or an empty file.
     """
-    if name not in TASKS:
-        raise ConfigError(f"task {name!r} is unknown; choose one of {', '.join(TASKS)}.")
+    choose("task", name, TASKS)
     items = list(_items(TASKS[name], Path(path)))
     if not items:
         raise DataError(f"{path} holds no items; download the task's JSONL file again.")

@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from sdtt_jax import __version__
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.paths import as_path
+from sdtt_jax.version import __version__
 
 # How the files are used, by format.
 USE = {

@@ -11,14 +11,13 @@ from sdtt_jax.config import to_mapping
 from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE
+from sdtt_jax.interchange.layouts import LAYOUTS
 from sdtt_jax.interchange.load import FINAL
-from sdtt_jax.interchange.published import FLOATS
-from sdtt_jax.interchange.safetensors import write_tensors
-from sdtt_jax.interchange.tables.gpt2 import write_gpt2
-from sdtt_jax.interchange.tables.reference import HUB_PREFIX, write_autoregressive, write_denoiser
+from sdtt_jax.interchange.renaming import write_params
+from sdtt_jax.interchange.safetensors import FLOATS, write_tensors
+from sdtt_jax.interchange.tables.reference import HUB_PREFIX
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.networks.gpt2 import GPT2Config
 from sdtt_jax.paths import write_json
 
 
@@ -30,12 +29,8 @@ def export_reference(model: Model | CausalModel, directory: Path) -> list[Path]:
     """
     facts = model.facts
     params = jax.tree.map(np.asarray, model.params)
-    if isinstance(model, Model):
-        tensors = write_denoiser(model.config, params, facts.get("prefix", HUB_PREFIX))
-    elif isinstance(model.config, GPT2Config):
-        tensors = write_gpt2(model.config, params, facts["prefix"])
-    else:
-        tensors = write_autoregressive(model.config, params, facts.get("prefix", HUB_PREFIX))
+    table = LAYOUTS[facts["kind"]].table(model.config)
+    tensors = write_params(table, params, facts.get("prefix", HUB_PREFIX))
     dtype = FLOATS[facts.get("dtype", "F32")]
     config = facts.get("published_config") or reference_config(model)
     directory.mkdir(parents=True, exist_ok=True)

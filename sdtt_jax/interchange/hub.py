@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from sdtt_jax.config import require
+from sdtt_jax.config import choose, require
 from sdtt_jax.errors import CheckpointError
 
 TENSORS_FILE = "model.safetensors"
@@ -35,7 +35,7 @@ def student_revision(loss: str, round: int) -> str:
     Raises:
       ConfigError: no such loss or round.
     """
-    require(loss in LOSSES, f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}.")
+    choose("loss", loss, LOSSES)
     require(round in ROUNDS, f"round={round} is not among the published rounds, 1 to {ROUNDS[-1]}.")
     return f"baselines_{loss}_step_{round * STEPS_PER_ROUND}"
 
@@ -52,7 +52,7 @@ def scaling_teacher_revision(size: str) -> str:
 
 
 def _size(size: str) -> str:
-    require(size in SIZES, f"size={size!r} is unknown; choose one of {', '.join(SIZES)}.")
+    choose("size", size, SIZES)
     return SIZES[size]
 
 

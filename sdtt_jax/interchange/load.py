@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +17,17 @@ from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.hub import fetch
-from sdtt_jax.interchange.published import (
-    AUTOREGRESSIVE,
-    DENOISER,
-    GPT2,
-    is_published,
-    read_published,
-)
+from sdtt_jax.interchange.layouts import is_published, open_published, published_params
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.networks import CausalConfig, DenoiserConfig, make_denoiser
-from sdtt_jax.networks.causal import Autoregressive, make_autoregressive
-from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.networks import CausalNetwork
+from sdtt_jax.networks.kinds import KINDS, kind_of, stored_kind
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import place as place_pieces
 from sdtt_jax.parallel.placement import tree_shardings
 from sdtt_jax.paths import absolute, as_path, is_remote
 
 FINAL = "final"
-# Kind of model, as stored in the facts: how its network is made, and from which config.
-NETWORKS: dict[str, tuple[Callable[[Any], Any], Any]] = {
-    DENOISER: (make_denoiser, DenoiserConfig),
-    AUTOREGRESSIVE: (make_autoregressive, CausalConfig),
-    GPT2: (make_gpt2, GPT2Config),
-}
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -155,14 +141,14 @@ def _own(path: Path, mesh: Mesh | None, compute_dtype: str | None) -> Model | Ca
 
 
 def _network(folder: Path, facts: dict[str, Any], compute_dtype: str | None) -> Any:
-    kind = facts.get("kind")
-    if kind not in NETWORKS:
+    kind = stored_kind(facts.get("kind"))
+    if kind is None:
         raise CheckpointError(
-            f"{folder} holds {kind or 'no model of this library'}; give a round, a teacher, a judge, or a "
-            "run's directory."
+            f"{folder} holds {facts.get('kind') or 'no model of this library'}; give a round, a teacher, a "
+            "judge, or a run's directory."
         )
-    make, config_type = NETWORKS[kind]
-    return make(_computing(from_mapping(config_type, facts["model"], "model"), compute_dtype))
+    config = from_mapping(KINDS[kind].config, facts["model"], "model")
+    return KINDS[kind].network(_computing(config, compute_dtype))
 
 
 def _published(
@@ -172,34 +158,38 @@ def _published(
     mesh: Mesh | None,
     compute_dtype: str | None,
 ) -> Model | CausalModel:
-    placement: dict[tuple[str, ...], Any] = {}
+    published = open_published(path, config_path)
+    config = published.config
+    network = KINDS[published.layout.kind].network(_computing(config, compute_dtype))
+    places: dict[tuple[str, ...], Any] = {}
+    if mesh is not None:
+        leaves = jax.tree_util.tree_leaves_with_path(_shardings(network, mesh))
+        places = {tuple(key.key for key in path): leaf for path, leaf in leaves}
 
-    def place(kind: str, config: Any, at: tuple[str, ...], value: np.ndarray) -> jax.Array:
-        if mesh is not None and not placement:
-            shardings = _shardings(NETWORKS[kind][0](config), mesh)
-            leaves = jax.tree_util.tree_leaves_with_path(shardings)
-            placement.update({tuple(key.key for key in path): leaf for path, leaf in leaves})
-        # Waited for, so that one parameter at most is held twice.
-        if mesh is None:
-            return jax.block_until_ready(jax.device_put(value))
+    def place(at: tuple[str, ...], value: np.ndarray) -> jax.Array:
         # Of a file that all processes read, each takes the pieces of its devices; `device_put` would first
         # send the whole of it around, to see that all have the same.
-        return jax.block_until_ready(place_pieces(value, placement[at]))
+        placed = place_pieces(value, places[at]) if places else jax.device_put(value)
+        # Waited for, so that one parameter at most is held twice.
+        return jax.block_until_ready(placed)
 
-    found = read_published(path, config_path, place)
+    facts = {
+        "path": where,
+        "schedule": to_mapping(ScheduleConfig()),
+        "published_config": dict(published.stored),
+        "prefix": published.prefix,
+        "dtype": published.dtype,
+    }
     gpt2 = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
-    return _model(
-        NETWORKS[found.kind][0](_computing(found.config, compute_dtype)),
-        found.params,
-        gpt2 if gpt2.vocab_size == found.config.vocab_size else None,
-        found.facts | {"kind": found.kind, "schedule": to_mapping(ScheduleConfig()), "path": where},
-    )
+    tokenizer = gpt2 if gpt2.vocab_size == config.vocab_size else None
+    return _model(network, published_params(published, place), tokenizer, facts)
 
 
 def _model(
     network: Any, params: Any, tokenizer: Tokenizer | None, facts: dict[str, Any]
 ) -> Model | CausalModel:
-    if isinstance(network, Autoregressive):
+    facts = facts | {"kind": kind_of(network)}
+    if isinstance(network, CausalNetwork):
         return CausalModel(params=params, tokenizer=tokenizer, facts=facts, network=network)
     return Model(
         params=params,

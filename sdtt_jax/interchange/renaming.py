@@ -6,8 +6,9 @@ exact inverses of each other, bit for bit.
 
 import dataclasses
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,6 +59,38 @@ class Table:
     padded_vocab: int
     constants: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     ignored: Sequence[str] = ()
+
+
+class Stored(NamedTuple):
+    """The config that a published model comes with: its content, and what errors call it."""
+
+    content: Mapping[str, Any]
+    where: str = "config.json"
+
+
+NOTHING_STORED = Stored(types.MappingProxyType({}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a kind of network is published.
+
+    Attributes:
+      kind: of our network, one of `sdtt_jax.networks.kinds.KINDS`.
+      anchor: name, without prefix, of a tensor that tells this layout from the others.
+      prefixes: what all names may begin with; the first under which the anchor stands is taken.
+      config: the config of our network, given the tensors, their prefix, the stored config, and the
+        file that errors name.
+      table: where each tensor goes, given that config.
+      tied: full names of tensors that may repeat another, and that one's name without prefix.
+    """
+
+    kind: str
+    anchor: str
+    prefixes: tuple[str, ...]
+    config: Callable[[Mapping[str, Any], str, Stored, str], Any]
+    table: Callable[[Any], Table]
+    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read_params(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax import export
 
-from sdtt_jax.config import require, to_mapping
+from sdtt_jax.config import positive, to_mapping
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.interchange.safetensors import write_tensors
@@ -52,7 +52,7 @@ def exported_sampler(
       batch_size: texts at once.
       platforms: those that it shall run on.
     """
-    require(batch_size > 0, f"batch_size must be positive, not {batch_size}.")
+    positive(batch_size=batch_size)
     sampler = functools.partial(_sample, model.diffusion, config)
     params = jax.tree.map(_abstract, flat_leaves(model.params))
     key_data = jax.ShapeDtypeStruct((2,), np.uint32)

@@ -21,17 +21,21 @@ log-l1   E sum |log q - log p|          medians, bent by sum q = 1
 Each function's docstring says how it is solved. NumPy float64 throughout.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
-from sdtt_jax.errors import ConfigError
-from sdtt_jax.laboratory import world as exact_world
-from sdtt_jax.laboratory.world import Array
+from sdtt_jax.config import choose
+from sdtt_jax.laboratory.world import (
+    Array,
+    all_states,
+    outer_sum,
+    patterns,
+    states_with_pattern,
+    strides,
+)
 
 _MAX_ITERATIONS = 80
 _ROOT_TOLERANCE = 1e-12
@@ -68,7 +72,7 @@ def subset_weights(length: int, masked: int, dt: float) -> Array:
 
 
 def target_atoms(teacher: Array, dt: float) -> Iterator[Atoms]:
-    """Every target a position can get, with its probability, pattern by pattern.
+    """All targets that a position can get, with their probabilities, pattern by pattern.
 
     For m masked positions there are (V + 1)^(m - 1) atoms: each of the other masked positions
     stays masked or becomes one of V tokens. What the position itself would show after the step
@@ -80,11 +84,11 @@ def target_atoms(teacher: Array, dt: float) -> Iterator[Atoms]:
       dt: step size.
     """
     _, length, size = teacher.shape
-    step = exact_world.strides(size, length)
-    for masked in exact_world.patterns(length):
+    step = strides(size, length)
+    for masked in patterns(length):
         if not masked:
             continue
-        source = exact_world.states_with_pattern(masked, size, length)
+        source = states_with_pattern(masked, size, length)
         by_count = subset_weights(length, len(masked), dt)
         for position in masked:
             weights = np.ones((len(source), 1))
@@ -96,15 +100,15 @@ def target_atoms(teacher: Array, dt: float) -> Iterator[Atoms]:
                 stays = np.ones((len(source), 1))
                 drawn = np.concatenate([teacher[source, other], stays], axis=1)
                 weights = (weights[:, :, None] * drawn[:, None, :]).reshape(len(source), -1)
-                shift = exact_world.outer_sum([shift, (np.arange(size + 1) - size) * step[other]])
-                count = exact_world.outer_sum([count, (np.arange(size + 1) < size).astype(int)])
+                shift = outer_sum([shift, (np.arange(size + 1) - size) * step[other]])
+                count = outer_sum([count, (np.arange(size + 1) < size).astype(int)])
             weights = weights * by_count[count]
             weights[:, -1] += 1 - weights.sum(axis=1)  # revealed now: the teacher at x_t
             yield Atoms(source, position, weights, teacher[source[:, None] + shift, position])
 
 
 def round_optimum(teacher: Array, dt: float, divergence: str) -> Array:
-    """What a student without limits becomes in one round.
+    """The predictions of a student of unlimited capacity after one round.
 
     Args:
       teacher: [states, L, V] predictions, positive at masked positions, one-hot elsewhere.
@@ -126,7 +130,7 @@ def round_optimum(teacher: Array, dt: float, divergence: str) -> Array:
 
 def expected_divergence(student: Array, teacher: Array, dt: float, divergence: str) -> Array:
     """The round's expected loss at each state and position: [states, L], zero where unmasked."""
-    _solver(divergence)  # its complaint about an unknown name
+    _solver(divergence)  # raises if the name is unknown
     loss = np.zeros(student.shape[:2])
     for atoms in target_atoms(teacher, dt):
         own = student[atoms.states, atoms.position][:, None, :]
@@ -141,7 +145,7 @@ def mean_kl(first: Array, second: Array, probabilities: Array) -> float:
     Args:
       first: [states, L, V].
       second: [states, L, V].
-      probabilities: [states], from `exact_world.state_probabilities`.
+      probabilities: [states], from `state_probabilities`.
     """
     return mean_over_masked(
         special.rel_entr(first, second).sum(axis=-1), probabilities, first.shape[-1]
@@ -150,7 +154,7 @@ def mean_kl(first: Array, second: Array, probabilities: Array) -> float:
 
 def mean_over_masked(values: Array, probabilities: Array, vocab_size: int) -> float:
     """Mean of `values` [states, L] over masked positions, states weighted: what a loss averages."""
-    masked = exact_world.all_states(vocab_size, values.shape[1]) == vocab_size
+    masked = all_states(vocab_size, values.shape[1]) == vocab_size
     weight = probabilities[:, None] * masked
     return float((weight * values).sum() / weight.sum())
 
@@ -371,8 +375,5 @@ DIVERGENCES: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def _solver(divergence: str) -> Callable[[Array, Array], Array]:
-    if divergence not in OPTIMA:
-        raise ConfigError(
-            f"Unknown divergence {divergence!r}; choose from {', '.join(sorted(OPTIMA))}."
-        )
+    choose("divergence", divergence, OPTIMA)
     return OPTIMA[divergence]

@@ -22,14 +22,14 @@ import numpy as np
 from scipy import special
 
 from sdtt_jax import keys
-from sdtt_jax.config import require
+from sdtt_jax.config import positive
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.laboratory import world as exact_world
 from sdtt_jax.laboratory.world import Array, World
 from sdtt_jax.networks.config import DenoiserConfig
-from sdtt_jax.networks.denoiser import Denoiser, make_denoiser
+from sdtt_jax.networks.denoiser import Denoiser
 from sdtt_jax.objectives import distill_loss
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
@@ -74,11 +74,8 @@ class StudentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            require(
-                value > 0 or field.name == "seed", f"{field.name} must be positive, not {value}."
-            )
+        fields = (field.name for field in dataclasses.fields(self))
+        positive(self, *(name for name in fields if name != "seed"))
 
 
 class TrainedRound(NamedTuple):
@@ -159,7 +156,7 @@ class Laboratory:
 
     def __init__(self, world: World, config: StudentConfig, progress: ProgressFactory):
         self.world, self.config, self.progress = world, config, progress
-        network = make_denoiser(
+        network = Denoiser(
             DenoiserConfig(
                 vocab_size=world.vocab_size,
                 length=world.length,

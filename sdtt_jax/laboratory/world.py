@@ -10,10 +10,8 @@ V + 1 (first position = most significant digit, digit V = MASK). Everything here
 * `alpha_t = 1 - t` and t is uniform on (0, 1).
 
 A table of predictions is an array `[states, L, V]`; at unmasked positions it is one-hot.
-`exact_round` adds what one round of distillation makes of such a table.
+`optimum` adds what one round of distillation makes of such a table.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import itertools
@@ -27,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.config import from_mapping, require
+from sdtt_jax.errors import DataError
 
 Array = NDArray[Any]
 
@@ -37,9 +36,7 @@ MAX_PAIRS = 50_000_000
 SUM_TOLERANCE = 1e-6
 DEFAULT_DTS = (1 / 48, 1 / 24, 1 / 12, 1 / 6, 1 / 3)
 
-# What a world file may hold: what defines the world, and reference results beside it.
-_REQUIRED = ("initial", "transition", "length")
-_OPTIONAL = ("dts", "alpha", "num_distill_steps", "name")
+# What a world file may hold beside the fields of `World`: reference results.
 _RESULTS = ("data_entropy", "teacher", "rounds", "probe_states", "teacher_probabilities", "kind")
 
 
@@ -67,28 +64,28 @@ class World:
     name: str = "world"
 
     def __post_init__(self) -> None:
-        size = len(self.initial)
-        if size < 2:
-            raise ConfigError(f"world.initial has {size} entries; a world needs at least 2 tokens.")
-        if self.length < 1:
-            raise ConfigError(f"world.length is {self.length}; it must be at least 1.")
-        if len(self.transition) != size or any(len(row) != size for row in self.transition):
-            raise ConfigError(
-                f"world.transition must be {size} rows of {size} numbers, like world.initial; "
-                f"it has {len(self.transition)} rows of {sorted({len(r) for r in self.transition})}"
-            )
+        size, rows = len(self.initial), [len(row) for row in self.transition]
+        require(size > 1, f"world.initial has {size} entries; a world needs at least 2 tokens.")
+        require(self.length > 0, f"world.length is {self.length}; it must be at least 1.")
+        require(
+            rows == [size] * size,
+            f"world.transition must be {size} rows of {size} numbers, like world.initial; "
+            f"it has {len(rows)} rows of {sorted(set(rows))}",
+        )
         _check_distribution(self.initial, "world.initial")
         for row, values in enumerate(self.transition):
             _check_distribution(values, f"world.transition, row {row},")
-        if not self.dts or not all(0 < dt <= 1 for dt in self.dts):
-            raise ConfigError(f"world.dts is {list(self.dts)}; each must be above 0 and at most 1.")
+        require(
+            bool(self.dts) and all(0 < dt <= 1 for dt in self.dts),
+            f"world.dts is {list(self.dts)}; each must be above 0 and at most 1.",
+        )
         pairs = (2 * size + 1) ** self.length
-        if pairs > MAX_PAIRS:
-            raise ConfigError(
-                f"The world is too large to enumerate: {size} tokens and length {self.length} are "
-                f"{(size + 1) ** self.length:,} partly masked states and {pairs:,} steps between "
-                f"them (at most {MAX_PAIRS:,}). Take a smaller vocabulary or length."
-            )
+        require(
+            pairs <= MAX_PAIRS,
+            f"The world is too large to enumerate: {size} tokens and length {self.length} are "
+            f"{(size + 1) ** self.length:,} partly masked states and {pairs:,} steps between "
+            f"them (at most {MAX_PAIRS:,}). Take a smaller vocabulary or length.",
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -102,7 +99,7 @@ class World:
 
 
 class Measures(NamedTuple):
-    """What the sampler's distribution is worth, all exact sums over finished sequences."""
+    """Quality of the sampler's distribution, by exact sums over finished sequences."""
 
     perplexity: float  # exp of the cross-entropy under the chain, per token
     entropy: float  # of the samples' joint distribution, nats per token
@@ -127,39 +124,16 @@ def world_from_mapping(mapping: Mapping[str, Any], where: str = "world") -> Worl
     Raises:
       ConfigError: naming the field that is missing, unknown or wrong.
     """
-    if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{where}: a world is a JSON object with the fields {_REQUIRED}.")
-    missing = [name for name in _REQUIRED if name not in mapping]
-    if missing:
-        raise ConfigError(f"{where}: the field {missing[0]!r} is missing.")
-    unknown = sorted(set(mapping) - {*_REQUIRED, *_OPTIONAL, *_RESULTS})
-    if unknown:
-        raise ConfigError(
-            f"{where}: unknown field {unknown[0]!r}; a world has {', '.join(_REQUIRED)} "
-            f"and optionally {', '.join(_OPTIONAL)}."
-        )
-    if str(mapping.get("alpha", "1 - t")).replace(" ", "") != "1-t":
-        raise ConfigError(f"{where}: alpha is {mapping['alpha']!r}; only '1 - t' is computed here.")
-    if mapping.get("num_distill_steps", 2) != 2:
-        raise ConfigError(
-            f"{where}: num_distill_steps is {mapping['num_distill_steps']!r}; "
-            "the closed form is that of 2 teacher steps."
-        )
-    if isinstance(mapping["length"], bool) or not isinstance(mapping["length"], int):
-        raise ConfigError(f"{where}: length is {mapping['length']!r}; it must be a whole number.")
-    try:
-        initial = tuple(float(p) for p in mapping["initial"])
-        transition = tuple(tuple(float(p) for p in row) for row in mapping["transition"])
-        dts = tuple(float(dt) for dt in mapping.get("dts", DEFAULT_DTS))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{where}: initial and dts must be lists of numbers and transition a list of rows "
-            f"of numbers ({error})."
-        ) from error
-    try:
-        return World(initial, transition, mapping["length"], dts, str(mapping.get("name", "world")))
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+    require(isinstance(mapping, Mapping), f"{where}: a world is a JSON object, not {mapping!r}.")
+    for name in ("initial", "transition", "length"):
+        require(name in mapping, f"{where}: the field {name!r} is missing.")
+    fields = {name: value for name, value in mapping.items() if name not in _RESULTS}
+    alpha, steps = fields.pop("alpha", "1 - t"), fields.pop("num_distill_steps", 2)
+    one_minus_t = str(alpha).replace(" ", "") == "1-t"
+    require(one_minus_t, f"{where}: alpha is {alpha!r}; only '1 - t' is computed here.")
+    closed_form = f"{where}: num_distill_steps is {steps!r}; the closed form is that of 2."
+    require(steps == 2, closed_form)
+    return from_mapping(World, fields, where)
 
 
 def load_world(path: str | Path) -> World:
@@ -188,7 +162,7 @@ def all_states(vocab_size: int, length: int) -> Array:
 
 
 def strides(vocab_size: int, length: int) -> Array:
-    """What a digit at each position counts in a state's number: [L] int64."""
+    """Place value of each position in the number of a state: [L] int64."""
     return np.asarray((vocab_size + 1) ** np.arange(length - 1, -1, -1), dtype=np.int64)
 
 
@@ -217,7 +191,7 @@ def outer_sum(parts: Iterable[Array]) -> Array:
 
 
 def true_denoiser(world: World) -> tuple[Array, Array]:
-    """The chain's own predictions, and how probable what each state shows is.
+    """The chain's own predictions, and the probability of what each state shows.
 
     Returns:
       (probabilities, evidence): [states, L, V], p(x0 at a position | the unmasked tokens), and
@@ -333,7 +307,7 @@ def data_entropy(world: World, evidence: Array) -> float:
 
 
 def _check_distribution(values: tuple[float, ...], name: str) -> None:
-    if not all(math.isfinite(value) and value > 0 for value in values):
-        raise ConfigError(f"{name} has entries that are not positive: {list(values)}.")
-    if abs(sum(values) - 1) > SUM_TOLERANCE:
-        raise ConfigError(f"{name} sums to {sum(values):.6g}; probabilities must sum to 1.")
+    positive = all(math.isfinite(value) and value > 0 for value in values)
+    require(positive, f"{name} has entries that are not positive: {list(values)}.")
+    right = abs(sum(values) - 1) <= SUM_TOLERANCE
+    require(right, f"{name} sums to {sum(values):.6g}; probabilities must sum to 1.")

@@ -11,9 +11,9 @@ import numpy as np
 
 from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.causal.sampler import generate
-from sdtt_jax.config import require
+from sdtt_jax.config import positive
 from sdtt_jax.model.base import Loaded
-from sdtt_jax.networks.causal import Autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.parallel.mesh import full_batch
 
@@ -26,7 +26,7 @@ class CausalModel(Loaded):
       network: the network, as pure functions.
     """
 
-    network: Autoregressive
+    network: CausalNetwork
 
     @property
     def config(self) -> TransformerConfig:
@@ -74,8 +74,7 @@ class CausalModel(Loaded):
         Raises:
           ConfigError: more positions than the network has, or a filter is out of range.
         """
-        require(num_samples > 0, f"num_samples must be positive, not {num_samples}.")
-        require(batch_size > 0, f"batch_size must be positive, not {batch_size}.")
+        positive(num_samples=num_samples, batch_size=batch_size)
         tokenizer = self.text_tokenizer
         size = full_batch(min(num_samples, batch_size), self.mesh)
         ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode_part(prompt)]).astype(np.int32)
@@ -96,11 +95,11 @@ class CausalModel(Loaded):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(network: Autoregressive, params: Any, tokens: jax.Array) -> jax.Array:
+def _logits(network: CausalNetwork, params: Any, tokens: jax.Array) -> jax.Array:
     logits = network.logits(params, network.hidden(params, tokens))
     return logits[..., : network.config.vocab_size]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _score(network: Autoregressive, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
+def _score(network: CausalNetwork, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
     return causal_nll(network, params, tokens, bos_id).mean(axis=-1)

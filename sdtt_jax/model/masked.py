@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sdtt_jax.config import require
+from sdtt_jax.config import positive
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import subs_log_probs
 from sdtt_jax.diffusion.nelbo import nelbo
@@ -96,7 +96,7 @@ class Model(Loaded):
           ConfigError: what is given is longer than the model's sequences, or an option is out of range.
         """
         config = SamplerConfig(num_steps=num_steps, **options)
-        require(batch_size > 0, f"batch_size must be positive, not {batch_size}.")
+        positive(batch_size=batch_size)
         x_init = self.prior(num_samples, prompt, infill)
         size = full_batch(min(num_samples, batch_size), self.mesh)
         # The last batch is filled up with repeats, so that one size is compiled.
@@ -111,7 +111,7 @@ class Model(Loaded):
 
     def prior(self, num_samples: int, prompt: Texts = None, infill: Texts = None) -> jax.Array:
         """Where generation starts: `[num_samples, L]` int32, MASK but for what is given (see `sample`)."""
-        require(num_samples > 0, f"num_samples must be positive, not {num_samples}.")
+        positive(num_samples=num_samples)
         length = self.config.length
         if prompt is None and infill is None:
             return prior_sample(num_samples, length, self.mask_id)

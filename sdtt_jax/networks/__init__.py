@@ -1,9 +1,9 @@
-"""The networks as pure functions of their parameters, and the only room that knows Flax.
-
-It may use `ops`, `parallel` and the modules at the top of the package.
+"""The networks, as pure functions of their parameters. The only room that may use `flax.linen`; it may use
+the operations on arrays and what lies below them.
 """
 
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import CausalConfig, DenoiserConfig
-from sdtt_jax.networks.denoiser import Denoiser, make_denoiser
+from sdtt_jax.networks.denoiser import Denoiser
 
-__all__ = ["CausalConfig", "Denoiser", "DenoiserConfig", "make_denoiser"]
+__all__ = ["CausalConfig", "CausalNetwork", "Denoiser", "DenoiserConfig"]

@@ -1,11 +1,12 @@
-"""The causal transformer: baseline of the paper, and scorer of the demo.
+"""The causal transformer: the paper's baseline, and the judge of the demo.
 
 It has the denoiser's blocks without modulation (no time, no gates), a causal mask, and a key-value
-cache for sampling. `Autoregressive` is the interface of every causal network here, GPT-2 included.
+cache for sampling. `CausalNetwork` is the interface of every causal network here, GPT-2 included.
 """
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -29,20 +30,29 @@ Params = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoregressive:
+class CausalNetwork:
     """A causal network as pure functions of its parameters (plain nested dicts).
 
     Attributes:
       config: sizes; `vocab_size` counts the tokens that it can predict.
-      network: the Linen module with methods `hidden`, `decode` and `logits`.
-      max_length: most positions that the network has embeddings for; None where it has no limit.
       head: the name of the submodule whose parameters `logits` reads.
     """
 
-    config: TransformerConfig
-    network: nn.Module
-    max_length: int | None = None
-    head: str = "head"
+    config: CausalConfig
+    head: ClassVar[str] = "head"
+
+    def __post_init__(self) -> None:
+        self.config.check_filled()
+
+    @property
+    def max_length(self) -> int | None:
+        """Most positions that the network has embeddings for; None where it has no limit."""
+        return None
+
+    @functools.cached_property
+    def _module(self) -> nn.Module:
+        """The Linen module, with methods `hidden`, `decode` and `logits`."""
+        return CausalTransformer(self.config)
 
     @property
     def mask_id(self) -> int:
@@ -53,9 +63,9 @@ class Autoregressive:
         return self.config.padded_vocab
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh parameters, each leaf boxed with its logical axes (see `flax.linen.unbox`)."""
+        """Fresh parameters, each leaf boxed with its logical axes (`flax.linen.unbox` removes them)."""
         tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
-        return self.network.init(key, tokens)["params"]
+        return self._module.init(key, tokens)["params"]
 
     def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
         """Final hidden states `[batch, length, embed]` of `tokens: [batch, length]` int32.
@@ -66,7 +76,7 @@ class Autoregressive:
           ConfigError: when the sequence is longer than `max_length`.
         """
         self._check_length(tokens.shape[1])
-        hidden: Any = self.network.apply({"params": params}, tokens, method="hidden")
+        hidden: Any = self._module.apply({"params": params}, tokens, method="hidden")
         return hidden
 
     def head_params(self, params: Params) -> Params:
@@ -79,7 +89,7 @@ class Autoregressive:
         MASK and the padding columns are `NEG_INFINITY`, so a softmax over all columns is one over
         the `vocab_size` tokens.
         """
-        logits: Any = self.network.apply({"params": params}, hidden, method="logits")
+        logits: Any = self._module.apply({"params": params}, hidden, method="logits")
         return logits
 
     def init_cache(self, batch: int, length: int) -> KVCache:
@@ -108,7 +118,7 @@ class Autoregressive:
           cache.
         """
         variables, used, past = {"params": params}, cache.used, cache.past
-        decoded: Any = self.network.apply(variables, tokens, past, used, method="decode")
+        decoded: Any = self._module.apply(variables, tokens, past, used, method="decode")
         hidden, new = decoded
         return hidden, extend(cache, new)
 
@@ -117,11 +127,6 @@ class Autoregressive:
             self.max_length is None or length <= self.max_length,
             f"length={length} exceeds the {self.max_length} positions of this network; shorten it.",
         )
-
-
-def make_autoregressive(config: CausalConfig) -> Autoregressive:
-    """The causal transformer of these sizes, as pure functions."""
-    return Autoregressive(config, CausalTransformer(config))
 
 
 def scan_blocks(block: type[nn.Module], config: TransformerConfig) -> nn.Module:

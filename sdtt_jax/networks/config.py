@@ -1,8 +1,9 @@
 """Sizes and numerics of the networks."""
 
 import dataclasses
+from typing import TypeVar
 
-from sdtt_jax.config import require
+from sdtt_jax.config import at_least, one_of, positive, require
 
 VOCAB_MULTIPLE = 128
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -14,8 +15,9 @@ class TransformerConfig:
     """What the denoiser and the causal transformer have in common.
 
     Attributes:
-      vocab_size: tokens of the tokenizer, MASK not among them; `mask_id == vocab_size`.
-      length: tokens per sequence.
+      vocab_size: tokens of the tokenizer, MASK not among them; `mask_id == vocab_size`. 0 until the data say,
+        as in the config of a run; a network needs it.
+      length: tokens per sequence; 0 until the data say.
       num_layers, embed_dim, num_heads: the transformer's sizes; `embed_dim` divides into heads of even size.
       mlp_ratio: width of the MLP's hidden layer over `embed_dim`.
       compute_dtype: dtype of activations; parameters and logits are float32 always.
@@ -24,8 +26,8 @@ class TransformerConfig:
         is docs/measurements/remat.md (`tools.remat_table`).
     """
 
-    vocab_size: int
-    length: int
+    vocab_size: int = 0
+    length: int = 0
     num_layers: int = 12
     embed_dim: int = 768
     num_heads: int = 12
@@ -34,21 +36,18 @@ class TransformerConfig:
     remat: str = "dots"
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "length", "num_layers", "embed_dim", "num_heads", "mlp_ratio"):
-            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
+        at_least(0, self, "vocab_size", "length")
+        positive(self, "num_layers", "embed_dim", "num_heads", "mlp_ratio")
         require(
             self.embed_dim % (2 * self.num_heads) == 0,
             f"embed_dim={self.embed_dim} must be a multiple of 2 * num_heads={2 * self.num_heads}, "
             "for rotary embeddings turn pairs of features within a head.",
         )
-        require(
-            self.compute_dtype in COMPUTE_DTYPES,
-            f"compute_dtype={self.compute_dtype!r} is unknown; choose one of {', '.join(COMPUTE_DTYPES)}.",
-        )
-        require(
-            self.remat in REMAT_POLICIES,
-            f"remat={self.remat!r} is unknown; choose one of {', '.join(REMAT_POLICIES)}.",
-        )
+        one_of(self, compute_dtype=COMPUTE_DTYPES, remat=REMAT_POLICIES)
+
+    def check_filled(self) -> None:
+        """Raises `ConfigError` unless vocabulary and length are set, as a network needs them."""
+        positive(self, "vocab_size", "length")
 
     @property
     def mask_id(self) -> int:
@@ -79,4 +78,13 @@ class DenoiserConfig(TransformerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class CausalConfig(TransformerConfig):
-    """The autoregressive transformer: the same blocks, causal, without modulation."""
+    """The causal transformer: the same blocks with a causal mask, without modulation."""
+
+
+Config = TypeVar("Config", bound=TransformerConfig)
+
+
+def of_same_size(kind: type[Config], config: TransformerConfig) -> Config:
+    """A config of another kind of network, with all that transformers share taken from `config`."""
+    shared = dataclasses.fields(TransformerConfig)
+    return kind(**{field.name: getattr(config, field.name) for field in shared})

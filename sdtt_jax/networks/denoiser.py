@@ -36,6 +36,9 @@ class Denoiser:
 
     config: DenoiserConfig
 
+    def __post_init__(self) -> None:
+        self.config.check_filled()
+
     @property
     def mask_id(self) -> int:
         return self.config.mask_id
@@ -86,11 +89,6 @@ class Denoiser:
     @functools.cached_property
     def _module(self) -> "DiT":
         return DiT(self.config)
-
-
-def make_denoiser(config: DenoiserConfig) -> Denoiser:
-    """The denoiser of these sizes, as pure functions."""
-    return Denoiser(config)
 
 
 def time_features(sigma: jax.Array) -> jax.Array:

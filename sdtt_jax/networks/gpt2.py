@@ -6,15 +6,17 @@ embedding (Radford et al. 2019). It shares the interface and the cache of
 """
 
 import dataclasses
+import functools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require
+from sdtt_jax.config import positive
 from sdtt_jax.networks.cache import LayerPast, attend_causally
-from sdtt_jax.networks.causal import Autoregressive, scan_blocks
-from sdtt_jax.networks.config import TransformerConfig
+from sdtt_jax.networks.causal import CausalNetwork, scan_blocks
+from sdtt_jax.networks.config import CausalConfig
 from sdtt_jax.networks.layers import Linear, Mlp, unstacked
 from sdtt_jax.ops.categorical import NEG_INFINITY
 
@@ -22,7 +24,7 @@ INIT_SCALE = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
-class GPT2Config(TransformerConfig):
+class GPT2Config(CausalConfig):
     """Sizes of a GPT-2; `length` is its number of position embeddings.
 
     Attributes:
@@ -33,12 +35,23 @@ class GPT2Config(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.norm_epsilon > 0, f"norm_epsilon must be positive, not {self.norm_epsilon}.")
+        positive(self, "norm_epsilon")
 
 
-def make_gpt2(config: GPT2Config) -> Autoregressive:
-    """The GPT-2 of these sizes, as pure functions."""
-    return Autoregressive(config, GPT2(config), max_length=config.length, head="embed")
+@dataclasses.dataclass(frozen=True)
+class GPT2Network(CausalNetwork):
+    """A GPT-2 as pure functions of its parameters; its head is the token embedding."""
+
+    config: GPT2Config
+    head: ClassVar[str] = "embed"
+
+    @property
+    def max_length(self) -> int:
+        return self.config.length
+
+    @functools.cached_property
+    def _module(self) -> nn.Module:
+        return GPT2(self.config)
 
 
 def _norm(config: GPT2Config, name: str | None = None) -> nn.LayerNorm:

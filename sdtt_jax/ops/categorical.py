@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require
+from sdtt_jax.config import at_least, within
 
 # The finite "minus infinity" of the reference implementation. exp(-1e6) is exactly 0 in float32, and a
 # finite value keeps 0 * log 0 = 0 in values and in gradients, where -inf gives NaN.
@@ -29,9 +29,8 @@ class Filters:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self.temperature >= 0, f"temperature must not be negative, not {self.temperature}.")
-        require(self.top_k >= 0, f"top_k must be 0 (off) or positive, not {self.top_k}.")
-        require(0 < self.top_p <= 1, f"top_p must lie in (0, 1] (1 is off), not {self.top_p}.")
+        at_least(0, self, "temperature", "top_k")
+        within("(0, 1]", self, "top_p")
 
 
 def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
@@ -43,6 +42,10 @@ def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
 
     Returns:
       `[..., vocab]` float32, `NEG_INFINITY` where an entry was dropped.
+
+    Example:
+      >>> filter_logits(jnp.array([1.0, 3.0, 2.0]), Filters(top_k=2)) > NEG_INFINITY
+      Array([False,  True,  True], dtype=bool)
     """
     vocab, temperature = logits.shape[-1], filters.temperature
     if temperature == 0.0:
@@ -80,6 +83,11 @@ def draw(key: jax.Array, logits: jax.Array) -> jax.Array:
 
     Returns:
       `[...]` int32.
+
+    Example:
+      >>> logits = jnp.log(jnp.array([[1.0, 3.0]] * 10_000))
+      >>> f"{draw(jax.random.key(0), logits).mean():.2f}"
+      '0.75'
     """
     vocab = logits.shape[-1]
     if vocab <= BLOCK**2 // 16:

@@ -12,7 +12,7 @@ from flax.core import spmd
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from sdtt_jax.config import require
+from sdtt_jax.config import positive, require
 from sdtt_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "model")
@@ -50,8 +50,7 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         require(self.data == -1 or self.data > 0, f"data must be positive or -1, not {self.data}.")
-        for name in ("fsdp", "model"):
-            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
+        positive(self, "fsdp", "model")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ STYLES = {
 
 
 @dataclass(frozen=True)
-class Path:
+class Polyline:
     """A polyline through pixels, or the area within it."""
 
     style: str
@@ -66,7 +66,7 @@ class Path:
 
     def svg(self) -> Markup:
         line = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in self.points)
-        return _tag("path", self, d=line + "Z" * self.closed)
+        return _element("path", self, d=line + "Z" * self.closed)
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Box:
     radius: float = 0.0
 
     def svg(self) -> Markup:
-        place = {"x": self.x, "y": self.y, "width": self.width, "height": self.height}
-        return _tag("rect", self, **place, rx=self.radius or None)
+        width, height, radius = self.width, self.height, self.radius or None
+        return _element("rect", self, x=self.x, y=self.y, width=width, height=height, rx=radius)
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class Text:
 
     def svg(self) -> Markup:
         anchor = None if self.anchor == "start" else self.anchor
-        return _tag("text", self, self.text, x=self.x, y=self.y, text_anchor=anchor)
+        return _element("text", self, self.text, x=self.x, y=self.y, text_anchor=anchor)
 
 
-Mark = Path | Box | Text
+Mark = Polyline | Box | Text
 
 
 @dataclass(frozen=True)
@@ -119,21 +119,19 @@ class Drawing:
 
     def svg(self) -> Markup:
         """The element for a page that has the rules of `css` and the palette's variables."""
-        return tag(
-            "svg",
-            *(mark.svg() for mark in self.marks),
-            viewBox=f"0 0 {self.width:.0f} {self.height:.0f}",
-            role="img",
-            aria_label=self.description,
-            data_hover=json.dumps(self.tips, separators=(",", ":"), ensure_ascii=False),
-            data_axis=self.axis,
-            data_span=f"{self.span[0]:.0f} {self.span[1]:.0f}",
+        tips = json.dumps(self.tips, separators=(",", ":"), ensure_ascii=False)
+        return Markup(
+            '<svg viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}" data-hover="{}" '
+            'data-axis="{}" data-span="{:.0f} {:.0f}">{}</svg>'
+        ).format(
+            *(self.width, self.height, self.description, tips, self.axis, *self.span),
+            Markup("").join(mark.svg() for mark in self.marks),
         )
 
 
 def css() -> str:
     """The style sheet's rules for marks: one for each style; own colours are the variable --c."""
-    return "\n".join(f"svg .{name} {{ {_declarations(s)} }}" for name, s in STYLES.items())
+    return "\n".join(f"svg .{name} {{ {_rule(s)} }}" for name, s in STYLES.items())
 
 
 def both_widths(draw: Callable[[bool], Drawing | None]) -> Markup:
@@ -151,28 +149,23 @@ def both_widths(draw: Callable[[bool], Drawing | None]) -> Markup:
     return page.format(wide.svg(), narrow.svg())
 
 
-def tag(name: str, *children: object, **attributes: object) -> Markup:
-    """An element. Text and attributes are escaped; `class_` and `stroke_width` lose their Python
-    spelling, and an attribute that is None is left out."""
-    parts = [
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value))
-        for key, value in attributes.items()
-        if value is not None
-    ]
-    inner = Markup("").join(escape(child) for child in children)
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), Markup("").join(parts), inner)
-
-
-def _tag(name: str, mark: Mark, *children: object, **attributes: object) -> Markup:
+def _element(name: str, mark: Mark, text: str = "", **attributes: object) -> Markup:
+    """A mark's element in its style and colour. Numbers have one decimal, or none."""
     colour = f"--c: var(--{mark.colour})" if mark.colour else None
-    return tag(name, *children, class_=mark.style, style=colour, **attributes)
+    given = {"class": mark.style, "style": colour, **attributes}
+    written = Markup("").join(
+        Markup(' {}="{}"').format(key.replace("_", "-"), _plain(value))
+        for key, value in given.items()
+        if value is not None
+    )
+    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), written, text)
 
 
 def _plain(value: object) -> object:
     return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value
 
 
-def _declarations(style: Style) -> str:
+def _rule(style: Style) -> str:
     fill = _variable(style.fill) if style.fill else "none"
     if style.ink:
         fill = f"color-mix(in srgb, var(--ink) {style.ink:.0%}, {fill})"

@@ -64,7 +64,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of `Rows`: a point with its interval, or a bar from zero."""
+    """One row of `RowChart`: a point with its interval, or a bar from zero."""
 
     head: str  # at the left; "" if it is that of the row above
     name: str
@@ -77,7 +77,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowChart:
     """Values side by side on one axis: points with intervals, or bars on a track from 0 to 1."""
 
     title: str

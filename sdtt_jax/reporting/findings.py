@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sdtt_jax.reporting.palette import count, number, percent
-from sdtt_jax.reporting.record import Paired, Quality, Round, Run
+from sdtt_jax.reporting.palette import count, number, percent, steps_text
+from sdtt_jax.reporting.record import Paired, Quality, Run
 
 FOCUS_STEPS = 8
 """Number of steps that the headline is about, where it was measured."""
@@ -20,22 +20,47 @@ ENTROPY_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
-class Fact:
-    """One figure of the strip under the headline: its name, the figure, and a remark."""
+class Highlight:
+    """One number of the strip under the headline: its name, the number, and a remark."""
 
     name: str
-    figure: str
+    number: str
     remark: str
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Headline, the sentences under it, a warning (or empty), and the strip of figures."""
+    """Headline, the sentences under it, a warning (or empty), and the strip of numbers."""
 
     headline: str
     sentences: tuple[str, ...]
-    warning: str
-    facts: tuple[Fact, ...]
+    warning: str = ""
+    highlights: tuple[Highlight, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The last student beside the first teacher at one number of steps.
+
+    `equal` is the number of steps at which the teacher does as well, `equal_bounds` the interval of
+    it that follows from the paired one, in words, or empty.
+    """
+
+    steps: int
+    teacher: Quality
+    student: Quality
+    pair: Paired | None
+    log_ratio: float
+    equal: float
+    equal_bounds: str
+
+    @property
+    def bounds(self) -> str:
+        """The paired interval of the change, in words; empty if none was measured."""
+        if self.pair is None:
+            return ""
+        ends = (percent(math.expm1(v), sign=True) for v in (self.pair.low, self.pair.high))
+        return " to ".join(ends)
 
 
 def equivalent_steps(curve: Mapping[int, Quality], gen_ppl: float, start: int) -> float:
@@ -76,18 +101,28 @@ def find(run: Run) -> Findings:
     steps = focus_steps(run)
     if steps is None:
         return _without_student(run)
-    last = run.rounds[-1]
-    teacher, student = run.teacher[steps], last.steps[steps]
-    headline, sentences = _comparison(run, last, steps)
-    warning = _lost_variety(run, teacher, student)
+    comparison = compare(run, steps)
+    headline, sentences = _comparison(run, comparison)
+    warning = _lost_variety(run, comparison)
     if warning:
         headline += ", with less variety"
-    return Findings(
-        headline=headline,
-        sentences=(*sentences, *_context(run, student, bool(warning))),
-        warning=warning,
-        facts=_facts(run, last, steps),
-    )
+    sentences += _context(run, comparison.student, bool(warning))
+    return Findings(headline, tuple(sentences), warning, _highlights(run, comparison))
+
+
+def compare(run: Run, steps: int) -> Comparison:
+    """The last student of a run beside its first teacher, both measured at `steps` steps."""
+    teacher, last = run.teacher[steps], run.rounds[-1]
+    student, pair = last.steps[steps], last.paired.get(steps)
+
+    def equal(log_ratio: float) -> float:
+        return equivalent_steps(run.teacher, teacher.gen_ppl * math.exp(log_ratio), steps)
+
+    log_ratio = pair.log_ratio if pair else math.log(student.gen_ppl) - math.log(teacher.gen_ppl)
+    ends = [equal(pair.high), equal(pair.low)] if pair else [0.0]
+    known = all(0 < end < math.inf for end in ends)
+    bounds = " to ".join(_steps_number(end) for end in ends) if known else ""
+    return Comparison(steps, teacher, student, pair, log_ratio, equal(log_ratio), bounds)
 
 
 def _without_student(run: Run) -> Findings:
@@ -103,77 +138,37 @@ def _without_student(run: Run) -> Findings:
     else:
         headline = "This run has only begun"
         sentence = "There are settings, but nothing trained or measured yet."
-    return Findings(headline, (sentence,), "", ())
+    return Findings(headline, (sentence,))
 
 
-def _comparison(run: Run, last: Round, steps: int) -> tuple[str, list[str]]:
+def _comparison(run: Run, c: Comparison) -> tuple[str, list[str]]:
     """Headline, and sentences with the numbers behind it."""
-    teacher, student = run.teacher[steps], last.steps[steps]
-    pair, ratio = last.paired.get(steps), _log_ratio(run, last, steps)
-    equal = _equivalent(run, ratio, steps)
-    change = percent(abs(math.expm1(ratio)))
-    sentences = [
-        f"At {_count(steps)} the judge gives the student’s texts a perplexity of "
-        f"{number(student.gen_ppl)} and the teacher’s {number(teacher.gen_ppl)}: "
-        f"{change} {'lower' if ratio < 0 else 'higher'}{_interval(run, pair)}."
-    ]
-    if pair and pair.low <= 0 <= pair.high:
-        sentences.append("That interval includes no change at all.")
-        return f"At {_count(steps)} the student cannot be told from its teacher", sentences
-    if 0 < equal < math.inf:
-        sentences.append(_equivalence(run, last, steps, equal))
-    if ratio >= 0:
-        return f"At {_count(steps)} the student writes {change} worse than its teacher", sentences
-    if math.isinf(equal) and steps < max(run.teacher):
-        best = max(run.teacher)
-        return f"The student at {_count(steps)} writes better than its teacher at {best}", sentences
-    if math.isfinite(equal) and round(equal) > steps:
-        as_well = f"The student at {_count(steps)} writes as well as its teacher at {round(equal)}"
-        return as_well, sentences
-    return f"At {_count(steps)} the student writes {change} better than its teacher", sentences
-
-
-def _interval(run: Run, pair: Paired | None) -> str:
-    if pair is None:
-        return ", without a paired interval, so chance is not ruled out"
+    here, change = steps_text(c.steps), percent(abs(math.expm1(c.log_ratio)))
     texts = f"{count(run.num_texts)} texts" if run.num_texts else "texts"
-    low, high = _bounds(pair)
-    return f" (95\u202f% interval {low} to {high}, {texts} paired by their random keys)"
-
-
-def _bounds(pair: Paired) -> tuple[str, str]:
-    low, high = (percent(math.expm1(value), sign=True) for value in (pair.low, pair.high))
-    return low, high
-
-
-def _log_ratio(run: Run, last: Round, steps: int) -> float:
-    pair = last.paired.get(steps)
-    return (
-        pair.log_ratio
-        if pair
-        else math.log(last.steps[steps].gen_ppl) - math.log(run.teacher[steps].gen_ppl)
-    )
-
-
-def _equivalent(run: Run, log_ratio: float, steps: int) -> float:
-    return equivalent_steps(run.teacher, run.teacher[steps].gen_ppl * math.exp(log_ratio), steps)
-
-
-def _equivalent_interval(run: Run, pair: Paired | None, steps: int) -> str:
-    if pair is None:
-        return ""
-    bounds = [_equivalent(run, value, steps) for value in (pair.high, pair.low)]
-    if not all(0 < bound < math.inf for bound in bounds):
-        return ""
-    return f"{_steps_number(bounds[0])} to {_steps_number(bounds[1])}"
-
-
-def _equivalence(run: Run, last: Round, steps: int, equal: float) -> str:
-    interval = _equivalent_interval(run, last.paired.get(steps), steps)
-    return (
-        f"That is what the teacher reaches at {_steps_number(equal)} steps"
-        f"{f' ({interval})' if interval else ''}."
-    )
+    interval = f" (95\u202f% interval {c.bounds}, {texts} paired by their random keys)"
+    sentences = [
+        f"At {here} the judge gives the student’s texts a perplexity of "
+        f"{number(c.student.gen_ppl)} and the teacher’s {number(c.teacher.gen_ppl)}: "
+        f"{change} {'lower' if c.log_ratio < 0 else 'higher'}"
+        f"{interval if c.pair else ', without a paired interval, so chance is not ruled out'}."
+    ]
+    if c.pair and c.pair.low <= 0 <= c.pair.high:
+        sentences.append("That interval includes no change at all.")
+        return f"At {here} the student cannot be told from its teacher", sentences
+    if 0 < c.equal < math.inf:
+        between = f" ({c.equal_bounds})" if c.equal_bounds else ""
+        sentences.append(
+            f"That is what the teacher reaches at {_steps_number(c.equal)} steps{between}."
+        )
+    if c.log_ratio >= 0:
+        return f"At {here} the student writes {change} worse than its teacher", sentences
+    if math.isinf(c.equal) and c.steps < max(run.teacher):
+        best = max(run.teacher)
+        return f"The student at {here} writes better than its teacher at {best}", sentences
+    if math.isfinite(c.equal) and round(c.equal) > c.steps:
+        as_well = f"The student at {here} writes as well as its teacher at {round(c.equal)}"
+        return as_well, sentences
+    return f"At {here} the student writes {change} better than its teacher", sentences
 
 
 def _context(run: Run, student: Quality, warned: bool) -> list[str]:
@@ -195,13 +190,13 @@ def _context(run: Run, student: Quality, warned: bool) -> list[str]:
     return sentences
 
 
-def _lost_variety(run: Run, teacher: Quality, student: Quality) -> str:
+def _lost_variety(run: Run, c: Comparison) -> str:
     """Low perplexity is easily bought with repetition; entropy below data and teacher shows it."""
-    if student.entropy is None or not run.data_entropy:
+    entropy, of_teacher = c.student.entropy, c.teacher.entropy
+    if entropy is None or not run.data_entropy:
         return ""
-    short = 1 - student.entropy / run.data_entropy
-    below_teacher = teacher.entropy is None or student.entropy < teacher.entropy
-    if short <= ENTROPY_TOLERANCE or not below_teacher:
+    short = 1 - entropy / run.data_entropy
+    if short <= ENTROPY_TOLERANCE or (of_teacher is not None and entropy >= of_teacher):
         return ""
     return (
         f"The student's entropy is {percent(short)} below that of the data, more than the "
@@ -210,31 +205,21 @@ def _lost_variety(run: Run, teacher: Quality, student: Quality) -> str:
     )
 
 
-def _facts(run: Run, last: Round, steps: int) -> tuple[Fact, ...]:
-    teacher, student, pair = run.teacher[steps], last.steps[steps], last.paired.get(steps)
-    name, value = f"perplexity at {_count(steps)}", number(student.gen_ppl)
-    facts = [Fact(name, value, f"teacher {number(teacher.gen_ppl)}")]
-    if pair:
-        low, high = _bounds(pair)
-        change = percent(math.expm1(pair.log_ratio), sign=True)
-        facts.append(Fact("change, same keys", change, f"95\u202f%: {low} to {high}"))
-    equal = _equivalent(run, _log_ratio(run, last, steps), steps)
-    if 0 < equal < math.inf:
-        interval = _equivalent_interval(run, pair, steps)
-        between = f" ({interval})" if interval else ""
-        facts.append(Fact("the teacher needs", _steps_number(equal), f"steps{between}"))
-    if student.entropy is not None:
+def _highlights(run: Run, c: Comparison) -> tuple[Highlight, ...]:
+    teacher, share = f"teacher {number(c.teacher.gen_ppl)}", run.rounds[-1].gain_share
+    chosen = [Highlight(f"perplexity at {steps_text(c.steps)}", number(c.student.gen_ppl), teacher)]
+    if c.pair:
+        change = percent(math.expm1(c.pair.log_ratio), sign=True)
+        chosen.append(Highlight("change, same keys", change, f"95\u202f%: {c.bounds}"))
+    if 0 < c.equal < math.inf:
+        between = f" ({c.equal_bounds})" if c.equal_bounds else ""
+        chosen.append(Highlight("the teacher needs", _steps_number(c.equal), f"steps{between}"))
+    if c.student.entropy is not None:
         remark = f"data {number(run.data_entropy)}" if run.data_entropy else "nats"
-        facts.append(Fact("entropy, nats", number(student.entropy), remark))
-    if last.gain_share is not None:
-        facts.append(
-            Fact("gain share, last round", percent(last.gain_share), "of what is reachable")
-        )
-    return tuple(facts)
-
-
-def _count(steps: int) -> str:
-    return f"{steps} step" + ("" if steps == 1 else "s")
+        chosen.append(Highlight("entropy, nats", number(c.student.entropy), remark))
+    if share is not None:
+        chosen.append(Highlight("gain share, last round", percent(share), "of what is reachable"))
+    return tuple(chosen)
 
 
 def _steps_number(steps: float) -> str:

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from sdtt_jax.reporting.drawing import Box, Drawing, Mark, Path, Text
-from sdtt_jax.reporting.figures import Axis, Panel, Row, Rows, Series
+from sdtt_jax.reporting.drawing import Box, Drawing, Mark, Polyline, Text
+from sdtt_jax.reporting.figures import Axis, Panel, Row, RowChart, Series
 from sdtt_jax.reporting.palette import number
 from sdtt_jax.reporting.scales import Scale, linear_ticks, log_ticks, padded, spread
 
@@ -21,7 +21,7 @@ LETTER = 7.5
 """Pixels that a letter of a label is given; the widest of common fonts takes them."""
 
 HEAD, PITCH, BAR_PITCH, BAR, GROUP_GAP = 74.0, 19.0, 54.0, 18.0, 12.0
-"""Of `Rows`: where the axis begins, heights of a row, of one with a bar and of a bar, and the gap
+"""Of `RowChart`: where the axis begins, heights of a row, of one with a bar and of a bar, and the gap
 between groups, in pixels."""
 
 
@@ -40,13 +40,14 @@ def draw_panel(panel: Panel | None, width: float, height: float) -> Drawing | No
     left, right = LEFT, width - _margin(panel, width)
     top, bottom = TOP + (18 if panel.note else 0), height - (42 if panel.x.label else 24)
     inset = 12 if any(s.marker for s in panel.series) else 0
-    x = Scale(*_range(panel.x, panel.series), left + inset, right - inset, panel.x.log)
-    low, high = padded(_y_values(panel), log=panel.y.log)
-    y = Scale(low, high, bottom, top, panel.y.log)
+    values = [v for s in panel.series for v in s.x] + [*panel.x.reaches]
+    x = Scale(min(values), max(values), left + inset, right - inset, panel.x.log)
+    values = [v for s in panel.series for v in (*s.y, *s.low, *s.high)] + [*panel.y.reaches]
+    y = Scale(*padded(values, log=panel.y.log), bottom, top, panel.y.log)
     marks = [
         Text("title", 0, 14, panel.title),
-        *([Text("note", 0, 32, panel.note)] if panel.note else []),
-        *([_result(panel, right)] if panel.result else []),
+        Text("note", 0, 32, panel.note),
+        Text("result", right, 14, panel.result, panel.series[0].colour, "end"),
         *_y_axis(panel.y, y, left, right),
         *_x_axis(panel.x, x, left, right, bottom),
         *_backdrop(panel, y, left, right),
@@ -57,10 +58,10 @@ def draw_panel(panel: Panel | None, width: float, height: float) -> Drawing | No
     ]
     tips = [{"at": round(x(t.at), 1), "title": t.title, "rows": t.rows} for t in panel.tips]
     tips.sort(key=lambda tip: float(str(tip["at"])))
-    return Drawing(width, height, tuple(marks), panel.description, tuple(tips), "x", (top, bottom))
+    return Drawing(width, height, _shown(marks), panel.description, tuple(tips), "x", (top, bottom))
 
 
-def draw_rows(chart: Rows | None, width: float, *, narrow: bool = False) -> Drawing | None:
+def draw_rows(chart: RowChart | None, width: float, *, narrow: bool = False) -> Drawing | None:
     """Draws rows; the height follows from their number.
 
     Args:
@@ -86,7 +87,7 @@ def draw_rows(chart: Rows | None, width: float, *, narrow: bool = False) -> Draw
     tips = []
     for row, begin in zip(chart.rows, begins, strict=True):
         middle = begin + (BAR / 2 + 6 if bars else pitch / 2)
-        marks += [Text("group", 0, middle + 4, row.head)] if row.head else []
+        marks.append(Text("group", 0, middle + 4, row.head))
         marks += _bar(row, x, middle, narrow) if bars else _point(row, x, middle)
         if not narrow and not bars:
             marks.append(Text("tick", right + 16, middle + 4, row.name))
@@ -95,7 +96,7 @@ def draw_rows(chart: Rows | None, width: float, *, narrow: bool = False) -> Draw
         details = [(row.colour, *row.details[0]), *(("", *d) for d in row.details[1:])]
         tips.append({"at": round(middle, 1), "title": row.name, "rows": details})
     height = bottom + (42 if any(chart.directions) else 26)
-    return Drawing(width, height, tuple(marks), chart.description, tuple(tips), "y", (left, right))
+    return Drawing(width, height, _shown(marks), chart.description, tuple(tips), "y", (left, right))
 
 
 def tick_texts(ticks: Sequence[float]) -> list[str]:
@@ -105,20 +106,15 @@ def tick_texts(ticks: Sequence[float]) -> list[str]:
     return [t.rstrip("0").rstrip(".") if "." in t and "·" not in t else t for t in texts]
 
 
-def _range(axis: Axis, series: Sequence[Series]) -> tuple[float, float]:
-    values = [v for s in series for v in s.x] + list(axis.reaches)
-    return min(values), max(values)
+def _shown(marks: Sequence[Mark]) -> tuple[Mark, ...]:
+    """All marks but texts without a letter."""
+    return tuple(mark for mark in marks if not isinstance(mark, Text) or mark.text)
 
 
 def _margin(panel: Panel, width: float) -> float:
     """Room at the right for the labels of the series, at most two fifths of the width."""
     longest = max(len(s.label) for s in panel.series)
     return min(20 + LETTER * longest, 0.4 * width) if longest else 10
-
-
-def _y_values(panel: Panel) -> list[float]:
-    values = [v for s in panel.series for v in (*s.y, *s.low, *s.high)]
-    return [*values, *panel.y.reaches]
 
 
 def _ticks(axis: Axis, scale: Scale) -> Sequence[float]:
@@ -129,7 +125,7 @@ def _ticks(axis: Axis, scale: Scale) -> Sequence[float]:
 def _y_axis(axis: Axis, y: Scale, left: float, right: float) -> Iterator[Mark]:
     ticks = _ticks(axis, y)
     for tick, text in zip(ticks, tick_texts(ticks), strict=True):
-        yield Path("grid", ((left, y(tick)), (right, y(tick))))
+        yield Polyline("grid", ((left, y(tick)), (right, y(tick))))
         yield Text("tick", left - 7, y(tick) + 4, text, anchor="end")
 
 
@@ -139,17 +135,13 @@ def _x_axis(axis: Axis, x: Scale, left: float, right: float, bottom: float) -> I
     for tick, text in zip(ticks, tick_texts(ticks), strict=True):
         at = x(tick)
         if axis.label:
-            yield Path("tickmark", ((at, bottom), (at, bottom + 4)))
+            yield Polyline("tickmark", ((at, bottom), (at, bottom + 4)))
         if at - last >= TICK_GAP:
             yield Text("tick", at, bottom + 18, text, anchor="middle")
             last = at
     if axis.label:
-        yield Path("baseline", ((left, bottom), (right, bottom)))
+        yield Polyline("baseline", ((left, bottom), (right, bottom)))
         yield Text("axis", (left + right) / 2, bottom + 36, axis.label, anchor="middle")
-
-
-def _result(panel: Panel, right: float) -> Mark:
-    return Text("result", right, 14, panel.result, panel.series[0].colour, "end")
 
 
 def _backdrop(panel: Panel, y: Scale, left: float, right: float) -> Iterator[Mark]:
@@ -160,7 +152,7 @@ def _backdrop(panel: Panel, y: Scale, left: float, right: float) -> Iterator[Mar
     for series in panel.series:
         if not series.x:
             at = y(series.y[0])
-            yield Path(series.line, ((left, at), (right, at)), series.colour)
+            yield Polyline(series.line, ((left, at), (right, at)), series.colour)
 
 
 def _intervals(series: Series, x: Scale, y: Scale) -> Iterator[Mark]:
@@ -168,15 +160,15 @@ def _intervals(series: Series, x: Scale, y: Scale) -> Iterator[Mark]:
     upper = [(x(a), y(b)) for a, b in zip(series.x, series.high, strict=False)]
     if series.bars:
         for ends in zip(lower, upper, strict=True):
-            yield Path("interval", ends, series.colour)
+            yield Polyline("interval", ends, series.colour)
     elif lower:
-        yield Path("band", (*upper, *reversed(lower)), series.colour, closed=True)
+        yield Polyline("band", (*upper, *reversed(lower)), series.colour, closed=True)
 
 
 def _points(series: Series, x: Scale, y: Scale) -> Iterator[Mark]:
     places = [(x(a), y(b)) for a, b in zip(series.x, series.y, strict=True)]
     if series.line and len(places) > 1:
-        yield Path(series.line, tuple(places), series.colour)
+        yield Polyline(series.line, tuple(places), series.colour)
     if series.marker:
         for at in places:
             yield _marker(series, *at)
@@ -201,7 +193,7 @@ def _end_labels(panel: Panel, x: Scale, y: Scale, right: float) -> Iterator[Mark
     for s, place in zip(named, places, strict=True):
         start, at = x(s.x[-1]) if s.x else right, y(s.y[-1])
         leader = ((start + 6, at), (right + 2, at), (right + 12, place), (right + 15, place))
-        yield Path("leader", leader, s.colour)
+        yield Polyline("leader", leader, s.colour)
         yield Text("label", right + 18, place + 4, s.label, s.colour)
 
 
@@ -210,30 +202,29 @@ def _key(key: Sequence[Series], left: float, bottom: float) -> Iterator[Mark]:
     for index, entry in enumerate(reversed(key)):
         at = bottom - 16 - 19 * index
         if entry.line:
-            yield Path(entry.line, ((left + 12, at), (left + 36, at)), entry.colour)
+            yield Polyline(entry.line, ((left + 12, at), (left + 36, at)), entry.colour)
         if entry.marker:
             yield _marker(entry, left + 24, at)
         yield Text("group", left + 44, at + 4, entry.label)
 
 
-def _row_ticks(chart: Rows, x: Scale, top: float, bottom: float) -> Iterator[Mark]:
+def _row_ticks(chart: RowChart, x: Scale, top: float, bottom: float) -> Iterator[Mark]:
     last = -math.inf
     for value, text in chart.ticks:
         at = x(value)
-        yield Path("grid" if value else "zero", ((at, top - 4), (at, bottom)))
+        yield Polyline("grid" if value else "zero", ((at, top - 4), (at, bottom)))
         if at - last >= PERCENT_GAP or not value:
             yield Text("tick", at, bottom + 18, text, anchor="middle")
             last = at
     below, above = chart.directions
-    if below:
-        yield Text("axis", x(0) - 8, bottom + 36, below, anchor="end")
-    if above and x.end - x(0) > 60:
+    yield Text("axis", x(0) - 8, bottom + 36, below, anchor="end")
+    if x.end - x(0) > 60:
         yield Text("axis", x(0) + 8, bottom + 36, above)
 
 
 def _point(row: Row, x: Scale, middle: float) -> list[Mark]:
     return [
-        Path("interval", ((x(row.low), middle), (x(row.high), middle)), row.colour),
+        Polyline("interval", ((x(row.low), middle), (x(row.high), middle)), row.colour),
         _circle("dot", x(row.value), middle, 4.5, row.colour),
     ]
 

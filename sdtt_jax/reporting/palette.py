@@ -4,71 +4,52 @@ Rounds are ordered, so they run along one hue from pale to strong; the teacher i
 the references are far from blue in hue and in lightness, which colour-blind eyes keep apart.
 """
 
-import dataclasses
-
-
-@dataclasses.dataclass(frozen=True)
-class Palette:
-    """Hex colours of one mode."""
-
-    ink: str
-    muted: str
-    grid: str
-    page: str
-    teacher: str
-    first_round: str
-    last_round: str
-    causal: str
-    data: str
-    judge: str
-
-
-LIGHT = Palette(
-    ink="#1c1d21",
-    muted="#6a6d75",
-    grid="#e6e4de",
-    page="#fdfcfa",
-    teacher="#63666e",
-    first_round="#7db4e3",
-    last_round="#0b56a8",
-    causal="#c4500f",
-    data="#1c7c5c",
-    judge="#8a5a9c",
-)
-DARK = Palette(
-    ink="#ecebe6",
-    muted="#9b9ea7",
-    grid="#2c2f36",
-    page="#14161a",
-    teacher="#b3b6be",
-    first_round="#3b6790",
-    last_round="#7cc4ff",
-    causal="#f29a5c",
-    data="#62cda3",
-    judge="#c79bd8",
-)
-
-
+LIGHT = {
+    "ink": "#1c1d21",
+    "muted": "#6a6d75",
+    "grid": "#e6e4de",
+    "page": "#fdfcfa",
+    "teacher": "#63666e",
+    "first_round": "#7db4e3",
+    "accent": "#0b56a8",
+    "causal": "#c4500f",
+    "data": "#1c7c5c",
+    "judge": "#8a5a9c",
+}
+DARK = {
+    "ink": "#ecebe6",
+    "muted": "#9b9ea7",
+    "grid": "#2c2f36",
+    "page": "#14161a",
+    "teacher": "#b3b6be",
+    "first_round": "#3b6790",
+    "accent": "#7cc4ff",
+    "causal": "#f29a5c",
+    "data": "#62cda3",
+    "judge": "#c79bd8",
+}
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def round_colours(palette: Palette, count: int) -> list[str]:
-    """One colour for each of `count` rounds, from pale to strong; one round gets the strong one."""
-    shares = [1.0] if count == 1 else [i / (count - 1) for i in range(count)]
-    return [mix(palette.first_round, palette.last_round, share) for share in shares]
+def colours(mode: dict[str, str], rounds: int) -> dict[str, str]:
+    """Hex colours by name: those of LIGHT or DARK, and "r1" … for the rounds.
+
+    Rounds go from `first_round` to `accent`; a single one gets the accent.
+    """
+    shares = [i / (rounds - 1) for i in range(rounds)] if rounds > 1 else [1.0]
+    shades = [mix(mode["first_round"], mode["accent"], share) for share in shares]
+    return mode | {f"r{i}": shade for i, shade in enumerate(shades, start=1)}
 
 
-def colours(palette: Palette, rounds: int) -> dict[str, str]:
-    """All colours of a mode by name: the fields of the palette, "accent", and "r1" … for the rounds."""
-    shades = round_colours(palette, max(rounds, 1))
-    named = {"accent": palette.last_round}
-    named |= {f"r{i}": shade for i, shade in enumerate(shades, start=1)}
-    return dataclasses.asdict(palette) | named
+def mix(first: str, second: str, share: float) -> str:
+    """A colour between two: the first at share 0, the second at 1."""
+    pairs = [(int(first[i : i + 2], 16), int(second[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
 
 
-def css_variables(palette: Palette, rounds: int) -> str:
+def css_variables(mode: dict[str, str], rounds: int) -> str:
     """Declarations `--name: colour;` of a mode."""
-    return " ".join(f"--{name}: {colour};" for name, colour in colours(palette, rounds).items())
+    return " ".join(f"--{name}: {colour};" for name, colour in colours(mode, rounds).items())
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -113,9 +94,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def mix(first: str, second: str, share: float) -> str:
-    """A colour between two: the first at share 0, the second at 1."""
-    pairs = [(int(first[i : i + 2], 16), int(second[i : i + 2], 16)) for i in (1, 3, 5)]
-    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)

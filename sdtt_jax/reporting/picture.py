@@ -1,8 +1,9 @@
 """Figures as files: the drawings of the report page, painted by Matplotlib as PNG or SVG.
 
-Matplotlib only puts marks at pixels; frame, ticks and labels are placed by `layout`, so a picture
-shows what the page shows. An SVG renderer to PNG would be one more dependency, and none of them
-reads the page's CSS variables; Matplotlib's own axes would be laid out a second time.
+Matplotlib only puts marks at pixels: frame, ticks and labels are placed by `layout`, as on the
+page. Its own axes would be a second layout; its SVG, 20 KB a figure with colours that no style
+sheet can change, would not do for the page; and to turn the page's SVG into PNG takes one more
+dependency, of which none knows CSS variables.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,24 +28,18 @@ from sdtt_jax.reporting.race import race_panel
 from sdtt_jax.reporting.record import read_run
 from sdtt_jax.reporting.run_figures import quality_panel
 
-INCH = 100.0
-"""Pixels of a drawing to an inch; two pixels of the file to one of the drawing."""
-
+INCH = 100.0  # in pixels of a drawing; the file has two pixels for each of them
 POINT = 72 / INCH
+EDGE, GAP = 20.0, 28.0  # pixels around the drawings of a picture, and between them
 ALIGNMENTS = {"start": "left", "middle": "center", "end": "right"}
-EDGE, GAP = 20.0, 28.0
-"""Pixels around the drawings of a picture and between them."""
 
 
 def write_quality(workdir: Path | str, path: Path | str) -> Path:
-    """The main figure of a run: perplexity and entropy against number of steps.
+    """Draws the main figure of a run: perplexity and entropy against number of steps.
 
     Args:
-      workdir: of a run that has been evaluated.
-      path: .png or .svg.
-
-    Returns:
-      The path.
+      workdir: of the run.
+      path: .png or .svg; returned.
 
     Raises:
       DataError: the run has not been evaluated yet, or its files are malformed.
@@ -59,30 +54,23 @@ def write_quality(workdir: Path | str, path: Path | str) -> Path:
 
 
 def write_race(points: Sequence[Point], batch: int, path: Path) -> Path:
-    """Perplexity and entropy against latency.
+    """Draws perplexity and entropy against latency.
 
     Args:
       points: at least two, of one batch size.
       batch: that size.
-      path: .png or .svg.
-
-    Returns:
-      The path.
+      path: .png or .svg; returned.
     """
     panels = [race_panel(points, batch), race_panel(points, batch, entropy=True)]
-    models = {p.model for p in points if not p.causal}
-    return _write(panels, (560, 440), 420, path, len(models))
+    return _write(panels, (560, 440), 420, path, len({p.model for p in points if not p.causal}))
 
 
 def write_exact(record: Mapping[str, Any], path: Path) -> Path:
-    """The figure of the exact laboratory, one panel for each divergence of its record.
+    """Draws the record of the exact laboratory, a panel for each divergence.
 
     Args:
       record: what `experiments.exact` writes to results.json.
-      path: .png or .svg.
-
-    Returns:
-      The path.
+      path: .png or .svg; returned.
     """
     panels = exact_panels(record)
     rounds = max(len(entries) for entries in record["rounds"].values())
@@ -90,18 +78,14 @@ def write_exact(record: Mapping[str, Any], path: Path) -> Path:
 
 
 def _write(
-    panels: Sequence[Panel | None],
-    widths: Sequence[float],
-    height: float,
-    path: Path,
-    rounds: int,
+    panels: Sequence[Panel | None], widths: Sequence[float], height: float, path: Path, rounds: int
 ) -> Path:
     """Paints panels side by side, in light colours. The same panels give the same file."""
     drawn = [draw_panel(panel, width, height) for panel, width in zip(panels, widths, strict=True)]
     drawings = [drawing for drawing in drawn if drawing]
     width = sum(d.width for d in drawings) + GAP * (len(drawings) - 1) + 2 * EDGE
     height += 2 * EDGE
-    figure = Figure(figsize=(width / INCH, height / INCH), facecolor=LIGHT.page)
+    figure = Figure(figsize=(width / INCH, height / INCH), facecolor=LIGHT["page"])
     FigureCanvasAgg(figure)
     left = EDGE
     for drawing in drawings:
@@ -125,35 +109,24 @@ def _paint(axes: Axes, drawing: Drawing, colours: dict[str, str]) -> None:
         fill = mix(named[style.fill], colours["ink"], style.ink) if style.fill else "none"
         stroke = named[style.stroke] if style.stroke else "none"
         if isinstance(mark, marks.Text):
-            axes.text(
-                mark.x,
-                mark.y,
-                mark.text,
-                color=fill,
-                fontsize=style.size * POINT,
-                fontweight="bold" if style.weight >= 600 else "normal",
-                horizontalalignment=ALIGNMENTS[mark.anchor],
-                verticalalignment="baseline",
-                zorder=order,
-            )
+            size, weight = style.size * POINT, "bold" if style.weight >= 600 else "normal"
+            look: dict[str, Any] = {
+                "fontsize": size,
+                "fontweight": weight,
+                "ha": ALIGNMENTS[mark.anchor],
+            }
+            axes.text(mark.x, mark.y, mark.text, color=fill, va="baseline", zorder=order, **look)
             continue
-        axes.add_patch(
-            _patch(
-                mark,
-                facecolor=fill,
-                edgecolor=stroke,
-                linewidth=style.width * POINT if style.stroke else 0,
-                linestyle=(0, tuple(d / style.width for d in style.dash)) if style.dash else "-",
-                joinstyle="round",
-                alpha=style.opacity,
-                clip_on=False,
-                zorder=order,
-            )
-        )
+        patch = _patch(mark, facecolor=fill, edgecolor=stroke, alpha=style.opacity, zorder=order)
+        patch.set_linewidth(style.width * POINT if style.stroke else 0)
+        if style.dash:
+            patch.set_linestyle((0, [length / style.width for length in style.dash]))
+        axes.add_patch(patch)
 
 
-def _patch(mark: marks.Path | marks.Box, **look: Any) -> patches.Patch:
-    if isinstance(mark, marks.Path):
+def _patch(mark: marks.Polyline | marks.Box, **look: Any) -> patches.Patch:
+    look |= {"joinstyle": "round", "clip_on": False}
+    if isinstance(mark, marks.Polyline):
         points = mark.points + mark.points[:1] * mark.closed
         return patches.PathPatch(Path2D(points, closed=mark.closed), **look)
     corners = patches.BoxStyle("Round", pad=0, rounding_size=mark.radius)

@@ -21,8 +21,8 @@ def race_panel(
     Args:
       points: of one batch size.
       batch: that size.
-      colours: of the palette, by model. A model that has none gets the colour of causal models if
-        it is one, else the next of the rounds' colours.
+      colours: of the palette, by model, "accent" for one that has none; default: one of the
+        rounds' colours for each. Causal models have a colour of their own.
       entropy: draws the entropy of the texts, in nats, instead.
 
     Returns:
@@ -30,15 +30,13 @@ def race_panel(
     """
     if len(points) < 2:
         return None
-    groups = _by_model(points)
+    groups: dict[str, list[Point]] = {}
+    for point in sorted(points, key=lambda p: (p.causal, p.num_steps)):
+        groups.setdefault(point.model, []).append(point)
     if colours is None:
-        colours = {
-            model: f"r{i}"
-            for i, (model, group) in enumerate(groups.items(), start=1)
-            if not group[0].causal
-        }
+        colours = {model: f"r{i}" for i, model in enumerate(groups, start=1)}
     chosen = {
-        model: colours.get(model, "causal" if group[0].causal else "accent")
+        model: "causal" if group[0].causal else colours.get(model, "accent")
         for model, group in groups.items()
     }
     middle = sum(p.entropy for p in points) / len(points)
@@ -56,14 +54,6 @@ def race_panel(
     )
 
 
-def _by_model(points: Sequence[Point]) -> dict[str, list[Point]]:
-    """Causal models last, each model's points from few steps to many."""
-    groups: dict[str, list[Point]] = {}
-    for point in sorted(points, key=lambda p: (p.causal, p.num_steps)):
-        groups.setdefault(point.model, []).append(point)
-    return groups
-
-
 def _series(model: str, colour: str, group: Sequence[Point], entropy: bool) -> Series:
     return Series(
         model,
@@ -79,10 +69,7 @@ def _series(model: str, colour: str, group: Sequence[Point], entropy: bool) -> S
 
 
 def _tip(point: Point, colour: str) -> Tip:
-    rows = (
-        (colour, "perplexity", number(point.gen_ppl)),
-        ("", "entropy", number(point.entropy)),
-        ("", "seconds", number(point.seconds)),
-    )
+    quality = ("", "entropy", number(point.entropy)), ("", "seconds", number(point.seconds))
+    rows = ((colour, "perplexity", number(point.gen_ppl)), *quality)
     steps = f", {steps_text(point.num_steps)}" if point.num_steps else ""
     return Tip(point.seconds, point.model + steps, rows)

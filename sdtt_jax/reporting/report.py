@@ -10,25 +10,19 @@ from markupsafe import Markup
 from sdtt_jax.paths import as_path, write_text
 from sdtt_jax.reporting.drawing import both_widths, css
 from sdtt_jax.reporting.evaluations import race, race_batches, tables
-from sdtt_jax.reporting.figures import Panel, Rows
+from sdtt_jax.reporting.figures import Panel, RowChart
 from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE, find
 from sdtt_jax.reporting.layout import draw_panel, draw_rows
 from sdtt_jax.reporting.palette import DARK, LIGHT, count, css_variables, duration, number
 from sdtt_jax.reporting.race import race_panel
 from sdtt_jax.reporting.record import LossCurve, Run, read_run
 from sdtt_jax.reporting.run_figures import (
-    forest_rows,
-    gain_rows,
+    forest_chart,
+    gain_chart,
     loss_panel,
     quality_curves,
     quality_panel,
 )
-
-STAGES = {"data": "data", "teacher": "teacher", "judge": "judge", "distill": "distillation"}
-"""Names of stages in words; a stage that is not here goes by its own name."""
-
-CONFIG_FILE = "CONFIG.py"
-"""Stands in the command for a config file whose name the run did not keep."""
 
 WIDE, NARROW = 720.0, 344.0
 """Widths of a figure on wide and on narrow screens, in pixels."""
@@ -38,16 +32,21 @@ PAIRS_SHOWN = 3
 
 
 def write_report(workdir: Path | str) -> Path:
-    """Writes `report.html` into a run's directory and returns its path.
+    """Writes `report.html` into the directory of a run.
 
-    Whatever the run has not produced yet is left out with a word. The page is written beside
-    its place and moved there, so a reader never meets half of it. Raises DataError if the
-    directory has no `config.json` or a file in it is malformed.
+    What the run has not produced yet is left out with a word.
+
+    Args:
+      workdir: holds at least `config.json`.
+
+    Returns:
+      The path of the page, which is written whole or not at all.
+
+    Raises:
+      DataError: there is no `config.json`, or a file of the run is malformed.
     """
-    workdir = as_path(workdir)
-    page = render(read_run(workdir))
-    target = workdir / "report.html"
-    write_text(target, page)
+    target = as_path(workdir) / "report.html"
+    write_text(target, render(read_run(workdir)))
     return target
 
 
@@ -68,7 +67,7 @@ def render(run: Run) -> str:
         Markup(loader.get_source(templates, name)[0])
         for name in ("report.css", "report.js")
     )
-    rounds = max(len(run.rounds), *(c.round for c in run.curves), 1) if run.curves else 1
+    rounds = max(1, len(run.rounds), *(curve.round for curve in run.curves))
     return templates.get_template("report.html").render(
         run=run,
         findings=find(run),
@@ -81,12 +80,10 @@ def render(run: Run) -> str:
         rows=quality_curves(run),
         sample_sets=sample_sets(run),
         pairs_shown=PAIRS_SHOWN,
-        animation=animation(run),
         settings=settings(run),
         stages=stages(run),
         evaluation_tables=tables(run.evaluations),
-        command=command(run),
-        config_known=isinstance(run.config.get("config_file"), str),
+        config_file=run.config.get("config_file") or "CONFIG.py",
         entropy_tolerance=ENTROPY_TOLERANCE,
     )
 
@@ -94,7 +91,7 @@ def render(run: Run) -> str:
 def figures(run: Run) -> dict[str, Markup | list[Markup]]:
     """All figures by name; an empty one means that there is nothing to draw."""
     perplexity, entropy = quality_panel(run), quality_panel(run, entropy=True)
-    forest, gain = forest_rows(run), gain_rows(run)
+    forest, gain = forest_chart(run), gain_chart(run)
     losses = [draw_panel(loss_panel(c, *_title_and_colour(c)), 336, 190) for c in run.curves]
     return {
         "perplexity": _panel_figure(perplexity, (610, 440), (NARROW, 340)),
@@ -122,7 +119,7 @@ def _panel_figure(
     return both_widths(lambda is_narrow: draw_panel(panel, *(narrow if is_narrow else wide)))
 
 
-def _rows_figure(rows: Rows | None) -> Markup:
+def _rows_figure(rows: RowChart | None) -> Markup:
     return both_widths(lambda narrow: draw_rows(rows, NARROW if narrow else WIDE, narrow=narrow))
 
 
@@ -131,7 +128,7 @@ def _title_and_colour(curve: LossCurve) -> tuple[str, str]:
         number_of_round = max(curve.round, 1)
         return f"Round {number_of_round}", f"r{number_of_round}"
     colour = curve.stage if curve.stage in ("teacher", "judge") else "muted"
-    return STAGES.get(curve.stage, curve.stage).capitalize(), colour
+    return curve.stage.capitalize(), colour
 
 
 def sample_sets(run: Run) -> list[dict[str, Any]]:
@@ -156,47 +153,24 @@ def sample_sets(run: Run) -> list[dict[str, Any]]:
     return sets
 
 
-def animation(run: Run) -> dict[str, Any] | None:
-    """What the page's script needs to replay one text being denoised."""
-    if run.animation is None:
-        return None
-    return {
-        "title": run.animation.title,
-        "pieces": run.animation.pieces,
-        "revealed": run.animation.revealed,
-        "steps": run.animation.num_steps,
-    }
-
-
 def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     """The config by section, nested fields with dotted names; plain fields come first.
 
-    What preparing the data found out about it stands last.
+    Counts of the prepared data stand last.
     """
-    config = _config(run)
-    general = [(k, _shown(v)) for k, v in config.items() if not isinstance(v, Mapping)]
-    sections = [("run", general)] if general else []
-    for name, section in config.items():
-        if isinstance(section, Mapping):
-            sections.append((name, _flat(section)))
-    if run.data_info:
-        sections.append(("data, as prepared", _flat(run.data_info)))
-    return sections
-
-
-def _config(run: Run) -> Mapping[str, Any]:
-    """The fields of the config, which may stand in config.json beside the file's own keys."""
     inner = run.config.get("config")
-    return inner if isinstance(inner, Mapping) else run.config
+    config = inner if isinstance(inner, Mapping) else run.config
+    sections = {name: v for name, v in config.items() if isinstance(v, Mapping)}
+    plain = {name: v for name, v in config.items() if name not in sections}
+    named = {"run": plain, **sections, "data, as prepared": run.data_info}
+    return [(name, _flat(fields)) for name, fields in named.items() if fields]
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows = []
     for name, value in section.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{name}.")
-        else:
-            rows.append((prefix + name, _shown(value)))
+        nested = isinstance(value, Mapping)
+        rows += _flat(value, f"{prefix}{name}.") if nested else [(prefix + name, _shown(value))]
     return rows
 
 
@@ -217,19 +191,10 @@ def stages(run: Run) -> list[dict[str, Any]]:
             speeds.setdefault(curve.stage, curve.tokens_per_second)
     return [
         {
-            "name": STAGES.get(stage, stage),
+            "name": stage,
             "seconds": seconds,
             "share": seconds / whole,
             "speed": speeds.get(stage),
         }
         for stage, seconds in run.timing.items()
     ]
-
-
-def command(run: Run) -> str:
-    """The command that repeats the run, with the file of its config where the run kept it."""
-    file = run.config.get("config_file")
-    return (
-        f"python -m experiments.run --config={file if isinstance(file, str) else CONFIG_FILE} "
-        "--workdir=DIR"
-    )

@@ -3,12 +3,12 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from sdtt_jax.reporting.figures import Axis, Panel, Row, Rows, Series, Tip
+from sdtt_jax.reporting.figures import Axis, Panel, Row, RowChart, Series, Tip
 from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE
 from sdtt_jax.reporting.palette import number, percent, steps_text
-from sdtt_jax.reporting.record import LossCurve, Quality, Round, Run
+from sdtt_jax.reporting.record import LossCurve, Paired, Quality, Round, Run
 from sdtt_jax.reporting.scales import linear_ticks, padded
 
 SHARES_SHOWN = (-1.0, 1.5)
@@ -80,27 +80,24 @@ def quality_panel(run: Run, *, entropy: bool = False) -> Panel | None:
     )
 
 
-def forest_rows(run: Run) -> Rows | None:
+def forest_chart(run: Run) -> RowChart | None:
     """Paired change against the first teacher, same steps and keys: a row for each round, by steps."""
-    rows = [
-        _forest_row(k, index, round_)
-        for k in sorted({k for r in run.rounds for k in r.paired})
-        for index, round_ in enumerate(run.rounds, start=1)
-        if k in round_.paired
-    ]
+    rows = []
+    for steps in sorted({k for r in run.rounds for k in r.paired}):
+        head = steps_text(steps)
+        for index, round_ in enumerate(run.rounds, start=1):
+            if steps in round_.paired:
+                rows.append(_forest_row(head, f"r{index}", round_, round_.paired[steps]))
+                head = ""
     if not rows:
         return None
-    rows = [
-        row if row.head != before else replace(row, head="")
-        for before, row in zip(["", *(row.head for row in rows)], rows, strict=False)
-    ]
     low, high = padded([0.0, *(b for r in rows for b in (r.low, r.high))], log=False, share=0.08)
     percents = linear_ticks(100 * math.expm1(low), 100 * math.expm1(high), 6)
     ticks = tuple(
         (math.log1p(tick / 100), percent(tick / 100, sign=True).replace(".0", "") if tick else "0")
         for tick in percents
     )
-    return Rows(
+    return RowChart(
         title="Perplexity against the first teacher",
         description="Paired change of generative perplexity with 95 % intervals, by round and "
         "number of steps",
@@ -111,7 +108,7 @@ def forest_rows(run: Run) -> Rows | None:
     )
 
 
-def gain_rows(run: Run) -> Rows | None:
+def gain_chart(run: Run) -> RowChart | None:
     """Share of the reachable gain that each round took, with the divergences in nats.
 
     A share outside SHARES_SHOWN, which only a round that learned next to nothing has, is drawn
@@ -129,7 +126,7 @@ def gain_rows(run: Run) -> Rows | None:
         max(SHARES_SHOWN[0], min(0.0, *shares)),
         min(SHARES_SHOWN[1], max(1.0, *shares)),
     )
-    return Rows(
+    return RowChart(
         title="Share of the reachable gain",
         description="Gain share of each round with the divergence of teacher, student, and the floor",
         rows=tuple(rows),
@@ -216,15 +213,14 @@ def _quality_tip(steps: int, series: Sequence[Series]) -> Tip:
     return Tip(steps, steps_text(steps), tuple(rows))
 
 
-def _forest_row(steps: int, index: int, round_: Round) -> Row:
-    pair = round_.paired[steps]
+def _forest_row(head: str, colour: str, round_: Round, pair: Paired) -> Row:
     change, low, high = (
         percent(math.expm1(value), sign=True) for value in (pair.log_ratio, pair.low, pair.high)
     )
     return Row(
-        head=steps_text(steps),
+        head=head,
         name=f"round {round_.number}",
-        colour=f"r{index}",
+        colour=colour,
         value=pair.log_ratio,
         low=pair.low,
         high=pair.high,
@@ -249,6 +245,6 @@ def _gain_row(index: int, round_: Round) -> Row:
         value=share,
         low=share,
         high=share,
-        note=" · ".join(f"{name} {value}" for name, value in known),
         details=(("gain share", text), *known),
+        note=" · ".join(" ".join(pair) for pair in known),
     )

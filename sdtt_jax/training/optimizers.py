@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from sdtt_jax.config import require
+from sdtt_jax.config import at_least, one_of, positive, require, within
 
 NAMES = ("adamw", "adam", "muon")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -48,24 +48,10 @@ class OptimizerConfig:
     momentum: float = 0.95
 
     def __post_init__(self) -> None:
-        require(
-            self.name in NAMES, f"name={self.name!r} is unknown; choose one of {', '.join(NAMES)}."
-        )
-        require(
-            self.schedule in SCHEDULES,
-            f"schedule={self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}.",
-        )
-        require(
-            self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}."
-        )
-        for name in ("warmup_steps", "weight_decay", "clip_norm", "adam_learning_rate"):
-            value = getattr(self, name)
-            require(value >= 0, f"{name} must not be negative, it is {value}.")
-        for name in ("b1", "b2", "momentum"):
-            require(
-                0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must lie in [0, 1)."
-            )
-        require(self.eps > 0, f"eps must be positive, not {self.eps}.")
+        one_of(self, name=NAMES, schedule=SCHEDULES)
+        positive(self, "learning_rate", "eps")
+        at_least(0, self, "warmup_steps", "weight_decay", "clip_norm", "adam_learning_rate")
+        within("[0, 1)", self, "b1", "b2", "momentum")
         require(
             self.name != "adam" or self.weight_decay == 0,
             f"weight_decay={self.weight_decay} needs name='adamw' or 'muon'; 'adam' has none.",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdtt_jax.config import require
+from sdtt_jax.config import at_least, positive, require, within
 from sdtt_jax.parallel.mesh import RULES, Rules, mesh_of, use_mesh
 from sdtt_jax.parallel.placement import replicated
 from sdtt_jax.training.optimizers import OptimizerConfig, learning_rate_schedule
@@ -77,19 +77,14 @@ class TrainConfig:
     check_replicas_every: int = 1000
 
     def __post_init__(self) -> None:
-        names = "num_steps batch_size microbatches max_rejected log_every save_every keep"
-        for name in names.split():
-            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
-        for name in ("keep_every", "check_replicas_every"):
-            require(
-                getattr(self, name) >= 0,
-                f"{name} must be positive, or 0 for none, not {getattr(self, name)}.",
-            )
+        positive(self, "num_steps", "batch_size", "microbatches", "max_rejected")
+        positive(self, "log_every", "save_every", "keep")
+        at_least(0, self, "keep_every", "check_replicas_every")
         require(
             self.spike_factor == 0 or self.spike_factor > 1,
             f"spike_factor={self.spike_factor} must be above 1, or 0 to accept all.",
         )
-        require(0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay} must lie in [0, 1).")
+        within("[0, 1)", self, "ema_decay")
         require(
             self.batch_size % self.microbatches == 0,
             f"microbatches={self.microbatches} does not divide batch_size={self.batch_size}.",

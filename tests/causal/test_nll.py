@@ -8,7 +8,7 @@ import pytest
 
 from sdtt_jax.causal.nll import causal_loss, causal_nll, next_token_nll, next_token_scores
 from sdtt_jax.networks import CausalConfig
-from sdtt_jax.networks.causal import make_autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from tests.worlds import noisy_params
 
 BOS = 1
@@ -16,7 +16,7 @@ BOS = 1
 
 @pytest.fixture(scope="module")
 def judge():
-    model = make_autoregressive(
+    model = CausalNetwork(
         CausalConfig(vocab_size=4, length=3, num_layers=1, embed_dim=8, num_heads=2)
     )
     return model, noisy_params(model, 0, spread=0.7)

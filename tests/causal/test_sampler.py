@@ -10,15 +10,15 @@ import pytest
 
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.networks.causal import make_autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import CausalConfig
-from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from sdtt_jax.ops.categorical import Filters, draw, filter_logits
 
 SIZES = {"vocab_size": 11, "length": 12, "num_layers": 2, "embed_dim": 16, "num_heads": 2}
 MODELS = {
-    "causal": make_autoregressive(CausalConfig(**SIZES)),
-    "gpt2": make_gpt2(GPT2Config(**SIZES)),
+    "causal": CausalNetwork(CausalConfig(**SIZES)),
+    "gpt2": GPT2Network(GPT2Config(**SIZES)),
 }
 PROMPT = jnp.array([[3, 7], [0, 1], [10, 10]], jnp.int32)
 
@@ -82,7 +82,7 @@ def test_sampled_sequences_have_the_exact_distribution():
     27 deviations stays below 4 of its standard errors with probability above 0.998.
     """
     config = CausalConfig(vocab_size=3, length=4, num_layers=1, embed_dim=8, num_heads=2)
-    model = make_autoregressive(config)
+    model = CausalNetwork(config)
     params = _randomised(model)
     count = 40_000
     prompt = jnp.zeros((count, 1), jnp.int32)
@@ -111,7 +111,7 @@ def test_no_tokens_asked_for_gives_the_prompt():
     ("arguments", "message"),
     [
         ({"prompt": PROMPT[:, :0]}, "prompt must be"),
-        ({"num_tokens": -1}, "num_tokens must not be negative"),
+        ({"num_tokens": -1}, "num_tokens must be at least 0"),
         ({"temperature": -0.1}, "temperature"),
         ({"top_k": -3}, "top_k"),
         ({"top_p": 0.0}, "top_p"),

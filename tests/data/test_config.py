@@ -20,7 +20,7 @@ from sdtt_jax.errors import ConfigError
     ],
 )
 def test_a_data_field_that_cannot_work_is_named(field, value):
-    with pytest.raises(ConfigError, match=rf"data\.{field} .*{value!r}"):
+    with pytest.raises(ConfigError, match=rf"{field}.* {value!r}|{field}={value!r}"):
         DataConfig(**{field: value})
 
 
@@ -36,15 +36,15 @@ def test_a_data_field_that_cannot_work_is_named(field, value):
     ],
 )
 def test_a_tokenizer_field_that_cannot_work_is_named(field, value):
-    with pytest.raises(ConfigError, match=rf"tokenizer\.{field} .*{value!r}"):
+    with pytest.raises(ConfigError, match=rf"{field}.* {value!r}|{field}={value!r}"):
         TokenizerConfig(**{field: value})
 
 
 def test_wrapping_needs_room_for_a_token_between_bos_and_eos():
-    with pytest.raises(ConfigError, match=r"data\.length must be an integer of at least 3"):
+    with pytest.raises(ConfigError, match="length must be at least 3, not 2"):
         DataConfig(length=2, wrap=True)
 
 
 def test_characters_do_not_fall_back_to_bytes():
-    with pytest.raises(ConfigError, match=r"tokenizer\.byte_fallback"):
+    with pytest.raises(ConfigError, match="byte_fallback"):
         TokenizerConfig(model_type="char", byte_fallback=True)

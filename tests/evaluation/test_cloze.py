@@ -22,8 +22,8 @@ from sdtt_jax.evaluation.cloze import (
 )
 from sdtt_jax.evaluation.continuations import Choice, Continuation, Layout
 from sdtt_jax.networks import CausalConfig
-from sdtt_jax.networks.causal import make_autoregressive
-from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from tests.worlds import (
     MASK,
     TableDenoiser,
@@ -225,7 +225,7 @@ def test_replayed_maskings_of_another_text_are_refused():
 
 @pytest.fixture(scope="module")
 def causal():
-    model = make_autoregressive(
+    model = CausalNetwork(
         CausalConfig(vocab_size=5, length=8, num_layers=1, embed_dim=8, num_heads=2)
     )
     return model, noisy_params(model, 2, spread=0.7)
@@ -272,7 +272,7 @@ def test_causal_greedy_is_what_decoding_writes(causal):
 
 def test_a_causal_row_uses_every_position_of_the_network():
     """Four positions: BOS and three tokens are read, a fourth is predicted; more is cut from the left."""
-    model = make_gpt2(GPT2Config(vocab_size=6, length=4, num_layers=1, embed_dim=8, num_heads=2))
+    model = GPT2Network(GPT2Config(vocab_size=6, length=4, num_layers=1, embed_dim=8, num_heads=2))
     params = noisy_params(model, 0)
     layout = Layout(bos_id=BOS, multiple=16)
     full, cut = causal_scores(

@@ -16,11 +16,13 @@ from sdtt_jax.evaluation.judging import (
     same_tokens,
     score_texts,
 )
-from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from tests.worlds import noisy_params
 
 SEEN = 8
-NETWORK = make_gpt2(GPT2Config(vocab_size=11, length=SEEN, num_layers=1, embed_dim=8, num_heads=2))
+NETWORK = GPT2Network(
+    GPT2Config(vocab_size=11, length=SEEN, num_layers=1, embed_dim=8, num_heads=2)
+)
 PARAMS = noisy_params(NETWORK, 0)
 BOS = 10
 RNG = np.random.default_rng(0)

@@ -1,6 +1,5 @@
 """Latency. Oracle for what a token costs: the compiler's FLOPs of the compiled step."""
 
-import dataclasses
 import functools
 
 import jax
@@ -10,22 +9,17 @@ import pytest
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.evaluation.latency import (
-    Latency,
-    causal_latency,
-    causal_of_same_size,
-    sampler_latency,
-)
-from sdtt_jax.networks import CausalConfig, DenoiserConfig
-from sdtt_jax.networks.causal import make_autoregressive
-from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.evaluation.latency import Latency, causal_latency, sampler_latency
+from sdtt_jax.networks import CausalConfig
+from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from tests.worlds import LENGTH, TableDenoiser, noisy_params, random_table
 
 # One layer: the compiler counts the body of a loop, here that over layers, once.
 SIZES = {"vocab_size": 100, "length": 64, "num_layers": 1, "embed_dim": 32, "num_heads": 2}
 NETWORKS = {
-    "causal": make_autoregressive(CausalConfig(**SIZES)),
-    "gpt2": make_gpt2(GPT2Config(**SIZES)),
+    "causal": CausalNetwork(CausalConfig(**SIZES)),
+    "gpt2": GPT2Network(GPT2Config(**SIZES)),
 }
 BATCH = 2
 
@@ -114,11 +108,3 @@ def test_a_budget_ends_the_repetitions_but_for_the_first():
 def test_what_follows_from_the_seconds():
     found = Latency(1.0, (3.0, 1.0, 2.0), tokens=100, nfe=4)
     assert (found.median, found.tokens_per_second, found.seconds_per_call) == (2.0, 50.0, 0.5)
-
-
-def test_the_causal_model_of_the_same_size():
-    denoiser = DenoiserConfig(vocab_size=30, length=16, num_layers=3, embed_dim=64, num_heads=4)
-    causal = causal_of_same_size(dataclasses.replace(denoiser, compute_dtype="bfloat16"))
-    for name in ("vocab_size", "length", "num_layers", "embed_dim", "num_heads", "mlp_ratio"):
-        assert getattr(causal, name) == getattr(denoiser, name)
-    assert causal.compute_dtype == "bfloat16"

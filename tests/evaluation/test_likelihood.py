@@ -10,14 +10,9 @@ import pytest
 from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.evaluation.likelihood import (
-    greedy_infill,
-    judge_texts,
-    nelbo_texts,
-    suffix_nll,
-)
+from sdtt_jax.evaluation.likelihood import greedy_infill, judge_texts, nelbo_texts, suffix_nll
 from sdtt_jax.networks import CausalConfig
-from sdtt_jax.networks.causal import make_autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, noisy_params, predictions, random_table
 
 SCHEDULE = make_schedule()
@@ -28,7 +23,7 @@ DIFFUSION = MaskedDiffusion(WORLD, SCHEDULE)
 
 @pytest.fixture(scope="module")
 def judge():
-    model = make_autoregressive(
+    model = CausalNetwork(
         CausalConfig(vocab_size=4, length=3, num_layers=1, embed_dim=8, num_heads=2)
     )
     return model, noisy_params(model, 0, spread=0.7)

@@ -12,10 +12,10 @@ from sdtt_jax.evaluation.mauve import (
     quantise,
     text_features,
 )
-from sdtt_jax.interchange.tables.gpt2 import load_gpt2
+from sdtt_jax.interchange.layouts import open_published, published_params
 from sdtt_jax.networks import CausalConfig
-from sdtt_jax.networks.causal import make_autoregressive
-from sdtt_jax.networks.gpt2 import make_gpt2
+from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.networks.gpt2 import GPT2Network
 from tests.worlds import noisy_params
 
 
@@ -122,7 +122,7 @@ def test_buckets_are_of_directions_not_of_lengths():
 
 @pytest.fixture(scope="module")
 def judge():
-    model = make_autoregressive(
+    model = CausalNetwork(
         CausalConfig(vocab_size=7, length=6, num_layers=1, embed_dim=8, num_heads=2)
     )
     return model, noisy_params(model, 0, spread=0.7)
@@ -146,8 +146,9 @@ def test_features_are_the_state_of_the_last_token(judge):
 def test_features_of_gpt2_are_its_golden_final_states(golden):
     folder = golden / "gpt2_tiny"
     stored = np.load(folder / "forward.npz")
-    config, params = load_gpt2(folder)
-    features = text_features(make_gpt2(config), params, stored["tokens"], 2)
+    published = open_published(folder)
+    config, params = published.config, published_params(published)
+    features = text_features(GPT2Network(config), params, stored["tokens"], 2)
     np.testing.assert_allclose(features, stored["final_hidden"][:, -1], rtol=1e-4, atol=1e-5)
 
 

@@ -83,5 +83,5 @@ def test_a_line_that_does_not_fit_is_named(tmp_path, content, message):
 def test_unknown_tasks_and_missing_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"no\.jsonl does not exist"):
         read_task("piqa", tmp_path / "no.jsonl")
-    with pytest.raises(ConfigError, match="task 'quiz' is unknown"):
+    with pytest.raises(ConfigError, match="task='quiz' is unknown"):
         read_task("quiz", tmp_path / "no.jsonl")

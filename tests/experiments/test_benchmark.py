@@ -277,7 +277,8 @@ def test_data_suite(tmp_path):
     [
         (
             "--suite=trian",
-            "--suite=trian is no suite; choose from train, teacher, sample, judge, data.",
+            "--suite='trian' is unknown (did you mean 'train'?); choose one of train, teacher, "
+            "sample, judge, data.",
         ),
         ("--num_steps=8,x", "--num_steps=8,x: 'x' is no positive number of steps."),
         ("--num_steps=0", "'0' is no positive number of steps."),

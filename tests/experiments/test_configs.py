@@ -13,7 +13,7 @@ from experiments.settings import run_config
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import round_dt
-from sdtt_jax.networks import make_denoiser
+from sdtt_jax.networks import Denoiser
 from sdtt_jax.objectives import distill_loss
 from sdtt_jax.parallel.mesh import make_mesh
 from sdtt_jax.parallel.placement import batch_sharding, replicated, unbox
@@ -66,7 +66,7 @@ def test_parameter_counts(size, millions):
     block = 12 * d * d + 5 * d + 2 * d + 6 * d * (c + 1)
     final = d + 2 * d * (c + 1) + v * (d + 1)
     expected = v * d + n * block + final + (256 + 1) * c + (c + 1) * c
-    shapes = jax.eval_shape(make_denoiser(config).init, jax.random.key(0))
+    shapes = jax.eval_shape(Denoiser(config).init, jax.random.key(0))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nn.unbox(shapes)))
     assert count == expected
     assert round(count / 1e6) == millions
@@ -75,7 +75,7 @@ def test_parameter_counts(size, millions):
 def test_full_size_distillation_step_lowers():
     """12 x 768, 50k tokens, length 1024, batch 128 in bfloat16: traced and lowered, nothing allocated."""
     config = load("owt_small")
-    denoiser = make_denoiser(config.denoiser(GPT2_VOCAB))
+    denoiser = Denoiser(config.denoiser(GPT2_VOCAB))
     optimizer = make_optimizer(config.distill.train.optimizer, config.distill.train.num_steps)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
 

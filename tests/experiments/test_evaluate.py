@@ -19,8 +19,8 @@ from experiments.evaluating.output import Output
 from experiments.evaluating.settings import Settings
 from experiments.evaluating.subject import load_subject, own_output, update_report
 from experiments.evaluating.texts import held_out
-from experiments.run import open_run, run_stages
 from experiments.settings import config_dict
+from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError
 from sdtt_jax.evaluation import likelihood as library
 from tests.experiments.processes import call
@@ -62,12 +62,12 @@ def _make(folder):
     root = folder / "run"
     with open_run(config_dict(config), root) as run:
         run_stages(run, ["data"])
-        for path, network, kind, facts in (
-            (run.workdir.teacher, run.denoiser, "denoiser", {"stage": "teacher"}),
-            (run.workdir.round(1), run.denoiser, "denoiser", {"stage": "distill", "round": 1}),
-            (run.workdir.judge, run.judge, "autoregressive", {"stage": "judge"}),
+        for path, network, facts in (
+            (run.workdir.teacher, run.denoiser, {"stage": "teacher"}),
+            (run.workdir.round(1), run.denoiser, {"stage": "distill", "round": 1}),
+            (run.workdir.judge, run.judge, {"stage": "judge"}),
         ):
-            run.deliver(path, noisy_params(network, 0), kind, **facts)
+            run.deliver(path, network, noisy_params(network, 0), **facts)
     return str(root)
 
 
@@ -296,10 +296,10 @@ def test_held_out_text_that_is_nowhere_is_named_by_its_flag(evaluated):
 def _gpt2_judge():
     from sdtt_jax.data import TokenizerConfig, train_tokenizer
     from sdtt_jax.model.causal import CausalModel
-    from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
+    from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 
     sizes = {"length": 64, "num_layers": 1, "embed_dim": 8, "num_heads": 2}
-    network = make_gpt2(GPT2Config(vocab_size=50_257, **sizes))
+    network = GPT2Network(GPT2Config(vocab_size=50_257, **sizes))
     return CausalModel(
         params=noisy_params(network, 0),
         tokenizer=train_tokenizer(TokenizerConfig(kind="gpt2"), []),

@@ -15,7 +15,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import prior_sample, unmask_prob
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig
-from sdtt_jax.networks import DenoiserConfig, make_denoiser
+from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.objectives import distill_loss, teacher_loss
 from tests import worlds
 
@@ -29,7 +29,7 @@ CONFIG = DenoiserConfig(
     cond_dim=8,
     time_conditioned=True,
 )
-DENOISER = make_denoiser(CONFIG)
+DENOISER = Denoiser(CONFIG)
 DIFFUSION = MaskedDiffusion(DENOISER, SCHEDULE)
 VOCAB = CONFIG.mask_id + 1
 X0 = jax.random.randint(jax.random.key(1), (6, CONFIG.length), 0, CONFIG.vocab_size)
@@ -68,7 +68,7 @@ def _assert_same(ours, twin):
 @pytest.mark.parametrize("time_conditioned", [True, False])
 def test_forward_is_the_denoisers(params, time_conditioned):
     config = dataclasses.replace(CONFIG, time_conditioned=time_conditioned)
-    denoiser = make_denoiser(config)
+    denoiser = Denoiser(config)
     tokens = jnp.where(jax.random.bernoulli(jax.random.key(2), 0.5, X0.shape), X0, CONFIG.mask_id)
     sigma = jnp.linspace(0.1, 4.0, len(tokens))
     ours = jax.jit(lambda p: denoiser.logits(p, denoiser.hidden(p, tokens, sigma)))(params)

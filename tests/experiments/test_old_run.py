@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sdtt_jax
-from experiments.run import STAGES, open_run, run_stages
+from experiments.stages.runner import STAGE_NAMES, open_run, run_stages
 from sdtt_jax.checkpoints.store import load_params
 
 DENOISERS = {
@@ -40,7 +40,7 @@ def run_folder(unpacked, tmp_path, monkeypatch):
     return root
 
 
-def _resume(root, stages=STAGES):
+def _resume(root, stages=STAGE_NAMES):
     mapping = json.loads((root / "config.json").read_text())["config"]
     with open_run(mapping, root) as run:
         run_stages(run, stages)
@@ -82,7 +82,7 @@ def test_a_finished_run_stays_as_it_is(run_folder, capsys):
     _resume(run_folder)
     assert content() == before
     stages = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
-    assert stages[1:] == [f"{stage}: finished before" for stage in STAGES[1:]]
+    assert stages[1:] == [f"{stage}: finished before" for stage in STAGE_NAMES[1:]]
 
 
 def test_a_round_that_was_cut_off_goes_on(run_folder):

@@ -5,10 +5,10 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from experiments.run import open_run, run_stages
 from experiments.stages import replay as module
 from experiments.stages import training as training_stages
 from experiments.stages.replay import ReplayError, replay
+from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.objectives import teacher_loss
 from tests.experiments.small import small

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from experiments.configs.smoke import smoke
-from experiments.run import STAGES, open_run, run_stages
 from experiments.settings import config_dict
+from experiments.stages.runner import STAGE_NAMES, open_run, run_stages
 from sdtt_jax.checkpoints.store import load_params, params_digest
 from sdtt_jax.distillation.rounds import round_dt
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError, UserError
@@ -101,14 +101,14 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path, corpus):
     with open_run(_config(corpus), tmp_path / "run") as run:
         shapes = unbox(jax.eval_shape(run.denoiser.init, jax.random.key(0)))
         params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        run.deliver(run.workdir.teacher, params, "denoiser", stage="teacher")
-        run.delivered(run.workdir.teacher, "denoiser", "distill")
+        run.deliver(run.workdir.teacher, run.denoiser, params, stage="teacher")
+        run.delivered(run.workdir.teacher, run.denoiser, "distill")
         with pytest.raises(CheckpointError, match="teacher/final"):
-            run.delivered(run.workdir.teacher, "autoregressive", "evaluate")
+            run.delivered(run.workdir.teacher, run.judge, "evaluate")
         deeper = dataclasses.replace(run.config.model, num_layers=3)
         other = dataclasses.replace(run, config=dataclasses.replace(run.config, model=deeper))
         with pytest.raises(CheckpointError, match="teacher/final"):
-            other.delivered(run.workdir.teacher, "denoiser", "distill")
+            other.delivered(run.workdir.teacher, other.denoiser, "distill")
 
 
 ENTRY = {"gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "nfe"}
@@ -136,7 +136,7 @@ class TestWholeRun:
         ):
             assert (root / name).exists(), name
         said = [line for line in unbroken.finished.stdout.splitlines() if not line.startswith(" ")]
-        assert [line.split(":")[0] for line in said] == list(STAGES)
+        assert [line.split(":")[0] for line in said] == list(STAGE_NAMES)
         assert "Traceback" not in unbroken.finished.stderr
 
     def test_results(self, unbroken):
@@ -168,7 +168,7 @@ class TestWholeRun:
         assert set(results["baseline_ar"]) >= {"gen_ppl", "entropy", "val_ppl", "nfe"}
         assert set(results["data"]) >= {"gen_ppl", "entropy", "count"}
         assert results["num_texts"] == config.evaluation.num_texts
-        assert set(results["timing"]) >= set(STAGES) - {"report"}
+        assert set(results["timing"]) >= set(STAGE_NAMES) - {"report"}
 
     def test_digests_are_those_of_the_delivered_parameters(self, unbroken):
         results = json.loads((unbroken.root / "results.json").read_text())
@@ -210,7 +210,7 @@ class TestWholeRun:
         }
         again = call("run", SMOKE, f"--workdir={unbroken.root}")
         assert again.status == 0, again.stderr
-        for stage in STAGES[1:]:
+        for stage in STAGE_NAMES[1:]:
             assert f"{stage}: finished before" in again.stdout
         for name, content in before.items():
             assert (unbroken.root / name).read_bytes() == content

@@ -91,6 +91,19 @@ def test_networks_take_vocabulary_and_length_from_the_data():
     assert denoiser.embed_dim == config.model.embed_dim
 
 
+@pytest.mark.parametrize("path", ["model.vocab_size", "judge.model.length"])
+def test_vocabulary_and_length_are_not_set_twice(path):
+    name = path.rpartition(".")[0].replace(".", r"\.")
+    with pytest.raises(ConfigError, match=rf"{name}\.length come from the data; set data.length"):
+        run_config(_with(path, 30))
+
+
+@pytest.mark.parametrize(("kind", "vocab_size"), [("sentencepiece", 64), ("gpt2", 50_257)])
+def test_the_vocabulary_before_there_are_data(kind, vocab_size):
+    tokenizer = dataclasses.replace(smoke().tokenizer, kind=kind)
+    assert dataclasses.replace(smoke(), tokenizer=tokenizer).vocab_size == vocab_size
+
+
 def test_defaults_of_distillation_are_the_papers_recipe():
     """SDTT, arXiv 2410.21035: 7 rounds of 10,000 steps, Adam 6e-5, batch 128, k = 2, EMA 0.9999."""
     distill = RunConfig().distill

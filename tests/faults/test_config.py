@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.configs.smoke import smoke
-from experiments.run import open_run, run_stages
 from experiments.settings import config_dict
+from experiments.stages.runner import open_run, run_stages
 from experiments.stages.training import facts, training
 from experiments.stages.workdir import FREE_FIELDS, claim, lock, write_json
 from sdtt_jax.config import to_mapping
@@ -85,8 +85,8 @@ def test_row_24_other_data(tmp_path):
     with open_run(config, tmp_path / "run") as run:
         shapes = unbox(jax.eval_shape(run.denoiser.init, jax.random.key(0)))
         params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        run.deliver(run.workdir.teacher, params, "denoiser", stage="teacher")
-        run.delivered(run.workdir.teacher, "denoiser", "distill")
+        run.deliver(run.workdir.teacher, run.denoiser, params, stage="teacher")
+        run.delivered(run.workdir.teacher, run.denoiser, "distill")
         before = facts(run, training(run, "judge"))
     corpus.write_text(TEXT * 100 + TEXT.replace("fox", "cat") * 100)
     shutil.rmtree(tmp_path / "run" / "data")
@@ -94,7 +94,7 @@ def test_row_24_other_data(tmp_path):
     with open_run(config, tmp_path / "run") as run:
         run_stages(run, ["data"])
         with pytest.raises(MismatchError, match=r"teacher/final was trained on other data than"):
-            run.delivered(run.workdir.teacher, "denoiser", "distill")
+            run.delivered(run.workdir.teacher, run.denoiser, "distill")
         after = facts(run, training(run, "judge"))
     assert before.pop("data") != after.pop("data")
     assert before == after

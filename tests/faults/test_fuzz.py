@@ -20,7 +20,7 @@ from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.data import DataConfig, load_tokenizer, open_split
 from sdtt_jax.data.corpora import documents
 from sdtt_jax.errors import CheckpointError, DataError, UserError
-from sdtt_jax.interchange.safetensors import read_tensors, write_tensors
+from sdtt_jax.interchange.safetensors import Tensors, write_tensors
 from sdtt_jax.reporting import write_report
 from tests.checkpoints.stored import state_at
 from tests.data.conftest import chapters, prepared, write_jsonl  # noqa: F401 - fixtures
@@ -138,7 +138,7 @@ def read_edited(valid_safetensors, content):
     path = valid_safetensors.with_name("edited.safetensors")
     path.write_bytes(content)
     with naming(CheckpointError, path.name):
-        tensors = read_tensors(path)
+        tensors = dict(Tensors(path))
         assert all(isinstance(tensor, np.ndarray) for tensor in tensors.values())
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from experiments.run import open_run, run_stages
 from experiments.stages import training as training_stages
+from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.checkpoints.digests import leaf_digests
 from sdtt_jax.checkpoints.store import Checkpoints, load_params, params_digest
 from sdtt_jax.training import loop

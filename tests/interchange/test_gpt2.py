@@ -5,10 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.interchange.safetensors import read_tensors
-from sdtt_jax.interchange.tables.gpt2 import gpt2_config, load_gpt2, read_gpt2, write_gpt2
+from sdtt_jax.interchange.layouts import open_published, published_params, recognised
+from sdtt_jax.interchange.renaming import Stored, write_params
+from sdtt_jax.interchange.tables.gpt2 import GPT2, gpt2_config, gpt2_table
 
 
 @pytest.fixture
@@ -20,12 +22,23 @@ def folder(golden, tmp_path):
 @pytest.fixture
 def tensors(golden):
     """Its tensors."""
-    return read_tensors(golden / "gpt2_tiny" / "model.safetensors")
+    return load_file(golden / "gpt2_tiny" / "model.safetensors")
+
+
+def load_gpt2(folder):
+    """Config and parameters of a folder as the hub has it."""
+    published = open_published(folder)
+    return published.config, published_params(published)
+
+
+def read_gpt2(folder, tensors):
+    stored = Stored(json.loads((folder / "config.json").read_text()))
+    return published_params(recognised(GPT2, tensors, stored))
 
 
 def test_a_published_file_comes_back_bit_for_bit(folder, tensors):
     config, params = load_gpt2(folder)
-    written = write_gpt2(config, params)
+    written = write_params(gpt2_table(config), params, "transformer.")
     assert written.keys() == tensors.keys()
     for name, array in tensors.items():
         assert written[name].tobytes() == array.tobytes(), name
@@ -39,16 +52,15 @@ def test_old_exports_without_prefix_and_with_causal_masks_are_read(folder, tenso
         old[f"h.{layer}.attn.bias"] = np.tril(np.ones((1, 1, 4, 4), np.float32))
         old[f"h.{layer}.attn.masked_bias"] = np.float32(-1e4)
     old["lm_head.weight"] = old["wte.weight"].copy()
-    params = read_gpt2(config, old)
+    params = read_gpt2(folder, old)
     np.testing.assert_array_equal(
         params["blocks"]["attn_qkv"]["kernel"], expected["blocks"]["attn_qkv"]["kernel"]
     )
 
 
 def test_an_untied_head_is_refused(folder, tensors):
-    config, _ = load_gpt2(folder)
     with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from transformer\.wte"):
-        read_gpt2(config, tensors | {"lm_head.weight": tensors["transformer.wte.weight"] + 1})
+        read_gpt2(folder, tensors | {"lm_head.weight": tensors["transformer.wte.weight"] + 1})
 
 
 def test_a_config_of_another_size_is_refused_with_the_tensor_s_name(folder):
@@ -76,7 +88,7 @@ def test_configs_of_other_networks_are_refused_by_field(folder, change, message)
         key: value for key, value in mapping.items() if key not in change or value is not None
     }
     with pytest.raises(CheckpointError, match=message):
-        gpt2_config(mapping)
+        gpt2_config({}, "", Stored(mapping), "model.safetensors")
 
 
 @pytest.mark.parametrize("text", [None, "{", "[1]"], ids=["absent", "cut", "not-an-object"])

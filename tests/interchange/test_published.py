@@ -14,7 +14,8 @@ import sdtt_jax
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange import load as loading
-from sdtt_jax.interchange.tables.reference import write_denoiser
+from sdtt_jax.interchange.renaming import write_params
+from sdtt_jax.interchange.tables.reference import HUB_PREFIX, denoiser_table
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 
 
@@ -83,7 +84,9 @@ def test_without_a_config_the_sizes_come_from_the_tensors(folder):
 
 def test_what_comes_in_goes_out_bit_for_bit(folder):
     model = sdtt_jax.load(folder)
-    written = write_denoiser(model.config, jax.tree.map(np.asarray, model.params))
+    written = write_params(
+        denoiser_table(model.config), jax.tree.map(np.asarray, model.params), HUB_PREFIX
+    )
     original = load_file(folder / "model.safetensors")
     assert written.keys() == original.keys()
     for name, array in original.items():

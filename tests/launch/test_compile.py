@@ -109,7 +109,7 @@ def test_a_search_finds_a_mesh_and_a_batch(tmp_path):
         ((SMOKE, "--topology=v5f:2x4"), "did you mean v5"),
         (
             (SMOKE, "--topology=h100:2", "--programs=train"),
-            "--programs=train is none of distill, teacher, sample, causal",
+            "--programs='train' is unknown; choose one of distill, teacher, sample, causal",
         ),
         ((SMOKE, "--topology=h100:3", "--config.mesh.fsdp=2"), "mesh.fsdp=2 does not divide the 3"),
         (

@@ -1,6 +1,7 @@
 """launch.pod: its command line, and the specs that it refuses, in one line that says what to change."""
 
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -10,13 +11,14 @@ import sys
 
 import pytest
 
-from launch.pods.accelerators import ACCELERATORS
+from launch.accelerators import ACCELERATORS
 from launch.pods.spec import GkeConfig, PodSpec, SlurmConfig, spec_dict
 from sdtt_jax.config import from_mapping
 from sdtt_jax.errors import ConfigError
 from tests.launch.pod_specs import LAUNCHERS, TPU
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+PAGES = ROOT / "docs" / "guides" / "pods"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,9 @@ def test_the_table_of_accelerators_adds_up():
     assert ACCELERATORS["v5litepod-8"].machine == "ct5lp-hightpu-8t"
     for accelerator in ACCELERATORS.values():
         assert accelerator.hosts * accelerator.chips_per_host == accelerator.chips
-        assert (accelerator.runtime != "") == (accelerator.kind == "tpu")
+        if accelerator.kind == "tpu":
+            assert math.prod(map(int, accelerator.topology.split("x"))) == accelerator.chips
+        assert (accelerator.topology != "") == (accelerator.kind == "tpu")
     assert from_mapping(PodSpec, spec_dict(TPU).to_dict()) == TPU
 
 
@@ -150,7 +154,9 @@ def test_a_wrong_command_line_is_one_line_and_status_2(arguments, fault):
 
 
 def commands_of_the_documents():
-    for page in sorted((ROOT / "docs" / "pods").glob("*.md")):
+    pages = sorted(PAGES.glob("*.md"))
+    assert len(pages) > 4, PAGES
+    for page in pages:
         for block in re.findall(r"(?ms)^```\n(.*?)^```", page.read_text()):
             for line in block.replace("\\\n", " ").splitlines():
                 if line.startswith("python -m launch.pod"):
@@ -165,6 +171,6 @@ def test_the_documents_have_commands_that_work(line):
 
 
 def test_the_documents_link_to_files_that_exist():
-    for page in (ROOT / "docs" / "pods").glob("*.md"):
+    for page in PAGES.glob("*.md"):
         for link in re.findall(r"\]\((?!https://)([^)#]*)(?:#[^)]*)?\)", page.read_text()):
             assert link == "" or (page.parent / link).is_file(), f"{page.name}: {link}"

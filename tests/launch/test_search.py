@@ -4,8 +4,9 @@ import jax
 import pytest
 
 from experiments.configs.owt_small import owt
-from launch.ahead.chips import CHIPS, Topology, parse_topology
+from launch.accelerators import CHIPS
 from launch.ahead.search import COMPILATIONS, LADDER, meshes, next_guess
+from launch.ahead.topologies import Topology, parse_topology
 from sdtt_jax.errors import ConfigError
 
 
@@ -33,7 +34,7 @@ def test_a_chip_too_small_for_one_sequence_ends_the_search():
         ("v5e", "CHIP:SIDES"),
         ("v5e:16", "2 side"),
         ("v5p:4x4", "3 side"),
-        ("v5x:4x4", "did you mean v5"),
+        ("v5x:4x4", "did you mean 'v5"),
         ("v5e:0x4", "2 side"),
         ("v5e:axb", "CHIP:SIDES"),
     ],

@@ -10,7 +10,7 @@ from sdtt_jax.config import to_mapping
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.diffusion.schedule import ScheduleConfig
-from sdtt_jax.networks import DenoiserConfig, make_denoiser
+from sdtt_jax.networks import Denoiser, DenoiserConfig
 
 TEXTS = ["in the beginning god created the heavens and the earth"] * 4
 
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
         num_heads=2,
         cond_dim=8,
     )
-    fresh = nn.unbox(make_denoiser(config).init(jax.random.key(0)))
+    fresh = nn.unbox(Denoiser(config).init(jax.random.key(0)))
     for index, stage in enumerate(["teacher", "rounds/01"]):
         meta = {
             "kind": "denoiser",

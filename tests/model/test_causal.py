@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import sdtt_jax
 from sdtt_jax.causal.sampler import generate
@@ -16,10 +16,9 @@ from sdtt_jax.config import to_mapping
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.interchange.load import load_denoiser
-from sdtt_jax.interchange.safetensors import read_tensors
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks import CausalConfig
-from sdtt_jax.networks.causal import make_autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.model.runs import random_like
 
@@ -31,8 +30,8 @@ def judge(run):
     """A run's judge of random parameters beside its teacher."""
     vocab_size = sdtt_jax.load(run).config.vocab_size
     config = CausalConfig(vocab_size=vocab_size, length=12, num_layers=1, embed_dim=16, num_heads=2)
-    fresh = nn.unbox(make_autoregressive(config).init(jax.random.key(0)))
-    meta = {"kind": "autoregressive", "model": to_mapping(config), "stage": "judge"}
+    fresh = nn.unbox(CausalNetwork(config).init(jax.random.key(0)))
+    meta = {"kind": "causal", "model": to_mapping(config), "stage": "judge"}
     save_params(run / "judge" / "final", random_like(fresh, jax.random.key(9)), meta)
     return sdtt_jax.load(run / "judge")
 
@@ -110,8 +109,8 @@ def test_without_a_tokenizer_there_is_no_text(golden):
 
 def test_gpt2_goes_out_bit_for_bit(golden, tmp_path):
     export_reference(sdtt_jax.load(golden / "gpt2_tiny"), tmp_path / "out")
-    came = read_tensors(golden / "gpt2_tiny" / "model.safetensors")
-    went = read_tensors(tmp_path / "out" / "model.safetensors")
+    came = load_file(golden / "gpt2_tiny" / "model.safetensors")
+    went = load_file(tmp_path / "out" / "model.safetensors")
     assert went.keys() == came.keys()
     for name, array in came.items():
         assert went[name].tobytes() == array.tobytes(), name

@@ -24,7 +24,7 @@ from sdtt_jax.diffusion.forward import q_xt
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.networks.config import DenoiserConfig
-from sdtt_jax.networks.denoiser import make_denoiser
+from sdtt_jax.networks.denoiser import Denoiser
 from sdtt_jax.objectives import distill_loss, teacher_loss
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh, use_mesh
 from sdtt_jax.parallel.placement import place_rows, place_whole
@@ -38,7 +38,7 @@ ONE = (1, 1, 1)
 BRIEF = (2, 2, 2)
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2))
 BATCH, LENGTH, STEPS = 16, 12, 3
-DENOISER = make_denoiser(
+DENOISER = Denoiser(
     # 1000 tokens and MASK are eight lanes of 128, so that a model axis of 8 splits the head's columns too.
     DenoiserConfig(
         vocab_size=1000, length=LENGTH, num_layers=2, embed_dim=32, num_heads=8, cond_dim=8

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax.networks.causal import make_autoregressive
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import CausalConfig
 from sdtt_jax.ops.categorical import NEG_INFINITY
 
 CONFIG = CausalConfig(vocab_size=11, length=9, num_layers=3, embed_dim=16, num_heads=2)
-MODEL = make_autoregressive(CONFIG)
+MODEL = CausalNetwork(CONFIG)
 
 
 def randomised(model, seed=0):
@@ -121,14 +121,14 @@ def test_rematerialised_blocks_give_the_same_gradients():
     def loss(params, model):
         return jax.nn.log_softmax(model.logits(params, model.hidden(params, TOKENS)))[..., 0].sum()
 
-    remat = make_autoregressive(dataclasses.replace(CONFIG, remat="full"))
+    remat = CausalNetwork(dataclasses.replace(CONFIG, remat="full"))
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
     plain, recomputed = gradient(PARAMS, MODEL), gradient(PARAMS, remat)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), plain, recomputed)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_logits_and_parameters():
-    model = make_autoregressive(dataclasses.replace(CONFIG, compute_dtype="bfloat16"))
+    model = CausalNetwork(dataclasses.replace(CONFIG, compute_dtype="bfloat16"))
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
     hidden = jax.jit(model.hidden)(PARAMS, TOKENS)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
@@ -140,7 +140,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_logits_and_parameters()
 
 
 def test_equal_configs_make_equal_models_so_that_compiled_functions_are_reused():
-    again = make_autoregressive(dataclasses.replace(CONFIG))
+    again = CausalNetwork(dataclasses.replace(CONFIG))
     assert again == MODEL
     assert hash(again) == hash(MODEL)
 
@@ -148,7 +148,7 @@ def test_equal_configs_make_equal_models_so_that_compiled_functions_are_reused()
 def test_the_paper_s_baseline_has_the_size_of_the_denoiser_without_conditioning():
     """12 blocks of 12 d^2 + 5 d (MLP biases) + 2 d (norms), two tables, a bias and a final norm."""
     config = CausalConfig(vocab_size=50_257, length=1024)
-    shapes = nn.unbox(jax.eval_shape(make_autoregressive(config).init, jax.random.key(0)))
+    shapes = nn.unbox(jax.eval_shape(CausalNetwork(config).init, jax.random.key(0)))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     d, vocab = 768, 50_304
     assert count == 12 * (12 * d**2 + 7 * d) + 2 * vocab * d + vocab + d

@@ -16,20 +16,14 @@ import pytest
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks.attention import rotary_tables
 from sdtt_jax.networks.config import DenoiserConfig
-from sdtt_jax.networks.denoiser import (
-    DenoiserBlock,
-    FinalNorm,
-    SigmaMap,
-    make_denoiser,
-    time_features,
-)
+from sdtt_jax.networks.denoiser import Denoiser, DenoiserBlock, FinalNorm, SigmaMap, time_features
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from tests.worlds import noisy_params
 
 CONFIG = DenoiserConfig(
     vocab_size=10, length=6, num_layers=3, embed_dim=16, num_heads=2, cond_dim=8
 )
-MODEL = make_denoiser(CONFIG)
+MODEL = Denoiser(CONFIG)
 TOKENS = jax.random.randint(jax.random.key(9), (2, 6), 0, 11)
 
 
@@ -81,12 +75,12 @@ def test_scanned_blocks_equal_the_blocks_one_by_one(params, time_conditioned):
         return FinalNorm(config).apply({"params": params["final"]}, x, condition)
 
     expected = one_by_one(params)
-    hidden = _hidden(make_denoiser(config), params, TOKENS, sigma)
+    hidden = _hidden(Denoiser(config), params, TOKENS, sigma)
     np.testing.assert_allclose(hidden, expected, atol=1e-5)
 
 
 def test_sigma_matters_only_where_the_network_is_time_conditioned(params):
-    timed = make_denoiser(dataclasses.replace(CONFIG, time_conditioned=True))
+    timed = Denoiser(dataclasses.replace(CONFIG, time_conditioned=True))
     low, high = jnp.zeros(2), jnp.full(2, 3.0)
     np.testing.assert_array_equal(
         _logits(MODEL, params, sigma=low), _logits(MODEL, params, sigma=high)
@@ -117,7 +111,7 @@ def test_rematerialisation_changes_no_gradient(params, remat):
     def gradient(model):
         return jax.jit(jax.grad(lambda p: jnp.square(model.hidden(p, TOKENS)).mean()))(params)
 
-    other = make_denoiser(dataclasses.replace(CONFIG, remat=remat))
+    other = Denoiser(dataclasses.replace(CONFIG, remat=remat))
     for ours, theirs in zip(
         jax.tree.leaves(gradient(MODEL)), jax.tree.leaves(gradient(other)), strict=True
     ):
@@ -125,7 +119,7 @@ def test_rematerialisation_changes_no_gradient(params, remat):
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_logits(params):
-    model = make_denoiser(dataclasses.replace(CONFIG, compute_dtype="bfloat16"))
+    model = Denoiser(dataclasses.replace(CONFIG, compute_dtype="bfloat16"))
     assert _hidden(model, params).dtype == jnp.bfloat16
     logits = _logits(model, params)
     assert logits.dtype == jnp.float32
@@ -149,14 +143,14 @@ def test_time_features():
 def test_published_sizes(layers, embed, heads, millions):
     """By shapes alone. Oracle: the papers' "small" (170M) and "large" (863M)."""
     config = DenoiserConfig(50_257, 1024, layers, embed, heads)
-    shapes = jax.eval_shape(make_denoiser(config).init, jax.random.key(0))
+    shapes = jax.eval_shape(Denoiser(config).init, jax.random.key(0))
     count = sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(shapes)))
     assert count / 1e6 == pytest.approx(millions, rel=0.02)
 
 
 def test_equal_configs_make_equal_denoisers_so_that_compiled_functions_are_reused():
-    assert make_denoiser(CONFIG) == MODEL
-    assert hash(make_denoiser(CONFIG)) == hash(MODEL)
+    assert Denoiser(CONFIG) == MODEL
+    assert hash(Denoiser(CONFIG)) == hash(MODEL)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.networks.gpt2 import GPT2Config, make_gpt2
+from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from sdtt_jax.ops.categorical import NEG_INFINITY
 
 CONFIG = GPT2Config(vocab_size=13, length=8, num_layers=2, embed_dim=12, num_heads=3)
-MODEL = make_gpt2(CONFIG)
+MODEL = GPT2Network(CONFIG)
 TOKENS = jax.random.randint(jax.random.key(1), (2, 7), 0, CONFIG.vocab_size)
 
 
@@ -96,7 +96,7 @@ def test_more_tokens_than_position_embeddings_are_refused():
 def test_published_sizes_have_their_published_number_of_parameters(layers, embed, heads, count):
     """Oracle: the counts that the hub's models report; ours differ by the padding rows alone."""
     config = GPT2Config(50_257, 1024, num_layers=layers, embed_dim=embed, num_heads=heads)
-    shapes = nn.unbox(jax.eval_shape(make_gpt2(config).init, jax.random.key(0)))
+    shapes = nn.unbox(jax.eval_shape(GPT2Network(config).init, jax.random.key(0)))
     padding = (config.padded_vocab - config.vocab_size) * embed
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count + padding
 

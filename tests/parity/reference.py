@@ -9,9 +9,11 @@ import numpy as np
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import Schedule, make_schedule
-from sdtt_jax.interchange.safetensors import read_tensors
-from sdtt_jax.interchange.tables.reference import read_denoiser
-from sdtt_jax.networks.denoiser import Denoiser, make_denoiser
+from sdtt_jax.interchange.layouts import published_params, recognised
+from sdtt_jax.interchange.renaming import Stored
+from sdtt_jax.interchange.safetensors import Tensors
+from sdtt_jax.interchange.tables.reference import DENOISER
+from sdtt_jax.networks.denoiser import Denoiser
 
 # The reference's own default: log-linear with eps 1e-3.
 SCHEDULE: Schedule = make_schedule()
@@ -44,8 +46,10 @@ def arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
 def network(folder: Path, name: str) -> Network:
     """`teacher_hub` or `student_hub`; not time-conditioned, as the published models."""
     length = json.loads((folder / "config.json").read_text())["model"]["length"]
-    config, params = read_denoiser(read_tensors(folder / f"{name}.safetensors"), length=length)
-    return Network(make_denoiser(config), jax.tree.map(jax.numpy.asarray, params))
+    tensors = Tensors(folder / f"{name}.safetensors")
+    published = recognised(DENOISER, tensors, Stored({"length": length}))
+    params = jax.tree.map(jax.numpy.asarray, published_params(published))
+    return Network(Denoiser(published.config), params)
 
 
 def target_files(folder: Path) -> list[str]:

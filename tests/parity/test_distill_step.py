@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from sdtt_jax.distillation.loss import divergence_terms
 from sdtt_jax.distillation.targets import stitch
-from sdtt_jax.interchange.renaming import find_prefix
-from sdtt_jax.interchange.safetensors import read_tensors
-from sdtt_jax.interchange.tables.reference import ANCHOR, PREFIXES, write_denoiser
+from sdtt_jax.interchange.renaming import find_prefix, write_params
+from sdtt_jax.interchange.tables.reference import ANCHOR, PREFIXES, denoiser_table
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import replicated
 from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
@@ -51,7 +51,7 @@ def _loss(diffusion, params, teacher_params, x_t, targets, divergence):
 
 def _compare_tensors(close, quantity, config, tree, expected, tolerance, relative=False):
     prefix = find_prefix(expected, ANCHOR, PREFIXES, quantity)
-    ours = write_denoiser(config, jax.tree.map(np.asarray, tree), prefix)
+    ours = write_params(denoiser_table(config), jax.tree.map(np.asarray, tree), prefix)
     names = {name for name in expected if not name.endswith(CONSTANTS)}
     assert names == {name for name in ours if not name.endswith(CONSTANTS)}
     for name in sorted(names):
@@ -81,7 +81,7 @@ def test_gradients(reference_golden, networks, batch, close):
         return total / count
 
     # Relative to each tensor's largest entry.
-    expected = read_tensors(reference_golden / "grads_kl-bwd.safetensors")
+    expected = load_file(reference_golden / "grads_kl-bwd.safetensors")
     _compare_tensors(
         close,
         "gradients kl-bwd",
@@ -126,7 +126,7 @@ def test_six_adamw_steps(reference_golden, networks, batch, close):
         close("training: grad_norm", metrics["grad_norm"], stored["traj_grad_norm"][index], 2e-4)
         close("training: lr", metrics["lr"], stored["traj_lr"][index], 1e-7)
     for quantity, params in (("student", state.params), ("ema", state.ema_params)):
-        expected = read_tensors(reference_golden / f"trajectory_{quantity}_step6.safetensors")
+        expected = load_file(reference_golden / f"trajectory_{quantity}_step6.safetensors")
         _compare_tensors(
             close, f"training: {quantity} after 6", denoiser.config, params, expected, 2e-4
         )

@@ -12,8 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdtt_jax.laboratory import optimum as exact_round
-from sdtt_jax.laboratory import world as exact_world
+from sdtt_jax.laboratory.optimum import round_optimum
+from sdtt_jax.laboratory.world import (
+    Measures,
+    data_entropy,
+    sampler_measures,
+    strides,
+    true_denoiser,
+    world_from_mapping,
+)
 
 TOLERANCE = {"perplexity": 1e-3, "entropy": 1e-4, "kl": 1e-4}
 
@@ -24,7 +31,7 @@ def stored_worlds(folder: Path) -> list[Any]:
 
 
 def assert_measures(
-    stored: Mapping[str, Mapping[str, float]], computed: Mapping[int, exact_world.Measures]
+    stored: Mapping[str, Mapping[str, float]], computed: Mapping[int, Measures]
 ) -> None:
     for steps, values in stored.items():
         for quantity, value in values.items():
@@ -34,37 +41,33 @@ def assert_measures(
 
 def probe_numbers(stored: Mapping[str, Any]) -> np.ndarray:
     size, length = len(stored["initial"]), stored["length"]
-    return np.array(stored["probe_states"]) @ exact_world.strides(size, length)
+    return np.array(stored["probe_states"]) @ strides(size, length)
 
 
 def test_teacher_and_its_samples(exact_world_golden: Path) -> None:
     worlds = stored_worlds(exact_world_golden)
     assert worlds, f"no world in {exact_world_golden}"
     for stored in worlds:
-        world = exact_world.world_from_mapping(stored)
-        teacher, evidence = exact_world.true_denoiser(world)
-        assert exact_world.data_entropy(world, evidence) == pytest.approx(
-            stored["data_entropy"], abs=1e-4
-        )
+        world = world_from_mapping(stored)
+        teacher, evidence = true_denoiser(world)
+        assert data_entropy(world, evidence) == pytest.approx(stored["data_entropy"], abs=1e-4)
         np.testing.assert_allclose(
             teacher[probe_numbers(stored)], stored["teacher_probabilities"], atol=1e-4, rtol=0
         )
         steps = [int(steps) for steps in stored["teacher"]]
-        assert_measures(
-            stored["teacher"], exact_world.sampler_measures(world, teacher, evidence, steps)
-        )
+        assert_measures(stored["teacher"], sampler_measures(world, teacher, evidence, steps))
 
 
 def test_every_round_of_every_divergence(exact_world_golden: Path) -> None:
     for stored in stored_worlds(exact_world_golden):
-        world = exact_world.world_from_mapping(stored)
-        teacher, evidence = exact_world.true_denoiser(world)
+        world = world_from_mapping(stored)
+        teacher, evidence = true_denoiser(world)
         assert stored["rounds"]
         for divergence, rounds in stored["rounds"].items():
             current = teacher
             for number, (dt, expected) in enumerate(zip(world.dts, rounds, strict=True)):
                 assert expected["dt"] == pytest.approx(dt), (divergence, number)
-                current = exact_round.round_optimum(current, dt, divergence)
+                current = round_optimum(current, dt, divergence)
                 np.testing.assert_allclose(
                     current[probe_numbers(stored)],
                     expected["probabilities"],
@@ -75,5 +78,5 @@ def test_every_round_of_every_divergence(exact_world_golden: Path) -> None:
                 steps = [int(steps) for steps in expected["steps"]]
                 assert_measures(
                     expected["steps"],
-                    exact_world.sampler_measures(world, current, evidence, steps),
+                    sampler_measures(world, current, evidence, steps),
                 )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sdtt_jax.causal.sampler import generate
-from sdtt_jax.interchange.tables.gpt2 import load_gpt2
-from sdtt_jax.networks.gpt2 import make_gpt2
+from sdtt_jax.interchange.layouts import open_published, published_params
+from sdtt_jax.networks.gpt2 import GPT2Network
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 PROMPT_LENGTH = 4
@@ -18,9 +18,10 @@ PROMPT_LENGTH = 4
 @pytest.fixture(scope="module")
 def loaded(gpt2_golden):
     """Model, parameters and the arrays of forward.npz."""
-    config, params = load_gpt2(gpt2_golden)
+    published = open_published(gpt2_golden)
+    config, params = published.config, published_params(published)
     with np.load(gpt2_golden / "forward.npz") as file:
-        return make_gpt2(config), params, dict(file)
+        return GPT2Network(config), params, dict(file)
 
 
 def test_final_hidden_states_logits_and_nll(loaded):

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from sdtt_jax.diffusion.forward import subs_log_probs
-from sdtt_jax.interchange.safetensors import read_tensors
-from sdtt_jax.interchange.tables.reference import read_autoregressive, read_denoiser
-from sdtt_jax.networks.causal import make_autoregressive
-from sdtt_jax.networks.denoiser import make_denoiser
+from sdtt_jax.interchange.layouts import published_params, recognised
+from sdtt_jax.interchange.renaming import Stored
+from sdtt_jax.interchange.safetensors import Tensors
+from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
+from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.networks.denoiser import Denoiser
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -24,10 +26,11 @@ def _settings(folder):
 
 
 def _denoiser_logits(folder, name, tokens, sigma, *, time_conditioned=False):
-    tensors = read_tensors(folder / f"{name}.safetensors")
-    length = _settings(folder)["model"]["length"]
-    config, params = read_denoiser(tensors, length=length, time_conditioned=time_conditioned)
-    model = make_denoiser(config)
+    stored = _settings(folder)["model"] | {"time_conditioning": time_conditioned}
+    tensors = Tensors(folder / f"{name}.safetensors")
+    published = recognised(DENOISER, tensors, Stored(stored))
+    params = published_params(published)
+    model = Denoiser(published.config)
 
     @jax.jit
     def logits(params, tokens, sigma):
@@ -46,8 +49,8 @@ def forward(reference_golden):
 def test_sizes_are_found_from_the_tensors(reference_golden):
     settings = _settings(reference_golden)
     sizes = settings["model"]
-    tensors = read_tensors(reference_golden / "teacher_hub.safetensors")
-    config, _ = read_denoiser(tensors, length=sizes["length"])
+    tensors = Tensors(reference_golden / "teacher_hub.safetensors")
+    config = recognised(DENOISER, tensors, Stored({"length": sizes["length"]})).config
     assert config.vocab_size == settings["vocab_size"] == settings["mask_index"] == config.mask_id
     found = (config.embed_dim, config.num_layers, config.num_heads, config.cond_dim)
     assert found == tuple(sizes[k] for k in ("hidden_size", "n_blocks", "n_heads", "cond_dim"))
@@ -90,11 +93,10 @@ def test_subs_log_probabilities(reference_golden, forward, weights, time_conditi
 
 def test_autoregressive_log_probabilities_and_nll(reference_golden):
     """Compared over the vocabulary without MASK, whose column the reference leaves meaningless."""
-    length = _settings(reference_golden)["model"]["length"]
-    config, params = read_autoregressive(
-        read_tensors(reference_golden / "ar_hub.safetensors"), length=length
-    )
-    model = make_autoregressive(config)
+    stored = Stored({"length": _settings(reference_golden)["model"]["length"]})
+    published = recognised(CAUSAL, Tensors(reference_golden / "ar_hub.safetensors"), stored)
+    config, params = published.config, published_params(published)
+    model = CausalNetwork(config)
     with np.load(reference_golden / "ar_forward.npz") as file:
         expected, tokens, nll = file["logits"], file["tokens"], file["nll"]
 

@@ -4,13 +4,13 @@ import json
 import re
 from xml.etree import ElementTree
 
-from sdtt_jax.reporting.drawing import STYLES, Box, Drawing, Path, Text, both_widths, css, tag
+from sdtt_jax.reporting.drawing import STYLES, Box, Drawing, Polyline, Text, both_widths, css
 from sdtt_jax.reporting.palette import LIGHT, colours
 
 ATTACK = '<script>"&'
 MARKS = (
-    Path("line", ((0, 1), (2.25, 3)), "teacher"),
-    Path("band", ((0, 0), (1, 0), (1, 1)), "r1", closed=True),
+    Polyline("line", ((0, 1), (2.25, 3)), "teacher"),
+    Polyline("band", ((0, 0), (1, 0), (1, 1)), "r1", closed=True),
     Box("dot", 1, 2, 7.6, 7.6, "r1", 3.8),
     Text("tick", 5.0, 6, ATTACK, anchor="end"),
 )
@@ -18,12 +18,10 @@ DRAWING = Drawing(100, 50, MARKS, ATTACK, ({"at": 3, "title": ATTACK, "rows": ()
 
 
 def test_text_and_attributes_are_escaped():
-    drawn = str(tag("text", "<b>&", class_="a", data_x='"<'))
-    assert drawn == '<text class="a" data-x="&#34;&lt;">&lt;b&gt;&amp;</text>'
-
-
-def test_tags_nest_without_being_escaped_twice():
-    assert str(tag("g", tag("text", "&"))) == "<g><text>&amp;</text></g>"
+    assert str(MARKS[3].svg()) == (
+        '<text class="tick" x="5" y="6" text-anchor="end">&lt;script&gt;&#34;&amp;</text>'
+    )
+    assert 'aria-label="&lt;script&gt;&#34;&amp;"' in str(DRAWING.svg())
 
 
 def test_every_mark_is_an_element_in_its_style_and_colour():

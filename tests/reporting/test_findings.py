@@ -28,41 +28,43 @@ def test_the_first_crossing_counts_on_a_curve_that_turns():
 
 
 def test_a_clear_gain_is_told_in_steps_of_the_teacher(make_workdir):
-    found = find(read_run(make_workdir(log_ratio=-0.06)))
-    assert found.headline == "The student at 8 steps writes as well as its teacher at 13"
-    assert found.warning == ""
+    findings = find(read_run(make_workdir(log_ratio=-0.06)))
+    assert findings.headline == "The student at 8 steps writes as well as its teacher at 13"
+    assert findings.warning == ""
 
 
 def test_a_gain_too_small_for_a_whole_step_is_told_in_percent(make_workdir):
     def narrow(results):
         results["rounds"][-1]["paired"]["8"] = {"log_ratio": -0.01, "low": -0.015, "high": -0.005}
 
-    found = find(read_run(make_workdir(change_results=narrow)))
-    assert found.headline == "At 8 steps the student writes 1.0\u202f% better than its teacher"
+    findings = find(read_run(make_workdir(change_results=narrow)))
+    assert findings.headline == "At 8 steps the student writes 1.0\u202f% better than its teacher"
 
 
 def test_an_interval_over_zero_is_no_gain(make_workdir):
-    found = find(read_run(make_workdir(log_ratio=-0.005)))
-    assert found.headline == "At 8 steps the student cannot be told from its teacher"
+    findings = find(read_run(make_workdir(log_ratio=-0.005)))
+    assert findings.headline == "At 8 steps the student cannot be told from its teacher"
 
 
 def test_a_loss_is_called_a_loss(make_workdir):
-    found = find(read_run(make_workdir(log_ratio=0.05)))
-    assert found.headline == "At 8 steps the student writes 16\u202f% worse than its teacher"
+    findings = find(read_run(make_workdir(log_ratio=0.05)))
+    assert findings.headline == "At 8 steps the student writes 16\u202f% worse than its teacher"
 
 
 def test_a_student_better_than_all_of_the_teacher_is_compared_with_its_best(make_workdir):
-    found = find(read_run(make_workdir(log_ratio=-0.4)))
-    assert found.headline.startswith("The student at 8 steps writes better than its teacher at 64")
+    findings = find(read_run(make_workdir(log_ratio=-0.4)))
+    assert findings.headline.startswith(
+        "The student at 8 steps writes better than its teacher at 64"
+    )
 
 
 def test_variety_lost_is_said_in_the_headline(make_workdir):
     def repeat(results):
         results["rounds"][-1]["steps"]["8"]["entropy"] = 3.2
 
-    found = find(read_run(make_workdir(change_results=repeat)))
-    assert found.headline.endswith("with less variety")
-    assert "13\u202f% below" in found.warning
+    findings = find(read_run(make_workdir(change_results=repeat)))
+    assert findings.headline.endswith("with less variety")
+    assert "13\u202f% below" in findings.warning
 
 
 def test_without_a_paired_interval_chance_is_not_ruled_out(make_workdir):
@@ -70,12 +72,12 @@ def test_without_a_paired_interval_chance_is_not_ruled_out(make_workdir):
         for entry in results["rounds"]:
             del entry["paired"]
 
-    found = find(read_run(make_workdir(change_results=drop)))
-    assert "chance is not ruled out" in found.sentences[0]
+    findings = find(read_run(make_workdir(change_results=drop)))
+    assert "chance is not ruled out" in findings.sentences[0]
 
 
 @pytest.mark.parametrize(("evaluated", "rounds"), [(False, 2), (True, 0)])
 def test_a_run_without_a_measured_student_claims_nothing(make_workdir, evaluated, rounds):
-    found = find(read_run(make_workdir(evaluated=evaluated, rounds=rounds)))
-    assert found.headline in ("Trained, not yet measured", "A teacher, and no student yet")
-    assert found.facts == ()
+    findings = find(read_run(make_workdir(evaluated=evaluated, rounds=rounds)))
+    assert findings.headline in ("Trained, not yet measured", "A teacher, and no student yet")
+    assert findings.highlights == ()

@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 
-from sdtt_jax.reporting.drawing import Box, Path, Text
-from sdtt_jax.reporting.figures import Axis, Panel, Row, Rows, Series, Tip
+from sdtt_jax.reporting.drawing import Box, Polyline, Text
+from sdtt_jax.reporting.figures import Axis, Panel, Row, RowChart, Series, Tip
 from sdtt_jax.reporting.layout import draw_panel, draw_rows, tick_texts
 
 SERIES = Series("a", "r1", (1.0, 10.0, 100.0), (3.0, 2.0, 1.0))
@@ -82,7 +82,7 @@ def test_an_axis_reaches_what_it_is_asked_to_and_the_strip_lies_on_it():
     assert strip.y + strip.height == pytest.approx(grid["2"].points[0][1])
 
 
-def _grid(drawing) -> tuple[list[Path], list[Text]]:
+def _grid(drawing) -> tuple[list[Polyline], list[Text]]:
     return marks(drawing, "grid"), [m for m in marks(drawing, "tick") if m.anchor == "end"]
 
 
@@ -101,12 +101,12 @@ def test_a_key_says_what_lines_and_points_mean():
     assert len(marks(drawing, "ring")) == 1
 
 
-def rows(*values: float, bars: bool, span=(-1.0, 1.5)) -> Rows:
+def rows(*values: float, bars: bool, span=(-1.0, 1.5)) -> RowChart:
     each = [
         Row(f"h{i}", f"n{i}", "r1", v, v - 0.1, v + 0.1, (("n", "t"),))
         for i, v in enumerate(values)
     ]
-    return Rows("title", "words", tuple(each), span, ((0.0, "0"),), bars)
+    return RowChart("title", "words", tuple(each), span, ((0.0, "0"),), bars)
 
 
 def test_bars_grow_from_zero_in_proportion_and_are_cut_at_the_edge():

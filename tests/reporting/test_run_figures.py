@@ -7,8 +7,8 @@ import pytest
 from sdtt_jax.reporting.layout import draw_panel
 from sdtt_jax.reporting.record import LossCurve, read_run
 from sdtt_jax.reporting.run_figures import (
-    forest_rows,
-    gain_rows,
+    forest_chart,
+    gain_chart,
     loss_panel,
     quality_panel,
     running_mean,
@@ -56,7 +56,7 @@ def test_a_value_that_was_not_measured_is_left_out(make_workdir):
 
 
 def test_the_forest_has_an_interval_for_each_round_and_number_of_steps(run):
-    forest = forest_rows(run)
+    forest = forest_chart(run)
     assert len(forest.rows) == 3 * 5
     assert [row.head for row in forest.rows[:4]] == ["4 steps", "", "", "8 steps"]
     assert all(row.low < row.value < row.high for row in forest.rows)
@@ -68,7 +68,7 @@ def test_the_forest_has_an_interval_for_each_round_and_number_of_steps(run):
 def test_a_share_off_the_scale_is_written_in_full(make_workdir):
     spoil = {"gain_share": -128.0}
     run = read_run(make_workdir(change_results=lambda r: r["rounds"][0].update(spoil)))
-    gain = gain_rows(run)
+    gain = gain_chart(run)
     assert gain.rows[0].details[0] == ("gain share", "−12800\u202f%")
     assert gain.span == (-1.0, 1.0)
 
@@ -79,7 +79,7 @@ def test_a_teacher_at_its_floor_has_no_share(make_workdir):
 
     run = read_run(make_workdir(change_results=flat))
     assert run.rounds[0].gain_share is None
-    assert gain_rows(run).rows[0].details[0][1] == "at floor"
+    assert gain_chart(run).rows[0].details[0][1] == "at floor"
 
 
 def test_a_running_mean_keeps_constants_and_follows_lines():
@@ -107,4 +107,4 @@ def test_long_curves_are_thinned():
 def test_nothing_measured_is_nothing_drawn(make_workdir):
     run = read_run(make_workdir(evaluated=False))
     assert [quality_panel(run), quality_panel(run, entropy=True)] == [None, None]
-    assert [forest_rows(run), gain_rows(run)] == [None, None]
+    assert [forest_chart(run), gain_chart(run)] == [None, None]

@@ -130,7 +130,7 @@ def test_the_gradient_is_clipped_before_anything_else(params, grads):
         ({"name": "sgd"}, "name='sgd'"),
         ({"schedule": "step"}, "schedule='step'"),
         ({"learning_rate": 0.0}, "learning_rate"),
-        ({"b2": 1.0}, "b2=1.0"),
+        ({"b2": 1.0}, "b2 must lie"),
         ({"name": "adam", "weight_decay": 0.1}, "weight_decay=0.1"),
         ({"adam_learning_rate": 0.1}, "adam_learning_rate=0.1"),
         ({"clip_norm": -1.0}, "clip_norm"),

@@ -3,28 +3,17 @@
 Its Conv1D weights are `[in, out]`, as ours; the head is the token embedding.
 """
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.renaming import (
-    Entry,
-    Place,
-    Table,
-    find_prefix,
-    read_params,
-    write_params,
-)
-from sdtt_jax.interchange.safetensors import read_tensors
+from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table
+from sdtt_jax.networks import kinds
 from sdtt_jax.networks.gpt2 import GPT2Config
 
-PREFIXES = ("transformer.", "")
 ANCHOR = "wte.weight"
-TIED_HEAD = "lm_head.weight"
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")  # two names of the tanh approximation
 # Causal masks that older exports carry along; they are not parameters.
 BUFFERS = ("h.{layer}.attn.bias", "h.{layer}.attn.masked_bias")
@@ -37,37 +26,24 @@ FIXED = {
 }
 
 
-def load_gpt2(directory: str | Path) -> tuple[GPT2Config, dict[str, Any]]:
-    """Config and parameters (numpy float32, unboxed) of a GPT-2 folder as the hub has it.
+def gpt2_config(tensors: Mapping[str, Any], prefix: str, stored: Stored, file: str) -> GPT2Config:
+    """Our config for the hub's, which says all sizes.
 
     Args:
-      directory: holds `config.json` and `model.safetensors`.
-
-    Raises:
-      CheckpointError: naming the file, field or tensors at fault.
-    """
-    directory = Path(directory)
-    path = directory / "config.json"
-    try:
-        mapping = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}); a GPT-2 folder needs it."
-        ) from None
-    if not isinstance(mapping, Mapping):
-        raise CheckpointError(f"{path} is not a JSON object; a GPT-2 folder needs one.")
-    config = gpt2_config(mapping, str(path))
-    weights = directory / "model.safetensors"
-    return config, read_gpt2(config, read_tensors(weights), where=str(weights))
-
-
-def gpt2_config(mapping: Mapping[str, Any], where: str = "config.json") -> GPT2Config:
-    """Our config for the hub's.
+      tensors, prefix: not needed.
+      stored: the hub's config.
+      file: that holds the tensors.
 
     Raises:
       CheckpointError: naming a field that is missing or asks for what this network does not
         compute.
     """
+    del tensors, prefix
+    mapping, where = stored
+    if not mapping:
+        raise CheckpointError(
+            f"{file} holds a GPT-2, whose sizes its config.json says: put that beside it."
+        )
     activation = mapping.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
         raise CheckpointError(
@@ -101,36 +77,6 @@ def gpt2_config(mapping: Mapping[str, Any], where: str = "config.json") -> GPT2C
         ) from None
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from None
-
-
-def read_gpt2(
-    config: GPT2Config,
-    tensors: Mapping[str, Any],
-    *,
-    where: str = "the checkpoint",
-    place: Place | None = None,
-) -> dict[str, Any]:
-    """Parameters (numpy float32, unboxed) from the hub's tensors, with or without `transformer.`.
-
-    `place` is as for `renaming.read_params`.
-
-    Raises:
-      CheckpointError: naming missing, unexpected or ill-shaped tensors, or an `lm_head.weight` that
-        is not the embedding.
-    """
-    prefix = find_prefix(tensors, ANCHOR, PREFIXES, where)
-    if TIED_HEAD in tensors and not np.array_equal(tensors[TIED_HEAD], tensors[prefix + ANCHOR]):
-        raise CheckpointError(
-            f"{where}: {TIED_HEAD} differs from {prefix + ANCHOR}; GPT-2's head is its embedding."
-        )
-    return read_params(gpt2_table(config), tensors, prefix, where, place, beside=(TIED_HEAD,))
-
-
-def write_gpt2(
-    config: GPT2Config, params: Mapping[str, Any], prefix: str = PREFIXES[0]
-) -> dict[str, np.ndarray]:
-    """The hub's tensors for our parameters: `read_gpt2`'s inverse, bit for bit."""
-    return write_params(gpt2_table(config), params, prefix)
 
 
 def gpt2_table(config: GPT2Config) -> Table:
@@ -168,3 +114,13 @@ def _conv(
         Entry(f"{name}.weight", kernel, (flat_in, flat_out), reshape=(*in_shape, *out_shape)),
         Entry(f"{name}.bias", bias, (flat_out,), reshape=out_shape),
     ]
+
+
+GPT2 = Layout(
+    kind=kinds.GPT2,
+    anchor=ANCHOR,
+    prefixes=("transformer.", ""),
+    config=gpt2_config,
+    table=gpt2_table,
+    tied={"lm_head.weight": ANCHOR},
+)

@@ -5,14 +5,14 @@ On the model hub the names begin with `backbone.`, in the base models' checkpoin
 length follow from the tensors.
 """
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.renaming import Entry, Table, find_prefix, read_params, write_params
+from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table
+from sdtt_jax.networks import kinds
 from sdtt_jax.networks.attention import ROTARY_BASE
 from sdtt_jax.networks.config import CausalConfig, DenoiserConfig, TransformerConfig
 from sdtt_jax.networks.denoiser import TIME_FEATURES
@@ -23,68 +23,17 @@ PREFIXES = (NESTED_PREFIX, HUB_PREFIX, "")
 ANCHOR = "vocab_embed.embedding"
 TIME_EMBEDDING = "sigma_map.mlp.0.weight"
 ROTARY_FREQUENCY = "rotary_emb.inv_freq"
-
-
-def read_denoiser(
-    tensors: Mapping[str, Any],
-    *,
-    length: int,
-    time_conditioned: bool = False,
-    where: str = "the checkpoint",
-    place: Callable[[DenoiserConfig, tuple[str, ...], np.ndarray], Any] | None = None,
-) -> tuple[DenoiserConfig, dict[str, Any]]:
-    """Config and parameters (numpy float32, unboxed) of a published denoiser.
-
-    Args:
-      tensors: name to array, in any of the three name layouts.
-      length: tokens per sequence; the weights do not tell.
-      time_conditioned: whether the network gets sigma; the weights do not tell (published models:
-        no).
-      where: the file or repository that errors name.
-      place: is given the config, each parameter's path and its array as soon as it is read, and
-        returns what stands in the tree.
-
-    Raises:
-      CheckpointError: naming missing, unexpected or ill-shaped tensors.
-    """
-    prefix = find_prefix(tensors, ANCHOR, PREFIXES, where)
-    cond_dim = _shape(tensors, prefix + TIME_EMBEDDING, where)[0]
-    sizes = _sizes(tensors, prefix, where)
-    config = _config(
-        DenoiserConfig,
-        {**sizes, "length": length, "cond_dim": cond_dim, "time_conditioned": time_conditioned},
-        where,
-    )
-    put = functools.partial(place, config) if place is not None else None
-    return config, read_params(denoiser_table(config), tensors, prefix, where, put)
-
-
-def write_denoiser(
-    config: DenoiserConfig, params: Mapping[str, Any], prefix: str = HUB_PREFIX
-) -> dict[str, np.ndarray]:
-    """The reference's tensors for our parameters: `read_denoiser`'s inverse, bit for bit."""
-    return write_params(denoiser_table(config), params, prefix)
-
-
-def read_autoregressive(
-    tensors: Mapping[str, Any],
-    *,
-    length: int,
-    where: str = "the checkpoint",
-    place: Callable[[CausalConfig, tuple[str, ...], np.ndarray], Any] | None = None,
-) -> tuple[CausalConfig, dict[str, Any]]:
-    """Config and parameters of the published causal baseline; see `read_denoiser`."""
-    prefix = find_prefix(tensors, ANCHOR, PREFIXES, where)
-    config = _config(CausalConfig, {**_sizes(tensors, prefix, where), "length": length}, where)
-    put = functools.partial(place, config) if place is not None else None
-    return config, read_params(autoregressive_table(config), tensors, prefix, where, put)
-
-
-def write_autoregressive(
-    config: TransformerConfig, params: Mapping[str, Any], prefix: str = HUB_PREFIX
-) -> dict[str, np.ndarray]:
-    """The reference's tensors for our parameters: `read_autoregressive`'s inverse, bit for bit."""
-    return write_params(autoregressive_table(config), params, prefix)
+# What published models were trained with, where nothing says otherwise.
+PUBLISHED_LENGTH = 1024
+# Our field -> names that published configs give it, at any depth.
+NAMES = {
+    "embed_dim": ("hidden_size", "hidden_dim"),
+    "num_layers": ("n_blocks",),
+    "num_heads": ("n_heads",),
+    "cond_dim": ("cond_dim",),
+    "length": ("length", "model_length"),
+    "time_conditioned": ("time_conditioning",),
+}
 
 
 def denoiser_table(config: DenoiserConfig) -> Table:
@@ -100,7 +49,7 @@ def denoiser_table(config: DenoiserConfig) -> Table:
     return _table(config, [*_transformer(config), *conditioning, final_norm])
 
 
-def autoregressive_table(config: TransformerConfig) -> Table:
+def causal_table(config: TransformerConfig) -> Table:
     """Where each tensor of the reference's causal baseline goes."""
     final_norm = Entry("output_layer.norm_final.weight", ("final", "scale"), (config.embed_dim,))
     return _table(config, [*_transformer(config), final_norm])
@@ -169,7 +118,59 @@ def _modulation(name: str, path: tuple[str, ...], count: int, d: int, cond: int)
     ]
 
 
-def _sizes(tensors: Mapping[str, Any], prefix: str, where: str) -> dict[str, int]:
+def denoiser_config(
+    tensors: Mapping[str, Any], prefix: str, stored: Stored, file: str
+) -> DenoiserConfig:
+    """The config of a published denoiser.
+
+    Args:
+      tensors: name to array or to anything else that has a shape.
+      prefix: of their names.
+      stored: says the length and whether the network gets sigma; published models do not.
+      file: that errors name.
+
+    Raises:
+      CheckpointError: a tensor that tells a size is missing or ill-shaped, or contradicts `stored`.
+    """
+    sizes = _sizes(tensors, prefix, file)
+    sizes["cond_dim"] = _shape(tensors, prefix + TIME_EMBEDDING, file)[0]
+    sizes["time_conditioned"] = bool(_find(stored.content, NAMES["time_conditioned"]))
+    return _config(DenoiserConfig, sizes, stored, file)
+
+
+def causal_config(
+    tensors: Mapping[str, Any], prefix: str, stored: Stored, file: str
+) -> CausalConfig:
+    """The config of the published causal baseline.
+
+    Args:
+      tensors: name to array or to anything else that has a shape.
+      prefix: of their names.
+      stored: says the length.
+      file: that errors name.
+
+    Raises:
+      CheckpointError: a tensor that tells a size is missing or ill-shaped, or contradicts `stored`.
+    """
+    return _config(CausalConfig, _sizes(tensors, prefix, file), stored, file)
+
+
+def _config(cls: Any, sizes: dict[str, Any], stored: Stored, file: str) -> Any:
+    for field in ("embed_dim", "num_layers", "num_heads", "cond_dim"):
+        said = _find(stored.content, NAMES[field])
+        if field in sizes and said is not None and said != sizes[field]:
+            raise CheckpointError(
+                f"{stored.where} says {NAMES[field][0]}={said}, but the tensors of {file} have "
+                f"{sizes[field]}; they belong to different models."
+            )
+    length = _find(stored.content, NAMES["length"]) or PUBLISHED_LENGTH
+    try:
+        return cls(**sizes, length=length)
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: the tensors' sizes make no network: {error}") from None
+
+
+def _sizes(tensors: Mapping[str, Any], prefix: str, where: str) -> dict[str, Any]:
     rows, d = _shape(tensors, prefix + ANCHOR, where, dims=2)
     hidden = _shape(tensors, prefix + "blocks.0.mlp.0.weight", where)[0]
     half_head = _shape(tensors, prefix + ROTARY_FREQUENCY, where)[0]
@@ -189,13 +190,6 @@ def _sizes(tensors: Mapping[str, Any], prefix: str, where: str) -> dict[str, int
     }
 
 
-def _config(cls: Any, fields: Mapping[str, Any], where: str) -> Any:
-    try:
-        return cls(**fields)
-    except ConfigError as error:
-        raise CheckpointError(f"{where}: the tensors' sizes make no network: {error}") from None
-
-
 def _shape(tensors: Mapping[str, Any], name: str, where: str, dims: int = 0) -> tuple[int, ...]:
     if name not in tensors:
         raise CheckpointError(f"{where}: tensor {name} is missing; the file is incomplete.")
@@ -203,3 +197,34 @@ def _shape(tensors: Mapping[str, Any], name: str, where: str, dims: int = 0) -> 
     if not shape or (dims and len(shape) != dims):
         raise CheckpointError(f"{where}: {name} has shape {list(shape)}; the file is damaged.")
     return shape
+
+
+def _find(config: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """The first plain value under one of `names`, the sections "model" and "config" first."""
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, (bool, int)):
+            return value
+    sections = sorted(config.items(), key=lambda item: item[0] not in ("model", "config"))
+    for _, section in sections:
+        if isinstance(section, Mapping):
+            found = _find(section, names)
+            if found is not None:
+                return found
+    return None
+
+
+DENOISER = Layout(
+    kind=kinds.DENOISER,
+    anchor=TIME_EMBEDDING,
+    prefixes=PREFIXES,
+    config=denoiser_config,
+    table=denoiser_table,
+)
+CAUSAL = Layout(
+    kind=kinds.CAUSAL,
+    anchor=ANCHOR,
+    prefixes=PREFIXES,
+    config=causal_config,
+    table=causal_table,
+)

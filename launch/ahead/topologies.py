@@ -1,8 +1,7 @@
-"""Published peak numbers of the chips, and the slices that can be compiled for: the one table of both."""
+"""The slices that can be compiled for, though they are not there."""
 
 import contextlib
 import dataclasses
-import difflib
 import math
 import os
 import re
@@ -11,53 +10,9 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from launch.accelerators import CHIPS, Chip, accelerator_type
+from sdtt_jax.config import choose
 from sdtt_jax.errors import ConfigError, UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One chip, as its maker describes it.
-
-    Attributes:
-      name: as in a topology.
-      flops: peak bfloat16 FLOP/s.
-      memory: bytes of HBM.
-      memory_bandwidth: bytes/s of HBM.
-      network: bytes/s that a chip can send to its neighbours, over all its links.
-      torus: dimensions of the network; each has an equal share of `network`. 1 is a switch.
-      accelerator_type: what `TPU_ACCELERATOR_TYPE` calls 8 of them.
-      source: where the numbers are from.
-    """
-
-    name: str
-    flops: float
-    memory: float
-    memory_bandwidth: float
-    network: float
-    torus: int
-    accelerator_type: str
-    source: str
-
-
-GIB = 2**30
-# "Bidirectional ICI bandwidth per chip" counts both directions; half of it can be sent.
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        Chip("v5e", 197e12, 16 * GIB, 819e9, 400e9 / 2, 2, "v5litepod-8",
-             "https://docs.cloud.google.com/tpu/docs/v5e"),
-        Chip("v6e", 918e12, 32 * GIB, 1638e9, 800e9 / 2, 2, "v6e-8",
-             "https://docs.cloud.google.com/tpu/docs/v6e"),
-        Chip("v5p", 459e12, 95 * GIB, 2765e9, 1200e9 / 2, 3, "v5p-16",
-             "https://docs.cloud.google.com/tpu/docs/v5p"),
-        Chip("v4", 275e12, 32 * GIB, 1228e9, 600e9 / 2, 3, "v4-16",
-             "https://docs.cloud.google.com/tpu/docs/v4"),
-        Chip("h100", 989e12, 80e9, 3350e9, 900e9 / 2, 1, "",
-             "https://www.nvidia.com/en-us/data-center/h100"),
-    )
-}  # fmt: skip
-# The part of HBM that a program may use: what libtpu reports as the limit when it runs out.
-USABLE = {"v5e": 15.75 * GIB, "v6e": 31.25 * GIB, "v5p": 95.74 * GIB, "v4": 30.75 * GIB}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +32,11 @@ class Topology:
     @property
     def stand_in(self) -> bool:
         """Whether XLA's CPU compiler stands in for the chip's own, which fuses otherwise."""
-        return not self.chip.accelerator_type
+        return self.chip.kind == "gpu"
 
     @property
     def chips(self) -> int:
         return math.prod(self.sides) * self.slices
-
-    @property
-    def usable_memory(self) -> float:
-        """Bytes of a chip that a program may use."""
-        return USABLE.get(self.chip.name, self.chip.memory)
 
     def __str__(self) -> str:
         name = f"{self.chip.name}:{'x'.join(map(str, self.sides))}"
@@ -110,11 +60,8 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
         raise ConfigError(
             f"--topology={name} must be CHIP:SIDES, for example v5e:16x16, v5p:8x8x8 or h100:8."
         )
-    chip = CHIPS.get(match[1])
-    if chip is None:
-        near = difflib.get_close_matches(match[1], CHIPS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"--topology={name}: {match[1]} is none of {', '.join(CHIPS)}{hint}")
+    choose(f"--topology={name}: chip", match[1], CHIPS)
+    chip = CHIPS[match[1]]
     sides = tuple(map(int, match[2].split("x")))
     if 0 in sides or len(sides) != chip.torus:
         example = "x".join(["4"] * chip.torus)
@@ -133,7 +80,7 @@ def describe_devices(topology: Topology) -> list[Any]:
     """
     if topology.stand_in:
         return _virtual_devices(topology)
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", topology.chip.accelerator_type)
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", accelerator_type(topology.chip, 8))
     try:
         description = topologies.get_topology_desc(
             platform="tpu",

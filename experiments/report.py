@@ -1,0 +1,90 @@
+"""Writes the report of a run again, and draws figures to PNG or SVG files.
+
+Perplexity and entropy against the number of steps:
+
+  python -m experiments.report --workdir=runs/evening --picture=evening.png
+
+Perplexity and entropy against latency, as experiments.evaluate measured them (--suite=generation,latency):
+
+  python -m experiments.report --workdir=runs/demo --race=race.png --batch=8
+
+The figure of experiments.exact:
+
+  python -m experiments.report --exact=runs/exact/results.json --picture=exact.png
+
+With --workdir, the run's report.html is written as well.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments.cli.app import run_app
+from sdtt_jax.config import require
+from sdtt_jax.errors import DataError
+from sdtt_jax.paths import as_path
+from sdtt_jax.reporting import write_report
+from sdtt_jax.reporting.evaluations import race, read_evaluations
+from sdtt_jax.reporting.picture import write_exact, write_quality, write_race
+
+SUFFIXES = (".png", ".svg")
+
+
+def write_exact_from(results: str, picture: Path) -> Path:
+    """Draws a record of `experiments.exact`."""
+    try:
+        return write_exact(json.loads(as_path(results).read_text(encoding="utf-8")), picture)
+    except OSError as error:
+        raise DataError(f"--exact={results} cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"--exact={results} is no result of experiments.exact ({error}).") from None
+
+
+def write_race_of(workdir: str, batch: int, picture: Path) -> Path:
+    """Draws what was measured of a run at one batch size."""
+    points = race(read_evaluations(workdir), batch)
+    require(
+        len(points) > 1,
+        f"--batch={batch}: fewer than two models or numbers of steps were both judged and timed at this "
+        "batch size; measure them with experiments.evaluate --suite=generation,latency.",
+    )
+    return write_race(points, batch, picture)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes what the flags ask for, and the paths to standard output."""
+    values = flags.FLAGS
+    require(len(argv) == 1, f"Unknown argument {' '.join(argv[1:])!r}; see --help.")
+    require(
+        (values.workdir is None) != (values.exact is None),
+        "Give either --workdir or --exact; see --help.",
+    )
+    for name in ("picture", "race"):
+        path = values[name].value
+        right = path is None or Path(path).suffix in SUFFIXES
+        require(right, f"--{name}={path} must end in {' or '.join(SUFFIXES)}.")
+    if values.exact is not None:
+        require(values.picture is not None, "--exact needs --picture, the file to draw.")
+        print(write_exact_from(values.exact, Path(values.picture)))
+        return
+    print(write_report(values.workdir))
+    if values.picture is not None:
+        print(write_quality(values.workdir, values.picture))
+    if values.race is not None:
+        print(write_race_of(values.workdir, values.batch, Path(values.race)))
+
+
+def define_flags() -> None:
+    """Defines this program's flags; not on import, so that other programs may use their names."""
+    flags.DEFINE_string("workdir", None, "The run to report on; its report.html is written.")
+    flags.DEFINE_string("exact", None, "A results.json of experiments.exact; instead of --workdir.")
+    flags.DEFINE_string("picture", None, "Draw the main figure to this file, .png or .svg.")
+    flags.DEFINE_string("race", None, "Draw quality against latency to this file, .png or .svg.")
+    flags.DEFINE_integer("batch", 1, "The batch size that --race shows.", lower_bound=1)
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_app(main)

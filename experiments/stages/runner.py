@@ -1,0 +1,135 @@
+"""A run, stage by stage: the table of stages, and what opens a run's directory."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.settings import run_config
+from experiments.stages import evaluation, training
+from experiments.stages.context import Run
+from experiments.stages.workdir import Workdir, claim, is_delivered, lock, timed
+from sdtt_jax.errors import UserError
+from sdtt_jax.parallel import processes
+from sdtt_jax.parallel.mesh import make_mesh
+from sdtt_jax.paths import modified
+from sdtt_jax.reporting import write_report
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage of a run.
+
+    Attributes:
+      name: what the command line, metrics and results call it.
+      title: what it does, for the person who watches.
+      run: does it, from where it was stopped.
+      is_finished: whether nothing of it is left to do.
+    """
+
+    name: str
+    title: str
+    run: Callable[[Run], None]
+    is_finished: Callable[[Run], bool]
+
+
+def _data(run: Run) -> None:
+    info = run.info
+    run.say(
+        f"  {info.num_characters:,} characters, {info.vocab_size} tokens, {info.num_train:,} sequences of "
+        f"{info.length} to train on, {info.num_validation:,} held out"
+    )
+
+
+def _report(run: Run) -> None:
+    evaluation.add_timing(run)
+    page = processes.on_first("Writing the report", lambda: write_report(run.workdir.root))
+    run.say(f"  {page}")
+
+
+def _is_reported(run: Run) -> bool:
+    """Whether the page is newer than all that it shows."""
+    page = run.workdir.report
+    shown = run.workdir.results, run.workdir.samples, run.workdir.metrics
+    newest = page.exists() and all(p.exists() and modified(p) <= modified(page) for p in shown)
+    return processes.agree(newest)
+
+
+STAGES = (
+    # Prepared data are opened by this stage, which is quick, rather than found to be finished.
+    Stage("data", "text to tokens", _data, lambda _run: False),
+    Stage(
+        "teacher",
+        "training the masked diffusion model",
+        training.train_teacher,
+        lambda run: is_delivered(run.workdir.teacher),
+    ),
+    Stage(
+        "judge",
+        "training the causal model, baseline and judge",
+        training.train_judge,
+        lambda run: is_delivered(run.workdir.judge),
+    ),
+    Stage(
+        "distill",
+        "fewer steps, round by round",
+        training.distill,
+        lambda run: is_delivered(run.workdir.round(run.config.distill.num_rounds)),
+    ),
+    Stage(
+        "evaluate",
+        "sampling and measuring",
+        evaluation.evaluate,
+        lambda run: processes.agree(evaluation.is_evaluated(run)),
+    ),
+    Stage("report", "one page", _report, _is_reported),
+)
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
+
+
+def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
+    """Runs those of the named stages that are not finished yet, in the order of `STAGES`."""
+    for stage in STAGES:
+        if stage.name not in names:
+            continue
+        if stage.is_finished(run):
+            run.say(f"{stage.name}: finished before")
+            continue
+        processes.stop_if_preempted()
+        run.say(f"{stage.name}: {stage.title}")
+        with timed(run.workdir, stage.name):
+            stage.run(run)
+
+
+@contextlib.contextmanager
+def open_run(config: Any, root: Path, config_file: str = "") -> Iterator[Run]:
+    """Validates the config, locks and claims the directory, makes the mesh.
+
+    Args:
+      config: what a config file returns, or the same as a mapping.
+      root: the run's directory; made if missing.
+      config_file: where the config comes from, for the report.
+
+    Raises:
+      ConfigError: a field is wrong, or the directory holds another run.
+      UserError: another process uses the directory, or not all processes see it.
+    """
+    validated = run_config(config)
+    mesh = make_mesh(validated.mesh)
+    with contextlib.ExitStack() as stack:
+
+        def open_workdir() -> None:
+            stack.enter_context(lock(root))
+            claim(root, validated, config_file)
+
+        processes.on_first("Opening --workdir", open_workdir)
+        workdir = Workdir(root)
+        if not workdir.config.exists():
+            raise UserError(
+                f"Process {jax.process_index()} does not see {workdir.config}, which process 0 wrote: "
+                "--workdir must lie on a file system that all processes share."
+            )
+        yield Run(validated, workdir, mesh)

@@ -1,0 +1,169 @@
+"""What is computed about a world, as one record: the optimum of every round, and trained students.
+
+The record is what `experiments.exact` writes to results.json and `sdtt_jax.reporting` draws.
+Measures are those of `sampler_measures` by number of steps, which is a string, as in JSON.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from sdtt_jax.laboratory.optimum import (
+    expected_divergence,
+    mean_kl,
+    mean_over_masked,
+    round_optimum,
+)
+from sdtt_jax.laboratory.student import Laboratory, ProgressFactory, StudentConfig
+from sdtt_jax.laboratory.world import (
+    Array,
+    World,
+    data_entropy,
+    sampler_measures,
+    state_probabilities,
+    true_denoiser,
+)
+
+STEPS = tuple(range(1, 65))
+TRAINED_STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+Record = dict[str, Any]
+Log = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What is known about a world before any round."""
+
+    world: World
+    teacher: Array  # [states, L, V], what the true denoiser predicts
+    evidence: Array  # [states], the probability of what a state shows
+    probabilities: Array  # [states], how often masking produces it
+
+    @classmethod
+    def of(cls, world: World) -> "Truth":
+        """Enumerates a world."""
+        teacher, evidence = true_denoiser(world)
+        return cls(world, teacher, evidence, state_probabilities(world, evidence))
+
+    def measures(self, predictions: Array, steps: Sequence[int] = STEPS) -> Record:
+        """Perplexity, entropy and KL of samples from `predictions` by number of steps.
+
+        As many steps as a sequence has tokens are always among them.
+        """
+        counts = sorted({*steps, self.world.length})
+        by_steps = sampler_measures(self.world, predictions, self.evidence, counts)
+        return {str(n): measures._asdict() for n, measures in by_steps.items()}
+
+    def mean_loss(self, student: Array, teacher: Array, dt: float, divergence: str) -> float:
+        """The round's expected loss, nats per masked token."""
+        losses = expected_divergence(student, teacher, dt, divergence)
+        return mean_over_masked(losses, self.probabilities, self.world.vocab_size)
+
+
+def closed_form(
+    truth: Truth, divergences: Sequence[str], dts: Sequence[float], log: Log
+) -> tuple[Record, dict[str, list[Array]]]:
+    """Computes the optimum of every round.
+
+    Args:
+      truth: the world, enumerated.
+      divergences: names of `OPTIMA`.
+      dts: step size of each round.
+      log: called with a line for each divergence.
+
+    Returns:
+      The record, and the optima's predictions [states, L, V] by divergence and round. An entry of
+      `record["rounds"][divergence]` holds the round's number and dt; `steps`, the measures;
+      `teacher_divergence` and `floor`, the round's loss of its teacher and of its optimum; and
+      `kl_from_teacher`, KL(optimum || teacher of the round), all per masked token.
+    """
+    world = truth.world
+    record: Record = {
+        "world": {**dataclasses.asdict(world), "num_states": world.num_states},
+        "data_entropy": data_entropy(world, truth.evidence),
+        "teacher": {"steps": truth.measures(truth.teacher)},
+        "rounds": {},
+    }
+    optima: dict[str, list[Array]] = {}
+    for divergence in divergences:
+        began = time.monotonic()
+        entries, optima[divergence] = [], []
+        teacher = truth.teacher
+        for number, dt in enumerate(dts, start=1):
+            optimum = round_optimum(teacher, dt, divergence)
+            entries.append(
+                {
+                    "round": number,
+                    "dt": dt,
+                    "steps": truth.measures(optimum),
+                    "teacher_divergence": truth.mean_loss(teacher, teacher, dt, divergence),
+                    "floor": truth.mean_loss(optimum, teacher, dt, divergence),
+                    "kl_from_teacher": mean_kl(optimum, teacher, truth.probabilities),
+                }
+            )
+            optima[divergence].append(optimum)
+            teacher = optimum
+        record["rounds"][divergence] = entries
+        kls = (e["steps"][str(world.length)]["kl"] for e in (record["teacher"], *entries))
+        log(
+            f"{divergence}: KL(samples || language) in nats at {world.length} steps, teacher and "
+            f"rounds: {' → '.join(f'{kl:.3f}' for kl in kls)} ({time.monotonic() - began:.1f} s)"
+        )
+    return record, optima
+
+
+def train_beside(
+    truth: Truth,
+    record: Record,
+    optima: dict[str, list[Array]],
+    config: StudentConfig,
+    progress: ProgressFactory,
+    log: Log,
+) -> None:
+    """Distills a transformer for each divergence and adds what it reached to the record.
+
+    Each round gets `"trained"`: `steps`, the measures; `kl_to_optimum`, KL(optimum || student) per
+    masked token; `relative`, that over KL(optimum || teacher of the round); `relative_to_first`,
+    over KL(optimum || first teacher); `own_kl`, KL to the optimum of the teacher that the student
+    really had; `loss`, the last logged one.
+
+    Args:
+      truth: the world, enumerated.
+      record, optima: what `closed_form` returned; the record is changed.
+      config: the student and its training.
+      progress: makes what shows the progress of a stage, from its title and number of steps.
+      log: called with a line for each round.
+    """
+    began = time.monotonic()
+    kl = partial(mean_kl, probabilities=truth.probabilities)
+    laboratory = Laboratory(truth.world, config, progress)
+    start = laboratory.copy_teacher()
+    copy_kl = kl(truth.teacher, laboratory.predictions(start))
+    record["training"] = {**dataclasses.asdict(config), "copy_kl": copy_kl}
+    log(f"copy of the teacher: KL {copy_kl:.1e} nats per masked token")
+    for divergence, best in optima.items():
+        entries = record["rounds"][divergence]
+        dts = tuple(entry["dt"] for entry in entries)
+        exact_teacher = own_teacher = truth.teacher
+        trained_rounds = laboratory.rounds(start, dts, divergence)
+        for entry, optimum, trained in zip(entries, best, trained_rounds, strict=True):
+            student = trained.predictions
+            distance, gain = kl(optimum, student), kl(optimum, exact_teacher)
+            entry["trained"] = {
+                "steps": truth.measures(student, TRAINED_STEPS),
+                "kl_to_optimum": distance,
+                "relative": distance / gain,
+                "relative_to_first": distance / kl(optimum, truth.teacher),
+                "own_kl": kl(round_optimum(own_teacher, trained.dt, divergence), student),
+                "loss": trained.loss,
+            }
+            log(
+                f"{divergence}, round {entry['round']}: KL(optimum || student) {distance:.1e} nats "
+                f"per masked token; the optimum is {gain:.1e} from the round's teacher and "
+                f"{kl(optimum, truth.teacher):.1e} from the first"
+            )
+            exact_teacher, own_teacher = optimum, student
+    record["training"]["seconds"] = time.monotonic() - began

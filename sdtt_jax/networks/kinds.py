@@ -1,0 +1,46 @@
+"""The kinds of network: one row each, with the name that checkpoints store, its config and its functions.
+
+A new kind of network is a config class, a module with its pure functions, and a row here.
+"""
+
+from typing import Any, NamedTuple
+
+from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.networks.config import CausalConfig, DenoiserConfig, TransformerConfig
+from sdtt_jax.networks.denoiser import Denoiser
+from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
+
+DENOISER, CAUSAL, GPT2 = "denoiser", "causal", "gpt2"
+Network = Denoiser | CausalNetwork
+
+
+class Kind(NamedTuple):
+    """A kind of network.
+
+    Attributes:
+      config: the dataclass of its sizes.
+      network: makes its pure functions from such a config.
+    """
+
+    config: type[TransformerConfig]
+    network: type[Any]
+
+
+KINDS = {
+    DENOISER: Kind(DenoiserConfig, Denoiser),
+    CAUSAL: Kind(CausalConfig, CausalNetwork),
+    GPT2: Kind(GPT2Config, GPT2Network),
+}
+# Names that checkpoints of earlier versions store.
+_EARLIER = {"autoregressive": CAUSAL}
+
+
+def kind_of(network: Network) -> str:
+    """The name of a network's kind."""
+    return next(name for name, kind in KINDS.items() if type(network) is kind.network)
+
+
+def stored_kind(name: Any) -> str | None:
+    """The kind that a checkpoint calls `name`, in this version's word; None if there is no such kind."""
+    name = _EARLIER.get(name, name)
+    return name if name in KINDS else None

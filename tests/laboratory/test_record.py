@@ -1,0 +1,70 @@
+"""The record of a world. Oracles: exact sums of the sampler, and students that land where told."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from sdtt_jax.laboratory import record as record_module
+from sdtt_jax.laboratory.optimum import mean_kl, round_optimum
+from sdtt_jax.laboratory.record import TRAINED_STEPS, Truth, closed_form, train_beside
+from sdtt_jax.laboratory.student import StudentConfig, TrainedRound
+from sdtt_jax.laboratory.world import World, sampler_measures, true_denoiser
+from sdtt_jax.progress import make_progress
+
+WORLD = World((0.5, 0.5), ((0.9, 0.1), (0.2, 0.8)), 3, (0.1, 0.2), name="weather")
+
+
+def test_the_record_holds_every_round_and_step() -> None:
+    truth, lines = Truth.of(WORLD), []
+    record, optima = closed_form(truth, ("kl-bwd", "tvd"), WORLD.dts, lines.append)
+    assert record["world"]["num_states"] == 27
+    assert [entry["dt"] for entry in record["rounds"]["tvd"]] == [0.1, 0.2]
+    last = record["rounds"]["kl-bwd"][1]
+    measured = sampler_measures(WORLD, optima["kl-bwd"][1], truth.evidence, [8])[8]
+    assert last["steps"]["8"] == pytest.approx(measured._asdict())
+    assert last["floor"] < last["teacher_divergence"]
+    assert [line.split(":")[0] for line in lines] == ["kl-bwd", "tvd"]
+    assert f"{last['steps']['3']['kl']:.3f}" in lines[0]
+
+
+class PerfectLaboratory:
+    """Stands in for training: copies the teacher and lands on every optimum, but for a blur."""
+
+    def __init__(self, world: World, config: StudentConfig, progress: object) -> None:
+        del config, progress
+        self.teacher = true_denoiser(world)[0]
+
+    def copy_teacher(self) -> None:
+        return None
+
+    def predictions(self, params: None) -> np.ndarray:
+        del params
+        return self.teacher
+
+    def rounds(self, params: None, dts: tuple[float, ...], divergence: str) -> Iterator:
+        del params
+        teacher = self.teacher
+        for dt in dts:
+            teacher = round_optimum(teacher, dt, divergence)
+            blurred = np.where(teacher < 1, 0.99 * teacher + 0.005, teacher)
+            yield TrainedRound(dt, blurred * (teacher > 0), 0.5)
+
+
+def test_a_student_is_measured_by_its_distance_to_the_optimum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Oracle: mean_kl of the blurred optimum."""
+    monkeypatch.setattr(record_module, "Laboratory", PerfectLaboratory)
+    truth = Truth.of(WORLD)
+    record, optima = closed_form(truth, ("kl-bwd",), WORLD.dts, print)
+    train_beside(truth, record, optima, StudentConfig(), make_progress, print)
+    assert record["training"]["copy_kl"] == 0
+    first = record["rounds"]["kl-bwd"][0]
+    optimum = optima["kl-bwd"][0]
+    blurred = np.where((optimum > 0) & (optimum < 1), 0.99 * optimum + 0.005, optimum)
+    distance = mean_kl(optimum, blurred, truth.probabilities)
+    assert first["trained"]["kl_to_optimum"] == pytest.approx(distance)
+    assert first["trained"]["own_kl"] == pytest.approx(distance)
+    assert first["trained"]["relative"] == pytest.approx(distance / first["kl_from_teacher"])
+    assert set(first["trained"]["steps"]) == {str(n) for n in TRAINED_STEPS}

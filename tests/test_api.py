@@ -1,0 +1,52 @@
+"""The names at the top of the package. The oracle is the modules that define them."""
+
+import ast
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import sdtt_jax
+
+SOURCE = pathlib.Path(sdtt_jax.__file__).read_text(encoding="utf-8")
+
+
+def imported_for_type_checkers() -> dict[str, str]:
+    """Name -> module, of the imports under `if TYPE_CHECKING:`."""
+    (block,) = (node for node in ast.parse(SOURCE).body if isinstance(node, ast.If))
+    names = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        assert node.module
+        for alias in node.names:
+            # `import x as x` is how a name is exported to type checkers.
+            assert alias.asname == alias.name
+            names[alias.name] = node.module
+    return names
+
+
+def test_type_checkers_see_the_names_that_are_there():
+    there = {name: module for module, names in sdtt_jax._MODULES.items() for name in names}
+    assert imported_for_type_checkers() == there
+
+
+@pytest.mark.parametrize("name", sdtt_jax.__all__)
+def test_a_name_is_its_module_s(name):
+    module = importlib.import_module(sdtt_jax._MODULE_OF[name])
+    assert getattr(sdtt_jax, name) is getattr(module, name)
+    assert name in dir(sdtt_jax)
+
+
+def test_importing_the_package_imports_next_to_nothing():
+    program = "import sys, sdtt_jax; print([m for m in sys.modules if m.startswith(('jax', 'sdtt_jax.'))])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ast.literal_eval(done.stdout) == ["sdtt_jax.renamed", "sdtt_jax.version"]
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'sdtt_jax' has no attribute 'lod'"):
+        _ = sdtt_jax.lod
