@@ -143,21 +143,39 @@ def denoising_terms(
       >>> f"{terms.nll.max():.4f}"  # a new network finds all 5 tokens equally likely: log 5
       '1.6094'
     """
-    denoiser, schedule, config = diffusion.denoiser, diffusion.schedule, config or NelboConfig()
-    key_t, key_mask = jax.random.split(key)
-    u = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
-    t, weight = _flat_times(schedule, u) if config.importance else (u, nelbo_weight(schedule, u))
-    x_t = q_xt(key_mask, x0, schedule.move_chance(t), denoiser.mask_id)
+    denoiser, config = diffusion.denoiser, config or NelboConfig()
+    t, weight, x_t = masked_batch(diffusion, x0, key, config)
     masked = x_t == denoiser.mask_id
     total, nll = weighted_loss(
         denoiser.logits,
         functools.partial(_nll, denoiser.mask_id),
         denoiser.head_params(params),
-        denoiser.hidden(params, x_t, schedule.sigma(t)),
+        denoiser.hidden(params, x_t, diffusion.schedule.sigma(t)),
         jnp.where(masked, weight[:, None] if config.weighting == "nelbo" else 1.0, 0.0),
         x0,
     )
     return DenoisingTerms(total, jax.lax.stop_gradient(nll), masked, weight)
+
+
+def masked_batch(
+    diffusion: MaskedDiffusion, x0: jax.Array, key: jax.Array, config: NelboConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A time for each text, the bound's weight of it, and the text masked at that time.
+
+    Args:
+      diffusion: the model.
+      x0: `[batch, length]` int32.
+      key: PRNG key.
+      config: how times are drawn.
+
+    Returns:
+      `t: [batch]` float32, `weight: [batch]` float32, `x_t: [batch, length]` int32.
+    """
+    schedule = diffusion.schedule
+    key_t, key_mask = jax.random.split(key)
+    u = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
+    t, weight = _flat_times(schedule, u) if config.importance else (u, nelbo_weight(schedule, u))
+    return t, weight, q_xt(key_mask, x0, schedule.move_chance(t), diffusion.mask_id)
 
 
 def _flat_times(schedule: Schedule, u: jax.Array) -> tuple[jax.Array, jax.Array]:

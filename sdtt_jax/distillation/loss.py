@@ -99,12 +99,30 @@ def distillation_terms(
       >>> bool(total / count < 1e-5)  # a new network says the same at every step
       True
     """
-    key_t, key_mask, key_teacher = jax.random.split(key, 3)
-    t = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
-    x_t = q_xt(key_mask, x0, diffusion.schedule.move_chance(t), diffusion.mask_id)
+    t, x_t, key_teacher = masked_batch(diffusion, x0, key, config)
     keys = jax.random.split(key_teacher, config.num_trajectories)
     targets = teacher_targets(diffusion, teacher_params, keys, x_t, t, dt, config)
     sigma = diffusion.schedule.sigma(t)
     return divergence_terms(
         diffusion, params, teacher_params, x_t, sigma, targets, config.divergence
     )
+
+
+def masked_batch(
+    diffusion: MaskedDiffusion, x0: jax.Array, key: jax.Array, config: DistillConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A time for each text, the text masked at that time, and the key of the teacher's trajectories.
+
+    Args:
+      diffusion: the model.
+      x0: `[batch, length]` int32, clean tokens.
+      key: PRNG key of the batch.
+      config: how times are drawn.
+
+    Returns:
+      `t: [batch]` float32, `x_t: [batch, length]` int32, a PRNG key.
+    """
+    key_t, key_mask, key_teacher = jax.random.split(key, 3)
+    t = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
+    move_chance = diffusion.schedule.move_chance(t)
+    return t, q_xt(key_mask, x0, move_chance, diffusion.mask_id), key_teacher

@@ -332,7 +332,7 @@ def test_without_final_denoise_mask_may_remain():
     assert int(state.nfe) == 3
 
 
-@pytest.mark.parametrize("chance", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("chance", [0.3, 1.0])
 def test_a_reverse_step_has_its_exact_probabilities(chance):
     """From one state with two masked positions; n = 50,000, standard error at most 2.3e-3, seed 16."""
     state = (MASK, 1, MASK)
