@@ -92,14 +92,14 @@ def main(argv: Sequence[str]) -> None:
         )
     save = saver(output_file(_OUTPUT.value))
 
-    say = stopwatch()
+    log = stopwatch()
     record = benchmark(
         config,
         suites,
         _BATCH_SIZE.value,
         num_steps,
         _REPEATS.value,
-        say,
+        log,
         save,
         interleave=_INTERLEAVE.value,
     )

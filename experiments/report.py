@@ -25,8 +25,7 @@ from experiments.cli.app import run_app
 from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path
-from sdtt_jax.reporting import write_report
-from sdtt_jax.reporting.evaluations import race, read_evaluations
+from sdtt_jax.reporting import evaluations, write_report
 from sdtt_jax.reporting.picture import write_exact, write_quality, write_race
 
 SUFFIXES = (".png", ".svg")
@@ -44,7 +43,7 @@ def write_exact_from(results: str, picture: Path) -> Path:
 
 def write_race_of(workdir: str, batch: int, picture: Path) -> Path:
     """Draws what was measured of a run at one batch size."""
-    points = race(read_evaluations(workdir), batch)
+    points = evaluations.race(evaluations.read_evaluations(workdir), batch)
     require(
         len(points) > 1,
         f"--batch={batch}: fewer than two models or numbers of steps were both judged and timed at this "
@@ -53,27 +52,35 @@ def write_race_of(workdir: str, batch: int, picture: Path) -> Path:
     return write_race(points, batch, picture)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Writes what the flags ask for, and the paths to standard output."""
-    values = flags.FLAGS
-    require(len(argv) == 1, f"Unknown argument {' '.join(argv[1:])!r}; see --help.")
-    require(
-        (values.workdir is None) != (values.exact is None),
-        "Give either --workdir or --exact; see --help.",
-    )
-    for name in ("picture", "race"):
-        path = values[name].value
+def report(
+    workdir: str | None = None,
+    exact: str | None = None,
+    picture: str | None = None,
+    race: str | None = None,
+    batch: int = 1,
+) -> list[Path]:
+    """Writes what the flags of these names ask for; returns the paths."""
+    require((workdir is None) != (exact is None), "Give either --workdir or --exact; see --help.")
+    for name, path in {"picture": picture, "race": race}.items():
         right = path is None or Path(path).suffix in SUFFIXES
         require(right, f"--{name}={path} must end in {' or '.join(SUFFIXES)}.")
-    if values.exact is not None:
-        require(values.picture is not None, "--exact needs --picture, the file to draw.")
-        print(write_exact_from(values.exact, Path(values.picture)))
-        return
-    print(write_report(values.workdir))
-    if values.picture is not None:
-        print(write_quality(values.workdir, values.picture))
-    if values.race is not None:
-        print(write_race_of(values.workdir, values.batch, Path(values.race)))
+    if exact is not None:
+        require(picture is not None, "--exact needs --picture, the file to draw.")
+        return [write_exact_from(exact, Path(str(picture)))]
+    paths = [write_report(str(workdir))]
+    if picture is not None:
+        paths.append(write_quality(str(workdir), picture))
+    if race is not None:
+        paths.append(write_race_of(str(workdir), batch, Path(race)))
+    return paths
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes what the flags ask for, and the paths to standard output."""
+    require(len(argv) == 1, f"Unknown argument {' '.join(argv[1:])!r}; see --help.")
+    given = flags.FLAGS
+    for path in report(given.workdir, given.exact, given.picture, given.race, given.batch):
+        print(path)
 
 
 def define_flags() -> None:

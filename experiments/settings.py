@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from sdtt_jax.config import at_least, from_mapping, positive, require, to_mapping, unknown_field
+from sdtt_jax.config import at_least, from_mapping, positive, require, unknown_field
 from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
 from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
@@ -18,8 +18,8 @@ from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.parallel.mesh import MeshConfig
 from sdtt_jax.renamed import missing_name
+from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
-from sdtt_jax.training.step import TrainConfig
 
 
 def __getattr__(name: str) -> None:
@@ -30,9 +30,10 @@ def __getattr__(name: str) -> None:
 class TeacherConfig(NelboConfig):
     """The first teacher's training.
 
-    Attributes: those of `sdtt_jax.diffusion.nelbo.NelboConfig` (weighting, antithetic, importance), and
-      checkpoint: a teacher that exists, as `experiments.sample --checkpoint` takes them: nothing is
-        trained.
+    Attributes:
+      weighting, antithetic, importance: of the loss, as `NelboConfig` explains them.
+      checkpoint: a teacher that exists (a run's directory, a path, or a repository of the model hub):
+        nothing is trained.
       train: steps, batch, optimizer.
     """
 
@@ -50,9 +51,9 @@ class JudgeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistillStage(DistillConfig):
-    """The rounds, and the training of each.
+    """The rounds, with the fields of `DistillConfig`, and the training of each.
 
-    Attributes: as in `sdtt_jax.distillation.DistillConfig`, and
+    Attributes:
       train: steps of each round, batch, optimizer. The default is the paper's recipe.
     """
 
@@ -105,9 +106,9 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A whole run: data, teacher, judge, rounds, evaluation.
+    """A whole run: a group of fields for the data, each stage, the networks and the mesh.
 
-    Attributes: one group for each of them, and
+    Attributes:
       seed: of everything that is drawn.
       watchdog_seconds: time without a finished training step (compilation and saving included) after
         which a process ends, with the stacks of its threads on stderr; 0 waits for ever.
@@ -149,27 +150,28 @@ class RunConfig:
         return dataclasses.replace(self.model, vocab_size=vocab_size, length=self.data.length)
 
     def causal(self, vocab_size: int) -> CausalConfig:
-        """The judge's config; it reads BOS before the text, so it sees as many positions as tokens."""
+        """The judge's config for a vocabulary.
+
+        It reads BOS and the text without its last token: as many positions as the text has tokens.
+        """
         sizes = self.judge.model
         return dataclasses.replace(sizes, vocab_size=vocab_size, length=self.data.length)
 
 
 def config_dict(config: RunConfig) -> ml_collections.ConfigDict:
     """The config as config files return it: locked, so that an unknown field is an error."""
-    return ml_collections.ConfigDict(to_mapping(config)).lock()
+    # `asdict` and not `to_mapping`: tuples can be given on the command line, lists cannot.
+    return ml_collections.ConfigDict(dataclasses.asdict(config)).lock()
 
 
 def run_config(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfig:
-    """Validates what a config file and the command line made.
+    """The validated config of what a config file and the command line made.
 
     Raises:
       ConfigError: naming the field.
     """
     mapping = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    run = from_mapping(RunConfig, mapping)
-    run.denoiser(vocab_size=1)
-    run.causal(vocab_size=1)
-    return run
+    return from_mapping(RunConfig, mapping)
 
 
 def check_overrides(argv: Sequence[str]) -> None:
@@ -178,15 +180,15 @@ def check_overrides(argv: Sequence[str]) -> None:
 
 
 def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
-    """Looks at a command line before absl does, whose own words for a wrong field say less.
+    """Checks a command line's config file and fields before absl does, whose errors are less clear.
 
     Args:
       argv: the command line.
-      flag: of a config file, `--FLAG=FILE` and `--FLAG.FIELD=VALUE`.
+      flag: name of the flag: `--FLAG=FILE` and `--FLAG.FIELD=VALUE`.
       kind: the dataclass that has the fields.
 
     Raises:
-      ConfigError: a file, or a field, that does not exist.
+      ConfigError: a file or field that does not exist.
     """
     for argument in argv:
         file = re.match(rf"--{flag}=(.+)", argument)

@@ -1,4 +1,4 @@
-"""Compiles a run's programs for a slice that is not there: does it fit, how fast, and what is the limit.
+"""Compiles a run's programs ahead, for a slice that need not be there: memory, speed, and what limits it.
 
   python -m launch.compile --config=experiments/configs/owt_small.py --topology=v5e:16x16 --batch_per_chip=32
 
@@ -31,17 +31,19 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lo
 _TOPOLOGY = flags.DEFINE_string(
     "topology",
     None,
-    "The slice: CHIP:SIDES, e.g. v5e:2x4, v5e:16x16, v6e:16x16, v5p:8x8x8, h100:8.",
+    "The slice to compile for, CHIP:SIDES: v5e:2x4, v5e:16x16, v6e:16x16, v5p:8x8x8, h100:8.",
 )
 _SLICES = flags.DEFINE_integer(
-    "slices", 1, "So many of them, connected by the data-centre network.", lower_bound=1
+    "slices", 1, "Number of slices, connected by the data-centre network.", lower_bound=1
 )
 _BATCH = flags.DEFINE_integer("batch_per_chip", 32, "Sequences per chip.", lower_bound=1)
 _PROGRAMS = flags.DEFINE_list("programs", list(KINDS), f"What to compile, of: {', '.join(ALL)}.")
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Steps of the sampler.", lower_bound=1)
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Sampling steps.", lower_bound=1)
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch per chip and the best mesh.")
 _SEARCH_SECONDS = flags.DEFINE_integer(
-    "search_seconds", 120, "No compilation of a search is begun after them, once something fits."
+    "search_seconds",
+    120,
+    "Seconds after which a search that has found a batch begins no further compilation.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Also write everything to this file, as JSON.")
 
@@ -60,26 +62,26 @@ def main(argv: Sequence[str]) -> None:
     compile_only()
     topology = parse_topology(str(_TOPOLOGY.value), _SLICES.value)
     devices = describe_devices(topology)
-    say = stopwatch()
+    log = stopwatch()
     console = wide_console()
     records: list[Record] = []
     for kind in kinds:
         if _SEARCH.value:
-            found = search(
-                kind, config, topology, devices, _NUM_STEPS.value, say, _SEARCH_SECONDS.value
+            analyses = search(
+                kind, config, topology, devices, _NUM_STEPS.value, log, _SEARCH_SECONDS.value
             )
-            records += [analysis.record for analysis in found]
-            report.show(found[0].record, console)
+            records += [analysis.record for analysis in analyses]
+            report.show(analyses[0].record, console)
         else:
             mesh = make_mesh(config.mesh, devices)
             program = build(kind, config, mesh, _BATCH.value * topology.chips, _NUM_STEPS.value)
-            say(f"{kind}: compiling")
+            log(f"{kind}: compiling")
             records.append(analyse(program, topology, mesh).record)
             report.show(records[-1], console)
     console.print(report.summary(records))
     if output is not None:
         write_json(output, records)
-        say(f"written to {output}")
+        log(f"written to {output}")
 
 
 if __name__ == "__main__":

@@ -31,13 +31,13 @@ _DEVICES = flags.DEFINE_integer(
     "devices_per_process", 1, "Virtual CPU devices of each process.", lower_bound=1
 )
 _GRACE = flags.DEFINE_integer(
-    "grace_seconds", 60, "How long processes may take to save and stop before they are killed."
+    "grace_seconds", 60, "Seconds that processes have to save and stop before they are killed."
 )
 
-# How long the others of a failed process may take: it will not come back, and they wait for it.
+# Seconds for the others when one has failed: it will not come back, and they wait for it.
 FAILURE_GRACE = 10
 PR_SET_PDEATHSIG = 1
-# What gloo says about every pair of devices, whenever a computation is compiled; its threads write in
+# What gloo logs about every pair of devices whenever a computation is compiled; its threads write in
 # pieces, so that a line may begin with the end of another.
 NOISE = ("[Gloo] Rank", "peer ranks. Expected number of connected peer ranks")
 DEVICE_COUNT = "--xla_force_host_platform_device_count"
@@ -102,7 +102,7 @@ class Group:
         """Handler of SIGINT and SIGTERM."""
         self._asked += 1
         if self._asked == 1:
-            _say(f"{signal.Signals(number).name}: asking all processes to save and stop")
+            _log(f"{signal.Signals(number).name}: asking all processes to save and stop")
             self._send(signal.SIGTERM)
         else:
             self._send(signal.SIGKILL)
@@ -120,13 +120,13 @@ class Group:
                 if status == EXIT_INTERRUPTED:
                     deadline = time.monotonic() + grace
                 else:
-                    _say(f"process {index} ended with {describe(status)}; stopping the others")
+                    _log(f"process {index} ended with {describe(status)}; stopping the others")
                     self._send(signal.SIGTERM)
                     deadline = time.monotonic() + min(grace, FAILURE_GRACE)
             if self._asked and deadline is None:
                 deadline = time.monotonic() + grace
             if deadline is not None and time.monotonic() > deadline:
-                _say("killing the processes that have not stopped")
+                _log("killing the processes that have not stopped")
                 self._send(signal.SIGKILL)
                 deadline = None if self._asked == 0 else float("inf")
             time.sleep(0.05)
@@ -152,7 +152,7 @@ def describe(status: int) -> str:
 
 
 def without_noise(lines: Iterable[str]) -> Iterator[str]:
-    """The lines that are not gloo's, nor the ends of its lines that come after others' beginnings."""
+    """The lines without gloo's, and without the ends of its lines that other lines have torn off."""
     unended = 0
     for line in lines:
         if any(noise in line for noise in NOISE):
@@ -171,7 +171,7 @@ def _prefix(index: int, process: "subprocess.Popen[str]") -> None:
         sys.stdout.flush()
 
 
-def _say(message: str) -> None:
+def _log(message: str) -> None:
     sys.stderr.write(f"[launch.local] {message}\n")
     sys.stderr.flush()
 

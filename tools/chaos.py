@@ -29,18 +29,18 @@ from sdtt_jax.training.metrics import read_metrics
 
 _CONFIG = flags.DEFINE_string("config", "experiments/configs/smoke.py", "Config of the run.")
 _DIRECTORY = flags.DEFINE_string("directory", None, "Where the runs go; must be empty or missing.")
-_KILLS = flags.DEFINE_integer("kills", 25, "How often a run is killed.", lower_bound=0)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
+_KILLS = flags.DEFINE_integer("kills", 25, "Number of kills.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments of the kills.")
 
 # Seconds at most between a line and the kill that follows it, and between two looks: a round of smoke.py
 # takes one.
 JITTER, LOOK = 0.3, 0.01
-# What says how long something took, in results.json and in the lines of metrics.jsonl.
+# Fields of results.json and metrics.jsonl that say how long something took.
 TIMES = ("timing", "seconds", "tokens_per_second")
 
 
 def outcome(root: Path) -> dict[str, str]:
-    """Digests of everything that a run has found out, by what it is.
+    """Digests of every result of a run, by file or folder.
 
     Args:
       root: of a finished run.
@@ -48,7 +48,7 @@ def outcome(root: Path) -> dict[str, str]:
     Returns:
       The folder of each `final` -> digest of its parameters; each file of results -> that of its content.
     """
-    found = {
+    digests = {
         str(folder.relative_to(root)): params_digest(load_params(folder)[0])
         for folder in sorted(root.glob("**/final"))
     }
@@ -59,8 +59,8 @@ def outcome(root: Path) -> dict[str, str]:
     contents["metrics.jsonl"] = read_metrics(root / "metrics.jsonl")
     for name, content in contents.items():
         text = json.dumps(_timeless(content), sort_keys=True)
-        found[name] = hashlib.sha256(text.encode()).hexdigest()
-    return found
+        digests[name] = hashlib.sha256(text.encode()).hexdigest()
+    return digests
 
 
 def _timeless(content: Any) -> Any:
@@ -71,8 +71,8 @@ def _timeless(content: Any) -> Any:
     return content
 
 
-class Run:
-    """A run in a directory, started as often as it takes."""
+class RestartedRun:
+    """A run in a directory, started as often as it takes to reach its end."""
 
     def __init__(self, directory: Path, config: str, options: Sequence[str]):
         self.directory = directory
@@ -87,55 +87,58 @@ class Run:
 
     def start(self) -> "subprocess.Popen[str]":
         """The same command, once more; its output goes to a file beside the directory."""
-        with self.log.open("a", encoding="utf-8") as log:
+        with self.log_file.open("a", encoding="utf-8") as log:
             return subprocess.Popen(
                 self._command, stdout=log, stderr=log, text=True, start_new_session=True
             )
 
     @property
-    def log(self) -> Path:
+    def log_file(self) -> Path:
         return self.directory.with_suffix(".log")
 
     def lines(self) -> int:
-        """How far it is, in lines of output (of all its lives) and of metrics."""
+        """How far it is: lines of output, of all its starts, and of metrics."""
         metrics = self.directory / "metrics.jsonl"
-        return len(self._said()) + (metrics.read_bytes().count(b"\n") if metrics.exists() else 0)
+        return len(self._output()) + (metrics.read_bytes().count(b"\n") if metrics.exists() else 0)
 
     def where(self) -> str:
         """The last line that it wrote, cut to what fits a line, and the last step in its metrics."""
-        said = (self._said() or ["nothing was said"])[-1].strip()[:60]
+        last = (self._output() or ["no output yet"])[-1].strip()[:60]
         path = self.directory / "metrics.jsonl"
         metrics = read_metrics(path) if path.exists() else []
-        return said + "".join(f" ({m['stage']} {m['round']} @ {m['step']})" for m in metrics[-1:])
+        return last + "".join(f" ({m['stage']} {m['round']} @ {m['step']})" for m in metrics[-1:])
 
-    def _said(self) -> list[str]:
-        if not self.log.exists():
+    def _output(self) -> list[str]:
+        if not self.log_file.exists():
             return []
-        return self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
-def finish(run: Run, process: "subprocess.Popen[str]") -> None:
-    """Waits for the end; anything but success is a failure of the promise."""
+def finish(run: RestartedRun, process: "subprocess.Popen[str]") -> None:
+    """Waits for the end, which must be a success."""
     status = process.wait()
     if status != 0:
-        raise UserError(f"A run ended with status {status}; see {run.log}.")
+        raise UserError(f"A run ended with status {status}; see {run.log_file}.")
 
 
-def compare(run: Run, expected: dict[str, str]) -> list[str]:
+def compare(run: RestartedRun, expected: dict[str, str]) -> list[str]:
     """What of a finished run differs from the undisturbed one."""
-    found = outcome(run.directory)
-    return sorted(name for name in expected | found if found.get(name) != expected.get(name))
+    actual = outcome(run.directory)
+    return sorted(name for name in expected | actual if actual.get(name) != expected.get(name))
 
 
 def disturb(
-    run: Run, moments: random.Random, lines: int, kills: int, say: Callable[[str], None]
+    run: RestartedRun, moments: random.Random, lines: int, kills: int, log: Callable[[str], None]
 ) -> int:
-    """Runs to the end, killed at most `kills` times on the way.
+    """Takes a run to its end, killing it on the way.
 
     Args:
-      moments: gives the moment of each kill: after how many more lines, and seconds.
+      run: to be killed.
+      moments: draws the moment of each kill: after how many more lines, and seconds.
       lines: that a run writes from its beginning to its end. Not seconds: with the compilation cache full,
         or on a busier machine, a run takes quite another time than the first.
+      kills: at most so many.
+      log: called with a line per kill.
 
     Returns:
       The kills that it took.
@@ -150,7 +153,7 @@ def disturb(
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            say(f"  killed {delay:.1f} s after: {run.where()}")
+            log(f"  killed {delay:.1f} s after: {run.where()}")
         else:
             finish(run, process)
             return number
@@ -166,20 +169,20 @@ def main(argv: Sequence[str]) -> None:
     if directory.exists() and any(directory.iterdir()):
         raise ConfigError(f"{directory} is not empty; give another --directory.")
     directory.mkdir(parents=True, exist_ok=True)
-    say, moments = stopwatch(), random.Random(_SEED.value)
+    log, moments = stopwatch(), random.Random(_SEED.value)
 
-    def make(name: str) -> Run:
-        return Run(directory / name, _CONFIG.value, argv[1:])
+    def make(name: str) -> RestartedRun:
+        return RestartedRun(directory / name, _CONFIG.value, argv[1:])
 
     run = make("unbroken")
-    say("the run that nothing disturbs")
+    log("the run that is left alone")
     finish(run, run.start())
     lines, expected = run.lines(), outcome(run.directory)
-    say(f"done; {_KILLS.value} kills to come, seed {_SEED.value}")
+    log(f"done; {_KILLS.value} kills to come, seed {_SEED.value}")
     killed = runs = 0
     while killed < _KILLS.value:
         run, runs = make(f"killed_{runs + 1:02d}"), runs + 1
-        kills = disturb(run, moments, lines, _KILLS.value - killed, say)
+        kills = disturb(run, moments, lines, _KILLS.value - killed, log)
         killed += kills
         different = compare(run, expected)
         if different:
@@ -187,8 +190,8 @@ def main(argv: Sequence[str]) -> None:
                 f"{run.directory}, killed {kills} times, differs from {make('unbroken').directory} in "
                 f"{', '.join(different)}."
             )
-        say(f"run {runs}, killed {kills} times: the same bits in all {len(expected)} results")
-    say(f"{killed} kills in {runs} runs: everything is the same, bit for bit")
+        log(f"run {runs}, killed {kills} times: the same bits in all {len(expected)} results")
+    log(f"{killed} kills in {runs} runs: everything is the same, bit for bit")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def promises(folder: Path = TESTS) -> list[Promise]:
     Raises:
       ValueError: a marker lacks a field.
     """
-    found = []
+    listed = []
     for path in sorted(folder.glob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.FunctionDef):
@@ -61,23 +61,23 @@ def promises(folder: Path = TESTS) -> list[Promise]:
                     fields = {str(k.arg): ast.literal_eval(k.value) for k in mark.keywords}
                     if set(fields) != {"row", "fault", "promise"}:
                         raise ValueError(f"{path.name}: the marker of {node.name} is incomplete")
-                    found.append(Promise(file=path.name, test=node.name, **fields))
-    return sorted(found)
+                    listed.append(Promise(file=path.name, test=node.name, **fields))
+    return sorted(listed)
 
 
-def missing_rows(found: Sequence[Promise]) -> list[int]:
+def missing_rows(tested: Sequence[Promise]) -> list[int]:
     """Rows of the list of faults that no test has."""
-    return sorted(set(range(1, NUM_ROWS + 1)) - {promise.row for promise in found})
+    return sorted(set(range(1, NUM_ROWS + 1)) - {promise.row for promise in tested})
 
 
-def page(found: Sequence[Promise], outcomes: Mapping[tuple[str, str], Sequence[str]]) -> str:
+def page(tested: Sequence[Promise], outcomes: Mapping[tuple[str, str], Sequence[str]]) -> str:
     """The whole of docs/guides/faults.md.
 
     Args:
-      found: the promises.
+      tested: the promises, by row.
       outcomes: file and test -> "passed", "failed" or "skipped" of each of its cases.
     """
-    return HEAD + "".join(p.line(_result(outcomes.get((p.file, p.test), []))) for p in found)
+    return HEAD + "".join(p.line(_result(outcomes.get((p.file, p.test), []))) for p in tested)
 
 
 def _result(outcomes: Sequence[str]) -> str:
@@ -91,19 +91,19 @@ def _result(outcomes: Sequence[str]) -> str:
 
 def read_outcomes(report: Path) -> dict[tuple[str, str], list[str]]:
     """File and test -> how each of its cases ended, from a report that pytest wrote with --junitxml."""
-    found: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+    outcomes: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
     for case in xml.etree.ElementTree.parse(report).iter("testcase"):
         file = f"{case.attrib['classname'].rpartition('.')[2]}.py"
         ended = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
         outcome = ("skipped" if ended == ["skipped"] else "failed") if ended else "passed"
-        found[file, case.attrib["name"].partition("[")[0]].append(outcome)
-    return found
+        outcomes[file, case.attrib["name"].partition("[")[0]].append(outcome)
+    return outcomes
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the tests and writes the page; the exit status is pytest's, or 1 if a row has no test."""
-    found = promises()
-    missing = missing_rows(found)
+    tested = promises()
+    missing = missing_rows(tested)
     if missing:
         sys.stderr.write(f"Error: no test in {TESTS} has row {', '.join(map(str, missing))}.\n")
         return 1
@@ -115,8 +115,8 @@ def main(arguments: Sequence[str]) -> int:
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
         if not report.exists():
             return status
-        PAGE.write_text(page(found, read_outcomes(report)), encoding="utf-8")
-    print(f"{PAGE.relative_to(ROOT)}: {len(found)} promises, rows 1 to {NUM_ROWS}")
+        PAGE.write_text(page(tested, read_outcomes(report)), encoding="utf-8")
+    print(f"{PAGE.relative_to(ROOT)}: {len(tested)} promises, rows 1 to {NUM_ROWS}")
     return status
 
 

@@ -34,15 +34,14 @@ _SECONDS = flags.DEFINE_integer("seconds_per_cell", 100, "As --search_seconds of
 _OUTPUT = flags.DEFINE_string("output", None, "Write the table to this Markdown file too.")
 
 
-def cell(size: str, topology_name: str, seconds: float, say: Any) -> Record | None:
+def cell(size: str, topology_name: str, seconds: float, log: Any) -> Record | None:
     """The best distillation step of a size on a slice, or None if none fits."""
     topology = parse_topology(topology_name)
     devices = describe_devices(topology)
     try:
-        found = search("distill", owt(size), topology, devices, 16, say, seconds)
+        return search("distill", owt(size), topology, devices, 16, log, seconds)[0].record
     except ConfigError:
         return None
-    return found[0].record
 
 
 def row(size: str, topology_name: str, record: Record | None) -> str:
@@ -82,11 +81,11 @@ def main(argv: Sequence[str]) -> None:
         choose("--sizes", size, SIZES)
     output = output_file(_OUTPUT.value)
     compile_only()
-    say = stopwatch()
+    log = stopwatch()
     lines = [HEADER]
     for topology_name in _SLICES.value:
         for size in _SIZES.value:
-            lines.append(row(size, topology_name, cell(size, topology_name, _SECONDS.value, say)))
+            lines.append(row(size, topology_name, cell(size, topology_name, _SECONDS.value, log)))
             print(lines[-1], flush=True)
             if output is not None:
                 output.write_text("\n".join(lines) + "\n", encoding="utf-8")

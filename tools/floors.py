@@ -37,7 +37,7 @@ def floors(setup: pathlib.Path, extras: tuple[str, ...] = ()) -> dict[str, str]:
             raise SystemExit(f"{setup}: no extra is called {extra!r}; there are {known}.")
         sections.append((extra, parser["options.extras_require"][extra]))
 
-    found: dict[str, str] = {}
+    minimums: dict[str, str] = {}
     for where, requirements in sections:
         for line in requirements.split("\n"):
             requirement = line.strip()
@@ -48,8 +48,8 @@ def floors(setup: pathlib.Path, extras: tuple[str, ...] = ()) -> dict[str, str]:
                 raise SystemExit(
                     f"{setup}: {where}: {requirement!r} has no floor; write NAME >= VERSION."
                 )
-            found[match["name"]] = match["floor"]
-    return found
+            minimums[match["name"]] = match["floor"]
+    return minimums
 
 
 def main() -> None:

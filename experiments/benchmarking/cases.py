@@ -23,7 +23,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation import loss as distillation
-from sdtt_jax.distillation.rounds import round_dt
+from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.config import of_same_size
@@ -31,13 +31,12 @@ from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from sdtt_jax.networks.kinds import Network
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import place_batch, replicated, unbox
-from sdtt_jax.training.optimizers import make_optimizer
-from sdtt_jax.training.state import state_from_params
+from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
 
 Params = Any
 Facts = dict[str, float]
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 SUITES = ("train", "teacher", "sample", "judge", "data")
 VARIANTS = ("lean", "naive")
@@ -80,52 +79,46 @@ class Case(NamedTuple):
     facts: dict[str, Any]
 
 
-def build(job: Job, tell: Tell) -> Case:
-    """Compiles the job's work; `tell` hears in a word or two what begins."""
+def build(job: Job, log: Log) -> Case:
+    """Compiles the job's work; `log` is called with each phase as it begins."""
     config = run_config(job.config)
     if job.variant == MATMUL:
-        return _matmul(job, config, tell)
+        return _matmul(job, config, log)
     if job.suite == "sample":
-        return _sampling(job, config, tell)
+        return _sampling(job, config, log)
     if job.suite == "judge":
-        return _judging(job, config, tell)
+        return _judging(job, config, log)
     if job.suite in ("train", "teacher"):
-        return _training(job, config, tell)
+        return _training(job, config, log)
     raise ValueError(f"no case for suite {job.suite!r}")
 
 
-def _training(job: Job, config: RunConfig, tell: Tell) -> Case:
+def _training(job: Job, config: RunConfig, log: Log) -> Case:
     """A whole step: loss, gradients, optimizer, moving average; the state is donated."""
-    tell("making parameters")
+    log("making parameters")
     distills = job.suite == "train"
     stage = config.distill.train if distills else config.teacher.train
     stage = dataclasses.replace(stage, batch_size=job.batch_size, microbatches=1)
     sizes, denoiser, diffusion = _network(job, config)
     loss = _counted(_loss(job, config, diffusion), distills)
-    optimizer = make_optimizer(stage.optimizer, stage.num_steps)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    context = {}
-    params = _parameters(denoiser, replicated(mesh))
+    student = Student(_parameters(denoiser, replicated(mesh)))
     if distills:
-        context = {"teacher_params": params, "dt": jnp.float32(round_dt(config.distill, 1))}
-    state = state_from_params(params, optimizer, context=context, ema=stage.ema_decay > 0)
-    del params, context
+        student = next_round(config.distill, student, 1)
+    state = StateSpec(stage, mesh).from_params(**student._asdict())
+    del student
     batch = place_batch(_tokens(job, sizes), mesh)
     key = half_masked_key(job, config, diffusion, batch)
 
-    tell("compiling")
-    step = make_train_step(loss, optimizer, stage)
+    log("compiling")
+    step = make_train_step(loss, stage)
     compiled, compile_s = _timed(lambda s: step.lower(s, batch, key).compile(), state)
-    moving, context = state.replace(context=None), state.context
-    del state
 
     def repeat() -> Facts:
-        nonlocal moving
+        nonlocal state
         # Keys follow from the step: staying at the first one, every repetition masks the same tokens.
         first = jax.device_put(np.int32(0), replicated(mesh))
-        (moving, metrics), seconds = _timed(
-            compiled, moving.replace(step=first), context, batch, key
-        )
+        (state, metrics), seconds = _timed(compiled, state.replace(step=first), batch, key)
         return {
             "seconds": seconds,
             "masked": float(metrics["masked"]),
@@ -174,9 +167,9 @@ def half_masked_key(
     return keys[int(jnp.abs(shares - 0.5).argmin())]
 
 
-def _sampling(job: Job, config: RunConfig, tell: Tell) -> Case:
+def _sampling(job: Job, config: RunConfig, log: Log) -> Case:
     """A whole generation from MASK alone."""
-    tell("making parameters")
+    log("making parameters")
     sizes, denoiser, diffusion = _network(job, config)
     params = _parameters(denoiser)
     x_init = prior_sample(job.batch_size, sizes.length, sizes.mask_id)
@@ -189,7 +182,7 @@ def _sampling(job: Job, config: RunConfig, tell: Tell) -> Case:
     def twin(params: Params, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return naive.sample(diffusion, params, key, x, job.num_steps)
 
-    tell("compiling")
+    log("compiling")
     function = jax.jit(lean if job.variant == "lean" else twin)
     compiled, compile_s = _timed(lambda: function.lower(params, key, x_init).compile())
 
@@ -202,9 +195,9 @@ def _sampling(job: Job, config: RunConfig, tell: Tell) -> Case:
     return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
 
 
-def _judging(job: Job, config: RunConfig, tell: Tell) -> Case:
+def _judging(job: Job, config: RunConfig, log: Log) -> Case:
     """-log p of every token under a GPT-2 of the config's sizes, as generated text is scored."""
-    tell("making parameters")
+    log("making parameters")
     sizes = config.denoiser(job.vocab_size)
     network = GPT2Network(of_same_size(GPT2Config, sizes))
     params = _parameters(network)
@@ -216,7 +209,7 @@ def _judging(job: Job, config: RunConfig, tell: Tell) -> Case:
     def twin(params: Params, tokens: jax.Array) -> jax.Array:
         return naive.causal_nll(network, params, tokens, job.vocab_size - 1)
 
-    tell("compiling")
+    log("compiling")
     function = jax.jit(lean if job.variant == "lean" else twin)
     compiled, compile_s = _timed(lambda: function.lower(params, tokens).compile())
 
@@ -227,9 +220,9 @@ def _judging(job: Job, config: RunConfig, tell: Tell) -> Case:
     return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
 
 
-def _matmul(job: Job, config: RunConfig, tell: Tell) -> Case:
+def _matmul(job: Job, config: RunConfig, log: Log) -> Case:
     """The MLP's two products, `[batch · length, embed]` by `[embed, mlp]` and back, in a loop."""
-    tell("compiling")
+    log("compiling")
     sizes = config.denoiser(job.vocab_size)
     dtype = jnp.dtype(sizes.compute_dtype)
     rows, embed = job.batch_size * sizes.length, sizes.embed_dim

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmarking.cases import Case, Facts, Job, Tell
+from experiments.benchmarking.cases import Case, Facts, Job, Log
 from experiments.settings import RunConfig, run_config
 from sdtt_jax.data import DataConfig, Split, Tokenizer, open_split, prepare, train_tokenizer
 from sdtt_jax.data.corpora import documents
@@ -28,14 +28,14 @@ MAX_CHARACTERS = 5_000_000
 BATCHES = 50
 
 
-def build_data(job: Job, tell: Tell) -> Case:
+def build_data(job: Job, log: Log) -> Case:
     """Reads the text and, for the lean variant, prepares a data folder; then each phase can be timed."""
     config = run_config(job.config)
-    tell("reading the corpus")
+    log("reading the corpus")
     texts = first_texts(config.data, MAX_CHARACTERS)
     if job.variant == "lean":
-        return _lean(config, texts, tell)
-    return _naive(config, texts, tell)
+        return _lean(config, texts, log)
+    return _naive(config, texts, log)
 
 
 def first_texts(config: DataConfig, max_characters: int) -> list[str]:
@@ -70,12 +70,12 @@ def naive_batch(rows: Sequence[list[int]], indices: Iterable[int]) -> np.ndarray
     return np.stack([np.array(rows[index], np.int32) for index in indices])
 
 
-def _lean(config: RunConfig, texts: list[str], tell: Tell) -> Case:
+def _lean(config: RunConfig, texts: list[str], log: Log) -> Case:
     data, batch_size = config.data, config.distill.train.batch_size
     folder = tempfile.TemporaryDirectory()
     corpus = Path(folder.name) / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
-    tell("preparing a data folder")
+    log("preparing a data folder")
     # The texts are detokenised already.
     whole = dataclasses.replace(data, corpus=str(corpus), text_field="text", detokenize="none")
     target = Path(folder.name) / "data"
@@ -99,8 +99,8 @@ def _lean(config: RunConfig, texts: list[str], tell: Tell) -> Case:
     return Case(repeat, {"compile_s": 0.0, "memory": None, "prepare_s": prepare_s})
 
 
-def _naive(config: RunConfig, texts: list[str], tell: Tell) -> Case:
-    tell("learning the vocabulary")
+def _naive(config: RunConfig, texts: list[str], log: Log) -> Case:
+    log("learning the vocabulary")
     batch_size = config.distill.train.batch_size
     tokenizer = train_tokenizer(config.tokenizer, texts, config.data.normalize)
 

@@ -18,11 +18,11 @@ from experiments.settings import RunConfig
 from sdtt_jax.config import to_mapping
 from sdtt_jax.paths import write_json
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def measure(
-    title: str, jobs: Sequence[Job], repeats: int, say: Say, *, interleave: bool = True
+    title: str, jobs: Sequence[Job], repeats: int, log: Log, *, interleave: bool = True
 ) -> dict[str, Measured]:
     """Runs the jobs, each in its own process, `repeats` times.
 
@@ -30,7 +30,7 @@ def measure(
       title: what progress lines begin with.
       jobs: one per variant.
       repeats: repetitions after the one that warms up.
-      say: takes progress lines.
+      log: called with each line of progress.
       interleave: keep all processes, and let them run in turn; each round reverses the order.
 
     Returns:
@@ -39,7 +39,7 @@ def measure(
     measured = {job.variant: Measured() for job in jobs}
     for group in [list(jobs)] if interleave else [[job] for job in jobs]:
         with contextlib.ExitStack() as stack:
-            workers = dict(_prepared(title, group, measured, stack, say))
+            workers = dict(_prepared(title, group, measured, stack, log))
             for number in range(repeats):
                 order = list(workers) if number % 2 == 0 else list(reversed(workers))
                 for variant in order:
@@ -47,11 +47,11 @@ def measure(
                         measured[variant].runs.append(workers[variant].run())
                     except WorkerError as death:
                         measured[variant].error = str(death)
-                        say(f"{title}: {variant} died: {death}")
+                        log(f"{title}: {variant} died: {death}")
                         del workers[variant]
                 if shown := [v for v in VARIANTS if v in workers]:
                     times = (f"{v} {measured[v].runs[-1]['seconds']:.3g} s" for v in shown)
-                    say(f"{title}: {number + 1} of {repeats}: {', '.join(times)}")
+                    log(f"{title}: {number + 1} of {repeats}: {', '.join(times)}")
     return measured
 
 
@@ -60,17 +60,17 @@ def _prepared(
     jobs: Sequence[Job],
     measured: dict[str, Measured],
     stack: contextlib.ExitStack,
-    say: Say,
+    log: Log,
 ) -> Iterator[tuple[str, Worker]]:
     """Starts and warms up one after the other, so that none is compiled while another computes."""
     for job in jobs:
         worker = stack.enter_context(Worker(job))
         head = f"{title}: {job.variant}"
         try:
-            facts = worker.prepare(lambda phase, head=head: say(f"{head}: {phase}"))  # type: ignore[misc]
+            facts = worker.prepare(lambda phase, head=head: log(f"{head}: {phase}"))  # type: ignore[misc]
         except WorkerError as death:
             measured[job.variant].error = str(death)
-            say(f"{head} died: {death}")
+            log(f"{head} died: {death}")
             continue
         measured[job.variant].facts = facts
         yield job.variant, worker
@@ -82,7 +82,7 @@ def benchmark(
     batch_size: int,
     num_steps: Sequence[int],
     repeats: int,
-    say: Say,
+    log: Log,
     save: Callable[[Entry], None],
     *,
     interleave: bool = True,
@@ -110,7 +110,7 @@ def benchmark(
         for steps in num_steps if suite == "sample" else [0]:
             title = f"{suite}, {steps} steps" if suite == "sample" else suite
             row_jobs = jobs(suite, steps)
-            found = measure(title, row_jobs, repeats, say, interleave=interleave)
+            found = measure(title, row_jobs, repeats, log, interleave=interleave)
             if suite == "data":
                 record["data"] = report.data_entry(config, found)
             elif suite == "sample":

@@ -129,7 +129,7 @@ def main() -> None:
     # What libraries print must not mix with the answers.
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    _be_the_first_to_go()
+    _prefer_oom_kill()
     line = sys.stdin.readline()
     if not line:
         return
@@ -142,12 +142,12 @@ def main() -> None:
 
 
 def _serve(job: Job, requests: TextIO, channel: TextIO) -> None:
-    def tell(phase: str) -> None:
+    def log(phase: str) -> None:
         _answer(channel, {"phase": phase})
 
     began = time.perf_counter()
-    case = build_data(job, tell) if job.suite == "data" else build(job, tell)
-    tell("warming up")
+    case = build_data(job, log) if job.suite == "data" else build(job, log)
+    log("warming up")
     case.repeat()
     setup_s = time.perf_counter() - began
     # The data suite computes nothing on a device, and should not wake one up.
@@ -197,7 +197,7 @@ def _reset_peak() -> bool:
     return True
 
 
-def _be_the_first_to_go() -> None:
+def _prefer_oom_kill() -> None:
     """Where memory runs out, Linux should end this process, not another one of the user's."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")

@@ -24,10 +24,8 @@ _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
     "auto",
     processes.MODES,
-    "Join the other processes of this job: where there are any, always, or never.",
+    "Join the other processes of this job: auto (if there are any), on (always) or off (never).",
 )
-
-
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
     None,
@@ -50,10 +48,13 @@ def keep_compiled_programs() -> None:
 
 
 def output_file(path: str | None) -> Path | None:
-    """The file that --output names, found to be one that can be written: before the work, not after it.
+    """The file that --output names, checked to be writable before any work is done.
+
+    Args:
+      path: the flag's value, or None.
 
     Raises:
-      ConfigError: it cannot.
+      ConfigError: the file cannot be written.
     """
     if path is None:
         return None
@@ -81,14 +82,14 @@ def join_processes() -> None:
 
 
 def stopwatch() -> Callable[[str], None]:
-    """Tells a person at the terminal lines that begin with the time since now, `[1:05] …`."""
+    """A function that logs lines to stderr, each with the time since this call: `[1:05] …`."""
     began = time.monotonic()
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         elapsed = int(time.monotonic() - began)
         print(f"[{elapsed // 60}:{elapsed % 60:02d}] {line}", file=sys.stderr, flush=True)
 
-    return say
+    return log
 
 
 def wide_console() -> Console:
@@ -98,10 +99,10 @@ def wide_console() -> Console:
 
 
 def exit_on_user_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], int]:
-    """Wraps an absl `main`: what the user can mend becomes one message and an exit status.
+    """Wraps an absl `main` so that an error of the user's is one line on stderr and an exit status.
 
-    0 done, 2 an error in config or flags (retrying is of no use), 75 stopped by a signal with the state
-    saved (the same command goes on), 1 anything else.
+    The status is 0 when done, 2 for an error in config or flags (trying again is of no use), 75 when a
+    signal stopped it with the state saved (the same command continues), 1 for any other error.
     """
 
     @functools.wraps(main)
@@ -126,7 +127,7 @@ def exit_on_user_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequ
 
 
 def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) -> list[str]:
-    """What `argv` has besides flags; a flag that is wrong, or has gone, ends the program with one line."""
+    """The arguments in `argv` that are no flags; a wrong or renamed flag ends the program with one line."""
     try:
         if check is not None:
             check(argv)
@@ -148,7 +149,7 @@ def run_app(
 
     Args:
       main: as for absl.
-      check: looks at the command line before absl does, and may raise `ConfigError`.
+      check: called with the command line before absl parses it; may raise `ConfigError`.
       cache: keep compiled programs for the next call.
     """
 

@@ -1,4 +1,4 @@
-"""On which devices a loaded model computes: the flag --mesh."""
+"""The flag --mesh: the devices on which a loaded model computes."""
 
 import jax
 from absl import flags
@@ -15,10 +15,10 @@ _MESH = flags.DEFINE_list(
 
 
 def chosen_mesh() -> Mesh | None:
-    """What --mesh says; None for a single device.
+    """The mesh that --mesh asks for; None if there is a single device and no flag.
 
     Raises:
-      ConfigError: it is not three numbers, or does not fit the devices that there are.
+      ConfigError: the flag is not three whole numbers, or there are not as many devices.
     """
     sizes = [text.strip() for text in _MESH.value or []]
     if not sizes:

@@ -37,16 +37,16 @@ def watch(
     pause: float,
     console: Console | None = None,
 ) -> SamplerState:
-    """Shows the first text of each state where the one before it stood, and returns the last state.
+    """Shows the first text of each state in place of the one before it, and returns the last state.
 
-    Where standard output is no terminal, only the last is written.
+    If standard output is not a terminal, only the last state is written.
 
     Args:
-      states: at least one.
+      states: of the sampler, at least one.
       tokenizer: of the model.
       num_steps: of the sampler, for the line below the text.
-      pause: seconds that a state is shown at least.
-      console: where to.
+      pause: least seconds for which a state is shown.
+      console: to write to; standard output if None.
     """
     console = console or Console()
     before: np.ndarray | None = None

@@ -12,8 +12,8 @@ from experiments.settings import (
 )
 from sdtt_jax.data import DataConfig, TokenizerConfig
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
+from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
-from sdtt_jax.training.step import TrainConfig
 
 
 def muon(learning_rate: float, adam_learning_rate: float) -> OptimizerConfig:

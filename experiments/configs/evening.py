@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from experiments.configs.demo import adam, demo, muon
 from experiments.settings import EvaluationConfig, RunConfig, config_dict
 from sdtt_jax.networks import CausalConfig
-from sdtt_jax.training.step import TrainConfig
+from sdtt_jax.training.config import TrainConfig
 
 
 def get_config() -> ConfigDict:

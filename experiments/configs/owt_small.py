@@ -18,8 +18,8 @@ from experiments.settings import (
 )
 from sdtt_jax.data import DataConfig, TokenizerConfig
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
+from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
-from sdtt_jax.training.step import TrainConfig
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"num_layers": 12, "embed_dim": 768, "num_heads": 12},

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from experiments.configs.demo import demo
 from experiments.settings import EvaluationConfig, RunConfig, config_dict
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
-from sdtt_jax.training.step import TrainConfig
+from sdtt_jax.training.config import TrainConfig
 
 
 def get_config() -> ConfigDict:

@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from experiments.stages.context import Run
-from experiments.stages.training import Training, base_key, batch_at, facts, training
+from experiments.stages.training import (
+    TrainingJob,
+    base_key,
+    batch_at,
+    checkpoint_metadata,
+    training_job,
+)
 from sdtt_jax.checkpoints.digests import leaf_digests
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.errors import ConfigError, UserError
@@ -33,21 +39,23 @@ def replay(run: Run, name: str) -> None:
       ConfigError: no such stage, round or step.
       ReplayError: naming the leaves that differ.
     """
-    what, wanted = _named(run, name)
-    config = what.config
-    with Checkpoints(what.folder, keep=config.keep, keep_every=config.keep_every) as checkpoints:
+    job, wanted = _named(run, name)
+    config = job.config
+    with Checkpoints(job.folder, keep=config.keep, keep_every=config.keep_every) as checkpoints:
         before = config.num_steps if wanted is None else wanted
-        restored = checkpoints.restore(what.abstract, expect=facts(run, what), before=before)
-    state = what.start() if restored is None else restored[0]
+        restored = checkpoints.restore(
+            job.abstract, expect=checkpoint_metadata(run, job), before=before
+        )
+    state = job.start() if restored is None else restored[0]
     start = int(jax.device_get(state.step))
     step = start + 1 if wanted is None else wanted
     run.say(f"{name}: from the state after step {start}, step {step} twice")
-    key = place_whole(base_key(run, what), run.mesh)
+    key = place_whole(base_key(run, job), run.mesh)
     for done in range(start, step - 1):
-        state, _ = what.step_fn(state, batch_at(run, what, done), key)
+        state, _ = job.step_fn(state, batch_at(run, job, done), key)
     found = []
     for _ in range(2):
-        moved, metrics = what.step_fn(_copy(state), batch_at(run, what, step - 1), key)
+        moved, metrics = job.step_fn(_copy(state), batch_at(run, job, step - 1), key)
         found.append(leaf_digests(flat_leaves(moved)))
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
         rejected = "; the update is rejected" if values["rejected"] else ""
@@ -61,7 +69,7 @@ def replay(run: Run, name: str) -> None:
     run.say(f"  the same bits in all {len(found[0])} arrays")
 
 
-def _named(run: Run, name: str) -> tuple[Training, int | None]:
+def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
     match = NAME.fullmatch(name)
     if match is None:
         raise ConfigError(
@@ -71,11 +79,11 @@ def _named(run: Run, name: str) -> tuple[Training, int | None]:
     rounds = run.config.distill.num_rounds
     if match[2] is not None and not 1 <= number <= rounds:
         raise ConfigError(f"--replay={name}: rounds are 1 to {rounds}.")
-    what = training(run, "distill" if number else match[1], number)
+    job = training_job(run, "distill" if number else match[1], number)
     step = None if match[3] is None else int(match[3])
-    if step is not None and not 1 <= step <= what.config.num_steps:
-        raise ConfigError(f"--replay={name}: its steps are 1 to {what.config.num_steps}.")
-    return what, step
+    if step is not None and not 1 <= step <= job.config.num_steps:
+        raise ConfigError(f"--replay={name}: its steps are 1 to {job.config.num_steps}.")
+    return job, step
 
 
 def _copy(state: TrainState) -> TrainState:

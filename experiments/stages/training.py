@@ -1,23 +1,21 @@
 """The stages that train: teacher, judge, and the rounds of distillation, all through the one loop."""
 
-import contextlib
 import dataclasses
 import functools
+import io
 import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 
 from experiments.stages.context import Run
 from experiments.stages.workdir import is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import differences, to_mapping
-from sdtt_jax.distillation.rounds import round_dt
+from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, next_round, round_dt
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.load import load_denoiser
 from sdtt_jax.keys import purpose_key, purpose_seed
@@ -26,18 +24,17 @@ from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import check_batch_size
 from sdtt_jax.parallel.placement import place_rows, unbox
 from sdtt_jax.paths import write_text
-from sdtt_jax.progress import Progress, make_progress
-from sdtt_jax.training.loop import train
+from sdtt_jax.progress import make_progress
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.loop import TrainLog, train
 from sdtt_jax.training.metrics import MetricsWriter
-from sdtt_jax.training.optimizers import make_optimizer
-from sdtt_jax.training.state import TrainState, abstract_state, init_state, state_from_params
-from sdtt_jax.training.step import LossFn, TrainConfig, TrainStep, make_train_step
-
-Params = Any
+from sdtt_jax.training.state import StateSpec, TrainState
+from sdtt_jax.training.step import LossFn, TrainStep, make_train_step
+from sdtt_jax.training.watchdog import watchdog
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class TrainingJob:
     """One training of a run: a stage, or a round of distillation.
 
     Attributes:
@@ -63,7 +60,7 @@ class Training:
         return {"stage": self.stage, "round": self.round}
 
 
-def training(run: Run, stage: str, number: int = 0) -> Training:
+def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
     """The training of a stage or round."""
     if stage == "teacher":
         loss = teacher_loss(run.diffusion, run.config.teacher)
@@ -73,7 +70,7 @@ def training(run: Run, stage: str, number: int = 0) -> Training:
         loss = judge_loss(run.judge, run.tokenizer.bos_id)
         config = run.config.judge.train
         return _from_scratch(run, stage, run.workdir.judge, run.judge, loss, config)
-    return _round(run, number, *_distillation(run))
+    return _round(run, number, _distill_step(run))
 
 
 def train_teacher(run: Run) -> None:
@@ -82,8 +79,8 @@ def train_teacher(run: Run) -> None:
     if config.checkpoint:
         _adopt_teacher(run, config.checkpoint)
         return
-    state = _fit(run, training(run, "teacher"))
-    run.deliver(run.workdir.teacher, run.denoiser, _delivered_params(state), stage="teacher")
+    state = _fit(run, training_job(run, "teacher"))
+    run.deliver(run.workdir.teacher, run.denoiser, _averaged(state), stage="teacher")
 
 
 def _adopt_teacher(run: Run, checkpoint: str) -> None:
@@ -108,63 +105,33 @@ def _adopt_teacher(run: Run, checkpoint: str) -> None:
 
 def train_judge(run: Run) -> None:
     """Trains the causal model that is baseline and judge."""
-    state = _fit(run, training(run, "judge"))
-    run.deliver(run.workdir.judge, run.judge, _delivered_params(state), stage="judge")
+    state = _fit(run, training_job(run, "judge"))
+    run.deliver(run.workdir.judge, run.judge, _averaged(state), stage="judge")
 
 
 def distill(run: Run) -> None:
     """All rounds: each halves the steps (for k = 2), then its student is the next teacher."""
-    optimizer, step = _distillation(run)
-    for number in range(1, run.config.distill.num_rounds + 1):
+    config, step_fn = run.config.distill, _distill_step(run)
+    for number in range(1, config.num_rounds + 1):
         if is_delivered(run.workdir.round(number)):
             run.say(f"  round {number}: finished before")
-        else:
-            _distill_round(run, number, optimizer, step)
-
-
-def _distillation(run: Run) -> tuple[optax.GradientTransformation, TrainStep]:
-    config = run.config.distill
-    optimizer = make_optimizer(config.train.optimizer, config.train.num_steps)
-    # One compiled step serves all rounds: dt and the teacher are arguments of it.
-    loss = distill_loss(run.diffusion, config)
-    return optimizer, make_train_step(loss, optimizer, config.train)
-
-
-def _round(
-    run: Run, number: int, optimizer: optax.GradientTransformation, step: TrainStep
-) -> Training:
-    dt = round_dt(run.config.distill, number)
-    return Training(
-        "distill",
-        number,
-        run.workdir.round(number),
-        run.config.distill.train,
-        step,
-        functools.partial(_round_start, run, number, dt, optimizer),
-        _round_abstract(run, dt, number, optimizer),
-    )
-
-
-def _distill_round(
-    run: Run, number: int, optimizer: optax.GradientTransformation, step: TrainStep
-) -> None:
-    config = run.config.distill
-    dt = round_dt(config, number)
-    run.say(
-        f"  round {number} of {config.num_rounds}: the teacher takes {config.num_distill_steps} steps of "
-        f"{dt:.6g}, the student learns to take one of {config.num_distill_steps * dt:.6g}"
-    )
-    state = _fit(run, _round(run, number, optimizer, step))
-    run.deliver(
-        run.workdir.round(number),
-        run.denoiser,
-        _delivered_params(state, ema=config.use_ema_on_growth),
-        stage="distill",
-        round=number,
-        dt=dt,
-        num_distill_steps=config.num_distill_steps,
-        divergence=config.divergence,
-    )
+            continue
+        k, dt = config.num_distill_steps, round_dt(config, number)
+        run.say(
+            f"  round {number} of {config.num_rounds}: the teacher takes {k} steps of {dt:.6g}, the student "
+            f"learns to take one of {k * dt:.6g}"
+        )
+        state = _fit(run, _round(run, number, step_fn))
+        run.deliver(
+            run.workdir.round(number),
+            run.denoiser,
+            delivered_params(config, state),
+            stage="distill",
+            round=number,
+            dt=dt,
+            num_distill_steps=k,
+            divergence=config.divergence,
+        )
 
 
 def round_teacher(run: Run, number: int) -> Path:
@@ -172,154 +139,130 @@ def round_teacher(run: Run, number: int) -> Path:
     return run.workdir.teacher if number == 1 else run.workdir.round(number - 1)
 
 
-def _round_abstract(
-    run: Run, dt: float, number: int, optimizer: optax.GradientTransformation
-) -> TrainState:
-    """Shapes and shardings of a round's state; round, dt and teacher are part of it."""
-    init = functools.partial(run.denoiser.init, jax.random.key(0))
-    teacher = unbox(jax.eval_shape(init))
-    context = {"teacher_params": teacher, "dt": jnp.float32(dt), "round": jnp.int32(number)}
-    averages = _averages(run.config.distill.train)
-    return abstract_state(init, optimizer, run.mesh, context=context, **averages)
-
-
-class _Averages(TypedDict):
-    ema: bool
-    loss_mean: bool
-
-
-def _averages(config: TrainConfig) -> _Averages:
-    """Which moving averages a state keeps."""
-    return {"ema": config.ema_decay > 0, "loss_mean": config.spike_factor > 0}
-
-
-def _round_start(
-    run: Run, number: int, dt: float, optimizer: optax.GradientTransformation
-) -> TrainState:
+def _distill_step(run: Run) -> TrainStep:
+    """One compiled step for all rounds: dt and the teacher are arguments of it."""
     config = run.config.distill
-    teacher = run.delivered(round_teacher(run, number), run.denoiser, "distill")
-    context = {"teacher_params": teacher, "dt": jnp.float32(dt), "round": jnp.int32(number)}
-    averages = _averages(config.train)
-    if number == 1:
-        return state_from_params(teacher, optimizer, context=context, **averages)
-    # The student goes on from its raw parameters; its average and, if asked, its optimizer go on too.
-    with Checkpoints(run.workdir.round(number - 1), keep=config.train.keep) as checkpoints:
-        restored = checkpoints.restore(_round_abstract(run, dt, number - 1, optimizer))
-    if restored is None:
-        return state_from_params(teacher, optimizer, context=context, **averages)
-    before, _ = restored
-    return state_from_params(
-        before.params,
-        optimizer,
-        context=context,
-        **averages,
-        ema_params=before.ema_params,
-        ema_count=before.ema_count,
-        opt_state=None if config.reset_optimizer_on_growth else before.opt_state,
-    )
+    return make_train_step(distill_loss(run.diffusion, config), config.train)
+
+
+def _round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
+    config = run.config.distill
+    spec = StateSpec(config.train, run.mesh)
+    init = functools.partial(run.denoiser.init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: next_round(config, Student(unbox(init())), number))
+    abstract = spec.abstract(init, shapes.context)
+
+    def start() -> TrainState:
+        teacher = run.delivered(round_teacher(run, number), run.denoiser, "distill")
+        previous: Trained = Student(teacher)
+        if number > 1:
+            folder = run.workdir.round(number - 1)
+            with Checkpoints(folder, keep=config.train.keep) as checkpoints:
+                restored = checkpoints.restore(abstract)
+            if restored is not None:
+                previous = restored[0]
+        student = next_round(config, previous, number, teacher_params=teacher)
+        return spec.from_params(**student._asdict())
+
+    folder = run.workdir.round(number)
+    return TrainingJob("distill", number, folder, config.train, step_fn, start, abstract)
 
 
 def _from_scratch(
     run: Run, stage: str, folder: Path, network: Any, loss: LossFn, config: TrainConfig
-) -> Training:
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
+) -> TrainingJob:
+    spec = StateSpec(config, run.mesh)
     init = functools.partial(network.init, purpose_key(run.config.seed, f"{stage}.init"))
-    averages = _averages(config)
-    return Training(
-        stage,
-        0,
-        folder,
-        config,
-        make_train_step(loss, optimizer, config),
-        lambda: init_state(init, optimizer, run.mesh, **averages),
-        abstract_state(init, optimizer, run.mesh, **averages),
-    )
+    start = functools.partial(spec.init, init)
+    step_fn = make_train_step(loss, config)
+    return TrainingJob(stage, 0, folder, config, step_fn, start, spec.abstract(init))
 
 
-def base_key(run: Run, what: Training) -> jax.Array:
+def base_key(run: Run, job: TrainingJob) -> jax.Array:
     """The key that a training's steps fold their number into."""
-    return purpose_key(run.config.seed, what.stage, what.round)
+    return purpose_key(run.config.seed, job.stage, job.round)
 
 
-def batch_number(what: Training, step: int) -> int:
+def batch_number(job: TrainingJob, step: int) -> int:
     """The number, in the stage's stream of batches, of the batch that step `step` (from 0) takes."""
     # Rounds go on in the data where the one before them ended.
-    return max(what.round - 1, 0) * what.config.num_steps + step
+    return max(job.round - 1, 0) * job.config.num_steps + step
 
 
-def batch_at(run: Run, what: Training, step: int) -> jax.Array:
+def batch_at(run: Run, job: TrainingJob, step: int) -> jax.Array:
     """The batch of a step (from 0), on the mesh: `[batch, length]` int32."""
-    seed = purpose_seed(run.config.seed, f"{what.stage}.data")
-    size, number = what.config.batch_size, batch_number(what, step)
+    seed = purpose_seed(run.config.seed, f"{job.stage}.data")
+    size, number = job.config.batch_size, batch_number(job, step)
     rows = functools.partial(run.train_split.batch, seed, number, size)
     return place_rows(rows, (size, run.config.data.length), run.mesh)
 
 
-def facts(run: Run, what: Training) -> dict[str, Any]:
-    """What a checkpoint of this training must say of itself: where it belongs, and what it depends on
-    beyond the config, which `claim` compares."""
+def checkpoint_metadata(run: Run, job: TrainingJob) -> dict[str, Any]:
+    """Stored with a job's checkpoints and compared on reading: what the state depends on beyond the config,
+    which `claim` compares."""
     # Which bits a key gives depends on its implementation, and for threefry on this flag of JAX's.
-    random = str(base_key(run, what).dtype)
+    random = str(base_key(run, job).dtype)
     if getattr(jax.config, "jax_threefry_partitionable", True):
         random += ", partitionable"
-    return what.tags | {"data": run.info.fingerprint, "random": random}
+    return job.tags | {"data": run.info.fingerprint, "random": random}
 
 
-def _fit(run: Run, what: Training) -> TrainState:
+def _fit(run: Run, job: TrainingJob) -> TrainState:
     """Trains to the end from the latest checkpoint in the folder, or from the start."""
-    config = what.config
+    config = job.config
     check_batch_size(
-        config.batch_size, run.mesh, config.microbatches, f"{what.stage}.train.batch_size"
+        config.batch_size, run.mesh, config.microbatches, f"{job.stage}.train.batch_size"
     )
-    title = f"{what.stage}, round {what.round}" if what.round else what.stage
-    expected = facts(run, what)
-    with (
-        MetricsWriter(run.workdir.root) as writer,
-        Checkpoints(
-            what.folder, keep=config.keep, keep_every=config.keep_every, meta=expected
-        ) as checkpoints,
-        _progress(f"  {title}", config.num_steps) as progress,
-    ):
-        restored = checkpoints.restore(what.abstract, expect=expected)
-        state = what.start() if restored is None else restored[0]
+    metadata = checkpoint_metadata(run, job)
+    title = f"  {job.stage}, round {job.round}" if job.round else f"  {job.stage}"
+    with Checkpoints(
+        job.folder, keep=config.keep, keep_every=config.keep_every, metadata=metadata
+    ) as checkpoints:
+        restored = checkpoints.restore(job.abstract, expect=metadata)
+        state = job.start() if restored is None else restored[0]
         del restored
         began, checkpoints.seconds = time.monotonic(), 0.0
-        state = train(
-            state,
-            what.step_fn,
-            functools.partial(batch_at, run, what),
-            config.num_steps,
-            base_key(run, what),
-            checkpoints=checkpoints,
-            writer=writer,
-            progress=progress,
-            log_every=config.log_every,
-            save_every=config.save_every,
-            tokens_per_batch=config.batch_size * run.config.data.length,
-            tags=what.tags,
-            max_rejected=config.max_rejected,
-            on_rejected=functools.partial(_tell_of_rejected, run, what),
-            check_replicas_every=config.check_replicas_every,
-            watchdog_seconds=run.config.watchdog_seconds,
-        )
+        step = int(jax.device_get(state.step))
+        what = f"a training step (stage {job.stage}, round {job.round})"
+        shown_on = None if processes.is_first() else io.StringIO()
+        with (
+            MetricsWriter(run.workdir.root, job.tags, step) as writer,
+            make_progress(title, config.num_steps, stream=shown_on) as progress,
+            watchdog(run.config.watchdog_seconds, what) as alive,
+        ):
+            state = train(
+                state,
+                job.step_fn,
+                functools.partial(batch_at, run, job),
+                base_key(run, job),
+                config,
+                checkpoints=checkpoints,
+                log=TrainLog(
+                    write=writer.write,
+                    progress=progress.update,
+                    on_rejected=functools.partial(_report_rejected, run, job),
+                    alive=alive,
+                    tokens_per_batch=config.batch_size * run.config.data.length,
+                ),
+            )
         seconds = time.monotonic() - began
     run.say(f"  {seconds:.1f} s, of which saving held it up for {checkpoints.seconds:.1f}")
     return state
 
 
-def _tell_of_rejected(run: Run, what: Training, step: int, values: Mapping[str, float]) -> None:
+def _report_rejected(run: Run, job: TrainingJob, step: int, values: Mapping[str, float]) -> None:
     """Says so, and writes down what `--replay` and a person need to look at that batch again."""
     run.say(
         f"  step {step}: loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}: this update "
         f"was rejected; its batch is named in {run.workdir.rejected.name}"
     )
-    record = what.tags | {
+    record = job.tags | {
         "step": step,
         "loss": str(values["loss"]),
         "grad_norm": str(values["grad_norm"]),
-        "data_seed": purpose_seed(run.config.seed, f"{what.stage}.data"),
-        "batch": batch_number(what, step - 1),
-        "batch_size": what.config.batch_size,
+        "data_seed": purpose_seed(run.config.seed, f"{job.stage}.data"),
+        "batch": batch_number(job, step - 1),
+        "batch_size": job.config.batch_size,
     }
     if processes.is_first():
         path, line = run.workdir.rejected, json.dumps(record) + "\n"
@@ -329,9 +272,6 @@ def _tell_of_rejected(run: Run, what: Training, step: int, values: Mapping[str, 
             write_text(path, before + line)
 
 
-def _progress(title: str, num_steps: int) -> contextlib.AbstractContextManager[Progress | None]:
-    return make_progress(title, num_steps) if processes.is_first() else contextlib.nullcontext()
-
-
-def _delivered_params(state: TrainState, *, ema: bool = True) -> Params:
-    return state.ema_params if ema and state.ema_params is not None else state.params
+def _averaged(state: TrainState) -> Any:
+    """The moving average of a state's parameters if it keeps one, else the parameters."""
+    return state.params if state.ema_params is None else state.ema_params

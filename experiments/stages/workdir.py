@@ -1,7 +1,6 @@
-"""A run's directory: where things are, whose it is, and that only one process writes to it."""
+"""A run's directory: its paths, the config that it belongs to, and the lock that keeps others out."""
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
@@ -18,10 +17,12 @@ from experiments.stages.mirror import local_root
 from sdtt_jax import paths
 from sdtt_jax.config import differences, from_mapping, to_mapping
 from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.interchange.load import FINAL
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import is_remote
 
-# Fields that may change between two calls: they decide when and where things are computed, not what.
+LOCK = ".lock"
+# Fields that may change when a run is resumed: they decide when and where things are computed, not what.
 FREE_FIELDS = (
     "log_every",
     "save_every",
@@ -33,72 +34,42 @@ FREE_FIELDS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
 class Workdir:
-    """Paths within a run's directory (DESIGN: "The runner and its directory")."""
+    """The paths within a run's directory.
 
-    root: Path
+    Attributes:
+      root: the directory.
+      config: what the run was begun with.
+      data, tokenizer: the prepared data and their vocabulary.
+      teacher, judge: the checkpoints of these stages.
+      metrics, rejected: a line for each logged step, and for each update that was rejected.
+      evaluation, results, samples: what the measures keep, what they found, and texts to look at.
+      timing, report: seconds of each stage, and the page.
+    """
 
-    @property
-    def config(self) -> Path:
-        return self.root / "config.json"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.json"
+        self.data, self.tokenizer = root / "data", root / "tokenizer"
+        self.teacher, self.judge = root / "teacher", root / "judge"
+        self.metrics, self.rejected = root / "metrics.jsonl", root / "rejected.jsonl"
+        self.evaluation = root / "evaluation"
+        self.results, self.samples = root / "results.json", root / "samples.json"
+        self.timing, self.report = root / "timing.json", root / "report.html"
 
-    @property
-    def data(self) -> Path:
-        return self.root / "data"
+    def round(self, number: int) -> Path:
+        """The checkpoints of a round of distillation, counted from 1."""
+        return self.root / "rounds" / f"{number:02d}"
 
     @property
     def local(self) -> "Workdir":
         """Where data and tokenizer are read: here, or in the local copy if this is in a bucket."""
         return Workdir(local_root(self.root))
 
-    @property
-    def tokenizer(self) -> Path:
-        return self.root / "tokenizer"
-
-    @property
-    def teacher(self) -> Path:
-        return self.root / "teacher"
-
-    @property
-    def judge(self) -> Path:
-        return self.root / "judge"
-
-    @property
-    def results(self) -> Path:
-        return self.root / "results.json"
-
-    @property
-    def samples(self) -> Path:
-        return self.root / "samples.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def rejected(self) -> Path:
-        return self.root / "rejected.jsonl"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def evaluation(self) -> Path:
-        return self.root / "evaluation"
-
-    @property
-    def timing(self) -> Path:
-        return self.root / "timing.json"
-
-    def round(self, number: int) -> Path:
-        return self.root / "rounds" / f"{number:02d}"
-
 
 def final(stage: Path) -> Path:
-    """Where a stage or round puts the parameters that it delivers; there only when it is finished."""
-    return stage / "final"
+    """The parameters that a stage or round delivers; they are there only once it is finished."""
+    return stage / FINAL
 
 
 def is_delivered(stage: Path) -> bool:
@@ -107,7 +78,7 @@ def is_delivered(stage: Path) -> bool:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content` so that a reader, or a crash, sees the old file or the new one."""
+    """Writes `content` on process 0; a reader, or a crash, sees the old file or the new one."""
     if processes.is_first():
         paths.write_json(path, content)
 
@@ -121,7 +92,7 @@ def read_json(path: Path) -> Any:
 
 
 def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
-    """Checks that the directory belongs to this config, or makes it so.
+    """Checks that the directory holds a run of this config, or begins one there.
 
     Args:
       root: the directory; made if missing.
@@ -154,7 +125,7 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
 
 
 def _stored_config(workdir: Workdir) -> dict[str, Any]:
-    """What the run was begun with; fields that came later have their defaults, which change nothing."""
+    """What the run was begun with; fields that it lacks, because they are newer, have their defaults."""
     content = read_json(workdir.config)
     stored = content.get("config") if isinstance(content, dict) else None
     if not isinstance(stored, dict):
@@ -165,9 +136,6 @@ def _stored_config(workdir: Workdir) -> dict[str, Any]:
         return stored
 
 
-LOCK = ".lock"
-
-
 def _owner() -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     return f"process {os.getpid()} on {socket.gethostname()} since {since}"
@@ -175,9 +143,9 @@ def _owner() -> str:
 
 @contextlib.contextmanager
 def lock(root: Path) -> Iterator[None]:
-    """Holds the directory for this process; released by the operating system however it ends.
+    """Holds the directory for this process, until the operating system releases it, however it ends.
 
-    In a bucket, which has no such locks, see `experiments.stages.lease`.
+    Buckets have no such locks; there it is a lease, which must be renewed.
 
     Raises:
       UserError: another process holds it.

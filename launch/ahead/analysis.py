@@ -1,4 +1,4 @@
-"""From a compiled program to what a user wants to know: does it fit, how fast, and what is the limit."""
+"""What a compiled program costs: whether it fits, how fast it can be, and what limits it."""
 
 import dataclasses
 import math
@@ -49,11 +49,11 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
     try:
         compiled = program.lower().compile()
     except Exception as error:
-        found = next(filter(None, (form.search(str(error)) for form in _NEEDED)), None)
-        if found is None:
+        size = next(filter(None, (form.search(str(error)) for form in _NEEDED)), None)
+        if size is None:
             raise
         seconds = time.perf_counter() - began
-        needed = float(found[1]) * _UNIT[found[2]]
+        needed = float(size[1]) * _UNIT[size[2]]
         record |= {"fits": False, "peak_bytes": needed, "compile_seconds": seconds}
         return Analysis(record, False)
     seconds = time.perf_counter() - began
@@ -64,7 +64,7 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
     )
-    cost = hlo.Program(
+    cost = hlo.Module(
         compiled.as_text(), tuple(mesh.shape), tuple(mesh.shape.values()), program.turns_of
     ).cost()
     expected = program.flops + program.recomputed
@@ -81,7 +81,7 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
             "recomputed": program.recomputed,
             "counted_over_expected": cost.flops / expected,
         },
-        # How much goes through memory is a matter of fusions: another compiler's say nothing.
+        # Memory traffic depends on fusions, so another compiler's tell nothing.
         "memory_traffic_bytes": None if topology.stand_in else cost.bytes,
         "collectives": _collectives(cost, topology),
     }
@@ -118,20 +118,18 @@ def predict(record: Record, program: Program, topology: Topology) -> Record:
 
 
 def _collectives(cost: hlo.Cost, topology: Topology) -> list[Record]:
-    entries = []
-    for what, sent in sorted(cost.sent.items(), key=lambda item: -item[1]):
-        entries.append(
-            {
-                "kind": what.kind,
-                "axes": list(what.axes),
-                "devices": what.group,
-                "calls": cost.count[what],
-                "bytes": cost.data[what],
-                "sent_bytes": sent,
-                "seconds": sent / _bandwidth(topology, what.group),
-            }
-        )
-    return entries
+    return [
+        {
+            "kind": what.kind,
+            "axes": list(what.axes),
+            "devices": what.group,
+            "calls": cost.count[what],
+            "bytes": cost.data[what],
+            "sent_bytes": sent,
+            "seconds": sent / _bandwidth(topology, what.group),
+        }
+        for what, sent in sorted(cost.sent.items(), key=lambda item: -item[1])
+    ]
 
 
 def _bandwidth(topology: Topology, group: int) -> float:

@@ -103,7 +103,7 @@ class Cost:
 Turns = Callable[[Instruction], float]
 
 
-class Program:
+class Module:
     """A compiled module.
 
     Args:
@@ -116,10 +116,10 @@ class Program:
         self.computations, self.entry = parse(text)
         self._axes, self._sizes, self._turns = tuple(axes), tuple(sizes), turns
         self._chains = collections.Counter(
-            found[0]
+            match[0]
             for body in self.computations.values()
             for i in body
-            if (found := _CHAIN.search(i.attributes))
+            if (match := _CHAIN.search(i.attributes))
         )
         self._cost = functools.lru_cache(maxsize=None)(self._computation_cost)
 
@@ -230,7 +230,7 @@ class Program:
     def _fusion_traffic(self, name: str, operands: list[Instruction]) -> float:
         """A slice of an operand costs the slice alone, and an update in place what it writes.
 
-        So of the parameters of all layers that a scanned block is given, its own count.
+        A scanned block is given the parameters of all layers, of which only its own are counted thus.
         """
         body = self.computations[name]
         table = {inner.name: inner for inner in body}
@@ -309,8 +309,7 @@ def kernel_flops(i: Instruction, table: dict[str, Instruction]) -> float:
     if not products:
         return 0.0
     # The kernels' other operands of so many dimensions are integers: which blocks the mask leaves.
-    found = [shape for name in i.operands for shape in table[name].shapes]
-    shapes = [shape for shape in found if "f" in shape.dtype]
+    shapes = [s for name in i.operands for s in table[name].shapes if "f" in s.dtype]
     # [batch, heads, length, kv]; a batch of one is left out.
     query = next(shape for rank in (4, 3) for shape in shapes if len(shape.dims) == rank)
     return products * 2.0 * query.elements * query.dims[-2]
@@ -331,8 +330,8 @@ def convolution_flops(i: Instruction, table: dict[str, Instruction]) -> float:
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
     assert labels is not None, i
     inputs, kernel, outputs = labels[1], labels[2], labels[3]
-    found = re.search(r"window={([^}]*)}", i.attributes)
-    window = dict(re.findall(r"(\w+)=([\w\-x]+)", found[1])) if found else {}
+    match = re.search(r"window={([^}]*)}", i.attributes)
+    window = dict(re.findall(r"(\w+)=([\w\-x]+)", match[1])) if match else {}
     spatial = sorted(c for c in kernel if c.isdigit())
     pairs = 1
     for position, label in enumerate(spatial):

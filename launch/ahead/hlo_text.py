@@ -58,12 +58,12 @@ class Instruction:
 
     def called(self, *keys: str) -> list[str]:
         """Names of the computations under these attributes."""
-        found = []
+        names = []
         for key in keys:
             match = re.search(rf"\b{key}=(?:{{([^}}]*)}}|%?([\w.\-]+))", self.attributes)
             if match:
-                found += [n.strip().lstrip("%") for n in (match[1] or match[2]).split(",")]
-        return found
+                names += [n.strip().lstrip("%") for n in (match[1] or match[2]).split(",")]
+        return names
 
 
 def device_groups(attributes: str, devices: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion import sampler
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig, flops
 from sdtt_jax.networks.config import of_same_size
 from sdtt_jax.networks.kinds import Network
@@ -23,8 +24,7 @@ from sdtt_jax.ops import head_loss as fused
 from sdtt_jax.ops import rows
 from sdtt_jax.parallel.mesh import BATCH_AXES, RULES, check_batch_size, use_mesh
 from sdtt_jax.parallel.placement import batch_sharding, replicated, tree_shardings, unbox
-from sdtt_jax.training.optimizers import make_optimizer
-from sdtt_jax.training.state import abstract_state
+from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import make_train_step
 
 KINDS = ("distill", "teacher", "sample")
@@ -99,19 +99,17 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
     train = config.distill.train if distills else config.teacher.train
     diffusion = MaskedDiffusion(denoiser, make_schedule(config.schedule))
     init = functools.partial(denoiser.init, jax.random.key(0))
-    optimizer = make_optimizer(train.optimizer, train.num_steps)
     context: Tree = {}
     if distills:
-        teacher = unbox(jax.eval_shape(init))
-        context = {"teacher_params": teacher, "dt": jax.ShapeDtypeStruct((), jnp.float32)}
-    ema = train.ema_decay > 0
-    state = abstract_state(init, optimizer, mesh, context=context, ema=ema)
+        student = jax.eval_shape(lambda: next_round(config.distill, Student(unbox(init())), 1))
+        context = student.context
+    state = StateSpec(train, mesh).abstract(init, context)
     loss = (
         distill_loss(diffusion, config.distill)
         if distills
         else teacher_loss(diffusion, config.teacher)
     )
-    step = make_train_step(loss, optimizer, train)
+    step = make_train_step(loss, train)
     tokens = _tokens(batch, denoiser.config, mesh)
 
     def lower() -> Any:

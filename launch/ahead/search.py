@@ -22,7 +22,7 @@ COMPILATIONS = 4
 ROOM = 0.1
 MESHES = 2
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Iterator[Mesh]:
@@ -31,7 +31,7 @@ def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Ite
     Parameters are replicated, or split over whole dimensions of the torus; tensor parallelism, which
     communicates within every layer, is tried only where that is not enough.
     """
-    count, found = topology.chips, 0
+    count, any_fits = topology.chips, False
     splits = sorted({math.prod(topology.sides[:k]) for k in range(len(topology.sides) + 1)})
     for model in (1, 2, 4, 8):
         for fsdp in splits:
@@ -43,9 +43,9 @@ def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Ite
             except ConfigError:
                 continue  # a size of the model that this mesh does not divide
             if state < (1 - ROOM) * topology.chip.usable:
-                found += 1
+                any_fits = True
                 yield mesh
-        if found:
+        if any_fits:
             return
 
 
@@ -55,43 +55,43 @@ def search(
     topology: Topology,
     devices: Sequence[Any],
     num_steps: int,
-    say: Say,
+    log: Log,
     seconds: float,
 ) -> list[Analysis]:
-    """Analyses of the largest batch of each mesh that was tried, the best first.
+    """Analyses of the largest batch on each mesh that was tried, the best first.
 
     The best takes the least time per token if nothing overlaps: with perfect overlap most meshes would be
     equal, bound by computing.
 
     Args:
-      kind: which program.
-      config: the run's.
+      kind: the program, one of `launch.ahead.programs.ALL`.
+      config: of the run.
       topology, devices: the slice.
-      num_steps: of the sampler.
-      say: told what begins.
-      seconds: no compilation is begun after them, once a batch that fits is known.
+      num_steps: sampling steps.
+      log: called with a line when a compilation begins.
+      seconds: after so many no further compilation begins, once a batch that fits is known.
 
     Raises:
       ConfigError: the state fits on no mesh.
     """
     began = time.monotonic()
-    found: list[Analysis] = []
+    analyses: list[Analysis] = []
 
     def in_time() -> bool:
-        return not found or time.monotonic() - began < seconds
+        return not analyses or time.monotonic() - began < seconds
 
     for number, mesh in enumerate(meshes(config, topology, devices)):
         if number == MESHES or not in_time():
             break
-        best = largest_batch(kind, config, topology, mesh, num_steps, say, in_time)
+        best = largest_batch(kind, config, topology, mesh, num_steps, log, in_time)
         if best is not None:
-            found.append(best)
-    if not found:
+            analyses.append(best)
+    if not analyses:
         raise ConfigError(
             f"Parameters, optimizer, average and teacher do not fit on {topology} with any mesh; take a "
             "larger slice, or a smaller config.model."
         )
-    return sorted(found, key=_seconds_per_token)
+    return sorted(analyses, key=_seconds_per_token)
 
 
 def largest_batch(
@@ -100,7 +100,7 @@ def largest_batch(
     topology: Topology,
     mesh: Mesh,
     num_steps: int,
-    say: Say,
+    log: Log,
     in_time: Callable[[], bool],
 ) -> Analysis | None:
     """The analysis at the largest batch per chip of `LADDER` that fits; None if none does."""
@@ -108,7 +108,7 @@ def largest_batch(
     guess: int | None = FIRST
     while guess is not None and len(tried) < COMPILATIONS and (in_time() or not _fitting(tried)):
         shape = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-        say(f"{kind} on {topology}, mesh {shape}, {guess} sequences per chip: compiling")
+        log(f"{kind} on {topology}, mesh {shape}, {guess} sequences per chip: compiling")
         tried[guess] = analyse(
             build(kind, config, mesh, guess * topology.chips, num_steps), topology, mesh
         )

@@ -1,4 +1,4 @@
-"""The facts stored beside a checkpoint's arrays: what they say, that they are whole, and whom they suit."""
+"""Checkpoint metadata: what was saved, with a digest of every leaf; written on save and verified on read."""
 
 import textwrap
 from collections.abc import Mapping
@@ -17,47 +17,47 @@ class DamagedError(Exception):
     """A stored checkpoint that does not read back as it was written."""
 
 
-def sealed(meta: dict[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """What is stored: `meta`, the type, shape and digest of every leaf, and a SHA-256 over both.
+def signed(metadata: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON that is stored: metadata, dtype, shape and digest of every leaf, and a SHA-256 over both.
 
     Raises:
       CheckpointError: a leaf is not finite.
     """
-    content = {"format": FORMAT_VERSION, "meta": meta, "leaves": describe(leaves)}
+    content = {"format": FORMAT_VERSION, "meta": dict(metadata), "leaves": describe(leaves)}
     return content | {"sha256": canonical_sha256(content)}
 
 
-def read_meta(content: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`(meta, leaves)` of what `sealed` made, checked.
+def verified(content: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`(metadata, leaves)` of the JSON that `signed` made.
 
     Args:
-      content: the JSON that was stored.
+      content: what was stored.
       path: named in errors.
 
     Raises:
-      DamagedError: it was altered, or is not of this form at all.
-      MismatchError: it is of another format.
+      DamagedError: it was altered, or does not have this form at all.
+      MismatchError: it has another format version.
     """
     try:
         rest = dict(content)
-        seal = rest.pop("sha256")
-        version, meta, table = rest["format"], dict(rest["meta"]), dict(rest["leaves"])
+        sha256 = rest.pop("sha256")
+        version, metadata, leaves = rest["format"], dict(rest["meta"]), dict(rest["leaves"])
     except (TypeError, ValueError, KeyError) as error:
-        raise DamagedError(f"its meta file is not of the expected form: {brief(error)}") from error
-    if seal != canonical_sha256(rest):
-        raise DamagedError("its meta file was altered")
+        raise DamagedError(f"its metadata do not have the expected form: {brief(error)}") from error
+    if sha256 != canonical_sha256(rest):
+        raise DamagedError("its metadata were altered")
     if version != FORMAT_VERSION:
         raise MismatchError(
             f"Checkpoint {path} has format {version}; this version reads format {FORMAT_VERSION}."
         )
-    # The seal finds accidents; a file that somebody made on purpose has a good one.
-    for name, entry in table.items():
-        if not _is_description(entry):
-            raise DamagedError(f"its meta file describes no array in {name}")
-    return meta, table
+    # The hash finds accidents; metadata that somebody wrote on purpose have a good one.
+    for name, entry in leaves.items():
+        if not _describes_an_array(entry):
+            raise DamagedError(f"its metadata describe no array in {name}")
+    return metadata, leaves
 
 
-def _is_description(entry: Any) -> bool:
+def _describes_an_array(entry: Any) -> bool:
     """Whether this is `[dtype, shape, digest]`."""
     try:
         dtype, shape, digest = entry
@@ -69,33 +69,33 @@ def _is_description(entry: Any) -> bool:
         return False
 
 
-def compare(
-    table: Mapping[str, Any], wanted: Mapping[str, Any], shapes: Mapping[str, Any], path: Path
+def require_same_leaves(
+    stored: Mapping[str, Any], wanted: Mapping[str, Any], path: Path, *, typed: bool = True
 ) -> None:
     """Checks that a checkpoint has the leaves of a model.
 
     Args:
-      table: `leaves` of `read_meta`.
-      wanted: something for every leaf of the model, by path.
-      shapes: a `jax.ShapeDtypeStruct` for each of them, or None where any type will do.
-      path: named in errors.
+      stored: `[dtype, shape, digest]` of every leaf of the checkpoint, by path.
+      wanted: every leaf of the model by path, with dtype and shape if `typed`.
+      path: of the checkpoint, named in errors.
+      typed: compare dtypes and shapes too.
 
     Raises:
-      MismatchError: naming the first leaf that is missing, or of another type or shape.
+      MismatchError: naming the first leaf that is missing, too many, or of another dtype or shape.
     """
-    for name in sorted(set(table) | set(wanted)):
-        if name not in table:
+    for name in sorted(set(stored) | set(wanted)):
+        if name not in stored:
             raise MismatchError(f"{path} is a checkpoint of another model: it has no {name}.")
         if name not in wanted:
             raise MismatchError(f"{path} is a checkpoint of another model: only it has {name}.")
-        if shapes[name] is None:
+        if not typed:
             continue
-        stored = (table[name][0], tuple(table[name][1]))
-        asked = (str(shapes[name].dtype), tuple(shapes[name].shape))
-        if stored != asked:
+        there = (stored[name][0], tuple(stored[name][1]))
+        here = (str(wanted[name].dtype), tuple(wanted[name].shape))
+        if there != here:
             raise MismatchError(
                 f"{path} is a checkpoint of another model: its {name} is "
-                f"{stored[0]}{list(stored[1])}, this model's is {asked[0]}{list(asked[1])}."
+                f"{there[0]}{list(there[1])}, this model's is {here[0]}{list(here[1])}."
             )
 
 

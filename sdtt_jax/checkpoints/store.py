@@ -1,8 +1,8 @@
-"""Checkpoints by step, that are verified when read, and the final parameters of a stage.
+"""Checkpoints by step, verified when they are read, and the final parameters of a stage.
 
-Storage is Orbax. What is added here: digests of every leaf (Orbax restores flipped bits without a
-word), the difference between a damaged checkpoint (the one before it is taken) and one of another
-model (an error), and that a step that cannot be read never stands in the way of later saves.
+Orbax stores them. What is added here: a digest of every leaf (Orbax restores flipped bits without a
+word); a damaged checkpoint is told from one of another model (the one before it is taken; an error);
+and a step that cannot be read never blocks later saves.
 """
 
 import contextlib
@@ -18,7 +18,13 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from sdtt_jax.checkpoints.digests import describe, params_digest
-from sdtt_jax.checkpoints.metadata import DamagedError, brief, compare, read_meta, sealed
+from sdtt_jax.checkpoints.metadata import (
+    DamagedError,
+    brief,
+    require_same_leaves,
+    signed,
+    verified,
+)
 from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import absolute, is_remote
@@ -38,7 +44,7 @@ class Checkpoints:
       directory: made if missing.
       keep: how many of the latest to keep.
       keep_every: also keep every step that this divides; 0 for none.
-      meta: JSON-ready facts stored with every checkpoint (config fingerprint, stage, round).
+      metadata: JSON-ready, stored with every checkpoint (config fingerprint, stage, round).
       max_failed_saves: consecutive failed saves after which `save` raises instead of logging.
 
     Attributes:
@@ -52,11 +58,11 @@ class Checkpoints:
         *,
         keep: int = 2,
         keep_every: int = 0,
-        meta: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
         max_failed_saves: int = 3,
     ):
         self.directory = absolute(directory)
-        self.meta = dict(meta or {})
+        self.metadata = dict(metadata or {})
         self.failed_saves = 0
         self.seconds = 0.0
         self._max_failed_saves = max_failed_saves
@@ -115,11 +121,12 @@ class Checkpoints:
         step = int(jax.device_get(state.step))
         if step in self.steps:
             return False
-        meta = sealed(self.meta | {"step": step}, leaves)
+        content = {
+            "state": nested(leaves),
+            "meta": signed(self.metadata | {"step": step}, leaves),
+        }
         try:
-            response = self._orbax.save_checkpointables_async(
-                step, {"state": nested(leaves), "meta": meta}
-            )
+            response = self._orbax.save_checkpointables_async(step, content)
         except Exception as error:  # Orbax, TensorStore and the file system each raise their own.
             self._failed(step, error)
             return False
@@ -127,7 +134,8 @@ class Checkpoints:
         return response is not None
 
     def wait(self) -> None:
-        """Waits for the save under way; a failure is logged and counted, see `max_failed_saves`."""
+        """Waits for the save under way; if it failed, that is logged and counted, and an error after
+        `max_failed_saves` of them."""
         with self._timed():
             self._wait()
 
@@ -150,8 +158,8 @@ class Checkpoints:
             self.seconds += time.monotonic() - began
 
     def _refuse_if_removed(self) -> None:
-        # Orbax makes it anew, and the run would go on into a directory that somebody removed: so it is
-        # the one that was opened that is asked for its links.
+        # Orbax would make it anew, and the run would go on writing into a directory that somebody removed.
+        # A removed directory has no links, but keeps answering to whoever has it open.
         if self._handle is not None and os.fstat(self._handle).st_nlink == 0:
             raise CheckpointError(
                 f"{self.directory} was removed while the run was writing to it; run the same command to "
@@ -170,14 +178,14 @@ class Checkpoints:
         Later ones that are damaged are moved to `corrupt/`, with a warning each.
 
         Args:
-          abstract: tree of `jax.ShapeDtypeStruct` with shardings, e.g. `abstract_state(...)`; the
-            mesh may differ from the one that saved.
-          expect: facts of `meta` that must be equal, e.g. `{"fingerprint": …}`; one that the checkpoint
-            does not have was not written yet by the version that made it.
+          abstract: tree of `jax.ShapeDtypeStruct` with shardings, e.g. from `StateSpec.abstract`; the mesh
+            may differ from the one that saved.
+          expect: metadata that must be equal, e.g. `{"fingerprint": …}`; a field that the checkpoint lacks
+            is not compared, since the version that made it did not write it yet.
           before: look only at steps below this one.
 
         Returns:
-          `(state, meta)`, or None if nothing was ever saved here.
+          `(state, metadata)`, or None if nothing was ever saved here.
 
         Raises:
           CheckpointError: every checkpoint is damaged.
@@ -206,8 +214,8 @@ class Checkpoints:
         return None
 
     def _move_aside(self, damaged: Mapping[int, Exception]) -> None:
-        # They are moved, because Orbax silently skips every save at a step below the latest one on
-        # disk, and kept, because they are evidence.
+        # Moved, because Orbax silently skips every save at a step below the latest one on disk; kept,
+        # because they are evidence.
         if not damaged:
             return
         if processes.is_first():
@@ -228,8 +236,8 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> None:
         self.failed_saves += 1
         LOG.warning("Saving step %d in %s failed: %s", step, self.directory, error)
-        # Orbax raises the error of a background save once in every thread that waits for it: here, or the
-        # next save and the closing would fail with it again.
+        # Orbax raises the error of a background save once in every thread that waits for it. Waiting here
+        # takes it out of the way of the next save and of closing.
         with contextlib.suppress(Exception):
             self._orbax.wait()
         with contextlib.suppress(OSError):  # The directory itself may be what is gone.
@@ -242,20 +250,20 @@ class Checkpoints:
 
 
 def save_params(
-    directory: str | os.PathLike[str], params: Tree, meta: Mapping[str, Any] | None = None
+    directory: str | os.PathLike[str], params: Tree, metadata: Mapping[str, Any] | None = None
 ) -> None:
     """Writes the parameters that a stage delivers; replaces what was there.
 
     Args:
       directory: e.g. `DIR/rounds/01/final`.
       params: nested dict of arrays.
-      meta: JSON-ready facts to store beside them, e.g. the network's config.
+      metadata: JSON-ready, stored beside them, e.g. the network's config.
 
     Raises:
       CheckpointError: a leaf is not finite, or writing failed.
     """
     leaves = flat_leaves(params)
-    content = {"params": nested(leaves), "meta": sealed(dict(meta or {}), leaves)}
+    content = {"params": nested(leaves), "meta": signed(metadata or {}, leaves)}
     try:
         with _context():
             ocp.save_checkpointables(absolute(directory), content, overwrite=True)
@@ -271,11 +279,11 @@ def load_params(
 
     Args:
       directory: as given to `save_params`.
-      shardings: a sharding for all leaves or a tree of them, or a function that makes it from the facts
-        stored beside them; the first device if None. Each process reads the pieces of its devices.
+      shardings: a sharding for all leaves or a tree of them, or a function that makes it from the
+        metadata; the first device if None. Each process reads the pieces of its devices.
 
     Returns:
-      `(params, meta)`: a nested dict of arrays and the facts stored beside them.
+      `(params, metadata)`: a nested dict of arrays, and what was stored beside them.
 
     Raises:
       CheckpointError: nothing there, or it is damaged.
@@ -284,21 +292,21 @@ def load_params(
     if not path.is_dir():
         raise CheckpointError(f"There are no parameters at {directory}.")
     try:
-        meta, table = _stored_meta(path)
+        metadata, table = _stored_metadata(path)
         shapes = {p: jax.ShapeDtypeStruct(s, jax.numpy.dtype(d)) for p, (d, s, _) in table.items()}
         if callable(shardings):
-            shardings = shardings(meta)
+            shardings = shardings(metadata)
         if shardings is None or isinstance(shardings, jax.sharding.Sharding):
             one = shardings or SingleDeviceSharding(jax.local_devices()[0])
             placement = dict.fromkeys(shapes, one)
         else:
             placement = flat_leaves(shardings)
-        compare(table, placement, dict.fromkeys(placement), path)
+        require_same_leaves(table, placement, path, typed=False)
         abstract = {
             p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement[p])
             for p, x in shapes.items()
         }
-        return nested(_read_leaves(path, "params", abstract, table)), meta
+        return nested(_read_leaves(path, "params", abstract, table)), metadata
     except DamagedError as error:
         raise CheckpointError(f"The parameters at {directory} are damaged: {error}.") from error
 
@@ -312,8 +320,7 @@ def _kept(keep: int, keep_every: int) -> Any:
 
 
 def _context() -> ocp.Context:
-    # Left to itself Orbax stores a dict of numbers as arrays; this keeps `meta` one readable JSON
-    # file.
+    # Left to itself Orbax stores a dict of numbers as arrays; this keeps "meta" a readable JSON file.
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
     context = ocp.Context()
@@ -322,27 +329,27 @@ def _context() -> ocp.Context:
 
 
 def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:
-    meta, table = _stored_meta(path)
+    metadata, table = _stored_metadata(path)
     for field, wanted in expect.items():
-        if meta.get(field, wanted) != wanted:
+        if metadata.get(field, wanted) != wanted:
             raise MismatchError(
-                f"Checkpoint {path} belongs to another run: its {field} is {meta[field]!r}, "
+                f"Checkpoint {path} belongs to another run: its {field} is {metadata[field]!r}, "
                 f"this run's is {wanted!r}."
             )
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)]
     leaves, structure = jax.tree.flatten(abstract)
     wanted_leaves = dict(zip(names, leaves, strict=True))
-    compare(table, wanted_leaves, wanted_leaves, path)
+    require_same_leaves(table, wanted_leaves, path)
     restored = _read_leaves(path, "state", wanted_leaves, table)
-    return jax.tree.unflatten(structure, [restored[name] for name in names]), meta
+    return jax.tree.unflatten(structure, [restored[name] for name in names]), metadata
 
 
-def _stored_meta(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _stored_metadata(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         content = ocp.load_checkpointables(path, {"meta": None})["meta"]
     except Exception as error:
-        raise DamagedError(f"its meta file cannot be read: {brief(error)}") from error
-    return read_meta(content, path)
+        raise DamagedError(f"its metadata cannot be read: {brief(error)}") from error
+    return verified(content, path)
 
 
 def _read_leaves(
@@ -352,7 +359,7 @@ def _read_leaves(
         tree = ocp.load_checkpointables(path, {item: nested(abstract)})[item]
         leaves = flat_leaves(tree)
         found = describe(leaves)
-    except Exception as error:  # At least six types, see the tests of damage.
+    except Exception as error:  # At least six types of it.
         raise DamagedError(f"it cannot be read: {brief(error)}") from error
     for name, (_, _, digest) in table.items():
         if found[name][2] != digest:

@@ -1,13 +1,14 @@
 """The corpora: one table, from name to reader, for training and for evaluation."""
 
 import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-from sdtt_jax.config import require
+from sdtt_jax.config import choose, require
 from sdtt_jax.data.config import DataConfig
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.embedded import bible_chapters
@@ -25,55 +26,21 @@ _SPACE = re.compile(r"\s+")
 Track = Callable[[Iterable[str], str, int], Iterable[str]]
 
 
-class Source(Protocol):
-    """Where the texts of a corpus are."""
-
-    def texts(self, name: str, split: str, folder: Path | None) -> Iterator[str]:
-        """The texts of a split as they are; from `folder` where one is given."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Embedded:
-    """A text that comes with an installed package, whole: a function that starts a pass over it."""
-
-    documents: Callable[[], Iterator[str]]
-
-    def texts(self, name: str, split: str, folder: Path | None) -> Iterator[str]:
-        """The documents; there is one split and no folder."""
-        del split
-        require(folder is None, f"{name} comes with this library; give no folder of its files.")
-        return self.documents()
-
-
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """The user's own files, with the field that holds their text."""
-
-    paths: tuple[Path, ...]
-    text_field: str
-
-    def texts(self, name: str, split: str, folder: Path | None) -> Iterator[str]:
-        """The documents of all files; there is one split and no folder."""
-        del split
-        require(folder is None, f"{name} is read from its own path; give no folder beside it.")
-        return read_files(self.paths, self.text_field)
-
-
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """A text, and what has to be known to read it.
 
     Attributes:
       name: what `data.corpus` and `--held_out` call it.
-      source: where its texts are. A text is a row of its files: a sentence of PTB, a line of WikiText, an
-        article elsewhere.
+      source: where its texts are: a function that starts a pass over them, or a published data set. A text is
+        a row of the set's files: a sentence of PTB, a line of WikiText, an article elsewhere.
       splits: names of its splits; one, "train", where nobody has divided it.
       detokenize: name of its detokenizer in `DETOKENIZERS`.
       licence: as its publisher states it.
     """
 
     name: str
-    source: Source
+    source: Callable[[], Iterator[str]] | Published
     splits: tuple[str, ...] = (TRAIN,)
     detokenize: str = "none"
     licence: str = "not stated"
@@ -83,13 +50,32 @@ class Corpus:
         """Its own split for evaluation, or None if it has none."""
         return next((split for split in (VALIDATION, TEST) if split in self.splits), None)
 
+    def texts(self, split: str, folder: Path | None = None) -> Iterator[str]:
+        """The texts of a split as they are, from `folder` or wherever they are found.
+
+        Raises:
+          ConfigError: no such split, or the corpus is none whose files lie in a folder.
+        """
+        choose(f"split of {self.name}", split, self.splits)
+        if isinstance(self.source, Published):
+            return self.source.texts(self.name, split, folder)
+        require(folder is None, f"{self.name} is no published corpus; give no folder of its files.")
+        return self.source()
+
 
 _ALL = (TRAIN, VALIDATION, TEST)
 _WIKIPEDIA = "CC BY-SA 3.0"
+
+
+def _published(repo: str, config: str, text_field: str = "text", **fields: Any) -> Published:
+    """A data set in the hub's own conversion to Parquet."""
+    return Published(repo, f"{config}/{{split}}/*.parquet", text_field, **fields)
+
+
 CORPORA: dict[str, Corpus] = {
     corpus.name: corpus
     for corpus in (
-        Corpus("world_english_bible", Embedded(bible_chapters), licence="public domain"),
+        Corpus("world_english_bible", bible_chapters, licence="public domain"),
         Corpus(
             "openwebtext",
             # Of so large a set the hub converts a part only, so its own files are taken.
@@ -103,63 +89,48 @@ CORPORA: dict[str, Corpus] = {
         ),
         Corpus(
             "ptb",
-            Published("ptb-text-only/ptb_text_only", "penn_treebank/{split}/*.parquet", "sentence"),
+            _published("ptb-text-only/ptb_text_only", "penn_treebank", "sentence"),
             _ALL,
             detokenize="ptb",
             licence="of the Linguistic Data Consortium",
         ),
-        Corpus(
-            "wikitext2",
-            Published("Salesforce/wikitext", "wikitext-2-raw-v1/{split}/*.parquet"),
-            _ALL,
-            detokenize="wikitext",
-            licence=_WIKIPEDIA,
-        ),
-        Corpus(
-            "wikitext103",
-            Published("Salesforce/wikitext", "wikitext-103-raw-v1/{split}/*.parquet"),
-            _ALL,
-            detokenize="wikitext",
-            licence=_WIKIPEDIA,
+        *(
+            Corpus(name, _published("Salesforce/wikitext", config), _ALL, "wikitext", _WIKIPEDIA)
+            for name, config in (
+                ("wikitext2", "wikitext-2-raw-v1"),
+                ("wikitext103", "wikitext-103-raw-v1"),
+            )
         ),
         Corpus(
             "lm1b",
-            Published("dvruette/lm1b", "default/{split}/*.parquet", tfds=("lm1b", "text")),
+            _published("dvruette/lm1b", "default", tfds=("lm1b", "text")),
             (TRAIN, TEST),
             detokenize="lm1b",
         ),
         Corpus(
             "lambada",
-            Published(
-                "EleutherAI/lambada_openai",
-                "default/{split}/*.parquet",
-                tfds=("lambada", "passage"),
-            ),
+            _published("EleutherAI/lambada_openai", "default", tfds=("lambada", "passage")),
             (TEST,),
             detokenize="lambada",
             licence="MIT",
         ),
         Corpus(
             "ag_news",
-            Published(
-                "fancyzhx/ag_news",
-                "default/{split}/*.parquet",
-                tfds=("ag_news_subset", "description"),
-            ),
+            _published("fancyzhx/ag_news", "default", tfds=("ag_news_subset", "description")),
             (TRAIN, TEST),
         ),
         Corpus(
             "wiki40b",
-            Published("google/wiki40b", "en/{split}/*.parquet", tfds=("wiki40b/en", "text")),
+            _published("google/wiki40b", "en", tfds=("wiki40b/en", "text")),
             _ALL,
             licence=_WIKIPEDIA,
         ),
         *(
             Corpus(
                 name,
-                Published(
+                _published(
                     "armanc/scientific_papers",
-                    f"{name}/{{split}}/*.parquet",
+                    name,
                     "article",
                     tfds=(f"scientific_papers/{name}", "article"),
                 ),
@@ -191,7 +162,7 @@ def find_corpus(name: str, text_field: str = "text") -> Corpus:
             f"data.corpus: {name} does not exist; give the path of a {', '.join(SUFFIXES)} file or of a "
             f"folder of them, or one of the known corpora: {', '.join(CORPORA)}."
         )
-    return Corpus(name, Files(tuple(find_files(path)), text_field))
+    return Corpus(name, functools.partial(read_files, find_files(path), text_field))
 
 
 def documents(
@@ -210,14 +181,10 @@ def documents(
       DataError: the text is nowhere, or a file is empty, damaged, not UTF-8, or lacks the text field.
     """
     corpus = find_corpus(config.corpus, config.text_field)
-    if split not in corpus.splits:
-        raise ConfigError(
-            f"{corpus.name} has no split {split!r}; it has {', '.join(corpus.splits)}."
-        )
     own = corpus.detokenize if config.detokenize == "none" else config.detokenize
     detokenize, normalize = DETOKENIZERS[own], NORMALIZERS[config.normalize]
     empty = True
-    for text in corpus.source.texts(corpus.name, split, None if folder is None else Path(folder)):
+    for text in corpus.texts(split, None if folder is None else Path(folder)):
         text = normalize(detokenize(text))
         if text.strip():
             empty = False

@@ -5,6 +5,7 @@ practice goes back to GPT-2). Each corpus has its own conventions, so each has i
 rewrites, applied in order.
 """
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 
@@ -74,7 +75,8 @@ _LM1B = _rules(
     _OPENING,
 )
 
-_LAMBADA = _rules((r"[“”]|``|''", '"'))
+# GPT-2's evaluation also puts a newline before each text; here that is left to whoever scores it.
+_LAMBADA = _rules((r"[“”]|``|''", '"'), (r"^\s+|\s+$", ""))
 
 _SCIENTIFIC = _rules(
     _CONTRACTIONS,
@@ -86,44 +88,20 @@ _SCIENTIFIC = _rules(
 )
 
 
-def identity(text: str) -> str:
-    """Running text already."""
-    return text
-
-
-def ptb(text: str) -> str:
-    """Penn Treebank: brackets, quotes, contractions; N becomes 1, and `<unk>` stays."""
-    return _apply(_PTB, text)
-
-
-def wikitext(text: str) -> str:
-    """WikiText: `@-@`, `@,@` and `@.@`, headings, quotes, spacing; N becomes 1."""
-    return _apply(_WIKITEXT, text)
-
-
-def lm1b(text: str) -> str:
-    """One Billion Words: spacing, contractions, hyphens and addresses."""
-    return _apply(_LM1B, text)
-
-
-def lambada(text: str) -> str:
-    """LAMBADA: typographic and doubled quotes become straight ones; the rest stays.
-
-    GPT-2's evaluation also puts a newline before each text; that is the scorer's affair.
-    """
-    return _apply(_LAMBADA, text).strip()
-
-
-def scientific_papers(text: str) -> str:
-    """The arXiv and PubMed corpora of `scientific_papers`: spacing and line ends."""
-    return _apply(_SCIENTIFIC, text)
+def _undo(rules: Rules) -> Callable[[str], str]:
+    return functools.partial(_apply, rules)
 
 
 DETOKENIZERS: dict[str, Callable[[str], str]] = {
-    "none": identity,
-    "ptb": ptb,
-    "wikitext": wikitext,
-    "lm1b": lm1b,
-    "lambada": lambada,
-    "scientific_papers": scientific_papers,
+    "none": str,
+    # Penn Treebank: brackets, quotes, contractions; N becomes 1, and `<unk>` stays.
+    "ptb": _undo(_PTB),
+    # WikiText: `@-@`, `@,@` and `@.@`, headings, quotes, spacing; N becomes 1.
+    "wikitext": _undo(_WIKITEXT),
+    # One Billion Words: spacing, contractions, hyphens and addresses.
+    "lm1b": _undo(_LM1B),
+    # LAMBADA: typographic and doubled quotes become straight ones.
+    "lambada": _undo(_LAMBADA),
+    # The arXiv and PubMed corpora: spacing and line ends.
+    "scientific_papers": _undo(_SCIENTIFIC),
 }

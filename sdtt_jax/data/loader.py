@@ -18,7 +18,7 @@ INFO_FILE = "info.json"
 CACHE_BYTES = 256 * 2**20
 # What ids are stored as.
 DTYPES = ("uint16", "int32")
-AGAIN = "remove the data folder and prepare the data again"
+PREPARE_AGAIN = "remove the data folder and prepare the data again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ class _Records:
         if len(self._source) != self._size:
             raise DataError(
                 f"{directory} holds {len(self._source)} records in its {shards[0].split} shards "
-                f"instead of {self._size}; {AGAIN}."
+                f"instead of {self._size}; {PREPARE_AGAIN}."
             )
 
     def __len__(self) -> int:
@@ -118,10 +118,10 @@ class _Records:
     def _check(self, shard: Shard) -> None:
         path = self._directory / shard.path
         if not path.is_file():
-            raise DataError(f"{path} is missing; {AGAIN}.")
+            raise DataError(f"{path} is missing; {PREPARE_AGAIN}.")
         if path.stat().st_size != shard.bytes:
             raise DataError(
-                f"{path} has {path.stat().st_size} bytes instead of {shard.bytes}; {AGAIN}."
+                f"{path} has {path.stat().st_size} bytes instead of {shard.bytes}; {PREPARE_AGAIN}."
             )
 
     def read(self, indices: np.ndarray) -> np.ndarray:
@@ -148,7 +148,7 @@ class _Records:
                     list(range(shard.records))
                 )
             except Exception as damage:
-                return DataError(f"{path} is damaged ({_reason(damage)}); {AGAIN}.")
+                return DataError(f"{path} is damaged ({_reason(damage)}); {PREPARE_AGAIN}.")
         return DataError(f"{self._directory} could not be read ({_reason(error)}).")
 
 
@@ -168,7 +168,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {directory} holds no prepared data.") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}); {AGAIN}.") from None
+        raise DataError(f"{path} is damaged ({error}); {PREPARE_AGAIN}.") from None
     try:
         length = content["info"]["length"]
         good = type(length) is int and length > 0 and content["dtype"] in DTYPES
@@ -177,7 +177,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     except (TypeError, KeyError):
         good = False
     if not good:
-        raise DataError(f"{path} is damaged; {AGAIN}.")
+        raise DataError(f"{path} is damaged; {PREPARE_AGAIN}.")
     return dict(content)
 
 
@@ -216,13 +216,13 @@ def open_split(directory: str | Path, split: str, cache_bytes: int = CACHE_BYTES
 
 
 def _refuse_extra(directory: Path, shards: Sequence[dict[str, Any]]) -> None:
-    """What lies beside the shards and looks like one makes it uncertain which data these are."""
+    """With a further shard beside the known ones it would be uncertain which data these are."""
     known = {directory / shard["path"] for shard in shards}
     for folder in sorted({path.parent for path in known}):
         for path in sorted(folder.glob("*.array_record*")):
             if path not in known:
                 raise DataError(
-                    f"{path} is none of the shards that {INFO_FILE} lists; move it away, or {AGAIN}."
+                    f"{path} is none of the shards that {INFO_FILE} lists; move it away, or {PREPARE_AGAIN}."
                 )
 
 
@@ -234,8 +234,10 @@ def _check_decoding(
     if len(source) != len(records):
         raise DataError(
             f"{directory} announces {len(source)} {split} records but its shards hold "
-            f"{len(records)}; {AGAIN}."
+            f"{len(records)}; {PREPARE_AGAIN}."
         )
     [decoded], [read] = source.__getitems__([0]), records.read(np.array([0]))
     if not np.array_equal(decoded["tokens"], read):
-        raise DataError(f"{directory / shards[0].path} holds records of another format; {AGAIN}.")
+        raise DataError(
+            f"{directory / shards[0].path} holds records of another format; {PREPARE_AGAIN}."
+        )

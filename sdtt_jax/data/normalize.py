@@ -6,11 +6,6 @@ from collections.abc import Callable
 _OUTSIDE_A_TO_Z = re.compile(r"[^a-z]+")
 
 
-def identity(text: str) -> str:
-    """Text as it is."""
-    return text
-
-
 def text8(text: str) -> str:
     """Lowercase; every run of anything outside a-z becomes one space; none at either end.
 
@@ -20,4 +15,4 @@ def text8(text: str) -> str:
     return _OUTSIDE_A_TO_Z.sub(" ", text.lower()).strip(" ")
 
 
-NORMALIZERS: dict[str, Callable[[str], str]] = {"none": identity, "text8": text8}
+NORMALIZERS: dict[str, Callable[[str], str]] = {"none": str, "text8": text8}

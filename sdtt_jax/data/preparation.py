@@ -18,7 +18,7 @@ from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, Track, divide, untr
 from sdtt_jax.data.loader import INFO_FILE, Shard, read_info
 from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.data.tokenizer import (
-    AGAIN,
+    PREPARE_AGAIN,
     Tokenizer,
     load_tokenizer,
     save_tokenizer,
@@ -105,7 +105,7 @@ def _finished(asked: dict[str, Any], data_dir: Path, tokenizer_dir: Path) -> Dat
     content = read_info(data_dir)
     _refuse_differences({name: content.get(name, {}) for name in asked}, asked, data_dir)
     if load_tokenizer(tokenizer_dir).digest != content.get("tokenizer_digest"):
-        raise DataError(f"{tokenizer_dir} is not the tokenizer of {data_dir}; {AGAIN}.")
+        raise DataError(f"{tokenizer_dir} is not the tokenizer of {data_dir}; {PREPARE_AGAIN}.")
     return _info_from(content, data_dir)
 
 
@@ -276,4 +276,4 @@ def _info_from(content: dict[str, Any], directory: Path) -> DataInfo:
     try:
         return DataInfo(**content["info"])
     except TypeError as error:
-        raise DataError(f"{directory / INFO_FILE} is damaged ({error}); {AGAIN}.") from None
+        raise DataError(f"{directory / INFO_FILE} is damaged ({error}); {PREPARE_AGAIN}.") from None

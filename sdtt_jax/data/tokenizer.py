@@ -28,7 +28,7 @@ MASK_PIECE = "▒"
 MODEL_FILE = "sentencepiece.model"
 CONFIG_FILE = "tokenizer.json"
 
-AGAIN = "remove the data and tokenizer folders and prepare the data again"
+PREPARE_AGAIN = "remove the data and tokenizer folders and prepare the data again"
 
 _SPACE_SYMBOL = "▁"
 # SentencePiece skips training sentences with these, so they are given to it as pieces instead.
@@ -41,7 +41,7 @@ class Tokenizer(abc.ABC):
 
     Attributes:
       config: what it was made from.
-      normalize: name of the normalisation that `encode` applies first (see `normalize.py`).
+      normalize: name, in `NORMALIZERS`, of the normalisation that `encode` applies first.
       vocab_size: number of ids, MASK not counted.
       digest: SHA-256 of its model file; equal digests, equal ids.
       bos_id, eos_id: never produced by `encode`; they come from packing only.
@@ -69,9 +69,9 @@ class Tokenizer(abc.ABC):
         return [np.asarray(row, np.int32) for row in ids]
 
     def encode_part(self, text: str) -> np.ndarray:
-        """As `encode`, for a stretch of a longer text: a space at its beginning or end is kept.
+        """Part of a longer text to int32 ids `[n]`: spaces at its beginning and end are kept.
 
-        Normalisation cuts documents at their ends; a prompt or what stands between two gaps is none.
+        Normalisation strips whole documents; a prompt, or what stands between two gaps, is none.
         """
         # Between two letters, which every normalisation leaves alone.
         normalized = NORMALIZERS[self.normalize](f"a{text}a")[1:-1]
@@ -367,16 +367,16 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {directory} holds no tokenizer.") from None
     except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
-        raise DataError(f"{path} is damaged ({error}); {AGAIN}.") from None
+        raise DataError(f"{path} is damaged ({error}); {PREPARE_AGAIN}.") from None
     if config.kind == "gpt2":
         return Gpt2Tokenizer(config, normalize)
     model = as_path(directory) / MODEL_FILE
     try:
         tokenizer = SentencePieceTokenizer(config, normalize, model.read_bytes())
     except FileNotFoundError:
-        raise DataError(f"{model} is missing; {AGAIN}.") from None
+        raise DataError(f"{model} is missing; {PREPARE_AGAIN}.") from None
     except RuntimeError:
-        raise DataError(f"{model} is damaged; {AGAIN}.") from None
+        raise DataError(f"{model} is damaged; {PREPARE_AGAIN}.") from None
     if tokenizer.digest != digest:
-        raise DataError(f"{model} is not the model that {path} describes; {AGAIN}.")
+        raise DataError(f"{model} is not the model that {path} describes; {PREPARE_AGAIN}.")
     return tokenizer

@@ -68,7 +68,7 @@ class MaskedDiffusion:
       denoiser: the network, as pure functions.
       schedule: the noise schedule.
 
-    Example:
+    Examples:
       >>> import sdtt_jax
       >>> config = sdtt_jax.DenoiserConfig(5, length=8, num_layers=1, embed_dim=16, num_heads=2)
       >>> diffusion = MaskedDiffusion(sdtt_jax.Denoiser(config), sdtt_jax.make_schedule())

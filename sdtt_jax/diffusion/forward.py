@@ -57,7 +57,7 @@ def q_xt(key: jax.Array, x0: jax.Array, move_chance: jax.Array, mask_id: int) ->
     Returns:
       `x_t: [batch, length]` int32.
 
-    Example:
+    Examples:
       >>> q_xt(jax.random.key(0), jnp.array([[1, 2], [3, 4]]), jnp.array([0.0, 1.0]), mask_id=9)
       Array([[1, 2],
              [9, 9]], dtype=int32)
@@ -98,7 +98,7 @@ def subs_log_probs(logits: jax.Array, x_t: jax.Array, mask_id: int) -> jax.Array
       `log p(x_0 | x_t)`: `[batch, length, vocab]` float32; impossible entries are about
       `NEG_INFINITY` (finite, so that 0 * log 0 is 0 in values and gradients).
 
-    Example:
+    Examples:
       >>> x_t = jnp.array([[0, 2]])  # a token of the vocabulary {0, 1}, and MASK
       >>> jnp.exp(subs_log_probs(jnp.zeros((1, 2, 3)), x_t, mask_id=2))
       Array([[[1. , 0. , 0. ],

@@ -133,7 +133,7 @@ def denoising_terms(
     Raises:
       ConfigError: `importance` is asked of a schedule that has no `importance_t`.
 
-    Example:
+    Examples:
       >>> import sdtt_jax
       >>> config = sdtt_jax.DenoiserConfig(5, length=8, num_layers=1, embed_dim=16, num_heads=2)
       >>> diffusion = sdtt_jax.MaskedDiffusion(sdtt_jax.Denoiser(config), sdtt_jax.make_schedule())

@@ -67,7 +67,7 @@ class Schedule:
 def make_schedule(config: ScheduleConfig | None = None) -> Schedule:
     """The noise schedule that `config` describes; None is log-linear, `alpha_t = 1 - (1 - eps) t`.
 
-    Example:
+    Examples:
       >>> schedule = make_schedule(ScheduleConfig(kind="linear", sigma_min=0.0, sigma_max=2.0))
       >>> float(schedule.sigma(jnp.float32(0.5)))
       1.0

@@ -21,7 +21,7 @@ def kl_bwd(student: jax.Array, target: jax.Array, num_entries: int) -> jax.Array
     Returns:
       `[...]` nats.
 
-    Example:
+    Examples:
       >>> student, target = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75]))
       >>> f"{kl_bwd(student, target, num_entries=2):.4f}"
       '0.1438'

@@ -88,7 +88,7 @@ def distillation_terms(
       `(total, count)`: `[]` float32 each, the sum of the divergence over masked positions and how many
       there are; `total / max(count, 1)` is the loss in nats per masked token.
 
-    Example:
+    Examples:
       >>> import sdtt_jax
       >>> config = sdtt_jax.DenoiserConfig(5, length=8, num_layers=1, embed_dim=16, num_heads=2)
       >>> diffusion = sdtt_jax.MaskedDiffusion(sdtt_jax.Denoiser(config), sdtt_jax.make_schedule())

@@ -1,9 +1,23 @@
-"""The rounds of SDTT: each halves the number of steps (arXiv 2410.21035, section 3)."""
+"""The outer loop of SDTT (arXiv 2410.21035, algorithm 2): round after round, the student becomes the teacher.
+
+Each round halves the number of sampling steps (for k = 2). A run is
+
+    student = Student(teacher_params)
+    for number in range(1, config.num_rounds + 1):
+        student = train(next_round(config, student, number))
+    return delivered_params(config, student)
+"""
 
 import dataclasses
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
 
 from sdtt_jax.config import one_of, positive, require
 from sdtt_jax.distillation.divergence import DIVERGENCES
+
+Params = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +65,89 @@ def round_dt(config: DistillConfig, round: int) -> float:
 
     Capped so that the student's step, `k dt`, is at most `1 / min_num_steps` (arXiv 2410.21035, algorithm 2).
 
-    Example:
+    Examples:
       >>> [1 / round_dt(DistillConfig(), round) for round in (1, 2, 7)]
       [1024.0, 512.0, 16.0]
     """
     k = config.num_distill_steps
     grown = k ** (round - 1) / config.teacher_num_steps
     return min(grown, 1.0 / (k * config.min_num_steps))
+
+
+class Trained(Protocol):
+    """How training leaves a student: a `TrainState` has these fields, and a `Student` has them too."""
+
+    @property
+    def params(self) -> Params: ...
+    @property
+    def ema_params(self) -> Params: ...
+    @property
+    def ema_count(self) -> jax.Array | int: ...
+    @property
+    def opt_state(self) -> Any: ...
+
+
+class Student(NamedTuple):
+    """A student before the steps of a round.
+
+    Attributes:
+      params: its parameters.
+      ema_params, ema_count: their moving average and the updates that it has seen; None starts one at
+        `params`, if training keeps an average.
+      opt_state: the optimizer's state; None is a fresh one.
+      context: what the loss reads and nothing trains: `teacher_params`, `dt: [] float32` and
+        `round: [] int32`. A part of the training state, so that a resume goes on in its round.
+    """
+
+    params: Params
+    ema_params: Params = None
+    ema_count: jax.Array | int = 0
+    opt_state: Any = None
+    context: Any = None
+
+
+def delivered_params(config: DistillConfig, student: Trained) -> Params:
+    """What a round delivers and the next one learns from: the student's average where
+    `use_ema_on_growth` asks for it and there is one, else its parameters."""
+    average = student.ema_params if config.use_ema_on_growth else None
+    return student.params if average is None else average
+
+
+def next_round(
+    config: DistillConfig,
+    previous: Trained,
+    number: int,
+    *,
+    teacher_params: Params = None,
+    dt: float | None = None,
+) -> Student:
+    """Starts a round: the student becomes the teacher, whose step has grown, and goes on learning.
+
+    It goes on from its own parameters, not from their average. The average goes on too; the optimizer
+    starts afresh where `reset_optimizer_on_growth` says so.
+
+    Args:
+      config: what the paper leaves to choose.
+      previous: how the round before left its student; `Student(params)` of the first teacher before
+        round 1.
+      number: of the round, from 1.
+      teacher_params: the teacher; `delivered_params(config, previous)` if None.
+      dt: the teacher's step; `round_dt(config, number)` if None.
+
+    Returns:
+      The student, with the context that the round's loss reads. Nothing is copied.
+    """
+    if teacher_params is None:
+        teacher_params = delivered_params(config, previous)
+    dt = round_dt(config, number) if dt is None else dt
+    return Student(
+        params=previous.params,
+        ema_params=previous.ema_params,
+        ema_count=previous.ema_count,
+        opt_state=None if config.reset_optimizer_on_growth else previous.opt_state,
+        context={
+            "teacher_params": teacher_params,
+            "dt": jnp.float32(dt),
+            "round": jnp.int32(number),
+        },
+    )

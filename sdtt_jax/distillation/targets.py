@@ -75,7 +75,7 @@ def teacher_targets(
       turns them into the targets' logits. Positions that are not masked in `x_t` hold the first call's
       state and are not to be used.
 
-    Example:
+    Examples:
       >>> import sdtt_jax
       >>> config = sdtt_jax.DenoiserConfig(5, length=8, num_layers=1, embed_dim=16, num_heads=2)
       >>> diffusion = sdtt_jax.MaskedDiffusion(sdtt_jax.Denoiser(config), sdtt_jax.make_schedule())

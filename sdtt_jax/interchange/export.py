@@ -1,4 +1,4 @@
-"""Our checkpoints out: as the reference stores them, or as parameters that `sdtt_jax.load` takes."""
+"""Writes models: in the layout that they came in or the reference's, or as parameters for `sdtt_jax.load`."""
 
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def export_orbax(model: Model | CausalModel, directory: Path) -> list[Path]:
 
 
 def reference_config(model: Model | CausalModel) -> dict[str, Any]:
-    """What of the reference's nested config describes a network."""
+    """The part of the reference's nested config that describes a network."""
     c = model.config
     sizes: dict[str, Any] = {
         "hidden_size": c.embed_dim,
@@ -67,16 +67,16 @@ def reference_config(model: Model | CausalModel) -> dict[str, Any]:
         "scale_by_sigma": True,
         "dropout": 0.0,
     }
-    more: dict[str, Any] = {"parameterization": "ar"}
+    kind: dict[str, Any] = {"parameterization": "ar"}
     if isinstance(model, Model):
         sizes["cond_dim"] = model.config.cond_dim
-        more = {
+        kind = {
             "parameterization": "subs",
             "time_conditioning": model.config.time_conditioned,
             "noise": {"type": model.facts["schedule"]["kind"].replace("-", "")},
         }
     return {
-        "config": {"model": sizes, **more},
+        "config": {"model": sizes, **kind},
         "vocab_size": c.vocab_size + 1,
         "mask_index": c.mask_id,
     }

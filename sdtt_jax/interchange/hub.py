@@ -1,4 +1,4 @@
-"""The model hub: which published checkpoints there are, how their files come here, and ours go there."""
+"""The model hub: the names of the paper's checkpoints, downloading them, uploading ours."""
 
 import os
 from pathlib import Path
@@ -100,8 +100,8 @@ def push(folder: Path, repo: str, token: str, *, public: bool = False) -> str:
     Args:
       folder: its files are uploaded, under the same names.
       repo: "owner/name"; made if there is none.
-      token: see `push_token`.
-      public: make a new repository public; one that exists stays as it is.
+      token: with write access, from `push_token`.
+      public: whether a new repository is public; one that exists stays as it is.
 
     Raises:
       CheckpointError: the hub refuses or cannot be reached.

@@ -26,6 +26,7 @@ from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import place as place_pieces
 from sdtt_jax.parallel.placement import tree_shardings
 from sdtt_jax.paths import absolute, as_path, is_remote
+from sdtt_jax.trees import flat_leaves
 
 FINAL = "final"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -34,7 +35,16 @@ REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 def load_named(
     name: str, *, mesh: Mesh | None = None, compute_dtype: str | None = None
 ) -> Model | CausalModel:
-    """`load` of what stands on a command line: a path, or "owner/name@revision"."""
+    """Loads what a command line names: a path, or "owner/name@revision".
+
+    Args:
+      name: path or repository, as in the commands' --checkpoint.
+      mesh: spreads the parameters over it; the first device if None.
+      compute_dtype: of the activations; what the model was trained with if None.
+
+    Raises:
+      CheckpointError: nothing there, or nothing that can be loaded.
+    """
     repository, at, revision = name.rpartition("@")
     if at and not is_remote(name) and not Path(name).exists() and REPOSITORY.fullmatch(repository):
         return load(repository, revision, mesh=mesh, compute_dtype=compute_dtype)
@@ -44,10 +54,15 @@ def load_named(
 def load_denoiser(
     name: str, *, mesh: Mesh | None = None, compute_dtype: str | None = None
 ) -> Model:
-    """`load_named` where only a denoiser will do.
+    """Loads what a command line names, where only a denoiser will do.
+
+    Args:
+      name: a path, or "owner/name@revision".
+      mesh: spreads the parameters over it; the first device if None.
+      compute_dtype: of the activations; what the model was trained with if None.
 
     Raises:
-      CheckpointError: it is a causal model, or see `load`.
+      CheckpointError: nothing there, nothing that can be loaded, or a causal model.
     """
     model = load_named(name, mesh=mesh, compute_dtype=compute_dtype)
     if isinstance(model, CausalModel):
@@ -161,12 +176,9 @@ def _published(
     published = open_published(path, config_path)
     config = published.config
     network = KINDS[published.layout.kind].network(_computing(config, compute_dtype))
-    places: dict[tuple[str, ...], Any] = {}
-    if mesh is not None:
-        leaves = jax.tree_util.tree_leaves_with_path(_shardings(network, mesh))
-        places = {tuple(key.key for key in path): leaf for path, leaf in leaves}
+    places = {} if mesh is None else flat_leaves(_shardings(network, mesh))
 
-    def place(at: tuple[str, ...], value: np.ndarray) -> jax.Array:
+    def place(at: str, value: np.ndarray) -> jax.Array:
         # Of a file that all processes read, each takes the pieces of its devices; `device_put` would first
         # send the whole of it around, to see that all have the same.
         placed = place_pieces(value, places[at]) if places else jax.device_put(value)

@@ -13,18 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.trees import flat_leaves, nested
 
 LAYER = "{layer}"
-Place = Callable[[tuple[str, ...], np.ndarray], Any]
+# Path and array of one of our parameters -> what stands in the tree.
+Place = Callable[[str, np.ndarray], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One tensor, or with `{layer}` in its name one tensor per layer, that are stacked on axis 0.
+    """One tensor, or with `{layer}` in its name one tensor per layer, which are stacked on axis 0.
 
     Attributes:
       name: their name without prefix, for example `"blocks.{layer}.attn_qkv.weight"`.
-      path: keys into our parameter tree.
+      path: into our parameter tree, `"blocks/attn_qkv/kernel"`.
       shape: their shape, of one layer.
       transpose: whether our array is the transpose of theirs (a linear map is `[out, in]` in
         PyTorch).
@@ -34,11 +36,26 @@ class Entry:
     """
 
     name: str
-    path: tuple[str, ...]
+    path: str
     shape: tuple[int, ...]
     transpose: bool = False
     vocab_axis: int | None = None
     reshape: tuple[int, ...] | None = None
+
+    def names(self, num_layers: int) -> list[str]:
+        """Of all its tensors."""
+        return _names(self.name, num_layers)
+
+    def flat_shape(self, padded_vocab: int) -> tuple[int, ...]:
+        """Of one layer of ours, padded and transposed, before it is reshaped."""
+        shape = list(self.shape)
+        if self.vocab_axis is not None:
+            shape[self.vocab_axis] = padded_vocab
+        return tuple(shape[::-1] if self.transpose else shape)
+
+    def our_shape(self, padded_vocab: int) -> tuple[int, ...]:
+        """Of one layer of ours."""
+        return self.flat_shape(padded_vocab) if self.reshape is None else self.reshape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +129,7 @@ def read_params(
       tensors: full name to array.
       prefix: what all names begin with, for example `"backbone."`.
       where: the file or repository that errors name.
-      place: path and array of a parameter to what stands in the tree; the array itself if None.
+      place: called with each parameter as soon as it is read; the array itself if None.
       beside: full names that may be there and are not read.
 
     Raises:
@@ -121,12 +138,10 @@ def read_params(
     """
     _check_names(table, set(tensors).difference(beside), prefix, where)
     for name, expected in table.constants.items():
-        found = tensors.get(prefix + name)
-        if found is None:
-            continue
+        constant = tensors.get(prefix + name, expected)
         # A model that was cast to half precision has its constants rounded too.
-        rtol = 1e-5 if np.asarray(found).itemsize >= 4 else 1e-2
-        if not np.allclose(_float32(found), expected, rtol=rtol, atol=0):
+        rtol = 1e-5 if np.asarray(constant).itemsize >= 4 else 1e-2
+        if not np.allclose(np.asarray(constant, np.float32), expected, rtol=rtol, atol=0):
             raise CheckpointError(
                 f"{where}: {prefix + name} is not what this model computes; it belongs "
                 "to a network with another head size or rotary base."
@@ -135,21 +150,17 @@ def read_params(
     # The largest first: while it is held twice, little else is there yet.
     for entry in sorted(table.entries, key=lambda entry: -_size(entry, table.num_layers)):
         value = _read_entry(entry, table, tensors, prefix, where)
-        _put(params, entry.path, value if place is None else place(entry.path, value))
+        params[entry.path] = value if place is None else place(entry.path, value)
         del value
-    return params
+    return nested(params)
 
 
 def _read_entry(
     entry: Entry, table: Table, tensors: Mapping[str, Any], prefix: str, where: str
 ) -> np.ndarray:
     """One parameter of ours, each tensor written to its place in it as soon as it is read."""
-    names = _names(entry.name, table.num_layers)
-    padded = list(entry.shape)
-    if entry.vocab_axis is not None:
-        padded[entry.vocab_axis] = table.padded_vocab
-    flat = padded[::-1] if entry.transpose else padded
-    value = np.zeros((len(names), *flat), np.float32)
+    names = entry.names(table.num_layers)
+    value = np.zeros((len(names), *entry.flat_shape(table.padded_vocab)), np.float32)
     for layer, name in enumerate(names):
         array = tensors[prefix + name]
         if array.shape != entry.shape:
@@ -159,39 +170,52 @@ def _read_entry(
             )
         theirs = value[layer].T if entry.transpose else value[layer]
         theirs[tuple(map(slice, entry.shape))] = array
-    ours = entry.reshape if entry.reshape is not None else tuple(flat)
+    ours = entry.our_shape(table.padded_vocab)
     return value.reshape((len(names), *ours) if LAYER in entry.name else ours)
 
 
 def write_params(table: Table, params: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
-    """Tensors in their layout from our parameter tree (or any tree of the same form, such as
-    gradients).
+    """Tensors in their layout, by full name.
+
+    Args:
+      table: which tensor goes where.
+      params: our parameter tree, or any tree of the same form, such as gradients.
+      prefix: what all names begin with.
 
     Raises:
       CheckpointError: naming the leaves of `params` that are missing, not expected or of another
         shape.
     """
-    ours = dict(_leaves(params))
-    expected = {entry.path for entry in table.entries}
+    ours, expected = flat_leaves(params), {entry.path for entry in table.entries}
     for what, paths in (("lack", expected - set(ours)), ("hold unexpected", set(ours) - expected)):
         if paths:
-            names = ", ".join(sorted("/".join(path) for path in paths))
-            raise CheckpointError(f"The parameters {what} {names}; they belong to another model.")
+            listed = ", ".join(sorted(paths))
+            raise CheckpointError(f"The parameters {what} {listed}; they belong to another model.")
     tensors = {}
     for entry in table.entries:
         value = np.asarray(ours[entry.path])
-        targets = _names(entry.name, table.num_layers)
+        names = entry.names(table.num_layers)
         layers = list(value) if LAYER in entry.name else [value]
-        if len(layers) != len(targets):
+        if len(layers) != len(names):
             raise CheckpointError(
-                f"Parameter {'/'.join(entry.path)} has {len(layers)} layers, but the config "
-                f"says {len(targets)}."
+                f"Parameter {entry.path} has {len(layers)} layers, but the config says {len(names)}."
             )
-        for name, array in zip(targets, layers, strict=True):
+        for name, array in zip(names, layers, strict=True):
             tensors[prefix + name] = _to_theirs(entry, array, table.padded_vocab)
-    for name, constant in table.constants.items():
-        tensors[prefix + name] = constant
-    return tensors
+    return tensors | {prefix + name: constant for name, constant in table.constants.items()}
+
+
+def _to_theirs(entry: Entry, array: np.ndarray, padded_vocab: int) -> np.ndarray:
+    ours = entry.our_shape(padded_vocab)
+    if array.shape != ours:
+        raise CheckpointError(
+            f"Parameter {entry.path} has shape {list(array.shape)} in a layer, but the config implies "
+            f"{list(ours)}; they belong to different models."
+        )
+    array = array.reshape(entry.flat_shape(padded_vocab))
+    theirs = array.T if entry.transpose else array
+    # Without the padding.
+    return np.ascontiguousarray(theirs[tuple(map(slice, entry.shape))])
 
 
 def find_prefix(
@@ -221,12 +245,12 @@ def _names(template: str, num_layers: int) -> list[str]:
     return [template.replace(LAYER, str(layer)) for layer in range(num_layers)]
 
 
-def _check_names(table: Table, found: set[str], prefix: str, where: str) -> None:
-    needed = {prefix + n for e in table.entries for n in _names(e.name, table.num_layers)}
-    allowed = {prefix + n for t in table.ignored for n in _names(t, table.num_layers)}
-    allowed |= {prefix + n for n in table.constants}
-    missing = sorted(needed - found)
-    extra = sorted(found - needed - allowed)
+def _check_names(table: Table, present: set[str], prefix: str, where: str) -> None:
+    needed = {prefix + n for entry in table.entries for n in entry.names(table.num_layers)}
+    allowed = {prefix + n for name in table.ignored for n in _names(name, table.num_layers)}
+    allowed |= {prefix + name for name in table.constants}
+    missing = sorted(needed - present)
+    extra = sorted(present - needed - allowed)
     if missing:
         raise CheckpointError(
             f"{where}: {len(missing)} tensors are missing: {_shorten(missing)}; the file is "
@@ -242,42 +266,3 @@ def _check_names(table: Table, found: set[str], prefix: str, where: str) -> None
 def _shorten(names: list[str], most: int = 5) -> str:
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _float32(array: Any) -> np.ndarray:
-    return np.asarray(array, dtype=np.float32)
-
-
-def _to_theirs(entry: Entry, array: np.ndarray, padded_vocab: int) -> np.ndarray:
-    shape = list(entry.shape)
-    if entry.vocab_axis is not None:
-        shape[entry.vocab_axis] = padded_vocab
-    flat = shape[::-1] if entry.transpose else shape
-    ours = list(entry.reshape) if entry.reshape is not None else flat
-    if list(array.shape) != ours:
-        raise CheckpointError(
-            f"Parameter {'/'.join(entry.path)} has shape {list(array.shape)} in a layer, but the "
-            f"config implies {ours}; they belong to different models."
-        )
-    array = array.reshape(flat)
-    if entry.transpose:
-        array = array.T
-    if entry.vocab_axis is not None:
-        array = np.take(array, np.arange(entry.shape[entry.vocab_axis]), axis=entry.vocab_axis)
-    return np.ascontiguousarray(array)
-
-
-def _leaves(
-    tree: Mapping[str, Any], path: tuple[str, ...] = ()
-) -> list[tuple[tuple[str, ...], Any]]:
-    found = []
-    for key, value in tree.items():
-        here = (*path, key)
-        found += _leaves(value, here) if isinstance(value, Mapping) else [(here, value)]
-    return found
-
-
-def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value

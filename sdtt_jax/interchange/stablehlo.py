@@ -17,7 +17,7 @@ from sdtt_jax.paths import write_json, write_text
 from sdtt_jax.trees import flat_leaves, nested
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-SAMPLER_FILE, PARAMS_FILE, FACTS_FILE, RUNNER_FILE = (
+SAMPLER_FILE, PARAMS_FILE, DESCRIPTION_FILE, RUNNER_FILE = (
     "sampler.stablehlo",
     "params.safetensors",
     "sampler.json",
@@ -29,28 +29,28 @@ import json, pathlib, sys
 import jax, jax.export, numpy as np
 from safetensors.numpy import load_file
 folder = pathlib.Path(__file__).parent
-facts = json.loads((folder / "sampler.json").read_text("utf-8"))
+info = json.loads((folder / "sampler.json").read_text("utf-8"))
 sampler = jax.export.deserialize(bytearray((folder / "sampler.stablehlo").read_bytes()))
 key = jax.random.key_data(jax.random.key(int(sys.argv[1]) if len(sys.argv) > 1 else 0, impl="threefry2x32"))
-masked = np.full((facts["batch_size"], facts["length"]), facts["mask_id"], np.int32)  # or with a prompt
+masked = np.full((info["batch_size"], info["length"]), info["mask_id"], np.int32)  # or with a prompt
 for row in np.asarray(sampler.call(load_file(folder / "params.safetensors"), key, masked)):
-    print("".join(facts["pieces"][i] for i in row) if facts["pieces"] else row.tolist(), flush=True)
+    print("".join(info["pieces"][i] for i in row) if info["pieces"] else row.tolist(), flush=True)
 '''
 
 
 def exported_sampler(
     model: Model, config: SamplerConfig, batch_size: int, platforms: tuple[str, ...] = PLATFORMS
 ) -> export.Exported:
-    """`Model.denoise` for one batch size and number of steps, lowered for several platforms at once.
+    """The sampler for one batch size and number of steps, lowered for several platforms at once.
 
     It is called with the parameters by path (`{"blocks/mlp/up/kernel": …}`), the key's data `[2]` uint32 of
     a threefry key, and `x_init: [batch_size, L]` int32, and returns the texts `[batch_size, L]` int32.
 
     Args:
       model: a denoiser.
-      config: sampler.
+      config: of the sampler.
       batch_size: texts at once.
-      platforms: those that it shall run on.
+      platforms: on which it is to run.
     """
     positive(batch_size=batch_size)
     sampler = functools.partial(_sample, model.diffusion, config)
@@ -63,11 +63,22 @@ def exported_sampler(
 def export_stablehlo(
     model: Model, directory: Path, config: SamplerConfig, batch_size: int
 ) -> list[Path]:
-    """Writes the sampler, its parameters, its facts (sizes, settings, what each token reads) and a runner."""
+    """Writes the sampler, its parameters, their description, and a program that runs them.
+
+    Args:
+      model: a denoiser.
+      directory: where the files go.
+      config: of the sampler.
+      batch_size: texts at once.
+
+    Returns:
+      Paths of the artifact, of the parameters, of the JSON that says sizes, settings and what each token
+      reads, and of the program.
+    """
     exported = exported_sampler(model, config, batch_size)
     directory.mkdir(parents=True, exist_ok=True)
     vocabulary = range(model.config.vocab_size)
-    facts = {
+    description = {
         "batch_size": batch_size,
         "length": model.config.length,
         "mask_id": model.mask_id,
@@ -78,9 +89,9 @@ def export_stablehlo(
     (directory / SAMPLER_FILE).write_bytes(exported.serialize())
     params = {name: np.asarray(leaf) for name, leaf in flat_leaves(model.params).items()}
     write_tensors(directory / PARAMS_FILE, params)
-    write_json(directory / FACTS_FILE, facts, indent=None)
+    write_json(directory / DESCRIPTION_FILE, description, indent=None)
     write_text(directory / RUNNER_FILE, RUNNER)
-    return [directory / name for name in (SAMPLER_FILE, PARAMS_FILE, FACTS_FILE, RUNNER_FILE)]
+    return [directory / name for name in (SAMPLER_FILE, PARAMS_FILE, DESCRIPTION_FILE, RUNNER_FILE)]
 
 
 def _sample(

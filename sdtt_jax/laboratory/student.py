@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from sdtt_jax import keys
 from sdtt_jax.config import positive
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
-from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.distillation.rounds import DistillConfig, Student, next_round
+from sdtt_jax.keys import purpose_key
 from sdtt_jax.laboratory import world as exact_world
 from sdtt_jax.laboratory.world import Array, World
 from sdtt_jax.networks.config import DenoiserConfig
@@ -34,10 +34,11 @@ from sdtt_jax.objectives import distill_loss
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.progress import Progress
-from sdtt_jax.training.loop import train
-from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
-from sdtt_jax.training.state import TrainState, init_state, state_from_params
-from sdtt_jax.training.step import TrainConfig, TrainStep, make_train_step
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.loop import TrainLog, train
+from sdtt_jax.training.optimizers import OptimizerConfig
+from sdtt_jax.training.state import StateSpec
+from sdtt_jax.training.step import TrainStep, make_train_step
 
 Params = Any
 ProgressFactory = Callable[[str, int], Progress]
@@ -174,15 +175,10 @@ class Laboratory:
     def copy_teacher(self) -> Params:
         """Parameters that predict what the true denoiser predicts: distillation with dt = 1."""
         c = self.config
-        optimizer = self._optimizer_config(c.copy_learning_rate, c.copy_steps)
-        state = init_state(
-            functools.partial(self.denoiser.network.init, keys.purpose_key(c.seed, "exact-init")),
-            make_optimizer(optimizer, c.copy_steps),
-            self.mesh,
-            context=self._context(self.table, 1.0),
-        )
-        stage = self._stage("kl-fwd", optimizer, c.copy_steps, 1)
-        return self._train(state, stage, 0, "copy of the teacher")[0]
+        stage = self._stage("kl-fwd", c.copy_learning_rate, c.copy_steps, 1)
+        init = functools.partial(self.denoiser.network.init, purpose_key(c.seed, "exact-init"))
+        params = StateSpec(stage.train, self.mesh).init(init).params
+        return self._train(stage, params, self.table, 0, 1.0, "copy of the teacher")[0]
 
     def rounds(
         self, params: Params, dts: tuple[float, ...], divergence: str
@@ -198,17 +194,11 @@ class Laboratory:
           `TrainedRound`, one for each dt.
         """
         c = self.config
-        optimizer = self._optimizer_config(c.learning_rate, c.steps_per_round)
-        stage = self._stage(divergence, optimizer, c.steps_per_round, c.num_trajectories)
+        stage = self._stage(divergence, c.learning_rate, c.steps_per_round, c.num_trajectories)
         teacher = self.table
         for number, dt in enumerate(dts, start=1):
-            state = state_from_params(
-                params,
-                make_optimizer(optimizer, c.steps_per_round),
-                context=self._context(teacher, dt),
-            )
             title = f"{divergence}, round {number}"
-            params, loss = self._train(state, stage, number, title)
+            params, loss = self._train(stage, params, teacher, number, dt, title)
             predictions = self.predictions(params)
             yield TrainedRound(dt, predictions, loss)
             teacher = table_params(predictions)
@@ -236,69 +226,50 @@ class Laboratory:
 
         return jax.jit(predict)
 
-    def _context(self, teacher: Params, dt: float) -> Params:
-        return {"teacher_params": teacher, "dt": jnp.float32(dt)}
-
-    def _optimizer_config(self, rate: float, num_steps: int) -> OptimizerConfig:
-        return OptimizerConfig(
+    def _stage(
+        self, divergence: str, rate: float, num_steps: int, num_trajectories: int
+    ) -> "_Stage":
+        """One compiled step for all rounds: teacher and dt are arguments of it."""
+        distill = DistillConfig(divergence=divergence, num_trajectories=num_trajectories)
+        optimizer = OptimizerConfig(
             name="adam",
             learning_rate=rate,
             schedule="cosine",
             warmup_steps=num_steps // 20,
             b2=0.99,
         )
-
-    def _stage(
-        self, divergence: str, optimizer: OptimizerConfig, num_steps: int, num_trajectories: int
-    ) -> "_Stage":
-        """One compiled step for all rounds: teacher and dt are arguments."""
-        distill = DistillConfig(divergence=divergence, num_trajectories=num_trajectories)
-        loss = distill_loss(self.diffusion, distill)
-        config = TrainConfig(num_steps, self.config.batch_size, optimizer=optimizer)
-        step_fn = make_train_step(loss, make_optimizer(optimizer, num_steps), config)
-        return _Stage(f"exact-{divergence}", num_steps, step_fn)
+        train = TrainConfig(num_steps, self.config.batch_size, optimizer=optimizer, log_every=50)
+        step_fn = make_train_step(distill_loss(self.diffusion, distill), train)
+        return _Stage(f"exact-{divergence}", distill, train, step_fn)
 
     def _train(
-        self, state: TrainState, stage: "_Stage", round: int, title: str
+        self, stage: "_Stage", params: Params, teacher: Params, number: int, dt: float, title: str
     ) -> tuple[Params, float]:
-        c = self.config
-        last: dict[str, float] = {}
-        with self.progress(title, stage.num_steps) as bar:
+        """A round from `params`: the student's parameters at its end, and the last logged loss."""
+        c, last = self.config, dict[str, float]()
+        student = next_round(stage.distill, Student(params), number, teacher_params=teacher, dt=dt)
+        with self.progress(title, stage.train.num_steps) as bar:
             state = train(
-                state,
+                StateSpec(stage.train, self.mesh).from_params(**student._asdict()),
                 stage.step_fn,
                 # every round sees other sequences
-                lambda step: sample_sequences(self.world, c.seed, round, step, c.batch_size),
-                stage.num_steps,
-                keys.purpose_key(c.seed, stage.purpose, round),
-                progress=_Watched(bar, last),
-                log_every=50,
-                tokens_per_batch=c.batch_size * self.world.length,
+                lambda step: sample_sequences(self.world, c.seed, number, step, c.batch_size),
+                purpose_key(c.seed, stage.purpose, number),
+                stage.train,
+                log=TrainLog(
+                    write=lambda _, values: last.update(values),
+                    progress=bar.update,
+                    tokens_per_batch=c.batch_size * self.world.length,
+                ),
             )
         return state.params, last["loss"]
 
 
 class _Stage(NamedTuple):
     purpose: str  # names the keys
-    num_steps: int
+    distill: DistillConfig
+    train: TrainConfig
     step_fn: TrainStep
-
-
-class _Watched:
-    """Passes progress on and keeps the last logged values."""
-
-    def __init__(self, progress: Progress, values: dict[str, float]):
-        self._progress, self._values = progress, values
-
-    def __enter__(self) -> "_Watched":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def update(self, step: int, values: Any = None) -> None:
-        self._progress.update(step, values)
-        self._values.update(values or {})
 
 
 def _is_table(params: Params) -> bool:

@@ -43,7 +43,7 @@ def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
     Returns:
       `[..., vocab]` float32, `NEG_INFINITY` where an entry was dropped.
 
-    Example:
+    Examples:
       >>> filter_logits(jnp.array([1.0, 3.0, 2.0]), Filters(top_k=2)) > NEG_INFINITY
       Array([False,  True,  True], dtype=bool)
     """
@@ -84,7 +84,7 @@ def draw(key: jax.Array, logits: jax.Array) -> jax.Array:
     Returns:
       `[...]` int32.
 
-    Example:
+    Examples:
       >>> logits = jnp.log(jnp.array([[1.0, 3.0]] * 10_000))
       >>> f"{draw(jax.random.key(0), logits).mean():.2f}"
       '0.75'

@@ -56,9 +56,9 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh `(data, fsdp, model)` over `devices` (all of them if None).
 
-    Its axes are of type Auto on purpose: the compiler propagates shardings from the constraints
-    given here and in the networks. (`jax.make_mesh` alone would make them Explicit, which types
-    every array.)
+    Its axes are of type Auto: the compiler propagates shardings from the constraints given here and
+    in the networks. (`jax.make_mesh` alone would make them Explicit, which puts the sharding of every
+    array into its type.)
 
     Raises:
       ConfigError: the sizes do not multiply to the number of devices; names axis, size, devices and
@@ -100,8 +100,8 @@ def hybrid_devices(
 ) -> np.ndarray:
     """Devices of several slices as an array `shape`, of which one batch axis alone crosses slices.
 
-    Between slices there is only the data-centre network, so what crosses it is the axis that needs it
-    least: data (gradients, once a step) if the slices divide it, else fsdp.
+    Between slices there is only the data-centre network, so the axis that needs it least crosses it:
+    data (gradients, once a step) if the number of slices divides it, else fsdp.
 
     Raises:
       ConfigError: they divide neither.
@@ -141,19 +141,21 @@ def mesh_if_any(tree: Tree) -> Mesh | None:
 
 
 def axis_pieces(axes: Any, mesh: Mesh) -> int:
-    """Into how many pieces the mesh axes (one name, several or None) split a dimension."""
+    """The number of pieces that mesh axes (one name, several or None) split a dimension into."""
     names = (axes,) if isinstance(axes, str) else tuple(axes or ())
     return math.prod(mesh.shape[name] for name in names)
 
 
 def batch_pieces(mesh: Mesh | None) -> int:
-    """Into how many pieces a mesh splits a batch; 1 for one device."""
+    """The number of pieces that a mesh splits a batch into; 1 without a mesh."""
     return 1 if mesh is None else axis_pieces(BATCH_AXES, mesh)
 
 
 def full_batch(batch_size: int, mesh: Mesh | None) -> int:
-    """`batch_size`, up to a multiple of what a mesh splits batches into: other batches it computes whole on
-    every device."""
+    """`batch_size`, rounded up to a multiple of the pieces that a mesh splits batches into.
+
+    A batch of any other size would be computed whole on every device.
+    """
     pieces = batch_pieces(mesh)
     return math.ceil(batch_size / pieces) * pieces
 

@@ -115,15 +115,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def place(host: np.ndarray, sharding: Sharding) -> jax.Array:
-    """An array that every process has, on devices; each process copies the pieces of its own."""
+    """Puts an array that every process holds on devices; each process copies the pieces of its own."""
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def place_batch(batch: Tree, mesh: Mesh) -> Tree:
     """Puts a global batch of host arrays `[batch, ...]` on the mesh.
 
-    Each process copies only the pieces of its own devices, so all that is asked is that every
-    process can make the same global batch.
+    Every process must hold the same global batch; each copies only the pieces of its own devices.
     """
     sharding = batch_sharding(mesh)
 
@@ -136,7 +135,7 @@ def place_batch(batch: Tree, mesh: Mesh) -> Tree:
 
 
 def place_whole(tree: Tree, mesh: Mesh) -> Tree:
-    """The same arrays on every device of the mesh; every process must have them (keys included)."""
+    """Puts the same arrays, or keys, on every device of the mesh; every process must hold them."""
     sharding = replicated(mesh)
 
     def put(x: Any) -> jax.Array:
@@ -151,7 +150,7 @@ def place_whole(tree: Tree, mesh: Mesh) -> Tree:
 def place_rows(
     rows: Callable[[slice], np.ndarray], shape: tuple[int, ...], mesh: Mesh
 ) -> jax.Array:
-    """A global batch of which each process makes only the rows that its own devices hold.
+    """Builds a global batch; each process computes only the rows that its devices hold.
 
     Args:
       rows: a slice of the batch axis to those rows, `[n, ...]`; pure.

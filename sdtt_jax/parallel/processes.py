@@ -1,8 +1,8 @@
-"""Several processes that run the same program: finding each other, and deciding alike.
+"""Several processes that run the same program: how they find each other and take the same decisions.
 
 Everything here is a no-op in a single process. What differs between processes (what one finds on disk,
 whether one failed) must never decide on its own whether a collective computation is run: the others would
-wait in it forever. So such facts are those of process 0, and all are told.
+wait in it forever. So process 0 decides, and broadcasts what it decided.
 """
 
 import itertools
@@ -19,12 +19,12 @@ from jax.experimental import multihost_utils
 from sdtt_jax.errors import ConfigError, UserError
 
 MODES = ("auto", "on", "off")
-# Names that `launch.local` sets, and anyone may whose cluster JAX does not know by itself.
+# Set by `launch.local`, and by hand on a cluster that JAX does not recognise.
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 T = TypeVar("T")
-# Seconds that JAX waits longer for the others than we do.
-JAX_IS_LATER = 30
+# Seconds that JAX waits for the others beyond our own timeout, so that ours is the one that speaks.
+JAX_TIMEOUT_MARGIN = 30
 # Numbers the calls of `preempted`.
 _CALLS = itertools.count(1)
 
@@ -50,7 +50,7 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
         f"Not all processes of this job appeared within {timeout} s{{}}; is one of them missing, or the "
         "coordinator's port closed? --distributed=off runs one process alone."
     )
-    # When its own time is over JAX does not always raise: it may end the process with a stack of C++.
+    # After its own timeout JAX does not always raise: it may end the process with a C++ stack trace.
     timer = threading.Timer(timeout, _give_up, [late.format("")])
     timer.daemon = True
     timer.start()
@@ -58,11 +58,11 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
         jax.distributed.initialize(
             num_processes=_number(COUNT),
             process_id=_number(INDEX),
-            initialization_timeout=timeout + JAX_IS_LATER,
+            initialization_timeout=timeout + JAX_TIMEOUT_MARGIN,
             heartbeat_timeout_seconds=heartbeat,
         )
     except ValueError as error:
-        # JAX's way to say that it found no cluster.
+        # This is how JAX says that it found no cluster.
         if mode == "auto" and "coordinator_address" in str(error) and COUNT not in os.environ:
             return
         raise ConfigError(
@@ -84,12 +84,12 @@ def _give_up(message: str) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and speaks to people."""
+    """True on process 0, the only one that writes files and logs."""
     return jax.process_index() == 0
 
 
 def agree(value: bool) -> bool:
-    """What process 0 says."""
+    """Broadcasts process 0's value to all processes."""
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
@@ -102,10 +102,11 @@ def barrier(name: str) -> None:
 
 
 def preempted() -> bool:
-    """Whether any process got SIGTERM and all stop here; all processes must call this equally often.
+    """Whether any process got SIGTERM and all must stop here; all processes must call this equally often.
 
-    JAX's notifier catches the signal and names one call for all, by its number: of this process's
-    life and not of a stage, or a signal between two stages would name a step that is past.
+    JAX's notifier catches the signal and chooses one call, by its number, at which all processes stop.
+    Calls are numbered over the life of the process, not of a stage: or a signal between two stages
+    could choose a number that has passed.
     """
     return jax.process_count() > 1 and bool(
         multihost_utils.reached_preemption_sync_point(next(_CALLS))
@@ -115,7 +116,8 @@ def preempted() -> bool:
 def stop_if_preempted() -> None:
     """Raises KeyboardInterrupt, in all processes at the same call, if any of them got SIGTERM.
 
-    For work outside the training loop, see `preempted`; one process alone is interrupted by Python.
+    For work outside the training loop, under the rule of `preempted`: all processes call it equally
+    often. A single process is interrupted by Python.
     """
     if preempted():
         raise KeyboardInterrupt
@@ -125,12 +127,12 @@ def on_first(what: str, function: Callable[[], T]) -> T | None:
     """`function()` on process 0 while the others wait; its result there, None on the others.
 
     Args:
-      what: names it in the error, for example "Preparing the data".
-      function: needs no other process: no computation on the mesh.
+      what: the subject of the error message, for example "Preparing the data".
+      function: needs no other process, so no computation on the mesh.
 
     Raises:
-      UserError: on the others, if it raised (a ConfigError if it raised one); process 0 raises what it
-        raised.
+      UserError: on the others, if `function` raised; a ConfigError if it raised one. Process 0 raises
+        what `function` raised.
     """
     result: T | None = None
     failure: BaseException | None = None
@@ -140,7 +142,7 @@ def on_first(what: str, function: Callable[[], T]) -> T | None:
         except BaseException as error:
             failure = error
     failed = agree(failure is not None)
-    # The others end with the same exit status, or a launcher might retry what cannot succeed.
+    # All must end with the same exit status, or a launcher might retry what cannot succeed.
     wrong_config = agree(isinstance(failure, ConfigError))
     if failure is not None:
         raise failure
@@ -151,7 +153,7 @@ def on_first(what: str, function: Callable[[], T]) -> T | None:
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """The whole of an array on every process, wherever its pieces lie."""
+    """The whole array on every process, wherever its pieces lie."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         array = multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)

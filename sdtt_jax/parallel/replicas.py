@@ -1,4 +1,4 @@
-"""Whether devices that should hold the same numbers do: silent data corruption has no other symptom."""
+"""Compares what devices hold copies of: silent data corruption has no other symptom."""
 
 import functools
 from typing import Any

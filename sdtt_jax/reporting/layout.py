@@ -11,7 +11,7 @@ from sdtt_jax.reporting.scales import Scale, linear_ticks, log_ticks, padded, sp
 LABEL_GAP = 16.0
 """Pixels between neighbouring labels at the ends of lines."""
 
-TICK_GAP, PERCENT_GAP = 27.0, 40.0
+TICK_GAP, PERCENT_GAP = 27.0, 46.0
 """Pixels between neighbouring labels of a horizontal axis; one that is nearer is left out."""
 
 LEFT, TOP = 40.0, 34.0

@@ -92,7 +92,7 @@ def forest_chart(run: Run) -> RowChart | None:
     if not rows:
         return None
     low, high = padded([0.0, *(b for r in rows for b in (r.low, r.high))], log=False, share=0.08)
-    percents = linear_ticks(100 * math.expm1(low), 100 * math.expm1(high), 6)
+    percents = linear_ticks(100 * math.expm1(low), 100 * math.expm1(high), 7)
     ticks = tuple(
         (math.log1p(tick / 100), percent(tick / 100, sign=True).replace(".0", "") if tick else "0")
         for tick in percents

@@ -1,9 +1,9 @@
 """Scales, round ticks, and labels that keep apart: the arithmetic of a figure's layout."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 
 @dataclass(frozen=True)
@@ -67,35 +67,19 @@ def log_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Moves label positions as little as needed so that neighbours are `gap` apart in
-    [low, high]; order is kept. Overlapping labels form a block centred on its members' mean."""
+    """Moves labels as little as needed so that they stay in order, `gap` apart, in [low, high].
+
+    Less one gap for each label before it, a label's place may not fall from one to the next: the
+    least squares under that rule are means of blocks (isotonic regression, by pooling neighbours).
+    """
     order = sorted(range(len(positions)), key=lambda i: positions[i])
-    blocks: list[tuple[float, list[int]]] = []  # (centre, members)
-    for index in order:
-        blocks.append((positions[index], [index]))
-        while len(blocks) > 1 and _overlap(blocks[-2], blocks[-1], gap):
-            _, upper = blocks.pop(-2)
-            _, lower = blocks.pop()
-            members = upper + lower
-            centre = sum(positions[i] for i in members) / len(members)
-            blocks.append((centre, members))
-        centre, members = blocks[-1]
-        half = gap * (len(members) - 1) / 2
-        centre = max(low + half, min(high - half, centre))
-        blocks[-1] = (centre, members)
-    while any(_overlap(a, b, gap) for a, b in itertools.pairwise(blocks)):
-        at = next(i for i in range(len(blocks) - 1) if _overlap(blocks[i], blocks[i + 1], gap))
-        members = blocks[at][1] + blocks[at + 1][1]
-        half = gap * (len(members) - 1) / 2
-        centre = sum(positions[i] for i in members) / len(members)
-        blocks[at : at + 2] = [(max(low + half, min(high - half, centre)), members)]
-    result = [0.0] * len(positions)
-    for centre, members in blocks:
-        for rank, index in enumerate(members):
-            result[index] = centre + gap * (rank - (len(members) - 1) / 2)
-    return result
-
-
-def _overlap(upper: tuple[float, list[int]], lower: tuple[float, list[int]], gap: float) -> bool:
-    reach = gap * (len(upper[1]) + len(lower[1])) / 2
-    return lower[0] - upper[0] < reach - 1e-9
+    blocks: list[list[float]] = []
+    for rank, index in enumerate(order):
+        blocks.append([positions[index] - gap * rank])
+        while len(blocks) > 1 and fmean(blocks[-2]) > fmean(blocks[-1]):
+            upper = blocks.pop()
+            blocks[-1] += upper
+    means = [fmean(block) for block in blocks for _ in block]
+    last = high - gap * (len(order) - 1)
+    places = {i: max(low, min(last, means[rank])) + gap * rank for rank, i in enumerate(order)}
+    return [places[index] for index in range(len(positions))]

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import os
 import signal
 import threading
@@ -17,22 +18,22 @@ from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import mesh_of
 from sdtt_jax.parallel.placement import place_batch, place_whole
 from sdtt_jax.parallel.replicas import check_replicas
-from sdtt_jax.progress import Progress
+from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.state import TrainState
-from sdtt_jax.training.watchdog import watchdog
 
 Tree = Any
+StepFn = Callable[[TrainState, Tree, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 # Steps handed to the devices before the oldest must be done: enough to keep them busy, few enough
 # that a signal is obeyed soon and that batches do not pile up.
 STEPS_IN_FLIGHT = 2
 BATCHES_AHEAD = 2
-# Kept of every step until the next log point, to say which updates were rejected and why.
-OF_REJECTIONS = ("rejected", "rejected_in_a_row", "loss", "grad_norm")
+# Kept of every step until the next log point, to report rejected updates.
+REJECTION_METRICS = ("rejected", "rejected_in_a_row", "loss", "grad_norm")
 # What an entry point exits with after `Interrupted`: 75, "try again" in sysexits.h.
 EXIT_INTERRUPTED = os.EX_TEMPFAIL
 
 
-class Interrupted(Exception):  # noqa: N818 - it is a state of affairs, not an error
+class Interrupted(Exception):  # noqa: N818
     """Training was asked to stop and saved first; entry points exit with `EXIT_INTERRUPTED`."""
 
     def __init__(self, step: int, signal_name: str):
@@ -52,34 +53,44 @@ class Saver(Protocol):
     def wait(self) -> None: ...
 
 
-class Writer(Protocol):
-    """What the loop needs of `sdtt_jax.training.metrics.MetricsWriter`."""
+def _ignore(*_: Any) -> None:
+    pass
 
-    def begin(self, tags: Mapping[str, Any], start_step: int = 0) -> None: ...
 
-    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+@dataclasses.dataclass(frozen=True)
+class TrainLog:
+    """Functions that the loop calls to report; each may be left out.
+
+    Attributes:
+      write: `(step, metrics)` of every `log_every`-th step and of the last: loss, grad_norm, lr, seconds …
+      progress: `(step, metrics or None)` after every step, the metrics where they are written; and once
+        at the start.
+      on_rejected: `(step, metrics)` of every update that was rejected, at the next log point.
+      alive: called after every step and every save, e.g. the function that `watchdog` yields.
+      tokens_per_batch: makes `tokens_per_second` one of the metrics; 0 leaves it out.
+    """
+
+    write: Callable[[int, Mapping[str, float]], None] = _ignore
+    progress: Callable[[int, Mapping[str, float] | None], None] = _ignore
+    on_rejected: Callable[[int, Mapping[str, float]], None] = _ignore
+    alive: Callable[[], None] = _ignore
+    tokens_per_batch: int = 0
+
+
+SILENT = TrainLog()
 
 
 def train(
     state: TrainState,
-    step_fn: Callable[[TrainState, Tree, jax.Array], tuple[TrainState, dict[str, jax.Array]]],
+    step_fn: StepFn,
     batch_at: Callable[[int], Tree],
-    num_steps: int,
-    base_key: jax.Array,
+    key: jax.Array,
+    config: TrainConfig,
     *,
     checkpoints: Saver | None = None,
-    writer: Writer | None = None,
-    progress: Progress | None = None,
-    log_every: int = 10,
-    save_every: int = 1000,
-    tokens_per_batch: int = 0,
-    tags: Mapping[str, Any] | None = None,
-    max_rejected: int = 10,
-    on_rejected: Callable[[int, Mapping[str, float]], None] | None = None,
-    check_replicas_every: int = 0,
-    watchdog_seconds: float = 0,
+    log: TrainLog = SILENT,
 ) -> TrainState:
-    """Trains from `state.step` to `num_steps`.
+    """Trains from `state.step` to `config.num_steps`.
 
     The devices are never waited for but at log points and to bound the steps in flight; the next
     batches are made by a thread meanwhile. Since batch and keys depend on the step alone, stopping
@@ -90,20 +101,10 @@ def train(
       step_fn: from `make_train_step`.
       batch_at: step to global batch, a tree of host arrays `[batch, ...]`; a pure function, since
         it is called from a thread, ahead of time.
-      num_steps: the step at which to end.
-      base_key: key of the stage and round.
+      key: key of the stage and round.
+      config: when to stop, to log, to save, to compare replicas and to give up.
       checkpoints: saved to every `save_every` steps, at the end, and when interrupted.
-      writer: given loss, grad_norm, lr, … of every `log_every`-th step, and of the last.
-      progress: told about every step.
-      tokens_per_batch: for `tokens_per_second`.
-      tags: stage and round, `{"stage": "distill", "round": 1}`; in every metrics line.
-      max_rejected: steps in a row with a non-finite loss or gradient (each leaves the state as it
-        was) at which to give up.
-      on_rejected: told, at log points, the step and metrics of every update that was rejected.
-      check_replicas_every: steps between comparisons of what several devices hold copies of; 0 for
-        none. A state is also compared before it is saved then.
-      watchdog_seconds: time without a finished step after which the process ends, with the stacks of
-        its threads on stderr; 0 waits for ever.
+      log: whom to tell.
 
     Returns:
       The state after `num_steps`.
@@ -111,60 +112,50 @@ def train(
     Raises:
       Interrupted: after SIGINT or SIGTERM, when the step under way is done and saved. A second
         signal ends the process at once.
-      NonFiniteError: see `max_rejected`; nothing is saved after the last checkpoint.
-      ReplicaError: see `check_replicas_every`; nothing is saved after the last checkpoint.
+      NonFiniteError: `max_rejected` updates in a row were rejected; nothing is saved after the last
+        checkpoint.
+      ReplicaError: devices hold unequal copies; nothing is saved after the last checkpoint.
     """
     mesh = mesh_of(state.step)
-    start = int(jax.device_get(state.step))
+    start = logged = int(jax.device_get(state.step))
     in_flight: collections.deque[jax.Array] = collections.deque()
     since_log: list[dict[str, jax.Array]] = []
-    seconds_before, clock, last_logged = 0.0, time.monotonic(), start
-    with contextlib.ExitStack() as stack:
-        what = "a training step"
-        if tags:
-            what += f" ({', '.join(f'{name} {value}' for name, value in tags.items())})"
-        beat = stack.enter_context(watchdog(watchdog_seconds, what))
-        stop = stack.enter_context(_stop_signals())
-        batches = stack.enter_context(_prefetched(batch_at, mesh, start, num_steps))
-        base_key = place_whole(base_key, mesh)
-        if writer is not None:
-            writer.begin(tags or {}, start)
-        if progress is not None:
-            progress.update(start)
+    began = clock = time.monotonic()
+    with _stop_signals() as stop, _prefetched(batch_at, mesh, start, config.num_steps) as batches:
+        key = place_whole(key, mesh)
+        log.progress(start, None)
         for step, batch in enumerate(batches, start=start + 1):
             # Anything that crosses to or from the devices by accident would stall them: only
             # explicit transfers are let through.
             with jax.transfer_guard("disallow"):
-                state, metrics = step_fn(state, batch, base_key)
+                state, metrics = step_fn(state, batch, key)
             in_flight.append(metrics["loss"])
-            since_log.append({name: metrics[name] for name in OF_REJECTIONS if name in metrics})
+            since_log.append({k: metrics[k] for k in REJECTION_METRICS if k in metrics})
             if len(in_flight) > STEPS_IN_FLIGHT:
                 in_flight.popleft().block_until_ready()
-            beat()
+            log.alive()
             stopping = stop.requested()
-            last = step == num_steps
-            if step % log_every == 0 or last or stopping:
-                values = {name: float(v) for name, v in jax.device_get(metrics).items()}
+            last = stopping or step == config.num_steps
+            values = None
+            if last or step % config.log_every == 0:
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 now = time.monotonic()
                 elapsed, clock = now - clock, now
-                seconds_before += elapsed
-                values["seconds"] = seconds_before
-                if tokens_per_batch:
-                    values["tokens_per_second"] = (step - last_logged) * tokens_per_batch / elapsed
-                _look_at_rejections(since_log, last_logged, max_rejected, on_rejected)
-                last_logged, since_log = step, []
-                if writer is not None:
-                    writer.write(step, values)
-                if progress is not None:
-                    progress.update(step, values)
-            elif progress is not None:
-                progress.update(step)
-            saving = checkpoints is not None and (step % save_every == 0 or last or stopping)
-            if check_replicas_every and (saving or step % check_replicas_every == 0):
+                values["seconds"] = now - began
+                if log.tokens_per_batch:
+                    tokens = (step - logged) * log.tokens_per_batch
+                    values["tokens_per_second"] = tokens / elapsed
+                _report_rejected(since_log, logged, config.max_rejected, log.on_rejected)
+                logged, since_log = step, []
+                log.write(step, values)
+            log.progress(step, values)
+            saving = checkpoints is not None and (last or step % config.save_every == 0)
+            every = config.check_replicas_every
+            if every and (saving or step % every == 0):
                 check_replicas(state, step)
             if checkpoints is not None and saving:
                 checkpoints.save(state)
-                beat()
+                log.alive()
             if stopping:
                 if checkpoints is not None:
                     checkpoints.wait()
@@ -174,19 +165,18 @@ def train(
     return state
 
 
-def _look_at_rejections(
+def _report_rejected(
     metrics: Sequence[Mapping[str, jax.Array]],
     before: int,
     max_rejected: int,
-    on_rejected: Callable[[int, Mapping[str, float]], None] | None,
+    on_rejected: Callable[[int, Mapping[str, float]], None],
 ) -> None:
-    """Tells of every rejected update since step `before`; raises if too many came in a row."""
-    for step, found in enumerate(jax.device_get(list(metrics)), start=before + 1):
-        if not found.get("rejected"):
+    """Reports every rejected update since step `before`; raises if too many came in a row."""
+    for step, values in enumerate(jax.device_get(list(metrics)), start=before + 1):
+        if not values.get("rejected"):
             continue
-        if on_rejected is not None:
-            on_rejected(step, {name: float(value) for name, value in found.items()})
-        rejected = int(found["rejected_in_a_row"])
+        on_rejected(step, {name: float(value) for name, value in values.items()})
+        rejected = int(values["rejected_in_a_row"])
         if rejected >= max_rejected:
             raise NonFiniteError(
                 f"The loss or its gradient was not finite (or the loss spiked) in {rejected} steps in a row, "
@@ -227,47 +217,36 @@ class _Stop:
         self.name = ""
 
     def requested(self) -> bool:
-        if jax.process_count() > 1:
-            if processes.preempted():
-                self.name = self.name or "SIGTERM"
-                return True
-            return False
+        if jax.process_count() > 1 and processes.preempted():
+            self.name = "SIGTERM"
         return bool(self.name)
 
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[_Stop]:
     stop = _Stop()
-    # Python lets only the main thread set handlers; a loop in another thread is stopped by its
-    # owner.
+    several = jax.process_count() > 1
+    # With several processes JAX's notifier handles SIGTERM, and makes all of them agree on a step.
+    handled = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
+    # Python lets only the main thread set handlers; a loop in another thread is stopped by whoever
+    # started it.
     if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    if jax.process_count() > 1:
-        # JAX's notifier has SIGTERM, and makes all processes agree on a step; Ctrl-C goes the same way.
-        def pass_on(_number: int, _frame: Any) -> None:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGTERM)
-
-        before = signal.signal(signal.SIGINT, pass_on)
-        try:
-            yield stop
-        finally:
-            signal.signal(signal.SIGINT, before)
-        return
-    old: dict[signal.Signals, Any] = {}
+        handled = []
 
     def handle(number: int, _frame: Any) -> None:
-        stop.name = signal.Signals(number).name
-        for each in old:
+        for each in handled:
             signal.signal(each, signal.SIG_DFL)
+        if several:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            stop.name = signal.Signals(number).name
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # None is a handler that was not installed from Python and cannot be put back.
-        old[number] = signal.getsignal(number) or signal.SIG_DFL
+    # None stands for a handler that was not installed from Python, which cannot be put back.
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in handled}
+    for number in handled:
         signal.signal(number, handle)
     try:
         yield stop
     finally:
-        for number, handler in old.items():
+        for number, handler in before.items():
             signal.signal(number, handler)

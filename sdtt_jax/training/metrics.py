@@ -13,42 +13,30 @@ from sdtt_jax.parallel import processes
 from sdtt_jax.paths import as_path, is_remote, write_text
 
 FILE = "metrics.jsonl"
-# Between two writings of the file in a bucket; a kill loses the lines since.
+# Time between two writes of the file in a bucket; a kill loses the lines since the last.
 REMOTE_SECONDS = 30.0
 
 
 class MetricsWriter:
-    """Appends to `DIR/metrics.jsonl` and to `DIR/tensorboard/STAGE_ROUND`. Only process 0 writes.
+    """Appends the metrics of one stage and round to `DIR/metrics.jsonl` and to `DIR/tensorboard/STAGE_ROUND`.
 
-    Nothing can be appended to an object in a bucket: there the file is written whole, at most every
-    `REMOTE_SECONDS`, and there is no TensorBoard.
+    Only process 0 writes. Nothing can be appended to an object in a bucket: there the file is written
+    whole, at most every `REMOTE_SECONDS`, and there is no TensorBoard. Use as a context manager.
 
     Args:
       directory: the run's directory.
+      tags: what every line begins with, `{"stage": "distill", "round": 1}`.
+      start_step: the step at which the training starts or goes on. Later lines of the same tags are
+        dropped: a run wrote them that died after its last checkpoint, and they will be written again.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]):
+    def __init__(
+        self, directory: str | os.PathLike[str], tags: Mapping[str, Any], start_step: int = 0
+    ):
         self.path = as_path(directory) / FILE
-        self._tags: dict[str, Any] = {}
+        self._tags = dict(tags)
         self._file: _Lines | TextIO | None = None
         self._board: SummaryWriter | None = None
-
-    def __enter__(self) -> "MetricsWriter":
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._close()
-
-    def begin(self, tags: Mapping[str, Any], start_step: int = 0) -> None:
-        """Turns to one stage and round, at the step where its training starts or goes on.
-
-        Args:
-          tags: what every line begins with, `{"stage": "distill", "round": 1}`.
-          start_step: lines of the same tags after it are dropped: a run wrote them that died later
-            than its last checkpoint, and they will be written again.
-        """
-        self._close()
-        self._tags = dict(tags)
         if not processes.is_first():
             return
         self._drop_after(start_step)
@@ -58,8 +46,17 @@ class MetricsWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a", encoding="utf-8")
         name = "_".join(f"{v:02d}" if isinstance(v, int) else str(v) for v in tags.values())
-        board = self.path.parent / "tensorboard" / (name or "run")
+        board = self.path.parent / "tensorboard" / name
         self._board = SummaryWriter(str(board), purge_step=start_step + 1)
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line, `{**tags, "step": step, **values}`, on disk when this returns."""
@@ -71,13 +68,6 @@ class MetricsWriter:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
-
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
-        self._file = self._board = None
 
     def _drop_after(self, start_step: int) -> None:
         if not self.path.exists():
@@ -93,7 +83,7 @@ class MetricsWriter:
 
 
 class _Lines:
-    """Lines of an object in a bucket, written whole now and then."""
+    """Lines of an object in a bucket, which is written whole every `REMOTE_SECONDS`."""
 
     def __init__(self, path: Path):
         self._path = path

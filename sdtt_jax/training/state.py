@@ -1,5 +1,7 @@
 """The train state: everything that a step reads and writes, and nothing else."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +11,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from sdtt_jax.parallel.mesh import RULES, Rules, mesh_of, use_mesh
-from sdtt_jax.parallel.placement import mirror_shardings, replicated, tree_shardings, unbox
+from sdtt_jax.parallel.mesh import RULES, Rules, use_mesh
+from sdtt_jax.parallel.placement import mirror_shardings, tree_shardings, unbox
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.optimizers import make_optimizer
 
 Tree = Any
 
@@ -44,128 +48,121 @@ class TrainState(flax.struct.PyTreeNode):
     loss_mean: Tree = None
 
 
-def init_state(
-    init_fn: Callable[[], Tree],
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    rules: Rules = RULES,
-    context: Tree = None,
-    *,
-    ema: bool = False,
-    loss_mean: bool = False,
-) -> TrainState:
-    """A fresh state, made on the mesh piece by piece: no device ever holds the whole of it.
+@dataclasses.dataclass(frozen=True)
+class StateSpec:
+    """What the states of a training hold, and where; makes and describes them.
 
-    Shapes come first (`eval_shape`), then shardings (logical names through `rules` for parameters;
-    whatever mirrors them, such as moments, average and a teacher in the context, is placed like
-    them), and then one compiled init writes each piece where it belongs.
-
-    Args:
-      init_fn: returns the boxed parameters, e.g. `functools.partial(model.init, key)`.
-      optimizer: its `init` makes `opt_state`.
-      mesh, rules: where things go.
-      context: untrained arrays; copied, so the caller's stay valid when the state is donated.
-      ema: keep a moving average, which starts at the parameters.
-      loss_mean: keep one of the loss.
-
-    Returns:
-      `TrainState` at step 0.
+    Attributes:
+      config: its optimizer has a state; the parameters have an average where `ema_decay` is not 0, the
+        loss where `spike_factor` is not 0.
+      mesh: what the arrays lie on.
+      rules: logical axes of the parameters to mesh axes. What mirrors the parameters, such as moments,
+        average and a teacher in the context, lies where they do.
     """
-    context = _as_arrays(context)
-    shardings = state_shardings(
-        init_fn, optimizer, mesh, rules, context, ema=ema, loss_mean=loss_mean
-    )
-    build = _builder(lambda: unbox(init_fn()), optimizer, ema, loss_mean)
-    with use_mesh(mesh, rules):
-        placed = _copy(context, shardings.context)
-        state = jax.jit(build, out_shardings=shardings.replace(context={}))()
-    return state.replace(context=placed)
 
+    config: TrainConfig
+    mesh: Mesh
+    rules: Rules = RULES
 
-def state_from_params(
-    params: Tree,
-    optimizer: optax.GradientTransformation,
-    *,
-    context: Tree = None,
-    ema: bool = False,
-    loss_mean: bool = False,
-    ema_params: Tree = None,
-    ema_count: jax.Array | int = 0,
-    opt_state: Tree = None,
-) -> TrainState:
-    """A state at step 0 that starts from parameters which are on the mesh already (a new round).
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The config's optimizer."""
+        return make_optimizer(self.config.optimizer, self.config.num_steps)
 
-    Everything is copied: a donated state may not share a buffer with its own context or the caller.
+    def init(self, init_fn: Callable[[], Tree], context: Tree = None) -> TrainState:
+        """A fresh state, made on the mesh piece by piece: no device ever holds the whole of it.
 
-    Args:
-      params: nested dict of placed arrays.
-      optimizer: its `init` makes `opt_state` unless one is given.
-      context: untrained arrays.
-      ema, loss_mean: keep a moving average of the parameters, of the loss.
-      ema_params, ema_count: an average to go on with; it starts at `params` if None.
-      opt_state: an optimizer state to go on with; fresh if None.
-    """
-    mesh = mesh_of(params)
-    context = _as_arrays(context)
-    placement = jax.tree.map(lambda x: x.sharding, params)
-    abstract = jax.eval_shape(lambda: params)
-    shardings = _state_shardings(abstract, placement, optimizer, mesh, context, ema, loss_mean)
-    state = _builder(lambda p: p, optimizer, ema, loss_mean)
-    with use_mesh(mesh):
-        fresh = jax.jit(
-            lambda p: jax.tree.map(jnp.copy, state(p)), out_shardings=shardings.replace(context={})
-        )(params)
-        updates: dict[str, Any] = {"context": _copy(context, shardings.context)}
-        if ema and ema_params is not None:
-            updates["ema_params"] = _copy(ema_params, shardings.ema_params)
-            updates["ema_count"] = _copy(jnp.int32(ema_count), shardings.ema_count)
-        if opt_state is not None:
-            updates["opt_state"] = _copy(opt_state, shardings.opt_state)
-    return fresh.replace(**updates)
+        Shapes come first (`eval_shape`), then shardings, and then one compiled init writes each piece
+        where it belongs.
 
+        Args:
+          init_fn: returns the boxed parameters, e.g. `functools.partial(model.init, key)`.
+          context: untrained arrays; copied, so the caller's stay valid when the state is donated.
 
-def state_shardings(
-    init_fn: Callable[[], Tree],
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    rules: Rules = RULES,
-    context: Tree = None,
-    *,
-    ema: bool = False,
-    loss_mean: bool = False,
-) -> TrainState:
-    """Shardings of `init_state`'s result, in its structure, without making any array."""
-    boxed = jax.eval_shape(init_fn)
-    placement = tree_shardings(boxed, rules, mesh)
-    return _state_shardings(unbox(boxed), placement, optimizer, mesh, context, ema, loss_mean)
+        Returns:
+          `TrainState` at step 0; an average starts at the parameters.
+        """
+        context = _as_arrays(context)
+        shardings = self._shardings(init_fn, context)
+        with use_mesh(self.mesh, self.rules):
+            placed = _copy(context, shardings.context)
+            fresh = jax.jit(
+                lambda: self._fresh(unbox(init_fn())), out_shardings=shardings.replace(context={})
+            )()
+        return fresh.replace(context=placed)
 
+    def abstract(self, init_fn: Callable[[], Tree], context: Tree = None) -> TrainState:
+        """The result of `init` as `jax.ShapeDtypeStruct`s with shardings, to restore into."""
+        context = jax.eval_shape(lambda x: x, {} if context is None else context)
+        shapes = jax.eval_shape(lambda: self._fresh(unbox(init_fn()))).replace(context=context)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            shapes,
+            self._shardings(init_fn, context),
+        )
 
-def abstract_state(
-    init_fn: Callable[[], Tree],
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    rules: Rules = RULES,
-    context: Tree = None,
-    *,
-    ema: bool = False,
-    loss_mean: bool = False,
-) -> TrainState:
-    """`init_state`'s result as `jax.ShapeDtypeStruct`s with shardings, to restore into."""
-    shardings = state_shardings(
-        init_fn, optimizer, mesh, rules, context, ema=ema, loss_mean=loss_mean
-    )
-    build = _builder(lambda: unbox(init_fn()), optimizer, ema, loss_mean)
-    shapes = jax.eval_shape(build).replace(context=_abstract(context))
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
-    )
+    def from_params(
+        self,
+        params: Tree,
+        context: Tree = None,
+        *,
+        ema_params: Tree = None,
+        ema_count: jax.Array | int = 0,
+        opt_state: Tree = None,
+    ) -> TrainState:
+        """A state at step 0 that starts from parameters which are on the mesh already (a new round).
 
+        Everything is copied: in a state that is donated no two leaves may share a buffer, nor one with
+        the caller.
 
-def abstract_like(state: TrainState) -> TrainState:
-    """The `jax.ShapeDtypeStruct` tree, with shardings, of a state that exists."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
+        Args:
+          params: nested dict of placed arrays.
+          context: untrained arrays.
+          ema_params, ema_count: an average to go on with, if the config keeps one; it starts at
+            `params` if None.
+          opt_state: an optimizer state to go on with; fresh if None.
+        """
+        context = _as_arrays(context)
+        placement = jax.tree.map(lambda x: x.sharding, params)
+        shardings = self._mirrored(jax.eval_shape(lambda: params), placement, context)
+        with use_mesh(self.mesh):
+            state = jax.jit(
+                lambda p: jax.tree.map(jnp.copy, self._fresh(p)),
+                out_shardings=shardings.replace(context={}),
+            )(params)
+            state = state.replace(context=_copy(context, shardings.context))
+            if state.ema_params is not None and ema_params is not None:
+                state = state.replace(
+                    ema_params=_copy(ema_params, shardings.ema_params),
+                    ema_count=_copy(jnp.int32(ema_count), shardings.ema_count),
+                )
+            if opt_state is not None:
+                state = state.replace(opt_state=_copy(opt_state, shardings.opt_state))
+        return state
+
+    def _fresh(self, params: Tree) -> TrainState:
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(
+            step=zero,
+            params=params,
+            opt_state=self.optimizer.init(params),
+            ema_params=jax.tree.map(jnp.copy, params) if self.config.ema_decay else None,
+            ema_count=zero,
+            context={},
+            rejected=zero,
+            rejected_in_a_row=zero,
+            loss_mean=jnp.zeros((), jnp.float32) if self.config.spike_factor else None,
+        )
+
+    def _shardings(self, init_fn: Callable[[], Tree], context: Tree) -> TrainState:
+        boxed = jax.eval_shape(init_fn)
+        placement = tree_shardings(boxed, self.rules, self.mesh)
+        return self._mirrored(unbox(boxed), placement, context)
+
+    def _mirrored(self, params: Tree, placement: Tree, context: Tree) -> TrainState:
+        """Shardings of a state with these (abstract) parameters, themselves placed like this."""
+        state = jax.eval_shape(self._fresh, params).replace(context=context)
+        return mirror_shardings(state, placement, params, self.mesh)
 
 
 def ema_decay_at(count: jax.Array | int, decay: float) -> jax.Array:
@@ -177,60 +174,10 @@ def ema_decay_at(count: jax.Array | int, decay: float) -> jax.Array:
     return jnp.minimum(decay, (1 + n) / (10 + n))
 
 
-def _builder(
-    make_params: Callable[..., Tree], optimizer: Any, ema: bool, loss_mean: bool
-) -> Callable[..., TrainState]:
-    def build(*args: Any) -> TrainState:
-        params = make_params(*args)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-            ema_params=jax.tree.map(jnp.copy, params) if ema else None,
-            ema_count=jnp.zeros((), jnp.int32),
-            context={},
-            rejected=jnp.zeros((), jnp.int32),
-            rejected_in_a_row=jnp.zeros((), jnp.int32),
-            loss_mean=jnp.zeros((), jnp.float32) if loss_mean else None,
-        )
-
-    return build
-
-
-def _state_shardings(
-    params: Tree,
-    placement: Tree,
-    optimizer: Any,
-    mesh: Mesh,
-    context: Tree,
-    ema: bool,
-    loss_mean: bool,
-) -> TrainState:
-    def mirror(tree: Tree) -> Tree:
-        return mirror_shardings(tree, placement, params, mesh)
-
-    one: Any = replicated(mesh)
-    return TrainState(
-        step=one,
-        params=placement,
-        opt_state=mirror(jax.eval_shape(optimizer.init, params)),
-        ema_params=placement if ema else None,
-        ema_count=one,
-        context=mirror(_abstract(context)),
-        rejected=one,
-        rejected_in_a_row=one,
-        loss_mean=one if loss_mean else None,
-    )
-
-
 def _as_arrays(tree: Tree) -> Tree:
     return jax.tree.map(
         lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), {} if tree is None else tree
     )
-
-
-def _abstract(tree: Tree) -> Tree:
-    return jax.eval_shape(lambda t: t, {} if tree is None else tree)
 
 
 def _copy(tree: Tree, shardings: Tree) -> Tree:

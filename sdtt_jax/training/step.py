@@ -1,6 +1,5 @@
 """One training step: gradients of a weighted mean, clipped, applied, averaged, guarded."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdtt_jax.config import at_least, positive, require, within
 from sdtt_jax.parallel.mesh import RULES, Rules, mesh_of, use_mesh
 from sdtt_jax.parallel.placement import replicated
-from sdtt_jax.training.optimizers import OptimizerConfig, learning_rate_schedule
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.optimizers import learning_rate_schedule, make_optimizer
 from sdtt_jax.training.state import TrainState, ema_decay_at
 
 Tree = Any
@@ -33,72 +32,19 @@ class Loss(NamedTuple):
     metrics: Metrics
 
 
-# The running mean of the loss, that spikes are measured by: its decay (ramped up as that of the
-# parameters' average), and the accepted steps that it must have seen.
+# Spikes are measured by the running mean of the loss: its decay (ramped up like that of the parameters'
+# average), and how many accepted steps it must have seen.
 SPIKE_DECAY, SPIKE_WARMUP = 0.98, 20
 
 LossFn = Callable[[Tree, Tree, Tree, jax.Array], Loss]
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """One stage of training.
-
-    Attributes:
-      num_steps: steps of the stage, or of each round.
-      batch_size: sequences per step, over all devices.
-      microbatches: pieces in which a batch is worked off, to save memory; the result is the same
-        mean.
-      optimizer: see `OptimizerConfig`.
-      ema_decay: decay of the parameters' moving average (ramped up, see `ema_decay_at`); 0 keeps
-        none.
-      max_rejected: consecutive steps with a non-finite loss or gradient (or a spike) after which
-        training stops.
-      spike_factor: an update whose loss is above this many times the running mean of the loss is
-        rejected like one that is not finite; 0 accepts all.
-      log_every, save_every: steps between metrics lines and between checkpoints.
-      keep: latest checkpoints that are kept.
-      keep_every: checkpoints of steps that this divides are kept too; 0 keeps none of them.
-      check_replicas_every: steps between comparisons of what several devices hold copies of; 0 for
-        none.
-    """
-
-    num_steps: int
-    batch_size: int
-    microbatches: int = 1
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    ema_decay: float = 0.0
-    max_rejected: int = 10
-    spike_factor: float = 0.0
-    log_every: int = 10
-    save_every: int = 1000
-    keep: int = 2
-    keep_every: int = 0
-    check_replicas_every: int = 1000
-
-    def __post_init__(self) -> None:
-        positive(self, "num_steps", "batch_size", "microbatches", "max_rejected")
-        positive(self, "log_every", "save_every", "keep")
-        at_least(0, self, "keep_every", "check_replicas_every")
-        require(
-            self.spike_factor == 0 or self.spike_factor > 1,
-            f"spike_factor={self.spike_factor} must be above 1, or 0 to accept all.",
-        )
-        within("[0, 1)", self, "ema_decay")
-        require(
-            self.batch_size % self.microbatches == 0,
-            f"microbatches={self.microbatches} does not divide batch_size={self.batch_size}.",
-        )
-        # A schedule that the steps leave no room for is an error now, not when its stage begins.
-        learning_rate_schedule(self.optimizer, self.num_steps)
-
-
 class TrainStep:
-    """The compiled step, `step(state, batch, base_key) -> (state, metrics)`; `state` is donated.
+    """The compiled step, `step(state, batch, key) -> (state, metrics)`; `state` is donated, all of it.
 
-    The new state lies exactly where the old one did. Metrics are `[] float32` arrays on the device:
-    loss, grad_norm (before clipping), param_norm, lr, rejected (0 or 1), rejected_in_a_row, and the
-    loss function's own.
+    The new state lies exactly where the old one did; its context is the old one's, in the same buffers.
+    Metrics are `[] float32` arrays on the device: loss, grad_norm (before clipping), param_norm, lr,
+    rejected (0 or 1), rejected_in_a_row, and the loss function's own.
     """
 
     def __init__(self, body: Callable[..., Any], rules: Rules):
@@ -107,49 +53,41 @@ class TrainStep:
         self._jitted = functools.lru_cache(maxsize=8)(self._jit)
 
     def __call__(
-        self, state: TrainState, batch: Tree, base_key: jax.Array
+        self, state: TrainState, batch: Tree, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        moving, context = _split(state)
         with use_mesh(mesh_of(state.step), self.rules):
-            moving, metrics = self._for(moving)(moving, context, batch, base_key)
-        return moving.replace(context=state.context), metrics
+            return self._for(state)(state, batch, key)
 
-    def lower(self, state: TrainState, batch: Tree, base_key: Any) -> Any:
+    def lower(self, state: TrainState, batch: Tree, key: Any) -> Any:
         """The lowered step, from arrays or from `jax.ShapeDtypeStruct`s with shardings."""
-        moving, context = _split(state)
         with use_mesh(mesh_of(state.step), self.rules):
-            return self._for(moving).lower(moving, context, batch, base_key)
+            return self._for(state).lower(state, batch, key)
 
-    def _for(self, moving: TrainState) -> Any:
-        leaves, structure = jax.tree.flatten(moving)
+    def _for(self, state: TrainState) -> Any:
+        leaves, structure = jax.tree.flatten(state)
         return self._jitted(structure, tuple(leaf.sharding for leaf in leaves))
 
     def _jit(self, structure: Any, shardings: tuple[Any, ...]) -> Any:
         # Without out_shardings the compiler could place the new state elsewhere than the old one,
         # which would recompile the second step and break donation.
         out = (jax.tree.unflatten(structure, shardings), replicated(shardings[0].mesh))
-        return jax.jit(self.body, donate_argnums=0, out_shardings=out)
+        return jax.jit(self.body, donate_argnames="state", out_shardings=out)
 
 
-def make_train_step(
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-    config: TrainConfig,
-    rules: Rules = RULES,
-) -> TrainStep:
+def make_train_step(loss_fn: LossFn, config: TrainConfig, rules: Rules = RULES) -> TrainStep:
     """Compiles `loss_fn` into a training step.
 
     Args:
       loss_fn: `(params, context, batch, key) -> Loss`, pure.
-      optimizer: from `make_optimizer(config.optimizer, config.num_steps)`.
-      config: microbatches, moving average, schedule.
+      config: optimizer, microbatches, moving average; that of the state's `StateSpec`.
       rules: what logical axis names in the network mean.
 
     Returns:
-      `TrainStep`. `batch` is a tree of arrays `[batch, ...]`; `base_key` a typed key of the stage
-      and round: the loss gets `fold_in(fold_in(base_key, state.step), microbatch)`.
+      `TrainStep`. `batch` is a tree of arrays `[batch, ...]`; `key` a typed key of the stage and round:
+      the loss gets `fold_in(fold_in(key, state.step), microbatch)`.
     """
     rate = learning_rate_schedule(config.optimizer, config.num_steps)
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
 
     def accept(state: TrainState, grads: Tree, loss: jax.Array) -> TrainState:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -176,12 +114,10 @@ def make_train_step(
             rejected_in_a_row=state.rejected_in_a_row + 1,
         )
 
-    def body(
-        state: TrainState, context: Tree, batch: Tree, base_key: jax.Array
-    ) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(base_key, state.step)
+    def body(state: TrainState, batch: Tree, key: jax.Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(key, state.step)
         grads, loss, own = _mean_gradient(
-            loss_fn, state.params, context, batch, key, config.microbatches
+            loss_fn, state.params, state.context, batch, key, config.microbatches
         )
         grad_norm = optax.tree.norm(grads)
         # A sum over every leaf, so it is finite only if every leaf is, and then so is what the optimizer
@@ -190,7 +126,9 @@ def make_train_step(
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         if config.spike_factor:
             good &= ~_is_spike(state, loss, config.spike_factor)
-        chosen = jax.lax.cond(good, accept, reject, state, grads, loss)
+        # The context goes around the branch, and so from the donated state to the new one uncopied.
+        chosen = jax.lax.cond(good, accept, reject, state.replace(context={}), grads, loss)
+        chosen = chosen.replace(context=state.context)
         metrics = own | {
             "loss": loss,
             "grad_norm": grad_norm,
@@ -219,8 +157,7 @@ def _mean_gradient(
 ) -> tuple[Tree, jax.Array, Metrics]:
     """Gradient and value of sum(total) / sum(weight), and the weighted means of the metrics.
 
-    Totals and weights are summed over microbatches and divided once, so a microbatch in which
-    little
+    Totals and weights are summed over microbatches and divided once, so a microbatch in which little
     counts weighs little: the mean is that of the whole batch.
     """
 
@@ -263,8 +200,3 @@ def _microbatch(x: jax.Array, microbatches: int) -> jax.Array:
     """
     split = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:])
     return jnp.swapaxes(split, 0, 1)
-
-
-def _split(state: TrainState) -> tuple[TrainState, Tree]:
-    """The part that moves and is donated, and the context, which must survive the step."""
-    return state.replace(context=None), state.context

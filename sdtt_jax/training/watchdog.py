@@ -8,23 +8,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-# "1 anything else" of the entry points: the same command goes on from the last checkpoint.
+# As for any failure that a retry may mend: the same command goes on from the last checkpoint.
 EXIT_HUNG = 1
 STDERR = 2
 
 
 @contextlib.contextmanager
-def watchdog(seconds: float, what: str = "a step") -> Iterator[Callable[[], None]]:
+def watchdog(seconds: float, what: str) -> Iterator[Callable[[], None]]:
     """Ends the process unless the function that it yields is called every `seconds`.
 
-    A step that waits for a lost process, a deadlocked thread or a dead disk never raises. Every
-    process of a job has its own watchdog, and a hung one holds up all of them, so that all end
-    within one and a half times `seconds`, whether or not they can still speak to each other.
+    A step that waits for a lost process, a deadlocked thread or a dead disk never raises. A hung process
+    holds up all others of its job, and each has its own watchdog: so all end within one and a half times
+    `seconds`, whether or not they can still reach each other.
 
     Args:
       seconds: longest time between two calls; the first of them may include a compilation. 0 watches
         nothing.
-      what: names in the message what did not happen.
+      what: the subject of the message, for example "a training step".
 
     Yields:
       A function to call whenever there was progress; it only writes down the time.
@@ -41,13 +41,13 @@ def watchdog(seconds: float, what: str = "a step") -> Iterator[Callable[[], None
 
     def watch() -> None:
         while not over.wait(seconds / 8):
-            # Where native code keeps the interpreter's lock, this thread is stuck too: then a timer of
-            # faulthandler's, which needs no lock, does the same without the message.
+            # Where native code holds the interpreter's lock, this thread is stuck too. Then faulthandler's
+            # timer, which needs no lock, ends the process, without the message.
             faulthandler.dump_traceback_later(2 * seconds, file=STDERR, exit=True)
             if time.monotonic() - last > seconds:
                 _say(seconds, what)
-                # The others of a job hang at the same step: time for them to speak too, before the end of
-                # this process ends theirs.
+                # The other processes of the job hang at the same step. They get time for their own message,
+                # since the end of this process will end them.
                 time.sleep(seconds / 4)
                 # Not sys.exit: it would wait for the very threads that hang.
                 os._exit(EXIT_HUNG)

@@ -9,7 +9,8 @@ import numpy as np
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import replicated
-from sdtt_jax.training.state import TrainState, abstract_like
+from sdtt_jax.training.state import TrainState
+from tests.training import toy
 
 
 def state_at(step: int, width: int = 64) -> TrainState:
@@ -35,7 +36,7 @@ def state_at(step: int, width: int = 64) -> TrainState:
 
 def save_three(directory: Path) -> Path:
     """Checkpoints at steps 1, 2, 3."""
-    with Checkpoints(directory, keep=3, meta={"fingerprint": "f", "round": 1}) as checkpoints:
+    with Checkpoints(directory, keep=3, metadata={"fingerprint": "f", "round": 1}) as checkpoints:
         for step in (1, 2, 3):
             assert checkpoints.save(state_at(step))
     return directory
@@ -43,14 +44,14 @@ def save_three(directory: Path) -> Path:
 
 def restore(directory: Path, **fields):
     with Checkpoints(directory, keep=3) as checkpoints:
-        return checkpoints.restore(abstract_like(state_at(0)), **fields)
+        return checkpoints.restore(toy.abstract_like(state_at(0)), **fields)
 
 
 def largest_array_file(step: Path) -> Path:
     return max((step / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
 
 
-def meta_file(step: Path) -> Path:
+def metadata_file(step: Path) -> Path:
     [path] = (step / "meta").glob("*.json")
     return path
 

@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sdtt_jax.checkpoints import metadata as seal
+from sdtt_jax.checkpoints import metadata
 from sdtt_jax.checkpoints.store import Checkpoints, load_params, params_digest, save_params
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import replicated
-from sdtt_jax.training.state import abstract_like
-from tests.checkpoints.stored import flip_bit, meta_file, restore, save_three, state_at
+from tests.checkpoints.stored import flip_bit, metadata_file, restore, save_three, state_at
 from tests.training import toy
 
 # Orbax leaves coroutines behind when it meets damaged files.
@@ -28,10 +27,10 @@ def three(tmp_path) -> Path:
     return save_three(tmp_path)
 
 
-def test_the_latest_comes_back_bit_for_bit_with_its_facts(three):
-    state, meta = restore(three)
+def test_the_latest_comes_back_bit_for_bit_with_its_metadata(three):
+    state, stored = restore(three)
     toy.assert_same(state, state_at(3))
-    assert meta == {"fingerprint": "f", "round": 1, "step": 3}
+    assert stored == {"fingerprint": "f", "round": 1, "step": 3}
 
 
 def test_nothing_saved_is_none(tmp_path):
@@ -73,7 +72,7 @@ def test_arrays_may_be_donated_while_they_are_being_written(tmp_path):
         for _ in range(5):
             state = overwrite(state)
     with Checkpoints(tmp_path) as checkpoints:
-        toy.assert_same(checkpoints.restore(abstract_like(expected))[0], expected)
+        toy.assert_same(checkpoints.restore(toy.abstract_like(expected))[0], expected)
 
 
 def test_another_run_is_an_error_that_names_the_fact(three):
@@ -95,13 +94,13 @@ def test_a_state_that_is_not_finite_is_never_saved(three):
 
 def test_final_parameters_come_back_without_being_described(tmp_path):
     params = state_at(1).params
-    meta = {"model": {"layers": 2, "names": []}}
-    save_params(tmp_path / "final", params, meta)
-    loaded, facts = load_params(tmp_path / "final")
-    assert facts == meta
+    written = {"model": {"layers": 2, "names": []}}
+    save_params(tmp_path / "final", params, written)
+    loaded, read = load_params(tmp_path / "final")
+    assert read == written
     assert params_digest(loaded) == params_digest(params)
     assert loaded["blocks"]["bias"].dtype == jnp.bfloat16
-    save_params(tmp_path / "final", state_at(2).params, meta)
+    save_params(tmp_path / "final", state_at(2).params, written)
     again, _ = load_params(tmp_path / "final", replicated(make_mesh(MeshConfig())))
     assert params_digest(again) == params_digest(state_at(2).params)
 
@@ -116,12 +115,12 @@ def test_damaged_final_parameters_are_refused(tmp_path):
 
 
 def test_a_checkpoint_of_a_later_format_is_refused_by_name(three, monkeypatch):
-    monkeypatch.setattr(seal, "FORMAT_VERSION", 0)
+    monkeypatch.setattr(metadata, "FORMAT_VERSION", 0)
     with pytest.raises(CheckpointError, match="has format 1; this version reads format 0"):
         restore(three)
 
 
-def test_the_facts_are_a_readable_json_file(three):
-    stored = json.loads(meta_file(three / "3").read_text())
+def test_the_metadata_are_a_readable_json_file(three):
+    stored = json.loads(metadata_file(three / "3").read_text())
     assert stored["meta"]["round"] == 1
     assert stored["leaves"]["params/blocks/kernel"][:2] == ["float32", [64, 16]]

@@ -95,8 +95,8 @@ def test_files_are_written_whole_and_read_back(bucket):
 def test_metrics_go_on_where_they_were(bucket):
     """Lines of an earlier writer are kept, but those after the step where this one starts."""
     for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        with MetricsWriter(bucket / "metrics") as writer:
-            writer.begin({"stage": "teacher", "round": 0}, start)
+        tags = {"stage": "teacher", "round": 0}
+        with MetricsWriter(bucket / "metrics", tags, start) as writer:
             for step in steps:
                 writer.write(step, {"loss": float(10 * start + step)})
     found = read_metrics(bucket / "metrics" / "metrics.jsonl")

@@ -12,13 +12,12 @@ import pytest
 from experiments.settings import run_config
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.distillation.rounds import round_dt
+from sdtt_jax.distillation.rounds import Student, next_round, round_dt
 from sdtt_jax.networks import Denoiser
 from sdtt_jax.objectives import distill_loss
 from sdtt_jax.parallel.mesh import make_mesh
 from sdtt_jax.parallel.placement import batch_sharding, replicated, unbox
-from sdtt_jax.training.optimizers import make_optimizer
-from sdtt_jax.training.state import abstract_state
+from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import make_train_step
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
@@ -76,18 +75,15 @@ def test_full_size_distillation_step_lowers():
     """12 x 768, 50k tokens, length 1024, batch 128 in bfloat16: traced and lowered, nothing allocated."""
     config = load("owt_small")
     denoiser = Denoiser(config.denoiser(GPT2_VOCAB))
-    optimizer = make_optimizer(config.distill.train.optimizer, config.distill.train.num_steps)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
 
     def init():
         return denoiser.init(jax.random.key(0))
 
-    teacher = unbox(jax.eval_shape(init))
-    context = {"teacher_params": teacher, "dt": jnp.float32(1 / 1024), "round": jnp.int32(1)}
-    state = abstract_state(init, optimizer, mesh, context=context, ema=True)
+    student = jax.eval_shape(lambda: next_round(config.distill, Student(unbox(init())), 1))
+    state = StateSpec(config.distill.train, mesh).abstract(init, student.context)
     diffusion = MaskedDiffusion(denoiser, make_schedule(config.schedule))
-    loss = distill_loss(diffusion, config.distill)
-    step = make_train_step(loss, optimizer, config.distill.train)
+    step = make_train_step(distill_loss(diffusion, config.distill), config.distill.train)
     shape = (config.distill.train.batch_size, config.data.length)
     batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))

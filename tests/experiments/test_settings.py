@@ -36,6 +36,11 @@ def test_config_files_are_locked():
         config.teacher.train.num_stepz = 3
 
 
+def test_every_field_can_be_given_on_the_command_line():
+    """ml_collections overrides tuples, and refuses lists."""
+    assert config_dict(smoke()).evaluation.num_steps == (4, 8, 16)
+
+
 def _with(path, value):
     mapping = to_mapping(smoke())
     *groups, name = path.split(".")

@@ -21,7 +21,7 @@ CONFIG = smoke()
 def test_an_empty_directory_becomes_the_runs(tmp_path):
     workdir = claim(tmp_path / "run", CONFIG)
     assert json.loads(workdir.config.read_text())["config"]["data"]["length"] == CONFIG.data.length
-    assert claim(tmp_path / "run", CONFIG) == workdir
+    assert claim(tmp_path / "run", CONFIG).root == workdir.root
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path):

@@ -17,8 +17,7 @@ from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import place_batch, place_whole
 from sdtt_jax.parallel.replicas import ReplicaError, differing_replicas
 from sdtt_jax.training import loop
-from sdtt_jax.training.optimizers import make_optimizer
-from sdtt_jax.training.state import abstract_like, init_state
+from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import make_train_step
 from sdtt_jax.trees import flat_leaves
 from tests.training import tiny, toy
@@ -31,14 +30,14 @@ def start(sizes: tuple[int, int, int]):
     """The toy on a mesh over as many of the devices as it needs: state, step."""
     config = toy.configured()
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
-    init = functools.partial(toy.init, jax.random.key(0))
-    state = init_state(init, optimizer, mesh, ema=True)
-    return state, make_train_step(toy.loss_fn, optimizer, config)
+    state = StateSpec(config, mesh).init(functools.partial(toy.init, jax.random.key(0)))
+    return state, make_train_step(toy.loss_fn, config)
 
 
-def train(state, step, until, **fields):
-    return loop.train(state, step, toy.batch_at, until, jax.random.key(3), **fields)
+def train(state, step, until, checkpoints=None, **fields):
+    config = toy.until(toy.configured(), until, **fields)
+    key = jax.random.key(3)
+    return loop.train(state, step, toy.batch_at, key, config, checkpoints=checkpoints)
 
 
 def other_meshes(directory: Path) -> list[dict]:
@@ -51,7 +50,7 @@ def other_meshes(directory: Path) -> list[dict]:
         saved = None
         if found:
             with Checkpoints(directory) as checkpoints:
-                state, _ = checkpoints.restore(abstract_like(state))
+                state, _ = checkpoints.restore(toy.abstract_like(state))
             saved = params_digest(state.params)
         until = 2 * len(found) + 2
         with Checkpoints(directory) as checkpoints:
@@ -77,10 +76,8 @@ def other_meshes(directory: Path) -> list[dict]:
 def nan_on_one_device() -> dict:
     """One row of a batch is NaN, and each of the eight devices holds one row."""
     mesh = make_mesh(MeshConfig(2, 4, 1))
-    optimizer = make_optimizer(tiny.config().optimizer, tiny.NUM_STEPS)
     init = functools.partial(tiny.init, jax.random.key(0))
-    context = {"target": np.float32(0.5)}
-    state = init_state(init, optimizer, mesh, context=context, ema=True)
+    state = StateSpec(tiny.config(), mesh).init(init, {"target": np.float32(0.5)})
     before = leaf_digests(flat_leaves(state))
     batch = tiny.batch_at(0)
     batch[5] = np.nan

@@ -10,7 +10,6 @@ import pytest
 
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
-from sdtt_jax.training.state import abstract_like
 from tests.checkpoints import stored
 from tests.checkpoints.stored import flip_bit, largest_array_file, restore, save_three, state_at
 from tests.training import tiny, toy
@@ -37,7 +36,7 @@ def test_row_02_a_half_deleted_old_step(three, gone):
     victim = three / "1" / gone
     shutil.rmtree(victim) if victim.is_dir() else victim.unlink()
     with Checkpoints(three, keep=3) as checkpoints:
-        state, _ = checkpoints.restore(abstract_like(state_at(0)))
+        state, _ = checkpoints.restore(toy.abstract_like(state_at(0)))
         toy.assert_same(state, state_at(3))
         assert checkpoints.save(state_at(4))
         checkpoints.wait()
@@ -51,10 +50,10 @@ DAMAGED_ARRAYS = {
 DAMAGED_FACTS = {
     "manifest cut": lambda step: stored.cut(step / "state" / "manifest.ocdbt"),
     "tree metadata cut": lambda step: stored.cut(step / "state" / "_METADATA"),
-    "meta cut": lambda step: stored.cut(stored.meta_file(step)),
-    "meta altered": lambda s: stored.alter(stored.meta_file(s), '"round": 1', '"round": 2'),
-    "a type altered": lambda s: stored.alter(stored.meta_file(s), '"float32"', '"float64"'),
-    "meta gone": lambda step: stored.meta_file(step).unlink(),
+    "meta cut": lambda step: stored.cut(stored.metadata_file(step)),
+    "meta altered": lambda s: stored.alter(stored.metadata_file(s), '"round": 1', '"round": 2'),
+    "a type altered": lambda s: stored.alter(stored.metadata_file(s), '"float32"', '"float64"'),
+    "meta gone": lambda step: stored.metadata_file(step).unlink(),
 }
 
 
@@ -62,11 +61,11 @@ def falls_back(three, caplog, damage):
     """The one before it is taken, the bad one moved aside and named, and its step saved again."""
     damage(three / "3")
     with Checkpoints(three, keep=3) as checkpoints:
-        state, _ = checkpoints.restore(abstract_like(state_at(0)))
+        state, _ = checkpoints.restore(toy.abstract_like(state_at(0)))
         toy.assert_same(state, state_at(2))
         assert checkpoints.steps == [1, 2]
         assert [path.name.split("-")[0] for path in (three / "corrupt").iterdir()] == ["3"]
-        [warning] = [r.getMessage() for r in caplog.records if r.name.endswith("checkpoint")]
+        [warning] = [r.getMessage() for r in caplog.records if r.name.endswith("checkpoints.store")]
         assert warning.startswith(f"Checkpoint {three / '3'} is damaged (")
         # Orbax skips saves below its latest step without a word: step 3 must be writable again.
         assert checkpoints.save(state_at(3))
@@ -121,7 +120,7 @@ def test_row_06_leftovers(three):
     (three / "4.orbax-checkpoint-tmp").mkdir()
     (three / "notes.txt").write_text("a stray file")
     with Checkpoints(three, keep=3) as checkpoints:
-        toy.assert_same(checkpoints.restore(abstract_like(state_at(0)))[0], state_at(3))
+        toy.assert_same(checkpoints.restore(toy.abstract_like(state_at(0)))[0], state_at(3))
         assert checkpoints.save(state_at(4))
     toy.assert_same(restore(three)[0], state_at(4))
 
@@ -202,7 +201,7 @@ def test_row_16_the_disk_is_full(tmp_path, caplog):
                 checkpoints.wait()
         assert checkpoints.steps == [1]
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        state, _ = checkpoints.restore(abstract_like(state_at(0, WIDE)))
+        state, _ = checkpoints.restore(toy.abstract_like(state_at(0, WIDE)))
     toy.assert_same(state, state_at(1, WIDE))
 
 
@@ -291,7 +290,7 @@ def test_row_30_another_model(three, change, message):
         Checkpoints(three, keep=3) as checkpoints,
         pytest.raises(MismatchError, match=f"another model.*{message}") as caught,
     ):
-        checkpoints.restore(change(abstract_like(state_at(0))))
+        checkpoints.restore(change(toy.abstract_like(state_at(0))))
     assert isinstance(caught.value, ConfigError), "a launcher must not retry it"
     assert not (three / "corrupt").exists()
 
@@ -311,4 +310,4 @@ def test_row_30_a_key_of_another_implementation(tmp_path):
         Checkpoints(tmp_path) as checkpoints,
         pytest.raises(MismatchError, match=r"context/key is key<fry>.*key<rbg>"),
     ):
-        checkpoints.restore(abstract_like(with_key("rbg")))
+        checkpoints.restore(toy.abstract_like(with_key("rbg")))

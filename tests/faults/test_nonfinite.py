@@ -10,10 +10,11 @@ import pytest
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from sdtt_jax.parallel.placement import place_whole
 from sdtt_jax.training import loop
-from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
-from sdtt_jax.training.state import abstract_state, init_state
-from sdtt_jax.training.step import SPIKE_WARMUP, Loss, TrainConfig, make_train_step
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.state import StateSpec
+from sdtt_jax.training.step import SPIKE_WARMUP, Loss, make_train_step
 from tests.checkpoints import stored
 from tests.multidevice import programs
 from tests.training import tiny, toy
@@ -49,7 +50,7 @@ def test_row_19_persistent_nan_stops_the_run(tmp_path, log_every):
         )
     assert told == [(6, 1), (7, 2), (8, 3)]
     with Checkpoints(tmp_path / "steps") as checkpoints:
-        state, _ = checkpoints.restore(tiny.make(abstract_state))
+        state, _ = checkpoints.restore(tiny.abstract())
     assert int(state.step) == 4
     assert all(np.isfinite(leaf).all() for leaf in toy.host(state).values())
 
@@ -89,23 +90,25 @@ def test_row_19_a_state_that_is_not_finite_is_never_saved(tmp_path):
 )
 def test_row_20_a_teacher_that_is_not_finite():
     """The real distillation loss: its targets are drawn from a teacher with one NaN in its head."""
-    mesh = programs.sh.make_mesh(programs.sh.MeshConfig(data=1), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     teacher, _ = programs.start("teacher", mesh)
     context = {"teacher_params": teacher.params, "dt": jnp.float32(0.2)}
     state, step = programs.start("distill", mesh, context)
-    key = programs.sh.place_whole(jax.random.key(5), mesh)
+    key = place_whole(jax.random.key(5), mesh)
 
     def poison(path, leaf):
         return leaf.at[..., 3].set(jnp.nan) if "bias" in str(path[-1]) else leaf
 
-    good = state.context
     before = toy.host(state)
-    bad = jax.tree_util.tree_map_with_path(poison, good["teacher_params"])
+    good = state.context["teacher_params"]
+    bad = jax.tree_util.tree_map_with_path(poison, jax.tree.map(jnp.copy, good))
     state, metrics = step(
-        state.replace(context=good | {"teacher_params": bad}), programs.batch_at(0, mesh), key
+        state.replace(context=state.context | {"teacher_params": bad}),
+        programs.batch_at(0, mesh),
+        key,
     )
     assert metrics["rejected"] == 1
-    state = state.replace(context=good)
+    state = state.replace(context=state.context | {"teacher_params": good})
     after = toy.host(state)
     for path in before:
         if path.startswith((*TRAINED, "context")):
@@ -122,12 +125,14 @@ def spiky_step(factor):
         del context, key
         return Loss(batch[0, 0] + 0.0 * params["bias"].sum(), jnp.float32(1), {})
 
-    config = TrainConfig(64, 8, spike_factor=factor, optimizer=OptimizerConfig())
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
-    mesh = make_mesh(MeshConfig())
+    config = TrainConfig(64, 8, spike_factor=factor)
     init = functools.partial(tiny.init, jax.random.key(0))
-    state = init_state(init, optimizer, mesh, loss_mean=factor > 0)
-    return state, make_train_step(loss_fn, optimizer, config)
+    state = StateSpec(config, make_mesh(MeshConfig())).init(init)
+    return state, make_train_step(loss_fn, config)
+
+
+def trained(state, step, batch_at, num_steps):
+    return loop.train(state, step, batch_at, jax.random.key(0), TrainConfig(num_steps, 8))
 
 
 def losses(first, at, value):
@@ -141,9 +146,7 @@ def losses(first, at, value):
 def test_a_spike_is_rejected_where_that_is_asked_for(factor, value, rejected):
     """The running mean of a constant loss of 2 is 2, so the limit is factor · 2."""
     state, step = spiky_step(factor)
-    state = loop.train(
-        state, step, losses(2.0, SPIKE_WARMUP, value), SPIKE_WARMUP + 2, jax.random.key(0)
-    )
+    state = trained(state, step, losses(2.0, SPIKE_WARMUP, value), SPIKE_WARMUP + 2)
     assert int(state.rejected) == rejected
     if factor:
         mean = float(state.loss_mean)
@@ -152,7 +155,5 @@ def test_a_spike_is_rejected_where_that_is_asked_for(factor, value, rejected):
 
 def test_no_spike_before_the_mean_has_seen_enough():
     state, step = spiky_step(3.0)
-    state = loop.train(
-        state, step, losses(2.0, SPIKE_WARMUP - 1, 99.0), SPIKE_WARMUP, jax.random.key(0)
-    )
+    state = trained(state, step, losses(2.0, SPIKE_WARMUP - 1, 99.0), SPIKE_WARMUP)
     assert int(state.rejected) == 0

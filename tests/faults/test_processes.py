@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from sdtt_jax.checkpoints.store import Checkpoints
-from sdtt_jax.training.state import abstract_state
 from tests.faults.launching import alone, several
 from tests.sharing import once
 from tests.training import tiny
@@ -57,7 +56,7 @@ def test_row_01_killed_while_writing(unbroken, tmp_path):
     victim.process.send_signal(signal.SIGKILL)
     assert victim.end() == -signal.SIGKILL
     with Checkpoints(tmp_path / "steps") as checkpoints:
-        restored = checkpoints.restore(tiny.make(abstract_state, BALLAST))
+        restored = checkpoints.restore(tiny.abstract(BALLAST))
         assert restored is not None
         assert checkpoints.steps[-1] == int(restored[0].step)
     again = alone(tmp_path, "--save_every=2", f"--ballast={BALLAST}")

@@ -39,9 +39,9 @@ def states(run):
     """Digests of every leaf of the last state of every training."""
     found = {}
     for stage, number in (("teacher", 0), ("distill", 1), ("distill", 2)):
-        what = training_stages.training(run, stage, number)
-        with Checkpoints(what.folder) as checkpoints:
-            state, _ = checkpoints.restore(what.abstract)
+        job = training_stages.training_job(run, stage, number)
+        with Checkpoints(job.folder) as checkpoints:
+            state, _ = checkpoints.restore(job.abstract)
         found |= {
             f"{stage} {number} {path}": digest
             for path, digest in leaf_digests(flat_leaves(state)).items()
@@ -71,15 +71,13 @@ def test_row_23_around_every_boundary(tmp_path, monkeypatch):
     train = loop.train
 
     def stopping(stage, number, step):
-        def trained(state, step_fn, batch_at, num_steps, base_key, **fields):
-            here = fields["tags"] == {"stage": stage, "round": number}
-            if here and step == 0:
-                raise loop.Interrupted(0, "a test")
-            until = step if here else num_steps
-            state = train(state, step_fn, batch_at, until, base_key, **fields)
-            if here:
-                raise loop.Interrupted(step, "a test")
-            return state
+        def trained(state, step_fn, batch_at, key, config, **fields):
+            _, job = batch_at.args
+            if (job.stage, job.round) != (stage, number):
+                return train(state, step_fn, batch_at, key, config, **fields)
+            if step > 0:
+                train(state, step_fn, batch_at, key, toy.until(config, step), **fields)
+            raise loop.Interrupted(step, "a test")
 
         return trained
 

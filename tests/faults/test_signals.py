@@ -8,7 +8,6 @@ import pytest
 
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.training import loop
-from sdtt_jax.training.state import abstract_state
 from sdtt_jax.training.step import make_train_step
 from tests.experiments.processes import SMOKE, start
 from tests.faults.launching import alone
@@ -22,7 +21,7 @@ def unbroken(tmp_path_factory):
 
 def restored(directory):
     with Checkpoints(directory / "steps") as checkpoints:
-        return checkpoints.restore(tiny.make(abstract_state))[0]
+        return checkpoints.restore(tiny.abstract())[0]
 
 
 def send(number):
@@ -37,8 +36,7 @@ def while_compiling(number):
             send(number)
         return tiny.loss_fn(*arguments)
 
-    optimizer = tiny.make_optimizer(tiny.config().optimizer, tiny.NUM_STEPS)
-    return {"step_fn": make_train_step(loss_fn, optimizer, tiny.config())}
+    return {"step_fn": make_train_step(loss_fn, tiny.config())}
 
 
 def before_the_first_step(number):

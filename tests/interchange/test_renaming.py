@@ -8,9 +8,9 @@ from sdtt_jax.interchange.renaming import Entry, Table, find_prefix, read_params
 
 TABLE = Table(
     entries=[
-        Entry("table", ("embed", "embedding"), (3, 2), vocab_axis=0),
-        Entry("head", ("head", "kernel"), (3, 2), transpose=True, vocab_axis=0),
-        Entry("h.{layer}.qkv", ("blocks", "qkv"), (6, 2), transpose=True, reshape=(2, 3, 2)),
+        Entry("table", "embed/embedding", (3, 2), vocab_axis=0),
+        Entry("head", "head/kernel", (3, 2), transpose=True, vocab_axis=0),
+        Entry("h.{layer}.qkv", "blocks/qkv", (6, 2), transpose=True, reshape=(2, 3, 2)),
     ],
     num_layers=2,
     padded_vocab=4,

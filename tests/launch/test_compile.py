@@ -106,7 +106,7 @@ def test_a_search_finds_a_mesh_and_a_batch(tmp_path):
     [
         ((SMOKE,), "--topology is missing"),
         (("--topology=h100:2",), "--config is missing"),
-        ((SMOKE, "--topology=v5f:2x4"), "did you mean v5"),
+        ((SMOKE, "--topology=v5f:2x4"), "did you mean 'v5"),
         (
             (SMOKE, "--topology=h100:2", "--programs=train"),
             "--programs='train' is unknown; choose one of distill, teacher, sample, causal",

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch.ahead.hlo import Collective, Program, kernel_flops
+from launch.ahead.hlo import Collective, Module, kernel_flops
 from launch.ahead.hlo_text import Instruction, Shape, device_groups, parse
 
 
 def cost(function, *arguments, turns=lambda _: 1.0):
     text = jax.jit(function).lower(*arguments).compile().as_text()
-    return Program(text, ("data",), (1,), turns).cost()
+    return Module(text, ("data",), (1,), turns).cost()
 
 
 def ones(*shape):
@@ -121,7 +121,7 @@ ENTRY %main (p0: f32[2,4,16,8], p1: f32[4,8,5]) -> f32[2,4,16,5] {{
 )
 def test_convolutions_count_the_taps_that_meet_an_element(left, right, out, attributes, expected):
     text = CONVOLUTION.format(left=left, right=right, out=out, attributes=attributes)
-    assert Program(text, ("data",), (1,), lambda _: 1.0).cost().flops == expected
+    assert Module(text, ("data",), (1,), lambda _: 1.0).cost().flops == expected
 
 
 @pytest.mark.parametrize("dims", [(3, 12, 256, 64), (12, 256, 64)], ids=["batch", "batch of one"])
@@ -184,7 +184,7 @@ ENTRY %main (p0: f32[100]) -> f32[100] {{
 def test_collectives_by_axis_and_bytes(kind, shape, groups, axes, sent):
     """A mesh 2 × 2 × 2: device = 4 data + 2 fsdp + model."""
     text = EXCHANGE.format(kind=kind, shape=shape, groups=groups)
-    found = Program(text, ("data", "fsdp", "model"), (2, 2, 2), lambda _: 1.0).cost()
+    found = Module(text, ("data", "fsdp", "model"), (2, 2, 2), lambda _: 1.0).cost()
     (what,) = found.sent
     assert (what.kind, what.axes) == (kind, axes)
     assert found.data[what] == 400
@@ -194,7 +194,7 @@ def test_collectives_by_axis_and_bytes(kind, shape, groups, axes, sent):
 
 def test_a_group_of_one_exchanges_nothing():
     text = EXCHANGE.format(kind="all-reduce", shape="f32[100]", groups="replica_groups={{0},{1}}")
-    assert not Program(text, ("data",), (2,), lambda _: 1.0).cost().sent
+    assert not Module(text, ("data",), (2,), lambda _: 1.0).cost().sent
 
 
 def test_layouts_tuples_and_nested_parentheses_parse():

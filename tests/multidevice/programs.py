@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.settings import DistillStage, TeacherConfig
-from launch.ahead.hlo import Program
+from launch.ahead.hlo import Module
 from sdtt_jax.checkpoints.store import Checkpoints, params_digest
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt
@@ -29,10 +29,12 @@ from sdtt_jax.objectives import distill_loss, teacher_loss
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh, use_mesh
 from sdtt_jax.parallel.placement import place_rows, place_whole
 from sdtt_jax.parallel.processes import to_host
-from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
-from sdtt_jax.training.state import TrainState, abstract_like, init_state
-from sdtt_jax.training.step import TrainConfig, make_train_step
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.optimizers import OptimizerConfig
+from sdtt_jax.training.state import StateSpec, TrainState
+from sdtt_jax.training.step import make_train_step
 from sdtt_jax.trees import flat_leaves
+from tests.training import toy
 
 ONE = (1, 1, 1)
 BRIEF = (2, 2, 2)
@@ -64,13 +66,11 @@ def batch_at(step: int, mesh: jax.sharding.Mesh) -> jax.Array:
 def start(stage: str, mesh: jax.sharding.Mesh, context: Any = None) -> tuple[TrainState, Any]:
     """A fresh state of a stage and its step."""
     config = TEACHER if stage == "teacher" else DISTILL
-    optimizer = make_optimizer(config.train.optimizer, STEPS)
     loss = (
         teacher_loss(DIFFUSION, TEACHER) if stage == "teacher" else distill_loss(DIFFUSION, DISTILL)
     )
     init = functools.partial(DENOISER.init, jax.random.key(0))
-    state = init_state(init, optimizer, mesh, context=context, ema=True)
-    return state, make_train_step(loss, optimizer, config.train)
+    return StateSpec(config.train, mesh).init(init, context), make_train_step(loss, config.train)
 
 
 def run(
@@ -112,7 +112,7 @@ def run(
         result[f"{stage} collectives"] = collectives(compiled, mesh)
         found = []
         for number in range(STEPS):
-            state, metrics = call(compiled, state, batch_at(number, mesh), key)
+            state, metrics = compiled(state, batch_at(number, mesh), key)
             found.append(float(metrics["loss"]))
         result[f"{stage} losses"] = found
         states[stage] = state
@@ -124,10 +124,10 @@ def run(
     result["digest"] = params_digest(states["distill"].params)
     if restore_from is not None:
         with Checkpoints(restore_from) as checkpoints:
-            restored = checkpoints.restore(abstract_like(states["distill"]))
+            restored = checkpoints.restore(toy.abstract_like(states["distill"]))
         assert restored is not None
         result["restored"] = params_digest(restored[0].params)
-        moved, metrics = call(compiled, restored[0], batch_at(STEPS, mesh), key)
+        moved, metrics = compiled(restored[0], batch_at(STEPS, mesh), key)
         result["went on"] = float(metrics["loss"])
         result["went on by"] = int(moved.step)
     return result
@@ -153,17 +153,9 @@ def _texts(params: Any, x0: jax.Array) -> jax.Array:
     return sample(DIFFUSION, params, key, x_init, SamplerConfig(4))[0].x
 
 
-def call(
-    compiled: Any, state: TrainState, batch: jax.Array, key: jax.Array
-) -> tuple[TrainState, dict]:
-    """As `TrainStep`, which compiles for itself, does."""
-    moved, metrics = compiled(state.replace(context=None), state.context, batch, key)
-    return moved.replace(context=state.context), metrics
-
-
 def collectives(compiled: Any, mesh: jax.sharding.Mesh) -> dict:
     """Bytes that one device puts into collectives, by the mesh axes that they cross."""
-    cost = Program(
+    cost = Module(
         compiled.as_text(), mesh.axis_names, tuple(mesh.shape.values()), lambda _: 1.0
     ).cost()
     found: dict[str, float] = {}

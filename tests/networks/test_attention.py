@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sdtt_jax.networks.attention import attend, causal_mask, plain_attention, rotary_tables, rotate
-from sdtt_jax.networks.attention import dispatch as attention_platforms
-from sdtt_jax.networks.attention import kernels as attention_kernels
+from sdtt_jax.networks.attention.dispatch import FORMS, LENGTH_BY_HEAD
+from sdtt_jax.networks.attention.kernels import Saved
 
 BATCH, LENGTH, HEADS, DIM = 2, 5, 3, 8
 
@@ -46,38 +46,36 @@ def test_attention_equals_numpy(causal):
     np.testing.assert_allclose(_plain(query, key, value, causal), expected, atol=2e-6)
 
 
-def _checked(forward, backward, causal, *arrays):
+def _checked(name, causal, *arrays):
     """Values and gradients of a form beside those of the plain one."""
     *inputs, gradient = arrays
-    mixed, lse = forward(*inputs, causal)
+    form = FORMS[name]
+    mixed, lse = form.forward(*inputs, causal)
     expected, pull_back = jax.vjp(functools.partial(_plain, causal=causal), *inputs)
-    grads = backward(*inputs, mixed, lse, gradient, causal)
+    grads = form.backward(Saved(*inputs, mixed, lse), gradient, causal)
     return (mixed, *grads), (expected, *pull_back(gradient))
 
 
-FORMS = {
-    "at-once": (attention_kernels.forward_at_once, attention_kernels.backward_at_once),
-    "by-head": (attention_kernels.forward_by_head, attention_kernels.backward_by_head),
-}
+ANYWHERE = ("at_once", "by_head")
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ANYWHERE)
 def test_values_and_gradients_of_each_form_equal_the_plain_one_s_in_float64(form, causal):
     with jax.enable_x64(True):
         arrays = (_random(i, BATCH, 13, HEADS, DIM).astype(jnp.float64) for i in range(4))
-        ours, theirs = _checked(*FORMS[form], causal, *arrays)
+        ours, theirs = _checked(form, causal, *arrays)
         for one, other in zip(ours, theirs, strict=True):
             assert one.dtype == jnp.float64
             np.testing.assert_allclose(one, other, atol=1e-13)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ANYWHERE)
 def test_scores_of_any_size_are_safe(form):
     """The largest score is taken out before the exponential: e^500 would overflow."""
     arrays = [_random(i, 1, LENGTH, HEADS, DIM) for i in range(4)]
     arrays[0] = arrays[0] * 500
-    ours, theirs = _checked(*FORMS[form], False, *arrays)
+    ours, theirs = _checked(form, False, *arrays)
     for one, other in zip(ours, theirs, strict=True):
         assert bool(jnp.isfinite(one).all())
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
@@ -85,7 +83,7 @@ def test_scores_of_any_size_are_safe(form):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_long_sequences_take_the_form_by_head(causal):
-    arrays = [_random(i, 1, attention_platforms.LENGTH_BY_HEAD, 2, DIM) for i in range(4)]
+    arrays = [_random(i, 1, LENGTH_BY_HEAD, 2, DIM) for i in range(4)]
     mixed, pull_back = jax.vjp(functools.partial(attend, causal=causal), *arrays[:3])
     expected, expected_back = jax.vjp(functools.partial(_plain, causal=causal), *arrays[:3])
     np.testing.assert_allclose(mixed, expected, atol=2e-6)
@@ -104,11 +102,11 @@ def test_a_row_of_the_mask_that_sees_nothing_attends_evenly_and_has_finite_gradi
     assert bool(jnp.isfinite(gradient).all())
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ANYWHERE)
 def test_softmax_is_float32_for_bfloat16_inputs(form):
     narrow = [_random(i, BATCH, LENGTH, HEADS, DIM).astype(jnp.bfloat16) for i in range(4)]
-    ours, _ = _checked(*FORMS[form], False, *narrow)
-    _, theirs = _checked(*FORMS[form], False, *(x.astype(jnp.float32) for x in narrow))
+    ours, _ = _checked(form, False, *narrow)
+    _, theirs = _checked(form, False, *(x.astype(jnp.float32) for x in narrow))
     for one, other in zip(ours, theirs, strict=True):
         assert one.dtype == jnp.bfloat16
         np.testing.assert_allclose(one.astype(jnp.float32), other, atol=0.03)

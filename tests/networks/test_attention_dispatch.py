@@ -8,11 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax.networks.attention import attend, causal_mask, plain_attention
-from sdtt_jax.networks.attention import dispatch as attention_platforms
-from sdtt_jax.networks.attention import kernels as attention_kernels
+from sdtt_jax.networks.attention import attend, causal_mask, dispatch, kernels, plain_attention
 
-LONG = (1, attention_platforms.LENGTH_BY_HEAD, 2, 64)
+LONG = (1, dispatch.LENGTH_BY_HEAD, 2, 64)
 
 
 def _arrays(shape, dtype=jnp.float32):
@@ -40,18 +38,18 @@ def _lowered(function, arrays, *platforms):
 def test_splash_attention_equals_the_plain_form(causal):
     """In Pallas' interpreter; two blocks of 128 rows, so that sums over blocks are run through."""
     *inputs, gradient = _arrays((2, 256, 2, 64))
-    splash = functools.partial(attention_kernels.forward_splash, causal=causal, interpret=True)
+    splash = functools.partial(kernels.forward_splash, causal=causal, interpret=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_kernels, "SPLASH_BLOCK", 128)
+        patch.setattr(kernels, "SPLASH_BLOCK", 128)
         mixed, lse = jax.jit(splash)(*inputs)
-        grads = jax.jit(
-            functools.partial(attention_kernels.backward_splash, causal=causal, interpret=True)
-        )(*inputs, mixed, lse, gradient)
+        grads = jax.jit(functools.partial(kernels.backward_splash, causal=causal, interpret=True))(
+            kernels.Saved(*inputs, mixed, lse), gradient
+        )
     expected, pull_back = jax.vjp(functools.partial(_plain, causal=causal), *inputs)
     np.testing.assert_allclose(mixed, expected, atol=2e-6)
     for one, other in zip(grads, pull_back(gradient), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-    _, same = attention_kernels.forward_at_once(*inputs, causal)
+    _, same = kernels.forward_at_once(*inputs, causal)
     np.testing.assert_allclose(lse, same, atol=2e-6)
 
 
@@ -78,7 +76,7 @@ def test_one_export_serves_several_platforms():
 @pytest.mark.parametrize("shape", [(2, 129, 2, 8), (2, 64, 4, 32)])
 def test_other_lengths_have_one_form_on_every_platform(shape):
     for platform in ("cpu", "cuda", "tpu"):
-        assert attention_platforms.form(platform, shape, jnp.dtype("float32")) == "at_once"
+        assert dispatch.form(platform, shape, jnp.dtype("float32")) == "at_once"
     arrays = _arrays(shape)
     assert "tpu_custom_call" not in _lowered(GRADIENT, arrays, "tpu")
 
@@ -94,17 +92,17 @@ def test_other_lengths_have_one_form_on_every_platform(shape):
     ],
 )
 def test_cudnn_takes_16_bits_and_heads_of_at_most_128(shape, dtype, takes):
-    assert attention_kernels.cudnn_takes(shape, jnp.dtype(dtype)) is takes
+    assert kernels.cudnn_takes(shape, jnp.dtype(dtype)) is takes
 
 
 def test_without_cudnn_cuda_takes_all_heads_at_once(monkeypatch):
     shape, dtype = (1, 1024, 12, 64), jnp.dtype("bfloat16")
     for here, expected in ((False, "at_once"), (True, "cudnn")):
-        monkeypatch.setattr(attention_kernels, "cudnn_is_here", lambda here=here: here)
-        assert attention_platforms.form("cuda", shape, dtype) == expected
+        monkeypatch.setattr(kernels, "cudnn_is_here", lambda here=here: here)
+        assert dispatch.form("cuda", shape, dtype) == expected
 
 
-@pytest.mark.parametrize("length", [16, attention_platforms.LENGTH_BY_HEAD])
+@pytest.mark.parametrize("length", [16, dispatch.LENGTH_BY_HEAD])
 def test_mapping_over_a_further_axis_equals_a_loop(length):
     arrays = _arrays((3, 2, length, 2, 8))
     shared = [arrays[0], arrays[1][0], *arrays[2:]]

@@ -16,9 +16,10 @@ from sdtt_jax.interchange.renaming import find_prefix, write_params
 from sdtt_jax.interchange.tables.reference import ANCHOR, PREFIXES, denoiser_table
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import replicated
-from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
-from sdtt_jax.training.state import state_from_params
-from sdtt_jax.training.step import Loss, TrainConfig, make_train_step
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.optimizers import OptimizerConfig
+from sdtt_jax.training.state import StateSpec
+from sdtt_jax.training.step import Loss, make_train_step
 from tests.parity.reference import arrays, network
 
 # The reference's name -> ours (its "tvd" compares log-probabilities).
@@ -112,11 +113,11 @@ def test_six_adamw_steps(reference_golden, networks, batch, close):
         total, count = _loss(diffusion, params, teacher_params, tokens, targets, "kl-bwd")
         return Loss(total, count, {})
 
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
-    placed = jax.device_put(student, replicated(make_mesh(MeshConfig(), jax.devices()[:1])))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     context = {"teacher_params": teacher, "targets": targets}
-    state = state_from_params(placed, optimizer, context=context, ema=True)
-    step = make_train_step(loss_fn, optimizer, config)
+    placed = jax.device_put(student, replicated(mesh))
+    state = StateSpec(config, mesh).from_params(placed, context)
+    step = make_train_step(loss_fn, config)
     for index in range(config.num_steps):
         state, metrics = step(state, x_t, jax.random.key(0))
         # Before the first update with a positive rate everything is exact; later steps see AdamW's

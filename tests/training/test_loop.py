@@ -49,9 +49,9 @@ def test_saves_happen_every_few_steps_and_at_the_end():
         def wait(self):
             pass
 
-    state = tiny.make()
+    config = toy.until(tiny.config(), 10, save_every=4)
     key = jax.random.key(tiny.KEY)
-    loop.train(state, tiny.step_fn(), tiny.batch_at, 10, key, checkpoints=Recorder(), save_every=4)
+    loop.train(tiny.fresh(), tiny.step_fn(), tiny.batch_at, key, config, checkpoints=Recorder())
     assert saved == [4, 8, 10]
 
 
@@ -70,14 +70,12 @@ def test_batches_are_made_ahead_but_not_far_ahead():
         made.append(step)
         return tiny.batch_at(step)
 
-    class Watcher:
-        def update(self, step, values=None):
-            del values
-            # While step n runs, at most BATCHES_AHEAD more than n batches exist.
-            assert len(made) <= step + loop.BATCHES_AHEAD + 1
+    def progress(step, values):
+        del values
+        # While step n runs, at most BATCHES_AHEAD more than n batches exist.
+        assert len(made) <= step + loop.BATCHES_AHEAD + 1
 
-    loop.train(
-        tiny.make(), tiny.step_fn(), batch_at, 8, jax.random.key(0), progress=Watcher(), log_every=1
-    )
+    config, log = toy.until(tiny.config(), 8, log_every=1), loop.TrainLog(progress=progress)
+    loop.train(tiny.fresh(), tiny.step_fn(), batch_at, jax.random.key(0), config, log=log)
     assert made == list(range(8))
     assert not [t for t in threading.enumerate() if t.name.startswith("batches")]

@@ -9,8 +9,7 @@ SECOND = {"stage": "distill", "round": 2}
 
 
 def write(directory, tags, start, steps, loss=1.0):
-    with MetricsWriter(directory) as writer:
-        writer.begin(tags, start)
+    with MetricsWriter(directory, tags, start) as writer:
         for step in steps:
             writer.write(step, {"loss": loss})
 

@@ -9,22 +9,27 @@ import pytest
 
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import unbox
-from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
-from sdtt_jax.training.state import abstract_like, abstract_state, init_state, state_from_params
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.optimizers import OptimizerConfig
+from sdtt_jax.training.state import StateSpec
 from tests.training import toy
 
 INIT = functools.partial(toy.init, jax.random.key(0))
 
 
-@pytest.fixture(scope="module")
-def optimizer():
-    return make_optimizer(OptimizerConfig("muon", warmup_steps=0), 10)
+def spec_of(**fields) -> StateSpec:
+    optimizer = OptimizerConfig("muon", warmup_steps=0)
+    return StateSpec(TrainConfig(10, 8, optimizer=optimizer, **fields), make_mesh(MeshConfig()))
 
 
 @pytest.fixture(scope="module")
-def state(optimizer):
-    context = {"round": 3, "dt": jnp.float32(0.25)}
-    return init_state(INIT, optimizer, make_mesh(MeshConfig()), context=context, ema=True)
+def spec():
+    return spec_of(ema_decay=0.9)
+
+
+@pytest.fixture(scope="module")
+def state(spec):
+    return spec.init(INIT, {"round": 3, "dt": jnp.float32(0.25)})
 
 
 def test_a_fresh_state_holds_the_init_s_parameters_and_starts_at_zero(state):
@@ -35,25 +40,18 @@ def test_a_fresh_state_holds_the_init_s_parameters_and_starts_at_zero(state):
     assert int(state.context["round"]) == 3
 
 
-def test_the_abstract_state_describes_it_without_making_it(state, optimizer):
-    context = {"round": 0, "dt": jnp.float32(0)}
-    mesh = make_mesh(MeshConfig())
-    described = abstract_state(INIT, optimizer, mesh, context=context, ema=True)
-    made = abstract_like(state)
+def test_the_abstract_state_describes_it_without_making_it(state, spec):
+    described = spec.abstract(INIT, {"round": 0, "dt": jnp.float32(0)})
+    made = toy.abstract_like(state)
     assert jax.tree.structure(described) == jax.tree.structure(made)
     for a, b in zip(jax.tree.leaves(described), jax.tree.leaves(made), strict=True):
         assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
 
 
-def test_a_new_round_starts_from_parameters_and_shares_no_buffer(state, optimizer):
+def test_a_new_round_starts_from_parameters_and_shares_no_buffer(state, spec):
     """Student, average and teacher begin equal; donating one may not delete another."""
-    new = state_from_params(
-        state.params,
-        optimizer,
-        context={"teacher": state.params},
-        ema=True,
-        ema_params=state.ema_params,
-        ema_count=7,
+    new = spec.from_params(
+        state.params, {"teacher": state.params}, ema_params=state.ema_params, ema_count=7
     )
     jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
     jax.tree.map(np.testing.assert_array_equal, new.context["teacher"], state.params)
@@ -66,7 +64,9 @@ def test_a_new_round_starts_from_parameters_and_shares_no_buffer(state, optimize
     assert len(set.union(*map(pointers, groups))) == sum(len(pointers(g)) for g in groups)
 
 
-def test_without_an_average_there_is_none(optimizer):
-    state = init_state(INIT, optimizer, make_mesh(MeshConfig()))
-    assert state.ema_params is None
-    assert state.context == {}
+def test_a_state_has_the_averages_that_its_config_asks_for():
+    plain, spikes = spec_of().init(INIT), spec_of(spike_factor=3.0).init(INIT)
+    assert (plain.ema_params, plain.loss_mean, plain.context) == (None, None, {})
+    assert float(spikes.loss_mean) == 0
+    ignored = spec_of().from_params(plain.params, ema_params=plain.params, ema_count=7)
+    assert ignored.ema_params is None

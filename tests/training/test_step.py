@@ -10,9 +10,10 @@ import pytest
 
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.placement import place_batch
+from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
 from sdtt_jax.training.state import ema_decay_at
-from sdtt_jax.training.step import Loss, TrainConfig
+from sdtt_jax.training.step import Loss
 from tests.training import toy
 
 KEY = jax.random.key(5)
@@ -147,14 +148,18 @@ def test_a_batch_in_which_nothing_counts_is_harmless():
     assert metrics["rejected"] == 0
 
 
-def test_the_state_is_donated_and_the_context_is_not():
-    context = {"scale": jnp.float32(2.0)}
+def test_the_whole_state_is_donated_and_its_context_stays_where_it_is():
+    """A teacher is as large as a student: it must neither be copied nor be held twice."""
+    context = {"scale": jnp.float32(2.0), "table": jnp.ones((64, 64))}
     state, step, _ = toy.setup(toy.configured(), context=context)
     batch = place_batch(toy.batch_at(0), state.step.sharding.mesh)
+    before = state.context["table"].unsafe_buffer_pointer()
     new, _ = step(state, batch, KEY)
-    assert state.params["head"]["linear"]["kernel"].is_deleted()
-    assert not new.context["scale"].is_deleted()
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert new.context["table"].unsafe_buffer_pointer() == before
     assert not context["scale"].is_deleted()
+    memory = step.lower(new, batch, KEY).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(new))
 
 
 def test_the_context_reaches_the_loss():
@@ -168,7 +173,7 @@ def test_the_context_reaches_the_loss():
     ("fields", "message"),
     [
         ({"num_steps": 0}, "num_steps"),
-        ({"ema_decay": 1.0}, "ema_decay=1.0"),
+        ({"ema_decay": 1.0}, "ema_decay must lie in"),
         ({"microbatches": 3}, "microbatches=3"),
     ],
 )

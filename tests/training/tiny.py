@@ -9,11 +9,14 @@ import numpy as np
 
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
-from sdtt_jax.training.loop import train
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.loop import TrainLog, train
 from sdtt_jax.training.metrics import MetricsWriter
-from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
-from sdtt_jax.training.state import abstract_state, init_state
-from sdtt_jax.training.step import Loss, TrainConfig, make_train_step
+from sdtt_jax.training.optimizers import OptimizerConfig
+from sdtt_jax.training.state import StateSpec, TrainState
+from sdtt_jax.training.step import Loss, make_train_step
+from sdtt_jax.training.watchdog import watchdog
+from tests.training import toy
 
 NUM_STEPS = 12
 KEY = 7
@@ -44,33 +47,49 @@ def config() -> TrainConfig:
 
 @functools.cache
 def step_fn():
-    return make_train_step(loss_fn, make_optimizer(config().optimizer, NUM_STEPS), config())
+    return make_train_step(loss_fn, config())
 
 
-def make(maker=init_state, ballast: int = 0):
-    """A fresh state, or `make(abstract_state)`; with megabytes that only take their time to write."""
-    optimizer = make_optimizer(config().optimizer, NUM_STEPS)
+def _context(ballast: int) -> dict:
     context = {"target": jnp.float32(0.5)}
-    if ballast:
-        context["ballast"] = jnp.ones((ballast, 1 << 18))
-    init_fn = functools.partial(init, jax.random.key(0))
-    return maker(init_fn, optimizer, make_mesh(MeshConfig()), context=context, ema=True)
+    return context | {"ballast": jnp.ones((ballast, 1 << 18))} if ballast else context
 
 
-def run(directory: Path, batches=batch_at, num_steps: int = NUM_STEPS, ballast: int = 0, **fields):
+def fresh(ballast: int = 0) -> TrainState:
+    """A state at step 0; `ballast` is megabytes that only take their time to write."""
+    return _spec().init(functools.partial(init, jax.random.key(0)), _context(ballast))
+
+
+def abstract(ballast: int = 0) -> TrainState:
+    """What `fresh` makes, to restore into."""
+    return _spec().abstract(functools.partial(init, jax.random.key(0)), _context(ballast))
+
+
+def _spec() -> StateSpec:
+    return StateSpec(config(), make_mesh(MeshConfig()))
+
+
+def run(
+    directory: Path,
+    batches=batch_at,
+    num_steps: int = NUM_STEPS,
+    *,
+    ballast: int = 0,
+    watchdog_seconds: float = 0,
+    on_rejected=lambda *_: None,
+    **fields,
+):
     """Trains from the latest checkpoint in `directory`, or from the start."""
-    fields = {"log_every": 1, "save_every": 4, "tags": {"stage": "tiny", "round": 1}} | fields
-    with Checkpoints(directory / "steps") as checkpoints, MetricsWriter(directory) as writer:
-        restored = checkpoints.restore(make(abstract_state, ballast))
-        state = make(ballast=ballast) if restored is None else restored[0]
-        key = jax.random.key(KEY)
-        return train(
-            state,
-            step_fn(),
-            batches,
-            num_steps,
-            key,
-            checkpoints=checkpoints,
-            writer=writer,
-            **fields,
-        )
+    loop_config = toy.until(config(), num_steps, **{"log_every": 1, "save_every": 4} | fields)
+    with Checkpoints(directory / "steps") as checkpoints:
+        restored = checkpoints.restore(abstract(ballast))
+        state = fresh(ballast) if restored is None else restored[0]
+        with (
+            MetricsWriter(directory, {"stage": "tiny", "round": 1}, int(state.step)) as writer,
+            watchdog(watchdog_seconds, "a training step (stage tiny, round 1)") as alive,
+        ):
+            log = TrainLog(write=writer.write, on_rejected=on_rejected, alive=alive)
+            key = jax.random.key(KEY)
+            return train(
+                state, step_fn(), batches, key, loop_config, checkpoints=checkpoints, log=log
+            )

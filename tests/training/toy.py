@@ -3,6 +3,7 @@
 Blocks are stacked on axis 0, attention kernels have heads, leaves are boxed with logical axes.
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
-from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
-from sdtt_jax.training.state import TrainState, abstract_state, init_state
-from sdtt_jax.training.step import Loss, TrainConfig, make_train_step
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.optimizers import OptimizerConfig
+from sdtt_jax.training.state import StateSpec, TrainState
+from sdtt_jax.training.step import Loss, make_train_step
 from sdtt_jax.trees import flat_leaves
 
 LAYERS, EMBED, HEADS, KV, MLP, VOCAB, LENGTH = 2, 16, 4, 4, 32, 64, 8
@@ -99,13 +101,22 @@ def configured(name: str = "adamw", num_steps: int = 12, **fields) -> TrainConfi
 
 def setup(config: TrainConfig, mesh_config=None, loss=loss_fn, context=None):
     """`(state, step, abstract state)` of the toy on a mesh over all devices."""
-    mesh = make_mesh(mesh_config or MeshConfig())
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    spec = StateSpec(config, make_mesh(mesh_config or MeshConfig()))
     init_fn = functools.partial(init, jax.random.key(0))
-    ema = config.ema_decay > 0
-    state = init_state(init_fn, optimizer, mesh, context=context, ema=ema)
-    abstract = abstract_state(init_fn, optimizer, mesh, context=context, ema=ema)
-    return state, make_train_step(loss, optimizer, config), abstract
+    abstract = spec.abstract(init_fn, context)
+    return spec.init(init_fn, context), make_train_step(loss, config), abstract
+
+
+def until(config: TrainConfig, num_steps: int, **fields) -> TrainConfig:
+    """The loop's config, for it to stop elsewhere than its step's learning rate is made for."""
+    return dataclasses.replace(config, num_steps=num_steps, optimizer=OptimizerConfig(), **fields)
+
+
+def abstract_like(state: TrainState) -> TrainState:
+    """The `jax.ShapeDtypeStruct` tree, with shardings, of a state that exists."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
 
 
 def host(state: TrainState) -> dict[str, np.ndarray]:

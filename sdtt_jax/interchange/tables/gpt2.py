@@ -83,33 +83,33 @@ def gpt2_table(config: GPT2Config) -> Table:
     """Where each tensor of the hub's GPT-2 goes."""
     d, hidden = config.embed_dim, config.mlp_ratio * config.embed_dim
     heads = (config.num_heads, config.head_dim)
-    block, ours = "h.{layer}", ("blocks",)
+    block = "h.{layer}"
     entries = [
-        Entry(ANCHOR, ("embed", "embedding"), (config.vocab_size, d), vocab_axis=0),
-        Entry("wpe.weight", ("positions", "embedding"), (config.length, d)),
-        *_norm(f"{block}.ln_1", (*ours, "norm1"), d),
-        *_norm(f"{block}.ln_2", (*ours, "norm2"), d),
-        *_norm("ln_f", ("final",), d),
-        *_conv(f"{block}.attn.c_attn", (*ours, "attn_qkv"), (d,), (3, *heads)),
-        *_conv(f"{block}.attn.c_proj", (*ours, "attn_out"), heads, (d,)),
-        *_conv(f"{block}.mlp.c_fc", (*ours, "mlp", "up"), (d,), (hidden,)),
-        *_conv(f"{block}.mlp.c_proj", (*ours, "mlp", "down"), (hidden,), (d,)),
+        Entry(ANCHOR, "embed/embedding", (config.vocab_size, d), vocab_axis=0),
+        Entry("wpe.weight", "positions/embedding", (config.length, d)),
+        *_norm(f"{block}.ln_1", "blocks/norm1", d),
+        *_norm(f"{block}.ln_2", "blocks/norm2", d),
+        *_norm("ln_f", "final", d),
+        *_conv(f"{block}.attn.c_attn", "blocks/attn_qkv", (d,), (3, *heads)),
+        *_conv(f"{block}.attn.c_proj", "blocks/attn_out", heads, (d,)),
+        *_conv(f"{block}.mlp.c_fc", "blocks/mlp/up", (d,), (hidden,)),
+        *_conv(f"{block}.mlp.c_proj", "blocks/mlp/down", (hidden,), (d,)),
     ]
     return Table(entries, config.num_layers, config.padded_vocab, ignored=BUFFERS)
 
 
-def _norm(name: str, path: tuple[str, ...], d: int) -> list[Entry]:
+def _norm(name: str, path: str, d: int) -> list[Entry]:
     return [
-        Entry(f"{name}.weight", (*path, "scale"), (d,)),
-        Entry(f"{name}.bias", (*path, "bias"), (d,)),
+        Entry(f"{name}.weight", f"{path}/scale", (d,)),
+        Entry(f"{name}.bias", f"{path}/bias", (d,)),
     ]
 
 
 def _conv(
-    name: str, path: tuple[str, ...], in_shape: tuple[int, ...], out_shape: tuple[int, ...]
+    name: str, path: str, in_shape: tuple[int, ...], out_shape: tuple[int, ...]
 ) -> list[Entry]:
     flat_in, flat_out = int(np.prod(in_shape)), int(np.prod(out_shape))
-    kernel, bias = (*path, "kernel"), (*path, "bias")
+    kernel, bias = f"{path}/kernel", f"{path}/bias"
     return [
         Entry(f"{name}.weight", kernel, (flat_in, flat_out), reshape=(*in_shape, *out_shape)),
         Entry(f"{name}.bias", bias, (flat_out,), reshape=out_shape),

@@ -40,18 +40,18 @@ def denoiser_table(config: DenoiserConfig) -> Table:
     """Where each tensor of the reference's denoiser goes."""
     d, cond = config.embed_dim, config.cond_dim
     conditioning = [
-        *_linear("sigma_map.mlp.0", ("sigma_map", "up"), cond, TIME_FEATURES),
-        *_linear("sigma_map.mlp.2", ("sigma_map", "down"), cond, cond),
-        *_modulation("blocks.{layer}.adaLN_modulation", ("blocks", "adaln"), 6, d, cond),
-        *_modulation("output_layer.adaLN_modulation", ("final", "adaln"), 2, d, cond),
+        *_linear("sigma_map.mlp.0", "sigma_map/up", cond, TIME_FEATURES),
+        *_linear("sigma_map.mlp.2", "sigma_map/down", cond, cond),
+        *_modulation("blocks.{layer}.adaLN_modulation", "blocks/adaln", 6, d, cond),
+        *_modulation("output_layer.adaLN_modulation", "final/adaln", 2, d, cond),
     ]
-    final_norm = Entry("output_layer.norm_final.weight", ("final", "norm", "scale"), (d,))
+    final_norm = Entry("output_layer.norm_final.weight", "final/norm/scale", (d,))
     return _table(config, [*_transformer(config), *conditioning, final_norm])
 
 
 def causal_table(config: TransformerConfig) -> Table:
     """Where each tensor of the reference's causal baseline goes."""
-    final_norm = Entry("output_layer.norm_final.weight", ("final", "scale"), (config.embed_dim,))
+    final_norm = Entry("output_layer.norm_final.weight", "final/scale", (config.embed_dim,))
     return _table(config, [*_transformer(config), final_norm])
 
 
@@ -69,47 +69,47 @@ def rotary_frequency(head_dim: int) -> np.ndarray:
 def _transformer(config: TransformerConfig) -> list[Entry]:
     d, rows = config.embed_dim, config.vocab_size + 1
     heads, hidden = (config.num_heads, config.head_dim), config.mlp_ratio * config.embed_dim
-    block, ours = "blocks.{layer}", ("blocks",)
+    block = "blocks.{layer}"
     return [
-        Entry(ANCHOR, ("embed", "embedding"), (rows, d), vocab_axis=0),
-        Entry(f"{block}.norm1.weight", (*ours, "norm1", "scale"), (d,)),
-        Entry(f"{block}.norm2.weight", (*ours, "norm2", "scale"), (d,)),
+        Entry(ANCHOR, "embed/embedding", (rows, d), vocab_axis=0),
+        Entry(f"{block}.norm1.weight", "blocks/norm1/scale", (d,)),
+        Entry(f"{block}.norm2.weight", "blocks/norm2/scale", (d,)),
         Entry(
             f"{block}.attn_qkv.weight",
-            (*ours, "attn_qkv", "kernel"),
+            "blocks/attn_qkv/kernel",
             (3 * d, d),
             transpose=True,
             reshape=(d, 3, *heads),
         ),
         Entry(
             f"{block}.attn_out.weight",
-            (*ours, "attn_out", "kernel"),
+            "blocks/attn_out/kernel",
             (d, d),
             transpose=True,
             reshape=(*heads, d),
         ),
-        *_linear(f"{block}.mlp.0", (*ours, "mlp", "up"), hidden, d),
-        *_linear(f"{block}.mlp.2", (*ours, "mlp", "down"), d, hidden),
+        *_linear(f"{block}.mlp.0", "blocks/mlp/up", hidden, d),
+        *_linear(f"{block}.mlp.2", "blocks/mlp/down", d, hidden),
         Entry(
             "output_layer.linear.weight",
-            ("head", "linear", "kernel"),
+            "head/linear/kernel",
             (rows, d),
             transpose=True,
             vocab_axis=0,
         ),
-        Entry("output_layer.linear.bias", ("head", "linear", "bias"), (rows,), vocab_axis=0),
+        Entry("output_layer.linear.bias", "head/linear/bias", (rows,), vocab_axis=0),
     ]
 
 
-def _linear(name: str, path: tuple[str, ...], out_dim: int, in_dim: int) -> list[Entry]:
+def _linear(name: str, path: str, out_dim: int, in_dim: int) -> list[Entry]:
     return [
-        Entry(f"{name}.weight", (*path, "kernel"), (out_dim, in_dim), transpose=True),
-        Entry(f"{name}.bias", (*path, "bias"), (out_dim,)),
+        Entry(f"{name}.weight", f"{path}/kernel", (out_dim, in_dim), transpose=True),
+        Entry(f"{name}.bias", f"{path}/bias", (out_dim,)),
     ]
 
 
-def _modulation(name: str, path: tuple[str, ...], count: int, d: int, cond: int) -> list[Entry]:
-    kernel, bias = (*path, "linear", "kernel"), (*path, "linear", "bias")
+def _modulation(name: str, path: str, count: int, d: int, cond: int) -> list[Entry]:
+    kernel, bias = f"{path}/linear/kernel", f"{path}/linear/bias"
     return [
         Entry(
             f"{name}.weight", kernel, (count * d, cond), transpose=True, reshape=(cond, count, d)

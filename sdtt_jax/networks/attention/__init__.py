@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from sdtt_jax.networks.attention import dispatch as attention_platforms
-from sdtt_jax.networks.attention.kernels import Grads
+from sdtt_jax.networks.attention import dispatch
+from sdtt_jax.networks.attention.kernels import Grads, Saved
 
 ROTARY_BASE = 10_000.0
 ATTENTION = "attention"
@@ -59,20 +59,19 @@ def attend(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _attend(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
-    return attention_platforms.forward(query, key, value, causal)[0]
+    return dispatch.forward(query, key, value, causal)[0]
 
 
 def _attend_forward(
     query: jax.Array, key: jax.Array, value: jax.Array, causal: bool
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    mixed, lse = attention_platforms.forward(query, key, value, causal)
+) -> tuple[jax.Array, Saved]:
+    mixed, lse = dispatch.forward(query, key, value, causal)
     mixed, lse = saved_as(ATTENTION, mixed), checkpoint_name(lse, ATTENTION)
-    return mixed, (query, key, value, mixed, lse)
+    return mixed, Saved(query, key, value, mixed, lse)
 
 
-def _attend_backward(causal: bool, saved: tuple[jax.Array, ...], gradient: jax.Array) -> Grads:
-    query, key, value, mixed, lse = saved
-    return attention_platforms.backward(query, key, value, mixed, lse, gradient, causal)
+def _attend_backward(causal: bool, saved: Saved, gradient: jax.Array) -> Grads:
+    return dispatch.backward(saved, gradient, causal)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

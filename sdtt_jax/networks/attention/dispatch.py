@@ -4,20 +4,13 @@ The platform is settled when a computation is lowered, not when it is traced, so
 TPU on a CPU host and exporting for several platforms take the right form. Hence two primitives with a
 lowering for each platform: `jax.lax.platform_dependent` would trace the kernels of every platform on every
 host, and cannot export a Pallas kernel beside another platform (JAX 0.10). The choice depends on platform,
-shape, dtype and the mesh in context alone:
-
-| platform | form | where it applies |
-| --- | --- | --- |
-| TPU | splash attention | `attention_kernels.splash_takes` |
-| CUDA | cuDNN flash attention | `attention_kernels.cudnn_takes`, and cuDNN is installed |
-| CPU | one head after the other | length ≥ `LENGTH_BY_HEAD` |
-| any | all heads at once | everywhere else |
+shape, dtype and the mesh in context alone; `FORMS` is the table of it.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,8 +19,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jax.sharding import PartitionSpec
 
-from sdtt_jax.networks.attention import kernels as kernels
-from sdtt_jax.networks.attention.kernels import Grads
+from sdtt_jax.networks.attention import kernels
+from sdtt_jax.networks.attention.kernels import Grads, Saved
 
 # From this length on the CPU takes one head after the other. Forward with backward, ms of CPU time on two
 # cores, float32, all heads at once against head by head: 330 and 224 at length 1024 (12 heads of 64), 34
@@ -39,15 +32,49 @@ HEADS = ("batch", "length", "heads", "kv")
 ROWS = ("batch", "heads", "length")
 
 
+class Form(NamedTuple):
+    """A form of attention.
+
+    Attributes:
+      platform: that it is for; "any" for all.
+      takes: whether it can compute arrays of a shape `[batch, length, heads, head_dim]` and a dtype.
+      forward: `(query, key, value, causal) -> (mixed, lse)`.
+      backward: `(saved, gradient, causal) -> (d_query, d_key, d_value)`.
+    """
+
+    platform: str
+    takes: Callable[[tuple[int, ...], jnp.dtype], bool]
+    forward: Callable[[jax.Array, jax.Array, jax.Array, bool], tuple[jax.Array, jax.Array]]
+    backward: Callable[[Saved, jax.Array, bool], Grads]
+
+
+def _cudnn_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
+    return kernels.cudnn_takes(shape, dtype) and kernels.cudnn_is_here()
+
+
+# The first that is for the platform and takes the arrays is the form that runs.
+FORMS = {
+    "splash": Form("tpu", kernels.splash_takes, kernels.forward_splash, kernels.backward_splash),
+    "cudnn": Form("cuda", _cudnn_takes, kernels.forward_cudnn, kernels.backward_cudnn),
+    "by_head": Form(
+        "cpu",
+        lambda shape, _dtype: shape[1] >= LENGTH_BY_HEAD,
+        kernels.forward_by_head,
+        kernels.backward_by_head,
+    ),
+    "at_once": Form(
+        "any", lambda _shape, _dtype: True, kernels.forward_at_once, kernels.backward_at_once
+    ),
+}
+
+
 def form(platform: str, shape: tuple[int, ...], dtype: jnp.dtype) -> str:
-    """The form that `platform` takes for arrays `[batch, length, heads, head_dim]` of `dtype`."""
-    if platform == "tpu" and kernels.splash_takes(shape, dtype):
-        return "splash"
-    if platform == "cuda" and kernels.cudnn_takes(shape, dtype) and kernels.cudnn_is_here():
-        return "cudnn"
-    if platform == "cpu" and shape[1] >= LENGTH_BY_HEAD:
-        return "by_head"
-    return "at_once"
+    """The name of the form that `platform` takes for arrays `[batch, length, heads, head_dim]` of `dtype`."""
+    return next(
+        name
+        for name, form in FORMS.items()
+        if form.platform in (platform, "any") and form.takes(shape, dtype)
+    )
 
 
 def forward(
@@ -57,45 +84,43 @@ def forward(
 
     `lse` is for `backward` on the same platform and means nothing else.
     """
-
-    def local(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(_FORWARD.bind(*arrays, causal=causal))
-
-    plain = functools.partial(kernels.forward_at_once, causal=causal)
-    mixed, lse = _on_mesh(local, plain, (HEADS,) * 3, (HEADS, ROWS), query, key, value)
+    primitive = functools.partial(_FORWARD.bind, causal=causal)
+    plain = functools.partial(_run_forward, FORMS["at_once"], causal=causal)
+    mixed, lse = _on_mesh(primitive, plain, (HEADS,) * 3, (HEADS, ROWS), query, key, value)
     return mixed, lse
 
 
-def backward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mixed: jax.Array,
-    lse: jax.Array,
-    gradient: jax.Array,
-    causal: bool,
-) -> Grads:
+def backward(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
     """Gradients of query, key and value, from that of `mixed`."""
-
-    def local(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(_BACKWARD.bind(*arrays, causal=causal))
-
-    plain = functools.partial(kernels.backward_at_once, causal=causal)
+    primitive = functools.partial(_BACKWARD.bind, causal=causal)
+    plain = functools.partial(_run_backward, FORMS["at_once"], causal=causal)
     names = (HEADS, HEADS, HEADS, HEADS, ROWS, HEADS)
-    arrays = (query, key, value, mixed, lse, gradient)
-    d_query, d_key, d_value = _on_mesh(local, plain, names, (HEADS,) * 3, *arrays)
+    d_query, d_key, d_value = _on_mesh(primitive, plain, names, (HEADS,) * 3, *saved, gradient)
     return d_query, d_key, d_value
 
 
-def _primitive(direction: str) -> Primitive:
-    """The forward or backward pass of one device, lowered to the form of each platform."""
-    primitive = Primitive(f"attention_{direction}")
+def _run_forward(form: Form, *arrays: jax.Array, causal: bool) -> tuple[jax.Array, ...]:
+    query, key, value = arrays
+    return form.forward(query, key, value, causal)
+
+
+def _run_backward(form: Form, *arrays: jax.Array, causal: bool) -> tuple[jax.Array, ...]:
+    return form.backward(Saved(*arrays[:-1]), arrays[-1], causal)
+
+
+def _primitive(name: str, run_form: Callable[..., tuple[jax.Array, ...]]) -> Primitive:
+    """The forward or backward pass of one device, lowered to the form of each platform.
+
+    Args:
+      name: of the primitive.
+      run_form: `(form, *arrays, causal=…)` to results.
+    """
+    primitive = Primitive(name)
     primitive.multiple_results = True
 
     def run(*arrays: jax.Array, causal: bool, platform: str) -> tuple[jax.Array, ...]:
-        name = form(platform, arrays[0].shape, arrays[0].dtype)
-        results: Any = getattr(kernels, f"{direction}_{name}")(*arrays, causal)
-        return tuple(results)
+        chosen = FORMS[form(platform, arrays[0].shape, arrays[0].dtype)]
+        return run_form(chosen, *arrays, causal=causal)
 
     for platform in PLATFORMS:
         rule = mlir.lower_fun(functools.partial(run, platform=platform), multiple_results=True)
@@ -138,6 +163,13 @@ def _on_mesh(
 
     A compiler cannot split a kernel or a loop over heads by itself. Where the mesh does not divide batch or
     heads, `plain` runs instead, which it can.
+
+    Args:
+      local: arrays of one device to results.
+      plain: the same function, in a form that the compiler splits.
+      names: logical axes of each of `arrays`.
+      out_names: logical axes of each result.
+      *arrays: the first is `[batch, length, heads, head_dim]`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     free = {axis for axis in mesh.axis_names if axis not in mesh.manual_axes}
@@ -162,5 +194,5 @@ def _on_mesh(
     )(*arrays)
 
 
-_FORWARD = _primitive("forward")
-_BACKWARD = _primitive("backward")
+_FORWARD = _primitive("attention_forward", _run_forward)
+_BACKWARD = _primitive("attention_backward", _run_backward)

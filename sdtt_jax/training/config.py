@@ -1,0 +1,58 @@
+"""What a training is: steps, batch, optimizer, averages, and how often what is looked at and saved."""
+
+import dataclasses
+
+from sdtt_jax.config import at_least, positive, require, within
+from sdtt_jax.training.optimizers import OptimizerConfig, learning_rate_schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One stage of training.
+
+    Attributes:
+      num_steps: steps of the stage, or of each round.
+      batch_size: sequences per step, over all devices.
+      microbatches: pieces in which a batch is worked off, to save memory; the result is the same
+        mean.
+      optimizer: how parameters move.
+      ema_decay: decay of the parameters' moving average, ramped up by `ema_decay_at`; 0 keeps none.
+      max_rejected: consecutive steps with a non-finite loss or gradient (or a spike) after which
+        training stops.
+      spike_factor: an update whose loss is above this many times the running mean of the loss is
+        rejected like one that is not finite; 0 accepts all.
+      log_every, save_every: steps between metrics lines and between checkpoints.
+      keep: latest checkpoints that are kept.
+      keep_every: checkpoints of steps that this divides are kept too; 0 keeps none of them.
+      check_replicas_every: steps between comparisons of what several devices hold copies of; 0 for
+        none. Otherwise a state is also compared before it is saved.
+    """
+
+    num_steps: int
+    batch_size: int
+    microbatches: int = 1
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    ema_decay: float = 0.0
+    max_rejected: int = 10
+    spike_factor: float = 0.0
+    log_every: int = 10
+    save_every: int = 1000
+    keep: int = 2
+    keep_every: int = 0
+    check_replicas_every: int = 1000
+
+    def __post_init__(self) -> None:
+        positive(self, "num_steps", "batch_size", "microbatches", "max_rejected")
+        positive(self, "log_every", "save_every", "keep")
+        at_least(0, self, "keep_every", "check_replicas_every")
+        require(
+            self.spike_factor == 0 or self.spike_factor > 1,
+            f"spike_factor={self.spike_factor} must be above 1, or 0 to accept all.",
+        )
+        within("[0, 1)", self, "ema_decay")
+        require(
+            self.batch_size % self.microbatches == 0,
+            f"microbatches={self.microbatches} does not divide batch_size={self.batch_size}.",
+        )
+        # A schedule that the steps leave no room for is an error now, not when its stage begins.
+        learning_rate_schedule(self.optimizer, self.num_steps)

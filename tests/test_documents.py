@@ -1,0 +1,85 @@
+"""What README.md, CONTRIBUTING.md and docs/ say of the repository. The oracle is the repository.
+
+Links and names of the API are checked by `mkdocs build --strict`, Python examples by
+tests/experiments/test_readme.py.
+"""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+
+import sdtt_jax
+from experiments.settings import check_overrides
+from tests.test_architecture import ROOT, python_files, relative
+
+PAGES = sorted(
+    path
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    if path.name != "CHANGELOG.md"
+)
+BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+# `folder/file.py` in a text; not gs://…, OWNER/NAME, or what a run writes.
+FILE = re.compile(r"`((?:\.ci|sdtt_jax|experiments|launch|tools|tests|docs)/[\w./-]*)`")
+# A flag of absl or argparse, or a field of a dataclass that a command makes its flags of.
+DEFINED = re.compile(
+    r"""(?:DEFINE_\w+|add_argument)\(\s*["'](?:--)?(\w+)["']|^    (\w+): .* = """, re.MULTILINE
+)
+
+
+def commands(page: pathlib.Path) -> list[str]:
+    """The lines of shell in a page's blocks, continued lines joined, comments removed."""
+    found = []
+    for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        if block["language"] in ("", "bash", "sh"):
+            text = block["text"].replace("\\\n", " ")
+            found += [line.removeprefix("$ ").strip() for line in text.splitlines()]
+    return [line for line in found if re.match(r"(\w+=\S+ )*(\S*/)?(python3?|bash) ", line)]
+
+
+COMMANDS = [
+    pytest.param(line, id=f"{relative(page)}: {line}") for page in PAGES for line in commands(page)
+]
+
+
+@pytest.fixture(scope="module")
+def flags() -> set[str]:
+    """Names of the flags of all commands."""
+    texts = (
+        path.read_text(encoding="utf-8") for path in python_files("experiments", "launch", "tools")
+    )
+    return {name for text in texts for names in DEFINED.findall(text) for name in names}
+
+
+def test_pages_have_commands():
+    assert len(COMMANDS) > 30
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_exists_and_so_do_its_flags(line, flags):
+    ours = "pytest" not in line and "pip" not in line
+    words = shlex.split(line.replace("[", " ").replace("]", " "), comments=True)
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if word == "-m" and after.split(".")[0] in ("experiments", "launch", "tools"):
+            assert (ROOT / f"{after.replace('.', '/')}.py").is_file(), after
+        if word.startswith(("launch/", "experiments/", "tools/")):
+            assert (ROOT / word).exists(), word
+        if ours and (flag := re.match(r"--(\w+)", word)):
+            assert flag[1] in flags, word
+    check_overrides([word for word in words if re.match(r"--config\.[a-z_.]+=", word)])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_files_that_are_named_exist(page):
+    named = FILE.findall(page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_readme_is_one_page():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_overview_of_the_api_has_every_name():
+    text = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\[`(\w+)`\]", text)) == set(sdtt_jax.__all__)
