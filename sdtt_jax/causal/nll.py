@@ -5,7 +5,7 @@ and targets (windows of long texts, suffixes of cloze items); `causal_nll` and `
 texts behind a BOS.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import optax
 
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
+from sdtt_jax.typing import Params, PerToken, Positions, Scalar, Tokens
 
 _cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
@@ -25,12 +26,12 @@ class TokenScores(NamedTuple):
       missed: `[batch, length]` bool, the most probable token is another one; False where it is not scored.
     """
 
-    nll: jax.Array
-    missed: jax.Array
+    nll: PerToken
+    missed: Positions
 
 
 def next_token_scores(
-    network: CausalNetwork, params: Any, inputs: jax.Array, targets: jax.Array, scored: jax.Array
+    network: CausalNetwork, params: Params, inputs: Tokens, targets: Tokens, scored: Positions
 ) -> TokenScores:
     """-log p of each scored target given the inputs up to its place, and whether greedy decoding misses it.
 
@@ -53,8 +54,8 @@ def next_token_scores(
 
 
 def next_token_nll(
-    network: CausalNetwork, params: Any, inputs: jax.Array, targets: jax.Array, scored: jax.Array
-) -> jax.Array:
+    network: CausalNetwork, params: Params, inputs: Tokens, targets: Tokens, scored: Positions
+) -> PerToken:
     """-log p of each scored target given the inputs up to its place: `[batch, length]` float32, nats.
 
     0 where it is not scored. Values only: differentiating it raises.
@@ -69,7 +70,7 @@ def next_token_nll(
     return selected_losses(network.logits, _cross_entropy, head, hidden, scored, targets)
 
 
-def causal_nll(network: CausalNetwork, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
+def causal_nll(network: CausalNetwork, params: Params, tokens: Tokens, bos_id: int) -> PerToken:
     """-log p of every token given BOS and the tokens before it: `[batch, length]` float32, nats.
 
     Values only: differentiating it raises; train on `causal_loss`.
@@ -83,7 +84,7 @@ def causal_nll(network: CausalNetwork, params: Any, tokens: jax.Array, bos_id: i
     return next_token_nll(network, params, _preceded(tokens, bos_id), tokens, everywhere)
 
 
-def causal_loss(network: CausalNetwork, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
+def causal_loss(network: CausalNetwork, params: Params, tokens: Tokens, bos_id: int) -> Scalar:
     """The sum of `causal_nll` over the batch, to train on: `[]` float32, nats.
 
     Args:
@@ -96,6 +97,6 @@ def causal_loss(network: CausalNetwork, params: Any, tokens: jax.Array, bos_id: 
     return weighted_loss(network.logits, _cross_entropy, head, hidden, weights, tokens)[0]
 
 
-def _preceded(tokens: jax.Array, bos_id: int) -> jax.Array:
+def _preceded(tokens: Tokens, bos_id: int) -> Tokens:
     """BOS and all tokens but the last: `[batch, length]`."""
     return jnp.concatenate([jnp.full_like(tokens[:, :1], bos_id), tokens[:, :-1]], axis=1)

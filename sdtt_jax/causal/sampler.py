@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import at_least, require
 from sdtt_jax.networks.cache import KVCache
-from sdtt_jax.networks.causal import CausalNetwork, Params
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.categorical import Filters, draw, filter_logits
+from sdtt_jax.typing import Key, Params, Tokens
 
 
 class _Carry(NamedTuple):
@@ -20,12 +21,12 @@ class _Carry(NamedTuple):
 def generate(
     network: CausalNetwork,
     params: Params,
-    key: jax.Array,
+    key: Key,
     *,
-    prompt: jax.Array,
+    prompt: Tokens,
     num_tokens: int,
     **filters: Any,
-) -> jax.Array:
+) -> Tokens:
     """Continues `prompt` by `num_tokens` tokens, in as many network calls (the prompt's included).
 
     Args:
@@ -58,11 +59,11 @@ def generate(
 def _generate(
     network: CausalNetwork,
     params: Params,
-    key: jax.Array,
-    prompt: jax.Array,
+    key: Key,
+    prompt: Tokens,
     num_tokens: int,
     filters: Filters,
-) -> jax.Array:
+) -> Tokens:
     def choose(hidden: jax.Array, index: jax.Array | int) -> jax.Array:
         logits = network.logits(params, hidden[:, -1])
         if filters.temperature == 0.0:  # no noise is drawn

@@ -19,7 +19,7 @@ cross-entropy and their gradients run at masked positions only, in chunks.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt, sample_t, without_mask
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
+from sdtt_jax.typing import Key, Logits, Params, PerSequence, PerToken, Positions, Scalar, Tokens
 
 WEIGHTINGS = ("nelbo", "even")
 
@@ -69,20 +70,20 @@ class DenoisingTerms(NamedTuple):
       weight: `[batch]` float32, the NELBO's weight of each sequence's time.
     """
 
-    total: jax.Array
-    nll: jax.Array
-    masked: jax.Array
-    weight: jax.Array
+    total: Scalar
+    nll: PerToken
+    masked: Positions
+    weight: PerSequence
 
 
-def nelbo_weight(schedule: Schedule, t: jax.Array) -> jax.Array:
+def nelbo_weight(schedule: Schedule, t: PerSequence) -> PerSequence:
     """`dsigma / expm1(sigma)`, which is `1 / t` for the log-linear schedule: `[batch]` float32."""
     return schedule.dsigma(t) / jnp.expm1(schedule.sigma(t))
 
 
 def masked_nll(
-    diffusion: MaskedDiffusion, params: Any, x0: jax.Array, x_t: jax.Array, sigma: jax.Array
-) -> jax.Array:
+    diffusion: MaskedDiffusion, params: Params, x0: Tokens, x_t: Tokens, sigma: PerSequence
+) -> PerToken:
     """-log p(x_0 | x_t) per token, 0 where `x_t` is not masked (SUBS carries those over).
 
     Values only: differentiating it raises; train on `denoising_terms(…).total`.
@@ -106,16 +107,16 @@ def masked_nll(
     )
 
 
-def _nll(mask_id: int, logits: jax.Array, x0: jax.Array) -> jax.Array:
+def _nll(mask_id: int, logits: Logits, x0: jax.Array) -> jax.Array:
     """-log p of the tokens `x0: [n]` from `logits: [n, vocab]`, MASK impossible: `[n]`."""
     return optax.softmax_cross_entropy_with_integer_labels(without_mask(logits, mask_id), x0)
 
 
 def denoising_terms(
     diffusion: MaskedDiffusion,
-    params: Any,
-    x0: jax.Array,
-    key: jax.Array,
+    params: Params,
+    x0: Tokens,
+    key: Key,
     config: NelboConfig | None = None,
 ) -> DenoisingTerms:
     """Masks `x0` at random times and predicts it back.
@@ -158,8 +159,8 @@ def denoising_terms(
 
 
 def masked_batch(
-    diffusion: MaskedDiffusion, x0: jax.Array, key: jax.Array, config: NelboConfig
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    diffusion: MaskedDiffusion, x0: Tokens, key: Key, config: NelboConfig
+) -> tuple[PerSequence, PerSequence, Tokens]:
     """A time for each text, the bound's weight of it, and the text masked at that time.
 
     Args:
@@ -178,7 +179,7 @@ def masked_batch(
     return t, weight, q_xt(key_mask, x0, schedule.move_chance(t), diffusion.mask_id)
 
 
-def _flat_times(schedule: Schedule, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _flat_times(schedule: Schedule, u: PerSequence) -> tuple[PerSequence, PerSequence]:
     """Times `[batch]` at which `log(1 - alpha)` is linear in `u: [batch]`, and their constant weight."""
     require(
         schedule.importance_t is not None,
@@ -195,11 +196,11 @@ def _flat_times(schedule: Schedule, u: jax.Array) -> tuple[jax.Array, jax.Array]
 
 def nelbo(
     diffusion: MaskedDiffusion,
-    params: Any,
-    x0: jax.Array,
-    key: jax.Array,
+    params: Params,
+    x0: Tokens,
+    key: Key,
     config: NelboConfig | None = None,
-) -> jax.Array:
+) -> PerSequence:
     """One-sample estimate of the NELBO of each sequence: `[batch]` float32, nats per token.
 
     Its exponential bounds the perplexity from above (MDLM, arXiv 2406.07524, equation 10).

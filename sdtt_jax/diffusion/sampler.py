@@ -22,6 +22,7 @@ from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import Filters, draw, filter_logits
 from sdtt_jax.ops.rows import Chunks, map_selected
+from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, PerToken, Positions, Tokens
 
 TIME_GRIDS = ("uniform", "cosine")
 # Of n positions a step of a generation reveals about n / num_steps. A chunk of a twelfth nearly always holds
@@ -68,7 +69,7 @@ class SamplerState:
       nfe: `[]` int32, network calls so far.
     """
 
-    x: jax.Array
+    x: Tokens
     nfe: jax.Array
 
 
@@ -83,16 +84,16 @@ class Plan:
       sigmas: `[num_steps + 1, batch]` float32, total noise at each step, and after the last one.
     """
 
-    key: jax.Array
+    key: Key
     call: jax.Array
     sigmas: jax.Array
 
 
 def sample(
     diffusion: MaskedDiffusion,
-    params: Any,
-    key: jax.Array,
-    x_init: jax.Array,
+    params: Params,
+    key: Key,
+    x_init: Tokens,
     config: SamplerConfig,
     *,
     keep_states: bool = False,
@@ -129,9 +130,9 @@ def prior_sample(
     batch: int,
     length: int,
     mask_id: int,
-    tokens: jax.Array | None = None,
-    fixed: jax.Array | None = None,
-) -> jax.Array:
+    tokens: Tokens | None = None,
+    fixed: Positions | None = None,
+) -> Tokens:
     """All MASK, but for `tokens: [batch, length]` where `fixed: [batch, length]` bool is True."""
     x = jnp.full((batch, length), mask_id, jnp.int32)
     if tokens is None or fixed is None:
@@ -148,7 +149,7 @@ def time_grid(config: SamplerConfig, eps: float = SAMPLING_EPS) -> jax.Array:
 
 
 def plan_generation(
-    diffusion: MaskedDiffusion, key: jax.Array, x_init: jax.Array, config: SamplerConfig
+    diffusion: MaskedDiffusion, key: Key, x_init: Tokens, config: SamplerConfig
 ) -> Plan:
     """Draws which step reveals which position.
 
@@ -170,7 +171,7 @@ def plan_generation(
 
 def take_step(
     diffusion: MaskedDiffusion,
-    params: Any,
+    params: Params,
     plan: Plan,
     state: SamplerState,
     index: jax.Array,
@@ -190,7 +191,11 @@ def take_step(
 
 
 def finish(
-    diffusion: MaskedDiffusion, params: Any, plan: Plan, state: SamplerState, config: SamplerConfig
+    diffusion: MaskedDiffusion,
+    params: Params,
+    plan: Plan,
+    state: SamplerState,
+    config: SamplerConfig,
 ) -> SamplerState:
     """What follows the last step: if `config.final_denoise`, what it left masked is filled greedily.
 
@@ -207,7 +212,7 @@ def finish(
 
 
 def final_denoise(
-    diffusion: MaskedDiffusion, params: Any, state: SamplerState, t: jax.Array
+    diffusion: MaskedDiffusion, params: Params, state: SamplerState, t: jax.Array
 ) -> SamplerState:
     """Fills what is masked with the most probable tokens in one network call; none if nothing is masked.
 
@@ -223,12 +228,12 @@ def final_denoise(
 
 def reverse_step(
     diffusion: MaskedDiffusion,
-    params: Any,
-    key: jax.Array,
-    x_t: jax.Array,
-    hidden: jax.Array,
+    params: Params,
+    key: Key,
+    x_t: Tokens,
+    hidden: Hidden,
     prob: jax.Array,
-) -> jax.Array:
+) -> Tokens:
     """One reverse step from hidden states that are there already: `x_s: [batch, length]` int32.
 
     Args:
@@ -260,7 +265,7 @@ def still_masked(schedule: Schedule, times: jax.Array) -> jax.Array:
     return chance / chance[0]
 
 
-def grid_calls(share: jax.Array, still: jax.Array) -> jax.Array:
+def grid_calls(share: PerToken, still: jax.Array) -> jax.Array:
     """The step of a time grid that reveals a position: i where `still[i + 1] <= share < still[i]`.
 
     Args:
@@ -274,7 +279,7 @@ def grid_calls(share: jax.Array, still: jax.Array) -> jax.Array:
     return later.astype(jnp.int32) - 1
 
 
-def even_calls(share: jax.Array, masked: jax.Array, num_steps: int) -> tuple[jax.Array, jax.Array]:
+def even_calls(share: PerToken, masked: Positions, num_steps: int) -> tuple[jax.Array, jax.Array]:
     """Deals the masked positions out evenly to `num_steps` calls, in the falling order of `share`.
 
     Args:
@@ -296,7 +301,7 @@ def even_calls(share: jax.Array, masked: jax.Array, num_steps: int) -> tuple[jax
 
 
 def _grid_plan(
-    share: jax.Array, masked: jax.Array, schedule: Schedule, config: SamplerConfig
+    share: PerToken, masked: Positions, schedule: Schedule, config: SamplerConfig
 ) -> tuple[jax.Array, jax.Array]:
     times = time_grid(config)
     sigmas = jnp.broadcast_to(schedule.sigma(times)[:, None], (len(times), len(masked)))
@@ -304,7 +309,7 @@ def _grid_plan(
 
 
 def _first_hitting_plan(
-    share: jax.Array, masked: jax.Array, schedule: Schedule, config: SamplerConfig
+    share: PerToken, masked: Positions, schedule: Schedule, config: SamplerConfig
 ) -> tuple[jax.Array, jax.Array]:
     call, first = even_calls(share, masked, config.num_steps)
     # A call is made at the time at which its first position is revealed; none is left after the last.
@@ -322,12 +327,12 @@ MODES: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
 
 def _call(
     diffusion: MaskedDiffusion,
-    params: Any,
+    params: Params,
     state: SamplerState,
-    selected: jax.Array,
-    sigma: jax.Array,
+    selected: Positions,
+    sigma: PerSequence,
     choose: Choice,
-    key: jax.Array | None = None,
+    key: Key | None = None,
 ) -> SamplerState:
     """Fills `selected` from one network call at `sigma: [batch]`, or makes no call if there are none."""
 
@@ -342,13 +347,13 @@ def _call(
 
 def _fill(
     diffusion: MaskedDiffusion,
-    params: Any,
-    x: jax.Array,
-    hidden: jax.Array,
-    selected: jax.Array,
+    params: Params,
+    x: Tokens,
+    hidden: Hidden,
+    selected: Positions,
     choose: Choice,
-    key: jax.Array | None,
-) -> jax.Array:
+    key: Key | None,
+) -> Tokens:
     """`x` with the tokens that `choose` takes at the selected positions; the head runs there alone.
 
     MASK and the padding stand after the vocabulary and are impossible: no noise is drawn for them. At 30
@@ -372,13 +377,13 @@ def _drawn(filters: Filters) -> Choice:
     the number of devices changes what is drawn.
     """
 
-    def choose(key: jax.Array, logits: jax.Array, places: jax.Array) -> jax.Array:
+    def choose(key: Key, logits: Logits, places: jax.Array) -> jax.Array:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
         return jax.vmap(draw)(keys, filter_logits(logits, filters))
 
     return choose
 
 
-def _most_probable(key: None, logits: jax.Array, places: jax.Array) -> jax.Array:
+def _most_probable(key: None, logits: Logits, places: jax.Array) -> jax.Array:
     del key, places
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)

@@ -1,7 +1,6 @@
 """The distillation loss: divergence of the student at x_t from the stitched teacher targets."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +11,18 @@ from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
 from sdtt_jax.ops.head_loss import weighted_loss
+from sdtt_jax.typing import Key, Logits, Params, PerSequence, Scalar, Tokens
 
 
 def divergence_terms(
     diffusion: MaskedDiffusion,
-    params: Any,
-    teacher_params: Any,
-    x_t: jax.Array,
-    sigma: jax.Array,
+    params: Params,
+    teacher_params: Params,
+    x_t: Tokens,
+    sigma: PerSequence,
     targets: jax.Array,
     divergence: str,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Scalar, Scalar]:
     """Sum of the divergence over masked positions, and how many there are.
 
     Args:
@@ -52,7 +52,7 @@ def divergence_terms(
 
 
 def _mean_divergence(
-    denoiser: DenoiserLike, name: str, logits: jax.Array, targets: jax.Array, teacher_head: Any
+    denoiser: DenoiserLike, name: str, logits: Logits, targets: jax.Array, teacher_head: Params
 ) -> jax.Array:
     """Divergence of `logits: [n, vocab]` from targets `[n, num_trajectories, embed]`, their mean: `[n]`."""
     compare = DIVERGENCES[name]
@@ -67,13 +67,13 @@ def _mean_divergence(
 
 def distillation_terms(
     diffusion: MaskedDiffusion,
-    params: Any,
-    teacher_params: Any,
-    x0: jax.Array,
-    dt: jax.Array,
-    key: jax.Array,
+    params: Params,
+    teacher_params: Params,
+    x0: Tokens,
+    dt: Scalar,
+    key: Key,
     config: DistillConfig,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Scalar, Scalar]:
     """One batch of SDTT: mask, let the teacher take k steps, compare (arXiv 2410.21035, algorithm 1).
 
     Args:
@@ -109,8 +109,8 @@ def distillation_terms(
 
 
 def masked_batch(
-    diffusion: MaskedDiffusion, x0: jax.Array, key: jax.Array, config: DistillConfig
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    diffusion: MaskedDiffusion, x0: Tokens, key: Key, config: DistillConfig
+) -> tuple[PerSequence, Tokens, Key]:
     """A time for each text, the text masked at that time, and the key of the teacher's trajectories.
 
     Args:

@@ -11,14 +11,13 @@ see, for example the parameters of a teacher's head.
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sdtt_jax.ops.rows import Chunks, map_selected
+from sdtt_jax.typing import Hidden, PerToken, Positions, Tree
 
-Tree = Any
 ApplyHead = Callable[[Tree, jax.Array], jax.Array]
 LossFn = Callable[..., jax.Array]
 
@@ -31,8 +30,8 @@ def selected_losses(
     apply_head: ApplyHead,
     loss_fn: LossFn,
     head: Tree,
-    hidden: jax.Array,
-    selected: jax.Array,
+    hidden: Hidden,
+    selected: Positions,
     per_row: Tree,
     shared: tuple[Tree, ...] = (),
 ) -> jax.Array:
@@ -69,8 +68,8 @@ def weighted_loss(
     apply_head: ApplyHead,
     loss_fn: LossFn,
     head: Tree,
-    hidden: jax.Array,
-    weights: jax.Array,
+    hidden: Hidden,
+    weights: PerToken,
     per_row: Tree,
     shared: tuple[Tree, ...] = (),
 ) -> tuple[jax.Array, jax.Array]:
@@ -97,8 +96,8 @@ def _forward(
     apply_head: ApplyHead,
     loss_fn: LossFn,
     head: Tree,
-    hidden: jax.Array,
-    weights: jax.Array,
+    hidden: Hidden,
+    weights: PerToken,
     per_row: Tree,
     shared: tuple[Tree, ...] = (),
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[Tree, jax.Array]]:
@@ -139,7 +138,7 @@ def _backward(
 weighted_loss.defvjp(_forward, _backward)
 
 
-def _columns(apply_head: ApplyHead, head: Tree, hidden: jax.Array) -> int:
+def _columns(apply_head: ApplyHead, head: Tree, hidden: Hidden) -> int:
     return jax.eval_shape(apply_head, head, hidden[:1]).shape[-1]
 
 
