@@ -24,7 +24,7 @@ _MODULES = {
     "sdtt_jax.diffusion.sampler": ("SamplerConfig", "SamplerState", "prior_sample", "sample"),
     "sdtt_jax.diffusion.schedule": ("Schedule", "ScheduleConfig", "make_schedule"),
     "sdtt_jax.distillation.loss": ("distillation_terms", "divergence_terms"),
-    "sdtt_jax.distillation.rounds": ("DistillConfig", "round_dt"),
+    "sdtt_jax.distillation.rounds": ("DistillConfig", "Student", "next_round", "round_dt"),
     "sdtt_jax.distillation.targets": ("teacher_targets",),
     "sdtt_jax.interchange.load": (
         "load",
@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from sdtt_jax.distillation.loss import distillation_terms as distillation_terms
     from sdtt_jax.distillation.loss import divergence_terms as divergence_terms
     from sdtt_jax.distillation.rounds import DistillConfig as DistillConfig
+    from sdtt_jax.distillation.rounds import Student as Student
+    from sdtt_jax.distillation.rounds import next_round as next_round
     from sdtt_jax.distillation.rounds import round_dt as round_dt
     from sdtt_jax.distillation.targets import teacher_targets as teacher_targets
     from sdtt_jax.interchange.load import load as load

@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(sdtt_jax.__file__).parent
 SHOWN = [
     "distillation_terms",
     "teacher_targets",
+    "next_round",
     "round_dt",
     "MaskedDiffusion",
     "make_schedule",

@@ -23,7 +23,8 @@ from typing import Any
 from absl import flags
 
 from experiments.cli.app import run_app, stopwatch
-from sdtt_jax.checkpoints.store import load_params, params_digest
+from sdtt_jax.checkpoints.digests import params_digest
+from sdtt_jax.checkpoints.store import load_params
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.training.metrics import read_metrics
 

@@ -33,8 +33,8 @@ from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import place_batch, replicated, unbox
 from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
+from sdtt_jax.typing import Params
 
-Params = Any
 Facts = dict[str, float]
 Log = Callable[[str], None]
 
@@ -81,16 +81,10 @@ class Case(NamedTuple):
 
 def build(job: Job, log: Log) -> Case:
     """Compiles the job's work; `log` is called with each phase as it begins."""
-    config = run_config(job.config)
-    if job.variant == MATMUL:
-        return _matmul(job, config, log)
-    if job.suite == "sample":
-        return _sampling(job, config, log)
-    if job.suite == "judge":
-        return _judging(job, config, log)
-    if job.suite in ("train", "teacher"):
-        return _training(job, config, log)
-    raise ValueError(f"no case for suite {job.suite!r}")
+    if job.suite not in CASES:
+        raise ValueError(f"no case for suite {job.suite!r}")
+    make = _matmul if job.variant == MATMUL else CASES[job.suite]
+    return make(job, run_config(job.config), log)
 
 
 def _training(job: Job, config: RunConfig, log: Log) -> Case:
@@ -182,17 +176,14 @@ def _sampling(job: Job, config: RunConfig, log: Log) -> Case:
     def twin(params: Params, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return naive.sample(diffusion, params, key, x, job.num_steps)
 
-    log("compiling")
-    function = jax.jit(lean if job.variant == "lean" else twin)
-    compiled, compile_s = _timed(lambda: function.lower(params, key, x_init).compile())
-
-    def repeat() -> Facts:
-        (x, calls), seconds = _timed(compiled, params, key, x_init)
+    def count(result: tuple[jax.Array, jax.Array]) -> Facts:
+        x, calls = result
         left = int((x == sizes.mask_id).sum())
         assert left == 0, f"{left} tokens are still masked"
-        return {"seconds": seconds, "calls": float(calls)}
+        return {"calls": float(calls)}
 
-    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
+    log("compiling")
+    return _compiled(lean if job.variant == "lean" else twin, count, params, key, x_init)
 
 
 def _judging(job: Job, config: RunConfig, log: Log) -> Case:
@@ -209,15 +200,11 @@ def _judging(job: Job, config: RunConfig, log: Log) -> Case:
     def twin(params: Params, tokens: jax.Array) -> jax.Array:
         return naive.causal_nll(network, params, tokens, job.vocab_size - 1)
 
+    def count(nll: jax.Array) -> Facts:
+        return {"loss": float(nll.mean())}
+
     log("compiling")
-    function = jax.jit(lean if job.variant == "lean" else twin)
-    compiled, compile_s = _timed(lambda: function.lower(params, tokens).compile())
-
-    def repeat() -> Facts:
-        nll, seconds = _timed(compiled, params, tokens)
-        return {"seconds": seconds, "loss": float(nll.mean())}
-
-    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
+    return _compiled(lean if job.variant == "lean" else twin, count, params, tokens)
 
 
 def _matmul(job: Job, config: RunConfig, log: Log) -> Case:
@@ -252,6 +239,21 @@ def _matmul(job: Job, config: RunConfig, log: Log) -> Case:
         return {"seconds": seconds, "flops_per_s": flops / seconds}
 
     return Case(repeat, {"compile_s": seconds, "shapes": f"[{rows}, {embed}] @ [{embed}, {inner}]"})
+
+
+# How the work of a suite is built; the data suite, which computes nothing on a device, builds its own.
+CASES = {"train": _training, "teacher": _training, "sample": _sampling, "judge": _judging}
+
+
+def _compiled(function: Callable[..., Any], count: Callable[[Any], Facts], *arguments: Any) -> Case:
+    """`function` of `arguments`, compiled; `count` takes from its result what a repetition reports."""
+    compiled, compile_s = _timed(lambda: jax.jit(function).lower(*arguments).compile())
+
+    def repeat() -> Facts:
+        result, seconds = _timed(compiled, *arguments)
+        return {"seconds": seconds} | count(result)
+
+    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
 
 
 def _network(job: Job, config: RunConfig) -> tuple[DenoiserConfig, Denoiser, MaskedDiffusion]:

@@ -92,9 +92,10 @@ def _lean(config: RunConfig, texts: list[str], log: Log) -> Case:
     def repeat() -> Facts:
         encoded, tokenise = _timed(lambda: list(encode_documents(tokenizer, texts)))
         rows, packing = _timed(lambda: list(pack(encoded, **_packing(config, tokenizer))))
-        loads = [_timed(load, split)[1] for split in (cached, files)]
+        seconds = {"tokenise": tokenise, "pack": packing, "load": _timed(load, cached)[1]}
         assert folder.name, "the folder lives as long as the case"
-        return _facts(encoded, rows, tokenise, packing, batch_size, *loads)
+        from_files = _timed(load, files)[1]
+        return _facts(encoded, rows, BATCHES * batch_size, **seconds, load_from_files=from_files)
 
     return Case(repeat, {"compile_s": 0.0, "memory": None, "prepare_s": prepare_s})
 
@@ -113,7 +114,8 @@ def _naive(config: RunConfig, texts: list[str], log: Log) -> Case:
             for _ in range(BATCHES):
                 naive_batch(rows, rng.integers(0, len(rows), batch_size))
 
-        return _facts(encoded, rows, tokenise, packing, batch_size, _timed(load)[1])
+        seconds = {"tokenise": tokenise, "pack": packing, "load": _timed(load)[1]}
+        return _facts(encoded, rows, BATCHES * batch_size, **seconds)
 
     return Case(repeat, {"compile_s": 0.0, "memory": None})
 
@@ -127,25 +129,16 @@ def _packing(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _facts(
-    encoded: Sequence[Any],
-    rows: Sequence[Any],
-    tokenise: float,
-    packing: float,
-    batch_size: int,
-    load: float,
-    load_from_files: float | None = None,
-) -> Facts:
-    facts = {
-        "seconds": tokenise + packing + load,
+def _facts(encoded: Sequence[Any], rows: Sequence[Any], loaded: int, **phases: float) -> Facts:
+    """What a repetition reports: how much there was, and the seconds of each phase."""
+    return {
+        # Both variants have these phases.
+        "seconds": phases["tokenise"] + phases["pack"] + phases["load"],
         "tokens": float(sum(len(ids) + 1 for ids in encoded)),
         "sequences": float(len(rows)),
-        "loaded_tokens": float(BATCHES * batch_size * len(rows[0])),
-        "tokenise": tokenise,
-        "pack": packing,
-        "load": load,
+        "loaded_tokens": float(loaded * len(rows[0])),
+        **phases,
     }
-    return facts if load_from_files is None else facts | {"load_from_files": load_from_files}
 
 
 def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:

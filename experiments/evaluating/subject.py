@@ -8,7 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from experiments.evaluating.settings import Settings
-from sdtt_jax.checkpoints.store import params_digest
+from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.config import require, to_mapping
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.load import load_named

@@ -26,8 +26,7 @@ from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import tree_shardings
 from sdtt_jax.paths import is_remote
 from sdtt_jax.progress import track_text
-
-Params = Any
+from sdtt_jax.typing import Params
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from experiments.stages.context import Run
 from experiments.stages.training import round_teacher
 from experiments.stages.workdir import final, read_json, write_json
-from sdtt_jax.checkpoints.store import params_digest
+from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.distillation.rounds import round_dt
 from sdtt_jax.errors import UserError

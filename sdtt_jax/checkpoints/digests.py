@@ -1,4 +1,4 @@
-"""Digests of arrays, against which a checkpoint is checked, since Orbax does not do so."""
+"""Digests of arrays: checkpoints are checked against them, which Orbax does not do."""
 
 import hashlib
 import json
@@ -40,24 +40,26 @@ def describe(leaves: Mapping[str, jax.Array]) -> dict[str, Any]:
     Raises:
       CheckpointError: naming a leaf that holds a NaN or infinity.
     """
-    sums, finite = _device_digests(leaves)
-    for path, good in finite.items():
-        if not good:
+    digests = jax.device_get(_digests(dict(leaves)))
+    for path, (*_, not_finite) in digests.items():
+        if not_finite:
             raise CheckpointError(
                 f"{path} holds values that are not finite; this state is not saved."
             )
-    return {path: [str(leaf.dtype), list(leaf.shape), sums[path]] for path, leaf in leaves.items()}
+    return {
+        path: [str(leaf.dtype), list(leaf.shape), _hex(digests[path])]
+        for path, leaf in leaves.items()
+    }
 
 
 def leaf_digests(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
     """The digests of `describe` alone, of leaves that need not be finite."""
-    return _device_digests(leaves)[0]
+    return {path: _hex(digest) for path, digest in jax.device_get(_digests(dict(leaves))).items()}
 
 
-def _device_digests(leaves: Mapping[str, jax.Array]) -> tuple[dict[str, str], dict[str, bool]]:
-    found = jax.device_get(_digests(dict(leaves)))
-    sums = {path: f"{int(one):08x}{int(two):08x}" for path, (one, two, _) in found.items()}
-    return sums, {path: not bad for path, (*_, bad) in found.items()}
+def _hex(digest: Digest) -> str:
+    first, second, _ = digest
+    return f"{int(first):08x}{int(second):08x}"
 
 
 def canonical_sha256(value: Any) -> str:

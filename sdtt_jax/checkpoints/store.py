@@ -17,7 +17,7 @@ import jax
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from sdtt_jax.checkpoints.digests import describe, params_digest
+from sdtt_jax.checkpoints.digests import describe
 from sdtt_jax.checkpoints.metadata import (
     DamagedError,
     brief,
@@ -33,8 +33,6 @@ from sdtt_jax.trees import flat_leaves, leaf_name, nested
 CORRUPT = "corrupt"
 LOG = logging.getLogger(__name__)
 Tree = Any
-
-__all__ = ["Checkpoints", "load_params", "params_digest", "save_params"]
 
 
 class Checkpoints:
@@ -358,10 +356,10 @@ def _read_leaves(
     try:
         tree = ocp.load_checkpointables(path, {item: nested(abstract)})[item]
         leaves = flat_leaves(tree)
-        found = describe(leaves)
+        described = describe(leaves)
     except Exception as error:  # At least six types of it.
         raise DamagedError(f"it cannot be read: {brief(error)}") from error
     for name, (_, _, digest) in table.items():
-        if found[name][2] != digest:
+        if described[name][2] != digest:
             raise DamagedError(f"{name} does not have the digest that was written with it")
     return leaves

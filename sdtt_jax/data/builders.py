@@ -1,4 +1,4 @@
-"""TFDS builders that write documents and packed sequences as ArrayRecord, without TensorFlow."""
+"""The TFDS builder that writes packed sequences as ArrayRecord, without TensorFlow."""
 
 import contextlib
 import dataclasses
@@ -17,23 +17,33 @@ FILE_FORMAT = "array_record"
 Sources = Mapping[str, Callable[[], Iterable[Any]]]
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """One feature, and splits that are given as functions."""
+class PackedTokens(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Sequences of token ids of equal length, one a record.
+
+    Args:
+      sources: of the sequences `[length]` of each split.
+      data_dir: the data folder.
+      length: tokens in a sequence.
+      dtype: of the ids.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     pkg_dir_path = None  # No citation or checksum files lie beside this module.
-    feature: str
 
-    def __init__(self, *, sources: Sources, connector: Any, data_dir: str | os.PathLike[str]):
+    def __init__(
+        self, sources: Sources, data_dir: str | os.PathLike[str], length: int, dtype: np.dtype
+    ):
         self._sources = sources
-        self._connector = connector
+        # As bytes a sequence is the last length * itemsize bytes of its record, which is what
+        # lets the loader decode all of them at once.
+        self._tokens = tfds.features.Tensor(shape=(length,), dtype=dtype, encoding="bytes")
         super().__init__(file_format=FILE_FORMAT, data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.__doc__,
-            features=tfds.features.FeaturesDict({self.feature: self._connector}),
+            features=tfds.features.FeaturesDict({"tokens": self._tokens}),
             # A batch is a function of (seed, step), so the order of records is part of the data.
             disable_shuffling=True,
         )
@@ -44,30 +54,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     def _generate_examples(self, start: Callable[[], Iterable[Any]]) -> Iterator[Any]:
         for index, value in enumerate(start()):
-            yield index, {self.feature: value}
-
-
-class Documents(_Builder, skip_registration=True):  # type: ignore[call-arg]
-    """Documents of text, one a record."""
-
-    feature = "text"
-
-    def __init__(self, sources: Sources, data_dir: str | os.PathLike[str]):
-        super().__init__(sources=sources, connector=tfds.features.Text(), data_dir=data_dir)
-
-
-class PackedTokens(_Builder, skip_registration=True):  # type: ignore[call-arg]
-    """Sequences of token ids of equal length, one a record."""
-
-    feature = "tokens"
-
-    def __init__(
-        self, sources: Sources, data_dir: str | os.PathLike[str], length: int, dtype: np.dtype
-    ):
-        # As bytes a sequence is the last length * itemsize bytes of its record, which is what
-        # lets the loader decode all of them at once.
-        tokens = tfds.features.Tensor(shape=(length,), dtype=dtype, encoding="bytes")
-        super().__init__(sources=sources, connector=tokens, data_dir=data_dir)
+            yield index, {"tokens": value}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +70,7 @@ class _DownloadConfig(tfds.download.DownloadConfig):
         return _ShardConfig(num_shards=self.num_shards)
 
 
-def build(builder: _Builder, num_shards: int) -> str:
+def build(builder: PackedTokens, num_shards: int) -> str:
     """Writes the builder's records, at most `num_shards` files a split.
 
     Returns:

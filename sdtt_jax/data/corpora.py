@@ -196,14 +196,14 @@ def documents(
         )
 
 
-def untracked(texts: Iterable[str], title: str, characters: int) -> Iterable[str]:
+def untracked(texts: Iterable[str], purpose: str, characters: int) -> Iterable[str]:
     """A pass over documents as it is: the `Track` that tells nobody."""
-    del title, characters
+    del purpose, characters
     return texts
 
 
-def divide(config: DataConfig, track: Track = untracked) -> Callable[[str], Iterator[str]]:
-    """How a corpus is divided: a function from "train" or "validation" to the documents of that split.
+def divide(config: DataConfig, track: Track = untracked) -> Callable[..., Iterator[str]]:
+    """How a corpus is divided: `documents_of(split, purpose="")`, a pass over a split's documents.
 
     A corpus that has a split for evaluation keeps it. Of any other, the documents with the smallest digests
     of their text are held out: which they are does not depend on their order, and copies of one document
@@ -211,14 +211,16 @@ def divide(config: DataConfig, track: Track = untracked) -> Callable[[str], Iter
 
     Args:
       config: names the corpus, and how much of it is held out.
-      track: wraps every pass over the documents, to tell how far it is.
+      track: wraps every pass over the text, to tell how far it is.
+
+    Raises:
+      ConfigError: there is no such corpus.
+      DataError: it cannot be read, or is so small that one of the splits would be empty.
     """
-    corpus = find_corpus(config.corpus, config.text_field)
-    if corpus.held_out is not None:
-        names = {TRAIN: TRAIN, VALIDATION: corpus.held_out}
-        return lambda split: iter(
-            track(documents(config, names[split]), f"reading the {split} split", 0)
-        )
+    held_out_split = find_corpus(config.corpus, config.text_field).held_out
+    if held_out_split is not None:
+        own = {TRAIN: TRAIN, VALIDATION: held_out_split}
+        return lambda split, purpose="": iter(track(documents(config, own[split]), purpose, 0))
     digests: set[int] = set()
     characters = 0
     for text in track(documents(config), "reading the corpus", 0):
@@ -234,10 +236,15 @@ def divide(config: DataConfig, track: Track = untracked) -> Callable[[str], Iter
         cut = _cut_position(text, config.validation_fraction)
         return text[cut:].lstrip() if split == VALIDATION else text[:cut].rstrip()
 
-    def documents_of(split: str) -> Iterator[str]:
-        whole = track(documents(config), f"writing the {split} split", characters)
+    def documents_of(split: str, purpose: str = "") -> Iterator[str]:
+        whole = track(documents(config), purpose, characters)
         return filter(None, (part(text, split) for text in whole))
 
+    for split in SPLITS:
+        if few and not any(part(text, split) for text in documents(config)):
+            raise DataError(
+                f"data.corpus is too small to be divided: no text is left for the {split} split."
+            )
     return documents_of
 
 

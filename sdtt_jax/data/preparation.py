@@ -1,11 +1,12 @@
 """The data stage: corpus to documents, vocabulary and packed sequences, once."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,20 +86,16 @@ def prepare(
         return _finished(asked, data_dir, tokenizer_dir)
     _refuse_foreign(data_dir)
     with _partial(data_dir) as partial, _partial(tokenizer_dir) as partial_tokenizer:
-        documents = _write_documents(data_config, partial, track)
-        texts = documents.texts(TRAIN, "learning the vocabulary")
+        documents_of = divide(data_config, track)
+        texts = documents_of(TRAIN, "learning the vocabulary")
         tokenizer = train_tokenizer(tokenizer_config, texts, data_config.normalize)
-        content = asked | _write_sequences(data_config, tokenizer, documents, partial)
+        content = asked | _write_sequences(data_config, tokenizer, documents_of, partial)
         write_json(partial / INFO_FILE, content)
         if not _holds(tokenizer_dir, tokenizer):
             save_tokenizer(tokenizer, partial_tokenizer)
             partial_tokenizer.rename(tokenizer_dir)
         partial.rename(data_dir)
     return _info_from(content, data_dir)
-
-
-def _per_split(start: Callable[[str], Iterator[Any]]) -> builders.Sources:
-    return {split: functools.partial(start, split) for split in SPLITS}
 
 
 def _finished(asked: dict[str, Any], data_dir: Path, tokenizer_dir: Path) -> DataInfo:
@@ -109,62 +106,25 @@ def _finished(asked: dict[str, Any], data_dir: Path, tokenizer_dir: Path) -> Dat
     return _info_from(content, data_dir)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Documents:
-    """The corpus's documents, divided and written.
-
-    Attributes:
-      folder: that `builders.open_source` takes.
-      count: of both splits.
-      characters: of each split.
-      track: wraps a pass over them.
-    """
-
-    folder: str
-    count: int
-    characters: dict[str, int]
-    track: Track
-
-    def texts(self, split: str, title: str) -> Iterable[str]:
-        """A pass over a split's documents, for what `title` says."""
-        records = builders.open_source(self.folder, split)
-        texts = (record["text"].decode("utf-8") for record in records)
-        return self.track(texts, title, self.characters[split])
-
-
-def _write_documents(config: DataConfig, partial: Path, track: Track) -> _Documents:
-    counts, characters = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
-    documents_of = divide(config, track)
-
-    def counted(split: str) -> Iterator[str]:
-        for text in documents_of(split):
-            counts[split] += 1
-            characters[split] += len(text)
-            yield text
-        if not counts[split]:
-            raise DataError(
-                f"data.corpus is too small to be divided: no text is left for the {split} split."
-            )
-
-    builder = builders.Documents(_per_split(counted), partial)
-    folder = builders.build(builder, config.num_shards)
-    return _Documents(folder, sum(counts.values()), characters, track)
-
-
 def _write_sequences(
-    config: DataConfig, tokenizer: Tokenizer, documents: _Documents, partial: Path
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    documents_of: Callable[[str, str], Iterator[str]],
+    partial: Path,
 ) -> dict[str, Any]:
     # Ids of any vocabulary up to GPT-2's fit 16 bits, which halves the shards.
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
     digest = hashlib.sha256()
-    counts = dict.fromkeys(SPLITS, 0)
-    tokens = dict.fromkeys(SPLITS, 0)
+    counts = {split: collections.Counter[str]() for split in SPLITS}
+
+    def counted(split: str) -> Iterator[str]:
+        for text in documents_of(split, f"tokenising the {split} split"):
+            counts[split].update(documents=1, characters=len(text))
+            yield text
 
     def encoded(split: str) -> Iterator[np.ndarray]:
-        for ids in encode_documents(
-            tokenizer, documents.texts(split, f"tokenising the {split} split")
-        ):
-            tokens[split] += len(ids) + 1
+        for ids in encode_documents(tokenizer, counted(split)):
+            counts[split]["tokens"] += len(ids) + 1
             yield ids
 
     def sequences(split: str) -> Iterator[np.ndarray]:
@@ -176,28 +136,30 @@ def _write_sequences(
             bos_id=tokenizer.bos_id,
             eos_id=tokenizer.eos_id,
         ):
-            counts[split] += 1
+            counts[split]["sequences"] += 1
             digest.update(sequence.astype("<i4").tobytes())
             yield sequence.astype(dtype)
-        if not counts[split]:
+        if not counts[split]["sequences"]:
             raise ConfigError(
                 f"data.length {config.length} is longer than the whole {split} split of "
-                f"{tokens[split]} tokens; choose a shorter one"
+                f"{counts[split]['tokens']} tokens; choose a shorter one"
                 + (" or a larger data.validation_fraction." if split == VALIDATION else ".")
             )
 
-    builder = builders.PackedTokens(_per_split(sequences), partial, config.length, dtype)
+    sources = {split: functools.partial(sequences, split) for split in SPLITS}
+    builder = builders.PackedTokens(sources, partial, config.length, dtype)
     folder = Path(builders.build(builder, config.num_shards))
+    train, validation = counts[TRAIN], counts[VALIDATION]
     info = DataInfo(
         vocab_size=tokenizer.vocab_size,
         length=config.length,
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
-        num_train=counts[TRAIN],
-        num_validation=counts[VALIDATION],
-        num_documents=documents.count,
-        num_characters=sum(documents.characters.values()),
-        characters_per_token=documents.characters[TRAIN] / tokens[TRAIN],
+        num_train=train["sequences"],
+        num_validation=validation["sequences"],
+        num_documents=train["documents"] + validation["documents"],
+        num_characters=train["characters"] + validation["characters"],
+        characters_per_token=train["characters"] / train["tokens"],
         fingerprint=digest.hexdigest(),
     )
     shards = [

@@ -136,6 +136,11 @@ def next_round(
 
     Returns:
       The student, with the context that the round's loss reads. Nothing is copied.
+
+    Examples:
+      >>> student = next_round(DistillConfig(), Student(params={"w": 1.0}), 2)
+      >>> student.context["teacher_params"], 1 / student.context["dt"].item()
+      ({'w': 1.0}, 512.0)
     """
     if teacher_params is None:
         teacher_params = delivered_params(config, previous)

@@ -39,7 +39,14 @@ class KVCache:
 def empty_cache(
     num_layers: int, batch: int, num_heads: int, capacity: int, head_dim: int, dtype: jnp.dtype
 ) -> KVCache:
-    """A cache that holds no position yet and has room for `capacity` of them."""
+    """A cache that holds no position yet.
+
+    Args:
+      num_layers, num_heads, head_dim: of the network.
+      batch: sequences.
+      capacity: most positions that it can hold.
+      dtype: of keys and values.
+    """
     shape = (num_layers, batch, num_heads, capacity, head_dim)
     past = LayerPast(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
     return KVCache(past=past, used=jnp.zeros((), jnp.int32))

@@ -20,13 +20,12 @@ from sdtt_jax.networks.layers import (
     Embedding,
     Head,
     LayerNorm,
-    Linear,
     Mlp,
+    merged_heads,
+    queries_keys_values,
     rematerialised,
-    unstacked,
 )
-
-Params = Any
+from sdtt_jax.typing import Hidden, Key, Logits, Params, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +61,20 @@ class CausalNetwork:
     def padded_vocab(self) -> int:
         return self.config.padded_vocab
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: Key) -> Params:
         """Fresh parameters, each leaf boxed with its logical axes (`flax.linen.unbox` removes them)."""
         tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
         return self._module.init(key, tokens)["params"]
 
-    def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
-        """Final hidden states `[batch, length, embed]` of `tokens: [batch, length]` int32.
+    def hidden(self, params: Params, tokens: Tokens) -> Hidden:
+        """Final hidden states. That at position i has seen tokens 0 … i; its logits predict token i + 1.
 
-        The state at position i has seen tokens 0 … i; its logits predict token i + 1.
+        Args:
+          params: parameters, unboxed.
+          tokens: `[batch, length]` int32.
+
+        Returns:
+          `[batch, length, embed]`, the compute dtype.
 
         Raises:
           ConfigError: when the sequence is longer than `max_length`.
@@ -83,11 +87,15 @@ class CausalNetwork:
         """The part of `params` that `logits` reads, and all that it needs."""
         return {self.head: params[self.head]}
 
-    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """Logits `[..., padded_vocab]` float32 of `hidden: [..., embed]`.
+    def logits(self, params: Params, hidden: jax.Array) -> Logits:
+        """Logits, with MASK and padding at `NEG_INFINITY`: a softmax over all columns is one over the tokens.
 
-        MASK and the padding columns are `NEG_INFINITY`, so a softmax over all columns is one over
-        the `vocab_size` tokens.
+        Args:
+          params: all parameters, or what `head_params` returned.
+          hidden: `[..., embed]`, from `hidden` or `decode`.
+
+        Returns:
+          `[..., padded_vocab]` float32.
         """
         logits: Any = self._module.apply({"params": params}, hidden, method="logits")
         return logits
@@ -103,9 +111,7 @@ class CausalNetwork:
         dtype = jnp.dtype(c.compute_dtype)
         return empty_cache(c.num_layers, batch, c.num_heads, length, c.head_dim, dtype)
 
-    def decode(
-        self, params: Params, tokens: jax.Array, cache: KVCache
-    ) -> tuple[jax.Array, KVCache]:
+    def decode(self, params: Params, tokens: Tokens, cache: KVCache) -> tuple[Hidden, KVCache]:
         """Hidden states of the next `n` tokens, given those in the cache.
 
         Args:
@@ -134,6 +140,10 @@ def scan_blocks(block: type[nn.Module], config: TransformerConfig) -> nn.Module:
 
     Parameters and `past` (a `LayerPast` with a leading layer axis, or None) are split over layers,
     `shared` goes to each of them; it returns `x` and the stacked new keys and values.
+
+    Args:
+      block: class of the module of one layer.
+      config: its sizes, and the remat policy.
     """
     return nn.scan(
         rematerialised(block, config.remat),
@@ -156,20 +166,11 @@ class CausalBlock(nn.Module):
     ) -> tuple[jax.Array, LayerPast | None]:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         cos, sin, used = shared
-        heads = (c.num_heads, c.head_dim)
-
         y = LayerNorm(c.embed_dim, name="norm1")(x)
-        qkv_axes = ("embed", None, "heads", "kv")
-        qkv = Linear(
-            (c.embed_dim,), (3, *heads), qkv_axes, bias=False, dtype=dtype, name="attn_qkv"
-        )(y)
-        query, key, value = unstacked(qkv, axis=2)
+        query, key, value = queries_keys_values(c, y, bias=False)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         mixed, new = attend_causally(query, key, value, past, used)
-        out_axes = ("heads", "kv", "embed")
-        x = x + Linear(heads, (c.embed_dim,), out_axes, bias=False, dtype=dtype, name="attn_out")(
-            mixed
-        )
+        x = x + merged_heads(c, mixed, bias=False)
 
         y = LayerNorm(c.embed_dim, name="norm2")(x)
         x = x + Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)

@@ -21,18 +21,23 @@ from sdtt_jax.networks.layers import (
     LayerNorm,
     Linear,
     Mlp,
+    merged_heads,
+    queries_keys_values,
     rematerialised,
-    unstacked,
 )
+from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Tokens
 
-Params = Any
 TIME_FEATURES = 256
 TIME_BASE = 10_000.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """A denoiser as pure functions of its parameters (plain nested dicts)."""
+    """A denoiser as pure functions of its parameters (plain nested dicts): a DiT (arXiv 2212.09748).
+
+    Attributes:
+      config: sizes; vocabulary and length must be set.
+    """
 
     config: DenoiserConfig
 
@@ -47,14 +52,12 @@ class Denoiser:
     def padded_vocab(self) -> int:
         return self.config.padded_vocab
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: Key) -> Params:
         """Fresh parameters, each leaf boxed with its logical axes (`flax.linen.unbox` removes them)."""
         tokens = jnp.zeros((1, self.config.length), jnp.int32)
         return self._module.init(key, tokens, jnp.zeros((1,), jnp.float32))["params"]
 
-    def hidden(
-        self, params: Params, tokens: jax.Array, sigma: jax.Array | None = None
-    ) -> jax.Array:
+    def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
         """Final hidden states.
 
         Args:
@@ -76,7 +79,7 @@ class Denoiser:
         """The part of `params` that `logits` reads, and all that it needs."""
         return {"head": params["head"]}
 
-    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+    def logits(self, params: Params, hidden: jax.Array) -> Logits:
         """Raw logits `[..., padded_vocab]` float32 of `hidden: [..., embed]`.
 
         Args:
@@ -92,7 +95,14 @@ class Denoiser:
 
 
 def time_features(sigma: jax.Array) -> jax.Array:
-    """`[batch]` → `[batch, 256]`: `[cos(sigma f), sin(sigma f)]`, `f_i = 10000^(-i/128)`."""
+    """The time embedding's features: `[cos(sigma f), sin(sigma f)]` with `f_i = 10000^(-i/128)`.
+
+    Args:
+      sigma: `[batch]`, total noise.
+
+    Returns:
+      `[batch, 256]` float32.
+    """
     half = TIME_FEATURES // 2
     frequency = TIME_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = sigma.astype(jnp.float32)[:, None] * frequency
@@ -140,21 +150,14 @@ class DenoiserBlock(nn.Module):
         self, x: jax.Array, condition: jax.Array, rotary: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, None]:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        heads = (c.num_heads, c.head_dim)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = Modulation(
             c.cond_dim, c.embed_dim, 6, dtype, name="adaln"
         )(condition)
 
         y = LayerNorm(c.embed_dim, name="norm1")(x) * (1 + scale_a) + shift_a
-        qkv_axes = ("embed", None, "heads", "kv")
-        qkv = Linear(
-            (c.embed_dim,), (3, *heads), qkv_axes, bias=False, dtype=dtype, name="attn_qkv"
-        )(y)
-        query, key, value = unstacked(qkv, axis=2)
+        query, key, value = queries_keys_values(c, y, bias=False)
         mixed = attend(rotate(query, *rotary), rotate(key, *rotary), value)
-        out_axes = ("heads", "kv", "embed")
-        y = Linear(heads, (c.embed_dim,), out_axes, bias=False, dtype=dtype, name="attn_out")(mixed)
-        x = x + gate_a * y
+        x = x + gate_a * merged_heads(c, mixed, bias=False)
 
         y = LayerNorm(c.embed_dim, name="norm2")(x) * (1 + scale_m) + shift_m
         x = x + gate_m * Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)

@@ -1,17 +1,17 @@
 """FLOPs that cannot be avoided, from the sizes alone: the benchmark's roofline.
 
-Counted are matrix products, 2 FLOPs a multiply-add: the blocks on every token, the head only where its
-output is needed. A backward pass costs twice its forward pass. Left out is what is small beside them: norms,
-softmax, rotary turns, modulation, embedding, optimizer, and the head at the few positions that a teacher's
-step reveals.
+Matrix products are counted, 2 FLOPs for a multiplication with its addition: the blocks on every token, the
+head only where its output is needed. A backward pass costs twice its forward pass. What is small beside them
+is left out: norms, softmax, rotary embeddings, modulation, embedding, optimizer, and the head at the few
+positions that a teacher's step reveals. `batch` counts sequences throughout.
 """
 
-from sdtt_jax.networks import DenoiserConfig
+from sdtt_jax.networks.config import TransformerConfig
 
 FORWARD_AND_BACKWARD = 3
 
 
-def block_flops(config: DenoiserConfig, batch: int) -> int:
+def block_flops(config: TransformerConfig, batch: int) -> int:
     """Forward pass of all blocks: projections and MLP per token, attention per pair of tokens."""
     per_token = 2 * config.embed_dim**2 * (3 + 1 + 2 * config.mlp_ratio)
     per_pair = 2 * 2 * config.embed_dim
@@ -19,39 +19,46 @@ def block_flops(config: DenoiserConfig, batch: int) -> int:
     return batch * config.num_layers * per_layer
 
 
-def head_flops(config: DenoiserConfig, positions: float) -> float:
+def head_flops(config: TransformerConfig, positions: float) -> float:
     """Forward pass of the head at `positions` tokens (all sequences together), padding left out."""
     return 2 * config.embed_dim * (config.mask_id + 1) * positions
 
 
-def sample_flops(config: DenoiserConfig, batch: int, calls: float) -> float:
+def sample_flops(config: TransformerConfig, batch: int, calls: float) -> float:
     """A generation of `calls` network calls: every token is revealed once."""
     return calls * block_flops(config, batch) + head_flops(config, batch * config.length)
 
 
-def judge_flops(config: DenoiserConfig, batch: int) -> float:
+def judge_flops(config: TransformerConfig, batch: int) -> float:
     """Scoring every token of a batch with a causal model of these sizes; no token sees later ones."""
     unseen = config.num_layers * 2 * config.embed_dim * config.length * (config.length - 1)
     whole = block_flops(config, batch) + head_flops(config, batch * config.length)
     return whole - batch * unseen
 
 
-def teacher_flops(config: DenoiserConfig, batch: int, masked: float) -> float:
+def teacher_flops(config: TransformerConfig, batch: int, masked: float) -> float:
     """A step on the NELBO with `masked` masked tokens: forward and backward."""
     return FORWARD_AND_BACKWARD * (block_flops(config, batch) + head_flops(config, masked))
 
 
 def distill_flops(
-    config: DenoiserConfig,
+    config: TransformerConfig,
     batch: int,
     masked: float,
     *,
     num_distill_steps: int,
     num_trajectories: int,
 ) -> float:
-    """A step of distillation with `masked` masked tokens.
+    """A step of distillation: forward and backward of the student, and the teacher's trajectories.
 
     The teacher's first call serves all trajectories; each has k - 1 more, and its head at the masked tokens.
+
+    Args:
+      config: sizes of student and teacher.
+      batch: sequences.
+      masked: masked tokens in the batch.
+      num_distill_steps: k.
+      num_trajectories: of the teacher, for each sequence.
     """
     calls = 1 + num_trajectories * (num_distill_steps - 1)
     teacher = calls * block_flops(config, batch)

@@ -1,8 +1,7 @@
 """GPT-2 as its published weights need it: the judge of generative perplexity.
 
 Learned positions, norms and projections with bias, tanh-GELU, and a head tied to the token
-embedding (Radford et al. 2019). It shares the interface and the cache of
-`sdtt_jax.networks.causal`.
+embedding (Radford et al. 2019). Interface and cache are those of `CausalNetwork`.
 """
 
 import dataclasses
@@ -17,7 +16,7 @@ from sdtt_jax.config import positive
 from sdtt_jax.networks.cache import LayerPast, attend_causally
 from sdtt_jax.networks.causal import CausalNetwork, scan_blocks
 from sdtt_jax.networks.config import CausalConfig
-from sdtt_jax.networks.layers import Linear, Mlp, unstacked
+from sdtt_jax.networks.layers import Mlp, merged_heads, queries_keys_values
 from sdtt_jax.ops.categorical import NEG_INFINITY
 
 INIT_SCALE = 0.02
@@ -55,8 +54,7 @@ class GPT2Network(CausalNetwork):
 
 
 def _norm(config: GPT2Config, name: str | None = None) -> nn.LayerNorm:
-    # The two-pass variance: the fast one loses digits where a feature's mean is large, as GPT-2's
-    # are.
+    # The two-pass variance: the fast one loses digits where a feature's mean is large, and GPT-2's are.
     return nn.LayerNorm(
         epsilon=config.norm_epsilon,
         use_fast_variance=False,
@@ -77,15 +75,10 @@ class GPT2Block(nn.Module):
         self, x: jax.Array, past: LayerPast | None, shared: jax.Array | None
     ) -> tuple[jax.Array, LayerPast | None]:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        heads = (c.num_heads, c.head_dim)
-
         y = _norm(c, "norm1")(x)
-        qkv_axes = ("embed", None, "heads", "kv")
-        qkv = Linear((c.embed_dim,), (3, *heads), qkv_axes, dtype=dtype, name="attn_qkv")(y)
-        query, key, value = unstacked(qkv, axis=2)
+        query, key, value = queries_keys_values(c, y, bias=True)
         mixed, new = attend_causally(query, key, value, past, shared)
-        out_axes = ("heads", "kv", "embed")
-        x = x + Linear(heads, (c.embed_dim,), out_axes, dtype=dtype, name="attn_out")(mixed)
+        x = x + merged_heads(c, mixed, bias=True)
 
         y = _norm(c, "norm2")(x)
         x = x + Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)

@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from sdtt_jax.networks.attention import ATTENTION, saved_as
+from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.ops.categorical import NEG_INFINITY
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the reference's linear layers start from.
@@ -24,7 +25,11 @@ Initializer = Callable[..., jax.Array]
 
 
 def fan_in_uniform(in_axes: Sequence[int], out_axes: Sequence[int]) -> Initializer:
-    """Uniform in ±1/sqrt(fan_in) for a kernel whose input axes are `in_axes`."""
+    """An initializer, uniform in ±1/sqrt(fan_in).
+
+    Args:
+      in_axes, out_axes: axes of the kernel that are contracted, and those that are not.
+    """
     return nn.initializers.variance_scaling(
         KERNEL_INIT_SCALE, "fan_in", "uniform", in_axis=in_axes, out_axis=out_axes
     )
@@ -37,13 +42,21 @@ def parameter(
     axes: tuple[str | None, ...],
     shape: tuple[int, ...],
 ) -> jax.Array:
-    """A float32 parameter of `module` with logical axis names."""
+    """A float32 parameter of `module` with logical axis names.
+
+    Args:
+      module: inside whose call this is.
+      name: of the parameter.
+      init: its initializer.
+      axes: a logical name, or None, for each axis.
+      shape: its shape.
+    """
     value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
     return value
 
 
 def unstacked(x: jax.Array, axis: int) -> list[jax.Array]:
-    """The slices of `x` along `axis`, which disappears.
+    """The slices of `x` along `axis`, each without that axis.
 
     By one split and not by indexing: its gradient is one concatenation, where that of three indices is
     the sum of three padded arrays (gradient of a block, 12 x 768 x 1024 on two cores: 134 -> 107 ms).
@@ -99,8 +112,36 @@ class Linear(nn.Module):
         return saved_as(LINEAR, y) if self.axes[-1] == "kv" else checkpoint_name(y, LINEAR)
 
 
+def queries_keys_values(config: TransformerConfig, x: jax.Array, *, bias: bool) -> list[jax.Array]:
+    """`x: [batch, length, embed]` to query, key and value, `[batch, length, heads, head_dim]` each.
+
+    The parameters `attn_qkv` belong to the module that calls this.
+    """
+    c = config
+    shape, axes = (3, c.num_heads, c.head_dim), ("embed", None, "heads", "kv")
+    dtype = jnp.dtype(c.compute_dtype)
+    projection = Linear((c.embed_dim,), shape, axes, bias=bias, dtype=dtype, name="attn_qkv")
+    return unstacked(projection(x), axis=2)
+
+
+def merged_heads(config: TransformerConfig, mixed: jax.Array, *, bias: bool) -> jax.Array:
+    """What attention returned, `[batch, length, heads, head_dim]`, to `[batch, length, embed]`.
+
+    The parameters `attn_out` belong to the module that calls this.
+    """
+    c = config
+    shape, axes = (c.num_heads, c.head_dim), ("heads", "kv", "embed")
+    dtype = jnp.dtype(c.compute_dtype)
+    return Linear(shape, (c.embed_dim,), axes, bias=bias, dtype=dtype, name="attn_out")(mixed)
+
+
 def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
-    """`block` with a backward pass that recomputes what `TransformerConfig.remat` says."""
+    """`block` with a backward pass that recomputes its activations.
+
+    Args:
+      block: the class of a module.
+      policy: what is recomputed, one of `REMAT_POLICIES`.
+    """
     if policy == "none":
         return block
     saved = jax.checkpoint_policies.save_only_these_names(*SAVED[policy])
@@ -155,9 +196,8 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = Linear((self.dim,), (self.hidden,), ("embed", "mlp"), dtype=self.dtype, name="up")(x)
         x = jax.nn.gelu(x, approximate=True)
-        return Linear((self.hidden,), (self.dim,), ("mlp", "embed"), dtype=self.dtype, name="down")(
-            x
-        )
+        down = Linear((self.hidden,), (self.dim,), ("mlp", "embed"), dtype=self.dtype, name="down")
+        return down(x)
 
 
 class Head(nn.Module):

@@ -163,7 +163,17 @@ def full_batch(batch_size: int, mesh: Mesh | None) -> int:
 def check_batch_size(
     batch_size: int, mesh: Mesh, microbatches: int = 1, field: str = "batch_size"
 ) -> None:
-    """Raises `ConfigError` naming `field` unless batch and mesh and microbatches divide."""
+    """Checks that a batch splits evenly over devices and microbatches.
+
+    Args:
+      batch_size: sequences over all devices.
+      mesh: its batch axes split the batch.
+      microbatches: each of which the mesh must split.
+      field: what the error calls the batch size.
+
+    Raises:
+      ConfigError: naming `field` and the nearest size that fits.
+    """
     pieces = batch_pieces(mesh) * microbatches
     if batch_size % pieces:
         fitting = max(round(batch_size / pieces), 1) * pieces

@@ -83,9 +83,14 @@ def mirror_shardings(
     A leaf whose path ends with a parameter's path and whose shape is that parameter's takes its
     sharding; every other leaf is replicated. This needs no knowledge of the optimizer: optax keeps
     moments in trees that mirror the parameters, whatever it wraps around them.
+
+    Args:
+      abstract: the tree; leaves need a `shape`.
+      params_shardings, params_abstract: sharding and shape of every parameter.
+      mesh: where everything else is replicated.
     """
     known = {
-        tuple(str(leaf_name((key,))) for key in path): (leaf.shape, sharding)
+        tuple(leaf_name((key,)) for key in path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
             jax.tree_util.tree_leaves_with_path(params_abstract),
             jax.tree.leaves(params_shardings),
@@ -96,9 +101,9 @@ def mirror_shardings(
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = tuple(leaf_name((key,)) for key in path)
         for start in range(len(names)):
-            shape, found = known.get(names[start:], (None, None))
-            if found is not None and shape == leaf.shape:
-                return found
+            shape, mirrored = known.get(names[start:], (None, None))
+            if mirrored is not None and shape == leaf.shape:
+                return mirrored
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(sharding, abstract)

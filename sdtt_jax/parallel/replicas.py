@@ -32,9 +32,9 @@ def check_replicas(tree: Tree, step: int) -> None:
     Raises:
       ReplicaError: naming the leaves and the devices whose copy is in the minority.
     """
-    found = differing_replicas(tree)
-    if found:
-        names = "; ".join(f"{path} on {', '.join(devices)}" for path, devices in found.items())
+    differing = differing_replicas(tree)
+    if differing:
+        names = "; ".join(f"{path} on {', '.join(devices)}" for path, devices in differing.items())
         raise ReplicaError(
             f"After step {step} devices hold unequal copies of what must be equal ({names}): silent data "
             "corruption. The last checkpoint was made before it was found; run the same command on other "
@@ -88,9 +88,9 @@ def _digests_by_device(mesh: Mesh, specs: tuple[PartitionSpec, ...]) -> Any:
 def _minority(leaf: jax.Array, mesh: Mesh, digests: np.ndarray) -> list[str]:
     pieces = leaf.sharding.devices_indices_map(leaf.shape)
     groups: dict[str, dict[bytes, list[str]]] = {}
-    for device, found in zip(mesh.devices.flat, digests, strict=True):
+    for device, digest_here in zip(mesh.devices.flat, digests, strict=True):
         copies = groups.setdefault(str(pieces[device]), {})
-        copies.setdefault(found.tobytes(), []).append(str(device))
+        copies.setdefault(digest_here.tobytes(), []).append(str(device))
     outliers = []
     for copies in groups.values():
         largest = max(copies.values(), key=len)

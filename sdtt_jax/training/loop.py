@@ -104,7 +104,7 @@ def train(
       key: key of the stage and round.
       config: when to stop, to log, to save, to compare replicas and to give up.
       checkpoints: saved to every `save_every` steps, at the end, and when interrupted.
-      log: whom to tell.
+      log: functions to report to.
 
     Returns:
       The state after `num_steps`.

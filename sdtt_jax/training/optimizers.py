@@ -99,7 +99,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     """The optimizer: clip by global norm, then AdamW, Adam or Muon.
 
     Args:
-      config: see `OptimizerConfig`.
+      config: name, rates and bounds.
       num_steps: updates in all, for the decaying schedules.
 
     Returns:

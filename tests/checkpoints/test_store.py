@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from sdtt_jax.checkpoints import metadata
-from sdtt_jax.checkpoints.store import Checkpoints, load_params, params_digest, save_params
+from sdtt_jax.checkpoints.digests import params_digest
+from sdtt_jax.checkpoints.store import Checkpoints, load_params, save_params
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import replicated

@@ -1,15 +1,14 @@
 """Published corpora. Oracles: small files of the hub's form, the detokenizers on their own."""
 
 import json
-import shutil
 from unittest import mock
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+import tensorflow_datasets as tfds
 
 from sdtt_jax.data import DETOKENIZERS, DataConfig, published
-from sdtt_jax.data.builders import Documents, build
 from sdtt_jax.data.corpora import documents
 from sdtt_jax.errors import ConfigError, DataError
 
@@ -80,17 +79,34 @@ def test_the_shared_folder_of_corpora_comes_before_the_hub(tmp_path, monkeypatch
     assert len(list(documents(DataConfig("openwebtext")))) == 2
 
 
+class Lm1b(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """`TEXTS` as TFDS prepares them."""
+
+    VERSION = tfds.core.Version("1.1.0")
+    pkg_dir_path = None
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        return {"test": self._generate_examples()}
+
+    def _generate_examples(self):
+        yield from enumerate({"text": text} for text in TEXTS)
+
+
 class TestTfds:
     """Oracle: the same texts, written by a TFDS builder."""
 
     @pytest.fixture
     def prepared(self, tmp_path, monkeypatch):
-        """A version folder as TFDS leaves it, under the name of lm1b."""
-        folder = build(Documents({"test": lambda: iter(TEXTS)}, tmp_path / "made"), num_shards=1)
-        root = tmp_path / "tfds"
-        shutil.copytree(folder, root / "lm1b" / "1.1.0")
-        monkeypatch.setenv("TFDS_DATA_DIR", str(root))
-        return root / "lm1b" / "1.1.0"
+        """A version folder as TFDS leaves it."""
+        builder = Lm1b(data_dir=tmp_path, file_format="array_record")
+        builder.download_and_prepare()
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+        return tmp_path / "lm1b" / "1.1.0"
 
     def test_what_is_prepared_on_this_machine_is_read(self, prepared):
         undo = DETOKENIZERS["lm1b"]

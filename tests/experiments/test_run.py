@@ -15,7 +15,8 @@ import pytest
 from experiments.configs.smoke import smoke
 from experiments.settings import config_dict
 from experiments.stages.runner import STAGE_NAMES, open_run, run_stages
-from sdtt_jax.checkpoints.store import load_params, params_digest
+from sdtt_jax.checkpoints.digests import params_digest
+from sdtt_jax.checkpoints.store import load_params
 from sdtt_jax.distillation.rounds import round_dt
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError, UserError
 from sdtt_jax.parallel.placement import unbox

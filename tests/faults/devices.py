@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sdtt_jax.checkpoints.digests import leaf_digests
-from sdtt_jax.checkpoints.store import Checkpoints, params_digest
+from sdtt_jax.checkpoints.digests import leaf_digests, params_digest
+from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import place_batch, place_whole
 from sdtt_jax.parallel.replicas import ReplicaError, differing_replicas

@@ -6,8 +6,8 @@ import pytest
 
 from experiments.stages import training as training_stages
 from experiments.stages.runner import open_run, run_stages
-from sdtt_jax.checkpoints.digests import leaf_digests
-from sdtt_jax.checkpoints.store import Checkpoints, load_params, params_digest
+from sdtt_jax.checkpoints.digests import leaf_digests, params_digest
+from sdtt_jax.checkpoints.store import Checkpoints, load_params
 from sdtt_jax.training import loop
 from sdtt_jax.trees import flat_leaves
 from tests.experiments.small import small

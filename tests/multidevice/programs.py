@@ -18,7 +18,8 @@ import numpy as np
 
 from experiments.settings import DistillStage, TeacherConfig
 from launch.ahead.hlo import Module
-from sdtt_jax.checkpoints.store import Checkpoints, params_digest
+from sdtt_jax.checkpoints.digests import params_digest
+from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample

@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from sdtt_jax.checkpoints.store import load_params, params_digest
+from sdtt_jax.checkpoints.digests import params_digest
+from sdtt_jax.checkpoints.store import load_params
 from sdtt_jax.training.loop import EXIT_INTERRUPTED
 from sdtt_jax.training.metrics import read_metrics
 from tests.multidevice.launching import call, start

@@ -32,7 +32,15 @@ def rotary_tables(positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.A
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turns feature pairs `(i, i + head_dim / 2)` of `x: [batch, length, heads, head_dim]`."""
+    """Rotary embeddings: turns the feature pairs `(i, i + head_dim / 2)` of each head.
+
+    Args:
+      x: `[batch, length, heads, head_dim]`, queries or keys.
+      cos, sin: from `rotary_tables`.
+
+    Returns:
+      As `x`, in its dtype.
+    """
     first, second = jnp.split(x, 2, axis=-1)
     across = jnp.concatenate([-second, first], axis=-1)
     cos, sin = (jnp.tile(table, 2)[:, None, :] for table in (cos, sin))
@@ -78,10 +86,14 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def saved_as(name: str, x: jax.Array) -> jax.Array:
-    """`x: [..., heads, head_dim]` with a name for remat policies, which then save `[..., embed]`.
+    """`x` with a name for remat policies, which then save it as `[..., embed]`.
 
     A TPU pads the last axis to 128 and the one before to 16: of 12 heads of 64 the saved array would be
     2.7 times as large.
+
+    Args:
+      name: that a policy asks for.
+      x: `[..., heads, head_dim]`.
     """
     flat = x.reshape(*x.shape[:-2], -1)
     return checkpoint_name(flat, name).reshape(x.shape)
@@ -90,7 +102,7 @@ def saved_as(name: str, x: jax.Array) -> jax.Array:
 def plain_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
 ) -> jax.Array:
-    """Softmax attention as it is written down: what `attend` is tested against, and for any mask.
+    """Softmax attention as it is written down, for any mask; `attend` is tested against it.
 
     Args:
       query: `[batch, heads, q_length, head_dim]`.

@@ -1,0 +1,132 @@
+"""The recipes of CONTRIBUTING.md, followed: each test adds a row to a table and uses it as users do.
+
+Oracles: values that follow from the row by hand.
+"""
+
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sdtt_jax
+from sdtt_jax.checkpoints.store import save_params
+from sdtt_jax.config import from_mapping, to_mapping
+from sdtt_jax.data import DataConfig, TokenizerConfig
+from sdtt_jax.data.corpora import CORPORA, Corpus
+from sdtt_jax.data.tokenizer import save_tokenizer, train_tokenizer
+from sdtt_jax.diffusion.schedule import SCHEDULES
+from sdtt_jax.distillation.divergence import DIVERGENCES
+from sdtt_jax.networks.kinds import KINDS, Kind
+from tests.test_architecture import ROOT
+
+VOCAB, LENGTH = 4, 8
+RECIPES = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("\n## Recipes\n")[2]
+SECTIONS = dict(re.findall(r"^### (.*?)\n(.*?)(?=^### |\Z)", RECIPES, re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_a_recipe_is_short_and_followed(title):
+    assert f"test_{title.lower().replace(' ', '_')}" in globals()
+    assert len([line for line in SECTIONS[title].splitlines() if line]) <= 10
+
+
+@dataclasses.dataclass(frozen=True)
+class BagConfig(sdtt_jax.DenoiserConfig):
+    """The sizes of a `Bag`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bag:
+    """A network that says the same at every position: one row of logits is all that it has."""
+
+    config: BagConfig
+
+    mask_id = property(lambda self: self.config.mask_id)
+    padded_vocab = property(lambda self: self.config.padded_vocab)
+
+    def init(self, key):
+        del key
+        return {"bag": jnp.zeros((1, self.padded_vocab))}
+
+    def hidden(self, params, tokens, sigma=None):
+        del params, sigma
+        return jnp.ones((*tokens.shape, 1))
+
+    def head_params(self, params):
+        return params
+
+    def logits(self, params, hidden):
+        outside = jnp.arange(self.padded_vocab) > self.mask_id
+        return hidden @ params["bag"] + jnp.where(outside, -1e6, 0.0)
+
+
+def bag(schedule="log-linear"):
+    config = BagConfig(VOCAB, LENGTH, embed_dim=2, num_heads=1)
+    config_of_schedule = from_mapping(sdtt_jax.ScheduleConfig, {"kind": schedule})
+    return sdtt_jax.MaskedDiffusion(Bag(config), sdtt_jax.make_schedule(config_of_schedule))
+
+
+def test_a_divergence(monkeypatch):
+    def entropy_gap(student, target, num_entries):
+        del num_entries
+        return (jnp.exp(student) * student).sum(-1) - (jnp.exp(target) * target).sum(-1)
+
+    monkeypatch.setitem(DIVERGENCES, "entropy-gap", entropy_gap)
+    diffusion, config = bag(), from_mapping(sdtt_jax.DistillConfig, {"divergence": "entropy-gap"})
+    uniform = diffusion.denoiser.init(None)
+    sure = jax.tree.map(lambda x: x.at[0, 0].set(1e4), uniform)
+    x0, dt, key = jnp.zeros((2, LENGTH), jnp.int32), jnp.float32(1 / 8), jax.random.key(0)
+    total, count = sdtt_jax.distillation_terms(diffusion, sure, uniform, x0, dt, key, config)
+    np.testing.assert_allclose(total / count, math.log(VOCAB), rtol=1e-5)
+
+
+def test_a_noise_schedule(monkeypatch):
+    def square(config):
+        keep = 1 - config.eps
+        return sdtt_jax.Schedule(
+            config,
+            sigma=lambda t: -jnp.log1p(-keep * t**2),
+            dsigma=lambda t: 2 * keep * t / (1 - keep * t**2),
+            importance_t=None,
+        )
+
+    monkeypatch.setitem(SCHEDULES, "square", square)
+    diffusion = bag("square")
+    times = jnp.array([0.5, 1.0])
+    np.testing.assert_allclose(diffusion.schedule.move_chance(times), [0.25, 1], atol=1e-3)
+    # A quarter of 2 * 4000 tokens at t = 1/2; the standard error is 0.005.
+    x0, chance = jnp.zeros((2, 4000), jnp.int32), diffusion.schedule.move_chance(jnp.full(2, 0.5))
+    x_t = sdtt_jax.q_xt(jax.random.key(0), x0, chance, diffusion.mask_id)
+    assert abs((x_t == diffusion.mask_id).mean() - 0.25) < 0.02
+
+
+def test_a_network(monkeypatch, tmp_path):
+    monkeypatch.setitem(KINDS, "bag", Kind(BagConfig, Bag))
+    tokenizer = train_tokenizer(TokenizerConfig(model_type="char", vocab_size=16), ["abba"] * 8)
+    (tmp_path / "tokenizer").mkdir()
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    network = Bag(BagConfig(tokenizer.vocab_size, LENGTH, embed_dim=2, num_heads=1))
+    token = tokenizer.encode_part("b")[0]
+    params = {"bag": network.init(None)["bag"].at[0, token].set(1e4)}
+    facts = {"kind": "bag", "schedule": {}, "model": to_mapping(network.config)}
+    save_params(tmp_path / "final", params, facts)
+
+    model = sdtt_jax.load(tmp_path / "final")
+    assert isinstance(model.denoiser, Bag)
+    texts = model.sample(jax.random.key(0), num_samples=2, num_steps=4)
+    np.testing.assert_array_equal(texts, np.full((2, LENGTH), token))
+
+
+def test_a_corpus(monkeypatch, tmp_path):
+    texts = [f"verse {word} of a nursery rhyme" for word in "abcdefghijklmnopqrstuvwxyz"]
+    corpus = Corpus("rhymes", lambda: iter(texts), licence="public domain")
+    monkeypatch.setitem(CORPORA, corpus.name, corpus)
+    config = from_mapping(DataConfig, {"corpus": "rhymes", "length": LENGTH})
+    tokenizer = TokenizerConfig(model_type="char", vocab_size=64)
+    info = sdtt_jax.prepare(config, tokenizer, tmp_path / "data", tmp_path / "tokenizer")
+    assert info.num_characters == sum(map(len, texts))
+    assert sdtt_jax.open_split(tmp_path / "data", "train").batch(0, 0, 2).shape == (2, LENGTH)
