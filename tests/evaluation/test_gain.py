@@ -1,7 +1,7 @@
 """The gain share against a world whose optimum is known.
 
 Oracles: the optimum of a round as a sum over everything that the first teacher step may do (k = 2),
-written out below for a student that sees the time, and `exact_round`'s expected divergences, which
+written out below for a student that sees the time, and `optimum`'s expected divergences, which
 average over the time.
 """
 
@@ -18,7 +18,7 @@ from scipy import special
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.gain import GainConfig, measure_gain
-from sdtt_jax.laboratory import optimum as exact_round
+from sdtt_jax.laboratory.optimum import expected_divergence, mean_over_masked, round_optimum
 from tests.worlds import (
     LENGTH,
     MASK,
@@ -125,14 +125,14 @@ def test_divergences_are_the_exact_expectations():
     plain = np.exp(LOG_TABLE)
     shown = all_states()[:, :, None] == np.arange(VOCAB)
     teacher = np.where((all_states() == MASK)[:, :, None], plain, shown)
-    optimum = exact_round.round_optimum(teacher, DT, "kl-bwd")
+    optimum = round_optimum(teacher, DT, "kl-bwd")
     evidence = np.power(1.0 / VOCAB, (all_states() != MASK).sum(axis=1))
     masked = (all_states() == MASK).sum(axis=1)
     weight = special.beta(masked + 1, LENGTH - masked + 1) * evidence
 
     def exact(student):
-        loss = exact_round.expected_divergence(student, teacher, DT, "kl-bwd")
-        return exact_round.mean_over_masked(loss, weight, VOCAB)
+        loss = expected_divergence(student, teacher, DT, "kl-bwd")
+        return mean_over_masked(loss, weight, VOCAB)
 
     blind = {"table": jnp.asarray(np.log(np.maximum(optimum, 1e-30)), jnp.float32)}
     gain = measure(blind)
