@@ -66,13 +66,13 @@ show_in_help("mesh", "distributed", "compilation_cache")
 
 def evaluate(subject: Subject, suites: Sequence[str], path: Path) -> None:
     """Runs suites in the order of their table, into a file of results."""
-    tell = stopwatch() if processes.is_first() else (lambda _: None)
-    record = Record(path, subject.model.identity, tell)
+    log = stopwatch() if processes.is_first() else (lambda _: None)
+    record = Record(path, subject.model.identity, log)
     for name, suite in SUITES.items():
         if name in suites:
-            tell(f"{name}: {subject.model.facts['path']}")
+            log(f"{name}: {subject.model.facts['path']}")
             suite.run(subject, record)
-    tell(f"written to {record.path}")
+    log(f"written to {record.path}")
 
 
 def own_data(subject: Subject) -> Path | None:

@@ -4,8 +4,6 @@ Each function closes over a model and a frozen config and returns
 `loss(params, context, batch, key) -> Loss`, with `batch: [batch, length]` int32.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -16,8 +14,7 @@ from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.training.step import Loss, LossFn
-
-Tree = Any
+from sdtt_jax.typing import Tree
 
 
 def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:

@@ -7,14 +7,13 @@ no recomputation, for the loss is a scalar: its cotangent is a factor.
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sdtt_jax.ops.rows import chunk_size, flatten, fold_selected, over_batch_shards, take_rows
+from sdtt_jax.typing import Tree
 
-Tree = Any
 ApplyHead = Callable[[Tree, jax.Array], jax.Array]
 # (logits [n, vocab], whole, rows of the extras [n, …]) -> [n], or [n, …] for `selected_losses`
 Compare = Callable[[jax.Array, Tree, Tree], jax.Array]

@@ -8,14 +8,15 @@ and no array is `[batch * length, vocab]`.
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax.core import spmd
 from jax.sharding import PartitionSpec
 
-Tree = Any
+from sdtt_jax.typing import Tree
+
 Carry = TypeVar("Carry")
 
 # Entries of a [chunk, columns] array in float32: 2^23 are 32 MB. A chunk of it keeps the matmuls large and
