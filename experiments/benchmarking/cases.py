@@ -16,17 +16,19 @@ import numpy as np
 
 from experiments.benchmarking import naive
 from experiments.settings import RunConfig, run_config
+from sdtt_jax import objectives
 from sdtt_jax.causal.nll import causal_nll
+from sdtt_jax.diffusion import nelbo
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
-from sdtt_jax.diffusion.schedule import Schedule, make_schedule
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation import loss as distillation
 from sdtt_jax.distillation.rounds import Student, next_round
-from sdtt_jax.keys import at_step, purpose_key
+from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.config import of_same_size
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from sdtt_jax.networks.kinds import Network
-from sdtt_jax.objectives import distill_loss, teacher_loss
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import place_batch, replicated, unbox
 from sdtt_jax.training.state import StateSpec
@@ -93,7 +95,7 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
     stage = config.distill.train if distills else config.teacher.train
     stage = dataclasses.replace(stage, batch_size=job.batch_size, microbatches=1)
     sizes, denoiser, diffusion = _network(job, config)
-    loss = _counted(_loss(job, config, sizes, diffusion), distills)
+    loss = _counted(_loss(job, config, diffusion), distills)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     student = Student(_parameters(denoiser, replicated(mesh)))
     if distills:
@@ -101,7 +103,7 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
     state = StateSpec(stage, mesh).from_params(**student._asdict())
     del student
     batch = place_batch(_tokens(job, sizes), mesh)
-    key = half_masked_key(job, config, sizes, diffusion.schedule, batch)
+    key = half_masked_key(job, config, diffusion, batch)
 
     log("compiling")
     step = make_train_step(loss, stage)
@@ -121,14 +123,11 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
     return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
 
 
-def _loss(job: Job, config: RunConfig, sizes: DenoiserConfig, diffusion: MaskedDiffusion) -> LossFn:
-    if job.variant == "lean":
-        if job.suite == "teacher":
-            return teacher_loss(diffusion, config.teacher)
-        return distill_loss(diffusion, config.distill)
+def _loss(job: Job, config: RunConfig, diffusion: MaskedDiffusion) -> LossFn:
+    losses = objectives if job.variant == "lean" else naive
     if job.suite == "teacher":
-        return naive.teacher_loss(sizes, diffusion.schedule, config.teacher)
-    return naive.distill_loss(sizes, diffusion.schedule, config.distill)
+        return losses.teacher_loss(diffusion, config.teacher)
+    return losses.distill_loss(diffusion, config.distill)
 
 
 def _counted(loss_fn: LossFn, distills: bool) -> LossFn:
@@ -145,18 +144,18 @@ def _counted(loss_fn: LossFn, distills: bool) -> LossFn:
 
 
 def half_masked_key(
-    job: Job, config: RunConfig, sizes: DenoiserConfig, schedule: Schedule, tokens: jax.Array
+    job: Job, config: RunConfig, diffusion: MaskedDiffusion, tokens: jax.Array
 ) -> jax.Array:
     """A stage's key whose first step masks a share of the tokens that is close to one half."""
 
     def masked(key: jax.Array) -> jax.Array:
         # What `make_train_step` hands to the loss at step 0, microbatch 0.
-        key = jax.random.fold_in(at_step(key, 0), 0)
+        key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
         if job.suite == "train":
-            x_t = naive.distill_noise(key, tokens, schedule, config.distill, sizes.mask_id)[1]
+            _, x_t, _ = distillation.masked_batch(diffusion, tokens, key, config.distill)
         else:
-            x_t = naive.teacher_noise(key, tokens, schedule, config.teacher, sizes.mask_id)[1]
-        return (x_t == sizes.mask_id).mean()
+            _, _, x_t = nelbo.masked_batch(diffusion, tokens, key, config.teacher)
+        return (x_t == diffusion.mask_id).mean()
 
     keys = jax.random.split(purpose_key(config.seed, "benchmark.noise"), NOISE_SEEDS)
     shares = jax.jit(lambda keys: jax.lax.map(masked, keys))(keys)
@@ -176,7 +175,7 @@ def _sampling(job: Job, config: RunConfig, log: Log) -> Case:
         return state.x, state.nfe
 
     def twin(params: Params, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return naive.sample(sizes, params, key, x, diffusion.schedule, job.num_steps)
+        return naive.sample(diffusion, params, key, x, job.num_steps)
 
     def count(result: tuple[jax.Array, jax.Array]) -> Repetition:
         x, calls = result

@@ -128,7 +128,7 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
         else flops.teacher_flops(sizes, batch, masked)
     )
     shard = _rows_per_shard(batch // train.microbatches, sizes, mesh)
-    chunk = rows.chunk_size(shard, denoiser.padded_vocab, fused.PARTS)
+    chunk = rows.chunk_size(shard, denoiser.padded_vocab, fused.CHUNKS.parts)
     attention = attention_flops(sizes, batch)
     return Program(
         kind=kind,
@@ -140,7 +140,10 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
             "average": _bytes_per_device(state.ema_params),
             "teacher": _bytes_per_device(state.context),
         },
-        turns={fused.SCOPE: math.ceil(MASKED_SHARE * shard / chunk), sampler.SCOPE: 1.0},
+        turns={
+            fused.CHUNKS.scope: math.ceil(MASKED_SHARE * shard / chunk),
+            sampler.CHUNKS.scope: 1.0,
+        },
         flops=needed / mesh.size,
         recomputed=ATTENTION_RECOMPUTED * attention / mesh.size,
         tokens=batch * sizes.length,
@@ -164,13 +167,13 @@ def _sampler(
             return jax.jit(generate).lower(params, _key(mesh), _tokens(batch, sizes, mesh))
 
     shard = _rows_per_shard(batch, sizes, mesh)
-    chunk = rows.chunk_size(shard, denoiser.padded_vocab, sampler.PARTS)
+    chunk = rows.chunk_size(shard, denoiser.padded_vocab, sampler.CHUNKS.parts)
     return Program(
         kind="sample",
         batch=batch,
         lower=lower,
         state={"parameters": _bytes_per_device(params)},
-        turns={sampler.SCOPE: math.ceil(shard / num_steps / chunk)},
+        turns={sampler.CHUNKS.scope: math.ceil(shard / num_steps / chunk)},
         flops=flops.sample_flops(sizes, batch, num_steps) / mesh.size,
         # One more call at the end, for what is still masked then: the program has it, few runs need it.
         recomputed=flops.block_flops(sizes, batch) / mesh.size,

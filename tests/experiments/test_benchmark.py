@@ -14,7 +14,6 @@ from rich.console import Console
 from experiments.benchmarking import report, suites, worker
 from experiments.benchmarking.cases import MATMUL, Job, half_masked_key
 from experiments.benchmarking.data import first_texts, naive_batch, naive_encode, naive_pack
-from experiments.benchmarking.naive import distill_noise
 from experiments.benchmarking.report import Measured
 from experiments.benchmarking.worker import Worker, WorkerError
 from experiments.configs.owt_small import owt
@@ -22,8 +21,10 @@ from experiments.configs.smoke import smoke
 from sdtt_jax.config import to_mapping
 from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
 from sdtt_jax.data.packing import encode_documents, pack
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.networks import DenoiserConfig
+from sdtt_jax.distillation.loss import masked_batch
+from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.flops import (
     block_flops,
     distill_flops,
@@ -87,12 +88,12 @@ def test_distill_flops_count_teacher_calls_and_heads():
 def test_half_of_the_tokens_are_masked_by_the_chosen_key():
     config = smoke()
     sizes = dataclasses.replace(config.denoiser(31), length=128)
-    schedule = make_schedule(config.schedule)
+    diffusion = MaskedDiffusion(Denoiser(sizes), make_schedule(config.schedule))
     job = Job("train", "lean", {}, 31, 1)
     tokens = jax.numpy.zeros((1, 128), jax.numpy.int32)
-    key = half_masked_key(job, config, sizes, schedule, tokens)
+    key = half_masked_key(job, config, diffusion, tokens)
     key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
-    _, x_t, _ = distill_noise(key, tokens, schedule, config.distill, sizes.mask_id)
+    _, x_t, _ = masked_batch(diffusion, tokens, key, config.distill)
     assert 0.45 < float((x_t == sizes.mask_id).mean()) < 0.55
 
 
