@@ -3,9 +3,9 @@
   python -m experiments.harness --checkpoint=runs/demo --tasks=lambada_openai,arc_easy,piqa --output=x.json
   python -m experiments.harness --checkpoint=OWNER/NAME --tasks=my_task --include=folder/ --limit=100
 
-Likelihoods of a denoiser are bounds from below (--num_samples maskings each, exact for a single token);
-those of a causal model (GPT-2, a run's judge) are exact. The harness fetches its data sets from the hub;
---include names a folder with task files of your own, which may read local files.
+Likelihoods of a denoiser are bounds from below (--num_maskings each, exact for a single token); those of a
+causal model (GPT-2, a run's judge) are exact. The harness fetches its data sets from the hub; --include names
+a folder with task files of your own, which may read local files.
 """
 
 from collections.abc import Sequence
@@ -16,28 +16,23 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.cli.app import output_file, run_app
-from experiments.evaluating.harness import Options, adapter
+from experiments.cli.fields import define_checkpoint, define_flags, from_flags
 from sdtt_jax.config import require
-from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.errors import UserError
+from sdtt_jax.evaluation.harness import Options, adapter
 from sdtt_jax.interchange.load import load_named
 from sdtt_jax.paths import write_json
 
-_DEFAULTS = Options()
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "As for experiments.sample, or a causal one.")
+_CHECKPOINT = define_checkpoint()
 _TASKS = flags.DEFINE_list("tasks", [], "Tasks of the harness, with commas.")
 _INCLUDE = flags.DEFINE_string("include", None, "A folder with more task files.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Only so many items of each task.")
 _NUM_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples before each item.")
-_NUM_STEPS = flags.DEFINE_integer("num_steps", _DEFAULTS.num_steps, "Steps of generated text.")
-_NUM_SAMPLES = flags.DEFINE_integer(
-    "num_samples", _DEFAULTS.num_samples, "Maskings of each item for the bound on its likelihood."
-)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Rows at once.")
 _DTYPE = flags.DEFINE_string(
     "compute_dtype", None, "float32 or bfloat16; as it was trained if not given."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of everything that is drawn.")
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the results to this JSON file.")
+define_flags(Options)
 
 
 def _table(results: dict[str, Any]) -> Table:
@@ -56,17 +51,11 @@ def _table(results: dict[str, Any]) -> Table:
 
 def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags ask."""
-    if len(argv) > 1:
-        raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
+    require(len(argv) == 1, f"Unknown argument {argv[-1]!r}; see --help.")
     require(_CHECKPOINT.value is not None, "--checkpoint is missing; see --help.")
     require(bool(_TASKS.value), "--tasks is missing; for example --tasks=lambada_openai.")
     output = output_file(_OUTPUT.value)
-    options = Options(
-        _NUM_STEPS.value,
-        _NUM_SAMPLES.value,
-        batch_size=_BATCH_SIZE.value,
-        seed=_SEED.value,
-    )
+    options = from_flags(Options)
     try:
         import lm_eval
         from lm_eval.api.model import LM

@@ -36,6 +36,11 @@ _MODULES = {
     "sdtt_jax.model.causal": ("CausalModel",),
     "sdtt_jax.model.masked": ("Model",),
     "sdtt_jax.parallel.placement": ("unbox",),
+    "sdtt_jax.training.config": ("TrainConfig",),
+    "sdtt_jax.training.loop": ("train",),
+    "sdtt_jax.training.optimizers": ("OptimizerConfig",),
+    "sdtt_jax.training.state": ("StateSpec", "TrainState"),
+    "sdtt_jax.training.step": ("Loss", "make_train_step"),
     "sdtt_jax.objectives": ("distill_loss", "judge_loss", "teacher_loss"),
     "sdtt_jax.networks": ("CausalConfig", "Denoiser", "DenoiserConfig"),
 }
@@ -82,6 +87,13 @@ if TYPE_CHECKING:
     from sdtt_jax.objectives import judge_loss as judge_loss
     from sdtt_jax.objectives import teacher_loss as teacher_loss
     from sdtt_jax.parallel.placement import unbox as unbox
+    from sdtt_jax.training.config import TrainConfig as TrainConfig
+    from sdtt_jax.training.loop import train as train
+    from sdtt_jax.training.optimizers import OptimizerConfig as OptimizerConfig
+    from sdtt_jax.training.state import StateSpec as StateSpec
+    from sdtt_jax.training.state import TrainState as TrainState
+    from sdtt_jax.training.step import Loss as Loss
+    from sdtt_jax.training.step import make_train_step as make_train_step
 
 
 def __getattr__(name: str) -> Any:

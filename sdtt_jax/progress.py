@@ -1,53 +1,55 @@
 """What a person at the terminal sees of a long task: training steps, and passes over text."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol, TextIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
 
+T = TypeVar("T")
+Values = Mapping[str, float]
+
 
 class Progress(Protocol):
-    """Told the steps done, and the values of the latest logged step; a context manager."""
+    """Called with the steps done, and the values of the latest logged step."""
 
-    def __enter__(self) -> "Progress": ...
-
-    def __exit__(self, *exception: Any) -> None: ...
-
-    def update(self, step: int, values: Mapping[str, float] | None = None) -> None: ...
+    def update(self, step: int, values: Values | None = None) -> None: ...
 
 
+@contextlib.contextmanager
 def make_progress(
-    title: str, num_steps: int, *, stream: TextIO | None = None, interval: float = 10.0
-) -> Progress:
+    title: str,
+    num_steps: int,
+    *,
+    shown: bool = True,
+    stream: TextIO | None = None,
+    interval: float = 10.0,
+) -> Iterator[Progress]:
     """A live bar where there is a terminal, elsewhere plain lines.
 
     Args:
       title: e.g. "distill, round 2".
       num_steps: steps in all.
+      shown: False for processes that say nothing.
       stream: stderr if None.
       interval: seconds between plain lines.
     """
     stream = sys.stderr if stream is None else stream
-    if stream.isatty():
-        return BarProgress(title, num_steps, stream)
-    return LineProgress(title, num_steps, stream, interval)
-
-
-class BarProgress:
-    """A live bar: step, loss, tokens per second, elapsed and remaining time."""
-
-    def __init__(self, title: str, num_steps: int, stream: TextIO):
-        self._bar = RichProgress(
+    if not shown:
+        yield NoProgress()
+    elif stream.isatty():
+        with RichProgress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -56,51 +58,73 @@ class BarProgress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=Console(file=stream),
-        )
-        self._task = self._bar.add_task(title, total=num_steps, values="")
+        ) as bar:
+            yield BarProgress(bar, bar.add_task(title, total=num_steps, values=""))
+    else:
+        yield LineProgress(title, num_steps, stream, interval)
 
-    def __enter__(self) -> "BarProgress":
-        self._bar.start()
-        return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self._bar.stop()
+def tracked(
+    title: str, items: Sequence[T], *, tokens: int, shown: bool = True
+) -> Iterator[tuple[int, T]]:
+    """Yields items with their numbers, and shows how many are done, tokens per second and the time left.
 
-    def update(self, step: int, values: Mapping[str, float] | None = None) -> None:
+    Args:
+      title: what is worked on.
+      items: one after the other.
+      tokens: that one of them stands for.
+      shown: False for processes that say nothing.
+    """
+    began = time.monotonic()
+    with make_progress(title, len(items), shown=shown) as progress:
+        progress.update(0)
+        for index, item in enumerate(items):
+            yield index, item
+            done = index + 1
+            rate = done * tokens / max(time.monotonic() - began, 1e-9)
+            progress.update(done, {"tokens_per_second": rate})
+
+
+class NoProgress:
+    """Says nothing."""
+
+    def update(self, step: int, values: Values | None = None) -> None:
+        """Does nothing."""
+
+
+class BarProgress:
+    """A live bar: step, loss, tokens per second, elapsed and remaining time."""
+
+    def __init__(self, bar: RichProgress, task: TaskID):
+        self._bar, self._task = bar, task
+
+    def update(self, step: int, values: Values | None = None) -> None:
         self._bar.update(self._task, completed=step)
         if values is not None:
-            self._bar.update(self._task, values=_values(values))
+            self._bar.update(self._task, values=_text(values))
 
 
 class LineProgress:
     """Plain lines, for logs: the first and last step, between them one every `interval` seconds."""
 
-    def __init__(self, title: str, num_steps: int, stream: TextIO, interval: float = 10.0):
-        self._title, self._num_steps, self._stream, self._interval = (
-            title,
-            num_steps,
-            stream,
-            interval,
-        )
+    def __init__(self, title: str, num_steps: int, stream: TextIO, interval: float):
+        self._title, self._num_steps = title, num_steps
+        self._stream, self._interval = stream, interval
         self._first: tuple[int, float] | None = None
         self._due = 0.0
 
-    def __enter__(self) -> "LineProgress":
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._stream.flush()
-
-    def update(self, step: int, values: Mapping[str, float] | None = None) -> None:
+    def update(self, step: int, values: Values | None = None) -> None:
         now = time.monotonic()
         self._first = self._first or (step, now)
         if values is None or (now < self._due and step < self._num_steps):
             return
         self._due = now + self._interval
         done, seconds = step - self._first[0], now - self._first[1]
-        left = "" if done < 1 else f", {_clock(seconds / done * (self._num_steps - step))} left"
-        head = f"{self._title}: step {step}/{self._num_steps}, {_values(values)}"
-        self._stream.write(f"{head}, {_clock(seconds)} elapsed{left}\n")
+        parts = [f"{self._title}: step {step}/{self._num_steps}", _text(values)]
+        parts.append(f"{_clock(seconds)} elapsed")
+        if done >= 1:
+            parts.append(f"{_clock(seconds / done * (self._num_steps - step))} left")
+        self._stream.write(", ".join(filter(None, parts)) + "\n")
         self._stream.flush()
 
 
@@ -140,7 +164,7 @@ def track_text(
         stream.flush()
 
 
-def _values(values: Mapping[str, float]) -> str:
+def _text(values: Values) -> str:
     parts = [f"loss {values['loss']:.4f}"] if "loss" in values else []
     if "tokens_per_second" in values:
         parts.append(f"{values['tokens_per_second']:,.0f} tokens/s")

@@ -14,6 +14,14 @@ MODULES = {
     "sdtt_jax.configs": "sdtt_jax.config",
     "sdtt_jax.data.named": "sdtt_jax.data.corpora",
     "sdtt_jax.diffusion.masking": "sdtt_jax.diffusion.forward",
+    "experiments.evaluating": "sdtt_jax.evaluation",
+    "experiments.evaluating.output": "sdtt_jax.evaluation.record",
+    "experiments.losses": "sdtt_jax.objectives",
+    "sdtt_jax.evaluation.batches": "sdtt_jax.model.batches",
+    "sdtt_jax.evaluation.bounds": "sdtt_jax.diffusion.estimators",
+    "sdtt_jax.evaluation.diversity": "sdtt_jax.evaluation.quality",
+    "sdtt_jax.evaluation.generation": "sdtt_jax.evaluation.suites.generation",
+    "sdtt_jax.evaluation.judging": "sdtt_jax.evaluation.judge",
     "sdtt_jax.evaluation.exact_round": "sdtt_jax.laboratory.optimum",
     "sdtt_jax.evaluation.exact_student": "sdtt_jax.laboratory.student",
     "sdtt_jax.evaluation.exact_world": "sdtt_jax.laboratory.world",
@@ -46,7 +54,6 @@ MODULES = {
     "sdtt_jax.training.replicas": "sdtt_jax.parallel.replicas",
     "sdtt_jax.training.seal": "sdtt_jax.checkpoints.metadata",
     "sdtt_jax.training.sharding": "sdtt_jax.parallel.mesh and sdtt_jax.parallel.placement",
-    "experiments.losses": "sdtt_jax.objectives",
     "launch.ahead.chips": "launch.accelerators and launch.ahead.topologies",
     "launch.chaos": "tools.chaos",
     "launch.faults": "tools.faults",
@@ -66,7 +73,11 @@ NAMES = {
 FIELDS: dict[str, str] = {}
 
 # Old flag -> new flag, without the dashes.
-FLAGS: dict[str, str] = {}
+FLAGS: dict[str, str] = {
+    "judge_precision": "judge_compute_dtype",
+    "num_samples": "num_maskings",
+    "precision": "compute_dtype",
+}
 
 
 def missing_name(module: str, name: str) -> Exception:

@@ -9,31 +9,32 @@ from typing import Any
 from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
-# A key of `jax.random.key`, or an array of them.
 Key = PRNGKeyArray
+"""A key of `jax.random.key`."""
 Keys = PRNGKeyArray
+"""An array of keys."""
 
-# Ids of tokens, int32; `x_t` and `x_s` may hold MASK, `x0` does not.
 Tokens = Int[Array, "batch length"]
-# Which positions: masked, selected, given.
+"""Ids of tokens, int32. `x_t` and `x_s` may hold MASK, `x0` does not."""
 Positions = Bool[Array, "batch length"]
-# A number for each position, float32: a loss, a weight.
+"""Which positions: masked, selected, given."""
 PerToken = Float[Array, "batch length"]
-# A number for each sequence, float32: a time, the total noise, a NELBO.
+"""A number for each position, float32: a loss, a weight."""
 PerSequence = Float[Array, "batch"]
-# One number, float32.
+"""A number for each sequence, float32: a time, the total noise, a NELBO."""
 Scalar = Float[Array, ""]
+"""One number, float32."""
 
-# Final hidden states of a network, in its compute dtype.
 Hidden = Float[Array, "batch length embed"]
-# Unnormalised log-probabilities, float32. The vocabulary may be padded: `DenoiserLike.padded_vocab`.
+"""Final hidden states of a network, in its compute dtype."""
 Logits = Float[Array, "*rows vocab"]
-# The same, normalised.
+"""Unnormalised log-probabilities, float32. The vocabulary may be padded (`DenoiserLike.padded_vocab`)."""
 LogProbs = Float[Array, "*rows vocab"]
+"""Log-probabilities, float32."""
 
-# The parameters of a network: nested dicts of arrays.
 Params = Any
-# Any tree of arrays, or of something for each of a tree's leaves.
+"""The parameters of a network: nested dicts of arrays."""
 Tree = Any
-# What `json.loads` returns.
+"""A tree of arrays, or of something for each leaf of one."""
 Json = Any
+"""What `json.loads` returns."""

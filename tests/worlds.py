@@ -16,6 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdtt_jax.diffusion.schedule import Schedule, make_schedule
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.config import DenoiserConfig
 from sdtt_jax.networks.denoiser import Denoiser
 
@@ -111,6 +114,23 @@ def noisy_params(model: Any, seed: int, spread: float = 0.25) -> Any:
 
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
     return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def as_model(denoiser: Any, params: Any, schedule: Schedule | None = None) -> Model:
+    """What a user would hold of a denoiser, without tokenizer."""
+    return Model(
+        params=params,
+        tokenizer=None,
+        facts={"path": "a denoiser of the tests", "kind": "denoiser"},
+        denoiser=denoiser,
+        schedule=schedule or make_schedule(),
+    )
+
+
+def as_causal(network: Any, params: Any, tokenizer: Any = None) -> CausalModel:
+    """What a user would hold of a causal network."""
+    facts = {"path": "a causal network of the tests", "kind": "autoregressive"}
+    return CausalModel(params=params, tokenizer=tokenizer, facts=facts, network=network)
 
 
 def predictions(denoiser: Any, params: Any, sigma: float = 0.0) -> np.ndarray:

@@ -3,8 +3,7 @@
     python -m tools.remat_table                          on this machine, at both sizes
     python -m tools.remat_table --topology=v5e:2x4       memory of one TPU chip, compiled ahead
 
-The second needs the `tpu` extra but no TPU; where none is there, the environment must say so first:
-TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost TPU_ACCELERATOR_TYPE=v5litepod-8 JAX_PLATFORMS=cpu.
+The second needs the `tpu` extra but no TPU.
 """
 
 import argparse
@@ -17,9 +16,9 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from launch.ahead.topologies import compile_only, describe_devices, parse_topology
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.config import REMAT_POLICIES
 
@@ -32,8 +31,8 @@ CHIP_BATCH = 32
 
 def gradient(
     config: DenoiserConfig, batch: int, sharding: NamedSharding | None = None
-) -> tuple[jax.stages.Compiled, Any, jax.ShapeDtypeStruct]:
-    """The compiled gradient of a mean over hidden states, and the shapes of its arguments."""
+) -> tuple[jax.stages.Compiled, Any]:
+    """The compiled gradient of a mean over hidden states, and the shapes of the parameters."""
     model = Denoiser(config)
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
@@ -45,7 +44,7 @@ def gradient(
     boxed = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(place, flax.core.meta.unbox(boxed))
     tokens = place(jax.ShapeDtypeStruct((batch, config.length), jnp.int32))
-    return jax.jit(jax.grad(loss)).lower(params, tokens).compile(), params, tokens
+    return jax.jit(jax.grad(loss)).lower(params, tokens).compile(), params
 
 
 def temporaries(compiled: jax.stages.Compiled) -> int:
@@ -57,45 +56,44 @@ def temporaries(compiled: jax.stages.Compiled) -> int:
 def measure_here() -> None:
     """A Markdown table of each size: the policies take turns, the figures are medians."""
     for name, config, batch, repetitions in HERE:
-        compiled = {
-            policy: gradient(dataclasses.replace(config, remat=policy), batch)
-            for policy in REMAT_POLICIES
-        }
-        _, shapes, tokens = compiled["none"]
+        compiled: dict[str, Any] = {}
+        shapes: Any = None
+        for policy in REMAT_POLICIES:
+            chosen = dataclasses.replace(config, remat=policy)
+            compiled[policy], shapes = gradient(chosen, batch)
         rng = np.random.default_rng(0)
         params = jax.tree.map(
             lambda x, rng=rng: jnp.asarray(rng.normal(scale=0.02, size=x.shape), x.dtype), shapes
         )
-        ids = jnp.asarray(rng.integers(0, config.vocab_size, tokens.shape), jnp.int32)
-        wall: dict[str, list[float]] = {policy: [] for policy in compiled}
-        busy: dict[str, list[float]] = {policy: [] for policy in compiled}
-        for repetition in range(repetitions + 1):
-            for policy, (function, _, _) in compiled.items():
+        ids = rng.integers(0, config.vocab_size, (batch, config.length), dtype=np.int32)
+        # Of each policy: seconds by the clock and of the processor.
+        times: dict[str, list[tuple[float, float]]] = {policy: [] for policy in compiled}
+        for _ in range(repetitions + 1):
+            for policy, function in compiled.items():
                 start, started = time.perf_counter(), time.process_time()
                 jax.block_until_ready(function(params, ids))
-                if repetition:  # the first one warms up
-                    wall[policy].append(time.perf_counter() - start)
-                    busy[policy].append(time.process_time() - started)
+                passed = time.perf_counter() - start, time.process_time() - started
+                times[policy].append(passed)
         sizes = f"{config.num_layers} × {config.embed_dim} × {config.length}, batch {batch}"
         print(f"\n{name}: {sizes}, {config.compute_dtype}, {jax.default_backend()}\n")
         print("| remat | seconds | CPU seconds | temporaries, MB |\n| --- | ---: | ---: | ---: |")
-        for policy, (function, _, _) in compiled.items():
-            times = statistics.median(wall[policy]), statistics.median(busy[policy])
-            megabytes = temporaries(function) / 1e6
-            print(f"| {policy} | {times[0]:.2f} | {times[1]:.2f} | {megabytes:.0f} |")
+        for policy, function in compiled.items():
+            # The first one warms up.
+            wall, busy = map(statistics.median, zip(*times[policy][1:], strict=True))
+            print(f"| {policy} | {wall:.2f} | {busy:.2f} | {temporaries(function) / 1e6:.0f} |")
 
 
 def compile_ahead(topology: str) -> None:
-    """A Markdown table of temporaries on one chip of a TPU that need not be there."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    """A Markdown table of temporaries on one chip of a slice that need not be there."""
+    compile_only()
+    devices = describe_devices(parse_topology(topology))
     sharding = NamedSharding(Mesh(np.array(devices[:1]), ("data",)), PartitionSpec())
     config = dataclasses.replace(SMALL, compute_dtype="bfloat16")
     print(f"\nsmall, bfloat16, batch {CHIP_BATCH}, one chip of {topology}\n")
     print("| remat | temporaries, GB |\n| --- | ---: |")
     for policy in REMAT_POLICIES:
         try:
-            chosen = dataclasses.replace(config, remat=policy)
-            compiled, _, _ = gradient(chosen, CHIP_BATCH, sharding)
+            compiled, _ = gradient(dataclasses.replace(config, remat=policy), CHIP_BATCH, sharding)
             print(f"| {policy} | {temporaries(compiled) / 1e9:.1f} |", flush=True)
         except jax.errors.JaxRuntimeError as error:
             print(f"| {policy} | {str(error).split('.  ')[0].splitlines()[0]} |", flush=True)

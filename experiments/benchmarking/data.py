@@ -6,6 +6,7 @@ after text, Python lists joined and sliced, rows looked up one by one.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import tempfile
@@ -31,11 +32,44 @@ BATCHES = 50
 def build_data(job: Job, log: Log) -> Case:
     """Reads the text and, for the lean variant, prepares a data folder; then each phase can be timed."""
     config = run_config(job.config)
+    data, batch_size = config.data, config.distill.train.batch_size
     log("reading the corpus")
-    texts = first_texts(config.data, MAX_CHARACTERS)
+    texts = first_texts(data, MAX_CHARACTERS)
+    log("learning the vocabulary")
+    tokenizer = train_tokenizer(config.tokenizer, texts, data.normalize)
+    packing: dict[str, Any] = {
+        "length": data.length,
+        "wrap": data.wrap,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+    }
+    setup: dict[str, Any] = {"compile_s": 0.0, "memory": None}
+    folder = tempfile.TemporaryDirectory()
+    encode: Callable[..., Iterable[Any]] = naive_encode
+    join: Callable[..., Iterable[Any]] = naive_pack
+    loads: dict[str, Callable[..., None]] = {"load": _load_rows}
     if job.variant == "lean":
-        return _lean(config, texts, log)
-    return _naive(config, texts, log)
+        log("preparing a data folder")
+        splits, setup["prepare_s"] = _timed(_prepared_splits, config, texts, Path(folder.name))
+        encode, join = encode_documents, pack
+        loads = {name: functools.partial(_load_split, split) for name, split in splits.items()}
+
+    def repeat() -> Facts:
+        encoded, tokenise_s = _timed(lambda: list(encode(tokenizer, texts)))
+        rows, pack_s = _timed(lambda: list(join(encoded, **packing)))
+        load_s = {name: _timed(load, rows, batch_size)[1] for name, load in loads.items()}
+        assert folder.name, "the folder lives as long as the case"
+        return {
+            "seconds": tokenise_s + pack_s + load_s["load"],
+            "tokens": float(sum(len(ids) + 1 for ids in encoded)),
+            "sequences": float(len(rows)),
+            "loaded_tokens": float(BATCHES * batch_size * len(rows[0])),
+            "tokenise": tokenise_s,
+            "pack": pack_s,
+            **load_s,
+        }
+
+    return Case(repeat, setup)
 
 
 def first_texts(config: DataConfig, max_characters: int) -> list[str]:
@@ -70,75 +104,30 @@ def naive_batch(rows: Sequence[list[int]], indices: Iterable[int]) -> np.ndarray
     return np.stack([np.array(rows[index], np.int32) for index in indices])
 
 
-def _lean(config: RunConfig, texts: list[str], log: Log) -> Case:
-    data, batch_size = config.data, config.distill.train.batch_size
-    folder = tempfile.TemporaryDirectory()
-    corpus = Path(folder.name) / "corpus.jsonl"
+def _prepared_splits(config: RunConfig, texts: Iterable[str], folder: Path) -> dict[str, Split]:
+    """The train split of these texts, by phase: held in memory, and read from its files."""
+    corpus, target = folder / "corpus.jsonl", folder / "data"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
-    log("preparing a data folder")
     # The texts are detokenised already.
-    whole = dataclasses.replace(data, corpus=str(corpus), text_field="text", detokenize="none")
-    target = Path(folder.name) / "data"
-    _, prepare_s = _timed(
-        lambda: prepare(whole, config.tokenizer, target, Path(folder.name) / "tokenizer")
+    data = dataclasses.replace(
+        config.data, corpus=str(corpus), text_field="text", detokenize="none"
     )
-    tokenizer = train_tokenizer(config.tokenizer, texts, data.normalize)
-    cached, files = open_split(target, "train"), open_split(target, "train", cache_bytes=0)
-
-    def load(split: Split) -> None:
-        for step in range(BATCHES):
-            split.batch(0, step, batch_size)
-
-    def repeat() -> Facts:
-        encoded, tokenise = _timed(lambda: list(encode_documents(tokenizer, texts)))
-        rows, packing = _timed(lambda: list(pack(encoded, **_packing(config, tokenizer))))
-        seconds = {"tokenise": tokenise, "pack": packing, "load": _timed(load, cached)[1]}
-        assert folder.name, "the folder lives as long as the case"
-        from_files = _timed(load, files)[1]
-        return _facts(encoded, rows, BATCHES * batch_size, **seconds, load_from_files=from_files)
-
-    return Case(repeat, {"compile_s": 0.0, "memory": None, "prepare_s": prepare_s})
-
-
-def _naive(config: RunConfig, texts: list[str], log: Log) -> Case:
-    log("learning the vocabulary")
-    batch_size = config.distill.train.batch_size
-    tokenizer = train_tokenizer(config.tokenizer, texts, config.data.normalize)
-
-    def repeat() -> Facts:
-        encoded, tokenise = _timed(lambda: naive_encode(tokenizer, texts))
-        rows, packing = _timed(lambda: naive_pack(encoded, **_packing(config, tokenizer)))
-        rng = np.random.default_rng(0)
-
-        def load() -> None:
-            for _ in range(BATCHES):
-                naive_batch(rows, rng.integers(0, len(rows), batch_size))
-
-        seconds = {"tokenise": tokenise, "pack": packing, "load": _timed(load)[1]}
-        return _facts(encoded, rows, BATCHES * batch_size, **seconds)
-
-    return Case(repeat, {"compile_s": 0.0, "memory": None})
-
-
-def _packing(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    prepare(data, config.tokenizer, target, folder / "tokenizer")
     return {
-        "length": config.data.length,
-        "wrap": config.data.wrap,
-        "bos_id": tokenizer.bos_id,
-        "eos_id": tokenizer.eos_id,
+        "load": open_split(target, "train"),
+        "load_from_files": open_split(target, "train", cache_bytes=0),
     }
 
 
-def _facts(encoded: Sequence[Any], rows: Sequence[Any], loaded: int, **phases: float) -> Facts:
-    """What a repetition reports: how much there was, and the seconds of each phase."""
-    return {
-        # Both variants have these phases.
-        "seconds": phases["tokenise"] + phases["pack"] + phases["load"],
-        "tokens": float(sum(len(ids) + 1 for ids in encoded)),
-        "sequences": float(len(rows)),
-        "loaded_tokens": float(loaded * len(rows[0])),
-        **phases,
-    }
+def _load_split(split: Split, _rows: Sequence[Any], batch_size: int) -> None:
+    for step in range(BATCHES):
+        split.batch(0, step, batch_size)
+
+
+def _load_rows(rows: Sequence[list[int]], batch_size: int) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(BATCHES):
+        naive_batch(rows, rng.integers(0, len(rows), batch_size))
 
 
 def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:

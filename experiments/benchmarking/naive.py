@@ -22,8 +22,8 @@ from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.training.step import Loss, LossFn
+from sdtt_jax.typing import Params
 
-Params = Any
 # As in the reference: finite, so that 0 * log 0 is 0 in values and in gradients.
 IMPOSSIBLE = -1e6
 TIME_FEATURES = 256

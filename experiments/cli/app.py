@@ -134,7 +134,8 @@ def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) 
         return list(flags.FLAGS(argv))
     except (flags.Error, ConfigError, OSError, AttributeError, TypeError, ValueError) as error:
         gone = str(getattr(error, "flagname", ""))
-        message = f"--{gone} is now --{FLAGS[gone]}." if gone in FLAGS else error
+        now = FLAGS.get(gone, "")
+        message = f"--{gone} is now --{now}." if now in flags.FLAGS else error
         print(f"Error: {message} (see --help)", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
 

@@ -1,71 +1,79 @@
-"""The stage that measures: texts from every model, judged; gain of every round; samples to look at."""
+"""The stage that measures: the suites on every delivered model, gain and pairs, samples to look at."""
 
 import dataclasses
-import functools
-import io
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.stages.context import Run
-from experiments.stages.training import round_teacher
 from experiments.stages.workdir import final, read_json, write_json
-from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.distillation.rounds import round_dt
-from sdtt_jax.errors import UserError
-from sdtt_jax.evaluation import generation, likelihood
-from sdtt_jax.evaluation.batches import map_batches
-from sdtt_jax.evaluation.gain import FLOORED, measure_gain
+from sdtt_jax.evaluation.gain import FLOORED, GainConfig, measure_gain
+from sdtt_jax.evaluation.quality import paired_log_ratio
+from sdtt_jax.evaluation.record import FOLDER, Json, Record, digest_of
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.suites import generation, likelihood
+from sdtt_jax.evaluation.texts import held_out
 from sdtt_jax.keys import purpose_key, purpose_seed
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
+from sdtt_jax.networks.kinds import kind_of
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import write_bytes
 
 SHOWN_STEPS = (4, 8, 16)
-Record = dict[str, Any]
+ANIMATED_STEPS = 8
+ESTIMATOR = "antithetic"
+FIGURES = ("gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "nfe")
 
 
-@dataclasses.dataclass(frozen=True)
-class Scored:
-    """Texts of one model at one number of steps.
+class Measured(NamedTuple):
+    """What the suites found out about a model.
 
     Attributes:
-      tokens: `[texts, length]` int32.
-      nll: `[texts]`, nats per token under the judge.
-      nfe: mean network calls per batch.
+      subject: the model, its judge, perhaps its baseline.
+      record: where the items are.
+      texts: unconditional ones by the name of their item.
     """
 
-    tokens: np.ndarray
-    nll: np.ndarray
-    nfe: float
+    subject: Subject
+    record: Record
+    texts: dict[str, generation.Judged]
+
+    def figures(self, name: str) -> Json:
+        """Figures of some of the texts, as results.json has them."""
+        item = self.record.items[f"generation/unconditional/{name}"]
+        return {figure: item[figure] for figure in FIGURES if figure in item}
+
+    def perplexity(self, name: str) -> float:
+        """Of held-out text."""
+        return float(self.record.items[f"likelihood/{name}"]["perplexity"])
 
 
 def evaluate(run: Run) -> None:
-    """Writes results.json and samples.json; every finished item is kept in evaluation/."""
+    """Writes results.json and samples.json; finished items and batches are kept in evaluations/."""
     rounds = _delivered_rounds(run)
-    judge = run.delivered(run.workdir.judge, run.judge, "evaluate")
-    folders = {"teacher": run.workdir.teacher} | {
-        f"round_{n:02d}": run.workdir.round(n) for n in rounds
-    }
-    scored: dict[str, dict[int, Scored]] = {}
-    for name, folder in folders.items():
-        params = run.delivered(folder, run.denoiser, "evaluate")
-        scored[name] = {n: _texts(run, name, params, judge, n) for n in _steps(run)}
-    results: Record = {
-        "teacher": {"steps": _table(run, scored["teacher"])} | _teacher_facts(run),
-        "rounds": [
-            _round_record(run, n, scored[f"round_{n:02d}"], scored["teacher"]) for n in rounds
-        ],
-        "baseline_ar": _baseline(run, judge),
-        "data": _data_facts(run, judge),
+    params = run.delivered(run.workdir.judge, run.judge, "evaluate")
+    facts = {"path": str(final(run.workdir.judge)), "kind": kind_of(run.judge), "stage": "judge"}
+    judge = CausalModel(params=params, tokenizer=run.tokenizer, facts=facts, network=run.judge)
+    teacher = _measure(run, _model(run, 0), judge, baseline=judge)
+    students, last = [], None
+    for number in rounds:
+        last = _measure(run, _model(run, number), judge, baseline=None)
+        students.append(_round_record(run, number, last, teacher))
+    real = teacher.texts["real_text"]
+    results: Json = {
+        "teacher": _denoiser_record(teacher),
+        "rounds": students,
+        "baseline_ar": teacher.figures("autoregressive")
+        | {"val_ppl": teacher.perplexity("autoregressive")},
+        "data": teacher.figures("real_text") | {"count": len(real.tokens)},
         "num_texts": run.config.evaluation.num_texts,
         "length": run.config.data.length,
         "data_info": dataclasses.asdict(run.info),
     }
-    last = f"round_{rounds[-1]:02d}" if rounds else None
-    write_json(run.workdir.samples, _samples(run, scored["teacher"], scored.get(last or "")))
+    write_json(run.workdir.samples, _samples(run, teacher, last))
     write_json(run.workdir.results, results)
 
 
@@ -89,222 +97,164 @@ def _delivered_rounds(run: Run) -> list[int]:
     return [n for n in numbers if final(run.workdir.round(n)).exists()]
 
 
-def _steps(run: Run) -> list[int]:
-    shown = [n for n in SHOWN_STEPS if n <= run.config.data.length]
-    return sorted({*run.config.evaluation.num_steps, *shown})
+def _model(run: Run, number: int) -> Model:
+    """The student of a round, or the first teacher as round 0."""
+    folder = run.workdir.round(number) if number else run.workdir.teacher
+    facts: Json = {"path": str(final(folder)), "kind": kind_of(run.denoiser), "stage": "teacher"}
+    if number:
+        facts |= {"stage": "distill", "round": number, "dt": round_dt(run.config.distill, number)}
+    return Model(
+        params=run.delivered(folder, run.denoiser, "evaluate"),
+        tokenizer=run.tokenizer,
+        facts=facts,
+        denoiser=run.denoiser,
+        schedule=run.diffusion.schedule,
+    )
 
 
-def _texts(run: Run, name: str, params: Any, judge: Any, num_steps: int) -> Scored:
+def _measure(run: Run, model: Model, judge: CausalModel, baseline: CausalModel | None) -> Measured:
     config = run.config.evaluation
-    path = run.workdir.evaluation / f"{name}_{num_steps:04d}.npz"
-    digest = params_digest(params)
-    stored = _stored(path, digest, config.num_texts)
-    if processes.agree(stored is not None):
-        return _seen(stored, path)
-    tokens, nfe = generation.sample_texts(
-        run.diffusion,
-        params,
-        # One key for all models, so that they are compared text by text.
-        purpose_key(run.config.seed, "evaluate.texts", num_steps),
-        num_texts=config.num_texts,
-        length=run.config.data.length,
+    settings = Settings(
+        seed=run.config.seed,
         batch_size=config.batch_size,
-        config=SamplerConfig(num_steps=num_steps, time_grid=config.time_grid),
+        num_texts=config.num_texts,
+        num_steps=tuple(sorted({*config.num_steps, *_shown_steps(run)})),
+        time_grid=config.time_grid,
+        held_out_texts=config.validation_sequences,
+        estimators=(ESTIMATOR,),
+        num_maskings=1,
     )
-    nll = likelihood.judge_texts(run.judge, judge, tokens, run.tokenizer.bos_id, config.batch_size)
-    run.say(
-        f"  {name.replace('_', ' ')}, {num_steps} steps: generative perplexity {np.exp(nll.mean()):.2f}, "
-        f"entropy {generation.unigram_entropy(tokens).mean():.3f}, {nfe:.1f} network calls"
-    )
-    if processes.is_first():
-        content = io.BytesIO()
-        np.savez(content, tokens=tokens, nll=nll, nfe=nfe, digest=np.array(digest))
-        write_bytes(path, content.getvalue())
-    return Scored(tokens, nll, nfe)
+    subject = Subject(model, settings, judge, baseline, run.workdir.local.data)
+    name = f"round_{model.facts['round']:02d}" if "round" in model.facts else "teacher"
+    path = run.workdir.root / FOLDER / f"{name}.json"
+    record = Record(path, model.identity, run.log, replace=True)
+    run.log(f"  {name.replace('_', ' ')}:")
+    generation.suite(subject, record)
+    likelihood.suite(subject, record)
+    [setup] = generation.setups(subject)
+    texts = {
+        writer.name: generation.judged_texts(subject, record, setup, writer)
+        for writer in generation.writers(subject, setup)
+    }
+    return Measured(subject, record, texts)
 
 
-def _stored(path: Path, digest: str, num_texts: int) -> Scored | None:
-    if not path.exists():
-        return None
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            found = Scored(file["tokens"], file["nll"], float(file["nfe"]))
-            same = str(file["digest"]) == digest and len(found.tokens) == num_texts
-    except (ValueError, KeyError, OSError):
-        return None
-    return found if same else None
+def _shown_steps(run: Run) -> list[int]:
+    return [n for n in SHOWN_STEPS if n <= run.config.data.length]
 
 
-def _seen(found: Any, path: Path) -> Any:
-    """What process 0 has found, which the others must find too."""
-    if found is None:
-        raise UserError(f"Process {jax.process_index()} does not see {path}, but process 0 does.")
-    return found
-
-
-def _quality(run: Run, tokens: np.ndarray, nll: np.ndarray) -> Record:
-    interval = generation.perplexity(nll, seed=run.config.seed)
+def _denoiser_record(measured: Measured) -> Json:
+    steps = measured.subject.settings.num_steps
     return {
-        "gen_ppl": interval.value,
-        "gen_ppl_low": interval.low,
-        "gen_ppl_high": interval.high,
-        "entropy": float(generation.unigram_entropy(tokens).mean()),
+        "steps": {str(n): measured.figures(f"steps_{n:04d}") for n in steps},
+        "val_ppl": measured.perplexity(ESTIMATOR),
+        "params_digest": measured.subject.model.identity["digest"],
     }
 
 
-def _table(run: Run, scored: dict[int, Scored]) -> Record:
-    return {str(n): _quality(run, s.tokens, s.nll) | {"nfe": s.nfe} for n, s in scored.items()}
-
-
-def _held_out(run: Run, limit: int) -> np.ndarray:
-    """Held-out sequences spread evenly over the split: `[limit, length]` (0: all of them)."""
-    size = len(run.validation_split)
-    count = min(limit or size, size)
-    return run.validation_split.gather(np.arange(count) * size // count)
-
-
-def _teacher_facts(run: Run) -> Record:
-    params = run.delivered(run.workdir.teacher, run.denoiser, "evaluate")
-    tokens = _held_out(run, run.config.evaluation.validation_sequences)
-    key = purpose_key(run.config.seed, "evaluate.nelbo")
-    bound = likelihood.nelbo_texts(
-        run.diffusion, params, tokens, key, run.config.evaluation.batch_size
-    )
-    return {"val_ppl": float(np.exp(bound.mean())), "params_digest": params_digest(params)}
-
-
-def _round_record(
-    run: Run, number: int, scored: dict[int, Scored], teacher: dict[int, Scored]
-) -> Record:
+def _round_record(run: Run, number: int, student: Measured, teacher: Measured) -> Json:
     config = run.config.distill
-    params = run.delivered(run.workdir.round(number), run.denoiser, "evaluate")
-    paired = {
-        str(n): generation.paired_log_ratio(scored[n].nll, teacher[n].nll, seed=run.config.seed)
-        for n in scored
-    }
+    paired = {}
+    for num_steps in student.subject.settings.num_steps:
+        name = f"steps_{num_steps:04d}"
+        ours, theirs = student.texts[name].scores, teacher.texts[name].scores
+        assert ours is not None
+        assert theirs is not None
+        ratio = paired_log_ratio(ours.per_token, theirs.per_token, seed=run.config.seed)
+        paired[str(num_steps)] = {"log_ratio": ratio.value, "low": ratio.low, "high": ratio.high}
     return {
         "round": number,
         "dt": round_dt(config, number),
         "num_distill_steps": config.num_distill_steps,
         "divergence": config.divergence,
-        "steps": _table(run, scored),
-        "paired": {
-            n: {"log_ratio": p.value, "low": p.low, "high": p.high} for n, p in paired.items()
-        },
-        "params_digest": params_digest(params),
-    } | _gain(run, number, params)
+        "paired": paired,
+        **_denoiser_record(student),
+        **_gain(run, number, student),
+    }
 
 
-def _gain(run: Run, number: int, params: Any) -> Record:
+def _gain(run: Run, number: int, student: Measured) -> Json:
     config, settings = run.config.distill, run.config.evaluation
     if config.divergence not in FLOORED:
         return {"gain_share": None}
-    path = run.workdir.evaluation / f"gain_{number:02d}.json"
-    digest = params_digest(params)
-    stored = read_json(path) if path.exists() else {}
-    if processes.agree(stored.get("params_digest") == digest):
-        return _seen(stored.get("gain"), path)
-    gain = measure_gain(
-        run.diffusion,
-        params,
-        run.delivered(round_teacher(run, number), run.denoiser, "evaluate"),
-        _held_out(run, settings.gain_sequences),
-        round_dt(config, number),
-        purpose_key(run.config.seed, "evaluate.gain", number),
-        config,
-        num_trajectories=settings.gain_trajectories,
-        batch_size=settings.batch_size,
-    )
-    record = {
-        "gain_share": gain.share,
-        "teacher_divergence": gain.teacher,
-        "student_divergence": gain.student,
-        "floor": gain.floor,
+    model = student.subject.model
+    assert isinstance(model, Model)
+    teacher = _model(run, number - 1)
+    texts = held_out(student.subject, settings.gain_sequences)
+    dt, key = round_dt(config, number), purpose_key(run.config.seed, "evaluate.gain", number)
+    inputs = {
+        "student": model.identity["digest"],
+        "teacher": teacher.identity["digest"],
+        "texts": digest_of([texts]),
+        "dt": dt,
+        "trajectories": settings.gain_trajectories,
+        "batch_size": settings.batch_size,
+        "seed": run.config.seed,
     }
-    run.say(
-        f"  round {number}: divergence from the targets {gain.teacher:.5f} (teacher) to "
-        f"{gain.student:.5f} (student), floor {gain.floor:.5f}: gain share {gain.share:.2f}"
-    )
-    write_json(path, {"params_digest": digest, "gain": record})
+
+    def compute() -> Json:
+        gain = measure_gain(
+            model,
+            teacher,
+            texts,
+            dt,
+            key,
+            GainConfig(config, settings.gain_trajectories),
+            batch_size=settings.batch_size,
+        )
+        return {
+            "gain_share": gain.share,
+            "teacher_divergence": gain.teacher,
+            "student_divergence": gain.student,
+            "floor": gain.floor,
+        }
+
+    record = student.record.item("gain", inputs, compute)
+    if record["gain_share"] is not None:
+        run.log(
+            f"  round {number}: divergence from the targets {record['teacher_divergence']:.5f} (teacher) to "
+            f"{record['student_divergence']:.5f} (student), floor {record['floor']:.5f}: gain share "
+            f"{record['gain_share']:.2f}"
+        )
     return record
 
 
-def _autoregressive_texts(run: Run, judge: Any, count: int) -> np.ndarray:
-    """`[count, length]` int32, sampled with a KV cache."""
-    key = purpose_key(run.config.seed, "evaluate.baseline")
-    texts = generation.proceed(run.judge, run.config.data.length, key)
-    bos = np.full((count, 1), run.tokenizer.bos_id, np.int32)
-    return map_batches(texts, judge, bos, run.config.evaluation.batch_size)[0][:, 1:]
-
-
-def _baseline(run: Run, judge: Any) -> Record:
-    config = run.config.evaluation
-    tokens = _autoregressive_texts(run, judge, config.num_texts)
-    score = functools.partial(
-        likelihood.judge_texts,
-        run.judge,
-        judge,
-        bos_id=run.tokenizer.bos_id,
-        batch_size=config.batch_size,
-    )
-    held_out = _held_out(run, config.validation_sequences)
-    record = _quality(run, tokens, score(tokens)) | {
-        "val_ppl": float(np.exp(score(held_out).mean())),
-        "nfe": run.config.data.length,
-    }
-    run.say(
-        f"  autoregressive: generative perplexity {record['gen_ppl']:.2f}, entropy "
-        f"{record['entropy']:.3f}, {record['nfe']} network calls, validation {record['val_ppl']:.2f}"
-    )
-    return record
-
-
-def _data_facts(run: Run, judge: Any) -> Record:
-    config = run.config.evaluation
-    tokens = _held_out(run, config.num_texts)
-    nll = likelihood.judge_texts(run.judge, judge, tokens, run.tokenizer.bos_id, config.batch_size)
-    return _quality(run, tokens, nll) | {"count": len(tokens)}
-
-
-def _samples(run: Run, teacher: dict[int, Scored], student: dict[int, Scored] | None) -> Record:
+def _samples(run: Run, teacher: Measured, student: Measured | None) -> Json:
     """Texts to look at, and one generation state by state."""
-    count, tokenizer = run.config.evaluation.show_texts, run.tokenizer
-    shown = [n for n in SHOWN_STEPS if n in teacher]
+    count, tokenizer, shown = run.config.evaluation.show_texts, run.tokenizer, _shown_steps(run)
 
     def decode(tokens: np.ndarray) -> list[str]:
         return [tokenizer.decode(row) for row in tokens[:count]]
 
-    judge = run.delivered(run.workdir.judge, run.judge, "evaluate")
-    texts: Record = {
-        "teacher": {str(n): decode(teacher[n].tokens) for n in shown},
-        "data": decode(_held_out(run, count)),
-        "autoregressive": decode(_autoregressive_texts(run, judge, count)),
+    def by_steps(measured: Measured) -> Json:
+        return {str(n): decode(measured.texts[f"steps_{n:04d}"].tokens) for n in shown}
+
+    texts: Json = {
+        "teacher": by_steps(teacher),
+        "data": decode(teacher.texts["real_text"].tokens),
+        "autoregressive": decode(teacher.texts["autoregressive"].tokens),
     }
     if student is not None:
-        texts["student"] = {str(n): decode(student[n].tokens) for n in shown}
-    last = max(_delivered_rounds(run), default=0)
-    folder = run.workdir.round(last) if last else run.workdir.teacher
-    num_steps = 8
-    states = generation.sample_states(
-        run.diffusion,
-        run.delivered(folder, run.denoiser, "evaluate"),
-        purpose_key(run.config.seed, "evaluate.animation"),
-        run.config.data.length,
-        SamplerConfig(num_steps=num_steps, time_grid=run.config.evaluation.time_grid),
-    )
-    mask = run.denoiser.mask_id
-    frames = [
-        [
-            None if token == mask else piece
-            for token, piece in zip(row, tokenizer.pieces(row), strict=True)
-        ]
-        for row in processes.to_host(states)
-    ]
-    who = f"student of round {last}" if last else "teacher"
+        texts["student"] = by_steps(student)
     return {
         "length": run.config.data.length,
         "steps": shown,
         "texts": texts,
-        "animation": {"title": f"{who}, {num_steps} steps", "frames": frames},
+        "animation": _animation(run, student or teacher),
         "seed": purpose_seed(run.config.seed, "evaluate.texts"),
     }
+
+
+def _animation(run: Run, measured: Measured) -> Json:
+    model = measured.subject.model
+    assert isinstance(model, Model)
+    config = SamplerConfig(num_steps=ANIMATED_STEPS, time_grid=run.config.evaluation.time_grid)
+    key = purpose_key(run.config.seed, "evaluate.animation")
+    frames = []
+    for state in model.states(key, model.prior(1), config):
+        [tokens] = processes.to_host(state.x)
+        pieces = zip(tokens, run.tokenizer.pieces(tokens), strict=True)
+        frames.append([None if token == model.mask_id else piece for token, piece in pieces])
+    number = model.facts.get("round")
+    who = f"student of round {number}" if number else "teacher"
+    return {"title": f"{who}, {ANIMATED_STEPS} steps", "frames": frames}

@@ -11,38 +11,19 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
 
 import numpy as np
 
 from launch.ahead.hlo_text import Instruction, device_groups, parse
 
 COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-    "ragged-all-to-all",
-)
+    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all",
+)  # fmt: skip
 # What moves no bytes of its own: names for parts of other arrays, or control flow, whose bodies are counted.
 FREE = {
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "while",
-    "conditional",
-    "call",
-    "after-all",
-    "partition-id",
-    "replica-id",
-    "iota",
-    "opt-barrier",
-    "async-done",
-    "copy-done",
-}
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
+    "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "async-done", "copy-done",
+}  # fmt: skip
 ATTENTION_KERNELS = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
 _CHAIN = re.compile(r'chain_id="\d+"')
 # Which operand of what is done in place holds the new values.
@@ -65,12 +46,7 @@ class Collective:
     group: int
 
 
-Key = TypeVar("Key")
-Counts = collections.defaultdict[Key, float]
-
-
-def _counts() -> Counts[Any]:
-    return collections.defaultdict(float)
+Amounts = functools.partial(collections.defaultdict[Collective, float], float)
 
 
 @dataclasses.dataclass
@@ -87,9 +63,9 @@ class Cost:
 
     flops: float = 0.0
     bytes: float = 0.0
-    data: Counts[Collective] = dataclasses.field(default_factory=_counts)
-    sent: Counts[Collective] = dataclasses.field(default_factory=_counts)
-    count: Counts[Collective] = dataclasses.field(default_factory=_counts)
+    data: dict[Collective, float] = dataclasses.field(default_factory=Amounts)
+    sent: dict[Collective, float] = dataclasses.field(default_factory=Amounts)
+    count: dict[Collective, float] = dataclasses.field(default_factory=Amounts)
 
     def add(self, other: "Cost", times: float = 1) -> None:
         self.flops += other.flops * times
@@ -170,9 +146,8 @@ class Module:
         (name,) = loop.called("condition")
         condition = {i.name: i for i in self.computations[name]}
         root = next(i for i in condition.values() if i.root)
-        bounds = [
-            float(condition[o].literal) for o in root.operands if condition[o].opcode == "constant"
-        ]
+        operands = [condition[name] for name in root.operands]
+        bounds = [float(operand.literal) for operand in operands if operand.opcode == "constant"]
         if root.opcode == "compare" and "direction=LT" in root.attributes and bounds:
             return bounds[0]
         return self._turns(loop)
@@ -263,14 +238,8 @@ class Module:
             elif user.opcode == "fusion":
                 (inner,) = user.called("calls")
                 number = str(user.operands.index(operand))
-                total += self._read(
-                    inner,
-                    next(
-                        i.name
-                        for i in self.computations[inner]
-                        if i.opcode == "parameter" and i.literal == number
-                    ),
-                )
+                parameters = (i for i in self.computations[inner] if i.opcode == "parameter")
+                total += self._read(inner, next(i.name for i in parameters if i.literal == number))
             else:
                 return math.inf
         return total

@@ -25,6 +25,7 @@ from sdtt_jax.parallel.mesh import BATCH_AXES, RULES, check_batch_size, use_mesh
 from sdtt_jax.parallel.placement import batch_sharding, replicated, tree_shardings, unbox
 from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import make_train_step
+from sdtt_jax.typing import Tree
 
 KINDS = ("distill", "teacher", "sample")
 # What the sampler races against; compiled when asked for.
@@ -34,8 +35,6 @@ ALL = (*KINDS, CAUSAL)
 MASKED_SHARE = 0.5
 # Attention's backward pass recomputes the scores: five products of [length, length] for the forward's two.
 ATTENTION_RECOMPUTED = 0.5
-
-Tree = Any
 
 
 @dataclasses.dataclass(frozen=True)

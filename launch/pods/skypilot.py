@@ -29,15 +29,11 @@ def render(spec: PodSpec) -> Files:
     cloud = "gcp" if tpu or spec.zone else ""
     task = template(
         "task.yaml.j2",
-        name=spec.name,
-        slices=spec.slices,
-        accelerator=spec.accelerator,
-        max_restarts=spec.max_restarts,
+        spec,
         nodes=1 if tpu else spec.slices,
         infra=f"{cloud}/*/{spec.zone}" if spec.zone else cloud,
         accelerators=spec.slice.skypilot,
         runtime=spec.slice.chip.runtime,
-        spot=spec.spot,
         extras="tpu,gcs" if tpu else "cuda,gcs",
         port=COORDINATOR_PORT,
         command=spec.shell_command,

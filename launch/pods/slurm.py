@@ -48,15 +48,8 @@ def render(spec: PodSpec) -> Files:
         command = [spec.slurm.python, *command[1:]]
     job = template(
         "job.sbatch.j2",
-        name=spec.name,
-        slices=spec.slices,
-        accelerator=spec.accelerator,
+        spec,
         gpus=spec.slice.chips,
-        slurm=spec.slurm,
-        reservation=spec.reservation,
-        grace=spec.grace_seconds,
-        max_restarts=spec.max_restarts,
-        image=spec.image,
         mount=spec.workdir if spec.image and local else "",
         wait=_STRAGGLERS,
         container="".join(f" \\\n  {shlex.quote(option)}" for option in container),

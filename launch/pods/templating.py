@@ -19,6 +19,12 @@ _ENVIRONMENT.filters["sh"] = lambda value: shlex.quote(str(value))
 _ENVIRONMENT.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
 
 
-def render(template: str, **values: object) -> str:
-    """The text of a file in `templates/` with `values` put in."""
-    return _ENVIRONMENT.get_template(template).render(**values)
+def render(template: str, spec: object, **values: object) -> str:
+    """The text of a file in `templates/`.
+
+    Args:
+      template: name of the file.
+      spec: whose fields the template may name.
+      **values: what else it may name; they come before fields of the same name.
+    """
+    return _ENVIRONMENT.get_template(template).render(vars(spec) | values)

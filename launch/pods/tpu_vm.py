@@ -24,23 +24,17 @@ def render(spec: PodSpec) -> Files:
         capacity.append(f"--service-account={shlex.quote(spec.service_account)}")
     pod = template(
         "pod.sh.j2",
-        name=spec.name,
-        slices=spec.slices,
-        accelerator=spec.accelerator,
+        spec,
         runtime=spec.slice.chip.runtime,
         hosts=spec.hosts,
-        max_restarts=spec.max_restarts,
-        zone=spec.zone,
         project=f"--project={shlex.quote(spec.project)}" if spec.project else "",
         capacity="".join(f" \\\n    {option}" for option in capacity),
     )
     registry = spec.image.split("/", 1)[0]
     host = template(
         "host.sh.j2",
-        name=spec.name,
-        image=spec.image,
+        spec,
         registry=registry if registry.endswith((".pkg.dev", "gcr.io")) else "",
-        grace=spec.grace_seconds,
         command=spec.shell_command,
     )
     return {"pod.sh": pod, "host.sh": host}

@@ -35,10 +35,7 @@ def render(spec: PodSpec) -> Files:
     ]
     workload = template(
         "workload.sh.j2",
-        name=spec.name,
-        slices=spec.slices,
-        accelerator=spec.accelerator,
-        max_restarts=spec.max_restarts,
+        spec,
         options=" \\\n  ".join(map(shlex.quote, options)),
     )
     return {"workload.sh": workload}

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import one_of, positive, require
 from sdtt_jax.distillation.divergence import DIVERGENCES
-
-Params = Any
+from sdtt_jax.typing import Params
 
 
 @dataclasses.dataclass(frozen=True)

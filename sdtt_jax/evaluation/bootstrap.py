@@ -15,6 +15,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def named(self, name: str) -> dict[str, float]:
+        """`name`, `name_low` and `name_high`, as a record has them."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 def bootstrap(
     statistic: Callable[..., np.ndarray],
@@ -33,12 +37,12 @@ def bootstrap(
     columns = tuple(np.asarray(column, np.float64) for column in columns)
     size = len(columns[0])
     rng = np.random.default_rng(seed)
-    found = []
+    values = []
     at_once = max(CHUNK // size, 1)
     for start in range(0, resamples, at_once):
         picks = rng.integers(0, size, size=(min(at_once, resamples - start), size))
-        found.append(statistic(*(column[picks] for column in columns)))
-    low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
+        values.append(statistic(*(column[picks] for column in columns)))
+    low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
     return Interval(float(statistic(*columns)), float(low), float(high))
 
 

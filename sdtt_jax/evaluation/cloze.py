@@ -18,163 +18,159 @@ import numpy as np
 from sdtt_jax.causal.nll import next_token_scores
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.forward import SAMPLING_EPS, mask_tokens
-from sdtt_jax.diffusion.nelbo import masked_nll, nelbo_weight
+from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, Noise, bound
+from sdtt_jax.diffusion.forward import SAMPLING_EPS
+from sdtt_jax.diffusion.sampler import SamplerState, final_denoise
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.batches import batch_rows, map_batches
-from sdtt_jax.evaluation.continuations import Choice, Continuation, Layout, Rows, lay_out
-from sdtt_jax.evaluation.likelihood import greedy_infill
+from sdtt_jax.evaluation.continuations import (
+    Choice,
+    Continuation,
+    Layout,
+    Rows,
+    causal_layout,
+    denoiser_layout,
+    lay_out,
+)
+from sdtt_jax.model.batches import map_batches
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.causal import CausalNetwork
 
-ESTIMATORS = ("times", "counts")
-# Told how many of how many rows are done.
+# Called with the rows done and the rows in all.
 Progress = Callable[[int, int], None]
 # Batches for which rows are laid out at a time, so that the maskings of a large set fit in memory.
 BATCHES_AT_ONCE = 32
 
 
-def suffix_bounds(
-    diffusion: MaskedDiffusion,
-    params: Any,
-    items: Sequence[Continuation],
-    key: jax.Array,
-    layout: Layout,
-    *,
-    num_samples: int,
-    batch_size: int,
-    estimator: str = "times",
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """Bounds on -log p(suffix | prefix) under a denoiser: `[items]` float64, nats of the whole suffix.
-
-    Each is the mean over `num_samples` maskings of the suffix. LAMBADA's perplexity in the reference is
-    the exponential of the mean over texts.
-
-    Args:
-      diffusion, params: the model, on one device or on a mesh.
-      items: what to score.
-      key: item i draws from `fold_in(key, i)`, whatever the batches are.
-      layout: see `Layout`.
-      num_samples: maskings of each item.
-      batch_size: rows at once; a row is one masking of one item.
-      estimator: how a masking is drawn. "times", as the reference: a time, and each token masked with
-        that time's chance; the times of an item are antithetic (one uniform draw and an even grid).
-        "counts": how many tokens are masked, from 1 to all, on such a grid, and which; without the
-        weight 1/t of early times, so that for a suffix of one token a single masking is exact. It
-        estimates the same bound (the schedule's eps apart) for networks that see no time.
-      progress: told rows done and rows in all.
-
-    Raises:
-      ConfigError: no items, an unknown estimator, numbers that are not positive, a suffix that
-        exceeds `layout.max_length`, or "counts" for a time-conditioned network.
-    """
-    require(num_samples >= 1, f"num_samples must be positive, not {num_samples}.")
-    require(
-        estimator in ESTIMATORS,
-        f"estimator={estimator!r} is unknown; choose one of {', '.join(ESTIMATORS)}.",
-    )
-    conditioned = getattr(getattr(diffusion.denoiser, "config", None), "time_conditioned", False)
-    require(
-        estimator == "times" or not conditioned,
-        "estimator='counts' masks without a time, which a time-conditioned network needs; use 'times'.",
-    )
-    score = functools.partial(_bound_batch, diffusion, estimator, key, num_samples)
-    rows = lay_out(items, layout, diffusion.mask_id)
-    values = _map_items(score, params, rows, num_samples, batch_size, progress)
-    return values.mean(axis=1)
-
-
-def replayed_bounds(
-    diffusion: MaskedDiffusion,
-    params: Any,
-    item: Continuation,
-    x_t: np.ndarray,
-    t: np.ndarray,
-    layout: Layout,
-    *,
-    batch_size: int,
-) -> np.ndarray:
-    """What each of given maskings of one item says of its bound: `[maskings]` float64, nats.
-
-    With the maskings that another implementation drew, its numbers must come out.
-
-    Args:
-      diffusion, params, layout, batch_size: as in `suffix_bounds`.
-      item: the text.
-      x_t: `[maskings, length]` int32, the item's row with suffix tokens masked.
-      t: `[maskings]` float32, their times.
-
-    Raises:
-      ConfigError: `x_t` is not that row outside of its masks, or masks something other than the suffix.
-    """
-    [rows] = lay_out([item], layout, diffusion.mask_id)
-    x0, [start], [stop] = rows.tokens, rows.start, rows.stop
-    place = np.arange(x0.shape[1])
-    masked = x_t == diffusion.mask_id
-    require(
-        x_t.shape[1:] == x0.shape[1:]
-        and bool(np.all(masked | (x_t == x0)))
-        and not np.any(masked & ((place < start) | (place >= stop)) & (x0 != diffusion.mask_id)),
-        "x_t must be the item's row, of the layout's form, with masks in the suffix only.",
-    )
-    score = functools.partial(_replay_batch, diffusion)
-    inside = np.broadcast_to((place >= start) & (place < stop), x_t.shape)
-    given = (np.broadcast_to(x0, x_t.shape), x_t.astype(np.int32), t.astype(np.float32), inside)
-    values: np.ndarray = map_batches(score, params, given, batch_size)
-    return values
-
-
-def greedy_hits(
-    diffusion: MaskedDiffusion,
-    params: Any,
-    items: Sequence[Continuation],
-    layout: Layout,
-    *,
-    batch_size: int,
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """Whether one call of the denoiser finds every token of the masked suffix: `[items]` bool.
-
-    Their mean is LAMBADA's accuracy. Arguments and errors as in `suffix_bounds`.
-    """
-    score = functools.partial(_hit_batch, diffusion)
-    rows = lay_out(items, layout, diffusion.mask_id)
-    return _map_items(score, params, rows, 1, batch_size, progress)[:, 0].astype(bool)
-
-
-class CausalScores(NamedTuple):
-    """What a causal network says of each item.
+class Scores(NamedTuple):
+    """What a model says of each item.
 
     Attributes:
-      nll: `[items]` float64, -log p(suffix | prefix) in nats, exact.
-      greedy: `[items]` bool, whether the suffix is what greedy decoding writes.
+      nll: `[items]` float64, -log p(suffix | prefix) in nats: exact for a causal model, a bound from above
+        for a denoiser.
+      greedy: `[items]` bool, whether the suffix is what the model itself would write: by greedy decoding, or
+        in one call for the whole suffix.
     """
 
     nll: np.ndarray
     greedy: np.ndarray
 
 
-def causal_scores(
-    network: CausalNetwork,
-    params: Any,
+def scores(
+    model: Model | CausalModel,
     items: Sequence[Continuation],
-    layout: Layout,
+    key: jax.Array,
+    config: BoundConfig,
     *,
     batch_size: int,
     progress: Progress | None = None,
-) -> CausalScores:
-    """Likelihood of each suffix after its prefix under a causal network, and whether it is greedy.
+) -> Scores:
+    """Likelihood and greedy answers of each suffix after its prefix, by a model of either kind.
 
     Args:
-      network, params: the network, on one device or on a mesh.
+      model: with a tokenizer, which says what stands around the text.
       items: what to score.
-      layout: BOS is needed, EOS must be None; rows are at most as long as the network has positions.
+      key: PRNG key of a denoiser's maskings.
+      config: how a denoiser's bound is estimated.
+      batch_size: rows at once.
+      progress: called with the rows done and the rows in all.
+
+    Raises:
+      ConfigError: no items, or a suffix that the model cannot read whole.
+    """
+    if isinstance(model, CausalModel):
+        return causal_scores(model, items, batch_size=batch_size, progress=progress)
+    nll = suffix_bounds(model, items, key, config, batch_size=batch_size, progress=progress)
+    return Scores(nll, greedy_hits(model, items, batch_size=batch_size, progress=progress))
+
+
+def suffix_bounds(
+    model: Model,
+    items: Sequence[Continuation],
+    key: jax.Array,
+    config: BoundConfig,
+    layout: Layout | None = None,
+    *,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Bounds on -log p(suffix | prefix) under a denoiser: `[items]` float64, nats of the whole suffix.
+
+    Each is the mean over maskings of the suffix. LAMBADA's perplexity in the reference is the exponential of
+    the mean over texts, with the estimator "antithetic".
+
+    Args:
+      model: the denoiser.
+      items: what to score.
+      key: PRNG key; item i draws from `fold_in(key, i)`, whatever the batches are.
+      config: how many maskings, and how each is drawn. Estimators that spread do so over the maskings of an
+        item. "counts" does without the weight 1/t of early times, so that for a suffix of one token a single
+        masking is exact.
+      layout: what stands around the texts; None is the model's own.
+      batch_size: rows at once; a row is one masking of one item.
+      progress: called with the rows done and the rows in all.
+
+    Raises:
+      ConfigError: no items, or a suffix that exceeds `layout.max_length`.
+    """
+    layout = layout or denoiser_layout(model.text_tokenizer, model.config.length)
+    score = functools.partial(_bound_batch, model.diffusion, config, key)
+    rows = lay_out(items, layout, model.mask_id)
+    values = _map_items(score, model.params, rows, config.num_maskings, batch_size, progress)
+    return values.mean(axis=1)
+
+
+def greedy_hits(
+    model: Model,
+    items: Sequence[Continuation],
+    layout: Layout | None = None,
+    *,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Whether one call of the denoiser finds every token of the masked suffix: `[items]` bool.
+
+    Their mean is LAMBADA's accuracy.
+
+    Args:
+      model: the denoiser.
+      items: what to score.
+      layout: what stands around the texts; None is the model's own.
       batch_size: rows at once; every item is one row.
-      progress: told rows done and rows in all.
+      progress: called with the rows done and the rows in all.
+
+    Raises:
+      ConfigError: no items, or a suffix that exceeds `layout.max_length`.
+    """
+    layout = layout or denoiser_layout(model.text_tokenizer, model.config.length)
+    score = functools.partial(_hit_batch, model.diffusion)
+    rows = lay_out(items, layout, model.mask_id)
+    return _map_items(score, model.params, rows, 1, batch_size, progress)[:, 0].astype(bool)
+
+
+def causal_scores(
+    model: CausalModel,
+    items: Sequence[Continuation],
+    layout: Layout | None = None,
+    *,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> Scores:
+    """Likelihood of each suffix after its prefix under a causal model, and whether it is greedy.
+
+    Args:
+      model: the causal model.
+      items: what to score.
+      layout: BOS is needed, EOS must be None; rows are at most as long as the network has positions. None is
+        the model's own.
+      batch_size: rows at once; every item is one row.
+      progress: called with the rows done and the rows in all.
 
     Raises:
       ConfigError: no items, a layout without BOS or with EOS, or a suffix that is too long.
     """
+    network = model.network
+    layout = layout or causal_layout(model.text_tokenizer, network.max_length)
     bos_id = layout.bos_id
     if bos_id is None:
         raise ConfigError("a causal network needs layout.bos_id before the text.")
@@ -189,8 +185,8 @@ def causal_scores(
     else:
         rows = lay_out(items, layout, bos_id)
     score = functools.partial(_causal_batch, network)
-    values = _map_items(score, params, rows, 1, batch_size, progress)[:, 0]
-    return CausalScores(values[:, 0], values[:, 1] == 1)
+    values = _map_items(score, model.params, rows, 1, batch_size, progress)[:, 0]
+    return Scores(values[:, 0], values[:, 1] == 1)
 
 
 class ChoiceHits(NamedTuple):
@@ -198,8 +194,8 @@ class ChoiceHits(NamedTuple):
 
     Attributes:
       plain: `[items]` bool, the most likely ending is the right one.
-      normalised: `[items]` bool, likewise by nats for each character of an ending (its leading spaces not
-        counted), as lm-evaluation-harness normalises.
+      normalised: `[items]` bool, the ending that is most likely for each of its characters (leading spaces
+        not counted) is the right one, as lm-evaluation-harness normalises.
     """
 
     plain: np.ndarray
@@ -212,8 +208,7 @@ def choice_hits(choices: Sequence[Choice], nll: np.ndarray) -> ChoiceHits:
     Args:
       choices: the items.
       nll: `[endings of all items]`, nats of each ending, in the order of
-        `[c for choice in choices for c in choice.clozes()]`: what `suffix_bounds` or `causal_scores` gives
-        for the encoded clozes.
+        `[c for choice in choices for c in choice.clozes()]`: the `Scores.nll` of the encoded clozes.
 
     Raises:
       ConfigError: there are more or fewer values than endings.
@@ -234,94 +229,73 @@ def _map_items(
     score: Callable[[Any, jax.Array, Rows], jax.Array],
     params: Any,
     groups: Sequence[Rows],
-    num_samples: int,
+    num_maskings: int,
     batch_size: int,
     progress: Progress | None,
 ) -> np.ndarray:
-    """`score` of `num_samples` rows of every item: `[items, num_samples, …]`, in the items' order."""
-    require(batch_size >= 1, f"batch_size must be positive, not {batch_size}.")
-    turn = batch_rows(params, batch_size) * BATCHES_AT_ONCE
-    total = num_samples * sum(len(rows.item) for rows in groups)
-    done, found, order = 0, [], []
+    """`score` of `num_maskings` rows of every item: `[items, num_maskings, …]`, in the items' order."""
+    turn = max(batch_size, 1) * BATCHES_AT_ONCE
+    total = num_maskings * sum(len(rows.item) for rows in groups)
+    done, results, order = 0, [], []
     for rows in groups:
-        count = len(rows.item) * num_samples
+        count = len(rows.item) * num_maskings
         values = []
         for first in range(0, count, turn):
             index = np.arange(first, min(first + turn, count))
-            part = Rows(*(array[index // num_samples] for array in rows))
-            part = part._replace(sample=(index % num_samples).astype(np.int32))
+            part = Rows(*(array[index // num_maskings] for array in rows))
+            part = part._replace(masking=(index % num_maskings).astype(np.int32))
             values.append(map_batches(score, params, part, batch_size))
             done += len(index)
             if progress is not None:
                 progress(done, total)
         whole = np.concatenate(values)
-        found.append(whole.reshape(len(rows.item), num_samples, *whole.shape[1:]))
+        results.append(whole.reshape(len(rows.item), num_maskings, *whole.shape[1:]))
         order.append(rows.item)
-    return np.concatenate(found)[np.argsort(np.concatenate(order))]
+    return np.concatenate(results)[np.argsort(np.concatenate(order))]
 
 
-@functools.partial(jax.jit, static_argnames=("diffusion", "estimator"))
+@functools.partial(jax.jit, static_argnames=("diffusion", "config"))
 def _bound_batch(
     diffusion: MaskedDiffusion,
-    estimator: str,
+    config: BoundConfig,
     key: jax.Array,
-    num_samples: jax.Array,
     params: Any,
     index: jax.Array,
     rows: Rows,
 ) -> jax.Array:
     del index
-    schedule = diffusion.schedule
-    place = jnp.arange(rows.tokens.shape[1])
-    inside = (place >= rows.start[:, None]) & (place < rows.stop[:, None])
-    offset, uniform = jax.vmap(_noise, (None, 0, 0, None))(key, rows.item, rows.sample, len(place))
-    # Even parts of [0, 1), one for each masking of an item, shifted alike.
-    u = (offset + rows.sample / num_samples) % 1.0
-    uniform = jnp.where(inside, uniform, 2.0)
-    if estimator == "times":
-        t = SAMPLING_EPS + (1.0 - SAMPLING_EPS) * u
-        chance, sigma, weight = (
-            schedule.move_chance(t),
-            schedule.sigma(t),
-            nelbo_weight(schedule, t),
-        )
-        x_t = mask_tokens(rows.tokens, uniform, chance, diffusion.mask_id)
-    else:
-        tokens = rows.stop - rows.start
-        masked = jnp.minimum(1 + jnp.floor(u * tokens), tokens).astype(jnp.int32)
-        rank = jnp.argsort(jnp.argsort(uniform, axis=-1), axis=-1)
-        x_t = jnp.where(rank < masked[:, None], diffusion.mask_id, rows.tokens).astype(jnp.int32)
-        sigma, weight = jnp.zeros(len(u)), tokens / masked
-    nll = masked_nll(diffusion, params, rows.tokens, x_t, sigma)
-    return jnp.where(inside, nll, 0).sum(axis=-1) * weight
+    noise = jax.vmap(functools.partial(_noise, config, key, rows.tokens.shape[1]))
+    u, tokens = noise(rows.item, rows.masking)
+    tokens = jnp.where(_inside(rows), tokens, NEVER)
+    return bound(diffusion, params, rows.tokens, Noise(u, tokens), config.estimator)
 
 
 def _noise(
-    key: jax.Array, item: jax.Array, sample: jax.Array, length: int
-) -> tuple[jax.Array, jax.Array]:
-    """An item's shift of its grid, `[]`, and the uniform numbers of one of its maskings, `[length]`."""
-    key_shift, key_masks = jax.random.split(jax.random.fold_in(key, item))
-    masks = jax.random.uniform(jax.random.fold_in(key_masks, sample), (length,))
-    return jax.random.uniform(key_shift), masks
+    config: BoundConfig, key: jax.Array, length: int, item: jax.Array, masking: jax.Array
+) -> Noise:
+    """The noise of one masking of one item; its maskings share even parts of [0, 1), shifted alike."""
+    key_u, key_masks = jax.random.split(jax.random.fold_in(key, item))
+    tokens = jax.random.uniform(jax.random.fold_in(key_masks, masking), (length,))
+    if ESTIMATORS[config.estimator].spread:
+        u = (jax.random.uniform(key_u) + masking / config.num_maskings) % 1.0
+    else:
+        u = jax.random.uniform(jax.random.fold_in(key_u, masking))
+    return Noise(u, tokens)
 
 
-@functools.partial(jax.jit, static_argnames="diffusion")
-def _replay_batch(
-    diffusion: MaskedDiffusion, params: Any, index: jax.Array, rows: Any
-) -> jax.Array:
-    del index
-    x0, x_t, t, inside = rows
-    nll = masked_nll(diffusion, params, x0, x_t, diffusion.schedule.sigma(t))
-    return jnp.where(inside, nll, 0).sum(axis=-1) * nelbo_weight(diffusion.schedule, t)
+def _inside(rows: Rows) -> jax.Array:
+    """The suffix of each row: `[rows, length]` bool."""
+    place = jnp.arange(rows.tokens.shape[1])
+    return (place >= rows.start[:, None]) & (place < rows.stop[:, None])
 
 
 @functools.partial(jax.jit, static_argnames="diffusion")
 def _hit_batch(diffusion: MaskedDiffusion, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
     del index
-    place = jnp.arange(rows.tokens.shape[1])
-    inside = (place >= rows.start[:, None]) & (place < rows.stop[:, None])
+    inside = _inside(rows)
     x_t = jnp.where(inside, diffusion.mask_id, rows.tokens)
-    filled = greedy_infill(diffusion, params, x_t, jnp.float32(SAMPLING_EPS))
+    state = SamplerState(x_t, jnp.int32(0))
+    filled = final_denoise(diffusion, params, state, jnp.float32(SAMPLING_EPS)).x
     return jnp.all((filled == rows.tokens) | ~inside, axis=-1)
 
 
@@ -329,7 +303,5 @@ def _hit_batch(diffusion: MaskedDiffusion, params: Any, index: jax.Array, rows: 
 def _causal_batch(network: CausalNetwork, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
     del index
     inputs, targets = rows.tokens[:, :-1], rows.tokens[:, 1:]
-    place = jnp.arange(1, rows.tokens.shape[1])
-    inside = (place >= rows.start[:, None]) & (place < rows.stop[:, None])
-    nll, missed = next_token_scores(network, params, inputs, targets, inside)
+    nll, missed = next_token_scores(network, params, inputs, targets, _inside(rows)[:, 1:])
     return jnp.stack([nll.sum(axis=-1), ~missed.any(axis=-1)], axis=-1)

@@ -121,14 +121,14 @@ class Rows(NamedTuple):
       tokens: `[rows, length]` int32.
       start, stop: `[rows]` int32, where the suffix begins and ends.
       item: `[rows]` int32, place among the items.
-      sample: `[rows]` int32, which masking of the item.
+      masking: `[rows]` int32, which masking of the item.
     """
 
     tokens: Any
     start: Any
     stop: Any
     item: Any
-    sample: Any
+    masking: Any
 
 
 def lay_out(items: Sequence[Continuation], layout: Layout, fill: int) -> list[Rows]:

@@ -9,6 +9,7 @@ is the mean divergence from it. The share is
 on held-out text: 0 for a student that still is its teacher, 1 for one that reached the optimum.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -16,11 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdtt_jax.config import require
 from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, q_xt, sample_t
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
-from sdtt_jax.evaluation.batches import map_batches
+from sdtt_jax.model.batches import map_batches
+from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.head_loss import selected_losses
 
 FLOORED = ("kl-bwd", "kl-fwd")
@@ -42,49 +45,66 @@ class Gain(NamedTuple):
     share: float
 
 
+@dataclasses.dataclass(frozen=True)
+class GainConfig:
+    """How a round is measured.
+
+    Attributes:
+      distill: k, the divergence (one of `FLOORED`), and which times the teacher sees.
+      num_trajectories: M, even. The estimate of the floor from M trajectories has a bias of order 1/M,
+        which `2 floor(M) - floor(M / 2)` takes out. `floor(M / 2)` is the mean over both halves: with
+        one of them its noise would not go along with that of the student's divergence, and the share
+        of a perfect student would scatter several times as much.
+    """
+
+    distill: DistillConfig
+    num_trajectories: int
+
+    def __post_init__(self) -> None:
+        require(
+            self.distill.divergence in FLOORED,
+            f"divergence={self.distill.divergence!r} has no known floor; {' and '.join(FLOORED)} have.",
+        )
+        require(
+            self.num_trajectories > 0 and self.num_trajectories % 2 == 0,
+            f"num_trajectories must be even and positive, not {self.num_trajectories}.",
+        )
+
+
 def measure_gain(
-    diffusion: MaskedDiffusion,
-    student_params: Any,
-    teacher_params: Any,
+    student: Model,
+    teacher: Model,
     x0: np.ndarray,
     dt: float,
     key: jax.Array,
-    config: DistillConfig,
+    config: GainConfig,
     *,
-    num_trajectories: int,
     batch_size: int,
 ) -> Gain:
     """Measures a round on held-out text.
 
     Args:
-      diffusion: all of them but for their parameters.
-      student_params, teacher_params: the round's student and teacher.
+      student, teacher: the round's; they differ in their parameters alone.
       x0: `[texts, length]` int32, held out.
       dt: the round's step.
-      key: PRNG key.
-      config: k and the divergence, one of `FLOORED`.
-      num_trajectories: M, even. The estimate of the floor from M trajectories has a bias of order 1/M,
-        which `2 floor(M) - floor(M / 2)` takes out. `floor(M / 2)` is the mean over both halves: with
-        one of them its noise would not go along with that of the student's divergence, and the share
-        of a perfect student would scatter several times as much.
+      key: PRNG key; batch i uses `fold_in(key, i)`.
+      config: the round's distillation, and how many trajectories.
       batch_size: texts at once; `num_trajectories` hidden states of every position are held.
     """
-    assert config.divergence in FLOORED, config.divergence
-    assert num_trajectories % 2 == 0, num_trajectories
-    terms = functools.partial(_terms, diffusion, config, num_trajectories, jnp.float32(dt), key)
-    sums = map_batches(terms, (student_params, teacher_params), x0, batch_size)
+    terms = functools.partial(_terms, teacher.diffusion, config, jnp.float32(dt), key)
+    sums = map_batches(terms, (student.params, teacher.params), x0, batch_size)
     count = sums["masked"].sum()
-    teacher, student, floor = (
+    of_teacher, of_student, floor = (
         float(sums[k].sum() / count) for k in ("teacher", "student", "floor")
     )
-    return Gain(teacher, student, floor, (teacher - student) / (teacher - floor))
+    share = (of_teacher - of_student) / (of_teacher - floor)
+    return Gain(of_teacher, of_student, floor, share)
 
 
-@functools.partial(jax.jit, static_argnames=("diffusion", "config", "num_trajectories"))
+@functools.partial(jax.jit, static_argnames=("diffusion", "config"))
 def _terms(
     diffusion: MaskedDiffusion,
-    config: DistillConfig,
-    num_trajectories: int,
+    config: GainConfig,
     dt: jax.Array,
     key: jax.Array,
     params: tuple[Any, Any],
@@ -92,17 +112,17 @@ def _terms(
     batch: jax.Array,
 ) -> dict[str, jax.Array]:
     """Sums over the masked positions of each text: `[batch]` float32 each."""
-    denoiser, schedule = diffusion.denoiser, diffusion.schedule
     student, teacher = params
-    keys = jax.random.split(jax.random.fold_in(key, index), 2 + num_trajectories)
+    denoiser, schedule = diffusion.denoiser, diffusion.schedule
+    keys = jax.random.split(jax.random.fold_in(key, index), 2 + config.num_trajectories)
     t = sample_t(keys[0], batch.shape[0])
     x_t = q_xt(keys[1], batch, schedule.move_chance(t), denoiser.mask_id)
     masked = x_t == denoiser.mask_id
     sigma = schedule.sigma(t)
-    targets = teacher_targets(diffusion, teacher, keys[2:], x_t, t, dt, config)
+    targets = teacher_targets(diffusion, teacher, keys[2:], x_t, t, dt, config.distill)
     values = selected_losses(
         denoiser.logits,
-        functools.partial(_divergences, denoiser, config.divergence == "kl-bwd"),
+        functools.partial(_divergences, denoiser, config.distill.divergence == "kl-bwd"),
         denoiser.head_params(student),
         denoiser.hidden(student, x_t, sigma),
         masked,

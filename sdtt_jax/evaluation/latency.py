@@ -3,18 +3,33 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sdtt_jax.causal.sampler import generate
-from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
-from sdtt_jax.networks.causal import CausalNetwork
-from sdtt_jax.parallel.mesh import mesh_if_any, use_mesh
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
 from sdtt_jax.parallel.placement import place_batch, place_whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """What is timed, and how often.
+
+    Attributes:
+      batch: texts.
+      length: tokens of a text.
+      repeats: repetitions after one to warm up.
+      budget_s: no repetition but the first begins when they have taken so long together.
+    """
+
+    batch: int
+    length: int
+    repeats: int = 5
+    budget_s: float = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +39,11 @@ class Latency:
     Attributes:
       compile_s: seconds of lowering and compiling (little if a cache had the program).
       seconds: of each repetition, after one that warmed up.
-      tokens: that one repetition wrote.
       nfe: network calls of one repetition.
     """
 
     compile_s: float
     seconds: tuple[float, ...]
-    tokens: int
     nfe: int
 
     @property
@@ -39,95 +52,50 @@ class Latency:
         return statistics.median(self.seconds)
 
     @property
-    def tokens_per_second(self) -> float:
-        """Of the whole batch."""
-        return self.tokens / self.median
-
-    @property
     def seconds_per_call(self) -> float:
         """Per network call."""
         return self.median / self.nfe
 
 
-def sampler_latency(
-    diffusion: MaskedDiffusion,
-    params: Any,
-    key: jax.Array,
-    config: SamplerConfig,
-    *,
-    batch: int,
-    length: int,
-    repeats: int,
-    budget_s: float,
+def measure_latency(
+    model: Model | CausalModel, key: jax.Array, config: SamplerConfig | None, timing: Timing
 ) -> Latency:
-    """Unconditional generations; every repetition draws the same texts.
+    """Whole unconditional generations; every repetition draws the same texts.
 
     Args:
-      diffusion, params: the model; the parameters may live on a mesh.
+      model: a denoiser, or a causal model, which writes token by token with its key-value cache from one
+        token of prompt.
       key: PRNG key.
-      config: sampler.
-      batch: texts.
-      length: tokens per text.
-      repeats: repetitions after one to warm up.
-      budget_s: no repetition but the first begins when they have taken so long together.
+      config: a denoiser's sampler.
+      timing: sizes and repetitions.
     """
-    x_init = prior_sample(batch, length, diffusion.mask_id)
+    if isinstance(model, CausalModel):
+        network = model.network
+        rows = jnp.zeros((timing.batch, 1), jnp.int32)
 
-    def function(params: Any, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state, _ = sample(diffusion, params, key, x, config)
-        return state.x, state.nfe
+        def write(params: Any, key: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+            tokens = generate(network, params, key, prompt=rows, num_tokens=timing.length)
+            return tokens, jnp.int32(timing.length)
 
-    return _measure(function, params, key, x_init, batch * length, repeats, budget_s)
-
-
-def causal_latency(
-    network: CausalNetwork,
-    params: Any,
-    key: jax.Array,
-    *,
-    batch: int,
-    length: int,
-    repeats: int,
-    budget_s: float,
-) -> Latency:
-    """As `sampler_latency`, token by token with the key-value cache, from one token of prompt."""
-    prompt = jnp.zeros((batch, 1), jnp.int32)
-
-    def function(params: Any, key: jax.Array, prompt: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tokens = generate(network, params, key, prompt=prompt, num_tokens=length)
-        return tokens, jnp.int32(length)
-
-    return _measure(function, params, key, prompt, batch * length, repeats, budget_s)
-
-
-def _measure(
-    function: Callable[..., Any],
-    params: Any,
-    key: jax.Array,
-    rows: jax.Array,
-    tokens: int,
-    repeats: int,
-    budget_s: float,
-) -> Latency:
-    mesh = mesh_if_any(params)
-    if mesh is not None:
-        key, rows = place_whole(key, mesh), place_batch(rows, mesh)
-
-    def compiled() -> Any:
-        lowered = jax.jit(function).lower(params, key, rows)
-        return lowered.compile()
-
-    began = time.perf_counter()
-    if mesh is None:
-        program = compiled()
     else:
-        with use_mesh(mesh):
-            program = compiled()
+        assert config is not None
+        diffusion = model.diffusion
+        rows = prior_sample(timing.batch, timing.length, model.mask_id)
+
+        def write(params: Any, key: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+            state, _ = sample(diffusion, params, key, rows, config)
+            return state.x, state.nfe
+
+    if model.mesh is not None:
+        key, rows = place_whole(key, model.mesh), place_batch(rows, model.mesh)
+    began = time.perf_counter()
+    with model.on_mesh():
+        program = jax.jit(write).lower(model.params, key, rows).compile()
     compile_s = time.perf_counter() - began
-    _, calls = jax.block_until_ready(program(params, key, rows))
+    _, calls = jax.block_until_ready(program(model.params, key, rows))
     seconds: list[float] = []
-    while len(seconds) < repeats and (not seconds or sum(seconds) < budget_s):
+    while len(seconds) < timing.repeats and (not seconds or sum(seconds) < timing.budget_s):
         began = time.perf_counter()
-        jax.block_until_ready(program(params, key, rows))
+        jax.block_until_ready(program(model.params, key, rows))
         seconds.append(time.perf_counter() - began)
-    return Latency(compile_s, tuple(seconds), tokens, int(calls))
+    return Latency(compile_s, tuple(seconds), int(calls))

@@ -6,7 +6,9 @@ under the curve of exp(-scaling * KL) is 1 for equal histograms and near 0 for d
 compare only with the same judge, text length, number of texts and scaling.
 """
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +18,38 @@ from scipy.cluster.vq import kmeans, vq
 from scipy.special import rel_entr
 
 from sdtt_jax.config import positive, require, within
-from sdtt_jax.evaluation.batches import map_batches
+from sdtt_jax.model.batches import map_batches
+from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks.causal import CausalNetwork
 
 # The mixtures' weights keep this far from 0 and 1, where a KL may be infinite.
 WEIGHT_MARGIN = 1e-6
 TEXTS_PER_BUCKET = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class MauveConfig:
+    """How two sets of texts are compared.
+
+    Attributes:
+      seed: of the clustering.
+      num_buckets: buckets of the histograms; None is a tenth of the smaller set, at least 2.
+      scaling: the c of the paper.
+      explained_variance: share of the variance that the features' projection keeps.
+      restarts: clusterings, of which the one with the smallest distortion counts.
+      points: mixtures on the curve.
+    """
+
+    seed: int = 0
+    num_buckets: int | None = None
+    scaling: float = 5.0
+    explained_variance: float = 0.9
+    restarts: int = 5
+    points: int = 25
+
+    def __post_init__(self) -> None:
+        within("(0, 1)", self, "explained_variance")
+        positive(self, "scaling", "restarts", "points")
 
 
 class Mauve(NamedTuple):
@@ -30,7 +58,7 @@ class Mauve(NamedTuple):
     Attributes:
       value: MAUVE, in [0, 1]; more is closer.
       p, q: `[buckets]` float64, shares of the two sets' texts.
-      curve: `[points + 2, 2]` float64, see `divergence_curve`.
+      curve: `[points + 2, 2]` float64, from `divergence_curve`.
     """
 
     value: float
@@ -40,7 +68,7 @@ class Mauve(NamedTuple):
 
 
 # Compiled once per network: real text and every set of samples are of one shape.
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames="network")
 def _feature_batch(
     network: CausalNetwork, params: Any, index: jax.Array, batch: jax.Array
 ) -> jax.Array:
@@ -51,56 +79,37 @@ def _feature_batch(
 
 
 def text_features(
-    network: CausalNetwork,
-    params: Any,
-    tokens: np.ndarray,
-    batch_size: int,
-    *,
-    lengths: np.ndarray | None = None,
+    model: CausalModel, texts: Sequence[np.ndarray], *, batch_size: int
 ) -> np.ndarray:
     """What a causal judge makes of each text: its final hidden state at the last token.
 
     Args:
-      network, params: the judge (the paper's is GPT-2 large), on one device or on a mesh.
-      tokens: `[texts, length]` int32, in the judge's vocabulary and without BOS, as the paper has it.
+      model: the judge (the paper's is GPT-2 large).
+      texts: int32 tokens `[n_i]`, in the judge's vocabulary and without BOS, as the paper has it.
       batch_size: texts at once.
-      lengths: `[texts]`, tokens of each text if they differ; what follows a text's end does not matter.
 
     Returns:
       `[texts, embed]` float64, after the final norm.
 
     Raises:
-      ConfigError: a length is not between 1 and the width of `tokens`, or there are more tokens than the
-        judge has positions for.
+      ConfigError: no texts, or one without tokens.
     """
-    width = tokens.shape[1]
-    lengths = np.full(len(tokens), width) if lengths is None else np.asarray(lengths)
+    lengths = np.array([len(text) for text in texts])
     require(
-        len(tokens) > 0 and width > 0,
-        f"features need a text and a token; the tokens have the shape {tokens.shape}.",
+        len(texts) > 0 and lengths.min() >= 1,
+        "features need texts of at least one token each.",
     )
-    require(
-        lengths.shape == (len(tokens),) and lengths.min() >= 1 and lengths.max() <= width,
-        f"lengths must be one for each of the {len(tokens)} texts, between 1 and {width}.",
-    )
-    rows = np.concatenate([tokens, lengths[:, None] - 1], axis=1).astype(np.int32)
-    features: np.ndarray = map_batches(
-        functools.partial(_feature_batch, network), params, rows, batch_size
-    )
+    rows = np.zeros((len(texts), lengths.max() + 1), np.int32)
+    for row, text in zip(rows, texts, strict=True):
+        row[: len(text)] = text
+    # What follows a text's end does not matter: its state was computed before.
+    rows[:, -1] = lengths - 1
+    function = functools.partial(_feature_batch, model.network)
+    features: np.ndarray = map_batches(function, model.params, rows, batch_size)
     return features
 
 
-def mauve_score(
-    features_p: np.ndarray,
-    features_q: np.ndarray,
-    *,
-    seed: int,
-    num_buckets: int | None = None,
-    scaling: float = 5.0,
-    explained_variance: float = 0.9,
-    restarts: int = 5,
-    points: int = 25,
-) -> Mauve:
+def mauve_score(features_p: np.ndarray, features_q: np.ndarray, config: MauveConfig) -> Mauve:
     """MAUVE of two sets of texts, given their features.
 
     The value depends on the clustering: over seeds it varies by some hundredths for hundreds of texts.
@@ -109,68 +118,49 @@ def mauve_score(
     Args:
       features_p, features_q: `[texts, features]`, of generated and of real text (or the other way round:
         the value is the same).
-      seed: of the clustering.
-      num_buckets: buckets of the histograms; None is a tenth of the smaller set, at least 2.
-      scaling: the c of the paper.
-      explained_variance: share of the variance that the features' projection keeps.
-      restarts: clusterings, of which the one with the smallest distortion counts.
-      points: mixtures on the curve.
+      config: clustering and curve.
 
     Raises:
-      ConfigError: sets without texts or of different widths, values that are not finite, or arguments
-        out of their range.
+      ConfigError: sets without texts or of different widths, values that are not finite, or more buckets than
+        texts.
     """
-    labels_p, labels_q = quantise(
-        features_p,
-        features_q,
-        seed=seed,
-        num_buckets=num_buckets,
-        explained_variance=explained_variance,
-        restarts=restarts,
-    )
+    labels_p, labels_q = quantise(features_p, features_q, config)
     buckets = int(max(labels_p.max(), labels_q.max())) + 1
     p, q = (np.bincount(labels, minlength=buckets) for labels in (labels_p, labels_q))
     p, q = p / p.sum(), q / q.sum()
-    curve = divergence_curve(p, q, scaling=scaling, points=points)
+    curve = divergence_curve(p, q, scaling=config.scaling, points=config.points)
     return Mauve(area_under(curve), p, q, curve)
 
 
 def quantise(
-    features_p: np.ndarray,
-    features_q: np.ndarray,
-    *,
-    seed: int,
-    num_buckets: int | None = None,
-    explained_variance: float = 0.9,
-    restarts: int = 5,
+    features_p: np.ndarray, features_q: np.ndarray, config: MauveConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """The bucket of each text: features of length one, principal components, k-means over both sets.
 
-    Arguments and errors are `mauve_score`'s.
+    Args:
+      features_p, features_q: `[texts, features]`.
+      config: clustering.
 
     Returns:
-      Two arrays `[texts]` of integers below `num_buckets`; a bucket may be empty.
+      Two arrays `[texts]` of integers below the number of buckets; a bucket may be empty.
     """
     features_p, features_q = np.asarray(features_p), np.asarray(features_q)
     _check_features(features_p, features_q)
-    smaller = min(len(features_p), len(features_q))
-    if num_buckets is None:
-        num_buckets = max(2, round(smaller / TEXTS_PER_BUCKET))
     total = len(features_p) + len(features_q)
+    num_buckets = config.num_buckets
+    if num_buckets is None:
+        num_buckets = max(2, round(min(len(features_p), len(features_q)) / TEXTS_PER_BUCKET))
     require(
         1 <= num_buckets <= total,
         f"num_buckets={num_buckets} must lie between 1 and the number of texts, {total}.",
     )
-    within("(0, 1)", explained_variance=explained_variance)
-    positive(restarts=restarts)
     both = np.concatenate([features_p, features_q]).astype(np.float64)
     norm = np.linalg.norm(both, axis=1, keepdims=True)
-    both = _project(both / np.where(norm == 0, 1, norm), explained_variance)
-    rng = np.random.default_rng(seed)
+    both = _project(both / np.where(norm == 0, 1, norm), config.explained_variance)
+    rng = np.random.default_rng(config.seed)
     # Given its first centres, SciPy's k-means runs until the distortion stays, and draws nothing itself.
-    runs = [
-        kmeans(both, both[rng.choice(total, num_buckets, replace=False)]) for _ in range(restarts)
-    ]
+    starts = (rng.choice(total, num_buckets, replace=False) for _ in range(config.restarts))
+    runs = [kmeans(both, both[start]) for start in starts]
     centres, _ = min(runs, key=lambda run: float(run[1]))
     labels = vq(both, centres)[0]
     return labels[: len(features_p)], labels[len(features_p) :]
@@ -201,9 +191,7 @@ def _project(rows: np.ndarray, explained_variance: float) -> np.ndarray:
     return projected
 
 
-def divergence_curve(
-    p: np.ndarray, q: np.ndarray, *, scaling: float = 5.0, points: int = 25
-) -> np.ndarray:
+def divergence_curve(p: np.ndarray, q: np.ndarray, *, scaling: float, points: int) -> np.ndarray:
     """What two histograms have in common, seen from either.
 
     Args:
@@ -215,10 +203,9 @@ def divergence_curve(
       `[points + 2, 2]` float64: exp(-c KL(q ‖ r)) and exp(-c KL(p ‖ r)), with the ends (1, 0) and (0, 1).
 
     Raises:
-      ConfigError: histograms of different size, or arguments that are not positive.
+      ConfigError: histograms of different size.
     """
     require(p.shape == q.shape and p.ndim == 1, f"histograms of {p.shape} and {q.shape} buckets.")
-    positive(scaling=scaling, points=points)
     w = np.linspace(WEIGHT_MARGIN, 1 - WEIGHT_MARGIN, points)[:, None]
     r = w * p + (1 - w) * q
     inner = np.stack([rel_entr(q, r).sum(axis=1), rel_entr(p, r).sum(axis=1)], axis=1)

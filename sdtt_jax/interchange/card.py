@@ -5,7 +5,6 @@ from typing import Any
 
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.paths import as_path
 from sdtt_jax.version import __version__
 
 # How the files are used, by format.
@@ -71,9 +70,8 @@ def _measured(facts: dict[str, Any], results: dict[str, Any] | None) -> dict[str
 
 def measured_results(model: Model | CausalModel) -> dict[str, Any] | None:
     """The `results.json` of the run that a model is from, if it is there."""
-    path = as_path(model.facts["path"])
-    for folder in (path, *path.parents):
-        if (folder / "results.json").exists() and (folder / "config.json").exists():
-            results: dict[str, Any] = json.loads((folder / "results.json").read_text("utf-8"))
-            return results
-    return None
+    folder = model.run_folder
+    if folder is None or not (folder / "results.json").exists():
+        return None
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text("utf-8"))
+    return results

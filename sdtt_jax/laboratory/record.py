@@ -16,7 +16,14 @@ from sdtt_jax.laboratory.optimum import (
     mean_over_masked,
     round_optimum,
 )
-from sdtt_jax.laboratory.student import Laboratory, ProgressFactory, StudentConfig
+from sdtt_jax.laboratory.student import (
+    ProgressFactory,
+    StudentConfig,
+    copy_teacher,
+    make_diffusion,
+    predictions,
+    train_rounds,
+)
 from sdtt_jax.laboratory.world import (
     Array,
     World,
@@ -139,16 +146,16 @@ def train_beside(
     """
     began = time.monotonic()
     kl = partial(mean_kl, probabilities=truth.probabilities)
-    laboratory = Laboratory(truth.world, config, progress)
-    start = laboratory.copy_teacher()
-    copy_kl = kl(truth.teacher, laboratory.predictions(start))
+    world = truth.world
+    start = copy_teacher(world, config, progress)
+    copy_kl = kl(truth.teacher, predictions(make_diffusion(world, config), start, world))
     record["training"] = {**dataclasses.asdict(config), "copy_kl": copy_kl}
     log(f"copy of the teacher: KL {copy_kl:.1e} nats per masked token")
     for divergence, best in optima.items():
         entries = record["rounds"][divergence]
         dts = tuple(entry["dt"] for entry in entries)
         exact_teacher = own_teacher = truth.teacher
-        trained_rounds = laboratory.rounds(start, dts, divergence)
+        trained_rounds = train_rounds(world, config, start, dts, divergence, progress)
         for entry, optimum, trained in zip(entries, best, trained_rounds, strict=True):
             student = trained.predictions
             distance, gain = kl(optimum, student), kl(optimum, exact_teacher)

@@ -11,10 +11,11 @@ rounds copies it: distillation with dt = 1, where the first teacher step reveals
 every target is the teacher at x_t itself, without noise.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,22 +27,24 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig, Student, next_round
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.laboratory import world as exact_world
-from sdtt_jax.laboratory.world import Array, World
+from sdtt_jax.laboratory.world import Array, World, all_states, strides, true_denoiser
 from sdtt_jax.networks.config import DenoiserConfig
 from sdtt_jax.networks.denoiser import Denoiser
 from sdtt_jax.objectives import distill_loss
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.progress import Progress
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.loop import TrainLog, train
 from sdtt_jax.training.optimizers import OptimizerConfig
 from sdtt_jax.training.state import StateSpec
-from sdtt_jax.training.step import TrainStep, make_train_step
+from sdtt_jax.training.step import make_train_step
+from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Tokens
 
-Params = Any
-ProgressFactory = Callable[[str, int], Progress]
+ProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[Progress]]
+# (params, teacher, number, dt, bar) -> the student's parameters and its last logged loss.
+Trainer = Callable[[Params, Params, int, float, Progress], tuple[Params, float]]
 # alpha_t = 1 - t up to the schedule's alpha_1; smaller than its default so that it is far below
 # what is measured.
 _SCHEDULE = ScheduleConfig(kind="log-linear", eps=1e-6)
@@ -107,20 +110,18 @@ class EnumeratedDenoiser:
     def padded_vocab(self) -> int:
         return self.mask_id + 1
 
-    def hidden(
-        self, params: Params, tokens: jax.Array, sigma: jax.Array | None = None
-    ) -> jax.Array:
+    def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
         """The network's hidden states, or the table's log-probabilities `[B, L, V]`."""
         if not _is_table(params):
             return self.network.hidden(params, tokens, sigma)
-        stride = exact_world.strides(self.mask_id, tokens.shape[1])
+        stride = strides(self.mask_id, tokens.shape[1])
         return params["table"][(tokens * jnp.asarray(stride, jnp.int32)).sum(axis=-1)]
 
     def head_params(self, params: Params) -> Params:
         """A table whole, which `logits` tells by its name; of the network, its head."""
         return params if _is_table(params) else self.network.head_params(params)
 
-    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+    def logits(self, params: Params, hidden: Hidden) -> Logits:
         """`[..., V + 1]` float32: the network's head, or the identity and a column for MASK."""
         if not _is_table(params):
             return self.network.logits(params, hidden)[..., : self.padded_vocab]
@@ -146,130 +147,141 @@ def sample_sequences(world: World, seed: int, round: int, step: int, batch_size:
     return tokens
 
 
-class Laboratory:
-    """A network of one size on one world: copies the true denoiser, then distills round by round.
+def make_network(world: World, config: StudentConfig) -> Denoiser:
+    """The student's transformer."""
+    return Denoiser(
+        DenoiserConfig(
+            vocab_size=world.vocab_size,
+            length=world.length,
+            num_layers=config.num_layers,
+            embed_dim=config.embed_dim,
+            num_heads=config.num_heads,
+            cond_dim=config.embed_dim,
+        )
+    )
+
+
+def make_diffusion(world: World, config: StudentConfig) -> MaskedDiffusion:
+    """The transformer, or a table in its place, with alpha_t = 1 - t."""
+    network = EnumeratedDenoiser(make_network(world, config))
+    return MaskedDiffusion(network, make_schedule(_SCHEDULE))
+
+
+def copy_teacher(world: World, config: StudentConfig, progress: ProgressFactory) -> Params:
+    """Parameters of the network that predict what the true denoiser predicts, by distillation.
 
     Args:
       world: the language.
-      config: see `StudentConfig`.
-      progress: given a title and a number of steps, makes what shows a stage's progress.
+      config: the student and its training.
+      progress: makes what shows the progress of a stage, from its title and number of steps.
     """
+    network = make_network(world, config)
+    params = jax.jit(lambda key: unbox(network.init(key)))(purpose_key(config.seed, "exact-init"))
+    train_round = _make_trainer(
+        world, config, "kl-fwd", config.copy_learning_rate, config.copy_steps, num_trajectories=1
+    )
+    teacher = table_params(true_denoiser(world)[0])
+    with progress("copy of the teacher", config.copy_steps) as bar:
+        return train_round(params, teacher, 0, 1.0, bar)[0]
 
-    def __init__(self, world: World, config: StudentConfig, progress: ProgressFactory):
-        self.world, self.config, self.progress = world, config, progress
-        network = Denoiser(
-            DenoiserConfig(
-                vocab_size=world.vocab_size,
-                length=world.length,
-                num_layers=config.num_layers,
-                embed_dim=config.embed_dim,
-                num_heads=config.num_heads,
-                cond_dim=config.embed_dim,
-            )
-        )
-        self.denoiser = EnumeratedDenoiser(network)
-        self.diffusion = MaskedDiffusion(self.denoiser, make_schedule(_SCHEDULE))
-        self.table = table_params(exact_world.true_denoiser(world)[0])
-        self.mesh = make_mesh(MeshConfig(), jax.devices()[:1])
 
-    def copy_teacher(self) -> Params:
-        """Parameters that predict what the true denoiser predicts: distillation with dt = 1."""
-        c = self.config
-        stage = self._stage("kl-fwd", c.copy_learning_rate, c.copy_steps, 1)
-        init = functools.partial(self.denoiser.network.init, purpose_key(c.seed, "exact-init"))
-        params = StateSpec(stage.train, self.mesh).init(init).params
-        return self._train(stage, params, self.table, 0, 1.0, "copy of the teacher")[0]
+def train_rounds(
+    world: World,
+    config: StudentConfig,
+    params: Params,
+    dts: Sequence[float],
+    divergence: str,
+    progress: ProgressFactory,
+) -> Iterator[TrainedRound]:
+    """Distills round after round.
 
-    def rounds(
-        self, params: Params, dts: tuple[float, ...], divergence: str
-    ) -> Iterator[TrainedRound]:
-        """Trains round after round.
+    Args:
+      world: the language.
+      config: the student and its training.
+      params: where the first student starts, from `copy_teacher`.
+      dts: step size of each round.
+      divergence: what the rounds minimise.
+      progress: makes what shows the progress of a stage, from its title and number of steps.
 
-        Args:
-          params: where the first student starts, from `copy_teacher`.
-          dts: step size of each round.
-          divergence: what the rounds minimise.
+    Yields:
+      What training made of each round.
+    """
+    num_steps = config.steps_per_round
+    train_round = _make_trainer(
+        world, config, divergence, config.learning_rate, num_steps, config.num_trajectories
+    )
+    teacher, diffusion = table_params(true_denoiser(world)[0]), make_diffusion(world, config)
+    for number, dt in enumerate(dts, start=1):
+        with progress(f"{divergence}, round {number}", num_steps) as bar:
+            params, loss = train_round(params, teacher, number, dt, bar)
+        predicted = predictions(diffusion, params, world)
+        yield TrainedRound(dt, predicted, loss)
+        teacher = table_params(predicted)
 
-        Yields:
-          `TrainedRound`, one for each dt.
-        """
-        c = self.config
-        stage = self._stage(divergence, c.learning_rate, c.steps_per_round, c.num_trajectories)
-        teacher = self.table
-        for number, dt in enumerate(dts, start=1):
-            title = f"{divergence}, round {number}"
-            params, loss = self._train(stage, params, teacher, number, dt, title)
-            predictions = self.predictions(params)
-            yield TrainedRound(dt, predictions, loss)
-            teacher = table_params(predictions)
 
-    def predictions(self, params: Params) -> Array:
-        """What parameters predict at every state: [states, L, V] float64, one-hot where unmasked."""
-        size = self.world.vocab_size
-        states = exact_world.all_states(size, self.world.length)
-        count = min(_STATES_PER_CALL, len(states))
-        # the last call wraps around, so that all calls have one shape
-        rows = np.arange(-(-len(states) // count) * count) % len(states)
-        calls = [
-            jnp.asarray(states[rows[i : i + count]], jnp.int32) for i in range(0, len(rows), count)
-        ]
-        logs = np.concatenate([np.asarray(self._predict(params, tokens)) for tokens in calls])
-        probabilities = special.softmax(logs[: len(states)].astype(np.float64), axis=-1)
-        shown = states[:, :, None] == np.arange(size)
-        return np.where(states[:, :, None] == size, probabilities, shown)
+def predictions(diffusion: MaskedDiffusion, params: Params, world: World) -> Array:
+    """Predictions at every state: [states, L, V] float64, one-hot where unmasked.
 
-    @functools.cached_property
-    def _predict(self) -> Callable[[Params, jax.Array], jax.Array]:
-        def predict(params: Params, tokens: jax.Array) -> jax.Array:
-            logits = self.denoiser.logits(params, self.denoiser.hidden(params, tokens))
-            return logits[..., : self.world.vocab_size]
+    Args:
+      diffusion: from `make_diffusion`.
+      params: of the network, or a table.
+      world: whose states to predict at.
+    """
+    states = all_states(world.vocab_size, world.length)
+    count = min(_STATES_PER_CALL, len(states))
+    # the last call wraps around, so that all calls have one shape
+    rows = np.arange(-(-len(states) // count) * count) % len(states)
+    calls = jnp.asarray(states[rows], jnp.int32).reshape(-1, count, world.length)
+    logs = np.concatenate([np.asarray(_logits(diffusion, params, tokens)) for tokens in calls])
+    probabilities = special.softmax(logs[: len(states)].astype(np.float64), axis=-1)
+    shown = states[:, :, None] == np.arange(world.vocab_size)
+    return np.where(states[:, :, None] == world.vocab_size, probabilities, shown)
 
-        return jax.jit(predict)
 
-    def _stage(
-        self, divergence: str, rate: float, num_steps: int, num_trajectories: int
-    ) -> "_Stage":
-        """One compiled step for all rounds: teacher and dt are arguments of it."""
-        distill = DistillConfig(divergence=divergence, num_trajectories=num_trajectories)
-        optimizer = OptimizerConfig(
-            name="adam",
-            learning_rate=rate,
-            schedule="cosine",
-            warmup_steps=num_steps // 20,
-            b2=0.99,
-        )
-        train = TrainConfig(num_steps, self.config.batch_size, optimizer=optimizer, log_every=50)
-        step_fn = make_train_step(distill_loss(self.diffusion, distill), train)
-        return _Stage(f"exact-{divergence}", distill, train, step_fn)
+@functools.partial(jax.jit, static_argnames="diffusion")
+def _logits(diffusion: MaskedDiffusion, params: Params, tokens: Tokens) -> Logits:
+    denoiser = diffusion.denoiser
+    return denoiser.logits(params, denoiser.hidden(params, tokens))[..., : denoiser.mask_id]
 
-    def _train(
-        self, stage: "_Stage", params: Params, teacher: Params, number: int, dt: float, title: str
+
+def _make_trainer(
+    world: World,
+    config: StudentConfig,
+    divergence: str,
+    rate: float,
+    num_steps: int,
+    num_trajectories: int,
+) -> Trainer:
+    """The training of a round: one compiled step, of which teacher and dt are arguments."""
+    distill = DistillConfig(divergence=divergence, num_trajectories=num_trajectories)
+    optimizer = OptimizerConfig(
+        name="adam", learning_rate=rate, schedule="cosine", warmup_steps=num_steps // 20, b2=0.99
+    )
+    settings = TrainConfig(num_steps, config.batch_size, optimizer=optimizer, log_every=50)
+    step_fn = make_train_step(distill_loss(make_diffusion(world, config), distill), settings)
+    spec = StateSpec(settings, make_mesh(MeshConfig(), jax.devices()[:1]))
+
+    def train_round(
+        params: Params, teacher: Params, number: int, dt: float, bar: Progress
     ) -> tuple[Params, float]:
-        """A round from `params`: the student's parameters at its end, and the last logged loss."""
-        c, last = self.config, dict[str, float]()
-        student = next_round(stage.distill, Student(params), number, teacher_params=teacher, dt=dt)
-        with self.progress(title, stage.train.num_steps) as bar:
-            state = train(
-                StateSpec(stage.train, self.mesh).from_params(**student._asdict()),
-                stage.step_fn,
-                # every round sees other sequences
-                lambda step: sample_sequences(self.world, c.seed, number, step, c.batch_size),
-                purpose_key(c.seed, stage.purpose, number),
-                stage.train,
-                log=TrainLog(
-                    write=lambda _, values: last.update(values),
-                    progress=bar.update,
-                    tokens_per_batch=c.batch_size * self.world.length,
-                ),
-            )
+        student = next_round(distill, Student(params), number, teacher_params=teacher, dt=dt)
+        last = {"loss": 0.0}
+        state = train(
+            spec.from_params(**student._asdict()),
+            step_fn,
+            # every round sees other sequences
+            lambda step: sample_sequences(world, config.seed, number, step, config.batch_size),
+            purpose_key(config.seed, f"exact-{divergence}", number),
+            settings,
+            log=TrainLog(
+                write=lambda _, values: last.update(values),
+                progress=bar.update,
+                tokens_per_batch=config.batch_size * world.length,
+            ),
+        )
         return state.params, last["loss"]
 
-
-class _Stage(NamedTuple):
-    purpose: str  # names the keys
-    distill: DistillConfig
-    train: TrainConfig
-    step_fn: TrainStep
+    return train_round
 
 
 def _is_table(params: Params) -> bool:

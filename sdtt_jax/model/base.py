@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,10 +12,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
+from sdtt_jax.checkpoints.digests import params_digest
+from sdtt_jax.config import to_mapping
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.parallel.mesh import batch_pieces, mesh_if_any, use_mesh
 from sdtt_jax.parallel.placement import place_batch, place_whole
+from sdtt_jax.paths import absolute
+
+# Facts of a checkpoint that results of its model repeat.
+KNOWN = ("stage", "round", "dt", "source")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,6 +56,32 @@ class Loaded:
         place = place_whole if whole else place_batch
         array: jax.Array = place(host, self.mesh)
         return array
+
+    @property
+    def config(self) -> Any:
+        """The network's sizes."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What results are filed under: path, kind, sizes, and the digest of the parameters; JSON-ready."""
+        config = to_mapping(self.config)
+        return {
+            "path": self.facts["path"],
+            "kind": self.facts["kind"],
+            "digest": params_digest(self.params),
+            "compute_dtype": config["compute_dtype"],
+            "config": config,
+            "facts": {name: self.facts[name] for name in KNOWN if name in self.facts},
+        }
+
+    @functools.cached_property
+    def run_folder(self) -> Path | None:
+        """The directory of the run that the model was trained in; None for models from elsewhere."""
+        if self.facts.get("stage") is None:
+            return None
+        folders = absolute(self.facts["path"]).parents
+        return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
     @property
     def text_tokenizer(self) -> Tokenizer:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,9 +13,9 @@ from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.config import positive
 from sdtt_jax.model.base import Loaded
+from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import TransformerConfig
-from sdtt_jax.parallel.mesh import full_batch
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -64,7 +64,7 @@ class CausalModel(Loaded):
         """Texts `[num_samples, n + num_tokens]` int32, token by token with a key-value cache.
 
         Args:
-          key: PRNG key.
+          key: PRNG key; batch i is drawn with `fold_in(key, i)`.
           num_samples: how many.
           num_tokens: how many tokens follow the prompt.
           prompt: text of n tokens that every sample begins with.
@@ -74,24 +74,42 @@ class CausalModel(Loaded):
         Raises:
           ConfigError: more positions than the network has, or a filter is out of range.
         """
-        positive(num_samples=num_samples, batch_size=batch_size)
+        positive(num_samples=num_samples)
         tokenizer = self.text_tokenizer
-        size = full_batch(min(num_samples, batch_size), self.mesh)
         ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode_part(prompt)]).astype(np.int32)
-        start = self.placed(np.tile(ids, (size, 1)))
-        with self.on_mesh():
-            texts = [
-                generate(
-                    self.network,
-                    self.params,
-                    jax.random.fold_in(key, i),
-                    prompt=start,
-                    num_tokens=num_tokens,
-                    **filters,
-                )
-                for i in range(math.ceil(num_samples / size))
-            ]
-        return jnp.concatenate(texts)[:num_samples, 1:]
+        prompts = np.tile(ids, (num_samples, 1))
+        batches = self.batches(key, prompts, num_tokens, batch_size, **filters)
+        return jnp.asarray(np.concatenate([write().tokens for write in batches])[:, 1:])
+
+    def batches(
+        self,
+        key: jax.Array,
+        prompts: np.ndarray,
+        num_tokens: int,
+        batch_size: int = 32,
+        **filters: Any,
+    ) -> list[Callable[[], Written]]:
+        """Continues `prompts: [B, n]` int32 batch by batch, each when it is called.
+
+        Args:
+          key: PRNG key; batch i is drawn with `fold_in(key, i)`.
+          prompts: n at least 1, usually BOS first.
+          num_tokens: how many tokens follow; as many network calls.
+          batch_size: texts at once, up to a multiple of the mesh's parts.
+          **filters: temperature, top_k, top_p.
+
+        Returns:
+          One function for each batch, which returns its texts `[rows, n + num_tokens]`.
+        """
+
+        def write(params: Any, index: jax.Array, prompt: jax.Array) -> Written:
+            draw = jax.random.fold_in(key, index)
+            tokens = generate(
+                self.network, params, draw, prompt=prompt, num_tokens=num_tokens, **filters
+            )
+            return Written(tokens, jnp.full(len(prompt), num_tokens, jnp.int32))
+
+        return batched(write, self.params, prompts, batch_size)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from sdtt_jax.config import positive
@@ -25,10 +25,10 @@ from sdtt_jax.diffusion.sampler import (
 )
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.model.base import Loaded
+from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.model.prompts import Texts, ended, given_batch
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.ops.categorical import NEG_INFINITY
-from sdtt_jax.parallel.mesh import full_batch
 from sdtt_jax.parallel.processes import to_host
 
 
@@ -89,25 +89,39 @@ class Model(Loaded):
           prompt: text that the samples begin with, one for all or one for each, of any lengths.
           infill: text with gaps, "[12]" for 12 tokens; one for all or one for each.
           stop_at_eos: what follows the end of a text becomes EOS, see `prompts.ended`.
-          batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows.
+          batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows. Part of what
+            determines the draws.
           **options: further fields of `SamplerConfig` (temperature, top_k, top_p, time_grid, mode).
 
         Raises:
           ConfigError: what is given is longer than the model's sequences, or an option is out of range.
         """
         config = SamplerConfig(num_steps=num_steps, **options)
-        positive(batch_size=batch_size)
         x_init = self.prior(num_samples, prompt, infill)
-        size = full_batch(min(num_samples, batch_size), self.mesh)
-        # The last batch is filled up with repeats, so that one size is compiled.
-        filled = jnp.resize(x_init, (math.ceil(num_samples / size) * size, self.config.length))
-        batches = enumerate(filled.reshape(-1, size, self.config.length))
-        texts = [self.denoise(jax.random.fold_in(key, i), x, config).x for i, x in batches]
-        tokens = jnp.concatenate(texts)[:num_samples]
-        if not stop_at_eos:
-            return tokens
-        special = self.text_tokenizer.bos_id, self.text_tokenizer.eos_id
-        return jnp.asarray(ended(to_host(tokens), to_host(x_init) != self.mask_id, *special))
+        batches = self.batches(key, x_init, config, batch_size)
+        tokens = np.concatenate([write().tokens for write in batches])
+        if stop_at_eos:
+            special = self.text_tokenizer.bos_id, self.text_tokenizer.eos_id
+            tokens = ended(tokens, to_host(x_init) != self.mask_id, *special)
+        return jnp.asarray(tokens)
+
+    def batches(
+        self, key: jax.Array, x_init: ArrayLike, config: SamplerConfig, batch_size: int = 32
+    ) -> list[Callable[[], Written]]:
+        """Fills the MASK positions of `x_init: [B, L]` int32 batch by batch, each when it is called.
+
+        Args:
+          key: PRNG key; batch i is drawn with `fold_in(key, i)`, so that two models with one key share all
+            noise.
+          x_init: for example from `prior`.
+          config: sampler.
+          batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows.
+
+        Returns:
+          One function for each batch, which returns its texts.
+        """
+        function = functools.partial(_write, self.diffusion, config, key)
+        return batched(function, self.params, to_host(jnp.asarray(x_init)), batch_size)
 
     def prior(self, num_samples: int, prompt: Texts = None, infill: Texts = None) -> jax.Array:
         """Where generation starts: `[num_samples, L]` int32, MASK but for what is given (see `sample`)."""
@@ -170,6 +184,19 @@ class Model(Loaded):
 def _logits(denoiser: Denoiser, params: Any, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
     hidden = denoiser.hidden(params, tokens, jnp.broadcast_to(sigma, tokens.shape[:1]))
     return denoiser.logits(params, hidden)[..., : denoiser.mask_id + 1]
+
+
+@functools.partial(jax.jit, static_argnames=("diffusion", "config"))
+def _write(
+    diffusion: MaskedDiffusion,
+    config: SamplerConfig,
+    key: jax.Array,
+    params: Any,
+    index: jax.Array,
+    x_init: jax.Array,
+) -> Written:
+    state, _ = sample(diffusion, params, jax.random.fold_in(key, index), x_init, config)
+    return Written(state.x, jnp.broadcast_to(state.nfe, x_init.shape[:1]))
 
 
 @functools.partial(jax.jit, static_argnames=("diffusion", "config"))

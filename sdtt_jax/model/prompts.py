@@ -78,8 +78,8 @@ def given_batch(
     return np.stack([tokens for tokens, _ in rows]), np.stack([fixed for _, fixed in rows])
 
 
-def ended(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
-    """Texts that stop at their first EOS: whatever follows it becomes EOS, which decodes to nothing.
+def text_lengths(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
+    """Tokens of each text up to and with its first EOS, all of them where there is none: `[texts]`.
 
     The first EOS counts that has something other than BOS and EOS before it (GPT-2 has one token for both,
     and a text may begin with it) and nothing given after it.
@@ -92,4 +92,16 @@ def ended(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int) -> np
     text_before = np.cumsum((tokens != bos_id) & (tokens != eos_id), axis=1) > 0
     given_after = np.cumsum(fixed[:, ::-1], axis=1)[:, ::-1] > 0
     end = (tokens == eos_id) & text_before & ~given_after
-    return np.where(np.cumsum(end, axis=1) > 0, np.int32(eos_id), tokens)
+    return np.asarray((np.cumsum(end, axis=1) - end == 0).sum(axis=1))
+
+
+def ended(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
+    """Texts that stop at their first EOS: whatever follows it becomes EOS, which decodes to nothing.
+
+    Args:
+      tokens: `[texts, length]` int32.
+      fixed: `[texts, length]` bool, what was given.
+      bos_id, eos_id: of the tokenizer.
+    """
+    lengths = text_lengths(tokens, fixed, bos_id, eos_id)
+    return np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, np.int32(eos_id))

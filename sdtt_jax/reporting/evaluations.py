@@ -2,18 +2,18 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdtt_jax.errors import DataError
+from sdtt_jax.evaluation import suites
+from sdtt_jax.evaluation.record import FOLDER, FORMAT
 from sdtt_jax.paths import as_path
 from sdtt_jax.reporting.palette import number
 
-FORMAT = "sdtt_jax evaluation 1"
-EVALUATIONS = "evaluations"
-"""The folder in a run's directory whose JSON files its report shows."""
-
+NOTHING = number(None)
 Item = Mapping[str, Any]
 
 
@@ -36,8 +36,8 @@ class Evaluation:
     def under(self, prefix: str) -> dict[str, Item]:
         """Items whose names begin with `prefix/`, by the rest of their names, in order."""
         head = prefix + "/"
-        found = {k.removeprefix(head): v for k, v in self.items.items() if k.startswith(head)}
-        return dict(sorted(found.items()))
+        below = {k.removeprefix(head): v for k, v in self.items.items() if k.startswith(head)}
+        return dict(sorted(below.items()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,22 +95,17 @@ def read_evaluations(workdir: Path | str) -> list[Evaluation]:
     """Those in a run's directory, by name.
 
     Raises:
-      DataError: see `read_evaluation`.
+      DataError: a file cannot be read, or is something else.
     """
-    return [read_evaluation(p) for p in sorted((as_path(workdir) / EVALUATIONS).glob("*.json"))]
+    return [read_evaluation(p) for p in sorted((as_path(workdir) / FOLDER).glob("*.json"))]
 
 
 def tables(evaluations: Sequence[Evaluation]) -> list[Table]:
-    """Every table that has a row."""
-    found = [
-        _generation(evaluations, "unconditional"),
-        _generation(evaluations, "prompted"),
-        _judged(evaluations),
-        _likelihood(evaluations),
-        _clozes(evaluations),
-        _latency(evaluations),
+    """Every table of every suite that has a row."""
+    every = [
+        _table(table, evaluations) for suite in suites.SUITES.values() for table in suite.tables
     ]
-    return [table for table in found if table.rows]
+    return [table for table in every if table.rows]
 
 
 def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
@@ -155,147 +150,53 @@ def race_batches(evaluations: Iterable[Evaluation]) -> list[int]:
     return sorted({item["batch"] for e in evaluations for item in e.under("latency").values()})
 
 
-def _generation(evaluations: Sequence[Evaluation], setup: str) -> Table:
-    columns = (
-        "model",
-        "texts",
-        "calls",
-        "perplexity",
-        "of the median text",
-        "entropy",
-        "distinct-2",
-        "self-BLEU",
-        "repeated 4-grams",
-        "MAUVE",
+def _table(table: suites.Table, evaluations: Sequence[Evaluation]) -> Table:
+    """One table of a suite, without columns in which nothing was measured."""
+    rows = [
+        (evaluation.name, *(_cell(cell, item) for _, cell in table.columns))
+        for evaluation in evaluations
+        for item in sorted(evaluation.under(table.items).values(), key=_order)
+    ]
+    heads = ("model", *(head for head, _ in table.columns))
+    kept = [i for i in range(len(heads)) if any(row[i] != NOTHING for row in rows)]
+    return Table(
+        table.title,
+        tuple(heads[i] for i in kept),
+        tuple(tuple(row[i] for i in kept) for row in rows),
     )
-    rows = [
-        (
-            evaluation.name,
-            _who(item),
-            number(item.get("nfe")),
-            _interval(item, "gen_ppl"),
-            number(item.get("gen_ppl_median")),
-            _interval(item, "entropy"),
-            number(item.get("distinct_2")),
-            number(item.get("self_bleu")),
-            number(item.get("repeated_4gram_rate")),
-            number(item.get("mauve")),
-        )
-        for evaluation in evaluations
-        for item in _ordered(evaluation.under(f"generation/{setup}"))
-    ]
-    title = "Generated texts" if setup == "unconditional" else "Continued prompts"
-    return _without_empty(Table(title, columns, tuple(rows)))
 
 
-def _judged(evaluations: Sequence[Evaluation]) -> Table:
-    columns = ("judge", "texts", "tokens", "perplexity", "of the median text", "entropy")
-    rows = [
-        (
-            evaluation.name,
-            f"{item['file']}",
-            f"{item.get('scored_tokens', 0)}",
-            _interval(item, "gen_ppl"),
-            number(item.get("gen_ppl_median")),
-            _interval(item, "entropy"),
-        )
-        for evaluation in evaluations
-        for item in evaluation.under("judge").values()
-    ]
-    return Table("Given texts", columns, tuple(rows))
+def _cell(template: str, item: Item) -> str:
+    def field(match: re.Match[str]) -> str:
+        name, form = match[1], match[2]
+        value = _who(item) if name == "who" else item.get(name)
+        if not isinstance(value, float):
+            return NOTHING if value is None else str(value)
+        scale = 1000 if form == "ms" else 1
+        if form is not None and form.isdecimal():
+            return number(value, int(form))
+        text = number(scale * value)
+        low, high = item.get(f"{name}_low"), item.get(f"{name}_high")
+        if low is not None and high is not None:
+            text += f" ({number(scale * low)}–{number(scale * high)})"
+        return f"≤ {text}" if form == "bound" and item["kind"] == "diffusion" else text
 
-
-def _likelihood(evaluations: Sequence[Evaluation]) -> Table:
-    columns = ("model", "estimator", "text", "perplexity", "bits per token", "error of the masks")
-    rows = [
-        (
-            evaluation.name,
-            "autoregressive, exact" if item["kind"] == "autoregressive" else item["estimator"],
-            f"{item['num_texts']} × {item['length']}, {item['source']}",
-            ("" if item["kind"] == "autoregressive" else "≤ ") + _interval(item, "perplexity"),
-            number(item["bits_per_token"], 4),
-            number(item.get("masking_error")),
-        )
-        for evaluation in evaluations
-        for item in evaluation.under("likelihood").values()
-    ]
-    return Table("Likelihood of held-out text", columns, tuple(rows))
-
-
-def _clozes(evaluations: Sequence[Evaluation]) -> Table:
-    columns = ("model", "task", "how", "texts", "perplexity", "accuracy", "by character")
-    rows = [
-        (
-            evaluation.name,
-            item["task"],
-            "autoregressive, exact" if item["kind"] == "autoregressive" else "bound",
-            f"{item['num_texts']}",
-            _interval(item, "perplexity"),
-            _interval(item, "accuracy"),
-            _interval(item, "accuracy_normalised"),
-        )
-        for evaluation in evaluations
-        for item in evaluation.under("lambada").values()
-    ]
-    return _without_empty(Table("Last words and choices", columns, tuple(rows)))
-
-
-def _latency(evaluations: Sequence[Evaluation]) -> Table:
-    columns = (
-        "model",
-        "what",
-        "batch",
-        "seconds",
-        "tokens/s",
-        "ms per call",
-        "calls",
-        "compile s",
-    )
-    rows = [
-        (
-            evaluation.name,
-            f"{item['num_steps']} steps"
-            if item["kind"] == "diffusion"
-            else f"causal: {item['what']}",
-            f"{item['batch']}",
-            number(item["seconds"]),
-            number(item["tokens_per_second"]),
-            number(1e3 * item["seconds_per_call"]),
-            f"{item['nfe']}",
-            number(item["compile_s"]),
-        )
-        for evaluation in evaluations
-        for item in sorted(_ordered(evaluation.under("latency")), key=lambda item: item["batch"])
-    ]
-    return Table("Latency", columns, tuple(rows))
+    return re.sub(r"{(\w+)(?::(\w+))?}", field, template)
 
 
 def _who(item: Item) -> str:
-    kinds = {"autoregressive": "autoregressive", "real": "real text"}
-    return kinds.get(item["kind"]) or f"{item['num_steps']} steps"
+    """The model, setting or text that an item is of."""
+    if "num_steps" in item:
+        return f"{item['num_steps']} steps"
+    if item.get("kind") == "real":
+        return "real text"
+    if item.get("kind") == "autoregressive":
+        exact = ", exact" if "perplexity" in item or "task" in item else ""
+        return f"causal: {item['what']}" if "what" in item else f"autoregressive{exact}"
+    return str(item.get("estimator") or item.get("file") or "bound")
 
 
-def _ordered(items: Mapping[str, Item]) -> list[Item]:
-    """Steps ascending, then causal models, then real text."""
-    rank = {"diffusion": 0, "autoregressive": 1, "real": 2}
-    return sorted(items.values(), key=lambda i: (rank[i["kind"]], i.get("num_steps", 0)))
-
-
-def _interval(item: Item, name: str) -> str:
-    value = item.get(name)
-    if value is None:
-        return "–"
-    low, high = item.get(f"{name}_low"), item.get(f"{name}_high")
-    if low is None or high is None:
-        return number(value)
-    return f"{number(value)} ({number(low)}–{number(high)})"
-
-
-def _without_empty(table: Table) -> Table:
-    """Without columns in which nothing was measured."""
-    kept = [i for i in range(len(table.columns)) if any(row[i] != "–" for row in table.rows)]
-    return Table(
-        table.title,
-        tuple(table.columns[i] for i in kept),
-        tuple(tuple(row[i] for i in kept) for row in table.rows),
-    )
+def _order(item: Item) -> tuple[int, int, int]:
+    """Batches ascending, then steps, then causal models, then real text."""
+    rank = {"autoregressive": 1, "real": 2}.get(item.get("kind", ""), 0)
+    return item.get("batch", 0), rank, item.get("num_steps", 0)

@@ -5,19 +5,15 @@ import itertools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax.causal.sampler import generate
-from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.cloze import (
     causal_scores,
     choice_hits,
     greedy_hits,
-    replayed_bounds,
     suffix_bounds,
 )
 from sdtt_jax.evaluation.continuations import Choice, Continuation, Layout
@@ -27,15 +23,16 @@ from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from tests.worlds import (
     MASK,
     TableDenoiser,
+    as_causal,
+    as_model,
     noisy_params,
     predictions,
     random_table,
     tiny_network,
 )
 
-SCHEDULE = make_schedule()
 WORLD, TABLE = TableDenoiser(), random_table(40)
-DIFFUSION = MaskedDiffusion(WORLD, SCHEDULE)
+MODEL = as_model(WORLD, TABLE)
 WHOLE = Layout()
 BOS = 1
 
@@ -71,21 +68,13 @@ EXACT = [
 ]
 
 
-@pytest.mark.parametrize("estimator", ["times", "counts"])
+@pytest.mark.parametrize("estimator", ["independent", "antithetic", "low-variance", "counts"])
 def test_bounds_are_the_sums_over_all_maskings(estimator):
     """20,000 maskings of each item, seed 0; the standard error is taken from ten parts of 2,000."""
+    config = BoundConfig(estimator, 2_000)
     parts = np.stack(
         [
-            suffix_bounds(
-                DIFFUSION,
-                TABLE,
-                ITEMS,
-                jax.random.key(seed),
-                WHOLE,
-                num_samples=2_000,
-                batch_size=4_000,
-                estimator=estimator,
-            )
+            suffix_bounds(MODEL, ITEMS, jax.random.key(seed), config, WHOLE, batch_size=4_000)
             for seed in range(10)
         ]
     )
@@ -95,17 +84,14 @@ def test_bounds_are_the_sums_over_all_maskings(estimator):
     assert np.all(error < 0.1)
 
 
+def counted(items, layout=WHOLE, *, num_maskings=1, seed=0):
+    """Bounds by counts, which for one token are exact."""
+    config, key = BoundConfig("counts", num_maskings), jax.random.key(seed)
+    return suffix_bounds(MODEL, items, key, config, layout, batch_size=80)
+
+
 def test_counts_need_one_masking_for_one_token():
-    [bound] = suffix_bounds(
-        DIFFUSION,
-        TABLE,
-        [ITEMS[1]],
-        jax.random.key(1),
-        WHOLE,
-        num_samples=1,
-        batch_size=1,
-        estimator="counts",
-    )
+    [bound] = counted([ITEMS[1]], seed=1)
     assert bound == pytest.approx(EXACT[1], rel=1e-5)
 
 
@@ -115,31 +101,16 @@ def test_maskings_of_an_item_lie_on_an_even_grid():
     both = table[2 * 16 + MASK * 4 + MASK]
     one = [-np.log(table[2 * 16 + MASK * 4 + 1, 1, 0]), -np.log(table[2 * 16 + 0 * 4 + MASK, 2, 1])]
     possible = [(-np.log(both[1, 0]) - np.log(both[2, 1]) + 2 * nll) / 2 for nll in one]
-    bounds = suffix_bounds(
-        DIFFUSION,
-        TABLE,
-        [ITEMS[0]] * 40,
-        jax.random.key(0),
-        WHOLE,
-        num_samples=2,
-        batch_size=80,
-        estimator="counts",
-    )
+    bounds = counted([ITEMS[0]] * 40, num_maskings=2)
     found = [int(np.argmin(abs(bound - np.array(possible)))) for bound in bounds]
     np.testing.assert_allclose(bounds, np.array(possible)[found], rtol=1e-5)
     assert set(found) == {0, 1}
 
 
 def bounds_of(items, batch_size, layout=WHOLE, progress=None):
+    key, config = jax.random.key(3), BoundConfig("antithetic", 5)
     return suffix_bounds(
-        DIFFUSION,
-        TABLE,
-        items,
-        jax.random.key(3),
-        layout,
-        num_samples=5,
-        batch_size=batch_size,
-        progress=progress,
+        MODEL, items, key, config, layout, batch_size=batch_size, progress=progress
     )
 
 
@@ -153,13 +124,12 @@ def test_values_depend_neither_on_batches_nor_on_the_items_behind():
 
 
 def test_groups_of_several_lengths_come_back_in_order():
-    """A real network; each item alone is its own oracle."""
-    network = tiny_network()
-    params, diffusion = noisy_params(network, 5), MaskedDiffusion(network, SCHEDULE)
+    """A real network, which sees the time that goes with a count; each item alone is its own oracle."""
+    network = tiny_network(time_conditioned=True)
+    model = as_model(network, noisy_params(network, 5))
     items = [item([0], [1, 2]), item([], [2]), item([1, 1], [0]), item([2], [1])]
-    call = functools.partial(
-        suffix_bounds, diffusion, params, layout=WHOLE, num_samples=4, batch_size=8
-    )
+    config = BoundConfig("counts", 4)
+    call = functools.partial(suffix_bounds, model, config=config, layout=WHOLE, batch_size=8)
     together = call(items, jax.random.key(0))
     for index in (2, 3):
         alone = call([*items[:index], items[index]], jax.random.key(0))[index]
@@ -168,16 +138,7 @@ def test_groups_of_several_lengths_come_back_in_order():
 
 def test_bos_and_a_visible_eos_stand_around_the_text():
     """[2] 0 1 in the table's world with BOS 2 and EOS 1, of which only 0 is scored, is one exact term."""
-    [bound] = suffix_bounds(
-        DIFFUSION,
-        TABLE,
-        [item([], [0])],
-        jax.random.key(0),
-        Layout(bos_id=2, eos_id=1),
-        num_samples=1,
-        batch_size=1,
-        estimator="counts",
-    )
+    [bound] = counted([item([], [0])], Layout(bos_id=2, eos_id=1))
     assert bound == pytest.approx(exact_bound([2, 0, 1], [1]), rel=1e-5)
 
 
@@ -189,16 +150,7 @@ def test_too_long_a_prefix_loses_its_beginning():
 
 def test_filled_rows_score_the_suffix_only():
     """Two tokens in a row of three: what is behind them is masked and is not scored."""
-    [bound] = suffix_bounds(
-        DIFFUSION,
-        TABLE,
-        [item([2], [0])],
-        jax.random.key(0),
-        Layout(multiple=3),
-        num_samples=1,
-        batch_size=1,
-        estimator="counts",
-    )
+    [bound] = counted([item([2], [0])], Layout(multiple=3))
     table = predictions(WORLD, TABLE)[2 * 16 + MASK * 4 + MASK]
     assert bound == pytest.approx(-np.log(table[1, 0]), rel=1e-5)
 
@@ -207,20 +159,8 @@ def test_greedy_hits_are_texts_that_the_denoiser_fills_in_itself():
     best = predictions(WORLD, TABLE)[2 * 16 + MASK * 4 + MASK].argmax(axis=-1)
     right = [best[1], best[2]]
     items = [item([2], right), item([2], [right[0], (right[1] + 1) % 3])]
-    hits = greedy_hits(DIFFUSION, TABLE, items, WHOLE, batch_size=3)
+    hits = greedy_hits(MODEL, items, WHOLE, batch_size=3)
     assert hits.tolist() == [True, False]
-
-
-def test_replayed_maskings_of_another_text_are_refused():
-    x_t = np.array([[2, MASK, 1]], np.int32)
-    replay = functools.partial(replayed_bounds, DIFFUSION, TABLE, layout=WHOLE, batch_size=2)
-    t = np.array([0.5])
-    table = predictions(WORLD, TABLE)[2 * 16 + MASK * 4 + 1]
-    value = replay(ITEMS[0], x_t, t)
-    np.testing.assert_allclose(value, [-np.log(table[1, 0]) / 0.5], rtol=1e-4)
-    for other in ([[1, MASK, 1]], [[MASK, 0, 1]], [[2, MASK]]):
-        with pytest.raises(ConfigError, match="must be the item's row"):
-            replay(ITEMS[0], np.array(other, np.int32), t)
 
 
 @pytest.fixture(scope="module")
@@ -228,59 +168,50 @@ def causal():
     model = CausalNetwork(
         CausalConfig(vocab_size=5, length=8, num_layers=1, embed_dim=8, num_heads=2)
     )
-    return model, noisy_params(model, 2, spread=0.7)
+    return as_causal(model, noisy_params(model, 2, spread=0.7))
 
 
-def next_token(model, params, text):
+def next_token(model, text):
     """Log-probabilities after a text, which stands alone at the beginning of a row of eight."""
     row = np.zeros((1, 8), np.int32)
     row[0, : len(text)] = text
-    logits = jax.jit(lambda p, r: model.logits(p, model.hidden(p, r)))(params, row)[
-        0, len(text) - 1
-    ]
-    return np.asarray(jax.nn.log_softmax(logits))
+    return np.asarray(model.log_probs(row))[0, len(text) - 1]
 
 
 @pytest.mark.parametrize("multiple", [1, 16])
 def test_causal_likelihood_is_the_product_over_prefixes(causal, multiple):
-    model, params = causal
     items = [item([3, 0], [2]), item([], [4, 1]), item([1], [2, 2, 0])]
-    scores = causal_scores(
-        model, params, items, Layout(bos_id=BOS, multiple=multiple), batch_size=2
-    )
+    scores = causal_scores(causal, items, Layout(bos_id=BOS, multiple=multiple), batch_size=2)
     assert scores.nll.dtype == np.float64
     for (prefix, suffix), nll in zip(items, scores.nll, strict=True):
         expected, text = 0.0, [BOS, *prefix]
         for token in suffix.tolist():
-            expected -= next_token(model, params, text)[token]
+            expected -= next_token(causal, text)[token]
             text.append(token)
         assert nll == pytest.approx(expected, rel=1e-4)
 
 
 def test_causal_greedy_is_what_decoding_writes(causal):
-    model, params = causal
-    prompt = jnp.array([[BOS, 3, 0]])
-    decoded = generate(
-        model, params, jax.random.key(0), prompt=prompt, num_tokens=3, temperature=0.0
-    )
+    prompt = np.array([[BOS, 3, 0]])
+    [write] = causal.batches(jax.random.key(0), prompt, 3, temperature=0.0)
+    decoded = write().tokens
     right = np.asarray(decoded)[0, 3:].tolist()
     wrong = [*right[:2], (right[2] + 1) % 5]
     items = [item([3, 0], right), item([3, 0], wrong)]
-    scores = causal_scores(model, params, items, Layout(bos_id=BOS), batch_size=2)
+    scores = causal_scores(causal, items, Layout(bos_id=BOS), batch_size=2)
     assert scores.greedy.tolist() == [True, False]
 
 
 def test_a_causal_row_uses_every_position_of_the_network():
     """Four positions: BOS and three tokens are read, a fourth is predicted; more is cut from the left."""
     model = GPT2Network(GPT2Config(vocab_size=6, length=4, num_layers=1, embed_dim=8, num_heads=2))
-    params = noisy_params(model, 0)
+    model = as_causal(model, noisy_params(model, 0))
     layout = Layout(bos_id=BOS, multiple=16)
-    full, cut = causal_scores(
-        model, params, [item([0, 2], [3, 4]), item([5, 5, 0, 2], [3, 4])], layout, batch_size=2
-    ).nll
+    items = [item([0, 2], [3, 4]), item([5, 5, 0, 2], [3, 4])]
+    full, cut = causal_scores(model, items, layout, batch_size=2).nll
     assert full == cut
     with pytest.raises(ConfigError, match="suffix of item 0 has 5 tokens, too many"):
-        causal_scores(model, params, [item([], [2] * 5)], layout, batch_size=1)
+        causal_scores(model, [item([], [2] * 5)], layout, batch_size=1)
 
 
 CHOICES = [
@@ -323,24 +254,7 @@ def test_what_cannot_be_scored_is_refused(call, message):
         call()
 
 
-def test_estimators_and_networks_that_do_not_fit_are_refused(causal):
-    conditioned = tiny_network(time_conditioned=True)
-    common = {"layout": WHOLE, "batch_size": 1}
-    for network, samples, estimator, message in [
-        (WORLD, 1, "guess", "estimator='guess' is unknown"),
-        (WORLD, 0, "times", "num_samples must be positive"),
-        (conditioned, 1, "counts", "time-conditioned network"),
-    ]:
-        with pytest.raises(ConfigError, match=message):
-            suffix_bounds(
-                MaskedDiffusion(network, SCHEDULE),
-                TABLE,
-                ITEMS,
-                jax.random.key(0),
-                num_samples=samples,
-                estimator=estimator,
-                **common,
-            )
+def test_a_causal_network_needs_bos_and_sees_no_eos(causal):
     for layout, message in [(Layout(), "needs layout.bos_id"), (Layout(BOS, BOS), "no layout.eos")]:
         with pytest.raises(ConfigError, match=message):
-            causal_scores(*causal, ITEMS, layout, batch_size=1)
+            causal_scores(causal, ITEMS, layout, batch_size=1)

@@ -1,7 +1,7 @@
 """The gain share against a world whose optimum is known.
 
 Oracles: the optimum of a round as a sum over everything that the first teacher step may do (k = 2),
-written out below for a student that sees the time, and `exact_round`'s expected divergences, which
+written out below for a student that sees the time, and `optimum`'s expected divergences, which
 average over the time.
 """
 
@@ -15,12 +15,20 @@ import numpy as np
 import pytest
 from scipy import special
 
-from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig
-from sdtt_jax.evaluation.gain import measure_gain
-from sdtt_jax.laboratory import optimum as exact_round
-from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, all_states, numbers, random_table
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.gain import GainConfig, measure_gain
+from sdtt_jax.laboratory.optimum import expected_divergence, mean_over_masked, round_optimum
+from tests.worlds import (
+    LENGTH,
+    MASK,
+    VOCAB,
+    TableDenoiser,
+    all_states,
+    as_model,
+    numbers,
+    random_table,
+)
 
 KEEP = 1 - 1e-3
 DT = 0.2
@@ -80,17 +88,10 @@ TEXTS = np.random.default_rng(31).integers(0, VOCAB, (2048, LENGTH), dtype=np.in
 
 
 def measure(student, divergence="kl-bwd", texts=TEXTS, trajectories=64):
-    return measure_gain(
-        MaskedDiffusion(RoundDenoiser(backward=divergence == "kl-bwd"), make_schedule()),
-        student,
-        TEACHER,
-        texts,
-        DT,
-        jax.random.key(32),
-        DistillConfig(divergence=divergence),
-        num_trajectories=trajectories,
-        batch_size=512,
-    )
+    denoiser = RoundDenoiser(backward=divergence == "kl-bwd")
+    config = GainConfig(DistillConfig(divergence=divergence), trajectories)
+    models = (as_model(denoiser, params) for params in (student, TEACHER))
+    return measure_gain(*models, texts, DT, jax.random.key(32), config, batch_size=512)
 
 
 @pytest.mark.parametrize("divergence", ["kl-bwd", "kl-fwd"])
@@ -124,14 +125,14 @@ def test_divergences_are_the_exact_expectations():
     plain = np.exp(LOG_TABLE)
     shown = all_states()[:, :, None] == np.arange(VOCAB)
     teacher = np.where((all_states() == MASK)[:, :, None], plain, shown)
-    optimum = exact_round.round_optimum(teacher, DT, "kl-bwd")
+    optimum = round_optimum(teacher, DT, "kl-bwd")
     evidence = np.power(1.0 / VOCAB, (all_states() != MASK).sum(axis=1))
     masked = (all_states() == MASK).sum(axis=1)
     weight = special.beta(masked + 1, LENGTH - masked + 1) * evidence
 
     def exact(student):
-        loss = exact_round.expected_divergence(student, teacher, DT, "kl-bwd")
-        return exact_round.mean_over_masked(loss, weight, VOCAB)
+        loss = expected_divergence(student, teacher, DT, "kl-bwd")
+        return mean_over_masked(loss, weight, VOCAB)
 
     blind = {"table": jnp.asarray(np.log(np.maximum(optimum, 1e-30)), jnp.float32)}
     gain = measure(blind)
@@ -139,3 +140,10 @@ def test_divergences_are_the_exact_expectations():
     assert gain.student == pytest.approx(exact(optimum), rel=0.06)
     # The best that a student without the time can do stays above the floor, which knows it.
     assert 0.85 < gain.share < 1.0
+
+
+def test_rounds_that_cannot_be_measured_are_named():
+    with pytest.raises(ConfigError, match="divergence='mse' has no known floor"):
+        GainConfig(DistillConfig(divergence="mse"), 64)
+    with pytest.raises(ConfigError, match="num_trajectories must be even"):
+        GainConfig(DistillConfig(), 7)

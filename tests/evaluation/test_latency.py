@@ -1,19 +1,26 @@
 """Latency. Oracle for what a token costs: the compiler's FLOPs of the compiled step."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import pytest
 
-from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig
-from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.evaluation.latency import Latency, causal_latency, sampler_latency
+from sdtt_jax.evaluation.latency import (
+    Latency,
+    Timing,
+    measure_latency,
+)
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
-from tests.worlds import LENGTH, TableDenoiser, noisy_params, random_table
+from tests.worlds import (
+    LENGTH,
+    TableDenoiser,
+    as_causal,
+    as_model,
+    noisy_params,
+    random_table,
+)
 
 # One layer: the compiler counts the body of a loop, here that over layers, once.
 SIZES = {"vocab_size": 100, "length": 64, "num_layers": 1, "embed_dim": 32, "num_heads": 2}
@@ -63,48 +70,24 @@ def test_a_cached_token_costs_the_same_at_every_position(name):
 
 
 def test_both_models_are_measured_alike():
-    table = random_table(0)
-    sampler = sampler_latency(
-        MaskedDiffusion(TableDenoiser(), make_schedule()),
-        table,
-        jax.random.key(0),
-        SamplerConfig(num_steps=4),
-        batch=3,
-        length=LENGTH,
-        repeats=2,
-        budget_s=60,
-    )
+    key, timing = jax.random.key(0), Timing(batch=3, length=LENGTH, repeats=2)
+    denoiser = as_model(TableDenoiser(), random_table(0))
+    sampler = measure_latency(denoiser, key, SamplerConfig(num_steps=4), timing)
     network = NETWORKS["causal"]
-    causal = causal_latency(
-        network,
-        noisy_params(network, 0),
-        jax.random.key(0),
-        batch=3,
-        length=5,
-        repeats=2,
-        budget_s=60,
-    )
-    assert (sampler.tokens, causal.tokens) == (3 * LENGTH, 15)
+    causal = measure_latency(as_causal(network, noisy_params(network, 0)), key, None, timing)
     assert 1 <= sampler.nfe <= 5
-    assert causal.nfe == 5
-    for found in (sampler, causal):
-        assert len(found.seconds) == 2
-        assert found.compile_s > 0
+    assert causal.nfe == LENGTH
+    for measured in (sampler, causal):
+        assert len(measured.seconds) == 2
+        assert measured.compile_s > 0
 
 
 def test_a_budget_ends_the_repetitions_but_for_the_first():
-    measure = functools.partial(
-        causal_latency,
-        NETWORKS["gpt2"],
-        noisy_params(NETWORKS["gpt2"], 0),
-        jax.random.key(0),
-        batch=1,
-        length=4,
-        repeats=5,
-    )
-    assert len(measure(budget_s=0.0).seconds) == 1
+    model = as_causal(NETWORKS["gpt2"], noisy_params(NETWORKS["gpt2"], 0))
+    timing = Timing(batch=1, length=4, repeats=5, budget_s=0.0)
+    assert len(measure_latency(model, jax.random.key(0), None, timing).seconds) == 1
 
 
 def test_what_follows_from_the_seconds():
-    found = Latency(1.0, (3.0, 1.0, 2.0), tokens=100, nfe=4)
-    assert (found.median, found.tokens_per_second, found.seconds_per_call) == (2.0, 50.0, 0.5)
+    measured = Latency(1.0, (3.0, 1.0, 2.0), nfe=4)
+    assert (measured.median, measured.seconds_per_call) == (2.0, 0.5)

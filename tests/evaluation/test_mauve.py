@@ -4,19 +4,19 @@ import jax
 import numpy as np
 import pytest
 
+import sdtt_jax
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.mauve import (
+    MauveConfig,
     area_under,
     divergence_curve,
     mauve_score,
     quantise,
     text_features,
 )
-from sdtt_jax.interchange.layouts import open_published, published_params
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.causal import CausalNetwork
-from sdtt_jax.networks.gpt2 import GPT2Network
-from tests.worlds import noisy_params
+from tests.worlds import as_causal, noisy_params
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_the_curve_of_two_histograms_is_the_packages(package, buckets, empty, sc
     weights = np.linspace(1e-6, 1 - 1e-6, 25)
     expected = package.get_divergence_curve_for_multinomials(p, q, weights, scaling)
     np.testing.assert_allclose(
-        divergence_curve(p, q, scaling=scaling), expected, rtol=1e-12, atol=1e-15
+        divergence_curve(p, q, scaling=scaling, points=25), expected, rtol=1e-12, atol=1e-15
     )
 
 
@@ -63,7 +63,7 @@ def test_the_score_of_the_packages_clusters_is_the_packages(package, shift):
     """What is left when the clustering is the same: equal to twelve digits."""
     p, q = clouds(0, shift)
     theirs = package.compute_mauve(p_features=p, q_features=q, kmeans_num_redo=1, seed=3)
-    curve = divergence_curve(theirs.p_hist, theirs.q_hist)
+    curve = divergence_curve(theirs.p_hist, theirs.q_hist, scaling=5.0, points=25)
     np.testing.assert_allclose(curve, theirs.divergence_curve, rtol=1e-12, atol=1e-15)
     assert area_under(curve) == pytest.approx(theirs.mauve, rel=1e-12)
 
@@ -75,7 +75,7 @@ def test_scores_agree_with_the_packages_within_the_noise_of_seeds(package, shift
     The standard error of the difference is about 0.01 where the score is 0.93 and 0.03 where it is 0.46.
     """
     p, q = clouds(1, shift)
-    ours = np.array([mauve_score(p, q, seed=seed).value for seed in range(6)])
+    ours = np.array([mauve_score(p, q, MauveConfig(seed=seed)).value for seed in range(6)])
     theirs = np.array(
         [package.compute_mauve(p_features=p, q_features=q, seed=seed).mauve for seed in range(6)]
     )
@@ -87,9 +87,9 @@ def test_scores_agree_with_the_packages_within_the_noise_of_seeds(package, shift
 
 def test_equal_sets_score_one_and_distant_ones_nothing():
     p, q = clouds(2, 0.0)
-    assert mauve_score(p, p, seed=0).value == pytest.approx(1, abs=1e-9)
-    assert mauve_score(p, -p - 30, seed=0).value < 0.01
-    assert 0.9 < mauve_score(p, q, seed=0).value < 1
+    assert mauve_score(p, p, MauveConfig(seed=0)).value == pytest.approx(1, abs=1e-9)
+    assert mauve_score(p, -p - 30, MauveConfig(seed=0)).value < 0.01
+    assert 0.9 < mauve_score(p, q, MauveConfig(seed=0)).value < 1
 
 
 def test_the_score_does_not_ask_which_set_is_real():
@@ -98,7 +98,9 @@ def test_the_score_does_not_ask_which_set_is_real():
     groups = 20 * np.eye(6)
     p = groups[rng.choice(6, 200, p=[0.5, 0.1, 0.1, 0.1, 0.1, 0.1])]
     q = groups[rng.choice(6, 200, p=[0.1, 0.1, 0.1, 0.1, 0.1, 0.5])]
-    one, other = (mauve_score(a, b, seed=0, num_buckets=6) for a, b in ((p, q), (q, p)))
+    one, other = (
+        mauve_score(a, b, MauveConfig(seed=0, num_buckets=6)) for a, b in ((p, q), (q, p))
+    )
     assert one.value == pytest.approx(other.value, rel=1e-9)
     assert 0 < one.value < 1
     np.testing.assert_allclose(np.sort(one.p), np.sort(other.q))
@@ -106,17 +108,17 @@ def test_the_score_does_not_ask_which_set_is_real():
 
 def test_equal_seeds_give_equal_scores_and_buckets_are_a_tenth():
     p, q = clouds(4, 0.5, num=200)
-    first, again = (mauve_score(p, q[:150], seed=7) for _ in range(2))
+    first, again = (mauve_score(p, q[:150], MauveConfig(seed=7)) for _ in range(2))
     assert first.value == again.value
     assert len(first.p) == len(first.q) <= 15
     assert first.p.sum() == pytest.approx(1)
-    assert len(mauve_score(p, q, seed=0, num_buckets=3).p) == 3
+    assert len(mauve_score(p, q, MauveConfig(seed=0, num_buckets=3)).p) == 3
 
 
 def test_buckets_are_of_directions_not_of_lengths():
     """Features are normalised: longer vectors of the same direction fall into the same bucket."""
     p, _ = clouds(5, 0.0, num=60)
-    labels, longer = quantise(p, 7 * p, seed=0, num_buckets=5)
+    labels, longer = quantise(p, 7 * p, MauveConfig(num_buckets=5))
     np.testing.assert_array_equal(labels, longer)
 
 
@@ -125,44 +127,44 @@ def judge():
     model = CausalNetwork(
         CausalConfig(vocab_size=7, length=6, num_layers=1, embed_dim=8, num_heads=2)
     )
-    return model, noisy_params(model, 0, spread=0.7)
+    return as_causal(model, noisy_params(model, 0, spread=0.7))
 
 
 def test_features_are_the_state_of_the_last_token(judge):
     """Texts of different lengths in batches that they do not fill, against one text at a time."""
-    model, params = judge
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, 7, (5, 6), np.int32)
-    lengths = np.array([6, 1, 4, 2, 6])
-    features = text_features(model, params, tokens, 2, lengths=lengths)
+    texts = [rng.integers(0, 7, n, np.int32) for n in (6, 1, 4, 2, 6)]
+    features = text_features(judge, texts, batch_size=2)
     assert features.shape == (5, 8)
-    for row, length, feature in zip(tokens, lengths, features, strict=True):
-        alone = jax.jit(model.hidden)(params, row[None, :length])[0, -1]
+    for text, feature in zip(texts, features, strict=True):
+        alone = jax.jit(judge.network.hidden)(judge.params, text[None])[0, -1]
         np.testing.assert_allclose(feature, alone, rtol=1e-4, atol=1e-5)
-    whole = text_features(model, params, tokens, 5)
-    np.testing.assert_allclose(whole[[0, 4]], features[[0, 4]], rtol=1e-4, atol=1e-5)
 
 
 def test_features_of_gpt2_are_its_golden_final_states(golden):
     folder = golden / "gpt2_tiny"
     stored = np.load(folder / "forward.npz")
-    published = open_published(folder)
-    config, params = published.config, published_params(published)
-    features = text_features(GPT2Network(config), params, stored["tokens"], 2)
+    features = text_features(sdtt_jax.load(folder), stored["tokens"], batch_size=2)
     np.testing.assert_allclose(features, stored["final_hidden"][:, -1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: mauve_score(p, p[:, :-1], seed=0), "must come from one judge"),
-        (lambda p: mauve_score(p, p[:0], seed=0), r"features_q must be \[texts, features\]"),
-        (lambda p: mauve_score(p * np.nan, p, seed=0), "features_p holds NaN"),
-        (lambda p: mauve_score(p, p, seed=0, num_buckets=41), "number of texts, 40"),
-        (lambda p: mauve_score(p, p, seed=0, scaling=0), "scaling must be positive"),
-        (lambda p: mauve_score(p, p, seed=0, explained_variance=1), r"lie in \(0, 1\), not 1"),
-        (lambda p: mauve_score(p, p, seed=0, restarts=0), "restarts must be positive"),
-        (lambda p: mauve_score(p, p, seed=0, points=0), "points must be positive"),
+        (lambda p: mauve_score(p, p[:, :-1], MauveConfig(seed=0)), "must come from one judge"),
+        (
+            lambda p: mauve_score(p, p[:0], MauveConfig(seed=0)),
+            r"features_q must be \[texts, features\]",
+        ),
+        (lambda p: mauve_score(p * np.nan, p, MauveConfig(seed=0)), "features_p holds NaN"),
+        (lambda p: mauve_score(p, p, MauveConfig(seed=0, num_buckets=41)), "number of texts, 40"),
+        (lambda p: mauve_score(p, p, MauveConfig(seed=0, scaling=0)), "scaling must be positive"),
+        (
+            lambda p: mauve_score(p, p, MauveConfig(seed=0, explained_variance=1)),
+            r"lie in \(0, 1\), not 1",
+        ),
+        (lambda p: mauve_score(p, p, MauveConfig(seed=0, restarts=0)), "restarts must be positive"),
+        (lambda p: mauve_score(p, p, MauveConfig(seed=0, points=0)), "points must be positive"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(call, message):
@@ -170,8 +172,7 @@ def test_what_cannot_be_compared_is_refused(call, message):
         call(np.random.default_rng(0).standard_normal((20, 4)))
 
 
-def test_lengths_that_do_not_fit_are_refused(judge):
-    tokens = np.zeros((2, 6), np.int32)
-    for lengths in ([6, 7], [0, 1], [3]):
-        with pytest.raises(ConfigError, match="one for each of the 2 texts, between 1 and 6"):
-            text_features(*judge, tokens, 2, lengths=np.array(lengths))
+def test_texts_without_tokens_are_refused(judge):
+    for texts in ([], [np.zeros(0, np.int32)]):
+        with pytest.raises(ConfigError, match="at least one token each"):
+            text_features(judge, texts, batch_size=2)

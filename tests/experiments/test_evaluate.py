@@ -7,25 +7,25 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.cli.compare import compare
 from experiments.configs.smoke import smoke
-from experiments.evaluating import generation as generation_suite
-from experiments.evaluating import judging
-from experiments.evaluating.cloze import lambada
-from experiments.evaluating.compare import compare
-from experiments.evaluating.generation import generation
-from experiments.evaluating.latency import latency
-from experiments.evaluating.likelihood import likelihood
-from experiments.evaluating.output import Output
-from experiments.evaluating.settings import Settings
-from experiments.evaluating.subject import load_subject, own_output, update_report
-from experiments.evaluating.texts import held_out
+from experiments.evaluate import own_data, update_report
 from experiments.settings import config_dict
 from experiments.stages.runner import open_run, run_stages
+from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError
-from sdtt_jax.evaluation import likelihood as library
+from sdtt_jax.evaluation.judge import read, score_texts
+from sdtt_jax.evaluation.record import Record, own_path
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.subject import load_subject
+from sdtt_jax.evaluation.suites import SUITES, cloze, generation
+from sdtt_jax.evaluation.texts import held_out
+from sdtt_jax.keys import purpose_key
+from sdtt_jax.model import batches
+from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from tests.experiments.processes import call
 from tests.sharing import once, virtual_devices
-from tests.worlds import noisy_params
+from tests.worlds import as_causal, noisy_params
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs far away from here\n"
 SETTINGS = Settings(
@@ -43,6 +43,7 @@ SETTINGS = Settings(
     latency_batches=(1, 3),
     repeats=2,
 )
+MEASURED = ("generation", "likelihood", "latency")
 FLAGS = (
     "--batch_size=4",
     "--num_steps=2,4",
@@ -81,16 +82,18 @@ def evaluated(root, tmp_path_factory):
     """Three suites of round 1, in this process."""
     path = tmp_path_factory.mktemp("evaluated") / "round.json"
     subject = load_subject(SETTINGS, root, "own", "own", None)
-    output, said = Output(path, subject.identity), []
-    for suite in (generation, likelihood, latency):
-        suite(subject, output, said.append)
-    return path, subject, output, said
+    subject = dataclasses.replace(subject, data=own_data(subject))
+    said = []
+    record = Record(path, subject.model.identity, said.append)
+    for name in MEASURED:
+        SUITES[name].run(subject, record)
+    return path, subject, record, said
 
 
 def test_one_file_says_what_was_measured_of_which_model_and_with_what(evaluated):
     path, subject, _, _ = evaluated
     content = json.loads(path.read_text())
-    assert content["model"]["digest"] == subject.identity["digest"]
+    assert content["model"]["digest"] == subject.model.identity["digest"]
     assert content["model"]["facts"] == {"stage": "distill", "round": 1}
     assert content["environment"]["packages"]["jax"] == jax.__version__
     expected = {
@@ -110,8 +113,8 @@ def test_one_file_says_what_was_measured_of_which_model_and_with_what(evaluated)
 
 
 def test_perplexity_is_never_without_entropy(evaluated):
-    _, _, output, said = evaluated
-    for name, item in output.items.items():
+    _, _, record, said = evaluated
+    for name, item in record.items.items():
         if name.startswith("generation"):
             assert item["gen_ppl_low"] <= item["gen_ppl"] <= item["gen_ppl_high"]
             assert item["entropy_low"] <= item["entropy"] <= item["entropy_high"]
@@ -122,15 +125,14 @@ def test_perplexity_is_never_without_entropy(evaluated):
 
 def test_texts_are_whole_and_judged_as_the_runner_judges(evaluated):
     """Batches of 4 for 10 texts; the run's own judge in the runner's way."""
-    path, subject, output, _ = evaluated
+    path, subject, record, _ = evaluated
     lines = (path.parent / "round.parts" / "generation_unconditional_steps_0004.jsonl").read_text()
     records = [json.loads(line) for line in lines.splitlines()]
     tokens = np.array([record["tokens"] for record in records], np.int32)
     assert tokens.shape == (10, 32)
     assert tokens.max() < subject.model.mask_id
-    judge = subject.judge
-    nll = library.judge_texts(judge.network, judge.params, tokens, judge.tokenizer.bos_id, 4)
-    item = output.items["generation/unconditional/steps_0004"]
+    nll = np.asarray(subject.judge.score(tokens))
+    item = record.items["generation/unconditional/steps_0004"]
     assert item["gen_ppl"] == pytest.approx(np.exp(nll.mean()), rel=1e-5)
     assert item["scored_tokens"] == 320
     assert not item["retokenised"]
@@ -138,23 +140,23 @@ def test_texts_are_whole_and_judged_as_the_runner_judges(evaluated):
 
 
 def test_continuations_keep_their_prompts_and_are_compared_with_the_real_ones(evaluated):
-    path, subject, output, _ = evaluated
+    path, subject, record, _ = evaluated
     for name in ("steps_0002", "autoregressive"):
         file = path.parent / "round.parts" / f"generation_prompted_{name}.jsonl"
         tokens = np.array([json.loads(line)["tokens"] for line in file.read_text().splitlines()])
         assert tokens.shape == (6, 16)
-        setup = generation_suite.setups(subject)[1]
+        setup = generation.setups(subject)[1]
         np.testing.assert_array_equal(tokens[:, :6], setup.prompts)
         np.testing.assert_array_equal(setup.prompts[0], setup.prompts[1])
-        item = output.items[f"generation/prompted/{name}"]
+        item = record.items[f"generation/prompted/{name}"]
         assert 0 <= item["mauve"] <= 1
         assert item["scored_tokens"] == 60, "the prompt's tokens do not count"
 
 
 def test_likelihoods_are_bounds_with_their_intervals(evaluated):
-    _, _, output, _ = evaluated
+    _, _, record, _ = evaluated
     for name in ("antithetic", "low-variance"):
-        item = output.items[f"likelihood/{name}"]
+        item = record.items[f"likelihood/{name}"]
         assert item["perplexity_low"] < item["perplexity"] < item["perplexity_high"]
         assert item["bits_per_token"] == pytest.approx(item["nelbo"] / np.log(2))
         assert item["masking_error"] > 0
@@ -162,12 +164,12 @@ def test_likelihoods_are_bounds_with_their_intervals(evaluated):
 
 
 def test_latency_counts_only_the_texts_that_were_asked_for(evaluated):
-    _, _, output, _ = evaluated
+    _, _, record, _ = evaluated
     for batch in (1, 3):
-        item = output.items[f"latency/steps_0002_batch_{batch:03d}"]
+        item = record.items[f"latency/steps_0002_batch_{batch:03d}"]
         assert item["tokens_per_second"] == pytest.approx(batch * 32 / item["seconds"])
         assert len(item["seconds_each"]) == 2
-        causal = output.items[f"latency/autoregressive_batch_{batch:03d}"]
+        causal = record.items[f"latency/autoregressive_batch_{batch:03d}"]
         assert causal["nfe"] == 32
         assert causal["compile_s"] > 0
 
@@ -179,40 +181,66 @@ def test_nothing_finished_is_computed_again(evaluated, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("computed again")
 
-    for name in ("experiments.evaluating.output.npz", "experiments.evaluating.latency._fresh"):
-        monkeypatch.setattr(name, refuse)
-    monkeypatch.setattr(generation_suite, "judge", refuse)
-    output = Output(path, subject.identity)
-    for suite in (generation, likelihood, latency):
-        suite(subject, output, [].append)
+    for name in ("npz", "write_bytes"):
+        monkeypatch.setattr(f"sdtt_jax.evaluation.record.{name}", refuse)
+    monkeypatch.setattr("sdtt_jax.evaluation.suites.latency._fresh", refuse)
+    monkeypatch.setattr(generation, "read", refuse)
+    record = Record(path, subject.model.identity)
+    for name in MEASURED:
+        SUITES[name].run(subject, record)
     assert path.read_bytes() == before
 
 
 def test_an_item_that_was_cut_off_goes_on_after_its_last_batch(evaluated, tmp_path, monkeypatch):
     """Stopped in the third of three batches; oracle: the texts of the unbroken call."""
     path, subject, _, _ = evaluated
-    settings = dataclasses.replace(SETTINGS, num_steps=(4,), num_prompts=0)
-    subject = dataclasses.replace(subject, settings=settings, baseline=None)
+    alone = without_judge(subject)
     calls = []
-    whole = generation_suite.run_batch
+    whole = batches._run
 
-    def fragile(function, params, index, rows, size):
+    def fragile(function, params, index, *rest):
         calls.append(index)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return whole(function, params, index, rows, size)
+        return whole(function, params, index, *rest)
 
-    monkeypatch.setattr(generation_suite, "run_batch", fragile)
+    monkeypatch.setattr(batches, "_run", fragile)
     target = tmp_path / "cut.json"
     with pytest.raises(KeyboardInterrupt):
-        generation(subject, Output(target, subject.identity), [].append)
-    output = Output(target, subject.identity)
-    assert "generation/unconditional/steps_0004" not in output.items
-    generation(subject, output, [].append)
+        generation.suite(alone, Record(target, subject.model.identity))
+    record = Record(target, subject.model.identity)
+    assert "generation/unconditional/steps_0004" not in record.items
+    generation.suite(alone, record)
     assert calls == [0, 1, 2, 2]
     name = "generation_unconditional_steps_0004.jsonl"
     expected = (path.parent / "round.parts" / name).read_text()
-    assert (tmp_path / "cut.parts" / name).read_text() == expected
+    assert json_lines(expected) == json_lines((tmp_path / "cut.parts" / name).read_text())
+
+
+def test_one_key_gives_one_text(evaluated, root, tmp_path):
+    """The evaluation, the library and the command line; the notebook calls the library."""
+    path, subject, _, _ = evaluated
+    model = subject.model
+    lines = (path.parent / "round.parts" / "generation_unconditional_steps_0004.jsonl").read_text()
+    key = purpose_key(SETTINGS.seed, "evaluate.unconditional", 4)
+    tokens = model.sample(key, 10, 4, batch_size=SETTINGS.batch_size)
+    np.testing.assert_array_equal([x["tokens"] for x in json_lines(lines)], tokens)
+    flags = ("--num_samples=6", "--num_steps=4", "--batch_size=4", "--seed=3", "--mesh=1,1,1")
+    done = call("sample", f"--checkpoint={root}", *flags, f"--output={tmp_path / 'texts.jsonl'}")
+    assert done.status == 0, done.stderr
+    written = [x["tokens"] for x in json_lines((tmp_path / "texts.jsonl").read_text())]
+    np.testing.assert_array_equal(written, model.sample(jax.random.key(3), 6, 4, batch_size=4))
+
+
+def without_judge(subject):
+    settings = dataclasses.replace(SETTINGS, num_steps=(4,), num_prompts=0)
+    return dataclasses.replace(subject, settings=settings, judge=None, baseline=None)
+
+
+def json_lines(text):
+    """Without what the judge says."""
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [{k: line[k] for k in ("tokens", "text")} for line in lines]
 
 
 def test_texts_that_end_early_are_counted_and_cut_if_asked_for(evaluated):
@@ -221,16 +249,13 @@ def test_texts_that_end_early_are_counted_and_cut_if_asked_for(evaluated):
     tokenizer, judge = subject.model.tokenizer, subject.judge
     tokens = np.tile(tokenizer.encode("the quick brown fox jumps")[:20], (2, 1))
     tokens[1, 9] = tokenizer.eos_id
-    whole = judging.judge(subject, tokens, tokenizer)
-    assert whole.facts["texts_that_end_early"] == 1
-    np.testing.assert_array_equal(whole.scores.scored, [20, 20])
-    settings = dataclasses.replace(SETTINGS, ends="cut")
-    cut = judging.judge(dataclasses.replace(subject, settings=settings), tokens, tokenizer)
-    np.testing.assert_array_equal(cut.scores.scored, [20, 10])
-    short = library.judge_texts(
-        judge.network, judge.params, tokens[1:, :10], tokenizer.bos_id, batch_size=4
-    )
-    assert cut.scores.per_token[1] == pytest.approx(short[0], rel=1e-5)
+    whole, cut = (read(judge, tokens, tokenizer, ends) for ends in ("keep", "cut"))
+    assert whole.facts["texts_that_end_early"] == cut.facts["texts_that_end_early"] == 1
+    scores, short = (score_texts(judge, r.seen, batch_size=4) for r in (whole, cut))
+    np.testing.assert_array_equal(scores.scored, [20, 20])
+    np.testing.assert_array_equal(short.scored, [20, 10])
+    alone = np.asarray(judge.score(tokens[1:, :10]))
+    assert short.per_token[1] == pytest.approx(alone[0], rel=1e-5)
 
 
 def test_a_judge_with_another_tokenizer_reads_text(evaluated, tmp_path):
@@ -239,15 +264,15 @@ def test_a_judge_with_another_tokenizer_reads_text(evaluated, tmp_path):
     gpt2 = _gpt2_judge()
     settings = dataclasses.replace(SETTINGS, num_steps=(4,), num_prompts=2)
     subject = dataclasses.replace(subject, settings=settings, judge=gpt2, baseline=None)
-    output = Output(tmp_path / "gpt2.json", subject.identity)
-    generation(subject, output, [].append)
-    item = output.items["generation/unconditional/steps_0004"]
+    record = Record(tmp_path / "gpt2.json", subject.model.identity)
+    generation.suite(subject, record)
+    item = record.items["generation/unconditional/steps_0004"]
     assert item["retokenised"]
     file = tmp_path / "gpt2.parts" / "generation_unconditional_steps_0004.jsonl"
     texts = [json.loads(line)["text"] for line in file.read_text().splitlines()]
     counts = [len(gpt2.tokenizer.encode(text)) for text in texts]
     assert item["scored_tokens"] == pytest.approx(sum(counts), rel=0.1)
-    assert output.items["generation/prompted/steps_0004"]["mauve"] is not None
+    assert record.items["generation/prompted/steps_0004"]["mauve"] is not None
 
 
 def test_last_words_and_choices_by_the_model_and_by_the_causal_one(evaluated, tmp_path):
@@ -256,13 +281,15 @@ def test_last_words_and_choices_by_the_model_and_by_the_causal_one(evaluated, tm
         "lambada": [{"text": "the quick brown fox"}, {"text": "over the lazy dog"}],
         "piqa": [{"goal": "run", "sol1": "fast", "sol2": "away", "label": 0}],
     }
-    output, said = Output(tmp_path / "words.json", subject.identity), []
+    said = []
+    record = Record(tmp_path / "words.json", subject.model.identity, said.append)
     for task, lines in rows.items():
         path = tmp_path / f"{task}.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        lambada(subject, output, task, str(path), said.append)
+        settings = dataclasses.replace(SETTINGS, task=task, task_file=str(path))
+        cloze.suite(dataclasses.replace(subject, settings=settings), record)
         for name in ("bound", "autoregressive"):
-            item = output.items[f"lambada/{task}_{name}"]
+            item = record.items[f"lambada/{task}_{name}"]
             assert item["num_texts"] == len(lines)
             assert 0 <= item["accuracy"] <= 1
             assert ("perplexity" in item) == (task == "lambada")
@@ -294,40 +321,15 @@ def test_held_out_text_that_is_nowhere_is_named_by_its_flag(evaluated):
 
 
 def _gpt2_judge():
-    from sdtt_jax.data import TokenizerConfig, train_tokenizer
-    from sdtt_jax.model.causal import CausalModel
-    from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
-
     sizes = {"length": 64, "num_layers": 1, "embed_dim": 8, "num_heads": 2}
     network = GPT2Network(GPT2Config(vocab_size=50_257, **sizes))
-    return CausalModel(
-        params=noisy_params(network, 0),
-        tokenizer=train_tokenizer(TokenizerConfig(kind="gpt2"), []),
-        facts={"path": "a GPT-2", "kind": "gpt2"},
-        network=network,
-    )
-
-
-def test_results_of_one_model_are_not_mixed_with_those_of_another(evaluated, root):
-    path, _, _, _ = evaluated
-    judge = load_subject(SETTINGS, f"{root}/judge", "own", "own", None)
-    with pytest.raises(ConfigError, match="give another file"):
-        Output(path, judge.identity)
-
-
-def test_a_file_that_is_something_else_is_left_alone(evaluated, tmp_path):
-    _, subject, _, _ = evaluated
-    for content, named in (("{}", "no evaluation"), ("nonsense", "not JSON")):
-        path = tmp_path / "other.json"
-        path.write_text(content)
-        with pytest.raises(ConfigError, match=named):
-            Output(path, subject.identity)
-        assert path.read_text() == content
+    tokenizer = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+    return as_causal(network, noisy_params(network, 0), tokenizer)
 
 
 def test_results_go_into_the_run_and_its_report(root, evaluated):
     _, subject, _, _ = evaluated
-    path = own_output(subject)
+    path = own_path(subject.model)
     assert str(path) == f"{root}/evaluations/round_01.json"
     update_report(path)
     assert not (path.parent.parent / "report.html").exists(), "a run without a report gets none"
@@ -358,7 +360,8 @@ def test_a_comparison_lays_results_side_by_side(evaluated, tmp_path, capsys):
         ({"estimators": ("exact",)}, "estimators='exact'"),
         ({"first_token": "guessed"}, "first_token"),
         ({"ends": "open"}, "ends"),
-        ({"precision": "float16"}, "precision='float16'"),
+        ({"compute_dtype": "float16"}, "compute_dtype='float16'"),
+        ({"task": "squad"}, "task='squad' is unknown; choose one of lambada"),
         ({"time_grid": "round"}, "time_grid"),
         ({"seed": -1}, "seed"),
     ],

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 import sdtt_jax
-from experiments.evaluating.harness import (
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.harness import (
     Options,
     adapter,
     generations,
     log_likelihoods,
     rolling_log_likelihoods,
 )
-from sdtt_jax.errors import ConfigError
 from tests.experiments.processes import call
 
-OPTIONS = Options(num_steps=4, num_samples=256, max_tokens=6, batch_size=64)
+OPTIONS = Options(num_steps=4, num_maskings=256, max_tokens=6, batch_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,18 @@ def test_the_adapter_speaks_the_harness_protocol(denoiser):
 
 
 def test_wrong_options_are_named():
-    with pytest.raises(ConfigError, match="num_samples must be positive"):
-        Options(num_samples=0)
+    with pytest.raises(ConfigError, match="num_maskings must be positive"):
+        Options(num_maskings=0)
+
+
+def test_a_renamed_flag_is_answered_by_its_new_name():
+    for module, old, new in (
+        ("harness", "num_samples=8", "num_maskings"),
+        ("evaluate", "precision=float32", "compute_dtype"),
+    ):
+        done = call(module, f"--{old}")
+        assert done.status == 2
+        assert f"--{new}" in done.stderr.splitlines()[-1]
 
 
 def test_without_the_harness_it_says_what_to_install():

@@ -56,8 +56,15 @@ def test_help_shows_the_flags_that_are_defined_elsewhere_too(module, names):
 
 
 def test_a_flag_that_was_renamed_is_answered_by_its_new_name(monkeypatch, capsys):
-    monkeypatch.setitem(renamed.FLAGS, "old_flag", "new_flag")
+    monkeypatch.setitem(renamed.FLAGS, "old_flag", "verbosity")
     with pytest.raises(SystemExit) as stop:
         parse_flags(["sample", "--old_flag=3"], None)
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "Error: --old_flag is now --new_flag. (see --help)\n"
+    assert capsys.readouterr().err == "Error: --old_flag is now --verbosity. (see --help)\n"
+
+
+def test_the_new_name_is_only_given_where_it_is_a_flag(monkeypatch, capsys):
+    monkeypatch.setitem(renamed.FLAGS, "old_flag", "flag_of_another_command")
+    with pytest.raises(SystemExit):
+        parse_flags(["sample", "--old_flag=3"], None)
+    assert "Unknown command line flag 'old_flag'" in capsys.readouterr().err

@@ -28,35 +28,31 @@ def test_the_record_holds_every_round_and_step() -> None:
     assert f"{last['steps']['3']['kl']:.3f}" in lines[0]
 
 
-class PerfectLaboratory:
-    """Stands in for training: copies the teacher and lands on every optimum, but for a blur."""
-
-    def __init__(self, world: World, config: StudentConfig, progress: object) -> None:
-        del config, progress
-        self.teacher = true_denoiser(world)[0]
-
-    def copy_teacher(self) -> None:
-        return None
-
-    def predictions(self, params: None) -> np.ndarray:
-        del params
-        return self.teacher
-
-    def rounds(self, params: None, dts: tuple[float, ...], divergence: str) -> Iterator:
-        del params
-        teacher = self.teacher
-        for dt in dts:
-            teacher = round_optimum(teacher, dt, divergence)
-            blurred = np.where(teacher < 1, 0.99 * teacher + 0.005, teacher)
-            yield TrainedRound(dt, blurred * (teacher > 0), 0.5)
+def perfect_rounds(
+    world: World,
+    config: StudentConfig,
+    params: None,
+    dts: tuple[float, ...],
+    divergence: str,
+    progress: object,
+) -> Iterator[TrainedRound]:
+    """Stands in for training: lands on every optimum, but for a blur."""
+    del config, params, progress
+    teacher = true_denoiser(world)[0]
+    for dt in dts:
+        teacher = round_optimum(teacher, dt, divergence)
+        blurred = np.where(teacher < 1, 0.99 * teacher + 0.005, teacher)
+        yield TrainedRound(dt, blurred * (teacher > 0), 0.5)
 
 
 def test_a_student_is_measured_by_its_distance_to_the_optimum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Oracle: mean_kl of the blurred optimum."""
-    monkeypatch.setattr(record_module, "Laboratory", PerfectLaboratory)
     truth = Truth.of(WORLD)
+    monkeypatch.setattr(record_module, "copy_teacher", lambda *_: None)
+    monkeypatch.setattr(record_module, "predictions", lambda *_: truth.teacher)
+    monkeypatch.setattr(record_module, "train_rounds", perfect_rounds)
     record, optima = closed_form(truth, ("kl-bwd",), WORLD.dts, print)
     train_beside(truth, record, optima, StudentConfig(), make_progress, print)
     assert record["training"]["copy_kl"] == 0

@@ -1,6 +1,4 @@
-"""Training on an enumerated world. Oracles: the exact sums of exact_round and exact_world."""
-
-import contextlib
+"""Training on an enumerated world. Oracles: the exact sums of `optimum` and `world`."""
 
 import jax
 import jax.numpy as jnp
@@ -13,39 +11,49 @@ from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.laboratory import optimum as exact_round
-from sdtt_jax.laboratory import student as exact_student
-from sdtt_jax.laboratory import world as exact_world
-from sdtt_jax.laboratory.student import Laboratory, StudentConfig, sample_sequences
-from sdtt_jax.laboratory.world import World
+from sdtt_jax.laboratory.optimum import (
+    OPTIMA,
+    expected_divergence,
+    mean_over_masked,
+    round_optimum,
+)
+from sdtt_jax.laboratory.student import (
+    StudentConfig,
+    make_diffusion,
+    predictions,
+    sample_sequences,
+    table_params,
+)
+from sdtt_jax.laboratory.world import (
+    World,
+    all_states,
+    finished_states,
+    reveal_sums,
+    sample_distribution,
+    state_probabilities,
+    strides,
+    true_denoiser,
+)
 
 WORLD = World((0.6, 0.3, 0.1), ((0.7, 0.2, 0.1), (0.1, 0.3, 0.6), (0.4, 0.1, 0.5)), 3, (0.4,))
 TINY = StudentConfig(num_layers=1, embed_dim=8, num_heads=2, copy_steps=1, steps_per_round=1)
 
 
-class Silent:
-    """Progress that nobody watches."""
-
-    def update(self, step: int, values: object = None) -> None:
-        pass
-
-
-def silent(title: str, num_steps: int) -> contextlib.AbstractContextManager:
-    del title, num_steps
-    return contextlib.nullcontext(Silent())
+DIFFUSION = make_diffusion(WORLD, TINY)
 
 
 @pytest.fixture(scope="module")
-def laboratory() -> Laboratory:
-    return Laboratory(WORLD, TINY, silent)
+def teacher() -> dict[str, jax.Array]:
+    """The true denoiser's table."""
+    return table_params(true_denoiser(WORLD)[0])
 
 
-def test_a_table_predicts_what_it_holds(laboratory: Laboratory) -> None:
-    teacher, _ = exact_world.true_denoiser(WORLD)
-    np.testing.assert_allclose(laboratory.predictions(laboratory.table), teacher, atol=1e-6)
-    states = jnp.asarray(exact_world.all_states(3, 3), jnp.int32)
-    hidden = laboratory.denoiser.hidden(laboratory.table, states)
-    logits = laboratory.denoiser.logits(laboratory.table, hidden)
+def test_a_table_predicts_what_it_holds(teacher: dict[str, jax.Array]) -> None:
+    expected, _ = true_denoiser(WORLD)
+    np.testing.assert_allclose(predictions(DIFFUSION, teacher, WORLD), expected, atol=1e-6)
+    states = jnp.asarray(all_states(3, 3), jnp.int32)
+    hidden = DIFFUSION.denoiser.hidden(teacher, states)
+    logits = DIFFUSION.denoiser.logits(teacher, hidden)
     assert logits.shape == (64, 3, 4)
     assert float(logits[..., 3:].max()) == -1e6
 
@@ -55,16 +63,16 @@ def test_sequences_are_a_pure_function_of_the_step_and_follow_the_chain() -> Non
     tokens = sample_sequences(WORLD, 1, 0, 7, 40_000)
     np.testing.assert_array_equal(tokens, sample_sequences(WORLD, 1, 0, 7, 40_000))
     assert (tokens[:100] != sample_sequences(WORLD, 1, 0, 8, 40_000)[:100]).any()
-    _, evidence = exact_world.true_denoiser(WORLD)
-    numbers = tokens @ exact_world.strides(3, 3)
-    found = np.bincount(numbers, minlength=64)[exact_world.finished_states(WORLD)] / 40_000
-    expected = evidence[exact_world.finished_states(WORLD)]
-    np.testing.assert_allclose(found, expected, atol=0.0125)
+    _, evidence = true_denoiser(WORLD)
+    numbers = tokens @ strides(3, 3)
+    frequencies = np.bincount(numbers, minlength=64)[finished_states(WORLD)] / 40_000
+    expected = evidence[finished_states(WORLD)]
+    np.testing.assert_allclose(frequencies, expected, atol=0.0125)
 
 
-@pytest.mark.parametrize("divergence", sorted(exact_round.OPTIMA))
+@pytest.mark.parametrize("divergence", sorted(OPTIMA))
 def test_the_loss_that_trains_is_the_exact_expected_divergence(
-    laboratory: Laboratory, divergence: str
+    teacher: dict[str, jax.Array], divergence: str
 ) -> None:
     """Masking, trajectories, targets and divergence, averaged over draws, against exact sums.
 
@@ -72,23 +80,23 @@ def test_the_loss_that_trains_is_the_exact_expected_divergence(
     bound is 5 standard errors of the mean over batches, plus 1e-3 relative for the schedule's
     alpha_1 and float32. Seed 2.
     """
-    teacher, evidence = exact_world.true_denoiser(WORLD)
+    true, evidence = true_denoiser(WORLD)
     other = "kl-fwd" if divergence == "kl-bwd" else "kl-bwd"
-    student = exact_round.round_optimum(teacher, 0.4, other)
-    losses = exact_round.expected_divergence(student, teacher, 0.4, divergence)
-    probabilities = exact_world.state_probabilities(WORLD, evidence)
-    exact = exact_round.mean_over_masked(losses, probabilities, 3)
+    student = round_optimum(true, 0.4, other)
+    losses = expected_divergence(student, true, 0.4, divergence)
+    probabilities = state_probabilities(WORLD, evidence)
+    exact = mean_over_masked(losses, probabilities, 3)
     if divergence == "mse":
         exact /= 4  # the training loss is the mean over the entries, MASK among them
 
-    table = exact_student.table_params(student)
+    table = table_params(student)
 
     @jax.jit
     def batch_loss(x0: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         return distillation_terms(
-            laboratory.diffusion,
+            DIFFUSION,
             table,
-            laboratory.table,
+            teacher,
             x0,
             jnp.float32(0.4),
             key,
@@ -107,28 +115,27 @@ def test_the_loss_that_trains_is_the_exact_expected_divergence(
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 def test_the_sampler_draws_from_the_exact_distribution(
-    laboratory: Laboratory, num_steps: int
+    teacher: dict[str, jax.Array], num_steps: int
 ) -> None:
     """50,000 sequences from a true denoiser's table, 27 outcomes; bound 5 standard errors; seed 3.
 
     The grid ends at 1e-5 rather than 0, which moves less than 1e-4 of the probability.
     """
-    teacher, _ = exact_world.true_denoiser(WORLD)
-    exact = exact_world.sample_distribution(exact_world.reveal_sums(teacher), num_steps)
+    exact = sample_distribution(reveal_sums(true_denoiser(WORLD)[0]), num_steps)
     state, _ = jax.jit(
         lambda key: sample(
-            MaskedDiffusion(laboratory.denoiser, make_schedule()),
-            laboratory.table,
+            MaskedDiffusion(DIFFUSION.denoiser, make_schedule()),
+            teacher,
             key,
-            prior_sample(50_000, 3, laboratory.denoiser.mask_id),
+            prior_sample(50_000, 3, DIFFUSION.denoiser.mask_id),
             SamplerConfig(num_steps=num_steps),
         )
     )(jax.random.key(3))
-    numbers = np.asarray(state.x) @ exact_world.strides(3, 3)
-    found = np.bincount(numbers, minlength=64)[exact_world.finished_states(WORLD)] / 50_000
+    numbers = np.asarray(state.x) @ strides(3, 3)
+    frequencies = np.bincount(numbers, minlength=64)[finished_states(WORLD)] / 50_000
     error = np.sqrt(exact * (1 - exact) / 50_000)
-    assert found.sum() == pytest.approx(1)
-    assert (np.abs(found - exact) < 5 * error + 1e-4).all()
+    assert frequencies.sum() == pytest.approx(1)
+    assert (np.abs(frequencies - exact) < 5 * error + 1e-4).all()
 
 
 def test_sizes_must_be_positive() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.model.prompts import ended, given_batch, given_tokens
+from sdtt_jax.model.prompts import ended, given_batch, given_tokens, text_lengths
 
 
 class Letters:
@@ -88,3 +88,15 @@ def test_texts_stop_at_their_first_end(tokens, given, expected):
     found = ended(np.array([tokens], np.int32), fixed[None], BOS, EOS)
     assert found.tolist() == [expected]
     assert found.dtype == np.int32
+
+
+def test_a_text_is_as_long_as_up_to_its_end():
+    """GPT-2: BOS and EOS are one token, here 9; a text may begin with it."""
+    for text, expected in (
+        ([9, 1, 2, 9, 3], 4),
+        ([1, 9, 9, 9], 2),
+        ([9, 9, 1], 3),
+        ([], 0),
+    ):
+        tokens = np.array([text], np.int32)
+        assert text_lengths(tokens, np.zeros(tokens.shape, bool), 9, 9).tolist() == [expected]

@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.sharing import OPTIMIZED
-
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -22,7 +20,7 @@ def start(processes: int, devices: int, *command: str) -> subprocess.Popen:
             *command,
         ],
         cwd=ROOT,
-        env=os.environ | OPTIMIZED | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -15,18 +15,30 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax._src import compiler
 from numpy.typing import ArrayLike
 
 KINDS = ("exact_world", "gpt2", "reference")
 DEFAULT = Path(__file__).parent.parent / "golden"
+EMITTERS = "xla_cpu_use_fusion_emitters"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="package")
 def _optimized() -> Iterator[None]:
-    """Everything is compiled as users have it, see tests/conftest.py."""
+    """Everything is compiled as users have it, and not as tests/conftest.py says."""
+    plain = compiler.get_compile_options
+
+    def optimized(*arguments, env_options_overrides=None, **fields):
+        overrides = {EMITTERS: True} | dict(env_options_overrides or {})
+        return plain(*arguments, env_options_overrides=overrides, **fields)
+
     before = jax.config.read("jax_disable_most_optimizations")
+    # What the tests of other folders compiled in this process does not count.
+    jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", optimized)
+        yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 

@@ -6,33 +6,43 @@ Oracle: `suffix_nll.npz` of a `reference_*` folder (golden/README.md), float32, 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from sdtt_jax.evaluation.likelihood import greedy_infill, suffix_nll
-from tests.parity.reference import arrays, network
+from sdtt_jax.diffusion.estimators import Masking, masking_bound
+from sdtt_jax.diffusion.nelbo import nelbo_weight
+from sdtt_jax.evaluation.cloze import greedy_hits
+from sdtt_jax.evaluation.continuations import Continuation, Layout
+from tests.parity.reference import SCHEDULE, arrays, network
+from tests.worlds import as_model
 
 
-def test_suffix_likelihood(reference_golden, close):
-    stored = arrays(reference_golden, "suffix_nll")
-    student = network(reference_golden, "student_hub")
+@pytest.fixture(scope="module")
+def stored(reference_golden):
+    return arrays(reference_golden, "suffix_nll")
+
+
+@pytest.fixture(scope="module")
+def student(reference_golden):
+    return as_model(*network(reference_golden, "student_hub"), SCHEDULE)
+
+
+def test_suffix_likelihood(stored, student, close):
+    """The maskings that the reference drew, by the estimator's own sum."""
     x_t, t = jnp.asarray(stored["xt"]), jnp.asarray(stored["t"])
     text = np.concatenate([stored["prefix"], stored["suffix"]])
+    masking = Masking(x_t, SCHEDULE.sigma(t), nelbo_weight(SCHEDULE, t))
+    bound = jax.jit(masking_bound, static_argnames="diffusion")
     x0 = jnp.broadcast_to(text, x_t.shape)
-    nll = jax.jit(suffix_nll, static_argnames="diffusion")(
-        student.diffusion, student.params, x0, x_t, t
-    )
+    nll = bound(student.diffusion, student.params, x0, masking)
     close("suffix: nll per masking", nll, stored["nll_per_masking"])
     close("suffix: nll", nll.mean(), stored["nll"])
 
 
-def test_greedy_suffix(reference_golden):
-    """The suffix masked, its last token kept."""
-    stored = arrays(reference_golden, "suffix_nll")
-    student = network(reference_golden, "student_hub")
-    text = np.concatenate([stored["prefix"], stored["suffix"]])
-    start = len(stored["prefix"])
-    x_t = text.copy()
-    x_t[start:-1] = student.denoiser.mask_id
-    infill = jax.jit(greedy_infill, static_argnames="diffusion")
-    filled = np.asarray(infill(student.diffusion, student.params, x_t[None], jnp.float32(1)))[0]
-    np.testing.assert_array_equal(filled[:start], stored["prefix"])
-    np.testing.assert_array_equal(filled[start:], stored["greedy"])
+def test_greedy_suffix(stored, student):
+    """A hit is the reference's greedy text, and not its true text where that differs; the suffix's last token
+    is never masked."""
+    layout = Layout(eos_id=int(stored["suffix"][-1]))
+    greedy, true = stored["greedy"][:-1], stored["suffix"][:-1]
+    items = [Continuation(stored["prefix"], suffix) for suffix in (greedy, true)]
+    hits = greedy_hits(student, items, layout, batch_size=2)
+    assert hits.tolist() == [True, np.array_equal(greedy, true)]

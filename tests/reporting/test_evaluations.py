@@ -5,10 +5,9 @@ import json
 import pytest
 
 from sdtt_jax.errors import DataError
+from sdtt_jax.evaluation.record import FOLDER, FORMAT
 from sdtt_jax.reporting import write_report
 from sdtt_jax.reporting.evaluations import (
-    EVALUATIONS,
-    FORMAT,
     race,
     race_batches,
     read_evaluation,
@@ -74,9 +73,9 @@ def _results(scale=1.0):
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / EVALUATIONS).mkdir()
+    (tmp_path / FOLDER).mkdir()
     for name, scale in (("round_02", 1.0), ("teacher", 1.5)):
-        path = tmp_path / EVALUATIONS / f"{name}.json"
+        path = tmp_path / FOLDER / f"{name}.json"
         path.write_text(json.dumps(_results(scale)))
     return tmp_path
 
@@ -127,8 +126,8 @@ def test_files_that_are_something_else_are_named(tmp_path, content, named):
 def test_the_report_of_a_run_shows_them(make_workdir):
     workdir = make_workdir()
     assert 'id="evaluation"' not in write_report(workdir).read_text(encoding="utf-8")
-    (workdir / EVALUATIONS).mkdir()
-    (workdir / EVALUATIONS / "round_02.json").write_text(json.dumps(_results()))
+    (workdir / FOLDER).mkdir()
+    (workdir / FOLDER / "round_02.json").write_text(json.dumps(_results()))
     page = write_report(workdir).read_text(encoding="utf-8")
     for word in ('id="evaluation"', "against latency, batch 8", "Likelihood of held-out text"):
         assert word in page

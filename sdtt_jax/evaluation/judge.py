@@ -11,7 +11,10 @@ import numpy as np
 from sdtt_jax.causal.nll import next_token_nll
 from sdtt_jax.config import require
 from sdtt_jax.data import Tokenizer
-from sdtt_jax.evaluation.batches import batch_rows, batches, join, run_batch
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.model.batches import map_batches
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.prompts import text_lengths
 from sdtt_jax.networks.causal import CausalNetwork
 
 # Rows are padded to a multiple of it, so that texts of nearly the same length share one compiled program.
@@ -37,6 +40,22 @@ class Scores(NamedTuple):
         return self.nll / np.maximum(self.scored, 1)
 
 
+class Reading(NamedTuple):
+    """Texts as a judge reads them.
+
+    Attributes:
+      texts: what is judged, in the model's tokens, cut where they end if that is asked for.
+      seen: the same in the judge's tokens; without a judge `texts` itself.
+      starts: `[texts]`, where in `seen` each prompt ends.
+      facts: what had to be done to the texts, JSON-ready.
+    """
+
+    texts: list[np.ndarray]
+    seen: list[np.ndarray]
+    starts: np.ndarray
+    facts: dict[str, Any]
+
+
 class Rows(NamedTuple):
     """Windows of texts as the network reads them.
 
@@ -50,35 +69,103 @@ class Rows(NamedTuple):
     scored: np.ndarray
 
 
+def read(
+    judge: CausalModel | None,
+    tokens: Sequence[np.ndarray],
+    tokenizer: Tokenizer | None,
+    ends: str,
+    given: int = 0,
+) -> Reading:
+    """Texts as the judge is to read them.
+
+    Args:
+      judge: a judge with another tokenizer gets the texts through text; None if nobody scores them.
+      tokens: int32 tokens `[n_i]` of each text.
+      tokenizer: of these tokens; None for text of which only the tokens are known.
+      ends: "keep", or "cut" to end each text at its first EOS.
+      given: tokens at the start of each text that are a prompt.
+
+    Raises:
+      ConfigError: a token is none of the judge's.
+    """
+    texts = [np.asarray(row, np.int32) for row in tokens]
+    facts: dict[str, Any] = {}
+    if tokenizer is not None:
+        special = tokenizer.bos_id, tokenizer.eos_id
+        lengths = [
+            int(text_lengths(t[None], (np.arange(len(t)) < given)[None], *special)[0])
+            for t in texts
+        ]
+        early = sum(n < len(text) for n, text in zip(lengths, texts, strict=True))
+        facts |= {"texts_that_end_early": early, "ends": ends}
+        if ends == "cut":
+            texts = [text[:n] for n, text in zip(lengths, texts, strict=True)]
+    if judge is None:
+        return Reading(texts, texts, np.full(len(texts), given), facts)
+    seen, starts = texts, np.full(len(texts), given)
+    theirs = judge.tokenizer
+    facts["retokenised"] = False
+    if tokenizer is not None and theirs is not None and not same_tokens(tokenizer, theirs):
+        facts["retokenised"] = True
+        convert = functools.partial(retokenise, source=tokenizer, target=theirs)
+        # Prompt and continuation each by itself: a token that spans both would be scored as one of them.
+        prompts = [convert(text[:given]) for text in texts]
+        starts = np.array([len(prompt) for prompt in prompts])
+        seen = [
+            np.concatenate([p, convert(t[given:])]) for p, t in zip(prompts, texts, strict=True)
+        ]
+    check_vocabulary(judge, seen)
+    return Reading(texts, seen, starts, facts)
+
+
 def score_texts(
-    network: CausalNetwork,
-    params: Any,
+    model: CausalModel,
     texts: Sequence[np.ndarray],
     *,
-    bos_id: int | None,
     batch_size: int,
+    first_token: str = "scored",
     given: int | np.ndarray = 0,
 ) -> Scores:
     """Negative log-likelihood of texts of any lengths.
 
     Args:
-      network, params: the judge.
+      model: the judge.
       texts: int32 tokens `[n_i]` of the judge's vocabulary.
-      bos_id: stands before the first token, so that it is scored; None: the first token is given.
       batch_size: texts at once.
+      first_token: "scored" after BOS, or "given": read without BOS and not scored.
       given: tokens at the start of the texts, or of each, that are read but not scored (a prompt).
 
     A text longer than the judge can see is cut into windows, each read on its own.
+
+    Raises:
+      ConfigError: BOS is asked for and not known.
     """
-    limit = network.max_length
-    rows, owners = make_rows(texts, bos_id=bos_id, given=given, limit=limit)
-    nll = token_nll(network, params, rows, batch_size)
+    rows, owners = make_rows(
+        texts, bos_id=bos_of(model, first_token), given=given, limit=model.network.max_length
+    )
+    nll = token_nll(model, rows, batch_size)
     total = np.zeros(len(texts))
     count, windows = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64)
     np.add.at(total, owners, nll.sum(axis=1))
     np.add.at(count, owners, rows.scored.sum(axis=1))
     np.add.at(windows, owners, 1)
     return Scores(total, count, windows)
+
+
+def bos_of(model: CausalModel, first_token: str) -> int | None:
+    """What stands before a text: BOS, or nothing where the first token is "given".
+
+    Raises:
+      ConfigError: the model has no tokenizer to say what BOS is.
+    """
+    if first_token == "given":
+        return None
+    if model.tokenizer is None:
+        raise ConfigError(
+            f"{model.facts['path']} comes without a tokenizer, so that its BOS is not known; add "
+            "--first_token=given."
+        )
+    return model.tokenizer.bos_id
 
 
 def make_rows(
@@ -91,7 +178,12 @@ def make_rows(
     """Texts as rows of equal width, and which text each row is of: `[rows]` int64.
 
     Padding stands at the end, where a causal network sees it too late for it to matter, and is not scored.
-    Arguments as in `score_texts`; `limit` is the most positions of a row (None: no limit).
+
+    Args:
+      texts: int32 tokens `[n_i]`.
+      bos_id: stands before the first token, so that it is scored; None: the first token is given.
+      given: tokens at the start of the texts, or of each, that are not scored.
+      limit: most positions of a row; None for no limit.
     """
     pieces, owners = [], []
     prompts = np.broadcast_to(given, len(texts))
@@ -120,16 +212,10 @@ def make_rows(
     return rows, np.asarray(owners, np.int64)
 
 
-def token_nll(network: CausalNetwork, params: Any, rows: Rows, batch_size: int) -> np.ndarray:
+def token_nll(model: CausalModel, rows: Rows, batch_size: int) -> np.ndarray:
     """-log p of every scored token, 0 elsewhere: `[rows, width]` float64."""
-    size = batch_rows(params, min(batch_size, len(rows.inputs)))
-    function = functools.partial(_token_nll, network)
-    nll: np.ndarray = join(
-        [
-            run_batch(function, params, index, batch, size)
-            for index, batch in enumerate(batches(rows, size))
-        ]
-    )
+    function = functools.partial(_token_nll, model.network)
+    nll: np.ndarray = map_batches(function, model.params, rows, batch_size)
     return nll
 
 
@@ -163,23 +249,11 @@ def retokenise(tokens: np.ndarray, source: Tokenizer, target: Tokenizer) -> np.n
     return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
 
 
-def first_document(tokens: np.ndarray, bos_id: int, eos_id: int, given: int = 0) -> np.ndarray:
-    """`tokens: [n]` up to and with the first EOS that has text before it; all of them if there is none.
-
-    GPT-2 has one token for BOS and EOS, so a text may begin with it. An EOS among the first `given` tokens,
-    a prompt, ends nothing.
-    """
-    special = (tokens == eos_id) | (tokens == bos_id)
-    later = np.arange(len(tokens)) >= given
-    ends = np.flatnonzero((tokens == eos_id) & (np.cumsum(~special) > 0) & later)
-    return tokens[: ends[0] + 1] if len(ends) else tokens
-
-
-def check_vocabulary(network: CausalNetwork, texts: Sequence[np.ndarray]) -> None:
+def check_vocabulary(model: CausalModel, texts: Sequence[np.ndarray]) -> None:
     """Raises `ConfigError` if a token is none of the judge's."""
     highest = max((int(text.max()) for text in texts if len(text)), default=0)
     lowest = min((int(text.min()) for text in texts if len(text)), default=0)
-    size = network.config.vocab_size
+    size = model.config.vocab_size
     wrong = highest if highest >= size else lowest
     require(
         lowest >= 0 and highest < size,

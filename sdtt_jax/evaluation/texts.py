@@ -1,4 +1,4 @@
-"""Real text and given text: the run's own held-out split, files, lines of JSON."""
+"""The texts that an evaluation reads: held-out text of the run, files, named sets, lines of JSON."""
 
 import itertools
 import json
@@ -8,34 +8,36 @@ from typing import Any
 
 import numpy as np
 
-from experiments.evaluating.subject import Subject, run_of
-from experiments.stages.mirror import local_root
 from sdtt_jax.config import require
 from sdtt_jax.data import DataConfig, Tokenizer, open_split
 from sdtt_jax.data.corpora import CORPORA, TRAIN, documents, find_corpus
-from sdtt_jax.data.loader import INFO_FILE
 from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.evaluation.subject import Subject
 
 
 def held_out_name(subject: Subject) -> str:
-    """Where real text comes from, for messages and for the record; "" if nowhere.
+    """Where held-out text comes from, for messages and for the record; "" if there is none.
 
     A run's own split has no name but its digest would; the model's path says which it is.
     """
-    if subject.settings.held_out:
-        return subject.settings.held_out
-    return "validation split of the run" if _own_data(subject) is not None else ""
+    own = "validation split of the run" if subject.data is not None else ""
+    return subject.settings.held_out or own
 
 
-def held_out(subject: Subject) -> np.ndarray:
+def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
     """Held-out sequences of the evaluation's length: `[texts, length]` int32.
+
+    Args:
+      subject: says where the text comes from, and how many sequences there are at most.
+      limit: fewer than that. Those of a run's split are spread evenly over it.
 
     Raises:
       ConfigError: there is no such text, or the model has no tokenizer to read it with.
       DataError: it holds less than one sequence.
     """
     settings, length = subject.settings, subject.length
+    limit = min((n for n in (limit, settings.held_out_texts) if n), default=None)
     if settings.held_out:
         tokenizer = subject.model.text_tokenizer
         sequences = pack(
@@ -45,7 +47,6 @@ def held_out(subject: Subject) -> np.ndarray:
             bos_id=tokenizer.bos_id,
             eos_id=tokenizer.eos_id,
         )
-        limit = settings.held_out_texts or None
         rows = list(itertools.islice(sequences, limit))
         if not rows:
             raise DataError(
@@ -53,24 +54,23 @@ def held_out(subject: Subject) -> np.ndarray:
                 "more, or a smaller --length."
             )
         return np.stack(rows).astype(np.int32)
-    folder = _own_data(subject)
-    if folder is None:
+    if subject.data is None:
         raise ConfigError(
             "There is no held-out text: the checkpoint is not in a run with a data folder. Give "
             "--held_out=FILE."
         )
-    split = open_split(folder, "validation")
+    split = open_split(subject.data, "validation")
     require(
         length <= split.length,
         f"length={length} exceeds the {split.length} tokens of the run's sequences; shorten it.",
     )
-    count = min(settings.held_out_texts or len(split), len(split))
+    count = min(limit or len(split), len(split))
     return split.gather(np.arange(count) * len(split) // count)[:, :length].astype(np.int32)
 
 
 def openings(subject: Subject) -> np.ndarray:
-    """What prompts are cut from: `[texts, n]` int32, n the prompt's tokens, and the true continuation's if
-    the texts go on so long.
+    """What prompts are cut from: `[texts, n]` int32, n the tokens of a prompt, and of its true continuation
+    if the texts go on so long.
 
     From `--prompts`, the beginnings of its lines; else the beginnings of the held-out documents (of the
     sequences, in a run's own split).
@@ -83,16 +83,16 @@ def openings(subject: Subject) -> np.ndarray:
     whole = size + settings.continuation_tokens
     limit = settings.num_prompts or None
     if settings.prompts:
-        found = read_texts(settings.prompts, subject.model.tokenizer)
+        sources = read_texts(settings.prompts, subject.model.tokenizer)
     elif settings.held_out:
         tokenizer = subject.model.text_tokenizer
-        found = encode_documents(tokenizer, _documents(subject, tokenizer))
+        sources = encode_documents(tokenizer, _documents(subject, tokenizer))
     else:
-        found = iter(held_out(subject))
+        sources = iter(held_out(subject))
     # With a whole continuation beside them if enough have one, for MAUVE compares with it.
     long: list[np.ndarray] = []
     short: list[np.ndarray] = []
-    for tokens in found:
+    for tokens in sources:
         if len(tokens) >= whole:
             long.append(tokens[:whole])
         if len(tokens) >= size:
@@ -152,12 +152,3 @@ def _documents(subject: Subject, tokenizer: Tokenizer) -> Iterator[str]:
     )
     config = DataConfig(corpus=name, normalize=tokenizer.normalize)
     return documents(config, find_corpus(name).held_out or TRAIN, folder or None)
-
-
-def _own_data(subject: Subject) -> Path | None:
-    """The prepared data of the run that the model is of."""
-    root = run_of(subject.model)
-    if root is None:
-        return None
-    data = local_root(root) / "data"
-    return data if (data / INFO_FILE).is_file() else None

@@ -1,18 +1,83 @@
-"""How much texts repeat themselves and each other: n-grams counted once, in NumPy.
+"""What generated texts are worth: perplexity with entropy beside it, and how much they repeat themselves.
 
-A text is a sequence of tokens, ids or words, and texts may differ in length. What the field prints as a
-percentage is a share in [0, 1] here.
+A text is a sequence of tokens, ids or words, and texts may differ in length. N-grams are counted once, in
+NumPy. What the field prints as a percentage is a share in [0, 1] here.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sdtt_jax.config import positive, require
+from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_median, exp_ratio, mean
+from sdtt_jax.evaluation.judge import Scores
 
 Texts = Sequence[Sequence[int]] | Sequence[Sequence[str]] | np.ndarray
+# Lengths of the n-grams whose variety is reported, and of those whose repetition is.
+DISTINCT = (1, 2, 3)
+REPEATED = 4
+
+
+def quality(
+    texts: Sequence[np.ndarray], scores: Scores | None, *, seed: int, given: int = 0
+) -> dict[str, Any]:
+    """Perplexity with entropy beside it, and how much the texts repeat themselves and each other.
+
+    Args:
+      texts: int32 tokens `[n_i]`.
+      scores: the judge's; None without a judge.
+      seed: of the bootstrap.
+      given: tokens at the start of each text that are a prompt, which counts in none of it.
+    """
+    texts = [text[given:] for text in texts]
+    ids = [text.tolist() for text in texts]
+    result: dict[str, Any] = {"num_texts": len(texts)}
+    if scores is not None:
+        nll = bootstrap(exp_ratio, scores.nll, scores.scored, seed=seed)
+        result |= nll.named("gen_ppl")
+        result |= bootstrap(exp_median, scores.per_token, seed=seed).named("gen_ppl_median")
+        result["scored_tokens"] = int(scores.scored.sum())
+        result["texts_in_several_windows"] = int((scores.windows > 1).sum())
+    result |= bootstrap(mean, unigram_entropy(texts), seed=seed).named("entropy")
+    for n in DISTINCT:
+        if any(len(text) >= n for text in texts):
+            result[f"distinct_{n}"] = distinct_n(ids, n)
+    if len(texts) > 1:
+        result["self_bleu"] = self_bleu(ids)
+    long = [text for text in texts if len(text) >= REPEATED]
+    if long:
+        rates = np.concatenate([repeated_ngram_rate(text[None], REPEATED) for text in long])
+        result["repeated_4gram_rate"] = float(rates.mean())
+    return result
+
+
+def unigram_entropy(texts: Iterable[np.ndarray]) -> np.ndarray:
+    """Entropy of the tokens within each text: `[texts]` float64, nats.
+
+    The field's guard against repetition: a text of one repeated token has 0, and so has an empty one.
+
+    Args:
+      texts: `[texts, length]`, or arrays of different lengths.
+    """
+    entropies = []
+    for row in texts:
+        ordered = np.sort(row)
+        edges = np.concatenate([[True], ordered[1:] != ordered[:-1], [True]])
+        share = np.diff(np.flatnonzero(edges)) / max(len(row), 1)
+        entropies.append(-(share * np.log(share)).sum() if len(row) else 0.0)
+    return np.array(entropies)
+
+
+def paired_log_ratio(nll: np.ndarray, reference: np.ndarray, *, seed: int) -> Interval:
+    """Log of one model's generative perplexity over another's, text by text with the same keys.
+
+    Args:
+      nll, reference: `[texts]`, nats per token, row i of both drawn with the same key.
+      seed: of the bootstrap over texts.
+    """
+    return bootstrap(mean, nll - reference, seed=seed)
 
 
 class _Grams(NamedTuple):

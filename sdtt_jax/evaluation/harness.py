@@ -10,16 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdtt_jax.config import require
+from sdtt_jax.config import positive, require
+from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
-from sdtt_jax.evaluation.cloze import Progress, causal_scores, greedy_hits, suffix_bounds
-from sdtt_jax.evaluation.continuations import (
-    Cloze,
-    Continuation,
-    causal_layout,
-    denoiser_layout,
-    encode,
-)
+from sdtt_jax.evaluation.cloze import Scores, scores
+from sdtt_jax.evaluation.continuations import Cloze, Continuation, encode
+from sdtt_jax.evaluation.settings import setting
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -27,32 +23,20 @@ from sdtt_jax.model.masked import Model
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How requests are answered.
+    """How requests are answered."""
 
-    Attributes:
-      num_steps: of the sampler, for generated text.
-      num_samples: maskings for each bound on a likelihood.
-      max_tokens: of generated text, where a request does not say.
-      batch_size: rows at once.
-      seed: of everything that is drawn.
-    """
-
-    num_steps: int = 32
-    num_samples: int = 32
-    max_tokens: int = 256
-    batch_size: int = 16
-    seed: int = 0
+    num_steps: int = setting(32, "Sampling steps of generated text.")
+    num_maskings: int = setting(32, "Maskings of each item for the bound on its likelihood.")
+    max_tokens: int = setting(256, "Tokens of generated text, where a request does not say.")
+    batch_size: int = setting(16, "Rows at once.")
+    seed: int = setting(0, "Of everything that is drawn.")
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "num_samples", "max_tokens", "batch_size"):
-            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
+        positive(self, "num_steps", "num_maskings", "max_tokens", "batch_size")
 
 
 def log_likelihoods(
-    model: Model | CausalModel,
-    pairs: Sequence[tuple[str, str]],
-    options: Options,
-    progress: Progress | None = None,
+    model: Model | CausalModel, pairs: Sequence[tuple[str, str]], options: Options
 ) -> list[tuple[float, bool]]:
     """log p(continuation | context) in nats, and whether it is what the model would write greedily.
 
@@ -61,8 +45,7 @@ def log_likelihoods(
     Args:
       model: with a tokenizer.
       pairs: contexts and continuations.
-      options: see `Options`.
-      progress: told rows done and rows in all.
+      options: how a bound is estimated.
 
     Raises:
       ConfigError: a continuation has no tokens, or more than the model reads.
@@ -70,7 +53,7 @@ def log_likelihoods(
     if not pairs:
         return []
     items = encode(model.text_tokenizer, [Cloze(*pair) for pair in pairs])
-    nll, greedy = _scores(model, items, options, progress)
+    nll, greedy = _scores(model, items, options)
     return [(-float(n), bool(g)) for n, g in zip(nll, greedy, strict=True)]
 
 
@@ -88,7 +71,7 @@ def rolling_log_likelihoods(
             owners.append(owner)
     if not windows:
         return []
-    nll, _ = _scores(model, windows, options, None)
+    nll, _ = _scores(model, windows, options)
     totals = np.zeros(len(texts))
     np.add.at(totals, owners, nll)
     return [-float(total) for total in totals]
@@ -104,11 +87,11 @@ def generations(
         `options.num_steps` steps.
       requests: context and the harness's settings: `until`, `max_gen_toks`, `temperature`, `top_k`, `top_p`,
         `do_sample`.
-      options: see `Options`.
+      options: steps and seed, and how many tokens where a request does not say.
     """
     tokenizer, length = model.text_tokenizer, _most(model)
     key = purpose_key(options.seed, "harness.generate")
-    found = []
+    texts = []
     for index, (context, wanted) in enumerate(requests):
         count = min(int(wanted.get("max_gen_toks") or options.max_tokens), length // 2)
         ids = tokenizer.encode_part(context)[-(length - count - 1) :]
@@ -123,8 +106,8 @@ def generations(
         until = wanted.get("until") or []
         for end in [until] if isinstance(until, str) else until:
             text = text.partition(end)[0] if end else text
-        found.append(text)
-    return found
+        texts.append(text)
+    return texts
 
 
 def _filled(
@@ -149,33 +132,11 @@ def _filters(wanted: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _scores(
-    model: Model | CausalModel,
-    items: Sequence[Continuation],
-    options: Options,
-    progress: Progress | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    tokenizer, size = model.text_tokenizer, options.batch_size
-    if isinstance(model, CausalModel):
-        layout = causal_layout(tokenizer, _most(model))
-        return causal_scores(
-            model.network, model.params, items, layout, batch_size=size, progress=progress
-        )
-    layout = denoiser_layout(tokenizer, model.config.length)
-    bounds = suffix_bounds(
-        model.diffusion,
-        model.params,
-        items,
-        purpose_key(options.seed, "harness.bounds"),
-        layout,
-        num_samples=options.num_samples,
-        batch_size=size,
-        # Without the weight of early times: for one token a single masking is exact.
-        estimator="times" if model.config.time_conditioned else "counts",
-        progress=progress,
-    )
-    hits = greedy_hits(model.diffusion, model.params, items, layout, batch_size=size)
-    return bounds, hits
+def _scores(model: Model | CausalModel, items: Sequence[Continuation], options: Options) -> Scores:
+    key = purpose_key(options.seed, "harness.bounds")
+    # Without the weight of early times: for one token a single masking is exact.
+    config = BoundConfig("counts", options.num_maskings)
+    return scores(model, items, key, config, batch_size=options.batch_size)
 
 
 def _most(model: Model | CausalModel) -> int:

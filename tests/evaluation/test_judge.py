@@ -1,6 +1,7 @@
 """The judge's scores. Oracles: the network's own log-softmax one text after the other; values by hand."""
 
 import itertools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,16 +9,16 @@ import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.judging import (
+from sdtt_jax.evaluation.judge import (
     check_vocabulary,
-    first_document,
     make_rows,
+    read,
     retokenise,
     same_tokens,
     score_texts,
 )
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
-from tests.worlds import noisy_params
+from tests.worlds import as_causal, noisy_params
 
 SEEN = 8
 NETWORK = GPT2Network(
@@ -25,6 +26,8 @@ NETWORK = GPT2Network(
 )
 PARAMS = noisy_params(NETWORK, 0)
 BOS = 10
+JUDGE = as_causal(NETWORK, PARAMS, SimpleNamespace(bos_id=BOS))
+GPT2 = GPT2Network(GPT2Config(vocab_size=50_257, length=8, num_layers=1, embed_dim=8, num_heads=2))
 RNG = np.random.default_rng(0)
 TEXTS = [RNG.integers(0, 11, n, dtype=np.int32) for n in (5, 8, 1, 3, 7)]
 
@@ -43,14 +46,14 @@ def _nll(context, text):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_texts_of_different_lengths_are_scored_whole(batch_size):
-    scores = score_texts(NETWORK, PARAMS, TEXTS, bos_id=BOS, batch_size=batch_size)
+    scores = score_texts(JUDGE, TEXTS, batch_size=batch_size)
     np.testing.assert_allclose(scores.nll, [_nll([BOS], text) for text in TEXTS], rtol=1e-5)
     np.testing.assert_array_equal(scores.scored, [len(text) for text in TEXTS])
     np.testing.assert_array_equal(scores.windows, 1)
 
 
 def test_without_bos_the_first_token_is_given():
-    scores = score_texts(NETWORK, PARAMS, TEXTS, bos_id=None, batch_size=8)
+    scores = score_texts(JUDGE, TEXTS, first_token="given", batch_size=8)
     expected = [_nll(text[:1], text[1:]) if len(text) > 1 else 0.0 for text in TEXTS]
     np.testing.assert_allclose(scores.nll, expected, rtol=1e-5)
     np.testing.assert_array_equal(scores.scored, [len(text) - 1 for text in TEXTS])
@@ -60,7 +63,8 @@ def test_without_bos_the_first_token_is_given():
 @pytest.mark.parametrize("bos", [None, BOS])
 def test_a_prompt_is_read_and_not_scored(bos):
     texts = [TEXTS[0], TEXTS[1][:7]]
-    scores = score_texts(NETWORK, PARAMS, texts, bos_id=bos, batch_size=8, given=3)
+    first = "given" if bos is None else "scored"
+    scores = score_texts(JUDGE, texts, first_token=first, batch_size=8, given=3)
     start = [] if bos is None else [bos]
     expected = [_nll(np.concatenate([start, t[:3]]).astype(int), t[3:]) for t in texts]
     np.testing.assert_allclose(scores.nll, expected, rtol=1e-5)
@@ -69,7 +73,7 @@ def test_a_prompt_is_read_and_not_scored(bos):
 
 def test_a_text_longer_than_the_judge_sees_is_cut_into_windows():
     text = RNG.integers(0, 11, 2 * SEEN + 3, dtype=np.int32)
-    scores = score_texts(NETWORK, PARAMS, [text, TEXTS[0]], bos_id=BOS, batch_size=3)
+    scores = score_texts(JUDGE, [text, TEXTS[0]], batch_size=3)
     stream = np.concatenate([[BOS], text])
     # Every window begins with the last token of the one before.
     parts = [stream[i : i + SEEN + 1] for i in range(0, len(text), SEEN)]
@@ -110,19 +114,25 @@ def test_another_tokenizer_reads_the_same_text(tokenizers):
     assert not same_tokens(gpt2, characters)
 
 
-def test_a_document_ends_at_the_first_eos_after_text():
-    """GPT-2: BOS and EOS are one token, here 9; a text may begin with it."""
-    for text, expected in (
-        ([9, 1, 2, 9, 3], [9, 1, 2, 9]),
-        ([1, 9, 9, 9], [1, 9]),
-        ([9, 9, 1], [9, 9, 1]),
-        ([], []),
-    ):
-        found = first_document(np.array(text, np.int32), 9, 9)
-        np.testing.assert_array_equal(found, expected)
+def test_texts_are_cut_at_their_end_if_that_is_asked_for(tokenizers):
+    """An EOS within a prompt ends nothing; prompt and continuation are converted each by itself."""
+    characters, gpt2 = tokenizers
+    ids = characters.encode("the lazy dog")
+    texts = [np.insert(ids, 8, characters.eos_id), np.insert(ids, 2, characters.eos_id), ids]
+    kept = read(None, texts, characters, "keep", given=3)
+    cut = read(None, texts, characters, "cut", given=3)
+    assert [len(text) for text in kept.texts] == [13, 13, 12]
+    assert [len(text) for text in cut.texts] == [9, 13, 12]
+    assert kept.facts["texts_that_end_early"] == cut.facts["texts_that_end_early"] == 1
+    judge = as_causal(GPT2, None, gpt2)
+    seen = read(judge, [ids], characters, "keep", given=4)
+    expected = [gpt2.encode("the "), gpt2.encode("lazy dog")]
+    np.testing.assert_array_equal(seen.seen[0], np.concatenate(expected))
+    assert seen.starts.tolist() == [len(expected[0])]
+    assert seen.facts["retokenised"]
 
 
 @pytest.mark.parametrize("token", [11, -1])
 def test_tokens_that_the_judge_does_not_have_are_named(token):
     with pytest.raises(ConfigError, match=f"token {token}"):
-        check_vocabulary(NETWORK, [np.array([1, token, 2])])
+        check_vocabulary(JUDGE, [np.array([1, token, 2])])

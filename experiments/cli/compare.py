@@ -41,12 +41,11 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
             dataclasses.replace(evaluation, name=path)
             for evaluation, path in zip(evaluations, paths, strict=True)
         ]
-    found = tables(evaluations)
     console = Console()
     if not console.is_terminal:
         # Where there is no terminal Rich assumes 80 columns, which would wrap the tables' cells.
         console = Console(width=WIDTH)
-    for table in found:
+    for table in tables(evaluations):
         shown = RichTable(title=table.title)
         for column in table.columns:
             shown.add_column(column)

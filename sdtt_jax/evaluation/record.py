@@ -15,15 +15,29 @@ import jax
 import numpy as np
 
 from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import as_path, write_bytes, write_json, write_text
-from sdtt_jax.reporting.evaluations import FORMAT
 
+FORMAT = "sdtt_jax evaluation 1"
+FOLDER = "evaluations"
+"""The folder in a run's directory whose JSON files its report shows."""
 PACKAGES = ("sdtt_jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 Json = dict[str, Any]
+Arrays = dict[str, np.ndarray]
 
 
-class Output:
+def own_path(model: Model | CausalModel) -> Path | None:
+    """The record of a model in its run's directory; None for models from elsewhere."""
+    root, facts = model.run_folder, model.facts
+    if root is None:
+        return None
+    name = f"round_{facts['round']:02d}" if facts.get("round") else facts["stage"]
+    return root / FOLDER / f"{name}.json"
+
+
+class Record:
     """A file of results that grows item by item, and beside it a folder of finished batches.
 
     An item whose inputs are those of an item in the file is not computed again; one that was cut off goes on
@@ -32,20 +46,29 @@ class Output:
 
     Args:
       path: the JSON file.
-      model: what identifies the model that is evaluated; a file of another one is refused.
+      model: `identity` of the model that is evaluated; a file of another one is refused.
+      log: called with one line for each result.
+      replace: begin a file of another model anew instead.
 
     Raises:
       ConfigError: the file is something else, or of another model.
     """
 
-    def __init__(self, path: str | Path, model: Json):
-        self.path = as_path(path)
+    def __init__(
+        self,
+        path: str | Path,
+        model: Json,
+        log: Callable[[str], None] = lambda _: None,
+        *,
+        replace: bool = False,
+    ):
+        self.path, self.log = as_path(path), log
         self._parts = self.path.with_name(self.path.stem + ".parts")
         self._content: Json = {"format": FORMAT, "model": model, "items": {}}
         if self.path.is_dir():
             raise ConfigError(f"--output={self.path} is a folder; name a file.")
         if self.path.exists():
-            self._content |= {"items": self._earlier(model)}
+            self._content["items"] = self._earlier(model, replace)
         self._content["environment"] = environment()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,11 +83,6 @@ class Output:
         """Results by name, of this call and earlier ones."""
         return {name: item["result"] for name, item in self._content["items"].items()}
 
-    def has(self, name: str, inputs: Json) -> bool:
-        """Whether an item is finished; all processes get the same answer."""
-        found = self._content["items"].get(name)
-        return processes.agree(found is not None and found["inputs"] == _plain(inputs))
-
     def item(self, name: str, inputs: Json, compute: Callable[[], Json]) -> Json:
         """The result of an item, computed if the file does not have it for these inputs.
 
@@ -73,10 +91,9 @@ class Output:
           inputs: everything that determines it, JSON-ready.
           compute: gives the result, JSON-ready.
         """
-        if self.has(name, inputs):
-            if name not in self._content["items"]:
-                raise UserError(_unseen(self.path))
-            return dict(self._content["items"][name]["result"])
+        stored = self._content["items"].get(name)
+        if processes.agree(stored is not None and stored["inputs"] == _plain(inputs)):
+            return dict(_seen(stored, self.path)["result"])
         began = time.monotonic()
         result = _plain(compute())
         self._content["items"][name] = {
@@ -88,47 +105,48 @@ class Output:
         return dict(result)
 
     def part(
-        self, name: str, inputs: Json, index: int, compute: Callable[[], dict[str, np.ndarray]]
-    ) -> dict[str, np.ndarray]:
-        """One batch of arrays, from the folder if it is there.
+        self, name: str, inputs: Json, part: int | str, compute: Callable[[], Arrays]
+    ) -> Arrays:
+        """One part of an item's work as arrays, from the folder if it is there and whole.
 
         Args:
-          name: what the batches make together.
-          inputs: everything that determines them, JSON-ready.
-          index: of the batch.
+          name: of the item.
+          inputs: everything that determines the arrays, JSON-ready.
+          part: number of a batch, or a name.
           compute: gives the arrays.
         """
-        path = self._parts / f"{name.replace('/', '_')}-{_digest(inputs)}" / f"{index:05d}.npz"
+        part = f"{part:05d}" if isinstance(part, int) else part
+        path = self._parts / f"{_file_name(name)}-{_digest(inputs)}" / f"{part}.npz"
         stored = _stored(path)
         if processes.agree(stored is not None):
-            if stored is None:
-                raise UserError(_unseen(path))
-            return stored
+            return dict(_seen(stored, path))
         arrays = compute()
         if processes.is_first():
             write_bytes(path, npz(arrays))
         return arrays
 
-    def write_texts(self, name: str, records: list[Json]) -> None:
+    def write_texts(self, name: str, texts: list[Json]) -> None:
         """An item's texts as JSON lines, in the folder beside the file."""
         if processes.is_first():
-            lines = "".join(json.dumps(_plain(record)) + "\n" for record in records)
-            write_text(self._parts / f"{name.replace('/', '_')}.jsonl", lines)
+            lines = "".join(json.dumps(_plain(text)) + "\n" for text in texts)
+            write_text(self._parts / f"{_file_name(name)}.jsonl", lines)
 
-    def _earlier(self, model: Json) -> Json:
+    def _earlier(self, model: Json, replace: bool) -> Json:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ConfigError(
-                f"--output={self.path} exists and is not JSON ({error}); give another file."
+                f"{self.path} exists and is not JSON ({error}); remove it or give another file."
             ) from None
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             raise ConfigError(
-                f"--output={self.path} exists and is no evaluation; give another file."
+                f"{self.path} exists and is no evaluation; remove it or give another file."
             )
         if content["items"] and content["model"]["digest"] != model["digest"]:
+            if replace:
+                return {}
             raise ConfigError(
-                f"--output={self.path} holds the evaluation of {content['model']['path']} "
+                f"{self.path} holds the evaluation of {content['model']['path']} "
                 f"({content['model']['digest'][:12]}), not of {model['path']} ({model['digest'][:12]}); give "
                 "another file."
             )
@@ -139,11 +157,7 @@ class Output:
             write_json(self.path, self._content, allow_nan=False)
 
 
-def _unseen(path: Path) -> str:
-    return f"Process {jax.process_index()} does not see {path}, but process 0 does."
-
-
-def npz(arrays: dict[str, np.ndarray]) -> bytes:
+def npz(arrays: Arrays) -> bytes:
     """The content of a file of named arrays."""
     content = io.BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]
@@ -197,7 +211,11 @@ def _digest(inputs: Json) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _stored(path: Path) -> dict[str, np.ndarray] | None:
+def _file_name(item: str) -> str:
+    return item.replace("/", "_")
+
+
+def _stored(path: Path) -> Arrays | None:
     if not path.exists():
         return None
     try:
@@ -205,3 +223,10 @@ def _stored(path: Path) -> dict[str, np.ndarray] | None:
             return dict(file)
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
         return None
+
+
+def _seen(found: Any, path: Path) -> Any:
+    """What process 0 has found, which the others must find too."""
+    if found is None:
+        raise UserError(f"Process {jax.process_index()} does not see {path}, but process 0 does.")
+    return found

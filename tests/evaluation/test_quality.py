@@ -1,4 +1,4 @@
-"""Repetition within and between texts. Oracles: NLTK, and the definitions written out."""
+"""What texts are worth. Oracles: NLTK, definitions written out, normal theory for the bootstrap."""
 
 import itertools
 
@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.diversity import (
+from sdtt_jax.evaluation.bootstrap import bootstrap, exp_ratio
+from sdtt_jax.evaluation.judge import Scores
+from sdtt_jax.evaluation.quality import (
     distinct_n,
+    paired_log_ratio,
+    quality,
     repeated_ngram_rate,
     self_bleu,
     self_bleu_scores,
+    unigram_entropy,
 )
 
 SENTENCES = (
@@ -122,3 +127,42 @@ def test_a_single_token_over_and_over_is_all_repetition():
 def test_what_cannot_be_counted_is_refused(call, message):
     with pytest.raises(ConfigError, match=message):
         call()
+
+
+def test_unigram_entropy():
+    tokens = np.array([[7, 7, 7, 7], [1, 2, 1, 2], [1, 2, 3, 4], [5, 5, 5, 6]])
+    expected = [0, np.log(2), np.log(4), -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))]
+    np.testing.assert_allclose(unigram_entropy(tokens), expected, atol=1e-12)
+
+
+def test_perplexity_and_its_interval():
+    """The bootstrap of a mean of 400 normal values against normal theory: within 10 % of its width."""
+    nll = np.random.default_rng(0).normal(3.0, 0.5, 400)
+    interval = bootstrap(exp_ratio, nll * 7, np.full(400, 7), seed=1)
+    assert interval.value == pytest.approx(np.exp(nll.mean()))
+    half = 1.96 * nll.std(ddof=1) / 20
+    assert np.log(interval.low) == pytest.approx(nll.mean() - half, abs=0.1 * half)
+    assert np.log(interval.high) == pytest.approx(nll.mean() + half, abs=0.1 * half)
+    assert bootstrap(exp_ratio, nll * 7, np.full(400, 7), seed=1) == interval
+
+
+def test_pairing_takes_out_what_texts_have_in_common():
+    rng = np.random.default_rng(2)
+    common, own = rng.normal(3, 1, 500), rng.normal(-0.1, 0.05, 500)
+    ratio = paired_log_ratio(common + own, common, seed=0)
+    assert ratio.low < ratio.value < ratio.high < 0
+    assert ratio.value == pytest.approx(own.mean())
+    assert ratio.high - ratio.low < 0.02, "unpaired it would be 0.25 wide"
+
+
+def test_a_prompt_counts_in_no_figure():
+    """Texts that differ in their prompts alone; long texts and short ones weigh by their tokens."""
+    texts = [np.array([9, 8, 1, 2, 3, 4]), np.array([7, 7, 1, 1])]
+    scores = Scores(np.array([4.0, 4.0]), np.array([4, 2]), np.array([1, 3]))
+    result = quality(texts, scores, seed=0, given=2)
+    assert result["gen_ppl"] == pytest.approx(np.exp(8 / 6))
+    assert result["gen_ppl_median"] == pytest.approx(np.exp(1.5))
+    assert result["entropy"] == pytest.approx(np.log(4) / 2)
+    assert result["distinct_1"] == pytest.approx(4 / 6)
+    assert (result["scored_tokens"], result["texts_in_several_windows"]) == (6, 1)
+    assert "gen_ppl" not in quality(texts, None, seed=0)

@@ -1,0 +1,66 @@
+"""Flags from the fields of a dataclass: one for each, with its default and the help in its metadata."""
+
+import dataclasses
+from typing import Any, TypeVar
+
+from absl import flags
+
+from sdtt_jax.config import require
+
+T = TypeVar("T")
+# What is defined here is the flag of the module that asks for it, and in its --help.
+flags.disclaim_key_flags()
+_DEFINE: dict[type, Any] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+
+
+def define_checkpoint(name: str = "checkpoint") -> flags.FlagHolder[str | None]:
+    """Defines the flag that names a model."""
+    return flags.DEFINE_string(
+        name,
+        None,
+        "A run (its last finished round), a round, a teacher, a judge or a final folder (local or gs://); a "
+        ".safetensors file or its folder; or a repository of the hub, OWNER/NAME[@REVISION].",
+    )
+
+
+def show_in_help(*names: str) -> None:
+    """Lists flags that another module defines: --help shows a module's own and those that it declares."""
+    for name in names:
+        flags.declare_key_flag(name)
+
+
+def define_flags(kind: type) -> None:
+    """Defines a flag for every field of a dataclass; those that are tuples are lists with commas."""
+    for field in dataclasses.fields(kind):
+        text = field.metadata["help"]
+        if isinstance(field.default, tuple):
+            flags.DEFINE_list(field.name, [str(value) for value in field.default], text)
+        else:
+            _DEFINE[type(field.default)](field.name, field.default, text)
+
+
+def from_flags(kind: type[T]) -> T:
+    """The dataclass that the flags describe.
+
+    Raises:
+      ConfigError: naming the flag.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        value = flags.FLAGS[field.name].value
+        values[field.name] = _items(field, value) if isinstance(field.default, tuple) else value
+    return kind(**values)
+
+
+def _items(field: Any, value: list[str] | None) -> tuple[Any, ...]:
+    texts = [text.strip() for text in value or []]
+    if isinstance(field.default[0], str):
+        return tuple(texts)
+    for text in texts:
+        require(text.isdecimal(), f"--{field.name}: {text!r} is no whole number.")
+    return tuple(sorted({int(text) for text in texts}))

@@ -1,4 +1,0 @@
-"""The parts of `experiments.evaluate`.
-
-They may use the library and `experiments.cli`.
-"""

@@ -1,0 +1,173 @@
+"""Estimators of the NELBO, of whole texts or of the tokens that follow a beginning.
+
+With m the move chance, the bound of masked diffusion is the integral of f(m) dm / m between the move
+chances of the smallest time and of time 1, f(m) the expected negative log-likelihood of what is masked at m
+(MDLM, arXiv 2406.07524, equation 10). The estimators differ in how they draw the masks:
+
+independent   a time t for each row, uniform.
+antithetic    the same, with the times of rows that belong together spread evenly.
+importance    log m uniform and spread evenly: the weight is flat, but most masks are nearly empty.
+low-variance  the number of masked tokens uniform in 1 … L and spread evenly, then a set of that size
+              (arXiv 2502.09992, equation 14): no variance from how many tokens a mask happens to have. The
+              weights are those of the schedule, so that the integral is the same.
+counts        the same for move chances from 0 to 1, which the schedule's eps cuts short: the weight is
+              L / n, so that for a single token one masking is exact.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import betainc
+
+from sdtt_jax.config import one_of, positive
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.forward import SAMPLING_EPS, mask_tokens
+from sdtt_jax.diffusion.nelbo import masked_nll, nelbo_weight
+from sdtt_jax.diffusion.schedule import Schedule
+
+# Stands in for the random numbers of tokens that must not be masked.
+NEVER = 2.0
+
+
+class Masking(NamedTuple):
+    """Masked texts and what they say of the bound.
+
+    Attributes:
+      x_t: `[rows, length]` int32.
+      sigma: `[rows]` float32, total noise, which a time-conditioned network sees.
+      weight: `[rows]` float32, by which the negative log-likelihood of the masked tokens is multiplied.
+    """
+
+    x_t: jax.Array
+    sigma: jax.Array
+    weight: jax.Array
+
+
+class Noise(NamedTuple):
+    """What a masking is made from.
+
+    Attributes:
+      u: `[rows]` float32 in [0, 1), decides how much is masked.
+      tokens: `[rows, length]` float32 in [0, 1), decides what is masked; `NEVER` for tokens that stay.
+    """
+
+    u: jax.Array
+    tokens: jax.Array
+
+
+class Estimator(NamedTuple):
+    """One way to mask.
+
+    Attributes:
+      mask: `mask(diffusion, x0, noise)` gives a `Masking`.
+      spread: whether `Noise.u` of rows that belong together lies on an even grid (each is still uniform).
+    """
+
+    mask: Callable[[MaskedDiffusion, jax.Array, Noise], Masking]
+    spread: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundConfig:
+    """How a bound is estimated.
+
+    Attributes:
+      estimator: one of `ESTIMATORS`.
+      num_maskings: independent maskings of each text.
+    """
+
+    estimator: str = "antithetic"
+    num_maskings: int = 1
+
+    def __post_init__(self) -> None:
+        one_of(self, estimator=ESTIMATORS)
+        positive(self, "num_maskings")
+
+
+def bound(
+    diffusion: MaskedDiffusion, params: Any, x0: jax.Array, noise: Noise, estimator: str
+) -> jax.Array:
+    """An estimate of the bound of each row from one masking: `[rows]` float32, nats.
+
+    Args:
+      diffusion, params: the model.
+      x0: `[rows, length]` int32.
+      noise: independent for each row but for what the estimator's `spread` asks for. The bound is of the
+        tokens whose noise is not `NEVER`; the others are given.
+      estimator: one of `ESTIMATORS`.
+    """
+    return masking_bound(diffusion, params, x0, ESTIMATORS[estimator].mask(diffusion, x0, noise))
+
+
+def masking_bound(
+    diffusion: MaskedDiffusion, params: Any, x0: jax.Array, masking: Masking
+) -> jax.Array:
+    """The estimate that a given masking of `x0: [rows, length]` int32 makes: `[rows]` float32, nats."""
+    nll = masked_nll(diffusion, params, x0, masking.x_t, masking.sigma)
+    # MASK that belongs to the row, and not to the masking, is nothing to predict.
+    return jnp.where(x0 == diffusion.mask_id, 0.0, nll).sum(axis=-1) * masking.weight
+
+
+def count_weight(n: jax.Array, length: jax.Array, low: float, high: float) -> jax.Array:
+    """What a mask of n tokens weighs when n is uniform in 1 … length: float32 of the shape of `n`.
+
+    The integral of Binomial(n; length, m) dm / m between the move chances `low` and `high`, times length;
+    for all move chances from 0 to 1 it is length / n.
+    """
+    n, length = jnp.asarray(n, jnp.float32), jnp.asarray(length, jnp.float32)
+    behind = length - n + 1
+    return (betainc(n, behind, high) - betainc(n, behind, low)) * length / n
+
+
+def _by_time(diffusion: MaskedDiffusion, x0: jax.Array, noise: Noise) -> Masking:
+    schedule = diffusion.schedule
+    t = SAMPLING_EPS + (1.0 - SAMPLING_EPS) * noise.u
+    x_t = mask_tokens(x0, noise.tokens, schedule.move_chance(t), diffusion.mask_id)
+    return Masking(x_t, schedule.sigma(t), nelbo_weight(schedule, t))
+
+
+def _by_weight(diffusion: MaskedDiffusion, x0: jax.Array, noise: Noise) -> Masking:
+    low, high = (jnp.log(m) for m in _move_chances(diffusion.schedule))
+    move_chance = jnp.exp(low + (high - low) * noise.u)
+    x_t = mask_tokens(x0, noise.tokens, move_chance, diffusion.mask_id)
+    return Masking(x_t, -jnp.log1p(-move_chance), jnp.full_like(noise.u, high - low))
+
+
+def _by_count(
+    diffusion: MaskedDiffusion, x0: jax.Array, noise: Noise, *, whole_range: bool
+) -> Masking:
+    """Masks exactly n tokens, n uniform.
+
+    A time-conditioned network also needs a time that goes with n: given n, the move chance is
+    Beta(n, L - n + 1), as is the n-th smallest of L uniform numbers, which does not depend on their order.
+    """
+    length = (noise.tokens < NEVER).sum(axis=-1)
+    n = jnp.minimum(jnp.floor(noise.u * length).astype(jnp.int32), length - 1) + 1
+    ordered = jnp.sort(noise.tokens, axis=-1)
+    last = jnp.take_along_axis(ordered, n[:, None] - 1, axis=-1)
+    rank = jnp.argsort(jnp.argsort(noise.tokens, axis=-1), axis=-1)
+    x_t = jnp.where(rank < n[:, None], diffusion.mask_id, x0).astype(jnp.int32)
+    low, high = _move_chances(diffusion.schedule)
+    sigma = -jnp.log1p(-jnp.clip(last[:, 0], low, high))
+    weight = length / n if whole_range else count_weight(n, length, low, high)
+    return Masking(x_t, sigma, weight)
+
+
+def _move_chances(schedule: Schedule) -> tuple[float, float]:
+    """At the smallest time and at time 1."""
+    with jax.ensure_compile_time_eval():
+        low, high = schedule.move_chance(jnp.array([SAMPLING_EPS, 1.0], jnp.float32))
+        return float(low), float(high)
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "independent": Estimator(_by_time, spread=False),
+    "antithetic": Estimator(_by_time, spread=True),
+    "importance": Estimator(_by_weight, spread=True),
+    "low-variance": Estimator(functools.partial(_by_count, whole_range=False), spread=True),
+    "counts": Estimator(functools.partial(_by_count, whole_range=True), spread=True),
+}

@@ -1,0 +1,153 @@
+"""What an evaluation is asked for: every field is a flag of `experiments.evaluate`, with its help."""
+
+import dataclasses
+from typing import Any
+
+from sdtt_jax.config import choose, one_of, positive, require, within
+from sdtt_jax.diffusion.estimators import ESTIMATORS
+from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.evaluation.tasks import TASKS
+from sdtt_jax.networks.config import COMPUTE_DTYPES
+
+FIRST_TOKEN = ("scored", "given")
+ENDS = ("keep", "cut")
+
+
+def setting(default: Any, help_text: str) -> Any:
+    """A field with the help of its flag."""
+    return dataclasses.field(default=default, metadata={"help": help_text})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How texts are drawn, whatever the number of steps."""
+
+    seed: int = setting(0, "Equal seeds give equal texts.")
+    batch_size: int = setting(
+        32, "Texts at once, up to a multiple of the devices; part of what determines the draws."
+    )
+    mode: str = setting(
+        SamplerConfig.mode,
+        "grid: steps on a grid of times. first-hitting: tokens in a random order, spread evenly over the "
+        "network calls.",
+    )
+    time_grid: str = setting(SamplerConfig.time_grid, "Times of the sampler: uniform or cosine.")
+    temperature: float = setting(SamplerConfig.temperature, "Divides the logits; 0 is greedy.")
+    top_k: int = setting(SamplerConfig.top_k, "Top-k filtering; 0 is off.")
+    top_p: float = setting(SamplerConfig.top_p, "Nucleus filtering; 1 is off.")
+
+    def __post_init__(self) -> None:
+        within("[0, 2147483648)", self, "seed")
+        positive(self, "batch_size")
+        self.sampler(1)
+
+    @property
+    def filters(self) -> dict[str, Any]:
+        """Of the token distribution, as causal models take them too."""
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+
+    def sampler(self, num_steps: int) -> SamplerConfig:
+        """The sampler at a number of steps."""
+        return SamplerConfig(
+            num_steps=num_steps, mode=self.mode, time_grid=self.time_grid, **self.filters
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Sampling):
+    """Everything that determines an evaluation but the models."""
+
+    compute_dtype: str = setting(
+        "",
+        "Dtype of the activations of the checkpoint and its baseline, float32 or bfloat16; by default what "
+        "they were trained with.",
+    )
+    judge_compute_dtype: str = setting(
+        "",
+        "Dtype of the judge's activations, float32 or bfloat16; by default what it was trained with.",
+    )
+    num_steps: tuple[int, ...] = setting((4, 8, 16, 32, 64), "Sampling steps, with commas.")
+    num_texts: int = setting(1024, "Texts for each number of steps.")
+    length: int = setting(0, "Tokens of a text; 0 is the model's own length.")
+    prompts: str = setting(
+        "", "JSON lines whose beginnings are continued; by default those of held-out text are."
+    )
+    num_prompts: int = setting(
+        0, "Prompts to continue; 0 is all of --prompts, or none without --prompts."
+    )
+    prompt_tokens: int = setting(50, "Tokens of a prompt.")
+    continuation_tokens: int = setting(50, "Tokens written after a prompt.")
+    continuations: int = setting(5, "Continuations of each prompt.")
+    held_out: str = setting(
+        "",
+        "Real text: a file or folder, or a named set (wikitext2, ptb, …); by default the validation split of "
+        "the checkpoint's run.",
+    )
+    held_out_folder: str = setting(
+        "", "Holds the files of the named set; by default the hub's copy is taken."
+    )
+    wrap: bool = setting(
+        False,
+        "Sequences of a --held_out file are [BOS] text [EOS], as published models were trained.",
+    )
+    held_out_texts: int = setting(1024, "Sequences of held-out text at most; 0 is all.")
+    estimators: tuple[str, ...] = setting(
+        ("antithetic", "importance", "low-variance"),
+        f"Estimators of the likelihood bound, with commas: {', '.join(ESTIMATORS)}.",
+    )
+    num_maskings: int = setting(8, "Maskings of each text for each estimator of the bound.")
+    first_token: str = setting(
+        "scored",
+        "scored: the first token is scored after BOS. given: it is not, and BOS is left out.",
+    )
+    ends: str = setting(
+        "keep",
+        "keep: texts are scored whole, EOS being a token like others (packed text is so). cut: a text ends "
+        "at its first EOS.",
+    )
+    latency_steps: tuple[int, ...] = setting(
+        (4, 8, 16, 32, 64, 128, 256, 512, 1024), "Sampling steps that are timed, with commas."
+    )
+    latency_batches: tuple[int, ...] = setting(
+        (1, 8, 32), "Batch sizes that are timed, with commas."
+    )
+    repeats: int = setting(5, "Repetitions of each timing, after one to warm up.")
+    latency_budget_s: float = setting(
+        60.0, "Seconds of repetitions after which a timing is content with those it has."
+    )
+    texts: str = setting("", "JSON lines of the texts that --suite=judge scores.")
+    arrays: str = setting(
+        "", "An .npz file to which --suite=judge also writes -log p of every token, and the logits."
+    )
+    task: str = setting("lambada", f"What --suite=lambada scores: {', '.join(TASKS)}.")
+    task_file: str = setting(
+        "", "The JSONL file of --suite=lambada, with the fields of the hub's data set."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(
+            self,
+            "num_texts",
+            "prompt_tokens",
+            "continuation_tokens",
+            "continuations",
+            "num_maskings",
+            "repeats",
+        )
+        within("[0, inf)", self, "length", "num_prompts", "held_out_texts", "latency_budget_s")
+        dtypes = ("", *COMPUTE_DTYPES)
+        one_of(self, first_token=FIRST_TOKEN, ends=ENDS, task=TASKS)
+        one_of(self, compute_dtype=dtypes, judge_compute_dtype=dtypes)
+        for name in ("num_steps", "latency_steps", "latency_batches", "estimators"):
+            require(len(getattr(self, name)) > 0, f"{name} must name at least one.")
+        for name in ("num_steps", "latency_steps", "latency_batches"):
+            for value in getattr(self, name):
+                positive(**{name: value})
+        for estimator in self.estimators:
+            choose("estimators", estimator, ESTIMATORS)
+
+    @property
+    def prompted(self) -> bool:
+        """Whether prompts are continued."""
+        return bool(self.prompts or self.num_prompts)

@@ -1,0 +1,95 @@
+"""The models of one evaluation: the subject, its judge and its causal baseline."""
+
+import dataclasses
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from sdtt_jax.config import require
+from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.interchange.load import load_named
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
+
+OWN = "own"
+NONE = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What a suite measures, and with whose help.
+
+    Attributes:
+      model: what is evaluated.
+      settings: what is asked for.
+      judge: scores generated text; None if nobody does.
+      baseline: a causal model that writes text beside a denoiser; None for none.
+      data: the prepared data of the model's run, whose validation split is held-out text unless the settings
+        name another; None for none.
+    """
+
+    model: Model | CausalModel
+    settings: Settings
+    judge: CausalModel | None = None
+    baseline: CausalModel | None = None
+    data: Path | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of a text."""
+        return self.settings.length or int(self.model.config.length)
+
+    @property
+    def causal(self) -> CausalModel | None:
+        """The model that writes token by token: the one that is evaluated if it does, or the baseline."""
+        return self.model if isinstance(self.model, CausalModel) else self.baseline
+
+
+def load_subject(
+    settings: Settings, checkpoint: str | None, judge: str, baseline: str, mesh: Mesh | None
+) -> Subject:
+    """Loads what the names say; `Subject.data` is for the caller to fill in.
+
+    Args:
+      settings: compute dtypes and length.
+      checkpoint: what is evaluated; None: the judge itself.
+      judge: a path or repository; "own" is the judge of the checkpoint's run, if it has one; "none".
+      baseline: a path or repository; "own" is the judge of the checkpoint's run, which is the causal model
+        of the same text; "none".
+      mesh: where the parameters live; None is the first device.
+
+    Raises:
+      ConfigError: there is neither a checkpoint nor a judge, or the length exceeds the model's.
+      CheckpointError: a judge or baseline is not causal, or one of the models cannot be loaded.
+    """
+    compute_dtype = settings.compute_dtype or None
+    model = None
+    if checkpoint is not None:
+        model = load_named(checkpoint, mesh=mesh, compute_dtype=compute_dtype)
+    run = None if model is None else model.run_folder
+    own = str(run / "judge") if run is not None and (run / "judge" / "final").is_dir() else NONE
+
+    def causal(name: str, flag: str, compute_dtype: str | None) -> CausalModel | None:
+        name = own if name == OWN else name
+        if name == NONE:
+            return None
+        loaded = load_named(name, mesh=mesh, compute_dtype=compute_dtype)
+        if isinstance(loaded, CausalModel):
+            return loaded
+        raise CheckpointError(
+            f"--{flag}={name} holds a denoiser; a {flag} is causal: a GPT-2, or a run's judge folder."
+        )
+
+    scorer = causal(judge, "judge", settings.judge_compute_dtype or None)
+    if model is None:
+        if scorer is None:
+            raise ConfigError("--checkpoint is missing, and so is --judge; see --help.")
+        model = scorer
+    limit = model.config.length
+    require(
+        settings.length <= limit,
+        f"length={settings.length} exceeds the model's {limit} tokens; shorten it.",
+    )
+    beside = causal(baseline, "baseline", compute_dtype) if isinstance(model, Model) else None
+    return Subject(model, settings, scorer, beside)

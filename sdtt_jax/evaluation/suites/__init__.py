@@ -1,0 +1,125 @@
+"""The suites of an evaluation: each measures a subject and puts what it finds into a record.
+
+A new suite is a module here, whose function `suite(subject, record)` computes items `NAME/…` of the record,
+and a row in the table below. It may use every measure of sdtt_jax.evaluation.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sdtt_jax.evaluation.record import Record
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.suites import cloze, generation, given, latency, likelihood
+
+
+class Table(NamedTuple):
+    """How a report lays out items of a record.
+
+    Attributes:
+      title: of the table.
+      items: those whose names begin with `items/`.
+      columns: heads and cells. A cell names fields of an item in braces: "{who}" is the model or
+        setting, and a number is shown with its interval if it has one. ":4" asks for so many digits and no
+        interval, ":ms" for milliseconds, ":bound" for "≤" before what is a bound. Columns without a value are
+        left out.
+    """
+
+    title: str
+    items: str
+    columns: tuple[tuple[str, str], ...]
+
+
+class Suite(NamedTuple):
+    """One row of the table of suites.
+
+    Attributes:
+      run: `run(subject, record)`; finished items are not computed again.
+      help: what it measures, for a command's help.
+      tables: of the report.
+    """
+
+    run: Callable[[Subject, Record], None]
+    help: str
+    tables: tuple[Table, ...]
+
+
+TEXTS = (
+    ("texts", "{who}"),
+    ("calls", "{nfe}"),
+    ("tokens", "{scored_tokens}"),
+    ("perplexity", "{gen_ppl}"),
+    ("of the median text", "{gen_ppl_median:3}"),
+    ("entropy", "{entropy}"),
+    ("distinct-2", "{distinct_2}"),
+    ("self-BLEU", "{self_bleu}"),
+    ("repeated 4-grams", "{repeated_4gram_rate}"),
+    ("MAUVE", "{mauve}"),
+)
+
+SUITES: dict[str, Suite] = {
+    "generation": Suite(
+        generation.suite,
+        "generative perplexity with entropy, self-BLEU, distinct n-grams, repetition, MAUVE, calls",
+        (
+            Table("Generated texts", "generation/unconditional", TEXTS),
+            Table("Continued prompts", "generation/prompted", TEXTS),
+        ),
+    ),
+    "judge": Suite(
+        given.suite, "any texts under the judge (--texts)", (Table("Given texts", "judge", TEXTS),)
+    ),
+    "likelihood": Suite(
+        likelihood.suite,
+        "bounds on the perplexity of held-out text by several estimators; the causal model's exact value",
+        (
+            Table(
+                "Likelihood of held-out text",
+                "likelihood",
+                (
+                    ("estimator", "{who}"),
+                    ("text", "{num_texts} × {length}, {source}"),
+                    ("perplexity", "{perplexity:bound}"),
+                    ("bits per token", "{bits_per_token:4}"),
+                    ("error of the masks", "{masking_error}"),
+                ),
+            ),
+        ),
+    ),
+    "lambada": Suite(
+        cloze.suite,
+        "last words of texts, or multiple choice (--task, --task_file): perplexity and accuracy",
+        (
+            Table(
+                "Last words and choices",
+                "lambada",
+                (
+                    ("task", "{task}"),
+                    ("how", "{who}"),
+                    ("texts", "{num_texts}"),
+                    ("perplexity", "{perplexity}"),
+                    ("accuracy", "{accuracy}"),
+                    ("by character", "{accuracy_normalised}"),
+                ),
+            ),
+        ),
+    ),
+    "latency": Suite(
+        latency.suite,
+        "seconds and tokens per second against a causal model of the same size with a key-value cache",
+        (
+            Table(
+                "Latency",
+                "latency",
+                (
+                    ("what", "{who}"),
+                    ("batch", "{batch}"),
+                    ("seconds", "{seconds}"),
+                    ("tokens/s", "{tokens_per_second}"),
+                    ("ms per call", "{seconds_per_call:ms}"),
+                    ("calls", "{nfe}"),
+                    ("compile s", "{compile_s}"),
+                ),
+            ),
+        ),
+    ),
+}

@@ -1,0 +1,85 @@
+"""The suite "lambada": the ends of texts by likelihood and by the most probable tokens; multiple choice."""
+
+from typing import Any
+
+import numpy as np
+
+from sdtt_jax.config import require
+from sdtt_jax.diffusion.estimators import BoundConfig
+from sdtt_jax.evaluation.bootstrap import bootstrap, exp_mean, mean
+from sdtt_jax.evaluation.cloze import Scores, choice_hits, scores
+from sdtt_jax.evaluation.continuations import Choice, encode
+from sdtt_jax.evaluation.record import Json, Record, digest_of
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.tasks import read_task
+from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
+from sdtt_jax.parallel import processes
+from sdtt_jax.progress import make_progress
+
+
+def suite(subject: Subject, record: Record) -> None:
+    """Runs the suite: LAMBADA's perplexity and accuracy, or the accuracy of a multiple-choice set."""
+    settings = subject.settings
+    require(bool(settings.task_file), "--suite=lambada needs a --task_file.")
+    task = read_task(settings.task, settings.task_file)
+    if isinstance(subject.model, Model):
+        _item(subject, subject.model, record, "bound", task)
+    if subject.causal is not None:
+        _item(subject, subject.causal, record, "autoregressive", task)
+
+
+def _item(
+    subject: Subject, model: Model | CausalModel, record: Record, how: str, task: list[Any]
+) -> None:
+    settings = subject.settings
+    name = f"lambada/{settings.task}_{how}"
+    choices = [item for item in task if isinstance(item, Choice)]
+    clozes = [cloze for choice in choices for cloze in choice.clozes()] if choices else task
+    items = encode(model.text_tokenizer, clozes)
+    inputs: Json = {
+        "model": {k: model.identity[k] for k in ("digest", "compute_dtype")},
+        "texts": digest_of([ids for item in items for ids in item]),
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+    }
+    if how == "bound":
+        inputs["num_maskings"] = settings.num_maskings
+
+    def compute() -> Json:
+        total = len(items) * (settings.num_maskings if how == "bound" else 1)
+        with make_progress(name, total, shown=processes.is_first()) as progress:
+            found = scores(
+                model,
+                items,
+                purpose_key(settings.seed, "evaluate.lambada"),
+                BoundConfig("antithetic", settings.num_maskings),
+                batch_size=settings.batch_size,
+                progress=lambda done, _: progress.update(done, {}),
+            )
+        kind = "diffusion" if how == "bound" else "autoregressive"
+        facts = {"kind": kind, "task": settings.task, "source": settings.task_file}
+        return facts | {"num_texts": len(task)} | _measures(choices, found, settings)
+
+    result = record.item(name, inputs, compute)
+    perplexity = f"perplexity {result['perplexity']:.2f}, " if "perplexity" in result else ""
+    record.log(
+        f"  {result['task']}, {how}: {perplexity}accuracy {result['accuracy']:.3f} "
+        f"({result['accuracy_low']:.3f}–{result['accuracy_high']:.3f})"
+    )
+
+
+def _measures(choices: list[Choice], found: Scores, settings: Settings) -> Json:
+    """LAMBADA: perplexity per text, not per token, as the reference has it. Choices: accuracy by likelihood,
+    plain and for each character of an ending."""
+
+    def share(hits: np.ndarray, name: str) -> Json:
+        return bootstrap(mean, hits.astype(np.float64), seed=settings.seed).named(name)
+
+    if not choices:
+        perplexity = bootstrap(exp_mean, found.nll, seed=settings.seed)
+        return perplexity.named("perplexity") | share(found.greedy, "accuracy")
+    hits = choice_hits(choices, found.nll)
+    return share(hits.plain, "accuracy") | share(hits.normalised, "accuracy_normalised")

@@ -1,0 +1,266 @@
+"""The suite "generation": texts at every number of steps, causal and real ones, all judged alike."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from sdtt_jax.config import require, to_mapping
+from sdtt_jax.evaluation.judge import Reading, Scores, bos_of, read, score_texts
+from sdtt_jax.evaluation.mauve import MauveConfig, mauve_score, text_features
+from sdtt_jax.evaluation.quality import quality
+from sdtt_jax.evaluation.record import Json, Record, digest_of
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.texts import held_out, held_out_name, openings
+from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.batches import Written, join
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
+from sdtt_jax.parallel import processes
+from sdtt_jax.progress import tracked
+
+EXAMPLES = 3
+
+
+class Setup(NamedTuple):
+    """What texts are written from.
+
+    Attributes:
+      name: "unconditional" or "prompted".
+      prompts: `[texts, given]` int32.
+      length: tokens of a text, prompt included.
+      real: `[real texts, length]` int32 to compare with; None where there is none.
+    """
+
+    name: str
+    prompts: np.ndarray
+    length: int
+    real: np.ndarray | None
+
+    @property
+    def given(self) -> int:
+        return int(self.prompts.shape[1])
+
+
+class Writer(NamedTuple):
+    """Where a set-up's texts come from: a model at one setting, or the real world.
+
+    Attributes:
+      name: of the item.
+      model: whose tokens the texts are.
+      batches: write them, batch by batch; the texts are the last tokens of each row.
+      facts: of the result.
+      inputs: everything that determines the texts.
+    """
+
+    name: str
+    model: Model | CausalModel
+    batches: list[Callable[[], Written]]
+    facts: Json
+    inputs: Json
+
+
+class Judged(NamedTuple):
+    """Texts, and what the judge says of them.
+
+    Attributes:
+      tokens: `[texts, length]` int32.
+      nfe: `[texts]`, network calls; NaN for real texts.
+      reading: the texts as the judge reads them.
+      scores: None without a judge.
+    """
+
+    tokens: np.ndarray
+    nfe: np.ndarray
+    reading: Reading
+    scores: Scores | None
+
+
+def suite(subject: Subject, record: Record) -> None:
+    """Runs the suite; finished items are not computed again."""
+    for setup in setups(subject):
+        every = writers(subject, setup)
+        real = next((writer for writer in every if writer.facts["kind"] == "real"), None)
+        for writer in every:
+            compared = setup.given > 0 and writer is not real
+            _item(subject, record, setup, writer, real if compared else None)
+
+
+def setups(subject: Subject) -> list[Setup]:
+    """Unconditional texts, and continuations of prompts if they are asked for."""
+    settings = subject.settings
+    result = []
+    if not settings.prompts:
+        real = held_out(subject, settings.num_texts) if held_out_name(subject) else None
+        nothing = np.zeros((settings.num_texts, 0), np.int32)
+        result.append(Setup("unconditional", nothing, subject.length, real))
+    if settings.prompted:
+        whole = settings.prompt_tokens + settings.continuation_tokens
+        limit = subject.model.config.length
+        require(
+            whole <= limit,
+            f"prompt_tokens and continuation_tokens are {whole} together, the model's texts {limit}; shorten "
+            "them.",
+        )
+        starts = openings(subject)
+        prompts = np.repeat(starts[:, : settings.prompt_tokens], settings.continuations, axis=0)
+        real = starts if starts.shape[1] == whole else None
+        result.append(Setup("prompted", prompts, whole, real))
+    return result
+
+
+def writers(subject: Subject, setup: Setup) -> list[Writer]:
+    """Real text, the model at every number of steps, then the causal one."""
+    settings, model, causal = subject.settings, subject.model, subject.causal
+    result = [] if setup.real is None else [_real(subject, setup, setup.real)]
+    name, free = f"evaluate.{setup.name}", setup.length - setup.given
+    if isinstance(model, Model):
+        masked = ((0, 0), (0, free))
+        x_init = np.pad(setup.prompts, masked, constant_values=model.mask_id)
+        for num_steps in settings.num_steps:
+            config, key = settings.sampler(num_steps), purpose_key(settings.seed, name, num_steps)
+            batches = model.batches(key, x_init, config, settings.batch_size)
+            facts: Json = {"kind": "diffusion", "num_steps": num_steps}
+            inputs = _drawn(subject, setup, model, x_init) | {"sampler": to_mapping(config)}
+            result.append(Writer(f"steps_{num_steps:04d}", model, batches, facts, facts | inputs))
+    if causal is not None:
+        bos_id, prompts = bos_of(causal, settings.first_token), setup.prompts
+        if bos_id is not None:
+            prompts = np.pad(prompts, ((0, 0), (1, 0)), constant_values=bos_id)
+        require(
+            prompts.shape[1] > 0,
+            "first_token='given' leaves a causal model nothing to begin with; give it prompts.",
+        )
+        key = purpose_key(settings.seed, name)
+        batches = causal.batches(key, prompts, free, settings.batch_size, **settings.filters)
+        facts = {"kind": "autoregressive"}
+        inputs = _drawn(subject, setup, causal, prompts) | {"sampler": settings.filters}
+        result.append(Writer("autoregressive", causal, batches, facts, facts | inputs))
+    return result
+
+
+def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer) -> Judged:
+    """A writer's texts under the judge; batches and scores that the record has are not computed again."""
+    settings, judge, name = subject.settings, subject.judge, _name(setup, writer)
+    parts, size = [], len(setup.prompts) * setup.length // len(writer.batches)
+    shown = processes.is_first() and writer.facts["kind"] != "real"
+    for index, batch in tracked(name, writer.batches, tokens=size, shown=shown):
+
+        def write(batch: Callable[[], Written] = batch) -> dict[str, np.ndarray]:
+            return batch()._asdict()
+
+        parts.append(Written(**record.part(name, writer.inputs, index, write)))
+    tokens, nfe = join(parts)
+    tokens = tokens[:, -setup.length :]
+    reading = read(judge, tokens, writer.model.tokenizer, settings.ends, setup.given)
+    if judge is None:
+        return Judged(tokens, nfe, reading, None)
+
+    def score() -> dict[str, np.ndarray]:
+        return score_texts(
+            judge,
+            reading.seen,
+            batch_size=settings.batch_size,
+            first_token=settings.first_token,
+            given=reading.starts,
+        )._asdict()
+
+    scores = record.part(name, writer.inputs | _judging(subject), "scores", score)
+    return Judged(tokens, nfe, reading, Scores(**scores))
+
+
+def _item(
+    subject: Subject, record: Record, setup: Setup, writer: Writer, real: Writer | None
+) -> None:
+    settings, judge, name = subject.settings, subject.judge, _name(setup, writer)
+    inputs = writer.inputs | _judging(subject) | {"real": real and real.inputs}
+
+    def compute() -> Json:
+        judged = judged_texts(subject, record, setup, writer)
+        result = writer.facts | {"setup": setup.name, "length": setup.length}
+        if writer.facts["kind"] != "real":
+            result["nfe"] = float(judged.nfe.mean())
+        result |= judged.reading.facts
+        if judge is not None:
+            result["first_token"] = settings.first_token
+        texts, scores = judged.reading.texts, judged.scores
+        result |= quality(texts, scores, seed=settings.seed, given=setup.given)
+        if real is not None and judge is not None:
+            result |= _mauve(subject, judge, judged, judged_texts(subject, record, setup, real))
+        lines = _lines(judged, writer.model)
+        record.write_texts(name, lines)
+        return result | {"examples": [line["text"] for line in lines[:EXAMPLES] if "text" in line]}
+
+    record.log(_said(f"{setup.name}, {writer.name}", record.item(name, inputs, compute)))
+
+
+def _mauve(subject: Subject, judge: CausalModel, written: Judged, real: Judged) -> Json:
+    """MAUVE of generated against real texts, prompts included, on the judge's features."""
+    size = subject.settings.batch_size
+    ours, theirs = (text_features(judge, j.reading.seen, batch_size=size) for j in (written, real))
+    score = mauve_score(ours, theirs, MauveConfig(subject.settings.seed))
+    return {
+        "mauve": score.value,
+        "mauve_buckets": len(score.p),
+        "mauve_real_texts": len(real.tokens),
+    }
+
+
+def _name(setup: Setup, writer: Writer) -> str:
+    return f"generation/{setup.name}/{writer.name}"
+
+
+def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
+    facts = {"kind": "real", "source": held_out_name(subject)}
+    inputs = {"texts": digest_of([real]), "given": setup.given}
+    nothing_called = np.full(len(real), np.nan)
+    return Writer(
+        "real_text", subject.model, [lambda: Written(real, nothing_called)], facts, inputs
+    )
+
+
+def _drawn(subject: Subject, setup: Setup, model: Model | CausalModel, start: np.ndarray) -> Json:
+    """What texts are drawn from, but for the sampler."""
+    return {
+        "model": {k: model.identity[k] for k in ("digest", "compute_dtype")},
+        "start": digest_of([start]),
+        "length": setup.length,
+        "batch_size": subject.settings.batch_size,
+        "seed": subject.settings.seed,
+    }
+
+
+def _judging(subject: Subject) -> Json:
+    settings, judge = subject.settings, subject.judge
+    return {
+        "judge": judge and {k: judge.identity[k] for k in ("path", "digest", "compute_dtype")},
+        "first_token": settings.first_token,
+        "ends": settings.ends,
+        "resampling_seed": settings.seed,
+    }
+
+
+def _lines(judged: Judged, model: Model | CausalModel) -> list[Json]:
+    lines = []
+    for index, row in enumerate(judged.tokens):
+        line: Json = {"tokens": row.tolist()}
+        if model.tokenizer is not None:
+            line["text"] = model.tokenizer.decode(row)
+        if judged.scores is not None:
+            line["nll_per_token"] = float(judged.scores.per_token[index])
+        lines.append(line)
+    return lines
+
+
+def _said(title: str, result: Json) -> str:
+    """Perplexity is never said without entropy."""
+    parts = []
+    if "gen_ppl" in result:
+        low, high = result["gen_ppl_low"], result["gen_ppl_high"]
+        parts.append(f"generative perplexity {result['gen_ppl']:.2f} ({low:.2f}–{high:.2f})")
+    parts.append(f"entropy {result['entropy']:.3f}")
+    if result.get("mauve") is not None:
+        parts.append(f"MAUVE {result['mauve']:.3f}")
+    if "nfe" in result:
+        parts.append(f"{result['nfe']:.1f} network calls")
+    return f"  {title.replace('_', ' ')}: {', '.join(parts)}"

@@ -1,0 +1,74 @@
+"""The suite "judge": any texts, from a file, under the judge."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from sdtt_jax.config import require
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.judge import bos_of, make_rows, read, score_texts, token_nll
+from sdtt_jax.evaluation.quality import quality
+from sdtt_jax.evaluation.record import Json, Record, digest_of, npz
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.texts import read_texts
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.parallel import processes
+from sdtt_jax.paths import as_path, write_bytes
+
+# Logits are written for texts this small, in numbers.
+MOST_LOGITS = 1 << 28
+
+
+def suite(subject: Subject, record: Record) -> None:
+    """Runs the suite: texts of a file of JSON lines under the judge.
+
+    With `settings.arrays` it also writes -log p of every token and, if they are few, the logits.
+    """
+    settings, model = subject.settings, subject.judge
+    if model is None:
+        raise ConfigError("--suite=judge needs a --judge.")
+    require(bool(settings.texts), "--suite=judge needs --texts.")
+    texts = list(read_texts(settings.texts, model.tokenizer))
+    require(len(texts) > 0, f"--texts={settings.texts} holds no texts.")
+    reading = read(model, texts, model.tokenizer, settings.ends)
+    inputs = {
+        "texts": digest_of(texts),
+        "judge": model.identity,
+        "first_token": settings.first_token,
+        "ends": settings.ends,
+        "seed": settings.seed,
+    }
+
+    def compute() -> Json:
+        scores = score_texts(
+            model,
+            reading.seen,
+            batch_size=settings.batch_size,
+            first_token=settings.first_token,
+        )
+        facts = {"file": settings.texts, "first_token": settings.first_token} | reading.facts
+        return facts | quality(reading.texts, scores, seed=settings.seed)
+
+    result = record.item("judge/texts", inputs, compute)
+    record.log(
+        f"  {result['num_texts']} texts: perplexity {result['gen_ppl']:.2f} ({result['gen_ppl_low']:.2f}–"
+        f"{result['gen_ppl_high']:.2f}), entropy {result['entropy']:.3f}"
+    )
+    if settings.arrays:
+        _write_arrays(model, texts, settings)
+
+
+def _write_arrays(model: CausalModel, texts: Sequence[np.ndarray], settings: Settings) -> None:
+    bos_id = bos_of(model, settings.first_token)
+    rows, owners = make_rows(texts, bos_id=bos_id, limit=model.network.max_length)
+    arrays = {
+        "nll": token_nll(model, rows, settings.batch_size),
+        "scored": rows.scored,
+        "text": owners,
+    }
+    if rows.inputs.size * model.config.vocab_size <= MOST_LOGITS:
+        arrays["logits"] = processes.to_host(model.logits(jnp.asarray(rows.inputs)))
+    if processes.is_first():
+        write_bytes(as_path(settings.arrays), npz(arrays))

@@ -1,0 +1,118 @@
+"""The suite "latency": the sampler at every number of steps, and a causal model of its size with a cache."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from sdtt_jax.config import to_mapping
+from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.evaluation.latency import Timing, measure_latency
+from sdtt_jax.evaluation.record import Json, Record, environment
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
+from sdtt_jax.networks import CausalConfig, CausalNetwork
+from sdtt_jax.networks.config import of_same_size
+from sdtt_jax.parallel.mesh import RULES, full_batch
+from sdtt_jax.parallel.placement import tree_shardings, unbox
+
+
+class Racer(NamedTuple):
+    """Something to time.
+
+    Attributes:
+      name: of its items.
+      load: gives the model when it is needed.
+      config: a denoiser's sampler; None for a causal model.
+      facts: of the results.
+      inputs: what determines them.
+    """
+
+    name: str
+    load: Callable[[], Model | CausalModel]
+    config: SamplerConfig | None
+    facts: Json
+    inputs: Json
+
+
+def suite(subject: Subject, record: Record) -> None:
+    """Runs the suite; finished items are not timed again, unless on another device."""
+    settings = subject.settings
+    key = purpose_key(settings.seed, "evaluate.latency")
+    runners = racers(subject, key)
+    for batch in settings.latency_batches:
+        rows = full_batch(batch, subject.model.mesh)
+        timing = Timing(rows, subject.length, settings.repeats, settings.latency_budget_s)
+        for racer in runners:
+            _item(record, racer, key, batch, timing)
+
+
+def racers(subject: Subject, key: jax.Array) -> list[Racer]:
+    """The causal model of the denoiser's size, the baseline if it has another one, and the sampler."""
+    settings, model, baseline = subject.settings, subject.model, subject.baseline
+    common = {"compute_dtype": model.identity["compute_dtype"], "environment": _machine()}
+
+    def causal(name: str, what: str, config: Any, load: Callable[[], CausalModel]) -> Racer:
+        facts = {"kind": "autoregressive", "what": what}
+        return Racer(name, load, None, facts, common | {"network": to_mapping(config)})
+
+    if isinstance(model, CausalModel):
+        return [causal("autoregressive", "the model itself", model.config, lambda: model)]
+    config = of_same_size(CausalConfig, model.config)
+    fresh = functools.cache(functools.partial(_fresh, CausalNetwork(config), key, model))
+    result = [causal("autoregressive", "as large as the denoiser, not trained", config, fresh)]
+    if baseline is not None and baseline.config != config:
+        result.append(causal("baseline", "the baseline", baseline.config, lambda: baseline))
+    own = common | {"model": model.identity["digest"], "seed": settings.seed}
+    for num_steps in settings.latency_steps:
+        sampler, facts = settings.sampler(num_steps), {"kind": "diffusion", "num_steps": num_steps}
+        inputs = own | {"sampler": to_mapping(sampler)}
+        result.append(Racer(f"steps_{num_steps:04d}", lambda: model, sampler, facts, inputs))
+    return result
+
+
+def _item(record: Record, racer: Racer, key: jax.Array, batch: int, timing: Timing) -> None:
+    def compute() -> Json:
+        measured = measure_latency(racer.load(), key, racer.config, timing)
+        return racer.facts | {
+            "batch": batch,
+            "rows": timing.batch,
+            "length": timing.length,
+            "seconds": measured.median,
+            "seconds_each": list(measured.seconds),
+            # Rows that only fill the mesh are no text that was asked for.
+            "tokens_per_second": batch * timing.length / measured.median,
+            "seconds_per_call": measured.seconds_per_call,
+            "nfe": measured.nfe,
+            "compile_s": measured.compile_s,
+        }
+
+    name = f"{racer.name}_batch_{batch:03d}"
+    inputs = racer.inputs | {"batch": batch, "timing": to_mapping(timing)}
+    result = record.item(f"latency/{name}", inputs, compute)
+    record.log(
+        f"  {name.replace('_', ' ')}: {result['seconds']:.4g} s, {result['tokens_per_second']:,.0f} "
+        f"tokens/s, {1e3 * result['seconds_per_call']:.3g} ms per call of {result['nfe']}, compiled in "
+        f"{result['compile_s']:.3g} s"
+    )
+
+
+def _machine() -> Json:
+    """What a time depends on; another machine's is measured anew."""
+    now = environment()
+    return {name: now[name] for name in ("device", "platform", "num_devices")} | {
+        "jax": now["packages"]["jax"]
+    }
+
+
+def _fresh(network: CausalNetwork, key: jax.Array, beside: Model) -> CausalModel:
+    """A model as training begins with it: how long a call takes does not depend on the parameters."""
+    shardings = None
+    if beside.mesh is not None:
+        shardings = tree_shardings(jax.eval_shape(network.init, key), RULES, beside.mesh)
+    with beside.on_mesh():
+        params = jax.jit(lambda key: unbox(network.init(key)), out_shardings=shardings)(key)
+    return CausalModel(params=params, tokenizer=None, facts=beside.facts, network=network)

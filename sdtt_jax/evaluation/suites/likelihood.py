@@ -1,0 +1,123 @@
+"""The suite "likelihood": bounds of held-out text by several estimators; a causal model's exact value."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from sdtt_jax.diffusion.estimators import BoundConfig
+from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_ratio, mean
+from sdtt_jax.evaluation.judge import score_texts
+from sdtt_jax.evaluation.likelihood import text_bounds
+from sdtt_jax.evaluation.record import Json, Record, digest_of
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.texts import held_out, held_out_name
+from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
+from sdtt_jax.parallel import processes
+from sdtt_jax.progress import tracked
+
+
+def suite(subject: Subject, record: Record) -> None:
+    """Runs the suite; finished items are not computed again."""
+    tokens = held_out(subject)
+    if isinstance(subject.model, Model):
+        for estimator in subject.settings.estimators:
+            _bound(subject, subject.model, record, estimator, tokens)
+    if subject.causal is not None:
+        _exact(subject, subject.causal, record, tokens)
+
+
+def _bound(
+    subject: Subject, model: Model, record: Record, estimator: str, tokens: np.ndarray
+) -> None:
+    settings, name = subject.settings, f"likelihood/{estimator}"
+    config = BoundConfig(estimator, settings.num_maskings)
+    inputs = _inputs(subject, model, tokens) | {
+        "estimator": estimator,
+        "num_maskings": settings.num_maskings,
+    }
+
+    def compute() -> Json:
+        key = purpose_key(settings.seed, "evaluate.bound")
+        batches = text_bounds(model, tokens, key, config, batch_size=settings.batch_size)
+        work = tokens.size * settings.num_maskings // len(batches)
+        estimates = []
+        for index, batch in tracked(name, batches, tokens=work, shown=processes.is_first()):
+
+            def estimate(batch: Callable[[], np.ndarray] = batch) -> dict[str, np.ndarray]:
+                return {"nelbo": batch()}
+
+            estimates.append(record.part(name, inputs, index, estimate)["nelbo"])
+        return summary(np.concatenate(estimates), settings.seed) | {
+            "kind": "diffusion",
+            "estimator": estimator,
+            **_text(subject, tokens),
+        }
+
+    result = record.item(name, inputs, compute)
+    record.log(
+        f"  {estimator}: perplexity at most {result['perplexity']:.3f} "
+        f"({result['perplexity_low']:.3f}–{result['perplexity_high']:.3f}), "
+        f"{result['bits_per_token']:.4f} bits per token"
+    )
+
+
+def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndarray) -> None:
+    settings = subject.settings
+
+    def compute() -> Json:
+        scores = score_texts(
+            model,
+            list(tokens),
+            batch_size=settings.batch_size,
+            first_token=settings.first_token,
+        )
+        perplexity = bootstrap(exp_ratio, scores.nll, scores.scored, seed=settings.seed)
+        nats = Interval(*(math.log(value) for value in perplexity))
+        facts = {"kind": "autoregressive", "estimator": "exact", **_text(subject, tokens)}
+        return _measures(nats) | facts
+
+    inputs = _inputs(subject, model, tokens) | {"first_token": settings.first_token}
+    result = record.item("likelihood/autoregressive", inputs, compute)
+    record.log(
+        f"  autoregressive: perplexity {result['perplexity']:.3f}, "
+        f"{result['bits_per_token']:.4f} bits per token"
+    )
+
+
+def summary(estimates: np.ndarray, seed: int) -> Json:
+    """Of estimates `[texts, maskings]` float64, nats per token.
+
+    The interval is over texts. `masking_error` is how much of it is the estimator's own: the standard error
+    that the maskings of these very texts leave, from the scatter of the mean over texts between them.
+    """
+    maskings = estimates.shape[1]
+    own = estimates.mean(axis=0).std(ddof=1) / math.sqrt(maskings) if maskings > 1 else None
+    nats = bootstrap(mean, estimates.mean(axis=1), seed=seed)
+    return {**_measures(nats), "masking_error": own, "num_maskings": maskings}
+
+
+def _measures(nats: Interval) -> Json:
+    """Nats and bits per token, and perplexity, each with its interval."""
+    perplexity = Interval(*(math.exp(value) for value in nats))
+    bits = Interval(*(value / math.log(2) for value in nats))
+    return nats.named("nelbo") | perplexity.named("perplexity") | bits.named("bits_per_token")
+
+
+def _inputs(subject: Subject, model: Model | CausalModel, tokens: np.ndarray) -> Json:
+    return {
+        "model": {k: model.identity[k] for k in ("digest", "compute_dtype")},
+        "texts": digest_of([tokens]),
+        "batch_size": subject.settings.batch_size,
+        "seed": subject.settings.seed,
+    }
+
+
+def _text(subject: Subject, tokens: np.ndarray) -> Json:
+    return {
+        "source": held_out_name(subject),
+        "num_texts": len(tokens),
+        "length": int(tokens.shape[1]),
+    }

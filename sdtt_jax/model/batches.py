@@ -1,0 +1,92 @@
+"""Work through many rows in batches of one compiled size, on whatever mesh the parameters live.
+
+Everything that samples or scores many texts goes through `batched`, so that one key gives one text however
+it is asked for: batch i is drawn with `fold_in(key, i)`.
+"""
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdtt_jax.config import positive
+from sdtt_jax.parallel.mesh import full_batch, mesh_if_any, use_mesh
+from sdtt_jax.parallel.placement import place_batch
+from sdtt_jax.parallel.processes import stop_if_preempted, to_host
+
+BatchFunction = Callable[[Any, jax.Array, Any], Any]
+Batch = Callable[[], Any]
+
+
+class Written(NamedTuple):
+    """Texts, as `batches` of a model write them.
+
+    Attributes:
+      tokens: `[rows, length]` int32.
+      nfe: `[rows]` int32, network calls of the batch that each row was part of.
+    """
+
+    tokens: Any
+    nfe: Any
+
+
+def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) -> list[Batch]:
+    """Splits work into batches, each of which is computed when it is called.
+
+    Args:
+      function: compiled; `function(params, index, batch)` gives a tree of `[rows, ...]`.
+      params: parameters, on a mesh or on one device.
+      rows: a tree of NumPy arrays `[rows, ...]`.
+      batch_size: rows at once, at most; up to a multiple of what the mesh splits batches into.
+
+    Returns:
+      One function for each batch. It returns a tree of NumPy arrays `[rows, ...]`, floats widened to float64,
+      and raises KeyboardInterrupt if one of several processes was asked to stop (SIGTERM).
+
+    Raises:
+      ConfigError: `batch_size` is not positive.
+    """
+    positive(batch_size=batch_size)
+    count = len(jax.tree.leaves(rows)[0])
+    size = full_batch(min(batch_size, count), mesh_if_any(params))
+    return [
+        functools.partial(_run, function, params, index, _take(rows, start, start + size), size)
+        for index, start in enumerate(range(0, count, size))
+    ]
+
+
+def map_batches(function: BatchFunction, params: Any, rows: Any, batch_size: int) -> Any:
+    """`function` over all rows, the results of the batches of `batched` laid end to end."""
+    return join([batch() for batch in batched(function, params, rows, batch_size)])
+
+
+def join(results: list[Any]) -> Any:
+    """Trees of `[rows, ...]` laid end to end."""
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def _run(function: BatchFunction, params: Any, index: int, batch: Any, size: int) -> Any:
+    stop_if_preempted()
+    mesh = mesh_if_any(params)
+    count = len(jax.tree.leaves(batch)[0])
+    # The last batch is filled up with repeats, which are dropped again, so that one size is compiled.
+    filled = jax.tree.map(lambda x: np.resize(x, (size, *x.shape[1:])), batch)
+    if mesh is None:
+        out = function(params, jnp.int32(index), jax.tree.map(jnp.asarray, filled))
+    else:
+        with use_mesh(mesh):
+            out = function(params, jnp.int32(index), place_batch(filled, mesh))
+    return _take(jax.tree.map(_host, out), 0, count)
+
+
+def _take(rows: Any, start: int, stop: int) -> Any:
+    return jax.tree.map(operator.itemgetter(slice(start, stop)), rows)
+
+
+def _host(array: jax.Array) -> np.ndarray:
+    host = to_host(array)
+    return host.astype(np.float64) if np.issubdtype(host.dtype, np.floating) else host

@@ -1,0 +1,95 @@
+"""Estimators of the bound of one masking. Oracles: sums by hand over a table, integrals by SciPy.
+
+Their means are compared with the exact integral in tests/evaluation/test_likelihood.py.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.estimators import (
+    ESTIMATORS,
+    NEVER,
+    BoundConfig,
+    Masking,
+    Noise,
+    bound,
+    count_weight,
+    masking_bound,
+)
+from sdtt_jax.diffusion.nelbo import nelbo_weight
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.errors import ConfigError
+from tests.worlds import MASK, TableDenoiser, predictions, random_table
+
+SCHEDULE = make_schedule()
+WORLD, TABLE = TableDenoiser(), random_table(40)
+DIFFUSION = MaskedDiffusion(WORLD, SCHEDULE)
+
+
+def test_a_masking_counts_what_it_masks_by_its_weight():
+    """Sums by hand over the masked tokens of a suffix; MASK that belongs to the row is nothing to predict."""
+    x0 = jnp.array([[2, 0, 1], [2, 0, 1], [2, 0, MASK]])
+    x_t = jnp.array([[2, MASK, MASK], [2, 0, MASK], [2, MASK, MASK]])
+    t = jnp.array([0.5, 0.2, 0.5])
+    masking = Masking(x_t, SCHEDULE.sigma(t), nelbo_weight(SCHEDULE, t))
+    table = predictions(WORLD, TABLE)
+    both = table[2 * 16 + MASK * 4 + MASK]
+    expected = [
+        -(np.log(both[1, 0]) + np.log(both[2, 1])) / 0.5,
+        -np.log(table[2 * 16 + 0 * 4 + MASK, 2, 1]) / 0.2,
+        -np.log(both[1, 0]) / 0.5,
+    ]
+    found = masking_bound(DIFFUSION, TABLE, x0, masking)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_tokens_that_never_mask_are_given(estimator):
+    """Oracle: the noise itself; of 64 rows a prefix of one token stays, whatever the estimator."""
+    keys = jax.random.split(jax.random.key(0))
+    tokens = jax.random.uniform(keys[0], (64, 3)).at[:, 0].set(NEVER)
+    noise = Noise(jax.random.uniform(keys[1], (64,)), tokens)
+    x0 = jnp.tile(jnp.array([2, 0, 1]), (64, 1))
+    masking = ESTIMATORS[estimator].mask(DIFFUSION, x0, noise)
+    assert np.all(masking.x_t[:, 0] == 2)
+    assert np.any(masking.x_t[:, 1:] == MASK)
+    values = bound(DIFFUSION, TABLE, x0, noise, estimator)
+    np.testing.assert_allclose(values, masking_bound(DIFFUSION, TABLE, x0, masking), rtol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["low-variance", "counts"])
+def test_counts_mask_as_many_tokens_as_they_say(estimator):
+    """u = (n - 1/2) / L masks n of L tokens, those with the smallest noise."""
+    u = jnp.array([1 / 6, 3 / 6, 5 / 6])
+    tokens = jnp.tile(jnp.array([0.7, 0.1, 0.4]), (3, 1))
+    masking = ESTIMATORS[estimator].mask(DIFFUSION, jnp.zeros((3, 3), jnp.int32), Noise(u, tokens))
+    expected = np.array([[0, 1, 0], [0, 1, 1], [1, 1, 1]])
+    np.testing.assert_array_equal(masking.x_t == MASK, expected)
+    np.testing.assert_allclose(-np.expm1(-masking.sigma), [0.1, 0.4, 0.7], rtol=1e-5)
+
+
+def test_weights_of_counts_are_integrals_over_the_schedule():
+    """Oracle: quadrature. With move chances from 0 to 1 the weight of n masked tokens is L / n."""
+    length, low, high = 64, 1e-5, 0.999
+    n = np.arange(1, length + 1)
+    weights = np.asarray(count_weight(n, length, low, high))
+    for count in (1, 17, 60, 64):
+        chance = lambda m, count=count: stats.binom.pmf(count, length, m) / m  # noqa: E731
+        expected = length * integrate.quad(chance, low, high, points=[count / length])[0]
+        assert weights[count - 1] == pytest.approx(expected, rel=1e-4)
+    np.testing.assert_allclose(weights[:49], length / n[:49], rtol=1e-3)
+    assert weights[-1] < 1
+    np.testing.assert_allclose(count_weight(n, length, 0.0, 1.0), length / n, rtol=1e-6)
+
+
+def test_what_cannot_be_estimated_is_named():
+    for arguments, named in (
+        ({"estimator": "exact"}, "estimator='exact' is unknown; choose one of independent"),
+        ({"num_maskings": 0}, "num_maskings must be positive, not 0"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            BoundConfig(**arguments)

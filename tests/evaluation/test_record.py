@@ -1,0 +1,92 @@
+"""The record of an evaluation. Oracles: its files, and how often something is computed."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.record import FORMAT, Record, digest_of
+
+MODEL = {"path": "a model", "digest": "0" * 64}
+OTHER = {"path": "another", "digest": "1" * 64}
+
+
+class Counted:
+    """Computes something, and knows how often."""
+
+    def __init__(self, value):
+        self.value, self.times = value, 0
+
+    def __call__(self):
+        self.times += 1
+        return self.value
+
+
+def test_an_item_is_computed_once_for_its_inputs(tmp_path):
+    compute = Counted({"share": 0.5, "pair": (1, 2), "none": float("nan")})
+    for _ in range(2):
+        result = Record(tmp_path / "x.json", MODEL).item("suite/a", {"steps": (4, 8)}, compute)
+        assert result == {"share": 0.5, "pair": [1, 2], "none": None}
+    assert compute.times == 1
+    Record(tmp_path / "x.json", MODEL).item("suite/a", {"steps": (4,)}, compute)
+    assert compute.times == 2
+    content = json.loads((tmp_path / "x.json").read_text())
+    assert content["format"] == FORMAT
+    assert content["model"] == MODEL
+    assert content["items"]["suite/a"]["inputs"] == {"steps": [4]}
+
+
+def test_parts_outlive_an_item_that_was_cut_off(tmp_path):
+    compute = Counted({"tokens": np.arange(6).reshape(2, 3)})
+    for _ in range(2):
+        arrays = Record(tmp_path / "x.json", MODEL).part("suite/a", {"seed": 0}, 3, compute)
+        np.testing.assert_array_equal(arrays["tokens"], compute.value["tokens"])
+    assert compute.times == 1
+    Record(tmp_path / "x.json", MODEL).part("suite/a", {"seed": 1}, 3, compute)
+    assert compute.times == 2
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_part_is_computed_again(tmp_path, damage):
+    compute = Counted({"tokens": np.arange(600).reshape(2, 300)})
+    record = Record(tmp_path / "x.json", MODEL)
+    record.part("suite/a", {}, "scores", compute)
+    [path] = tmp_path.rglob("scores.npz")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged = {"flip": bytes(content), "cut": bytes(content[:-50]), "empty": b""}
+    path.write_bytes(damaged[damage])
+    record.part("suite/a", {}, "scores", compute)
+    assert compute.times == 2
+    arrays = record.part("suite/a", {}, "scores", compute)
+    np.testing.assert_array_equal(arrays["tokens"], compute.value["tokens"])
+    assert compute.times == 2
+
+
+def test_results_of_one_model_are_not_mixed_with_those_of_another(tmp_path):
+    path = tmp_path / "x.json"
+    Record(path, MODEL).item("suite/a", {}, dict)
+    with pytest.raises(ConfigError, match=r"holds the evaluation of a model .* give another file"):
+        Record(path, OTHER)
+    assert Record(path, OTHER, replace=True).items == {}
+    assert Record(path, OTHER).items == {}
+
+
+@pytest.mark.parametrize(("content", "named"), [("{}", "no evaluation"), ("nonsense", "not JSON")])
+def test_a_file_that_is_something_else_is_left_alone(tmp_path, content, named):
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    for replace in (False, True):
+        with pytest.raises(ConfigError, match=named):
+            Record(path, MODEL, replace=replace)
+    assert path.read_text() == content
+    with pytest.raises(ConfigError, match="is a folder"):
+        Record(tmp_path, MODEL)
+
+
+def test_equal_arrays_have_equal_digests():
+    one = np.arange(6, dtype=np.int32)
+    assert digest_of([one]) == digest_of([one.copy()])
+    assert digest_of([one]) != digest_of([one.astype(np.int64)])
+    assert digest_of([one]) != digest_of([one.reshape(2, 3)])

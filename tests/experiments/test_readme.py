@@ -1,0 +1,23 @@
+"""The Python of README.md and the guides. Oracle: that it runs as written, on the smoke run as the demo's."""
+
+import re
+
+import pytest
+
+from tests.experiments.processes import ROOT
+
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Of docs/guides/published.md the files are on the hub.
+PAGES = ("README.md", "docs/index.md", "docs/guides/sample.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_on_a_page_runs(page, unbroken, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(unbroken.root)
+    monkeypatch.chdir(tmp_path)
+    blocks = PYTHON.findall((ROOT / page).read_text(encoding="utf-8"))
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+    assert capsys.readouterr().out.count("\n") >= 4

@@ -1,0 +1,107 @@
+"""Batches of one compiled size. Oracle: the function applied to all rows at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.model.batches import batched, join, map_batches
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh, mesh_if_any
+from sdtt_jax.parallel.placement import replicated
+from tests.worlds import LENGTH, MASK, TableDenoiser, as_model, random_table
+
+ROWS = np.arange(22, dtype=np.int32).reshape(11, 2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 11, 32])
+def test_results_are_those_of_all_rows_at_once(batch_size):
+    shapes = []
+
+    def function(params, index, batch):
+        del index
+        shapes.append(batch.shape)
+        return {"sum": (batch * params["scale"]).sum(axis=1), "first": batch[:, 0]}
+
+    result = map_batches(function, {"scale": jnp.float32(0.5)}, ROWS, batch_size)
+    np.testing.assert_array_equal(result["sum"], ROWS.sum(axis=1) * 0.5)
+    np.testing.assert_array_equal(result["first"], ROWS[:, 0])
+    assert result["sum"].dtype == np.float64
+    assert set(shapes) == {(min(batch_size, 11), 2)}, "one size, so one compilation"
+
+
+def test_each_batch_knows_its_index():
+    def function(params, index, batch):
+        del params
+        return jnp.full(len(batch), index)
+
+    result = map_batches(function, {"x": jnp.zeros(1)}, ROWS, 4)
+    np.testing.assert_array_equal(result, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
+
+
+def test_parameters_on_a_mesh():
+    """One device here; several are tried in processes of their own (tests/training)."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    params = jax.device_put({"scale": jnp.float32(2.0)}, replicated(mesh))
+    assert mesh_if_any(params) == mesh
+    assert mesh_if_any({"scale": jnp.float32(2.0)}) is None
+    result = map_batches(lambda p, _, b: b.sum(axis=1) * p["scale"], params, ROWS, 4)
+    np.testing.assert_array_equal(result, ROWS.sum(axis=1) * 2.0)
+
+
+def test_rows_may_be_a_tree():
+    rows = {"x": ROWS, "weight": np.arange(11, dtype=np.float32)}
+    result = map_batches(
+        lambda _p, _i, b: (b["x"].sum(axis=1) * b["weight"], b["x"]), {"p": jnp.zeros(1)}, rows, 4
+    )
+    np.testing.assert_array_equal(result[0], ROWS.sum(axis=1) * np.arange(11))
+    np.testing.assert_array_equal(result[1], ROWS)
+
+
+def test_nothing_is_computed_before_it_is_asked_for():
+    calls = []
+
+    def function(params, index, batch):
+        del params
+        calls.append(int(index))
+        return batch
+
+    work = batched(function, {"p": jnp.zeros(1)}, ROWS, 4)
+    assert (len(work), calls) == (3, [])
+    np.testing.assert_array_equal(work[2](), ROWS[8:])
+    assert calls == [2]
+
+
+def write(params, num_texts, batch_size, seed=0):
+    model = as_model(TableDenoiser(), params)
+    x_init = np.full((num_texts, LENGTH), MASK, np.int32)
+    config = SamplerConfig(num_steps=4)
+    return join([b() for b in model.batches(jax.random.key(seed), x_init, config, batch_size)])
+
+
+def test_texts_are_whole_and_as_many_as_asked_for():
+    tokens, nfe = write(random_table(0), 42, batch_size=32)
+    assert tokens.shape == (42, LENGTH)
+    assert tokens.dtype == np.int32
+    assert tokens.min() >= 0
+    assert tokens.max() < MASK
+    assert nfe.shape == (42,)
+    assert np.all((nfe >= 1) & (nfe <= 5))
+
+
+def test_equal_keys_give_equal_texts_and_batches_differ():
+    params = random_table(0)
+    first, again = (write(params, 64, 32).tokens for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first[:32] != first[32:])
+
+
+def test_two_models_share_their_noise():
+    """Close models, same key: most texts are equal, which independent noise would not give."""
+    table = random_table(0)
+    close = {"table": table["table"] + 0.01}
+    near = {"table": table["table"] + 0.02 * random_table(9)["table"]}
+    ours = write(table, 256, 32).tokens
+    np.testing.assert_array_equal(ours, write(close, 256, 32).tokens)
+    assert (ours == write(near, 256, 32).tokens).all(axis=1).mean() > 0.9
+    assert (ours == write(table, 256, 32, seed=1).tokens).all(axis=1).mean() < 0.5
