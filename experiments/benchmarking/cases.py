@@ -1,4 +1,4 @@
-"""What is measured: each suite in two variants, as something that is built once and repeated.
+"""The cases of the benchmark: each suite in two variants, built once and then repeated.
 
 `lean` is the path that users run, `naive` the twin in `experiments.benchmarking.naive`, `matmul` the
 yardstick. Every repetition of a case does the same work: same parameters, tokens and keys; both variants mask
@@ -35,7 +35,8 @@ from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
 from sdtt_jax.typing import Params
 
-Facts = dict[str, float]
+# What one repetition has shown: "seconds", and what the suite counts.
+Repetition = dict[str, float]
 Log = Callable[[str], None]
 
 SUITES = ("train", "teacher", "sample", "judge", "data")
@@ -71,12 +72,12 @@ class Case(NamedTuple):
     """A case that is ready to be repeated.
 
     Attributes:
-      repeat: runs once to the end, and returns `seconds` and what else was counted.
-      facts: what building it has shown: `compile_s`, and `memory`, the compiled program's GB.
+      repeat: runs once to the end.
+      setup: what building it has shown: `compile_s`, and `memory`, the compiled program's GB.
     """
 
-    repeat: Callable[[], Facts]
-    facts: dict[str, Any]
+    repeat: Callable[[], Repetition]
+    setup: dict[str, Any]
 
 
 def build(job: Job, log: Log) -> Case:
@@ -108,7 +109,7 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
     step = make_train_step(loss, stage)
     compiled, compile_s = _timed(lambda s: step.lower(s, batch, key).compile(), state)
 
-    def repeat() -> Facts:
+    def repeat() -> Repetition:
         nonlocal state
         # Keys follow from the step: staying at the first one, every repetition masks the same tokens.
         first = jax.device_put(np.int32(0), replicated(mesh))
@@ -133,11 +134,11 @@ def _counted(loss_fn: LossFn, distills: bool) -> LossFn:
     """`loss_fn` with the metric `masked`, the number of masked tokens in the batch."""
 
     def loss(params: Params, context: Any, batch: jax.Array, key: jax.Array) -> Loss:
-        found = loss_fn(params, context, batch, key)
-        masked = found.weight
-        if not distills and "masked_share" in found.metrics:
-            masked = found.metrics["masked_share"] * batch.size
-        return found._replace(metrics={"masked": masked})
+        result = loss_fn(params, context, batch, key)
+        masked = result.weight
+        if not distills and "masked_share" in result.metrics:
+            masked = result.metrics["masked_share"] * batch.size
+        return result._replace(metrics={"masked": masked})
 
     return loss
 
@@ -176,7 +177,7 @@ def _sampling(job: Job, config: RunConfig, log: Log) -> Case:
     def twin(params: Params, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return naive.sample(diffusion, params, key, x, job.num_steps)
 
-    def count(result: tuple[jax.Array, jax.Array]) -> Facts:
+    def count(result: tuple[jax.Array, jax.Array]) -> Repetition:
         x, calls = result
         left = int((x == sizes.mask_id).sum())
         assert left == 0, f"{left} tokens are still masked"
@@ -200,7 +201,7 @@ def _judging(job: Job, config: RunConfig, log: Log) -> Case:
     def twin(params: Params, tokens: jax.Array) -> jax.Array:
         return naive.causal_nll(network, params, tokens, job.vocab_size - 1)
 
-    def count(nll: jax.Array) -> Facts:
+    def count(nll: jax.Array) -> Repetition:
         return {"loss": float(nll.mean())}
 
     log("compiling")
@@ -233,7 +234,7 @@ def _matmul(job: Job, config: RunConfig, log: Log) -> Case:
     _, seconds = _timed(pairs)
     flops = MATMUL_PAIRS * 2 * 2 * rows * embed * inner
 
-    def repeat() -> Facts:
+    def repeat() -> Repetition:
         # The best of three: the yardstick is what the machine can do.
         seconds = min(_timed(pairs)[1] for _ in range(3))
         return {"seconds": seconds, "flops_per_s": flops / seconds}
@@ -245,11 +246,13 @@ def _matmul(job: Job, config: RunConfig, log: Log) -> Case:
 CASES = {"train": _training, "teacher": _training, "sample": _sampling, "judge": _judging}
 
 
-def _compiled(function: Callable[..., Any], count: Callable[[Any], Facts], *arguments: Any) -> Case:
+def _compiled(
+    function: Callable[..., Any], count: Callable[[Any], Repetition], *arguments: Any
+) -> Case:
     """`function` of `arguments`, compiled; `count` takes from its result what a repetition reports."""
     compiled, compile_s = _timed(lambda: jax.jit(function).lower(*arguments).compile())
 
-    def repeat() -> Facts:
+    def repeat() -> Repetition:
         result, seconds = _timed(compiled, *arguments)
         return {"seconds": seconds} | count(result)
 
@@ -293,12 +296,12 @@ def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
 
 def _memory(compiled: Any) -> dict[str, float] | None:
     """The compiler's account of a program's memory in GB; None where a backend gives none."""
-    found = compiled.memory_analysis()
-    if found is None:
+    memory = compiled.memory_analysis()
+    if memory is None:
         return None
     return {
-        "arguments_gb": found.argument_size_in_bytes / 1e9,
-        "outputs_gb": found.output_size_in_bytes / 1e9,
-        "temporaries_gb": found.temp_size_in_bytes / 1e9,
-        "alias_gb": found.alias_size_in_bytes / 1e9,
+        "arguments_gb": memory.argument_size_in_bytes / 1e9,
+        "outputs_gb": memory.output_size_in_bytes / 1e9,
+        "temporaries_gb": memory.temp_size_in_bytes / 1e9,
+        "alias_gb": memory.alias_size_in_bytes / 1e9,
     }

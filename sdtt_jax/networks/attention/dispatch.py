@@ -186,7 +186,7 @@ def _on_mesh(
         if size % math.prod(mesh.shape[axis] for axis in axes):
             return plain(*arrays)
     return jax.shard_map(
-        lambda *pieces: tuple(local(*pieces)),  # a primitive returns a list
+        lambda *arrays: tuple(local(*arrays)),  # a primitive returns a list
         in_specs=tuple(PartitionSpec(*mesh_axes(logical)) for logical in names),
         out_specs=tuple(PartitionSpec(*mesh_axes(logical)) for logical in out_names),
         axis_names=free,
