@@ -42,8 +42,8 @@ class SamplerConfig(Filters):
       num_steps: reverse steps on the time grid, or network calls of "first-hitting".
       time_grid: "uniform", or "cosine" (`t = cos(pi/2 (1 - u))`: small steps while little is known).
       final_denoise: greedily fill what is still masked after the last step.
-      mode: "grid" takes reverse steps on a grid of times, each of which reveals as many tokens as chance
-        wills. "first-hitting" reveals the tokens in a random order, as evenly over `num_steps` network
+      mode: "grid" takes reverse steps on a grid of times, each of which reveals a random number of
+        tokens. "first-hitting" reveals the tokens in a random order, as evenly over `num_steps` network
         calls as whole numbers allow (arXiv 2409.02908, section 4.2; with as many calls as tokens it is
         the exact reverse process, without a grid's error).
       temperature, top_k, top_p: filters of the token distribution; 1, 0 and 1 are off.
