@@ -28,11 +28,11 @@ from ml_collections import config_flags
 
 from experiments.benchmarking.cases import SUITES
 from experiments.benchmarking.suites import Plan, benchmark, show
-from experiments.cli.app import output_file, run_app, stopwatch, wide_console
+from experiments.cli.app import check_flags, output_file, run_app, stopwatch, wide_console
 from experiments.settings import check_overrides, run_config
 from sdtt_jax.config import choose, positive, require
 from sdtt_jax.data.corpora import find_corpus
-from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.errors import UserError
 from sdtt_jax.paths import write_json
 
 DEFAULT_CONFIG = Path(__file__).with_name("configs") / "benchmark.py"
@@ -76,8 +76,7 @@ def _steps(values: Sequence[str]) -> list[int]:
 
 def main(argv: Sequence[str]) -> None:
     """Measures what the flags ask for."""
-    if len(argv) > 1:
-        raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
+    check_flags(argv)
     suites = [suite.strip() for suite in _SUITE.value]
     for suite in suites:
         choose("--suite", suite, SUITES)

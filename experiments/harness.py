@@ -15,7 +15,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments.cli.app import output_file, run_app
+from experiments.cli.app import check_flags, output_file, run_app
 from experiments.cli.fields import define_checkpoint, define_flags, from_flags
 from sdtt_jax.config import require
 from sdtt_jax.errors import UserError
@@ -51,8 +51,7 @@ def _table(results: dict[str, Any]) -> Table:
 
 def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags ask."""
-    require(len(argv) == 1, f"Unknown argument {argv[-1]!r}; see --help.")
-    require(_CHECKPOINT.value is not None, "--checkpoint is missing; see --help.")
+    check_flags(argv, "checkpoint")
     require(bool(_TASKS.value), "--tasks is missing; for example --tasks=lambada_openai.")
     output = output_file(_OUTPUT.value)
     options = from_flags(Options)
