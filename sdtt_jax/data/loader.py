@@ -10,7 +10,6 @@ from typing import Any
 import grain
 import numpy as np
 
-from sdtt_jax.data import builders
 from sdtt_jax.errors import ConfigError, DataError
 
 INFO_FILE = "info.json"
@@ -243,6 +242,8 @@ def _check_decoding(
     directory: Path, shards: Sequence[Shard], split: str, records: _Records
 ) -> None:
     """One record through TFDS's own decoder: guards the loader's reading of the bytes."""
+    from sdtt_jax.data import builders  # imports TFDS, which takes half a second
+
     source = builders.open_source((directory / shards[0].path).parent, split)
     if len(source) != len(records):
         raise DataError(
