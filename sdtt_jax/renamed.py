@@ -53,7 +53,6 @@ MODULES = {
     "sdtt_jax.training.replicas": "sdtt_jax.parallel.replicas",
     "sdtt_jax.training.seal": "sdtt_jax.checkpoints.metadata",
     "sdtt_jax.training.sharding": "sdtt_jax.parallel.mesh and sdtt_jax.parallel.placement",
-    "experiments.losses": "sdtt_jax.objectives",
     "launch.ahead.chips": "launch.accelerators and launch.ahead.topologies",
     "launch.chaos": "tools.chaos",
     "launch.faults": "tools.faults",

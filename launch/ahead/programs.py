@@ -20,8 +20,7 @@ from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserCon
 from sdtt_jax.networks.config import of_same_size
 from sdtt_jax.networks.kinds import Network
 from sdtt_jax.objectives import distill_loss, teacher_loss
-from sdtt_jax.ops import head_loss as fused
-from sdtt_jax.ops import rows
+from sdtt_jax.ops import head_loss, rows
 from sdtt_jax.parallel.mesh import BATCH_AXES, RULES, check_batch_size, use_mesh
 from sdtt_jax.parallel.placement import batch_sharding, replicated, tree_shardings, unbox
 from sdtt_jax.training.state import StateSpec
@@ -128,7 +127,7 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
         else flops.teacher_flops(sizes, batch, masked)
     )
     shard = _rows_per_shard(batch // train.microbatches, sizes, mesh)
-    chunk = rows.chunk_size(shard, denoiser.padded_vocab, fused.CHUNKS.parts)
+    chunk = rows.chunk_size(shard, denoiser.padded_vocab, head_loss.CHUNKS.parts)
     attention = attention_flops(sizes, batch)
     return Program(
         kind=kind,
@@ -141,7 +140,7 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
             "teacher": _bytes_per_device(state.context),
         },
         turns={
-            fused.CHUNKS.scope: math.ceil(MASKED_SHARE * shard / chunk),
+            head_loss.CHUNKS.scope: math.ceil(MASKED_SHARE * shard / chunk),
             sampler.CHUNKS.scope: 1.0,
         },
         flops=needed / mesh.size,
