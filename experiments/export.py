@@ -24,7 +24,7 @@ from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.card import measured_results, model_card
 from sdtt_jax.interchange.export import export_orbax, export_reference, require_empty
-from sdtt_jax.interchange.load import REPOSITORY, load_named
+from sdtt_jax.interchange.load import REPOSITORY, load
 from sdtt_jax.interchange.stablehlo import export_stablehlo
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     if _PUSH.value is not None:
         require(bool(REPOSITORY.fullmatch(_PUSH.value)), f"--push={_PUSH.value} is not OWNER/NAME.")
         token = hub.push_token()
-    model = load_named(str(_CHECKPOINT.value))
+    model = load(str(_CHECKPOINT.value))
     written = write(model, output)
     card = output / "README.md"
     card.write_text(model_card(model, _FORMAT.value, measured_results(model)), "utf-8")

@@ -20,7 +20,7 @@ from experiments.cli.fields import define_checkpoint, define_flags, from_flags
 from sdtt_jax.config import require
 from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.harness import Options, adapter
-from sdtt_jax.interchange.load import load_named
+from sdtt_jax.interchange.load import load
 from sdtt_jax.paths import write_json
 
 _CHECKPOINT = define_checkpoint()
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             "lm-evaluation-harness is not installed; pip install 'sdtt_jax[eval]'."
         ) from None
-    model = load_named(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value)
+    model = load(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value)
     results: Any = lm_eval.simple_evaluate(
         model=adapter(LM)(model, options),
         tasks=_TASKS.value,
