@@ -54,7 +54,12 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines `field: old -> new` for every leaf in which two plain configs differ."""
+    """Lines `field: old -> new` for every leaf in which two plain configs differ.
+
+    Args:
+      old, new: from `to_mapping`.
+      prefix: that the names of fields begin with.
+    """
     lines = []
     for name in sorted(set(old) | set(new)):
         path = f"{prefix}{name}"

@@ -24,7 +24,7 @@ from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.training.step import Loss, LossFn
 from sdtt_jax.typing import Params
 
-# As in the reference: finite, so that 0 * log 0 is 0 in values and in gradients.
+# Finite, like the reference's, so that 0 * log 0 is 0 in values and in gradients.
 IMPOSSIBLE = -1e6
 TIME_FEATURES = 256
 
@@ -143,8 +143,7 @@ def sample(
 ) -> tuple[jax.Array, jax.Array]:
     """A whole generation on the uniform time grid, the network called at every step.
 
-    As in the lean sampler, what is still masked at the end is filled greedily, and a batch in which nothing
-    is gets no further call.
+    What is still masked at the end is filled greedily by one more call, if anything is.
 
     Args:
       diffusion, params: the model.

@@ -42,8 +42,8 @@ class SamplerConfig(Filters):
       num_steps: reverse steps on the time grid, or network calls of "first-hitting".
       time_grid: "uniform", or "cosine" (`t = cos(pi/2 (1 - u))`: small steps while little is known).
       final_denoise: greedily fill what is still masked after the last step.
-      mode: "grid" takes reverse steps on a grid of times, each of which reveals as many tokens as chance
-        wills. "first-hitting" reveals the tokens in a random order, as evenly over `num_steps` network
+      mode: "grid" takes reverse steps on a grid of times, each of which reveals a random number of
+        tokens. "first-hitting" reveals the tokens in a random order, as evenly over `num_steps` network
         calls as whole numbers allow (arXiv 2409.02908, section 4.2; with as many calls as tokens it is
         the exact reverse process, without a grid's error).
       temperature, top_k, top_p: filters of the token distribution; 1, 0 and 1 are off.
@@ -111,6 +111,16 @@ def sample(
     Returns:
       The final `SamplerState` (`x` without MASK if `final_denoise`), and with `keep_states` the states
       `[num_steps + 2, batch, length]` from `x_init` to the final one, else None.
+
+    Examples:
+      >>> import sdtt_jax
+      >>> config = sdtt_jax.DenoiserConfig(5, length=8, num_layers=1, embed_dim=16, num_heads=2)
+      >>> diffusion = sdtt_jax.MaskedDiffusion(sdtt_jax.Denoiser(config), sdtt_jax.make_schedule())
+      >>> params = sdtt_jax.unbox(jax.jit(diffusion.denoiser.init)(jax.random.key(0)))
+      >>> x_init = prior_sample(2, 8, diffusion.mask_id)
+      >>> state, _ = sample(diffusion, params, jax.random.key(1), x_init, SamplerConfig(num_steps=4))
+      >>> bool((state.x < diffusion.mask_id).all()), int(state.nfe) <= 5
+      (True, True)
     """
     plan = plan_generation(diffusion, key, x_init, config)
 

@@ -21,7 +21,7 @@ from sdtt_jax.typing import Hidden, PerToken, Positions, Tree
 ApplyHead = Callable[[Tree, jax.Array], jax.Array]
 LossFn = Callable[..., jax.Array]
 
-# With a quarter of the positions per chunk, half a chunk is computed in vain in the mean: an eighth of the
+# With a quarter of the positions per chunk, half a chunk is wasted on average: an eighth of the
 # head's work. What caps a chunk at 50k tokens is its size, not this.
 CHUNKS = Chunks(scope="loss_rows", parts=4)
 

@@ -34,8 +34,8 @@ class Chunks(NamedTuple):
 
     Attributes:
       scope: name of the loop over chunks in profiles and compiled programs.
-      parts: how finely to cut, about that many chunks if all rows were selected. Up to a chunk less one
-        row is computed in vain, so many parts where few rows are selected.
+      parts: how finely to cut, about that many chunks if all rows were selected. The last
+        chunk may be nearly empty: many parts where few rows are selected.
     """
 
     scope: str
