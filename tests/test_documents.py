@@ -47,7 +47,8 @@ COMMANDS = [
 def flags() -> set[str]:
     """Names of the flags of all commands."""
     texts = (
-        path.read_text(encoding="utf-8") for path in python_files("experiments", "launch", "tools")
+        path.read_text(encoding="utf-8")
+        for path in python_files("experiments", "launch", "tools", "sdtt_jax")
     )
     return {name for text in texts for names in DEFINED.findall(text) for name in names}
 
