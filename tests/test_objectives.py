@@ -1,0 +1,53 @@
+"""The losses that stages train with. Oracles: the bound, the causal cross-entropy, the distillation terms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.causal.nll import causal_nll
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms, nelbo
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation.loss import distillation_terms
+from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.networks.config import CausalConfig
+from sdtt_jax.objectives import distill_loss, judge_loss, teacher_loss
+from tests.worlds import LENGTH, VOCAB, TableDenoiser, noisy_params, random_table
+
+WORLD, TABLE = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(0)
+X0, KEY = jnp.tile(jnp.array([[2, 0, 1], [1, 1, 0]]), (8, 1)), jax.random.key(0)
+
+
+def test_the_teachers_loss_is_the_bound_per_token():
+    found = teacher_loss(WORLD, NelboConfig())(TABLE, {}, X0, KEY)
+    assert float(found.weight) == X0.size
+    expected = nelbo(WORLD, TABLE, X0, KEY).mean()
+    assert float(found.total / found.weight) == pytest.approx(float(expected), rel=1e-6)
+    assert 0 < float(found.metrics["masked_share"]) < 1
+
+
+def test_even_weights_count_masked_tokens_alike_and_report_the_bound():
+    found = teacher_loss(WORLD, NelboConfig("even"))(TABLE, {}, X0, KEY)
+    terms = denoising_terms(WORLD, TABLE, X0, KEY)
+    assert float(found.weight) == int(terms.masked.sum())
+    assert float(found.total) == pytest.approx(float(terms.nll.sum()), rel=1e-6)
+    expected = nelbo(WORLD, TABLE, X0, KEY).mean()
+    assert float(found.metrics["nelbo"]) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_the_judges_loss_is_the_cross_entropy_per_token():
+    network = CausalNetwork(CausalConfig(VOCAB, LENGTH, num_layers=1, embed_dim=8, num_heads=2))
+    params = noisy_params(network, 1)
+    found = judge_loss(network, bos_id=2)(params, {}, X0, KEY)
+    expected = np.mean(causal_nll(network, params, X0, 2))
+    assert float(found.total / found.weight) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_the_rounds_loss_reads_teacher_and_step_from_the_context():
+    config, dt, teacher = DistillConfig(num_trajectories=2), jnp.float32(0.2), random_table(1)
+    context = {"teacher_params": teacher, "dt": dt, "round": jnp.int32(3)}
+    found = distill_loss(WORLD, config)(TABLE, context, X0, KEY)
+    total, count = distillation_terms(WORLD, TABLE, teacher, X0, dt, KEY, config)
+    assert (float(found.total), float(found.weight)) == (float(total), float(count))
