@@ -352,25 +352,6 @@ def test_a_comparison_lays_results_side_by_side(evaluated, tmp_path, capsys):
         compare([str(other)], None)
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"num_steps": ()}, "num_steps"),
-        ({"num_texts": 0}, "num_texts"),
-        ({"estimators": ("exact",)}, "estimators='exact'"),
-        ({"first_token": "guessed"}, "first_token"),
-        ({"ends": "open"}, "ends"),
-        ({"compute_dtype": "float16"}, "compute_dtype='float16'"),
-        ({"task": "squad"}, "task='squad' is unknown; choose one of lambada"),
-        ({"time_grid": "round"}, "time_grid"),
-        ({"seed": -1}, "seed"),
-    ],
-)
-def test_settings_that_cannot_work_are_named(fields, named):
-    with pytest.raises(ConfigError, match=named):
-        Settings(**fields)
-
-
 def test_models_that_do_not_fit_are_named(root):
     with pytest.raises(CheckpointError, match="a judge is causal"):
         load_subject(SETTINGS, root, root, "none", None)

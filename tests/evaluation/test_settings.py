@@ -1,0 +1,25 @@
+"""The settings of an evaluation. Oracle: values that cannot work, written by hand."""
+
+import pytest
+
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"num_steps": ()}, "num_steps"),
+        ({"num_texts": 0}, "num_texts"),
+        ({"estimators": ("exact",)}, "estimators='exact'"),
+        ({"first_token": "guessed"}, "first_token"),
+        ({"ends": "open"}, "ends"),
+        ({"compute_dtype": "float16"}, "compute_dtype='float16'"),
+        ({"task": "squad"}, "task='squad' is unknown; choose one of lambada"),
+        ({"time_grid": "round"}, "time_grid"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(fields, named):
+    with pytest.raises(ConfigError, match=named):
+        Settings(**fields)
