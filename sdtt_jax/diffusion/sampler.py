@@ -329,7 +329,7 @@ def _first_hitting_plan(
     return call, -jnp.log1p(-chance).T
 
 
-# Each makes a plan: (share, masked, schedule, config) -> (call [batch, length], sigmas [num_steps + 1, batch])
+# Each plans: (share, masked, schedule, config) -> (call [batch, length], sigmas [num_steps + 1, batch])
 MODES: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
     "grid": _grid_plan,
     "first-hitting": _first_hitting_plan,
