@@ -106,7 +106,16 @@ def bound(
 def masking_bound(
     diffusion: MaskedDiffusion, params: Any, x0: jax.Array, masking: Masking
 ) -> jax.Array:
-    """The estimate that a given masking of `x0: [rows, length]` int32 makes: `[rows]` float32, nats."""
+    """The estimate of -log p that a given masking makes.
+
+    Args:
+      diffusion, params: the model.
+      x0: `[rows, length]` int32.
+      masking: which positions are masked, and what each counts.
+
+    Returns:
+      `[rows]` float32, nats.
+    """
     nll = masked_nll(diffusion, params, x0, masking.x_t, masking.sigma)
     # MASK that belongs to the row, and not to the masking, is nothing to predict.
     return jnp.where(x0 == diffusion.mask_id, 0.0, nll).sum(axis=-1) * masking.weight
@@ -117,6 +126,11 @@ def count_weight(n: jax.Array, length: jax.Array, low: float, high: float) -> ja
 
     The integral of Binomial(n; length, m) dm / m between the move chances `low` and `high`, times length;
     for all move chances from 0 to 1 it is length / n.
+
+    Args:
+      n: masked tokens, any shape.
+      length: tokens that may be masked.
+      low, high: the smallest and the largest move chance, static.
     """
     n, length = jnp.asarray(n, jnp.float32), jnp.asarray(length, jnp.float32)
     behind = length - n + 1

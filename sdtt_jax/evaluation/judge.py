@@ -213,7 +213,16 @@ def make_rows(
 
 
 def token_nll(model: CausalModel, rows: Rows, batch_size: int) -> np.ndarray:
-    """-log p of every scored token, 0 elsewhere: `[rows, width]` float64."""
+    """-log p of every scored token.
+
+    Args:
+      model: the judge.
+      rows: from `make_rows`.
+      batch_size: rows at once.
+
+    Returns:
+      `[rows, width]` float64, nats; 0 where a token is not scored.
+    """
     function = functools.partial(_token_nll, model.network)
     nll: np.ndarray = map_batches(function, model.params, rows, batch_size)
     return nll

@@ -130,7 +130,10 @@ def repeated_ngram_rate(tokens: np.ndarray, n: int = 4) -> np.ndarray:
 def self_bleu(texts: Texts, max_n: int = 4, *, epsilon: float = 0.1) -> float:
     """Mean BLEU of each text against all others (Texygen, arXiv 1802.01886): 1 if all are one text.
 
-    The mean of `self_bleu_scores`; see there.
+    Args:
+      texts: rows of tokens, of any lengths.
+      max_n: n-grams up to this length count alike.
+      epsilon: what a text without any common n-gram of a length is given instead of 0.
     """
     return float(np.mean(self_bleu_scores(texts, max_n, epsilon=epsilon)))
 

@@ -60,8 +60,13 @@ def subset_weights(length: int, masked: int, dt: float) -> Array:
 
     plus P(t <= dt) at j = m, where the step reveals everything.
 
+    Args:
+      length: L, positions.
+      masked: m, masked ones.
+      dt: the step.
+
     Returns:
-      [m + 1], by the size j of the set.
+      `[m + 1]`, by the size j of the set.
     """
     j = np.arange(masked + 1)
     rest = length - masked + 1
@@ -129,7 +134,16 @@ def round_optimum(teacher: Array, dt: float, divergence: str) -> Array:
 
 
 def expected_divergence(student: Array, teacher: Array, dt: float, divergence: str) -> Array:
-    """The round's expected loss at each state and position: [states, L], zero where unmasked."""
+    """The round's expected loss at each state and position.
+
+    Args:
+      student, teacher: `[states, L, V]` log-probabilities.
+      dt: the teacher's step.
+      divergence: name of `sdtt_jax.distillation.divergence.DIVERGENCES`.
+
+    Returns:
+      `[states, L]` nats, zero where unmasked.
+    """
     _solver(divergence)  # raises if the name is unknown
     loss = np.zeros(student.shape[:2])
     for atoms in target_atoms(teacher, dt):

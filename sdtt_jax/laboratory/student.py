@@ -135,7 +135,16 @@ def table_params(predictions: Array) -> Params:
 
 
 def sample_sequences(world: World, seed: int, round: int, step: int, batch_size: int) -> Array:
-    """Sequences of the chain, a pure function of (seed, round, step): [batch_size, L] int32."""
+    """Draws sequences of the chain.
+
+    Args:
+      world: the chain.
+      seed, round, step: what the draws depend on, and nothing else.
+      batch_size: how many.
+
+    Returns:
+      `[batch_size, L]` int32.
+    """
     rng = np.random.default_rng((seed, round, step))
     initial = np.cumsum(world.initial)[:-1]
     transition = np.cumsum(world.transition, axis=1)[:, :-1]

@@ -60,7 +60,14 @@ def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) ->
 
 
 def map_batches(function: BatchFunction, params: Any, rows: Any, batch_size: int) -> Any:
-    """`function` over all rows, the results of the batches of `batched` laid end to end."""
+    """A function over all rows, batch by batch, its results laid end to end.
+
+    Args:
+      function: compiled; `function(params, index, batch)` gives a tree of `[rows, ...]`.
+      params: parameters, on a mesh or on one device.
+      rows: a tree of NumPy arrays `[rows, ...]`.
+      batch_size: rows at once, at most.
+    """
     return join([batch() for batch in batched(function, params, rows, batch_size)])
 
 

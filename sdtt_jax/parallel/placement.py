@@ -17,7 +17,12 @@ from sdtt_jax.typing import Tree
 
 
 def partition_spec(names: Sequence[str | None], rules: Rules, mesh: Mesh) -> PartitionSpec:
-    """Mesh axes of an array whose dimensions have the logical `names`.
+    """Mesh axes of an array, from the logical names of its dimensions.
+
+    Args:
+      names: one for each dimension, None where it has none.
+      rules: logical axes to mesh axes.
+      mesh: whose axes they are.
 
     Raises:
       ConfigError: a name without a rule.
