@@ -97,7 +97,7 @@ class Layout:
       anchor: name, without prefix, of a tensor that tells this layout from the others.
       prefixes: what all names may begin with; the first under which the anchor stands is taken.
       config: the config of our network, given the tensors, their prefix, the stored config, and the
-        file that errors name.
+        file that errors name; raises `CheckpointError` if they make no such network.
       table: where each tensor goes, given that config.
       tied: full names of tensors that may repeat another, and that one's name without prefix.
     """
