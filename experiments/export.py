@@ -1,4 +1,4 @@
-"""Writes a model in a form that others read.
+"""Exports a model.
 
   python -m experiments.export --checkpoint=runs/demo --format=reference --output=DIR
   python -m experiments.export --checkpoint=runs/demo --format=stablehlo --num_steps=8 --output=DIR
@@ -32,7 +32,11 @@ from sdtt_jax.paths import is_remote
 
 FORMATS = ("reference", "orbax", "stablehlo")
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "What to export; as for experiments.sample.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "What to export: a run, round or `final` folder, a published file or folder, or OWNER/NAME[@REVISION].",
+)
 _FORMAT = flags.DEFINE_string("format", "reference", f"One of: {', '.join(FORMATS)}.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist, or be empty.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "stablehlo: reverse steps of the sampler.")

@@ -144,7 +144,7 @@ class Accelerator:
 
 
 def accelerator_type(chip: Chip, chips: int) -> str:
-    """What Cloud TPU calls a slice of so many chips; a node of GPUs is called like its chip."""
+    """Cloud TPU's name for a slice of that size; a node of GPUs has the name of its chip."""
     return f"{chip.prefix}-{chips * chip.cores}" if chip.kind == "tpu" else chip.prefix
 
 

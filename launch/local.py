@@ -84,7 +84,7 @@ class Group:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                # Out of the terminal's reach: Ctrl-C comes to this process, which passes it on once.
+                # Keeps Ctrl-C in the terminal away: this process gets it and passes it on once.
                 start_new_session=True,
                 # Safe: this process has no other threads yet.
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
@@ -108,7 +108,7 @@ class Group:
             self._send(signal.SIGKILL)
 
     def wait(self, grace: float) -> int:
-        """Waits for all; ends the rest when one fails. The exit status of the first that failed."""
+        """Waits for all, and ends the rest when one fails; returns the status of the first that failed."""
         first_failure: int | None = None
         deadline: float | None = None
         while any(process.poll() is None for process in self._processes):

@@ -2,10 +2,10 @@
 
   python -m tools.chaos --directory=runs/chaos --kills=25 --seed=0
 
-First the run is made once without a disturbance. Then it is made again, killed with SIGKILL at random
-moments and started anew with the same command; when it reaches its end before all kills are spent, another
-one is begun. Every run's parameters (teacher, judge, rounds), metrics, texts and results must be those of the
-first, bit for bit, times excepted. What follows `--` goes to `experiments.run`.
+The run is made once undisturbed. Then it is made again, killed with SIGKILL at random moments and restarted
+with the same command; when it reaches its end before all kills are spent, another one is begun. Every run's
+parameters (teacher, judge, rounds), metrics, texts and results must be those of the first, bit for bit, times
+excepted. What follows `--` goes to `experiments.run`.
 """
 
 import hashlib
@@ -103,7 +103,7 @@ class RestartedRun:
         return len(self._output()) + (metrics.read_bytes().count(b"\n") if metrics.exists() else 0)
 
     def where(self) -> str:
-        """The last line that it wrote, cut to what fits a line, and the last step in its metrics."""
+        """The last line that it wrote, shortened, and the last step in its metrics."""
         last = (self._output() or ["no output yet"])[-1].strip()[:60]
         path = self.directory / "metrics.jsonl"
         metrics = read_metrics(path) if path.exists() else []

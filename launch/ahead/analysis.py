@@ -71,7 +71,7 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
         + memory.temp_size_in_bytes
     )
     cost = hlo.Module(
-        compiled.as_text(), tuple(mesh.shape), tuple(mesh.shape.values()), program.turns_of
+        compiled.as_text(), tuple(mesh.shape), tuple(mesh.shape.values()), program.trips_of
     ).cost()
     expected = program.flops + program.recomputed
     fits = peak <= topology.chip.usable

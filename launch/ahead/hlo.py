@@ -1,8 +1,8 @@
-"""Compiled programs as text: their FLOPs, memory traffic and collectives, with loops taken their full count.
+"""FLOPs, memory traffic and collectives of a compiled program, from its text, with loops counted in full.
 
 XLA's own cost analysis counts the body of a loop once, and blocks are scanned, so it would see one layer
 of twelve. Here each computation's cost is multiplied by the trip count that the compiler wrote beside the
-loop; loops without one (as many turns as the data need) are asked for.
+loop; loops without one (as many trips as the data need) are asked for.
 """
 
 import collections
@@ -76,7 +76,7 @@ class Cost:
                 mine[key] += value * times
 
 
-Turns = Callable[[Instruction], float]
+Trips = Callable[[Instruction], float]
 
 
 class Module:
@@ -85,12 +85,12 @@ class Module:
     Args:
       text: `compiled.as_text()`.
       axes, sizes: the mesh, in the order of its devices.
-      turns: the expected trips of a `while` whose count the compiler does not know.
+      trips: the expected trips of a `while` whose count the compiler does not know.
     """
 
-    def __init__(self, text: str, axes: Sequence[str], sizes: Sequence[int], turns: Turns):
+    def __init__(self, text: str, axes: Sequence[str], sizes: Sequence[int], trips: Trips):
         self.computations, self.entry = parse(text)
-        self._axes, self._sizes, self._turns = tuple(axes), tuple(sizes), turns
+        self._axes, self._sizes, self._trips_of_loop = tuple(axes), tuple(sizes), trips
         self._chains = collections.Counter(
             match[0]
             for body in self.computations.values()
@@ -100,7 +100,7 @@ class Module:
         self._cost = functools.lru_cache(maxsize=None)(self._computation_cost)
 
     def cost(self) -> Cost:
-        """Of one run of the whole program, on one device."""
+        """The cost of one run of the whole program on one device."""
         return self._cost(self.entry, False)
 
     def _computation_cost(self, name: str, fused: bool) -> Cost:
@@ -150,7 +150,7 @@ class Module:
         bounds = [float(operand.literal) for operand in operands if operand.opcode == "constant"]
         if root.opcode == "compare" and "direction=LT" in root.attributes and bounds:
             return bounds[0]
-        return self._turns(loop)
+        return self._trips_of_loop(loop)
 
     def _add_collective(
         self, total: Cost, i: Instruction, kind: str, table: dict[str, Instruction]
@@ -293,8 +293,11 @@ def dot_flops(i: Instruction, table: dict[str, Instruction]) -> float:
 
 
 def convolution_flops(i: Instruction, table: dict[str, Instruction]) -> float:
-    """Multiply-adds that meet an element of the input: the TPU compiler writes every matrix product as a
-    convolution, batch dimensions as dilated windows of which all but one tap fall between the elements."""
+    """2 × multiply-adds that meet an element of the input.
+
+    The TPU compiler writes every matrix product as a convolution, and batch dimensions as dilated windows of
+    which all but one tap fall between the elements.
+    """
     left, right = (table[name].shapes[0] for name in i.operands[:2])
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
     assert labels is not None, i

@@ -1,4 +1,4 @@
-"""The programs of a run, abstract: what users run, lowered for a mesh of devices that may not be there."""
+"""The programs of a run, lowered from abstract arguments for a mesh of devices that need not be there."""
 
 import dataclasses
 import functools
@@ -46,7 +46,7 @@ class Program:
       batch: sequences, over all devices.
       lower: lowers it.
       state: bytes per device by part: "parameters", "optimizer", "average", "teacher".
-      turns: expected trips of a loop over chunks of rows, by the name of its scope.
+      trips: expected trips of a loop over chunks of rows, by the name of its scope.
       flops: that cannot be avoided, of one device.
       recomputed: flops beyond them that the fast path chooses to spend, of one device.
       tokens: tokens per run of the program, over all devices.
@@ -56,25 +56,25 @@ class Program:
     batch: int
     lower: Any
     state: dict[str, float]
-    turns: dict[str, float]
+    trips: dict[str, float]
     flops: float
     recomputed: float
     tokens: int
 
-    def turns_of(self, loop: Instruction) -> float:
-        """Expected trips of a loop whose count only the data know."""
-        for scope, count in self.turns.items():
+    def trips_of(self, loop: Instruction) -> float:
+        """Expected trips of a loop whose count depends on the data."""
+        for scope, count in self.trips.items():
             if scope in loop.attributes:
                 return count
         return 1.0
 
 
 def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) -> Program:
-    """One of `KINDS`, or `CAUSAL`, on a mesh.
+    """A program of a run on a mesh.
 
     Args:
-      kind: which.
-      config: the run's.
+      kind: one of `ALL`.
+      config: of the run.
       mesh: of any devices.
       batch: sequences over all devices.
       num_steps: of the sampler.
@@ -139,7 +139,7 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
             "average": _bytes_per_device(state.ema_params),
             "teacher": _bytes_per_device(state.context),
         },
-        turns={
+        trips={
             head_loss.CHUNKS.scope: math.ceil(MASKED_SHARE * shard / chunk),
             sampler.CHUNKS.scope: 1.0,
         },
@@ -172,9 +172,9 @@ def _sampler(
         batch=batch,
         lower=lower,
         state={"parameters": _bytes_per_device(params)},
-        turns={sampler.CHUNKS.scope: math.ceil(shard / num_steps / chunk)},
+        trips={sampler.CHUNKS.scope: math.ceil(shard / num_steps / chunk)},
         flops=flops.sample_flops(sizes, batch, num_steps) / mesh.size,
-        # One more call at the end, for what is still masked then: the program has it, few runs need it.
+        # The last call, for what is still masked at the end: the program has it, few runs need it.
         recomputed=flops.block_flops(sizes, batch) / mesh.size,
         tokens=batch * sizes.length,
     )
@@ -195,14 +195,14 @@ def _causal(denoiser: Denoiser, mesh: Mesh, batch: int) -> Program:
             return jax.jit(write).lower(params, _key(mesh), prompt)
 
     needed = flops.judge_flops(sizes, batch)
-    # A step attends to the whole cache, whose other half is not written yet on average.
+    # A step attends to the whole cache, half of which is not written yet on average.
     unused = flops.block_flops(sizes, batch) + flops.head_flops(sizes, batch * sizes.length)
     return Program(
         kind=CAUSAL,
         batch=batch,
         lower=lower,
         state={"parameters": _bytes_per_device(params)},
-        turns={},
+        trips={},
         flops=needed / mesh.size,
         recomputed=(unused - needed) / mesh.size,
         tokens=batch * sizes.length,

@@ -1,4 +1,4 @@
-"""The best mesh of a slice and the largest batch per chip, with as few compilations as it takes."""
+"""Finds the best mesh of a slice and the largest batch per chip in few compilations."""
 
 import math
 import time

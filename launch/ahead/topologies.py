@@ -1,4 +1,4 @@
-"""The slices that can be compiled for, though they are not there."""
+"""Slices to compile for; no machine has to have them."""
 
 import contextlib
 import dataclasses
@@ -44,13 +44,17 @@ class Topology:
 
 
 def compile_only() -> None:
-    """Nothing will be computed but on the CPU, and libtpu must not look for a TPU; call it first."""
+    """Restricts JAX to the CPU and keeps libtpu from looking for a TPU; to be called first."""
     jax.config.update("jax_platforms", "cpu")
     os.environ.update({"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"})
 
 
 def parse_topology(name: str, slices: int = 1) -> Topology:
-    """`v5e:16x16` → `Topology`.
+    """The slice that a name like `v5e:16x16` means.
+
+    Args:
+      name: CHIP:SIDES.
+      slices: how many such slices.
 
     Raises:
       ConfigError: an unknown chip or a name that does not parse.

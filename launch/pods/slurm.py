@@ -11,7 +11,7 @@ from launch.pods.spec import Files, PodSpec
 from launch.pods.templating import render as template
 from sdtt_jax.config import require
 
-# How long tasks may go on when the first has ended, before SLURM ends them.
+# Seconds that tasks have after the first one has ended, before SLURM ends them.
 _STRAGGLERS = 600
 
 

@@ -80,7 +80,7 @@ def build(builder: PackedTokens, num_shards: int) -> str:
       Exception: whatever the sources raise; nothing that looks finished is left behind.
     """
     tfds.disable_progress_bar()
-    # TFDS prints its own account to standard output; the caller has a better one.
+    # TFDS prints to standard output what the caller reports in its own way.
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(
             download_config=_DownloadConfig(num_shards=num_shards, try_download_gcs=False)

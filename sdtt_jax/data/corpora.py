@@ -1,4 +1,4 @@
-"""The corpora: one table, from name to reader, for training and for evaluation."""
+"""The table of corpora, by name, that training and evaluation read from; how a corpus is divided."""
 
 import dataclasses
 import functools
@@ -22,13 +22,13 @@ SPLITS = (TRAIN, VALIDATION)
 # Below this number of different documents, whole documents are too coarse a unit to hold out.
 FEWEST_DOCUMENTS = 20
 _SPACE = re.compile(r"\s+")
-# Wraps a pass over documents, given what it is for and its characters (0: not known).
+# Wraps a pass over documents to report its progress, given its purpose and characters (0: unknown).
 Track = Callable[[Iterable[str], str, int], Iterable[str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A text, and what has to be known to read it.
+    """A named text and how it is read.
 
     Attributes:
       name: what `data.corpus` and `--held_out` call it.
@@ -51,7 +51,7 @@ class Corpus:
         return next((split for split in (VALIDATION, TEST) if split in self.splits), None)
 
     def texts(self, split: str, folder: Path | None = None) -> Iterator[str]:
-        """The texts of a split as they are, from `folder` or wherever they are found.
+        """The raw texts of a split, from `folder` or wherever they are found.
 
         Raises:
           ConfigError: no such split, or the corpus is none whose files lie in a folder.
@@ -78,7 +78,7 @@ CORPORA: dict[str, Corpus] = {
         Corpus("world_english_bible", bible_chapters, licence="public domain"),
         Corpus(
             "openwebtext",
-            # Of so large a set the hub converts a part only, so its own files are taken.
+            # The hub converts only the first 5 GB of a set to Parquet, so the set's own files are taken.
             Published(
                 "Skylion007/openwebtext",
                 "*/{split}-*.parquet",
@@ -197,13 +197,13 @@ def documents(
 
 
 def untracked(texts: Iterable[str], purpose: str, characters: int) -> Iterable[str]:
-    """A pass over documents as it is: the `Track` that tells nobody."""
+    """Returns `texts`: the `Track` that reports no progress."""
     del purpose, characters
     return texts
 
 
 def divide(config: DataConfig, track: Track = untracked) -> Callable[..., Iterator[str]]:
-    """How a corpus is divided: `documents_of(split, purpose="")`, a pass over a split's documents.
+    """Divides a corpus: returns `documents_of(split, purpose="")`, which starts a pass over a split.
 
     A corpus that has a split for evaluation keeps it. Of any other, the documents with the smallest digests
     of their text are held out: which they are does not depend on their order, and copies of one document
@@ -211,7 +211,7 @@ def divide(config: DataConfig, track: Track = untracked) -> Callable[..., Iterat
 
     Args:
       config: names the corpus, and how much of it is held out.
-      track: wraps every pass over the text, to tell how far it is.
+      track: wraps every pass over the text, to report its progress.
 
     Raises:
       ConfigError: there is no such corpus.

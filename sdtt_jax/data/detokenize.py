@@ -1,4 +1,4 @@
-"""Detokenizers: benchmark text, which comes with its tokens set apart, back to running text.
+"""Detokenizers turn a benchmark's tokenized text back into running text.
 
 Zero-shot perplexities are reported on detokenised text (MDLM, arXiv 2406.07524, section 5; the
 practice goes back to GPT-2). Each corpus has its own conventions, so each has its own table of

@@ -33,7 +33,7 @@ def find_files(path: Path) -> list[Path]:
 
 
 def read_files(paths: Iterable[Path], text_field: str) -> Iterator[str]:
-    """The documents of some files, as they are: a text file is one, every line or row of the others.
+    """The documents of files: a text file is one, and so is each line of JSONL and row of Parquet.
 
     Args:
       paths: files whose suffix is one of `SUFFIXES`.

@@ -15,7 +15,7 @@ from sdtt_jax.errors import ConfigError, DataError
 INFO_FILE = "info.json"
 # Splits of at most this size are held in memory: a batch is then one gather.
 CACHE_BYTES = 256 * 2**20
-# What ids are stored as.
+# Dtypes that ids may be stored in.
 DTYPES = ("uint16", "int32")
 PREPARE_AGAIN = "remove the data folder and prepare the data again"
 

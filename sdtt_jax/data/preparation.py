@@ -1,4 +1,4 @@
-"""The data stage: corpus to documents, vocabulary and packed sequences, once."""
+"""The data stage: from a corpus to a vocabulary and packed sequences, once."""
 
 import collections
 import contextlib
@@ -178,9 +178,9 @@ def _write_sequences(
 
 @contextlib.contextmanager
 def _partial(directory: Path) -> Iterator[Path]:
-    """An empty folder beside `directory`, gone at the end unless it was renamed.
+    """An empty folder beside `directory`, removed at the end unless it was renamed.
 
-    What a killed run left in it goes first.
+    What a killed run left in it is removed first.
     """
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -212,7 +212,7 @@ def _refuse_foreign(directory: Path) -> None:
 
 
 def _holds(directory: Path, tokenizer: Tokenizer) -> bool:
-    """Whether `directory` has this very tokenizer already: a run was stopped between renames.
+    """Whether `directory` has this tokenizer already, because a run was stopped between the renames.
 
     Raises:
       ConfigError, DataError: it has something else.

@@ -38,7 +38,7 @@ class Published:
     def texts(self, name: str, split: str, folder: Path | None) -> Iterator[str]:
         """The texts of a split, as they are published.
 
-        They are taken from the first of these that is there: `folder`; the folder `name` in
+        They are read from the first of these that exists: `folder`; the folder `name` in
         $SDTT_JAX_CORPORA; the newest version that TFDS has prepared; the hub's copy, downloaded once into
         the hub's cache. A folder holds `SPLIT.parquet`, `.jsonl` or `.txt`, or files of these kinds in
         `SPLIT/`, or is what TFDS has prepared.

@@ -1,4 +1,4 @@
-"""The model card that stands beside an exported model."""
+"""The model card (README.md) of an exported model."""
 
 import json
 from typing import Any

@@ -83,7 +83,7 @@ def reference_config(model: Model | CausalModel) -> dict[str, Any]:
 
 
 def require_empty(directory: Path) -> None:
-    """Raises `ConfigError` if there is something in the folder that an export would write to."""
+    """Raises `ConfigError` unless the folder is missing or empty."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(
             f"--output={directory} is there already and not an empty folder; name another."

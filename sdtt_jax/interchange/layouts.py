@@ -1,4 +1,4 @@
-"""Published checkpoints: safetensors files in one of the layouts of a table, with their config or without."""
+"""The table of layouts of published checkpoints: safetensors files, with or without their config."""
 
 import json
 from collections.abc import Mapping
@@ -21,8 +21,7 @@ from sdtt_jax.interchange.safetensors import Tensors
 from sdtt_jax.interchange.tables.gpt2 import GPT2
 from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
 
-# By kind of network, in the order in which a file is tried: the causal baseline has no tensor that a denoiser
-# lacks.
+# By kind of network, in the order in which they are tried: a denoiser has the causal baseline's tensors too.
 LAYOUTS = {layout.kind: layout for layout in (DENOISER, CAUSAL, GPT2)}
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
@@ -50,7 +49,7 @@ class Published(NamedTuple):
 
 
 def is_published(path: Path) -> bool:
-    """Whether a local path is a checkpoint in a published layout, or pretends to be one."""
+    """Whether a local path is a file, or a folder with `model.safetensors`."""
     return path.is_file() or (path / TENSORS_FILE).is_file()
 
 
@@ -89,7 +88,7 @@ def recognised(
     stored: Stored = NOTHING_STORED,
     file: str = "the checkpoint",
 ) -> Published:
-    """Tensors of which it is known in which layout they are.
+    """A published model whose layout is known.
 
     Args:
       layout: one of `LAYOUTS`.

@@ -168,10 +168,10 @@ def _published(
     places = {} if mesh is None else flat_leaves(_shardings(network, mesh))
 
     def place(at: str, value: np.ndarray) -> jax.Array:
-        # Of a file that all processes read, each takes the pieces of its devices; `device_put` would first
-        # send the whole of it around, to see that all have the same.
+        # All processes read the file, and each takes the pieces of its devices; `device_put` would first send
+        # whole arrays around to compare them.
         placed = place_pieces(value, places[at]) if places else jax.device_put(value)
-        # Waited for, so that one parameter at most is held twice.
+        # Waiting keeps at most one parameter in memory twice.
         return jax.block_until_ready(placed)
 
     facts = {

@@ -16,7 +16,7 @@ from sdtt_jax.errors import CheckpointError
 from sdtt_jax.trees import flat_leaves, nested
 
 LAYER = "{layer}"
-# Path and array of one of our parameters -> what stands in the tree.
+# Path and array of a parameter of ours -> the leaf to store in the tree.
 Place = Callable[[str, np.ndarray], Any]
 
 
@@ -43,18 +43,18 @@ class Entry:
     reshape: tuple[int, ...] | None = None
 
     def names(self, num_layers: int) -> list[str]:
-        """Of all its tensors."""
+        """Names of all its tensors."""
         return _names(self.name, num_layers)
 
     def flat_shape(self, padded_vocab: int) -> tuple[int, ...]:
-        """Of one layer of ours, padded and transposed, before it is reshaped."""
+        """Our shape of one layer, padded and transposed, before it is reshaped."""
         shape = list(self.shape)
         if self.vocab_axis is not None:
             shape[self.vocab_axis] = padded_vocab
         return tuple(shape[::-1] if self.transpose else shape)
 
     def our_shape(self, padded_vocab: int) -> tuple[int, ...]:
-        """Of one layer of ours."""
+        """Our shape of one layer."""
         return self.flat_shape(padded_vocab) if self.reshape is None else self.reshape
 
 
@@ -79,7 +79,7 @@ class Table:
 
 
 class Stored(NamedTuple):
-    """The config that a published model comes with: its content, and what errors call it."""
+    """The config that a published model comes with, and the file that errors name."""
 
     content: Mapping[str, Any]
     where: str = "config.json"
@@ -97,7 +97,7 @@ class Layout:
       anchor: name, without prefix, of a tensor that tells this layout from the others.
       prefixes: what all names may begin with; the first under which the anchor stands is taken.
       config: the config of our network, given the tensors, their prefix, the stored config, and the
-        file that errors name.
+        file that errors name; raises `CheckpointError` if they make no such network.
       table: where each tensor goes, given that config.
       tied: full names of tensors that may repeat another, and that one's name without prefix.
     """

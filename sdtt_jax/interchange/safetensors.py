@@ -26,8 +26,9 @@ LENGTH_BYTES = 8
 class Tensors(Mapping[str, np.ndarray]):
     """A safetensors file as a mapping that reads a tensor when it is asked for.
 
-    The library checks the file; the bytes are read from their place, for its own reader maps the whole file
-    into memory and copies out of that: of 3.45 GB, 2.4 times as much was resident, and is 1.1 times now.
+    The library checks the file, and the bytes are read from it directly: the library's own reader maps the
+    whole file into memory and copies from there, so that of 3.45 GB 2.4 times as much was resident instead
+    of 1.1 times.
 
     Raises:
       CheckpointError: the file is missing, cut short or no safetensors; on reading, a tensor of a dtype that
@@ -60,7 +61,7 @@ class Tensors(Mapping[str, np.ndarray]):
         dtype, offset = FLOATS[entry["dtype"]], self._start + entry["data_offsets"][0]
         count = math.prod(entry["shape"])
         array = np.fromfile(self.path, dtype, count, offset=offset).reshape(entry["shape"])
-        # The extremes tell without an array of booleans: NaN is both of them.
+        # Checking the extremes needs no array of booleans: with a NaN both are NaN.
         values = array.astype(np.float32, copy=False)
         if values.size and not np.isfinite([values.min(), values.max()]).all():
             raise CheckpointError(f"{self.path}: {name} holds NaN or infinite values.")
@@ -72,7 +73,7 @@ class Tensors(Mapping[str, np.ndarray]):
         found = {str(entry["dtype"]) for entry in self._entries.values()}
         return found.pop() if len(found) == 1 else "F32"
 
-    # Inherited, it would read the tensor to see whether it is there.
+    # The inherited method would read the tensor.
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
@@ -94,6 +95,6 @@ def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     partial = path.with_name(path.name + ".partial")
     # The library writes the bytes of a transposed view as they lie in memory, so views are copied.
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    # Hub libraries refuse files without this note of who may read them.
+    # Hub libraries refuse files without this note.
     save_file(contiguous, partial, metadata={"format": "pt"})
     partial.replace(path)

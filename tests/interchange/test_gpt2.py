@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange.layouts import open_published, published_params, recognised
 from sdtt_jax.interchange.renaming import Stored, write_params
-from sdtt_jax.interchange.tables.gpt2 import GPT2, gpt2_config, gpt2_table
+from sdtt_jax.interchange.tables.gpt2 import GPT2, gpt2_table
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_configs_of_other_networks_are_refused_by_field(folder, change, message)
         key: value for key, value in mapping.items() if key not in change or value is not None
     }
     with pytest.raises(CheckpointError, match=message):
-        gpt2_config({}, "", Stored(mapping), "model.safetensors")
+        GPT2.config({}, "", Stored(mapping), "model.safetensors")
 
 
 @pytest.mark.parametrize("text", [None, "{", "[1]"], ids=["absent", "cut", "not-an-object"])

@@ -9,9 +9,9 @@ from launch.ahead.hlo import Collective, Module, kernel_flops
 from launch.ahead.hlo_text import Instruction, Shape, device_groups, parse
 
 
-def cost(function, *arguments, turns=lambda _: 1.0):
+def cost(function, *arguments, trips=lambda _: 1.0):
     text = jax.jit(function).lower(*arguments).compile().as_text()
-    return Module(text, ("data",), (1,), turns).cost()
+    return Module(text, ("data",), (1,), trips).cost()
 
 
 def ones(*shape):
@@ -49,12 +49,12 @@ def test_a_loop_whose_count_only_the_data_know_is_asked_for():
 
     asked = []
 
-    def turns(instruction):
+    def trips(instruction):
         asked.append("some_rows" in instruction.attributes)
         return 7.0
 
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    found = cost(loop, ones(16, 32), ones(32, 32), count, turns=turns)
+    found = cost(loop, ones(16, 32), ones(32, 32), count, trips=trips)
     assert asked == [True]
     assert found.flops == 7 * 2 * 16 * 32 * 32
 

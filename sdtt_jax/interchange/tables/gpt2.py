@@ -26,19 +26,8 @@ FIXED = {
 }
 
 
-def gpt2_config(tensors: Mapping[str, Any], prefix: str, stored: Stored, file: str) -> GPT2Config:
-    """Our config for the hub's, which says all sizes.
-
-    Args:
-      tensors, prefix: not needed.
-      stored: the hub's config.
-      file: that holds the tensors.
-
-    Raises:
-      CheckpointError: naming a field that is missing or asks for what this network does not
-        compute.
-    """
-    del tensors, prefix
+def _config(_tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str) -> GPT2Config:
+    """Our config for the hub's, which says all sizes."""
     mapping, where = stored
     if not mapping:
         raise CheckpointError(
@@ -120,7 +109,7 @@ GPT2 = Layout(
     kind=kinds.GPT2,
     anchor=ANCHOR,
     prefixes=("transformer.", ""),
-    config=gpt2_config,
+    config=_config,
     table=gpt2_table,
     tied={"lm_head.weight": ANCHOR},
 )

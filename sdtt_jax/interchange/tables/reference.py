@@ -118,40 +118,19 @@ def _modulation(name: str, path: str, count: int, d: int, cond: int) -> list[Ent
     ]
 
 
-def denoiser_config(
+def _denoiser_config(
     tensors: Mapping[str, Any], prefix: str, stored: Stored, file: str
 ) -> DenoiserConfig:
-    """The config of a published denoiser.
-
-    Args:
-      tensors: name to array or to anything else that has a shape.
-      prefix: of their names.
-      stored: says the length and whether the network gets sigma; published models do not.
-      file: that errors name.
-
-    Raises:
-      CheckpointError: a tensor that tells a size is missing or ill-shaped, or contradicts `stored`.
-    """
     sizes = _sizes(tensors, prefix, file)
     sizes["cond_dim"] = _shape(tensors, prefix + TIME_EMBEDDING, file)[0]
+    # Published models do not say, and do not get sigma.
     sizes["time_conditioned"] = bool(_find(stored.content, NAMES["time_conditioned"]))
     return _config(DenoiserConfig, sizes, stored, file)
 
 
-def causal_config(
+def _causal_config(
     tensors: Mapping[str, Any], prefix: str, stored: Stored, file: str
 ) -> CausalConfig:
-    """The config of the published causal baseline.
-
-    Args:
-      tensors: name to array or to anything else that has a shape.
-      prefix: of their names.
-      stored: says the length.
-      file: that errors name.
-
-    Raises:
-      CheckpointError: a tensor that tells a size is missing or ill-shaped, or contradicts `stored`.
-    """
     return _config(CausalConfig, _sizes(tensors, prefix, file), stored, file)
 
 
@@ -218,13 +197,13 @@ DENOISER = Layout(
     kind=kinds.DENOISER,
     anchor=TIME_EMBEDDING,
     prefixes=PREFIXES,
-    config=denoiser_config,
+    config=_denoiser_config,
     table=denoiser_table,
 )
 CAUSAL = Layout(
     kind=kinds.CAUSAL,
     anchor=ANCHOR,
     prefixes=PREFIXES,
-    config=causal_config,
+    config=_causal_config,
     table=causal_table,
 )
