@@ -18,7 +18,7 @@ from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import as_path, write_bytes, write_json, write_text
+from sdtt_jax.paths import as_path, read_json, write_bytes, write_json, write_text
 
 FORMAT = "sdtt_jax evaluation 1"
 FOLDER = "evaluations"
@@ -132,12 +132,7 @@ class Record:
             write_text(self._parts / f"{_file_name(name)}.jsonl", lines)
 
     def _earlier(self, model: Json, replace: bool) -> Json:
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(
-                f"{self.path} exists and is not JSON ({error}); remove it or give another file."
-            ) from None
+        content = read_json(self.path, ConfigError, "remove it or give another file")
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             raise ConfigError(
                 f"{self.path} exists and is no evaluation; remove it or give another file."
