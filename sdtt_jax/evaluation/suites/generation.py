@@ -16,8 +16,6 @@ from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.batches import Written, join
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.parallel import processes
-from sdtt_jax.progress import tracked
 
 EXAMPLES = 3
 
@@ -142,15 +140,15 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
 def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer) -> Judged:
     """A writer's texts under the judge; batches and scores that the record has are not computed again."""
     settings, judge, name = subject.settings, subject.judge, _name(setup, writer)
-    parts, size = [], len(setup.prompts) * setup.length // len(writer.batches)
-    shown = processes.is_first() and writer.facts["kind"] != "real"
-    for index, batch in tracked(name, writer.batches, tokens=size, shown=shown):
-
-        def write(batch: Callable[[], Written] = batch) -> dict[str, np.ndarray]:
-            return batch()._asdict()
-
-        parts.append(Written(**record.part(name, writer.inputs, index, write)))
-    tokens, nfe = join(parts)
+    parts = record.batches(
+        name,
+        writer.inputs,
+        writer.batches,
+        Written._asdict,
+        tokens=len(setup.prompts) * setup.length // len(writer.batches),
+        shown=writer.facts["kind"] != "real",
+    )
+    tokens, nfe = join([Written(**part) for part in parts])
     tokens = tokens[:, -setup.length :]
     reading = read(judge, tokens, writer.model.tokenizer, settings.ends, setup.given)
     if judge is None:
