@@ -22,14 +22,10 @@ class Evaluation:
 
     Attributes:
       name: of the file.
-      model: what identifies the model.
-      environment: versions and devices.
       items: results by name.
     """
 
     name: str
-    model: Item
-    environment: Item
     items: Mapping[str, Item]
 
     def under(self, prefix: str) -> dict[str, Item]:
@@ -81,7 +77,7 @@ def read_evaluation(path: Path | str) -> Evaluation:
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
         raise DataError(f"{path} is no result of experiments.evaluate.")
     items = {name: item["result"] for name, item in content["items"].items()}
-    return Evaluation(as_path(path).stem, content["model"], content.get("environment") or {}, items)
+    return Evaluation(as_path(path).stem, items)
 
 
 def read_evaluations(workdir: Path | str) -> list[Evaluation]:
