@@ -220,7 +220,7 @@ def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
 def _drawn(subject: Subject, setup: Setup, model: Model | CausalModel, start: np.ndarray) -> Json:
     """What texts are drawn from, but for the sampler."""
     return {
-        "model": {k: model.identity[k] for k in ("digest", "compute_dtype")},
+        "model": model.fingerprint,
         "start": digest_of([start]),
         "length": setup.length,
         "batch_size": subject.settings.batch_size,
@@ -231,7 +231,7 @@ def _drawn(subject: Subject, setup: Setup, model: Model | CausalModel, start: np
 def _judging(subject: Subject) -> Json:
     settings, judge = subject.settings, subject.judge
     return {
-        "judge": judge and {k: judge.identity[k] for k in ("path", "digest", "compute_dtype")},
+        "judge": judge and {"path": judge.facts["path"]} | judge.fingerprint,
         "first_token": settings.first_token,
         "ends": settings.ends,
         "resampling_seed": settings.seed,

@@ -105,7 +105,7 @@ def _measures(nats: Interval) -> Json:
 
 def _inputs(subject: Subject, model: Model | CausalModel, tokens: np.ndarray) -> Json:
     return {
-        "model": {k: model.identity[k] for k in ("digest", "compute_dtype")},
+        "model": model.fingerprint,
         "texts": digest_of([tokens]),
         "batch_size": subject.settings.batch_size,
         "seed": subject.settings.seed,
