@@ -184,7 +184,7 @@ def _item(
         texts, scores = judged.reading.texts, judged.scores
         result |= quality(texts, scores, seed=settings.seed, given=setup.given)
         if real is not None and judge is not None:
-            result |= _mauve(subject, judge, judged, judged_texts(subject, record, setup, real))
+            result |= _mauve(subject, judge, record, setup, judged, real)
         lines = _lines(judged, writer.model)
         record.write_texts(name, lines)
         return result | {"examples": [line["text"] for line in lines[:EXAMPLES] if "text" in line]}
@@ -192,11 +192,28 @@ def _item(
     record.log(_said(f"{setup.name}, {writer.name}", record.item(name, inputs, compute)))
 
 
-def _mauve(subject: Subject, judge: CausalModel, written: Judged, real: Judged) -> Json:
-    """MAUVE of generated against real texts, prompts included, on the judge's features."""
-    size = subject.settings.batch_size
-    ours, theirs = (text_features(judge, j.reading.seen, batch_size=size) for j in (written, real))
-    score = mauve_score(ours, theirs, MauveConfig(subject.settings.seed))
+def _mauve(
+    subject: Subject,
+    judge: CausalModel,
+    record: Record,
+    setup: Setup,
+    written: Judged,
+    writer: Writer,
+) -> Json:
+    """MAUVE of generated against real texts, prompts included, on the judge's features.
+
+    The features of the real texts are kept as a part of the record: every set of generated texts needs them.
+    """
+    real = judged_texts(subject, record, setup, writer)
+
+    def features(texts: Judged) -> dict[str, np.ndarray]:
+        size = subject.settings.batch_size
+        return {"features": text_features(judge, texts.reading.seen, batch_size=size)}
+
+    inputs = writer.inputs | _judging(subject)
+    theirs = record.part(_name(setup, writer), inputs, "features", lambda: features(real))
+    ours, seed = features(written), subject.settings.seed
+    score = mauve_score(ours["features"], theirs["features"], MauveConfig(seed))
     return {
         "mauve": score.value,
         "mauve_buckets": len(score.p),
