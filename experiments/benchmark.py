@@ -21,17 +21,19 @@ with them as the yardstick. If the memory does not hold two models, --nointerlea
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
 from experiments.benchmarking.cases import SUITES
-from experiments.benchmarking.suites import benchmark, saver, show
-from experiments.cli.app import output_file, run_app, stopwatch, wide_console
+from experiments.benchmarking.suites import Plan, benchmark, show
+from experiments.cli.app import check_flags, output_file, run_app, stopwatch, wide_console
 from experiments.settings import check_overrides, run_config
 from sdtt_jax.config import choose, positive, require
 from sdtt_jax.data.corpora import find_corpus
-from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.errors import UserError
+from sdtt_jax.paths import write_json
 
 DEFAULT_CONFIG = Path(__file__).with_name("configs") / "benchmark.py"
 
@@ -74,8 +76,7 @@ def _steps(values: Sequence[str]) -> list[int]:
 
 def main(argv: Sequence[str]) -> None:
     """Measures what the flags ask for."""
-    if len(argv) > 1:
-        raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
+    check_flags(argv)
     suites = [suite.strip() for suite in _SUITE.value]
     for suite in suites:
         choose("--suite", suite, SUITES)
@@ -90,19 +91,14 @@ def main(argv: Sequence[str]) -> None:
             not config.teacher.importance,
             "The naive twin has no importance sampling of t; add --config.teacher.importance=False.",
         )
-    save = saver(output_file(_OUTPUT.value))
+    output = output_file(_OUTPUT.value)
 
-    log = stopwatch()
-    record = benchmark(
-        config,
-        suites,
-        _BATCH_SIZE.value,
-        num_steps,
-        _REPEATS.value,
-        log,
-        save,
-        interleave=_INTERLEAVE.value,
-    )
+    def save(record: dict[str, Any]) -> None:
+        if output is not None:
+            write_json(output, record)
+
+    plan = Plan(suites, _BATCH_SIZE.value, num_steps, _REPEATS.value, _INTERLEAVE.value)
+    record = benchmark(config, plan, stopwatch(), save)
     show(record, wide_console())
     rows = [
         record.get("train"),

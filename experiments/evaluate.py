@@ -18,12 +18,12 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.cli.app import join_processes, run_app, stopwatch
+from experiments.cli.app import check_flags, join_processes, run_app, stopwatch
 from experiments.cli.compare import compare
 from experiments.cli.devices import chosen_mesh
 from experiments.cli.fields import define_checkpoint, define_flags, from_flags, show_in_help
 from experiments.stages.mirror import local_root
-from sdtt_jax.config import require
+from sdtt_jax.config import choose, require
 from sdtt_jax.data.loader import INFO_FILE
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.record import FOLDER, Record, own_path
@@ -66,13 +66,13 @@ show_in_help("mesh", "distributed", "compilation_cache")
 
 def evaluate(subject: Subject, suites: Sequence[str], path: Path) -> None:
     """Runs suites in the order of their table, into a file of results."""
-    tell = stopwatch() if processes.is_first() else (lambda _: None)
-    record = Record(path, subject.model.identity, tell)
+    log = stopwatch() if processes.is_first() else (lambda _: None)
+    record = Record(path, subject.model.identity, log)
     for name, suite in SUITES.items():
         if name in suites:
-            tell(f"{name}: {subject.model.facts['path']}")
+            log(f"{name}: {subject.model.facts['path']}")
             suite.run(subject, record)
-    tell(f"written to {record.path}")
+    log(f"written to {record.path}")
 
 
 def own_data(subject: Subject) -> Path | None:
@@ -94,11 +94,11 @@ def main(argv: Sequence[str]) -> None:
     if _COMPARE.value:
         compare([*(_COMPARE.value or []), *argv[1:]], _OUTPUT.value)
         return
-    require(len(argv) == 1, f"Unknown argument {argv[-1]!r}; see --help.")
+    check_flags(argv)
     suites = [suite.strip() for suite in _SUITE.value or []]
     require(bool(suites), f"--suite is missing; choose from {', '.join(SUITES)}.")
     for suite in suites:
-        require(suite in SUITES, f"--suite={suite} is no suite; choose from {', '.join(SUITES)}.")
+        choose("--suite", suite, SUITES)
     settings = from_flags(Settings)
     for name, field in (("judge", "texts"), ("lambada", "task_file")):
         together = (name in suites) == bool(getattr(settings, field))

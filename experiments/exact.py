@@ -20,7 +20,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.cli.app import run_app
+from experiments.cli.app import check_flags, run_app
 from sdtt_jax.config import require
 from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.laboratory.optimum import OPTIMA
@@ -68,7 +68,7 @@ def write(record: Record, folder: Path) -> list[Path]:
 def main(argv: Sequence[str]) -> None:
     """Computes, trains if asked to, and writes."""
     values = flags.FLAGS
-    require(len(argv) == 1, f"Unknown argument {' '.join(argv[1:])!r}; see --help.")
+    check_flags(argv)
     require(values.output is not None, "--output is missing: the folder to write to.")
     divergences = parse_divergences(values.divergence)
     world = load_world(values.world) if values.world else sticky_world()

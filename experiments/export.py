@@ -17,14 +17,14 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.cli.app import run_app
+from experiments.cli.app import check_flags, run_app
 from sdtt_jax.config import choose, require
 from sdtt_jax.diffusion.sampler import SamplerConfig
-from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.card import measured_results, model_card
 from sdtt_jax.interchange.export import export_orbax, export_reference, require_empty
-from sdtt_jax.interchange.load import REPOSITORY, load_named
+from sdtt_jax.interchange.load import REPOSITORY, load
 from sdtt_jax.interchange.stablehlo import export_stablehlo
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -59,10 +59,7 @@ def write(model: Model | CausalModel, output: Path) -> list[Path]:
 
 def main(argv: Sequence[str]) -> None:
     """Exports as the flags ask."""
-    if len(argv) > 1:
-        raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
-    for name in ("checkpoint", "output"):
-        require(flags.FLAGS[name].value is not None, f"--{name} is missing; see --help.")
+    check_flags(argv, "checkpoint", "output")
     choose("--format", _FORMAT.value, FORMATS)
     folder = str(_OUTPUT.value)
     require(not is_remote(folder), f"--output={folder} must be a local folder; copy it from there.")
@@ -72,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     if _PUSH.value is not None:
         require(bool(REPOSITORY.fullmatch(_PUSH.value)), f"--push={_PUSH.value} is not OWNER/NAME.")
         token = hub.push_token()
-    model = load_named(str(_CHECKPOINT.value))
+    model = load(str(_CHECKPOINT.value))
     written = write(model, output)
     card = output / "README.md"
     card.write_text(model_card(model, _FORMAT.value, measured_results(model)), "utf-8")

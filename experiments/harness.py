@@ -15,12 +15,12 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments.cli.app import output_file, run_app
+from experiments.cli.app import check_flags, output_file, run_app
 from experiments.cli.fields import define_checkpoint, define_flags, from_flags
 from sdtt_jax.config import require
 from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.harness import Options, adapter
-from sdtt_jax.interchange.load import load_named
+from sdtt_jax.interchange.load import load
 from sdtt_jax.paths import write_json
 
 _CHECKPOINT = define_checkpoint()
@@ -51,8 +51,7 @@ def _table(results: dict[str, Any]) -> Table:
 
 def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags ask."""
-    require(len(argv) == 1, f"Unknown argument {argv[-1]!r}; see --help.")
-    require(_CHECKPOINT.value is not None, "--checkpoint is missing; see --help.")
+    check_flags(argv, "checkpoint")
     require(bool(_TASKS.value), "--tasks is missing; for example --tasks=lambada_openai.")
     output = output_file(_OUTPUT.value)
     options = from_flags(Options)
@@ -64,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             "lm-evaluation-harness is not installed; pip install 'sdtt_jax[eval]'."
         ) from None
-    model = load_named(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value)
+    model = load(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value)
     results: Any = lm_eval.simple_evaluate(
         model=adapter(LM)(model, options),
         tasks=_TASKS.value,

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.cli.app import run_app
+from experiments.cli.app import check_flags, run_app
 from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path
@@ -77,7 +77,7 @@ def report(
 
 def main(argv: Sequence[str]) -> None:
     """Writes what the flags ask for, and the paths to standard output."""
-    require(len(argv) == 1, f"Unknown argument {' '.join(argv[1:])!r}; see --help.")
+    check_flags(argv)
     given = flags.FLAGS
     for path in report(given.workdir, given.exact, given.picture, given.race, given.batch):
         print(path)

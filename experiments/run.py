@@ -16,12 +16,11 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.cli.app import join_processes, run_app
+from experiments.cli.app import check_flags, join_processes, run_app
 from experiments.settings import check_overrides
 from experiments.stages.replay import replay
 from experiments.stages.runner import STAGE_NAMES, open_run, run_stages
 from sdtt_jax.config import choose
-from sdtt_jax.errors import ConfigError
 from sdtt_jax.paths import as_path
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
@@ -41,11 +40,7 @@ for _name in ("distributed", "compilation_cache"):
 
 def main(argv: Sequence[str]) -> None:
     """Runs the stages that the flags ask for."""
-    if len(argv) > 1:
-        raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
-    for name in ("config", "workdir"):
-        if flags.FLAGS[name].value is None:
-            raise ConfigError(f"--{name} is missing; see --help.")
+    check_flags(argv, "config", "workdir")
     stages = _STAGES.value or STAGE_NAMES
     for stage in stages:
         choose("--stages", stage, STAGE_NAMES)

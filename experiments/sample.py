@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.cli.app import join_processes, output_file, run_app
+from experiments.cli.app import check_flags, join_processes, output_file, run_app
 from experiments.cli.devices import chosen_mesh
 from experiments.cli.fields import define_checkpoint, define_flags, from_flags, show_in_help
 from experiments.cli.watch import watch
@@ -58,8 +58,7 @@ show_in_help("mesh", "distributed", "compilation_cache")
 
 def main(argv: Sequence[str]) -> None:
     """Samples as the flags ask."""
-    require(len(argv) == 1, f"Unknown argument {argv[-1]!r}; see --help.")
-    require(_CHECKPOINT.value is not None, "--checkpoint is missing; see --help.")
+    check_flags(argv, "checkpoint")
     positive(**{"--num_samples": _NUM_SAMPLES.value})
     sampling = from_flags(Sampling)
     config = sampling.sampler(_NUM_STEPS.value)

@@ -15,15 +15,14 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.cli.app import output_file, run_app, stopwatch, wide_console
+from experiments.cli.app import check_flags, output_file, run_app, stopwatch, wide_console
 from experiments.settings import check_overrides, run_config
 from launch.ahead import report
 from launch.ahead.analysis import Record, analyse
 from launch.ahead.programs import ALL, KINDS, build
 from launch.ahead.search import search
 from launch.ahead.topologies import compile_only, describe_devices, parse_topology
-from sdtt_jax.config import choose, require
-from sdtt_jax.errors import ConfigError
+from sdtt_jax.config import choose
 from sdtt_jax.parallel.mesh import make_mesh
 from sdtt_jax.paths import write_json
 
@@ -50,10 +49,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Also write everything to this fil
 
 def main(argv: Sequence[str]) -> None:
     """Compiles what the flags ask for."""
-    if len(argv) > 1:
-        raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
-    for name in ("config", "topology"):
-        require(flags.FLAGS[name].value is not None, f"--{name} is missing; see --help.")
+    check_flags(argv, "config", "topology")
     kinds = [kind.strip() for kind in _PROGRAMS.value]
     for kind in kinds:
         choose("--programs", kind, ALL)

@@ -1,8 +1,8 @@
-"""Frozen, validated dataclasses from plain mappings, and back; the words in which they are validated.
+"""Frozen dataclasses from plain mappings and back, and the checks that validate their fields.
 
 A `__post_init__` says what its fields must be: `positive(self, "num_steps")`, `one_of(self, kind=KINDS)`. The
-checks of numbers take values that are no fields as well: `positive(batch_size=batch_size)`. Each raises
-`ConfigError` with a sentence that names the field, its value and what would work.
+checks of numbers take other values too: `positive(batch_size=batch_size)`. Each raises `ConfigError` with a
+sentence that names the field, its value and what would work.
 """
 
 import dataclasses
@@ -54,7 +54,12 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines `field: old -> new` for every leaf in which two plain configs differ."""
+    """Lines `field: old -> new` for every leaf in which two plain configs differ.
+
+    Args:
+      old, new: from `to_mapping`.
+      prefix: that the names of fields begin with.
+    """
     lines = []
     for name in sorted(set(old) | set(new)):
         path = f"{prefix}{name}"
@@ -67,21 +72,24 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def unknown_field(config: Any, name: str, where: str) -> ConfigError:
-    """The error for `where.name`, no field of the dataclass `config`, with the name of the right one."""
+    """The error for a field that does not exist; it names the one that was probably meant.
+
+    Args:
+      config: the dataclass that was asked for it.
+      name: of the field.
+      where: the dotted path of `config`, for example "config.teacher".
+    """
     if not dataclasses.is_dataclass(config):
         return ConfigError(f"{where} has no field {name!r}; it is a single value.")
-    now = field_now(config, name) if isinstance(config, type) else None
     fields = [field.name for field in dataclasses.fields(config) if field.init]
-    hint = (
-        f"it is now {now!r}."
-        if now
-        else nearest(name, fields) or f"known fields: {', '.join(fields)}."
-    )
+    hint = nearest(name, fields) or f"known fields: {', '.join(fields)}."
+    if isinstance(config, type) and (now := field_now(config, name)):
+        hint = f"it is now {now!r}."
     return ConfigError(f"{where} has no field {name!r}; {hint}")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """ "did you mean …?" with that of `names` which looks most like `name`; empty if none does."""
+    """The question `did you mean …?`, with the one of `names` that is most like `name`; empty if none is."""
     near = difflib.get_close_matches(name, list(names), n=1)
     return f"did you mean {near[0]!r}?" if near else ""
 
@@ -93,23 +101,23 @@ def require(condition: bool, message: str) -> None:
 
 
 def positive(config: Any = None, *names: str, **values: float) -> None:
-    """The fields `names` of `config`, and `values`, are above 0."""
+    """Checks that the fields `names` of `config`, and `values`, are above 0."""
     _check(lambda value: value > 0, "be positive", config, names, values)
 
 
 def at_least(least: float, config: Any = None, *names: str, **values: float) -> None:
-    """The fields `names` of `config`, and `values`, are `least` or more."""
+    """Checks that the fields `names` of `config`, and `values`, are `least` or more."""
     _check(lambda value: value >= least, f"be at least {least}", config, names, values)
 
 
 def within(interval: str, config: Any = None, *names: str, **values: float) -> None:
-    """The fields `names` of `config`, and `values`, lie in `interval`.
+    """Checks that the fields `names` of `config`, and `values`, lie in `interval`.
 
     Args:
-      interval: "[0, 1)" holds 0 and not 1; "inf" is a bound too.
+      interval: for example "[0, 1)", which contains 0 and not 1, or "(0, inf)".
       config: a dataclass, or None.
-      *names: of fields.
-      **values: of anything else, by name.
+      *names: of its fields.
+      **values: other values, by name.
     """
     low, high = (float(bound) for bound in interval[1:-1].split(","))
 
@@ -122,13 +130,13 @@ def within(interval: str, config: Any = None, *names: str, **values: float) -> N
 
 
 def one_of(config: Any, **choices: Collection[str]) -> None:
-    """Each of the named fields of `config` is one of its choices."""
+    """Checks that each of the named fields of `config` is one of its choices."""
     for name, allowed in choices.items():
         choose(name, getattr(config, name), allowed)
 
 
 def choose(name: str, value: Any, choices: Collection[str]) -> None:
-    """What is called `name` is one of `choices`."""
+    """Checks that `value`, called `name`, is one of `choices`."""
     if value not in choices:
         near = nearest(str(value), choices)
         hint = f" ({near})" if near else ""
@@ -136,7 +144,7 @@ def choose(name: str, value: Any, choices: Collection[str]) -> None:
 
 
 def check_types(config: Any) -> None:
-    """Every field of `config` is of the type that the dataclass says."""
+    """Checks that every field of `config` has the type that its dataclass declares."""
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         _convert(hints[field.name], getattr(config, field.name), field.name)

@@ -19,15 +19,10 @@ def purpose_key(seed: int, purpose: str, round: int = 0) -> jax.Array:
       round: distillation round, 0 outside of the rounds.
 
     Returns:
-      A typed PRNG key, shape `[]`.
+      A typed PRNG key, shape `[]`. The key of a step is `jax.random.fold_in(key, step)`.
     """
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
     return jax.random.fold_in(key, round)
-
-
-def at_step(key: jax.Array, step: jax.Array | int) -> jax.Array:
-    """Key of one step: `fold_in(key, step)`; `step` may be traced."""
-    return jax.random.fold_in(key, step)
 
 
 def purpose_seed(seed: int, purpose: str) -> int:

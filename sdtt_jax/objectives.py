@@ -4,9 +4,6 @@ Each function closes over a model and a frozen config and returns
 `loss(params, context, batch, key) -> Loss`, with `batch: [batch, length]` int32.
 """
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 
 from sdtt_jax.causal.nll import causal_loss
@@ -16,8 +13,7 @@ from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.training.step import Loss, LossFn
-
-Tree = Any
+from sdtt_jax.typing import Key, Tokens, Tree
 
 
 def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
@@ -28,7 +24,7 @@ def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
       config: `weighting` "nelbo" or "even", and how times are drawn.
     """
 
-    def loss(params: Tree, context: Tree, batch: jax.Array, key: jax.Array) -> Loss:
+    def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
         del context
         terms = denoising_terms(diffusion, params, batch, key, config)
         tokens = jnp.float32(batch.size)
@@ -49,7 +45,7 @@ def judge_loss(network: CausalNetwork, bos_id: int) -> LossFn:
       bos_id: what stands before the first token of every text.
     """
 
-    def loss(params: Tree, context: Tree, batch: jax.Array, key: jax.Array) -> Loss:
+    def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
         del context, key
         total = causal_loss(network, params, batch, bos_id)
         return Loss(total, jnp.float32(batch.size), {})
@@ -67,7 +63,7 @@ def distill_loss(diffusion: MaskedDiffusion, config: DistillConfig) -> LossFn:
       config: divergence, teacher steps and trajectories.
     """
 
-    def loss(params: Tree, context: Tree, batch: jax.Array, key: jax.Array) -> Loss:
+    def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
         total, count = distillation_terms(
             diffusion, params, context["teacher_params"], batch, context["dt"], key, config
         )

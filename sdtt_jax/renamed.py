@@ -16,7 +16,6 @@ MODULES = {
     "sdtt_jax.diffusion.masking": "sdtt_jax.diffusion.forward",
     "experiments.evaluating": "sdtt_jax.evaluation",
     "experiments.evaluating.output": "sdtt_jax.evaluation.record",
-    "experiments.losses": "sdtt_jax.objectives",
     "sdtt_jax.evaluation.batches": "sdtt_jax.model.batches",
     "sdtt_jax.evaluation.bounds": "sdtt_jax.diffusion.estimators",
     "sdtt_jax.evaluation.diversity": "sdtt_jax.evaluation.quality",

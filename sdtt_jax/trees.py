@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-Tree = Any
+from sdtt_jax.typing import Tree
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:

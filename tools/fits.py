@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.cli.app import output_file, run_app, stopwatch
+from experiments.cli.app import check_flags, output_file, run_app, stopwatch
 from experiments.configs.owt_small import SIZES, owt
 from launch.ahead.analysis import Record
 from launch.ahead.search import search
@@ -75,8 +75,7 @@ HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 def main(argv: Sequence[str]) -> None:
     """Searches cell by cell."""
-    if len(argv) > 1:
-        raise ConfigError(f"Unknown argument {argv[1]!r}; see --help.")
+    check_flags(argv)
     for size in _SIZES.value:
         choose("--sizes", size, SIZES)
     output = output_file(_OUTPUT.value)

@@ -1,4 +1,4 @@
-"""What is measured: each suite in two variants, as something that is built once and repeated.
+"""The cases of the benchmark: each suite in two variants, built once and then repeated.
 
 `lean` is the path that users run, `naive` the twin in `experiments.benchmarking.naive`, `matmul` the
 yardstick. Every repetition of a case does the same work: same parameters, tokens and keys; both variants mask
@@ -16,24 +16,27 @@ import numpy as np
 
 from experiments.benchmarking import naive
 from experiments.settings import RunConfig, run_config
+from sdtt_jax import objectives
 from sdtt_jax.causal.nll import causal_nll
+from sdtt_jax.diffusion import nelbo
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
-from sdtt_jax.diffusion.schedule import Schedule, make_schedule
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation import loss as distillation
 from sdtt_jax.distillation.rounds import Student, next_round
-from sdtt_jax.keys import at_step, purpose_key
+from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.config import of_same_size
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from sdtt_jax.networks.kinds import Network
-from sdtt_jax.objectives import distill_loss, teacher_loss
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import place_batch, replicated, unbox
 from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
 from sdtt_jax.typing import Params
 
-Facts = dict[str, float]
+# What one repetition has shown: "seconds", and what the suite counts.
+Repetition = dict[str, float]
 Log = Callable[[str], None]
 
 SUITES = ("train", "teacher", "sample", "judge", "data")
@@ -69,12 +72,12 @@ class Case(NamedTuple):
     """A case that is ready to be repeated.
 
     Attributes:
-      repeat: runs once to the end, and returns `seconds` and what else was counted.
-      facts: what building it has shown: `compile_s`, and `memory`, the compiled program's GB.
+      repeat: runs once to the end.
+      setup: what building it has shown: `compile_s`, and `memory`, the compiled program's GB.
     """
 
-    repeat: Callable[[], Facts]
-    facts: dict[str, Any]
+    repeat: Callable[[], Repetition]
+    setup: dict[str, Any]
 
 
 def build(job: Job, log: Log) -> Case:
@@ -92,7 +95,7 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
     stage = config.distill.train if distills else config.teacher.train
     stage = dataclasses.replace(stage, batch_size=job.batch_size, microbatches=1)
     sizes, denoiser, diffusion = _network(job, config)
-    loss = _counted(_loss(job, config, sizes, diffusion), distills)
+    loss = _counted(_loss(job, config, diffusion), distills)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     student = Student(_parameters(denoiser, replicated(mesh)))
     if distills:
@@ -100,13 +103,13 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
     state = StateSpec(stage, mesh).from_params(**student._asdict())
     del student
     batch = place_batch(_tokens(job, sizes), mesh)
-    key = half_masked_key(job, config, sizes, diffusion.schedule, batch)
+    key = half_masked_key(job, config, diffusion, batch)
 
     log("compiling")
     step = make_train_step(loss, stage)
     compiled, compile_s = _timed(lambda s: step.lower(s, batch, key).compile(), state)
 
-    def repeat() -> Facts:
+    def repeat() -> Repetition:
         nonlocal state
         # Keys follow from the step: staying at the first one, every repetition masks the same tokens.
         first = jax.device_put(np.int32(0), replicated(mesh))
@@ -120,42 +123,39 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
     return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
 
 
-def _loss(job: Job, config: RunConfig, sizes: DenoiserConfig, diffusion: MaskedDiffusion) -> LossFn:
-    if job.variant == "lean":
-        if job.suite == "teacher":
-            return teacher_loss(diffusion, config.teacher)
-        return distill_loss(diffusion, config.distill)
+def _loss(job: Job, config: RunConfig, diffusion: MaskedDiffusion) -> LossFn:
+    losses = objectives if job.variant == "lean" else naive
     if job.suite == "teacher":
-        return naive.teacher_loss(sizes, diffusion.schedule, config.teacher)
-    return naive.distill_loss(sizes, diffusion.schedule, config.distill)
+        return losses.teacher_loss(diffusion, config.teacher)
+    return losses.distill_loss(diffusion, config.distill)
 
 
 def _counted(loss_fn: LossFn, distills: bool) -> LossFn:
     """`loss_fn` with the metric `masked`, the number of masked tokens in the batch."""
 
     def loss(params: Params, context: Any, batch: jax.Array, key: jax.Array) -> Loss:
-        found = loss_fn(params, context, batch, key)
-        masked = found.weight
-        if not distills and "masked_share" in found.metrics:
-            masked = found.metrics["masked_share"] * batch.size
-        return found._replace(metrics={"masked": masked})
+        result = loss_fn(params, context, batch, key)
+        masked = result.weight
+        if not distills and "masked_share" in result.metrics:
+            masked = result.metrics["masked_share"] * batch.size
+        return result._replace(metrics={"masked": masked})
 
     return loss
 
 
 def half_masked_key(
-    job: Job, config: RunConfig, sizes: DenoiserConfig, schedule: Schedule, tokens: jax.Array
+    job: Job, config: RunConfig, diffusion: MaskedDiffusion, tokens: jax.Array
 ) -> jax.Array:
     """A stage's key whose first step masks a share of the tokens that is close to one half."""
 
     def masked(key: jax.Array) -> jax.Array:
         # What `make_train_step` hands to the loss at step 0, microbatch 0.
-        key = jax.random.fold_in(at_step(key, 0), 0)
+        key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
         if job.suite == "train":
-            x_t = naive.distill_noise(key, tokens, schedule, config.distill, sizes.mask_id)[1]
+            _, x_t, _ = distillation.masked_batch(diffusion, tokens, key, config.distill)
         else:
-            x_t = naive.teacher_noise(key, tokens, schedule, config.teacher, sizes.mask_id)[1]
-        return (x_t == sizes.mask_id).mean()
+            _, _, x_t = nelbo.masked_batch(diffusion, tokens, key, config.teacher)
+        return (x_t == diffusion.mask_id).mean()
 
     keys = jax.random.split(purpose_key(config.seed, "benchmark.noise"), NOISE_SEEDS)
     shares = jax.jit(lambda keys: jax.lax.map(masked, keys))(keys)
@@ -175,9 +175,9 @@ def _sampling(job: Job, config: RunConfig, log: Log) -> Case:
         return state.x, state.nfe
 
     def twin(params: Params, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return naive.sample(sizes, params, key, x, diffusion.schedule, job.num_steps)
+        return naive.sample(diffusion, params, key, x, job.num_steps)
 
-    def count(result: tuple[jax.Array, jax.Array]) -> Facts:
+    def count(result: tuple[jax.Array, jax.Array]) -> Repetition:
         x, calls = result
         left = int((x == sizes.mask_id).sum())
         assert left == 0, f"{left} tokens are still masked"
@@ -201,7 +201,7 @@ def _judging(job: Job, config: RunConfig, log: Log) -> Case:
     def twin(params: Params, tokens: jax.Array) -> jax.Array:
         return naive.causal_nll(network, params, tokens, job.vocab_size - 1)
 
-    def count(nll: jax.Array) -> Facts:
+    def count(nll: jax.Array) -> Repetition:
         return {"loss": float(nll.mean())}
 
     log("compiling")
@@ -234,7 +234,7 @@ def _matmul(job: Job, config: RunConfig, log: Log) -> Case:
     _, seconds = _timed(pairs)
     flops = MATMUL_PAIRS * 2 * 2 * rows * embed * inner
 
-    def repeat() -> Facts:
+    def repeat() -> Repetition:
         # The best of three: the yardstick is what the machine can do.
         seconds = min(_timed(pairs)[1] for _ in range(3))
         return {"seconds": seconds, "flops_per_s": flops / seconds}
@@ -246,11 +246,13 @@ def _matmul(job: Job, config: RunConfig, log: Log) -> Case:
 CASES = {"train": _training, "teacher": _training, "sample": _sampling, "judge": _judging}
 
 
-def _compiled(function: Callable[..., Any], count: Callable[[Any], Facts], *arguments: Any) -> Case:
+def _compiled(
+    function: Callable[..., Any], count: Callable[[Any], Repetition], *arguments: Any
+) -> Case:
     """`function` of `arguments`, compiled; `count` takes from its result what a repetition reports."""
     compiled, compile_s = _timed(lambda: jax.jit(function).lower(*arguments).compile())
 
-    def repeat() -> Facts:
+    def repeat() -> Repetition:
         result, seconds = _timed(compiled, *arguments)
         return {"seconds": seconds} | count(result)
 
@@ -294,12 +296,12 @@ def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
 
 def _memory(compiled: Any) -> dict[str, float] | None:
     """The compiler's account of a program's memory in GB; None where a backend gives none."""
-    found = compiled.memory_analysis()
-    if found is None:
+    memory = compiled.memory_analysis()
+    if memory is None:
         return None
     return {
-        "arguments_gb": found.argument_size_in_bytes / 1e9,
-        "outputs_gb": found.output_size_in_bytes / 1e9,
-        "temporaries_gb": found.temp_size_in_bytes / 1e9,
-        "alias_gb": found.alias_size_in_bytes / 1e9,
+        "arguments_gb": memory.argument_size_in_bytes / 1e9,
+        "outputs_gb": memory.output_size_in_bytes / 1e9,
+        "temporaries_gb": memory.temp_size_in_bytes / 1e9,
+        "alias_gb": memory.alias_size_in_bytes / 1e9,
     }

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmarking.cases import Case, Facts, Job, Log
+from experiments.benchmarking.cases import Case, Job, Log, Repetition
 from experiments.settings import RunConfig, run_config
 from sdtt_jax.data import DataConfig, Split, Tokenizer, open_split, prepare, train_tokenizer
 from sdtt_jax.data.corpora import documents
@@ -54,7 +54,7 @@ def build_data(job: Job, log: Log) -> Case:
         encode, join = encode_documents, pack
         loads = {name: functools.partial(_load_split, split) for name, split in splits.items()}
 
-    def repeat() -> Facts:
+    def repeat() -> Repetition:
         encoded, tokenise_s = _timed(lambda: list(encode(tokenizer, texts)))
         rows, pack_s = _timed(lambda: list(join(encoded, **packing)))
         load_s = {name: _timed(load, rows, batch_size)[1] for name, load in loads.items()}

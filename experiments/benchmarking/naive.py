@@ -12,17 +12,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require
-from sdtt_jax.diffusion.forward import SAMPLING_EPS, q_xt, sample_t
+from sdtt_jax.diffusion import nelbo
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.nelbo import NelboConfig
-from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.distillation import loss as distillation
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.rounds import DistillConfig
-from sdtt_jax.networks import DenoiserConfig
+from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.training.step import Loss, LossFn
+from sdtt_jax.typing import Params
 
-Params = Any
 # As in the reference: finite, so that 0 * log 0 is 0 in values and in gradients.
 IMPOSSIBLE = -1e6
 TIME_FEATURES = 256
@@ -106,40 +107,38 @@ def reverse_log_probs(
 
 
 def reverse_step(
-    config: DenoiserConfig,
+    diffusion: MaskedDiffusion,
     params: Params,
     key: jax.Array,
     x_t: jax.Array,
     t: jax.Array,
     s: jax.Array,
-    schedule: Schedule,
 ) -> tuple[jax.Array, jax.Array]:
     """One reverse step from t to s < t.
 
     Args:
-      config, params: the network.
+      diffusion, params: the model.
       key: PRNG key.
       x_t: `[batch, length]` int32.
       t, s: `[batch]` float32; `s` is clamped at 0, where everything is revealed.
-      schedule: noise schedule.
 
     Returns:
       `x_s: [batch, length]` int32, and the network's log-probabilities `[batch, length, vocab]`.
     """
-    log_p_x0 = log_probs(config, params, x_t, schedule.sigma(t))
+    schedule, mask_id = diffusion.schedule, diffusion.mask_id
+    log_p_x0 = log_probs(_sizes(diffusion), params, x_t, schedule.sigma(t))
     move_chance_s = schedule.move_chance(jnp.maximum(s, 0.0))
-    log_q = reverse_log_probs(log_p_x0, schedule.move_chance(t), move_chance_s, config.mask_id)
+    log_q = reverse_log_probs(log_p_x0, schedule.move_chance(t), move_chance_s, mask_id)
     # "high": the default mode truncates the Gumbel tail. The lean path draws in the same mode.
     drawn = jax.random.categorical(key, log_q, axis=-1, mode="high")
-    return jnp.where(x_t == config.mask_id, drawn, x_t).astype(jnp.int32), log_p_x0
+    return jnp.where(x_t == mask_id, drawn, x_t).astype(jnp.int32), log_p_x0
 
 
 def sample(
-    config: DenoiserConfig,
+    diffusion: MaskedDiffusion,
     params: Params,
     key: jax.Array,
     x_init: jax.Array,
-    schedule: Schedule,
     num_steps: int,
 ) -> tuple[jax.Array, jax.Array]:
     """A whole generation on the uniform time grid, the network called at every step.
@@ -148,10 +147,9 @@ def sample(
     is gets no further call.
 
     Args:
-      config, params: the network.
+      diffusion, params: the model.
       key: PRNG key.
       x_init: `[batch, length]` int32, MASK where tokens are wanted.
-      schedule: noise schedule.
       num_steps: reverse steps; static under `jit`.
 
     Returns:
@@ -163,40 +161,32 @@ def sample(
     def body(x: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         index, t, s = step
         t, s = jnp.broadcast_to(t, batch), jnp.broadcast_to(s, batch)
-        key_step = jax.random.fold_in(key, index)
-        return reverse_step(config, params, key_step, x, t, s, schedule)[0], None
+        return reverse_step(diffusion, params, jax.random.fold_in(key, index), x, t, s)[0], None
 
     def fill(x: jax.Array) -> jax.Array:
-        sigma = schedule.sigma(jnp.broadcast_to(grid[-1], batch))
-        return jnp.argmax(log_probs(config, params, x, sigma), axis=-1).astype(jnp.int32)
+        sigma = diffusion.schedule.sigma(jnp.broadcast_to(grid[-1], batch))
+        log_p_x0 = log_probs(_sizes(diffusion), params, x, sigma)
+        return jnp.argmax(log_p_x0, axis=-1).astype(jnp.int32)
 
     x, _ = jax.lax.scan(body, x_init, (jnp.arange(num_steps), grid[:-1], grid[1:]))
-    left = (x == config.mask_id).any()
+    left = (x == diffusion.mask_id).any()
     return jax.lax.cond(left, fill, lambda x: x, x), num_steps + left.astype(jnp.int32)
 
 
-def teacher_noise(
-    key: jax.Array, x0: jax.Array, schedule: Schedule, config: NelboConfig, mask_id: int
-) -> tuple[jax.Array, jax.Array]:
-    """Times `[batch]` and `x_t: [batch, length]` of the teacher's loss, the same as the lean one's."""
-    require(not config.importance, "The naive twin has no importance sampling of t; turn it off.")
-    key_t, key_mask = jax.random.split(key)
-    t = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
-    return t, q_xt(key_mask, x0, schedule.move_chance(t), mask_id)
+def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
+    """`sdtt_jax.objectives.teacher_loss` with a full log-softmax over the vocabulary.
 
-
-def teacher_loss(denoiser: DenoiserConfig, schedule: Schedule, config: NelboConfig) -> LossFn:
-    """`sdtt_jax.objectives.teacher_loss` with a full log-softmax over the vocabulary."""
+    It masks the same tokens for the same key.
+    """
 
     def loss(params: Params, context: Any, batch: jax.Array, key: jax.Array) -> Loss:
         del context
-        t, x_t = teacher_noise(key, batch, schedule, config, denoiser.mask_id)
-        log_p_x0 = log_probs(denoiser, params, x_t, schedule.sigma(t))
+        t, weight, x_t = nelbo.masked_batch(diffusion, batch, key, config)
+        log_p_x0 = log_probs(_sizes(diffusion), params, x_t, diffusion.schedule.sigma(t))
         nll = -jnp.take_along_axis(log_p_x0, batch[..., None], axis=-1)[..., 0]
-        weight = schedule.dsigma(t) / jnp.expm1(schedule.sigma(t))
         bound = (nll * weight[:, None]).sum()
         tokens = jnp.float32(batch.size)
-        masked = (x_t == denoiser.mask_id).sum().astype(jnp.float32)
+        masked = (x_t == diffusion.mask_id).sum().astype(jnp.float32)
         if config.weighting == "nelbo":
             return Loss(bound, tokens, {"masked_share": masked / tokens})
         return Loss(nll.sum(), masked, {"nelbo": bound / tokens})
@@ -204,23 +194,13 @@ def teacher_loss(denoiser: DenoiserConfig, schedule: Schedule, config: NelboConf
     return loss
 
 
-def distill_noise(
-    key: jax.Array, x0: jax.Array, schedule: Schedule, config: DistillConfig, mask_id: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Times `[batch]`, `x_t: [batch, length]`, the same as the lean loss's, and the teacher's key."""
-    key_t, key_mask, key_teacher = jax.random.split(key, 3)
-    t = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
-    return t, q_xt(key_mask, x0, schedule.move_chance(t), mask_id), key_teacher
-
-
 def teacher_targets(
-    denoiser: DenoiserConfig,
+    diffusion: MaskedDiffusion,
     params: Params,
     key: jax.Array,
     x_t: jax.Array,
     t: jax.Array,
     dt: jax.Array,
-    schedule: Schedule,
     config: DistillConfig,
 ) -> jax.Array:
     """The teacher's log-probabilities at the step that revealed each position: `[batch, length, vocab]`.
@@ -228,12 +208,11 @@ def teacher_targets(
     Positions that are never revealed take the last step's (SDTT, arXiv 2410.21035, algorithm 1).
 
     Args:
-      denoiser, params: sizes and the teacher's parameters.
+      diffusion, params: the teacher.
       key: PRNG key of the trajectory.
       x_t: `[batch, length]` int32.
       t: `[batch]` float32.
       dt: `[]` float32, the teacher's step.
-      schedule: noise schedule.
       config: number of steps and their times.
     """
     k, x = config.num_distill_steps, x_t
@@ -245,28 +224,29 @@ def teacher_targets(
             time = t * share + (1.0 - t) * (t - k * dt)
         time = jnp.maximum(time, SAMPLING_EPS)
         key_step = jax.random.fold_in(key, i)
-        x_s, log_p_x0 = reverse_step(denoiser, params, key_step, x, time, time - dt, schedule)
-        masked = (x == denoiser.mask_id)[..., None]
+        x_s, log_p_x0 = reverse_step(diffusion, params, key_step, x, time, time - dt)
+        masked = (x == diffusion.mask_id)[..., None]
         target = log_p_x0 if target is None else jnp.where(masked, log_p_x0, target)
         x = x_s
     assert target is not None
     return target
 
 
-def distill_loss(denoiser: DenoiserConfig, schedule: Schedule, config: DistillConfig) -> LossFn:
-    """`sdtt_jax.objectives.distill_loss` with `[batch, length, vocab]` log-probabilities and targets."""
+def distill_loss(diffusion: MaskedDiffusion, config: DistillConfig) -> LossFn:
+    """`sdtt_jax.objectives.distill_loss` with `[batch, length, vocab]` log-probabilities and targets.
+
+    It masks the same tokens for the same key.
+    """
 
     def loss(params: Params, context: Any, batch: jax.Array, key: jax.Array) -> Loss:
-        t, x_t, key_teacher = distill_noise(key, batch, schedule, config, denoiser.mask_id)
-        teacher = jax.lax.stop_gradient(context["teacher_params"])
-        student = log_probs(denoiser, params, x_t, schedule.sigma(t))
+        t, x_t, key_teacher = distillation.masked_batch(diffusion, batch, key, config)
+        teacher, dt = jax.lax.stop_gradient(context["teacher_params"]), context["dt"]
+        student = log_probs(_sizes(diffusion), params, x_t, diffusion.schedule.sigma(t))
         divergence = jnp.zeros(x_t.shape, jnp.float32)
         for key_trajectory in jax.random.split(key_teacher, config.num_trajectories):
-            target = teacher_targets(
-                denoiser, teacher, key_trajectory, x_t, t, context["dt"], schedule, config
-            )
-            divergence += DIVERGENCES[config.divergence](student, target, denoiser.mask_id + 1)
-        masked = x_t == denoiser.mask_id
+            target = teacher_targets(diffusion, teacher, key_trajectory, x_t, t, dt, config)
+            divergence += DIVERGENCES[config.divergence](student, target, diffusion.mask_id + 1)
+        masked = x_t == diffusion.mask_id
         total = jnp.where(masked, divergence, 0.0).sum() / config.num_trajectories
         return Loss(total, masked.sum().astype(jnp.float32), {})
 
@@ -278,6 +258,11 @@ def causal_nll(network: CausalNetwork, params: Params, tokens: jax.Array, bos_id
     inputs = jnp.concatenate([jnp.full_like(tokens[:, :1], bos_id), tokens[:, :-1]], axis=1)
     log_p = jax.nn.log_softmax(network.logits(params, network.hidden(params, inputs)))
     return -jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
+
+
+def _sizes(diffusion: MaskedDiffusion) -> DenoiserConfig:
+    assert isinstance(diffusion.denoiser, Denoiser)
+    return diffusion.denoiser.config
 
 
 def _linear(p: Params, x: jax.Array) -> jax.Array:

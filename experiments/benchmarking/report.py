@@ -1,4 +1,4 @@
-"""From what the workers counted to the record (JSON) and the tables: pure functions."""
+"""The benchmark's record (JSON) and its tables, from what the workers have measured: pure functions."""
 
 import dataclasses
 import statistics
@@ -19,12 +19,12 @@ class Measured:
     """What one variant has shown.
 
     Attributes:
-      facts: from building it (`compile_s`, `setup_s`, `memory`, `device`, …); empty if that failed.
-      runs: one mapping per repetition: `seconds`, `peak_gb` and what the suite counts.
+      setup: from building it (`compile_s`, `setup_s`, `memory`, `device`, …); empty if that failed.
+      runs: one for each repetition, with `peak_gb`.
       error: why its process ended early, or None.
     """
 
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    setup: dict[str, Any] = dataclasses.field(default_factory=dict)
     runs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     error: str | None = None
 
@@ -34,7 +34,7 @@ class Measured:
         return statistics.median(values) if values and self.error is None else None
 
     def largest(self, name: str) -> float | None:
-        """As `median`, but the largest value, and also of a variant that died later."""
+        """Largest over repetitions, also of a variant that died; None if it does not count this."""
         return max((run[name] for run in self.runs if run.get(name) is not None), default=None)
 
 
@@ -60,7 +60,7 @@ def entry(config: RunConfig, job: Job, measured: dict[str, Measured]) -> Entry:
         "naive_peak_gb": naive.largest("peak_gb"),
         "unavoidable_gflop": None if flops is None else flops / 1e9,
         "matmul_gflop_per_s": None if rate is None else rate / 1e9,
-        "device": next((m.facts["device"] for m in measured.values() if m.facts), None),
+        "device": next((m.setup["device"] for m in measured.values() if m.setup), None),
         "lean": details(lean),
         "naive": details(naive),
         MATMUL: details(measured[MATMUL]),
@@ -101,16 +101,15 @@ def data_entry(config: RunConfig, measured: dict[str, Measured]) -> Entry:
     for phase in PHASES:
         tokens = _first(measured, "loaded_tokens" if phase.startswith("load") else "tokens")
         seconds = {variant: measured[variant].median(phase) for variant in VARIANTS}
-        found: Entry = {"ratio": ratio(seconds["naive"], seconds["lean"])}
+        record[phase] = {"ratio": ratio(seconds["naive"], seconds["lean"])}
         for variant in VARIANTS:
-            found[f"{variant}_s"] = seconds[variant]
-            found[f"{variant}_tokens_per_s"] = ratio(tokens, seconds[variant])
+            record[phase][f"{variant}_s"] = seconds[variant]
+            record[phase][f"{variant}_tokens_per_s"] = ratio(tokens, seconds[variant])
             if phase.startswith("load") and tokens is not None and seconds[variant] is not None:
                 batches = tokens / (config.data.length * config.distill.train.batch_size)
-                found[f"{variant}_s_per_batch"] = ratio(seconds[variant], batches)
-        record[phase] = found
+                record[phase][f"{variant}_s_per_batch"] = ratio(seconds[variant], batches)
     return record | {
-        "prepare_s": measured["lean"].facts.get("prepare_s"),
+        "prepare_s": measured["lean"].setup.get("prepare_s"),
         "lean_peak_gb": measured["lean"].largest("peak_gb"),
         "naive_peak_gb": measured["naive"].largest("peak_gb"),
         "lean": details(measured["lean"]),
@@ -135,7 +134,7 @@ def details(measured: Measured) -> Entry:
         "seconds": seconds,
         "low_s": min(seconds, default=None),
         "high_s": max(seconds, default=None),
-        **{name: value for name, value in measured.facts.items() if name != "device"},
+        **{name: value for name, value in measured.setup.items() if name != "device"},
         **{name: value for name, value in last.items() if name != "seconds"},
     }
 
@@ -175,12 +174,11 @@ def memory_table(rows: dict[str, Entry]) -> Table:
         table.add_column(column, justify="right")
     for title, row in rows.items():
         for variant in VARIANTS:
-            found = row[variant]
-            memory = found.get("memory") or {}
-            numbers = [memory.get(name) for name in names.values()]
-            numbers += [found.get("run_peak_gb"), found.get("peak_gb")]
+            shown = row[variant]
+            numbers = [(shown.get("memory") or {}).get(name) for name in names.values()]
+            numbers += [shown.get("run_peak_gb"), shown.get("peak_gb")]
             cells = [_number(number, ".2f") for number in numbers]
-            table.add_row(f"{title}, {variant}", *cells, _number(found.get("compile_s"), ".1f"))
+            table.add_row(f"{title}, {variant}", *cells, _number(shown.get("compile_s"), ".1f"))
     return table
 
 
@@ -231,8 +229,8 @@ def deaths(rows: dict[str, Entry]) -> list[str]:
 
 
 def _first(measured: dict[str, Measured], name: str) -> float | None:
-    found = (measured[variant].median(name) for variant in VARIANTS)
-    return next((value for value in found if value is not None), None)
+    medians = (measured[variant].median(name) for variant in VARIANTS)
+    return next((value for value in medians if value is not None), None)
 
 
 def _table(title: str, caption: str | None) -> Table:
@@ -241,14 +239,14 @@ def _table(title: str, caption: str | None) -> Table:
     return table
 
 
-def _seconds(median: float | None, found: Entry) -> str:
+def _seconds(median: float | None, variant: Entry) -> str:
     if median is None:
-        return "died" if found["error"] is not None else "–"
-    return f"{median:.3g} ({found['low_s']:.3g}–{found['high_s']:.3g})"
+        return "died" if variant["error"] is not None else "–"
+    return f"{median:.3g} ({variant['low_s']:.3g}–{variant['high_s']:.3g})"
 
 
-def _rate(value: float | None, found: Entry) -> str:
-    return "died" if found["error"] is not None else _number(value, ",.0f")
+def _rate(value: float | None, variant: Entry) -> str:
+    return "died" if variant["error"] is not None else _number(value, ",.0f")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -1,12 +1,11 @@
 """Runs the benchmark's suites: workers in turn, a record of what they counted, tables."""
 
 import contextlib
-import functools
+import dataclasses
 import importlib.metadata
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from rich.console import Console
 
@@ -16,7 +15,6 @@ from experiments.benchmarking.report import Entry, Measured
 from experiments.benchmarking.worker import Worker, WorkerError
 from experiments.settings import RunConfig
 from sdtt_jax.config import to_mapping
-from sdtt_jax.paths import write_json
 
 Log = Callable[[str], None]
 
@@ -67,61 +65,75 @@ def _prepared(
         worker = stack.enter_context(Worker(job))
         head = f"{title}: {job.variant}"
         try:
-            facts = worker.prepare(lambda phase, head=head: log(f"{head}: {phase}"))  # type: ignore[misc]
+            setup = worker.prepare(lambda phase, head=head: log(f"{head}: {phase}"))  # type: ignore[misc]
         except WorkerError as death:
             measured[job.variant].error = str(death)
             log(f"{head} died: {death}")
             continue
-        measured[job.variant].facts = facts
+        measured[job.variant].setup = setup
         yield job.variant, worker
 
 
-def benchmark(
-    config: RunConfig,
-    suites: Sequence[str],
-    batch_size: int,
-    num_steps: Sequence[int],
-    repeats: int,
-    log: Log,
-    save: Callable[[Entry], None],
-    *,
-    interleave: bool = True,
-) -> Entry:
-    """The whole record; `save` gets it after every row, so that a stop loses little."""
-    vocab_size = config.vocab_size
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is measured, and how often.
+
+    Attributes:
+      suites: some of `SUITES`.
+      batch_size: sequences per training step or generation.
+      num_steps: sampling steps of each row of the suite `sample`.
+      repeats: timed repetitions.
+      interleave: let the variants take turns.
+    """
+
+    suites: Sequence[str]
+    batch_size: int
+    num_steps: Sequence[int]
+    repeats: int
+    interleave: bool
+
+    def rows(self) -> Iterator[tuple[str, str, int]]:
+        """Title, suite and sampling steps of each row."""
+        for suite in SUITES:
+            if suite in self.suites:
+                for steps in self.num_steps if suite == "sample" else [0]:
+                    yield f"{suite}, {steps} steps" if steps else suite, suite, steps
+
+
+def benchmark(config: RunConfig, plan: Plan, log: Log, save: Callable[[Entry], None]) -> Entry:
+    """The whole record.
+
+    Args:
+      config: of a run, whose networks and data are taken.
+      plan: what is measured.
+      log: called with each line of progress.
+      save: called with the record after every row, so that a stop loses little.
+    """
+    plain, vocab_size = to_mapping(config), config.vocab_size
     record: Entry = {
         "jax": importlib.metadata.version("jax"),
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-        "config": to_mapping(config),
+        "config": plain,
         "vocab_entries": vocab_size + 1,
-        "batch_size": batch_size,
-        "repeats": repeats,
-        "interleaved": interleave,
+        "batch_size": plan.batch_size,
+        "repeats": plan.repeats,
+        "interleaved": plan.interleave,
     }
-
-    def jobs(suite: str, steps: int = 0) -> list[Job]:
+    for title, suite, steps in plan.rows():
         variants = VARIANTS if suite == "data" else (MATMUL, *VARIANTS)
-        plain = to_mapping(config)
-        return [Job(suite, v, plain, vocab_size, batch_size, steps) for v in variants]
-
-    for suite in SUITES:
-        if suite not in suites:
-            continue
-        for steps in num_steps if suite == "sample" else [0]:
-            title = f"{suite}, {steps} steps" if suite == "sample" else suite
-            row_jobs = jobs(suite, steps)
-            found = measure(title, row_jobs, repeats, log, interleave=interleave)
-            if suite == "data":
-                record["data"] = report.data_entry(config, found)
-            elif suite == "sample":
-                row = report.entry(config, row_jobs[0], found)
-                record["sample"] = [*record.get("sample", []), row]
-            else:
-                record[suite] = report.entry(config, row_jobs[0], found)
-            if "data" in record and "train" in record:
-                share = report.loading_share(record["data"], record["train"], batch_size)
-                record["data"]["share_of_train_step"] = share
-            save(record)
+        jobs = [Job(suite, v, plain, vocab_size, plan.batch_size, steps) for v in variants]
+        measured = measure(title, jobs, plan.repeats, log, interleave=plan.interleave)
+        if suite == "data":
+            record["data"] = report.data_entry(config, measured)
+        elif suite == "sample":
+            row = report.entry(config, jobs[0], measured)
+            record["sample"] = [*record.get("sample", []), row]
+        else:
+            record[suite] = report.entry(config, jobs[0], measured)
+        if "data" in record and "train" in record:
+            share = report.loading_share(record["data"], record["train"], plan.batch_size)
+            record["data"]["share_of_train_step"] = share
+        save(record)
     return record
 
 
@@ -146,10 +158,3 @@ def show(record: Entry, console: Console) -> None:
         rows["data"] = record["data"]
     for line in report.deaths(rows):
         console.print(line, style="bold", highlight=False, soft_wrap=True)
-
-
-def saver(path: Path | None) -> Callable[[Entry], None]:
-    """Writes the record to `path`, whole or not at all."""
-    if path is None:
-        return lambda _: None
-    return functools.partial(write_json, path)

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 import jax
 
-from experiments.benchmarking.cases import Facts, Job, build
+from experiments.benchmarking.cases import Job, Repetition, build
 from experiments.benchmarking.data import build_data
 from sdtt_jax.errors import UserError
 
@@ -74,7 +74,13 @@ class Worker:
         self._stderr.close()
 
     def prepare(self, on_phase: Callable[[str], None]) -> dict[str, Any]:
-        """Sends the job and waits until it is compiled and warm: what building it has shown.
+        """Sends the job and waits until it is compiled and warm.
+
+        Args:
+          on_phase: called with each phase as it begins.
+
+        Returns:
+          What building it has shown.
 
         Raises:
           WorkerError: the process ended.
@@ -85,7 +91,7 @@ class Worker:
         return message
 
     def run(self) -> dict[str, Any]:
-        """One repetition: what it counted, and the peak memory so far.
+        """What one repetition has shown, and the peak memory so far.
 
         Raises:
           WorkerError: the process ended.
@@ -138,7 +144,7 @@ def main() -> None:
     except UserError as error:
         _answer(channel, {"error": str(error)})
     except (KeyboardInterrupt, BrokenPipeError):
-        pass  # the parent is told by the terminal too, or is gone
+        pass  # the terminal tells the parent too, or it is gone
 
 
 def _serve(job: Job, requests: TextIO, channel: TextIO) -> None:
@@ -153,21 +159,18 @@ def _serve(job: Job, requests: TextIO, channel: TextIO) -> None:
     # The data suite computes nothing on a device, and should not wake one up.
     computes = job.suite != "data"
     device = _device() if computes else None
-    _answer(channel, {**case.facts, "setup_s": setup_s, "device": device})
+    _answer(channel, {**case.setup, "setup_s": setup_s, "device": device})
     setup_peak = peak_bytes()
     reset = _reset_peak()
     for _ in requests:
-        facts: Facts = case.repeat()
+        repetition: Repetition = case.repeat()
         run_peak = peak_bytes()
-        _answer(
-            channel,
-            {
-                **facts,
-                "peak_gb": max(setup_peak, run_peak) / 1e9,
-                "run_peak_gb": run_peak / 1e9 if reset else None,
-                "device_peak_gb": _device_peak_gb() if computes else None,
-            },
-        )
+        peaks = {
+            "peak_gb": max(setup_peak, run_peak) / 1e9,
+            "run_peak_gb": run_peak / 1e9 if reset else None,
+            "device_peak_gb": _device_peak_gb() if computes else None,
+        }
+        _answer(channel, {**repetition, **peaks})
 
 
 def _answer(channel: TextIO, message: dict[str, Any]) -> None:

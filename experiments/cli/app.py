@@ -11,6 +11,7 @@ import jax
 from absl import app, flags, logging
 from rich.console import Console
 
+from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import as_path, is_remote
@@ -98,32 +99,25 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(width=120)
 
 
-def exit_on_user_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], int]:
-    """Wraps an absl `main` so that an error of the user's is one line on stderr and an exit status.
+def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+    """Calls `main`; an error of the user's becomes one line on stderr.
 
-    The status is 0 when done, 2 for an error in config or flags (trying again is of no use), 75 when a
-    signal stopped it with the state saved (the same command continues), 1 for any other error.
+    Returns:
+      0 when done, 2 for an error in config or flags (trying again is of no use), 75 when a signal stopped
+      it with the state saved (the same command continues), 1 for any other error of the user's.
     """
-
-    @functools.wraps(main)
-    def wrapped(argv: Sequence[str]) -> int:
-        try:
-            main(argv)
-        except Interrupted as stop:
-            print(f"{stop} Run the same command to go on.", file=sys.stderr)
-            return EXIT_INTERRUPTED
-        except KeyboardInterrupt:
-            print("Stopped. Run the same command to go on.", file=sys.stderr)
-            return EXIT_INTERRUPTED
-        except ConfigError as error:
-            print(f"Error: {error}", file=sys.stderr)
-            return EXIT_CONFIG
-        except UserError as error:
-            print(f"Error: {error}", file=sys.stderr)
-            return EXIT_FAILED
-        return 0
-
-    return wrapped
+    try:
+        main(argv)
+    except Interrupted as stop:
+        print(f"{stop} Run the same command to go on.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("Stopped. Run the same command to go on.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
+    return 0
 
 
 def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) -> list[str]:
@@ -138,6 +132,21 @@ def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) 
         message = f"--{gone} is now --{now}." if now in flags.FLAGS else error
         print(f"Error: {message} (see --help)", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
+
+
+def check_flags(argv: Sequence[str], *required: str) -> None:
+    """Checks that there are flags only, and among them the required ones.
+
+    Args:
+      argv: what `main` was called with.
+      *required: names of flags.
+
+    Raises:
+      ConfigError: there is another argument, or a required flag is missing.
+    """
+    require(len(argv) == 1, f"Unknown argument {' '.join(argv[1:])!r}; see --help.")
+    for name in required:
+        require(flags.FLAGS[name].value is not None, f"--{name} is missing; see --help.")
 
 
 def run_app(
@@ -159,6 +168,6 @@ def run_app(
             logging.set_verbosity(logging.WARNING)
         if cache:
             keep_compiled_programs()
-        return exit_on_user_errors(main)(argv)
+        return exit_status(main, argv)
 
     app.run(quiet, flags_parser=functools.partial(parse_flags, check=check))

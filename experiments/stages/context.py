@@ -37,8 +37,8 @@ class Run:
     workdir: Workdir
     mesh: Mesh
 
-    def say(self, message: str) -> None:
-        """One line to the person at the terminal."""
+    def log(self, message: str) -> None:
+        """Prints a line, on process 0 only."""
         if processes.is_first():
             print(message, flush=True)
 

@@ -127,8 +127,8 @@ def _measure(run: Run, model: Model, judge: CausalModel, baseline: CausalModel |
     subject = Subject(model, settings, judge, baseline, run.workdir.local.data)
     name = f"round_{model.facts['round']:02d}" if "round" in model.facts else "teacher"
     path = run.workdir.root / FOLDER / f"{name}.json"
-    record = Record(path, model.identity, run.say, replace=True)
-    run.say(f"  {name.replace('_', ' ')}:")
+    record = Record(path, model.identity, run.log, replace=True)
+    run.log(f"  {name.replace('_', ' ')}:")
     generation.suite(subject, record)
     likelihood.suite(subject, record)
     [setup] = generation.setups(subject)
@@ -211,7 +211,7 @@ def _gain(run: Run, number: int, student: Measured) -> Json:
 
     record = student.record.item("gain", inputs, compute)
     if record["gain_share"] is not None:
-        run.say(
+        run.log(
             f"  round {number}: divergence from the targets {record['teacher_divergence']:.5f} (teacher) to "
             f"{record['student_divergence']:.5f} (student), floor {record['floor']:.5f}: gain share "
             f"{record['gain_share']:.2f}"

@@ -41,7 +41,7 @@ def replay(run: Run, name: str) -> None:
     state = job.start() if restored is None else restored[0]
     start = int(jax.device_get(state.step))
     step = start + 1 if wanted is None else wanted
-    run.say(f"{name}: from the state after step {start}, step {step} twice")
+    run.log(f"{name}: from the state after step {start}, step {step} twice")
     key = place_whole(job.key, run.mesh)
     for done in range(start, step - 1):
         state, _ = job.step_fn(state, job.batch_at(done), key)
@@ -51,14 +51,14 @@ def replay(run: Run, name: str) -> None:
         digests.append(leaf_digests(flat_leaves(moved)))
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
         rejected = "; the update is rejected" if values["rejected"] else ""
-        run.say(f"  loss {values['loss']:.9g}, gradient norm {values['grad_norm']:.9g}{rejected}")
+        run.log(f"  loss {values['loss']:.9g}, gradient norm {values['grad_norm']:.9g}{rejected}")
     different = [path for path, digest in digests[0].items() if digests[1][path] != digest]
     if different:
         raise ReplayError(
             f"Step {step} of {name.partition('@')[0]}, taken twice from the same state, gave different bits "
             f"in {', '.join(different)}: a device computes wrongly, or an operation is not deterministic."
         )
-    run.say(f"  the same bits in all {len(digests[0])} arrays")
+    run.log(f"  the same bits in all {len(digests[0])} arrays")
 
 
 def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:

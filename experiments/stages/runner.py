@@ -38,7 +38,7 @@ class Stage:
 
 def _data(run: Run) -> None:
     info = run.info
-    run.say(
+    run.log(
         f"  {info.num_characters:,} characters, {info.vocab_size} tokens, {info.num_train:,} sequences of "
         f"{info.length} to train on, {info.num_validation:,} held out"
     )
@@ -47,7 +47,7 @@ def _data(run: Run) -> None:
 def _report(run: Run) -> None:
     evaluation.add_timing(run)
     page = processes.on_first("Writing the report", lambda: write_report(run.workdir.root))
-    run.say(f"  {page}")
+    run.log(f"  {page}")
 
 
 def _is_reported(run: Run) -> bool:
@@ -96,10 +96,10 @@ def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
         if stage.name not in names:
             continue
         if stage.is_finished(run):
-            run.say(f"{stage.name}: finished before")
+            run.log(f"{stage.name}: finished before")
             continue
         processes.stop_if_preempted()
-        run.say(f"{stage.name}: {stage.title}")
+        run.log(f"{stage.name}: {stage.title}")
         with timed(run.workdir, stage.name):
             stage.run(run)
 

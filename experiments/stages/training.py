@@ -132,7 +132,7 @@ def _adopt_teacher(run: Run, checkpoint: str) -> None:
             f"config.teacher.checkpoint={checkpoint} was trained on another vocabulary than "
             "config.tokenizer and config.data give; use its tokenizer and corpus."
         )
-    run.say(f"  taken from {checkpoint}")
+    run.log(f"  taken from {checkpoint}")
     run.deliver(run.workdir.teacher, run.denoiser, model.params, stage="teacher", source=checkpoint)
 
 
@@ -147,10 +147,10 @@ def distill(run: Run) -> None:
     config, step_fn = run.config.distill, _distill_step(run)
     for number in range(1, config.num_rounds + 1):
         if is_delivered(run.workdir.round(number)):
-            run.say(f"  round {number}: finished before")
+            run.log(f"  round {number}: finished before")
             continue
         k, dt = config.num_distill_steps, round_dt(config, number)
-        run.say(
+        run.log(
             f"  round {number} of {config.num_rounds}: the teacher takes {k} steps of {dt:.6g}, the student "
             f"learns to take one of {k * dt:.6g}"
         )
@@ -249,14 +249,14 @@ def _fit(job: TrainingJob) -> TrainState:
                 ),
             )
         seconds = time.monotonic() - began
-    run.say(f"  {seconds:.1f} s, of which saving held it up for {checkpoints.seconds:.1f}")
+    run.log(f"  {seconds:.1f} s, of which saving held it up for {checkpoints.seconds:.1f}")
     return state
 
 
 def _report_rejected(job: TrainingJob, step: int, values: Mapping[str, float]) -> None:
     """Says so, and writes down what `--replay` and a person need to look at that batch again."""
     rejected = job.run.workdir.rejected
-    job.run.say(
+    job.run.log(
         f"  step {step}: loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}: this update "
         f"was rejected; its batch is named in {rejected.name}"
     )

@@ -35,7 +35,13 @@ class Analysis:
 
 
 def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
-    """Compiles, counts and predicts."""
+    """Compiles a program, counts what it does and predicts its time.
+
+    Args:
+      program: what is compiled.
+      topology: the slice, whose chips' peak numbers count.
+      mesh: of the devices that the program is lowered for.
+    """
     began = time.perf_counter()
     record: Record = {
         "program": program.kind,

@@ -20,12 +20,12 @@ from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserCon
 from sdtt_jax.networks.config import of_same_size
 from sdtt_jax.networks.kinds import Network
 from sdtt_jax.objectives import distill_loss, teacher_loss
-from sdtt_jax.ops import head_loss as fused
-from sdtt_jax.ops import rows
+from sdtt_jax.ops import head_loss, rows
 from sdtt_jax.parallel.mesh import BATCH_AXES, RULES, check_batch_size, use_mesh
 from sdtt_jax.parallel.placement import batch_sharding, replicated, tree_shardings, unbox
 from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import make_train_step
+from sdtt_jax.typing import Tree
 
 KINDS = ("distill", "teacher", "sample")
 # What the sampler races against; compiled when asked for.
@@ -35,8 +35,6 @@ ALL = (*KINDS, CAUSAL)
 MASKED_SHARE = 0.5
 # Attention's backward pass recomputes the scores: five products of [length, length] for the forward's two.
 ATTENTION_RECOMPUTED = 0.5
-
-Tree = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +127,7 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
         else flops.teacher_flops(sizes, batch, masked)
     )
     shard = _rows_per_shard(batch // train.microbatches, sizes, mesh)
-    chunk = rows.chunk_size(shard, denoiser.padded_vocab, fused.PARTS)
+    chunk = rows.chunk_size(shard, denoiser.padded_vocab, head_loss.CHUNKS.parts)
     attention = attention_flops(sizes, batch)
     return Program(
         kind=kind,
@@ -141,7 +139,10 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
             "average": _bytes_per_device(state.ema_params),
             "teacher": _bytes_per_device(state.context),
         },
-        turns={fused.SCOPE: math.ceil(MASKED_SHARE * shard / chunk), sampler.SCOPE: 1.0},
+        turns={
+            head_loss.CHUNKS.scope: math.ceil(MASKED_SHARE * shard / chunk),
+            sampler.CHUNKS.scope: 1.0,
+        },
         flops=needed / mesh.size,
         recomputed=ATTENTION_RECOMPUTED * attention / mesh.size,
         tokens=batch * sizes.length,
@@ -165,13 +166,13 @@ def _sampler(
             return jax.jit(generate).lower(params, _key(mesh), _tokens(batch, sizes, mesh))
 
     shard = _rows_per_shard(batch, sizes, mesh)
-    chunk = rows.chunk_size(shard, denoiser.padded_vocab, sampler.PARTS)
+    chunk = rows.chunk_size(shard, denoiser.padded_vocab, sampler.CHUNKS.parts)
     return Program(
         kind="sample",
         batch=batch,
         lower=lower,
         state={"parameters": _bytes_per_device(params)},
-        turns={sampler.SCOPE: math.ceil(shard / num_steps / chunk)},
+        turns={sampler.CHUNKS.scope: math.ceil(shard / num_steps / chunk)},
         flops=flops.sample_flops(sizes, batch, num_steps) / mesh.size,
         # One more call at the end, for what is still masked then: the program has it, few runs need it.
         recomputed=flops.block_flops(sizes, batch) / mesh.size,

@@ -30,6 +30,10 @@ def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Ite
 
     Parameters are replicated, or split over whole dimensions of the torus; tensor parallelism, which
     communicates within every layer, is tried only where that is not enough.
+
+    Args:
+      config: of the run.
+      topology, devices: the slice.
     """
     count, any_fits = topology.chips, False
     splits = sorted({math.prod(topology.sides[:k]) for k in range(len(topology.sides) + 1)})
@@ -103,7 +107,16 @@ def largest_batch(
     log: Log,
     in_time: Callable[[], bool],
 ) -> Analysis | None:
-    """The analysis at the largest batch per chip of `LADDER` that fits; None if none does."""
+    """The analysis at the largest batch per chip of `LADDER` that fits; None if none does.
+
+    Args:
+      kind: the program, one of `launch.ahead.programs.ALL`.
+      config: of the run.
+      topology, mesh: the slice, and how its chips are used.
+      num_steps: sampling steps.
+      log: called with a line when a compilation begins.
+      in_time: whether a further compilation may begin.
+    """
     tried: dict[int, Analysis] = {}
     guess: int | None = FIRST
     while guess is not None and len(tried) < COMPILATIONS and (in_time() or not _fitting(tried)):

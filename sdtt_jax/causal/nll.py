@@ -1,6 +1,11 @@
-"""A causal network on text: the negative log-likelihood of every token, and the loss to train on."""
+"""The cross-entropy of a causal network, and the loss to train on.
 
-from typing import Any
+This is the one place that computes it. `next_token_scores` and `next_token_nll` score any rows of inputs
+and targets (windows of long texts, suffixes of cloze items); `causal_nll` and `causal_loss` score whole
+texts behind a BOS.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,52 +13,90 @@ import optax
 
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
+from sdtt_jax.typing import Params, PerToken, Positions, Scalar, Tokens
+
+_cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
 
-def causal_nll(model: CausalNetwork, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
-    """-log p of every token given BOS and the tokens before it: `[batch, length]` float32.
+class TokenScores(NamedTuple):
+    """What a causal network says of each target.
+
+    Attributes:
+      nll: `[batch, length]` float32, -log p of the target in nats; 0 where it is not scored.
+      missed: `[batch, length]` bool, the most probable token is another one; False where it is not scored.
+    """
+
+    nll: PerToken
+    missed: Positions
+
+
+def next_token_scores(
+    network: CausalNetwork, params: Params, inputs: Tokens, targets: Tokens, scored: Positions
+) -> TokenScores:
+    """-log p of each scored target given the inputs up to its place, and whether greedy decoding misses it.
+
+    Values only: differentiating it raises.
+
+    Args:
+      network, params: the causal network.
+      inputs, targets: `[batch, length]` int32; `targets[:, i]` is predicted from `inputs[:, : i + 1]`.
+      scored: `[batch, length]` bool; the head runs on these positions only.
+    """
+
+    def scores(logits: jax.Array, targets: jax.Array) -> jax.Array:
+        missed = jnp.argmax(logits, axis=-1) != targets
+        return jnp.stack([_cross_entropy(logits, targets), missed], axis=-1)
+
+    hidden = network.hidden(params, inputs)
+    head = network.head_params(params)
+    both = selected_losses(network.logits, scores, head, hidden, scored, targets)
+    return TokenScores(both[..., 0], both[..., 1] != 0)
+
+
+def next_token_nll(
+    network: CausalNetwork, params: Params, inputs: Tokens, targets: Tokens, scored: Positions
+) -> PerToken:
+    """-log p of each scored target given the inputs up to its place: `[batch, length]` float32, nats.
+
+    0 where it is not scored. Values only: differentiating it raises.
+
+    Args:
+      network, params: the causal network.
+      inputs, targets: `[batch, length]` int32; `targets[:, i]` is predicted from `inputs[:, : i + 1]`.
+      scored: `[batch, length]` bool; the head runs on these positions only.
+    """
+    hidden = network.hidden(params, inputs)
+    head = network.head_params(params)
+    return selected_losses(network.logits, _cross_entropy, head, hidden, scored, targets)
+
+
+def causal_nll(network: CausalNetwork, params: Params, tokens: Tokens, bos_id: int) -> PerToken:
+    """-log p of every token given BOS and the tokens before it: `[batch, length]` float32, nats.
 
     Values only: differentiating it raises; train on `causal_loss`.
 
     Args:
-      model, params: the causal network.
+      network, params: the causal network.
       tokens: `[batch, length]` int32.
       bos_id: what stands before the first token, so that it is scored too.
     """
-    return selected_losses(
-        model.logits,
-        _next_token_nll,
-        model.head_params(params),
-        (),
-        _preceding_hidden(model, params, tokens, bos_id),
-        jnp.ones(tokens.shape, bool),
-        tokens,
-    )
+    everywhere = jnp.ones(tokens.shape, bool)
+    return next_token_nll(network, params, _preceded(tokens, bos_id), tokens, everywhere)
 
 
-def causal_loss(model: CausalNetwork, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
-    """The sum of `causal_nll`, to train on: `[]` float32."""
-    total, _ = weighted_loss(
-        model.logits,
-        _next_token_nll,
-        model.head_params(params),
-        (),
-        _preceding_hidden(model, params, tokens, bos_id),
-        jnp.ones(tokens.shape, jnp.float32),
-        tokens,
-    )
-    return total
+def causal_loss(network: CausalNetwork, params: Params, tokens: Tokens, bos_id: int) -> Scalar:
+    """The sum of `causal_nll` over the batch, to train on: `[]` float32, nats.
+
+    Args:
+      network, params: the causal network; differentiable with respect to its parameters.
+      tokens: `[batch, length]` int32.
+      bos_id: what stands before the first token, so that it is scored too.
+    """
+    hidden = network.hidden(params, _preceded(tokens, bos_id))
+    head, weights = network.head_params(params), jnp.ones(tokens.shape, jnp.float32)
+    return weighted_loss(network.logits, _cross_entropy, head, hidden, weights, tokens)[0]
 
 
-def _preceding_hidden(
-    model: CausalNetwork, params: Any, tokens: jax.Array, bos_id: int
-) -> jax.Array:
-    """At each position the state that has seen BOS and the tokens before it: `[batch, length, embed]`."""
-    inputs = jnp.concatenate([jnp.full_like(tokens[:, :1], bos_id), tokens[:, :-1]], axis=1)
-    return model.hidden(params, inputs)
-
-
-def _next_token_nll(logits: jax.Array, whole: tuple[()], tokens: jax.Array) -> jax.Array:
-    """`[n, vocab]`, `[n]` → `[n]`."""
-    del whole
-    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+def _preceded(tokens: Tokens, bos_id: int) -> Tokens:
+    """BOS and all tokens but the last: `[batch, length]`."""
+    return jnp.concatenate([jnp.full_like(tokens[:, :1], bos_id), tokens[:, :-1]], axis=1)

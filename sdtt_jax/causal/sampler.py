@@ -1,17 +1,16 @@
 """Sampling from a causal network with its cache: one `lax.scan`, one token a step."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import at_least, require
-from sdtt_jax.keys import at_step
 from sdtt_jax.networks.cache import KVCache
 from sdtt_jax.networks.causal import CausalNetwork
-from sdtt_jax.ops.categorical import check_filters, draw, filter_logits
-from sdtt_jax.typing import Params
+from sdtt_jax.ops.categorical import Filters, draw, filter_logits
+from sdtt_jax.typing import Key, Params, Tokens
 
 
 class _Carry(NamedTuple):
@@ -20,26 +19,23 @@ class _Carry(NamedTuple):
 
 
 def generate(
-    model: CausalNetwork,
+    network: CausalNetwork,
     params: Params,
-    key: jax.Array,
+    key: Key,
     *,
-    prompt: jax.Array,
+    prompt: Tokens,
     num_tokens: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-) -> jax.Array:
+    **filters: Any,
+) -> Tokens:
     """Continues `prompt` by `num_tokens` tokens, in as many network calls (the prompt's included).
 
     Args:
-      model: a causal network.
+      network: a causal network.
       params: its parameters, unboxed.
       key: PRNG key; token i of the continuation is drawn with `fold_in(key, i)`.
       prompt: `[batch, p]` int32, p at least 1 (usually BOS alone).
       num_tokens: how many tokens to add.
-      temperature, top_k, top_p: as in `sdtt_jax.ops.categorical.filter_logits`; temperature 0 is
-        greedy.
+      **filters: fields of `Filters`: temperature (0 is greedy), top_k, top_p.
 
     Returns:
       `[batch, p + num_tokens]` int32, the prompt included.
@@ -52,47 +48,37 @@ def generate(
         prompt.ndim == 2 and prompt.shape[1] > 0, "prompt must be [batch, p] with p at least 1."
     )
     at_least(0, num_tokens=num_tokens)
-    check_filters(temperature, top_k, top_p)
+    chosen = Filters(**filters)
     prompt = prompt.astype(jnp.int32)
     if num_tokens == 0:
         return prompt
-    return _generate(model, params, key, prompt, num_tokens, temperature, top_k, top_p)
+    return _generate(network, params, key, prompt, num_tokens, chosen)
 
 
-def next_token(
-    key: jax.Array, logits: jax.Array, temperature: float, top_k: int, top_p: float
-) -> jax.Array:
-    """`[batch]` int32 from `logits: [batch, vocab]`; temperature 0 takes the largest, without
-    noise."""
-    if temperature == 0.0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return draw(key, filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
+@functools.partial(jax.jit, static_argnames=("network", "num_tokens", "filters"))
 def _generate(
-    model: CausalNetwork,
+    network: CausalNetwork,
     params: Params,
-    key: jax.Array,
-    prompt: jax.Array,
+    key: Key,
+    prompt: Tokens,
     num_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-) -> jax.Array:
+    filters: Filters,
+) -> Tokens:
     def choose(hidden: jax.Array, index: jax.Array | int) -> jax.Array:
-        logits = model.logits(params, hidden[:, -1])
-        return next_token(at_step(key, index), logits, temperature, top_k, top_p)
+        logits = network.logits(params, hidden[:, -1])
+        if filters.temperature == 0.0:  # no noise is drawn
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return draw(jax.random.fold_in(key, index), filter_logits(logits, filters))
 
     def step(carry: _Carry, index: jax.Array) -> tuple[_Carry, jax.Array]:
-        hidden, cache = model.decode(params, carry.token[:, None], carry.cache)
+        hidden, cache = network.decode(params, carry.token[:, None], carry.cache)
         token = choose(hidden, index)
         return _Carry(token, cache), token
 
     batch, prompt_length = prompt.shape
     # The last token is never fed back, so the cache needs no place for it.
-    cache = model.init_cache(batch, prompt_length + num_tokens - 1)
-    hidden, cache = model.decode(params, prompt, cache)
+    cache = network.init_cache(batch, prompt_length + num_tokens - 1)
+    hidden, cache = network.decode(params, prompt, cache)
     first = choose(hidden, 0)
     _, rest = jax.lax.scan(step, _Carry(first, cache), jnp.arange(1, num_tokens))
     return jnp.concatenate([prompt, first[:, None], rest.T], axis=1)

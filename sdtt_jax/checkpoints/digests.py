@@ -12,8 +12,7 @@ from sdtt_jax.errors import CheckpointError
 from sdtt_jax.ops.digest import Digest, digest
 from sdtt_jax.parallel.processes import to_host
 from sdtt_jax.trees import flat_leaves
-
-Tree = Any
+from sdtt_jax.typing import Tree
 
 
 def params_digest(params: Tree) -> str:

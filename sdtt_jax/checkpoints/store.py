@@ -24,10 +24,10 @@ from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import absolute, is_remote
 from sdtt_jax.trees import flat_leaves, leaf_name, nested
+from sdtt_jax.typing import Tree
 
 CORRUPT = "corrupt"
 LOG = logging.getLogger(__name__)
-Tree = Any
 
 
 class Checkpoints:

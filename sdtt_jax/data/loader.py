@@ -10,7 +10,6 @@ from typing import Any
 import grain
 import numpy as np
 
-from sdtt_jax.data import builders
 from sdtt_jax.errors import ConfigError, DataError
 
 INFO_FILE = "info.json"
@@ -63,6 +62,12 @@ class Split:
         The batches of all steps, laid end to end, are epochs, each a random permutation of the
         split. An epoch's end may fall within a batch. Nothing but the arguments enters, so a
         resumed run needs no state and any number of hosts sees the same global batches.
+
+        Args:
+          seed: of the permutations, at least 0.
+          step: number of the batch, from 0.
+          batch_size: sequences of the global batch.
+          rows: those of the batch that are wanted; all if None.
         """
         if batch_size < 1 or step < 0 or seed < 0:
             raise ConfigError(
@@ -73,7 +78,14 @@ class Split:
         return np.array([self._shuffled(seed, position) for position in positions], np.int64)
 
     def batch(self, seed: int, step: int, batch_size: int, rows: slice | None = None) -> np.ndarray:
-        """Training batch `step`: int32 `[batch_size, length]`, or its `rows` (a host's slice)."""
+        """The sequences of batch `step`: int32 `[batch_size, length]`, or its `rows`.
+
+        Args:
+          seed: of the permutations, at least 0.
+          step: number of the batch, from 0.
+          batch_size: sequences of the global batch.
+          rows: a host's slice of them; all if None.
+        """
         return self.gather(self.indices(seed, step, batch_size, rows))
 
     def _shuffled(self, seed: int, position: int) -> int:
@@ -230,6 +242,8 @@ def _check_decoding(
     directory: Path, shards: Sequence[Shard], split: str, records: _Records
 ) -> None:
     """One record through TFDS's own decoder: guards the loader's reading of the bytes."""
+    from sdtt_jax.data import builders  # imports TFDS, which takes half a second
+
     source = builders.open_source((directory / shards[0].path).parent, split)
     if len(source) != len(records):
         raise DataError(

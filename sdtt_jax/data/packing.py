@@ -25,6 +25,12 @@ def pack(
     With `wrap`, every sequence is `[BOS] chunk [EOS]` around `length - 2` tokens of the stream,
     as MDLM (arXiv 2406.07524) and SDTT train on; otherwise the chunks themselves. The rest of
     the stream that does not fill a sequence is left out.
+
+    Args:
+      documents: ids of each document, `[n]`.
+      length: tokens in a sequence.
+      wrap: put BOS before and EOS after every chunk.
+      bos_id, eos_id: of the vocabulary.
     """
     size = length - 2 if wrap else length
     waiting: list[np.ndarray] = []

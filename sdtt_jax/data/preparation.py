@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from sdtt_jax.config import differences, to_mapping
-from sdtt_jax.data import builders
 from sdtt_jax.data.config import DataConfig, TokenizerConfig
 from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, Track, divide, untracked
 from sdtt_jax.data.loader import INFO_FILE, Shard, read_info
@@ -145,6 +144,8 @@ def _write_sequences(
                 f"{counts[split]['tokens']} tokens; choose a shorter one"
                 + (" or a larger data.validation_fraction." if split == VALIDATION else ".")
             )
+
+    from sdtt_jax.data import builders  # imports TFDS, which takes half a second
 
     sources = {split: functools.partial(sequences, split) for split in SPLITS}
     builder = builders.PackedTokens(sources, partial, config.length, dtype)

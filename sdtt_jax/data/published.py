@@ -4,8 +4,8 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import tensorflow_datasets as tfds
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -76,7 +76,7 @@ class Published:
             return None
         root = Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
         versions = [info.parent for info in (root / self.tfds[0]).glob(f"*.*.*/{TFDS_INFO}")]
-        return max(versions, key=lambda path: tfds.core.Version(path.name), default=None)
+        return max(versions, key=_version, default=None)
 
     def _downloaded(self, name: str, split: str) -> list[Path]:
         pattern = self.files.format(split=split)
@@ -110,7 +110,15 @@ class Published:
         return files
 
 
+def _version(folder: Path) -> Any:
+    import tensorflow_datasets as tfds  # takes half a second, which most programs can do without
+
+    return tfds.core.Version(folder.name)
+
+
 def _read_tfds(folder: Path, split: str, feature: str) -> Iterator[str]:
+    import tensorflow_datasets as tfds
+
     builder = tfds.builder_from_directory(str(folder))
     if split not in builder.info.splits or feature not in (builder.info.features or {}):
         raise DataError(

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib.resources
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -86,25 +87,14 @@ class Tokenizer(abc.ABC):
           separator: what a BOS or EOS (or several in a row) between two texts becomes. At the
             beginning and end they vanish.
         """
-        texts: list[str] = [""]
-        run: list[int] = []
-
-        def flush() -> None:
-            if run:
-                texts[-1] += self._decode_run(run)
-                run.clear()
-
-        for token in map(int, ids):
-            if token in (self.bos_id, self.eos_id):
-                flush()
-                if texts[-1]:
-                    texts.append("")
-            elif 0 <= token < self.vocab_size:
-                run.append(token)
+        texts = [""]
+        for kind, run in itertools.groupby(map(int, ids), self._kind):
+            if kind == "end":
+                texts += [""] if texts[-1] else []
+            elif kind == "text":
+                texts[-1] += self._decode_run(list(run))
             else:
-                flush()
-                texts[-1] += mask
-        flush()
+                texts[-1] += mask * len(list(run))
         return separator.join(texts if texts[-1] else texts[:-1])
 
     def pieces(self, ids: Iterable[int], *, mask: str = MASK_PIECE) -> list[str]:
@@ -113,15 +103,13 @@ class Tokenizer(abc.ABC):
         BOS and EOS are `""`; MASK and ids out of range are `mask`. Joined, the pieces read like
         `decode`, except that a character spelled by several byte tokens shows as U+FFFD.
         """
-        special = {self.bos_id: "", self.eos_id: ""}
-        return [
-            special[token]
-            if token in special
-            else self._piece(token)
-            if 0 <= token < self.vocab_size
-            else mask
-            for token in map(int, ids)
-        ]
+        read = {"end": lambda _: "", "text": self._piece, "mask": lambda _: mask}
+        return [read[self._kind(token)](token) for token in map(int, ids)]
+
+    def _kind(self, token: int) -> str:
+        if token in (self.bos_id, self.eos_id):
+            return "end"
+        return "text" if 0 <= token < self.vocab_size else "mask"
 
     @abc.abstractmethod
     def _encode_batch(self, texts: list[str]) -> list[list[int]]: ...
@@ -193,13 +181,9 @@ class Gpt2Tokenizer(Tokenizer):
 def _gpt2() -> tuple[tokenizers.Tokenizer, list[bytes]]:
     folder = importlib.resources.files("sdtt_jax.data") / "gpt2_bpe"
     vocabulary = json.loads((folder / "encoder.json").read_text("utf-8"))
-    merges = [
-        (left, right)
-        for left, _, right in (
-            line.partition(" ") for line in (folder / "vocab.bpe").read_text("utf-8").split("\n")
-        )
-        if right and left != "#version:"
-    ]
+    # The first line says the version.
+    lines = (folder / "vocab.bpe").read_text("utf-8").split("\n")[1:]
+    merges = [(left, right) for left, right in (line.split(" ") for line in lines if line)]
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=merges))
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     byte_of = _gpt2_byte_of_character()

@@ -5,11 +5,12 @@ nothing of a network but the five names of `DenoiserLike`.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
 from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Tokens
 
 
 class DenoiserLike(Protocol):
@@ -30,7 +31,7 @@ class DenoiserLike(Protocol):
     def padded_vocab(self) -> int:
         """Columns of `logits`: vocabulary, MASK, and padding that is impossible (very low logits)."""
 
-    def hidden(self, params: Any, tokens: jax.Array, sigma: jax.Array | None = None) -> jax.Array:
+    def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
         """Final hidden states.
 
         Args:
@@ -42,10 +43,10 @@ class DenoiserLike(Protocol):
           `[batch, length, embed]`, in the network's compute dtype.
         """
 
-    def head_params(self, params: Any) -> Any:
+    def head_params(self, params: Params) -> Params:
         """The part of `params` that `logits` reads, so that losses carry no more than that."""
 
-    def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
+    def logits(self, params: Params, hidden: jax.Array) -> Logits:
         """Unnormalised log-probabilities of the clean token.
 
         Args:

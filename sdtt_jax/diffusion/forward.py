@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.ops.categorical import NEG_INFINITY
+from sdtt_jax.typing import Key, Logits, LogProbs, PerSequence, PerToken, Tokens
 
 # Smallest time that is sampled or denoised from: at 0 nothing is masked and the NELBO's weight diverges.
 SAMPLING_EPS = 1e-5
 
 
 def sample_t(
-    key: jax.Array, batch: int, *, antithetic: bool = True, eps: float = SAMPLING_EPS
-) -> jax.Array:
+    key: Key, batch: int, *, antithetic: bool = True, eps: float = SAMPLING_EPS
+) -> PerSequence:
     """Times in [eps, 1], `[batch]` float32.
 
     Args:
@@ -28,9 +29,7 @@ def sample_t(
     return eps + (1.0 - eps) * u
 
 
-def mask_tokens(
-    x0: jax.Array, uniform: jax.Array, move_chance: jax.Array, mask_id: int
-) -> jax.Array:
+def mask_tokens(x0: Tokens, uniform: PerToken, move_chance: PerSequence, mask_id: int) -> Tokens:
     """Masks each token where its uniform number lies below the move chance.
 
     Args:
@@ -45,7 +44,7 @@ def mask_tokens(
     return jnp.where(uniform < move_chance[:, None], mask_id, x0).astype(jnp.int32)
 
 
-def q_xt(key: jax.Array, x0: jax.Array, move_chance: jax.Array, mask_id: int) -> jax.Array:
+def q_xt(key: Key, x0: Tokens, move_chance: PerSequence, mask_id: int) -> Tokens:
     """A draw of q(x_t | x_0): masks each token with probability `move_chance` (MDLM, arXiv 2406.07524).
 
     Args:
@@ -65,12 +64,12 @@ def q_xt(key: jax.Array, x0: jax.Array, move_chance: jax.Array, mask_id: int) ->
     return mask_tokens(x0, jax.random.uniform(key, x0.shape), move_chance, mask_id)
 
 
-def without_mask(logits: jax.Array, mask_id: int) -> jax.Array:
+def without_mask(logits: Logits, mask_id: int) -> Logits:
     """Makes MASK impossible in `logits: [..., vocab]`: `NEG_INFINITY` is added to its entry."""
     return logits + jnp.where(jnp.arange(logits.shape[-1]) == mask_id, NEG_INFINITY, 0.0)
 
 
-def masked_log_probs(logits: jax.Array, mask_id: int) -> jax.Array:
+def masked_log_probs(logits: Logits, mask_id: int) -> LogProbs:
     """SUBS log-probabilities of positions that are masked: MASK has probability zero.
 
     Args:
@@ -86,7 +85,7 @@ def masked_log_probs(logits: jax.Array, mask_id: int) -> jax.Array:
     return logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def subs_log_probs(logits: jax.Array, x_t: jax.Array, mask_id: int) -> jax.Array:
+def subs_log_probs(logits: Logits, x_t: Tokens, mask_id: int) -> LogProbs:
     """SUBS (MDLM, arXiv 2406.07524, section 3.2.3): MASK impossible, unmasked tokens carried over.
 
     Args:

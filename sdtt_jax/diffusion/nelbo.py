@@ -1,8 +1,25 @@
-"""The negative evidence lower bound of a masked diffusion model, in nats per token."""
+"""The negative evidence lower bound (NELBO) of a masked diffusion model, in nats per token.
+
+With alpha_t the probability that a token is clean at time t, the bound is the expectation over t in [0, 1]
+and over masked texts x_t of `weight(t)` times the cross-entropy at the masked positions (MDLM,
+arXiv 2406.07524, equation 10). Written naively, one sample of it is
+
+    t = jax.random.uniform(key_t, [batch])
+    x_t = jnp.where(jax.random.uniform(key_mask, x0.shape) < move_chance(t)[:, None], mask_id, x0)
+    logits = denoiser.logits(params, denoiser.hidden(params, x_t, sigma(t)))
+    logits = logits.at[..., mask_id].set(-jnp.inf)  # SUBS: MASK is never the answer,
+    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), x0[..., None], -1)[..., 0]
+    log_p = jnp.where(x_t == mask_id, log_p, 0.0)  # and unmasked tokens are carried over
+    weight = dsigma(t) / jnp.expm1(sigma(t))
+    nelbo = -(weight[:, None] * log_p).mean(axis=-1)
+
+`denoising_terms` computes the same without an array of `[batch, length, vocab]`: the head, the
+cross-entropy and their gradients run at masked positions only, in chunks.
+"""
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +30,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt, sample_t, without_mask
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
+from sdtt_jax.typing import Key, Logits, Params, PerSequence, PerToken, Positions, Scalar, Tokens
 
 WEIGHTINGS = ("nelbo", "even")
 
@@ -52,20 +70,20 @@ class DenoisingTerms(NamedTuple):
       weight: `[batch]` float32, the NELBO's weight of each sequence's time.
     """
 
-    total: jax.Array
-    nll: jax.Array
-    masked: jax.Array
-    weight: jax.Array
+    total: Scalar
+    nll: PerToken
+    masked: Positions
+    weight: PerSequence
 
 
-def nelbo_weight(schedule: Schedule, t: jax.Array) -> jax.Array:
+def nelbo_weight(schedule: Schedule, t: PerSequence) -> PerSequence:
     """`dsigma / expm1(sigma)`, which is `1 / t` for the log-linear schedule: `[batch]` float32."""
     return schedule.dsigma(t) / jnp.expm1(schedule.sigma(t))
 
 
 def masked_nll(
-    diffusion: MaskedDiffusion, params: Any, x0: jax.Array, x_t: jax.Array, sigma: jax.Array
-) -> jax.Array:
+    diffusion: MaskedDiffusion, params: Params, x0: Tokens, x_t: Tokens, sigma: PerSequence
+) -> PerToken:
     """-log p(x_0 | x_t) per token, 0 where `x_t` is not masked (SUBS carries those over).
 
     Values only: differentiating it raises; train on `denoising_terms(…).total`.
@@ -83,24 +101,22 @@ def masked_nll(
         denoiser.logits,
         functools.partial(_nll, denoiser.mask_id),
         denoiser.head_params(params),
-        (),
         denoiser.hidden(params, x_t, sigma),
         x_t == denoiser.mask_id,
         x0,
     )
 
 
-def _nll(mask_id: int, logits: jax.Array, whole: tuple[()], x0: jax.Array) -> jax.Array:
+def _nll(mask_id: int, logits: Logits, x0: jax.Array) -> jax.Array:
     """-log p of the tokens `x0: [n]` from `logits: [n, vocab]`, MASK impossible: `[n]`."""
-    del whole
     return optax.softmax_cross_entropy_with_integer_labels(without_mask(logits, mask_id), x0)
 
 
 def denoising_terms(
     diffusion: MaskedDiffusion,
-    params: Any,
-    x0: jax.Array,
-    key: jax.Array,
+    params: Params,
+    x0: Tokens,
+    key: Key,
     config: NelboConfig | None = None,
 ) -> DenoisingTerms:
     """Masks `x0` at random times and predicts it back.
@@ -128,25 +144,42 @@ def denoising_terms(
       >>> f"{terms.nll.max():.4f}"  # a new network finds all 5 tokens equally likely: log 5
       '1.6094'
     """
-    denoiser, schedule, config = diffusion.denoiser, diffusion.schedule, config or NelboConfig()
-    key_t, key_mask = jax.random.split(key)
-    u = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
-    t, weight = _flat_times(schedule, u) if config.importance else (u, nelbo_weight(schedule, u))
-    x_t = q_xt(key_mask, x0, schedule.move_chance(t), denoiser.mask_id)
+    denoiser, config = diffusion.denoiser, config or NelboConfig()
+    t, weight, x_t = masked_batch(diffusion, x0, key, config)
     masked = x_t == denoiser.mask_id
     total, nll = weighted_loss(
         denoiser.logits,
         functools.partial(_nll, denoiser.mask_id),
         denoiser.head_params(params),
-        (),
-        denoiser.hidden(params, x_t, schedule.sigma(t)),
+        denoiser.hidden(params, x_t, diffusion.schedule.sigma(t)),
         jnp.where(masked, weight[:, None] if config.weighting == "nelbo" else 1.0, 0.0),
         x0,
     )
     return DenoisingTerms(total, jax.lax.stop_gradient(nll), masked, weight)
 
 
-def _flat_times(schedule: Schedule, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+def masked_batch(
+    diffusion: MaskedDiffusion, x0: Tokens, key: Key, config: NelboConfig
+) -> tuple[PerSequence, PerSequence, Tokens]:
+    """A time for each text, the bound's weight of it, and the text masked at that time.
+
+    Args:
+      diffusion: the model.
+      x0: `[batch, length]` int32.
+      key: PRNG key.
+      config: how times are drawn.
+
+    Returns:
+      `t: [batch]` float32, `weight: [batch]` float32, `x_t: [batch, length]` int32.
+    """
+    schedule = diffusion.schedule
+    key_t, key_mask = jax.random.split(key)
+    u = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
+    t, weight = _flat_times(schedule, u) if config.importance else (u, nelbo_weight(schedule, u))
+    return t, weight, q_xt(key_mask, x0, schedule.move_chance(t), diffusion.mask_id)
+
+
+def _flat_times(schedule: Schedule, u: PerSequence) -> tuple[PerSequence, PerSequence]:
     """Times `[batch]` at which `log(1 - alpha)` is linear in `u: [batch]`, and their constant weight."""
     require(
         schedule.importance_t is not None,
@@ -163,11 +196,11 @@ def _flat_times(schedule: Schedule, u: jax.Array) -> tuple[jax.Array, jax.Array]
 
 def nelbo(
     diffusion: MaskedDiffusion,
-    params: Any,
-    x0: jax.Array,
-    key: jax.Array,
+    params: Params,
+    x0: Tokens,
+    key: Key,
     config: NelboConfig | None = None,
-) -> jax.Array:
+) -> PerSequence:
     """One-sample estimate of the NELBO of each sequence: `[batch]` float32, nats per token.
 
     Its exponential bounds the perplexity from above (MDLM, arXiv 2406.07524, equation 10).

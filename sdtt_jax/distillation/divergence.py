@@ -1,7 +1,8 @@
 """Divergences between the student's and the target's distribution of a position, by name.
 
 Everything is computed from log-probabilities in float32 (or the dtype given, if wider). SUBS keeps
-impossible entries at a finite -1e6, so that 0 * log 0 is 0 here in values and in gradients.
+impossible entries at a finite -1e6, so that 0 * log 0 is 0 here in values and in gradients. Padding has no
+probability, so only `mse` and `log-l1`, which look at log-probabilities themselves, need to know of it.
 """
 
 from collections.abc import Callable
@@ -15,8 +16,7 @@ def kl_bwd(student: jax.Array, target: jax.Array, num_entries: int) -> jax.Array
 
     Args:
       student, target: `[..., vocab]` log-probabilities.
-      num_entries: columns that count, MASK included; the rest is padding. Padding has no probability,
-        so only `mse` and `log-l1`, which average log-probabilities, need it.
+      num_entries: columns that count, MASK included; the rest is padding.
 
     Returns:
       `[...]` nats.
@@ -31,24 +31,56 @@ def kl_bwd(student: jax.Array, target: jax.Array, num_entries: int) -> jax.Array
 
 
 def kl_fwd(student: jax.Array, target: jax.Array, num_entries: int) -> jax.Array:
-    """KL(target ‖ student); its optimum is the targets' mean. Arguments as in `kl_bwd`."""
+    """KL(target ‖ student); its optimum is the targets' mean.
+
+    Args:
+      student, target: `[..., vocab]` log-probabilities.
+      num_entries: columns that count, MASK included; the rest is padding.
+
+    Returns:
+      `[...]`, nats.
+    """
     del num_entries
     return (jnp.exp(target) * (target - student)).sum(axis=-1)
 
 
 def mse(student: jax.Array, target: jax.Array, num_entries: int) -> jax.Array:
-    """Mean squared difference of log-probabilities over the entries. Arguments as in `kl_bwd`."""
+    """Mean squared difference of log-probabilities over the entries.
+
+    Args:
+      student, target: `[..., vocab]` log-probabilities.
+      num_entries: columns that count, MASK included; the rest is padding.
+
+    Returns:
+      `[...]`.
+    """
     return jnp.square(_difference(student, target, num_entries)).sum(axis=-1) / num_entries
 
 
 def tvd(student: jax.Array, target: jax.Array, num_entries: int) -> jax.Array:
-    """Total variation distance, `sum |p - q| / 2`. Arguments as in `kl_bwd`."""
+    """Total variation distance, `sum |p - q| / 2`.
+
+    Args:
+      student, target: `[..., vocab]` log-probabilities.
+      num_entries: columns that count, MASK included; the rest is padding.
+
+    Returns:
+      `[...]`.
+    """
     del num_entries
     return 0.5 * jnp.abs(jnp.exp(student) - jnp.exp(target)).sum(axis=-1)
 
 
 def log_l1(student: jax.Array, target: jax.Array, num_entries: int) -> jax.Array:
-    """Sum of |log p - log q|: what the reference code calls "tvd". Arguments as in `kl_bwd`."""
+    """Sum of |log p - log q|: what the reference code calls "tvd".
+
+    Args:
+      student, target: `[..., vocab]` log-probabilities.
+      num_entries: columns that count, MASK included; the rest is padding.
+
+    Returns:
+      `[...]`.
+    """
     return jnp.abs(_difference(student, target, num_entries)).sum(axis=-1)
 
 

@@ -1,7 +1,6 @@
 """The distillation loss: divergence of the student at x_t from the stitched teacher targets."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +11,18 @@ from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
 from sdtt_jax.ops.head_loss import weighted_loss
+from sdtt_jax.typing import Key, Logits, Params, PerSequence, Scalar, Tokens
 
 
 def divergence_terms(
     diffusion: MaskedDiffusion,
-    params: Any,
-    teacher_params: Any,
-    x_t: jax.Array,
-    sigma: jax.Array,
+    params: Params,
+    teacher_params: Params,
+    x_t: Tokens,
+    sigma: PerSequence,
     targets: jax.Array,
     divergence: str,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Scalar, Scalar]:
     """Sum of the divergence over masked positions, and how many there are.
 
     Args:
@@ -43,16 +43,16 @@ def divergence_terms(
         denoiser.logits,
         functools.partial(_mean_divergence, denoiser, divergence),
         denoiser.head_params(params),
-        denoiser.head_params(teacher_params),
         denoiser.hidden(params, x_t, sigma),
         masked.astype(jnp.float32),
         jnp.moveaxis(targets, 0, 2),
+        (denoiser.head_params(teacher_params),),
     )
     return total, masked.sum().astype(jnp.float32)
 
 
 def _mean_divergence(
-    denoiser: DenoiserLike, name: str, logits: jax.Array, teacher_head: Any, targets: jax.Array
+    denoiser: DenoiserLike, name: str, logits: Logits, targets: jax.Array, teacher_head: Params
 ) -> jax.Array:
     """Divergence of `logits: [n, vocab]` from targets `[n, num_trajectories, embed]`, their mean: `[n]`."""
     compare = DIVERGENCES[name]
@@ -67,13 +67,13 @@ def _mean_divergence(
 
 def distillation_terms(
     diffusion: MaskedDiffusion,
-    params: Any,
-    teacher_params: Any,
-    x0: jax.Array,
-    dt: jax.Array,
-    key: jax.Array,
+    params: Params,
+    teacher_params: Params,
+    x0: Tokens,
+    dt: Scalar,
+    key: Key,
     config: DistillConfig,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Scalar, Scalar]:
     """One batch of SDTT: mask, let the teacher take k steps, compare (arXiv 2410.21035, algorithm 1).
 
     Args:
@@ -99,12 +99,30 @@ def distillation_terms(
       >>> bool(total / count < 1e-5)  # a new network says the same at every step
       True
     """
-    key_t, key_mask, key_teacher = jax.random.split(key, 3)
-    t = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
-    x_t = q_xt(key_mask, x0, diffusion.schedule.move_chance(t), diffusion.mask_id)
+    t, x_t, key_teacher = masked_batch(diffusion, x0, key, config)
     keys = jax.random.split(key_teacher, config.num_trajectories)
     targets = teacher_targets(diffusion, teacher_params, keys, x_t, t, dt, config)
     sigma = diffusion.schedule.sigma(t)
     return divergence_terms(
         diffusion, params, teacher_params, x_t, sigma, targets, config.divergence
     )
+
+
+def masked_batch(
+    diffusion: MaskedDiffusion, x0: Tokens, key: Key, config: DistillConfig
+) -> tuple[PerSequence, Tokens, Key]:
+    """A time for each text, the text masked at that time, and the key of the teacher's trajectories.
+
+    Args:
+      diffusion: the model.
+      x0: `[batch, length]` int32, clean tokens.
+      key: PRNG key of the batch.
+      config: how times are drawn.
+
+    Returns:
+      `t: [batch]` float32, `x_t: [batch, length]` int32, a PRNG key.
+    """
+    key_t, key_mask, key_teacher = jax.random.split(key, 3)
+    t = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
+    move_chance = diffusion.schedule.move_chance(t)
+    return t, q_xt(key_mask, x0, move_chance, diffusion.mask_id), key_teacher

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import one_of, positive, require
 from sdtt_jax.distillation.divergence import DIVERGENCES
-
-Params = Any
+from sdtt_jax.typing import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,7 @@ class DistillConfig:
         the loss against the mean log-probability: the same optimum with less noise.
       use_ema_on_growth: the next teacher is the student's EMA (False: its raw parameters).
       reset_optimizer_on_growth: a round starts with a fresh optimizer state.
-      antithetic: times are spread evenly over a batch.
+      antithetic: spread the times evenly over a batch (lower variance; each is still uniform).
       reference_times: reproduce the step times of the reference code, which interpolates
         `max(t s + (1 - t)(t - k dt), 1e-5)`, s from 1 to 0, instead of the paper's `t - i dt`.
     """

@@ -6,18 +6,17 @@ final hidden state, `[batch, length, embed]`: the distribution, `[batch, length,
 larger at 50k tokens and 768 features, and one application of the head away.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
-from sdtt_jax.diffusion.sampler import choose_revealed, reveal, unmask_prob
+from sdtt_jax.diffusion.sampler import reverse_step, unmask_prob
 from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.typing import Hidden, Key, Keys, Params, PerSequence, Scalar, Tokens
 
 
-def step_times(t: jax.Array, dt: jax.Array, k: int, *, reference_times: bool = False) -> jax.Array:
+def step_times(t: PerSequence, dt: Scalar, k: int, *, reference_times: bool = False) -> jax.Array:
     """Times at which the teacher is called: `[k, batch]` float32, at least `SAMPLING_EPS`.
 
     Args:
@@ -34,7 +33,7 @@ def step_times(t: jax.Array, dt: jax.Array, k: int, *, reference_times: bool = F
     return jnp.maximum(times, SAMPLING_EPS)
 
 
-def stitch(target: jax.Array, hidden: jax.Array, x: jax.Array, mask_id: int) -> jax.Array:
+def stitch(target: Hidden, hidden: Hidden, x: Tokens, mask_id: int) -> Hidden:
     """Updates the targets with one teacher call: positions still masked in `x` take this call's state.
 
     A position keeps what it had once it is revealed, so that after all calls each holds the hidden state
@@ -50,11 +49,11 @@ def stitch(target: jax.Array, hidden: jax.Array, x: jax.Array, mask_id: int) -> 
 
 def teacher_targets(
     diffusion: MaskedDiffusion,
-    params: Any,
-    keys: jax.Array,
-    x_t: jax.Array,
-    t: jax.Array,
-    dt: jax.Array,
+    params: Params,
+    keys: Keys,
+    x_t: Tokens,
+    t: PerSequence,
+    dt: Scalar,
     config: DistillConfig,
 ) -> jax.Array:
     """Targets from independent teacher trajectories of k reverse steps.
@@ -93,13 +92,11 @@ def teacher_targets(
     probs = unmask_prob(diffusion.schedule, times, times - dt)
     first = denoiser.hidden(params, x_t, sigmas[0])
 
-    def trajectory(key: jax.Array) -> jax.Array:
+    def trajectory(key: Key) -> jax.Array:
         def body(carry: tuple, step: tuple) -> tuple[tuple, None]:
             x, hidden, target = carry
             index, prob, sigma_next = step
-            key_position, key_token = jax.random.split(jax.random.fold_in(key, index))
-            revealed = choose_revealed(key_position, x, prob, denoiser.mask_id)
-            x = reveal(diffusion, params, key_token, x, hidden, revealed)
+            x = reverse_step(diffusion, params, jax.random.fold_in(key, index), x, hidden, prob)
             hidden = denoiser.hidden(params, x, sigma_next)
             return (x, hidden, stitch(target, hidden, x, denoiser.mask_id)), None
 

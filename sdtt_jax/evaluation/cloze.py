@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from sdtt_jax.causal.nll import next_token_scores
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, Noise, bound
@@ -35,7 +35,6 @@ from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.causal import CausalNetwork
-from sdtt_jax.ops.head_loss import selected_losses
 
 # Called with the rows done and the rows in all.
 Progress = Callable[[int, int], None]
@@ -304,21 +303,5 @@ def _hit_batch(diffusion: MaskedDiffusion, params: Any, index: jax.Array, rows: 
 def _causal_batch(network: CausalNetwork, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
     del index
     inputs, targets = rows.tokens[:, :-1], rows.tokens[:, 1:]
-    values = selected_losses(
-        network.logits,
-        _nll_and_miss,
-        network.head_params(params),
-        (),
-        network.hidden(params, inputs),
-        _inside(rows)[:, 1:],
-        targets,
-    )
-    nll, missed = values[..., 0].sum(axis=-1), values[..., 1].sum(axis=-1)
-    return jnp.stack([nll, missed == 0], axis=-1)
-
-
-def _nll_and_miss(logits: jax.Array, whole: tuple[()], tokens: jax.Array) -> jax.Array:
-    """`[n, vocab]`, `[n]` → `[n, 2]`: -log p of the token, and 1 where it is not the most probable one."""
-    del whole
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
-    return jnp.stack([nll, jnp.argmax(logits, axis=-1) != tokens], axis=-1)
+    nll, missed = next_token_scores(network, params, inputs, targets, _inside(rows)[:, 1:])
+    return jnp.stack([nll.sum(axis=-1), ~missed.any(axis=-1)], axis=-1)

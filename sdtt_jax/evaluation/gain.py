@@ -124,10 +124,10 @@ def _terms(
         denoiser.logits,
         functools.partial(_divergences, denoiser, config.distill.divergence == "kl-bwd"),
         denoiser.head_params(student),
-        denoiser.head_params(teacher),
         denoiser.hidden(student, x_t, sigma),
         masked,
         (denoiser.hidden(teacher, x_t, sigma), jnp.moveaxis(targets, 0, 2)),
+        (denoiser.head_params(teacher),),
     ).sum(axis=1)
     teacher_sum, student_sum, floor_sum = jnp.moveaxis(values, -1, 0)
     return {
@@ -142,8 +142,8 @@ def _divergences(
     denoiser: DenoiserLike,
     backward: bool,
     student_logits: jax.Array,
-    teacher_head: Any,
     states: tuple[jax.Array, jax.Array],
+    teacher_head: Any,
 ) -> jax.Array:
     """Teacher's and student's mean divergence from the targets, and the floor: `[n, 3]`.
 
@@ -151,8 +151,8 @@ def _divergences(
       denoiser: the network.
       backward: `kl-bwd`, else `kl-fwd`.
       student_logits: `[n, vocab]` float32 at x_t.
-      teacher_head: parameters of the teacher's head.
       states: the teacher's hidden states at x_t, `[n, embed]`, and the targets', `[n, M, embed]`.
+      teacher_head: parameters of the teacher's head.
     """
     at_x_t, targets = states
 

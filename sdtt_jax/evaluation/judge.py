@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from sdtt_jax.causal.nll import next_token_nll
 from sdtt_jax.config import require
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.errors import ConfigError
@@ -16,7 +16,6 @@ from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.prompts import text_lengths
 from sdtt_jax.networks.causal import CausalNetwork
-from sdtt_jax.ops.head_loss import selected_losses
 
 # Rows are padded to a multiple of it, so that texts of nearly the same length share one compiled program.
 WIDTH = 32
@@ -223,20 +222,7 @@ def token_nll(model: CausalModel, rows: Rows, batch_size: int) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames="network")
 def _token_nll(network: CausalNetwork, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
     del index
-    return selected_losses(
-        network.logits,
-        _cross_entropy,
-        network.head_params(params),
-        (),
-        network.hidden(params, jnp.asarray(rows.inputs)),
-        jnp.asarray(rows.scored),
-        rows.targets,
-    )
-
-
-def _cross_entropy(logits: jax.Array, whole: tuple[()], targets: jax.Array) -> jax.Array:
-    del whole
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return next_token_nll(network, params, *map(jnp.asarray, rows))
 
 
 def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:

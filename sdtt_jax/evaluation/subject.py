@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from sdtt_jax.config import require
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.evaluation.settings import Settings
-from sdtt_jax.interchange.load import load_named
+from sdtt_jax.interchange.load import load
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 
@@ -66,7 +66,7 @@ def load_subject(
     compute_dtype = settings.compute_dtype or None
     model = None
     if checkpoint is not None:
-        model = load_named(checkpoint, mesh=mesh, compute_dtype=compute_dtype)
+        model = load(checkpoint, mesh=mesh, compute_dtype=compute_dtype)
     run = None if model is None else model.run_folder
     own = str(run / "judge") if run is not None and (run / "judge" / "final").is_dir() else NONE
 
@@ -74,7 +74,7 @@ def load_subject(
         name = own if name == OWN else name
         if name == NONE:
             return None
-        loaded = load_named(name, mesh=mesh, compute_dtype=compute_dtype)
+        loaded = load(name, mesh=mesh, compute_dtype=compute_dtype)
         if isinstance(loaded, CausalModel):
             return loaded
         raise CheckpointError(

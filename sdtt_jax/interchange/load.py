@@ -30,47 +30,7 @@ from sdtt_jax.trees import flat_leaves
 
 FINAL = "final"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def load_named(
-    name: str, *, mesh: Mesh | None = None, compute_dtype: str | None = None
-) -> Model | CausalModel:
-    """Loads what a command line names: a path, or "owner/name@revision".
-
-    Args:
-      name: path or repository, as in the commands' --checkpoint.
-      mesh: spreads the parameters over it; the first device if None.
-      compute_dtype: of the activations; what the model was trained with if None.
-
-    Raises:
-      CheckpointError: nothing there, or nothing that can be loaded.
-    """
-    repository, at, revision = name.rpartition("@")
-    if at and not is_remote(name) and not Path(name).exists() and REPOSITORY.fullmatch(repository):
-        return load(repository, revision, mesh=mesh, compute_dtype=compute_dtype)
-    return load(name, mesh=mesh, compute_dtype=compute_dtype)
-
-
-def load_denoiser(
-    name: str, *, mesh: Mesh | None = None, compute_dtype: str | None = None
-) -> Model:
-    """Loads what a command line names, where only a denoiser will do.
-
-    Args:
-      name: a path, or "owner/name@revision".
-      mesh: spreads the parameters over it; the first device if None.
-      compute_dtype: of the activations; what the model was trained with if None.
-
-    Raises:
-      CheckpointError: nothing there, nothing that can be loaded, or a causal model.
-    """
-    model = load_named(name, mesh=mesh, compute_dtype=compute_dtype)
-    if isinstance(model, CausalModel):
-        raise CheckpointError(
-            f"{name} holds a causal model, which writes token by token; this needs a denoiser: a round, a "
-            "teacher, or a run's directory."
-        )
-    return model
+NAMED = re.compile(rf"(?P<repo>{REPOSITORY.pattern})(?:@(?P<revision>.+))?")
 
 
 def load(
@@ -86,9 +46,9 @@ def load(
       path: of ours, a run's directory (its last finished round, or else its teacher), a round's, the
         teacher's, the judge's, or a `final` folder, local or gs://…; a folder above has the tokenizer.
         Of published ones, a `.safetensors` file, a folder with `model.safetensors` (and perhaps
-        `config.json`), or a repository of the hub, "owner/name": a denoiser or causal baseline of the
-        reference, or a GPT-2; their tokenizer is GPT-2's.
-      revision: of a repository.
+        `config.json`), or a repository of the hub, "owner/name" or "owner/name@revision": a denoiser or
+        causal baseline of the reference, or a GPT-2; their tokenizer is GPT-2's.
+      revision: of a repository, where `path` does not say it.
       mesh: spreads the parameters over it by the rules of training, each as it is read; the first device if
         None.
       compute_dtype: of the activations, "float32" or "bfloat16"; what the model was trained with if None.
@@ -101,41 +61,64 @@ def load(
         the file and the tensor.
     """
     text = os.fspath(path)
-    is_repository = not is_remote(text) and not Path(text).exists() and REPOSITORY.fullmatch(text)
-    if revision is not None and not is_repository:
+    local = is_remote(text) or Path(text).exists()
+    named = None if local else NAMED.fullmatch(text if revision is None else f"{text}@{revision}")
+    if revision is not None and named is None:
         raise CheckpointError(f"revision={revision!r} is for repositories, and {text} is a path.")
-    if is_repository:
-        tensors, config = fetch(text, revision)
-        where = f"{text}@{revision}" if revision else text
-        return _published(tensors, config, where, mesh, compute_dtype)
-    found = as_path(text)
-    if not is_remote(text) and is_published(found):
-        return _published(found, None, text, mesh, compute_dtype)
-    return _own(found, mesh, compute_dtype)
+    if named is not None:
+        tensors, config = fetch(named["repo"], named["revision"])
+        return _published(tensors, config, named[0], mesh, compute_dtype)
+    where = as_path(text)
+    if not is_remote(text) and is_published(where):
+        return _published(where, None, text, mesh, compute_dtype)
+    return _own(where, mesh, compute_dtype)
+
+
+def load_denoiser(
+    path: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    mesh: Mesh | None = None,
+    compute_dtype: str | None = None,
+) -> Model:
+    """`load` where only a denoiser will do.
+
+    Args:
+      path: of a checkpoint, or "owner/name@revision".
+      revision: of a repository, where `path` does not say it.
+      mesh: spreads the parameters over it; the first device if None.
+      compute_dtype: of the activations; what the model was trained with if None.
+
+    Raises:
+      CheckpointError: nothing there, nothing that can be loaded, or a causal model.
+    """
+    model = load(path, revision, mesh=mesh, compute_dtype=compute_dtype)
+    if isinstance(model, CausalModel):
+        raise CheckpointError(
+            f"{path} holds a causal model, which writes token by token; this needs a denoiser: a round, a "
+            "teacher, or a run's directory."
+        )
+    return model
 
 
 def load_small_student(loss: str = "kld", round: int = 7) -> Model:
     """The paper's small student after `round` (1 to 7), distilled with "kld", "mse" or "tvd"."""
-    return _hub_denoiser(hub.STUDENTS, hub.student_revision(loss, round))
+    return load_denoiser(hub.STUDENTS, hub.student_revision(loss, round))
 
 
 def load_scaling_student(size: str = "sm", round: int = 7) -> Model:
     """A student of the paper's scaling series: size "sm", "md" or "lg", round 1 to 7."""
-    return _hub_denoiser(hub.STUDENTS, hub.scaling_student_revision(size, round))
+    return load_denoiser(hub.STUDENTS, hub.scaling_student_revision(size, round))
 
 
 def load_scaling_teacher(size: str = "sm") -> Model:
     """A teacher of the paper's scaling series: size "sm", "md" or "lg"."""
-    return _hub_denoiser(hub.STUDENTS, hub.scaling_teacher_revision(size))
+    return load_denoiser(hub.STUDENTS, hub.scaling_teacher_revision(size))
 
 
 def load_mdlm_small() -> Model:
     """The MDLM teacher of the paper's small students."""
     return load_denoiser(hub.MDLM)
-
-
-def _hub_denoiser(repository: str, revision: str) -> Model:
-    return load_denoiser(f"{repository}@{revision}")
 
 
 def _own(path: Path, mesh: Mesh | None, compute_dtype: str | None) -> Model | CausalModel:

@@ -223,6 +223,12 @@ def find_prefix(
 ) -> str:
     """The first of `prefixes` under which the tensor `anchor` stands.
 
+    Args:
+      tensors: by full name.
+      anchor: a name without prefix.
+      prefixes: to try, in this order.
+      where: the file or repository that errors name.
+
     Raises:
       CheckpointError: when it stands under none of them.
     """

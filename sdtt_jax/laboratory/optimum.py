@@ -227,11 +227,11 @@ def common_quantiles(weights: Array, values: Array) -> Array:
     if not len(rows):
         return result
     ordered, cumulative = _distribution(weights[rows], values[rows])
-    low, high = np.zeros(len(rows)), np.ones(len(rows))
-    for _ in range(_MAX_ITERATIONS):
-        middle = (low + high) / 2
-        over = _quantiles(ordered, cumulative, middle).sum(axis=-1) > 1
-        low, high = np.where(over, low, middle), np.where(over, middle, high)
+    low, high = _bisect(
+        lambda level: _quantiles(ordered, cumulative, level).sum(axis=-1) > 1,
+        np.zeros(len(rows)),
+        np.ones(len(rows)),
+    )
     lower = _quantiles(ordered, cumulative, low)
     width = _quantiles(ordered, cumulative, high) - lower
     missing = 1 - lower.sum(axis=-1, keepdims=True)
@@ -283,19 +283,14 @@ def _lowered(ordered: Array, cumulative: Array) -> Array:
         inside = (1 - 2 * np.take_along_axis(below, index, axis=1)) / np.maximum(lam, 1e-300)
         return np.minimum(atom, inside)[:, 0]
 
-    low, high = np.zeros(len(ordered)), np.ones(len(ordered))
+    high = np.ones(len(ordered))
     while (short := at(high).sum(axis=-1) > 1).any():
         high = np.where(short, 2 * high, high)
-    for _ in range(_MAX_ITERATIONS):
-        middle = (low + high) / 2
-        over = at(middle).sum(axis=-1) > 1
-        low, high = np.where(over, middle, low), np.where(over, high, middle)
-    return at(high)
+    return at(_bisect(lambda m: at(m).sum(axis=-1) <= 1, np.zeros(len(ordered)), high)[1])
 
 
 def _raised(medians: Array, weights: Array, values: Array) -> Array:
     """The case of `bent_medians` that is not convex, for one position: [V] -> [V]."""
-
     logs = np.sort(np.log(values), axis=0)
     sorted_weights = weights[np.argsort(values, axis=0)]
     # sums[0], sums[1]: weight, and weight times log-probability, of the first k atoms
@@ -331,6 +326,15 @@ def _medians(weights: Array, values: Array) -> tuple[Array, Array]:
     """Weighted medians for each token [n, V], and the rows where they do not sum to one."""
     medians = _quantiles(*_distribution(weights, values), np.full(len(values), 0.5))
     return medians, np.flatnonzero(np.abs(medians.sum(axis=-1) - 1) > _ROOT_TOLERANCE)
+
+
+def _bisect(too_high: Callable[[Array], Array], low: Array, high: Array) -> tuple[Array, Array]:
+    """The ends, one for each row, between which `too_high` becomes true."""
+    for _ in range(_MAX_ITERATIONS):
+        middle = (low + high) / 2
+        over = too_high(middle)
+        low, high = np.where(over, low, middle), np.where(over, middle, high)
+    return low, high
 
 
 def _quantiles(ordered: Array, cumulative: Array, level: Array) -> Array:

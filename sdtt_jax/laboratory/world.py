@@ -214,17 +214,12 @@ def true_denoiser(world: World) -> tuple[Array, Array]:
     return forward / evidence[:, None, None], evidence
 
 
-def num_masked(world: World) -> Array:
-    """Masked positions of every state: [states] int64."""
-    return np.asarray((all_states(world.vocab_size, world.length) == world.vocab_size).sum(axis=1))
-
-
 def state_probabilities(world: World, evidence: Array) -> Array:
     """How often masking a sequence of the chain at a uniform t gives each state: [states].
 
     The integral of t^m (1 - t)^(L - m) over (0, 1) times the evidence; sums to one.
     """
-    masked = num_masked(world)
+    masked = (all_states(world.vocab_size, world.length) == world.vocab_size).sum(axis=1)
     return np.asarray(special.beta(masked + 1, world.length - masked + 1) * evidence)
 
 

@@ -1,5 +1,7 @@
 """Filtering of logits and honest categorical draws, shared by the diffusion and the causal sampler."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -11,47 +13,56 @@ NEG_INFINITY = -1e6
 BLOCK = 128
 
 
-def check_filters(temperature: float, top_k: int, top_p: float) -> None:
-    """Raises `ConfigError` for values that `filter_logits` cannot take."""
-    at_least(0, temperature=temperature, top_k=top_k)
-    within("(0, 1]", top_p=top_p)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Filters:
+    """Which part of a token distribution is drawn from; the defaults leave it as it is.
+
+    Attributes:
+      temperature: logits are divided by it; 0 keeps only the largest entry (greedy), 1 is off.
+      top_k: keep the k largest entries, ties with the k-th included; 0 is off.
+      top_p: keep the smallest set of the most probable entries whose probability reaches `top_p`, the
+        entry that crosses it included; 1 is off.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "temperature", "top_k")
+        within("(0, 1]", self, "top_p")
 
 
-def filter_logits(
-    logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
-) -> jax.Array:
+def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
     """Temperature, then top-k, then nucleus filtering.
 
     Args:
       logits: `[..., vocab]` float32.
-      temperature: static; logits are divided by it. 0 keeps only the largest entry (greedy).
-      top_k: static; keep the k largest entries, ties with the k-th included; 0 is off.
-      top_p: static; keep the smallest set of the most probable entries whose probability reaches
-        `top_p`, the entry that crosses it included; 1 is off.
+      filters: static.
 
     Returns:
       `[..., vocab]` float32, `NEG_INFINITY` where an entry was dropped.
 
     Examples:
-      >>> filter_logits(jnp.array([1.0, 3.0, 2.0]), top_k=2) > NEG_INFINITY
+      >>> filter_logits(jnp.array([1.0, 3.0, 2.0]), Filters(top_k=2)) > NEG_INFINITY
       Array([False,  True,  True], dtype=bool)
     """
-    vocab = logits.shape[-1]
+    vocab, temperature = logits.shape[-1], filters.temperature
     if temperature == 0.0:
         greedy = jnp.argmax(logits, axis=-1, keepdims=True)
         return jnp.where(jnp.arange(vocab) == greedy, logits, NEG_INFINITY)
     if temperature != 1.0:
         # An impossible entry stays impossible however high the temperature is.
         logits = jnp.where(logits > 0.5 * NEG_INFINITY, logits / temperature, NEG_INFINITY)
-    if 0 < top_k < vocab:
-        kth = jax.lax.top_k(logits, top_k)[0][..., -1:]
+    if 0 < filters.top_k < vocab:
+        kth = jax.lax.top_k(logits, filters.top_k)[0][..., -1:]
         logits = jnp.where(logits < kth, NEG_INFINITY, logits)
-    if top_p < 1.0:
+    if filters.top_p < 1.0:
         order = jnp.argsort(-logits, axis=-1, stable=True)
         ordered = jnp.take_along_axis(logits, order, axis=-1)
         probs = jax.nn.softmax(ordered, axis=-1)
         before = jnp.cumsum(probs, axis=-1) - probs
-        kept = jnp.where(before > top_p, NEG_INFINITY, ordered)
+        kept = jnp.where(before > filters.top_p, NEG_INFINITY, ordered)
         logits = jnp.put_along_axis(logits, order, kept, axis=-1, inplace=False)
     return logits
 

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Of one array, see `digest`: `[] uint32`, `[] uint32`, `[] bool`.
+# The two halves of an array's digest, `[] uint32` each, and whether an element is not finite, `[] bool`.
 Digest = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def digest(x: jax.Array) -> Digest:
-    """Digest of the bits of an array of any dtype, keys included; see `describe`.
+    """Digest of the bits of an array of any dtype, PRNG keys included.
 
     Returns:
       `(one, two, bad)`: the two halves of the digest, and whether an element is NaN or infinite.

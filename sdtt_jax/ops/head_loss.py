@@ -3,158 +3,142 @@
 Logits, loss and gradient of a chunk of positions are computed together and the logits forgotten; what is
 kept for the backward pass is the gradient itself, `[batch, length, embed]` and the head's own. That costs
 no recomputation, for the loss is a scalar: its cotangent is a factor.
+
+Both functions take the loss as `loss_fn(logits [n, vocab], per_row, *shared) -> [n]`: `per_row` is a tree of
+arrays `[n, …]`, the rows of what was given as `[batch, length, …]`, and `shared` are constants that all rows
+see, for example the parameters of a teacher's head.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.ops.rows import chunk_size, flatten, fold_selected, over_batch_shards, take_rows
+from sdtt_jax.ops.rows import Chunks, map_selected
+from sdtt_jax.typing import Hidden, PerToken, Positions, Tree
 
-Tree = Any
 ApplyHead = Callable[[Tree, jax.Array], jax.Array]
-# (logits [n, vocab], whole, rows of the extras [n, …]) -> [n], or [n, …] for `selected_losses`
-Compare = Callable[[jax.Array, Tree, Tree], jax.Array]
+LossFn = Callable[..., jax.Array]
 
 # With a quarter of the positions per chunk, half a chunk is computed in vain in the mean: an eighth of the
 # head's work. What caps a chunk at 50k tokens is its size, not this.
-PARTS = 4
-# Name of the loop over chunks in profiles and compiled programs.
-SCOPE = "loss_rows"
+CHUNKS = Chunks(scope="loss_rows", parts=4)
 
 
 def selected_losses(
     apply_head: ApplyHead,
-    compare: Compare,
+    loss_fn: LossFn,
     head: Tree,
-    whole: Tree,
-    hidden: jax.Array,
-    selected: jax.Array,
-    extras: Tree,
+    hidden: Hidden,
+    selected: Positions,
+    per_row: Tree,
+    shared: tuple[Tree, ...] = (),
 ) -> jax.Array:
-    """The loss at every selected position, and 0 elsewhere: `[batch, length]`, values only.
+    """The loss at every selected position and 0 elsewhere, values only.
 
     For evaluation; differentiating it raises (a loop of unknown length has no reverse mode). To train, use
-    `weighted_loss`. Arguments as there, but for `selected: [batch, length]` bool, and `compare` may return
-    several values for each position: `[n, …]` gives `[batch, length, …]`.
+    `weighted_loss`.
+
+    Args:
+      apply_head: `(head, [n, embed]) -> [n, vocab]` logits.
+      loss_fn: `(logits, per_row, *shared) -> [n]`, or `[n, …]` for several values of each position.
+      head: the head's parameters.
+      hidden: `[batch, length, embed]`.
+      selected: `[batch, length]` bool.
+      per_row: tree of `[batch, length, …]`, what `loss_fn` needs of each row.
+      shared: what `loss_fn` needs for all rows.
+
+    Returns:
+      `[batch, length]`, or `[batch, length, …]`; float32, or the dtype of `hidden` if that is wider.
     """
 
-    def local(mapped: Tree, whole: Tree) -> tuple[jax.Array, tuple[()]]:
-        hidden, selected, extras = flatten(mapped)
-        head, constants = whole
+    def losses(rows: Tree, shared: Tree) -> tuple[jax.Array, tuple[()]]:
+        (hidden, per_row), (head, constants) = rows, shared
+        loss = loss_fn(apply_head(head, hidden), per_row, *constants)
+        return loss.astype(_loss_dtype(hidden)), ()
 
-        def losses_of(hidden: jax.Array, extras: Tree) -> jax.Array:
-            return compare(apply_head(head, hidden), constants, extras).astype(_loss_dtype(hidden))
-
-        def body(losses: jax.Array, index: jax.Array) -> jax.Array:
-            rows = jax.tree.map(lambda x: take_rows(x, index), (hidden, extras))
-            return losses.at[index].set(losses_of(*rows), mode="drop")
-
-        one = jax.eval_shape(losses_of, hidden[:1], jax.tree.map(lambda x: x[:1], extras))
-        losses = jnp.zeros((len(selected), *one.shape[1:]), one.dtype)
-        size = chunk_size(len(selected), _columns(apply_head, head, hidden), PARTS)
-        with jax.named_scope(SCOPE):
-            losses = fold_selected(selected, size, body, losses)
-        return losses.reshape(*mapped[0].shape[:2], *one.shape[1:]), ()
-
-    return over_batch_shards(local, (hidden, selected, extras), (head, whole))[0]
+    columns = _columns(apply_head, head, hidden)
+    rows, everywhere = (hidden, per_row), (head, shared)
+    return map_selected(losses, selected, rows, everywhere, columns, CHUNKS)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def weighted_loss(
     apply_head: ApplyHead,
-    compare: Compare,
+    loss_fn: LossFn,
     head: Tree,
-    whole: Tree,
-    hidden: jax.Array,
-    weights: jax.Array,
-    extras: Tree,
+    hidden: Hidden,
+    weights: PerToken,
+    per_row: Tree,
+    shared: tuple[Tree, ...] = (),
 ) -> tuple[jax.Array, jax.Array]:
-    """`sum(weights * compare(apply_head(head, hidden)))`, and what is summed.
+    """`sum(weights * loss_fn(apply_head(head, hidden), …))`, and what is summed.
 
     Args:
       apply_head: `(head, [n, embed]) -> [n, vocab]` logits.
-      compare: `(logits [n, vocab], whole, extras of n rows) -> [n]`, the loss of each row.
+      loss_fn: `(logits, per_row, *shared) -> [n]`, the loss of each row.
       head: the head's parameters; differentiable.
-      whole: what `compare` needs for all rows (the teacher's head); a constant, no gradient.
       hidden: `[batch, length, embed]`; differentiable.
       weights: `[batch, length]` float32; a position of weight 0 costs nothing. No gradient.
-      extras: tree of `[batch, length, …]`, what `compare` needs of each row. No gradient.
+      per_row: tree of `[batch, length, …]`, what `loss_fn` needs of each row. No gradient.
+      shared: what `loss_fn` needs for all rows. No gradient.
 
     Returns:
       `(total, losses)`: `[]` float32, differentiable with respect to `head` and `hidden`, and
       `[batch, length]` float32 without weights (0 where the weight is), through which no gradient flows.
     """
-    losses = selected_losses(apply_head, compare, head, whole, hidden, weights != 0, extras)
+    losses = selected_losses(apply_head, loss_fn, head, hidden, weights != 0, per_row, shared)
     return (losses * weights).sum(), losses
 
 
 def _forward(
     apply_head: ApplyHead,
-    compare: Compare,
+    loss_fn: LossFn,
     head: Tree,
-    whole: Tree,
-    hidden: jax.Array,
-    weights: jax.Array,
-    extras: Tree,
+    hidden: Hidden,
+    weights: PerToken,
+    per_row: Tree,
+    shared: tuple[Tree, ...] = (),
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[Tree, jax.Array]]:
-    def local(mapped: Tree, whole: Tree) -> tuple[Tree, Tree]:
-        hidden, weights, extras = flatten(mapped)
-        head, constants = whole
+    """What `weighted_loss` returns, and the gradients of the total with respect to head and hidden."""
 
-        def body(carry: tuple, index: jax.Array) -> tuple:
-            total, d_head, losses, d_hidden = carry
-            rows = jax.tree.map(lambda x: take_rows(x, index), extras)
-            weight = take_rows(weights, index)
+    def losses_and_gradients(rows: Tree, shared: Tree) -> tuple[Tree, Tree]:
+        (hidden, weight, per_row), (head, constants) = rows, shared
 
-            def chunk(head: Tree, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-                loss = compare(apply_head(head, hidden), constants, rows)
-                return (loss * weight).sum(), loss
+        def weighted(head: Tree, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+            loss = loss_fn(apply_head(head, hidden), per_row, *constants)
+            return (loss * weight).sum(), loss
 
-            (part, loss), (more_head, new_hidden) = jax.value_and_grad(
-                chunk, argnums=(0, 1), has_aux=True
-            )(head, take_rows(hidden, index))
-            return (
-                total + part.astype(total.dtype),
-                jax.tree.map(jnp.add, d_head, more_head),
-                losses.at[index].set(loss.astype(losses.dtype), mode="drop"),
-                d_hidden.at[index].set(new_hidden, mode="drop"),
-            )
-
+        (total, loss), (d_head, d_hidden) = jax.value_and_grad(
+            weighted, argnums=(0, 1), has_aux=True
+        )(head, hidden)
         dtype = _loss_dtype(hidden)
-        zeros = jax.tree.map(jnp.zeros_like, head)
-        carry = (jnp.zeros((), dtype), zeros, jnp.zeros(weights.shape, dtype))
-        size = chunk_size(len(weights), _columns(apply_head, head, hidden), PARTS)
-        with jax.named_scope(SCOPE):
-            total, d_head, losses, d_hidden = fold_selected(
-                weights != 0, size, body, (*carry, jnp.zeros_like(hidden))
-            )
-        shape = mapped[0].shape
-        return (losses.reshape(shape[:2]), d_hidden.reshape(shape)), (total, d_head)
+        return (loss.astype(dtype), d_hidden), (total.astype(dtype), d_head)
 
-    mapped, sums = over_batch_shards(local, (hidden, weights, extras), (head, whole))
-    (losses, d_hidden), (total, d_head) = mapped, sums
+    columns = _columns(apply_head, head, hidden)
+    rows, everywhere = (hidden, weights, per_row), (head, shared)
+    (losses, d_hidden), (total, d_head) = map_selected(
+        losses_and_gradients, weights != 0, rows, everywhere, columns, CHUNKS
+    )
     return (total, losses), (d_head, d_hidden)
 
 
 def _backward(
     apply_head: ApplyHead,
-    compare: Compare,
+    loss_fn: LossFn,
     gradients: tuple[Tree, jax.Array],
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple:
-    del apply_head, compare
+    del apply_head, loss_fn
     d_head, d_hidden = jax.tree.map(lambda g: g * cotangents[0].astype(g.dtype), gradients)
-    return d_head, None, d_hidden, None, None
+    return d_head, d_hidden, None, None, None
 
 
 weighted_loss.defvjp(_forward, _backward)
 
 
-def _columns(apply_head: ApplyHead, head: Tree, hidden: jax.Array) -> int:
+def _columns(apply_head: ApplyHead, head: Tree, hidden: Hidden) -> int:
     return jax.eval_shape(apply_head, head, hidden[:1]).shape[-1]
 
 

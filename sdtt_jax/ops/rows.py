@@ -8,14 +8,15 @@ and no array is `[batch * length, vocab]`.
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax.core import spmd
 from jax.sharding import PartitionSpec
 
-Tree = Any
+from sdtt_jax.typing import Positions, Tree
+
 Carry = TypeVar("Carry")
 
 # Entries of a [chunk, columns] array in float32: 2^23 are 32 MB. A chunk of it keeps the matmuls large and
@@ -24,8 +25,70 @@ MAX_ENTRIES = 2**23
 # But of a large batch more rows at once, or an accelerator would spend its time on reading the head and on
 # adding to its gradient. A distillation step at 12 x 768 and 32 x 1024 tokens, compiled for a TPU v5e, moves
 # 221 GB with 168 rows at a time and 192 GB with 512, within the same memory.
-MOST_TURNS = 64
+MAX_TURNS = 64
 LANE = 8
+
+
+class Chunks(NamedTuple):
+    """How the selected rows of a batch are cut into chunks.
+
+    Attributes:
+      scope: name of the loop over chunks in profiles and compiled programs.
+      parts: how finely to cut, about that many chunks if all rows were selected. Up to a chunk less one
+        row is computed in vain, so many parts where few rows are selected.
+    """
+
+    scope: str
+    parts: int
+
+
+def map_selected(
+    function: Callable[[Tree, Tree], tuple[Tree, Tree]],
+    selected: Positions,
+    per_row: Tree,
+    shared: Tree,
+    columns: int,
+    chunks: Chunks,
+    fill: Tree | None = None,
+) -> tuple[Tree, Tree]:
+    """Maps a function over the selected positions of a batch, a chunk of them at a time.
+
+    On a mesh every device maps over the positions of its own sequences.
+
+    Args:
+      function: `(per_row, shared) -> (values, sums)`, pure, of one chunk: leaves of `per_row` and `values`
+        are `[n, …]`. A chunk's spare rows are zeros and must add nothing to `sums`.
+      selected: `[batch, length]` bool.
+      per_row: tree of `[batch, length, …]`.
+      shared: tree of arrays that every row sees (parameters, a key).
+      columns: width of the widest array that `function` makes, as `[n, columns]`.
+      chunks: how to cut.
+      fill: tree of `[batch, length, …]`, the values of positions that are not selected; None is zeros.
+
+    Returns:
+      `(values, sums)`: the values as `[batch, length, …]`, and the sums over all chunks.
+    """
+
+    def local(mapped: Tree, shared: Tree) -> tuple[Tree, Tree]:
+        selected, per_row, fill = flatten(mapped)
+        shapes, sums = jax.eval_shape(function, jax.tree.map(lambda x: x[:1], per_row), shared)
+        if fill is None:
+            fill = jax.tree.map(lambda x: jnp.zeros((len(selected), *x.shape[1:]), x.dtype), shapes)
+
+        def body(carry: tuple[Tree, Tree], index: jax.Array) -> tuple[Tree, Tree]:
+            values, sums = carry
+            new, more = function(jax.tree.map(lambda x: take_rows(x, index), per_row), shared)
+            values = jax.tree.map(lambda x, y: x.at[index].set(y, mode="drop"), values, new)
+            return values, jax.tree.map(jnp.add, sums, more)
+
+        carry = fill, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+        size = chunk_size(len(selected), columns, chunks.parts)
+        with jax.named_scope(chunks.scope):
+            values, sums = fold_selected(selected, size, body, carry)
+        shape = mapped[0].shape
+        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), values), sums
+
+    return over_batch_shards(local, (selected, per_row, fill), shared)
 
 
 def chunk_size(rows: int, columns: int, parts: int) -> int:
@@ -34,10 +97,9 @@ def chunk_size(rows: int, columns: int, parts: int) -> int:
     Args:
       rows: all rows, selected or not.
       columns: width of what is computed for each.
-      parts: how finely to cut. Up to a chunk less one row is computed in vain, so many parts where few
-        rows are selected.
+      parts: about how many chunks make up all rows.
     """
-    fitting = max(LANE, MAX_ENTRIES // columns, rows // MOST_TURNS)
+    fitting = max(LANE, MAX_ENTRIES // columns, rows // MAX_TURNS)
     wanted = max(LANE, math.ceil(rows / parts))
     size = math.ceil(min(fitting, wanted) / LANE) * LANE
     return min(size, rows)
@@ -79,9 +141,9 @@ def flatten(tree: Tree) -> Tree:
 
 
 def over_batch_shards(
-    function: Callable[[Tree, Tree], tuple[Tree, Tree]], mapped: Tree, whole: Tree
+    function: Callable[[Tree, Tree], tuple[Tree, Tree]], mapped: Tree, shared: Tree
 ) -> tuple[Tree, Tree]:
-    """`function(mapped, whole) -> (mapped results, sums)`, on each device for its own sequences.
+    """`function(mapped, shared) -> (mapped results, sums)`, on each device for its own sequences.
 
     Compacting rows over the whole batch would move them between devices; so each device of the mesh in
     use compacts those that it holds. Mesh axes that do not split the batch (tensor parallelism) stay in
@@ -90,7 +152,7 @@ def over_batch_shards(
     Args:
       function: pure. Its mapped results have a leading batch axis, its sums are added up over devices.
       mapped: tree of arrays `[batch, …]`.
-      whole: tree of arrays that every device sees whole (parameters; gathered where they are split over
+      shared: tree of arrays that every device sees whole (parameters; gathered where they are split over
         an axis that splits the batch as well).
 
     Returns:
@@ -98,10 +160,10 @@ def over_batch_shards(
     """
     axes = _batch_axes(jax.tree.leaves(mapped)[0].shape[0])
     if not axes:
-        return function(mapped, whole)
+        return function(mapped, shared)
 
-    def local(mapped: Tree, whole: Tree) -> tuple[Tree, Tree]:
-        results, sums = function(mapped, whole)
+    def local(mapped: Tree, shared: Tree) -> tuple[Tree, Tree]:
+        results, sums = function(mapped, shared)
         return results, jax.tree.map(lambda x: jax.lax.psum(x, axes), sums)
 
     split, alike = PartitionSpec(axes), PartitionSpec()
@@ -111,7 +173,7 @@ def over_batch_shards(
         out_specs=(split, alike),
         axis_names=set(axes),
         check_vma=False,
-    )(mapped, whole)
+    )(mapped, shared)
 
 
 def _batch_axes(batch: int) -> tuple[str, ...]:

@@ -14,11 +14,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from sdtt_jax.config import positive, require
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.typing import Tree
 
 AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
-Tree = Any
 # Logical axis -> mesh axes. A mesh axis serves one dimension of an array: the first that asks for
 # it. So activations [batch, length, embed] are split over the batch, while parameters [embed, mlp]
 # are split over fsdp (embed) and model (mlp).

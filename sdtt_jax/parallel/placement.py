@@ -13,8 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.mesh import BATCH_AXES, Rules, axis_pieces
 from sdtt_jax.trees import leaf_name
-
-Tree = Any
+from sdtt_jax.typing import Tree
 
 
 def partition_spec(names: Sequence[str | None], rules: Rules, mesh: Mesh) -> PartitionSpec:

@@ -12,8 +12,7 @@ from sdtt_jax.errors import UserError
 from sdtt_jax.ops.digest import digest
 from sdtt_jax.parallel.processes import to_host
 from sdtt_jax.trees import flat_leaves
-
-Tree = Any
+from sdtt_jax.typing import Tree
 
 
 class ReplicaError(UserError):

@@ -126,7 +126,7 @@ def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
                 timed = speed.get(f"baseline_batch_{batch:03d}", timed)
             if timed is None or item.get("gen_ppl") is None:
                 continue
-            model = "autoregressive" if causal else evaluation.name
+            model = "causal" if causal else evaluation.name
             if causal and item["gen_ppl"] in causal_seen:
                 continue
             causal_seen |= {item["gen_ppl"]} if causal else set()
@@ -192,7 +192,7 @@ def _who(item: Item) -> str:
         return "real text"
     if item.get("kind") == "autoregressive":
         exact = ", exact" if "perplexity" in item or "task" in item else ""
-        return f"causal: {item['what']}" if "what" in item else f"autoregressive{exact}"
+        return f"causal: {item['what']}" if "what" in item else f"causal{exact}"
     return str(item.get("estimator") or item.get("file") or "bound")
 
 

@@ -20,8 +20,8 @@ from sdtt_jax.parallel.placement import place_batch, place_whole
 from sdtt_jax.parallel.replicas import check_replicas
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.state import TrainState
+from sdtt_jax.typing import Tree
 
-Tree = Any
 StepFn = Callable[[TrainState, Tree, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 # Steps handed to the devices before the oldest must be done: enough to keep them busy, few enough
 # that a signal is obeyed soon and that batches do not pile up.

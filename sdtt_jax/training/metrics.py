@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
-
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import as_path, is_remote, write_text
 
@@ -36,7 +34,7 @@ class MetricsWriter:
         self.path = as_path(directory) / FILE
         self._tags = dict(tags)
         self._file: _Lines | TextIO | None = None
-        self._board: SummaryWriter | None = None
+        self._board: Any = None
         if not processes.is_first():
             return
         self._drop_after(start_step)
@@ -47,6 +45,9 @@ class MetricsWriter:
         self._file = self.path.open("a", encoding="utf-8")
         name = "_".join(f"{v:02d}" if isinstance(v, int) else str(v) for v in tags.values())
         board = self.path.parent / "tensorboard" / name
+        # Takes a quarter of a second to import, which programs that do not train can do without.
+        from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
+
         self._board = SummaryWriter(str(board), purge_step=start_step + 1)
 
     def __enter__(self) -> "MetricsWriter":

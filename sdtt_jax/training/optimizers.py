@@ -9,10 +9,10 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from sdtt_jax.config import at_least, one_of, positive, require, within
+from sdtt_jax.typing import Params
 
 NAMES = ("adamw", "adam", "muon")
 SCHEDULES = ("constant", "linear", "cosine")
-Params = Any
 
 
 @dataclasses.dataclass(frozen=True)

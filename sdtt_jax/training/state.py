@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.struct
 import jax
@@ -15,8 +14,7 @@ from sdtt_jax.parallel.mesh import RULES, Rules, use_mesh
 from sdtt_jax.parallel.placement import mirror_shardings, tree_shardings, unbox
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import make_optimizer
-
-Tree = Any
+from sdtt_jax.typing import Tree
 
 
 class TrainState(flax.struct.PyTreeNode):

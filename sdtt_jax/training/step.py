@@ -13,8 +13,8 @@ from sdtt_jax.parallel.placement import replicated
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import learning_rate_schedule, make_optimizer
 from sdtt_jax.training.state import TrainState, ema_decay_at
+from sdtt_jax.typing import Tree
 
-Tree = Any
 Metrics = dict[str, jax.Array]
 
 

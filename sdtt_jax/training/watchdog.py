@@ -45,7 +45,7 @@ def watchdog(seconds: float, what: str) -> Iterator[Callable[[], None]]:
             # timer, which needs no lock, ends the process, without the message.
             faulthandler.dump_traceback_later(2 * seconds, file=STDERR, exit=True)
             if time.monotonic() - last > seconds:
-                _say(seconds, what)
+                _warn(seconds, what)
                 # The other processes of the job hang at the same step. They get time for their own message,
                 # since the end of this process will end them.
                 time.sleep(seconds / 4)
@@ -62,7 +62,7 @@ def watchdog(seconds: float, what: str) -> Iterator[Callable[[], None]]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _say(seconds: float, what: str) -> None:
+def _warn(seconds: float, what: str) -> None:
     sys.stderr.write(
         f"Error: for {seconds:g} s {what} has not ended; ending this process. Run the same command to go "
         "on from the last checkpoint. What every thread was doing:\n"

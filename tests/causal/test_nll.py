@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax.causal.nll import causal_nll
+from sdtt_jax.causal.nll import causal_loss, causal_nll, next_token_nll, next_token_scores
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.causal import CausalNetwork
 from tests.worlds import noisy_params
@@ -40,3 +40,27 @@ def test_probabilities_of_all_sequences_sum_to_one(judge):
     tokens = jnp.array(list(itertools.product(range(4), repeat=3)))
     nll = np.asarray(causal_nll(model, params, tokens, BOS), np.float64).sum(axis=1)
     assert np.exp(-nll).sum() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_scores_of_given_rows_are_those_of_whole_texts(judge):
+    """The same tokens as inputs and targets of rows; what is not scored is 0 and not missed."""
+    model, params = judge
+    tokens = jnp.array(list(itertools.product(range(4), repeat=3)))
+    inputs = jnp.concatenate([jnp.full_like(tokens[:, :1], BOS), tokens[:, :2]], axis=1)
+    scored = jnp.arange(3) > 0
+    scored = jnp.broadcast_to(scored, tokens.shape)
+    nll, missed = next_token_scores(model, params, inputs, tokens, scored)
+    expected = jnp.where(scored, causal_nll(model, params, tokens, BOS), 0)
+    np.testing.assert_allclose(nll, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        next_token_nll(model, params, inputs, tokens, scored), expected, rtol=1e-6
+    )
+    best = model.logits(params, model.hidden(params, inputs))[..., :4].argmax(axis=-1)
+    np.testing.assert_array_equal(missed, scored & (best != tokens))
+
+
+def test_the_loss_to_train_on_is_the_sum(judge):
+    model, params = judge
+    tokens = jnp.array([[3, 0, 2], [1, 1, 0]])
+    total = float(causal_loss(model, params, tokens, BOS))
+    assert total == pytest.approx(float(causal_nll(model, params, tokens, BOS).sum()), rel=1e-6)

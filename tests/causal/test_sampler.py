@@ -10,11 +10,10 @@ import pytest
 
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.keys import at_step
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import CausalConfig
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
-from sdtt_jax.ops.categorical import draw, filter_logits
+from sdtt_jax.ops.categorical import Filters, draw, filter_logits
 
 SIZES = {"vocab_size": 11, "length": 12, "num_layers": 2, "embed_dim": 16, "num_heads": 2}
 MODELS = {
@@ -40,7 +39,7 @@ def _without_cache(model, params, key, prompt, num_tokens, filters):
     def step(tokens, i):
         # Causality makes the zeros to the right harmless.
         logits = model.logits(params, model.hidden(params, tokens)[:, start + i - 1])
-        token = draw(at_step(key, i), filter_logits(logits, **filters))
+        token = draw(jax.random.fold_in(key, i), filter_logits(logits, Filters(**filters)))
         return tokens.at[:, start + i].set(token)
 
     tokens = jnp.pad(prompt, ((0, 0), (0, num_tokens)))

@@ -14,7 +14,6 @@ from rich.console import Console
 from experiments.benchmarking import report, suites, worker
 from experiments.benchmarking.cases import MATMUL, Job, half_masked_key
 from experiments.benchmarking.data import first_texts, naive_batch, naive_encode, naive_pack
-from experiments.benchmarking.naive import distill_noise
 from experiments.benchmarking.report import Measured
 from experiments.benchmarking.worker import Worker, WorkerError
 from experiments.configs.owt_small import owt
@@ -22,8 +21,10 @@ from experiments.configs.smoke import smoke
 from sdtt_jax.config import to_mapping
 from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
 from sdtt_jax.data.packing import encode_documents, pack
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.networks import DenoiserConfig
+from sdtt_jax.distillation.loss import masked_batch
+from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.flops import (
     block_flops,
     distill_flops,
@@ -87,12 +88,12 @@ def test_distill_flops_count_teacher_calls_and_heads():
 def test_half_of_the_tokens_are_masked_by_the_chosen_key():
     config = smoke()
     sizes = dataclasses.replace(config.denoiser(31), length=128)
-    schedule = make_schedule(config.schedule)
+    diffusion = MaskedDiffusion(Denoiser(sizes), make_schedule(config.schedule))
     job = Job("train", "lean", {}, 31, 1)
     tokens = jax.numpy.zeros((1, 128), jax.numpy.int32)
-    key = half_masked_key(job, config, sizes, schedule, tokens)
+    key = half_masked_key(job, config, diffusion, tokens)
     key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
-    _, x_t, _ = distill_noise(key, tokens, schedule, config.distill, sizes.mask_id)
+    _, x_t, _ = masked_batch(diffusion, tokens, key, config.distill)
     assert 0.45 < float((x_t == sizes.mask_id).mean()) < 0.55
 
 
@@ -100,9 +101,9 @@ def test_half_of_the_tokens_are_masked_by_the_chosen_key():
 def test_naive_data_path_gives_the_same_sequences(wrap):
     tokenizer = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
     texts = ["In the beginning", " was the word, and", "so on; and so on. " * 9]
-    facts = {"length": 7, "wrap": wrap, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
-    ours = np.stack(list(pack(encode_documents(tokenizer, texts), **facts)))
-    rows = naive_pack(naive_encode(tokenizer, texts), **facts)
+    packing = {"length": 7, "wrap": wrap, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
+    ours = np.stack(list(pack(encode_documents(tokenizer, texts), **packing)))
+    rows = naive_pack(naive_encode(tokenizer, texts), **packing)
     np.testing.assert_array_equal(ours, rows)
     batch = naive_batch(rows, [2, 0])
     assert batch.dtype == np.int32
@@ -118,15 +119,15 @@ def test_a_large_corpus_is_not_read_to_its_end(tmp_path):
 
 def _measured(seconds, error=None, **counts):
     runs = [{"seconds": s, "peak_gb": s, **counts} for s in seconds]
-    facts = {"compile_s": 1.0, "memory": None, "device": {"platform": "cpu", "kind": "cpu"}}
-    return Measured(facts, runs, error)
+    setup = {"compile_s": 1.0, "memory": None, "device": {"platform": "cpu", "kind": "cpu"}}
+    return Measured(setup, runs, error)
 
 
 def _row(lean, naive):
     config = owt("small")
     job = Job("sample", "lean", {}, 50_257, 1, 16)
     matmul = _measured([1.0], flops_per_s=100e9)
-    matmul.facts["shapes"] = "[1024, 768] @ [768, 3072]"
+    matmul.setup["shapes"] = "[1024, 768] @ [768, 3072]"
     return report.entry(config, job, {"lean": lean, "naive": naive, MATMUL: matmul})
 
 
@@ -189,10 +190,10 @@ def test_a_killed_worker_is_reported_and_the_others_go_on(monkeypatch, interleav
     # Two yardsticks under other names: they are ready in a moment.
     monkeypatch.setattr(worker.Worker, "prepare", _as_matmul)
     jobs = [_job("naive"), _job("lean")]
-    found = suites.measure("train", jobs, 3, lines.append, interleave=interleave)
-    assert "SIGKILL" in found["naive"].error
-    assert found["lean"].error is None
-    assert len(found["lean"].runs) == 3
+    measured = suites.measure("train", jobs, 3, lines.append, interleave=interleave)
+    assert "SIGKILL" in measured["naive"].error
+    assert measured["lean"].error is None
+    assert len(measured["lean"].runs) == 3
     assert any(line.startswith("train: naive died: killed") for line in lines)
 
 
@@ -292,9 +293,3 @@ def test_bad_flags_are_one_line_and_status_2(argument, message):
     assert done.status == 2
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
-
-
-def test_the_record_is_written_whole(tmp_path):
-    suites.saver(tmp_path / "b.json")({"a": 1})
-    assert json.loads((tmp_path / "b.json").read_text()) == {"a": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]

@@ -67,4 +67,4 @@ def test_golden_gpt2_through_the_command(golden, tokens_file, tmp_path):
 def test_wrong_flags_are_one_line(tmp_path):
     finished = call("evaluate", "--suite=speed", f"--checkpoint={tmp_path}")
     assert finished.status == 2
-    assert finished.stderr.splitlines()[-1].startswith("Error: --suite=speed is no suite")
+    assert finished.stderr.splitlines()[-1].startswith("Error: --suite='speed' is unknown")

@@ -85,7 +85,7 @@ def test_teacher_loss_is_the_lean_one(params, weighting):
         jax.jit(lambda p, loss=loss: loss(p, {}, X0, jax.random.key(3)))(params)
         for loss in (
             teacher_loss(DIFFUSION, config),
-            naive.teacher_loss(CONFIG, SCHEDULE, config),
+            naive.teacher_loss(DIFFUSION, config),
         )
     )
     _assert_same(ours, twin)
@@ -95,7 +95,7 @@ def test_teacher_loss_is_the_lean_one(params, weighting):
 def test_the_gradient_of_the_teachers_loss_is_the_lean_ones(params):
     config = TeacherConfig()
     ours = _value_and_gradient(teacher_loss(DIFFUSION, config))
-    twin = _value_and_gradient(naive.teacher_loss(CONFIG, SCHEDULE, config))
+    twin = _value_and_gradient(naive.teacher_loss(DIFFUSION, config))
     key = jax.random.key(3)
     _assert_same(ours(params, {}, key), twin(params, {}, key))
 
@@ -105,7 +105,7 @@ def test_distill_loss_and_gradient_where_no_draw_matters(params, teacher):
     """A step that reveals nothing, and one that reveals everything: the target is certain."""
     config = DistillConfig(divergence="log-l1")  # which looks at MASK's entry too
     ours = _value_and_gradient(distill_loss(DIFFUSION, config))
-    twin = _value_and_gradient(naive.distill_loss(CONFIG, SCHEDULE, config))
+    twin = _value_and_gradient(naive.distill_loss(DIFFUSION, config))
     for dt in (1e-9, 1.5):
         context = {"teacher_params": teacher, "dt": jnp.float32(dt)}
         key = jax.random.key(4)
@@ -123,7 +123,7 @@ def test_distill_loss_where_draws_matter(params, teacher):
         return jax.jit(lambda: jax.lax.map(lambda key: loss(params, context, X0, key), keys))()
 
     ours = loss_of(distill_loss(DIFFUSION, config))
-    twin = loss_of(naive.distill_loss(CONFIG, SCHEDULE, config))
+    twin = loss_of(naive.distill_loss(DIFFUSION, config))
     np.testing.assert_array_equal(ours.weight, twin.weight)
     difference = np.asarray(ours.total - twin.total, np.float64)
     error = difference.std(ddof=1) / np.sqrt(len(difference))
@@ -161,7 +161,7 @@ def test_reverse_distribution_is_the_lean_ones_on_an_enumerable_world(t, s):
 
 def test_sampler_fills_everything_and_calls_the_network_at_every_step(params):
     x_init = prior_sample(4, CONFIG.length, CONFIG.mask_id).at[:, 0].set(5)
-    draw = jax.jit(functools.partial(naive.sample, CONFIG, schedule=SCHEDULE, num_steps=20))
+    draw = jax.jit(functools.partial(naive.sample, DIFFUSION, num_steps=20))
     x, calls = draw(params, jax.random.key(6), x_init)
     assert x.shape == x_init.shape
     assert x.dtype == jnp.int32

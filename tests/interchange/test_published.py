@@ -219,6 +219,7 @@ class TestHub:
             ),
             (sdtt_jax.load_mdlm_small, "kuleshov-group/mdlm-owt", None),
             (lambda: sdtt_jax.load("some/repo", "v2"), "some/repo", "v2"),
+            (lambda: sdtt_jax.load("some/repo@v2"), "some/repo", "v2"),
         ],
     )
     def test_published_names(self, asked, call, repo, revision):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.ops.categorical import NEG_INFINITY, check_filters, draw, filter_logits
+from sdtt_jax.ops.categorical import NEG_INFINITY, Filters, draw, filter_logits
 from tests.statistics import assert_fits
 
 LOGITS = 2 * jax.random.normal(jax.random.key(0), (50, 12))
@@ -17,12 +17,12 @@ def _kept(logits):
 
 
 def test_off_is_the_identity():
-    np.testing.assert_array_equal(filter_logits(LOGITS), LOGITS)
+    np.testing.assert_array_equal(filter_logits(LOGITS, Filters()), LOGITS)
 
 
 @pytest.mark.parametrize("k", [1, 5, 12, 99])
 def test_top_k_keeps_the_k_largest(k):
-    kept = filter_logits(LOGITS, top_k=k)
+    kept = filter_logits(LOGITS, Filters(top_k=k))
     order = np.argsort(-np.asarray(LOGITS), axis=-1)
     for row, ranks in zip(_kept(kept), order, strict=True):
         assert set(np.flatnonzero(row)) == set(ranks[:k].tolist())
@@ -30,7 +30,7 @@ def test_top_k_keeps_the_k_largest(k):
 
 
 def test_top_k_keeps_ties_with_the_kth():
-    assert _kept(filter_logits(jnp.array([1.0, 3.0, 1.0, 0.0]), top_k=2)).tolist() == [
+    assert _kept(filter_logits(jnp.array([1.0, 3.0, 1.0, 0.0]), Filters(top_k=2))).tolist() == [
         True,
         True,
         True,
@@ -42,7 +42,7 @@ def test_top_k_keeps_ties_with_the_kth():
 def test_top_p_keeps_the_smallest_set_that_reaches_p(p):
     probs = np.exp(np.asarray(LOGITS, np.float64))
     probs /= probs.sum(axis=-1, keepdims=True)
-    for row, prob in zip(_kept(filter_logits(LOGITS, top_p=p)), probs, strict=True):
+    for row, prob in zip(_kept(filter_logits(LOGITS, Filters(top_p=p))), probs, strict=True):
         inside = prob[row].sum()
         assert inside >= p - 1e-6
         assert inside - prob[row].min() < p + 1e-6, "the least probable one would not be needed"
@@ -52,20 +52,26 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(p):
 def test_top_k_comes_before_top_p():
     """After top-2 of (0.5, 0.3, 0.2) the first has 0.625: enough for p = 0.6, not for the whole."""
     logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
-    assert _kept(filter_logits(logits, top_k=2, top_p=0.6)).tolist() == [True, False, False]
-    assert _kept(filter_logits(logits, top_p=0.6)).tolist() == [True, True, False]
+    assert _kept(filter_logits(logits, Filters(top_k=2, top_p=0.6))).tolist() == [
+        True,
+        False,
+        False,
+    ]
+    assert _kept(filter_logits(logits, Filters(top_p=0.6))).tolist() == [True, True, False]
 
 
 def test_temperature_divides_and_zero_is_greedy():
-    np.testing.assert_allclose(filter_logits(LOGITS, temperature=0.5), 2 * LOGITS, rtol=1e-6)
-    greedy = filter_logits(LOGITS, temperature=0.0)
+    np.testing.assert_allclose(
+        filter_logits(LOGITS, Filters(temperature=0.5)), 2 * LOGITS, rtol=1e-6
+    )
+    greedy = filter_logits(LOGITS, Filters(temperature=0.0))
     assert np.all(_kept(greedy).sum(axis=-1) == 1)
     np.testing.assert_array_equal(jnp.argmax(greedy, axis=-1), jnp.argmax(LOGITS, axis=-1))
 
 
 def test_a_high_temperature_does_not_make_the_impossible_possible():
     logits = jnp.array([0.0, NEG_INFINITY])
-    assert float(filter_logits(logits, temperature=1e6)[1]) == NEG_INFINITY
+    assert float(filter_logits(logits, Filters(temperature=1e6))[1]) == NEG_INFINITY
 
 
 def test_draws_have_their_probabilities_rare_ones_too():
@@ -182,9 +188,8 @@ def test_impossible_entries_are_never_drawn():
 
 
 @pytest.mark.parametrize(
-    ("values", "named"),
-    [((-1.0, 0, 1.0), "temperature"), ((1.0, -1, 1.0), "top_k"), ((1.0, 0, 1.5), "top_p")],
+    ("name", "value"), [("temperature", -1.0), ("top_k", -1), ("top_p", 1.5), ("top_p", 0.0)]
 )
-def test_values_that_cannot_work_are_named(values, named):
-    with pytest.raises(ConfigError, match=named):
-        check_filters(*values)
+def test_values_that_cannot_work_are_named(name, value):
+    with pytest.raises(ConfigError, match=name):
+        Filters(**{name: value})

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from sdtt_jax.diffusion.forward import masked_log_probs
 from sdtt_jax.distillation.divergence import DIVERGENCES
-from sdtt_jax.ops import head_loss as fused
+from sdtt_jax.ops import rows
 from sdtt_jax.ops.categorical import NEG_INFINITY
+from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
 
 EMBED = 4
 
@@ -29,7 +30,7 @@ def apply_head(head, hidden):
     return jnp.where(jnp.arange(logits.shape[-1]) < logits.shape[-1] - 1, logits, NEG_INFINITY)
 
 
-def compare(name, logits, teacher_head, targets):
+def divergence(name, logits, targets, teacher_head):
     """Divergence from a teacher's head; MASK is the column before the padding."""
     mask_id = logits.shape[-1] - 2
     student = masked_log_probs(logits, mask_id)
@@ -38,7 +39,7 @@ def compare(name, logits, teacher_head, targets):
 
 
 def problem(seed, batch, length, vocab, share):
-    """Random heads, states, weights with about `share` of them not zero, and targets."""
+    """Head, states, weights with about `share` of them not zero, targets, and the teacher's head."""
     rng = np.random.default_rng(seed)
 
     def head():
@@ -49,18 +50,18 @@ def problem(seed, batch, length, vocab, share):
 
     weights = rng.uniform(0.5, 2, (batch, length)) * (rng.uniform(size=(batch, length)) < share)
     states = [jnp.asarray(rng.standard_normal((batch, length, EMBED))) for _ in range(2)]
-    return head(), head(), states[0], jnp.asarray(weights), states[1]
+    return head(), states[0], jnp.asarray(weights), states[1], (head(),)
 
 
-def naive(name, head, whole, hidden, weights, targets):
+def naive(name, head, hidden, weights, targets, shared):
     """Everything at every position."""
-    losses = compare(name, apply_head(head, hidden), whole, targets)
+    losses = divergence(name, apply_head(head, hidden), targets, *shared)
     losses = jnp.where(weights != 0, losses, 0.0)
     return (losses * weights).sum(), losses
 
 
 def lean(name, *arguments):
-    return fused.weighted_loss(apply_head, functools.partial(compare, name), *arguments)
+    return weighted_loss(apply_head, functools.partial(divergence, name), *arguments)
 
 
 def both(name, arguments, scale=1.0):
@@ -69,11 +70,11 @@ def both(name, arguments, scale=1.0):
     for loss in (lean, naive):
 
         def scaled(head, hidden, loss=loss):
-            total, losses = loss(name, head, arguments[1], hidden, *arguments[3:])
+            total, losses = loss(name, head, hidden, *arguments[2:])
             return scale * total, losses
 
         function = jax.jit(jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True))
-        results.append(function(arguments[0], arguments[2]))
+        results.append(function(*arguments[:2]))
     return results
 
 
@@ -105,40 +106,34 @@ def test_any_shape(seed, batch, length, vocab, share):
 
 @pytest.mark.parametrize("size", [1, 2, 5, 8, 64])
 def test_the_size_of_a_chunk_changes_nothing(monkeypatch, size):
-    monkeypatch.setattr(fused, "chunk_size", lambda *_: size)
+    monkeypatch.setattr(rows, "chunk_size", lambda *_: size)
     assert_same("kl-fwd", problem(1, 2, 9, 7, 0.6))
 
 
 def test_one_position():
-    head, whole, hidden, _, targets = problem(2, 2, 5, 6, 0.0)
+    head, hidden, _, targets, shared = problem(2, 2, 5, 6, 0.0)
     weights = jnp.zeros((2, 5)).at[1, 3].set(1.0)
-    assert_same("kl-bwd", (head, whole, hidden, weights, targets))
+    assert_same("kl-bwd", (head, hidden, weights, targets, shared))
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_gradients_are_finite_where_tokens_are_impossible(name):
     """A student that excludes a token, a teacher that excludes another: -1e6, not -inf."""
-    head, whole, hidden, weights, targets = problem(3, 2, 6, 9, 0.8)
+    arguments = problem(3, 2, 6, 9, 0.8)
+    head, [teacher_head] = arguments[0], arguments[-1]
     head["bias"] = head["bias"].at[0].set(NEG_INFINITY)
-    whole["bias"] = whole["bias"].at[1].set(NEG_INFINITY)
-    ours, oracle = both(name, (head, whole, hidden, weights, targets))
+    teacher_head["bias"] = teacher_head["bias"].at[1].set(NEG_INFINITY)
+    ours, oracle = both(name, arguments)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(oracle), strict=True):
         assert bool(jnp.isfinite(a).all())
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
 def test_selected_losses_are_those_of_the_weighted_loss():
-    head, whole, hidden, weights, targets = problem(4, 2, 7, 9, 0.5)
-    _, losses = lean("kl-bwd", head, whole, hidden, weights, targets)
-    own = fused.selected_losses(
-        apply_head,
-        functools.partial(compare, "kl-bwd"),
-        head,
-        whole,
-        hidden,
-        weights != 0,
-        targets,
-    )
+    head, hidden, weights, targets, shared = problem(4, 2, 7, 9, 0.5)
+    _, losses = lean("kl-bwd", head, hidden, weights, targets, shared)
+    loss_fn = functools.partial(divergence, "kl-bwd")
+    own = selected_losses(apply_head, loss_fn, head, hidden, weights != 0, targets, shared)
     np.testing.assert_allclose(own, losses, rtol=1e-12)
 
 
@@ -149,12 +144,10 @@ def test_nothing_of_the_size_of_batch_times_length_times_vocab_exists():
         arguments = jax.tree.map(
             lambda x: x.astype(jnp.float32), problem(5, batch, length, vocab, 0.5)
         )
-        head, whole, hidden, weights, targets = arguments
+        head, hidden, *others = arguments
 
         def temporaries(loss):
-            function = jax.jit(
-                jax.grad(lambda h, x: loss("kl-bwd", h, whole, x, weights, targets)[0], (0, 1))
-            )
+            function = jax.jit(jax.grad(lambda h, x: loss("kl-bwd", h, x, *others)[0], (0, 1)))
             return function.lower(head, hidden).compile().memory_analysis().temp_size_in_bytes
 
         one = 4 * batch * length * vocab

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdtt_jax.ops.rows import MAX_ENTRIES, MOST_TURNS, chunk_size, flatten, fold_selected, take_rows
+from sdtt_jax.ops.rows import (
+    MAX_ENTRIES,
+    MAX_TURNS,
+    Chunks,
+    chunk_size,
+    flatten,
+    fold_selected,
+    map_selected,
+    take_rows,
+)
 
 
 def _visited(selected: list[bool], size: int) -> tuple[list[int], int]:
@@ -60,4 +69,34 @@ def test_flatten_joins_batch_and_length():
 def test_chunk_size(rows, columns, parts, expected):
     size = chunk_size(rows, columns, parts)
     assert size == expected
-    assert size in (8, rows // MOST_TURNS) or size * columns <= 1.06 * MAX_ENTRIES
+    assert size in (8, rows // MAX_TURNS) or size * columns <= 1.06 * MAX_ENTRIES
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 17), st.integers(0, 2**16))
+def test_map_selected_is_a_loop_over_the_selected_positions(batch, length, seed):
+    """Values where selected and the fill elsewhere; sums over the selected positions alone."""
+    rng = np.random.default_rng(seed)
+    selected, x = rng.random((batch, length)) < 0.4, rng.standard_normal((batch, length, 2))
+    fill = rng.integers(0, 9, (batch, length), dtype=np.int32)
+
+    def function(rows, factor):
+        total = (factor * rows).sum()
+        return (rows[:, 0] * factor, (rows[:, 1] > 0).astype(fill.dtype) + 10), {"total": total}
+
+    def mapped(fill):
+        chunks, factor = Chunks("rows", 4), jnp.float32(3)
+        return map_selected(
+            function, jnp.asarray(selected), jnp.asarray(x), factor, 128, chunks, fill
+        )
+
+    (values, marks), sums = mapped(
+        (jnp.full((batch, length), -1.0, jnp.float32), jnp.asarray(fill))
+    )
+    expected = np.where(selected, 3 * x[..., 0], -1)
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    np.testing.assert_array_equal(marks, np.where(selected, (x[..., 1] > 0) + 10, fill))
+    np.testing.assert_allclose(sums["total"], 3 * x[selected].sum(), rtol=1e-4, atol=1e-5)
+    (values, marks), _ = mapped(None)
+    np.testing.assert_array_equal(values == 0, ~selected)
+    np.testing.assert_array_equal(marks == 0, ~selected)

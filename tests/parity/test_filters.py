@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from sdtt_jax.ops.categorical import NEG_INFINITY, filter_logits
+from sdtt_jax.ops.categorical import NEG_INFINITY, Filters, filter_logits
 from tests.parity.reference import arrays
 
 
@@ -20,6 +20,6 @@ def test_filtered_logits(reference_golden):
         match = re.fullmatch(r"k(\d+)_p([\d.]+)", name)
         assert match, name
         top_k, top_p = int(match[1]), float(match[2]) or 1.0
-        ours = filter_logits(stored["logits"], top_k=top_k, top_p=top_p)
+        ours = filter_logits(stored["logits"], Filters(top_k=top_k, top_p=top_p))
         expected = np.where(np.isneginf(stored[name]), NEG_INFINITY, stored[name])
         np.testing.assert_array_equal(ours, expected, err_msg=name)

@@ -88,7 +88,7 @@ def test_tables_hold_every_result_and_no_empty_column(folder):
     assert [row[:2] for row in texts.rows[:4]] == [
         ("round_02", "8 steps"),
         ("round_02", "16 steps"),
-        ("round_02", "autoregressive"),
+        ("round_02", "causal"),
         ("round_02", "real text"),
     ]
     assert "16.0 (15.0–17.0)" in texts.rows[0]
@@ -104,7 +104,7 @@ def test_the_race_pairs_quality_with_latency(folder):
     assert points == {
         ("round_02", 8): (0.5, 16.0),
         ("round_02", 16): (1.0, 12.0),
-        ("autoregressive", 0): (2.0, 4.0),
+        ("causal", 0): (2.0, 4.0),
         ("teacher", 8): (0.5, 24.0),
         ("teacher", 16): (1.0, 18.0),
     }

@@ -69,7 +69,13 @@ FORMS = {
 
 
 def form(platform: str, shape: tuple[int, ...], dtype: jnp.dtype) -> str:
-    """The name of the form that `platform` takes for arrays `[batch, length, heads, head_dim]` of `dtype`."""
+    """The name of the form that runs.
+
+    Args:
+      platform: "cpu", "cuda", "tpu" or another that JAX lowers for.
+      shape: of query, key and value: `[batch, length, heads, head_dim]`.
+      dtype: of them.
+    """
     return next(
         name
         for name, form in FORMS.items()
@@ -80,9 +86,15 @@ def form(platform: str, shape: tuple[int, ...], dtype: jnp.dtype) -> str:
 def forward(
     query: jax.Array, key: jax.Array, value: jax.Array, causal: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """`mixed: [batch, length, heads, head_dim]` and `lse: [batch, heads, length]`.
+    """Attention, with what its backward pass needs.
 
-    `lse` is for `backward` on the same platform and means nothing else.
+    Args:
+      query, key, value: `[batch, length, heads, head_dim]`.
+      causal: position i sees positions 0 … i only.
+
+    Returns:
+      `mixed: [batch, length, heads, head_dim]`, and `lse: [batch, heads, length]`, which is for `backward`
+      on the same platform and means nothing else.
     """
     primitive = functools.partial(_FORWARD.bind, causal=causal)
     plain = functools.partial(_run_forward, FORMS["at_once"], causal=causal)
@@ -91,7 +103,13 @@ def forward(
 
 
 def backward(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
-    """Gradients of query, key and value, from that of `mixed`."""
+    """Gradients of query, key and value.
+
+    Args:
+      saved: arguments and results of `forward`.
+      gradient: of `mixed`.
+      causal: as `forward` had it.
+    """
     primitive = functools.partial(_BACKWARD.bind, causal=causal)
     plain = functools.partial(_run_backward, FORMS["at_once"], causal=causal)
     names = (HEADS, HEADS, HEADS, HEADS, ROWS, HEADS)
@@ -186,7 +204,7 @@ def _on_mesh(
         if size % math.prod(mesh.shape[axis] for axis in axes):
             return plain(*arrays)
     return jax.shard_map(
-        lambda *pieces: tuple(local(*pieces)),  # a primitive returns a list
+        lambda *arrays: tuple(local(*arrays)),  # a primitive returns a list
         in_specs=tuple(PartitionSpec(*mesh_axes(logical)) for logical in names),
         out_specs=tuple(PartitionSpec(*mesh_axes(logical)) for logical in out_names),
         axis_names=free,
