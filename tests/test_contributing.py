@@ -4,6 +4,7 @@ Oracles: values that follow from the row by hand.
 """
 
 import dataclasses
+import json
 import math
 import re
 
@@ -13,13 +14,18 @@ import numpy as np
 import pytest
 
 import sdtt_jax
+from experiments.evaluate import evaluate
 from sdtt_jax.checkpoints.store import save_params
 from sdtt_jax.config import from_mapping, to_mapping
 from sdtt_jax.data import DataConfig, TokenizerConfig
 from sdtt_jax.data.corpora import CORPORA, Corpus
 from sdtt_jax.data.tokenizer import save_tokenizer, train_tokenizer
+from sdtt_jax.diffusion.sampler import MODES
 from sdtt_jax.diffusion.schedule import SCHEDULES
 from sdtt_jax.distillation.divergence import DIVERGENCES
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.suites import SUITES, Suite, Table
 from sdtt_jax.networks.kinds import KINDS, Kind
 from tests.test_architecture import ROOT
 
@@ -104,7 +110,23 @@ def test_a_noise_schedule(monkeypatch):
     assert abs((x_t == diffusion.mask_id).mean() - 0.25) < 0.02
 
 
-def test_a_network(monkeypatch, tmp_path):
+def test_a_mode_of_the_sampler(monkeypatch, bag_model):
+    def left_to_right(share, masked, schedule, config):
+        del share
+        call = jnp.broadcast_to(jnp.arange(LENGTH) * config.num_steps // LENGTH, masked.shape)
+        sigmas = schedule.sigma(jnp.linspace(1.0, 0.0, config.num_steps + 1))
+        return call, jnp.broadcast_to(sigmas[:, None], (config.num_steps + 1, len(masked)))
+
+    monkeypatch.setitem(MODES, "left-to-right", left_to_right)
+    config = from_mapping(sdtt_jax.SamplerConfig, {"num_steps": 4, "mode": "left-to-right"})
+    states = bag_model.states(jax.random.key(0), bag_model.prior(1), config)
+    left = [int((state.x == bag_model.mask_id).sum()) for state in states]
+    assert left == [8, 6, 4, 2, 0, 0]
+
+
+@pytest.fixture
+def bag_model(monkeypatch, tmp_path):
+    """A stored model of one of the user's own networks, which writes "b" and nothing else."""
     monkeypatch.setitem(KINDS, "bag", Kind(BagConfig, Bag))
     tokenizer = train_tokenizer(TokenizerConfig(model_type="char", vocab_size=16), ["abba"] * 8)
     (tmp_path / "tokenizer").mkdir()
@@ -114,11 +136,27 @@ def test_a_network(monkeypatch, tmp_path):
     params = {"bag": network.init(None)["bag"].at[0, token].set(1e4)}
     facts = {"kind": "bag", "schedule": {}, "model": to_mapping(network.config)}
     save_params(tmp_path / "final", params, facts)
+    return sdtt_jax.load(tmp_path / "final")
 
-    model = sdtt_jax.load(tmp_path / "final")
-    assert isinstance(model.denoiser, Bag)
-    texts = model.sample(jax.random.key(0), num_samples=2, num_steps=4)
-    np.testing.assert_array_equal(texts, np.full((2, LENGTH), token))
+
+def test_a_network(bag_model):
+    assert isinstance(bag_model.denoiser, Bag)
+    texts = bag_model.sample(jax.random.key(0), num_samples=2, num_steps=4)
+    assert [bag_model.tokenizer.decode(text) for text in texts] == ["b" * LENGTH] * 2
+
+
+def test_a_suite_of_the_evaluation(monkeypatch, bag_model, tmp_path):
+    def suite(subject, record):
+        token = subject.model.tokenizer.encode_part("b")[0]
+        tokens = jnp.full((1, LENGTH), token)
+        nats = subject.model.score(tokens, jax.random.key(subject.settings.seed))
+        record.item("certainty/b", {"token": token}, lambda: {"nelbo": float(nats[0])})
+
+    table = Table("Certainty", "certainty", (("text", "{who}"), ("nats", "{nelbo:2}")))
+    monkeypatch.setitem(SUITES, "certainty", Suite(suite, "how sure the model is", (table,)))
+    evaluate(Subject(bag_model, Settings()), ["certainty"], tmp_path / "b.json")
+    items = json.loads((tmp_path / "b.json").read_text())["items"]
+    assert items["certainty/b"]["result"] == {"nelbo": pytest.approx(0, abs=1e-4)}
 
 
 def test_a_corpus(monkeypatch, tmp_path):

@@ -111,6 +111,16 @@ def sample(
     Returns:
       The final `SamplerState` (`x` without MASK if `final_denoise`), and with `keep_states` the states
       `[num_steps + 2, batch, length]` from `x_init` to the final one, else None.
+
+    Examples:
+      >>> import sdtt_jax
+      >>> config = sdtt_jax.DenoiserConfig(5, length=8, num_layers=1, embed_dim=16, num_heads=2)
+      >>> diffusion = sdtt_jax.MaskedDiffusion(sdtt_jax.Denoiser(config), sdtt_jax.make_schedule())
+      >>> params = sdtt_jax.unbox(jax.jit(diffusion.denoiser.init)(jax.random.key(0)))
+      >>> x_init = prior_sample(2, 8, diffusion.mask_id)
+      >>> state, _ = sample(diffusion, params, jax.random.key(1), x_init, SamplerConfig(num_steps=4))
+      >>> bool((state.x < diffusion.mask_id).all()), int(state.nfe) <= 5
+      (True, True)
     """
     plan = plan_generation(diffusion, key, x_init, config)
 

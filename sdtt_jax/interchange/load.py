@@ -59,6 +59,12 @@ def load(
     Raises:
       CheckpointError: nothing there, no model, no tokenizer, damaged, or contradicted by its config; names
         the file and the tensor.
+
+    Examples:
+      >>> import sdtt_jax
+      >>> model = sdtt_jax.load("runs/demo")
+      >>> model.tokenizer.decode(model.tokenizer.encode_part("and he said"))
+      'and he said'
     """
     text = os.fspath(path)
     local = is_remote(text) or Path(text).exists()

@@ -19,6 +19,7 @@ from sdtt_jax.errors import CheckpointError
 from sdtt_jax.parallel.mesh import batch_pieces, mesh_if_any, use_mesh
 from sdtt_jax.parallel.placement import place_batch, place_whole
 from sdtt_jax.paths import absolute
+from sdtt_jax.typing import Params
 
 # Facts of a checkpoint that results of its model repeat.
 KNOWN = ("stage", "round", "dt", "source")
@@ -34,7 +35,7 @@ class Loaded:
       facts: what was stored beside the parameters (stage, round, dt, …), and `path`.
     """
 
-    params: Any = dataclasses.field(repr=False)
+    params: Params = dataclasses.field(repr=False)
     tokenizer: Tokenizer | None = dataclasses.field(repr=False)
     facts: dict[str, Any]
 

@@ -30,6 +30,7 @@ from sdtt_jax.model.prompts import Texts, ended, given_batch
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.parallel.processes import to_host
+from sdtt_jax.typing import Key, Logits, LogProbs, Params, PerSequence, Tokens
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -57,12 +58,12 @@ class Model(Loaded):
     def mask_id(self) -> int:
         return self.denoiser.mask_id
 
-    def logits(self, tokens: jax.Array, sigma: float = 0.0) -> jax.Array:
+    def logits(self, tokens: Tokens, sigma: float = 0.0) -> Logits:
         """`[B, L]` int32 → `[B, L, V]` float32, V with MASK and without padding."""
         with self.on_mesh():
             return _logits(self.denoiser, self.params, self.placed(tokens), jnp.float32(sigma))
 
-    def log_probs(self, x_t: jax.Array, sigma: float = 0.0) -> jax.Array:
+    def log_probs(self, x_t: Tokens, sigma: float = 0.0) -> LogProbs:
         """SUBS log-probabilities `[B, L, V]` float32, -inf where a token is impossible."""
         x_t = jnp.asarray(x_t)
         log_probs = subs_log_probs(self.logits(x_t, sigma), x_t, self.mask_id)
@@ -70,7 +71,7 @@ class Model(Loaded):
 
     def sample(
         self,
-        key: jax.Array,
+        key: Key,
         num_samples: int,
         num_steps: int,
         prompt: Texts = None,
@@ -79,7 +80,7 @@ class Model(Loaded):
         stop_at_eos: bool = False,
         batch_size: int = 32,
         **options: Any,
-    ) -> jax.Array:
+    ) -> Tokens:
         """Texts `[num_samples, L]` int32; `tokenizer.decode` turns a row into text.
 
         Args:
@@ -88,13 +89,20 @@ class Model(Loaded):
           num_steps: reverse steps.
           prompt: text that the samples begin with, one for all or one for each, of any lengths.
           infill: text with gaps, "[12]" for 12 tokens; one for all or one for each.
-          stop_at_eos: what follows the end of a text becomes EOS, see `prompts.ended`.
+          stop_at_eos: what follows the first EOS of a text becomes EOS too.
           batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows. Part of what
             determines the draws.
           **options: further fields of `SamplerConfig` (temperature, top_k, top_p, time_grid, mode).
 
         Raises:
           ConfigError: what is given is longer than the model's sequences, or an option is out of range.
+
+        Examples:
+          >>> import sdtt_jax
+          >>> model = sdtt_jax.load("runs/demo")
+          >>> tokens = model.sample(jax.random.key(0), num_samples=2, num_steps=4, prompt="in the ")
+          >>> [model.tokenizer.decode(row)[:7] for row in tokens]
+          ['in the ', 'in the ']
         """
         config = SamplerConfig(num_steps=num_steps, **options)
         x_init = self.prior(num_samples, prompt, infill)
@@ -106,7 +114,7 @@ class Model(Loaded):
         return jnp.asarray(tokens)
 
     def batches(
-        self, key: jax.Array, x_init: ArrayLike, config: SamplerConfig, batch_size: int = 32
+        self, key: Key, x_init: ArrayLike, config: SamplerConfig, batch_size: int = 32
     ) -> list[Callable[[], Written]]:
         """Fills the MASK positions of `x_init: [B, L]` int32 batch by batch, each when it is called.
 
@@ -123,8 +131,14 @@ class Model(Loaded):
         function = functools.partial(_write, self.diffusion, config, key)
         return batched(function, self.params, to_host(jnp.asarray(x_init)), batch_size)
 
-    def prior(self, num_samples: int, prompt: Texts = None, infill: Texts = None) -> jax.Array:
-        """Where generation starts: `[num_samples, L]` int32, MASK but for what is given (see `sample`)."""
+    def prior(self, num_samples: int, prompt: Texts = None, infill: Texts = None) -> Tokens:
+        """Where generation starts: `[num_samples, L]` int32, MASK but for the text that is given.
+
+        Args:
+          num_samples: how many.
+          prompt: text that the samples begin with, one for all or one for each, of any lengths.
+          infill: text with gaps, "[12]" for 12 tokens; one for all or one for each.
+        """
         positive(num_samples=num_samples)
         length = self.config.length
         if prompt is None and infill is None:
@@ -132,14 +146,21 @@ class Model(Loaded):
         given = given_batch(self.text_tokenizer, length, num_samples, prompt, infill)
         return prior_sample(num_samples, length, self.mask_id, *map(jnp.asarray, given))
 
-    def denoise(self, key: jax.Array, x_init: ArrayLike, config: SamplerConfig) -> SamplerState:
-        """Fills the MASK positions of `x_init: [B, L]` int32: the texts, and the network calls."""
+    def denoise(self, key: Key, x_init: ArrayLike, config: SamplerConfig) -> SamplerState:
+        """Fills MASK positions in one batch.
+
+        Args:
+          key: PRNG key.
+          x_init: `[B, L]` int32, for example from `prior`.
+          config: sampler.
+
+        Returns:
+          The texts, `x: [B, L]` int32, and the number of network calls, `nfe`.
+        """
         with self.on_mesh():
             return _denoise(self.diffusion, self.params, key, self.placed(x_init), config)
 
-    def states(
-        self, key: jax.Array, x_init: ArrayLike, config: SamplerConfig
-    ) -> Iterator[SamplerState]:
+    def states(self, key: Key, x_init: ArrayLike, config: SamplerConfig) -> Iterator[SamplerState]:
         """`denoise` step by step, each state as soon as it is there: for watching a text appear.
 
         The last of the `num_steps + 2` states is what `denoise` returns for the same key.
@@ -163,13 +184,20 @@ class Model(Loaded):
             state = _finish(self.diffusion, self.params, plan, state, config)
         yield state
 
-    def score(self, tokens: jax.Array, key: jax.Array, num_samples: int = 1) -> jax.Array:
+    def score(self, tokens: Tokens, key: Key, num_samples: int = 1) -> PerSequence:
         """Monte Carlo estimate of the NELBO of each sequence: `[B]` float32, nats per token.
 
         Args:
           tokens: `[B, L]` int32.
           key: PRNG key.
           num_samples: maskings per sequence.
+
+        Examples:
+          >>> import sdtt_jax
+          >>> model = sdtt_jax.load("runs/demo")
+          >>> tokens = model.sample(jax.random.key(0), num_samples=2, num_steps=4)
+          >>> model.score(tokens, jax.random.key(1), num_samples=8).shape
+          (2,)
         """
         tokens = self.placed(tokens)
         with self.on_mesh():
@@ -181,7 +209,7 @@ class Model(Loaded):
 
 
 @functools.partial(jax.jit, static_argnames="denoiser")
-def _logits(denoiser: Denoiser, params: Any, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
+def _logits(denoiser: Denoiser, params: Params, tokens: Tokens, sigma: jax.Array) -> jax.Array:
     hidden = denoiser.hidden(params, tokens, jnp.broadcast_to(sigma, tokens.shape[:1]))
     return denoiser.logits(params, hidden)[..., : denoiser.mask_id + 1]
 
@@ -190,8 +218,8 @@ def _logits(denoiser: Denoiser, params: Any, tokens: jax.Array, sigma: jax.Array
 def _write(
     diffusion: MaskedDiffusion,
     config: SamplerConfig,
-    key: jax.Array,
-    params: Any,
+    key: Key,
+    params: Params,
     index: jax.Array,
     x_init: jax.Array,
 ) -> Written:
@@ -202,8 +230,8 @@ def _write(
 @functools.partial(jax.jit, static_argnames=("diffusion", "config"))
 def _denoise(
     diffusion: MaskedDiffusion,
-    params: Any,
-    key: jax.Array,
+    params: Params,
+    key: Key,
     x_init: jax.Array,
     config: SamplerConfig,
 ) -> SamplerState:
