@@ -115,9 +115,8 @@ class Checkpoints:
             content = {"state": nested(leaves), "meta": metadata}
             try:
                 response = self._orbax.save_checkpointables_async(step, content)
-            except (
-                Exception
-            ) as error:  # Orbax, TensorStore and the file system each raise their own.
+            # Orbax, TensorStore and the file system each raise their own.
+            except Exception as error:
                 self._failed(step, error)
                 return False
             self._pending = None if response is None else (step, response)
