@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -227,10 +226,9 @@ def _fit(job: TrainingJob) -> TrainState:
         began, checkpoints.seconds = time.monotonic(), 0.0
         step = int(jax.device_get(state.step))
         what = f"a training step (stage {job.stage}, round {job.round})"
-        shown_on = None if processes.is_first() else io.StringIO()
         with (
             MetricsWriter(run.workdir.root, job.tags, step) as writer,
-            make_progress(title, config.num_steps, stream=shown_on) as progress,
+            make_progress(title, config.num_steps, shown=processes.is_first()) as progress,
             watchdog(run.config.watchdog_seconds, what) as alive,
         ):
             state = train(
