@@ -39,7 +39,6 @@ class TrainingJob:
     Attributes:
       run: what it is a part of.
       stage, round: `teacher` 0, `judge` 0, `distill` 1, 2, …
-      folder: where its checkpoints are.
       config: steps, batch, optimizer.
       step_fn: the compiled step.
       start: makes the state to begin with.
@@ -49,7 +48,6 @@ class TrainingJob:
     run: Run
     stage: str
     round: int
-    folder: Path
     config: TrainConfig
     step_fn: TrainStep
     start: Callable[[], TrainState]
@@ -59,6 +57,13 @@ class TrainingJob:
     def tags(self) -> dict[str, Any]:
         """What names it in metrics and messages."""
         return {"stage": self.stage, "round": self.round}
+
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoints are."""
+        workdir = self.run.workdir
+        folders = {"teacher": workdir.teacher, "judge": workdir.judge}
+        return workdir.round(self.round) if self.round else folders[self.stage]
 
     @property
     def key(self) -> jax.Array:
@@ -97,11 +102,11 @@ def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
     if stage == "teacher":
         loss = teacher_loss(run.diffusion, run.config.teacher)
         config = run.config.teacher.train
-        return _from_scratch(run, stage, run.workdir.teacher, run.denoiser, loss, config)
+        return _from_scratch(run, stage, run.denoiser, loss, config)
     if stage == "judge":
         loss = judge_loss(run.judge, run.tokenizer.bos_id)
         config = run.config.judge.train
-        return _from_scratch(run, stage, run.workdir.judge, run.judge, loss, config)
+        return _from_scratch(run, stage, run.judge, loss, config)
     return _round(run, number, _distill_step(run))
 
 
@@ -196,18 +201,17 @@ def _round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
         student = next_round(config, previous, number, teacher_params=teacher)
         return spec.from_params(**student._asdict())
 
-    folder = run.workdir.round(number)
-    return TrainingJob(run, "distill", number, folder, config.train, step_fn, start, abstract)
+    return TrainingJob(run, "distill", number, config.train, step_fn, start, abstract)
 
 
 def _from_scratch(
-    run: Run, stage: str, folder: Path, network: Any, loss: LossFn, config: TrainConfig
+    run: Run, stage: str, network: Any, loss: LossFn, config: TrainConfig
 ) -> TrainingJob:
     spec = StateSpec(config, run.mesh)
     init = functools.partial(network.init, purpose_key(run.config.seed, f"{stage}.init"))
     start = functools.partial(spec.init, init)
     step_fn = make_train_step(loss, config)
-    return TrainingJob(run, stage, 0, folder, config, step_fn, start, spec.abstract(init))
+    return TrainingJob(run, stage, 0, config, step_fn, start, spec.abstract(init))
 
 
 def _fit(job: TrainingJob) -> TrainState:
