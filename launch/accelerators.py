@@ -25,7 +25,7 @@ _CUBE = {
 _NODE = {8: ""}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
     """One chip, as its maker describes it.
 
@@ -39,7 +39,7 @@ class Chip:
       network: bytes/s that a chip can send to its neighbours, over all its links; half of what is
         published as "bidirectional", which counts both directions.
       torus: dimensions of the network; each has an equal share of `network`. 1 is a switch.
-      prefix: of Cloud TPU's accelerator types, `v5litepod-256`; for GPUs, the name of a node.
+      prefix: of Cloud TPU's accelerator types, `v5litepod-256`; empty for GPUs.
       cores: that an accelerator type counts for a chip: TensorCores for some, chips for others.
       slices: those that can be rented, by their chips, with GKE's `gke-tpu-topology`.
       gke: value of GKE's node label `gke-tpu-accelerator` or `gke-accelerator`.
@@ -54,13 +54,13 @@ class Chip:
     usable: float
     bandwidth: float
     network: float
-    torus: int
-    prefix: str
-    cores: int
+    torus: int = 1
+    prefix: str = ""
+    cores: int = 1
     slices: Mapping[int, str]
     gke: str
     machine: str
-    runtime: str
+    runtime: str = ""
     source: str
 
     @property
@@ -72,27 +72,52 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", 197e12, 16 * GIB, 15.75 * GIB, 819e9, 400e9 / 2, 2, "v5litepod", 1, _PLANE,
-             "tpu-v5-lite-podslice", "ct5lp-hightpu", "v2-alpha-tpuv5-lite",
-             "https://docs.cloud.google.com/tpu/docs/v5e"),
-        Chip("v6e", 918e12, 32 * GIB, 31.25 * GIB, 1638e9, 800e9 / 2, 2, "v6e", 1, _PLANE,
-             "tpu-v6e-slice", "ct6e-standard", "v2-alpha-tpuv6e",
-             "https://docs.cloud.google.com/tpu/docs/v6e"),
-        Chip("v5p", 459e12, 95 * GIB, 95.74 * GIB, 2765e9, 1200e9 / 2, 3, "v5p", 2, _CUBE,
-             "tpu-v5p-slice", "ct5p-hightpu", "v2-alpha-tpuv5",
-             "https://docs.cloud.google.com/tpu/docs/v5p"),
-        Chip("v4", 275e12, 32 * GIB, 30.75 * GIB, 1228e9, 600e9 / 2, 3, "v4", 2, _CUBE,
-             "tpu-v4-podslice", "ct4p-hightpu", "tpu-ubuntu2204-base",
-             "https://docs.cloud.google.com/tpu/docs/v4"),
-        Chip("h100", 989e12, 80e9, 80e9, 3350e9, 900e9 / 2, 1, "h100", 1, _NODE,
-             "nvidia-h100-80gb", "a3-highgpu-8g", "",
-             "https://www.nvidia.com/en-us/data-center/h100"),
-        Chip("h200", 989e12, 141e9, 141e9, 4800e9, 900e9 / 2, 1, "h200", 1, _NODE,
-             "nvidia-h200-141gb", "a3-ultragpu-8g", "",
-             "https://www.nvidia.com/en-us/data-center/h200"),
-        Chip("b200", 2250e12, 180e9, 180e9, 8000e9, 1800e9 / 2, 1, "b200", 1, _NODE,
-             "nvidia-b200", "a4-highgpu-8g", "",
-             "https://www.nvidia.com/en-us/data-center/dgx-b200"),
+        Chip(
+            name="v5e", flops=197e12, memory=16 * GIB, usable=15.75 * GIB,
+            bandwidth=819e9, network=400e9 / 2, torus=2,
+            prefix="v5litepod", cores=1, slices=_PLANE, runtime="v2-alpha-tpuv5-lite",
+            gke="tpu-v5-lite-podslice", machine="ct5lp-hightpu",
+            source="https://docs.cloud.google.com/tpu/docs/v5e",
+        ),
+        Chip(
+            name="v6e", flops=918e12, memory=32 * GIB, usable=31.25 * GIB,
+            bandwidth=1638e9, network=800e9 / 2, torus=2,
+            prefix="v6e", cores=1, slices=_PLANE, runtime="v2-alpha-tpuv6e",
+            gke="tpu-v6e-slice", machine="ct6e-standard",
+            source="https://docs.cloud.google.com/tpu/docs/v6e",
+        ),
+        Chip(
+            name="v5p", flops=459e12, memory=95 * GIB, usable=95.74 * GIB,
+            bandwidth=2765e9, network=1200e9 / 2, torus=3,
+            prefix="v5p", cores=2, slices=_CUBE, runtime="v2-alpha-tpuv5",
+            gke="tpu-v5p-slice", machine="ct5p-hightpu",
+            source="https://docs.cloud.google.com/tpu/docs/v5p",
+        ),
+        Chip(
+            name="v4", flops=275e12, memory=32 * GIB, usable=30.75 * GIB,
+            bandwidth=1228e9, network=600e9 / 2, torus=3,
+            prefix="v4", cores=2, slices=_CUBE, runtime="tpu-ubuntu2204-base",
+            gke="tpu-v4-podslice", machine="ct4p-hightpu",
+            source="https://docs.cloud.google.com/tpu/docs/v4",
+        ),
+        Chip(
+            name="h100", flops=989e12, memory=80e9, usable=80e9,
+            bandwidth=3350e9, network=900e9 / 2, slices=_NODE,
+            gke="nvidia-h100-80gb", machine="a3-highgpu-8g",
+            source="https://www.nvidia.com/en-us/data-center/h100",
+        ),
+        Chip(
+            name="h200", flops=989e12, memory=141e9, usable=141e9,
+            bandwidth=4800e9, network=900e9 / 2, slices=_NODE,
+            gke="nvidia-h200-141gb", machine="a3-ultragpu-8g",
+            source="https://www.nvidia.com/en-us/data-center/h200",
+        ),
+        Chip(
+            name="b200", flops=2250e12, memory=180e9, usable=180e9,
+            bandwidth=8000e9, network=1800e9 / 2, slices=_NODE,
+            gke="nvidia-b200", machine="a4-highgpu-8g",
+            source="https://www.nvidia.com/en-us/data-center/dgx-b200",
+        ),
     )
 }  # fmt: skip
 
@@ -102,19 +127,18 @@ class Accelerator:
     """One slice of TPUs, or one node of GPUs.
 
     Attributes:
-      name: what a spec calls it; for TPUs, Cloud TPU's accelerator type.
       chip: of what.
       chips: in the slice or node.
     """
 
-    name: str
     chip: Chip
     chips: int
 
     @property
-    def kind(self) -> str:
-        """ "tpu" or "gpu"."""
-        return self.chip.kind
+    def name(self) -> str:
+        """What a spec calls it: for TPUs Cloud TPU's accelerator type, for GPUs the chip's name."""
+        chip = self.chip
+        return f"{chip.prefix}-{self.chips * chip.cores}" if chip.kind == "tpu" else chip.name
 
     @property
     def topology(self) -> str:
@@ -124,7 +148,7 @@ class Accelerator:
     @property
     def chips_per_host(self) -> int:
         """Four, but for a node of GPUs and for 2x4, which are one host with eight."""
-        return 8 if self.kind == "gpu" or self.topology == "2x4" else 4
+        return 8 if self.chip.kind == "gpu" or self.topology == "2x4" else 4
 
     @property
     def hosts(self) -> int:
@@ -135,24 +159,20 @@ class Accelerator:
     def machine(self) -> str:
         """GKE's machine type of a host."""
         machine = self.chip.machine
-        return f"{machine}-{self.chips_per_host}t" if self.kind == "tpu" else machine
+        return f"{machine}-{self.chips_per_host}t" if self.chip.kind == "tpu" else machine
 
     @property
     def skypilot(self) -> str:
         """SkyPilot's `resources.accelerators`."""
-        return f"tpu-{self.name}" if self.kind == "tpu" else f"{self.name.upper()}:{self.chips}"
-
-
-def accelerator_type(chip: Chip, chips: int) -> str:
-    """Cloud TPU's name for a slice of that size; a node of GPUs has the name of its chip."""
-    return f"{chip.prefix}-{chips * chip.cores}" if chip.kind == "tpu" else chip.prefix
+        return (
+            f"tpu-{self.name}" if self.chip.kind == "tpu" else f"{self.name.upper()}:{self.chips}"
+        )
 
 
 ACCELERATORS = {
-    name: Accelerator(name, chip, chips)
+    accelerator.name: accelerator
     for chip in CHIPS.values()
-    for chips in chip.slices
-    for name in [accelerator_type(chip, chips)]
+    for accelerator in (Accelerator(chip, chips) for chips in chip.slices)
 }
 
 

@@ -1,4 +1,4 @@
-"""Ten minutes on two cores: the World English Bible in 27 characters, distilled to few steps."""
+"""Five to ten minutes on two cores: the World English Bible in 27 characters, distilled to few steps."""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,4 @@
-"""About ninety minutes on two cores: the demo with a stronger teacher, so a larger effect.
+"""About seventy minutes on two cores: the demo with a stronger teacher, so a larger effect.
 
 The README's picture and docs/figures/evening.html are a run of this config.
 """

@@ -6,13 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.stages.context import Run
-from experiments.stages.training import (
-    TrainingJob,
-    base_key,
-    batch_at,
-    checkpoint_metadata,
-    training_job,
-)
+from experiments.stages.training import TrainingJob, training_job
 from sdtt_jax.checkpoints.digests import leaf_digests
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.errors import ConfigError, UserError
@@ -41,21 +35,19 @@ def replay(run: Run, name: str) -> None:
     """
     job, wanted = _named(run, name)
     config = job.config
-    with Checkpoints(job.folder, keep=config.keep, keep_every=config.keep_every) as checkpoints:
+    with Checkpoints(job.folder) as checkpoints:
         before = config.num_steps if wanted is None else wanted
-        restored = checkpoints.restore(
-            job.abstract, expect=checkpoint_metadata(run, job), before=before
-        )
+        restored = checkpoints.restore(job.abstract, expect=job.metadata, before=before)
     state = job.start() if restored is None else restored[0]
     start = int(jax.device_get(state.step))
     step = start + 1 if wanted is None else wanted
     run.log(f"{name}: from the state after step {start}, step {step} twice")
-    key = place_whole(base_key(run, job), run.mesh)
+    key = place_whole(job.key, run.mesh)
     for done in range(start, step - 1):
-        state, _ = job.step_fn(state, batch_at(run, job, done), key)
+        state, _ = job.step_fn(state, job.batch_at(done), key)
     digests = []
     for _ in range(2):
-        moved, metrics = job.step_fn(_copy(state), batch_at(run, job, step - 1), key)
+        moved, metrics = job.step_fn(_copy(state), job.batch_at(step - 1), key)
         digests.append(leaf_digests(flat_leaves(moved)))
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
         rejected = "; the update is rejected" if values["rejected"] else ""

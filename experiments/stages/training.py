@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -38,17 +37,17 @@ class TrainingJob:
     """One training of a run: a stage, or a round of distillation.
 
     Attributes:
+      run: what it is a part of.
       stage, round: `teacher` 0, `judge` 0, `distill` 1, 2, …
-      folder: where its checkpoints are.
       config: steps, batch, optimizer.
       step_fn: the compiled step.
       start: makes the state to begin with.
       abstract: shapes and shardings of the state.
     """
 
+    run: Run
     stage: str
     round: int
-    folder: Path
     config: TrainConfig
     step_fn: TrainStep
     start: Callable[[], TrainState]
@@ -59,17 +58,55 @@ class TrainingJob:
         """What names it in metrics and messages."""
         return {"stage": self.stage, "round": self.round}
 
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoints are."""
+        workdir = self.run.workdir
+        folders = {"teacher": workdir.teacher, "judge": workdir.judge}
+        return workdir.round(self.round) if self.round else folders[self.stage]
+
+    @property
+    def key(self) -> jax.Array:
+        """The key that the training's steps fold their number into."""
+        return purpose_key(self.run.config.seed, self.stage, self.round)
+
+    @property
+    def data_seed(self) -> int:
+        """Of the stage's stream of batches."""
+        return purpose_seed(self.run.config.seed, f"{self.stage}.data")
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Stored with the checkpoints and compared on reading: what the state depends on beyond the config,
+        which `claim` compares."""
+        # Which bits a key gives depends on its implementation, and for threefry on this flag of JAX's.
+        random = str(self.key.dtype)
+        if getattr(jax.config, "jax_threefry_partitionable", True):
+            random += ", partitionable"
+        return self.tags | {"data": self.run.info.fingerprint, "random": random}
+
+    def batch_number(self, step: int) -> int:
+        """The number, in the stage's stream of batches, of the batch that step `step` (from 0) takes."""
+        # Rounds go on in the data where the one before them ended.
+        return max(self.round - 1, 0) * self.config.num_steps + step
+
+    def batch_at(self, step: int) -> jax.Array:
+        """The batch of a step (from 0), on the mesh: `[batch, length]` int32."""
+        size, number = self.config.batch_size, self.batch_number(step)
+        rows = functools.partial(self.run.train_split.batch, self.data_seed, number, size)
+        return place_rows(rows, (size, self.run.config.data.length), self.run.mesh)
+
 
 def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
     """The training of a stage or round."""
     if stage == "teacher":
         loss = teacher_loss(run.diffusion, run.config.teacher)
         config = run.config.teacher.train
-        return _from_scratch(run, stage, run.workdir.teacher, run.denoiser, loss, config)
+        return _from_scratch(run, stage, run.denoiser, loss, config)
     if stage == "judge":
         loss = judge_loss(run.judge, run.tokenizer.bos_id)
         config = run.config.judge.train
-        return _from_scratch(run, stage, run.workdir.judge, run.judge, loss, config)
+        return _from_scratch(run, stage, run.judge, loss, config)
     return _round(run, number, _distill_step(run))
 
 
@@ -79,7 +116,7 @@ def train_teacher(run: Run) -> None:
     if config.checkpoint:
         _adopt_teacher(run, config.checkpoint)
         return
-    state = _fit(run, training_job(run, "teacher"))
+    state = _fit(training_job(run, "teacher"))
     run.deliver(run.workdir.teacher, run.denoiser, _averaged(state), stage="teacher")
 
 
@@ -105,7 +142,7 @@ def _adopt_teacher(run: Run, checkpoint: str) -> None:
 
 def train_judge(run: Run) -> None:
     """Trains the causal model that is baseline and judge."""
-    state = _fit(run, training_job(run, "judge"))
+    state = _fit(training_job(run, "judge"))
     run.deliver(run.workdir.judge, run.judge, _averaged(state), stage="judge")
 
 
@@ -121,7 +158,7 @@ def distill(run: Run) -> None:
             f"  round {number} of {config.num_rounds}: the teacher takes {k} steps of {dt:.6g}, the student "
             f"learns to take one of {k * dt:.6g}"
         )
-        state = _fit(run, _round(run, number, step_fn))
+        state = _fit(_round(run, number, step_fn))
         run.deliver(
             run.workdir.round(number),
             run.denoiser,
@@ -157,90 +194,58 @@ def _round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
         previous: Trained = Student(teacher)
         if number > 1:
             folder = run.workdir.round(number - 1)
-            with Checkpoints(folder, keep=config.train.keep) as checkpoints:
+            with Checkpoints(folder) as checkpoints:
                 restored = checkpoints.restore(abstract)
             if restored is not None:
                 previous = restored[0]
         student = next_round(config, previous, number, teacher_params=teacher)
         return spec.from_params(**student._asdict())
 
-    folder = run.workdir.round(number)
-    return TrainingJob("distill", number, folder, config.train, step_fn, start, abstract)
+    return TrainingJob(run, "distill", number, config.train, step_fn, start, abstract)
 
 
 def _from_scratch(
-    run: Run, stage: str, folder: Path, network: Any, loss: LossFn, config: TrainConfig
+    run: Run, stage: str, network: Any, loss: LossFn, config: TrainConfig
 ) -> TrainingJob:
     spec = StateSpec(config, run.mesh)
     init = functools.partial(network.init, purpose_key(run.config.seed, f"{stage}.init"))
     start = functools.partial(spec.init, init)
     step_fn = make_train_step(loss, config)
-    return TrainingJob(stage, 0, folder, config, step_fn, start, spec.abstract(init))
+    return TrainingJob(run, stage, 0, config, step_fn, start, spec.abstract(init))
 
 
-def base_key(run: Run, job: TrainingJob) -> jax.Array:
-    """The key that a training's steps fold their number into."""
-    return purpose_key(run.config.seed, job.stage, job.round)
-
-
-def batch_number(job: TrainingJob, step: int) -> int:
-    """The number, in the stage's stream of batches, of the batch that step `step` (from 0) takes."""
-    # Rounds go on in the data where the one before them ended.
-    return max(job.round - 1, 0) * job.config.num_steps + step
-
-
-def batch_at(run: Run, job: TrainingJob, step: int) -> jax.Array:
-    """The batch of a step (from 0), on the mesh: `[batch, length]` int32."""
-    seed = purpose_seed(run.config.seed, f"{job.stage}.data")
-    size, number = job.config.batch_size, batch_number(job, step)
-    rows = functools.partial(run.train_split.batch, seed, number, size)
-    return place_rows(rows, (size, run.config.data.length), run.mesh)
-
-
-def checkpoint_metadata(run: Run, job: TrainingJob) -> dict[str, Any]:
-    """Stored with a job's checkpoints and compared on reading: what the state depends on beyond the config,
-    which `claim` compares."""
-    # Which bits a key gives depends on its implementation, and for threefry on this flag of JAX's.
-    random = str(base_key(run, job).dtype)
-    if getattr(jax.config, "jax_threefry_partitionable", True):
-        random += ", partitionable"
-    return job.tags | {"data": run.info.fingerprint, "random": random}
-
-
-def _fit(run: Run, job: TrainingJob) -> TrainState:
+def _fit(job: TrainingJob) -> TrainState:
     """Trains to the end from the latest checkpoint in the folder, or from the start."""
-    config = job.config
+    run, config = job.run, job.config
     check_batch_size(
         config.batch_size, run.mesh, config.microbatches, f"{job.stage}.train.batch_size"
     )
-    metadata = checkpoint_metadata(run, job)
     title = f"  {job.stage}, round {job.round}" if job.round else f"  {job.stage}"
     with Checkpoints(
-        job.folder, keep=config.keep, keep_every=config.keep_every, metadata=metadata
+        job.folder, keep=config.keep, keep_every=config.keep_every, metadata=job.metadata
     ) as checkpoints:
-        restored = checkpoints.restore(job.abstract, expect=metadata)
+        restored = checkpoints.restore(job.abstract, expect=job.metadata)
         state = job.start() if restored is None else restored[0]
         del restored
         began, checkpoints.seconds = time.monotonic(), 0.0
         step = int(jax.device_get(state.step))
         what = f"a training step (stage {job.stage}, round {job.round})"
-        shown_on = None if processes.is_first() else io.StringIO()
         with (
             MetricsWriter(run.workdir.root, job.tags, step) as writer,
-            make_progress(title, config.num_steps, stream=shown_on) as progress,
+            make_progress(title, config.num_steps, shown=processes.is_first()) as progress,
             watchdog(run.config.watchdog_seconds, what) as alive,
         ):
             state = train(
                 state,
                 job.step_fn,
-                functools.partial(batch_at, run, job),
-                base_key(run, job),
+                job.batch_at,
+                job.key,
                 config,
                 checkpoints=checkpoints,
                 log=TrainLog(
                     write=writer.write,
                     progress=progress.update,
-                    on_rejected=functools.partial(_report_rejected, run, job),
+                    on_rejected=functools.partial(_report_rejected, job),
                     alive=alive,
                     tokens_per_batch=config.batch_size * run.config.data.length,
                 ),
@@ -250,26 +255,27 @@ def _fit(run: Run, job: TrainingJob) -> TrainState:
     return state
 
 
-def _report_rejected(run: Run, job: TrainingJob, step: int, values: Mapping[str, float]) -> None:
+def _report_rejected(job: TrainingJob, step: int, values: Mapping[str, float]) -> None:
     """Says so, and writes down what `--replay` and a person need to look at that batch again."""
-    run.log(
+    rejected = job.run.workdir.rejected
+    job.run.log(
         f"  step {step}: loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}: this update "
-        f"was rejected; its batch is named in {run.workdir.rejected.name}"
+        f"was rejected; its batch is named in {rejected.name}"
     )
     record = job.tags | {
         "step": step,
         "loss": str(values["loss"]),
         "grad_norm": str(values["grad_norm"]),
-        "data_seed": purpose_seed(run.config.seed, f"{job.stage}.data"),
-        "batch": batch_number(job, step - 1),
+        "data_seed": job.data_seed,
+        "batch": job.batch_number(step - 1),
         "batch_size": job.config.batch_size,
     }
     if processes.is_first():
-        path, line = run.workdir.rejected, json.dumps(record) + "\n"
-        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        line = json.dumps(record) + "\n"
+        before = rejected.read_text(encoding="utf-8") if rejected.exists() else ""
         # A run that is resumed before it comes to the same batch again.
         if line not in before:
-            write_text(path, before + line)
+            write_text(rejected, before + line)
 
 
 def _averaged(state: TrainState) -> Any:

@@ -21,7 +21,7 @@ from sdtt_jax.networks.config import of_same_size
 from sdtt_jax.networks.kinds import Network
 from sdtt_jax.objectives import distill_loss, teacher_loss
 from sdtt_jax.ops import head_loss, rows
-from sdtt_jax.parallel.mesh import BATCH_AXES, RULES, check_batch_size, use_mesh
+from sdtt_jax.parallel.mesh import RULES, batch_pieces, check_batch_size, use_mesh
 from sdtt_jax.parallel.placement import batch_sharding, replicated, tree_shardings, unbox
 from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import make_train_step
@@ -42,7 +42,7 @@ class Program:
     """One program, ready to be lowered.
 
     Attributes:
-      kind: one of `KINDS`.
+      kind: one of `ALL`.
       batch: sequences, over all devices.
       lower: lowers it.
       state: bytes per device by part: "parameters", "optimizer", "average", "teacher".
@@ -157,13 +157,13 @@ def _sampler(
     settings = sampler.SamplerConfig(num_steps=num_steps, time_grid=config.evaluation.time_grid)
     params = _abstract_params(denoiser, mesh)
 
-    def generate(params: Tree, key: jax.Array, x_init: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def write(params: Tree, key: jax.Array, x_init: jax.Array) -> tuple[jax.Array, jax.Array]:
         state, _ = sampler.sample(diffusion, params, key, x_init, settings)
         return state.x, state.nfe
 
     def lower() -> Any:
         with use_mesh(mesh):
-            return jax.jit(generate).lower(params, _key(mesh), _tokens(batch, sizes, mesh))
+            return jax.jit(write).lower(params, _key(mesh), _tokens(batch, sizes, mesh))
 
     shard = _rows_per_shard(batch, sizes, mesh)
     chunk = rows.chunk_size(shard, denoiser.padded_vocab, sampler.CHUNKS.parts)
@@ -224,8 +224,7 @@ def state_bytes(config: RunConfig, mesh: Mesh) -> float:
 
 
 def _least_batch(config: RunConfig, mesh: Mesh) -> int:
-    pieces = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    return pieces * config.distill.train.microbatches
+    return batch_pieces(mesh) * config.distill.train.microbatches
 
 
 def attention_flops(sizes: DenoiserConfig, batch: int) -> float:
@@ -234,7 +233,7 @@ def attention_flops(sizes: DenoiserConfig, batch: int) -> float:
 
 
 def _rows_per_shard(batch: int, sizes: DenoiserConfig, mesh: Mesh) -> int:
-    return batch * sizes.length // math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return batch * sizes.length // batch_pieces(mesh)
 
 
 def _tokens(batch: int, sizes: DenoiserConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from launch.accelerators import CHIPS, Chip, accelerator_type
+from launch.accelerators import CHIPS, Accelerator, Chip
 from sdtt_jax.config import choose
 from sdtt_jax.errors import ConfigError, UserError
 
@@ -84,7 +84,7 @@ def describe_devices(topology: Topology) -> list[Any]:
     """
     if topology.stand_in:
         return _virtual_devices(topology)
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", accelerator_type(topology.chip, 8))
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", Accelerator(topology.chip, 8).name)
     try:
         description = topologies.get_topology_desc(
             platform="tpu",

@@ -21,7 +21,7 @@ def render(spec: PodSpec) -> Files:
     """`jobset.yaml`."""
     require_cloud(spec, "image")
     slice_ = spec.slice
-    tpu = slice_.kind == "tpu"
+    tpu = slice_.chip.kind == "tpu"
     require(
         not tpu or spec.slices == 1 or slice_.hosts > 1,
         f"slices={spec.slices}: GKE connects slices of several hosts only, and {spec.accelerator} is one "

@@ -16,7 +16,7 @@ from sdtt_jax.config import require
 def render(spec: PodSpec) -> Files:
     """`task.yaml`."""
     require_cloud(spec)
-    tpu = spec.slice.kind == "tpu"
+    tpu = spec.slice.chip.kind == "tpu"
     require(
         not tpu or spec.slices == 1,
         f"slices={spec.slices}: SkyPilot runs one TPU slice; use tpu_vm, gke or xpk for several.",

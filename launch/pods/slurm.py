@@ -18,7 +18,7 @@ _STRAGGLERS = 600
 def render(spec: PodSpec) -> Files:
     """`job.sbatch`."""
     require(
-        spec.slice.kind == "gpu",
+        spec.slice.chip.kind == "gpu",
         f"accelerator={spec.accelerator!r}: slurm runs GPUs; use tpu_vm, gke, xpk or skypilot for TPUs.",
     )
     local = not spec.workdir.startswith("gs://")

@@ -197,7 +197,7 @@ def spec_dict(spec: PodSpec) -> ml_collections.ConfigDict:
 def require_tpu(spec: PodSpec, launcher: str, instead: str) -> None:
     """Raises `ConfigError` for GPUs."""
     require(
-        spec.slice.kind == "tpu",
+        spec.slice.chip.kind == "tpu",
         f"accelerator={spec.accelerator!r}: {launcher} runs TPUs; use {instead} for GPUs.",
     )
 

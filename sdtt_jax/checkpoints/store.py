@@ -17,14 +17,9 @@ import jax
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from sdtt_jax.checkpoints import metadata as stored
 from sdtt_jax.checkpoints.digests import describe
-from sdtt_jax.checkpoints.metadata import (
-    DamagedError,
-    brief,
-    require_same_leaves,
-    signed,
-    verified,
-)
+from sdtt_jax.checkpoints.metadata import DamagedError, brief, require_same_leaves
 from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import absolute, is_remote
@@ -40,7 +35,7 @@ class Checkpoints:
 
     Args:
       directory: made if missing.
-      keep: how many of the latest to keep.
+      keep: how many of the latest to keep; all if None.
       keep_every: also keep every step that this divides; 0 for none.
       metadata: JSON-ready, stored with every checkpoint (config fingerprint, stage, round).
       max_failed_saves: consecutive failed saves after which `save` raises instead of logging.
@@ -54,7 +49,7 @@ class Checkpoints:
         self,
         directory: str | os.PathLike[str],
         *,
-        keep: int = 2,
+        keep: int | None = None,
         keep_every: int = 0,
         metadata: Mapping[str, Any] | None = None,
         max_failed_saves: int = 3,
@@ -110,34 +105,33 @@ class Checkpoints:
         # The step that computes the state is not part of what saving costs.
         jax.block_until_ready(state)
         with self._timed():
-            return self._save(state)
-
-    def _save(self, state: Tree) -> bool:
-        self._wait()
-        self._refuse_if_removed()
-        leaves = flat_leaves(state)
-        step = int(jax.device_get(state.step))
-        if step in self.steps:
-            return False
-        content = {
-            "state": nested(leaves),
-            "meta": signed(self.metadata | {"step": step}, leaves),
-        }
-        try:
-            response = self._orbax.save_checkpointables_async(step, content)
-        except Exception as error:  # Orbax, TensorStore and the file system each raise their own.
-            self._failed(step, error)
-            return False
-        self._pending = None if response is None else (step, response)
-        return response is not None
+            self._finish()
+            self._refuse_if_removed()
+            leaves = flat_leaves(state)
+            step = int(jax.device_get(state.step))
+            if step in self.steps:
+                return False
+            metadata = stored.signed(self.metadata | {"step": step}, leaves)
+            content = {"state": nested(leaves), "meta": metadata}
+            try:
+                response = self._orbax.save_checkpointables_async(step, content)
+            # Orbax, TensorStore and the file system each raise their own.
+            except Exception as error:
+                self._failed(step, error)
+                return False
+            self._pending = None if response is None else (step, response)
+            return response is not None
 
     def wait(self) -> None:
-        """Waits for the save under way; if it failed, that is logged and counted, and an error after
-        `max_failed_saves` of them."""
-        with self._timed():
-            self._wait()
+        """Waits for the save under way.
 
-    def _wait(self) -> None:
+        Raises:
+          CheckpointError: it failed, and so did those before it; a single failure is logged.
+        """
+        with self._timed():
+            self._finish()
+
+    def _finish(self) -> None:
         if self._pending is None:
             return
         (step, response), self._pending = self._pending, None
@@ -208,7 +202,11 @@ class Checkpoints:
                 f"Every checkpoint in {self.directory} is damaged ({reasons}); "
                 "restore them from a copy, or remove the directory to start anew."
             )
-        self._refuse_unknown_contents()
+        if any((self.directory / CORRUPT).glob("*")):
+            raise CheckpointError(
+                f"{self.directory} holds only damaged checkpoints, in {CORRUPT}/; "
+                "restore one from a copy, or remove the directory to start anew."
+            )
         return None
 
     def _move_aside(self, damaged: Mapping[int, Exception]) -> None:
@@ -223,13 +221,6 @@ class Checkpoints:
                 (self.directory / str(step)).rename(target)
         processes.barrier("moved damaged checkpoints aside")
         self._orbax.reload()
-
-    def _refuse_unknown_contents(self) -> None:
-        if any((self.directory / CORRUPT).glob("*")):
-            raise CheckpointError(
-                f"{self.directory} holds only damaged checkpoints, in {CORRUPT}/; "
-                "restore one from a copy, or remove the directory to start anew."
-            )
 
     def _failed(self, step: int, error: Exception) -> None:
         self.failed_saves += 1
@@ -261,7 +252,7 @@ def save_params(
       CheckpointError: a leaf is not finite, or writing failed.
     """
     leaves = flat_leaves(params)
-    content = {"params": nested(leaves), "meta": signed(metadata or {}, leaves)}
+    content = {"params": nested(leaves), "meta": stored.signed(metadata or {}, leaves)}
     try:
         with _context():
             ocp.save_checkpointables(absolute(directory), content, overwrite=True)
@@ -309,7 +300,7 @@ def load_params(
         raise CheckpointError(f"The parameters at {directory} are damaged: {error}.") from error
 
 
-def _kept(keep: int, keep_every: int) -> Any:
+def _kept(keep: int | None, keep_every: int) -> Any:
     policies = ocp.training.preservation_policies
     latest = policies.LatestN(keep)
     if not keep_every:
@@ -347,7 +338,7 @@ def _stored_metadata(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         content = ocp.load_checkpointables(path, {"meta": None})["meta"]
     except Exception as error:
         raise DamagedError(f"its metadata cannot be read: {brief(error)}") from error
-    return verified(content, path)
+    return stored.verified(content, path)
 
 
 def _read_leaves(

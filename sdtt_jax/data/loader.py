@@ -17,7 +17,7 @@ INFO_FILE = "info.json"
 CACHE_BYTES = 256 * 2**20
 # Dtypes that ids may be stored in.
 DTYPES = ("uint16", "int32")
-PREPARE_AGAIN = "remove the data folder and prepare the data again"
+_PREPARE_AGAIN = "remove the data folder and prepare the data again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ class _Records:
         if len(self._source) != self._size:
             raise DataError(
                 f"{directory} holds {len(self._source)} records in its {shards[0].split} shards "
-                f"instead of {self._size}; {PREPARE_AGAIN}."
+                f"instead of {self._size}; {_PREPARE_AGAIN}."
             )
 
     def __len__(self) -> int:
@@ -130,10 +130,10 @@ class _Records:
     def _check(self, shard: Shard) -> None:
         path = self._directory / shard.path
         if not path.is_file():
-            raise DataError(f"{path} is missing; {PREPARE_AGAIN}.")
+            raise DataError(f"{path} is missing; {_PREPARE_AGAIN}.")
         if path.stat().st_size != shard.bytes:
             raise DataError(
-                f"{path} has {path.stat().st_size} bytes instead of {shard.bytes}; {PREPARE_AGAIN}."
+                f"{path} has {path.stat().st_size} bytes instead of {shard.bytes}; {_PREPARE_AGAIN}."
             )
 
     def read(self, indices: np.ndarray) -> np.ndarray:
@@ -160,7 +160,7 @@ class _Records:
                     list(range(shard.records))
                 )
             except Exception as damage:
-                return DataError(f"{path} is damaged ({_reason(damage)}); {PREPARE_AGAIN}.")
+                return DataError(f"{path} is damaged ({_reason(damage)}); {_PREPARE_AGAIN}.")
         return DataError(f"{self._directory} could not be read ({_reason(error)}).")
 
 
@@ -180,7 +180,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {directory} holds no prepared data.") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}); {PREPARE_AGAIN}.") from None
+        raise DataError(f"{path} is damaged ({error}); {_PREPARE_AGAIN}.") from None
     try:
         length = content["info"]["length"]
         good = type(length) is int and length > 0 and content["dtype"] in DTYPES
@@ -189,7 +189,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     except (TypeError, KeyError):
         good = False
     if not good:
-        raise DataError(f"{path} is damaged; {PREPARE_AGAIN}.")
+        raise DataError(f"{path} is damaged; {_PREPARE_AGAIN}.")
     return dict(content)
 
 
@@ -234,7 +234,7 @@ def _refuse_extra(directory: Path, shards: Sequence[dict[str, Any]]) -> None:
         for path in sorted(folder.glob("*.array_record*")):
             if path not in known:
                 raise DataError(
-                    f"{path} is none of the shards that {INFO_FILE} lists; move it away, or {PREPARE_AGAIN}."
+                    f"{path} is none of the shards that {INFO_FILE} lists; move it away, or {_PREPARE_AGAIN}."
                 )
 
 
@@ -248,10 +248,10 @@ def _check_decoding(
     if len(source) != len(records):
         raise DataError(
             f"{directory} announces {len(source)} {split} records but its shards hold "
-            f"{len(records)}; {PREPARE_AGAIN}."
+            f"{len(records)}; {_PREPARE_AGAIN}."
         )
     [decoded], [read] = source.__getitems__([0]), records.read(np.array([0]))
     if not np.array_equal(decoded["tokens"], read):
         raise DataError(
-            f"{directory / shards[0].path} holds records of another format; {PREPARE_AGAIN}."
+            f"{directory / shards[0].path} holds records of another format; {_PREPARE_AGAIN}."
         )

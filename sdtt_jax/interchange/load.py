@@ -16,7 +16,6 @@ from sdtt_jax.data import Tokenizer, TokenizerConfig, load_tokenizer, train_toke
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange import hub
-from sdtt_jax.interchange.hub import fetch
 from sdtt_jax.interchange.layouts import is_published, open_published, published_params
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -72,7 +71,7 @@ def load(
     if revision is not None and named is None:
         raise CheckpointError(f"revision={revision!r} is for repositories, and {text} is a path.")
     if named is not None:
-        tensors, config = fetch(named["repo"], named["revision"])
+        tensors, config = hub.fetch(named["repo"], named["revision"])
         return _published(tensors, config, named[0], mesh, compute_dtype)
     where = as_path(text)
     if not is_remote(text) and is_published(where):

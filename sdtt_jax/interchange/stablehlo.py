@@ -54,7 +54,7 @@ def exported_sampler(
     """
     positive(batch_size=batch_size)
     sampler = functools.partial(_sample, model.diffusion, config)
-    params = jax.tree.map(_abstract, flat_leaves(model.params))
+    params = jax.eval_shape(flat_leaves, model.params)
     key_data = jax.ShapeDtypeStruct((2,), np.uint32)
     x_init = jax.ShapeDtypeStruct((batch_size, model.config.length), np.int32)
     return export.export(jax.jit(sampler), platforms=platforms)(params, key_data, x_init)
@@ -104,7 +104,3 @@ def _sample(
     key = jax.random.wrap_key_data(key_data, impl="threefry2x32")
     state, _ = sample(diffusion, nested(params), key, x_init, config)
     return state.x
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)

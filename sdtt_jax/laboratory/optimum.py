@@ -126,7 +126,8 @@ def round_optimum(teacher: Array, dt: float, divergence: str) -> Array:
     Raises:
       ConfigError: for an unknown divergence.
     """
-    solve = _solver(divergence)
+    choose("divergence", divergence, OPTIMA)
+    solve = OPTIMA[divergence]
     optimum = teacher.copy()
     for atoms in target_atoms(teacher, dt):
         optimum[atoms.states, atoms.position] = solve(atoms.weights, atoms.values)
@@ -137,14 +138,17 @@ def expected_divergence(student: Array, teacher: Array, dt: float, divergence: s
     """The round's expected loss at each state and position.
 
     Args:
-      student, teacher: `[states, L, V]` log-probabilities.
-      dt: the teacher's step.
-      divergence: name of `sdtt_jax.distillation.divergence.DIVERGENCES`.
+      student, teacher: `[states, L, V]` predictions, positive at masked positions.
+      dt: step size of the two teacher steps, in (0, 1].
+      divergence: one of `DIVERGENCES`.
 
     Returns:
       `[states, L]` nats, zero where unmasked.
+
+    Raises:
+      ConfigError: for an unknown divergence.
     """
-    _solver(divergence)  # raises if the name is unknown
+    choose("divergence", divergence, DIVERGENCES)
     loss = np.zeros(student.shape[:2])
     for atoms in target_atoms(teacher, dt):
         own = student[atoms.states, atoms.position][:, None, :]
@@ -390,8 +394,3 @@ DIVERGENCES: dict[str, Callable[[Array, Array], Array]] = {
     "tvd": lambda q, p: np.abs(q - p) / 2,
     "log-l1": lambda q, p: np.abs(np.log(q) - np.log(p)),
 }
-
-
-def _solver(divergence: str) -> Callable[[Array, Array], Array]:
-    choose("divergence", divergence, OPTIMA)
-    return OPTIMA[divergence]

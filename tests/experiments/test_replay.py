@@ -40,7 +40,7 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def _batch(run, step):
-    return training_stages.batch_at(run, training_stages.training_job(run, "teacher"), step)
+    return training_stages.training_job(run, "teacher").batch_at(step)
 
 
 def test_a_rejected_update_is_told_and_can_be_taken_again(run, capsys):

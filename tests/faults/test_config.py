@@ -13,7 +13,7 @@ import pytest
 from experiments.configs.smoke import smoke
 from experiments.settings import config_dict
 from experiments.stages.runner import open_run, run_stages
-from experiments.stages.training import checkpoint_metadata, training_job
+from experiments.stages.training import training_job
 from experiments.stages.workdir import FREE_FIELDS, claim, lock, write_json
 from sdtt_jax.config import to_mapping
 from sdtt_jax.errors import ConfigError, MismatchError, UserError
@@ -87,7 +87,7 @@ def test_row_24_other_data(tmp_path):
         params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         run.deliver(run.workdir.teacher, run.denoiser, params, stage="teacher")
         run.delivered(run.workdir.teacher, run.denoiser, "distill")
-        before = checkpoint_metadata(run, training_job(run, "judge"))
+        before = training_job(run, "judge").metadata
     corpus.write_text(TEXT * 100 + TEXT.replace("fox", "cat") * 100)
     shutil.rmtree(tmp_path / "run" / "data")
     shutil.rmtree(tmp_path / "run" / "tokenizer")
@@ -95,7 +95,7 @@ def test_row_24_other_data(tmp_path):
         run_stages(run, ["data"])
         with pytest.raises(MismatchError, match=r"teacher/final was trained on other data than"):
             run.delivered(run.workdir.teacher, run.denoiser, "distill")
-        after = checkpoint_metadata(run, training_job(run, "judge"))
+        after = training_job(run, "judge").metadata
     assert before.pop("data") != after.pop("data")
     assert before == after
 
@@ -108,9 +108,9 @@ def test_row_24_other_data(tmp_path):
 def test_row_30_another_default_prng(tmp_path):
     config = with_corpus(tmp_path / "corpus.txt", TEXT * 200)
     with open_run(config, tmp_path / "run") as run:
-        before = checkpoint_metadata(run, training_job(run, "judge"))
+        before = training_job(run, "judge").metadata
         with jax.default_prng_impl("rbg"):
-            after = checkpoint_metadata(run, training_job(run, "judge"))
+            after = training_job(run, "judge").metadata
     assert before["random"].startswith("key<fry>")
     assert after["random"].startswith("key<rbg>")
 

@@ -72,7 +72,7 @@ def test_row_23_around_every_boundary(tmp_path, monkeypatch):
 
     def stopping(stage, number, step):
         def trained(state, step_fn, batch_at, key, config, **fields):
-            _, job = batch_at.args
+            job = batch_at.__self__
             if (job.stage, job.round) != (stage, number):
                 return train(state, step_fn, batch_at, key, config, **fields)
             if step > 0:

@@ -88,9 +88,9 @@ def test_the_table_of_accelerators_adds_up():
     assert ACCELERATORS["v5litepod-8"].machine == "ct5lp-hightpu-8t"
     for accelerator in ACCELERATORS.values():
         assert accelerator.hosts * accelerator.chips_per_host == accelerator.chips
-        if accelerator.kind == "tpu":
+        if accelerator.chip.kind == "tpu":
             assert math.prod(map(int, accelerator.topology.split("x"))) == accelerator.chips
-        assert (accelerator.topology != "") == (accelerator.kind == "tpu")
+        assert (accelerator.topology != "") == (accelerator.chip.kind == "tpu")
     assert from_mapping(PodSpec, spec_dict(TPU).to_dict()) == TPU
 
 

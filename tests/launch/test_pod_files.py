@@ -171,7 +171,7 @@ def test_a_task_of_skypilot_has_the_fields_of_its_schema(spec):
         "max_restarts_on_errors": 0,
     }
     assert resources["use_spot"] is False
-    if spec.slice.kind == "tpu":
+    if spec.slice.chip.kind == "tpu":
         assert task["num_nodes"] == 1
         assert resources["accelerators"] == f"tpu-{spec.accelerator}"
         assert resources["infra"] == f"gcp/*/{spec.zone}"

@@ -81,7 +81,7 @@ def run(
 ):
     """Trains from the latest checkpoint in `directory`, or from the start."""
     loop_config = toy.until(config(), num_steps, **{"log_every": 1, "save_every": 4} | fields)
-    with Checkpoints(directory / "steps") as checkpoints:
+    with Checkpoints(directory / "steps", keep=loop_config.keep) as checkpoints:
         restored = checkpoints.restore(abstract(ballast))
         state = fresh(ballast) if restored is None else restored[0]
         with (
