@@ -142,7 +142,7 @@ def predictions(denoiser: Any, params: Any, sigma: float = 0.0) -> np.ndarray:
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames="denoiser")
 def _raw_logits(denoiser: Any, params: Any, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
     return denoiser.logits(params, denoiser.hidden(params, tokens, sigma))
 

@@ -26,9 +26,9 @@ from sdtt_jax.distillation import loss as distillation
 from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks import Denoiser, DenoiserConfig
+from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import of_same_size
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
-from sdtt_jax.networks.kinds import Network
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import place_batch, replicated, unbox
 from sdtt_jax.training.state import StateSpec

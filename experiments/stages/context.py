@@ -20,7 +20,8 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import MismatchError, UserError
 from sdtt_jax.networks import CausalNetwork, Denoiser
-from sdtt_jax.networks.kinds import Network, kind_of, stored_kind
+from sdtt_jax.networks.base import Network
+from sdtt_jax.networks.kinds import kind_of, stored_kind
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import tree_shardings

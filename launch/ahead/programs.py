@@ -17,8 +17,8 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig, flops
+from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import of_same_size
-from sdtt_jax.networks.kinds import Network
 from sdtt_jax.objectives import distill_loss, teacher_loss
 from sdtt_jax.ops import head_loss, rows
 from sdtt_jax.parallel.mesh import RULES, batch_pieces, check_batch_size, use_mesh

@@ -6,7 +6,7 @@ cache for sampling. `CausalNetwork` is the interface of every causal network her
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import require
 from sdtt_jax.networks.attention import rotary_tables, rotate
+from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.cache import KVCache, LayerPast, attend_causally, empty_cache, extend
 from sdtt_jax.networks.config import CausalConfig, TransformerConfig
 from sdtt_jax.networks.layers import (
@@ -25,23 +26,20 @@ from sdtt_jax.networks.layers import (
     queries_keys_values,
     rematerialised,
 )
-from sdtt_jax.typing import Hidden, Key, Logits, Params, Tokens
+from sdtt_jax.typing import Hidden, Key, Params, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalNetwork:
+class CausalNetwork(Network):
     """A causal network as pure functions of its parameters (plain nested dicts).
+
+    Its logits are impossible for MASK as for padding: a softmax over all columns is one over the tokens.
 
     Attributes:
       config: sizes; `vocab_size` counts the tokens that it can predict.
-      head: the name of the submodule whose parameters `logits` reads.
     """
 
     config: CausalConfig
-    head: ClassVar[str] = "head"
-
-    def __post_init__(self) -> None:
-        self.config.check_filled()
 
     @property
     def max_length(self) -> int | None:
@@ -53,16 +51,8 @@ class CausalNetwork:
         """The Linen module, with methods `hidden`, `decode` and `logits`."""
         return CausalTransformer(self.config)
 
-    @property
-    def mask_id(self) -> int:
-        return self.config.mask_id
-
-    @property
-    def padded_vocab(self) -> int:
-        return self.config.padded_vocab
-
     def init(self, key: Key) -> Params:
-        """Fresh parameters, each leaf boxed with its logical axes (`flax.linen.unbox` removes them)."""
+        """Fresh parameters, each leaf boxed with its logical axes (`sdtt_jax.unbox` removes them)."""
         tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
         return self._module.init(key, tokens)["params"]
 
@@ -82,23 +72,6 @@ class CausalNetwork:
         self._check_length(tokens.shape[1])
         hidden: Any = self._module.apply({"params": params}, tokens, method="hidden")
         return hidden
-
-    def head_params(self, params: Params) -> Params:
-        """The part of `params` that `logits` reads, and all that it needs."""
-        return {self.head: params[self.head]}
-
-    def logits(self, params: Params, hidden: jax.Array) -> Logits:
-        """Logits, with MASK and padding at `NEG_INFINITY`: a softmax over all columns is one over the tokens.
-
-        Args:
-          params: all parameters, or what `head_params` returned.
-          hidden: `[..., embed]`, from `hidden` or `decode`.
-
-        Returns:
-          `[..., padded_vocab]` float32.
-        """
-        logits: Any = self._module.apply({"params": params}, hidden, method="logits")
-        return logits
 
     def init_cache(self, batch: int, length: int) -> KVCache:
         """An empty cache for `batch` sequences of at most `length` positions.

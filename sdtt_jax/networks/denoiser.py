@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sdtt_jax.networks.attention import attend, rotary_tables, rotate
+from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import DenoiserConfig
 from sdtt_jax.networks.layers import (
     Embedding,
@@ -25,15 +26,17 @@ from sdtt_jax.networks.layers import (
     queries_keys_values,
     rematerialised,
 )
-from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Tokens
+from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Tokens
 
 TIME_FEATURES = 256
 TIME_BASE = 10_000.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Denoiser:
+class Denoiser(Network):
     """A denoiser as pure functions of its parameters (plain nested dicts): a DiT (arXiv 2212.09748).
+
+    Its logits have a column for MASK too, which means nothing: losses and samplers leave it out (SUBS).
 
     Attributes:
       config: sizes; vocabulary and length must be set.
@@ -41,19 +44,12 @@ class Denoiser:
 
     config: DenoiserConfig
 
-    def __post_init__(self) -> None:
-        self.config.check_filled()
-
-    @property
-    def mask_id(self) -> int:
-        return self.config.mask_id
-
-    @property
-    def padded_vocab(self) -> int:
-        return self.config.padded_vocab
+    @functools.cached_property
+    def _module(self) -> "DiT":
+        return DiT(self.config)
 
     def init(self, key: Key) -> Params:
-        """Fresh parameters, each leaf boxed with its logical axes (`flax.linen.unbox` removes them)."""
+        """Fresh parameters, each leaf boxed with its logical axes (`sdtt_jax.unbox` removes them)."""
         tokens = jnp.zeros((1, self.config.length), jnp.int32)
         return self._module.init(key, tokens, jnp.zeros((1,), jnp.float32))["params"]
 
@@ -74,24 +70,6 @@ class Denoiser:
             sigma = jnp.zeros((1,), jnp.float32)
         hidden: Any = self._module.apply({"params": params}, tokens, sigma, method="hidden")
         return hidden
-
-    def head_params(self, params: Params) -> Params:
-        """The part of `params` that `logits` reads, and all that it needs."""
-        return {"head": params["head"]}
-
-    def logits(self, params: Params, hidden: jax.Array) -> Logits:
-        """Raw logits `[..., padded_vocab]` float32 of `hidden: [..., embed]`.
-
-        Args:
-          params: all parameters, or what `head_params` returned.
-          hidden: from `hidden`.
-        """
-        logits: Any = self._module.apply({"params": params}, hidden, method="logits")
-        return logits
-
-    @functools.cached_property
-    def _module(self) -> "DiT":
-        return DiT(self.config)
 
 
 def time_features(sigma: jax.Array) -> jax.Array:

@@ -5,13 +5,13 @@ A new kind of network is a config class, a module with its pure functions, and a
 
 from typing import Any, NamedTuple
 
+from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import CausalConfig, DenoiserConfig, TransformerConfig
 from sdtt_jax.networks.denoiser import Denoiser
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 
 DENOISER, CAUSAL, GPT2 = "denoiser", "causal", "gpt2"
-Network = Denoiser | CausalNetwork
 
 
 class Kind(NamedTuple):

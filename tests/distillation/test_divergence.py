@@ -16,15 +16,15 @@ TOKENS, PADDED = 6, 12  # tokens with MASK (the last), columns with padding
 MASK_ID = TOKENS - 1
 
 
-@functools.partial(jax.jit, static_argnums=range(3))
-def _logits(seed, *shape):
+@functools.partial(jax.jit, static_argnames="shape")
+def _logits(seed, shape):
     logits = 1.5 * jax.random.normal(jax.random.key(seed), (*shape, PADDED))
     return jnp.where(jnp.arange(PADDED) < TOKENS, logits, -1e6)
 
 
-@functools.partial(jax.jit, static_argnums=range(3))
-def _log_probs(seed, *shape):
-    return masked_log_probs(_logits(seed, *shape), MASK_ID)
+@functools.partial(jax.jit, static_argnames="shape")
+def _log_probs(seed, shape):
+    return masked_log_probs(_logits(seed, shape), MASK_ID)
 
 
 def _expected(name, p_log, q_log):
@@ -40,7 +40,7 @@ def _expected(name, p_log, q_log):
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_values(name):
-    student, target = _log_probs(0, 4, 5), _log_probs(1, 4, 5)
+    student, target = _log_probs(0, (4, 5)), _log_probs(1, (4, 5))
     value = DIVERGENCES[name](student, target, TOKENS)
     assert value.shape == (4, 5)
     expected = _expected(name, np.asarray(student, np.float64), np.asarray(target, np.float64))
@@ -50,7 +50,7 @@ def test_values(name):
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_zero_for_equals_and_never_negative(name):
-    student, target = _log_probs(2, 100), _log_probs(3, 100)
+    student, target = _log_probs(2, (100,)), _log_probs(3, (100,))
     assert bool(jnp.all(DIVERGENCES[name](student, student, TOKENS) == 0))
     assert bool(jnp.all(DIVERGENCES[name](student, target, TOKENS) > 0))
 
@@ -61,7 +61,7 @@ def test_total_variation_is_at_most_one():
 
 
 def test_the_two_kl_are_each_other_with_sides_swapped():
-    student, target = _log_probs(4, 9), _log_probs(5, 9)
+    student, target = _log_probs(4, (9,)), _log_probs(5, (9,))
     np.testing.assert_allclose(
         DIVERGENCES["kl-bwd"](student, target, TOKENS),
         DIVERGENCES["kl-fwd"](target, student, TOKENS),
@@ -86,19 +86,19 @@ def test_gradients_are_those_of_numerical_differences(name):
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_gradients_are_finite_where_impossible_tokens_meet(name):
     """MASK and padding on both sides; and a target that excludes a token the student allows."""
-    target = _log_probs(7, 3).at[:, 0].set(-1e6)
+    target = _log_probs(7, (3,)).at[:, 0].set(-1e6)
 
     def mean(logits):
         return DIVERGENCES[name](masked_log_probs(logits, MASK_ID), target, TOKENS).mean()
 
-    value, gradient = jax.jit(jax.value_and_grad(mean))(_logits(8, 3))
+    value, gradient = jax.jit(jax.value_and_grad(mean))(_logits(8, (3,)))
     assert bool(jnp.isfinite(value))
     assert bool(jnp.isfinite(gradient).all())
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_padding_columns_change_nothing(name):
-    student, target = _log_probs(9, 4), _log_probs(10, 4)
+    student, target = _log_probs(9, (4,)), _log_probs(10, (4,))
 
     def value_and_gradient(columns):
         def total(x):
@@ -115,7 +115,7 @@ def test_padding_columns_change_nothing(name):
 
 def test_mean_kl_bwd_over_targets_is_that_to_their_mean_log_probability():
     """Up to a constant: the gradients are equal, the values differ by the floor -log Z at the optimum."""
-    targets = _log_probs(11, 8, 3)
+    targets = _log_probs(11, (8, 3))
     mean_log = targets.mean(axis=0)
     geometric = masked_log_probs(mean_log, MASK_ID)
 
@@ -126,7 +126,7 @@ def test_mean_kl_bwd_over_targets_is_that_to_their_mean_log_probability():
     def to_mean(logits):
         return kl_bwd(masked_log_probs(logits, MASK_ID), geometric, TOKENS).sum()
 
-    logits = _logits(12, 3)
+    logits = _logits(12, (3,))
     np.testing.assert_allclose(jax.grad(over_targets)(logits), jax.grad(to_mean)(logits), atol=2e-6)
     floor = -np.asarray(jax.nn.logsumexp(mean_log, axis=-1)).sum()
     assert float(over_targets(geometric)) == pytest.approx(floor, rel=1e-5)

@@ -30,7 +30,7 @@ X_T = jnp.array([[MASK, 1, MASK], [0, MASK, 2], [2, 1, 0]])
 TARGETS = TEACHER["table"][jnp.array([[5, 17, 40], [8, 9, 63]])]  # two trajectories
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(jax.jit, static_argnames="divergence")
 def _terms(student, divergence, x_t=X_T, targets=TARGETS):
     sigma = jnp.zeros(len(x_t))
     return divergence_terms(DIFFUSION, student, TEACHER, x_t, sigma, targets, divergence)

@@ -122,7 +122,7 @@ def test_rematerialised_blocks_give_the_same_gradients():
         return jax.nn.log_softmax(model.logits(params, model.hidden(params, TOKENS)))[..., 0].sum()
 
     remat = CausalNetwork(dataclasses.replace(CONFIG, remat="full"))
-    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    gradient = jax.jit(jax.grad(loss), static_argnames="model")
     plain, recomputed = gradient(PARAMS, MODEL), gradient(PARAMS, remat)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), plain, recomputed)
 

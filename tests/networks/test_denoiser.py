@@ -32,12 +32,12 @@ def params():
     return noisy_params(MODEL, 0, spread=0.3)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames="model")
 def _hidden(model, params, tokens=TOKENS, sigma=None):
     return model.hidden(params, tokens, sigma)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames="model")
 def _logits(model, params, tokens=TOKENS, sigma=None):
     return model.logits(params, model.hidden(params, tokens, sigma))
 
