@@ -92,7 +92,7 @@ def update_report(path: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     """Measures, or compares, as the flags ask."""
     if _COMPARE.value:
-        compare([*(_COMPARE.value or []), *argv[1:]], _OUTPUT.value)
+        compare([*_COMPARE.value, *argv[1:]], _OUTPUT.value)
         return
     check_flags(argv)
     suites = [suite.strip() for suite in _SUITE.value or []]

@@ -18,6 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.cli.app import check_flags, run_app
+from experiments.cli.fields import define_checkpoint
 from sdtt_jax.config import choose, require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import CheckpointError
@@ -32,11 +33,7 @@ from sdtt_jax.paths import is_remote
 
 FORMATS = ("reference", "orbax", "stablehlo")
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    None,
-    "What to export: a run, round or `final` folder, a published file or folder, or OWNER/NAME[@REVISION].",
-)
+_CHECKPOINT = define_checkpoint()
 _FORMAT = flags.DEFINE_string("format", "reference", f"One of: {', '.join(FORMATS)}.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist, or be empty.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "stablehlo: reverse steps of the sampler.")

@@ -15,7 +15,6 @@ The figure of experiments.exact:
 With --workdir, the run's report.html is written as well.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from absl import flags
 from experiments.cli.app import check_flags, run_app
 from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
-from sdtt_jax.paths import as_path
+from sdtt_jax.paths import read_json
 from sdtt_jax.reporting import evaluations, write_report
 from sdtt_jax.reporting.picture import write_exact, write_quality, write_race
 
@@ -33,10 +32,9 @@ SUFFIXES = (".png", ".svg")
 
 def write_exact_from(results: str, picture: Path) -> Path:
     """Draws a record of `experiments.exact`."""
+    record = read_json(results)
     try:
-        return write_exact(json.loads(as_path(results).read_text(encoding="utf-8")), picture)
-    except OSError as error:
-        raise DataError(f"--exact={results} cannot be read: {error.strerror}.") from None
+        return write_exact(record, picture)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"--exact={results} is no result of experiments.exact ({error}).") from None
 

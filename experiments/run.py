@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments.cli.app import check_flags, join_processes, run_app
+from experiments.cli.fields import show_in_help
 from experiments.settings import check_overrides
 from experiments.stages.replay import replay
 from experiments.stages.runner import STAGE_NAMES, open_run, run_stages
@@ -33,9 +34,7 @@ _STAGES = flags.DEFINE_list(
 _REPLAY = flags.DEFINE_string(
     "replay", None, "Take a step of this stage twice and compare: teacher, distill/2, distill/2@57."
 )
-# Defined elsewhere; --help shows a module's own flags and those that it declares.
-for _name in ("distributed", "compilation_cache"):
-    flags.declare_key_flag(_name)
+show_in_help("distributed", "compilation_cache")
 
 
 def main(argv: Sequence[str]) -> None:

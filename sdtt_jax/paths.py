@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from etils import epath
 
-from sdtt_jax.errors import ConfigError
+from sdtt_jax.errors import ConfigError, DataError, UserError
 
 PathLike = str | os.PathLike[str]
 # Scheme of a remote path -> what epath needs to reach it, and our extra that installs it.
@@ -75,6 +75,26 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: Any, **options: Any) -> None:
     """`write_text` of JSON and a line's end, indented by two unless `json.dumps` is given other options."""
     write_text(path, json.dumps(content, **({"indent": 2} | options)) + "\n")
+
+
+def read_json(path: PathLike, error: type[UserError] = DataError, remedy: str = "") -> Any:
+    """The content of a JSON file.
+
+    Args:
+      path: local, or in a bucket.
+      error: what is raised.
+      remedy: what the user can do about a file that is not JSON, for the end of the message.
+
+    Raises:
+      UserError: of that kind: the file cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(as_path(path).read_text(encoding="utf-8"))
+    except OSError as reason:
+        raise error(f"{path} cannot be read: {reason.strerror or reason}.") from None
+    except (ValueError, RecursionError) as reason:
+        advice = f"; {remedy}" if remedy else ""
+        raise error(f"{path} is not JSON ({reason}){advice}.") from None
 
 
 def modified(path: Path) -> float:

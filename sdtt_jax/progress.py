@@ -65,24 +65,32 @@ def make_progress(
 
 
 def tracked(
-    title: str, items: Sequence[T], *, tokens: int, shown: bool = True
-) -> Iterator[tuple[int, T]]:
-    """Yields items with their numbers, and shows how many are done, tokens per second and the time left.
+    title: str,
+    items: Sequence[T],
+    *,
+    tokens: int,
+    finished: int = 0,
+    shown: bool = True,
+    stream: TextIO | None = None,
+) -> Iterator[T]:
+    """Passes items on, and shows how many are done, tokens per second and the time left.
 
     Args:
       title: what is worked on.
-      items: one after the other.
+      items: one after the other; nothing is shown where there are none.
       tokens: that one of them stands for.
+      finished: how many were done before; they count as done, and not for the rate.
       shown: False for processes that say nothing.
+      stream: stderr if None.
     """
     began = time.monotonic()
-    with make_progress(title, len(items), shown=shown) as progress:
-        progress.update(0)
-        for index, item in enumerate(items):
-            yield index, item
-            done = index + 1
+    total, shown = finished + len(items), shown and len(items) > 0
+    with make_progress(title, total, shown=shown, stream=stream) as progress:
+        progress.update(finished)
+        for done, item in enumerate(items, start=1):
+            yield item
             rate = done * tokens / max(time.monotonic() - began, 1e-9)
-            progress.update(done, {"tokens_per_second": rate})
+            progress.update(finished + done, {"tokens_per_second": rate})
 
 
 class NoProgress:

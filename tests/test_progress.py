@@ -1,8 +1,10 @@
 """What a run prints, on a terminal and elsewhere."""
 
 import io
+import itertools
+import time
 
-from sdtt_jax.progress import BarProgress, LineProgress, make_progress, track_text
+from sdtt_jax.progress import BarProgress, LineProgress, make_progress, track_text, tracked
 
 
 class Terminal(io.StringIO):
@@ -42,6 +44,22 @@ def test_a_bar_on_a_terminal():
     assert "distill, round 2" in shown
     assert "4/4" in shown
     assert "loss 1.5000, 1,000 tokens/s" in shown
+
+
+def test_what_was_done_before_counts_as_done_and_not_for_the_rate(monkeypatch):
+    clock = itertools.count()  # a second passes whenever somebody looks
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    stream = io.StringIO()
+    assert list(tracked("bounds", "ab", tokens=60, finished=6, stream=stream)) == ["a", "b"]
+    first, second = stream.getvalue().splitlines()
+    assert first.startswith("bounds: step 7/8, 30 tokens/s, ")  # 60 tokens in 2 s
+    assert second.startswith("bounds: step 8/8, 30 tokens/s, ")  # 120 tokens in 4 s
+
+
+def test_where_all_was_done_before_nothing_is_shown():
+    stream = io.StringIO()
+    assert list(tracked("bounds", [], tokens=60, finished=8, stream=stream)) == []
+    assert stream.getvalue() == ""
 
 
 def test_a_long_pass_over_text_says_how_far_it_is():

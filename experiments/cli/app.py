@@ -93,10 +93,14 @@ def stopwatch() -> Callable[[str], None]:
     return log
 
 
-def wide_console() -> Console:
-    """The terminal; where there is none, Rich assumes 80 columns, which would wrap the cells of tables."""
+def wide_console(width: int = 120) -> Console:
+    """The terminal; where there is none, Rich assumes 80 columns, which would wrap the cells of tables.
+
+    Args:
+      width: columns where there is no terminal.
+    """
     console = Console()
-    return console if console.is_terminal else Console(width=120)
+    return console if console.is_terminal else Console(width=width)
 
 
 def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:

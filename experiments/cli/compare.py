@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table as RichTable
 
+from experiments.cli.app import wide_console
 from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import write_text
@@ -20,8 +20,6 @@ from sdtt_jax.reporting.evaluations import (
     tables,
 )
 from sdtt_jax.reporting.picture import write_race
-
-WIDTH = 150
 
 
 def compare(paths: Sequence[str], folder: str | None) -> None:
@@ -41,14 +39,9 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
             dataclasses.replace(evaluation, name=path)
             for evaluation, path in zip(evaluations, paths, strict=True)
         ]
-    console = Console()
-    if not console.is_terminal:
-        # Where there is no terminal Rich assumes 80 columns, which would wrap the tables' cells.
-        console = Console(width=WIDTH)
+    console = wide_console(150)
     for table in tables(evaluations):
-        shown = RichTable(title=table.title)
-        for column in table.columns:
-            shown.add_column(column)
+        shown = RichTable(*table.columns, title=table.title)
         for row in table.rows:
             shown.add_row(*row)
         console.print(shown)
@@ -64,17 +57,16 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
 
 def write_comparison(evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
     """comparison.md, and race_batch_N.png for every batch size at which two points can race."""
-    written = []
     pictures = []
     for batch in race_batches(evaluations):
         points = race(evaluations, batch)
         if len(points) > 1:
             pictures.append(write_race(points, batch, folder / f"race_batch_{batch:03d}.png"))
-    text = "\n\n".join(markdown(table) for table in tables(evaluations))
-    text += "".join(f"\n\n![Quality against latency]({picture.name})" for picture in pictures)
-    write_text(folder / "comparison.md", text + "\n")
-    written.append(folder / "comparison.md")
-    return written + pictures
+    page = folder / "comparison.md"
+    parts = [markdown(table) for table in tables(evaluations)]
+    parts += [f"![Quality against latency]({picture.name})" for picture in pictures]
+    write_text(page, "\n\n".join(parts) + "\n")
+    return [page, *pictures]
 
 
 def markdown(table: Table) -> str:

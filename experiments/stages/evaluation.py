@@ -11,7 +11,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.distillation.rounds import round_dt
 from sdtt_jax.evaluation.gain import FLOORED, GainConfig, measure_gain
 from sdtt_jax.evaluation.quality import paired_log_ratio
-from sdtt_jax.evaluation.record import FOLDER, Json, Record, digest_of
+from sdtt_jax.evaluation.record import Json, Record, digest_of, own_path
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation, likelihood
@@ -125,10 +125,10 @@ def _measure(run: Run, model: Model, judge: CausalModel, baseline: CausalModel |
         num_maskings=1,
     )
     subject = Subject(model, settings, judge, baseline, run.workdir.local.data)
-    name = f"round_{model.facts['round']:02d}" if "round" in model.facts else "teacher"
-    path = run.workdir.root / FOLDER / f"{name}.json"
+    path = own_path(model)
+    assert path is not None
     record = Record(path, model.identity, run.log, replace=True)
-    run.log(f"  {name.replace('_', ' ')}:")
+    run.log(f"  {path.stem.replace('_', ' ')}:")
     generation.suite(subject, record)
     likelihood.suite(subject, record)
     [setup] = generation.setups(subject)

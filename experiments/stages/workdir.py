@@ -43,7 +43,7 @@ class Workdir:
       data, tokenizer: the prepared data and their vocabulary.
       teacher, judge: the checkpoints of these stages.
       metrics, rejected: a line for each logged step, and for each update that was rejected.
-      evaluation, results, samples: what the measures keep, what they found, and texts to look at.
+      results, samples: what was measured, and texts to look at.
       timing, report: seconds of each stage, and the page.
     """
 
@@ -53,7 +53,6 @@ class Workdir:
         self.data, self.tokenizer = root / "data", root / "tokenizer"
         self.teacher, self.judge = root / "teacher", root / "judge"
         self.metrics, self.rejected = root / "metrics.jsonl", root / "rejected.jsonl"
-        self.evaluation = root / "evaluation"
         self.results, self.samples = root / "results.json", root / "samples.json"
         self.timing, self.report = root / "timing.json", root / "report.html"
 

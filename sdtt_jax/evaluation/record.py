@@ -7,7 +7,7 @@ import json
 import platform
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import as_path, write_bytes, write_json, write_text
+from sdtt_jax.paths import as_path, read_json, write_bytes, write_json, write_text
+from sdtt_jax.progress import tracked
 
 FORMAT = "sdtt_jax evaluation 1"
 FOLDER = "evaluations"
@@ -115,15 +116,37 @@ class Record:
           part: number of a batch, or a name.
           compute: gives the arrays.
         """
-        part = f"{part:05d}" if isinstance(part, int) else part
-        path = self._parts / f"{_file_name(name)}-{_digest(inputs)}" / f"{part}.npz"
-        stored = _stored(path)
-        if processes.agree(stored is not None):
-            return dict(_seen(stored, path))
-        arrays = compute()
-        if processes.is_first():
-            write_bytes(path, npz(arrays))
-        return arrays
+        path = self._part(name, inputs, part)
+        stored = _agreed(path)
+        return _kept(path, compute()) if stored is None else stored
+
+    def batches(
+        self,
+        name: str,
+        inputs: Json,
+        batches: Sequence[Callable[[], Any]],
+        arrays_of: Callable[[Any], Arrays],
+        *,
+        tokens: int,
+        shown: bool = True,
+    ) -> list[Arrays]:
+        """All batches of an item as arrays: those in the folder are read, the others computed in view.
+
+        Args:
+          name: of the item.
+          inputs: everything that determines the arrays, JSON-ready.
+          batches: each computes one batch.
+          arrays_of: names the arrays of what a batch has computed.
+          tokens: of one batch, for the progress.
+          shown: False for work that is not worth a line.
+        """
+        paths = [self._part(name, inputs, number) for number in range(len(batches))]
+        found = [_agreed(path) for path in paths]
+        missing = [number for number, arrays in enumerate(found) if arrays is None]
+        finished, shown = len(found) - len(missing), shown and processes.is_first()
+        for number in tracked(name, missing, tokens=tokens, finished=finished, shown=shown):
+            found[number] = _kept(paths[number], arrays_of(batches[number]()))
+        return [arrays for arrays in found if arrays is not None]
 
     def write_texts(self, name: str, texts: list[Json]) -> None:
         """An item's texts as JSON lines, in the folder beside the file."""
@@ -131,13 +154,12 @@ class Record:
             lines = "".join(json.dumps(_plain(text)) + "\n" for text in texts)
             write_text(self._parts / f"{_file_name(name)}.jsonl", lines)
 
+    def _part(self, name: str, inputs: Json, part: int | str) -> Path:
+        part = f"{part:05d}" if isinstance(part, int) else part
+        return self._parts / f"{_file_name(name)}-{_digest(inputs)}" / f"{part}.npz"
+
     def _earlier(self, model: Json, replace: bool) -> Json:
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(
-                f"{self.path} exists and is not JSON ({error}); remove it or give another file."
-            ) from None
+        content = read_json(self.path, ConfigError, "remove it or give another file")
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             raise ConfigError(
                 f"{self.path} exists and is no evaluation; remove it or give another file."
@@ -223,6 +245,18 @@ def _stored(path: Path) -> Arrays | None:
             return dict(file)
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
         return None
+
+
+def _agreed(path: Path) -> Arrays | None:
+    """The arrays of a part if process 0 has them; then all processes must."""
+    stored = _stored(path)
+    return dict(_seen(stored, path)) if processes.agree(stored is not None) else None
+
+
+def _kept(path: Path, arrays: Arrays) -> Arrays:
+    if processes.is_first():
+        write_bytes(path, npz(arrays))
+    return arrays
 
 
 def _seen(found: Any, path: Path) -> Any:

@@ -116,7 +116,7 @@ def read_texts(path: str, tokenizer: Tokenizer | None) -> Iterator[np.ndarray]:
       DataError: naming the line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from None
     for number, line in enumerate(lines, start=1):

@@ -1,10 +1,10 @@
 """The model card (README.md) of an exported model."""
 
-import json
 from typing import Any
 
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
+from sdtt_jax.paths import read_json
 from sdtt_jax.version import __version__
 
 # How the files are used, by format.
@@ -79,5 +79,5 @@ def measured_results(model: Model | CausalModel) -> dict[str, Any] | None:
     folder = model.run_folder
     if folder is None or not (folder / "results.json").exists():
         return None
-    results: dict[str, Any] = json.loads((folder / "results.json").read_text("utf-8"))
+    results: dict[str, Any] = read_json(folder / "results.json")
     return results

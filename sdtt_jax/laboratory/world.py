@@ -15,7 +15,6 @@ A table of predictions is an array `[states, L, V]`; at unmasked positions it is
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from sdtt_jax.config import from_mapping, require
-from sdtt_jax.errors import DataError
+from sdtt_jax.paths import read_json
 
 Array = NDArray[Any]
 
@@ -143,15 +142,9 @@ def load_world(path: str | Path) -> World:
       DataError: when the file cannot be read or is not JSON.
       ConfigError: when what it says is not a world.
     """
-    path = Path(path)
-    try:
-        mapping = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"The world file {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise DataError(f"The world file {path} is not JSON: {error}.") from error
+    mapping = read_json(path)
     if isinstance(mapping, Mapping):
-        mapping = {"name": path.stem, **mapping}
+        mapping = {"name": Path(path).stem, **mapping}
     return world_from_mapping(mapping, str(path))
 
 

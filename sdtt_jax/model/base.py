@@ -1,5 +1,6 @@
 """What every loaded model has: parameters, perhaps a tokenizer, and facts."""
 
+import abc
 import contextlib
 import dataclasses
 import functools
@@ -16,6 +17,7 @@ from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.config import to_mapping
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.parallel.mesh import batch_pieces, mesh_if_any, use_mesh
 from sdtt_jax.parallel.placement import place_batch, place_whole
 from sdtt_jax.paths import absolute
@@ -26,7 +28,7 @@ KNOWN = ("stage", "round", "dt", "source")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Loaded:
+class Loaded(abc.ABC):
     """A network's parameters and what came with them.
 
     Attributes:
@@ -59,9 +61,9 @@ class Loaded:
         return array
 
     @property
-    def config(self) -> Any:
+    @abc.abstractmethod
+    def config(self) -> TransformerConfig:
         """The network's sizes."""
-        raise NotImplementedError
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -75,6 +77,11 @@ class Loaded:
             "config": config,
             "facts": {name: self.facts[name] for name in KNOWN if name in self.facts},
         }
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the model's numbers depend on: the parameters' digest, and the dtype of the activations."""
+        return {name: self.identity[name] for name in ("digest", "compute_dtype")}
 
     @functools.cached_property
     def run_folder(self) -> Path | None:

@@ -38,7 +38,7 @@ def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) ->
     """Splits work into batches, each of which is computed when it is called.
 
     Args:
-      function: compiled; `function(params, index, batch)` gives a tree of `[rows, ...]`.
+      function: compiled, or calls what is; `function(params, index, batch)` gives a tree of `[rows, ...]`.
       params: parameters, on a mesh or on one device.
       rows: a tree of NumPy arrays `[rows, ...]`.
       batch_size: rows at once, at most; up to a multiple of what the mesh splits batches into.
@@ -63,7 +63,7 @@ def map_batches(function: BatchFunction, params: Any, rows: Any, batch_size: int
     """A function over all rows, batch by batch, its results laid end to end.
 
     Args:
-      function: compiled; `function(params, index, batch)` gives a tree of `[rows, ...]`.
+      function: compiled, or calls what is; `function(params, index, batch)` gives a tree of `[rows, ...]`.
       params: parameters, on a mesh or on one device.
       rows: a tree of NumPy arrays `[rows, ...]`.
       batch_size: rows at once, at most.

@@ -112,12 +112,12 @@ class CausalModel(Loaded):
         return batched(write, self.params, prompts, batch_size)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames="network")
 def _logits(network: CausalNetwork, params: Any, tokens: jax.Array) -> jax.Array:
     logits = network.logits(params, network.hidden(params, tokens))
     return logits[..., : network.config.vocab_size]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@functools.partial(jax.jit, static_argnames=("network", "bos_id"))
 def _score(network: CausalNetwork, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
     return causal_nll(network, params, tokens, bos_id).mean(axis=-1)

@@ -128,8 +128,12 @@ class Model(Loaded):
         Returns:
           One function for each batch, which returns its texts.
         """
-        function = functools.partial(_write, self.diffusion, config, key)
-        return batched(function, self.params, to_host(jnp.asarray(x_init)), batch_size)
+
+        def write(params: Params, index: jax.Array, rows: jax.Array) -> Written:
+            state = _denoise(self.diffusion, params, jax.random.fold_in(key, index), rows, config)
+            return Written(state.x, np.full(len(rows), to_host(state.nfe)))
+
+        return batched(write, self.params, to_host(jnp.asarray(x_init)), batch_size)
 
     def prior(self, num_samples: int, prompt: Texts = None, infill: Texts = None) -> Tokens:
         """Where generation starts: `[num_samples, L]` int32, MASK but for the text that is given.
@@ -212,19 +216,6 @@ class Model(Loaded):
 def _logits(denoiser: Denoiser, params: Params, tokens: Tokens, sigma: jax.Array) -> jax.Array:
     hidden = denoiser.hidden(params, tokens, jnp.broadcast_to(sigma, tokens.shape[:1]))
     return denoiser.logits(params, hidden)[..., : denoiser.mask_id + 1]
-
-
-@functools.partial(jax.jit, static_argnames=("diffusion", "config"))
-def _write(
-    diffusion: MaskedDiffusion,
-    config: SamplerConfig,
-    key: Key,
-    params: Params,
-    index: jax.Array,
-    x_init: jax.Array,
-) -> Written:
-    state, _ = sample(diffusion, params, jax.random.fold_in(key, index), x_init, config)
-    return Written(state.x, jnp.broadcast_to(state.nfe, x_init.shape[:1]))
 
 
 @functools.partial(jax.jit, static_argnames=("diffusion", "config"))

@@ -54,12 +54,14 @@ def given_batch(
     """`given_tokens` of many texts: `[num_samples, length]` int32 and bool.
 
     Args:
-      tokenizer, length: see `given_tokens`.
+      tokenizer: of the model.
+      length: tokens per sequence.
       num_samples: how many.
       prompt, infill: one text for all of them, or one for each, of any lengths.
 
     Raises:
-      ConfigError: as many texts as samples are needed, or see `given_tokens`.
+      ConfigError: a text has both a prompt and an infill, or is longer than the model's sequences; or there
+        are neither one text nor as many as samples.
     """
 
     def each(name: str, texts: Texts) -> list[str | None]:

@@ -1,7 +1,6 @@
 """What `experiments.evaluate` measured, read back: rows of tables, and quality against latency."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from sdtt_jax.errors import DataError
 from sdtt_jax.evaluation import suites
 from sdtt_jax.evaluation.record import FOLDER, FORMAT
-from sdtt_jax.paths import as_path
+from sdtt_jax.paths import as_path, read_json
 from sdtt_jax.reporting.palette import number
 
 NOTHING = number(None)
@@ -23,14 +22,10 @@ class Evaluation:
 
     Attributes:
       name: of the file.
-      model: what identifies the model.
-      environment: versions and devices.
       items: results by name.
     """
 
     name: str
-    model: Item
-    environment: Item
     items: Mapping[str, Item]
 
     def under(self, prefix: str) -> dict[str, Item]:
@@ -78,17 +73,11 @@ def read_evaluation(path: Path | str) -> Evaluation:
     Raises:
       DataError: it cannot be read, or is something else.
     """
-    path = as_path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}).") from None
+    content = read_json(path)
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
         raise DataError(f"{path} is no result of experiments.evaluate.")
     items = {name: item["result"] for name, item in content["items"].items()}
-    return Evaluation(path.stem, content["model"], content.get("environment") or {}, items)
+    return Evaluation(as_path(path).stem, items)
 
 
 def read_evaluations(workdir: Path | str) -> list[Evaluation]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdtt_jax.errors import DataError
-from sdtt_jax.paths import as_path
+from sdtt_jax.paths import as_path, read_json
 from sdtt_jax.reporting.evaluations import Evaluation, read_evaluations
 
 
@@ -114,14 +114,14 @@ def read_run(workdir: Path | str) -> Run:
     Raises DataError if there is no `config.json` or if a file is not what its schema says.
     """
     workdir = as_path(workdir)
-    config = _read_json(workdir / "config.json")
+    config = _stored(workdir / "config.json")
     if config is None:
         raise DataError(
             f"There is no config.json in {workdir}: it is not the directory of a run. "
             "Give the directory that experiments.run was called with."
         )
-    results = _read_json(workdir / "results.json") or {}
-    samples = _read_json(workdir / "samples.json") or {}
+    results = _stored(workdir / "results.json") or {}
+    samples = _stored(workdir / "samples.json") or {}
     where = workdir / "results.json"
     try:
         teacher = results.get("teacher") or {}
@@ -236,15 +236,8 @@ def piece_text(piece: str) -> str:
     return piece.replace("\u2581", " ").replace("\u0120", " ").replace("\u010a", "\n") or "¶"
 
 
-def _read_json(path: Path) -> Any:
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"{path} is not valid JSON ({error}). Run the stage that wrote it again."
-        ) from error
+def _stored(path: Path) -> Any:
+    return read_json(path, remedy="run the stage that wrote it again") if path.exists() else None
 
 
 def _number(value: Any) -> float | None:

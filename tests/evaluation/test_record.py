@@ -47,6 +47,23 @@ def test_parts_outlive_an_item_that_was_cut_off(tmp_path):
     assert compute.times == 2
 
 
+def test_of_some_batches_those_that_lack_are_computed_and_shown(tmp_path, capsys):
+    computed = [Counted(np.full(2, number)) for number in range(3)]
+
+    def batches():
+        record = Record(tmp_path / "x.json", MODEL)
+        return record.batches("suite/a", {}, computed, lambda x: {"tokens": x}, tokens=2)
+
+    np.testing.assert_array_equal([arrays["tokens"][0] for arrays in batches()], [0, 1, 2])
+    assert "suite/a: step 3/3" in capsys.readouterr().err
+    next(tmp_path.rglob("00001.npz")).unlink()
+    np.testing.assert_array_equal([arrays["tokens"][0] for arrays in batches()], [0, 1, 2])
+    assert [batch.times for batch in computed] == [1, 2, 1]
+    assert capsys.readouterr().err.startswith("suite/a: step 3/3")
+    batches()
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
 def test_a_damaged_part_is_computed_again(tmp_path, damage):
     compute = Counted({"tokens": np.arange(600).reshape(2, 300)})

@@ -2,8 +2,16 @@
 
 import pytest
 
+from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.settings import Sampling, Settings
+
+
+def test_the_sampler_is_that_of_the_fields():
+    sampling = Sampling(mode="first-hitting", temperature=0.5, top_k=3, top_p=0.9)
+    expected = SamplerConfig(8, mode="first-hitting", temperature=0.5, top_k=3, top_p=0.9)
+    assert sampling.sampler(8) == expected
+    assert Sampling().sampler(8) == SamplerConfig(8)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def _item(
     clozes = [cloze for choice in choices for cloze in choice.clozes()] if choices else task
     items = encode(model.text_tokenizer, clozes)
     inputs: Json = {
-        "model": {k: model.identity[k] for k in ("digest", "compute_dtype")},
+        "model": model.fingerprint,
         "texts": digest_of([ids for item in items for ids in item]),
         "batch_size": settings.batch_size,
         "seed": settings.seed,

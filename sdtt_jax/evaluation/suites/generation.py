@@ -16,8 +16,6 @@ from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.batches import Written, join
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.parallel import processes
-from sdtt_jax.progress import tracked
 
 EXAMPLES = 3
 
@@ -142,15 +140,15 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
 def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer) -> Judged:
     """A writer's texts under the judge; batches and scores that the record has are not computed again."""
     settings, judge, name = subject.settings, subject.judge, _name(setup, writer)
-    parts, size = [], len(setup.prompts) * setup.length // len(writer.batches)
-    shown = processes.is_first() and writer.facts["kind"] != "real"
-    for index, batch in tracked(name, writer.batches, tokens=size, shown=shown):
-
-        def write(batch: Callable[[], Written] = batch) -> dict[str, np.ndarray]:
-            return batch()._asdict()
-
-        parts.append(Written(**record.part(name, writer.inputs, index, write)))
-    tokens, nfe = join(parts)
+    parts = record.batches(
+        name,
+        writer.inputs,
+        writer.batches,
+        Written._asdict,
+        tokens=len(setup.prompts) * setup.length // len(writer.batches),
+        shown=writer.facts["kind"] != "real",
+    )
+    tokens, nfe = join([Written(**part) for part in parts])
     tokens = tokens[:, -setup.length :]
     reading = read(judge, tokens, writer.model.tokenizer, settings.ends, setup.given)
     if judge is None:
@@ -186,7 +184,7 @@ def _item(
         texts, scores = judged.reading.texts, judged.scores
         result |= quality(texts, scores, seed=settings.seed, given=setup.given)
         if real is not None and judge is not None:
-            result |= _mauve(subject, judge, judged, judged_texts(subject, record, setup, real))
+            result |= _mauve(subject, judge, record, setup, judged, real)
         lines = _lines(judged, writer.model)
         record.write_texts(name, lines)
         return result | {"examples": [line["text"] for line in lines[:EXAMPLES] if "text" in line]}
@@ -194,11 +192,28 @@ def _item(
     record.log(_said(f"{setup.name}, {writer.name}", record.item(name, inputs, compute)))
 
 
-def _mauve(subject: Subject, judge: CausalModel, written: Judged, real: Judged) -> Json:
-    """MAUVE of generated against real texts, prompts included, on the judge's features."""
-    size = subject.settings.batch_size
-    ours, theirs = (text_features(judge, j.reading.seen, batch_size=size) for j in (written, real))
-    score = mauve_score(ours, theirs, MauveConfig(subject.settings.seed))
+def _mauve(
+    subject: Subject,
+    judge: CausalModel,
+    record: Record,
+    setup: Setup,
+    written: Judged,
+    writer: Writer,
+) -> Json:
+    """MAUVE of generated against real texts, prompts included, on the judge's features.
+
+    The features of the real texts are kept as a part of the record: every set of generated texts needs them.
+    """
+    real = judged_texts(subject, record, setup, writer)
+
+    def features(texts: Judged) -> dict[str, np.ndarray]:
+        size = subject.settings.batch_size
+        return {"features": text_features(judge, texts.reading.seen, batch_size=size)}
+
+    inputs = writer.inputs | _judging(subject)
+    theirs = record.part(_name(setup, writer), inputs, "features", lambda: features(real))
+    ours, seed = features(written), subject.settings.seed
+    score = mauve_score(ours["features"], theirs["features"], MauveConfig(seed))
     return {
         "mauve": score.value,
         "mauve_buckets": len(score.p),
@@ -222,7 +237,7 @@ def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
 def _drawn(subject: Subject, setup: Setup, model: Model | CausalModel, start: np.ndarray) -> Json:
     """What texts are drawn from, but for the sampler."""
     return {
-        "model": {k: model.identity[k] for k in ("digest", "compute_dtype")},
+        "model": model.fingerprint,
         "start": digest_of([start]),
         "length": setup.length,
         "batch_size": subject.settings.batch_size,
@@ -233,7 +248,7 @@ def _drawn(subject: Subject, setup: Setup, model: Model | CausalModel, start: np
 def _judging(subject: Subject) -> Json:
     settings, judge = subject.settings, subject.judge
     return {
-        "judge": judge and {k: judge.identity[k] for k in ("path", "digest", "compute_dtype")},
+        "judge": judge and {"path": judge.facts["path"]} | judge.fingerprint,
         "first_token": settings.first_token,
         "ends": settings.ends,
         "resampling_seed": settings.seed,

@@ -1,7 +1,6 @@
 """The suite "likelihood": bounds of held-out text by several estimators; a causal model's exact value."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -13,10 +12,9 @@ from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.batches import join
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.parallel import processes
-from sdtt_jax.progress import tracked
 
 
 def suite(subject: Subject, record: Record) -> None:
@@ -42,15 +40,14 @@ def _bound(
     def compute() -> Json:
         key = purpose_key(settings.seed, "evaluate.bound")
         batches = text_bounds(model, tokens, key, config, batch_size=settings.batch_size)
-        work = tokens.size * settings.num_maskings // len(batches)
-        estimates = []
-        for index, batch in tracked(name, batches, tokens=work, shown=processes.is_first()):
-
-            def estimate(batch: Callable[[], np.ndarray] = batch) -> dict[str, np.ndarray]:
-                return {"nelbo": batch()}
-
-            estimates.append(record.part(name, inputs, index, estimate)["nelbo"])
-        return summary(np.concatenate(estimates), settings.seed) | {
+        parts = record.batches(
+            name,
+            inputs,
+            batches,
+            lambda nelbo: {"nelbo": nelbo},
+            tokens=tokens.size * settings.num_maskings // len(batches),
+        )
+        return summary(join(parts)["nelbo"], settings.seed) | {
             "kind": "diffusion",
             "estimator": estimator,
             **_text(subject, tokens),
@@ -108,7 +105,7 @@ def _measures(nats: Interval) -> Json:
 
 def _inputs(subject: Subject, model: Model | CausalModel, tokens: np.ndarray) -> Json:
     return {
-        "model": {k: model.identity[k] for k in ("digest", "compute_dtype")},
+        "model": model.fingerprint,
         "texts": digest_of([tokens]),
         "batch_size": subject.settings.batch_size,
         "seed": subject.settings.seed,
