@@ -4,6 +4,7 @@ Links and names of the API are checked by `mkdocs build --strict`, Python exampl
 tests/experiments/test_readme.py.
 """
 
+import importlib
 import pathlib
 import re
 import shlex
@@ -11,7 +12,8 @@ import shlex
 import pytest
 
 import sdtt_jax
-from experiments.settings import check_overrides
+from experiments.settings import check_fields, check_overrides
+from launch.pods.spec import PodSpec
 from tests.test_architecture import ROOT, python_files, relative
 
 PAGES = sorted(
@@ -20,6 +22,9 @@ PAGES = sorted(
     if path.name != "CHANGELOG.md"
 )
 BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`\n]+)`")
+# A module of ours, or a name of the API, at the beginning of a span.
+MODULE = re.compile(r"(?:sdtt_jax|experiments|launch|tools)(?:\.\w+)+")
 # `folder/file.py` in a text; not gs://…, OWNER/NAME, or what a run writes.
 FILE = re.compile(r"`((?:\.ci|sdtt_jax|experiments|launch|tools|tests|docs)/[\w./-]*)`")
 # A flag of absl or argparse, or a field of a dataclass that a command makes its flags of.
@@ -36,6 +41,27 @@ def commands(page: pathlib.Path) -> list[str]:
             text = block["text"].replace("\\\n", " ")
             found += [line.removeprefix("$ ").strip() for line in text.splitlines()]
     return [line for line in found if re.match(r"(\w+=\S+ )*(\S*/)?(python3?|bash) ", line)]
+
+
+def spans(page: pathlib.Path) -> list[str]:
+    """The code in a page's running text."""
+    return SPAN.findall(BLOCK.sub("", page.read_text(encoding="utf-8")))
+
+
+def check_fields_of_flags(words: list[str]) -> None:
+    """Raises `ConfigError` for a field in `--config.FIELD` or `--spec.FIELD` that does not exist."""
+    check_overrides([word for word in words if re.match(r"--config\.[a-z]", word)])
+    check_fields([word for word in words if re.match(r"--spec\.[a-z]", word)], "spec", PodSpec)
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module of the repository or a name in one of the library's."""
+    path = ROOT / name.replace(".", "/")
+    if path.is_dir() or path.with_suffix(".py").is_file():
+        return True
+    module, _, attribute = name.rpartition(".")
+    # Modules of commands define flags, and cannot be imported beside each other.
+    return module.startswith("sdtt_jax") and hasattr(importlib.import_module(module), attribute)
 
 
 COMMANDS = [
@@ -68,7 +94,24 @@ def test_a_command_exists_and_so_do_its_flags(line, flags):
             assert (ROOT / word).exists(), word
         if ours and (flag := re.match(r"--(\w+)", word)):
             assert flag[1] in flags, word
-    check_overrides([word for word in words if re.match(r"--config\.[a-z_.]+=", word)])
+    check_fields_of_flags(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_flags_and_fields_in_running_text_exist(page, flags):
+    ours = [span for span in spans(page) if span.startswith("--") or MODULE.match(span)]
+    words = [word for span in ours for word in span.split()]
+    check_fields_of_flags(words)
+    # The pages of the launchers also speak of flags of gcloud, kubectl, srun and others.
+    if page.parent.name != "pods":
+        named = {flag[1] for word in words if (flag := re.match(r"--(\w+)", word))}
+        assert named - {"help"} - flags == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_modules_and_names_in_running_text_exist(page):
+    named = {name[0] for span in spans(page) if (name := MODULE.match(span))}
+    assert [name for name in sorted(named) if not exists(name)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
