@@ -1,9 +1,13 @@
 """Options of the whole test suite."""
 
+import itertools
+import json
 import os
 from pathlib import Path
 
 import pytest
+
+from tests.sharing import once  # imports no JAX
 
 # The processes of a test run, and the programs that they start, compile the same things over and over. Set
 # before anything imports JAX.
@@ -39,3 +43,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def golden() -> Path:
     """The folder of folders that is kept with the tests."""
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def shortest(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Options that make experiments/configs/smoke.py as short as it goes: every stage, one round.
+
+    For tests of what becomes of a run, not of what it learns. The text is the first fifty chapters, which
+    takes 6 s of CPU time off preparing the data.
+    """
+    _, corpus = once(tmp_path_factory, "excerpt", _write_excerpt)
+    return (
+        f"--config.data.corpus={corpus}",
+        "--config.teacher.train.num_steps=20",
+        "--config.teacher.train.batch_size=8",
+        "--config.judge.train.num_steps=12",
+        "--config.judge.train.batch_size=8",
+        "--config.distill.num_rounds=1",
+        "--config.distill.train.num_steps=12",
+        "--config.distill.train.batch_size=8",
+        "--config.evaluation.num_texts=16",
+        "--config.evaluation.batch_size=16",
+        "--config.evaluation.num_steps=(4, 8)",
+        "--config.evaluation.gain_sequences=16",
+        "--config.evaluation.validation_sequences=16",
+    )
+
+
+def _write_excerpt(folder: Path) -> str:
+    from sdtt_jax.data.embedded import bible_chapters
+
+    path = folder / "corpus.jsonl"
+    chapters = itertools.islice(bible_chapters(), 50)
+    path.write_text("".join(json.dumps({"text": chapter}) + "\n" for chapter in chapters))
+    return str(path)

@@ -81,18 +81,6 @@ def test_another_run_is_an_error_that_names_the_fact(three):
         restore(three, expect={"fingerprint": "g"})
 
 
-def test_a_state_that_is_not_finite_is_never_saved(three):
-    state = state_at(4)
-    bad = state.params["blocks"]["kernel"].at[3, 3].set(jnp.nan)
-    state = state.replace(params={"blocks": state.params["blocks"] | {"kernel": bad}})
-    with (
-        Checkpoints(three, keep=3) as checkpoints,
-        pytest.raises(CheckpointError, match=r"params/blocks/kernel.*not finite"),
-    ):
-        checkpoints.save(state)
-    toy.assert_same(restore(three)[0], state_at(3))
-
-
 def test_final_parameters_come_back_without_being_described(tmp_path):
     params = state_at(1).params
     written = {"model": {"layers": 2, "names": []}}

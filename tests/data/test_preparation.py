@@ -50,8 +50,17 @@ def test_the_info_says_what_is_there(prepared):
 
 
 def test_a_finished_folder_is_only_read(prepared):
+    """Neither written, nor made again: no pass over the text is tracked."""
     before = _tree(prepared.data.parent)
-    assert _prepare(prepared, prepared.data.parent) == prepared.info
+    passes = []
+
+    def track(texts, *title):
+        passes.append(title)
+        return texts
+
+    arguments = (prepared.data_config, prepared.tokenizer_config)
+    assert prepare(*arguments, prepared.data, prepared.tokenizer, track) == prepared.info
+    assert passes == []
     assert _tree(prepared.data.parent) == before
 
 

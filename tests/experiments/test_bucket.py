@@ -141,7 +141,7 @@ def test_a_missing_library_is_an_error_that_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_whole_run_in_a_bucket(server, bucket, tmp_path):
+def test_a_whole_run_in_a_bucket(server, bucket, shortest, tmp_path):
     """The smallest that goes through every stage; another host finds it finished, a third one samples."""
 
     def run(host: str, module: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -160,13 +160,7 @@ def test_a_whole_run_in_a_bucket(server, bucket, tmp_path):
     arguments = (
         SMOKE,
         "--workdir=gs://bucket/run",
-        "--config.teacher.train.num_steps=12",
-        "--config.judge.train.num_steps=12",
-        "--config.distill.train.num_steps=12",
-        "--config.distill.num_rounds=1",
-        "--config.evaluation.num_texts=16",
-        "--config.evaluation.gain_sequences=16",
-        "--config.evaluation.validation_sequences=16",
+        *shortest,
     )
     run("first", "run", *arguments)
     root = bucket / "run"

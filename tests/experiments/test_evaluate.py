@@ -192,55 +192,50 @@ def test_nothing_finished_is_computed_again(evaluated, monkeypatch):
 
 
 def test_an_item_that_was_cut_off_goes_on_after_its_last_batch(evaluated, tmp_path, monkeypatch):
-    """Stopped in the third of three batches; oracle: the texts of the unbroken call."""
+    """Stopped in the third of three batches; oracle: the file of texts and scores of the unbroken call."""
     path, subject, _, _ = evaluated
-    alone = without_judge(subject)
+    settings = dataclasses.replace(SETTINGS, num_steps=(4,), num_prompts=0)
+    subject = dataclasses.replace(subject, settings=settings, baseline=None)
     calls = []
     whole = batches._run
 
     def fragile(function, params, index, *rest):
         calls.append(index)
-        if len(calls) == 3:
+        if len(calls) == 6:
             raise KeyboardInterrupt
         return whole(function, params, index, *rest)
 
     monkeypatch.setattr(batches, "_run", fragile)
     target = tmp_path / "cut.json"
     with pytest.raises(KeyboardInterrupt):
-        generation.suite(alone, Record(target, subject.model.identity))
+        generation.suite(subject, Record(target, subject.model.identity))
     record = Record(target, subject.model.identity)
     assert "generation/unconditional/steps_0004" not in record.items
-    generation.suite(alone, record)
-    assert calls == [0, 1, 2, 2]
+    generation.suite(subject, record)
+    real_text_judged, written, judged = [0, 1, 2], [0, 1, 2, 2], [0, 1, 2]
+    assert calls == [*real_text_judged, *written, *judged]
     name = "generation_unconditional_steps_0004.jsonl"
     expected = (path.parent / "round.parts" / name).read_text()
-    assert json_lines(expected) == json_lines((tmp_path / "cut.parts" / name).read_text())
+    assert (tmp_path / "cut.parts" / name).read_text() == expected
 
 
 def test_one_key_gives_one_text(evaluated, root, tmp_path):
     """The evaluation, the library and the command line; the notebook calls the library."""
     path, subject, _, _ = evaluated
     model = subject.model
-    lines = (path.parent / "round.parts" / "generation_unconditional_steps_0004.jsonl").read_text()
+    evaluated_texts = path.parent / "round.parts" / "generation_unconditional_steps_0004.jsonl"
     key = purpose_key(SETTINGS.seed, "evaluate.unconditional", 4)
     tokens = model.sample(key, 10, 4, batch_size=SETTINGS.batch_size)
-    np.testing.assert_array_equal([x["tokens"] for x in json_lines(lines)], tokens)
+    np.testing.assert_array_equal(tokens_of(evaluated_texts), tokens)
     flags = ("--num_samples=6", "--num_steps=4", "--batch_size=4", "--seed=3", "--mesh=1,1,1")
     done = call("sample", f"--checkpoint={root}", *flags, f"--output={tmp_path / 'texts.jsonl'}")
     assert done.status == 0, done.stderr
-    written = [x["tokens"] for x in json_lines((tmp_path / "texts.jsonl").read_text())]
+    written = tokens_of(tmp_path / "texts.jsonl")
     np.testing.assert_array_equal(written, model.sample(jax.random.key(3), 6, 4, batch_size=4))
 
 
-def without_judge(subject):
-    settings = dataclasses.replace(SETTINGS, num_steps=(4,), num_prompts=0)
-    return dataclasses.replace(subject, settings=settings, judge=None, baseline=None)
-
-
-def json_lines(text):
-    """Without what the judge says."""
-    lines = [json.loads(line) for line in text.splitlines()]
-    return [{k: line[k] for k in ("tokens", "text")} for line in lines]
+def tokens_of(path):
+    return [json.loads(line)["tokens"] for line in path.read_text().splitlines()]
 
 
 def test_texts_that_end_early_are_counted_and_cut_if_asked_for(evaluated):

@@ -40,7 +40,7 @@ def test_each_batch_knows_its_index():
 
 
 def test_parameters_on_a_mesh():
-    """One device here; several are tried in processes of their own (tests/training)."""
+    """One device here; several are tried in processes of their own (tests/multidevice)."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     params = jax.device_put({"scale": jnp.float32(2.0)}, replicated(mesh))
     assert mesh_if_any(params) == mesh

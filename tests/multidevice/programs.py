@@ -35,6 +35,7 @@ from sdtt_jax.training.optimizers import OptimizerConfig
 from sdtt_jax.training.state import StateSpec, TrainState
 from sdtt_jax.training.step import make_train_step
 from sdtt_jax.trees import flat_leaves
+from tests.model.runs import random_like
 from tests.training import toy
 
 ONE = (1, 1, 1)
@@ -65,13 +66,23 @@ def batch_at(step: int, mesh: jax.sharding.Mesh) -> jax.Array:
 
 
 def start(stage: str, mesh: jax.sharding.Mesh, context: Any = None) -> tuple[TrainState, Any]:
-    """A fresh state of a stage and its step."""
+    """A state of a stage at step 0, and its step."""
     config = TEACHER if stage == "teacher" else DISTILL
     loss = (
         teacher_loss(DIFFUSION, TEACHER) if stage == "teacher" else distill_loss(DIFFUSION, DISTILL)
     )
-    init = functools.partial(DENOISER.init, jax.random.key(0))
-    return StateSpec(config.train, mesh).init(init, context), make_train_step(loss, config.train)
+    state = StateSpec(config.train, mesh).init(functools.partial(init, stage), context)
+    return state, make_train_step(loss, config.train)
+
+
+def init(stage: str) -> Any:
+    """The network's own start and noise, which differs between the stages.
+
+    Fresh networks predict every token alike: a student would agree with its teacher everywhere.
+    """
+    fresh = DENOISER.init(jax.random.key(0))
+    noise = random_like(fresh, jax.random.key(1 if stage == "teacher" else 2))
+    return jax.tree.map(jnp.add, fresh, noise)
 
 
 def run(

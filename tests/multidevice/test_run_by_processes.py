@@ -1,5 +1,6 @@
 """The runner by several processes. Oracles: its files, and one process with as many devices."""
 
+import functools
 import json
 import re
 import signal
@@ -17,39 +18,28 @@ from tests.sharing import once
 
 pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
 
-# The whole pipeline at the smallest size: what is tested is who does what, not what is learned.
-RUN = (
-    "experiments.run",
-    "--config=experiments/configs/smoke.py",
-    "--config.teacher.train.num_steps=30",
-    "--config.judge.train.num_steps=14",
-    "--config.distill.num_rounds=1",
-    "--config.distill.train.num_steps=14",
-    "--config.evaluation.num_texts=16",
-    "--config.evaluation.batch_size=16",
-    "--config.evaluation.gain_sequences=16",
-    "--config.evaluation.validation_sequences=16",
-)
+RUN = ("experiments.run", "--config=experiments/configs/smoke.py")
 
 
-def stop_and_go_on(folder):
+def stop_and_go_on(folder, options):
     """By two processes of two devices: stopped in the teacher's stage, and gone on with."""
     workdir = folder / "run"
-    process = start(2, 2, *RUN, f"--workdir={workdir}")
+    process = start(2, 2, *RUN, *options, f"--workdir={workdir}")
     metrics = workdir / "metrics.jsonl"
     deadline = time.monotonic() + 400
     while not (metrics.exists() and read_metrics(metrics)) and process.poll() is None:
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     stopped, _ = process.communicate()
     assert process.returncode == EXIT_INTERRUPTED, stopped
-    return [stopped, call(2, 2, *RUN, f"--workdir={workdir}")]
+    return [stopped, call(2, 2, *RUN, *options, f"--workdir={workdir}")]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder, (stopped, again) = once(tmp_path_factory, "by_processes", stop_and_go_on)
+def finished(shortest, tmp_path_factory):
+    make = functools.partial(stop_and_go_on, options=shortest)
+    folder, (stopped, again) = once(tmp_path_factory, "by_processes", make)
     return folder / "run", stopped, again
 
 
@@ -67,7 +57,7 @@ def test_goes_on_to_the_end(finished):
     assert (workdir / "report.html").exists()
     steps = [m["step"] for m in read_metrics(workdir / "metrics.jsonl") if m["stage"] == "teacher"]
     assert steps == sorted(set(steps))
-    assert steps[-1] == 30
+    assert steps[-1] == 20
 
 
 def test_process_0_alone_speaks(finished):
@@ -76,10 +66,10 @@ def test_process_0_alone_speaks(finished):
     assert not lines, lines
 
 
-def test_the_global_batches_do_not_depend_on_the_number_of_processes(finished, tmp_path):
+def test_the_global_batches_do_not_depend_on_the_number_of_processes(finished, shortest, tmp_path):
     """The same run by one process: losses agree to rounding, step by step."""
     workdir, _, _ = finished
-    call(1, 4, *RUN, f"--workdir={tmp_path / 'one'}", "--stages=data,teacher")
+    call(1, 4, *RUN, *shortest, f"--workdir={tmp_path / 'one'}", "--stages=data,teacher")
     one, two = (
         [m["loss"] for m in read_metrics(path / "metrics.jsonl") if m["stage"] == "teacher"]
         for path in (tmp_path / "one", workdir)
@@ -87,11 +77,13 @@ def test_the_global_batches_do_not_depend_on_the_number_of_processes(finished, t
     np.testing.assert_allclose(two[-1], one[-1], rtol=1e-2)
 
 
-def test_a_run_of_several_processes_takes_its_teacher_from_another_run(finished, tmp_path):
+def test_a_run_of_several_processes_takes_its_teacher_from_another_run(
+    finished, shortest, tmp_path
+):
     """Bit for bit."""
     workdir, _, _ = finished
     teacher = f"--config.teacher.checkpoint={workdir / 'teacher'}"
-    call(2, 2, *RUN, f"--workdir={tmp_path}", teacher, "--stages=data,teacher")
+    call(2, 2, *RUN, *shortest, f"--workdir={tmp_path}", teacher, "--stages=data,teacher")
     taken, given = (load_params(root / "teacher" / "final")[0] for root in (tmp_path, workdir))
     assert params_digest(taken) == params_digest(given)
 

@@ -1,4 +1,4 @@
-"""The causal transformer against an unrolled numpy twin, and its cache against the full forward."""
+"""The causal transformer against an unrolled numpy twin."""
 
 import dataclasses
 
@@ -6,26 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import CausalConfig
 from sdtt_jax.ops.categorical import NEG_INFINITY
+from tests.worlds import noisy_params
 
 CONFIG = CausalConfig(vocab_size=11, length=9, num_layers=3, embed_dim=16, num_heads=2)
 MODEL = CausalNetwork(CONFIG)
-
-
-def randomised(model, seed=0):
-    """Parameters with every leaf random, so that none hides behind its initial zeros or ones."""
-    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
-    leaves, tree = jax.tree.flatten(shapes)
-    rng = np.random.default_rng(seed)
-    values = [jnp.asarray(rng.normal(scale=0.3, size=s.shape), jnp.float32) for s in leaves]
-    return jax.tree.unflatten(tree, values)
-
-
-PARAMS = randomised(MODEL)
+PARAMS = noisy_params(MODEL, 0, spread=0.3)
 HIDDEN = jax.jit(MODEL.hidden)
 TOKENS = jax.random.randint(jax.random.key(1), (2, CONFIG.length), 0, CONFIG.vocab_size)
 
@@ -83,19 +72,6 @@ def test_a_position_does_not_see_later_tokens():
     before, after = HIDDEN(PARAMS, TOKENS), HIDDEN(PARAMS, changed)
     np.testing.assert_array_equal(before[:, :5], after[:, :5])
     assert np.abs(before[:, 5:] - after[:, 5:]).max() > 1e-2
-
-
-@pytest.mark.parametrize("parts", [[9], [4, 1, 1, 3]], ids=str)
-def test_decoding_in_parts_equals_the_full_forward(parts):
-    whole = HIDDEN(PARAMS, TOKENS)
-    cache, start, states = MODEL.init_cache(2, CONFIG.length), 0, []
-    decode = jax.jit(MODEL.decode)
-    for n in parts:
-        hidden, cache = decode(PARAMS, TOKENS[:, start : start + n], cache)
-        states.append(hidden)
-        start += n
-    assert int(cache.used) == CONFIG.length
-    np.testing.assert_allclose(jnp.concatenate(states, axis=1), whole, atol=1e-5)
 
 
 def test_mask_and_padding_can_never_be_predicted():

@@ -9,21 +9,12 @@ import pytest
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from sdtt_jax.ops.categorical import NEG_INFINITY
+from tests.worlds import noisy_params
 
 CONFIG = GPT2Config(vocab_size=13, length=8, num_layers=2, embed_dim=12, num_heads=3)
 MODEL = GPT2Network(CONFIG)
 TOKENS = jax.random.randint(jax.random.key(1), (2, 7), 0, CONFIG.vocab_size)
-
-
-def _randomised(model):
-    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
-    leaves, tree = jax.tree.flatten(shapes)
-    rng = np.random.default_rng(0)
-    values = [jnp.asarray(rng.normal(scale=0.3, size=s.shape), jnp.float32) for s in leaves]
-    return jax.tree.unflatten(tree, values)
-
-
-PARAMS = _randomised(MODEL)
+PARAMS = noisy_params(MODEL, 0, spread=0.3)
 HIDDEN = jax.jit(MODEL.hidden)
 
 
@@ -67,18 +58,6 @@ def test_the_head_is_the_embedding_and_padding_is_impossible():
     table = PARAMS["embed"]["embedding"][: CONFIG.vocab_size]
     np.testing.assert_allclose(logits[..., : CONFIG.vocab_size], hidden @ table.T, atol=1e-5)
     assert (logits[..., CONFIG.vocab_size :] == NEG_INFINITY).all()
-
-
-@pytest.mark.parametrize("parts", [[1] * 7, [3, 4]], ids=str)
-def test_decoding_in_parts_equals_the_full_forward(parts):
-    whole = HIDDEN(PARAMS, TOKENS)
-    cache, start, states = MODEL.init_cache(2, CONFIG.length), 0, []
-    decode = jax.jit(MODEL.decode)
-    for n in parts:
-        hidden, cache = decode(PARAMS, TOKENS[:, start : start + n], cache)
-        states.append(hidden)
-        start += n
-    np.testing.assert_allclose(jnp.concatenate(states, axis=1), whole, atol=1e-5)
 
 
 def test_more_tokens_than_position_embeddings_are_refused():

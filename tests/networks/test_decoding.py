@@ -1,0 +1,33 @@
+"""Decoding with a cache, by each causal network. Oracle: the network's states of the whole text at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.networks import CausalConfig, CausalNetwork
+from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
+from tests.worlds import noisy_params
+
+SIZES = {"vocab_size": 11, "length": 9, "num_layers": 3, "embed_dim": 12, "num_heads": 3}
+NETWORKS = {
+    "causal": CausalNetwork(CausalConfig(**SIZES)),
+    "gpt2": GPT2Network(GPT2Config(**SIZES)),
+}
+
+
+@pytest.mark.parametrize("parts", [[9], [4, 1, 1, 3], [1] * 7, [3, 4]], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_decoding_in_parts_equals_the_full_forward(name, parts):
+    network = NETWORKS[name]
+    params = noisy_params(network, 0, spread=0.3)
+    tokens = jax.random.randint(jax.random.key(1), (2, sum(parts)), 0, 11)
+    whole = jax.jit(network.hidden)(params, tokens)
+    cache, start, states = network.init_cache(2, network.config.length), 0, []
+    decode = jax.jit(network.decode)
+    for n in parts:
+        hidden, cache = decode(params, tokens[:, start : start + n], cache)
+        states.append(hidden)
+        start += n
+    assert int(cache.used) == sum(parts)
+    np.testing.assert_allclose(jnp.concatenate(states, axis=1), whole, atol=1e-5)
