@@ -1,7 +1,7 @@
 """Measures a model: what it writes, what it makes of real text, and how fast it is.
 
   python -m experiments.evaluate --checkpoint=runs/demo --suite=generation,likelihood,latency
-  python -m experiments.evaluate --checkpoint=OWNER/NAME@REVISION --judge=gpt2-large/ --held_out=text.jsonl \
+  python -m experiments.evaluate --checkpoint=OWNER/NAME@REVISION --judge=gpt2-large/ --held_out=text.jsonl \\
       --suite=generation,likelihood --num_prompts=1000 --output=student.json
   python -m experiments.evaluate --suite=judge --judge=gpt2/ --texts=texts.jsonl --output=judged.json
   python -m experiments.evaluate --compare student.json teacher.json --output=figures/

@@ -40,10 +40,10 @@ _CHECKPOINT = define_checkpoint()
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Reverse steps, or network calls.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "How many texts.")
 _PROMPT = flags.DEFINE_multi_string(
-    "prompt", None, "Text to continue; once, or once for each text."
+    "prompt", None, "Text to continue; once, or once for each text"
 )
 _INFILL = flags.DEFINE_multi_string(
-    "infill", None, "Text with gaps, [12] for 12 tokens; once, or once for each text."
+    "infill", None, "Text with gaps, [12] for 12 tokens; once, or once for each text"
 )
 _STOP_AT_EOS = flags.DEFINE_bool("stop_at_eos", False, "Leave out what follows the end of a text.")
 _DTYPE = flags.DEFINE_string(

@@ -190,10 +190,12 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
     Raises:
       ConfigError: a file or field that does not exist.
     """
-    for argument in argv:
-        file = re.match(rf"--{flag}=(.+)", argument)
-        require(file is None or Path(file[1]).is_file(), f"{argument}: there is no such file.")
-        match = re.match(rf"--{flag}\.([\w.]+)", argument)
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        file = re.fullmatch(rf"--?{flag}(?:=(.*))?", argument)
+        if file is not None:
+            name = following if file[1] is None else file[1]
+            require(Path(name).is_file(), f"--{flag}={name}: there is no such file.")
+        match = re.match(rf"--?{flag}\.([\w.]+)", argument)
         if match is None:
             continue
         within: Any = kind

@@ -104,11 +104,11 @@ def wide_console(width: int = 120) -> Console:
 
 
 def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Calls `main`; an error of the user's becomes one line on stderr.
+    """Calls `main`; an error of the user's or of the system (a full disk, no network) becomes one line on stderr.
 
     Returns:
       0 when done, 2 for an error in config or flags (trying again is of no use), 75 when a signal stopped
-      it with the state saved (the same command continues), 1 for any other error of the user's.
+      it with the state saved (the same command continues), 1 for any other of these errors.
     """
     try:
         main(argv)
@@ -121,7 +121,17 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> i
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
+    except OSError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return EXIT_FAILED
     return 0
+
+
+# What flags raise, and the config files that are run while flags are parsed.
+_IN_FLAGS = (
+    *(flags.Error, ConfigError, OSError, AttributeError, TypeError, ValueError),
+    *(ImportError, NameError, SyntaxError),
+)
 
 
 def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) -> list[str]:
@@ -130,7 +140,7 @@ def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) 
         if check is not None:
             check(argv)
         return list(flags.FLAGS(argv))
-    except (flags.Error, ConfigError, OSError, AttributeError, TypeError, ValueError) as error:
+    except _IN_FLAGS as error:
         gone = str(getattr(error, "flagname", ""))
         now = FLAGS.get(gone, "")
         message = f"--{gone} is now --{now}." if now in flags.FLAGS else error
@@ -150,7 +160,7 @@ def check_flags(argv: Sequence[str], *required: str) -> None:
     """
     require(len(argv) == 1, f"Unknown argument {' '.join(argv[1:])!r}; see --help.")
     for name in required:
-        require(flags.FLAGS[name].value is not None, f"--{name} is missing; see --help.")
+        require(flags.FLAGS[name].value not in (None, ""), f"--{name} is missing; see --help.")
 
 
 def run_app(
