@@ -1,4 +1,7 @@
-"""Estimators of the NELBO, of whole texts or of the tokens that follow a beginning.
+"""Estimators of the NELBO for evaluation, of whole texts or of the tokens that follow a beginning.
+
+They give values without gradients, and begin all at the same smallest time, so that they agree on one bound.
+A training loss draws its times elsewhere, in `sdtt_jax.diffusion.nelbo.masked_batch`.
 
 With m the move chance, the bound of masked diffusion is the integral of f(m) dm / m between the move
 chances of the smallest time and of time 1, f(m) the expected negative log-likelihood of what is masked at m
@@ -6,7 +9,8 @@ chances of the smallest time and of time 1, f(m) the expected negative log-likel
 
 independent   a time t for each row, uniform.
 antithetic    the same, with the times of rows that belong together spread evenly.
-importance    log m uniform and spread evenly: the weight is flat, but most masks are nearly empty.
+importance    log m uniform and spread evenly: the weight is flat, but most masks are nearly empty. For any
+              schedule, where `NelboConfig.importance` needs one with `importance_t` and begins later.
 low-variance  the number of masked tokens uniform in 1 … L and spread evenly, then a set of that size
               (arXiv 2502.09992, equation 14): no variance from how many tokens a mask happens to have. The
               weights are those of the schedule, so that the integral is the same.

@@ -15,6 +15,9 @@ arXiv 2406.07524, equation 10). Written naively, one sample of it is
 
 `denoising_terms` computes the same without an array of `[batch, length, vocab]`: the head, the
 cross-entropy and their gradients run at masked positions only, in chunks.
+
+This is the loss to train on, with the reference's ways to draw times. Estimates of the bound for evaluation,
+of less variance and without gradients, are in `sdtt_jax.diffusion.estimators`.
 """
 
 import dataclasses
@@ -180,7 +183,11 @@ def masked_batch(
 
 
 def _flat_times(schedule: Schedule, u: PerSequence) -> tuple[PerSequence, PerSequence]:
-    """Times `[batch]` at which `log(1 - alpha)` is linear in `u: [batch]`, and their constant weight."""
+    """Times `[batch]` at which `log(1 - alpha)` is linear in `u: [batch]`, and their constant weight.
+
+    They are the reference's, whose log-linear schedule begins at `sigma = eps`; the estimator "importance" of
+    `sdtt_jax.diffusion.estimators` begins at `SAMPLING_EPS`, and so covers a little more of the bound.
+    """
     require(
         schedule.importance_t is not None,
         "importance sampling of t needs a noise schedule that has it: log-linear, or linear with "

@@ -47,7 +47,8 @@ class Schedule:
       sigma: total noise.
       dsigma: d sigma / d t.
       importance_t: maps uniform u in [0, 1] to a time t such that the NELBO's weight is flat in u:
-        `log(1 - alpha)` is then linear in u. None where the schedule has none.
+        `log(1 - alpha)` is then linear in u. The reference's, for training (`NelboConfig.importance`).
+        None where the schedule has none.
     """
 
     config: ScheduleConfig
