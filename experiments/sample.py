@@ -39,9 +39,7 @@ from sdtt_jax.parallel import processes
 _CHECKPOINT = define_checkpoint()
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Reverse steps, or network calls.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "How many texts.")
-_PROMPT = flags.DEFINE_multi_string(
-    "prompt", None, "Text to continue; once, or once for each text"
-)
+_PROMPT = flags.DEFINE_multi_string("prompt", None, "Text to continue; once, or once for each text")
 _INFILL = flags.DEFINE_multi_string(
     "infill", None, "Text with gaps, [12] for 12 tokens; once, or once for each text"
 )

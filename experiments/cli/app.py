@@ -104,7 +104,7 @@ def wide_console(width: int = 120) -> Console:
 
 
 def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Calls `main`; an error of the user's or of the system (a full disk, no network) becomes one line on stderr.
+    """Calls `main`; an error of the user's or of the system (a full disk, say) becomes one line on stderr.
 
     Returns:
       0 when done, 2 for an error in config or flags (trying again is of no use), 75 when a signal stopped
