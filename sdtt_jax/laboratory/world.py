@@ -103,6 +103,8 @@ class Measures(NamedTuple):
     perplexity: float  # exp of the cross-entropy under the chain, per token
     entropy: float  # of the samples' joint distribution, nats per token
     kl: float  # KL(samples || chain) of whole sequences, nats
+    kl_reverse: float  # KL(chain || samples) of whole sequences, nats
+    tv: float  # total variation between the two, half the sum of absolute differences
 
 
 def sticky_world() -> World:
@@ -267,7 +269,7 @@ def sample_distribution(sums: Array, num_steps: int) -> Array:
 def sampler_measures(
     world: World, probabilities: Array, evidence: Array, steps: Iterable[int]
 ) -> dict[int, Measures]:
-    """Perplexity, entropy and KL of the samples for each number of steps, without sampling.
+    """`law_measures` of the samples for each number of steps, without sampling.
 
     Args:
       world: the chain that judges.
@@ -275,17 +277,26 @@ def sampler_measures(
       evidence: [states], from `true_denoiser`.
       steps: numbers of steps, each at least 1.
     """
-    sums = reveal_sums(probabilities)
-    log_chain = np.log(evidence[finished_states(world)])
-    measures = {}
-    for num_steps in steps:
-        sampled = sample_distribution(sums, num_steps)
-        cross = -float(sampled @ log_chain)
-        entropy = -float(special.xlogy(sampled, sampled).sum())
-        measures[num_steps] = Measures(
-            math.exp(cross / world.length), entropy / world.length, cross - entropy
-        )
-    return measures
+    sums, chain = reveal_sums(probabilities), evidence[finished_states(world)]
+    return {n: law_measures(sample_distribution(sums, n), chain, world.length) for n in steps}
+
+
+def law_measures(sampled: Array, chain: Array, length: int) -> Measures:
+    """What samples of a known distribution are worth.
+
+    Args:
+      sampled: `[V^L]`, the probability of every finished sequence as a sample.
+      chain: `[V^L]`, its probability in the language.
+      length: L, tokens in a sequence.
+    """
+    cross, entropy = -float(sampled @ np.log(chain)), float(special.entr(sampled).sum())
+    return Measures(
+        perplexity=math.exp(cross / length),
+        entropy=entropy / length,
+        kl=cross - entropy,
+        kl_reverse=float(special.rel_entr(chain, sampled).sum()),
+        tv=float(np.abs(sampled - chain).sum()) / 2,
+    )
 
 
 def data_entropy(world: World, evidence: Array) -> float:
