@@ -261,9 +261,15 @@ def sample_distribution(sums: Array, num_steps: int) -> Array:
     The grid is uniform in t, from 1 to 0, so a position still masked at step j = 0 … n - 1 is
     revealed there with probability 1 / (n - j).
     """
-    length = len(sums) - 1
-    ways = np.array([math.comb(num_steps, s) / num_steps**length for s in range(length + 1)])
-    return np.asarray(ways @ sums)
+    return np.asarray(reveal_ways(num_steps, len(sums) - 1) @ sums)
+
+
+def reveal_ways(num_steps: int, length: int) -> Array:
+    """The probability of each way to reveal L positions in s groups one after the other: `[L + 1]`.
+
+    Each position is revealed at one of n steps, uniformly, so it is C(n, s) / n^L.
+    """
+    return np.array([math.comb(num_steps, s) / num_steps**length for s in range(length + 1)])
 
 
 def sampler_measures(
