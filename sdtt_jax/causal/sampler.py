@@ -66,7 +66,7 @@ def _generate(
 ) -> Tokens:
     def choose(hidden: jax.Array, index: jax.Array | int) -> jax.Array:
         logits = network.logits(params, hidden[:, -1])
-        if filters.temperature == 0.0:  # no noise is drawn
+        if filters.greedy:  # no noise is drawn
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return draw(jax.random.fold_in(key, index), filter_logits(logits, filters))
 
