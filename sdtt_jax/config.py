@@ -112,7 +112,7 @@ def at_least(least: float, config: Any = None, *names: str, **values: float) -> 
 
 
 def whole(config: Any = None, *names: str, **values: Any) -> None:
-    """Checks that the fields `names` of `config`, and `values`, are whole numbers; True and False are none."""
+    """Checks that the fields `names` of `config`, and `values`, are whole numbers, which True is not."""
 
     def holds(value: Any) -> bool:
         return not isinstance(value, bool) and operator.index(value) == value

@@ -24,6 +24,7 @@ from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.masked import Model
+from sdtt_jax.model.tokens import as_rows
 from sdtt_jax.ops.head_loss import selected_losses
 
 FLOORED = ("kl-bwd", "kl-fwd")
@@ -90,7 +91,11 @@ def measure_gain(
       key: PRNG key; batch i uses `fold_in(key, i)`.
       config: the round's distillation, and how many trajectories.
       batch_size: texts at once; `num_trajectories` hidden states of every position are held.
+
+    Raises:
+      ConfigError: `x0` are no such texts.
     """
+    x0 = as_rows(x0, teacher.mask_id, "x0")
     terms = functools.partial(_terms, teacher.diffusion, config, jnp.float32(dt), key)
     sums = map_batches(terms, (student.params, teacher.params), x0, batch_size)
     count = sums["masked"].sum()

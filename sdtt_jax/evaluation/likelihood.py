@@ -12,6 +12,7 @@ from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig, Noise, bound
 from sdtt_jax.diffusion.forward import sample_t
 from sdtt_jax.model.batches import batched
 from sdtt_jax.model.masked import Model
+from sdtt_jax.model.tokens import as_rows
 
 
 def text_bounds(
@@ -21,14 +22,18 @@ def text_bounds(
 
     Args:
       model: the denoiser.
-      tokens: `[texts, length]` int32.
+      tokens: `[texts, length]` int32, no MASK.
       key: PRNG key; batch i uses `fold_in(key, i)`.
       config: how many maskings, and how each is drawn. Estimators that spread do so over a batch's texts.
       batch_size: texts at once.
 
     Returns:
       One function for each batch, which returns `[rows, num_maskings]` float64, nats per token.
+
+    Raises:
+      ConfigError: `tokens` are no such texts.
     """
+    tokens = as_rows(tokens, model.mask_id)
     function = functools.partial(_estimates, model.diffusion, config, key)
     return batched(function, model.params, tokens, batch_size)
 

@@ -18,6 +18,7 @@ import numpy as np
 from sdtt_jax.config import positive, require, within
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.tokens import as_ids
 from sdtt_jax.networks.causal import CausalNetwork
 
 # The mixtures' weights keep this far from 0 and 1, where a KL may be infinite.
@@ -90,7 +91,7 @@ def text_features(
       `[texts, embed]` float64, after the final norm.
 
     Raises:
-      ConfigError: no texts, or one without tokens.
+      ConfigError: no texts, one without tokens, or a token that the judge does not have.
     """
     lengths = np.array([len(text) for text in texts])
     require(
@@ -98,8 +99,8 @@ def text_features(
         "features need texts of at least one token each.",
     )
     rows = np.zeros((len(texts), lengths.max() + 1), np.int32)
-    for row, text in zip(rows, texts, strict=True):
-        row[: len(text)] = text
+    for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        row[: len(text)] = as_ids(text, model.config.vocab_size, f"text {index}")
     # What follows a text's end does not matter: its state was computed before.
     rows[:, -1] = lengths - 1
     function = functools.partial(_feature_batch, model.network)
