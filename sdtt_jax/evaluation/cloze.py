@@ -18,7 +18,7 @@ import numpy as np
 from sdtt_jax.causal.nll import next_token_scores
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, Noise, bound
+from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, Noise, masking_bound
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.sampler import SamplerState, final_denoise
 from sdtt_jax.errors import ConfigError
@@ -112,13 +112,20 @@ def suffix_bounds(
       progress: called with the rows done and the rows in all.
 
     Raises:
-      ConfigError: no items, an id that does not exist, or a suffix that exceeds `layout.max_length`.
+      ConfigError: no items, an id that does not exist, a suffix that exceeds `layout.max_length`, or no draw
+        masked anything.
     """
     layout = layout or denoiser_layout(model.text_tokenizer, model.config.length)
     score = functools.partial(_bound_batch, model.diffusion, config, key)
     rows = lay_out(items, layout, model.mask_id)
     values = _map_items(score, model.params, rows, config.num_maskings, batch_size, progress)
-    return values.mean(axis=1)
+    nats, masked = np.moveaxis(values, -1, 0)
+    require(
+        bool(masked.any()),
+        f"none of the {masked.size} draws masked a token, so that they say nothing of the suffixes; take "
+        "more maskings or items, or the estimator 'counts'.",
+    )
+    return np.asarray(nats.mean(axis=1))
 
 
 def greedy_hits(
@@ -269,7 +276,10 @@ def _bound_batch(
     noise = jax.vmap(functools.partial(_noise, config, key, rows.tokens.shape[1]))
     u, tokens = noise(rows.digest, rows.masking)
     tokens = jnp.where(_inside(rows), tokens, NEVER)
-    return bound(diffusion, params, rows.tokens, Noise(u, tokens), config.estimator)
+    masking = ESTIMATORS[config.estimator].mask(diffusion, rows.tokens, Noise(u, tokens))
+    nats = masking_bound(diffusion, params, rows.tokens, masking)
+    masked = ((masking.x_t == diffusion.mask_id) & _inside(rows)).sum(axis=-1)
+    return jnp.stack([nats, masked.astype(jnp.float32)], axis=-1)
 
 
 def _noise(

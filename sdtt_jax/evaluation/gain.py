@@ -11,6 +11,7 @@ on held-out text: 0 for a student that still is its teacher, 1 for one that reac
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -31,13 +32,13 @@ FLOORED = ("kl-bwd", "kl-fwd")
 
 
 class Gain(NamedTuple):
-    """Mean divergences from the round's targets over masked held-out positions, nats.
+    """Mean divergences from the round's targets over masked held-out positions, nats; NaN if none was masked.
 
     Attributes:
       teacher: the round's teacher, which predicts from x_t alone.
       student: the round's student.
       floor: the least that any prediction from x_t can reach.
-      share: `(teacher - student) / (teacher - floor)`.
+      share: `(teacher - student) / (teacher - floor)`; NaN if there was nothing to gain.
     """
 
     teacher: float
@@ -99,10 +100,13 @@ def measure_gain(
     terms = functools.partial(_terms, teacher.diffusion, config, jnp.float32(dt), key)
     sums = map_batches(terms, (student.params, teacher.params), x0, batch_size)
     count = sums["masked"].sum()
+    if count == 0:
+        return Gain(math.nan, math.nan, math.nan, math.nan)
     of_teacher, of_student, floor = (
         float(sums[k].sum() / count) for k in ("teacher", "student", "floor")
     )
-    share = (of_teacher - of_student) / (of_teacher - floor)
+    to_gain = of_teacher - floor
+    share = (of_teacher - of_student) / to_gain if to_gain else math.nan
     return Gain(of_teacher, of_student, floor, share)
 
 

@@ -120,8 +120,8 @@ def mauve_score(features_p: np.ndarray, features_q: np.ndarray, config: MauveCon
       config: clustering and curve.
 
     Raises:
-      ConfigError: sets without texts or of different widths, values that are not finite, or more buckets than
-        texts.
+      ConfigError: sets of less than two texts or of different widths, values that are not finite, or more
+        buckets than texts.
     """
     labels_p, labels_q = quantise(features_p, features_q, config)
     buckets = int(max(labels_p.max(), labels_q.max())) + 1
@@ -173,6 +173,7 @@ def _check_features(features_p: np.ndarray, features_q: np.ndarray) -> None:
             features.ndim == 2 and features.size > 0,
             f"{name} must be [texts, features] with at least one of each, not {features.shape}.",
         )
+        require(len(features) > 1, f"{name} is of one text, which has no distribution.")
         require(bool(np.isfinite(features).all()), f"{name} holds NaN or infinite values.")
     require(
         features_p.shape[1] == features_q.shape[1],
