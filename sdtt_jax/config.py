@@ -7,6 +7,7 @@ sentence that names the field, its value and what would work.
 
 import dataclasses
 import difflib
+import functools
 import operator
 import types
 import typing
@@ -111,13 +112,18 @@ def at_least(least: float, config: Any = None, *names: str, **values: float) -> 
     _check(lambda value: value >= least, f"be at least {least}", config, names, values)
 
 
-def whole(config: Any = None, *names: str, **values: Any) -> None:
-    """Checks that the fields `names` of `config`, and `values`, are whole numbers, which True is not."""
+def whole(least: int, config: Any = None, *names: str, **values: Any) -> None:
+    """Checks that the fields `names` of `config`, and `values`, are whole numbers, `least` or more.
+
+    True and False are none.
+    """
 
     def holds(value: Any) -> bool:
         return not isinstance(value, bool) and operator.index(value) == value
 
     _check(holds, "be a whole number", config, names, values)
+    check = positive if least == 1 else functools.partial(at_least, least)
+    check(config, *names, **values)
 
 
 def within(interval: str, config: Any = None, *names: str, **values: float) -> None:

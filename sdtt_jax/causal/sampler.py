@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import at_least, require, whole
+from sdtt_jax.config import require, whole
 from sdtt_jax.networks.cache import KVCache
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.categorical import Filters, draw, filter_logits
@@ -47,8 +47,7 @@ def generate(
     require(
         prompt.ndim == 2 and prompt.shape[1] > 0, "prompt must be [batch, p] with p at least 1."
     )
-    whole(num_tokens=num_tokens)
-    at_least(0, num_tokens=num_tokens)
+    whole(0, num_tokens=num_tokens)
     chosen = Filters(**filters)
     prompt = prompt.astype(jnp.int32)
     if num_tokens == 0:

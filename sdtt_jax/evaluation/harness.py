@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdtt_jax.config import at_least, positive, require, whole
+from sdtt_jax.config import positive, require, whole
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.cloze import Scores, scores
@@ -116,8 +116,7 @@ def wanted(settings: Mapping[str, Any]) -> Wanted:
     given = {name: value for name, value in settings.items() if value is not None}
     counts = {name: given[name] for name in COUNTS if name in given}
     for name, value in counts.items():
-        whole(**{name: value})
-        at_least(0, **{name: value})
+        whole(0, **{name: value})
     require(len({*counts.values()}) < 2, f"{counts} say different numbers of tokens; give one.")
     sampled = given.get("do_sample", given.get("temperature", 0) != 0)
     require(isinstance(sampled, bool), f"do_sample must be true or false, not {sampled!r}.")

@@ -11,7 +11,7 @@ import numpy as np
 
 from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.causal.sampler import generate
-from sdtt_jax.config import positive, whole
+from sdtt_jax.config import whole
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.model.tokens import as_rows
@@ -82,8 +82,7 @@ class CausalModel(Loaded):
         Raises:
           ConfigError: more positions than the network has, or a filter is out of range.
         """
-        whole(num_samples=num_samples)
-        positive(num_samples=num_samples)
+        whole(1, num_samples=num_samples)
         tokenizer = self.text_tokenizer
         ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode_part(prompt)]).astype(np.int32)
         prompts = np.tile(ids, (num_samples, 1))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sdtt_jax.config import positive, whole
+from sdtt_jax.config import whole
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import subs_log_probs
 from sdtt_jax.diffusion.nelbo import nelbo
@@ -160,8 +160,7 @@ class Model(Loaded):
           prompt: text that the samples begin with, one for all or one for each, of any lengths.
           infill: text with gaps, "[12]" for 12 tokens; one for all or one for each.
         """
-        whole(num_samples=num_samples)
-        positive(num_samples=num_samples)
+        whole(1, num_samples=num_samples)
         length = self.config.length
         if prompt is None and infill is None:
             return prior_sample(num_samples, length, self.mask_id)
@@ -233,8 +232,7 @@ class Model(Loaded):
           >>> model.score(tokens, jax.random.key(1), num_samples=8).shape
           (2,)
         """
-        whole(num_samples=num_samples)
-        positive(num_samples=num_samples)
+        whole(1, num_samples=num_samples)
         tokens = self.placed(as_rows(tokens, self.mask_id))
         with self.on_mesh():
             estimates = [

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.config import at_least, whole, within
+from sdtt_jax.config import whole, within
 
 # The finite "minus infinity" of the reference implementation. exp(-1e6) is exactly 0 in float32, and a
 # finite value keeps 0 * log 0 = 0 in values and in gradients, where -inf gives NaN.
@@ -35,8 +35,7 @@ class Filters:
 
     def __post_init__(self) -> None:
         within("[0, inf)", self, "temperature")
-        whole(self, "top_k")
-        at_least(0, self, "top_k")
+        whole(0, self, "top_k")
         within("(0, 1]", self, "top_p")
 
     @property
