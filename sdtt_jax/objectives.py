@@ -90,8 +90,8 @@ def coupled_loss(
     """Cross-entropy on where the teacher's trajectories arrive, in nats per reached token.
 
     The batch is `{"index": [batch] int32}`, the numbers of the trajectories, whose noise is drawn with
-    `fold_in(noise_key, index)`; and their ends, `"tokens": [batch, length]` int32, unless they are to be made on
-    the spot, by the `teacher_params` of the context.
+    `fold_in(noise_key, index)`; and their ends, `"tokens": [batch, length]` int32, unless they are to be made
+    on the spot, by the `teacher_params` of the context.
 
     Args:
       diffusion: the student; it sees noise.

@@ -35,8 +35,8 @@ TIME_GRIDS = ("uniform", "cosine")
 # cores: 64 rows take 47 ms at once and 100 ms in halves).
 CHUNKS = Chunks(scope="reveal_rows", parts=12)
 
-# (key, logits [n, mask_id], places [n], noise of [n]) -> tokens [n] int32, where a place is sequence * length +
-# position
+# (key, logits [n, mask_id], places [n], noise of [n]) -> tokens [n] int32; a place is sequence * length +
+# position.
 Choice = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
 
 
@@ -53,8 +53,8 @@ class SamplerConfig(Filters):
         calls as whole numbers allow (arXiv 2409.02908, section 4.2; with as many calls as tokens it is
         the exact reverse process, without a grid's error).
       temperature, top_k, top_p: filters of the token distribution; 1, 0 and 1 are off. Of a network that
-        sees noise, temperature 0 takes the tokens that the noise determines, and 1 draws from what the network
-        says of them.
+        sees noise, temperature 0 takes the tokens that the noise determines, and 1 draws from what the
+        network says of them.
     """
 
     num_steps: int
@@ -190,7 +190,7 @@ def plan_generation(
       key: PRNG key; the uniform numbers, or all noise, are drawn with `fold_in(key, num_steps)`.
       x_init: `[batch, length]` int32.
       config: sampler.
-      noise: `[batch, length]`, whose `order` are the uniform numbers; None draws it if the network sees noise.
+      noise: its `order` are the uniform numbers; None draws it if the network sees noise.
     """
     masked, key_plan = x_init == diffusion.mask_id, jax.random.fold_in(key, config.num_steps)
     if noise is None and diffusion.noise_levels is not None:
@@ -355,7 +355,7 @@ def _fill(
     """
     denoiser = diffusion.denoiser
 
-    def tokens(rows: tuple[jax.Array, jax.Array], shared: Any) -> tuple[jax.Array, tuple[()]]:
+    def tokens(rows: tuple[jax.Array, jax.Array, Any], shared: Any) -> tuple[jax.Array, tuple[()]]:
         (hidden, places, noise), (head, key) = rows, shared
         return choose(key, denoiser.logits(head, hidden)[:, : denoiser.mask_id], places, noise), ()
 

@@ -1,11 +1,11 @@
-"""Noise-coupled distillation: a student that is shown the noise that its teacher's trajectory is a function of.
+"""Noise-coupled distillation: the student is shown the noise that makes its teacher's trajectory.
 
-Tokens that are revealed together are drawn independently, so that a student which sees the tokens alone is bounded
-by the best product of marginals. Here every position has its noise in advance: a Gumbel number for each token and
-a uniform number for its place in the order. The teacher's whole trajectory is then a deterministic function of
-(x_t, noise): the positions that are due at a call take `argmax(logits + g)`. A student that is shown the noise
-learns a function and not a distribution, the tokens at which the trajectory arrives, however many come at once;
-over random noise its texts have the law of the teacher's many steps.
+Tokens that are revealed together are drawn independently, so that a student which sees the tokens alone is
+bounded by the best product of marginals. Here every position has its noise in advance: a Gumbel number for
+each token and a uniform number for its place in the order. The teacher's whole trajectory is then a
+deterministic function of (x_t, noise): the positions that are due at a call take `argmax(logits + g)`. A
+student that is shown the noise learns a function and not a distribution, the tokens at which the trajectory
+arrives, however many come at once; over random noise its texts have the law of the teacher's many steps.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ class CoupledDistillConfig:
     Attributes:
       num_calls: network calls of the first teacher's trajectory.
       mode, time_grid: how positions fall to calls, of `SamplerConfig`.
-      num_distill_calls: 0 is one-shot, the trajectory to its end. Else k, calls that the student learns to take
-        at once; each round divides the calls by k, and the student becomes the teacher.
+      num_distill_calls: 0 is one-shot, the trajectory to its end. Else k, calls that the student learns to
+        take at once; each round divides the calls by k, and the student becomes the teacher.
       num_rounds: rounds; one for one-shot.
       full_share: share of the states that are fully masked; the others lie along the trajectory.
     """
@@ -106,7 +106,8 @@ def trajectory_end(
       noise: of `[batch, length]` positions.
       config: calls, and how positions fall to them.
     """
-    x_init = prior_sample(*noise.order.shape, teacher.mask_id)
+    batch, length = noise.order.shape
+    x_init = prior_sample(batch, length, teacher.mask_id)
     if teacher.noise_levels is not None:
         config = dataclasses.replace(config, temperature=0.0)
     # What remains to be drawn with this key is nothing.
@@ -124,8 +125,8 @@ def states_along(
 ) -> tuple[Tokens, PerSequence, PerToken]:
     """A state of each trajectory, and the positions whose tokens the student is to learn there.
 
-    One-shot, a state may lie between any two positions of the order: half of a call's positions are no state of
-    the trajectory, but the end is the same. In rounds it lies before every k-th call.
+    One-shot, a state may lie between any two positions of the order: within a call's positions it is no state
+    of the trajectory, but the end is the same. In rounds it lies before every k-th call.
 
     Args:
       diffusion: the student; tells the total noise at which the network is called.

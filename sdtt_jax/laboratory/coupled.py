@@ -1,13 +1,13 @@
 """Noise-coupled students on an enumerated world, measured by the law of what they write.
 
-The teacher is the true denoiser's table, which takes as many calls as a sequence has tokens: its trajectories are
-exact draws of the chain. They cost a few look-ups, so that every batch has trajectories of its own.
+The teacher is the true denoiser's table, which takes as many calls as a sequence has tokens: its trajectories
+are exact draws of the chain. They cost a few look-ups, so that every batch has trajectories of its own.
 
-A student's law is an integral over its noise, V L numbers of it, and is counted over many samples. That makes the
-plug-in estimates of KL and entropy too large and too small by about (sequences seen) / (2 samples), which is taken
-out by extrapolation from the two halves of the samples. Of KL(chain || samples), half a sample is added to
-every sequence, or one that was never seen would make it infinite. Total variation is left as it is, a bound
-from above.
+A student's law is an integral over its noise, (V + 1) L numbers, and is counted over many samples. That
+makes the plug-in estimates of KL and entropy too large and too small by about (sequences seen) / (2 samples),
+which is taken out by extrapolation from the two halves of the samples. For KL(chain || samples), half a
+sample is added to every sequence, or one that was never seen would make it infinite. Total variation is left
+as it is, a bound from above.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ class CoupledStudentConfig:
     num_layers: int = 3
     embed_dim: int = 64
     num_heads: int = 4
-    noise: NoiseConfig = NoiseConfig()
+    noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)
     batch_size: int = 256
     num_steps: int = 10_000
     learning_rate: float = 1.5e-3
@@ -171,9 +171,12 @@ def sampled_measures(
         key = purpose_key(config.seed, "exact-coupled-samples", number)
         turns = -(-config.num_samples // (2 * _SAMPLES_PER_CALL))
         halves = [
-            sum(
-                np.asarray(_counts(diffusion, params, jax.random.fold_in(key, i), sampler, world))
-                for i in range(half, 2 * turns, 2)
+            np.sum(
+                [
+                    _counts(diffusion, params, jax.random.fold_in(key, i), sampler, world)
+                    for i in range(half, 2 * turns, 2)
+                ],
+                axis=0,
             )
             for half in range(2)
         ]

@@ -296,8 +296,8 @@ def law_measures(law: Array, chain: Array, length: int) -> dict[str, float]:
       length: L.
 
     Returns:
-      `kl`, KL(law || chain), `kl_reverse`, KL(chain || law), and `tv`, their total variation, of whole sequences
-      and in nats; `entropy` of the law, nats per token.
+      `kl`, KL(law || chain), `kl_reverse`, KL(chain || law), and `tv`, their total variation, of whole
+      sequences and in nats; `entropy` of the law, nats per token.
     """
     return {
         "kl": float(special.rel_entr(law, chain).sum()),

@@ -83,8 +83,9 @@ class NoiseConfig:
     """How a network sees the noise of its masked positions.
 
     Attributes:
-      kind: "full", a Gumbel number for every token; "two-level", for every block of 128 tokens and every entry
-        of a block, for large vocabularies; or "projected", a learnt projection of the softmax of the full noise.
+      kind: "full", a Gumbel number for every token; "two-level", for every block of 128 tokens and every
+        entry of a block, for large vocabularies; or "projected", a learnt projection of the softmax of the
+        full noise.
       hidden_dim: width of the features' hidden layer.
       projection: features of the projection.
     """

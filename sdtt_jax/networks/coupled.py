@@ -6,6 +6,7 @@ embedding. So a new one is the denoiser that it was made from, and says the same
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -59,7 +60,7 @@ class CoupledDenoiser(Denoiser):
         Args:
           params: parameters, unboxed.
           tokens: `[batch, length]` int32, MASK included.
-          sigma: `[batch]` float32, total noise of the process; used only if the config says `time_conditioned`.
+          sigma: `[batch]` float32, total noise of the process; only for a time-conditioned network.
           noise: of `[batch, length]` positions; without it, nothing is added to MASK's embedding.
 
         Returns:
@@ -69,7 +70,7 @@ class CoupledDenoiser(Denoiser):
             return super().hidden(params, tokens, sigma)
         if sigma is None or not self.config.time_conditioned:
             sigma = jnp.zeros((1,), jnp.float32)
-        hidden: Hidden = self._module.apply(
+        hidden: Any = self._module.apply(
             {"params": params}, tokens, sigma, noise, method="hidden_given"
         )
         return hidden

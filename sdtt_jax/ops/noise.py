@@ -1,8 +1,8 @@
 """Noise drawn in advance, of which tokens and their order are a deterministic function.
 
-With Gumbel noise g for every entry, `argmax(logits + g)` is a categorical draw (Gumbel, 1954). A generation whose
-noise is drawn before its first network call is therefore a function of that noise, and so can be learnt by a
-network that is shown it.
+With Gumbel noise g for every entry, `argmax(logits + g)` is a categorical draw (Gumbel, 1954). A generation
+whose noise is drawn before its first network call is therefore a function of that noise, and so can be learnt
+by a network that is shown it.
 """
 
 import flax.struct
