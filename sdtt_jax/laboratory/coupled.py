@@ -167,7 +167,7 @@ def sampled_measures(
     """
     measures = {}
     for number in calls:
-        sampler = SamplerConfig(number, mode="first-hitting", temperature=temperature)
+        sampler = SamplerConfig(number, temperature=temperature)
         key = purpose_key(config.seed, "exact-coupled-samples", number)
         turns = -(-config.num_samples // (2 * _SAMPLES_PER_CALL))
         halves = [
