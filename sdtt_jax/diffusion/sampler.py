@@ -19,7 +19,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import one_of, positive
+from sdtt_jax.config import one_of, whole
 from sdtt_jax.diffusion.calls import even_calls, grid_calls, still_masked
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
@@ -64,7 +64,7 @@ class SamplerConfig(Filters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "num_steps")
+        whole(1, self, "num_steps")
         one_of(self, mode=MODES, time_grid=TIME_GRIDS)
 
 
@@ -366,7 +366,7 @@ def _fill(
 
 def _choice(diffusion: MaskedDiffusion, plan: Plan, filters: Filters) -> Choice:
     """How a step takes its tokens."""
-    if filters.temperature == 0:
+    if filters.greedy:
         return _most_probable
     if plan.noise is None or diffusion.noise_levels is not None:
         return _drawn(filters)

@@ -13,7 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import at_least, positive, require, within
+from sdtt_jax.config import require, whole, within
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs
 from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sample, sample
@@ -44,8 +44,8 @@ class CoupledDistillConfig:
     full_share: float = 0.4
 
     def __post_init__(self) -> None:
-        positive(self, "num_calls", "num_rounds")
-        at_least(0, self, "num_distill_calls")
+        whole(1, self, "num_calls", "num_rounds")
+        whole(0, self, "num_distill_calls")
         within("[0, 1]", self, "full_share")
         self.trajectory(1)
         k = self.num_distill_calls

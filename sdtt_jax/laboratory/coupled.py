@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.config import positive
+from sdtt_jax.config import positive, whole
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
@@ -75,8 +75,17 @@ class CoupledStudentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive(self, "num_layers", "embed_dim", "num_heads", "batch_size", "num_steps")
-        positive(self, "learning_rate", "num_samples")
+        whole(
+            1,
+            self,
+            "num_layers",
+            "embed_dim",
+            "num_heads",
+            "batch_size",
+            "num_steps",
+            "num_samples",
+        )
+        positive(self, "learning_rate")
 
 
 def make_coupled_diffusion(world: World, config: CoupledStudentConfig) -> MaskedDiffusion:

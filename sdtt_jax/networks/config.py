@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TypeVar
 
-from sdtt_jax.config import at_least, one_of, positive, require
+from sdtt_jax.config import at_least, one_of, positive, require, whole
 from sdtt_jax.ops.noise import FULL, TWO_LEVEL
 
 VOCAB_MULTIPLE = 128
@@ -96,7 +96,7 @@ class NoiseConfig:
 
     def __post_init__(self) -> None:
         one_of(self, kind=NOISE_KINDS)
-        positive(self, "hidden_dim", "projection")
+        whole(1, self, "hidden_dim", "projection")
 
     @property
     def levels(self) -> str:

@@ -56,7 +56,7 @@ def test_divergences_are_named_or_all() -> None:
 def test_distillers_and_calls_are_named() -> None:
     assert exact.parse_distillers(["sdtt", "coupled"], train=True) == ("sdtt", "coupled")
     assert exact.parse_calls(["1", "2", "4"]) == (1, 2, 4)
-    with pytest.raises(ConfigError, match="--distillers='couple' is unknown .*'coupled'"):
+    with pytest.raises(ConfigError, match="--distillers='couple' is unknown"):
         exact.parse_distillers(["couple"], train=True)
     with pytest.raises(ConfigError, match="--distillers=coupled is measured by a trained student"):
         exact.parse_distillers(["coupled"], train=False)

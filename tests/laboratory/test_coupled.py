@@ -55,7 +55,7 @@ def test_counted_measures_are_those_of_the_exact_law():
 
 
 def test_a_coupled_student_passes_below_the_factorised_teacher():
-    """At one call the true denoiser is 0.35 nats from the chain, and no product of marginals is within 0.1."""
+    """At one call the true denoiser is 0.35 nats from the chain."""
     _, optima = closed_form(TRUTH, ("kl-bwd",), WORLD.dts, print)
     asked = Asked(TRUTH, optima["kl-bwd"], (1, 2), TINY, make_progress)
     measured = measure_distillers(("sdtt", "coupled"), asked)
