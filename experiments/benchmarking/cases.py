@@ -84,10 +84,12 @@ class Case(NamedTuple):
     Attributes:
       repeat: runs once to the end.
       setup: what building it has shown: `compile_s`, and `memory`, the compiled program's GB.
+      program: what was compiled; None where it is not one program.
     """
 
     repeat: Callable[[], Repetition]
     setup: dict[str, Any]
+    program: jax.stages.Compiled | None = None
 
 
 def build(job: Job, log: Log) -> Case:
@@ -130,7 +132,7 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
             "loss": float(metrics["loss"]),
         }
 
-    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
+    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)}, compiled)
 
 
 def _loss(job: Job, config: RunConfig, diffusion: MaskedDiffusion) -> LossFn:
@@ -310,7 +312,7 @@ def _compiled(
         result, seconds = _timed(compiled, *arguments)
         return {"seconds": seconds} | count(result)
 
-    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
+    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)}, compiled)
 
 
 def _network(job: Job, config: RunConfig) -> tuple[DenoiserConfig, Denoiser, MaskedDiffusion]:
