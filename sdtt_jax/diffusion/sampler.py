@@ -16,7 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import one_of, positive
+from sdtt_jax.config import one_of, whole
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.schedule import Schedule
@@ -56,7 +56,7 @@ class SamplerConfig(Filters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "num_steps")
+        whole(1, self, "num_steps")
         one_of(self, mode=MODES, time_grid=TIME_GRIDS)
 
 
