@@ -11,6 +11,7 @@ the best table at two calls leans towards one of many sequences that are equally
 search starts from several tables, and two optimizers must agree on the best.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +50,8 @@ SETTLED = 1e-3  # how far apart the best of the two optimizers may be
 # Reveals of one call, (2V + 1)^L: a world of this size takes most of an hour and some GiB.
 MAX_PAIRS = 10_000_000
 _MOST_WORKERS = 8  # each search holds tens of MiB
-_ADAM_LEAVES_OUT = ("perturbed", "random")  # starts that are worse and take as long
+_ADAM_LEAVES_OUT = ("perturbed", "random")  # at several calls: worse starts that take as long
+_LONGER = 4  # times more steps at one call, where they cost nothing
 
 
 class Job(NamedTuple):
@@ -103,17 +105,12 @@ def find_floor(
     chain = truth.evidence[finished_states(world)]
     ways = {n: reveal_ways(n, world.length)[: min(n, world.length) + 1] for n in calls}
     tables = _different({"teacher": truth.teacher, **optima})
-    jobs = [
-        Job(start, objective, optimizer)
-        for objective in OBJECTIVES
-        for start in (*tables, "leaning", "perturbed", "random")
-        for optimizer in OPTIMIZERS
-        if not (optimizer == "adam" and start in _ADAM_LEAVES_OUT)
-    ]
+    names = (*tables, "leaning", "perturbed", "random")
+    jobs = {n: _jobs((*names, "leaning more") if n == 1 else names, n) for n in calls}
     mixture_jobs = [Job(start, MIXTURE_OBJECTIVE, "lbfgs") for start in ("leaning", "floor")]
     # what a search costs grows with the groups that are revealed and with the tables
-    groups = sum(len(own) - 1 for own in ways.values())
-    total, done = groups * (len(jobs) + len(mixture_jobs) * sum(components)), 0
+    costs = {n: len(jobs[n]) + len(mixture_jobs) * sum(components) for n in calls}
+    total, done = sum((len(ways[n]) - 1) * cost for n, cost in costs.items()), 0
     record: Record = {"floor": {}, "mixtures": {str(k): {} for k in components}, "floor_search": {}}
     with (
         progress("floor", total) as bar,
@@ -123,12 +120,10 @@ def find_floor(
 
         def best_of(n: int, starts: Mapping[str, Mixture], wanted: Sequence[Job]) -> Ends:
             nonlocal done
-            example = starts["leaning"]
+            example, steps = starts["leaning"], config if n > 1 else _longer(config)
             problem = make_problem(layout.paths, example, ways[n], chain)
             ends = pool.map(
-                lambda job: search(
-                    problem, starts[job.start], job.objective, job.optimizer, config
-                ),
+                lambda job: search(problem, starts[job.start], job.objective, job.optimizer, steps),
                 wanted,
             )
             found = {}
@@ -139,7 +134,7 @@ def find_floor(
             return found
 
         for n in calls:
-            ends = best_of(n, _starts(truth, layout, n, tables, config), jobs)
+            ends = best_of(n, _starts(truth, layout, n, tables, config), jobs[n])
             best = {objective: _best(ends, objective) for objective in OBJECTIVES}
             record["floor"][str(n)] = {
                 objective: _measures(truth, layout, n, found.mixture)
@@ -154,6 +149,24 @@ def find_floor(
                     MIXTURE_OBJECTIVE: _measures(truth, layout, n, found.mixture)
                 }
     return record
+
+
+def _jobs(starts: Sequence[str], calls: int) -> list[Job]:
+    return [
+        Job(start, objective, optimizer)
+        for objective in OBJECTIVES
+        for start in starts
+        for optimizer in OPTIMIZERS
+        if calls == 1 or optimizer != "adam" or start not in _ADAM_LEAVES_OUT
+    ]
+
+
+def _longer(config: SearchConfig) -> SearchConfig:
+    return dataclasses.replace(
+        config,
+        lbfgs_steps=_LONGER * config.lbfgs_steps,
+        adam_steps=_LONGER * config.adam_steps,
+    )
 
 
 def likely_sequences(truth: Truth, count: int) -> Array:
@@ -182,10 +195,11 @@ def _starts(
 ) -> dict[str, Mixture]:
     rng = np.random.default_rng((config.seed, n))
     starts = {name: single(to_logits(layout, table, n)) for name, table in tables.items()}
-    teacher = starts["teacher"]
+    teacher, likely = starts["teacher"], likely_sequences(truth, 1)
     return {
         **starts,
-        "leaning": _leaning(teacher, likely_sequences(truth, 1), config.leaning),
+        "leaning": _leaning(teacher, likely, config.leaning),
+        "leaning more": _leaning(teacher, likely, 2 * config.leaning),
         "perturbed": _perturbed(teacher, config.noise, rng),
         "random": _perturbed(jax.tree.map(np.zeros_like, teacher), config.noise, rng),
     }
@@ -246,7 +260,7 @@ def _measures(truth: Truth, layout: Layout, n: int, mixture: Mixture) -> Record:
     ]
     law = special.softmax(np.float64(mixture.shares)) @ laws
     chain = truth.evidence[finished_states(truth.world)]
-    return law_measures(law, chain, truth.world.length)._asdict()
+    return law_measures(law, chain, truth.world.length)
 
 
 def _search_record(ends: Ends, objective: str) -> Record:

@@ -6,6 +6,7 @@ to where 300 plain ones did not.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ class Mixture(NamedTuple):
     """K tables, one of which is drawn for each text. A single table is a mixture of one."""
 
     shares: Any  # [K] logits
-    logits: Table  # with a leading axis of K
+    logits: tuple[Any, ...]  # a table of logits, with a leading axis of K
 
 
 def single(logits: Table) -> Mixture:
@@ -84,10 +85,10 @@ class Problem(NamedTuple):
     """Mixtures of one size at one number of calls, as functions of one flat vector in float32."""
 
     flatten: Callable[[Mixture], Array]
-    unflatten: Callable[[Array], Mixture]
+    unflatten: Callable[[jax.Array], Mixture]
     # (flat, shares of the objectives, kink) -> (value, gradient)
-    evaluate: Callable[[Array, Array, float], tuple[jax.Array, jax.Array]]
-    scales: Callable[[Array], jax.Array]  # of L-BFGS's coordinates
+    evaluate: Callable[[Any, Array, float], tuple[jax.Array, jax.Array]]
+    scales: Callable[[Any], jax.Array]  # of L-BFGS's coordinates
 
 
 def mixture_law(paths: Paths, mixture: Mixture, ways: jax.Array) -> jax.Array:
@@ -121,18 +122,20 @@ def make_problem(paths: Paths, example: Mixture, ways: Array, chain: Array) -> P
       ways: `[S + 1]`, from `reveal_ways`, without groups more than calls.
       chain: `[V^L]`, the language.
     """
-    paths, ways, chain = jax.tree.map(jnp.asarray, (paths, np.float32(ways), np.float32(chain)))
-    unflatten = ravel_pytree(example)[1]
+    paths = jax.tree.map(jnp.asarray, paths)
+    ways32, chain32 = jnp.asarray(ways, jnp.float32), jnp.asarray(chain, jnp.float32)
+    unflatten: Callable[[jax.Array], Mixture] = ravel_pytree(example)[1]
 
     def value(flat: jax.Array, shares: jax.Array, kink: float) -> jax.Array:
-        return objective_value(mixture_law(paths, unflatten(flat), ways), chain, shares, kink)
+        law = mixture_law(paths, unflatten(flat), ways32)
+        return objective_value(law, chain32, shares, kink)
 
     def scales(flat: jax.Array) -> jax.Array:
         """One over the root of how often each prediction is used."""
         mixture = unflatten(flat)
 
         def total(log_probs: Table) -> jax.Array:
-            sums = jax.lax.map(lambda own: sampler_law(paths, own, ways).sum(), log_probs)
+            sums = jax.lax.map(lambda own: sampler_law(paths, own, ways32).sum(), log_probs)
             return jax.nn.softmax(mixture.shares) @ sums
 
         used = jax.grad(total)(jax.tree.map(jax.nn.log_softmax, mixture.logits))
@@ -172,14 +175,26 @@ def search(
     return Found(values[better], problem.unflatten(jnp.asarray(ends[better])))
 
 
+@functools.cache
+def _adam_method(rate: float, steps: int) -> optax.GradientTransformation:
+    return _compiled(optax.adam(optax.cosine_decay_schedule(rate, steps), b2=0.99))
+
+
+@functools.cache
+def _lbfgs_method() -> optax.GradientTransformation:
+    return _compiled(optax.scale_by_lbfgs(memory_size=20))
+
+
+def _compiled(method: optax.GradientTransformation) -> optax.GradientTransformation:
+    return optax.GradientTransformation(jax.jit(method.init), jax.jit(method.update))
+
+
 def _adam(problem: Problem, start: Array, shares: Array, config: SearchConfig) -> Array:
-    schedule = optax.cosine_decay_schedule(config.adam_rate, config.adam_steps)
-    method = optax.adam(schedule, b2=0.99)
-    update = jax.jit(method.update)
+    method = _adam_method(config.adam_rate, config.adam_steps)
     flat, state = jnp.asarray(start), method.init(start)
     for _ in range(config.adam_steps):
         gradient = problem.evaluate(flat, shares, _KINK)[1]
-        step, state = update(gradient, state)
+        step, state = method.update(gradient, state)
         flat = flat + step
     return np.asarray(flat)
 
@@ -190,13 +205,12 @@ def _lbfgs(problem: Problem, start: Array, shares: Array, config: SearchConfig) 
     Optax's own line search holds five copies of the gradient's program, 15 s to compile; SciPy's
     L-BFGS-B keeps the threads of BLAS spinning on vectors this short, which costs five times more.
     """
-    method = optax.scale_by_lbfgs(memory_size=20)
-    direct = jax.jit(method.update)
+    method = _lbfgs_method()
     scales = problem.scales(start)
     flat, state, restarted = start / scales, method.init(start), True
     value, gradient = problem.evaluate(flat * scales, shares, _KINK)
     for _ in range(config.lbfgs_steps):
-        direction, state = direct(gradient * scales, state, flat)
+        direction, state = method.update(gradient * scales, state, flat)
         slope, length = -float(jnp.vdot(direction, gradient * scales)), 1.0
         while length > _SHORTEST:
             tried = flat - length * direction

@@ -275,7 +275,7 @@ def reveal_ways(num_steps: int, length: int) -> Array:
 def sampler_measures(
     world: World, probabilities: Array, evidence: Array, steps: Iterable[int]
 ) -> dict[int, Measures]:
-    """`law_measures` of the samples for each number of steps, without sampling.
+    """Perplexity and `law_measures` of the samples for each number of steps, without sampling.
 
     Args:
       world: the chain that judges.
@@ -284,25 +284,12 @@ def sampler_measures(
       steps: numbers of steps, each at least 1.
     """
     sums, chain = reveal_sums(probabilities), evidence[finished_states(world)]
-    return {n: law_measures(sample_distribution(sums, n), chain, world.length) for n in steps}
-
-
-def law_measures(sampled: Array, chain: Array, length: int) -> Measures:
-    """What samples of a known distribution are worth.
-
-    Args:
-      sampled: `[V^L]`, the probability of every finished sequence as a sample.
-      chain: `[V^L]`, its probability in the language.
-      length: L, tokens in a sequence.
-    """
-    cross, entropy = -float(sampled @ np.log(chain)), float(special.entr(sampled).sum())
-    return Measures(
-        perplexity=math.exp(cross / length),
-        entropy=entropy / length,
-        kl=cross - entropy,
-        kl_reverse=float(special.rel_entr(chain, sampled).sum()),
-        tv=float(np.abs(sampled - chain).sum()) / 2,
-    )
+    measures = {}
+    for num_steps in steps:
+        law = sample_distribution(sums, num_steps)
+        perplexity = math.exp(-float(law @ np.log(chain)) / world.length)
+        measures[num_steps] = Measures(perplexity, **law_measures(law, chain, world.length))
+    return measures
 
 
 def law_measures(law: Array, chain: Array, length: int) -> dict[str, float]:
