@@ -4,7 +4,6 @@ import dataclasses
 import re
 import typing
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -17,6 +16,7 @@ from sdtt_jax.diffusion.schedule import ScheduleConfig
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.parallel.mesh import MeshConfig
+from sdtt_jax.paths import as_path
 from sdtt_jax.renamed import missing_name
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
@@ -194,7 +194,7 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
         file = re.fullmatch(rf"--?{flag}(?:=(.*))?", argument)
         if file is not None:
             name = following if file[1] is None else file[1]
-            require(Path(name).is_file(), f"--{flag}={name}: there is no such file.")
+            require(as_path(name).is_file(), f"--{flag}={name}: there is no such file.")
         match = re.match(rf"--?{flag}\.([\w.]+)", argument)
         if match is None:
             continue

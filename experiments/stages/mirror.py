@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdtt_jax.paths import is_remote
+from sdtt_jax.paths import as_path, is_remote
 
 CACHE = "SDTT_JAX_CACHE"
 
@@ -22,7 +22,7 @@ def local_root(root: Path) -> Path:
     if not is_remote(root):
         return root
     cache = os.environ.get(CACHE) or Path.home() / ".cache" / "sdtt_jax"
-    return Path(cache) / hashlib.sha256(os.fspath(root).encode()).hexdigest()[:16]
+    return as_path(cache) / hashlib.sha256(os.fspath(root).encode()).hexdigest()[:16]
 
 
 def upload(local: Path, remote: Path, last: str) -> None:
