@@ -4,6 +4,7 @@ import dataclasses
 import re
 import typing
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import ml_collections
@@ -190,7 +191,7 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
     Raises:
       ConfigError: a file or field that does not exist.
     """
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, following in zip_longest(argv, argv[1:], fillvalue=""):
         file = re.fullmatch(rf"--?{flag}(?:=(.*))?", argument)
         if file is not None:
             name = following if file[1] is None else file[1]
