@@ -161,8 +161,24 @@ class RunConfig:
 
 def config_dict(config: RunConfig) -> ml_collections.ConfigDict:
     """The config as config files return it: locked, so that an unknown field is an error."""
-    # `asdict` and not `to_mapping`: tuples can be given on the command line, lists cannot.
-    return ml_collections.ConfigDict(dataclasses.asdict(config)).lock()
+    return ml_collections.ConfigDict(_settable(config)).lock()
+
+
+def _settable(config: Any) -> dict[str, Any]:
+    """Fields in the form in which each can be given on the command line.
+
+    That is, tuples as they are, for lists cannot; and for None a placeholder that knows the field's type.
+    """
+    fields = {}
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            value = _settable(value)
+        elif value is None:
+            [kind] = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+            value = ml_collections.config_dict.placeholder(kind)
+        fields[name] = value
+    return fields
 
 
 def run_config(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfig:

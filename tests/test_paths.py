@@ -74,7 +74,7 @@ def test_every_door_takes_a_tilde(home):
     assert list(documents(DataConfig("~/x.jsonl"))) == ["a b"]
     assert read_task("lambada", "~/x.jsonl")[0].suffix == " b"
     tokenizer = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
-    assert len(list(read_texts("~/x.jsonl", tokenizer))) == 1
+    assert len(list(read_texts("~/x.jsonl", tokenizer, tokenizer.vocab_size))) == 1
     (home / "tokenizer").mkdir()
     save_tokenizer(tokenizer, "~/tokenizer")
     assert load_tokenizer("~/tokenizer").digest == tokenizer.digest
