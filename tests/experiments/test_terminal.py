@@ -1,13 +1,16 @@
 """What every entry point says of its flags. Oracle: the message, and what lies on the disk."""
 
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
 from experiments.cli.app import output_file, parse_flags
 from sdtt_jax import renamed
 from sdtt_jax.errors import ConfigError
-from tests.experiments.processes import call
+from tests.experiments.processes import ROOT, call
 
 
 def test_no_output_is_asked_for():
@@ -68,3 +71,25 @@ def test_the_new_name_is_only_given_where_it_is_a_flag(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         parse_flags(["sample", "--old_flag=3"], None)
     assert "Unknown command line flag 'old_flag'" in capsys.readouterr().err
+
+
+FREES_AND_ASKS_AGAIN = """
+import resource
+import numpy as np
+from experiments.cli.app import keep_freed_memory
+keep_freed_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(2**24)  # 128 MiB
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's")
+def test_freed_memory_is_used_again():
+    """Oracle: the system's count of page faults, of which 128 MiB that are new cost up to 32,768."""
+    done = subprocess.run(
+        [sys.executable, "-c", FREES_AND_ASKS_AGAIN], cwd=ROOT, capture_output=True, text=True
+    )
+    first, *later = map(int, done.stdout.split())
+    assert max(later) < 100, (first, later)
