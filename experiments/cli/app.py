@@ -53,8 +53,8 @@ def keep_compiled_programs() -> None:
 def keep_freed_memory() -> None:
     """Lets glibc keep what a program frees for its next step, instead of giving it back to the system.
 
-    XLA's CPU client frees its temporary arrays after every step. The system would zero and map all of them anew:
-    38,000 page faults in a training step of the demo, and a fifth of its CPU time (0.70 s; 0.56 with this).
+    XLA's CPU client frees its temporary arrays after every step. The system would zero and map all of them
+    anew: 38,000 page faults in a training step of the demo, and a fifth of its CPU time (0.70 s; 0.56 so).
     One arena for all threads, since others than the first are too small for such arrays.
     """
     mmap_max, trim_threshold, arena_max = -4, -1, -8  # malloc.h
