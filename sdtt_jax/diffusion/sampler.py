@@ -126,7 +126,7 @@ def sample(
         return state, state.x if keep_states else None
 
     state = SamplerState(x_init, jnp.int32(0))
-    state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps))
+    state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps, dtype=jnp.int32))
     state = finish(diffusion, params, plan, state, config)
     if states is not None:
         states = jnp.concatenate([x_init[None], states, state.x[None]])
@@ -154,7 +154,7 @@ def prior_sample(
 
 def time_grid(config: SamplerConfig, eps: float = SAMPLING_EPS) -> jax.Array:
     """The times 1 = t_0 > … > t_n = eps of `num_steps` = n reverse steps: `[n + 1]` float32."""
-    u = jnp.linspace(1.0, eps, config.num_steps + 1)
+    u = jnp.linspace(1.0, eps, config.num_steps + 1, dtype=jnp.float32)
     if config.time_grid == "cosine":
         return jnp.cos(jnp.pi / 2 * (1 - u)).at[-1].set(eps)
     return u
@@ -176,7 +176,8 @@ def plan_generation(
       config: sampler.
     """
     masked = x_init == diffusion.mask_id
-    share = jax.random.uniform(jax.random.fold_in(key, config.num_steps), x_init.shape)
+    key_share = jax.random.fold_in(key, config.num_steps)
+    share = jax.random.uniform(key_share, x_init.shape, jnp.float32)
     call, sigmas = MODES[config.mode](share, masked, diffusion.schedule, config)
     return Plan(key, jnp.where(masked, call, config.num_steps + 1), sigmas)
 
@@ -257,7 +258,8 @@ def reverse_step(
     """
     key_position, key_token = jax.random.split(key)
     prob = jnp.broadcast_to(prob, x_t.shape[:1])[:, None]
-    revealed = (x_t == diffusion.mask_id) & (jax.random.uniform(key_position, x_t.shape) < prob)
+    uniform = jax.random.uniform(key_position, x_t.shape, jnp.float32)
+    revealed = (x_t == diffusion.mask_id) & (uniform < prob)
     return _fill(diffusion, params, x_t, hidden, revealed, _drawn(Filters()), key_token)
 
 
@@ -307,7 +309,7 @@ def even_calls(share: PerToken, masked: Positions, num_steps: int) -> tuple[jax.
     rank = jnp.argsort(jnp.argsort(-share, axis=-1), axis=-1)
     count = jnp.maximum(masked.sum(axis=-1, keepdims=True), 1)
     call = jnp.where(masked, rank * num_steps // count, num_steps).astype(jnp.int32)
-    first = jnp.zeros((len(share), num_steps))
+    first = jnp.zeros((len(share), num_steps), jnp.float32)
     rows = jnp.arange(len(share))[:, None]
     return call, first.at[rows, call].max(share, mode="drop")
 

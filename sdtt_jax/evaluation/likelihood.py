@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
@@ -47,7 +48,7 @@ def _estimates(
     def one(key: jax.Array) -> jax.Array:
         key_u, key_mask = jax.random.split(key)
         u = sample_t(key_u, x0.shape[0], antithetic=spread, eps=0.0)
-        noise = Noise(u, jax.random.uniform(key_mask, x0.shape))
+        noise = Noise(u, jax.random.uniform(key_mask, x0.shape, jnp.float32))
         return bound(diffusion, params, x0, noise, config.estimator) / x0.shape[1]
 
     keys = jax.random.split(jax.random.fold_in(key, index), config.num_maskings)
