@@ -31,6 +31,7 @@ from sdtt_jax.config import positive, require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import Sampling
 from sdtt_jax.interchange.load import load_denoiser
+from sdtt_jax.keys import seed_key
 from sdtt_jax.model.batches import Written
 from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import ended
@@ -88,7 +89,7 @@ def _written(
     model: Model, x_init: np.ndarray, sampling: Sampling, config: SamplerConfig
 ) -> Iterator[dict[str, Any]]:
     """Text, tokens and facts of each row of `x_init: [B, L]` int32 as it is written."""
-    key, tokenizer, done = jax.random.key(sampling.seed), model.text_tokenizer, 0
+    key, tokenizer, done = seed_key(sampling.seed), model.text_tokenizer, 0
 
     def watched(index: int) -> Written:
         states = model.states(jax.random.fold_in(key, index), x_init[index : index + 1], config)
