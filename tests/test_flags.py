@@ -17,9 +17,17 @@ from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig
 from sdtt_jax.diffusion.nelbo import NelboConfig, nelbo
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import SCHEDULES, ScheduleConfig, make_schedule
+from sdtt_jax.distillation.coupled import (
+    CoupledDistillConfig,
+    noise_of,
+    states_along,
+    trajectory_end,
+)
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.evaluation import cloze, likelihood
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
+from sdtt_jax.networks.config import CoupledConfig
+from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from sdtt_jax.objectives import distill_loss
 from sdtt_jax.parallel.placement import unbox
@@ -53,6 +61,16 @@ def continued(kind, config, key):
     return generate(network, params, key, prompt=prompt, num_tokens=5, top_p=0.9)
 
 
+def coupled(key):
+    """A round's trajectory of a network that sees noise, and a state of it."""
+    network = CoupledDenoiser(CoupledConfig(**SIZES, cond_dim=4))
+    model, config = MaskedDiffusion(network, make_schedule()), CoupledDistillConfig(4)
+    keys, params = jax.random.split(key, 2), parameters(network)
+    noise = noise_of(model, keys, LENGTH)
+    tokens = trajectory_end(model, params, noise, config.trajectory(1))
+    return states_along(model, noise, tokens, key, config, 1)
+
+
 def scored(key, schedule="log-linear", **options):
     model = diffusion(schedule)
     return nelbo(model, parameters(model.denoiser), TEXTS, key, NelboConfig(**options))
@@ -79,6 +97,7 @@ DRAWS = {
     "GPT-2": functools.partial(continued, GPT2Network, GPT2Config),
     "independent times": functools.partial(scored, antithetic=False),
     "flat times": functools.partial(scored, importance=True),
+    "coupled": coupled,
     "distillation": distilled,
     "the reference's times": functools.partial(distilled, reference_times=True),
     "cloze": lambda key: cloze._noise(BoundConfig(), key, LENGTH, jnp.int32(1), jnp.int32(0)),

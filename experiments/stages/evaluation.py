@@ -161,7 +161,8 @@ def _round_record(run: Run, number: int, student: Measured, teacher: Measured) -
         assert ours is not None
         assert theirs is not None
         ratio = paired_log_ratio(ours.per_token, theirs.per_token, seed=run.config.seed)
-        paired[str(num_steps)] = {"log_ratio": ratio.value, "low": ratio.low, "high": ratio.high}
+        low, high = ratio.ends
+        paired[str(num_steps)] = {"log_ratio": ratio.value, "low": low, "high": high}
     return {
         "round": number,
         "dt": round_dt(config, number),

@@ -92,21 +92,6 @@ class BoundConfig:
         positive(self, "num_maskings")
 
 
-def bound(
-    diffusion: MaskedDiffusion, params: Any, x0: jax.Array, noise: Noise, estimator: str
-) -> jax.Array:
-    """An estimate of the bound of each row from one masking: `[rows]` float32, nats.
-
-    Args:
-      diffusion, params: the model.
-      x0: `[rows, length]` int32.
-      noise: independent for each row but for what the estimator's `spread` asks for. The bound is of the
-        tokens whose noise is not `NEVER`; the others are given.
-      estimator: one of `ESTIMATORS`.
-    """
-    return masking_bound(diffusion, params, x0, ESTIMATORS[estimator].mask(diffusion, x0, noise))
-
-
 def masking_bound(
     diffusion: MaskedDiffusion, params: Any, x0: jax.Array, masking: Masking
 ) -> jax.Array:

@@ -126,8 +126,9 @@ def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
                     causal=causal,
                     seconds=timed["seconds"],
                     gen_ppl=item["gen_ppl"],
-                    low=item["gen_ppl_low"],
-                    high=item["gen_ppl_high"],
+                    # Over a single text there is no interval.
+                    low=item["gen_ppl_low"] or item["gen_ppl"],
+                    high=item["gen_ppl_high"] or item["gen_ppl"],
                     entropy=item["entropy"],
                 )
             )
