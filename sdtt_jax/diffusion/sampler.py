@@ -280,9 +280,8 @@ def reverse_step(
       prob: `[batch]` or `[]` float32, chance of being revealed, from `unmask_prob`.
     """
     key_position, key_token = jax.random.split(key)
-    prob = jnp.broadcast_to(prob, x_t.shape[:1])[:, None]
     uniform = jax.random.uniform(key_position, x_t.shape, jnp.float32)
-    revealed = (x_t == diffusion.mask_id) & (uniform < prob)
+    revealed = (x_t == diffusion.mask_id) & (uniform < jnp.asarray(prob)[..., None])
     return _fill(diffusion, params, x_t, hidden, revealed, _drawn(Filters()), key_token)
 
 
