@@ -107,13 +107,18 @@ def draw(key: jax.Array, logits: jax.Array) -> jax.Array:
     vocab = logits.shape[-1]
     if vocab <= BLOCK**2 // 16:
         return _draw(key, logits)
-    widths = [(0, 0)] * (logits.ndim - 1) + [(0, -vocab % BLOCK)]
-    blocks = jnp.pad(logits, widths, constant_values=NEG_INFINITY)
-    blocks = blocks.reshape(*logits.shape[:-1], -1, BLOCK)
+    blocks = in_blocks(logits)
     key_block, key_entry = jax.random.split(key)
     block = _draw(key_block, jax.nn.logsumexp(blocks, axis=-1))
     entries = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
     return block * BLOCK + _draw(key_entry, entries)
+
+
+def in_blocks(logits: jax.Array) -> jax.Array:
+    """`[..., vocab]` to `[..., blocks, BLOCK]`, the last block filled up with what is impossible."""
+    widths = [(0, 0)] * (logits.ndim - 1) + [(0, -logits.shape[-1] % BLOCK)]
+    blocks = jnp.pad(logits, widths, constant_values=NEG_INFINITY)
+    return blocks.reshape(*logits.shape[:-1], -1, BLOCK)
 
 
 def _draw(key: jax.Array, logits: jax.Array) -> jax.Array:
