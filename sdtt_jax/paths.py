@@ -4,6 +4,7 @@ A remote path is an `epath.Path`, which has pathlib's methods; what the two do d
 """
 
 import codecs
+import contextlib
 import importlib.util
 import json
 import os
@@ -61,10 +62,12 @@ def as_path(path: PathLike) -> Path:
     return cast(Path, epath.Path(text))
 
 
-def below_home(path: str) -> Path | None:
-    """`~/PATH`, or None where the user has no home, as in containers that run as a number."""
-    home = os.path.expanduser("~")
-    return None if home == "~" else Path(home, path)
+def home() -> Path | None:
+    """The user's home directory; None where there is none (a container's numeric user, no $HOME)."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
 
 
 def absolute(path: PathLike) -> Path:
@@ -84,8 +87,15 @@ def write_bytes(path: PathLike, content: bytes) -> None:
         path.write_bytes(content)
         return
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        # A full disk does not say where it is.
+        error.filename = error.filename or os.fspath(path)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def write_text(path: PathLike, content: str) -> None:

@@ -18,7 +18,6 @@ from sdtt_jax.evaluation.texts import read_texts
 from sdtt_jax.paths import (
     absolute,
     as_path,
-    below_home,
     parse_json,
     read_json,
     text_lines,
@@ -59,13 +58,6 @@ def test_a_bucket_has_no_homes(monkeypatch):
     assert os.fspath(as_path("gs://bucket/~/x")) == "gs://bucket/~/x"
     with pytest.raises(ConfigError, match="file:// is not known"):
         as_path("file://~/x")
-
-
-def test_without_a_home_there_is_nothing_below_it(monkeypatch):
-    monkeypatch.setenv("HOME", "/nowhere")
-    assert str(below_home("x/y")) == "/nowhere/x/y"
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)
-    assert below_home("x/y") is None
 
 
 def test_every_door_takes_a_tilde(home):

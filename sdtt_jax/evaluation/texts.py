@@ -14,7 +14,7 @@ from sdtt_jax.data.normalize import without_traces_of_files
 from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.model.tokens import as_ids
+from sdtt_jax.ops.tokens import as_ids
 from sdtt_jax.paths import as_path, parse_json, text_lines
 
 

@@ -54,6 +54,15 @@ def test_splash_attention_equals_the_plain_form(causal):
     np.testing.assert_allclose(lse, same, atol=2e-6)
 
 
+def test_attention_works_without_jit():
+    arrays = _arrays((1, 8, 1, 4))
+    expected = jax.jit(GRADIENT)(*arrays)
+    with jax.disable_jit():
+        found = GRADIENT(*arrays)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 @pytest.mark.parametrize("function", [_loss, GRADIENT], ids=["value", "gradient"])
 def test_lowering_for_a_tpu_takes_splash_attention_wherever_it_is_traced(function):
     arrays = _arrays(LONG, jnp.bfloat16)
