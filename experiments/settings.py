@@ -5,7 +5,6 @@ import re
 import typing
 from collections.abc import Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -16,8 +15,10 @@ from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.schedule import ScheduleConfig
 from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.keys import check_seed
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.parallel.mesh import MeshConfig
+from sdtt_jax.paths import as_path
 from sdtt_jax.renamed import missing_name
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
@@ -128,7 +129,7 @@ class RunConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**31, f"seed must lie in [0, 2**31), not {self.seed}.")
+        check_seed(self.seed)
         at_least(0, self, "watchdog_seconds")
         for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
             require(
@@ -211,7 +212,7 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
         file = re.fullmatch(rf"--?{flag}(?:=(.*))?", argument)
         if file is not None:
             name = following if file[1] is None else file[1]
-            require(Path(name).is_file(), f"--{flag}={name}: there is no such file.")
+            require(as_path(name).is_file(), f"--{flag}={name}: there is no such file.")
         match = re.match(rf"--?{flag}\.([\w.]+)", argument)
         if match is None:
             continue

@@ -33,6 +33,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt, sample_t, without_mask
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
+from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Key, Logits, Params, PerSequence, PerToken, Positions, Scalar, Tokens
 
 WEIGHTINGS = ("nelbo", "even")
@@ -194,7 +195,7 @@ def _flat_times(schedule: Schedule, u: PerSequence) -> tuple[PerSequence, PerSeq
         "sigma_min > 0.",
     )
     assert schedule.importance_t is not None
-    low, high = schedule.importance_t(jnp.array([0.0, 1.0]))
+    low, high = schedule.importance_t(jnp.array([0.0, 1.0], jnp.float32))
     # In u the integrand's weight, weight(t) dt/du = d log(1 - alpha)/du, is one constant.
     span = jnp.log(schedule.move_chance(high)) - jnp.log(schedule.move_chance(low))
     t = schedule.importance_t(u)
@@ -217,6 +218,10 @@ def nelbo(
       x0: `[batch, length]` int32.
       key: PRNG key.
       config: how times are drawn; None is antithetic.
+
+    Raises:
+      ConfigError: `x0` are no such texts.
     """
+    x0 = jnp.asarray(as_rows(x0, diffusion.mask_id, "x0"))
     terms = denoising_terms(diffusion, params, x0, key, config)
     return (terms.nll * terms.weight[:, None]).mean(axis=-1)

@@ -27,6 +27,7 @@ from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import Filters, draw, filter_logits
 from sdtt_jax.ops.noise import Noise, draw_noise, noisy_argmax
 from sdtt_jax.ops.rows import Chunks, map_selected
+from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, PerToken, Positions, Tokens
 
 TIME_GRIDS = ("uniform", "cosine")
@@ -131,6 +132,7 @@ def sample(
       >>> sample(diffusion, params, jax.random.key(1), prior_sample(2, 8, 5), SamplerConfig(4))[0].x.shape
       (2, 8)
     """
+    x_init = jnp.asarray(as_rows(x_init, diffusion.mask_id + 1, "x_init"))
     plan = plan_generation(diffusion, key, x_init, config, noise)
 
     def body(state: SamplerState, index: jax.Array) -> tuple[SamplerState, jax.Array | None]:
@@ -138,7 +140,7 @@ def sample(
         return state, state.x if keep_states else None
 
     state = SamplerState(x_init, jnp.int32(0))
-    state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps))
+    state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps, dtype=jnp.int32))
     state = finish(diffusion, params, plan, state, config)
     if states is not None:
         states = jnp.concatenate([x_init[None], states, state.x[None]])
@@ -166,7 +168,7 @@ def prior_sample(
 
 def time_grid(config: SamplerConfig, eps: float = SAMPLING_EPS) -> jax.Array:
     """The times 1 = t_0 > … > t_n = eps of `num_steps` = n reverse steps: `[n + 1]` float32."""
-    u = jnp.linspace(1.0, eps, config.num_steps + 1)
+    u = jnp.linspace(1.0, eps, config.num_steps + 1, dtype=jnp.float32)
     if config.time_grid == "cosine":
         return jnp.cos(jnp.pi / 2 * (1 - u)).at[-1].set(eps)
     return u
@@ -195,7 +197,9 @@ def plan_generation(
     masked, key_plan = x_init == diffusion.mask_id, jax.random.fold_in(key, config.num_steps)
     if noise is None and diffusion.noise_levels is not None:
         noise = draw_noise(key_plan, x_init.shape, diffusion.mask_id, diffusion.noise_levels)
-    share = jax.random.uniform(key_plan, x_init.shape) if noise is None else noise.order
+    share = (
+        jax.random.uniform(key_plan, x_init.shape, jnp.float32) if noise is None else noise.order
+    )
     call, sigmas = MODES[config.mode](share, masked, diffusion.schedule, config)
     return Plan(key, jnp.where(masked, call, config.num_steps + 1), sigmas, noise)
 
@@ -278,8 +282,8 @@ def reverse_step(
       prob: `[batch]` or `[]` float32, chance of being revealed, from `unmask_prob`.
     """
     key_position, key_token = jax.random.split(key)
-    prob = jnp.broadcast_to(prob, x_t.shape[:1])[:, None]
-    revealed = (x_t == diffusion.mask_id) & (jax.random.uniform(key_position, x_t.shape) < prob)
+    uniform = jax.random.uniform(key_position, x_t.shape, jnp.float32)
+    revealed = (x_t == diffusion.mask_id) & (uniform < jnp.asarray(prob)[..., None])
     return _fill(diffusion, params, x_t, hidden, revealed, _drawn(Filters()), key_token)
 
 
@@ -379,11 +383,8 @@ def _choice(diffusion: MaskedDiffusion, plan: Plan, filters: Filters) -> Choice:
 
 
 def _drawn(filters: Filters) -> Choice:
-    """Draws from the filtered distribution.
-
-    Each position has its own key, from its place in the batch, so that neither the size of the chunks nor
-    the number of devices changes what is drawn.
-    """
+    """Draws from the filtered distribution, each position with the key of its place in the batch, so that
+    neither the size of the chunks nor the number of devices changes what is drawn."""
 
     def choose(key: Key, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
         del noise
