@@ -26,6 +26,16 @@ FREE = {
 }  # fmt: skip
 ATTENTION_KERNELS = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
 _CHAIN = re.compile(r'chain_id="\d+"')
+# What has no name of its own: copies between memories, and parts of results.
+_COPIES = {
+    "copy",
+    "copy-start",
+    "copy-done",
+    "slice-start",
+    "slice-done",
+    "get-tuple-element",
+    "bitcast",
+}
 # Which operand of what is done in place holds the new values.
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 _TRIPS = re.compile(r'known_trip_count":\s*{\s*"n":\s*"(\d+)"')
@@ -47,6 +57,7 @@ class Collective:
 
 
 Amounts = functools.partial(collections.defaultdict[Collective, float], float)
+Operations = functools.partial(collections.defaultdict[str, float], float)
 
 
 @dataclasses.dataclass
@@ -55,22 +66,27 @@ class Cost:
 
     Attributes:
       flops: of matrix products, convolutions and attention kernels.
-      bytes: read from and written to memory, each operand and result of a fusion once.
+      traffic: bytes read from and written to memory, each operand and result of a fusion once, by the
+        operation of the source that it comes from (`Instruction.source`).
       data: bytes that the device puts in, by collective.
       sent: bytes that the device sends, by collective, with the algorithms that need the fewest.
       count: how often each collective is called.
     """
 
     flops: float = 0.0
-    bytes: float = 0.0
+    traffic: dict[str, float] = dataclasses.field(default_factory=Operations)
     data: dict[Collective, float] = dataclasses.field(default_factory=Amounts)
     sent: dict[Collective, float] = dataclasses.field(default_factory=Amounts)
     count: dict[Collective, float] = dataclasses.field(default_factory=Amounts)
 
+    @property
+    def bytes(self) -> float:
+        """Bytes read from and written to memory."""
+        return sum(self.traffic.values())
+
     def add(self, other: "Cost", times: float = 1) -> None:
         self.flops += other.flops * times
-        self.bytes += other.bytes * times
-        for name in ("data", "sent", "count"):
+        for name in ("traffic", "data", "sent", "count"):
             mine = getattr(self, name)
             for key, value in getattr(other, name).items():
                 mine[key] += value * times
@@ -127,7 +143,7 @@ class Module:
             self._add_collective(total, i, kind, table)
         elif i.opcode == "fusion":
             for name in i.called("calls"):
-                inner = dataclasses.replace(self._cost(name, True), bytes=0.0)
+                inner = dataclasses.replace(self._cost(name, True), traffic={})
                 total.add(_scattered(inner) if name.startswith("all-reduce-scatter") else inner)
         elif i.opcode == "dot":
             total.flops += dot_flops(i, table)
@@ -136,7 +152,7 @@ class Module:
         elif i.opcode == "custom-call":
             total.flops += kernel_flops(i, table)
         if not fused and i.opcode not in FREE and not i.opcode.endswith("-done"):
-            total.bytes += self._traffic(i, table)
+            total.traffic[_operation(i, table)] += self._traffic(i, table)
 
     def _trips(self, loop: Instruction) -> float:
         known = _TRIPS.search(loop.attributes)
@@ -193,6 +209,8 @@ class Module:
             return 2 * i.traffic
         if i.opcode in _UPDATES:
             return 2 * operands[_UPDATES[i.opcode]].traffic
+        if i.opcode == "custom-call" and "AllocateBuffer" in i.attributes:
+            return 0.0  # a scan's results before its first turn: reserved, not written
         if i.opcode == "copy-start":  # its result is (copy, source, context)
             return i.shapes[0].traffic + operands[0].traffic
         if i.opcode == "slice-start":  # (source, slice, context)
@@ -243,6 +261,15 @@ class Module:
             else:
                 return math.inf
         return total
+
+
+def _operation(i: Instruction, table: dict[str, Instruction]) -> str:
+    """The operation of the source; the compiler's own copies count with what they copy, kernels by name."""
+    if i.source:
+        return i.source
+    if i.opcode in _COPIES and i.operands[0] in table:
+        return _operation(table[i.operands[0]], table)
+    return re.sub(r"[.\d]+$", "", i.name)
 
 
 def _scattered(cost: Cost) -> Cost:

@@ -1,5 +1,7 @@
 """Costs read from compiled programs. Oracles: counts by hand, and XLA's own where there is no loop."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +78,59 @@ def test_a_scanned_block_reads_its_own_layer_not_all():
     kernels = 12 * 256 * 256 * 4
     found = cost(layers, ones(8, 256), ones(12, 256, 256))
     assert kernels <= found.bytes <= 4 * kernels
+
+
+def test_traffic_is_what_xla_itself_counts_where_there_is_no_loop():
+    def layer(x, kernel):
+        return jnp.tanh(x @ kernel).sum(axis=0), x.T
+
+    compiled = jax.jit(layer).lower(ones(64, 128), ones(128, 256)).compile()
+    found = Module(compiled.as_text(), ("data",), (1,), lambda _: 1.0).cost()
+    assert found.bytes == pytest.approx(compiled.cost_analysis()["bytes accessed"], rel=0.02)
+
+
+def test_traffic_by_operation_of_the_source():
+    """A gradient through a scan of eight rematerialised layers: each pass names its scopes."""
+
+    @functools.partial(jax.checkpoint, prevent_cse=True)
+    def layer(x, kernel):
+        with jax.named_scope("mix"):
+            return jnp.tanh(jnp.cos(x) @ kernel), None
+
+    def loss(x, kernels):
+        with jax.named_scope("layers"):
+            return jax.lax.scan(layer, x, kernels)[0].sum()
+
+    found = cost(jax.grad(loss, argnums=1), ones(16, 32), ones(8, 32, 32))
+    products = {name: size for name, size in found.traffic.items() if "dot_general" in name}
+    assert set(products) == {
+        "layers/mix/dot_general",
+        "layers/mix/dot_general (recomputed)",
+        "layers/mix/dot_general (backward)",
+    }
+    # [16, 32] and [32, 32] in, [16, 32] out, in each of eight turns; the kernel is a slice of all eight.
+    once = 8 * 4 * (2 * 16 * 32 + 32 * 32)
+    assert once <= products["layers/mix/dot_general"] <= 2 * once
+    assert sum(found.traffic.values()) == found.bytes
+
+
+UNNAMED = """HloModule m
+
+ENTRY %main (p0: f32[100]) -> f32[100] {
+  %p0 = f32[100]{0} parameter(0)
+  %a = f32[100]{0} negate(%p0), metadata={op_name="jit(f)/jvp(scope)/neg"}
+  %b = (f32[100]{0:S(1)}, f32[100]{0}, u32[]{:S(2)}) copy-start(%a)
+  %c = f32[100]{0:S(1)} copy-done(%b)
+  %d = f32[900]{0} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %kernel.2 = f32[100]{0} custom-call(%c), custom_call_target="tpu_custom_call"
+}
+"""
+
+
+def test_copies_count_with_what_they_copy_kernels_by_name_and_reserving_is_free():
+    """By hand: `neg` reads and writes, its copy reads (the chip's own memory is free), the kernel writes."""
+    found = Module(UNNAMED, ("data",), (1,), lambda _: 1.0).cost()
+    assert {k: v for k, v in found.traffic.items() if v} == {"scope/neg": 1200, "kernel": 400}
 
 
 CONVOLUTION = """HloModule m
