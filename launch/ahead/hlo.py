@@ -10,11 +10,12 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from launch.ahead.hlo_text import Instruction, device_groups, parse
+from sdtt_jax.networks.attention import packed
 
 COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all",
@@ -24,7 +25,13 @@ FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
     "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "async-done", "copy-done",
 }  # fmt: skip
-ATTENTION_KERNELS = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
+# Products of [length, length], and how many arrays of queries, keys and values are one operand.
+ATTENTION_KERNELS = {
+    "splash_mha_fwd": (2, 1),
+    "splash_mha_dkv": (5, 1),
+    packed.FORWARD: (2, 3),
+    packed.BACKWARD: (5, 3),
+}
 _CHAIN = re.compile(r'chain_id="\d+"')
 # What has no name of its own: copies between memories, and parts of results.
 _COPIES = {
@@ -36,6 +43,8 @@ _COPIES = {
     "get-tuple-element",
     "bitcast",
 }
+# What reads no more of an operand than it returns.
+_SLICES = {"dynamic-slice", "gather", "slice"}
 # Which operand of what is done in place holds the new values.
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 _TRIPS = re.compile(r'known_trip_count":\s*{\s*"n":\s*"(\d+)"')
@@ -205,7 +214,7 @@ class Module:
     def _traffic(self, i: Instruction, table: dict[str, Instruction]) -> float:
         """Bytes that an instruction reads and writes."""
         operands = [table[name] for name in i.operands if name in table]
-        if i.opcode in ("dynamic-slice", "gather", "slice"):
+        if i.opcode in _SLICES:
             return 2 * i.traffic
         if i.opcode in _UPDATES:
             return 2 * operands[_UPDATES[i.opcode]].traffic
@@ -245,22 +254,31 @@ class Module:
 
     def _read(self, name: str, operand: str) -> float:
         """Bytes of an operand of a fused computation that are read; infinite for all of it."""
-        total = 0.0
+        users = self._users(name, operand)
+        return sum(u.traffic if u and u.opcode in _SLICES else math.inf for u in users)
+
+    def _users(self, name: str, value: str) -> Iterator[Instruction | None]:
+        """What uses a value of a computation, through bitcasts and inner fusions; None: it is the result."""
         for user in self.computations[name]:
-            if operand not in user.operands:
+            if user.name == value and user.root:
+                yield None
+            if value not in user.operands:
                 continue
             if user.opcode == "bitcast":
-                total += self._read(name, user.name)
-            elif user.opcode in ("dynamic-slice", "gather", "slice"):
-                total += user.traffic
+                yield from self._users(name, user.name)
             elif user.opcode == "fusion":
                 (inner,) = user.called("calls")
-                number = str(user.operands.index(operand))
+                number = str(user.operands.index(value))
                 parameters = (i for i in self.computations[inner] if i.opcode == "parameter")
-                total += self._read(inner, next(i.name for i in parameters if i.literal == number))
+                for use in self._users(
+                    inner, next(i.name for i in parameters if i.literal == number)
+                ):
+                    if use is None:
+                        yield from self._users(name, user.name)
+                    else:
+                        yield use
             else:
-                return math.inf
-        return total
+                yield user
 
 
 def _operation(i: Instruction, table: dict[str, Instruction]) -> str:
@@ -301,14 +319,16 @@ def kernel_flops(i: Instruction, table: dict[str, Instruction]) -> float:
     Forward: scores and weighted sums. Backward, in one kernel: scores again, and the gradients of weights,
     values, keys and queries.
     """
-    products = next((n for name, n in ATTENTION_KERNELS.items() if i.name.startswith(name)), 0)
+    products, arrays = next(
+        (n for name, n in ATTENTION_KERNELS.items() if i.name.startswith(name)), (0, 1)
+    )
     if not products:
         return 0.0
     # The kernels' other operands of so many dimensions are integers: which blocks the mask leaves.
     shapes = [s for name in i.operands for s in table[name].shapes if "f" in s.dtype]
-    # [batch, heads, length, kv]; a batch of one is left out.
+    # [batch, heads, length, kv], where a batch of one is left out, or [3, batch, length, heads * kv].
     query = next(shape for rank in (4, 3) for shape in shapes if len(shape.dims) == rank)
-    return products * 2.0 * query.elements * query.dims[-2]
+    return products * 2.0 * query.elements / arrays * query.dims[-2]
 
 
 def dot_flops(i: Instruction, table: dict[str, Instruction]) -> float:

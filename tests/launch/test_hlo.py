@@ -133,6 +133,36 @@ def test_copies_count_with_what_they_copy_kernels_by_name_and_reserving_is_free(
     assert {k: v for k, v in found.traffic.items() if v} == {"scope/neg": 1200, "kernel": 400}
 
 
+NESTED = """HloModule m
+
+%bitcast_fusion (p0: f32[8,100]) -> f32[800] {
+  %p0 = f32[8,100]{1,0} parameter(0)
+  ROOT %b = f32[800]{0} bitcast(%p0)
+}
+
+%outer (p0: f32[8,100], p1: f32[8,100]) -> f32[800] {
+  %p0 = f32[8,100]{1,0} parameter(0)
+  %p1 = f32[8,100]{1,0} parameter(1)
+  %all = f32[800]{0} fusion(%p0), kind=kLoop, calls=%bitcast_fusion
+  %some = f32[800]{0} fusion(%p1), kind=kLoop, calls=%bitcast_fusion
+  %slice = f32[50]{0} slice(%some), slice={[0:50]}
+  %wide = f32[800]{0} broadcast(%slice), dimensions={0}
+  ROOT %sum = f32[800]{0} add(%all, %wide)
+}
+
+ENTRY %main (p0: f32[8,100], p1: f32[8,100]) -> f32[800] {
+  %p0 = f32[8,100]{1,0} parameter(0)
+  %p1 = f32[8,100]{1,0} parameter(1)
+  ROOT %f = f32[800]{0} fusion(%p0, %p1), kind=kLoop, calls=%outer
+}
+"""
+
+
+def test_an_operand_that_passes_an_inner_fusion_is_read_as_far_as_it_is_used():
+    """By hand: all 800 of one operand, 50 of the other, 800 written."""
+    assert Module(NESTED, ("data",), (1,), lambda _: 1.0).cost().bytes == 4 * (800 + 50 + 800)
+
+
 CONVOLUTION = """HloModule m
 
 ENTRY %main (p0: f32[2,4,16,8], p1: f32[4,8,5]) -> f32[2,4,16,5] {{
@@ -191,6 +221,19 @@ def test_attention_kernels_count_with_and_without_a_batch(dims):
     call = instruction("splash_mha_fwd.1", "custom-call", query.shapes[0], ("blocks", "query"))
     flops = kernel_flops(call, {"blocks": small, "query": query})
     assert flops == 2 * 2 * np.prod(dims[:-2]) * 256 * 256 * 64
+
+
+def test_an_attention_kernel_whose_queries_keys_and_values_are_one_array():
+    """Five products of `[256, 256]` for each of 12 heads of 64 and each of two sequences."""
+    table, qkv = Shape("f32", (256, 128)), Shape("bf16", (3, 2, 256, 768))
+    operands = {
+        name: Instruction(name, "parameter", (shape,), (), "", "", False)
+        for name, shape in (("cos", table), ("qkv", qkv))
+    }
+    call = Instruction(
+        "packed_attention_backward.3", "custom-call", (qkv,), ("cos", "qkv"), "", "", False
+    )
+    assert kernel_flops(call, operands) == 5 * 2 * 2 * 12 * 256 * 256 * 64
 
 
 def test_groups_of_devices_in_each_notation():
