@@ -13,11 +13,16 @@ experiments.run.
   sample   a whole generation, for each of --num_steps
   judge    -log p of every token of generated text under a GPT-2 of these sizes
   data     tokenising, packing and loading the config's corpus
+  demo     the steps of launch/demo.sh, at its batch: two minutes. Alone, its config is the demo's
+  race     a text by the student in each of --num_steps calls, and by a causal model of the same size with its
+           key-value cache: a table for each of --race_dtypes and --race_batches
 
 Lean and naive code take turns, each in a process of its own; a bare matmul of the MLP's shapes is measured
 with them as the yardstick. If the memory does not hold two models, --nointerleave runs one after the other.
+Where only one process may hold the accelerator, --in_process runs all in this one.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,50 +32,61 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments.benchmarking.cases import SUITES
-from experiments.benchmarking.suites import Plan, benchmark, show
+from experiments.benchmarking.suites import Plan, benchmark, deaths, show
 from experiments.cli.app import check_flags, output_file, run_app, stopwatch, wide_console
 from experiments.settings import check_overrides, run_config
 from sdtt_jax.config import choose, positive, require
 from sdtt_jax.data.corpora import find_corpus
 from sdtt_jax.errors import UserError
+from sdtt_jax.networks.config import COMPUTE_DTYPES
 from sdtt_jax.paths import write_json
 
-DEFAULT_CONFIG = Path(__file__).with_name("configs") / "benchmark.py"
+CONFIGS = Path(__file__).with_name("configs")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "A config file; default: experiments/configs/benchmark.py.",
+    "A config file; default: experiments/configs/benchmark.py (demo.py for --suite=demo).",
     lock_config=True,
 )
-_SUITE = flags.DEFINE_list("suite", list(SUITES), f"What to measure, of: {', '.join(SUITES)}.")
+_SUITE = flags.DEFINE_list(
+    "suite",
+    ["train", "teacher", "sample", "judge", "data"],
+    f"What to measure, of: {', '.join(SUITES)}.",
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences per training step or generation.")
 _NUM_STEPS = flags.DEFINE_list(
     "num_steps", ["8", "16", "32"], "Numbers of steps, separated by commas."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repetitions, after one that is not.")
 _INTERLEAVE = flags.DEFINE_bool("interleave", True, "Let lean and naive code take turns.")
+_IN_PROCESS = flags.DEFINE_bool("in_process", False, "Measure in this process, not in workers.")
+_RACE_DTYPES = flags.DEFINE_list(
+    "race_dtypes", list(COMPUTE_DTYPES), "Compute dtypes, a race for each."
+)
+_RACE_BATCHES = flags.DEFINE_list("race_batches", ["1", "4"], "Texts at once, a race for each.")
 _OUTPUT = flags.DEFINE_string("output", None, "Also write all results to this JSON file.")
 
 
 def with_default_config(argv: Sequence[str]) -> list[str]:
-    """`argv` with `--config=` first if it has none.
+    """`argv` with `--config=` first if it has none: the demo's for `--suite=demo` alone.
 
     As the flag's default, a file would be read when this module is imported, and a wrong
     `--config.field` would end in a traceback.
     """
     if any(argument.split("=")[0] in ("--config", "-config") for argument in argv):
         return list(argv)
-    return [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
+    demo = re.search(r"-suite[= ]demo(\s|$)", " ".join(argv)) is not None
+    return [argv[0], f"--config={CONFIGS / ('demo.py' if demo else 'benchmark.py')}", *argv[1:]]
 
 
-def _steps(values: Sequence[str]) -> list[int]:
+def _numbers(flag: str, values: Sequence[str], what: str) -> list[int]:
     for value in values:
         require(
             value.isdecimal() and int(value) > 0,
-            f"--num_steps={','.join(values)}: {value!r} is no positive number of steps.",
+            f"--{flag}={','.join(values)}: {value!r} is no positive number of {what}.",
         )
-    require(len(values) > 0, "--num_steps must name at least one number of steps.")
+    require(len(values) > 0, f"--{flag} must name at least one number of {what}.")
     return sorted({int(value) for value in values})
 
 
@@ -81,12 +97,19 @@ def main(argv: Sequence[str]) -> None:
     for suite in suites:
         choose("--suite", suite, SUITES)
     require(len(suites) > 0, f"--suite must name at least one of {', '.join(SUITES)}.")
+    require(
+        suites == ["demo"] or "demo" not in suites,
+        "--suite=demo is measured alone: its config differs.",
+    )
     positive(**{"--batch_size": _BATCH_SIZE.value, "--repeats": _REPEATS.value})
-    num_steps = _steps(_NUM_STEPS.value)
+    num_steps = _numbers("num_steps", _NUM_STEPS.value, "steps")
+    batches = _numbers("race_batches", _RACE_BATCHES.value, "texts")
+    for dtype in _RACE_DTYPES.value:
+        choose("--race_dtypes", dtype, COMPUTE_DTYPES)
     config = run_config(_CONFIG.value)
     if "data" in suites:
         find_corpus(config.data.corpus)
-    if "teacher" in suites:
+    if {"teacher", "demo"} & set(suites):
         require(
             not config.teacher.importance,
             "The naive twin has no importance sampling of t; add --config.teacher.importance=False.",
@@ -97,18 +120,20 @@ def main(argv: Sequence[str]) -> None:
         if output is not None:
             write_json(output, record)
 
-    plan = Plan(suites, _BATCH_SIZE.value, num_steps, _REPEATS.value, _INTERLEAVE.value)
+    plan = Plan(
+        suites=suites,
+        batch_size=_BATCH_SIZE.value,
+        num_steps=num_steps,
+        repeats=_REPEATS.value,
+        interleave=_INTERLEAVE.value,
+        in_process=_IN_PROCESS.value,
+        race_batches=batches,
+        race_dtypes=_RACE_DTYPES.value,
+    )
     record = benchmark(config, plan, stopwatch(), save)
     show(record, wide_console())
-    rows = [
-        record.get("train"),
-        record.get("teacher"),
-        record.get("judge"),
-        record.get("data"),
-        *record.get("sample", []),
-    ]
-    if any(row is not None and row["lean"]["error"] for row in rows):
-        raise UserError("A lean variant died; its row is incomplete.")
+    if any(not name.endswith(": naive") for name in deaths(record)):
+        raise UserError("A variant died; its row is incomplete.")
 
 
 if __name__ == "__main__":

@@ -10,19 +10,28 @@ divergences and optimizer as on text, and compared with the optimum (a few minut
 
   python -m experiments.exact --train --output=runs/exact
 
+With --distillers, the distillers that are named stand beside it in results.json, by both KLs, total variation
+and entropy at each of --calls; those that see noise are trained:
+
+  python -m experiments.exact --distillers=sdtt,coupled --train --calls=1,2,4 --output=runs/exact
+
 Writes results.json (all numbers), exact.svg and exact.png to --output. Another language is a JSON
 file, --world=FILE, with "initial" [V], "transition" [V][V], "length", and optionally "dts", the
 step size of each round.
 """
 
+import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from experiments.cli.app import check_flags, run_app
-from sdtt_jax.config import require
+from sdtt_jax.config import choose, require
 from sdtt_jax.errors import DataError, UserError
+from sdtt_jax.laboratory.coupled import CoupledStudentConfig
+from sdtt_jax.laboratory.distillers import DISTILLERS, Asked, measure_distillers
 from sdtt_jax.laboratory.optimum import OPTIMA
 from sdtt_jax.laboratory.record import Record, Truth, closed_form, train_beside
 from sdtt_jax.laboratory.student import StudentConfig
@@ -32,7 +41,7 @@ from sdtt_jax.progress import make_progress
 from sdtt_jax.reporting.picture import write_exact
 from sdtt_jax.training.loop import Interrupted
 
-_DEFAULT = StudentConfig()
+_DEFAULT, _COUPLED = StudentConfig(), CoupledStudentConfig()
 
 
 def parse_divergences(text: str) -> tuple[str, ...]:
@@ -42,6 +51,24 @@ def parse_divergences(text: str) -> tuple[str, ...]:
         known = f"{', '.join(OPTIMA)} (or all)"
         require(name in OPTIMA, f"--divergence={text}: {name!r} is none of {known}.")
     return tuple(dict.fromkeys(names))
+
+
+def parse_distillers(names: Sequence[str], *, train: bool) -> tuple[str, ...]:
+    """The distillers that --distillers names; what only training can measure needs --train."""
+    for name in names:
+        choose("--distillers", name, DISTILLERS)
+        require(
+            train or not DISTILLERS[name].trains,
+            f"--distillers={name} is measured by a trained student; add --train.",
+        )
+    return tuple(dict.fromkeys(names))
+
+
+def parse_calls(texts: Sequence[str]) -> tuple[int, ...]:
+    """The numbers of network calls that --calls names."""
+    good = all(text.strip().isdecimal() and int(text) > 0 for text in texts) and len(texts) > 0
+    require(good, f"--calls={','.join(texts)} must be positive whole numbers, with commas.")
+    return tuple(dict.fromkeys(int(text) for text in texts))
 
 
 def round_dts(world: World, rounds: int | None) -> tuple[float, ...]:
@@ -73,6 +100,9 @@ def main(argv: Sequence[str]) -> None:
     divergences = parse_divergences(values.divergence)
     world = load_world(values.world) if values.world else sticky_world()
     dts = round_dts(world, values.rounds)
+    distillers = parse_distillers(values.distillers, train=values.train)
+    calls = parse_calls(values.calls)
+    coupled = CoupledStudentConfig(num_steps=values.coupled_steps, seed=values.seed)
     config = StudentConfig(
         copy_steps=values.copy_steps, steps_per_round=values.steps_per_round, seed=values.seed
     )
@@ -83,9 +113,18 @@ def main(argv: Sequence[str]) -> None:
     truth = Truth.of(world)
     record, optima = closed_form(truth, divergences, dts, _print)
     paths = write(record, Path(values.output))
-    if values.train:
+    if values.train or distillers:
         try:
-            train_beside(truth, record, optima, config, make_progress, _print)
+            # Distillers that are named are all that is trained.
+            if values.train and not distillers:
+                train_beside(truth, record, optima, config, make_progress, _print)
+            if distillers:
+                asked = Asked(truth, optima[divergences[0]], calls, coupled, make_progress)
+                began = time.monotonic()
+                record["distillers"] = measure_distillers(distillers, asked)
+                seconds = time.monotonic() - began
+                record["coupled_training"] = dataclasses.asdict(coupled) | {"seconds": seconds}
+                _print_distillers(record["distillers"])
         except Interrupted as stop:
             raise UserError(
                 "Stopped while training; what was computed exactly is in --output. Repeat the "
@@ -104,10 +143,26 @@ def define_flags() -> None:
         "divergence", "kl-bwd,kl-fwd", f"One or more of {names}, separated by commas; or all."
     )
     flags.DEFINE_integer("rounds", None, "Number of rounds; default: one for each dt of the world.")
-    flags.DEFINE_boolean("train", False, "Also distil a transformer and compare it.")
+    flags.DEFINE_boolean("train", False, "Also train students and compare them.")
     flags.DEFINE_integer("copy_steps", _DEFAULT.copy_steps, "Steps that copy the first teacher.")
     flags.DEFINE_integer("steps_per_round", _DEFAULT.steps_per_round, "Training steps of a round.")
+    flags.DEFINE_list(
+        "distillers", [], f"Distillers to measure beside the optima, of {', '.join(DISTILLERS)}."
+    )
+    flags.DEFINE_list("calls", ["1", "2", "4", "8"], "Network calls that distillers are given.")
+    flags.DEFINE_integer(
+        "coupled_steps", _COUPLED.num_steps, "Training steps of a noise-coupled student."
+    )
     flags.DEFINE_integer("seed", _DEFAULT.seed, "Seed of parameters, batches and draws.")
+
+
+def _print_distillers(distillers: dict[str, dict[str, dict[str, float]]]) -> None:
+    for name, by_calls in distillers.items():
+        parts = (
+            f"{calls}: {measures['kl']:.3f} and {measures['kl_reverse']:.3f}"
+            for calls, measures in by_calls.items()
+        )
+        _print(f"{name}: KL in nats, to the language and from it, by calls: {'; '.join(parts)}")
 
 
 def _print(message: str) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import typing
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.schedule import ScheduleConfig
 from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.keys import check_seed
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.parallel.mesh import MeshConfig
 from sdtt_jax.renamed import missing_name
@@ -127,7 +129,7 @@ class RunConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**31, f"seed must lie in [0, 2**31), not {self.seed}.")
+        check_seed(self.seed)
         at_least(0, self, "watchdog_seconds")
         for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
             require(
@@ -160,8 +162,24 @@ class RunConfig:
 
 def config_dict(config: RunConfig) -> ml_collections.ConfigDict:
     """The config as config files return it: locked, so that an unknown field is an error."""
-    # `asdict` and not `to_mapping`: tuples can be given on the command line, lists cannot.
-    return ml_collections.ConfigDict(dataclasses.asdict(config)).lock()
+    return ml_collections.ConfigDict(_settable(config)).lock()
+
+
+def _settable(config: Any) -> dict[str, Any]:
+    """Fields in the form in which each can be given on the command line.
+
+    That is, tuples as they are, for lists cannot; and for None a placeholder that knows the field's type.
+    """
+    fields = {}
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            value = _settable(value)
+        elif value is None:
+            [kind] = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+            value = ml_collections.config_dict.placeholder(kind)
+        fields[name] = value
+    return fields
 
 
 def run_config(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfig:
@@ -190,7 +208,7 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
     Raises:
       ConfigError: a file or field that does not exist.
     """
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, following in zip_longest(argv, argv[1:], fillvalue=""):
         file = re.fullmatch(rf"--?{flag}(?:=(.*))?", argument)
         if file is not None:
             name = following if file[1] is None else file[1]

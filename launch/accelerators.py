@@ -46,6 +46,7 @@ class Chip:
       machine: GKE's machine type of a host; of a TPU's, but for its number of chips.
       runtime: software version of a TPU VM; empty for GPUs.
       source: where the peak numbers are from.
+      devices: what JAX calls it, `jax.Device.device_kind`; other boards of a GPU have other peaks.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Chip:
     machine: str
     runtime: str = ""
     source: str
+    devices: tuple[str, ...]
 
     @property
     def kind(self) -> str:
@@ -78,6 +80,7 @@ CHIPS = {
             prefix="v5litepod", cores=1, slices=_PLANE, runtime="v2-alpha-tpuv5-lite",
             gke="tpu-v5-lite-podslice", machine="ct5lp-hightpu",
             source="https://docs.cloud.google.com/tpu/docs/v5e",
+            devices=("TPU v5 lite", "TPU v5e"),
         ),
         Chip(
             name="v6e", flops=918e12, memory=32 * GIB, usable=31.25 * GIB,
@@ -85,6 +88,7 @@ CHIPS = {
             prefix="v6e", cores=1, slices=_PLANE, runtime="v2-alpha-tpuv6e",
             gke="tpu-v6e-slice", machine="ct6e-standard",
             source="https://docs.cloud.google.com/tpu/docs/v6e",
+            devices=("TPU v6 lite", "TPU v6e"),
         ),
         Chip(
             name="v5p", flops=459e12, memory=95 * GIB, usable=95.74 * GIB,
@@ -92,6 +96,7 @@ CHIPS = {
             prefix="v5p", cores=2, slices=_CUBE, runtime="v2-alpha-tpuv5",
             gke="tpu-v5p-slice", machine="ct5p-hightpu",
             source="https://docs.cloud.google.com/tpu/docs/v5p",
+            devices=("TPU v5", "TPU v5p"),
         ),
         Chip(
             name="v4", flops=275e12, memory=32 * GIB, usable=30.75 * GIB,
@@ -99,24 +104,28 @@ CHIPS = {
             prefix="v4", cores=2, slices=_CUBE, runtime="tpu-ubuntu2204-base",
             gke="tpu-v4-podslice", machine="ct4p-hightpu",
             source="https://docs.cloud.google.com/tpu/docs/v4",
+            devices=("TPU v4",),
         ),
         Chip(
             name="h100", flops=989e12, memory=80e9, usable=80e9,
             bandwidth=3350e9, network=900e9 / 2, slices=_NODE,
             gke="nvidia-h100-80gb", machine="a3-highgpu-8g",
             source="https://www.nvidia.com/en-us/data-center/h100",
+            devices=("NVIDIA H100 80GB HBM3",),
         ),
         Chip(
             name="h200", flops=989e12, memory=141e9, usable=141e9,
             bandwidth=4800e9, network=900e9 / 2, slices=_NODE,
             gke="nvidia-h200-141gb", machine="a3-ultragpu-8g",
             source="https://www.nvidia.com/en-us/data-center/h200",
+            devices=("NVIDIA H200",),
         ),
         Chip(
             name="b200", flops=2250e12, memory=180e9, usable=180e9,
             bandwidth=8000e9, network=1800e9 / 2, slices=_NODE,
             gke="nvidia-b200", machine="a4-highgpu-8g",
             source="https://www.nvidia.com/en-us/data-center/dgx-b200",
+            devices=("NVIDIA B200",),
         ),
     )
 }  # fmt: skip
@@ -174,6 +183,11 @@ ACCELERATORS = {
     for chip in CHIPS.values()
     for accelerator in (Accelerator(chip, chips) for chips in chip.slices)
 }
+
+
+def chip_of_device(device_kind: str) -> Chip | None:
+    """The chip that JAX calls `device_kind`; None if the table lacks it."""
+    return next((chip for chip in CHIPS.values() if device_kind in chip.devices), None)
 
 
 def find(name: str) -> Accelerator:

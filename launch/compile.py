@@ -80,10 +80,10 @@ def main(argv: Sequence[str]) -> None:
             report.show(records[-1], console)
             if _BY_OPERATION.value and records[-1].get("memory_traffic_by_operation"):
                 console.print(report.operations(records[-1]))
-    console.print(report.summary(records))
     if output is not None:
         write_json(output, records)
         log(f"written to {output}")
+    console.print(report.summary(records))
 
 
 if __name__ == "__main__":

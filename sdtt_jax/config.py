@@ -7,6 +7,8 @@ sentence that names the field, its value and what would work.
 
 import dataclasses
 import difflib
+import functools
+import operator
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -110,6 +112,20 @@ def at_least(least: float, config: Any = None, *names: str, **values: float) -> 
     _check(lambda value: value >= least, f"be at least {least}", config, names, values)
 
 
+def whole(least: int, config: Any = None, *names: str, **values: Any) -> None:
+    """Checks that the fields `names` of `config`, and `values`, are whole numbers, `least` or more.
+
+    True and False are none.
+    """
+
+    def holds(value: Any) -> bool:
+        return not isinstance(value, bool) and operator.index(value) == value
+
+    _check(holds, "be a whole number", config, names, values)
+    check = positive if least == 1 else functools.partial(at_least, least)
+    check(config, *names, **values)
+
+
 def within(interval: str, config: Any = None, *names: str, **values: float) -> None:
     """Checks that the fields `names` of `config`, and `values`, lie in `interval`.
 
@@ -151,15 +167,18 @@ def check_types(config: Any) -> None:
 
 
 def _check(
-    holds: Callable[[float], bool],
+    holds: Callable[[Any], bool],
     what: str,
     config: Any,
     names: Iterable[str],
     values: Mapping[str, float],
 ) -> None:
     for name, value in ({name: getattr(config, name) for name in names} | dict(values)).items():
-        if not holds(value):
-            raise ConfigError(f"{name} must {what}, not {value!r}.")
+        try:
+            held = holds(value)
+        except TypeError:  # a text, say
+            held = False
+        require(held, f"{name} must {what}, not {value!r}.")
 
 
 def _plain(value: Any) -> Any:

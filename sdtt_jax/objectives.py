@@ -4,11 +4,18 @@ Each function closes over a model and a frozen config and returns
 `loss(params, context, batch, key) -> Loss`, with `batch: [batch, length]` int32.
 """
 
+import jax
 import jax.numpy as jnp
 
 from sdtt_jax.causal.nll import causal_loss
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms
+from sdtt_jax.distillation.coupled import (
+    CoupledDistillConfig,
+    coupled_terms,
+    noise_of,
+    trajectory_end,
+)
 from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks.causal import CausalNetwork
@@ -67,6 +74,42 @@ def distill_loss(diffusion: MaskedDiffusion, config: DistillConfig) -> LossFn:
         total, count = distillation_terms(
             diffusion, params, context["teacher_params"], batch, context["dt"], key, config
         )
+        return Loss(total, count, {})
+
+    return loss
+
+
+def coupled_loss(
+    diffusion: MaskedDiffusion,
+    teacher: MaskedDiffusion,
+    config: CoupledDistillConfig,
+    round: int,
+    noise_key: Key,
+    length: int,
+) -> LossFn:
+    """Cross-entropy on where the teacher's trajectories arrive, in nats per reached token.
+
+    The batch is `{"index": [batch] int32}`, the numbers of the trajectories, whose noise is drawn with
+    `fold_in(noise_key, index)`; and their ends, `"tokens": [batch, length]` int32, unless they are to be made
+    on the spot, by the `teacher_params` of the context.
+
+    Args:
+      diffusion: the student; it sees noise.
+      teacher: the teacher, perhaps another network.
+      config: one-shot or in rounds.
+      round: counted from 1.
+      noise_key: of all trajectories of the round.
+      length: tokens of a sequence.
+    """
+
+    def loss(params: Tree, context: Tree, batch: Tree, key: Key) -> Loss:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, batch["index"])
+        noise = noise_of(diffusion, keys, length)
+        tokens = batch.get("tokens")
+        if tokens is None:
+            trajectory = config.trajectory(round)
+            tokens = trajectory_end(teacher, context["teacher_params"], noise, trajectory)
+        total, count = coupled_terms(diffusion, params, noise, tokens, key, config, round)
         return Loss(total, count, {})
 
     return loss

@@ -14,6 +14,7 @@ from sdtt_jax.config import (
     one_of,
     positive,
     to_mapping,
+    whole,
     within,
 )
 from sdtt_jax.errors import ConfigError
@@ -132,6 +133,12 @@ def test_what_works_passes(check):
         (lambda: positive(rate=float("nan")), "rate must be positive, not nan."),
         (lambda: positive(**{"--repeats": -1}), "--repeats must be positive, not -1."),
         (lambda: at_least(0, top_k=-1), "top_k must be at least 0, not -1."),
+        (lambda: at_least(0, top_k=None), "top_k must be at least 0, not None."),
+        (lambda: whole(0, top_k=-1), "top_k must be at least 0, not -1."),
+        (lambda: whole(1, Sampler(steps=0), "steps"), "steps must be positive, not 0."),
+        (lambda: whole(1, steps=2.0), "steps must be a whole number, not 2.0."),
+        (lambda: whole(1, steps=True), "steps must be a whole number, not True."),
+        (lambda: whole(1, steps="2"), "steps must be a whole number, not '2'."),
         (lambda: within("(0, 1]", top_p=0.0), "top_p must lie in (0, 1], not 0.0."),
         (
             lambda: within("[0, 1)", Sampler(share=1.0), "share"),

@@ -18,6 +18,7 @@ from experiments.benchmarking import naive
 from experiments.settings import RunConfig, run_config
 from sdtt_jax import objectives
 from sdtt_jax.causal.nll import causal_nll
+from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion import nelbo
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
@@ -25,9 +26,9 @@ from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation import loss as distillation
 from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.networks import Denoiser, DenoiserConfig
+from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
 from sdtt_jax.networks.base import Network
-from sdtt_jax.networks.config import of_same_size
+from sdtt_jax.networks.config import TransformerConfig, of_same_size
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import place_batch, replicated, unbox
@@ -39,9 +40,11 @@ from sdtt_jax.typing import Params
 Repetition = dict[str, float]
 Log = Callable[[str], None]
 
-SUITES = ("train", "teacher", "sample", "judge", "data")
+SUITES = ("train", "teacher", "sample", "judge", "data", "demo", "race")
 VARIANTS = ("lean", "naive")
 MATMUL = "matmul"
+# Who takes part in the race: the student at several numbers of calls, and the causal model.
+STUDENT, CAUSAL = "student", "causal"
 NOISE_SEEDS = 64
 PARAMETER_SPREAD = 0.02
 MATMUL_PAIRS = 8
@@ -52,12 +55,12 @@ class Job:
     """What one worker process measures; JSON-ready by `dataclasses.asdict`.
 
     Attributes:
-      suite: one of `SUITES`.
-      variant: one of `VARIANTS`, or `MATMUL`.
+      suite: a key of `CASES`, or "data".
+      variant: one of `VARIANTS`, or `MATMUL`; in the race `STUDENT` or `CAUSAL`.
       config: a `RunConfig` as a plain mapping.
       vocab_size: tokens of the vocabulary, MASK not among them.
       batch_size: sequences.
-      num_steps: sampling steps; 0 for the other suites.
+      num_steps: sampling steps; 0 where there are none.
     """
 
     suite: str
@@ -67,6 +70,13 @@ class Job:
     batch_size: int
     num_steps: int = 0
 
+    @property
+    def name(self) -> str:
+        """What distinguishes this job from the others of its row."""
+        return (
+            f"{self.variant}, {self.num_steps} calls" if self.variant == STUDENT else self.variant
+        )
+
 
 class Case(NamedTuple):
     """A case that is ready to be repeated.
@@ -74,10 +84,12 @@ class Case(NamedTuple):
     Attributes:
       repeat: runs once to the end.
       setup: what building it has shown: `compile_s`, and `memory`, the compiled program's GB.
+      program: what was compiled; None where it is not one program.
     """
 
     repeat: Callable[[], Repetition]
     setup: dict[str, Any]
+    program: jax.stages.Compiled | None = None
 
 
 def build(job: Job, log: Log) -> Case:
@@ -120,7 +132,7 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
             "loss": float(metrics["loss"]),
         }
 
-    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
+    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)}, compiled)
 
 
 def _loss(job: Job, config: RunConfig, diffusion: MaskedDiffusion) -> LossFn:
@@ -188,10 +200,14 @@ def _sampling(job: Job, config: RunConfig, log: Log) -> Case:
 
 
 def _judging(job: Job, config: RunConfig, log: Log) -> Case:
-    """-log p of every token under a GPT-2 of the config's sizes, as generated text is scored."""
+    """-log p of every token, as generated text is scored: by the run's own judge, or a GPT-2 of its sizes."""
     log("making parameters")
-    sizes = config.denoiser(job.vocab_size)
-    network = GPT2Network(of_same_size(GPT2Config, sizes))
+    sizes = judge_sizes(job, config)
+    network = (
+        CausalNetwork(sizes)
+        if isinstance(sizes, CausalConfig)
+        else GPT2Network(of_same_size(GPT2Config, sizes))
+    )
     params = _parameters(network)
     tokens = jnp.asarray(_tokens(job, sizes))
 
@@ -206,6 +222,39 @@ def _judging(job: Job, config: RunConfig, log: Log) -> Case:
 
     log("compiling")
     return _compiled(lean if job.variant == "lean" else twin, count, params, tokens)
+
+
+def judge_sizes(job: Job, config: RunConfig) -> TransformerConfig:
+    """Sizes of the model that scores: those of the config's judge for "own_judge", else of its denoiser."""
+    own = job.suite == "own_judge"
+    return config.causal(job.vocab_size) if own else config.denoiser(job.vocab_size)
+
+
+def _racing(job: Job, config: RunConfig, log: Log) -> Case:
+    """A whole text, by the denoiser in `num_steps` calls or token by token with a key-value cache.
+
+    Both keep their parameters in the compute dtype: a causal model reads all of them for every token.
+    """
+    log("making parameters")
+    sizes, denoiser, diffusion = _network(job, config)
+    network = CausalNetwork(of_same_size(CausalConfig, sizes))
+    entrant = denoiser if job.variant == STUDENT else network
+    params = _parameters(entrant, dtype=jnp.dtype(sizes.compute_dtype))
+    key, batch = purpose_key(config.seed, "benchmark.race"), job.batch_size
+    x_init = prior_sample(batch, sizes.length, sizes.mask_id)
+    begin = jnp.zeros((batch, 1), jnp.int32)
+
+    def student(params: Params, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        state, _ = sample(diffusion, params, key, x_init, SamplerConfig(job.num_steps))
+        return state.x, state.nfe
+
+    def causal(params: Params, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = generate(network, params, key, prompt=begin, num_tokens=sizes.length)
+        return x, jnp.int32(sizes.length)
+
+    log("compiling")
+    write = student if job.variant == STUDENT else causal
+    return _compiled(write, lambda result: {"calls": float(result[1])}, params, key)
 
 
 def _matmul(job: Job, config: RunConfig, log: Log) -> Case:
@@ -243,7 +292,14 @@ def _matmul(job: Job, config: RunConfig, log: Log) -> Case:
 
 
 # How the work of a suite is built; the data suite, which computes nothing on a device, builds its own.
-CASES = {"train": _training, "teacher": _training, "sample": _sampling, "judge": _judging}
+CASES = {
+    "train": _training,
+    "teacher": _training,
+    "sample": _sampling,
+    "judge": _judging,
+    "own_judge": _judging,
+    "race": _racing,
+}
 
 
 def _compiled(
@@ -256,7 +312,7 @@ def _compiled(
         result, seconds = _timed(compiled, *arguments)
         return {"seconds": seconds} | count(result)
 
-    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)})
+    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)}, compiled)
 
 
 def _network(job: Job, config: RunConfig) -> tuple[DenoiserConfig, Denoiser, MaskedDiffusion]:
@@ -265,10 +321,11 @@ def _network(job: Job, config: RunConfig) -> tuple[DenoiserConfig, Denoiser, Mas
     return sizes, denoiser, MaskedDiffusion(denoiser, make_schedule(config.schedule))
 
 
-def _parameters(network: Network, sharding: Any = None) -> Params:
+def _parameters(network: Network, sharding: Any = None, dtype: jnp.dtype | None = None) -> Params:
     """The same for every variant, and nothing at zero: fresh networks have losses that are trivial.
 
-    Made by NumPy, leaf by leaf: nothing to compile, and never more than one leaf twice in memory.
+    Made by NumPy, leaf by leaf: nothing to compile, and never more than one leaf twice in memory. In float32,
+    or in `dtype`.
     """
     rng = np.random.default_rng(0)
 
@@ -276,13 +333,13 @@ def _parameters(network: Network, sharding: Any = None) -> Params:
         values = rng.standard_normal(shape.shape, np.float32)
         values *= PARAMETER_SPREAD
         values += path[-1].key == "scale"
-        return jax.device_put(values, sharding)
+        return jax.device_put(values if dtype is None else values.astype(dtype), sharding)
 
     shapes = unbox(jax.eval_shape(network.init, jax.random.key(0)))
     return jax.block_until_ready(jax.tree_util.tree_map_with_path(leaf, shapes))
 
 
-def _tokens(job: Job, sizes: DenoiserConfig) -> np.ndarray:
+def _tokens(job: Job, sizes: TransformerConfig) -> np.ndarray:
     rng = np.random.default_rng(0)
     return rng.integers(0, sizes.vocab_size, (job.batch_size, sizes.length), dtype=np.int32)
 

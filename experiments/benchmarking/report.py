@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.benchmarking.cases import MATMUL, VARIANTS, Job
+from experiments.benchmarking.cases import MATMUL, VARIANTS, Job, judge_sizes
 from experiments.benchmarking.data import PHASES
 from experiments.settings import RunConfig
 from sdtt_jax.networks.flops import distill_flops, judge_flops, sample_flops, teacher_flops
@@ -37,9 +37,18 @@ class Measured:
         """Largest over repetitions, also of a variant that died; None if it does not count this."""
         return max((run[name] for run in self.runs if run.get(name) is not None), default=None)
 
+    @property
+    def peak_gb(self) -> float | None:
+        """Most memory that was held: the device's where it counts, else the process's, or the program's."""
+        memory = self.setup.get("memory")
+        peaks = [self.largest(name) for name in ("device_peak_gb", "peak_gb")]
+        if memory:
+            peaks.append(sum(memory.values()) - 2 * memory["alias_gb"])
+        return next((peak for peak in peaks if peak is not None), None)
+
 
 def entry(config: RunConfig, job: Job, measured: dict[str, Measured]) -> Entry:
-    """The record of one row of `train`, `teacher`, `sample` or `judge`.
+    """The record of one row with a lean and a naive variant on the device.
 
     Args:
       config: of the run.
@@ -56,8 +65,9 @@ def entry(config: RunConfig, job: Job, measured: dict[str, Measured]) -> Entry:
         "ratio": ratio(naive.median(), lean.median()),
         "matmul_share": ratio(ratio(flops, rate), lean.median()),
         "naive_matmul_share": ratio(ratio(flops, rate), naive.median()),
-        "lean_peak_gb": lean.largest("peak_gb"),
-        "naive_peak_gb": naive.largest("peak_gb"),
+        "tokens_per_s": ratio(job.batch_size * config.data.length, lean.median()),
+        "lean_peak_gb": lean.peak_gb,
+        "naive_peak_gb": naive.peak_gb,
         "unavoidable_gflop": None if flops is None else flops / 1e9,
         "matmul_gflop_per_s": None if rate is None else rate / 1e9,
         "device": next((m.setup["device"] for m in measured.values() if m.setup), None),
@@ -72,8 +82,8 @@ def unavoidable_flops(config: RunConfig, job: Job, measured: dict[str, Measured]
     sizes = config.denoiser(job.vocab_size)
     lean = measured["lean"]
     counted = lean if lean.median() is not None else measured["naive"]
-    if job.suite == "judge":
-        return judge_flops(sizes, job.batch_size)
+    if "judge" in job.suite:
+        return judge_flops(judge_sizes(job, config), job.batch_size)
     if job.suite == "sample":
         calls = counted.median("calls")
         return None if calls is None else sample_flops(sizes, job.batch_size, calls)
@@ -110,8 +120,8 @@ def data_entry(config: RunConfig, measured: dict[str, Measured]) -> Entry:
                 record[phase][f"{variant}_s_per_batch"] = ratio(seconds[variant], batches)
     return record | {
         "prepare_s": measured["lean"].setup.get("prepare_s"),
-        "lean_peak_gb": measured["lean"].largest("peak_gb"),
-        "naive_peak_gb": measured["naive"].largest("peak_gb"),
+        "lean_peak_gb": measured["lean"].peak_gb,
+        "naive_peak_gb": measured["naive"].peak_gb,
         "lean": details(measured["lean"]),
         "naive": details(measured["naive"]),
     }
@@ -146,15 +156,15 @@ def ratio(above: float | None, below: float | None) -> float | None:
 
 def computing_table(rows: dict[str, Entry]) -> Table:
     """Times, shares and memory of what runs on the device, one row per title."""
-    table = _table("seconds: median (smallest–largest)", "a | b: lean | naive")
+    table = blank_table("seconds: median (smallest–largest)", "a | b: lean | naive")
     for column in ("lean", "naive", "naive / lean", "share of matmul", "peak GB"):
         table.add_column(column, justify="right")
     for title, row in rows.items():
         table.add_row(
             title,
-            _seconds(row["lean_s"], row["lean"]),
-            _seconds(row["naive_s"], row["naive"]),
-            _number(row["ratio"], ".2f"),
+            spread(row["lean_s"], row["lean"]),
+            spread(row["naive_s"], row["naive"]),
+            number(row["ratio"], ".2f"),
             _pair(row["matmul_share"], row["naive_matmul_share"], ".0%"),
             _pair(row["lean_peak_gb"], row["naive_peak_gb"], ".2f"),
         )
@@ -163,7 +173,7 @@ def computing_table(rows: dict[str, Entry]) -> Table:
 
 def memory_table(rows: dict[str, Entry]) -> Table:
     """The compiler's account and the process's, one row per title and variant."""
-    table = _table("memory in GB, as compiled and as seen; seconds to compile", None)
+    table = blank_table("memory in GB, as compiled and as seen; seconds to compile", None)
     names = {
         "arguments": "arguments_gb",
         "outputs": "outputs_gb",
@@ -177,8 +187,8 @@ def memory_table(rows: dict[str, Entry]) -> Table:
             shown = row[variant]
             numbers = [(shown.get("memory") or {}).get(name) for name in names.values()]
             numbers += [shown.get("run_peak_gb"), shown.get("peak_gb")]
-            cells = [_number(number, ".2f") for number in numbers]
-            table.add_row(f"{title}, {variant}", *cells, _number(shown.get("compile_s"), ".1f"))
+            cells = [number(value, ".2f") for value in numbers]
+            table.add_row(f"{title}, {variant}", *cells, number(shown.get("compile_s"), ".1f"))
     return table
 
 
@@ -202,7 +212,7 @@ def roofline_lines(rows: dict[str, Entry]) -> list[str]:
 def data_table(data: Entry) -> Table:
     """Tokens per second of each phase."""
     caption = f"batches of {data['batch_size']}; a | b: lean | naive"
-    table = _table("data: tokens per second", caption)
+    table = blank_table("data: tokens per second", caption)
     for column in ("lean", "naive", "lean / naive", "seconds per batch"):
         table.add_column(column, justify="right")
     for phase in PHASES:
@@ -212,20 +222,10 @@ def data_table(data: Entry) -> Table:
             phase.replace("_", " "),
             _rate(row["lean_tokens_per_s"], data["lean"]),
             _rate(row["naive_tokens_per_s"], data["naive"]),
-            _number(row["ratio"], ".2f"),
+            number(row["ratio"], ".2f"),
             _pair(*per_batch, ".2g") if any(per_batch) else "",
         )
     return table
-
-
-def deaths(rows: dict[str, Entry]) -> list[str]:
-    """One line for each variant whose process ended early."""
-    return [
-        f"{title}: {variant} died: {row[variant]['error']}"
-        for title, row in rows.items()
-        for variant in (*VARIANTS, MATMUL)
-        if row.get(variant, {}).get("error") is not None
-    ]
 
 
 def _first(measured: dict[str, Measured], name: str) -> float | None:
@@ -233,25 +233,28 @@ def _first(measured: dict[str, Measured], name: str) -> float | None:
     return next((value for value in medians if value is not None), None)
 
 
-def _table(title: str, caption: str | None) -> Table:
+def blank_table(title: str, caption: str | None) -> Table:
+    """A table whose first column names the rows."""
     table = Table(title=title, caption=caption)
     table.add_column("", no_wrap=True)
     return table
 
 
-def _seconds(median: float | None, variant: Entry) -> str:
+def spread(median: float | None, variant: Entry) -> str:
+    """The seconds of one variant, from their median and its details."""
     if median is None:
         return "died" if variant["error"] is not None else "–"
     return f"{median:.3g} ({variant['low_s']:.3g}–{variant['high_s']:.3g})"
 
 
 def _rate(value: float | None, variant: Entry) -> str:
-    return "died" if variant["error"] is not None else _number(value, ",.0f")
+    return "died" if variant["error"] is not None else number(value, ",.0f")
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
+    """`value` by `form`, a dash where it is missing."""
     return "–" if value is None else format(value, form)
 
 
 def _pair(lean: float | None, naive: float | None, form: str) -> str:
-    return f"{_number(lean, form)} | {_number(naive, form)}"
+    return f"{number(lean, form)} | {number(naive, form)}"

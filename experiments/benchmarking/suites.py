@@ -6,38 +6,48 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from rich.console import Console
 
-from experiments.benchmarking import report
-from experiments.benchmarking.cases import MATMUL, SUITES, VARIANTS, Job
+from experiments.benchmarking import race, report
+from experiments.benchmarking.cases import CAUSAL, MATMUL, STUDENT, SUITES, VARIANTS, Job
 from experiments.benchmarking.report import Entry, Measured
-from experiments.benchmarking.worker import Worker, WorkerError
+from experiments.benchmarking.worker import Here, Worker, WorkerError
 from experiments.settings import RunConfig
 from sdtt_jax.config import to_mapping
+from sdtt_jax.networks.config import COMPUTE_DTYPES
 
 Log = Callable[[str], None]
 
 
 def measure(
-    title: str, jobs: Sequence[Job], repeats: int, log: Log, *, interleave: bool = True
+    title: str,
+    jobs: Sequence[Job],
+    repeats: int,
+    log: Log,
+    *,
+    interleave: bool = True,
+    in_process: bool = False,
 ) -> dict[str, Measured]:
     """Runs the jobs, each in its own process, `repeats` times.
 
     Args:
       title: what progress lines begin with.
-      jobs: one per variant.
+      jobs: of different names.
       repeats: repetitions after the one that warms up.
       log: called with each line of progress.
-      interleave: keep all processes, and let them run in turn; each round reverses the order.
+      interleave: keep all jobs, and let them run in turn; each round reverses the order.
+      in_process: run all of them in this process.
 
     Returns:
-      What each variant has shown; one that died says so, and the others went on.
+      What each job has shown, by its name; one that died says so, and the others went on.
     """
-    measured = {job.variant: Measured() for job in jobs}
+    start = Here if in_process else Worker
+    measured = {job.name: Measured() for job in jobs}
     for group in [list(jobs)] if interleave else [[job] for job in jobs]:
         with contextlib.ExitStack() as stack:
-            workers = dict(_prepared(title, group, measured, stack, log))
+            workers = dict(_prepared(title, group, start, measured, stack, log))
             for number in range(repeats):
                 order = list(workers) if number % 2 == 0 else list(reversed(workers))
                 for variant in order:
@@ -47,7 +57,7 @@ def measure(
                         measured[variant].error = str(death)
                         log(f"{title}: {variant} died: {death}")
                         del workers[variant]
-                if shown := [v for v in VARIANTS if v in workers]:
+                if shown := [v for v in measured if v in workers and v != MATMUL]:
                     times = (f"{v} {measured[v].runs[-1]['seconds']:.3g} s" for v in shown)
                     log(f"{title}: {number + 1} of {repeats}: {', '.join(times)}")
     return measured
@@ -56,22 +66,23 @@ def measure(
 def _prepared(
     title: str,
     jobs: Sequence[Job],
+    start: type[Worker],
     measured: dict[str, Measured],
     stack: contextlib.ExitStack,
     log: Log,
 ) -> Iterator[tuple[str, Worker]]:
     """Starts and warms up one after the other, so that none is compiled while another computes."""
     for job in jobs:
-        worker = stack.enter_context(Worker(job))
-        head = f"{title}: {job.variant}"
+        worker = stack.enter_context(start(job))
+        head = f"{title}: {job.name}"
         try:
             setup = worker.prepare(lambda phase, head=head: log(f"{head}: {phase}"))  # type: ignore[misc]
         except WorkerError as death:
-            measured[job.variant].error = str(death)
+            measured[job.name].error = str(death)
             log(f"{head} died: {death}")
             continue
-        measured[job.variant].setup = setup
-        yield job.variant, worker
+        measured[job.name].setup = setup
+        yield job.name, worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,28 +91,87 @@ class Plan:
 
     Attributes:
       suites: some of `SUITES`.
-      batch_size: sequences per training step or generation.
-      num_steps: sampling steps of each row of the suite `sample`.
+      batch_size: sequences per training step or generation; `demo` has the config's.
+      num_steps: sampling steps of each row of the suite `sample`, and of the students in `race`.
       repeats: timed repetitions.
       interleave: let the variants take turns.
+      in_process: measure in this process, as where only one may hold the accelerator. Peak memory is then
+        the compiler's account of each program.
+      race_batches: texts at once, a race for each.
+      race_dtypes: compute dtypes, a race for each.
     """
 
     suites: Sequence[str]
-    batch_size: int
-    num_steps: Sequence[int]
-    repeats: int
-    interleave: bool
+    batch_size: int = 1
+    num_steps: Sequence[int] = (8, 16, 32)
+    repeats: int = 5
+    interleave: bool = True
+    in_process: bool = False
+    race_batches: Sequence[int] = (1, 4)
+    race_dtypes: Sequence[str] = COMPUTE_DTYPES
 
-    def rows(self) -> Iterator[tuple[str, str, int]]:
-        """Title, suite and sampling steps of each row."""
-        for suite in SUITES:
-            if suite in self.suites:
-                for steps in self.num_steps if suite == "sample" else [0]:
-                    yield f"{suite}, {steps} steps" if steps else suite, suite, steps
+
+class Row(NamedTuple):
+    """What is measured together.
+
+    Attributes:
+      suite: whose row it is.
+      title: in tables and lines of progress.
+      jobs: one for each variant.
+    """
+
+    suite: str
+    title: str
+    jobs: list[Job]
+
+
+def rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
+    """All rows of the plan's suites, in the order of `SUITES`."""
+    plain, vocab_size = to_mapping(config), config.vocab_size
+    for suite in (suite for suite in SUITES if suite in plan.suites):
+        if suite == "demo":
+            yield from _demo_rows(config)
+        elif suite == "race":
+            yield from _race_rows(config, plan)
+        else:
+            variants = VARIANTS if suite == "data" else (MATMUL, *VARIANTS)
+            for steps in plan.num_steps if suite == "sample" else [0]:
+                jobs = [Job(suite, v, plain, vocab_size, plan.batch_size, steps) for v in variants]
+                yield Row(suite, f"{suite}, {steps} steps" if steps else suite, jobs)
+
+
+def _demo_rows(config: RunConfig) -> Iterator[Row]:
+    """A run's steps, each at the batch that the run has."""
+    # What the Bible's text in 27 characters turns out to need, with three special pieces: the tokenizer of
+    # the demo is told 64 at most.
+    few = config.tokenizer.model_type == "char" and config.data.normalize == "text8"
+    vocab_size = min(config.vocab_size, 30) if few else config.vocab_size
+    plain, written = to_mapping(config), config.evaluation.batch_size
+    for title, suite, batch_size, steps in (
+        ("teacher step", "teacher", config.teacher.train.batch_size, 0),
+        ("distillation step", "train", config.distill.train.batch_size, 0),
+        ("8-step generation", "sample", written, 8),
+        ("judging", "own_judge", written, 0),
+    ):
+        variants = (MATMUL, *VARIANTS)
+        jobs = [Job(suite, v, plain, vocab_size, batch_size, steps) for v in variants]
+        yield Row("demo", title, jobs)
+
+
+def _race_rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
+    """A race for each dtype and batch: the student at each number of calls, and the causal model."""
+    for dtype in plan.race_dtypes:
+        model = dataclasses.replace(config.model, compute_dtype=dtype)
+        plain = to_mapping(dataclasses.replace(config, model=model))
+        for batch in plan.race_batches:
+            job = Job("race", STUDENT, plain, config.vocab_size, batch)
+            jobs = [dataclasses.replace(job, num_steps=calls) for calls in plan.num_steps]
+            jobs.append(dataclasses.replace(job, variant=CAUSAL))
+            yield Row("race", f"race, {batch} × {config.data.length} tokens, {dtype}", jobs)
 
 
 def benchmark(config: RunConfig, plan: Plan, log: Log, save: Callable[[Entry], None]) -> Entry:
-    """The whole record.
+    """The whole record, JSON-ready: under each suite's name its row, or its rows by title (`sample`: a list).
 
     Args:
       config: of a run, whose networks and data are taken.
@@ -109,27 +179,36 @@ def benchmark(config: RunConfig, plan: Plan, log: Log, save: Callable[[Entry], N
       log: called with each line of progress.
       save: called with the record after every row, so that a stop loses little.
     """
-    plain, vocab_size = to_mapping(config), config.vocab_size
     record: Entry = {
         "jax": importlib.metadata.version("jax"),
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-        "config": plain,
-        "vocab_entries": vocab_size + 1,
+        "config": to_mapping(config),
+        "vocab_entries": config.vocab_size + 1,
         "batch_size": plan.batch_size,
         "repeats": plan.repeats,
         "interleaved": plan.interleave,
     }
-    for title, suite, steps in plan.rows():
-        variants = VARIANTS if suite == "data" else (MATMUL, *VARIANTS)
-        jobs = [Job(suite, v, plain, vocab_size, plan.batch_size, steps) for v in variants]
-        measured = measure(title, jobs, plan.repeats, log, interleave=plan.interleave)
+    for suite, title, jobs in rows(config, plan):
+        measured = measure(
+            title,
+            jobs,
+            plan.repeats,
+            log,
+            interleave=plan.interleave,
+            in_process=plan.in_process and suite != "data",
+        )
         if suite == "data":
             record["data"] = report.data_entry(config, measured)
-        elif suite == "sample":
-            row = report.entry(config, jobs[0], measured)
-            record["sample"] = [*record.get("sample", []), row]
+        elif suite == "race":
+            record.setdefault("race", {})[title] = race.entry(config, jobs, measured)
         else:
-            record[suite] = report.entry(config, jobs[0], measured)
+            row = report.entry(config, jobs[0], measured)
+            if suite == "demo":
+                record.setdefault("demo", {})[title] = row
+            elif suite == "sample":
+                record.setdefault("sample", []).append(row)
+            else:
+                record[suite] = row
         if "data" in record and "train" in record:
             share = report.loading_share(record["data"], record["train"], plan.batch_size)
             record["data"]["share_of_train_step"] = share
@@ -137,17 +216,38 @@ def benchmark(config: RunConfig, plan: Plan, log: Log, save: Callable[[Entry], N
     return record
 
 
+def computing_rows(record: Entry) -> dict[str, Entry]:
+    """The rows that have a lean and a naive variant on the device, by title."""
+    shown: dict[str, Entry] = {
+        name: record[name] for name in ("train", "teacher") if name in record
+    }
+    shown |= {f"sample, {row['num_steps']} steps": row for row in record.get("sample", [])}
+    shown |= {name: record[name] for name in ("judge",) if name in record}
+    return shown | {f"demo, {title}": row for title, row in record.get("demo", {}).items()}
+
+
+def deaths(record: Entry) -> dict[str, str]:
+    """Why each variant that died did, by row and variant."""
+    shown = computing_rows(record) | ({"data": record["data"]} if "data" in record else {})
+    shown |= {title: row["entrants"] for title, row in record.get("race", {}).items()}
+    return {
+        f"{title}: {variant}": details["error"]
+        for title, row in shown.items()
+        for variant, details in row.items()
+        if isinstance(details, dict) and details.get("error") is not None
+    }
+
+
 def show(record: Entry, console: Console) -> None:
     """Prints the tables."""
-    rows: dict[str, Entry] = {name: record[name] for name in ("train", "teacher") if name in record}
-    rows |= {f"sample, {row['num_steps']} steps": row for row in record.get("sample", [])}
-    if "judge" in record:
-        rows["judge"] = record["judge"]
-    if rows:
-        console.print(report.computing_table(rows))
-        console.print(report.memory_table(rows))
-        for line in report.roofline_lines(rows):
+    shown = computing_rows(record)
+    if shown:
+        console.print(report.computing_table(shown))
+        console.print(report.memory_table(shown))
+        for line in report.roofline_lines(shown):
             console.print(line, highlight=False, soft_wrap=True)
+    for title, row in record.get("race", {}).items():
+        console.print(race.table(title, row))
     if "data" in record:
         console.print(report.data_table(record["data"]))
         share = record["data"].get("share_of_train_step")
@@ -155,6 +255,5 @@ def show(record: Entry, console: Console) -> None:
             console.print(
                 f"Loading takes {100 * share:.2g} % of a lean training step.", highlight=False
             )
-        rows["data"] = record["data"]
-    for line in report.deaths(rows):
-        console.print(line, style="bold", highlight=False, soft_wrap=True)
+    for name, cause in deaths(record).items():
+        console.print(f"{name} died: {cause}", style="bold", highlight=False, soft_wrap=True)

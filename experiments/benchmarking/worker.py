@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -130,6 +130,38 @@ class Worker:
         return f"ended with {how}: {last}"
 
 
+class Here(Worker):
+    """A job in this process; its repetitions say nothing of memory."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self._repeat: Callable[[], Repetition] | None = None
+
+    def __exit__(self, *exception: Any) -> None:
+        self._repeat = None  # and with it the parameters
+
+    def prepare(self, on_phase: Callable[[str], None]) -> dict[str, Any]:
+        """As `Worker.prepare`."""
+        with _failing():
+            self._repeat, setup = _ready(self.job, on_phase)
+        return setup
+
+    def run(self) -> dict[str, Any]:
+        """As `Worker.run`."""
+        assert self._repeat is not None
+        with _failing():
+            return dict(self._repeat())
+
+
+@contextlib.contextmanager
+def _failing() -> Iterator[None]:
+    """What the device does not survive (its memory's end, first of all) is this job's failure alone."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        raise WorkerError(str(error).splitlines()[0][:200]) from error
+
+
 def main() -> None:
     """Serves one job from standard input."""
     # What libraries print must not mix with the answers.
@@ -151,26 +183,35 @@ def _serve(job: Job, requests: TextIO, channel: TextIO) -> None:
     def log(phase: str) -> None:
         _answer(channel, {"phase": phase})
 
-    began = time.perf_counter()
-    case = build_data(job, log) if job.suite == "data" else build(job, log)
-    log("warming up")
-    case.repeat()
-    setup_s = time.perf_counter() - began
-    # The data suite computes nothing on a device, and should not wake one up.
-    computes = job.suite != "data"
-    device = _device() if computes else None
-    _answer(channel, {**case.setup, "setup_s": setup_s, "device": device})
+    repeat, setup = _ready(job, log)
+    _answer(channel, setup)
     setup_peak = peak_bytes()
     reset = _reset_peak()
     for _ in requests:
-        repetition: Repetition = case.repeat()
+        repetition = repeat()
         run_peak = peak_bytes()
         peaks = {
             "peak_gb": max(setup_peak, run_peak) / 1e9,
             "run_peak_gb": run_peak / 1e9 if reset else None,
-            "device_peak_gb": _device_peak_gb() if computes else None,
+            "device_peak_gb": _device_peak_gb() if _computes(job) else None,
         }
         _answer(channel, {**repetition, **peaks})
+
+
+def _ready(job: Job, log: Callable[[str], None]) -> tuple[Callable[[], Repetition], dict[str, Any]]:
+    """The job's work, built and warmed up, and what that has shown."""
+    began = time.perf_counter()
+    case = build(job, log) if _computes(job) else build_data(job, log)
+    log("warming up")
+    case.repeat()
+    setup_s = time.perf_counter() - began
+    device = _device() if _computes(job) else None
+    return case.repeat, {**case.setup, "setup_s": setup_s, "device": device}
+
+
+def _computes(job: Job) -> bool:
+    """The data suite computes nothing on a device, and should not wake one up."""
+    return job.suite != "data"
 
 
 def _answer(channel: TextIO, message: dict[str, Any]) -> None:

@@ -124,7 +124,9 @@ def _measure(run: Run, model: Model, judge: CausalModel, baseline: CausalModel |
         estimators=(ESTIMATOR,),
         num_maskings=1,
     )
-    subject = Subject(model, settings, judge, baseline, run.workdir.local.data)
+    # What the models have in common is measured once, beside the teacher.
+    once = baseline is not None
+    subject = Subject(model, settings, judge, baseline, run.workdir.local.data, real_text=once)
     path = own_path(model)
     assert path is not None
     record = Record(path, model.identity, run.log, replace=True)
@@ -161,7 +163,8 @@ def _round_record(run: Run, number: int, student: Measured, teacher: Measured) -
         assert ours is not None
         assert theirs is not None
         ratio = paired_log_ratio(ours.per_token, theirs.per_token, seed=run.config.seed)
-        paired[str(num_steps)] = {"log_ratio": ratio.value, "low": ratio.low, "high": ratio.high}
+        low, high = ratio.ends
+        paired[str(num_steps)] = {"log_ratio": ratio.value, "low": low, "high": high}
     return {
         "round": number,
         "dt": round_dt(config, number),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import at_least, require
+from sdtt_jax.config import require, whole
 from sdtt_jax.networks.cache import KVCache
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.categorical import Filters, draw, filter_logits
@@ -47,7 +47,7 @@ def generate(
     require(
         prompt.ndim == 2 and prompt.shape[1] > 0, "prompt must be [batch, p] with p at least 1."
     )
-    at_least(0, num_tokens=num_tokens)
+    whole(0, num_tokens=num_tokens)
     chosen = Filters(**filters)
     prompt = prompt.astype(jnp.int32)
     if num_tokens == 0:
@@ -66,7 +66,7 @@ def _generate(
 ) -> Tokens:
     def choose(hidden: jax.Array, index: jax.Array | int) -> jax.Array:
         logits = network.logits(params, hidden[:, -1])
-        if filters.temperature == 0.0:  # no noise is drawn
+        if filters.greedy:  # no noise is drawn
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return draw(jax.random.fold_in(key, index), filter_logits(logits, filters))
 
@@ -80,5 +80,5 @@ def _generate(
     cache = network.init_cache(batch, prompt_length + num_tokens - 1)
     hidden, cache = network.decode(params, prompt, cache)
     first = choose(hidden, 0)
-    _, rest = jax.lax.scan(step, _Carry(first, cache), jnp.arange(1, num_tokens))
+    _, rest = jax.lax.scan(step, _Carry(first, cache), jnp.arange(1, num_tokens, dtype=jnp.int32))
     return jnp.concatenate([prompt, first[:, None], rest.T], axis=1)

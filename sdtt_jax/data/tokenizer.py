@@ -46,6 +46,7 @@ class Tokenizer(abc.ABC):
       vocab_size: number of ids, MASK not counted.
       digest: SHA-256 of its model file; equal digests, equal ids.
       bos_id, eos_id: never produced by `encode`; they come from packing only.
+      unk_id: what characters become that no id can spell; None if there are none.
     """
 
     config: TokenizerConfig
@@ -54,6 +55,7 @@ class Tokenizer(abc.ABC):
     digest: str
     bos_id: int
     eos_id: int
+    unk_id: int | None = None
 
     @property
     def mask_id(self) -> int:
@@ -137,6 +139,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = self._processor.vocab_size()
         self.bos_id = self._processor.bos_id()
         self.eos_id = self._processor.eos_id()
+        self.unk_id = self._processor.unk_id()
 
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
         return self._processor.encode(texts, num_threads=1)

@@ -5,11 +5,12 @@ nothing of a network but the five names of `DenoiserLike`.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 
 from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.ops.noise import Noise
 from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Tokens
 
 
@@ -84,3 +85,30 @@ class MaskedDiffusion:
     def mask_id(self) -> int:
         """The id of MASK."""
         return self.denoiser.mask_id
+
+    @property
+    def noise_levels(self) -> str | None:
+        """The kind of noise that the network sees at masked positions (`ops.noise`); None if it sees none."""
+        levels: str | None = getattr(self.denoiser, "noise_levels", None)
+        return levels
+
+    def hidden(
+        self,
+        params: Params,
+        tokens: Tokens,
+        sigma: PerSequence | None = None,
+        noise: Noise | None = None,
+    ) -> Hidden:
+        """The network's hidden states; it is shown the noise if it sees noise.
+
+        Args:
+          params: the network's parameters.
+          tokens: `[batch, length]` int32, MASK included.
+          sigma: `[batch]` float32, total noise of the process.
+          noise: of `[batch, length]` positions.
+        """
+        if self.noise_levels is None:
+            return self.denoiser.hidden(params, tokens, sigma)
+        network: Any = self.denoiser
+        hidden: Hidden = network.hidden(params, tokens, sigma, noise)
+        return hidden

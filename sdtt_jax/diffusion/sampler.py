@@ -6,6 +6,9 @@ arXiv 2406.07524; the reference's ancestral and analytic samplers are both exact
 when does not depend on the network. A generation draws it first, for all steps at once, as a `Plan`; then
 each step calls the network once, applies the head at the positions of that step alone, and draws their
 tokens. A step that reveals nothing in the whole batch calls no network.
+
+What the tokens are drawn with can be settled in advance as well, as `Noise`: the whole generation is then a
+function of it. A network that sees noise is shown the same noise at every call.
 """
 
 import dataclasses
@@ -16,11 +19,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import one_of, positive
+from sdtt_jax.config import one_of, whole
+from sdtt_jax.diffusion.calls import even_calls, grid_calls, still_masked
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import Filters, draw, filter_logits
+from sdtt_jax.ops.noise import Noise, draw_noise, noisy_argmax
 from sdtt_jax.ops.rows import Chunks, map_selected
 from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, PerToken, Positions, Tokens
 
@@ -30,8 +35,9 @@ TIME_GRIDS = ("uniform", "cosine")
 # cores: 64 rows take 47 ms at once and 100 ms in halves).
 CHUNKS = Chunks(scope="reveal_rows", parts=12)
 
-# (key, logits [n, mask_id], places [n]) -> tokens [n] int32, where a place is sequence * length + position
-Choice = Callable[[Any, jax.Array, jax.Array], jax.Array]
+# (key, logits [n, mask_id], places [n], noise of [n]) -> tokens [n] int32; a place is sequence * length +
+# position.
+Choice = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +52,9 @@ class SamplerConfig(Filters):
         tokens. "first-hitting" reveals the tokens in a random order, as evenly over `num_steps` network
         calls as whole numbers allow (arXiv 2409.02908, section 4.2; with as many calls as tokens it is
         the exact reverse process, without a grid's error).
-      temperature, top_k, top_p: filters of the token distribution; 1, 0 and 1 are off.
+      temperature, top_k, top_p: filters of the token distribution; 1, 0 and 1 are off. Of a network that
+        sees noise, temperature 0 takes the tokens that the noise determines, and 1 draws from what the
+        network says of them.
     """
 
     num_steps: int
@@ -56,7 +64,7 @@ class SamplerConfig(Filters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "num_steps")
+        whole(1, self, "num_steps")
         one_of(self, mode=MODES, time_grid=TIME_GRIDS)
 
 
@@ -82,11 +90,13 @@ class Plan:
       call: `[batch, length]` int32, the step that reveals each position: `num_steps` for those that the
         steps leave masked, beyond that for those that were never masked.
       sigmas: `[num_steps + 1, batch]` float32, total noise at each step, and after the last one.
+      noise: what tokens are drawn with, or what the network sees, at every step; None draws anew at each.
     """
 
     key: Key
     call: jax.Array
     sigmas: jax.Array
+    noise: Noise | None = None
 
 
 def sample(
@@ -96,6 +106,7 @@ def sample(
     x_init: Tokens,
     config: SamplerConfig,
     *,
+    noise: Noise | None = None,
     keep_states: bool = False,
 ) -> tuple[SamplerState, jax.Array | None]:
     """A whole generation in one `lax.scan`.
@@ -105,6 +116,7 @@ def sample(
       key: PRNG key.
       x_init: `[batch, length]` int32 from `prior_sample`; what is not MASK stays as it is.
       config: steps, grid and filters; static under `jit`.
+      noise: makes the generation a function of it; None draws it, from `key`.
       keep_states: also return every state.
 
     Returns:
@@ -119,14 +131,14 @@ def sample(
       >>> sample(diffusion, params, jax.random.key(1), prior_sample(2, 8, 5), SamplerConfig(4))[0].x.shape
       (2, 8)
     """
-    plan = plan_generation(diffusion, key, x_init, config)
+    plan = plan_generation(diffusion, key, x_init, config, noise)
 
     def body(state: SamplerState, index: jax.Array) -> tuple[SamplerState, jax.Array | None]:
         state = take_step(diffusion, params, plan, state, index, config)
         return state, state.x if keep_states else None
 
     state = SamplerState(x_init, jnp.int32(0))
-    state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps))
+    state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps, dtype=jnp.int32))
     state = finish(diffusion, params, plan, state, config)
     if states is not None:
         states = jnp.concatenate([x_init[None], states, state.x[None]])
@@ -154,14 +166,18 @@ def prior_sample(
 
 def time_grid(config: SamplerConfig, eps: float = SAMPLING_EPS) -> jax.Array:
     """The times 1 = t_0 > … > t_n = eps of `num_steps` = n reverse steps: `[n + 1]` float32."""
-    u = jnp.linspace(1.0, eps, config.num_steps + 1)
+    u = jnp.linspace(1.0, eps, config.num_steps + 1, dtype=jnp.float32)
     if config.time_grid == "cosine":
         return jnp.cos(jnp.pi / 2 * (1 - u)).at[-1].set(eps)
     return u
 
 
 def plan_generation(
-    diffusion: MaskedDiffusion, key: Key, x_init: Tokens, config: SamplerConfig
+    diffusion: MaskedDiffusion,
+    key: Key,
+    x_init: Tokens,
+    config: SamplerConfig,
+    noise: Noise | None = None,
 ) -> Plan:
     """Draws which step reveals which position.
 
@@ -171,14 +187,19 @@ def plan_generation(
 
     Args:
       diffusion: the model.
-      key: PRNG key; the uniform numbers are drawn with `fold_in(key, num_steps)`.
+      key: PRNG key; the uniform numbers, or all noise, are drawn with `fold_in(key, num_steps)`.
       x_init: `[batch, length]` int32.
       config: sampler.
+      noise: its `order` are the uniform numbers; None draws it if the network sees noise.
     """
-    masked = x_init == diffusion.mask_id
-    share = jax.random.uniform(jax.random.fold_in(key, config.num_steps), x_init.shape)
+    masked, key_plan = x_init == diffusion.mask_id, jax.random.fold_in(key, config.num_steps)
+    if noise is None and diffusion.noise_levels is not None:
+        noise = draw_noise(key_plan, x_init.shape, diffusion.mask_id, diffusion.noise_levels)
+    share = (
+        jax.random.uniform(key_plan, x_init.shape, jnp.float32) if noise is None else noise.order
+    )
     call, sigmas = MODES[config.mode](share, masked, diffusion.schedule, config)
-    return Plan(key, jnp.where(masked, call, config.num_steps + 1), sigmas)
+    return Plan(key, jnp.where(masked, call, config.num_steps + 1), sigmas, noise)
 
 
 def take_step(
@@ -199,7 +220,9 @@ def take_step(
       config: sampler.
     """
     key, selected = jax.random.fold_in(plan.key, index), plan.call == index
-    return _call(diffusion, params, state, selected, plan.sigmas[index], _drawn(config), key)
+    choose = _choice(diffusion, plan, config)
+    sigma, noise = plan.sigmas[index], plan.noise
+    return _call(diffusion, params, state, selected, sigma, choose, key, noise)
 
 
 def finish(
@@ -220,7 +243,8 @@ def finish(
     if not config.final_denoise:
         return state
     left = plan.call == config.num_steps
-    return _call(diffusion, params, state, left, plan.sigmas[-1], _most_probable)
+    sigma, noise = plan.sigmas[-1], plan.noise
+    return _call(diffusion, params, state, left, sigma, _most_probable, noise=noise)
 
 
 def final_denoise(
@@ -256,8 +280,8 @@ def reverse_step(
       prob: `[batch]` or `[]` float32, chance of being revealed, from `unmask_prob`.
     """
     key_position, key_token = jax.random.split(key)
-    prob = jnp.broadcast_to(prob, x_t.shape[:1])[:, None]
-    revealed = (x_t == diffusion.mask_id) & (jax.random.uniform(key_position, x_t.shape) < prob)
+    uniform = jax.random.uniform(key_position, x_t.shape, jnp.float32)
+    revealed = (x_t == diffusion.mask_id) & (uniform < jnp.asarray(prob)[..., None])
     return _fill(diffusion, params, x_t, hidden, revealed, _drawn(Filters()), key_token)
 
 
@@ -269,47 +293,6 @@ def unmask_prob(schedule: Schedule, t: jax.Array, s: jax.Array) -> jax.Array:
     masked_t = schedule.move_chance(t)
     masked_s = schedule.move_chance(jnp.maximum(s, 0.0))
     return jnp.clip((masked_t - masked_s) / jnp.maximum(masked_t, 1e-30), 0.0, 1.0)
-
-
-def still_masked(schedule: Schedule, times: jax.Array) -> jax.Array:
-    """Chance that what is masked at `times[0]` is so at each of `times: [n + 1]`: 1, then falling."""
-    chance = schedule.move_chance(times)
-    return chance / chance[0]
-
-
-def grid_calls(share: PerToken, still: jax.Array) -> jax.Array:
-    """The step of a time grid that reveals a position: i where `still[i + 1] <= share < still[i]`.
-
-    Args:
-      share: `[batch, length]` float32, uniform in [0, 1).
-      still: `[n + 1]` float32 from `still_masked`.
-
-    Returns:
-      `[batch, length]` int32 in 0 … n; n is left masked by all steps.
-    """
-    later = jnp.searchsorted(-still, -share, side="left")
-    return later.astype(jnp.int32) - 1
-
-
-def even_calls(share: PerToken, masked: Positions, num_steps: int) -> tuple[jax.Array, jax.Array]:
-    """Deals the masked positions out evenly to `num_steps` calls, in the falling order of `share`.
-
-    Args:
-      share: `[batch, length]` float32, uniform in [0, 1).
-      masked: `[batch, length]` bool.
-      num_steps: calls.
-
-    Returns:
-      `call: [batch, length]` int32, `num_steps` where nothing is masked; and `first: [batch, num_steps]`
-      float32, the share of the first position of each call (0 for a call that reveals nothing).
-    """
-    share = jnp.where(masked, share, -1.0)
-    rank = jnp.argsort(jnp.argsort(-share, axis=-1), axis=-1)
-    count = jnp.maximum(masked.sum(axis=-1, keepdims=True), 1)
-    call = jnp.where(masked, rank * num_steps // count, num_steps).astype(jnp.int32)
-    first = jnp.zeros((len(share), num_steps))
-    rows = jnp.arange(len(share))[:, None]
-    return call, first.at[rows, call].max(share, mode="drop")
 
 
 def _grid_plan(
@@ -344,12 +327,13 @@ def _call(
     sigma: PerSequence,
     choose: Choice,
     key: Key | None = None,
+    noise: Noise | None = None,
 ) -> SamplerState:
     """Fills `selected` from one network call at `sigma: [batch]`, or makes no call if there are none."""
 
     def call(x: jax.Array) -> jax.Array:
-        hidden = diffusion.denoiser.hidden(params, x, sigma)
-        return _fill(diffusion, params, x, hidden, selected, choose, key)
+        hidden = diffusion.hidden(params, x, sigma, noise)
+        return _fill(diffusion, params, x, hidden, selected, choose, key, noise)
 
     needed = selected.any()
     x = jax.lax.cond(needed, call, lambda x: x, state.x)
@@ -364,6 +348,7 @@ def _fill(
     selected: Positions,
     choose: Choice,
     key: Key | None,
+    noise: Noise | None = None,
 ) -> Tokens:
     """`x` with the tokens that `choose` takes at the selected positions; the head runs there alone.
 
@@ -372,13 +357,27 @@ def _fill(
     """
     denoiser = diffusion.denoiser
 
-    def tokens(rows: tuple[jax.Array, jax.Array], shared: Any) -> tuple[jax.Array, tuple[()]]:
-        (hidden, places), (head, key) = rows, shared
-        return choose(key, denoiser.logits(head, hidden)[:, : denoiser.mask_id], places), ()
+    def tokens(rows: tuple[jax.Array, jax.Array, Any], shared: Any) -> tuple[jax.Array, tuple[()]]:
+        (hidden, places, noise), (head, key) = rows, shared
+        return choose(key, denoiser.logits(head, hidden)[:, : denoiser.mask_id], places, noise), ()
 
     places = jnp.arange(x.size, dtype=jnp.int32).reshape(x.shape)
-    rows, shared = (hidden, places), (denoiser.head_params(params), key)
+    rows, shared = (hidden, places, noise), (denoiser.head_params(params), key)
     return map_selected(tokens, selected, rows, shared, denoiser.padded_vocab, CHUNKS, fill=x)[0]
+
+
+def _choice(diffusion: MaskedDiffusion, plan: Plan, filters: Filters) -> Choice:
+    """How a step takes its tokens."""
+    if filters.greedy:
+        return _most_probable
+    if plan.noise is None or diffusion.noise_levels is not None:
+        return _drawn(filters)
+
+    def choose(key: Key, logits: Logits, places: jax.Array, noise: Noise) -> jax.Array:
+        del key, places
+        return noisy_argmax(filter_logits(logits, filters), noise)
+
+    return choose
 
 
 def _drawn(filters: Filters) -> Choice:
@@ -388,13 +387,14 @@ def _drawn(filters: Filters) -> Choice:
     the number of devices changes what is drawn.
     """
 
-    def choose(key: Key, logits: Logits, places: jax.Array) -> jax.Array:
+    def choose(key: Key, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
+        del noise
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
         return jax.vmap(draw)(keys, filter_logits(logits, filters))
 
     return choose
 
 
-def _most_probable(key: None, logits: Logits, places: jax.Array) -> jax.Array:
-    del key, places
+def _most_probable(key: Key | None, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
+    del key, places, noise
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)

@@ -18,7 +18,7 @@ import numpy as np
 from sdtt_jax.causal.nll import next_token_scores
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, Noise, bound
+from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, Noise, masking_bound
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.sampler import SamplerState, final_denoise
 from sdtt_jax.errors import ConfigError
@@ -102,7 +102,8 @@ def suffix_bounds(
     Args:
       model: the denoiser.
       items: what to score.
-      key: PRNG key; item i draws from `fold_in(key, i)`, whatever the batches are.
+      key: PRNG key; what an item draws depends on it and on the item's ids, neither on the batches nor on
+        its place among the items.
       config: how many maskings, and how each is drawn. Estimators that spread do so over the maskings of an
         item. "counts" does without the weight 1/t of early times, so that for a suffix of one token a single
         masking is exact.
@@ -111,13 +112,20 @@ def suffix_bounds(
       progress: called with the rows done and the rows in all.
 
     Raises:
-      ConfigError: no items, or a suffix that exceeds `layout.max_length`.
+      ConfigError: no items, an id that does not exist, a suffix that exceeds `layout.max_length`, or no draw
+        masked anything.
     """
     layout = layout or denoiser_layout(model.text_tokenizer, model.config.length)
     score = functools.partial(_bound_batch, model.diffusion, config, key)
     rows = lay_out(items, layout, model.mask_id)
     values = _map_items(score, model.params, rows, config.num_maskings, batch_size, progress)
-    return values.mean(axis=1)
+    nats, masked = np.moveaxis(values, -1, 0)
+    require(
+        bool(masked.any()),
+        f"none of the {masked.size} draws masked a token, so that they say nothing of the suffixes; take "
+        "more maskings or items, or the estimator 'counts'.",
+    )
+    return np.asarray(nats.mean(axis=1))
 
 
 def greedy_hits(
@@ -140,7 +148,7 @@ def greedy_hits(
       progress: called with the rows done and the rows in all.
 
     Raises:
-      ConfigError: no items, or a suffix that exceeds `layout.max_length`.
+      ConfigError: no items, an id that does not exist, or a suffix that exceeds `layout.max_length`.
     """
     layout = layout or denoiser_layout(model.text_tokenizer, model.config.length)
     score = functools.partial(_hit_batch, model.diffusion)
@@ -167,7 +175,8 @@ def causal_scores(
       progress: called with the rows done and the rows in all.
 
     Raises:
-      ConfigError: no items, a layout without BOS or with EOS, or a suffix that is too long.
+      ConfigError: no items, an id that does not exist, a layout without BOS or with EOS, or a suffix that is
+        too long.
     """
     network = model.network
     layout = layout or causal_layout(model.text_tokenizer, network.max_length)
@@ -181,9 +190,9 @@ def causal_scores(
         # The last token is predicted and never read, so a row holds one more than the network reads.
         most = network.max_length + 1
         layout = dataclasses.replace(layout, max_length=min(layout.max_length or most, most))
-        rows = [r._replace(tokens=r.tokens[:, :most]) for r in lay_out(items, layout, bos_id)]
-    else:
-        rows = lay_out(items, layout, bos_id)
+    rows = lay_out(items, layout, bos_id, network.config.vocab_size)
+    if network.max_length is not None:
+        rows = [r._replace(tokens=r.tokens[:, :most]) for r in rows]
     score = functools.partial(_causal_batch, network)
     values = _map_items(score, model.params, rows, 1, batch_size, progress)[:, 0]
     return Scores(values[:, 0], values[:, 1] == 1)
@@ -265,21 +274,25 @@ def _bound_batch(
 ) -> jax.Array:
     del index
     noise = jax.vmap(functools.partial(_noise, config, key, rows.tokens.shape[1]))
-    u, tokens = noise(rows.item, rows.masking)
+    u, tokens = noise(rows.digest, rows.masking)
     tokens = jnp.where(_inside(rows), tokens, NEVER)
-    return bound(diffusion, params, rows.tokens, Noise(u, tokens), config.estimator)
+    masking = ESTIMATORS[config.estimator].mask(diffusion, rows.tokens, Noise(u, tokens))
+    nats = masking_bound(diffusion, params, rows.tokens, masking)
+    masked = ((masking.x_t == diffusion.mask_id) & _inside(rows)).sum(axis=-1)
+    return jnp.stack([nats, masked.astype(jnp.float32)], axis=-1)
 
 
 def _noise(
-    config: BoundConfig, key: jax.Array, length: int, item: jax.Array, masking: jax.Array
+    config: BoundConfig, key: jax.Array, length: int, digest: jax.Array, masking: jax.Array
 ) -> Noise:
     """The noise of one masking of one item; its maskings share even parts of [0, 1), shifted alike."""
-    key_u, key_masks = jax.random.split(jax.random.fold_in(key, item))
-    tokens = jax.random.uniform(jax.random.fold_in(key_masks, masking), (length,))
+    key_u, key_masks = jax.random.split(jax.random.fold_in(key, digest))
+    tokens = jax.random.uniform(jax.random.fold_in(key_masks, masking), (length,), jnp.float32)
     if ESTIMATORS[config.estimator].spread:
-        u = (jax.random.uniform(key_u) + masking / config.num_maskings) % 1.0
+        part = masking.astype(jnp.float32) / config.num_maskings
+        u = (jax.random.uniform(key_u, (), jnp.float32) + part) % 1.0
     else:
-        u = jax.random.uniform(jax.random.fold_in(key_u, masking))
+        u = jax.random.uniform(jax.random.fold_in(key_u, masking), (), jnp.float32)
     return Noise(u, tokens)
 
 

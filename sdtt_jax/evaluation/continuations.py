@@ -1,6 +1,7 @@
 """Beginnings and how they go on, as text, as ids, and as rows of tokens."""
 
 import dataclasses
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from sdtt_jax.config import positive, require
 from sdtt_jax.data import Tokenizer
+from sdtt_jax.model.tokens import as_ids
 
 CAUSAL_MULTIPLE = 32
 
@@ -121,6 +123,7 @@ class Rows(NamedTuple):
       tokens: `[rows, length]` int32.
       start, stop: `[rows]` int32, where the suffix begins and ends.
       item: `[rows]` int32, place among the items.
+      digest: `[rows]` uint32, made from the ids; equal rows have equal noise, wherever they stand.
       masking: `[rows]` int32, which masking of the item.
     """
 
@@ -128,19 +131,24 @@ class Rows(NamedTuple):
     start: Any
     stop: Any
     item: Any
+    digest: Any
     masking: Any
 
 
-def lay_out(items: Sequence[Continuation], layout: Layout, fill: int) -> list[Rows]:
+def lay_out(
+    items: Sequence[Continuation], layout: Layout, fill: int, num_ids: int | None = None
+) -> list[Rows]:
     """All items, one row each, those of one length together.
 
     Args:
       items: at least one.
       layout: what stands around them.
       fill: the id behind texts that are shorter than their row.
+      num_ids: how many ids there are; None is `fill`, a denoiser's MASK.
 
     Raises:
-      ConfigError: no items, an empty suffix, or one that exceeds `layout.max_length`.
+      ConfigError: no items, an id that does not exist, an empty suffix, or one that exceeds
+        `layout.max_length`.
     """
     require(len(items) > 0, "no items: nothing is to score.")
     before = [] if layout.bos_id is None else [layout.bos_id]
@@ -148,6 +156,8 @@ def lay_out(items: Sequence[Continuation], layout: Layout, fill: int) -> list[Ro
     groups: dict[int, list[tuple[np.ndarray, int, int, int]]] = {}
     for index, (prefix, suffix) in enumerate(items):
         require(len(suffix) > 0, f"item {index} has no suffix; nothing is to score.")
+        for part in (prefix, suffix):
+            as_ids(part, fill if num_ids is None else num_ids, f"item {index}")
         room = len(prefix)
         if layout.max_length is not None:
             room = layout.max_length - len(before) - len(suffix) - len(behind)
@@ -167,5 +177,8 @@ def lay_out(items: Sequence[Continuation], layout: Layout, fill: int) -> list[Ro
         for row, (tokens, *_) in zip(table, members, strict=True):
             row[: len(tokens)] = tokens
         start, stop, item = np.array([member[1:] for member in members], np.int32).T
-        found.append(Rows(table, start, stop, item, np.zeros_like(item)))
+        digest = [zlib.crc32(tokens.tobytes(), first) for tokens, first, *_ in members]
+        found.append(
+            Rows(table, start, stop, item, np.array(digest, np.uint32), np.zeros_like(item))
+        )
     return found

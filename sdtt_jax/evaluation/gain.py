@@ -11,6 +11,7 @@ on held-out text: 0 for a student that still is its teacher, 1 for one that reac
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -24,19 +25,20 @@ from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.masked import Model
+from sdtt_jax.model.tokens import as_rows
 from sdtt_jax.ops.head_loss import selected_losses
 
 FLOORED = ("kl-bwd", "kl-fwd")
 
 
 class Gain(NamedTuple):
-    """Mean divergences from the round's targets over masked held-out positions, nats.
+    """Mean divergences from the round's targets over masked held-out positions, nats; NaN if none was masked.
 
     Attributes:
       teacher: the round's teacher, which predicts from x_t alone.
       student: the round's student.
       floor: the least that any prediction from x_t can reach.
-      share: `(teacher - student) / (teacher - floor)`.
+      share: `(teacher - student) / (teacher - floor)`; NaN if there was nothing to gain.
     """
 
     teacher: float
@@ -90,14 +92,21 @@ def measure_gain(
       key: PRNG key; batch i uses `fold_in(key, i)`.
       config: the round's distillation, and how many trajectories.
       batch_size: texts at once; `num_trajectories` hidden states of every position are held.
+
+    Raises:
+      ConfigError: `x0` are no such texts.
     """
+    x0 = as_rows(x0, teacher.mask_id, "x0")
     terms = functools.partial(_terms, teacher.diffusion, config, jnp.float32(dt), key)
     sums = map_batches(terms, (student.params, teacher.params), x0, batch_size)
     count = sums["masked"].sum()
+    if count == 0:
+        return Gain(math.nan, math.nan, math.nan, math.nan)
     of_teacher, of_student, floor = (
         float(sums[k].sum() / count) for k in ("teacher", "student", "floor")
     )
-    share = (of_teacher - of_student) / (of_teacher - floor)
+    to_gain = of_teacher - floor
+    share = (of_teacher - of_student) / to_gain if to_gain else math.nan
     return Gain(of_teacher, of_student, floor, share)
 
 

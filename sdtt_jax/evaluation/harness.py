@@ -3,22 +3,30 @@
 The harness is no dependency: `adapter` makes its model class from the base class that it is given.
 """
 
+import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from sdtt_jax.config import positive, require
+from sdtt_jax.config import positive, require, whole
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.cloze import Scores, scores
 from sdtt_jax.evaluation.continuations import Cloze, Continuation, encode
 from sdtt_jax.evaluation.settings import setting
-from sdtt_jax.keys import purpose_key
+from sdtt_jax.keys import check_seed, purpose_key
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
+from sdtt_jax.ops.categorical import Filters
+
+# What the harness and its other models call the number of tokens to write.
+COUNTS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+FILTERS = tuple(field.name for field in dataclasses.fields(Filters))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +41,7 @@ class Options:
 
     def __post_init__(self) -> None:
         positive(self, "num_steps", "num_maskings", "max_tokens", "batch_size")
+        check_seed(self.seed)
 
 
 def log_likelihoods(
@@ -77,59 +86,122 @@ def rolling_log_likelihoods(
     return [-float(total) for total in totals]
 
 
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a request wants of the text that is written.
+
+    Attributes:
+      count: tokens; None if it does not say.
+      until: strings before which the text ends.
+      filters: of the token distribution.
+      unused: names of settings that nothing here knows or uses.
+    """
+
+    count: int | None
+    until: tuple[str, ...]
+    filters: Filters
+    unused: tuple[str, ...]
+
+
+def wanted(settings: Mapping[str, Any]) -> Wanted:
+    """The harness's settings of a request. None is a setting that is not given; 0 is a value.
+
+    Args:
+      settings: `until`, a string or several; `max_gen_toks` or one of its other names; `temperature`, 0 being
+        greedy; `top_k`, `top_p`; and `do_sample`, which without a temperature draws at 1, and which is false
+        if neither it nor a temperature is given.
+
+    Raises:
+      ConfigError: naming a setting that cannot be used.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    counts = {name: given[name] for name in COUNTS if name in given}
+    for name, value in counts.items():
+        whole(0, **{name: value})
+    require(len({*counts.values()}) < 2, f"{counts} say different numbers of tokens; give one.")
+    sampled = given.get("do_sample", given.get("temperature", 0) != 0)
+    require(isinstance(sampled, bool), f"do_sample must be true or false, not {sampled!r}.")
+    filters = Filters(**{name: given[name] for name in FILTERS if name in given})
+    until = given.get("until", ())
+    ends = [until] if isinstance(until, str) else until
+    require(
+        isinstance(ends, list | tuple) and all(isinstance(end, str) for end in ends),
+        f"until must be a string or a list of strings, not {until!r}.",
+    )
+    # Greedy whatever they say: temperatures of 0 and 1, and filters that are off, are not worth a word.
+    idle = [n for n in FILTERS if not sampled and getattr(filters, n) not in (0, 1)]
+    known = (*COUNTS, *FILTERS, "until", "do_sample")
+    unused = tuple(name for name in given if name in idle or name not in known)
+    if not sampled:
+        filters = Filters(temperature=0.0)
+    return Wanted(next(iter(counts.values()), None), tuple(filter(None, ends)), filters, unused)
+
+
 def generations(
     model: Model | CausalModel, requests: Iterable[tuple[str, dict[str, Any]]], options: Options
 ) -> list[str]:
-    """How contexts go on: each up to the first of its `until` strings.
+    """How contexts go on: each up to its end, or to the first of its `until` strings.
+
+    What is drawn depends on the context's ids, and on how many equal requests came before, so that repeats
+    of one differ; other requests do not matter. Settings that cannot be honoured are warned of once.
 
     Args:
-      model: with a tokenizer; a denoiser fills `max_gen_toks` positions behind the context in
-        `options.num_steps` steps.
-      requests: context and the harness's settings: `until`, `max_gen_toks`, `temperature`, `top_k`, `top_p`,
-        `do_sample`.
+      model: with a tokenizer; a denoiser fills the positions behind the context in `options.num_steps` steps.
+      requests: context and the harness's settings, as `wanted` reads them. A long context loses its beginning
+        for the tokens that are wanted; if no row has so many, it keeps half of a row.
       options: steps and seed, and how many tokens where a request does not say.
+
+    Raises:
+      ConfigError: naming a setting that cannot be used.
     """
-    tokenizer, length = model.text_tokenizer, _most(model)
+    tokenizer = model.text_tokenizer
+    # Behind BOS. A causal network does not read the last token, so that its row has one more.
+    most = _most(model) - isinstance(model, Model)
     key = purpose_key(options.seed, "harness.generate")
-    texts = []
-    for index, (context, wanted) in enumerate(requests):
-        count = min(int(wanted.get("max_gen_toks") or options.max_tokens), length // 2)
-        ids = tokenizer.encode_part(context)[-(length - count - 1) :]
-        filters = _filters(wanted)
-        draw = jax.random.fold_in(key, index)
-        if isinstance(model, Model):
-            tokens = _filled(model, draw, ids, count, options.num_steps, filters)
-        else:
-            prompt = tokenizer.decode(ids)
-            tokens = np.asarray(model.sample(draw, 1, count, prompt, **filters))[0, -count:]
-        text = tokenizer.decode(tokens, separator="\0").partition("\0")[0]
-        until = wanted.get("until") or []
-        for end in [until] if isinstance(until, str) else until:
-            text = text.partition(end)[0] if end else text
+    pairs = [(tokenizer.encode_part(context), wanted(settings)) for context, settings in requests]
+    unused = {name for _, request in pairs for name in request.unused}
+    texts, repeats, short = [], collections.Counter[Any](), 0
+    for ids, request in pairs:
+        asked = options.max_tokens if request.count is None else request.count
+        kept = min(len(ids), most - (asked if asked < most else most - most // 2))
+        count = min(asked, most - kept)
+        short += request.count is not None and count < asked
+        same = (ids.tobytes(), request)
+        draw = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(same[0])), repeats[same])
+        repeats[same] += 1
+        start = np.concatenate([[tokenizer.bos_id], ids[len(ids) - kept :]]).astype(np.int32)
+        tokens = _continued(model, draw, start, count, request.filters, options.num_steps)
+        ends = np.flatnonzero(np.isin(tokens, (tokenizer.bos_id, tokenizer.eos_id)))
+        text = tokenizer.decode(tokens[: ends[0] if len(ends) else None])
+        for end in request.until:
+            text = text.partition(end)[0]
         texts.append(text)
+    if unused or short:
+        told = [f"not used: {', '.join(sorted(unused))}"] * bool(unused)
+        told += [f"more tokens wanted than fit: {short} of {len(texts)} requests"] * bool(short)
+        warnings.warn(f"Settings of generated text, {'; '.join(told)}.", stacklevel=2)
     return texts
 
 
-def _filled(
-    model: Model, key: jax.Array, ids: np.ndarray, count: int, num_steps: int, filters: Any
+def _continued(
+    model: Model | CausalModel,
+    key: jax.Array,
+    start: np.ndarray,
+    count: int,
+    filters: Filters,
+    num_steps: int,
 ) -> np.ndarray:
+    """`count` tokens that follow `start`: `[count]` int32."""
+    if count == 0:
+        return start[:0]
+    fields = dataclasses.asdict(filters)
+    if isinstance(model, CausalModel):
+        [write] = model.batches(key, start[None], count, **fields)
+        return np.asarray(write().tokens)[0, len(start) :]
     row = np.full(model.config.length, model.mask_id, np.int32)
-    row[0] = model.text_tokenizer.bos_id
-    row[1 : 1 + len(ids)] = ids
-    config = SamplerConfig(num_steps=num_steps, **filters)
-    x = np.asarray(model.denoise(key, row[None], config).x)[0]
-    return x[1 + len(ids) : 1 + len(ids) + count]
-
-
-def _filters(wanted: dict[str, Any]) -> dict[str, Any]:
-    sampled = wanted.get("do_sample", float(wanted.get("temperature") or 0) > 0)
-    if not sampled:
-        return {"temperature": 0.0}
-    return {
-        "temperature": float(wanted.get("temperature") or 1.0),
-        "top_k": int(wanted.get("top_k") or 0),
-        "top_p": float(wanted.get("top_p") or 1.0),
-    }
+    row[: len(start)] = start
+    x = model.denoise(key, row[None], SamplerConfig(num_steps=num_steps, **fields)).x
+    return np.asarray(x)[0, len(start) : len(start) + count]
 
 
 def _scores(model: Model | CausalModel, items: Sequence[Continuation], options: Options) -> Scores:

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.causal.nll import next_token_nll
-from sdtt_jax.config import require
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.prompts import text_lengths
+from sdtt_jax.model.tokens import as_ids
 from sdtt_jax.networks.causal import CausalNetwork
 
 # Rows are padded to a multiple of it, so that texts of nearly the same length share one compiled program.
@@ -138,8 +138,9 @@ def score_texts(
     A text longer than the judge can see is cut into windows, each read on its own.
 
     Raises:
-      ConfigError: BOS is asked for and not known.
+      ConfigError: BOS is asked for and not known, or a token is none of the judge's.
     """
+    check_vocabulary(model, texts)
     rows, owners = make_rows(
         texts, bos_id=bos_of(model, first_token), given=given, limit=model.network.max_length
     )
@@ -260,11 +261,5 @@ def retokenise(tokens: np.ndarray, source: Tokenizer, target: Tokenizer) -> np.n
 
 def check_vocabulary(model: CausalModel, texts: Sequence[np.ndarray]) -> None:
     """Raises `ConfigError` if a token is none of the judge's."""
-    highest = max((int(text.max()) for text in texts if len(text)), default=0)
-    lowest = min((int(text.min()) for text in texts if len(text)), default=0)
-    size = model.config.vocab_size
-    wrong = highest if highest >= size else lowest
-    require(
-        lowest >= 0 and highest < size,
-        f"The texts hold token {wrong}, which the judge does not have: its vocabulary has {size}.",
-    )
+    for index, text in enumerate(texts):
+        as_ids(text, model.config.vocab_size, f"text {index} for the judge")

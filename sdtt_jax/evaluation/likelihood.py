@@ -2,33 +2,51 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig, Noise, bound
+from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig, Noise, masking_bound
 from sdtt_jax.diffusion.forward import sample_t
 from sdtt_jax.model.batches import batched
 from sdtt_jax.model.masked import Model
+from sdtt_jax.model.tokens import as_rows
+
+
+class Bounds(NamedTuple):
+    """What each masking of each text says of its bound.
+
+    Attributes:
+      nelbo: `[texts, maskings]` float64, nats per token.
+      masked: `[texts, maskings]` int32, how many tokens were masked; where it is 0, so is the estimate.
+    """
+
+    nelbo: Any
+    masked: Any
 
 
 def text_bounds(
     model: Model, tokens: np.ndarray, key: jax.Array, config: BoundConfig, *, batch_size: int
-) -> list[Callable[[], np.ndarray]]:
+) -> list[Callable[[], Bounds]]:
     """Estimates of the bound of each text, batch by batch.
 
     Args:
       model: the denoiser.
-      tokens: `[texts, length]` int32.
+      tokens: `[texts, length]` int32, no MASK.
       key: PRNG key; batch i uses `fold_in(key, i)`.
       config: how many maskings, and how each is drawn. Estimators that spread do so over a batch's texts.
       batch_size: texts at once.
 
     Returns:
-      One function for each batch, which returns `[rows, num_maskings]` float64, nats per token.
+      One function for each batch, which returns the estimates of its texts.
+
+    Raises:
+      ConfigError: `tokens` are no such texts.
     """
+    tokens = as_rows(tokens, model.mask_id)
     function = functools.partial(_estimates, model.diffusion, config, key)
     return batched(function, model.params, tokens, batch_size)
 
@@ -41,14 +59,17 @@ def _estimates(
     params: Any,
     index: jax.Array,
     x0: jax.Array,
-) -> jax.Array:
-    spread = ESTIMATORS[config.estimator].spread
+) -> Bounds:
+    estimator = ESTIMATORS[config.estimator]
 
-    def one(key: jax.Array) -> jax.Array:
+    def one(key: jax.Array) -> Bounds:
         key_u, key_mask = jax.random.split(key)
-        u = sample_t(key_u, x0.shape[0], antithetic=spread, eps=0.0)
-        noise = Noise(u, jax.random.uniform(key_mask, x0.shape))
-        return bound(diffusion, params, x0, noise, config.estimator) / x0.shape[1]
+        u = sample_t(key_u, x0.shape[0], antithetic=estimator.spread, eps=0.0)
+        noise = Noise(u, jax.random.uniform(key_mask, x0.shape, jnp.float32))
+        masking = estimator.mask(diffusion, x0, noise)
+        nats = masking_bound(diffusion, params, x0, masking)
+        masked = (masking.x_t == diffusion.mask_id).sum(axis=-1, dtype=jnp.int32)
+        return Bounds(nats / x0.shape[1], masked)
 
     keys = jax.random.split(jax.random.fold_in(key, index), config.num_maskings)
-    return jax.lax.map(one, keys).T
+    return jax.tree.map(jnp.transpose, jax.lax.map(one, keys))

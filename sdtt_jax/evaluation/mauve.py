@@ -18,6 +18,7 @@ import numpy as np
 from sdtt_jax.config import positive, require, within
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.tokens import as_ids
 from sdtt_jax.networks.causal import CausalNetwork
 
 # The mixtures' weights keep this far from 0 and 1, where a KL may be infinite.
@@ -90,7 +91,7 @@ def text_features(
       `[texts, embed]` float64, after the final norm.
 
     Raises:
-      ConfigError: no texts, or one without tokens.
+      ConfigError: no texts, one without tokens, or a token that the judge does not have.
     """
     lengths = np.array([len(text) for text in texts])
     require(
@@ -98,8 +99,8 @@ def text_features(
         "features need texts of at least one token each.",
     )
     rows = np.zeros((len(texts), lengths.max() + 1), np.int32)
-    for row, text in zip(rows, texts, strict=True):
-        row[: len(text)] = text
+    for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        row[: len(text)] = as_ids(text, model.config.vocab_size, f"text {index}")
     # What follows a text's end does not matter: its state was computed before.
     rows[:, -1] = lengths - 1
     function = functools.partial(_feature_batch, model.network)
@@ -119,8 +120,8 @@ def mauve_score(features_p: np.ndarray, features_q: np.ndarray, config: MauveCon
       config: clustering and curve.
 
     Raises:
-      ConfigError: sets without texts or of different widths, values that are not finite, or more buckets than
-        texts.
+      ConfigError: sets of less than two texts or of different widths, values that are not finite, or more
+        buckets than texts.
     """
     labels_p, labels_q = quantise(features_p, features_q, config)
     buckets = int(max(labels_p.max(), labels_q.max())) + 1
@@ -172,6 +173,7 @@ def _check_features(features_p: np.ndarray, features_q: np.ndarray) -> None:
             features.ndim == 2 and features.size > 0,
             f"{name} must be [texts, features] with at least one of each, not {features.shape}.",
         )
+        require(len(features) > 1, f"{name} is of one text, which has no distribution.")
         require(bool(np.isfinite(features).all()), f"{name} holds NaN or infinite values.")
     require(
         features_p.shape[1] == features_q.shape[1],

@@ -25,6 +25,9 @@ def quality(
 ) -> dict[str, Any]:
     """Perplexity with entropy beside it, and how much the texts repeat themselves and each other.
 
+    Texts of which the judge could score nothing (they were only EOS, say) count in no perplexity;
+    `texts_not_scored` is their number. If there is no other, there is no perplexity.
+
     Args:
       texts: int32 tokens `[n_i]`.
       scores: the judge's; None without a judge.
@@ -35,9 +38,12 @@ def quality(
     ids = [text.tolist() for text in texts]
     result: dict[str, Any] = {"num_texts": len(texts)}
     if scores is not None:
-        nll = bootstrap(exp_ratio, scores.nll, scores.scored, seed=seed)
-        result |= nll.named("gen_ppl")
-        result |= bootstrap(exp_median, scores.per_token, seed=seed).named("gen_ppl_median")
+        scored = scores.scored > 0
+        if scored.any():
+            result |= perplexity(scores, seed=seed).named("gen_ppl")
+            median = bootstrap(exp_median, scores.per_token[scored], seed=seed)
+            result |= median.named("gen_ppl_median")
+        result["texts_not_scored"] = int((~scored).sum())
         result["scored_tokens"] = int(scores.scored.sum())
         result["texts_in_several_windows"] = int((scores.windows > 1).sum())
     result |= bootstrap(mean, unigram_entropy(texts), seed=seed).named("entropy")
@@ -51,6 +57,21 @@ def quality(
         rates = np.concatenate([repeated_ngram_rate(text[None], REPEATED) for text in long])
         result["repeated_4gram_rate"] = float(rates.mean())
     return result
+
+
+def perplexity(scores: Scores, *, seed: int) -> Interval:
+    """Over all tokens of all texts of which something was scored.
+
+    Args:
+      scores: of a causal model.
+      seed: of the bootstrap.
+
+    Raises:
+      ConfigError: nothing was scored.
+    """
+    kept = scores.scored > 0
+    require(bool(kept.any()), "the texts hold nothing to score.")
+    return bootstrap(exp_ratio, scores.nll[kept], scores.scored[kept], seed=seed)
 
 
 def unigram_entropy(texts: Iterable[np.ndarray]) -> np.ndarray:

@@ -26,12 +26,13 @@ from sdtt_jax.config import positive
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig, Student, next_round
-from sdtt_jax.keys import purpose_key
+from sdtt_jax.keys import check_seed, purpose_key
 from sdtt_jax.laboratory.world import Array, World, all_states, strides, true_denoiser
 from sdtt_jax.networks.config import DenoiserConfig
 from sdtt_jax.networks.denoiser import Denoiser
 from sdtt_jax.objectives import distill_loss
 from sdtt_jax.ops.categorical import NEG_INFINITY
+from sdtt_jax.ops.noise import Noise
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.progress import Progress
@@ -47,7 +48,7 @@ ProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[Progres
 Trainer = Callable[[Params, Params, int, float, Progress], tuple[Params, float]]
 # alpha_t = 1 - t up to the schedule's alpha_1; smaller than its default so that it is far below
 # what is measured.
-_SCHEDULE = ScheduleConfig(kind="log-linear", eps=1e-6)
+SCHEDULE = ScheduleConfig(kind="log-linear", eps=1e-6)
 _STATES_PER_CALL = 4096
 
 
@@ -80,6 +81,7 @@ class StudentConfig:
     def __post_init__(self) -> None:
         fields = (field.name for field in dataclasses.fields(self))
         positive(self, *(name for name in fields if name != "seed"))
+        check_seed(self.seed)
 
 
 class TrainedRound(NamedTuple):
@@ -110,10 +112,18 @@ class EnumeratedDenoiser:
     def padded_vocab(self) -> int:
         return self.mask_id + 1
 
-    def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
+    @property
+    def noise_levels(self) -> str | None:
+        """The noise that the network sees, if any."""
+        levels: str | None = getattr(self.network, "noise_levels", None)
+        return levels
+
+    def hidden(
+        self, params: Params, tokens: Tokens, sigma: PerSequence | None = None, *noise: Noise | None
+    ) -> Hidden:
         """The network's hidden states, or the table's log-probabilities `[B, L, V]`."""
         if not _is_table(params):
-            return self.network.hidden(params, tokens, sigma)
+            return self.network.hidden(params, tokens, sigma, *noise)
         stride = strides(self.mask_id, tokens.shape[1])
         return params["table"][(tokens * jnp.asarray(stride, jnp.int32)).sum(axis=-1)]
 
@@ -173,7 +183,7 @@ def make_network(world: World, config: StudentConfig) -> Denoiser:
 def make_diffusion(world: World, config: StudentConfig) -> MaskedDiffusion:
     """The transformer, or a table in its place, with alpha_t = 1 - t."""
     network = EnumeratedDenoiser(make_network(world, config))
-    return MaskedDiffusion(network, make_schedule(_SCHEDULE))
+    return MaskedDiffusion(network, make_schedule(SCHEDULE))
 
 
 def copy_teacher(world: World, config: StudentConfig, progress: ProgressFactory) -> Params:

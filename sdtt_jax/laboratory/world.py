@@ -288,6 +288,25 @@ def sampler_measures(
     return measures
 
 
+def law_measures(law: Array, chain: Array, length: int) -> dict[str, float]:
+    """How far a law of finished sequences is from the chain's.
+
+    Args:
+      law, chain: `[V^L]` probabilities, in the order of `finished_states`.
+      length: L.
+
+    Returns:
+      `kl`, KL(law || chain), `kl_reverse`, KL(chain || law), and `tv`, their total variation, of whole
+      sequences and in nats; `entropy` of the law, nats per token.
+    """
+    return {
+        "kl": float(special.rel_entr(law, chain).sum()),
+        "kl_reverse": float(special.rel_entr(chain, law).sum()),
+        "tv": float(np.abs(law - chain).sum() / 2),
+        "entropy": float(special.entr(law).sum()) / length,
+    }
+
+
 def data_entropy(world: World, evidence: Array) -> float:
     """Entropy of the chain's sequences, nats per token."""
     chain = evidence[finished_states(world)]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.config import positive
+from sdtt_jax.config import whole
 from sdtt_jax.parallel.mesh import full_batch, mesh_if_any, use_mesh
 from sdtt_jax.parallel.placement import place_batch
 from sdtt_jax.parallel.processes import stop_if_preempted, to_host
@@ -48,9 +48,9 @@ def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) ->
       and raises KeyboardInterrupt if one of several processes was asked to stop (SIGTERM).
 
     Raises:
-      ConfigError: `batch_size` is not positive.
+      ConfigError: `batch_size` is no positive whole number.
     """
-    positive(batch_size=batch_size)
+    whole(1, batch_size=batch_size)
     count = len(jax.tree.leaves(rows)[0])
     size = full_batch(min(batch_size, count), mesh_if_any(params))
     return [

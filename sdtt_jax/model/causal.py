@@ -11,9 +11,10 @@ import numpy as np
 
 from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.causal.sampler import generate
-from sdtt_jax.config import positive
+from sdtt_jax.config import whole
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
+from sdtt_jax.model.tokens import as_rows
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import TransformerConfig
 
@@ -33,9 +34,14 @@ class CausalModel(Loaded):
         return self.network.config
 
     def logits(self, tokens: jax.Array) -> jax.Array:
-        """`[B, L]` int32 → `[B, L, V]` float32: position i predicts token i + 1; V without MASK."""
+        """`[B, L]` int32 → `[B, L, V]` float32: position i predicts token i + 1; V without MASK.
+
+        Raises:
+          ConfigError: another shape, or an id that does not exist.
+        """
+        tokens = self.placed(as_rows(tokens, self.config.vocab_size))
         with self.on_mesh():
-            return _logits(self.network, self.params, self.placed(tokens))
+            return _logits(self.network, self.params, tokens)
 
     def log_probs(self, tokens: jax.Array) -> jax.Array:
         """Normalised `logits`: `[B, L, V]` float32."""
@@ -46,10 +52,12 @@ class CausalModel(Loaded):
 
         Raises:
           CheckpointError: the model has no tokenizer to say what BOS is.
+          ConfigError: another shape than `[B, L]`, or an id that does not exist.
         """
         bos_id = self.text_tokenizer.bos_id
+        tokens = self.placed(as_rows(tokens, self.config.vocab_size))
         with self.on_mesh():
-            return _score(self.network, self.params, self.placed(tokens), bos_id)
+            return _score(self.network, self.params, tokens, bos_id)
 
     def sample(
         self,
@@ -74,7 +82,7 @@ class CausalModel(Loaded):
         Raises:
           ConfigError: more positions than the network has, or a filter is out of range.
         """
-        positive(num_samples=num_samples)
+        whole(1, num_samples=num_samples)
         tokenizer = self.text_tokenizer
         ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode_part(prompt)]).astype(np.int32)
         prompts = np.tile(ids, (num_samples, 1))
@@ -100,7 +108,11 @@ class CausalModel(Loaded):
 
         Returns:
           One function for each batch, which returns its texts `[rows, n + num_tokens]`.
+
+        Raises:
+          ConfigError: `prompts` have another shape, or an id that does not exist.
         """
+        prompts = as_rows(prompts, self.config.vocab_size, "prompts")
 
         def write(params: Any, index: jax.Array, prompt: jax.Array) -> Written:
             draw = jax.random.fold_in(key, index)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sdtt_jax.config import positive
+from sdtt_jax.config import whole
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import subs_log_probs
 from sdtt_jax.diffusion.nelbo import nelbo
@@ -27,6 +27,7 @@ from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.model.prompts import Texts, ended, given_batch
+from sdtt_jax.model.tokens import as_rows
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.parallel.processes import to_host
@@ -59,15 +60,28 @@ class Model(Loaded):
         return self.denoiser.mask_id
 
     def logits(self, tokens: Tokens, sigma: float = 0.0) -> Logits:
-        """`[B, L]` int32 → `[B, L, V]` float32, V with MASK and without padding."""
+        """`[B, L]` int32, MASK or tokens → `[B, L, V]` float32, V with MASK and without padding.
+
+        Raises:
+          ConfigError: another shape, or an id that does not exist.
+        """
+        tokens = self.noisy(tokens)
         with self.on_mesh():
-            return _logits(self.denoiser, self.params, self.placed(tokens), jnp.float32(sigma))
+            return _logits(self.denoiser, self.params, tokens, jnp.float32(sigma))
 
     def log_probs(self, x_t: Tokens, sigma: float = 0.0) -> LogProbs:
-        """SUBS log-probabilities `[B, L, V]` float32, -inf where a token is impossible."""
-        x_t = jnp.asarray(x_t)
+        """SUBS log-probabilities `[B, L, V]` float32, -inf where a token is impossible.
+
+        Raises:
+          ConfigError: another shape, or an id that does not exist.
+        """
+        x_t = jnp.asarray(as_rows(x_t, self.mask_id + 1))
         log_probs = subs_log_probs(self.logits(x_t, sigma), x_t, self.mask_id)
         return jnp.where(log_probs > 0.5 * NEG_INFINITY, log_probs, -jnp.inf)
+
+    def noisy(self, x_t: ArrayLike) -> jax.Array:
+        """`x_t: [B, L]`, MASK or tokens, in its place; `ConfigError` if it is something else."""
+        return self.placed(as_rows(x_t, self.mask_id + 1))
 
     def sample(
         self,
@@ -127,13 +141,16 @@ class Model(Loaded):
 
         Returns:
           One function for each batch, which returns its texts.
+
+        Raises:
+          ConfigError: `x_init` has another shape, or an id that does not exist.
         """
 
         def write(params: Params, index: jax.Array, rows: jax.Array) -> Written:
             state = _denoise(self.diffusion, params, jax.random.fold_in(key, index), rows, config)
             return Written(state.x, np.full(len(rows), to_host(state.nfe)))
 
-        return batched(write, self.params, to_host(jnp.asarray(x_init)), batch_size)
+        return batched(write, self.params, as_rows(x_init, self.mask_id + 1), batch_size)
 
     def prior(self, num_samples: int, prompt: Texts = None, infill: Texts = None) -> Tokens:
         """Where generation starts: `[num_samples, L]` int32, MASK but for the text that is given.
@@ -143,7 +160,7 @@ class Model(Loaded):
           prompt: text that the samples begin with, one for all or one for each, of any lengths.
           infill: text with gaps, "[12]" for 12 tokens; one for all or one for each.
         """
-        positive(num_samples=num_samples)
+        whole(1, num_samples=num_samples)
         length = self.config.length
         if prompt is None and infill is None:
             return prior_sample(num_samples, length, self.mask_id)
@@ -160,9 +177,13 @@ class Model(Loaded):
 
         Returns:
           The texts, `x: [B, L]` int32, and the number of network calls, `nfe`.
+
+        Raises:
+          ConfigError: `x_init` has another shape, or an id that does not exist.
         """
+        x_init = self.noisy(x_init)
         with self.on_mesh():
-            return _denoise(self.diffusion, self.params, key, self.placed(x_init), config)
+            return _denoise(self.diffusion, self.params, key, x_init, config)
 
     def states(self, key: Key, x_init: ArrayLike, config: SamplerConfig) -> Iterator[SamplerState]:
         """`denoise` step by step, each state as soon as it is there: for watching a text appear.
@@ -173,8 +194,13 @@ class Model(Loaded):
           key: PRNG key.
           x_init: `[B, L]` int32, for example from `prior`.
           config: sampler.
+
+        Raises:
+          ConfigError: `x_init` has another shape, or an id that does not exist.
         """
-        x_init = self.placed(x_init)
+        return self._states(key, self.noisy(x_init), config)
+
+    def _states(self, key: Key, x_init: Tokens, config: SamplerConfig) -> Iterator[SamplerState]:
         plan = _plan(self.diffusion, key, x_init, config)
         state = SamplerState(x_init, jnp.int32(0))
         yield state
@@ -192,9 +218,12 @@ class Model(Loaded):
         """Monte Carlo estimate of the NELBO of each sequence: `[B]` float32, nats per token.
 
         Args:
-          tokens: `[B, L]` int32.
+          tokens: `[B, L]` int32, text: no MASK.
           key: PRNG key.
-          num_samples: maskings per sequence.
+          num_samples: maskings per sequence, at least 1.
+
+        Raises:
+          ConfigError: another shape, an id that does not exist, MASK, or no maskings.
 
         Examples:
           >>> import sdtt_jax
@@ -203,7 +232,8 @@ class Model(Loaded):
           >>> model.score(tokens, jax.random.key(1), num_samples=8).shape
           (2,)
         """
-        tokens = self.placed(tokens)
+        whole(1, num_samples=num_samples)
+        tokens = self.placed(as_rows(tokens, self.mask_id))
         with self.on_mesh():
             estimates = [
                 _score(self.diffusion, self.params, tokens, jax.random.fold_in(key, i))

@@ -3,10 +3,12 @@
 import dataclasses
 from typing import TypeVar
 
-from sdtt_jax.config import at_least, one_of, positive, require
+from sdtt_jax.config import at_least, one_of, positive, require, whole
+from sdtt_jax.ops.noise import FULL, TWO_LEVEL
 
 VOCAB_MULTIPLE = 128
 COMPUTE_DTYPES = ("float32", "bfloat16")
+NOISE_KINDS = (FULL, TWO_LEVEL, "projected")
 REMAT_POLICIES = ("none", "dots", "attention", "full")
 
 
@@ -74,6 +76,43 @@ class DenoiserConfig(TransformerConfig):
 
     cond_dim: int = 128
     time_conditioned: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseConfig:
+    """How a network sees the noise of its masked positions.
+
+    Attributes:
+      kind: "full", a Gumbel number for every token; "two-level", for every block of 128 tokens and every
+        entry of a block, for large vocabularies; or "projected", a learnt projection of the softmax of the
+        full noise.
+      hidden_dim: width of the features' hidden layer.
+      projection: features of the projection.
+    """
+
+    kind: str = "full"
+    hidden_dim: int = 256
+    projection: int = 64
+
+    def __post_init__(self) -> None:
+        one_of(self, kind=NOISE_KINDS)
+        whole(1, self, "hidden_dim", "projection")
+
+    @property
+    def levels(self) -> str:
+        """The noise that is drawn, as `ops.noise.draw_noise` takes it."""
+        return TWO_LEVEL if self.kind == TWO_LEVEL else FULL
+
+
+@dataclasses.dataclass(frozen=True)
+class CoupledConfig(DenoiserConfig):
+    """A denoiser that sees the noise of its masked positions.
+
+    Attributes:
+      noise: what it sees of the noise.
+    """
+
+    noise: NoiseConfig = NoiseConfig()
 
 
 @dataclasses.dataclass(frozen=True)

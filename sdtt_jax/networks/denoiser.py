@@ -176,10 +176,13 @@ class DiT(nn.Module):
         self.head = Head(c.embed_dim, c.vocab_size + 1, c.padded_vocab, dtype)
 
     def hidden(self, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
+        return self.from_embedded(self.embed(tokens), sigma)
+
+    def from_embedded(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
         c = self.config
         condition = self.sigma_map(sigma).astype(c.compute_dtype)
-        rotary = rotary_tables(jnp.arange(tokens.shape[1]), c.head_dim)
-        x = nn.with_logical_constraint(self.embed(tokens), ("batch", "length", "embed"))
+        rotary = rotary_tables(jnp.arange(x.shape[1]), c.head_dim)
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         x, _ = self.blocks(x, condition, rotary)
         return self.final(x, condition)
 

@@ -7,11 +7,17 @@ from typing import Any, NamedTuple
 
 from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.causal import CausalNetwork
-from sdtt_jax.networks.config import CausalConfig, DenoiserConfig, TransformerConfig
+from sdtt_jax.networks.config import (
+    CausalConfig,
+    CoupledConfig,
+    DenoiserConfig,
+    TransformerConfig,
+)
+from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.denoiser import Denoiser
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 
-DENOISER, CAUSAL, GPT2 = "denoiser", "causal", "gpt2"
+DENOISER, COUPLED, CAUSAL, GPT2 = "denoiser", "coupled", "causal", "gpt2"
 
 
 class Kind(NamedTuple):
@@ -28,6 +34,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     DENOISER: Kind(DenoiserConfig, Denoiser),
+    COUPLED: Kind(CoupledConfig, CoupledDenoiser),
     CAUSAL: Kind(CausalConfig, CausalNetwork),
     GPT2: Kind(GPT2Config, GPT2Network),
 }

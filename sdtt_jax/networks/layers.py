@@ -1,5 +1,6 @@
 """Linen layers that the denoiser and the causal transformer share, with their logical axes."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,6 +65,79 @@ def unstacked(x: jax.Array, axis: int) -> list[jax.Array]:
     return [jnp.squeeze(part, axis) for part in jnp.split(x, x.shape[axis], axis)]
 
 
+@jax.custom_vjp
+def widened_product(rows: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`rows @ kernel`, the kernel rounded to the dtype of the rows, in the dtype that the kernel has.
+
+    The gradient's products too are of numbers as narrow as the rows. Left to JAX, they are products of
+    float32, which take a GPU twice the time and the memory traffic. The gradient of the kernel is never
+    rounded, for it is summed over many pieces.
+
+    Args:
+      rows: `[n, in]`, say bfloat16.
+      kernel: `[in, …]`, say float32.
+    """
+    return _widened(rows, kernel.astype(rows.dtype), kernel.dtype, (1,), (0,))
+
+
+def _widened_forward(rows: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return widened_product(rows, kernel), (rows, kernel)
+
+
+def _widened_backward(
+    saved: tuple[jax.Array, ...], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    rows, kernel = saved
+    narrow, wide = gradient.astype(rows.dtype), kernel.dtype
+    results = tuple(range(1, gradient.ndim))
+    d_rows = _widened(narrow, kernel.astype(rows.dtype), wide, results, results)
+    return d_rows.astype(rows.dtype), _widened(rows, narrow, wide, (0,), (0,))
+
+
+def _widened(
+    left: jax.Array, right: jax.Array, dtype: DTypeLike, left_axes: tuple[int, ...], right_axes: Any
+) -> jax.Array:
+    axes = ((left_axes, right_axes), ((), ()))
+    return jax.lax.dot_general(left, right, axes, preferred_element_type=dtype)
+
+
+widened_product.defvjp(_widened_forward, _widened_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def looked_up(table: jax.Array, tokens: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """`table.astype(dtype)[tokens]`, with a gradient that is summed in the dtype of the table.
+
+    Half of a batch may be MASK: a sum of that many bfloat16 numbers in bfloat16 stops growing at 256 of them.
+
+    Args:
+      table: `[vocab, embed]`.
+      tokens: integers of any shape.
+      dtype: of the result.
+    """
+    # Under fsdp a row is split: it is gathered here, before rows are looked up. Left alone, the compiler
+    # looks up pieces of rows, and to spread those over the batch it copies all of them everywhere.
+    return nn.with_logical_constraint(table.astype(dtype), ("vocab", None))[tokens]
+
+
+def _looked_up_forward(
+    table: jax.Array, tokens: jax.Array, dtype: DTypeLike
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return looked_up(table, tokens, dtype), (table, tokens)
+
+
+def _looked_up_backward(
+    dtype: DTypeLike, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, None]:
+    del dtype
+    table, tokens = saved  # of the table only its shape is used
+    zeros = nn.with_logical_constraint(jnp.zeros_like(table), ("vocab", None))
+    return zeros.at[tokens].add(gradient.astype(table.dtype)), None
+
+
+looked_up.defvjp(_looked_up_forward, _looked_up_backward)
+
+
 class Linear(nn.Module):
     """`x @ kernel + bias` over one or several trailing axes.
 
@@ -73,7 +147,7 @@ class Linear(nn.Module):
       bias: add a bias (starts at zero).
       zero: start the kernel at zero.
       dtype: compute dtype; the parameters are float32.
-      out_dtype: dtype of sums and result, `dtype` if None.
+      out_dtype: dtype of sums and result, that of the parameters or `dtype` (if None).
     """
 
     in_shape: tuple[int, ...]
@@ -97,14 +171,13 @@ class Linear(nn.Module):
         # One [rows, features] matmul: on CPU it is the form that reaches the matmul rate. The kernel
         # keeps its axes, so that a mesh can split heads without a reshape across the split.
         rows = x.reshape(-1, *self.in_shape).astype(self.dtype)
-        contract = (tuple(range(1, 1 + n_in)), tuple(range(n_in)))
         out_dtype = self.dtype if self.out_dtype is None else self.out_dtype
-        y = jax.lax.dot_general(
-            rows,
-            kernel.astype(self.dtype),
-            (contract, ((), ())),
-            preferred_element_type=out_dtype,
-        )
+        if jnp.dtype(out_dtype).itemsize > jnp.dtype(self.dtype).itemsize:
+            assert n_in == 1
+            y = widened_product(rows, kernel)
+        else:
+            contract = (tuple(range(1, 1 + n_in)), tuple(range(n_in)))
+            y = jax.lax.dot_general(rows, kernel.astype(self.dtype), (contract, ((), ())))
         y = y.reshape(*batch_shape, *self.out_shape)
         if self.bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.axes[n_in:], self.out_shape)
@@ -183,10 +256,7 @@ class Embedding(nn.Module):
             ("vocab", "embed"),
             (self.vocab, self.dim),
         )
-        # Under fsdp a row is split: it is gathered here, before rows are looked up. Left alone, the compiler
-        # looks up pieces of rows, and to spread those over the batch it copies all of them everywhere.
-        table = nn.with_logical_constraint(table.astype(self.dtype), ("vocab", None))
-        return table[tokens]
+        return looked_up(table, tokens, jnp.dtype(self.dtype))
 
 
 class Mlp(nn.Module):

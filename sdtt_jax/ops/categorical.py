@@ -4,13 +4,16 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from sdtt_jax.config import at_least, within
+from sdtt_jax.config import whole, within
 
 # The finite "minus infinity" of the reference implementation. exp(-1e6) is exactly 0 in float32, and a
 # finite value keeps 0 * log 0 = 0 in values and in gradients, where -inf gives NaN.
 NEG_INFINITY = -1e6
 BLOCK = 128
+# Below it float32 has no numbers of full precision, and XLA takes them for 0.
+SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,10 +21,12 @@ class Filters:
     """Which part of a token distribution is drawn from; the defaults leave it as it is.
 
     Attributes:
-      temperature: logits are divided by it; 0 keeps only the largest entry (greedy), 1 is off.
+      temperature: logits are divided by it; 1 is off. 0, and what float32 cannot tell from it (below
+        1.2e-38), keeps only the largest entry (greedy).
       top_k: keep the k largest entries, ties with the k-th included; 0 is off.
       top_p: keep the smallest set of the most probable entries whose probability reaches `top_p`, the
-        entry that crosses it included; 1 is off.
+        entry that crosses it included, and as in the reference also the one that follows if it is reached
+        exactly; 1 is off.
     """
 
     temperature: float = 1.0
@@ -29,8 +34,14 @@ class Filters:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        at_least(0, self, "temperature", "top_k")
+        within("[0, inf)", self, "temperature")
+        whole(0, self, "top_k")
         within("(0, 1]", self, "top_p")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is taken, so that nothing is drawn."""
+        return self.temperature < SMALLEST
 
 
 def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
@@ -48,12 +59,16 @@ def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
       Array([False,  True,  True], dtype=bool)
     """
     vocab, temperature = logits.shape[-1], filters.temperature
-    if temperature == 0.0:
+    if filters.greedy:
         greedy = jnp.argmax(logits, axis=-1, keepdims=True)
         return jnp.where(jnp.arange(vocab) == greedy, logits, NEG_INFINITY)
     if temperature != 1.0:
-        # An impossible entry stays impossible however high the temperature is.
-        logits = jnp.where(logits > 0.5 * NEG_INFINITY, logits / temperature, NEG_INFINITY)
+        # A low temperature may take the largest entry below the impossible ones, or beyond float32: then it
+        # becomes 0. An impossible entry stays impossible however high the temperature is.
+        largest = logits.max(axis=-1, keepdims=True)
+        far = jnp.abs(largest) > -0.01 * NEG_INFINITY * temperature
+        divided = jnp.maximum((logits - jnp.where(far, largest, 0.0)) / temperature, NEG_INFINITY)
+        logits = jnp.where(logits > 0.5 * NEG_INFINITY, divided, NEG_INFINITY)
     if 0 < filters.top_k < vocab:
         kth = jax.lax.top_k(logits, filters.top_k)[0][..., -1:]
         logits = jnp.where(logits < kth, NEG_INFINITY, logits)
@@ -92,13 +107,18 @@ def draw(key: jax.Array, logits: jax.Array) -> jax.Array:
     vocab = logits.shape[-1]
     if vocab <= BLOCK**2 // 16:
         return _draw(key, logits)
-    widths = [(0, 0)] * (logits.ndim - 1) + [(0, -vocab % BLOCK)]
-    blocks = jnp.pad(logits, widths, constant_values=NEG_INFINITY)
-    blocks = blocks.reshape(*logits.shape[:-1], -1, BLOCK)
+    blocks = in_blocks(logits)
     key_block, key_entry = jax.random.split(key)
     block = _draw(key_block, jax.nn.logsumexp(blocks, axis=-1))
     entries = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
     return block * BLOCK + _draw(key_entry, entries)
+
+
+def in_blocks(logits: jax.Array) -> jax.Array:
+    """`[..., vocab]` to `[..., blocks, BLOCK]`, the last block filled up with what is impossible."""
+    widths = [(0, 0)] * (logits.ndim - 1) + [(0, -logits.shape[-1] % BLOCK)]
+    blocks = jnp.pad(logits, widths, constant_values=NEG_INFINITY)
+    return blocks.reshape(*logits.shape[:-1], -1, BLOCK)
 
 
 def _draw(key: jax.Array, logits: jax.Array) -> jax.Array:

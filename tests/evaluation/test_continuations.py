@@ -52,5 +52,6 @@ def test_rows_of_one_length_stand_together():
     assert long.start.tolist() == [3, 2]
     assert long.stop.tolist() == [4, 4]
     assert (short.item.tolist(), long.item.tolist()) == ([2], [0, 1])
+    assert len({*short.digest.tolist(), *long.digest.tolist()}) == 3
     [filled] = lay_out(items, Layout(bos_id=1, eos_id=2, multiple=4), fill=9)[:1]
     assert filled.tokens.tolist() == [[1, 7, 2, 9]]

@@ -16,6 +16,7 @@ from experiments.benchmarking.cases import MATMUL, Job, half_masked_key
 from experiments.benchmarking.data import first_texts, naive_batch, naive_encode, naive_pack
 from experiments.benchmarking.report import Measured
 from experiments.benchmarking.worker import Worker, WorkerError
+from experiments.configs.demo import demo
 from experiments.configs.owt_small import owt
 from experiments.configs.smoke import smoke
 from sdtt_jax.config import to_mapping
@@ -24,7 +25,7 @@ from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.loss import masked_batch
-from sdtt_jax.networks import Denoiser, DenoiserConfig
+from sdtt_jax.networks import CausalConfig, Denoiser, DenoiserConfig
 from sdtt_jax.networks.flops import (
     block_flops,
     distill_flops,
@@ -252,6 +253,52 @@ def test_train_and_sample_side_by_side(tmp_path):
     assert "train: 2 of 2: lean" in done.stderr
 
 
+def test_the_demos_rows_are_its_steps_at_its_batch():
+    made = list(suites.rows(demo(), suites.Plan(["demo"])))
+    assert [(row.title, row.jobs[0].suite) for row in made] == [
+        ("teacher step", "teacher"),
+        ("distillation step", "train"),
+        ("8-step generation", "sample"),
+        ("judging", "own_judge"),
+    ]
+    for row in made:
+        assert [job.variant for job in row.jobs] == [MATMUL, "lean", "naive"]
+        # The characters of the demo's text are a to z and the space; three pieces are special.
+        assert {(job.batch_size, job.vocab_size) for job in row.jobs} == {(64, 30)}
+
+
+def test_a_race_and_a_judge_in_this_process(monkeypatch):
+    """On a tiny model. The causal model makes a call for each token, the student as many as it is told."""
+    config = smoke()
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, num_layers=1, embed_dim=16, num_heads=2),
+        judge=dataclasses.replace(config.judge, model=CausalConfig(0, 0, 1, 16, 2)),
+        data=dataclasses.replace(config.data, length=16),
+    )
+    monkeypatch.setattr(worker.Worker, "run", None)  # no process is started
+    plan = suites.Plan(["race"], num_steps=[2], repeats=2, in_process=True, race_batches=[3])
+    saved, lines = [], []
+    record = suites.benchmark(config, plan, lines.append, lambda r: saved.append(len(r["race"])))
+    assert list(record["race"]) == ["race, 3 × 16 tokens, float32", "race, 3 × 16 tokens, bfloat16"]
+    assert saved == [1, 2]
+    for race in record["race"].values():
+        student, causal = race["entrants"]["student, 2 calls"], race["entrants"]["causal"]
+        assert (student["calls"], causal["calls"]) == (2, 16)
+        assert student["ratio"] == causal["median_s"] / student["median_s"]
+        assert causal["tokens_per_s"] == 3 * 16 / causal["median_s"]
+        assert len(causal["seconds"]) == 2
+        assert 0 < student["peak_gb"] < 0.1
+    wide, narrow = (race["entrants"]["causal"]["memory"] for race in record["race"].values())
+    assert narrow["arguments_gb"] < 0.6 * wide["arguments_gb"]  # parameters in 16 bits
+    assert "times as fast" in _printed(record)
+
+    jobs = [Job("own_judge", v, to_mapping(config), 30, 2) for v in ("lean", "naive")]
+    measured = suites.measure("judging", jobs, 1, lines.append, in_process=True)
+    losses = [measured[variant].median("loss") for variant in ("lean", "naive")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_data_suite(tmp_path):
     corpus, output = tmp_path / "c.txt", tmp_path / "b.json"
     corpus.write_text("In the beginning was the word. " * 2000)
@@ -279,7 +326,7 @@ def test_data_suite(tmp_path):
         (
             "--suite=trian",
             "--suite='trian' is unknown (did you mean 'train'?); choose one of train, teacher, "
-            "sample, judge, data.",
+            "sample, judge, data, demo, race.",
         ),
         ("--num_steps=8,x", "--num_steps=8,x: 'x' is no positive number of steps."),
         ("--num_steps=0", "'0' is no positive number of steps."),

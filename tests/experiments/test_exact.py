@@ -53,6 +53,17 @@ def test_divergences_are_named_or_all() -> None:
         exact.parse_divergences("kl")
 
 
+def test_distillers_and_calls_are_named() -> None:
+    assert exact.parse_distillers(["sdtt", "coupled"], train=True) == ("sdtt", "coupled")
+    assert exact.parse_calls(["1", "2", "4"]) == (1, 2, 4)
+    with pytest.raises(ConfigError, match="--distillers='couple' is unknown"):
+        exact.parse_distillers(["couple"], train=True)
+    with pytest.raises(ConfigError, match="--distillers=coupled is measured by a trained student"):
+        exact.parse_distillers(["coupled"], train=False)
+    with pytest.raises(ConfigError, match="--calls=1,0"):
+        exact.parse_calls(["1", "0"])
+
+
 def test_an_output_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(DataError, match=r"--output=.*out cannot be written to"):

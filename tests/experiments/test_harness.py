@@ -13,7 +13,9 @@ from sdtt_jax.evaluation.harness import (
     generations,
     log_likelihoods,
     rolling_log_likelihoods,
+    wanted,
 )
+from sdtt_jax.ops.categorical import Filters
 from tests.experiments.processes import call
 
 OPTIONS = Options(num_steps=4, num_maskings=256, max_tokens=6, batch_size=64)
@@ -76,6 +78,102 @@ def test_text_goes_on_up_to_its_end(kind, request):
         for seed in range(3)
     ]
     assert len({texts[0] for texts in drawn}) > 1
+
+
+TEXT = "and god said let there be light and there was light"
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "judge"])
+def test_a_value_does_not_depend_on_its_place(kind, request):
+    """Few maskings, so that other draws would show; equal requests have equal values."""
+    model, few = request.getfixturevalue(kind), Options(num_maskings=2, batch_size=3)
+    pairs = [("in the be", "ginning"), ("let the", "re be"), ("in", " the"), ("let the", "re be")]
+    values = np.array(log_likelihoods(model, pairs, few))
+    backwards = np.array(log_likelihoods(model, pairs[::-1], few))[::-1]
+    np.testing.assert_allclose(backwards, values, rtol=1e-5)
+    np.testing.assert_allclose(log_likelihoods(model, pairs[1:2], few), values[1:2], rtol=1e-5)
+    np.testing.assert_array_equal(values[1], values[3])
+    rolled = [rolling_log_likelihoods(model, t, few) for t in ([TEXT, "let"], ["let", TEXT])]
+    np.testing.assert_allclose(rolled[0], rolled[1][::-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "judge"])
+def test_what_is_drawn_does_not_depend_on_its_place_but_on_its_repetition(kind, request):
+    model, drawn = request.getfixturevalue(kind), {"temperature": 1.0, "max_gen_toks": 12}
+    first, other, second = generations(
+        model, [("in the", drawn), ("let there", drawn), ("in the", drawn)], OPTIONS
+    )
+    assert first != second
+    assert generations(model, [("let there", drawn), ("in the", drawn)], OPTIONS) == [other, first]
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "judge"])
+@pytest.mark.parametrize(
+    ("context", "settings", "expected"),
+    [
+        ("in the", {"max_gen_toks": 0}, 0),
+        ("in the", {"max_gen_toks": 5}, 5),
+        ("in the", {"max_new_tokens": 5}, 5),
+        ("in the", {"max_gen_toks": None}, 6),  # what the options say
+        ("in the", {"max_gen_toks": 20}, 20),  # more than half of a row of 32, and they fit
+        (TEXT, {"max_gen_toks": 20}, 20),  # the context loses its beginning
+        ("in the", {"max_gen_toks": 31 - 6}, 31 - 6),
+        ("", {"max_gen_toks": 31}, 31),
+    ],
+)
+def test_as_many_tokens_are_written_as_are_wanted_and_fit(
+    kind, context, settings, expected, request
+):
+    """Rows of 32 characters, BOS among them."""
+    [text] = generations(request.getfixturevalue(kind), [(context, settings)], OPTIONS)
+    assert len(text) == expected
+
+
+def test_more_than_fits_is_told_once(denoiser):
+    requests = [("in the", {"max_gen_toks": 99, "num_beams": 4, "top_p": 0.9})] * 2
+    message = "not used: num_beams, top_p; more tokens wanted than fit: 2 of 2"
+    with pytest.warns(UserWarning, match=message) as told:
+        texts = generations(denoiser, requests, OPTIONS)
+    assert len(told) == 1
+    assert {len(text) for text in texts} == {denoiser.config.length - 1 - 6}
+
+
+@pytest.mark.parametrize(
+    ("settings", "filters"),
+    [
+        ({}, {"temperature": 0.0}),
+        ({"temperature": 0.0, "do_sample": True}, {"temperature": 0.0}),
+        ({"temperature": 0, "do_sample": None}, {"temperature": 0.0}),
+        ({"temperature": 0.7, "do_sample": False}, {"temperature": 0.0}),
+        ({"temperature": None, "do_sample": True, "top_k": None, "top_p": None}, {}),
+        ({"temperature": 0.7, "top_k": 0, "top_p": 0.5}, {"temperature": 0.7, "top_p": 0.5}),
+        ({"do_sample": True, "top_k": 3}, {"top_k": 3}),
+    ],
+)
+def test_none_and_zero_differ(settings, filters):
+    """Oracle: None is not given, a temperature of 0 is greedy, and drawing at no temperature is at 1."""
+    assert wanted(settings).filters == Filters(**filters)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": "warm", "do_sample": False}, "temperature"),
+        ({"top_p": 0.0, "do_sample": True}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"max_gen_toks": -1}, "max_gen_toks must be at least 0"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number"),
+        ({"max_gen_toks": 3, "max_new_tokens": 4}, "different numbers of tokens"),
+        ({"do_sample": "no"}, "do_sample must be true or false"),
+        ({"until": 3}, "until must be a string"),
+        ({"until": ["a", None]}, "until must be a string"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(settings, named):
+    with pytest.raises(ConfigError, match=named):
+        wanted(settings)
 
 
 def test_the_adapter_speaks_the_harness_protocol(denoiser):

@@ -2,9 +2,12 @@
 
 import dataclasses
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from experiments.configs.smoke import smoke
 from experiments.settings import (
@@ -36,9 +39,55 @@ def test_config_files_are_locked():
         config.teacher.train.num_stepz = 3
 
 
-def test_every_field_can_be_given_on_the_command_line():
-    """ml_collections overrides tuples, and refuses lists."""
-    assert config_dict(smoke()).evaluation.num_steps == (4, 8, 16)
+def _given(monkeypatch, *arguments):
+    """What absl and ml_collections make of a command line."""
+    values = flags.FlagValues()
+    monkeypatch.setattr("sys.argv", ["run", *arguments])
+    config_flags.DEFINE_config_dict("config", config_dict(smoke()), flag_values=values)
+    values(sys.argv)
+    return run_config(values["config"].value)
+
+
+def _leaves(config, path=""):
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{path}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def test_every_field_can_be_given_on_the_command_line(monkeypatch):
+    """Each with the value that it has, all at once, and those that are None with a number.
+
+    ml_collections takes neither lists nor None without a type."""
+    given = dict(_leaves(smoke())) | {"schedule.sigma_min": 0.25, "schedule.sigma_max": 20.0}
+    assert None not in given.values()
+    run = _given(monkeypatch, *(f"--config.{name}={value}" for name, value in given.items()))
+    assert dict(_leaves(run)) == given
+
+
+@pytest.mark.parametrize("value", ["(4,8)", "[4,8]", "4,8", " [4, 8,] "])
+def test_a_list_may_be_written_as_one_likes(value, monkeypatch):
+    run = _given(monkeypatch, f"--config.evaluation.num_steps={value}")
+    assert run.evaluation.num_steps == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ("[]", "must name at least one"),
+        ("", "not ''"),
+        ("(4.0,8)", r"num_steps\[0\] must be of type int, not 4.0"),
+        ("four,8", "num_steps"),
+        ("[4,[8]]", r"num_steps\[1\] must be of type int"),
+        ("(True,8)", r"num_steps\[0\] must be of type int, not True"),
+        ("(0,4)", "num_steps must be positive"),
+    ],
+)
+def test_a_list_of_something_else_is_named(value, named, monkeypatch):
+    with pytest.raises((ConfigError, flags.Error), match=named):
+        _given(monkeypatch, f"--config.evaluation.num_steps={value}")
 
 
 def _with(path, value):
@@ -70,7 +119,7 @@ def _with(path, value):
         ("evaluation.gain_trajectories", 7, r"gain_trajectories must be even"),
         ("schedule.kind", "linnear", r"config\.schedule: kind='linnear'"),
         ("data.length", "64", r"config\.data\.length must be of type int, not '64'"),
-        ("seed", -1, r"seed must lie in"),
+        ("seed", -1, r"seed=-1 must be a whole number from 0"),
     ],
 )
 def test_what_is_wrong_and_where(path, value, message):

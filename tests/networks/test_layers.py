@@ -63,6 +63,45 @@ def test_embedding_rows_start_within_one_over_root_of_the_features():
     assert np.abs(table).max() == pytest.approx(0.25, rel=0.01)
 
 
+def test_the_gradient_of_an_embedding_that_thousands_of_tokens_share_is_summed_in_float32():
+    """A sum in bfloat16 of ones stops at 256: 256 + 1 is rounded to 256."""
+    layer = Embedding(3, 4, jnp.bfloat16)
+    tokens = jnp.full((2, 1000), 1)
+    params = _init(layer, tokens)
+
+    def total(params):
+        return layer.apply({"params": params}, tokens).astype(jnp.float32).sum()
+
+    gradient = jax.grad(total)(params)["embedding"]
+    assert gradient.dtype == jnp.float32
+    np.testing.assert_array_equal(gradient, [[0] * 4, [2000] * 4, [0] * 4])
+
+
+def test_gradients_of_a_bfloat16_head_multiply_bfloat16_and_sum_in_float32():
+    """A product of float32 takes a GPU twice as long. Oracle: NumPy in float64, on the rounded numbers."""
+    layer = Head(8, vocab=6, padded_vocab=8, dtype=jnp.bfloat16)
+    hidden, weights = _random(0, 64, 8).astype(jnp.bfloat16), _random(1, 64, 8)
+    params = _init(layer, hidden)
+    params["linear"]["kernel"] = _random(2, 8, 8)
+
+    def total(params, hidden):
+        return (layer.apply({"params": params}, hidden) * weights).sum()
+
+    gradients = jax.grad(total, argnums=(0, 1))
+    d_params, d_hidden = gradients(params, hidden)
+    passed = np.array(weights.astype(jnp.bfloat16), np.float64) * (np.arange(8) < 6)
+    kernel = np.asarray(params["linear"]["kernel"].astype(jnp.bfloat16), np.float64)
+    exact = np.asarray(hidden, np.float64).T @ passed
+    np.testing.assert_allclose(d_params["linear"]["kernel"], exact, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(d_hidden, np.float64), passed @ kernel.T, rtol=0.01, atol=0.01
+    )
+    lowered = jax.jit(gradients).lower(params, hidden).as_text()
+    products = [line for line in lowered.splitlines() if "dot_general" in line]
+    assert len(products) == 2  # the forward product is not needed
+    assert all(line.count("bf16") == 2 for line in products)
+
+
 def test_mlp_is_linear_gelu_linear():
     x = _random(3, 2, 4)
     layer = Mlp(4, 8)

@@ -69,6 +69,18 @@ def test_temperature_divides_and_zero_is_greedy():
     np.testing.assert_array_equal(jnp.argmax(greedy, axis=-1), jnp.argmax(LOGITS, axis=-1))
 
 
+@pytest.mark.parametrize("shift", [-9.0, 0.0, 9.0])
+@pytest.mark.parametrize("others", [{}, {"top_k": 2}, {"top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("temperature", [1e-5, 1e-20, 1e-37, 1e-38, 1e-44, 1e-300])
+def test_low_temperatures_are_greedy(temperature, others, shift):
+    """The two largest are 0.01 apart: exp(-0.01 / 1e-5) is 0. Divided, they lie beyond float32, or below what
+    stands for the impossible."""
+    logits = shift + jnp.array([-2.0, 0.0, -0.01, NEG_INFINITY])
+    kept = filter_logits(logits, Filters(temperature=temperature, **others))
+    drawn = draw(jax.random.key(0), jnp.broadcast_to(kept, (1000, 4)))
+    assert np.unique(drawn).tolist() == [1]
+
+
 def test_a_high_temperature_does_not_make_the_impossible_possible():
     logits = jnp.array([0.0, NEG_INFINITY])
     assert float(filter_logits(logits, Filters(temperature=1e6))[1]) == NEG_INFINITY
@@ -188,8 +200,13 @@ def test_impossible_entries_are_never_drawn():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("temperature", -1.0), ("top_k", -1), ("top_p", 1.5), ("top_p", 0.0)]
+    ("name", "value"),
+    [
+        *(("temperature", value) for value in (-1.0, -1e-300, np.nan, np.inf, "warm", None)),
+        *(("top_k", value) for value in (-1, 2.5, 2.0, np.nan, True, "3", None)),
+        *(("top_p", value) for value in (1.5, 0.0, -0.1, np.nan, np.inf, None)),
+    ],
 )
 def test_values_that_cannot_work_are_named(name, value):
-    with pytest.raises(ConfigError, match=name):
+    with pytest.raises(ConfigError, match=f"{name} must .* not "):
         Filters(**{name: value})

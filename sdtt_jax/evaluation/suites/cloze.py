@@ -2,11 +2,9 @@
 
 from typing import Any
 
-import numpy as np
-
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.estimators import BoundConfig
-from sdtt_jax.evaluation.bootstrap import bootstrap, exp_mean, mean
+from sdtt_jax.evaluation.bootstrap import bootstrap, exp_mean, said, share
 from sdtt_jax.evaluation.cloze import Scores, choice_hits, scores
 from sdtt_jax.evaluation.continuations import Choice, encode
 from sdtt_jax.evaluation.record import Json, Record, digest_of
@@ -64,22 +62,17 @@ def _item(
         return facts | {"num_texts": len(task)} | _measures(choices, found, settings)
 
     result = record.item(name, inputs, compute)
-    perplexity = f"perplexity {result['perplexity']:.2f}, " if "perplexity" in result else ""
-    record.log(
-        f"  {result['task']}, {how}: {perplexity}accuracy {result['accuracy']:.3f} "
-        f"({result['accuracy_low']:.3f}–{result['accuracy_high']:.3f})"
-    )
+    perplexity = f"perplexity {said(result, 'perplexity', 2)}, " if "perplexity" in result else ""
+    record.log(f"  {result['task']}, {how}: {perplexity}accuracy {said(result, 'accuracy', 3)}")
 
 
 def _measures(choices: list[Choice], found: Scores, settings: Settings) -> Json:
     """LAMBADA: perplexity per text, not per token, as the reference has it. Choices: accuracy by likelihood,
     plain and for each character of an ending."""
-
-    def share(hits: np.ndarray, name: str) -> Json:
-        return bootstrap(mean, hits.astype(np.float64), seed=settings.seed).named(name)
-
+    seed = settings.seed
     if not choices:
-        perplexity = bootstrap(exp_mean, found.nll, seed=settings.seed)
-        return perplexity.named("perplexity") | share(found.greedy, "accuracy")
+        perplexity = bootstrap(exp_mean, found.nll, seed=seed).named("perplexity")
+        return perplexity | share(found.greedy, seed=seed).named("accuracy")
     hits = choice_hits(choices, found.nll)
-    return share(hits.plain, "accuracy") | share(hits.normalised, "accuracy_normalised")
+    normalised = share(hits.normalised, seed=seed).named("accuracy_normalised")
+    return share(hits.plain, seed=seed).named("accuracy") | normalised

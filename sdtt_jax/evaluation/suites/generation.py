@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sdtt_jax.config import require, to_mapping
+from sdtt_jax.evaluation.bootstrap import said
 from sdtt_jax.evaluation.judge import Reading, Scores, bos_of, read, score_texts
 from sdtt_jax.evaluation.mauve import MauveConfig, mauve_score, text_features
 from sdtt_jax.evaluation.quality import quality
@@ -89,7 +90,8 @@ def setups(subject: Subject) -> list[Setup]:
     settings = subject.settings
     result = []
     if not settings.prompts:
-        real = held_out(subject, settings.num_texts) if held_out_name(subject) else None
+        compared = subject.real_text and held_out_name(subject) != ""
+        real = held_out(subject, settings.num_texts) if compared else None
         nothing = np.zeros((settings.num_texts, 0), np.int32)
         result.append(Setup("unconditional", nothing, subject.length, real))
     if settings.prompted:
@@ -200,19 +202,22 @@ def _mauve(
     written: Judged,
     writer: Writer,
 ) -> Json:
-    """MAUVE of generated against real texts, prompts included, on the judge's features.
+    """MAUVE of generated against real texts, prompts included, on the judge's features; none of single texts.
 
     The features of the real texts are kept as a part of the record: every set of generated texts needs them.
     """
     real = judged_texts(subject, record, setup, writer)
 
-    def features(texts: Judged) -> dict[str, np.ndarray]:
-        size = subject.settings.batch_size
-        return {"features": text_features(judge, texts.reading.seen, batch_size=size)}
+    seen, theirs_seen = ([t for t in texts.reading.seen if len(t)] for texts in (written, real))
+    if min(len(seen), len(theirs_seen)) < 2:
+        return {}
+
+    def features(texts: list[np.ndarray]) -> dict[str, np.ndarray]:
+        return {"features": text_features(judge, texts, batch_size=subject.settings.batch_size)}
 
     inputs = writer.inputs | _judging(subject)
-    theirs = record.part(_name(setup, writer), inputs, "features", lambda: features(real))
-    ours, seed = features(written), subject.settings.seed
+    theirs = record.part(_name(setup, writer), inputs, "features", lambda: features(theirs_seen))
+    ours, seed = features(seen), subject.settings.seed
     score = mauve_score(ours["features"], theirs["features"], MauveConfig(seed))
     return {
         "mauve": score.value,
@@ -262,7 +267,8 @@ def _lines(judged: Judged, model: Model | CausalModel) -> list[Json]:
         if model.tokenizer is not None:
             line["text"] = model.tokenizer.decode(row)
         if judged.scores is not None:
-            line["nll_per_token"] = float(judged.scores.per_token[index])
+            scored = judged.scores.scored[index] > 0
+            line["nll_per_token"] = float(judged.scores.per_token[index]) if scored else None
         lines.append(line)
     return lines
 
@@ -271,8 +277,9 @@ def _said(title: str, result: Json) -> str:
     """Perplexity is never said without entropy."""
     parts = []
     if "gen_ppl" in result:
-        low, high = result["gen_ppl_low"], result["gen_ppl_high"]
-        parts.append(f"generative perplexity {result['gen_ppl']:.2f} ({low:.2f}–{high:.2f})")
+        parts.append(f"generative perplexity {said(result, 'gen_ppl', 2)}")
+    if result.get("texts_not_scored"):
+        parts.append(f"{result['texts_not_scored']} texts with nothing to score")
     parts.append(f"entropy {result['entropy']:.3f}")
     if result.get("mauve") is not None:
         parts.append(f"MAUVE {result['mauve']:.3f}")

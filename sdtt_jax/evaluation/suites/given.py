@@ -7,6 +7,7 @@ import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.bootstrap import said
 from sdtt_jax.evaluation.judge import bos_of, make_rows, read, score_texts, token_nll
 from sdtt_jax.evaluation.quality import quality
 from sdtt_jax.evaluation.record import Json, Record, digest_of, npz
@@ -19,20 +20,30 @@ from sdtt_jax.paths import as_path, write_bytes
 
 # Logits are written for texts this small, in numbers.
 MOST_LOGITS = 1 << 28
+# So many of the texts that are left out are named.
+NAMED = 10
 
 
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite: texts of a file of JSON lines under the judge.
 
+    Texts with nothing to score (no token, or none that is not unk) are named, counted and left out.
     With `settings.arrays` it also writes -log p of every token and, if they are few, the logits.
     """
     settings, model = subject.settings, subject.judge
     if model is None:
         raise ConfigError("--suite=judge needs a --judge.")
     require(bool(settings.texts), "--suite=judge needs --texts.")
-    texts = list(read_texts(settings.texts, model.tokenizer))
+    texts = list(read_texts(settings.texts, model.tokenizer, model.config.vocab_size))
     require(len(texts) > 0, f"--texts={settings.texts} holds no texts.")
     reading = read(model, texts, model.tokenizer, settings.ends)
+    kept = [i for i, text in enumerate(reading.seen) if _scorable(model, text, settings)]
+    left_out = [str(i + 1) for i in sorted({*range(len(texts))} - {*kept})]
+    if left_out:
+        named = ", ".join(left_out[:NAMED]) + (", …" if len(left_out) > NAMED else "")
+        empty = f"{len(left_out)} of {len(texts)} texts hold nothing to score"
+        require(len(kept) > 0, f"--texts={settings.texts}: {empty}; give others.")
+        record.log(f"  {empty} and are left out: number {named}")
     inputs = {
         "texts": digest_of(texts),
         "judge": model.identity,
@@ -44,20 +55,29 @@ def suite(subject: Subject, record: Record) -> None:
     def compute() -> Json:
         scores = score_texts(
             model,
-            reading.seen,
+            [reading.seen[index] for index in kept],
             batch_size=settings.batch_size,
             first_token=settings.first_token,
         )
         facts = {"file": settings.texts, "first_token": settings.first_token} | reading.facts
-        return facts | quality(reading.texts, scores, seed=settings.seed)
+        facts |= {"texts_left_out": len(texts) - len(kept)}
+        kept_texts = [reading.texts[index] for index in kept]
+        return facts | quality(kept_texts, scores, seed=settings.seed)
 
     result = record.item("judge/texts", inputs, compute)
     record.log(
-        f"  {result['num_texts']} texts: perplexity {result['gen_ppl']:.2f} ({result['gen_ppl_low']:.2f}–"
-        f"{result['gen_ppl_high']:.2f}), entropy {result['entropy']:.3f}"
+        f"  {result['num_texts']} texts: perplexity {said(result, 'gen_ppl', 2)}, entropy "
+        f"{result['entropy']:.3f}"
     )
     if settings.arrays:
         _write_arrays(model, texts, settings)
+
+
+def _scorable(model: CausalModel, text: np.ndarray, settings: Settings) -> bool:
+    """Whether a text has a token to score that says anything of it."""
+    first = 1 if settings.first_token == "given" else 0
+    unk_id = None if model.tokenizer is None else model.tokenizer.unk_id
+    return bool((text[first:] != unk_id).any()) if unk_id is not None else len(text) > first
 
 
 def _write_arrays(model: CausalModel, texts: Sequence[np.ndarray], settings: Settings) -> None:

@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 
+from sdtt_jax.config import require
 from sdtt_jax.diffusion.estimators import BoundConfig
-from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_ratio, mean
+from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, mean, said
 from sdtt_jax.evaluation.judge import score_texts
-from sdtt_jax.evaluation.likelihood import text_bounds
+from sdtt_jax.evaluation.likelihood import Bounds, text_bounds
+from sdtt_jax.evaluation.quality import perplexity
 from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name
@@ -42,23 +44,33 @@ def _bound(
         batches = text_bounds(model, tokens, key, config, batch_size=settings.batch_size)
         parts = record.batches(
             name,
-            inputs,
+            inputs | {"counts": "masked"},
             batches,
-            lambda nelbo: {"nelbo": nelbo},
+            Bounds._asdict,
             tokens=tokens.size * settings.num_maskings // len(batches),
         )
-        return summary(join(parts)["nelbo"], settings.seed) | {
+        bounds = join([Bounds(**part) for part in parts])
+        draws = bounds.masked.size
+        require(
+            bool(bounds.masked.any()),
+            f"{name}: none of the {draws} draws masked a token, so that they say nothing of the text; take "
+            f"more --num_maskings or --held_out_texts, or --estimators=low-variance.",
+        )
+        return summary(bounds.nelbo, settings.seed) | {
+            "empty_draws": float((bounds.masked == 0).mean()),
             "kind": "diffusion",
             "estimator": estimator,
             **_text(subject, tokens),
         }
 
     result = record.item(name, inputs, compute)
-    record.log(
-        f"  {estimator}: perplexity at most {result['perplexity']:.3f} "
-        f"({result['perplexity_low']:.3f}–{result['perplexity_high']:.3f}), "
-        f"{result['bits_per_token']:.4f} bits per token"
-    )
+    line = f"  {estimator}: perplexity at most {said(result, 'perplexity', 3)}, "
+    line += f"{result['bits_per_token']:.4f} bits per token"
+    if result["masking_error"] is not None:
+        line += f" (error of the masks {result['masking_error'] / math.log(2):.4f})"
+    if result.get("empty_draws"):
+        line += f"; {result['empty_draws']:.0%} of the draws masked nothing"
+    record.log(line)
 
 
 def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndarray) -> None:
@@ -71,15 +83,14 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
             batch_size=settings.batch_size,
             first_token=settings.first_token,
         )
-        perplexity = bootstrap(exp_ratio, scores.nll, scores.scored, seed=settings.seed)
-        nats = Interval(*(math.log(value) for value in perplexity))
+        nats = Interval(*(math.log(value) for value in perplexity(scores, seed=settings.seed)))
         facts = {"kind": "autoregressive", "estimator": "exact", **_text(subject, tokens)}
         return _measures(nats) | facts
 
     inputs = _inputs(subject, model, tokens) | {"first_token": settings.first_token}
     result = record.item("likelihood/autoregressive", inputs, compute)
     record.log(
-        f"  autoregressive: perplexity {result['perplexity']:.3f}, "
+        f"  autoregressive: perplexity {said(result, 'perplexity', 3)}, "
         f"{result['bits_per_token']:.4f} bits per token"
     )
 
@@ -87,18 +98,23 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
 def summary(estimates: np.ndarray, seed: int) -> Json:
     """Of estimates `[texts, maskings]` float64, nats per token.
 
-    The interval is over texts. `masking_error` is how much of it is the estimator's own: the standard error
-    that the maskings of these very texts leave, from the scatter of the mean over texts between them.
+    The interval is over texts, and at least as wide as `masking_error` makes it. That is the estimator's own:
+    the standard error that the maskings of these very texts leave, from the scatter of the mean over texts
+    between them. Over many texts it is a part of what the interval shows anyhow.
     """
     maskings = estimates.shape[1]
     own = estimates.mean(axis=0).std(ddof=1) / math.sqrt(maskings) if maskings > 1 else None
     nats = bootstrap(mean, estimates.mean(axis=1), seed=seed)
+    if own is not None:
+        nats = nats.widened(own, maskings)
+        nats = nats._replace(low=max(nats.low, 0.0))  # a bound is of -log p
     return {**_measures(nats), "masking_error": own, "num_maskings": maskings}
 
 
 def _measures(nats: Interval) -> Json:
     """Nats and bits per token, and perplexity, each with its interval."""
-    perplexity = Interval(*(math.exp(value) for value in nats))
+    with np.errstate(over="ignore"):
+        perplexity = Interval(*np.exp(nats).tolist())
     bits = Interval(*(value / math.log(2) for value in nats))
     return nats.named("nelbo") | perplexity.named("perplexity") | bits.named("bits_per_token")
 

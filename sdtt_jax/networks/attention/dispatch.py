@@ -215,7 +215,9 @@ def _primitive(
 
     @primitive.def_impl
     def _(*arrays: jax.Array, **parameters: Any) -> Any:
-        return compiled(**parameters)(*arrays)
+        # Without `jit` this would come back here for ever.
+        with jax.disable_jit(False):
+            return compiled(**parameters)(*arrays)
 
     def batched(arrays: Any, axes: Any, **parameters: Any) -> Any:
         """`jax.vmap`: the new axis joins the batch."""

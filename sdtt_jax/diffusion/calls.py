@@ -1,0 +1,48 @@
+"""Which network call reveals which position: functions of uniform numbers, which no network changes."""
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.typing import PerToken, Positions
+
+
+def still_masked(schedule: Schedule, times: jax.Array) -> jax.Array:
+    """Chance that what is masked at `times[0]` is so at each of `times: [n + 1]`: 1, then falling."""
+    chance = schedule.move_chance(times)
+    return chance / chance[0]
+
+
+def grid_calls(share: PerToken, still: jax.Array) -> jax.Array:
+    """The step of a time grid that reveals a position: i where `still[i + 1] <= share < still[i]`.
+
+    Args:
+      share: `[batch, length]` float32, uniform in [0, 1).
+      still: `[n + 1]` float32 from `still_masked`.
+
+    Returns:
+      `[batch, length]` int32 in 0 … n; n is left masked by all steps.
+    """
+    later = jnp.searchsorted(-still, -share, side="left")
+    return later.astype(jnp.int32) - 1
+
+
+def even_calls(share: PerToken, masked: Positions, num_steps: int) -> tuple[jax.Array, jax.Array]:
+    """Deals the masked positions out evenly to `num_steps` calls, in the falling order of `share`.
+
+    Args:
+      share: `[batch, length]` float32, uniform in [0, 1).
+      masked: `[batch, length]` bool.
+      num_steps: calls.
+
+    Returns:
+      `call: [batch, length]` int32, `num_steps` where nothing is masked; and `first: [batch, num_steps]`
+      float32, the share of the first position of each call (0 for a call that reveals nothing).
+    """
+    share = jnp.where(masked, share, -1.0)
+    rank = jnp.argsort(jnp.argsort(-share, axis=-1), axis=-1)
+    count = jnp.maximum(masked.sum(axis=-1, keepdims=True), 1)
+    call = jnp.where(masked, rank * num_steps // count, num_steps).astype(jnp.int32)
+    first = jnp.zeros((len(share), num_steps), jnp.float32)
+    rows = jnp.arange(len(share))[:, None]
+    return call, first.at[rows, call].max(share, mode="drop")

@@ -1,0 +1,220 @@
+"""Noise-coupled students on an enumerated world, measured by the law of what they write.
+
+The teacher is the true denoiser's table, which takes as many calls as a sequence has tokens: its trajectories
+are exact draws of the chain. They cost a few look-ups, so that every batch has trajectories of its own.
+
+A student's law is an integral over its noise, (V + 1) L numbers, and is counted over many samples. That
+makes the plug-in estimates of KL and entropy too large and too small by about (sequences seen) / (2 samples),
+which is taken out by extrapolation from the two halves of the samples. For KL(chain || samples), half a
+sample is added to every sequence, or one that was never seen would make it infinite. Total variation is left
+as it is, a bound from above.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdtt_jax.config import positive, whole
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation.coupled import CoupledDistillConfig
+from sdtt_jax.keys import purpose_key
+from sdtt_jax.laboratory.student import (
+    SCHEDULE,
+    EnumeratedDenoiser,
+    ProgressFactory,
+    StudentConfig,
+    make_diffusion,
+    table_params,
+)
+from sdtt_jax.laboratory.world import Array, World, law_measures, true_denoiser
+from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
+from sdtt_jax.networks.coupled import CoupledDenoiser
+from sdtt_jax.objectives import coupled_loss
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from sdtt_jax.parallel.placement import unbox
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.loop import TrainLog, train
+from sdtt_jax.training.optimizers import OptimizerConfig
+from sdtt_jax.training.state import StateSpec
+from sdtt_jax.training.step import make_train_step
+from sdtt_jax.typing import Key, Params
+
+_SAMPLES_PER_CALL = 2**14
+
+
+@dataclasses.dataclass(frozen=True)
+class CoupledStudentConfig:
+    """A noise-coupled student and its training.
+
+    Attributes:
+      num_layers, embed_dim, num_heads: the transformer's sizes.
+      noise: what it sees of the noise.
+      batch_size: trajectories per step.
+      num_steps: steps of each round.
+      learning_rate: Adam's peak rate, decayed to zero along a cosine.
+      full_share: share of states that are fully masked.
+      num_samples: sequences that a student's law is counted over.
+      seed: of parameters, noise and states.
+    """
+
+    num_layers: int = 3
+    embed_dim: int = 64
+    num_heads: int = 4
+    noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)
+    batch_size: int = 256
+    num_steps: int = 10_000
+    learning_rate: float = 1.5e-3
+    full_share: float = 0.4
+    num_samples: int = 400_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole(
+            1,
+            self,
+            "num_layers",
+            "embed_dim",
+            "num_heads",
+            "batch_size",
+            "num_steps",
+            "num_samples",
+        )
+        positive(self, "learning_rate")
+
+
+def make_coupled_diffusion(world: World, config: CoupledStudentConfig) -> MaskedDiffusion:
+    """The student, with alpha_t = 1 - t."""
+    network = CoupledDenoiser(
+        CoupledConfig(
+            vocab_size=world.vocab_size,
+            length=world.length,
+            num_layers=config.num_layers,
+            embed_dim=config.embed_dim,
+            num_heads=config.num_heads,
+            cond_dim=config.embed_dim,
+            noise=config.noise,
+        )
+    )
+    return MaskedDiffusion(EnumeratedDenoiser(network), make_schedule(SCHEDULE))
+
+
+def train_coupled(
+    world: World,
+    config: CoupledStudentConfig,
+    progress: ProgressFactory,
+    distill: CoupledDistillConfig | None = None,
+) -> Params:
+    """Distils the true denoiser's trajectories, one-shot or in rounds.
+
+    Args:
+      world: the language.
+      config: the student and its training.
+      progress: makes what shows the progress of a stage, from its title and number of steps.
+      distill: rounds and calls; one-shot from as many calls as a sequence has tokens if None.
+
+    Returns:
+      The last student's parameters.
+    """
+    if distill is None:
+        distill = CoupledDistillConfig(world.length, full_share=config.full_share)
+    optimizer = OptimizerConfig(
+        name="adam",
+        learning_rate=config.learning_rate,
+        schedule="cosine",
+        warmup_steps=config.num_steps // 20,
+        b2=0.99,
+    )
+    settings = TrainConfig(config.num_steps, config.batch_size, optimizer=optimizer, log_every=50)
+    spec = StateSpec(settings, make_mesh(MeshConfig(), jax.devices()[:1]))
+    student = make_coupled_diffusion(world, config)
+    network: EnumeratedDenoiser = student.denoiser  # type: ignore[assignment]
+    init = jax.jit(lambda key: unbox(network.network.init(key)))
+    params = init(purpose_key(config.seed, "exact-coupled-init"))
+    teacher, teacher_params = make_diffusion(world, StudentConfig()), _table(world)
+    size = config.batch_size
+    for round in range(1, distill.num_rounds + 1):
+        noise_key = purpose_key(config.seed, "exact-coupled-noise", round)
+        loss = coupled_loss(student, teacher, distill, round, noise_key, world.length)
+        with progress(f"coupled, round {round}", config.num_steps) as bar:
+            state = train(
+                spec.from_params(params, {"teacher_params": teacher_params}),
+                make_train_step(loss, settings),
+                lambda step: {"index": np.arange(step * size, (step + 1) * size, dtype=np.int32)},
+                purpose_key(config.seed, "exact-coupled", round),
+                settings,
+                log=TrainLog(progress=bar.update, tokens_per_batch=size * world.length),
+            )
+        params = state.params
+        teacher, teacher_params = student, params
+    return params
+
+
+def sampled_measures(
+    world: World,
+    diffusion: MaskedDiffusion,
+    params: Params,
+    chain: Array,
+    calls: Sequence[int],
+    config: CoupledStudentConfig,
+    temperature: float = 0.0,
+) -> dict[str, dict[str, float]]:
+    """Both KLs, total variation and entropy of what a model writes, by number of calls, as a string.
+
+    Args:
+      world: the language.
+      diffusion, params: the model.
+      chain: `[V^L]`, the chain's probabilities.
+      calls: numbers of network calls.
+      config: how many samples, and their seed.
+      temperature: 0 takes what the noise determines, 1 draws from the student's own distribution.
+    """
+    measures = {}
+    for number in calls:
+        sampler = SamplerConfig(number, temperature=temperature)
+        key = purpose_key(config.seed, "exact-coupled-samples", number)
+        turns = -(-config.num_samples // (2 * _SAMPLES_PER_CALL))
+        halves = [
+            np.sum(
+                [
+                    _counts(diffusion, params, jax.random.fold_in(key, i), sampler, world)
+                    for i in range(half, 2 * turns, 2)
+                ],
+                axis=0,
+            )
+            for half in range(2)
+        ]
+        measures[str(number)] = _measures_of_counts(halves, chain, world.length)
+    return measures
+
+
+def _measures_of_counts(halves: Sequence[Array], chain: Array, length: int) -> dict[str, float]:
+    def measured(counts: Array) -> dict[str, float]:
+        plain = law_measures(counts / counts.sum(), chain, length)
+        smooth = (counts + 0.5) / (counts + 0.5).sum()
+        return plain | {"kl_reverse": law_measures(smooth, chain, length)["kl_reverse"]}
+
+    whole, parts = measured(halves[0] + halves[1]), [measured(half) for half in halves]
+    for name in ("kl", "entropy"):
+        whole[name] = 2 * whole[name] - sum(part[name] for part in parts) / 2
+    return whole
+
+
+@functools.partial(jax.jit, static_argnames=("diffusion", "config", "world"))
+def _counts(
+    diffusion: MaskedDiffusion, params: Params, key: Key, config: SamplerConfig, world: World
+) -> jax.Array:
+    """How often each finished sequence was written, in their order: `[V^L]` int32."""
+    x_init = prior_sample(_SAMPLES_PER_CALL, world.length, world.vocab_size)
+    state, _ = sample(diffusion, params, key, x_init, config)
+    place = jnp.asarray(world.vocab_size ** np.arange(world.length - 1, -1, -1), jnp.int32)
+    return jnp.bincount((state.x * place).sum(axis=-1), length=world.vocab_size**world.length)
+
+
+def _table(world: World) -> Params:
+    return table_params(true_denoiser(world)[0])

@@ -1,0 +1,122 @@
+"""Every distiller on an enumerated world, by the same measures: KL both ways, total variation, entropy.
+
+Texts are written on the uniform grid of times, whose law `sample_distribution` sums up for a table of
+predictions. A distiller is a row of `DISTILLERS`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from sdtt_jax.distillation.coupled import CoupledDistillConfig
+from sdtt_jax.laboratory.coupled import (
+    CoupledStudentConfig,
+    make_coupled_diffusion,
+    sampled_measures,
+    train_coupled,
+)
+from sdtt_jax.laboratory.record import Record, Truth
+from sdtt_jax.laboratory.student import ProgressFactory
+from sdtt_jax.laboratory.world import (
+    Array,
+    finished_states,
+    law_measures,
+    reveal_sums,
+    sample_distribution,
+)
+
+# In rounds, calls are halved; the first trajectory has the least power of two that is one for each token.
+ROUNDS_OF = 2
+
+
+class Asked(NamedTuple):
+    """What is asked of the distillers.
+
+    Attributes:
+      truth: the world, enumerated.
+      optima: predictions of SDTT's rounds, the last of which is measured.
+      calls: numbers of network calls.
+      config: the coupled student and its training.
+      progress: makes what shows the progress of a stage, from its title and number of steps.
+    """
+
+    truth: Truth
+    optima: Sequence[Array]
+    calls: Sequence[int]
+    config: CoupledStudentConfig
+    progress: ProgressFactory
+
+
+class Distiller(NamedTuple):
+    """A distiller of the laboratory.
+
+    Attributes:
+      measure: gives the measures by number of calls, a string, for each name that the record holds.
+      trains: whether it is measured by a trained student; else by its optimum in closed form.
+    """
+
+    measure: Callable[[Asked], dict[str, Record]]
+    trains: bool
+
+
+def measure_distillers(names: Sequence[str], asked: Asked) -> Record:
+    """`{name: {calls: {"kl", "kl_reverse", "tv", "entropy"}}}`, calls as strings.
+
+    A coupled student is measured twice: as `coupled`, which takes the tokens that its noise determines, and
+    as `coupled-drawn`, which draws from its own distribution.
+
+    Args:
+      names: of `DISTILLERS`.
+      asked: the world, and what is measured.
+    """
+    measured: Record = {}
+    for name in names:
+        measured |= DISTILLERS[name].measure(asked)
+    return measured
+
+
+def _sdtt(asked: Asked) -> dict[str, Record]:
+    sums, chain = reveal_sums(asked.optima[-1]), _chain(asked.truth)
+    length = asked.truth.world.length
+    laws = {n: sample_distribution(sums, n) for n in asked.calls}
+    return {"sdtt": {str(n): law_measures(law, chain, length) for n, law in laws.items()}}
+
+
+def _coupled(asked: Asked) -> dict[str, Record]:
+    return _trained(asked, "coupled", None)
+
+
+def _coupled_rounds(asked: Asked) -> dict[str, Record]:
+    """As many steps in all as one-shot."""
+    rounds = (asked.truth.world.length - 1).bit_length()
+    steps = max(asked.config.num_steps // rounds, 1)
+    config = CoupledDistillConfig(
+        ROUNDS_OF**rounds,
+        num_distill_calls=ROUNDS_OF,
+        num_rounds=rounds,
+        full_share=asked.config.full_share,
+    )
+    fewer = asked._replace(config=dataclasses.replace(asked.config, num_steps=steps))
+    return _trained(fewer, "coupled-rounds", config)
+
+
+def _trained(asked: Asked, name: str, distill: CoupledDistillConfig | None) -> dict[str, Record]:
+    world, config = asked.truth.world, asked.config
+    params = train_coupled(world, config, asked.progress, distill)
+    diffusion, chain = make_coupled_diffusion(world, config), _chain(asked.truth)
+    return {
+        of: sampled_measures(world, diffusion, params, chain, asked.calls, config, temperature)
+        for of, temperature in ((name, 0.0), (f"{name}-drawn", 1.0))
+    }
+
+
+def _chain(truth: Truth) -> Array:
+    """`[V^L]`, the chain's probabilities of finished sequences."""
+    return truth.evidence[finished_states(truth.world)]
+
+
+DISTILLERS = {
+    "sdtt": Distiller(_sdtt, trains=False),
+    "coupled": Distiller(_coupled, trains=True),
+    "coupled-rounds": Distiller(_coupled_rounds, trains=True),
+}

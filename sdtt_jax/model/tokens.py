@@ -1,0 +1,63 @@
+"""The one check of tokens: everything that a user gives to a model, or a suite finds in a file, passes it.
+
+A network looks up whatever it is given: an id that does not exist becomes another token's, and MASK in a
+text is a token that no model predicts. Neither shows in the result.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from sdtt_jax.config import require
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.parallel.processes import to_host
+
+
+def as_ids(ids: ArrayLike, num_ids: int, name: str = "tokens") -> Any:
+    """Whole numbers of any shape as int32.
+
+    Args:
+      ids: numbers, on the host or on a device; what is traced by `jit` is taken at its word.
+      num_ids: how many ids there are.
+      name: what errors call them.
+
+    Raises:
+      ConfigError: they are no whole numbers, or one of them is negative or not below `num_ids`.
+    """
+    traced = isinstance(ids, jax.core.Tracer)
+    try:
+        host: Any = ids if traced else to_host(ids)  # type: ignore[arg-type]
+    except ValueError:
+        raise ConfigError(f"{name} must be one array; these rows differ in length.") from None
+    require(
+        np.issubdtype(host.dtype, np.integer) or host.size == 0,
+        f"{name} must be whole numbers, not {host.dtype}; an id is an index into the vocabulary.",
+    )
+    if not traced and host.size:
+        wrong = next((n for n in (int(host.min()), int(host.max())) if not 0 <= n < num_ids), None)
+        require(
+            wrong is None, f"{name}: there is no token {wrong}; ids are 0 … {num_ids - 1} here."
+        )
+    return host.astype(np.int32)
+
+
+def as_rows(tokens: ArrayLike, num_ids: int, name: str = "tokens") -> Any:
+    """A batch of texts, `[B, L]`, as int32.
+
+    Args:
+      tokens: `[B, L]` whole numbers.
+      num_ids: how many ids there are: with MASK where a noisy text is meant, without it for text.
+      name: what errors call them.
+
+    Raises:
+      ConfigError: another shape, no text, texts without tokens, or ids that do not exist.
+    """
+    ids = as_ids(tokens, num_ids, name)
+    one = "; put a single text into a batch, tokens[None]" if ids.ndim == 1 and ids.size else ""
+    require(
+        ids.ndim == 2 and ids.size > 0,
+        f"{name} must be [batch, length] with at least one text of one token, not {list(ids.shape)}{one}.",
+    )
+    return ids

@@ -1,0 +1,74 @@
+"""Noise drawn in advance, of which tokens and their order are a deterministic function.
+
+With Gumbel noise g for every entry, `argmax(logits + g)` is a categorical draw (Gumbel, 1954). A generation
+whose noise is drawn before its first network call is therefore a function of that noise, and so can be learnt
+by a network that is shown it.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.ops.categorical import BLOCK, in_blocks
+from sdtt_jax.typing import Key, Logits
+
+FULL, TWO_LEVEL = "full", "two-level"
+
+
+@flax.struct.dataclass
+class Noise:
+    """The noise of every position of a batch, or of one sequence.
+
+    Attributes:
+      order: `[..., length]` float32, uniform in [0, 1): positions are revealed in the falling order of it.
+      token: `[..., length, vocab]` float32, a Gumbel number for every token; or for every block of tokens.
+      entry: `[..., length, BLOCK]` float32, where `token` is of blocks: a Gumbel number for every entry of
+        whichever block is chosen. Else None.
+    """
+
+    order: jax.Array
+    token: jax.Array
+    entry: jax.Array | None = None
+
+
+def draw_noise(key: Key, shape: tuple[int, ...], vocab: int, levels: str) -> Noise:
+    """The noise of positions.
+
+    Args:
+      key: PRNG key.
+      shape: of the positions, `(batch, length)` or `(length,)`.
+      vocab: tokens, MASK not among them.
+      levels: "full", a number for each token; or "two-level", for each block of `BLOCK` tokens and each entry
+        of a block: 521 numbers instead of 50,257.
+    """
+    key_order, key_token, key_entry = jax.random.split(key, 3)
+    columns = vocab if levels == FULL else -(-vocab // BLOCK)
+    entry = None if levels == FULL else _gumbel(key_entry, (*shape, BLOCK))
+    return Noise(
+        jax.random.uniform(key_order, shape, jnp.float32),
+        _gumbel(key_token, (*shape, columns)),
+        entry,
+    )
+
+
+def noisy_argmax(logits: Logits, noise: Noise) -> jax.Array:
+    """The token that the noise draws: softmax-distributed over random noise.
+
+    Args:
+      logits: `[n, vocab]` float32.
+      noise: of as many positions, `[n]`; its `order` plays no part.
+
+    Returns:
+      `[n]` int32.
+    """
+    if noise.entry is None:
+        return jnp.argmax(logits + noise.token, axis=-1).astype(jnp.int32)
+    blocks = in_blocks(logits)
+    block = jnp.argmax(jax.nn.logsumexp(blocks, axis=-1) + noise.token, axis=-1)
+    entries = jnp.take_along_axis(blocks, block[:, None, None], axis=-2)[:, 0]
+    return (block * BLOCK + jnp.argmax(entries + noise.entry, axis=-1)).astype(jnp.int32)
+
+
+def _gumbel(key: Key, shape: tuple[int, ...]) -> jax.Array:
+    # The default mode cannot draw above about 16.6; see `ops.categorical.draw`.
+    return jax.random.gumbel(key, shape, jnp.float32, mode="high")

@@ -1,0 +1,124 @@
+"""What a model takes for tokens. Oracle: tokens are `[B, L]` whole numbers below the vocabulary's size, and
+MASK only where a noisy text is meant; written by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.estimators import BoundConfig
+from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.cloze import causal_scores, greedy_hits, suffix_bounds
+from sdtt_jax.evaluation.continuations import Continuation, Layout
+from sdtt_jax.evaluation.judge import score_texts
+from sdtt_jax.evaluation.likelihood import text_bounds
+from sdtt_jax.evaluation.mauve import text_features
+from sdtt_jax.model.batches import join
+from sdtt_jax.networks import CausalConfig, CausalNetwork
+from tests.worlds import MASK, VOCAB, TableDenoiser, as_causal, as_model, noisy_params, random_table
+
+KEY, STEPS, ONE = jax.random.key(0), SamplerConfig(2), BoundConfig()
+MODEL = as_model(TableDenoiser(), random_table(1))
+NETWORK = CausalNetwork(
+    CausalConfig(vocab_size=VOCAB, length=8, num_layers=1, embed_dim=8, num_heads=2)
+)
+JUDGE = as_causal(NETWORK, noisy_params(NETWORK, 0))
+BEHIND = Layout(bos_id=0)
+
+NOISY = {
+    "logits": MODEL.logits,
+    "log_probs": MODEL.log_probs,
+    "denoise": lambda x: MODEL.denoise(KEY, x, STEPS).x,
+    "states": lambda x: list(MODEL.states(KEY, x, STEPS))[-1].x,
+    "batches": lambda x: join([write() for write in MODEL.batches(KEY, x, STEPS)]).tokens,
+}
+CLEAN = {
+    "score": lambda x: MODEL.score(x, KEY),
+    "bounds": lambda x: join(
+        [bounds() for bounds in text_bounds(MODEL, x, KEY, ONE, batch_size=2)]
+    ),
+    "causal logits": JUDGE.logits,
+    "causal log_probs": JUDGE.log_probs,
+    "continued": lambda x: join([write() for write in JUDGE.batches(KEY, x, 2)]).tokens,
+}
+ON_THE_HOST = ("batches", "bounds", "continued")
+# Of texts of any lengths.
+RAGGED = {
+    "scores": lambda x: score_texts(JUDGE, list(x), batch_size=2, first_token="given").nll,
+    "features": lambda x: text_features(JUDGE, list(x), batch_size=2),
+    "suffixes": lambda x: suffix_bounds(MODEL, _items(x), KEY, ONE, Layout(), batch_size=2),
+    "hits": lambda x: greedy_hits(MODEL, _items(x), Layout(), batch_size=2),
+    "causal suffixes": lambda x: causal_scores(JUDGE, _items(x), BEHIND, batch_size=2).nll,
+}
+
+
+def _items(rows):
+    return [Continuation(row[:1], row[1:]) for row in np.asarray(rows)]
+
+
+@pytest.mark.parametrize("name", NOISY | CLEAN | RAGGED)
+@pytest.mark.parametrize("wrong", [-1, MASK + 1, 30_522, 2**31, 2**32, 2**40])
+def test_an_id_that_does_not_exist_is_refused(name, wrong):
+    """2^32 and 2^40 would become 0 in 32 bits."""
+    rows = np.array([[0, 1, 2], [0, wrong, 2]])
+    with pytest.raises(ConfigError, match=f"there is no token {wrong}; ids are 0 … "):
+        (NOISY | CLEAN | RAGGED)[name](rows)
+
+
+@pytest.mark.parametrize("name", CLEAN | RAGGED)
+def test_mask_stands_in_no_text(name):
+    with pytest.raises(ConfigError, match=f"there is no token {MASK}; ids are 0 … {VOCAB - 1}"):
+        (CLEAN | RAGGED)[name](np.array([[0, MASK, 2]]))
+
+
+@pytest.mark.parametrize("name", NOISY | CLEAN)
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.zeros(3, np.int32), r"not \[3\]; put a single text into a batch"),
+        (np.zeros((0, 3), np.int32), r"at least one text of one token, not \[0, 3\]"),
+        (np.zeros((2, 0), np.int32), r"not \[2, 0\]"),
+        (np.zeros((1, 2, 3), np.int32), r"not \[1, 2, 3\]"),
+        (np.int32(1), r"not \[\]"),
+        ([], r"not \[0\]"),
+        ([[0.0, 1.0, 2.0]], "whole numbers, not float64"),
+        (jnp.ones((1, 3), bool), "whole numbers, not bool"),
+        ([["0", "1", "2"]], "whole numbers, not <U1"),
+        ([[0, 1, 2**70]], "whole numbers, not object"),
+        ([[0, 1, 2], [0, 1]], "differ in length"),
+        (None, "whole numbers, not object"),
+    ],
+    ids=str,
+)
+def test_another_shape_or_kind_is_refused(name, rows, message):
+    with pytest.raises(ConfigError, match=message):
+        (NOISY | CLEAN)[name](rows)
+
+
+ROWS = np.array([[0, 1, 2], [2, 1, 0]], np.int32)
+
+
+@pytest.mark.parametrize("name", NOISY | CLEAN)
+def test_whole_numbers_of_every_kind_are_taken(name):
+    call = (NOISY | CLEAN)[name]
+    for same in (ROWS.astype(np.uint8), ROWS.astype(np.int64), jnp.asarray(ROWS), ROWS.tolist()):
+        np.testing.assert_array_equal(call(same), call(ROWS))
+
+
+@pytest.mark.parametrize("name", [name for name in NOISY | CLEAN if name not in ON_THE_HOST])
+def test_a_model_may_be_compiled_into_something_else(name):
+    """What `jit` traces has no values to look at."""
+    call = (NOISY | CLEAN)[name]
+    np.testing.assert_allclose(jax.jit(call)(ROWS), call(ROWS), rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_samples", [0, -1, 1.5, True])
+def test_no_samples_are_refused(num_samples):
+    for call in (
+        lambda: MODEL.score(np.zeros((1, 3), np.int32), KEY, num_samples),
+        lambda: MODEL.prior(num_samples),
+        lambda: JUDGE.sample(KEY, num_samples, 2),
+    ):
+        with pytest.raises(ConfigError, match="num_samples must be"):
+            call()

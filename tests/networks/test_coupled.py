@@ -1,0 +1,60 @@
+"""The denoiser that sees noise. Oracle: the denoiser that it was made from, bit for bit."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
+from sdtt_jax.networks.coupled import CoupledDenoiser, order_features
+from sdtt_jax.ops.noise import draw_noise
+from tests.worlds import LENGTH, MASK, VOCAB, noisy_params, tiny_network
+
+PLAIN = tiny_network()
+PARAMS = noisy_params(PLAIN, 1)
+TOKENS = jnp.array([[MASK, 1, MASK], [0, MASK, 2]])
+
+
+def coupled(kind: str) -> CoupledDenoiser:
+    sizes = dataclasses.asdict(PLAIN.config)
+    return CoupledDenoiser(CoupledConfig(**sizes, noise=NoiseConfig(kind, hidden_dim=8)))
+
+
+@pytest.mark.parametrize("kind", ["full", "two-level", "projected"])
+def test_a_new_one_is_the_denoiser_that_it_was_made_from_whatever_the_noise(kind):
+    network = coupled(kind)
+    params = network.init_from(PARAMS, jax.random.key(0))
+    assert set(params) == {*PARAMS, "noise"}
+    noise = draw_noise(jax.random.key(1), TOKENS.shape, VOCAB, network.noise_levels)
+    plain = PLAIN.hidden(PARAMS, TOKENS)
+    np.testing.assert_array_equal(network.hidden(params, TOKENS, None, noise), plain)
+    np.testing.assert_array_equal(network.hidden(params, TOKENS), plain)
+
+
+@pytest.mark.parametrize("kind", ["full", "two-level", "projected"])
+def test_noise_is_seen_at_masked_positions_alone(kind):
+    network = coupled(kind)
+    params = noisy_params(network, 2)
+    noise = draw_noise(jax.random.key(1), TOKENS.shape, VOCAB, network.noise_levels)
+    other = draw_noise(jax.random.key(2), TOKENS.shape, VOCAB, network.noise_levels)
+
+    def mixed(at: jax.Array) -> jax.Array:
+        def choose(x: jax.Array, y: jax.Array) -> jax.Array:
+            return jnp.where(at.reshape(at.shape + (1,) * (x.ndim - 2)), x, y)
+
+        return network.hidden(params, TOKENS, None, jax.tree.map(choose, noise, other))
+
+    masked = TOKENS == MASK
+    here = network.hidden(params, TOKENS, None, noise)
+    np.testing.assert_array_equal(mixed(masked), here)
+    assert float(jnp.abs(mixed(~masked) - here).max()) > 1e-3
+
+
+def test_the_rank_is_among_what_is_still_masked():
+    order = jnp.array([[0.9, 0.5, 0.1]])
+    features = order_features(order, jnp.array([[False, True, True]]))
+    alone = order_features(jnp.array([[0.0, 0.5, 0.1]]), jnp.array([[False, True, True]]))
+    np.testing.assert_array_equal(features[:, 1:], alone[:, 1:])
+    assert features.shape == (1, LENGTH, 28)

@@ -1,0 +1,117 @@
+"""The measurements of an accelerator, on a CPU at sizes that take seconds.
+
+Oracles: what a record promises (rows, equal to the CPU's, without errors), and records written by hand.
+"""
+
+import sys
+import time
+
+import pytest
+
+from launch.accelerators import CHIPS, chip_of_device
+from tools.accelerator import steps
+from tools.accelerator.__main__ import PARTS, measure, run_process
+from tools.accelerator.bench import Bench, text
+from tools.accelerator.page import page, table
+from tools.accelerator.profiling import by_kind, origins
+from tools.accelerator.worker import FUNCTIONS, run
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(until=time.monotonic() + 300, folder=tmp_path, file=tmp_path / "x.json", tiny=True)
+
+
+def test_every_part_has_a_function_and_the_shares_make_up_the_whole():
+    assert set(PARTS) == set(FUNCTIONS)
+    assert sum(PARTS.values()) == pytest.approx(1)
+
+
+# "medium" is "training" with another size.
+@pytest.mark.parametrize("part", [part for part in PARTS if part != "medium"])
+def test_each_part_runs_on_a_cpu(bench, part):
+    run(part, bench)
+    rows = [row for rows in bench.record["tables"].values() for row in rows]
+    assert len(rows) > 0
+    assert [row for row in rows if "error" in row] == []
+    assert [row for row in rows if row.get("equal") is False] == []
+    assert bench.record["skipped"] == []
+
+
+def test_a_row_that_fails_is_written_with_its_error_and_nothing_else_happens(bench):
+    def fails():
+        raise ValueError("no such kernel")
+
+    bench.row("t", {"what": "one"}, fails)
+    bench.row("t", {"what": "two"}, lambda: {"ms": 1.0})
+    one, two = bench.record["tables"]["t"]
+    assert (one["error"], two["ms"]) == ("ValueError: no such kernel", 1.0)
+
+
+def test_what_there_is_no_time_for_is_left_out_with_a_sentence(bench):
+    bench.until = time.monotonic() + 5
+    assert not bench.has(60, "the medium size")
+    (sentence,) = bench.record["skipped"]
+    assert sentence.startswith("the medium size was left out: it takes about 60 s")
+
+
+def test_a_process_that_dies_or_hangs_says_how(capfd):
+    died = "import os, sys; print('bad kernel', file=sys.stderr, flush=True); os.abort()"
+    assert "status -6: bad kernel" in run_process([sys.executable, "-c", died], 60, {})
+    assert "did not end in its time" in run_process(
+        [sys.executable, "-c", "while 1: pass"], 0.2, {}
+    )
+    assert "bad kernel" in capfd.readouterr().err
+
+
+def test_parts_without_time_are_skipped_and_the_page_says_so(tmp_path):
+    record = measure(["kernels", "race"], 0.01, tmp_path, tiny=True)
+    assert all("no time was left" in part["skipped"][0] for part in record["parts"].values())
+    assert (
+        "- race was left out: no time was left for it" in (tmp_path / "accelerator.md").read_text()
+    )
+
+
+def test_the_page_has_a_section_for_each_part():
+    parts = {
+        "machine": {"device": "TPU v5e", "tables": {"matmul": [{"n": 8, "TFLOP/s": 190.04321}]}},
+        "race": {"error": "The process died.", "tables": {}, "notes": ["Fast."]},
+    }
+    written = page({"command": "python -m x", "began": "today", "parts": parts})
+    assert written.startswith("# Measured on TPU v5e\n")
+    assert "| n | TFLOP/s |\n| ---: | ---: |\n| 8 | 190 |" in written
+    assert "## The race\n\n- Fast.\n- This part failed. The process died.\n" in written
+
+
+def test_columns_are_those_of_all_rows():
+    lines = table([{"what": "a|b", "ms": 0.123456}, {"what": "c", "error": "out of memory"}])
+    assert lines[0] == "| what | ms | error |"
+    assert lines[2:] == ["| a\\|b | 0.1235 |  |", "| c |  | out of memory |"]
+
+
+def test_numbers_have_four_digits():
+    shown = [text(x) for x in (True, 3, 51200, 0.000123456, 41234.5, None, "x")]
+    assert shown == ["yes", "3", "51,200", "0.0001235", "41,234", "–", "x"]
+
+
+def test_operations_are_summed_by_their_kind_and_named_by_their_origin():
+    events = {"fusion.1": (1.0, 2), "fusion.22": (2.0, 1), "dot.3.remat2": (4.0, 1)}
+    assert by_kind(events) == [("dot", (4.0, 1)), ("fusion", (3.0, 3))]
+    program = '  %fusion.1 = f32[2] fusion(%x), metadata={op_name="jit(f)/add" id=3}\n  ROOT a.2 = f32[] b()'
+    assert origins(program) == {"fusion.1": "jit(f)/add"}
+
+
+def test_batches_double_and_after_two_the_largest_that_fits_comes_next(monkeypatch):
+    monkeypatch.setattr(steps, "chip", lambda: CHIPS["h100"])  # 80 GB
+    tried = [{"batch": 8, "compiled GB": 4.0}, {"batch": 16, "compiled GB": 6.0}]
+    assert steps._next_batch(tried[:1], 1024) == 16
+    assert steps._next_batch(tried, 1024) == 256  # 66 GB
+    assert steps._next_batch(tried, 64) == 64
+
+
+def test_chips_are_found_by_what_jax_calls_them():
+    assert chip_of_device("NVIDIA H100 80GB HBM3") is CHIPS["h100"]
+    assert chip_of_device("NVIDIA H100 PCIe") is None
+    assert chip_of_device("TPU v5 lite") is CHIPS["v5e"]
+    names = [name for chip in CHIPS.values() for name in chip.devices]
+    assert len(names) == len(set(names)) >= len(CHIPS)

@@ -1,0 +1,202 @@
+"""Measures one accelerator in one go, and writes one JSON and one page of Markdown.
+
+  python -m tools.accelerator --minutes=20 --output=DIR
+
+Parts, in the order of their worth:
+
+  machine   its kind and versions; what a bare matmul and a bare copy reach
+  kernels   attention, fused head, losses, digests, draws: equal to the same on the CPU; attention's speed
+  training  steps of teacher and distillation, small size, at the batches that fit: tokens/s and MFU
+  race      the student at 8, 16 and 32 calls against the causal model with its cache
+  sampling  tokens/s and latency of the small size, from one text at once to many
+  profile   one traced step of each kind: the operations that take the time
+  saving    a training state to disk and back
+  medium    as training, medium size
+  tuning    the small size's step again under other settings
+
+Each part has its share of the time; what one leaves goes to the next. A part that fails is written down with
+its error, one for which no time is left with a sentence, and the others go on. One chip is measured, however
+many there are. On a CPU everything runs too, slowly: --tiny takes sizes at which it takes two minutes.
+"""
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.cli.app import exit_status, output_file, stopwatch
+from sdtt_jax.config import choose, positive, require
+from sdtt_jax.paths import read_json, write_json, write_text
+from tools.accelerator.page import page
+
+# Part -> its share of the time.
+PARTS = {
+    "machine": 0.05,
+    "kernels": 0.14,
+    "training": 0.22,
+    "race": 0.12,
+    "sampling": 0.13,
+    "profile": 0.10,
+    "saving": 0.04,
+    "medium": 0.11,
+    "tuning": 0.09,
+}
+# A part looks at its clock between measurements; one that does not come back is ended so long after its time.
+GRACE_S = 40.0
+LEAST_S = 5.0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(name: str, earlier: Mapping[str, Any]) -> dict[str, str]:
+    """The environment of a part: nearly all of the device's memory, and compiled programs kept.
+
+    Args:
+      name: of the part.
+      earlier: records of the parts before.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if name == "profile" and earlier.get("machine", {}).get("platform") == "gpu":
+        # A trace does not say which operations the kernels of a CUDA graph belong to.
+        flags += " --xla_gpu_enable_command_buffer="
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    kept = Path(tempfile.gettempdir()) / "sdtt_jax_accelerator"
+    return {
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.93",
+        "JAX_COMPILATION_CACHE_DIR": str(kept),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "XLA_FLAGS": flags.strip(),
+    }
+
+
+def run_process(command: Sequence[str], seconds: float, env: Mapping[str, str]) -> str | None:
+    """Runs a part's process, whose stderr passes through.
+
+    Args:
+      command: of the process.
+      seconds: after which it is killed.
+      env: its environment.
+
+    Returns:
+      None, or how it ended otherwise than by itself and well, with the end of what it said.
+    """
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, errors="replace", env=env
+    )
+    said: deque[str] = deque(maxlen=12)
+
+    def pass_on() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.append(line)
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+    reader = threading.Thread(target=pass_on, daemon=True)
+    reader.start()
+    try:
+        status = process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        status = None
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+        assert process.stderr is not None
+        process.stderr.close()
+    if status == 0:
+        return None
+    if status is None:
+        return "did not end in its time, and was ended."
+    return f"ended with status {status}: {''.join(said).strip()[-1500:]}"
+
+
+def measure(names: Sequence[str], minutes: float, folder: Path, *, tiny: bool) -> dict[str, Any]:
+    """Runs the parts one after the other, and writes record and page after each.
+
+    Args:
+      names: of the parts.
+      minutes: for all of them.
+      folder: of the record and the page.
+      tiny: sizes for a CPU.
+    """
+    log = stopwatch()
+    until = time.monotonic() + 60 * minutes
+    record: dict[str, Any] = {
+        "command": f"python -m tools.accelerator --minutes={minutes:g}",
+        "began": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "parts": {},
+    }
+    for number, name in enumerate(names):
+        left = until - time.monotonic()
+        # What earlier parts left, or took too much, is shared by all later ones.
+        seconds = left * PARTS[name] / math.fsum(PARTS[later] for later in names[number:])
+        log(f"part {number + 1} of {len(names)}, {name}: {seconds:.0f} s of the {left:.0f} s left")
+        record["parts"][name] = _part(name, seconds, record["parts"], folder, tiny=tiny)
+        write_json(folder / "accelerator.json", record)
+        write_text(folder / "accelerator.md", page(record))
+    log(f"wrote {folder / 'accelerator.json'} and {folder / 'accelerator.md'}")
+    return record
+
+
+def _part(
+    name: str, seconds: float, earlier: Mapping[str, Any], folder: Path, *, tiny: bool
+) -> dict[str, Any]:
+    if seconds < LEAST_S:
+        return {"skipped": [f"{name} was left out: no time was left for it"]}
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        files = Path(scratch, "earlier.json"), Path(scratch, "record.json")
+        write_json(files[0], earlier)
+        command = [sys.executable, "-m", "tools.accelerator.worker", name, f"{seconds:.0f}"]
+        command += [*map(str, files), str(folder), *(["--tiny"] if tiny else [])]
+        error = run_process(command, seconds + GRACE_S, environment(name, earlier))
+        record: dict[str, Any] = read_json(files[1]) if files[1].exists() else {}
+    record["seconds"] = time.monotonic() - began
+    if error is not None:
+        record["error"] = f"The process {error}"
+    return record
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        "tools.accelerator",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--minutes", type=float, default=20.0, help="for all parts together")
+    parser.add_argument(
+        "--output", required=True, help="folder of accelerator.json and accelerator.md"
+    )
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), help="some of them, separated by commas"
+    )
+    parser.add_argument("--tiny", action="store_true", help="sizes for a CPU")
+    arguments = parser.parse_args(argv[1:])
+    positive(**{"--minutes": arguments.minutes})
+    names = [name.strip() for name in arguments.parts.split(",") if name.strip()]
+    require(len(names) > 0, f"--parts must name at least one of {', '.join(PARTS)}.")
+    for name in names:
+        choose("--parts", name, PARTS)
+    file = output_file(str(Path(arguments.output, "accelerator.json")))
+    assert file is not None
+    measure(
+        sorted(set(names), key=list(PARTS).index),
+        arguments.minutes,
+        file.parent,
+        tiny=arguments.tiny,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main, sys.argv))

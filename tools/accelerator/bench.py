@@ -1,0 +1,142 @@
+"""What a part is given: its time, its sizes, the parts before it, and the tables that it fills."""
+
+import dataclasses
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from launch.accelerators import Chip, chip_of_device
+from sdtt_jax.paths import write_json
+
+Row = dict[str, Any]
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
+# A timing is the median of so many measurements, each of as many calls as take so long.
+MEASUREMENTS, MEASUREMENT_S = 5, 0.05
+
+
+@dataclasses.dataclass
+class Bench:
+    """One part's clock and record.
+
+    Attributes:
+      until: by `time.monotonic`, when the part should have ended.
+      earlier: records of the parts before, by name.
+      file: where the record is written, after every row; None for nowhere.
+      folder: for further files.
+      tiny: sizes for a CPU.
+      record: "tables", rows by title; "skipped", sentences; "notes", sentences.
+    """
+
+    until: float
+    earlier: dict[str, Any] = dataclasses.field(default_factory=dict)
+    file: Path | None = None
+    folder: Path = Path()
+    tiny: bool = False
+    record: dict[str, Any] = dataclasses.field(
+        default_factory=lambda: {"tables": {}, "skipped": [], "notes": []}
+    )
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.until - time.monotonic()
+
+    def has(self, seconds: float, what: str) -> bool:
+        """Whether there is time for something; if not, a sentence says that it was left out."""
+        if self.left >= seconds:
+            return True
+        self.record["skipped"].append(
+            f"{what} was left out: it takes about {seconds:.0f} s, and {max(self.left, 0):.0f} s were left"
+        )
+        self.save()
+        return False
+
+    def row(self, table: str, what: Row, measure: Callable[[], Row]) -> Row:
+        """Adds a row: `what` and what `measure` returns, or its error; returns it."""
+        began = time.monotonic()
+        try:
+            row = what | measure()
+        except Exception as error:
+            full = any(sign in str(error) for sign in OUT_OF_MEMORY)
+            # The first lines say it; a traceback would keep the arrays of the measurement alive.
+            said = "out of memory" if full else f"{type(error).__name__}: {error}"[:400]
+            row = what | {"error": " ".join(said.split())}
+        gc.collect()
+        self.record["tables"].setdefault(table, []).append(row)
+        self.save()
+        _say(f"{table} [{time.monotonic() - began:.1f} s]", row)
+        return row
+
+    def rows(self, table: str, rows: list[Row]) -> None:
+        """Adds rows that are known already."""
+        self.record["tables"].setdefault(table, []).extend(rows)
+        self.save()
+        for row in rows:
+            _say(table, row)
+
+    def note(self, sentence: str) -> None:
+        """A sentence for the page, above the tables."""
+        self.record["notes"].append(sentence)
+        print(f"  {sentence}", file=sys.stderr, flush=True)
+
+    def save(self) -> None:
+        """Writes the record."""
+        if self.file is not None:
+            write_json(self.file, self.record)
+
+
+def _say(title: str, row: Row) -> None:
+    shown = ", ".join(f"{name} {text(value)}" for name, value in row.items())
+    print(f"  {title}: {shown}", file=sys.stderr, flush=True)
+
+
+def text(value: Any) -> str:
+    """A cell: four digits of a number, with separators from 10,000 on."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    return "–" if value is None else str(value)
+
+
+def seconds_of(
+    function: Callable[..., Any], *arguments: Any, measurements: int = MEASUREMENTS
+) -> float:
+    """Median seconds of a call, after one that compiles and one that warms up.
+
+    Calls follow one another without waiting, as in a training loop, so that what the host does beside the
+    device does not count.
+    """
+    jax.block_until_ready(function(*arguments))
+    began = time.perf_counter()
+    jax.block_until_ready(function(*arguments))
+    once = time.perf_counter() - began
+    calls = max(1, min(1000, int(MEASUREMENT_S / max(once, 1e-6))))
+
+    def measurement() -> float:
+        began = time.perf_counter()
+        for _ in range(calls):
+            result = function(*arguments)
+        jax.block_until_ready(result)
+        return (time.perf_counter() - began) / calls
+
+    return statistics.median(measurement() for _ in range(measurements))
+
+
+def chip() -> Chip | None:
+    """The peak numbers of the first device; None where the table of accelerators lacks it."""
+    return chip_of_device(jax.devices()[0].device_kind)
+
+
+def share_of_peak(flops_per_s: float) -> float | None:
+    """FLOP/s as a share of the chip's bfloat16 peak (MFU); None where that is not known."""
+    known = chip()
+    return None if known is None else flops_per_s / known.flops

@@ -1,0 +1,310 @@
+"""Kernels against the same functions on the CPU of this machine, and the speed of attention's forms.
+
+The same function, jitted, runs on the device and on JAX's CPU device, on equal arguments. Matrix products of
+float32 are asked to be exact ("highest"); what a device makes of them by default is a row of its own.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sdtt_jax import objectives
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.nelbo import NelboConfig
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.networks import Denoiser, DenoiserConfig
+from sdtt_jax.networks.attention import attend, causal_mask, plain_attention
+from sdtt_jax.networks.attention.dispatch import FORMS, form
+from sdtt_jax.networks.attention.kernels import Saved
+from sdtt_jax.ops.categorical import draw
+from sdtt_jax.ops.digest import digest
+from sdtt_jax.ops.head_loss import weighted_loss
+from sdtt_jax.parallel.placement import unbox
+from sdtt_jax.typing import Tree
+from tools.accelerator.bench import Bench, Row, seconds_of, share_of_peak
+
+# Largest difference that rounding explains, as a share of the largest entry: bfloat16 keeps 8 bits, float16
+# 11, and products of float32 by default 11 on a GPU (TF32) and 8 on a TPU.
+BOUNDS = {"bfloat16": 2e-2, "float16": 4e-3, "float32": 2e-2, "float32, highest": 2e-5}
+SEED = 0
+
+
+def kernels(bench: Bench) -> None:
+    """The part "kernels"."""
+    _attention(bench)
+    for dtype in ("bfloat16", "float32, highest"):
+        what = {"what": "weighted_loss", "dtype": dtype}
+        bench.row("head and loss", what, functools.partial(_head, dtype, bench.tiny))
+    bench.row("draws and digests", {"what": "digests of nine dtypes"}, _digests)
+    bench.row("draws and digests", {"what": "categorical draws"}, lambda: _draws(bench.tiny))
+    bench.row(
+        "draws and digests", {"what": "frequencies of draws"}, lambda: _frequencies(bench.tiny)
+    )
+    if bench.has(0 if bench.tiny else 25, "whole losses and a generation"):
+        for name in ("teacher_loss", "distill_loss"):
+            what = {"what": name, "dtype": "float32, highest"}
+            bench.row("head and loss", what, functools.partial(_loss, name))
+        bench.row("draws and digests", {"what": "tokens of a generation"}, _generation)
+    _speed(bench)
+
+
+def on_both(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:
+    """Results on the first device and on the CPU, as NumPy's."""
+    results = []
+    for device in (jax.devices()[0], jax.devices("cpu")[0]):
+        placed = jax.device_put(arguments, device)
+        with jax.default_device(device):
+            results.append(jax.device_get(jax.jit(function)(*placed)))
+    return results[0], results[1]
+
+
+def difference(ours: Tree, theirs: Tree) -> float:
+    """The largest difference, each leaf's as a share of its largest entry; a NaN is infinitely different."""
+    worst = 0.0
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        gap = float(np.abs(one - other).max() / max(np.abs(other).max(), 1e-30))
+        worst = max(worst, gap if np.isfinite(gap) else np.inf)
+    return worst
+
+
+def verdict(ours: Tree, theirs: Tree, bound: float) -> Row:
+    """The difference as a row's figures."""
+    gap = difference(ours, theirs)
+    return {"difference": gap, "bound": bound, "equal": gap <= bound}
+
+
+def platform() -> str:
+    """The platform as dispatching attention calls it."""
+    name = jax.default_backend()
+    return "cuda" if name == "gpu" else name
+
+
+def _precision(dtype: str) -> Any:
+    return jax.default_matmul_precision("highest" if "highest" in dtype else None)
+
+
+def _attention(bench: Bench) -> None:
+    shape = (1, 128, 2, 64) if bench.tiny else (2, 1024, 4, 64)
+    for dtype in ("bfloat16", "float32") if bench.tiny else BOUNDS:
+        kind = jnp.dtype(dtype.split(",")[0])
+        chosen = form(platform(), shape, kind)
+        names = [
+            n
+            for n, f in FORMS.items()
+            if f.platform in (platform(), "any") and f.takes(shape, kind)
+        ]
+        for name in names:
+            for causal in (True,) if bench.tiny else (False, True):
+                what = {"form": name, "runs": name == chosen, "dtype": dtype, "causal": causal}
+                check = functools.partial(_form_equals, name, dtype, causal, shape)
+                bench.row("attention, forward and backward", what, check)
+        if kind != jnp.float16:
+            what = {"form": "attend", "runs": True, "dtype": dtype, "causal": False}
+            check = functools.partial(_form_equals, None, dtype, False, shape)
+            bench.row("attention, forward and backward", what, check)
+
+
+def _random(kind: str, *shape: int, count: int) -> list[jax.Array]:
+    keys = jax.random.split(jax.random.key(SEED), count)
+    return [jax.random.normal(key, shape).astype(kind) for key in keys]
+
+
+def _form_equals(name: str | None, dtype: str, causal: bool, shape: tuple[int, ...]) -> Row:
+    """Values and gradients beside plain attention's."""
+    kind = dtype.split(",")[0]
+
+    def both(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        with _precision(dtype):
+            return _with_gradients(name, causal, *arrays)
+
+    ours = jax.jit(both)(*_random(kind, *shape, count=4))
+    return verdict(ours, _plain_on_cpu(kind, causal, shape), BOUNDS[dtype])
+
+
+@functools.cache
+def _plain_on_cpu(kind: str, causal: bool, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """Plain attention and its gradients in float32 on the CPU, of numbers that are rounded to `kind`."""
+
+    def plain(*inputs: jax.Array) -> jax.Array:
+        query, key, value = (jnp.swapaxes(x, 1, 2) for x in inputs)
+        mask = causal_mask(shape[1]) if causal else None
+        return jnp.swapaxes(plain_attention(query, key, value, mask), 1, 2)
+
+    def both(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        mixed, pull_back = jax.vjp(plain, *arrays[:3])
+        return (mixed, *pull_back(arrays[3]))
+
+    cpu = jax.devices("cpu")[0]
+    arrays = [jax.device_put(x.astype(jnp.float32), cpu) for x in _random(kind, *shape, count=4)]
+    return jax.jit(both)(*arrays)
+
+
+def _with_gradients(name: str | None, causal: bool, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    query, key, value, gradient = arrays
+    if name is None:
+        mixed, pull_back = jax.vjp(functools.partial(attend, causal=causal), query, key, value)
+        return (mixed, *pull_back(gradient))
+    chosen = FORMS[name]
+    mixed, lse = chosen.forward(query, key, value, causal)
+    return (mixed, *chosen.backward(Saved(query, key, value, mixed, lse), gradient, causal))
+
+
+def _speed(bench: Bench) -> None:
+    """All forms at the small size's shape; a pass forward and backward is three of a pass forward."""
+    shape = (1, 128, 2, 64) if bench.tiny else (16, 1024, 12, 64)
+    batch, length, heads, head_dim = shape
+    flops = 4 * batch * heads * length**2 * head_dim
+    for dtype in ("bfloat16", "float32"):
+        for name in (*FORMS, *(["cudnn, differentiated by JAX"] if dtype == "bfloat16" else [])):
+            form = FORMS[name.split(",")[0]]
+            if form.platform not in (platform(), "any") or not form.takes(shape, jnp.dtype(dtype)):
+                continue
+            if not bench.has(4, f"the speed of {name} in {dtype}"):
+                continue
+            check = functools.partial(_speed_of, name, dtype, shape, flops)
+            bench.row(f"speed of attention, {list(shape)}", {"form": name, "dtype": dtype}, check)
+
+
+def _speed_of(name: str, dtype: str, shape: tuple[int, ...], flops: float) -> Row:
+    arrays = _random(dtype, *shape, count=4)
+    if "," in name:
+
+        def forward(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+            return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+        def both(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+            mixed, pull_back = jax.vjp(forward, *arrays[:3])
+            return (mixed, *pull_back(arrays[3]))
+
+    else:
+
+        def forward(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+            return FORMS[name].forward(query, key, value, False)[0]
+
+        both = functools.partial(_with_gradients, name, False)
+    row: Row = {}
+    for title, function, passes in (("forward", forward, 1), ("both", both, 3)):
+        seconds = seconds_of(jax.jit(function), *(arrays[:3] if passes == 1 else arrays))
+        row |= {
+            f"{title} ms": 1e3 * seconds,
+            f"{title} share of peak": share_of_peak(passes * flops / seconds),
+        }
+    return row
+
+
+def _head(dtype: str, tiny: bool) -> Row:
+    """Value and gradients of the fused head with a cross-entropy, at half of the positions."""
+    config = DenoiserConfig(
+        300 if tiny else 50_257,
+        32 if tiny else 256,
+        embed_dim=64,
+        num_heads=2,
+        compute_dtype=dtype.split(",")[0],
+    )
+    denoiser = Denoiser(config)
+    keys = jax.random.split(jax.random.key(SEED), 4)
+    shape = (4, config.length)
+    kernel = jax.random.normal(keys[0], (config.embed_dim, config.padded_vocab)) * 0.1
+    head = {"head": {"linear": {"kernel": kernel, "bias": jnp.zeros(config.padded_vocab)}}}
+    hidden = jax.random.normal(keys[1], (*shape, config.embed_dim)).astype(config.compute_dtype)
+    weights = jax.random.bernoulli(keys[2], 0.5, shape).astype(jnp.float32)
+    tokens = jax.random.randint(keys[3], shape, 0, config.vocab_size)
+
+    def loss(head: Tree, hidden: jax.Array, weights: jax.Array, tokens: jax.Array) -> jax.Array:
+        compare = optax.softmax_cross_entropy_with_integer_labels
+        return weighted_loss(denoiser.logits, compare, head, hidden, weights, tokens)[0]
+
+    def value_and_gradients(*arguments: Any) -> Any:
+        with _precision(dtype):
+            return jax.value_and_grad(loss, argnums=(0, 1))(*arguments)
+
+    ours, theirs = on_both(value_and_gradients, head, hidden, weights, tokens)
+    return verdict(ours, theirs, BOUNDS[dtype])
+
+
+@functools.cache
+def _small() -> tuple[MaskedDiffusion, Tree]:
+    config = DenoiserConfig(500, 128, num_layers=2, embed_dim=128, num_heads=2)
+    denoiser = Denoiser(config)
+    params = unbox(jax.jit(denoiser.init)(jax.random.key(SEED)))
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(SEED + 1), len(leaves))
+    # Fresh networks have heads of zeros, with which every loss is trivial.
+    noise = [0.02 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    moved = jax.tree.map(jnp.add, params, jax.tree.unflatten(structure, noise))
+    return MaskedDiffusion(denoiser, make_schedule()), moved
+
+
+def _loss(name: str) -> Row:
+    """A whole loss with its gradients; masks and the teacher's draws follow from keys, which are the same."""
+    diffusion, params = _small()
+    config: Any = {"teacher_loss": NelboConfig, "distill_loss": DistillConfig}[name]()
+    loss_fn = getattr(objectives, name)(diffusion, config)
+    tokens = jax.random.randint(jax.random.key(SEED), (4, 128), 0, diffusion.mask_id)
+
+    def value_and_gradients(params: Tree, tokens: jax.Array) -> Any:
+        teacher = jax.tree.map(lambda x: 1.1 * x, params)
+        context = {"teacher_params": teacher, "dt": jnp.float32(1 / 16)}
+
+        def total(params: Tree) -> jax.Array:
+            loss = loss_fn(params, context, tokens, jax.random.key(SEED))
+            return loss.total / loss.weight
+
+        with _precision("highest"):
+            return jax.value_and_grad(total)(params)
+
+    ours, theirs = on_both(value_and_gradients, params, tokens)
+    return verdict(ours, theirs, 2e-3)
+
+
+def _generation() -> Row:
+    """Tokens that agree: rounding may turn a draw that is nearly a tie, and then what follows it."""
+    diffusion, params = _small()
+
+    def write(params: Tree) -> jax.Array:
+        x_init = prior_sample(8, 128, diffusion.mask_id)
+        with _precision("highest"):
+            return sample(diffusion, params, jax.random.key(SEED), x_init, SamplerConfig(8))[0].x
+
+    return _agreement(*on_both(write, params), 0.99)
+
+
+def _agreement(ours: Any, theirs: Any, least: float) -> Row:
+    share = float((np.asarray(ours) == np.asarray(theirs)).mean())
+    return {"difference": 1 - share, "bound": 1 - least, "equal": share >= least}
+
+
+def _digests() -> Row:
+    kinds = ["bfloat16", "float16", "float32", "int8", "int32", "uint8", "uint32", "bool", "int16"]
+    x = jax.random.normal(jax.random.key(SEED), (300, 129)) * 50
+    arrays = {kind: x.astype(kind) for kind in kinds}
+    ours, theirs = on_both(lambda arrays: {k: digest(v) for k, v in arrays.items()}, arrays)
+    return verdict(ours, theirs, 0.0)
+
+
+def _draws(tiny: bool) -> Row:
+    """One key, equal logits: equal tokens, but for ties within rounding."""
+    logits = 3 * jax.random.normal(jax.random.key(SEED), (64 if tiny else 1024, 50_257))
+    return _agreement(*on_both(lambda x: draw(jax.random.key(SEED + 1), x), logits), 0.99)
+
+
+def _frequencies(tiny: bool) -> Row:
+    """A million draws of 8 tokens: the largest deviation from the exact law in standard errors."""
+    count = 2**16 if tiny else 2**20
+    law = jax.nn.softmax(jnp.arange(8.0) - 7)
+
+    def frequencies(law: jax.Array) -> jax.Array:
+        drawn = draw(jax.random.key(SEED), jnp.broadcast_to(jnp.log(law), (count, 8)))
+        return jnp.bincount(drawn, length=8) / count
+
+    measured, exact = np.asarray(jax.jit(frequencies)(law), np.float64), np.asarray(law, np.float64)
+    worst = float(np.abs((measured - exact) / np.sqrt(exact * (1 - exact) / count)).max())
+    return {"difference": worst, "bound": 5.0, "equal": worst <= 5.0}

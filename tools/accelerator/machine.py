@@ -1,0 +1,81 @@
+"""What the machine is, and what a bare matmul and a bare copy reach on it."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+
+import jax
+import jax.numpy as jnp
+
+from tools.accelerator.bench import Bench, Row, chip, seconds_of, share_of_peak
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "jax-cuda13-plugin",
+    "libtpu",
+)
+
+
+def machine(bench: Bench) -> None:
+    """The part "machine"."""
+    device = jax.devices()[0]
+    bench.record["device"] = device.device_kind
+    bench.record["platform"] = device.platform
+    known, stats = chip(), device.memory_stats() or {}
+    facts: Row = {
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "GB for arrays": stats.get("bytes_limit", 0) / 1e9 or None,
+        "peak bfloat16 TFLOP/s": known and known.flops / 1e12,
+        "peak memory GB/s": known and known.bandwidth / 1e9,
+        "cores of the host": os.cpu_count(),
+        "Python": platform.python_version(),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }
+    for name in PACKAGES:
+        try:
+            facts[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    bench.rows("machine", [{"what": name, "value": value} for name, value in facts.items()])
+    sizes = [256] if bench.tiny else [4096, 8192]
+    for dtype in ("bfloat16", "float32"):
+        for size in sizes:
+            if bench.has(2, f"the matmul of {size} in {dtype}"):
+                bench.row(
+                    "matmul", {"dtype": dtype, "n": size}, functools.partial(_matmul, size, dtype)
+                )  # type: ignore[misc]
+    bench.row("copying", {"what": "on the device, read and write"}, lambda: _copy(bench.tiny))
+    bench.row("copying", {"what": "host to device"}, lambda: _transfer(bench.tiny))
+    bench.row("copying", {"what": "a call that does nothing"}, _nothing)
+
+
+def _matmul(size: int, dtype: str) -> Row:
+    """Random numbers: a GPU multiplies zeros faster than it can multiply numbers."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    left, right = (jax.random.normal(key, (size, size), jnp.dtype(dtype)) for key in keys)
+    rate = 2 * size**3 / seconds_of(jax.jit(jnp.matmul), left, right)
+    return {"TFLOP/s": rate / 1e12, "share of peak": share_of_peak(rate)}
+
+
+def _copy(tiny: bool) -> Row:
+    x = jnp.zeros(2**20 if tiny else 2**29, jnp.bfloat16)
+    seconds = seconds_of(jax.jit(lambda x: x + 1), x)
+    return {"GB/s": 2 * x.nbytes / seconds / 1e9, "ms": 1e3 * seconds}
+
+
+def _transfer(tiny: bool) -> Row:
+    x = jax.device_get(jnp.ones(2**18 if tiny else 2**27, jnp.float32))
+    seconds = seconds_of(jax.device_put, x)
+    return {"GB/s": x.nbytes / seconds / 1e9, "ms": 1e3 * seconds}
+
+
+def _nothing() -> Row:
+    x = jnp.zeros((), jnp.float32)
+    return {"ms": 1e3 * seconds_of(jax.jit(lambda x: x + 1), x)}

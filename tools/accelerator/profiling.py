@@ -1,0 +1,123 @@
+"""One traced step of each kind: which operations take the time."""
+
+import gzip
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.benchmarking.cases import build
+from tools.accelerator.bench import Bench, Row
+from tools.accelerator.steps import SUITES, job, paper
+
+SHOWN, TRACE_BYTES = 10, 6e6
+
+
+def profile(bench: Bench) -> None:
+    """The part "profile": the small size, at the best batch of the part "training"."""
+    config = paper("small", tiny=bench.tiny)
+    for kind, suite in SUITES.items():
+        if not bench.has(0 if bench.tiny else 15, f"the profile of {kind}"):
+            continue
+        batch = best_batch(bench, kind)
+        try:
+            case = build(job(bench, suite, config, batch), lambda _: None)
+            case.repeat()
+            events, step_s = traced(case.repeat, bench, kind)
+        except Exception as error:
+            bench.note(f"{kind}: no profile, for {type(error).__name__}: {error}"[:300])
+            continue
+        origin = origins(case.program.as_text() or "") if case.program else {}
+        ranked = sorted(events.items(), key=lambda item: -item[1][0])
+        busy = sum(seconds for seconds, _ in events.values())
+        bench.note(
+            f"{kind}, batch {batch}: operations took {1e3 * busy:.1f} ms of the {1e3 * step_s:.1f} ms of a "
+            "traced step."
+        )
+        bench.record.setdefault("operations", {})[kind] = [
+            [name, seconds, count, origin.get(name)] for name, (seconds, count) in ranked[:100]
+        ]
+        for title, rows in (
+            (f"{kind}: the {SHOWN} costliest operations", _rows(ranked[:SHOWN], busy, origin)),
+            (f"{kind}: by kind of operation", _rows(by_kind(events)[:SHOWN], busy, {})),
+        ):
+            bench.rows(title, rows)
+
+
+def best_batch(bench: Bench, kind: str) -> int:
+    """The batch of most tokens/s in the part "training", or one that fits anywhere."""
+    rows = bench.earlier.get("training", {}).get("tables", {}).get("steps", [])
+    rows = [row for row in rows if row["step"] == kind and "tokens/s" in row]
+    return max(rows, key=lambda row: row["tokens/s"])["batch"] if rows else 2 if bench.tiny else 8
+
+
+def traced(repeat: Any, bench: Bench, kind: str) -> tuple[dict[str, tuple[float, int]], float]:
+    """Seconds and calls of each operation of one repetition, and the repetition's seconds.
+
+    The trace itself is kept if it is small.
+    """
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, profiler_options=options):
+            step_s = repeat()["seconds"]
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        packed = gzip.compress(file.read_bytes(), 6)
+        if len(packed) < TRACE_BYTES:
+            (bench.folder / f"{kind}.xplane.pb.gz").write_bytes(packed)
+        return operations(jax.profiler.ProfileData.from_file(str(file))), step_s
+
+
+def operations(data: Any) -> dict[str, tuple[float, int]]:
+    """Seconds and calls by operation, from what a trace calls them on a TPU, a GPU or a CPU.
+
+    A TPU has a line "XLA Ops" for each core, a GPU a line "Stream …" for each stream, a CPU threads whose
+    events say which operation they belong to. Loops and calls span their bodies, which are there too: only
+    what is not such a span counts.
+    """
+    totals: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    for plane in data.planes:
+        device = plane.name.startswith("/device:") and "CUSTOM" not in plane.name
+        lines = list(plane.lines)
+        whole = [line for line in lines if line.name == "XLA Ops"]
+        streams = [line for line in lines if line.name.startswith("Stream")]
+        for line in (streams or whole) if device else lines if plane.name == "/host:CPU" else []:
+            for event in line.events:
+                stats = dict(event.stats)
+                name = str(stats.get("hlo_op") or (event.name if device else ""))
+                if not name or re.match(r"(while|call|cond|conditional)(\W|$)|jit_", name):
+                    continue
+                totals[name.lstrip("%")][0] += event.duration_ns / 1e9
+                totals[name.lstrip("%")][1] += 1
+    return {name: (seconds, int(count)) for name, (seconds, count) in totals.items()}
+
+
+def origins(program: str) -> dict[str, str]:
+    """Operation -> where it comes from in the program, from the compiled text's metadata."""
+    found = re.finditer(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name="([^"]*)"', program, re.MULTILINE)
+    return {match[1]: match[2] for match in found}
+
+
+def by_kind(events: Mapping[str, tuple[float, int]]) -> list[tuple[str, tuple[float, int]]]:
+    """Events summed over operations whose names differ in numbers only, the costliest first."""
+    totals: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    for name, (seconds, count) in events.items():
+        kind = re.sub(r"([._]\d+)+(\.remat\d*|\.clone)*$", "", name)
+        totals[kind][0] += seconds
+        totals[kind][1] += count
+    kinds = [(name, (seconds, int(count))) for name, (seconds, count) in totals.items()]
+    return sorted(kinds, key=lambda item: -item[1][0])
+
+
+def _rows(
+    ranked: Iterable[tuple[str, tuple[float, int]]], busy: float, origin: Mapping[str, str]
+) -> list[Row]:
+    return [
+        {"operation": name, "ms": 1e3 * seconds, "calls": count, "share": seconds / busy}
+        | ({"from": origin.get(name, "")[-120:]} if origin else {})
+        for name, (seconds, count) in ranked
+    ]

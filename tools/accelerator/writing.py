@@ -1,0 +1,102 @@
+"""How fast texts are written: the student at several numbers of calls, alone and against the causal model."""
+
+import dataclasses
+import functools
+import statistics
+import time
+from typing import Any
+
+from experiments.benchmarking.cases import CAUSAL, STUDENT, Job, build
+from experiments.settings import RunConfig
+from sdtt_jax.networks.flops import sample_flops
+from tools.accelerator.bench import Bench, Row, share_of_peak
+from tools.accelerator.steps import job, paper
+
+CALLS = (32, 16, 8)
+REPEATS = 5
+
+
+def sampling(bench: Bench) -> None:
+    """The part "sampling": the small size."""
+    config = paper("small", tiny=bench.tiny)
+    batches = (2,) if bench.tiny else (1, 8, 64, 32, 16, 128)
+    best: Row | None = None
+    took = 30.0
+    for calls in CALLS[:1] if bench.tiny else CALLS:
+        for batch in batches:
+            if not bench.has(0 if bench.tiny else took, f"{calls} calls at batch {batch}"):
+                continue
+            began = time.monotonic()
+            work = job(bench, "sample", config, batch, calls)
+            row = bench.row(
+                "sampling",
+                {"calls": calls, "batch": batch},
+                functools.partial(_written, bench, work, config),
+            )
+            took = 1.2 * (time.monotonic() - began)
+            if (
+                calls == CALLS[0]
+                and "error" not in row
+                and (best is None or row["tokens/s"] > best["tokens/s"])
+            ):
+                best = row
+    if best is not None:
+        bench.note(
+            f"{best['calls']} calls, small: best at batch {best['batch']}, {best['tokens/s']:,.0f} tokens/s."
+        )
+
+
+def race(bench: Bench) -> None:
+    """The part "race": whole texts of the small size."""
+    config = paper("small", tiny=bench.tiny)
+    for batch in (2,) if bench.tiny else (8, 1):
+        causal: float | None = None
+        for calls in (None, *((8,) if bench.tiny else (16, 8, 32))):
+            title = "causal, with its cache" if calls is None else f"student, {calls} calls"
+            if not bench.has(0 if bench.tiny else 25, f"{title}, batch {batch}"):
+                continue
+            work = job(bench, "race", config, batch, calls or 0)
+            work = dataclasses.replace(work, variant=CAUSAL if calls is None else STUDENT)
+            row = bench.row(
+                "race",
+                {"batch": batch, "who": title},
+                functools.partial(_raced, bench, work, config, causal),
+            )
+            if calls is None:
+                causal = row.get("s per text")
+            elif row.get("times as fast") and calls == 16:
+                bench.note(
+                    f"16 calls, batch {batch}: {row['times as fast']:.1f} times as fast as the causal model."
+                )
+
+
+def _timed(bench: Bench, work: Job) -> tuple[dict[str, Any], float, float]:
+    """What building it has shown, the median of seconds, and the network calls."""
+    case = build(work, lambda _: None)
+    case.repeat()
+    runs = [case.repeat() for _ in range(2 if bench.tiny else REPEATS)]
+    return case.setup, statistics.median(run["seconds"] for run in runs), runs[0]["calls"]
+
+
+def _written(bench: Bench, work: Job, config: RunConfig) -> Row:
+    setup, seconds, calls = _timed(bench, work)
+    sizes = config.denoiser(work.vocab_size)
+    flops = sample_flops(sizes, work.batch_size, calls)
+    return {
+        "s": seconds,
+        "ms per call": 1e3 * seconds / calls,
+        "tokens/s": work.batch_size * sizes.length / seconds,
+        "MFU": share_of_peak(flops / seconds),
+        "compile s": setup["compile_s"],
+    }
+
+
+def _raced(bench: Bench, work: Job, config: RunConfig, causal: float | None) -> Row:
+    setup, seconds, calls = _timed(bench, work)
+    return {
+        "s per text": seconds,
+        "times as fast": None if causal is None else causal / seconds,
+        "tokens/s": work.batch_size * config.data.length / seconds,
+        "ms per call": 1e3 * seconds / calls,
+        "compile s": setup["compile_s"],
+    }
