@@ -287,6 +287,7 @@ def _call(
                 return pl.BlockSpec((None, rows, width), lambda b, s, r: (b, r, s))
         return pl.BlockSpec((None, None, x.shape[2], rows), lambda b, s, r: (b, s, 0, r))
 
+    everything: list[Any] = [*arrays, *results]
     return pl.pallas_call(
         kernel,
         name=name,
@@ -301,7 +302,7 @@ def _call(
         cost_estimate=pl.CostEstimate(
             flops=2 * products * batch * features * length**2,
             transcendentals=batch * features // width * length**2,
-            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *results)),
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in everything),
         ),
         interpret=interpret,
     )(*arrays)
