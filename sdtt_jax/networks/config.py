@@ -26,8 +26,9 @@ class TransformerConfig:
       remat: what a block's backward pass recomputes: "none", "dots" (all but the results of the linear
         layers and of attention), "attention" (all but the latter) or "full" (everything). The measured table
         is docs/measurements/remat.md (`tools.remat_table`).
-      unroll: blocks in one turn of the loop over blocks, of the same parameters and values; all of them are no
-        loop. That trains faster on a GPU, takes more memory and longer to compile (docs/measurements/gpu.md).
+      unroll: blocks in one turn of the loop over blocks; with all of them there is no loop. Parameters and
+        values are the same. No loop trains faster on a GPU, takes more memory, and longer to compile
+        (docs/measurements/gpu.md).
     """
 
     vocab_size: int = 0

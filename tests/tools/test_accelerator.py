@@ -123,7 +123,7 @@ def test_operations_are_summed_by_what_they_do():
         "fusion.3": "jit(f)/loss_rows/head/exp",
         "fusion.4": "jit(f)/optimizer/mul",
     }
-    events = {name: (1.0, 2) for name in origin} | {"dot.5": (3.0, 1)}
+    events = dict.fromkeys(origin, (1.0, 2)) | {"dot.5": (3.0, 1)}
     assert by_group(events, origin) == [
         ("matmuls, forward", (4.0, 3)),
         ("matmuls, backward", (1.0, 2)),

@@ -142,12 +142,13 @@ def _head_rows(turns: int, most: int) -> Iterator[None]:
 @contextlib.contextmanager
 def _kept_apart() -> Iterator[None]:
     """What a block recomputes is not merged with its forward pass, though no loop lies between."""
-    plain = layers.nn.remat
+    linen: Any = layers.nn  # type: ignore[attr-defined]
+    plain = linen.remat
 
     def remat(block: Any, **options: Any) -> Any:
         return plain(block, **options | {"prevent_cse": True})
 
-    with mock.patch.object(layers.nn, "remat", remat):
+    with mock.patch.object(linen, "remat", remat):
         yield
 
 
