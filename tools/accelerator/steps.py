@@ -179,8 +179,8 @@ SETTINGS: Mapping[str, Setting] = {
     "no loop over blocks": Setting(ALL),
     "no loop, recomputation kept apart": Setting(ALL, _kept_apart),
     "no loop, remat none": Setting(ALL | {"remat": "none"}),
-    "4 blocks in a turn of the loop": Setting({"unroll": 4}),
     "head in chunks of 512 rows": Setting({}, functools.partial(_head_rows, 64, 512)),
+    "4 blocks in a turn of the loop": Setting({"unroll": 4}),
     "no Triton matmuls": Setting(
         {}, functools.partial(_compiled_with, xla_gpu_enable_triton_gemm=False)
     ),
@@ -200,12 +200,12 @@ def tuning(bench: Bench) -> None:
     """
     small, large = (2, 2) if bench.tiny else (32, 256)
     names = [PLAIN, "no loop over blocks"] if bench.tiny else list(SETTINGS)
-    known = _tuned(bench, "teacher", small, names[:5])
+    known = _tuned(bench, "teacher", small, names[:4])
     loops = [name for name in known if "loop" in name]
     pair = [max(loops, key=known.__getitem__), PLAIN] if loops else [PLAIN]
     for kind, batch in (("teacher", large), ("distill", large), ("distill", small)):
         _tuned(bench, kind, batch, pair)
-    _tuned(bench, "teacher", small, names[5:])
+    _tuned(bench, "teacher", small, names[4:])
 
 
 def _tuned(bench: Bench, kind: str, batch: int, names: Sequence[str]) -> dict[str, float]:
@@ -213,7 +213,7 @@ def _tuned(bench: Bench, kind: str, batch: int, names: Sequence[str]) -> dict[st
     known = {}
     for name in names:
         setting = SETTINGS[name]
-        took = 55 if "loop" in name else 30
+        took = 45 if "loop" in name else 25
         if name in GPU_ONLY and jax.default_backend() != "gpu":
             continue
         if not bench.has(0 if bench.tiny else took, f"{kind}, batch {batch}, {name}"):
