@@ -81,7 +81,7 @@ def openings(subject: Subject) -> np.ndarray:
     sequences, in a run's own split).
 
     Raises:
-      ConfigError: no text is as long as a prompt.
+      ConfigError: no text is as long as a prompt, or the vocabulary knows nothing of one.
     """
     settings = subject.settings
     size = settings.prompt_tokens
@@ -110,6 +110,12 @@ def openings(subject: Subject) -> np.ndarray:
         raise ConfigError(
             f"No text for prompts has prompt_tokens={size} tokens; shorten the prompts."
         )
+    reader = subject.model.tokenizer
+    unread = 0 if reader is None else sum(not reader.reads("x", row[:size]) for row in rows)
+    require(
+        unread == 0,
+        f"{unread} of {len(rows)} prompts hold nothing that the vocabulary knows; give others.",
+    )
     return np.stack(rows).astype(np.int32)
 
 
@@ -138,10 +144,7 @@ def _line_tokens(record: Any, tokenizer: Tokenizer | None, where: str) -> Any:
     record = record if isinstance(record, dict) else {}
     text, tokens = record.get("text"), record.get("tokens")
     if isinstance(text, str) and tokenizer is not None:
-        ids = tokenizer.encode(without_traces_of_files(text))
-        if not tokenizer.reads(text, ids):
-            raise DataError(f"{where} {tokenizer.reads_nothing}.")
-        return ids
+        return tokenizer.encode(without_traces_of_files(text))
     if isinstance(tokens, list) and all(type(token) is int for token in tokens):
         return tokens
     needed = '"text" (a string) or "tokens"' if tokenizer is not None else '"tokens"'
