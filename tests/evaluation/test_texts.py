@@ -1,15 +1,13 @@
 """Texts as an evaluation reads them. Oracle: lines written by hand."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
-from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.errors import DataError
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.evaluation.texts import held_out_name, openings, read_texts
+from sdtt_jax.evaluation.texts import held_out_name, read_texts
 
 
 def test_a_line_ends_at_a_line_feed_alone(tmp_path):
@@ -43,20 +41,12 @@ def test_texts_are_read_as_a_corpus_is(tmp_path):
     path = tmp_path / "texts.jsonl"
     tokenizer = train_tokenizer(TokenizerConfig(model_type="char"), ["ab\n"])
     path.write_bytes(b'\xef\xbb\xbf{"text": "a\\r\\nb"}\r\n{"text": ""}\n{"text": "\xd0\xb6"}')
-    texts = read_texts(str(path), tokenizer, tokenizer.vocab_size)
+    texts = read_texts(str(path), tokenizer, tokenizer.vocab_size, readable=False)
     assert [tokenizer.decode(text) for text in texts] == ["a\nb", "", "⁇"]
-
-
-def test_a_prompt_of_which_nothing_is_left_is_no_prompt(tmp_path):
-    tokenizer = train_tokenizer(TokenizerConfig(model_type="char"), ["a b"])
-    model = SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace(vocab_size=6))
-    path = tmp_path / "prompts.jsonl"
-    settings = Settings(prompts=str(path), prompt_tokens=2, continuation_tokens=1)
-    path.write_text('{"text": "aжb"}\n', "utf-8")
-    assert tokenizer.decode(openings(Subject(model, settings))[0]) == "a⁇b"
-    path.write_text('{"text": "aжb"}\n{"text": "ж жb"}\n', "utf-8")
-    with pytest.raises(ConfigError, match="1 of 2 prompts hold nothing that the vocabulary knows"):
-        openings(Subject(model, settings))
+    texts = read_texts(str(path), tokenizer, tokenizer.vocab_size)
+    assert [tokenizer.decode(next(texts)) for _ in range(2)] == ["a\nb", ""]
+    with pytest.raises(DataError, match=r"texts\.jsonl, line 3 holds nothing that the vocabulary"):
+        next(texts)
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[1, 2]", '{"text": "no tokenizer"}'])
