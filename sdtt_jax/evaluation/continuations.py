@@ -9,7 +9,7 @@ import numpy as np
 
 from sdtt_jax.config import positive, require
 from sdtt_jax.data import Tokenizer
-from sdtt_jax.model.tokens import as_ids
+from sdtt_jax.ops.tokens import as_ids
 
 CAUSAL_MULTIPLE = 32
 

@@ -14,7 +14,7 @@ from sdtt_jax.data.corpora import CORPORA, TRAIN, documents, find_corpus
 from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.model.tokens import as_ids
+from sdtt_jax.ops.tokens import as_ids
 
 
 def held_out_name(subject: Subject) -> str:

@@ -172,8 +172,7 @@ class Linear(nn.Module):
         # keeps its axes, so that a mesh can split heads without a reshape across the split.
         rows = x.reshape(-1, *self.in_shape).astype(self.dtype)
         out_dtype = self.dtype if self.out_dtype is None else self.out_dtype
-        if jnp.dtype(out_dtype).itemsize > jnp.dtype(self.dtype).itemsize:
-            assert n_in == 1
+        if n_in == 1 and jnp.dtype(out_dtype) == kernel.dtype:
             y = widened_product(rows, kernel)
         else:
             contract = (tuple(range(1, 1 + n_in)), tuple(range(n_in)))
