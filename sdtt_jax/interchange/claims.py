@@ -1,19 +1,30 @@
 """What the config beside published tensors says of their network, against what the tensors are read as.
 
-Relatives of a network have tensors of the same names (SEDD, BD3-LM and MDLM share a transformer), so that only
-the config tells them apart: whatever it says that the network is not is an error.
+Relatives of a network have tensors of the same names (SEDD, BD3-LM and MDLM share a transformer), so that
+only the config tells them apart: whatever it says that the network is not is an error.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from sdtt_jax.errors import CheckpointError
+from sdtt_jax.config import from_mapping
+from sdtt_jax.diffusion.schedule import SCHEDULES, ScheduleConfig, make_schedule
+from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.renaming import Stored
 
 # Sections that say how a network was trained, and not what it is.
-ASIDE = frozenset(
-    "callbacks checkpointing data data_preprocess eval hydra loader lr_scheduler noise optim sampling "
-    "strategy tokenizer trainer training wandb".split()
+ASIDE = (
+    *(
+        "callbacks",
+        "checkpointing",
+        "data",
+        "data_preprocess",
+        "eval",
+        "hydra",
+        "loader",
+        "lr_scheduler",
+    ),
+    *("noise", "optim", "sampling", "strategy", "tokenizer", "trainer", "training", "wandb"),
 )
 Allowed = Mapping[str, tuple[Any, ...]]
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_tanh")
@@ -56,6 +67,44 @@ def claimed(
                 raise CheckpointError(f"{stored.where} says {path}={value!r}; it must be {needed}.")
             return value
     return default
+
+
+def published_schedule(stored: Stored) -> ScheduleConfig:
+    """The noise schedule that a config says in its section "noise"; log-linear if it does not say.
+
+    Raises:
+      CheckpointError: it says one that is not known, or with other values than it can have.
+    """
+    noise: Any = next(_sections(stored.content, "noise"), {})
+    kind = noise.get("type", noise.get("kind")) if isinstance(noise, Mapping) else noise
+    if kind is None:
+        return ScheduleConfig()
+    kinds = {name.replace("-", ""): name for name in SCHEDULES}
+    name = kinds.get(str(kind).lower().replace("-", "").replace("_", ""))
+    if name is None:
+        raise CheckpointError(
+            f"{stored.where} says noise.type={kind!r}; it must be one of {', '.join(SCHEDULES)}."
+        )
+    # Configs carry the bounds of every schedule along, and the log-linear one's eps under that name.
+    fields = ("sigma_min", "sigma_max") if name in ("linear", "geometric") else ("eps",)
+    values = {
+        field: noise[field] for field in fields if isinstance(noise, Mapping) and field in noise
+    }
+    try:
+        config = from_mapping(ScheduleConfig, {"kind": name} | values, "noise")
+        make_schedule(config)
+        return config
+    except ConfigError as error:
+        raise CheckpointError(f"{stored.where}: {error}") from None
+
+
+def _sections(content: Mapping[str, Any], name: str) -> Iterator[Any]:
+    """The sections of a name at any depth, the outermost first."""
+    if content.get(name) is not None:
+        yield content[name]
+    for section in content.values():
+        if isinstance(section, Mapping):
+            yield from _sections(section, name)
 
 
 def check_claims(stored: Stored, what: str, file: str, allowed: Allowed) -> None:

@@ -8,7 +8,8 @@ PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 FOREIGN = (".gguf", ".h5", ".keras", ".msgpack", ".npz", ".onnx", ".ot", ".tflite")
 INDEX = ".safetensors.index.json"
 TO_SAFETENSORS = (
-    "Where you trust it, convert it with safetensors.torch.save_file(state_dict, 'model.safetensors')."
+    "Where you trust it, convert it with safetensors.torch.save_file(state_dict, "
+    "'model.safetensors')."
 )
 
 
@@ -35,16 +36,16 @@ def describe(names: Collection[str]) -> str:
         return f"It holds {tensors}: give the file itself, or call it model.safetensors."
     if ending(*PICKLED):
         return (
-            f"It holds {ending(*PICKLED)}, pickled weights, which are not read, for unpickling runs what is in "
-            f"a file. {TO_SAFETENSORS}"
+            f"It holds {ending(*PICKLED)}, pickled weights, which are not read: unpickling runs what is in a "
+            f"file. {TO_SAFETENSORS}"
         )
     if ending(*FOREIGN):
         return f"It holds {ending(*FOREIGN)}, a format that is not read: convert it to safetensors."
-    steps = [name for name in names if re.fullmatch(r"\\d+", name)]
+    steps = [name for name in names if re.fullmatch(r"\d+", name)]
     if steps:
         return (
-            f"It holds checkpoints of a training (steps {', '.join(sorted(steps, key=int))}), of which none is "
-            "what a stage delivers: finish it with experiments.run."
+            f"It holds checkpoints of a training (steps {', '.join(sorted(steps, key=int))}) that has not "
+            "delivered a model: finish it with experiments.run."
         )
     if {"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"} & set(names):
         return "It holds an Orbax checkpoint of another program, or a part of one."

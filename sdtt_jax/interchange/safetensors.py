@@ -21,6 +21,7 @@ FLOATS = {
 }
 # A file begins with the length of its header, little-endian; offsets count from the header's end.
 LENGTH_BYTES = 8
+LFS = b"version https://git-lfs"
 # Of torch.compile, and of DataParallel and DistributedDataParallel.
 WRAPPERS = ("_orig_mod", "module")
 
@@ -46,6 +47,10 @@ class Tensors(Mapping[str, np.ndarray]):
                 size = int.from_bytes(file.read(LENGTH_BYTES), "little")
                 header = json.loads(file.read(size))
         except (SafetensorError, OSError, ValueError) as error:
+            if path.is_file() and np.fromfile(path, np.uint8, len(LFS)).tobytes() == LFS:
+                raise CheckpointError(
+                    f"{path} is Git LFS's note of a file that was not downloaded; run git lfs pull."
+                ) from None
             raise CheckpointError(
                 f"{path} cannot be read as safetensors ({error}); download or export it again."
             ) from None

@@ -182,12 +182,14 @@ def _config(
     )
     sizes = sizes | {"length": length}
     rows, width = sizes["vocab_size"], sizes["mlp_ratio"] * sizes["embed_dim"]
-    ours = {name: (sizes[f],) for f, names in NAMES.items() if f in sizes for name in names}
+    ours: dict[str, tuple[Any, ...]] = {
+        name: (sizes[field],) for field, names in NAMES.items() if field in sizes for name in names
+    }
     # MASK is counted or not.
     ours |= dict.fromkeys(("vocab_size", "tokens"), (rows, rows + 1))
     ours |= dict.fromkeys(("mask_index", "mask_token_id", "mask_id"), (rows,))
     ours |= {"block_size": (length,), "intermediate_size": (width,)}
-    check_claims(stored, what, file, CLAIMS | kind | ours)
+    check_claims(stored, what, file, {**CLAIMS, **kind, **ours})
     try:
         return cls(**sizes)
     except ConfigError as error:
