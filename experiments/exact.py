@@ -36,7 +36,7 @@ from sdtt_jax.laboratory.optimum import OPTIMA
 from sdtt_jax.laboratory.record import Record, Truth, closed_form, train_beside
 from sdtt_jax.laboratory.student import StudentConfig
 from sdtt_jax.laboratory.world import World, load_world, sticky_world
-from sdtt_jax.paths import write_json
+from sdtt_jax.paths import as_path, write_json
 from sdtt_jax.progress import make_progress
 from sdtt_jax.reporting.picture import write_exact
 from sdtt_jax.training.loop import Interrupted
@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
     )
     truth = Truth.of(world)
     record, optima = closed_form(truth, divergences, dts, _print)
-    paths = write(record, Path(values.output))
+    paths = write(record, as_path(values.output))
     if values.train or distillers:
         try:
             # Distillers that are named are all that is trained.
@@ -130,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
                 "Stopped while training; what was computed exactly is in --output. Repeat the "
                 "command to train again from the start."
             ) from stop
-        paths = write(record, Path(values.output))
+        paths = write(record, as_path(values.output))
     _print("\n".join(str(path) for path in paths))
 
 

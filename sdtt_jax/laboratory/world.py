@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from sdtt_jax.config import from_mapping, require
-from sdtt_jax.paths import read_json
+from sdtt_jax.paths import as_path, read_json
 
 Array = NDArray[Any]
 
@@ -144,7 +144,7 @@ def load_world(path: str | Path) -> World:
     """
     mapping = read_json(path)
     if isinstance(mapping, Mapping):
-        mapping = {"name": Path(path).stem, **mapping}
+        mapping = {"name": as_path(path).stem, **mapping}
     return world_from_mapping(mapping, str(path))
 
 

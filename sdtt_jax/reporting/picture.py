@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.path import Path as Path2D
 
 from sdtt_jax.errors import DataError
+from sdtt_jax.paths import as_path
 from sdtt_jax.reporting import drawing as marks
 from sdtt_jax.reporting.drawing import STYLES, Drawing
 from sdtt_jax.reporting.evaluations import Point
@@ -50,10 +51,10 @@ def write_quality(workdir: Path | str, path: Path | str) -> Path:
             f"{workdir} holds no measured quality to draw: run the evaluate stage first."
         )
     panels = [quality_panel(run), quality_panel(run, entropy=True)]
-    return _write(panels, (560, 440), 400, Path(path), len(run.rounds))
+    return _write(panels, (560, 440), 400, path, len(run.rounds))
 
 
-def write_race(points: Sequence[Point], batch: int, path: Path) -> Path:
+def write_race(points: Sequence[Point], batch: int, path: Path | str) -> Path:
     """Draws perplexity and entropy against latency.
 
     Args:
@@ -65,7 +66,7 @@ def write_race(points: Sequence[Point], batch: int, path: Path) -> Path:
     return _write(panels, (560, 440), 420, path, len({p.model for p in points if not p.causal}))
 
 
-def write_exact(record: Mapping[str, Any], path: Path) -> Path:
+def write_exact(record: Mapping[str, Any], path: Path | str) -> Path:
     """Draws the record of the exact laboratory, a panel for each divergence.
 
     Args:
@@ -78,7 +79,11 @@ def write_exact(record: Mapping[str, Any], path: Path) -> Path:
 
 
 def _write(
-    panels: Sequence[Panel | None], widths: Sequence[float], height: float, path: Path, rounds: int
+    panels: Sequence[Panel | None],
+    widths: Sequence[float],
+    height: float,
+    file: Path | str,
+    rounds: int,
 ) -> Path:
     """Paints panels side by side, in light colours. The same panels give the same file."""
     drawn = [draw_panel(panel, width, height) for panel, width in zip(panels, widths, strict=True)]
@@ -94,6 +99,7 @@ def _write(
         axes.set_axis_off()
         _paint(axes, drawing, colours(LIGHT, rounds))
         left += drawing.width + GAP
+    path = as_path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without a fixed salt and no date two SVGs of the same panels would differ.
     metadata = {"Date": None} if path.suffix == ".svg" else None
