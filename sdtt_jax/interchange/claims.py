@@ -62,9 +62,10 @@ def claimed(
       CheckpointError: naming the field and its value.
     """
     for path, value in claims(stored.content):
-        if path.split(".")[-1] in names:
-            if not is_right(value):
-                raise CheckpointError(f"{stored.where} says {path}={value!r}; it must be {needed}.")
+        name = path.split(".")[-1]
+        if name in names and not is_right(value):
+            raise CheckpointError(f"{stored.where} says {name}={value!r}; it must be {needed}.")
+        if name in names:
             return value
     return default
 
@@ -126,9 +127,11 @@ def check_claims(stored: Stored, what: str, file: str, allowed: Allowed) -> None
             continue
         values, right = value if isinstance(value, list) else [value], allowed[name]
         if not all(_plain(each) in right for each in values):
+            parts = path.split(".")
+            said = ".".join(parts[parts.index(name) :])
             needed = " or ".join(map(repr, right)) or "none"
             raise CheckpointError(
-                f"{stored.where} says {path}={value!r}, but the tensors of {file} have {needed}, read as "
+                f"{stored.where} says {said}={value!r}, but the tensors of {file} have {needed}, read as "
                 f"{what}: they are of a network that this library does not have, or of another config."
             )
 

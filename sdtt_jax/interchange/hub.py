@@ -16,7 +16,6 @@ from huggingface_hub.errors import (
 
 from sdtt_jax.config import choose, require
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.interchange.found import describe
 from sdtt_jax.paths import as_path
 
 TENSORS_FILE = "model.safetensors"
@@ -75,7 +74,7 @@ def fetch(repo: str, revision: str | None = None) -> tuple[Path, Path | None]:
     try:
         tensors = hf_hub_download(repo, TENSORS_FILE, revision=revision)
     except (EntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise CheckpointError(_reason(what, error) or _holds(what, repo, revision)) from None
+        raise CheckpointError(_reason(what, error)) from None
     try:
         return as_path(tensors), as_path(hf_hub_download(repo, CONFIG_FILE, revision=revision))
     except (EntryNotFoundError, OSError):
@@ -124,17 +123,7 @@ def push(folder: Path, repo: str, token: str, *, public: bool = False) -> str:
     return f"{api.endpoint}/{repo}"
 
 
-def _holds(what: str, repo: str, revision: str | None) -> str:
-    """What to do about a repository without a model's file."""
-    try:
-        found = describe(HfApi().list_repo_files(repo, revision=revision))
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
-        found = "It may hold pickled weights (.bin, .ckpt), which are not read."
-    return f"{what} has no {TENSORS_FILE}. {found}"
-
-
-def _reason(what: str, error: Exception) -> str | None:
-    """Why nothing can be downloaded; None where there is a repository, without a model's file."""
+def _reason(what: str, error: Exception) -> str:
     if isinstance(error, GatedRepoError):
         return f"{what} is gated; ask for access on its page, and set HF_TOKEN."
     if isinstance(error, RevisionNotFoundError):
@@ -145,7 +134,11 @@ def _reason(what: str, error: Exception) -> str | None:
             "local path."
         )
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-        return None
+        return (
+            f"{what} has no {TENSORS_FILE}. Pickled weights (.bin, .ckpt) are not read, since that runs what "
+            "is in them; convert them with safetensors.torch.save_file where you trust them. Weights under "
+            "another name or in several files: download them, and give the path of the file, or join them."
+        )
     status = f" ({error})" if isinstance(error, HfHubHTTPError) else ""
     return (
         f"{what} is not in the local cache and the hub cannot be reached{status}. Download {TENSORS_FILE} "
