@@ -161,7 +161,9 @@ class Model(Loaded):
         A text that is given then stands behind it, as the reference's README has it: a network that has
         always seen BOS at position 0 knows no text there.
         """
-        return self.text_tokenizer.bos_id if self.facts.get("begins_with_bos") else None
+        if self.tokenizer is None or not self.facts.get("begins_with_bos"):
+            return None
+        return self.tokenizer.bos_id
 
     def prior(self, num_samples: int, prompt: Texts = None, infill: Texts = None) -> Tokens:
         """Where generation starts: `[num_samples, L]` int32, MASK but for the text that is given.
