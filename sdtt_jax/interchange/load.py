@@ -214,7 +214,8 @@ def _delivered(path: Path) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"There is no checkpoint at {path}.")
     rounds = sorted((path / "rounds").glob(f"*/{FINAL}"))
-    candidates = [*rounds[-1:], path / "teacher" / FINAL, path / FINAL]
+    numbered = sorted(path.glob(f"[0-9][0-9]/{FINAL}"))
+    candidates = [*rounds[-1:], path / "teacher" / FINAL, path / FINAL, *numbered[-1:]]
     if path.name != FINAL and not any(p.is_dir() for p in candidates):
         raise CheckpointError(
             f"{path} holds no finished model (no {FINAL} folder); give a run, a round or a teacher."

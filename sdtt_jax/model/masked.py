@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sdtt_jax.config import whole
+from sdtt_jax.config import require, whole
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import subs_log_probs
 from sdtt_jax.diffusion.nelbo import nelbo
@@ -78,6 +78,13 @@ class Model(Loaded):
         x_t = jnp.asarray(as_rows(x_t, self.mask_id + 1))
         log_probs = subs_log_probs(self.logits(x_t, sigma), x_t, self.mask_id)
         return jnp.where(log_probs > 0.5 * NEG_INFINITY, log_probs, -jnp.inf)
+
+    def require_likelihood(self) -> None:
+        """Raises `ConfigError` if the network is a function of noise, not a distribution."""
+        require(
+            self.diffusion.noise_levels is None,
+            f"{self.facts['path']} is a function of its noise and has no likelihood; judge its samples.",
+        )
 
     def noisy(self, x_t: ArrayLike) -> jax.Array:
         """`x_t: [B, L]`, MASK or tokens, in its place; `ConfigError` if it is something else."""
@@ -233,6 +240,7 @@ class Model(Loaded):
           (2,)
         """
         whole(1, num_samples=num_samples)
+        self.require_likelihood()
         tokens = self.placed(as_rows(tokens, self.mask_id))
         with self.on_mesh():
             estimates = [
