@@ -74,10 +74,10 @@ def main(argv: Sequence[str]) -> None:
     written = write(model, output)
     card = output / "README.md"
     card.write_text(model_card(model, _FORMAT.value, measured_results(model)), "utf-8")
-    for path in (*written, card):
-        print(path)
+    places = [str(path) for path in (*written, card)]
     if _PUSH.value is not None:
-        print(hub.push(output, _PUSH.value, token, public=_PUBLIC.value))
+        places.append(hub.push(output, _PUSH.value, token, public=_PUBLIC.value))
+    print("\n".join(places))
 
 
 if __name__ == "__main__":

@@ -74,9 +74,9 @@ def main(argv: Sequence[str]) -> None:
         # Its bootstrap forks this process, which JAX's threads do not survive.
         bootstrap_iters=0,
     )
-    Console().print(_table(results))
     if output is not None:
         write_json(output, results, default=str)
+    Console().print(_table(results))
 
 
 if __name__ == "__main__":

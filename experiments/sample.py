@@ -11,9 +11,7 @@ they are denoised, one after the other. `model.sample(jax.random.key(SEED), …)
 texts. All devices share each batch. Several processes take the same command, and the first one writes.
 """
 
-import contextlib
 import functools
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +21,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.cli.app import check_flags, join_processes, output_file, run_app
+from experiments.cli.app import check_flags, join_processes, json_lines, output_file, run_app
 from experiments.cli.devices import chosen_mesh
 from experiments.cli.fields import define_checkpoint, define_flags, from_flags, show_in_help
 from experiments.cli.watch import watch
@@ -31,6 +29,7 @@ from sdtt_jax.config import positive, require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import Sampling
 from sdtt_jax.interchange.load import load_denoiser
+from sdtt_jax.keys import seed_key
 from sdtt_jax.model.batches import Written
 from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import ended
@@ -76,19 +75,18 @@ def main(argv: Sequence[str]) -> None:
             f"{model.facts['path']}: {config.num_steps} steps, {model.config.length} tokens{devices}",
             file=sys.stderr,
         )
-    with file.open("w", encoding="utf-8") if file else contextlib.nullcontext() as output:
+    with json_lines(file) as write:
         for line in _written(model, x_init, sampling, config):
             if first and not _WATCH.value:
                 print(f"— {line['text']}\n", flush=True)
-            if output is not None:
-                output.write(json.dumps(line) + "\n")
+            write(line)
 
 
 def _written(
     model: Model, x_init: np.ndarray, sampling: Sampling, config: SamplerConfig
 ) -> Iterator[dict[str, Any]]:
     """Text, tokens and facts of each row of `x_init: [B, L]` int32 as it is written."""
-    key, tokenizer, done = jax.random.key(sampling.seed), model.text_tokenizer, 0
+    key, tokenizer, done = seed_key(sampling.seed), model.text_tokenizer, 0
 
     def watched(index: int) -> Written:
         states = model.states(jax.random.fold_in(key, index), x_init[index : index + 1], config)

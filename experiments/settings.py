@@ -17,6 +17,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.schedule import ScheduleConfig
 from sdtt_jax.distillation.coupled import CoupledDistillConfig
 from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.keys import check_seed
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.parallel.mesh import MeshConfig
@@ -168,7 +169,7 @@ class RunConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**31, f"seed must lie in [0, 2**31), not {self.seed}.")
+        check_seed(self.seed)
         at_least(0, self, "watchdog_seconds")
         for distiller in self.distillers:
             choose("distillers", distiller, DISTILLERS)

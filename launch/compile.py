@@ -74,10 +74,10 @@ def main(argv: Sequence[str]) -> None:
             log(f"{kind}: compiling")
             records.append(analyse(program, topology, mesh).record)
             report.show(records[-1], console)
-    console.print(report.summary(records))
     if output is not None:
         write_json(output, records)
         log(f"written to {output}")
+    console.print(report.summary(records))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from types import FrameType
 
 from absl import app, flags
 
-from experiments.cli.app import EXIT_CONFIG
+from experiments.cli.app import EXIT_CONFIG, discard_output, print_anywhere
 from sdtt_jax.parallel.processes import ADDRESS, COUNT, INDEX
 from sdtt_jax.training.loop import EXIT_INTERRUPTED
 
@@ -166,9 +166,14 @@ def without_noise(lines: Iterable[str]) -> Iterator[str]:
 def _prefix(index: int, process: "subprocess.Popen[str]") -> None:
     assert process.stdout is not None
     for line in without_noise(process.stdout):
-        # One write for a whole line, so that lines of different processes do not mix.
-        sys.stdout.write(f"[{index}] {line.rstrip()}\n")
-        sys.stdout.flush()
+        try:
+            # One write for a whole line, so that lines of different processes do not mix.
+            sys.stdout.write(f"[{index}] {line.rstrip()}\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Nobody reads on (`| head`). The processes stop, and are read meanwhile, or they would wait.
+            discard_output()
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _log(message: str) -> None:
@@ -205,4 +210,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     app.run(main)

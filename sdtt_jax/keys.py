@@ -7,13 +7,40 @@ however many hosts take part.
 import zlib
 
 import jax
+import numpy as np
+
+from sdtt_jax.config import require
+
+MAX_SEED = 2**32 - 1
+
+
+def check_seed(seed: int) -> None:
+    """Raises `ConfigError` unless `seed` is one that JAX tells from all others: 0 … 2**32 - 1.
+
+    Without `jax_enable_x64`, `jax.random.key` drops the higher bits of a larger one.
+    """
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    require(
+        whole and 0 <= seed <= MAX_SEED,
+        f"seed={seed} must be a whole number from 0 to {MAX_SEED}.",
+    )
+
+
+def seed_key(seed: int) -> jax.Array:
+    """The typed PRNG key of a seed, `jax.random.key(seed)`, shape `[]`.
+
+    Raises:
+      ConfigError: the seed is not a whole number from 0 to `MAX_SEED`.
+    """
+    check_seed(seed)
+    return jax.random.key(int(seed))
 
 
 def purpose_key(seed: int, purpose: str, round: int = 0) -> jax.Array:
     """Key of one purpose of a run, for example `"distill"` in round 3.
 
     Args:
-      seed: the run's seed.
+      seed: the run's seed, 0 to `MAX_SEED`.
       purpose: a name; equal names give equal keys (CRC-32 of the name, so it is stable between Python
         processes, which `hash` is not).
       round: distillation round, 0 outside of the rounds.
@@ -21,10 +48,11 @@ def purpose_key(seed: int, purpose: str, round: int = 0) -> jax.Array:
     Returns:
       A typed PRNG key, shape `[]`. The key of a step is `jax.random.fold_in(key, step)`.
     """
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+    key = jax.random.fold_in(seed_key(seed), zlib.crc32(purpose.encode()))
     return jax.random.fold_in(key, round)
 
 
 def purpose_seed(seed: int, purpose: str) -> int:
-    """An integer seed in [0, 2**31) for host-side shuffling, stable between processes."""
+    """A seed in [0, 2**31) for host-side shuffling, stable between processes; from one up to `MAX_SEED`."""
+    check_seed(seed)
     return zlib.crc32(f"{seed}/{purpose}".encode()) >> 1

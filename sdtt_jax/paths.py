@@ -3,6 +3,7 @@
 A remote path is an `epath.Path`, which has pathlib's methods; what the two do differently is here.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -47,6 +48,14 @@ def as_path(path: PathLike) -> Path:
     return cast(Path, epath.Path(text))
 
 
+def home() -> Path | None:
+    """The user's home directory; None where there is none (a container's numeric user, no $HOME)."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
 def absolute(path: PathLike) -> Path:
     """The path from the root; a remote one is that already."""
     found = as_path(path)
@@ -63,8 +72,15 @@ def write_bytes(path: Path, content: bytes) -> None:
         path.write_bytes(content)
         return
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        # A full disk does not say where it is.
+        error.filename = error.filename or os.fspath(path)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def write_text(path: Path, content: str) -> None:

@@ -7,8 +7,14 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
-from sdtt_jax.keys import purpose_key, purpose_seed
+from experiments.settings import RunConfig
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.harness import Options
+from sdtt_jax.evaluation.settings import Sampling
+from sdtt_jax.keys import MAX_SEED, purpose_key, purpose_seed, seed_key
+from sdtt_jax.laboratory.student import StudentConfig
 
 
 def _data(key):
@@ -49,3 +55,27 @@ def test_seeds_are_in_range_and_differ():
     seeds = [purpose_seed(seed, name) for seed in range(50) for name in ("a", "b")]
     assert len(set(seeds)) == 100
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31 - 1, 2**31, MAX_SEED])
+def test_a_seed_is_jax_s_with_x64_and_without(seed):
+    with jax.enable_x64(True):
+        wide = _data(jax.random.key(seed))
+    assert _data(seed_key(seed)) == _data(jax.random.key(seed)) == wide == (0, seed)
+
+
+@pytest.mark.parametrize("seed", [-1, -(2**63), 2**32, 2**32 + 5, 2**63, 2**64, 10**30, 1.0, True])
+def test_seeds_that_would_be_others_are_refused_everywhere(seed):
+    """Oracle: JAX, to which 2**32 is 0 unless x64 is on, -1 is 2**32 - 1, and 2**63 an overflow."""
+    everywhere = [
+        seed_key,
+        lambda seed: purpose_key(seed, "teacher"),
+        lambda seed: purpose_seed(seed, "teacher.data"),
+        *(lambda seed, kind=kind: kind(seed=seed) for kind in (Sampling, Options, StudentConfig)),
+        lambda seed: RunConfig(seed=seed),
+    ]
+    for check in everywhere:
+        with pytest.raises(
+            ConfigError, match=rf"seed={seed} must be a whole number from 0 to 42949"
+        ):
+            check(seed)

@@ -1,11 +1,16 @@
 """Exit statuses, one-line errors and quiet logs of the entry points."""
 
+import contextlib
 import functools
+import io
+import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -14,12 +19,14 @@ from rich.console import Console
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import as_path, is_remote
+from sdtt_jax.paths import as_path, home, is_remote
 from sdtt_jax.renamed import FLAGS
 from sdtt_jax.training.loop import EXIT_INTERRUPTED, Interrupted
 
 EXIT_CONFIG = 2
 EXIT_FAILED = 1
+# What a shell says of a program that SIGPIPE has ended.
+EXIT_PIPE = 128 + signal.SIGPIPE
 
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
@@ -43,7 +50,9 @@ def keep_compiled_programs() -> None:
     if folder is None:
         if "JAX_COMPILATION_CACHE_DIR" in os.environ:
             return
-        folder = str(Path.home() / ".cache" / "sdtt_jax" / "compiled")
+        here = home()
+        # A container's numeric user has no home, and then no cache.
+        folder = "" if here is None else str(here / ".cache" / "sdtt_jax" / "compiled")
     jax.config.update("jax_compilation_cache_dir", folder or None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_SECONDS)
 
@@ -77,6 +86,39 @@ def output_file(path: str | None) -> Path | None:
     return file
 
 
+@contextlib.contextmanager
+def json_lines(file: Path | None) -> Iterator[Callable[[Any], None]]:
+    """A function that adds a line of JSON to the file that --output names; None is for no file.
+
+    Raises:
+      UserError: the file cannot be written to, with the reason (a full disk, say).
+    """
+    if file is None:
+        yield lambda _: None
+        return
+    with _writing(file):
+        output = file.open("w", encoding="utf-8")
+
+    def write(content: Any) -> None:
+        with _writing(file):
+            output.write(json.dumps(content) + "\n")
+            output.flush()
+
+    try:
+        yield write
+    finally:
+        with _writing(file):
+            output.close()
+
+
+@contextlib.contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--output={file} cannot be written to: {error.strerror}.") from None
+
+
 def join_processes() -> None:
     """Joins the other processes of this job, as `--distributed` says."""
     processes.initialize(_DISTRIBUTED.value)
@@ -108,10 +150,13 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> i
 
     Returns:
       0 when done, 2 for an error in config or flags (trying again is of no use), 75 when a signal stopped
-      it with the state saved (the same command continues), 1 for any other of these errors.
+      it with the state saved (the same command continues), 141 when the reader of its output has left
+      (`| head -1`), without a word, as a shell says of other programs; 1 for any other of these errors.
     """
     try:
         main(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except Interrupted as stop:
         print(f"{stop} Run the same command to go on.", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -121,10 +166,30 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> i
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
+    except BrokenPipeError:
+        discard_output()
+        return EXIT_PIPE
     except OSError as error:
+        discard_output()
         print(f"Error: {error}", file=sys.stderr)
         return EXIT_FAILED
     return 0
+
+
+def discard_output() -> None:
+    """Drops what standard output and error cannot take: at its exit Python would try again, and complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def print_anywhere() -> None:
+    """Lets every character be printed: those that the terminal's encoding lacks as \\u2014 and the like."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 # What flags raise, and the config files that are run while flags are parsed.
@@ -184,4 +249,9 @@ def run_app(
             keep_compiled_programs()
         return exit_status(main, argv)
 
-    app.run(quiet, flags_parser=functools.partial(parse_flags, check=check))
+    print_anywhere()
+    try:
+        app.run(quiet, flags_parser=functools.partial(parse_flags, check=check))
+    except BrokenPipeError:  # of --help
+        discard_output()
+        sys.exit(EXIT_PIPE)

@@ -130,7 +130,9 @@ def _measure(run: Run, model: Model, judge: CausalModel, baseline: CausalModel |
         estimators=(ESTIMATOR,),
         num_maskings=1,
     )
-    subject = Subject(model, settings, judge, baseline, run.workdir.local.data)
+    # What the models have in common is measured once, beside the teacher.
+    once = baseline is not None
+    subject = Subject(model, settings, judge, baseline, run.workdir.local.data, real_text=once)
     path = own_path(model)
     assert path is not None
     record = Record(path, model.identity, run.log, replace=True)

@@ -12,16 +12,26 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdtt_jax.paths import is_remote
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.paths import home, is_remote
 
 CACHE = "SDTT_JAX_CACHE"
 
 
 def local_root(root: Path) -> Path:
-    """Where the copy of a run's directory lies: in `$SDTT_JAX_CACHE`, or else in ~/.cache/sdtt_jax."""
+    """Where the copy of a run's directory lies: in `$SDTT_JAX_CACHE`, or else in ~/.cache/sdtt_jax.
+
+    Raises:
+      ConfigError: there is neither.
+    """
     if not is_remote(root):
         return root
-    cache = os.environ.get(CACHE) or Path.home() / ".cache" / "sdtt_jax"
+    here = home()
+    cache = os.environ.get(CACHE) or (here and here / ".cache" / "sdtt_jax")
+    if not cache:
+        raise ConfigError(
+            f"There is no home directory for a local copy of {root}; set ${CACHE} to a folder."
+        )
     return Path(cache) / hashlib.sha256(os.fspath(root).encode()).hexdigest()[:16]
 
 

@@ -80,5 +80,5 @@ def _generate(
     cache = network.init_cache(batch, prompt_length + num_tokens - 1)
     hidden, cache = network.decode(params, prompt, cache)
     first = choose(hidden, 0)
-    _, rest = jax.lax.scan(step, _Carry(first, cache), jnp.arange(1, num_tokens))
+    _, rest = jax.lax.scan(step, _Carry(first, cache), jnp.arange(1, num_tokens, dtype=jnp.int32))
     return jnp.concatenate([prompt, first[:, None], rest.T], axis=1)

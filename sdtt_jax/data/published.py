@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from sdtt_jax.data.files import SUFFIXES, find_files, read_files
 from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.paths import home
 
 # Names a folder that holds the texts of corpora by name: $SDTT_JAX_CORPORA/openwebtext/train/….
 FOLDER_VARIABLE = "SDTT_JAX_CORPORA"
@@ -74,7 +75,11 @@ class Published:
         """The newest version that TFDS has prepared on this machine."""
         if self.tfds is None:
             return None
-        root = Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
+        here = home()
+        root = os.environ.get("TFDS_DATA_DIR") or (here and here / "tensorflow_datasets")
+        if not root:
+            return None
+        root = Path(root)
         versions = [info.parent for info in (root / self.tfds[0]).glob(f"*.*.*/{TFDS_INFO}")]
         return max(versions, key=_version, default=None)
 

@@ -43,6 +43,6 @@ def even_calls(share: PerToken, masked: Positions, num_steps: int) -> tuple[jax.
     rank = jnp.argsort(jnp.argsort(-share, axis=-1), axis=-1)
     count = jnp.maximum(masked.sum(axis=-1, keepdims=True), 1)
     call = jnp.where(masked, rank * num_steps // count, num_steps).astype(jnp.int32)
-    first = jnp.zeros((len(share), num_steps))
+    first = jnp.zeros((len(share), num_steps), jnp.float32)
     rows = jnp.arange(len(share))[:, None]
     return call, first.at[rows, call].max(share, mode="drop")

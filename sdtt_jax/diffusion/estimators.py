@@ -134,7 +134,7 @@ def _by_time(diffusion: MaskedDiffusion, x0: jax.Array, noise: Noise) -> Masking
 
 
 def _by_weight(diffusion: MaskedDiffusion, x0: jax.Array, noise: Noise) -> Masking:
-    low, high = (jnp.log(m) for m in _move_chances(diffusion.schedule))
+    low, high = (jnp.log(jnp.float32(m)) for m in _move_chances(diffusion.schedule))
     move_chance = jnp.exp(low + (high - low) * noise.u)
     x_t = mask_tokens(x0, noise.tokens, move_chance, diffusion.mask_id)
     return Masking(x_t, -jnp.log1p(-move_chance), jnp.full_like(noise.u, high - low))
@@ -148,7 +148,7 @@ def _by_count(
     A time-conditioned network also needs a time that goes with n: given n, the move chance is
     Beta(n, L - n + 1), as is the n-th smallest of L uniform numbers, which does not depend on their order.
     """
-    length = (noise.tokens < NEVER).sum(axis=-1)
+    length = (noise.tokens < NEVER).sum(axis=-1, dtype=jnp.int32)
     n = jnp.minimum(jnp.floor(noise.u * length).astype(jnp.int32), length - 1) + 1
     ordered = jnp.sort(noise.tokens, axis=-1)
     last = jnp.take_along_axis(ordered, n[:, None] - 1, axis=-1)
@@ -156,7 +156,8 @@ def _by_count(
     x_t = jnp.where(rank < n[:, None], diffusion.mask_id, x0).astype(jnp.int32)
     low, high = _move_chances(diffusion.schedule)
     sigma = -jnp.log1p(-jnp.clip(last[:, 0], low, high))
-    weight = length / n if whole_range else count_weight(n, length, low, high)
+    share = length.astype(jnp.float32) / n
+    weight = share if whole_range else count_weight(n, length, low, high)
     return Masking(x_t, sigma, weight)
 
 

@@ -23,9 +23,10 @@ def sample_t(
       eps: the smallest time.
     """
     if antithetic:
-        u = (jax.random.uniform(key, ()) + jnp.arange(batch) / batch) % 1.0
+        offsets = jnp.arange(batch, dtype=jnp.float32) / batch
+        u = (jax.random.uniform(key, (), jnp.float32) + offsets) % 1.0
     else:
-        u = jax.random.uniform(key, (batch,))
+        u = jax.random.uniform(key, (batch,), jnp.float32)
     return eps + (1.0 - eps) * u
 
 
@@ -61,12 +62,14 @@ def q_xt(key: Key, x0: Tokens, move_chance: PerSequence, mask_id: int) -> Tokens
       Array([[1, 2],
              [9, 9]], dtype=int32)
     """
-    return mask_tokens(x0, jax.random.uniform(key, x0.shape), move_chance, mask_id)
+    uniform = jax.random.uniform(key, x0.shape, jnp.float32)
+    return mask_tokens(x0, uniform, move_chance, mask_id)
 
 
 def without_mask(logits: Logits, mask_id: int) -> Logits:
     """Makes MASK impossible in `logits: [..., vocab]`: `NEG_INFINITY` is added to its entry."""
-    return logits + jnp.where(jnp.arange(logits.shape[-1]) == mask_id, NEG_INFINITY, 0.0)
+    is_mask = jnp.arange(logits.shape[-1]) == mask_id
+    return logits + jnp.where(is_mask, jnp.asarray(NEG_INFINITY, logits.dtype), 0.0)
 
 
 def masked_log_probs(logits: Logits, mask_id: int) -> LogProbs:

@@ -194,7 +194,7 @@ def _flat_times(schedule: Schedule, u: PerSequence) -> tuple[PerSequence, PerSeq
         "sigma_min > 0.",
     )
     assert schedule.importance_t is not None
-    low, high = schedule.importance_t(jnp.array([0.0, 1.0]))
+    low, high = schedule.importance_t(jnp.array([0.0, 1.0], jnp.float32))
     # In u the integrand's weight, weight(t) dt/du = d log(1 - alpha)/du, is one constant.
     span = jnp.log(schedule.move_chance(high)) - jnp.log(schedule.move_chance(low))
     t = schedule.importance_t(u)

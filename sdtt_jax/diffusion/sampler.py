@@ -138,7 +138,7 @@ def sample(
         return state, state.x if keep_states else None
 
     state = SamplerState(x_init, jnp.int32(0))
-    state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps))
+    state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps, dtype=jnp.int32))
     state = finish(diffusion, params, plan, state, config)
     if states is not None:
         states = jnp.concatenate([x_init[None], states, state.x[None]])
@@ -166,7 +166,7 @@ def prior_sample(
 
 def time_grid(config: SamplerConfig, eps: float = SAMPLING_EPS) -> jax.Array:
     """The times 1 = t_0 > … > t_n = eps of `num_steps` = n reverse steps: `[n + 1]` float32."""
-    u = jnp.linspace(1.0, eps, config.num_steps + 1)
+    u = jnp.linspace(1.0, eps, config.num_steps + 1, dtype=jnp.float32)
     if config.time_grid == "cosine":
         return jnp.cos(jnp.pi / 2 * (1 - u)).at[-1].set(eps)
     return u
@@ -195,7 +195,9 @@ def plan_generation(
     masked, key_plan = x_init == diffusion.mask_id, jax.random.fold_in(key, config.num_steps)
     if noise is None and diffusion.noise_levels is not None:
         noise = draw_noise(key_plan, x_init.shape, diffusion.mask_id, diffusion.noise_levels)
-    share = jax.random.uniform(key_plan, x_init.shape) if noise is None else noise.order
+    share = (
+        jax.random.uniform(key_plan, x_init.shape, jnp.float32) if noise is None else noise.order
+    )
     call, sigmas = MODES[config.mode](share, masked, diffusion.schedule, config)
     return Plan(key, jnp.where(masked, call, config.num_steps + 1), sigmas, noise)
 
@@ -278,8 +280,8 @@ def reverse_step(
       prob: `[batch]` or `[]` float32, chance of being revealed, from `unmask_prob`.
     """
     key_position, key_token = jax.random.split(key)
-    prob = jnp.broadcast_to(prob, x_t.shape[:1])[:, None]
-    revealed = (x_t == diffusion.mask_id) & (jax.random.uniform(key_position, x_t.shape) < prob)
+    uniform = jax.random.uniform(key_position, x_t.shape, jnp.float32)
+    revealed = (x_t == diffusion.mask_id) & (uniform < jnp.asarray(prob)[..., None])
     return _fill(diffusion, params, x_t, hidden, revealed, _drawn(Filters()), key_token)
 
 

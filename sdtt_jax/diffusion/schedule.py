@@ -81,7 +81,7 @@ def make_schedule(config: ScheduleConfig | None = None) -> Schedule:
 
 def _log_linear(config: ScheduleConfig) -> Schedule:
     keep = 1.0 - config.eps
-    sigma_0, sigma_1 = config.eps, -jnp.log(config.eps)
+    sigma_0, sigma_1 = config.eps, -jnp.log(jnp.float32(config.eps))
 
     def importance_t(u: jax.Array) -> jax.Array:
         return -jnp.expm1(-_flat_sigma(u, sigma_0, sigma_1)) / keep
@@ -151,7 +151,7 @@ def _geometric(config: ScheduleConfig) -> Schedule:
     low = 1e-3 if config.sigma_min is None else config.sigma_min
     high = 1.0 if config.sigma_max is None else config.sigma_max
     require(0 < low < high, f"sigma_min={low} must lie in (0, sigma_max={high}).")
-    log_ratio = jnp.log(high) - jnp.log(low)
+    log_ratio = jnp.log(jnp.float32(high)) - jnp.log(jnp.float32(low))
 
     def sigma(t: jax.Array) -> jax.Array:
         return low ** (1 - t) * high**t

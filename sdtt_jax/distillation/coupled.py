@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import require, whole, within
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.forward import masked_log_probs
+from sdtt_jax.diffusion.forward import masked_log_probs, sample_t
 from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sample, sample
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.head_loss import weighted_loss
@@ -146,7 +146,7 @@ def states_along(
     x_init = prior_sample(batch, length, diffusion.mask_id)
     plan = plan_generation(diffusion, key, x_init, sampler, noise)
     # Spread evenly over the batch, as times are: one uniform number decides both whether and where.
-    even = (jax.random.uniform(key, ()) + jnp.arange(batch) / batch) % 1.0
+    even = sample_t(key, batch, eps=0.0)
     along = jnp.maximum(even - config.full_share, 0.0) / max(1.0 - config.full_share, 1e-6)
     stride, reach = (k, k) if k else (1, length)
     turns = sampler.num_steps // stride

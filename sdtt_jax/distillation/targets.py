@@ -26,7 +26,7 @@ def step_times(t: PerSequence, dt: Scalar, k: int, *, reference_times: bool = Fa
       reference_times: the reference code's interpolation instead of the paper's `t - i dt`.
     """
     if reference_times:
-        space = jnp.linspace(1.0, 0.0, k)[:, None]
+        space = jnp.linspace(1.0, 0.0, k, dtype=jnp.float32)[:, None]
         times = t * space + (1.0 - t) * (t - k * dt)
     else:
         times = t - jnp.arange(k, dtype=jnp.float32)[:, None] * dt
@@ -101,7 +101,7 @@ def teacher_targets(
             return (x, hidden, stitch(target, hidden, x, denoiser.mask_id)), None
 
         (_, _, target), _ = jax.lax.scan(
-            body, (x_t, first, first), (jnp.arange(k - 1), probs[:-1], sigmas[1:])
+            body, (x_t, first, first), (jnp.arange(k - 1, dtype=jnp.int32), probs[:-1], sigmas[1:])
         )
         return target
 

@@ -47,13 +47,14 @@ def said(result: Mapping[str, Any], name: str, digits: int) -> str:
     """A figure of a record with its interval, in words.
 
     Args:
-      result: has `name`, `name_low` and `name_high`, which are None where there is no interval.
+      result: has `name`, and `name_low` and `name_high`, which are both None where there is no interval; one
+        that is None alone is beyond float64.
       name: of the figure.
       digits: after the point.
     """
-    value, low, high = (result[f"{name}{end}"] for end in ("", "_low", "_high"))
-    interval = f"{low:.{digits}f}–{high:.{digits}f}" if None not in (low, high) else "no interval"
-    return f"{value:.{digits}f} ({interval})"
+    ends = [result[f"{name}{end}"] for end in ("", "_low", "_high")]
+    value, low, high = ("∞" if end is None else f"{end:.{digits}f}" for end in ends)
+    return f"{value} ({'no interval' if ends[1:] == [None, None] else f'{low}–{high}'})"
 
 
 def bootstrap(

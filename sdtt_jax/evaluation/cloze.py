@@ -287,11 +287,12 @@ def _noise(
 ) -> Noise:
     """The noise of one masking of one item; its maskings share even parts of [0, 1), shifted alike."""
     key_u, key_masks = jax.random.split(jax.random.fold_in(key, digest))
-    tokens = jax.random.uniform(jax.random.fold_in(key_masks, masking), (length,))
+    tokens = jax.random.uniform(jax.random.fold_in(key_masks, masking), (length,), jnp.float32)
     if ESTIMATORS[config.estimator].spread:
-        u = (jax.random.uniform(key_u) + masking / config.num_maskings) % 1.0
+        part = masking.astype(jnp.float32) / config.num_maskings
+        u = (jax.random.uniform(key_u, (), jnp.float32) + part) % 1.0
     else:
-        u = jax.random.uniform(jax.random.fold_in(key_u, masking))
+        u = jax.random.uniform(jax.random.fold_in(key_u, masking), (), jnp.float32)
     return Noise(u, tokens)
 
 

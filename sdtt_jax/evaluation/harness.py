@@ -19,7 +19,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.cloze import Scores, scores
 from sdtt_jax.evaluation.continuations import Cloze, Continuation, encode
 from sdtt_jax.evaluation.settings import setting
-from sdtt_jax.keys import purpose_key
+from sdtt_jax.keys import check_seed, purpose_key
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.categorical import Filters
@@ -41,6 +41,7 @@ class Options:
 
     def __post_init__(self) -> None:
         positive(self, "num_steps", "num_maskings", "max_tokens", "batch_size")
+        check_seed(self.seed)
 
 
 def log_likelihoods(

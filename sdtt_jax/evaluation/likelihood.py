@@ -66,7 +66,7 @@ def _estimates(
     def one(key: jax.Array) -> Bounds:
         key_u, key_mask = jax.random.split(key)
         u = sample_t(key_u, x0.shape[0], antithetic=estimator.spread, eps=0.0)
-        noise = Noise(u, jax.random.uniform(key_mask, x0.shape))
+        noise = Noise(u, jax.random.uniform(key_mask, x0.shape, jnp.float32))
         masking = estimator.mask(diffusion, x0, noise)
         nats = masking_bound(diffusion, params, x0, masking)
         masked = (masking.x_t == diffusion.mask_id).sum(axis=-1, dtype=jnp.int32)

@@ -7,6 +7,7 @@ from sdtt_jax.config import choose, one_of, positive, require, within
 from sdtt_jax.diffusion.estimators import ESTIMATORS
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.tasks import TASKS
+from sdtt_jax.keys import check_seed
 from sdtt_jax.networks.config import COMPUTE_DTYPES
 
 FIRST_TOKEN = ("scored", "given")
@@ -37,7 +38,7 @@ class Sampling:
     top_p: float = setting(SamplerConfig.top_p, "Nucleus filtering; 1 is off.")
 
     def __post_init__(self) -> None:
-        within("[0, 2147483648)", self, "seed")
+        check_seed(self.seed)
         positive(self, "batch_size")
         self.sampler(1)
 

@@ -27,6 +27,8 @@ class Subject:
       baseline: a causal model that writes text beside a denoiser; None for none.
       data: the prepared data of the model's run, whose validation split is held-out text unless the settings
         name another; None for none.
+      real_text: whether held-out text is judged beside what the model writes. It is the same for all models
+        of a run, which judges it with the first teacher alone.
     """
 
     model: Model | CausalModel
@@ -34,6 +36,7 @@ class Subject:
     judge: CausalModel | None = None
     baseline: CausalModel | None = None
     data: Path | None = None
+    real_text: bool = True
 
     @property
     def length(self) -> int:

@@ -14,6 +14,7 @@ from sdtt_jax.data.corpora import CORPORA, TRAIN, documents, find_corpus
 from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.model.tokens import as_ids
 
 
 def held_out_name(subject: Subject) -> str:
@@ -83,7 +84,8 @@ def openings(subject: Subject) -> np.ndarray:
     whole = size + settings.continuation_tokens
     limit = settings.num_prompts or None
     if settings.prompts:
-        sources = read_texts(settings.prompts, subject.model.tokenizer)
+        model = subject.model
+        sources = read_texts(settings.prompts, model.tokenizer, model.config.vocab_size)
     elif settings.held_out:
         tokenizer = subject.model.text_tokenizer
         sources = encode_documents(tokenizer, _documents(subject, tokenizer))
@@ -107,10 +109,15 @@ def openings(subject: Subject) -> np.ndarray:
     return np.stack(rows).astype(np.int32)
 
 
-def read_texts(path: str, tokenizer: Tokenizer | None) -> Iterator[np.ndarray]:
+def read_texts(path: str, tokenizer: Tokenizer | None, num_ids: int) -> Iterator[np.ndarray]:
     """Token ids of JSON lines with the field "text" or "tokens", one line after the other: `[n]` int32.
 
     Text counts where there is a tokenizer, tokens where there is none or no text.
+
+    Args:
+      path: of the file.
+      tokenizer: of the model that reads them, if it has one.
+      num_ids: size of its vocabulary, without MASK.
 
     Raises:
       DataError: naming the line.
@@ -122,7 +129,11 @@ def read_texts(path: str, tokenizer: Tokenizer | None) -> Iterator[np.ndarray]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        yield np.asarray(_line_tokens(line, tokenizer, f"{path}, line {number}"), np.int32)
+        where = f"{path}, line {number}"
+        try:
+            yield as_ids(_line_tokens(line, tokenizer, where), num_ids, where)
+        except ConfigError as error:
+            raise DataError(str(error)) from None
 
 
 def _line_tokens(line: str, tokenizer: Tokenizer | None, where: str) -> Any:

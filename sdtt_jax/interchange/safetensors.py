@@ -90,11 +90,18 @@ def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     Args:
       path: of the file.
       tensors: name to array, of any shape and dtype that the format has.
+
+    Raises:
+      CheckpointError: the file cannot be written, with the reason (a full disk, say).
     """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     # The library writes the bytes of a transposed view as they lie in memory, so views are copied.
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     # Hub libraries refuse files without this note.
-    save_file(contiguous, partial, metadata={"format": "pt"})
-    partial.replace(path)
+    try:
+        save_file(contiguous, partial, metadata={"format": "pt"})
+        partial.replace(path)
+    except (SafetensorError, OSError) as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} cannot be written ({error}).") from None

@@ -12,6 +12,7 @@ from sdtt_jax.config import positive, to_mapping
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.interchange.safetensors import write_tensors
+from sdtt_jax.keys import MAX_SEED
 from sdtt_jax.model.masked import Model
 from sdtt_jax.paths import write_json, write_text
 from sdtt_jax.trees import flat_leaves, nested
@@ -25,17 +26,23 @@ SAMPLER_FILE, PARAMS_FILE, DESCRIPTION_FILE, RUNNER_FILE = (
 )
 RUNNER = '''\
 """Writes texts with the exported sampler: python run.py [SEED]. Needs jax and safetensors alone."""
-import json, pathlib, sys
+import json, pathlib, signal, sys
 import jax, jax.export, numpy as np
 from safetensors.numpy import load_file
+sys.stdout.reconfigure(errors="backslashreplace")
+if hasattr(signal, "SIGPIPE"):
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly in a pipe to head
 folder = pathlib.Path(__file__).parent
 info = json.loads((folder / "sampler.json").read_text("utf-8"))
 sampler = jax.export.deserialize(bytearray((folder / "sampler.stablehlo").read_bytes()))
-key = jax.random.key_data(jax.random.key(int(sys.argv[1]) if len(sys.argv) > 1 else 0, impl="threefry2x32"))
+seed = (sys.argv[1:] or ["0"])[0]
+if not (seed.isascii() and seed.isdecimal() and len(seed) <= 10 and int(seed) <= MAX_SEED):
+    sys.exit(f"Error: SEED={seed} must be a whole number from 0 to MAX_SEED.")
+key = jax.random.key_data(jax.random.key(int(seed), impl="threefry2x32"))
 masked = np.full((info["batch_size"], info["length"]), info["mask_id"], np.int32)  # or with a prompt
 for row in np.asarray(sampler.call(load_file(folder / "params.safetensors"), key, masked)):
     print("".join(info["pieces"][i] for i in row) if info["pieces"] else row.tolist(), flush=True)
-'''
+'''.replace("MAX_SEED", str(MAX_SEED))
 
 
 def exported_sampler(

@@ -26,7 +26,7 @@ from sdtt_jax.config import positive
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig, Student, next_round
-from sdtt_jax.keys import purpose_key
+from sdtt_jax.keys import check_seed, purpose_key
 from sdtt_jax.laboratory.world import Array, World, all_states, strides, true_denoiser
 from sdtt_jax.networks.config import DenoiserConfig
 from sdtt_jax.networks.denoiser import Denoiser
@@ -81,6 +81,7 @@ class StudentConfig:
     def __post_init__(self) -> None:
         fields = (field.name for field in dataclasses.fields(self))
         positive(self, *(name for name in fields if name != "seed"))
+        check_seed(self.seed)
 
 
 class TrainedRound(NamedTuple):

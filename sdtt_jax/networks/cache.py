@@ -63,8 +63,8 @@ def extend(cache: KVCache, new: LayerPast) -> KVCache:
     """
 
     def write(past: jax.Array, fresh: jax.Array) -> jax.Array:
-        start = (0, 0, 0, cache.used, 0)
-        return jax.lax.dynamic_update_slice(past, fresh.astype(past.dtype), start)
+        fresh = fresh.astype(past.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(past, fresh, cache.used, axis=3)
 
     past = LayerPast(*(write(old, fresh) for old, fresh in zip(cache.past, new, strict=True)))
     return KVCache(past=past, used=cache.used + new.keys.shape[3])

@@ -136,8 +136,8 @@ def order_features(order: PerToken, masked: Positions) -> jax.Array:
       `[batch, length, features]` float32.
     """
     waiting = jnp.where(masked, order, -1.0)
-    rank = jnp.argsort(jnp.argsort(-waiting, axis=-1), axis=-1) / order.shape[-1]
-    octaves = jnp.pi * 2.0 ** jnp.arange(OCTAVES)
-    angles = jnp.stack([order, rank], axis=-1)[..., None] * octaves
+    rank = jnp.argsort(jnp.argsort(-waiting, axis=-1), axis=-1).astype(jnp.float32)
+    octaves = jnp.pi * 2.0 ** jnp.arange(OCTAVES, dtype=jnp.float32)
+    angles = jnp.stack([order, rank / order.shape[-1]], axis=-1)[..., None] * octaves
     angles = angles.reshape(*order.shape, 2 * OCTAVES)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -44,7 +44,11 @@ def draw_noise(key: Key, shape: tuple[int, ...], vocab: int, levels: str) -> Noi
     key_order, key_token, key_entry = jax.random.split(key, 3)
     columns = vocab if levels == FULL else -(-vocab // BLOCK)
     entry = None if levels == FULL else _gumbel(key_entry, (*shape, BLOCK))
-    return Noise(jax.random.uniform(key_order, shape), _gumbel(key_token, (*shape, columns)), entry)
+    return Noise(
+        jax.random.uniform(key_order, shape, jnp.float32),
+        _gumbel(key_token, (*shape, columns)),
+        entry,
+    )
 
 
 def noisy_argmax(logits: Logits, noise: Noise) -> jax.Array:
@@ -67,4 +71,4 @@ def noisy_argmax(logits: Logits, noise: Noise) -> jax.Array:
 
 def _gumbel(key: Key, shape: tuple[int, ...]) -> jax.Array:
     # The default mode cannot draw above about 16.6; see `ops.categorical.draw`.
-    return jax.random.gumbel(key, shape, mode="high")
+    return jax.random.gumbel(key, shape, jnp.float32, mode="high")

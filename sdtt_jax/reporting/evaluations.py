@@ -81,12 +81,13 @@ def read_evaluation(path: Path | str) -> Evaluation:
 
 
 def read_evaluations(workdir: Path | str) -> list[Evaluation]:
-    """Those in a run's directory, by name.
+    """Those in a run's directory: the teacher's, those of the rounds, others, and the causal judge's.
 
     Raises:
       DataError: a file cannot be read, or is something else.
     """
-    return [read_evaluation(p) for p in sorted((as_path(workdir) / FOLDER).glob("*.json"))]
+    found = [read_evaluation(path) for path in (as_path(workdir) / FOLDER).glob("*.json")]
+    return sorted(found, key=lambda e: (e.name == "judge", e.name != "teacher", e.name))
 
 
 def tables(evaluations: Sequence[Evaluation]) -> list[Table]:
@@ -141,12 +142,21 @@ def race_batches(evaluations: Iterable[Evaluation]) -> list[int]:
 
 
 def _table(table: suites.Table, evaluations: Sequence[Evaluation]) -> Table:
-    """One table of a suite, without columns in which nothing was measured."""
-    rows = [
-        (evaluation.name, *(_cell(cell, item) for _, cell in table.columns))
-        for evaluation in evaluations
-        for item in sorted(evaluation.under(table.items).values(), key=_order)
+    """One table of a suite, without columns in which nothing was measured.
+
+    Models stand in the order of their evaluations, then causal ones, then real text; what is the same in
+    several evaluations (a run's causal model, real text) stands there once.
+    """
+    items = [
+        (_order(item, place), evaluation.name, item)
+        for place, evaluation in enumerate(evaluations)
+        for item in evaluation.under(table.items).values()
     ]
+    found: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for _, name, item in sorted(items, key=lambda row: row[0]):
+        cells = tuple(_cell(cell, item) for _, cell in table.columns)
+        found.setdefault(cells if _rank(item) else (name, *cells), (name, *cells))
+    rows = list(found.values())
     heads = ("model", *(head for head, _ in table.columns))
     kept = [i for i in range(len(heads)) if any(row[i] != NOTHING for row in rows)]
     return Table(
@@ -186,7 +196,14 @@ def _who(item: Item) -> str:
     return str(item.get("estimator") or item.get("file") or "bound")
 
 
-def _order(item: Item) -> tuple[int, int, int]:
-    """Batches ascending, then steps, then causal models, then real text."""
-    rank = {"autoregressive": 1, "real": 2}.get(item.get("kind", ""), 0)
-    return item.get("batch", 0), rank, item.get("num_steps", 0)
+def _rank(item: Item) -> int:
+    """Of denoisers 0, of causal models 1, of real text 2."""
+    return {"autoregressive": 1, "real": 2}.get(item.get("kind", ""), 0)
+
+
+def _order(item: Item, place: int) -> tuple[int, ...]:
+    """All causal models after all denoisers, real text at the end; times by model and batch size."""
+    rank, steps = _rank(item), item.get("num_steps", 0)
+    if "batch" in item:
+        return place, item["batch"], rank, steps
+    return rank, place, steps

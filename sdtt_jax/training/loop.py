@@ -126,8 +126,10 @@ def train(
         log.progress(start, None)
         for step, batch in enumerate(batches, start=start + 1):
             # Anything that crosses to or from the devices by accident would stall them: only
-            # explicit transfers are let through.
-            with jax.transfer_guard("disallow"):
+            # explicit transfers are let through. Without `jit` every constant is one.
+            with jax.transfer_guard(
+                "allow" if getattr(jax.config, "jax_disable_jit", False) else "disallow"
+            ):
                 state, metrics = step_fn(state, batch, key)
             in_flight.append(metrics["loss"])
             since_log.append({k: metrics[k] for k in REJECTION_METRICS if k in metrics})

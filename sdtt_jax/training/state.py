@@ -1,8 +1,9 @@
 """The train state: everything that a step reads and writes, and nothing else."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import flax.struct
 import jax
@@ -15,6 +16,16 @@ from sdtt_jax.parallel.placement import mirror_shardings, tree_shardings, unbox
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import make_optimizer
 from sdtt_jax.typing import Tree
+
+
+@contextlib.contextmanager
+def in_32_bits() -> Iterator[None]:
+    """Computes as without `jax_enable_x64`, with which optax takes rates and bias corrections in float64.
+
+    So a run that is resumed with that flag, or without it, goes on with the same bits.
+    """
+    with jax.enable_x64(False):
+        yield
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -67,6 +78,7 @@ class StateSpec:
         """The config's optimizer."""
         return make_optimizer(self.config.optimizer, self.config.num_steps)
 
+    @in_32_bits()
     def init(self, init_fn: Callable[[], Tree], context: Tree = None) -> TrainState:
         """A fresh state, made on the mesh piece by piece: no device ever holds the whole of it.
 
@@ -89,6 +101,7 @@ class StateSpec:
             )()
         return fresh.replace(context=placed)
 
+    @in_32_bits()
     def abstract(self, init_fn: Callable[[], Tree], context: Tree = None) -> TrainState:
         """The result of `init` as `jax.ShapeDtypeStruct`s with shardings, to restore into."""
         context = jax.eval_shape(lambda x: x, {} if context is None else context)
@@ -99,6 +112,7 @@ class StateSpec:
             self._shardings(init_fn, context),
         )
 
+    @in_32_bits()
     def from_params(
         self,
         params: Tree,

@@ -12,7 +12,7 @@ from sdtt_jax.parallel.mesh import RULES, Rules, mesh_of, use_mesh
 from sdtt_jax.parallel.placement import replicated
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import learning_rate_schedule, make_optimizer
-from sdtt_jax.training.state import TrainState, ema_decay_at
+from sdtt_jax.training.state import TrainState, ema_decay_at, in_32_bits
 from sdtt_jax.typing import Tree
 
 Metrics = dict[str, jax.Array]
@@ -52,12 +52,14 @@ class TrainStep:
         self.rules = rules
         self._jitted = functools.lru_cache(maxsize=8)(self._jit)
 
+    @in_32_bits()
     def __call__(
         self, state: TrainState, batch: Tree, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
         with use_mesh(mesh_of(state.step), self.rules):
             return self._for(state)(state, batch, key)
 
+    @in_32_bits()
     def lower(self, state: TrainState, batch: Tree, key: Any) -> Any:
         """The lowered step, from arrays or from `jax.ShapeDtypeStruct`s with shardings."""
         with use_mesh(mesh_of(state.step), self.rules):
@@ -178,7 +180,7 @@ def _mean_gradient(
         def add(carry: Tree, inputs: tuple[Tree, jax.Array]) -> tuple[Tree, None]:
             return jax.tree.map(jnp.add, carry, gradient(params, *inputs)), None
 
-        indices = jnp.arange(microbatches)
+        indices = jnp.arange(microbatches, dtype=jnp.int32)
         first = jax.tree.map(lambda x: x[0], pieces)
         shapes = jax.eval_shape(gradient, params, first, indices[0])
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -29,6 +29,12 @@ def test_a_single_text_has_no_interval(interval):
     assert said(named, "figure", 2) == f"{interval.value:.2f} (no interval)"
 
 
+def test_what_is_beyond_float64_is_said_to_be():
+    beyond = {"figure": None, "figure_low": 3.0, "figure_high": None}  # as JSON has it
+    assert said(beyond, "figure", 1) == "∞ (3.0–∞)"
+    assert summary(np.full((2, 1), 1e4), seed=0)["perplexity"] == math.inf
+
+
 def test_no_text_is_refused():
     with pytest.raises(ConfigError, match="no texts"):
         bootstrap(mean, np.array([]), seed=0)

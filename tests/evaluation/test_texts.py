@@ -13,7 +13,7 @@ def test_a_line_ends_at_a_line_feed_alone(tmp_path):
     path, tokenizer = tmp_path / "texts.jsonl", train_tokenizer(TokenizerConfig(kind="gpt2"), [])
     text = "one\u2028two\u0085three"
     path.write_bytes(f'{{"text": "{text}"}}\r\n\n{{"tokens": [1, 2]}}\n'.encode())
-    first, second = read_texts(str(path), tokenizer)
+    first, second = read_texts(str(path), tokenizer, tokenizer.vocab_size)
     assert tokenizer.decode(first) == text
     np.testing.assert_array_equal(second, [1, 2])
 
@@ -23,4 +23,25 @@ def test_a_line_that_is_no_text_is_named(tmp_path, line):
     path = tmp_path / "texts.jsonl"
     path.write_text('{"tokens": [1]}\n\n' + line)
     with pytest.raises(DataError, match=r"texts\.jsonl, line 3 "):
-        list(read_texts(str(path), None))
+        list(read_texts(str(path), None, 9))
+
+
+@pytest.mark.parametrize("tokens", ["[9]", "[-1]", "[1099511627776]", f"[{10**30}]"])
+def test_an_id_that_the_model_does_not_have_is_named_with_its_line(tmp_path, tokens):
+    """Nine ids; 2^40 fits into no int32, and 10^30 into no number of NumPy's."""
+    path = tmp_path / "texts.jsonl"
+    path.write_text(f'{{"tokens": [0, 8]}}\n{{"tokens": {tokens}}}\n')
+    texts = read_texts(str(path), None, 9)
+    assert next(texts).tolist() == [0, 8]
+    with pytest.raises(
+        DataError, match=r"texts\.jsonl, line 2(: there is no token| must be whole)"
+    ):
+        next(texts)
+
+
+@pytest.mark.parametrize("tokens", ["[1.0]", "[true]", "[[1, 2]]", '"1"', "[null]", "[1e400]"])
+def test_tokens_of_another_kind_are_named_with_their_line(tmp_path, tokens):
+    path = tmp_path / "texts.jsonl"
+    path.write_text(f'{{"tokens": {tokens}}}')
+    with pytest.raises(DataError, match=r"line 1 has no field .*whole numbers"):
+        next(read_texts(str(path), None, 9))

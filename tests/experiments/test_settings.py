@@ -119,7 +119,7 @@ def _with(path, value):
         ("evaluation.gain_trajectories", 7, r"gain_trajectories must be even"),
         ("schedule.kind", "linnear", r"config\.schedule: kind='linnear'"),
         ("data.length", "64", r"config\.data\.length must be of type int, not '64'"),
-        ("seed", -1, r"seed must lie in"),
+        ("seed", -1, r"seed=-1 must be a whole number from 0"),
     ],
 )
 def test_what_is_wrong_and_where(path, value, message):

@@ -1,13 +1,22 @@
 """What every entry point says of its flags. Oracle: the message, and what lies on the disk."""
 
+import errno
 import os
+import pathlib
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
-from experiments.cli.app import output_file, parse_flags
+from experiments.cli.app import exit_status, json_lines, output_file, parse_flags
+from experiments.stages.mirror import local_root
 from sdtt_jax import renamed
-from sdtt_jax.errors import ConfigError
-from tests.experiments.processes import call
+from sdtt_jax.data.published import Published
+from sdtt_jax.errors import CheckpointError, ConfigError, UserError
+from sdtt_jax.interchange.safetensors import write_tensors
+from sdtt_jax.paths import write_json
+from tests.experiments.processes import ROOT, call
 
 
 def test_no_output_is_asked_for():
@@ -68,3 +77,66 @@ def test_the_new_name_is_only_given_where_it_is_a_flag(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         parse_flags(["sample", "--old_flag=3"], None)
     assert "Unknown command line flag 'old_flag'" in capsys.readouterr().err
+
+
+# Of a numeric user without a home, in a terminal that knows no dash, and into `head`.
+NARROW = """
+import os, pwd
+os.environ.pop("HOME", None)
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+def nobody(uid): raise KeyError(uid)
+pwd.getpwuid = nobody
+import jax
+from experiments.cli.app import run_app
+def main(argv):
+    print("cache:", jax.config.jax_compilation_cache_dir, "—")
+    for number in range(100_000):
+        print(number)
+run_app(main)
+"""
+
+
+def test_commands_work_without_a_home_in_ascii_and_end_quietly_in_a_pipe_to_head():
+    pipe = f'"{sys.executable}" -c "$PROGRAM" | head -1; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", pipe],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PROGRAM": NARROW, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("cache: None \\u2014\n", "")
+    assert done.returncode == 141
+
+
+def test_what_needs_a_home_does_without_or_says_so(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "home", no_home)
+    for name in ("SDTT_JAX_CACHE", "TFDS_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=r"no home directory .*set \$SDTT_JAX_CACHE"):
+        local_root("gs://bucket/run")
+    assert Published("lm1b", "", tfds=("lm1b", "text"))._prepared() is None
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, monkeypatch, capsys):
+    """Oracle: Linux's /dev/full, and a write that fails as on a full disk, which names no file."""
+    message = r"--output=/dev/full cannot be written to: No space left"
+    with pytest.raises(UserError, match=message), json_lines(pathlib.Path("/dev/full")) as write:
+        write({"text": "x"})
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = tmp_path / "x.json"
+    write_json(file, "old")
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    assert exit_status(lambda _: write_json(file, "new"), []) == 1
+    assert capsys.readouterr().err == f"Error: [Errno 28] No space left on device: '{file}'\n"
+    assert file.read_text() == '"old"\n'
+    monkeypatch.setattr("sdtt_jax.interchange.safetensors.save_file", full)
+    with pytest.raises(CheckpointError, match=r"m.safetensors cannot be written .*No space left"):
+        write_tensors(tmp_path / "m.safetensors", {"x": np.zeros(1)})

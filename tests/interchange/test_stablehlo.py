@@ -35,7 +35,11 @@ def test_it_runs_without_this_library(model, tmp_path):
     export_stablehlo(model, tmp_path, CONFIGS[0], 3)
     code = (
         "import sys, runpy; sys.modules['sdtt_jax'] = None; "
-        f"sys.argv = ['run.py', '7']; runpy.run_path({str(tmp_path / 'run.py')!r})"
+        f"sys.argv = ['run.py', '7']; runpy.run_path({str(tmp_path / 'run.py')!r})\n"
+        "for seed in ('-1', str(2**32), str(2**63), '1.5', 'x', '٣'):\n"
+        "    sys.argv[1:] = [seed]\n"
+        f"    try: runpy.run_path({str(tmp_path / 'run.py')!r})\n"
+        "    except SystemExit as stop: print(ascii(stop.code))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -48,7 +52,10 @@ def test_it_runs_without_this_library(model, tmp_path):
     assert done.returncode == 0, done.stderr
     live = model.denoise(jax.random.key(7), model.prior(3), CONFIGS[0]).x
     expected = ["".join(model.tokenizer.pieces(row)) for row in np.asarray(live)]
-    assert done.stdout.splitlines() == expected
+    texts, refused = done.stdout.splitlines()[:3], done.stdout.splitlines()[3:]
+    assert texts == expected
+    assert len(refused) == 6
+    assert all("must be a whole number from 0 to 4294967295." in line for line in refused)
 
 
 def test_no_texts_are_refused(model):

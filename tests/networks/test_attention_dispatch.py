@@ -1,6 +1,7 @@
 """The form of attention by platform and mesh. Oracle: the plain form, differentiated by JAX."""
 
 import functools
+import re
 
 import jax
 import jax.export
@@ -53,6 +54,15 @@ def test_splash_attention_equals_the_plain_form(causal):
     np.testing.assert_allclose(lse, same, atol=2e-6)
 
 
+def test_attention_works_without_jit():
+    arrays = _arrays((1, 8, 1, 4))
+    expected = jax.jit(GRADIENT)(*arrays)
+    with jax.disable_jit():
+        found = GRADIENT(*arrays)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 @pytest.mark.parametrize("function", [_loss, GRADIENT], ids=["value", "gradient"])
 def test_lowering_for_a_tpu_takes_splash_attention_wherever_it_is_traced(function):
     arrays = _arrays(LONG, jnp.bfloat16)
@@ -100,6 +110,19 @@ def test_without_cudnn_cuda_takes_all_heads_at_once(monkeypatch):
     for here, expected in ((False, "at_once"), (True, "cudnn")):
         monkeypatch.setattr(kernels, "cudnn_is_here", lambda here=here: here)
         assert dispatch.form("cuda", shape, dtype) == expected
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_gradient_with_cudnn_is_one_pass_forward_and_one_backward(causal, monkeypatch):
+    """Lowered for CUDA on any host; JAX from 0.11 on cannot lower its own wrapper of cuDNN there."""
+    monkeypatch.setattr(kernels, "cudnn_is_here", lambda: True)
+    arrays = _arrays((1, 256, 2, 64), jnp.bfloat16)
+    text = _lowered(
+        jax.grad(functools.partial(_loss, causal=causal), argnums=(0, 1, 2)), arrays, "cuda"
+    )
+    calls = re.findall(r"@(__cudnn\$fmha\w+)", text)
+    assert sorted(calls) == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
+    assert text.count("NO_MASK" if not causal else "CAUSAL") == 2
 
 
 @pytest.mark.parametrize("length", [16, dispatch.LENGTH_BY_HEAD])

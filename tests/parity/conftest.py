@@ -9,6 +9,7 @@ them as a table at the end.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,7 +30,9 @@ def _optimized() -> Iterator[None]:
     plain = compiler.get_compile_options
 
     def optimized(*arguments, env_options_overrides=None, **fields):
-        overrides = {EMITTERS: True} | dict(env_options_overrides or {})
+        overrides = dict(env_options_overrides or {})
+        if EMITTERS in os.environ.get("XLA_FLAGS", ""):
+            overrides = {EMITTERS: True} | overrides
         return plain(*arguments, env_options_overrides=overrides, **fields)
 
     before = jax.config.read("jax_disable_most_optimizations")

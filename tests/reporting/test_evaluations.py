@@ -85,13 +85,20 @@ def test_tables_hold_every_result_and_no_empty_column(folder):
     assert set(found) == {"Generated texts", "Likelihood of held-out text", "Latency"}
     texts = found["Generated texts"]
     assert "MAUVE" not in texts.columns
-    assert [row[:2] for row in texts.rows[:4]] == [
+    assert [row[:2] for row in texts.rows] == [
+        ("teacher", "8 steps"),
+        ("teacher", "16 steps"),
         ("round_02", "8 steps"),
         ("round_02", "16 steps"),
-        ("round_02", "causal"),
-        ("round_02", "real text"),
+        ("teacher", "causal"),
+        ("teacher", "real text"),
     ]
-    assert "16.0 (15.0–17.0)" in texts.rows[0]
+    assert "16.0 (15.0–17.0)" in texts.rows[2]
+    assert [row[:3] for row in found["Latency"].rows[:3]] == [
+        ("teacher", "8 steps", "8"),
+        ("teacher", "16 steps", "8"),
+        ("teacher", "causal: as large", "8"),
+    ]
     assert found["Likelihood of held-out text"].rows[0][3] == "≤ 5.50 (5.00–6.00)"
     assert all(len(row) == len(t.columns) for t in found.values() for row in t.rows)
 
@@ -109,6 +116,20 @@ def test_the_race_pairs_quality_with_latency(folder):
         ("teacher", 16): (1.0, 18.0),
     }
     assert race(evaluations, 1) == []
+
+
+def test_a_single_text_has_no_interval_to_show(tmp_path):
+    """What JSON has for none is null; the race then draws a point without a bar."""
+    content = _results()
+    content["items"]["generation/unconditional/steps_0008"]["result"] |= {
+        "gen_ppl_low": None,
+        "gen_ppl_high": None,
+    }
+    (tmp_path / "one.json").write_text(json.dumps(content))
+    evaluations = [read_evaluation(tmp_path / "one.json")]
+    assert tables(evaluations)[0].rows[0][3] == "16.0"
+    [point] = [point for point in race(evaluations, 8) if point.num_steps == 8]
+    assert point.low == point.gen_ppl == point.high
 
 
 @pytest.mark.parametrize(

@@ -79,3 +79,17 @@ def test_batches_are_made_ahead_but_not_far_ahead():
     loop.train(tiny.fresh(), tiny.step_fn(), batch_at, jax.random.key(0), config, log=log)
     assert made == list(range(8))
     assert not [t for t in threading.enumerate() if t.name.startswith("batches")]
+
+
+def test_a_step_may_run_without_jit():
+    """Then every constant of Python's is a transfer, which a compiled step must not make."""
+
+    def step_fn(state, batch, key):
+        del batch, key
+        zero = jax.numpy.zeros(())
+        return state.replace(step=state.step + 1), {"loss": zero, "grad_norm": zero}
+
+    config, key = toy.until(tiny.config(), 2), jax.random.key(0)
+    with jax.disable_jit():
+        state = loop.train(tiny.fresh(), step_fn, tiny.batch_at, key, config)
+    assert int(state.step) == 2

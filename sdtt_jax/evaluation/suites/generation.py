@@ -90,7 +90,8 @@ def setups(subject: Subject) -> list[Setup]:
     settings = subject.settings
     result = []
     if not settings.prompts:
-        real = held_out(subject, settings.num_texts) if held_out_name(subject) else None
+        compared = subject.real_text and held_out_name(subject) != ""
+        real = held_out(subject, settings.num_texts) if compared else None
         nothing = np.zeros((settings.num_texts, 0), np.int32)
         result.append(Setup("unconditional", nothing, subject.length, real))
     if settings.prompted:

@@ -34,7 +34,7 @@ def suite(subject: Subject, record: Record) -> None:
     if model is None:
         raise ConfigError("--suite=judge needs a --judge.")
     require(bool(settings.texts), "--suite=judge needs --texts.")
-    texts = list(read_texts(settings.texts, model.tokenizer))
+    texts = list(read_texts(settings.texts, model.tokenizer, model.config.vocab_size))
     require(len(texts) > 0, f"--texts={settings.texts} holds no texts.")
     reading = read(model, texts, model.tokenizer, settings.ends)
     kept = [i for i, text in enumerate(reading.seen) if _scorable(model, text, settings)]

@@ -67,10 +67,13 @@ def _bound(
         }
 
     result = record.item(name, inputs, compute)
-    record.log(
-        f"  {estimator}: perplexity at most {said(result, 'perplexity', 3)}, "
-        f"{result['bits_per_token']:.4f} bits per token"
-    )
+    line = f"  {estimator}: perplexity at most {said(result, 'perplexity', 3)}, "
+    line += f"{result['bits_per_token']:.4f} bits per token"
+    if result["masking_error"] is not None:
+        line += f" (error of the masks {result['masking_error'] / math.log(2):.4f})"
+    if result.get("empty_draws"):
+        line += f"; {result['empty_draws']:.0%} of the draws masked nothing"
+    record.log(line)
 
 
 def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndarray) -> None:
@@ -113,7 +116,8 @@ def summary(estimates: np.ndarray, seed: int) -> Json:
 
 def _measures(nats: Interval) -> Json:
     """Nats and bits per token, and perplexity, each with its interval."""
-    perplexity = Interval(*(math.exp(value) for value in nats))
+    with np.errstate(over="ignore"):
+        perplexity = Interval(*np.exp(nats).tolist())
     bits = Interval(*(value / math.log(2) for value in nats))
     return nats.named("nelbo") | perplexity.named("perplexity") | bits.named("bits_per_token")
 

@@ -157,7 +157,9 @@ def _primitive(name: str, run_form: Callable[..., tuple[jax.Array, ...]]) -> Pri
 
     @primitive.def_impl
     def _(*arrays: jax.Array, causal: bool) -> Any:
-        return compiled(causal)(*arrays)
+        # Without `jit` this would come back here for ever.
+        with jax.disable_jit(False):
+            return compiled(causal)(*arrays)
 
     def batched(arrays: Any, axes: Any, *, causal: bool) -> Any:
         """`jax.vmap`: the new axis joins the batch."""

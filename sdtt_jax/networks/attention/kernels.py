@@ -10,6 +10,7 @@ With it the backward pass recomputes the probabilities; none stores them.
 """
 
 import functools
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -210,8 +211,9 @@ def cudnn_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
 def cudnn_is_here() -> bool:
     """Whether JAX's CUDA plugin is installed; without it JAX refuses to trace a cuDNN call."""
     x = jax.ShapeDtypeStruct((1, LANES, 1, 64), jnp.bfloat16)
+    attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     try:
-        jax.eval_shape(functools.partial(_cudnn, causal=False), x, x, x)
+        jax.eval_shape(attend, x, x, x)
     except RuntimeError:
         return False
     return True
@@ -220,20 +222,48 @@ def cudnn_is_here() -> bool:
 def forward_cudnn(
     query: jax.Array, key: jax.Array, value: jax.Array, causal: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """cuDNN's kernel. Its log-sum-exp comes out of JAX rounded to 16 bits, so zeros stand for it."""
-    batch, length, heads, _ = query.shape
-    return _cudnn(query, key, value, causal), jnp.zeros((batch, heads, length), jnp.float32)
+    """cuDNN's kernel, with the statistics that its backward pass reads."""
+    cudnn, unused, options = _cudnn_call(query, causal)
+    mixed, lse = cudnn._dot_product_attention_fwd_p.bind(
+        query, key, value, *unused, **options, is_training=True
+    )
+    return mixed, lse
 
 
 def backward_cudnn(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
-    """The gradient of `forward_cudnn`, whose forward pass runs once more for its statistics."""
-    _, pull_back = jax.vjp(functools.partial(_cudnn, causal=causal), *saved[:3])
-    d_query, d_key, d_value = pull_back(gradient)
+    """The gradient of `forward_cudnn`."""
+    query, key, value, mixed, lse = saved
+    cudnn, unused, options = _cudnn_call(query, causal)
+    d_query, d_key, d_value = cudnn._dot_product_attention_bwd_p.bind(
+        query, key, value, *unused, lse, mixed, gradient, **options
+    )
     return d_query, d_key, d_value
 
 
-def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
-    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
+def _cudnn_call(query: jax.Array, causal: bool) -> tuple[Any, list[jax.Array], dict[str, Any]]:
+    """JAX's module of cuDNN's primitives, the seven operands that are not used here, and the parameters.
+
+    The primitives are called by their private names (JAX 0.10 to 0.12 have them).
+    `jax.nn.dot_product_attention` wraps them in a custom partitioning, which cannot be lowered inside of the
+    rule of another primitive (JAX 0.11 and later end in an AssertionError that asks for a bug report), and
+    does not give the statistics in 32 bits, so that the backward pass would have to run the forward again.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    mask = cudnn.MaskType.CAUSAL if causal else cudnn.MaskType.NO_MASK
+    options = {
+        "scale": _scale(query),
+        "seed": 0,
+        "dropout_rate": 0.0,
+        "variadic_args": (False, False),
+        "mask_type": mask,
+        "layout": cudnn.AttentionLayout.BTNH.value,
+        "sliding_window_length": None,
+    }
+    # New in JAX 0.12, and not needed here.
+    known = inspect.signature(cudnn._dot_product_attention_fwd_abstract).parameters
+    options |= {name: None for name in ("score_mod_name", "score_mod_jaxpr") if name in known}
+    return cudnn, [jnp.zeros(0, query.dtype)] * 7, options
 
 
 def _scale(query: jax.Array) -> float:

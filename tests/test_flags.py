@@ -1,0 +1,138 @@
+"""JAX's own flags change no result. Oracle: the same call without the flag, bit for bit.
+
+What draws is traced with `jax_enable_x64`: no value of 64 bits in the program, no other draw.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.causal.sampler import generate
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig
+from sdtt_jax.diffusion.nelbo import NelboConfig, nelbo
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.schedule import SCHEDULES, ScheduleConfig, make_schedule
+from sdtt_jax.distillation.coupled import (
+    CoupledDistillConfig,
+    noise_of,
+    states_along,
+    trajectory_end,
+)
+from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.evaluation import cloze, likelihood
+from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
+from sdtt_jax.networks.config import CoupledConfig
+from sdtt_jax.networks.coupled import CoupledDenoiser
+from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
+from sdtt_jax.objectives import distill_loss
+from sdtt_jax.parallel.placement import unbox
+from tests.training import toy
+
+VOCAB, LENGTH = 11, 8
+SIZES = {"vocab_size": VOCAB, "length": LENGTH, "num_layers": 1, "embed_dim": 8, "num_heads": 2}
+TEXTS = np.arange(2 * LENGTH, dtype=np.int32).reshape(2, LENGTH) % VOCAB
+
+
+def diffusion(schedule="log-linear"):
+    config = DenoiserConfig(**SIZES, cond_dim=4, time_conditioned=True)
+    return MaskedDiffusion(Denoiser(config), make_schedule(ScheduleConfig(kind=schedule)))
+
+
+def parameters(network):
+    shapes = unbox(jax.eval_shape(network.init, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), jnp.float32), shapes)
+
+
+def generated(key, **options):
+    model, config = diffusion(), SamplerConfig(**{"num_steps": 4} | options)
+    params = parameters(model.denoiser)
+    return sample(model, params, key, prior_sample(2, LENGTH, VOCAB), config)[0].x
+
+
+def continued(kind, config, key):
+    network, prompt = kind(config(**SIZES)), jnp.zeros((2, 1), jnp.int32)
+    params = parameters(network)
+    return generate(network, params, key, prompt=prompt, num_tokens=5, top_p=0.9)
+
+
+def coupled(key):
+    """A round's trajectory of a network that sees noise, and a state of it."""
+    network = CoupledDenoiser(CoupledConfig(**SIZES, cond_dim=4))
+    model, config = MaskedDiffusion(network, make_schedule()), CoupledDistillConfig(4)
+    keys, params = jax.random.split(key, 2), parameters(network)
+    noise = noise_of(model, keys, LENGTH)
+    tokens = trajectory_end(model, params, noise, config.trajectory(1))
+    return states_along(model, noise, tokens, key, config, 1)
+
+
+def scored(key, schedule="log-linear", **options):
+    model = diffusion(schedule)
+    return nelbo(model, parameters(model.denoiser), TEXTS, key, NelboConfig(**options))
+
+
+def estimated(name, key):
+    model, config = diffusion(), BoundConfig(name, 2)
+    params = parameters(model.denoiser)
+    return likelihood._estimates(model, config, key, params, jnp.int32(0), TEXTS)
+
+
+def distilled(key, **options):
+    model = diffusion()
+    params = parameters(model.denoiser)
+    context = {"teacher_params": params, "dt": jnp.float32(1 / 8)}
+    return distill_loss(model, DistillConfig(**options))(params, context, TEXTS, key).total
+
+
+DRAWS = {
+    "grid": generated,
+    "cosine grid": functools.partial(generated, time_grid="cosine", top_k=3),
+    "first-hitting": functools.partial(generated, mode="first-hitting", temperature=0.7, top_p=0.9),
+    "causal": functools.partial(continued, CausalNetwork, CausalConfig),
+    "GPT-2": functools.partial(continued, GPT2Network, GPT2Config),
+    "independent times": functools.partial(scored, antithetic=False),
+    "flat times": functools.partial(scored, importance=True),
+    "coupled": coupled,
+    "distillation": distilled,
+    "the reference's times": functools.partial(distilled, reference_times=True),
+    "cloze": lambda key: cloze._noise(BoundConfig(), key, LENGTH, jnp.int32(1), jnp.int32(0)),
+    **{f"{name} schedule": functools.partial(scored, schedule=name) for name in SCHEDULES},
+    **{f"{name} bound": functools.partial(estimated, name) for name in ESTIMATORS},
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_nothing_that_draws_has_64_bits_with_x64(name):
+    with jax.enable_x64(True):
+        program = jax.make_jaxpr(DRAWS[name])(jax.random.key(3))
+    # Python's constants are scalars of 64 bits, which never widen an array.
+    assert not re.search(r"bit_width=64|f64\[\w", str(program))
+    assert not any(aval.dtype == jnp.float64 for aval in program.out_avals)
+
+
+@pytest.mark.parametrize("name", ["grid", "causal"])
+def test_a_key_gives_the_same_text_with_x64(name):
+    expected = jax.jit(DRAWS[name])(jax.random.key(3))
+    with jax.enable_x64(True):
+        found = jax.jit(DRAWS[name])(jax.random.key(3))
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_training_goes_on_with_the_same_bits_with_x64():
+    """Warm-up, cosine and Muon: optax takes rates and powers of its constants in JAX's widest float."""
+    config = toy.configured("muon", num_steps=6)
+    plain, step, _ = toy.setup(config)
+    with jax.enable_x64(True):
+        wide, _, _ = toy.setup(config)
+    toy.assert_same(plain, wide)
+    for number in range(3):
+        plain, _ = step(plain, toy.batch_at(number), jax.random.key(5))
+        with jax.enable_x64(True):
+            wide, _ = step(wide, toy.batch_at(number), jax.random.key(5))
+    toy.assert_same(plain, wide)
