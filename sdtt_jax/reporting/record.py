@@ -16,7 +16,6 @@ from sdtt_jax.paths import as_path, read_json
 from sdtt_jax.reporting.evaluations import Evaluation, read_evaluations
 from sdtt_jax.reporting.palette import percent
 
-
 COUPLED_WAYS = ("teacher", "argmax", "drawn", "matched")
 
 

@@ -10,11 +10,14 @@ import sdtt_jax
 from experiments.settings import config_dict, run_config
 from experiments.stages import training as training_stages
 from experiments.stages.coupled import open_pool
+from experiments.stages.few_calls import matched
 from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import load_params
 from sdtt_jax.distillation.coupled import noise_of, trajectory_end
 from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
+from sdtt_jax.evaluation.judge import Scores
+from sdtt_jax.evaluation.suites.generation import Judged
 from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.training import loop
@@ -100,6 +103,24 @@ def test_it_is_loaded_sampled_and_exported_with_its_noise_network(unbroken, tmp_
     again = sdtt_jax.load(tmp_path / "own")
     assert params_digest(again.params) == params_digest(model.params)
     assert again.denoiser == model.denoiser
+
+
+def test_the_student_is_measured_at_the_entropy_of_real_text():
+    """Oracle: half-way between two laws of constant perplexity, by hand."""
+    one, two = np.zeros((4, 8), np.int32), np.tile(np.array([0, 1] * 4, np.int32), (4, 1))
+
+    def judged(tokens, nats):
+        nll, count = np.full(4, 8 * nats), np.full(4, 8)
+        return Judged(tokens, np.ones(4), None, Scores(nll, count, np.ones(4)))
+
+    texts = {"argmax": judged(one, 1.0), "drawn": judged(two, 2.0), "teacher": judged(two, 3.0)}
+    found = matched(texts, np.log(2) / 2, seed=0)
+    assert found["gen_ppl"] == pytest.approx(np.exp(1.5))
+    assert found["share_drawn"] == pytest.approx(0.5)
+    assert found["entropy"] == pytest.approx(np.log(2) / 2)
+    assert (found["log_ratio"], found["low"], found["high"]) == pytest.approx((-1.5, -1.5, -1.5))
+    beyond = matched(texts, 5.0, seed=0)
+    assert beyond["gen_ppl"] == pytest.approx(np.exp(2.0))
 
 
 def test_a_pool_of_another_teacher_is_refused(unbroken, tmp_path):

@@ -1,6 +1,7 @@
 """The page as a document: complete, self-contained, escaped, and honest about what is missing."""
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 
