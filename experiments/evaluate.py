@@ -30,7 +30,9 @@ from sdtt_jax.evaluation.record import FOLDER, Record, own_path
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject, load_subject
 from sdtt_jax.evaluation.suites import SUITES
+from sdtt_jax.evaluation.texts import held_out_name
 from sdtt_jax.parallel import processes
+from sdtt_jax.paths import as_path
 from sdtt_jax.reporting import write_report
 
 __doc__ = (__doc__ or "").replace(
@@ -68,6 +70,8 @@ def evaluate(subject: Subject, suites: Sequence[str], path: Path) -> None:
     """Runs suites in the order of their table, into a file of results."""
     log = stopwatch() if processes.is_first() else (lambda _: None)
     record = Record(path, subject.model.identity, log)
+    if subject.settings.held_out:
+        log(f"held-out text: {held_out_name(subject)}")
     for name, suite in SUITES.items():
         if name in suites:
             log(f"{name}: {subject.model.facts['path']}")
@@ -108,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
         settings, _CHECKPOINT.value, str(_JUDGE.value), str(_BASELINE.value), chosen_mesh()
     )
     subject = dataclasses.replace(subject, data=own_data(subject))
-    path = Path(_OUTPUT.value) if _OUTPUT.value else own_path(subject.model)
+    path = as_path(_OUTPUT.value) if _OUTPUT.value else own_path(subject.model)
     if path is None:
         raise ConfigError("--output is missing; name a JSON file.")
     evaluate(subject, suites, path)

@@ -29,7 +29,7 @@ from sdtt_jax.interchange.load import REPOSITORY, load
 from sdtt_jax.interchange.stablehlo import export_stablehlo
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.paths import is_remote
+from sdtt_jax.paths import as_path, is_remote
 
 FORMATS = ("reference", "orbax", "stablehlo")
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     choose("--format", _FORMAT.value, FORMATS)
     folder = str(_OUTPUT.value)
     require(not is_remote(folder), f"--output={folder} must be a local folder; copy it from there.")
-    output = Path(folder)
+    output = as_path(folder)
     require_empty(output)
     token = ""
     if _PUSH.value is not None:

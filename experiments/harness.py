@@ -21,7 +21,7 @@ from sdtt_jax.config import require
 from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.harness import Options, adapter
 from sdtt_jax.interchange.load import load
-from sdtt_jax.paths import write_json
+from sdtt_jax.paths import as_path, write_json
 
 _CHECKPOINT = define_checkpoint()
 _TASKS = flags.DEFINE_list("tasks", [], "Tasks of the harness, with commas.")
@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
     check_flags(argv, "checkpoint")
     require(bool(_TASKS.value), "--tasks is missing; for example --tasks=lambada_openai.")
     output = output_file(_OUTPUT.value)
+    include = None if _INCLUDE.value is None else str(as_path(_INCLUDE.value))
     options = from_flags(Options)
     try:
         import lm_eval
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
         tasks=_TASKS.value,
         limit=_LIMIT.value,
         num_fewshot=_NUM_FEWSHOT.value,
-        task_manager=TaskManager(include_path=_INCLUDE.value),
+        task_manager=TaskManager(include_path=include),
         log_samples=False,
         # Its bootstrap forks this process, which JAX's threads do not survive.
         bootstrap_iters=0,

@@ -23,7 +23,7 @@ from absl import flags
 from experiments.cli.app import check_flags, run_app
 from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
-from sdtt_jax.paths import read_json
+from sdtt_jax.paths import as_path, read_json
 from sdtt_jax.reporting import evaluations, write_report
 from sdtt_jax.reporting.picture import write_exact, write_quality, write_race
 
@@ -60,16 +60,16 @@ def report(
     """Writes what the flags of these names ask for; returns the paths."""
     require((workdir is None) != (exact is None), "Give either --workdir or --exact; see --help.")
     for name, path in {"picture": picture, "race": race}.items():
-        right = path is None or Path(path).suffix in SUFFIXES
+        right = path is None or as_path(path).suffix in SUFFIXES
         require(right, f"--{name}={path} must end in {' or '.join(SUFFIXES)}.")
     if exact is not None:
         require(picture is not None, "--exact needs --picture, the file to draw.")
-        return [write_exact_from(exact, Path(str(picture)))]
+        return [write_exact_from(exact, as_path(str(picture)))]
     paths = [write_report(str(workdir))]
     if picture is not None:
         paths.append(write_quality(str(workdir), picture))
     if race is not None:
-        paths.append(write_race_of(str(workdir), batch, Path(race)))
+        paths.append(write_race_of(str(workdir), batch, as_path(race)))
     return paths
 
 

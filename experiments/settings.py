@@ -5,7 +5,6 @@ import re
 import typing
 from collections.abc import Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -21,6 +20,7 @@ from sdtt_jax.keys import check_seed
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.parallel.mesh import MeshConfig
+from sdtt_jax.paths import as_path
 from sdtt_jax.renamed import missing_name
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
@@ -263,7 +263,7 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
         file = re.fullmatch(rf"--?{flag}(?:=(.*))?", argument)
         if file is not None:
             name = following if file[1] is None else file[1]
-            require(Path(name).is_file(), f"--{flag}={name}: there is no such file.")
+            require(as_path(name).is_file(), f"--{flag}={name}: there is no such file.")
         match = re.match(rf"--?{flag}\.([\w.]+)", argument)
         if match is None:
             continue

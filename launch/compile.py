@@ -4,10 +4,11 @@
 
 compiles the real distillation step, teacher step and sampler (`--programs=distill` for one of them) with
 the TPU compiler, which needs no TPU (pip install 'sdtt_jax[tpu]'), and prints for each chip: memory by
-part, FLOPs, memory traffic, collectives by kind and mesh axis, and the time that a roofline of the chip's
-published peak numbers predicts. `--search` finds the mesh and the largest batch per chip instead. The mesh
-is config.mesh; --config.mesh.fsdp=16 and the like change it. h100:8 is compiled by XLA's CPU compiler for
-as many virtual devices, so that its memory figures are only indications.
+part, FLOPs, memory traffic (`--by_operation`: which operations of the source move it), collectives by kind
+and mesh axis, and the time that a roofline of the chip's published peak numbers predicts. `--search` finds
+the mesh and the largest batch per chip instead. The mesh is config.mesh; --config.mesh.fsdp=16 and the like
+change it. h100:8 is compiled by XLA's CPU compiler for as many virtual devices, so that its memory figures
+are only indications.
 """
 
 from collections.abc import Sequence
@@ -38,6 +39,9 @@ _SLICES = flags.DEFINE_integer(
 _BATCH = flags.DEFINE_integer("batch_per_chip", 32, "Sequences per chip.", lower_bound=1)
 _PROGRAMS = flags.DEFINE_list("programs", list(KINDS), f"What to compile, of: {', '.join(ALL)}.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Sampling steps.", lower_bound=1)
+_BY_OPERATION = flags.DEFINE_bool(
+    "by_operation", False, "Also show which operations of the source move how many bytes."
+)
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch per chip and the best mesh.")
 _SEARCH_SECONDS = flags.DEFINE_integer(
     "search_seconds",
@@ -74,6 +78,8 @@ def main(argv: Sequence[str]) -> None:
             log(f"{kind}: compiling")
             records.append(analyse(program, topology, mesh).record)
             report.show(records[-1], console)
+            if _BY_OPERATION.value and records[-1].get("memory_traffic_by_operation"):
+                console.print(report.operations(records[-1]))
     if output is not None:
         write_json(output, records)
         log(f"written to {output}")

@@ -22,6 +22,7 @@ from launch.pods import gke, skypilot, slurm, tpu_vm, xpk
 from launch.pods.spec import Files, NextSteps, PodSpec, Render
 from sdtt_jax.config import from_mapping, require
 from sdtt_jax.errors import UserError
+from sdtt_jax.paths import as_path
 
 LAUNCHERS: dict[str, tuple[Render, NextSteps]] = {
     "tpu_vm": (tpu_vm.render, tpu_vm.next_steps),
@@ -88,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
         for name, text in files.items():
             print(f"==> {directory}/{name} <==\n{text}")
     else:
-        write(files, Path(directory))
+        write(files, as_path(directory))
         print(f"Written: {', '.join(f'{directory}/{name}' for name in files)}")
     print("Next:")
     for step in next_steps(spec, directory):

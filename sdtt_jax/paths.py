@@ -1,12 +1,14 @@
-"""Paths that may lie in a bucket: one code for a laptop's disk and `gs://`.
+"""Paths that users give, and the reading of text and JSON: one code for a laptop's disk and `gs://`.
 
 A remote path is an `epath.Path`, which has pathlib's methods; what the two do differently is here.
 """
 
+import codecs
 import contextlib
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,14 +27,26 @@ def is_remote(path: PathLike) -> bool:
 
 
 def as_path(path: PathLike) -> Path:
-    """The path as an object with pathlib's methods.
+    """The path as an object with pathlib's methods: the door for every path that a user gives.
+
+    A local path that begins with `~` or `~USER` is below that home, as in a shell.
 
     Raises:
-      ConfigError: a remote path of an unknown kind, or whose library is not installed.
+      ConfigError: a remote path of an unknown kind, or whose library is not installed; a home that is not
+        known.
     """
     text = os.fspath(path)
     if not is_remote(text):
-        return Path(text)
+        found = Path(os.path.expanduser(text))
+        if not os.fspath(found).startswith("~"):
+            return found
+        if text.startswith("~"):
+            raise ConfigError(
+                f"{text}: there is no home {text.split(os.sep)[0]}; give the whole path, or ./{text} for "
+                "a name that begins so."
+            )
+        # Of "./~x" pathlib leaves "~x", which this function would take for a home the next time.
+        return found.absolute()
     scheme = text.split("://")[0]
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
@@ -62,11 +76,12 @@ def absolute(path: PathLike) -> Path:
     return found if is_remote(found) else found.absolute()
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: PathLike, content: bytes) -> None:
     """Writes a file so that a reader, or a crash, sees the old one or the new one.
 
     In a bucket an object appears when it is whole; on a disk it is written beside its place and moved.
     """
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if is_remote(path):
         path.write_bytes(content)
@@ -83,34 +98,120 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def write_text(path: Path, content: str) -> None:
+def write_text(path: PathLike, content: str) -> None:
     """`write_bytes` of text in UTF-8."""
     write_bytes(path, content.encode("utf-8"))
 
 
-def write_json(path: Path, content: Any, **options: Any) -> None:
+def write_json(path: PathLike, content: Any, **options: Any) -> None:
     """`write_text` of JSON and a line's end, indented by two unless `json.dumps` is given other options."""
     write_text(path, json.dumps(content, **({"indent": 2} | options)) + "\n")
 
 
-def read_json(path: PathLike, error: type[UserError] = DataError, remedy: str = "") -> Any:
-    """The content of a JSON file.
+def read_json(
+    path: PathLike,
+    error: type[UserError] = DataError,
+    remedy: str = "",
+    fault: str = "is not JSON",
+) -> Any:
+    """The content of a JSON file, as `parse_json` reads it.
 
     Args:
       path: local, or in a bucket.
       error: what is raised.
       remedy: what the user can do about a file that is not JSON, for the end of the message.
+      fault: what such a file is called, for the message.
 
     Raises:
       UserError: of that kind: the file cannot be read, or is not JSON.
     """
     try:
-        return json.loads(as_path(path).read_text(encoding="utf-8"))
+        raw = as_path(path).read_bytes()
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}.") from None
+    return parse_json(raw, str(path), error, remedy, fault)
+
+
+def parse_json(
+    raw: bytes | str,
+    where: str,
+    error: type[UserError] = DataError,
+    remedy: str = "",
+    fault: str = "is not JSON",
+) -> Any:
+    """The value of a JSON text in UTF-8, with or without a byte-order mark.
+
+    Args:
+      raw: the text.
+      where: it stands, for the message.
+      error, remedy, fault: as for `read_json`.
+
+    Raises:
+      UserError: of that kind: it is not JSON, or holds half of a surrogate pair.
+    """
+    try:
+        text = raw if isinstance(raw, str) else raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        value = json.loads(text)
+        if "\\u" in text:
+            # JSON can write half of a pair, which is no character and which nothing can store.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except json.JSONDecodeError as reason:
+        line = f"line {reason.lineno}, " if reason.lineno > 1 else ""
+        said = f"{reason.msg} at {line}column {reason.colno}"
+    except UnicodeEncodeError:
+        said = "it holds half of a surrogate pair, \\ud8xx, which is no character"
     except (ValueError, RecursionError) as reason:
-        advice = f"; {remedy}" if remedy else ""
-        raise error(f"{path} is not JSON ({reason}){advice}.") from None
+        # Not UTF-8, a number of thousands of digits, or brackets without end.
+        said = str(reason)
+    raise error(f"{where} {fault} ({said})" + (f"; {remedy}." if remedy else "."))
+
+
+def text_lines(path: PathLike, error: type[UserError] = DataError) -> Iterator[tuple[str, str]]:
+    """Place ("x.jsonl, line 3") and text of each line that is not blank; a line ends at a line feed alone.
+
+    JSON lets U+2028, U+0085 and others stand in a string, at which Python's `splitlines` would cut.
+
+    Args:
+      path: of a file in UTF-8, with or without a byte-order mark, local or in a bucket.
+      error: what is raised.
+
+    Raises:
+      UserError: of that kind: the file cannot be read, or a line is not UTF-8.
+    """
+    offset = 0
+    try:
+        with as_path(path).open("rb") as lines:
+            for number, raw in enumerate(lines, start=1):
+                where = f"{path}, line {number}"
+                body = raw.removeprefix(codecs.BOM_UTF8)
+                line = decoded(body, where + ",", error, offset + len(raw) - len(body))
+                offset += len(raw)
+                if line.strip():
+                    yield where, line
+    except OSError as reason:
+        raise error(f"{path} cannot be read: {reason.strerror or reason}.") from None
+
+
+def decoded(raw: bytes, where: str, error: type[UserError] = DataError, offset: int = 0) -> str:
+    """Text in UTF-8.
+
+    Args:
+      raw: its bytes.
+      where: they stand, for the message.
+      error: what is raised.
+      offset: of their first in the file.
+
+    Raises:
+      UserError: of that kind: they are not UTF-8.
+    """
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as reason:
+        raise error(
+            f"{where} is not UTF-8 text: the byte at offset {offset + reason.start} cannot be "
+            "decoded; convert the file to UTF-8."
+        ) from None
 
 
 def modified(path: Path) -> float:

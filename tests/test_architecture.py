@@ -90,6 +90,22 @@ def test_no_path_of_one_machine():
     assert found == []
 
 
+def test_paths_come_through_one_door():
+    """`as_path` knows homes and buckets; `Path` makes a path of a literal or of `__file__` alone."""
+    found = []
+    for path in python_files("sdtt_jax", "experiments", "launch", "tools"):
+        if relative(path) == "sdtt_jax/paths.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            name, given = ast.unparse(node.func), node.args[0]
+            literal = isinstance(given, ast.Constant) or ast.unparse(given) == "__file__"
+            if (name in ("Path", "pathlib.Path") and not literal) or "expanduser" in name:
+                found.append(f"{relative(path)}:{node.lineno}: {ast.unparse(node)}")
+    assert found == []
+
+
 def test_no_import_brings_in_another_framework():
     """TFDS and Orbax can pull TensorFlow in behind our backs: ask a fresh interpreter."""
     modules = [

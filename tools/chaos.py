@@ -26,6 +26,7 @@ from experiments.cli.app import run_app, stopwatch
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import load_params
 from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.paths import as_path
 from sdtt_jax.training.metrics import read_metrics
 
 _CONFIG = flags.DEFINE_string("config", "experiments/configs/smoke.py", "Config of the run.")
@@ -166,7 +167,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs, kills, compares."""
     if _DIRECTORY.value is None:
         raise ConfigError("--directory is missing; see --help.")
-    directory = Path(_DIRECTORY.value)
+    directory = as_path(_DIRECTORY.value)
     if directory.exists() and any(directory.iterdir()):
         raise ConfigError(f"{directory} is not empty; give another --directory.")
     directory.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,8 @@ import xml.etree.ElementTree
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sdtt_jax.paths import as_path
+
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests" / "faults"
 PAGE = ROOT / "docs" / "guides" / "faults.md"
@@ -108,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"Error: no test in {TESTS} has row {', '.join(map(str, missing))}.\n")
         return 1
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
+        report = as_path(folder) / "report.xml"
         # But for the test of the page itself, which is written afterwards.
         options = [f"--ignore={TESTS / 'test_table.py'}", f"--junitxml={report}", *arguments]
         command = [sys.executable, "-m", "pytest", str(TESTS), *options]

@@ -22,6 +22,7 @@ from experiments.settings import RunConfig, run_config
 from sdtt_jax.data import DataConfig, Split, Tokenizer, open_split, prepare, train_tokenizer
 from sdtt_jax.data.corpora import documents
 from sdtt_jax.data.packing import encode_documents, pack
+from sdtt_jax.paths import as_path
 
 PHASES = ("tokenise", "pack", "load", "load_from_files")
 # Enough for a rate; a corpus of many GB is not read to its end.
@@ -50,7 +51,7 @@ def build_data(job: Job, log: Log) -> Case:
     loads: dict[str, Callable[..., None]] = {"load": _load_rows}
     if job.variant == "lean":
         log("preparing a data folder")
-        splits, setup["prepare_s"] = _timed(_prepared_splits, config, texts, Path(folder.name))
+        splits, setup["prepare_s"] = _timed(_prepared_splits, config, texts, as_path(folder.name))
         encode, join = encode_documents, pack
         loads = {name: functools.partial(_load_split, split) for name, split in splits.items()}
 

@@ -24,6 +24,7 @@ import jax
 
 from experiments.benchmarking.cases import Job, Repetition, build
 from experiments.benchmarking.data import build_data
+from experiments.cli.app import keep_freed_memory
 from sdtt_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,6 +169,7 @@ def main() -> None:
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     _prefer_oom_kill()
+    keep_freed_memory()
     line = sys.stdin.readline()
     if not line:
         return

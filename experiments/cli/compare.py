@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from experiments.cli.app import wide_console
 from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
-from sdtt_jax.paths import write_text
+from sdtt_jax.paths import as_path, write_text
 from sdtt_jax.reporting.evaluations import (
     Evaluation,
     Table,
@@ -46,7 +46,7 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
             shown.add_row(*row)
         console.print(shown)
     if folder is not None:
-        target = Path(folder)
+        target = as_path(folder)
         require(not target.is_file(), f"--output={folder} is a file; --compare needs a folder.")
         try:
             for path in write_comparison(evaluations, target):

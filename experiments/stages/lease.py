@@ -1,7 +1,6 @@
 """One run at a time in a bucket, whose locks would outlive their owner: it renews an object instead."""
 
 import contextlib
-import json
 import logging
 import os
 import secrets
@@ -12,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdtt_jax.errors import UserError
-from sdtt_jax.paths import write_json
+from sdtt_jax.errors import DataError, UserError
+from sdtt_jax.paths import parse_json, write_json
 
 FILE = ".lease.json"
 # Seconds between two renewals, and how many may be missed before the owner counts as dead.
@@ -101,11 +100,11 @@ def _refusal(path: Path, content: dict[str, Any]) -> UserError:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:
         return {}
-    except ValueError:
-        return {"owner": "unknown process"}
+    except DataError:
+        content = None
     return content if isinstance(content, dict) else {"owner": "unknown process"}
 
 

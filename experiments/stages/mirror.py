@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.paths import home, is_remote
+from sdtt_jax.paths import as_path, home, is_remote
 
 CACHE = "SDTT_JAX_CACHE"
 
@@ -32,7 +32,7 @@ def local_root(root: Path) -> Path:
         raise ConfigError(
             f"There is no home directory for a local copy of {root}; set ${CACHE} to a folder."
         )
-    return Path(cache) / hashlib.sha256(os.fspath(root).encode()).hexdigest()[:16]
+    return as_path(cache) / hashlib.sha256(os.fspath(root).encode()).hexdigest()[:16]
 
 
 def upload(local: Path, remote: Path, last: str) -> None:

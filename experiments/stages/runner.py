@@ -38,6 +38,8 @@ class Stage:
 
 def _data(run: Run) -> None:
     info = run.info
+    if info.files:
+        run.log(f"  {run.config.data.corpus}: {info.files}")
     run.log(
         f"  {info.num_characters:,} characters, {info.vocab_size} tokens, {info.num_train:,} sequences of "
         f"{info.length} to train on, {info.num_validation:,} held out"

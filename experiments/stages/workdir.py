@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import socket
 import time
@@ -84,10 +83,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Reads a JSON file of the run; a damaged one is an error that names it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it and run again.") from None
+    return paths.read_json(path, UserError, "remove it and run again", "is damaged")
 
 
 def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:

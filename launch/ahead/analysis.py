@@ -89,6 +89,7 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
         },
         # Memory traffic depends on fusions, so another compiler's tell nothing.
         "memory_traffic_bytes": None if topology.stand_in else cost.bytes,
+        "memory_traffic_by_operation": None if topology.stand_in else cost.traffic,
         "collectives": _collectives(cost, topology),
     }
     record["predicted"] = predict(record, program, topology)

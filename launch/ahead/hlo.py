@@ -10,11 +10,12 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from launch.ahead.hlo_text import Instruction, device_groups, parse
+from sdtt_jax.networks.attention import packed
 
 COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all",
@@ -24,8 +25,26 @@ FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
     "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "async-done", "copy-done",
 }  # fmt: skip
-ATTENTION_KERNELS = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
+# Products of [length, length], and how many arrays of queries, keys and values are one operand.
+ATTENTION_KERNELS = {
+    "splash_mha_fwd": (2, 1),
+    "splash_mha_dkv": (5, 1),
+    packed.FORWARD: (2, 3),
+    packed.BACKWARD: (5, 3),
+}
 _CHAIN = re.compile(r'chain_id="\d+"')
+# What has no name of its own: copies between memories, and parts of results.
+_COPIES = {
+    "copy",
+    "copy-start",
+    "copy-done",
+    "slice-start",
+    "slice-done",
+    "get-tuple-element",
+    "bitcast",
+}
+# What reads no more of an operand than it returns.
+_SLICES = {"dynamic-slice", "gather", "slice"}
 # Which operand of what is done in place holds the new values.
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 _TRIPS = re.compile(r'known_trip_count":\s*{\s*"n":\s*"(\d+)"')
@@ -47,6 +66,7 @@ class Collective:
 
 
 Amounts = functools.partial(collections.defaultdict[Collective, float], float)
+Operations = functools.partial(collections.defaultdict[str, float], float)
 
 
 @dataclasses.dataclass
@@ -55,22 +75,27 @@ class Cost:
 
     Attributes:
       flops: of matrix products, convolutions and attention kernels.
-      bytes: read from and written to memory, each operand and result of a fusion once.
+      traffic: bytes read from and written to memory, each operand and result of a fusion once, by the
+        operation of the source that it comes from (`Instruction.source`).
       data: bytes that the device puts in, by collective.
       sent: bytes that the device sends, by collective, with the algorithms that need the fewest.
       count: how often each collective is called.
     """
 
     flops: float = 0.0
-    bytes: float = 0.0
+    traffic: dict[str, float] = dataclasses.field(default_factory=Operations)
     data: dict[Collective, float] = dataclasses.field(default_factory=Amounts)
     sent: dict[Collective, float] = dataclasses.field(default_factory=Amounts)
     count: dict[Collective, float] = dataclasses.field(default_factory=Amounts)
 
+    @property
+    def bytes(self) -> float:
+        """Bytes read from and written to memory."""
+        return sum(self.traffic.values())
+
     def add(self, other: "Cost", times: float = 1) -> None:
         self.flops += other.flops * times
-        self.bytes += other.bytes * times
-        for name in ("data", "sent", "count"):
+        for name in ("traffic", "data", "sent", "count"):
             mine = getattr(self, name)
             for key, value in getattr(other, name).items():
                 mine[key] += value * times
@@ -127,7 +152,7 @@ class Module:
             self._add_collective(total, i, kind, table)
         elif i.opcode == "fusion":
             for name in i.called("calls"):
-                inner = dataclasses.replace(self._cost(name, True), bytes=0.0)
+                inner = dataclasses.replace(self._cost(name, True), traffic={})
                 total.add(_scattered(inner) if name.startswith("all-reduce-scatter") else inner)
         elif i.opcode == "dot":
             total.flops += dot_flops(i, table)
@@ -136,7 +161,7 @@ class Module:
         elif i.opcode == "custom-call":
             total.flops += kernel_flops(i, table)
         if not fused and i.opcode not in FREE and not i.opcode.endswith("-done"):
-            total.bytes += self._traffic(i, table)
+            total.traffic[_operation(i, table)] += self._traffic(i, table)
 
     def _trips(self, loop: Instruction) -> float:
         known = _TRIPS.search(loop.attributes)
@@ -189,10 +214,12 @@ class Module:
     def _traffic(self, i: Instruction, table: dict[str, Instruction]) -> float:
         """Bytes that an instruction reads and writes."""
         operands = [table[name] for name in i.operands if name in table]
-        if i.opcode in ("dynamic-slice", "gather", "slice"):
+        if i.opcode in _SLICES:
             return 2 * i.traffic
         if i.opcode in _UPDATES:
             return 2 * operands[_UPDATES[i.opcode]].traffic
+        if i.opcode == "custom-call" and "AllocateBuffer" in i.attributes:
+            return 0.0  # a scan's results before its first turn: reserved, not written
         if i.opcode == "copy-start":  # its result is (copy, source, context)
             return i.shapes[0].traffic + operands[0].traffic
         if i.opcode == "slice-start":  # (source, slice, context)
@@ -227,22 +254,40 @@ class Module:
 
     def _read(self, name: str, operand: str) -> float:
         """Bytes of an operand of a fused computation that are read; infinite for all of it."""
-        total = 0.0
+        users = self._users(name, operand)
+        return sum(u.traffic if u and u.opcode in _SLICES else math.inf for u in users)
+
+    def _users(self, name: str, value: str) -> Iterator[Instruction | None]:
+        """What uses a value of a computation, through bitcasts and inner fusions; None: it is the result."""
         for user in self.computations[name]:
-            if operand not in user.operands:
+            if user.name == value and user.root:
+                yield None
+            if value not in user.operands:
                 continue
             if user.opcode == "bitcast":
-                total += self._read(name, user.name)
-            elif user.opcode in ("dynamic-slice", "gather", "slice"):
-                total += user.traffic
+                yield from self._users(name, user.name)
             elif user.opcode == "fusion":
                 (inner,) = user.called("calls")
-                number = str(user.operands.index(operand))
+                number = str(user.operands.index(value))
                 parameters = (i for i in self.computations[inner] if i.opcode == "parameter")
-                total += self._read(inner, next(i.name for i in parameters if i.literal == number))
+                for use in self._users(
+                    inner, next(i.name for i in parameters if i.literal == number)
+                ):
+                    if use is None:
+                        yield from self._users(name, user.name)
+                    else:
+                        yield use
             else:
-                return math.inf
-        return total
+                yield user
+
+
+def _operation(i: Instruction, table: dict[str, Instruction]) -> str:
+    """The operation of the source; the compiler's own copies count with what they copy, kernels by name."""
+    if i.source:
+        return i.source
+    if i.opcode in _COPIES and i.operands[0] in table:
+        return _operation(table[i.operands[0]], table)
+    return re.sub(r"[.\d]+$", "", i.name)
 
 
 def _scattered(cost: Cost) -> Cost:
@@ -274,14 +319,16 @@ def kernel_flops(i: Instruction, table: dict[str, Instruction]) -> float:
     Forward: scores and weighted sums. Backward, in one kernel: scores again, and the gradients of weights,
     values, keys and queries.
     """
-    products = next((n for name, n in ATTENTION_KERNELS.items() if i.name.startswith(name)), 0)
+    products, arrays = next(
+        (n for name, n in ATTENTION_KERNELS.items() if i.name.startswith(name)), (0, 1)
+    )
     if not products:
         return 0.0
     # The kernels' other operands of so many dimensions are integers: which blocks the mask leaves.
     shapes = [s for name in i.operands for s in table[name].shapes if "f" in s.dtype]
-    # [batch, heads, length, kv]; a batch of one is left out.
+    # [batch, heads, length, kv], where a batch of one is left out, or [3, batch, length, heads * kv].
     query = next(shape for rank in (4, 3) for shape in shapes if len(shape.dims) == rank)
-    return products * 2.0 * query.elements * query.dims[-2]
+    return products * 2.0 * query.elements / arrays * query.dims[-2]
 
 
 def dot_flops(i: Instruction, table: dict[str, Instruction]) -> float:

@@ -10,6 +10,12 @@ BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "f8e4m3fn": 8, "f8e5
 _SHAPE = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\](?:{([^}]*)})?")
 # Memory space 1 is on the chip itself: what lies there moves no bytes of the large memory.
 _ON_CHIP = "S(1)"
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+# What JAX adds to the scopes of the source: transformations, and the bodies of control flow.
+_WRAPPED = re.compile(r"(?:jvp|transpose|vmap|remat)\((.*)\)")
+_PLUMBING = re.compile(
+    r"|jit\(.*\)|while|body|cond|branch_\d+_fun|closed_call|checkpoint|rematted_computation|shard_map"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +61,25 @@ class Instruction:
     @property
     def traffic(self) -> float:
         return sum(shape.traffic for shape in self.shapes)
+
+    @property
+    def source(self) -> str:
+        """What of the source it comes from: scopes and operation, and the pass where that is not forward.
+
+        Empty where the compiler wrote nothing beside it.
+        """
+        found = _OP_NAME.search(self.attributes)
+        path = found[1].partition(";")[0].split("/") if found else []
+        names = []
+        for name in path:
+            while wrapped := _WRAPPED.fullmatch(name):
+                name = wrapped[1]
+            if not _PLUMBING.fullmatch(name):
+                names.append(re.sub(r"\.\d+$", "", name))
+        recomputed = "rematted_computation" in path
+        backward = any("transpose(" in name for name in path)
+        suffix = " (recomputed)" if recomputed else " (backward)" if backward else ""
+        return "/".join(names) + suffix if names else ""
 
     def called(self, *keys: str) -> list[str]:
         """Names of the computations under these attributes."""

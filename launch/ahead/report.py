@@ -8,6 +8,8 @@ from rich.table import Table
 from launch.ahead.analysis import Record
 
 GB = 1e9
+# Operations that move less than this share of a program's bytes are one row.
+SMALL = 0.003
 
 
 def show(record: Record, console: Console) -> None:
@@ -85,6 +87,25 @@ def _collectives(record: Record) -> Table:
         )
     if not record["collectives"]:
         table.add_row("none", "", "", "", "", "", "")
+    return table
+
+
+def operations(record: Record) -> Table:
+    """Memory traffic by operation of the source, the largest first.
+
+    Args:
+      record: of a program whose traffic is known.
+    """
+    traffic = record["memory_traffic_by_operation"]
+    total = sum(traffic.values())
+    large = {name: size for name, size in traffic.items() if size >= SMALL * total}
+    table = Table(title="memory traffic by operation, per chip (counted)", title_justify="left")
+    for name in ("operation", "GB", "share"):
+        table.add_column(name, justify="left" if name == "operation" else "right")
+    for name, size in sorted(large.items(), key=lambda item: -item[1]):
+        table.add_row(name, f"{size / GB:.2f}", f"{size / total:.1%}")
+    rest = total - sum(large.values())
+    table.add_row(f"{len(traffic) - len(large)} others", f"{rest / GB:.2f}", f"{rest / total:.1%}")
     return table
 
 

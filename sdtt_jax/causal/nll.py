@@ -13,6 +13,7 @@ import optax
 
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
+from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Params, PerToken, Positions, Scalar, Tokens
 
 _cross_entropy = optax.softmax_cross_entropy_with_integer_labels
@@ -79,7 +80,11 @@ def causal_nll(network: CausalNetwork, params: Params, tokens: Tokens, bos_id: i
       network, params: the causal network.
       tokens: `[batch, length]` int32.
       bos_id: what stands before the first token, so that it is scored too.
+
+    Raises:
+      ConfigError: `tokens` are no such texts.
     """
+    tokens = jnp.asarray(as_rows(tokens, network.config.vocab_size))
     everywhere = jnp.ones(tokens.shape, bool)
     return next_token_nll(network, params, _preceded(tokens, bos_id), tokens, everywhere)
 

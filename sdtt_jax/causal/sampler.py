@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require, whole
+from sdtt_jax.config import whole
 from sdtt_jax.networks.cache import KVCache
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.categorical import Filters, draw, filter_logits
+from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Key, Params, Tokens
 
 
@@ -41,15 +42,12 @@ def generate(
       `[batch, p + num_tokens]` int32, the prompt included.
 
     Raises:
-      ConfigError: for an empty prompt, a negative `num_tokens`, a filter out of range, or more
-        positions than the network has.
+      ConfigError: for an empty prompt, an id that does not exist, a negative `num_tokens`, a filter out of
+        range, or more positions than the network has.
     """
-    require(
-        prompt.ndim == 2 and prompt.shape[1] > 0, "prompt must be [batch, p] with p at least 1."
-    )
+    prompt = jnp.asarray(as_rows(prompt, network.config.vocab_size, "prompt"))
     whole(0, num_tokens=num_tokens)
     chosen = Filters(**filters)
-    prompt = prompt.astype(jnp.int32)
     if num_tokens == 0:
         return prompt
     return _generate(network, params, key, prompt, num_tokens, chosen)

@@ -12,6 +12,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils import shard_utils
 
+from sdtt_jax.paths import as_path
+
 FILE_FORMAT = "array_record"
 # Split name -> function that starts a pass over its values.
 Sources = Mapping[str, Callable[[], Iterable[Any]]]
@@ -97,6 +99,6 @@ def shards(folder: str | os.PathLike[str], split: str) -> list[tuple[Path, int]]
     """Path and number of records of every file of a written split, in order."""
     info = tfds.builder_from_directory(os.fspath(folder)).info.splits[split]
     return [
-        (Path(folder) / name, records)
+        (as_path(folder) / name, records)
         for name, records in zip(sorted(info.filenames), info.shard_lengths, strict=True)
     ]

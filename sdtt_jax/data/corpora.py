@@ -12,10 +12,11 @@ from sdtt_jax.config import choose, require
 from sdtt_jax.data.config import DataConfig
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.embedded import bible_chapters
-from sdtt_jax.data.files import SUFFIXES, find_files, read_files
-from sdtt_jax.data.normalize import NORMALIZERS
+from sdtt_jax.data.files import SUFFIXES, Found, find_files, read_files
+from sdtt_jax.data.normalize import NORMALIZERS, without_traces_of_files
 from sdtt_jax.data.published import Published
 from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.paths import as_path
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION)
@@ -37,6 +38,7 @@ class Corpus:
       splits: names of its splits; one, "train", where nobody has divided it.
       detokenize: name of its detokenizer in `DETOKENIZERS`.
       licence: as its publisher states it.
+      own_files: of the user's own corpus.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Corpus:
     splits: tuple[str, ...] = (TRAIN,)
     detokenize: str = "none"
     licence: str = "not stated"
+    own_files: Found | None = None
 
     @property
     def held_out(self) -> str | None:
@@ -61,6 +64,13 @@ class Corpus:
             return self.source.texts(self.name, split, folder)
         require(folder is None, f"{self.name} is no published corpus; give no folder of its files.")
         return self.source()
+
+    def files(self, split: str, folder: Path | None = None) -> str:
+        """How many files of how many a split is read from; "" if it is no folder of the user's."""
+        found = self.own_files
+        if isinstance(self.source, Published):
+            found = self.source.found(self.name, split, folder)
+        return str(found) if found is not None and found.is_folder else ""
 
 
 _ALL = (TRAIN, VALIDATION, TEST)
@@ -156,13 +166,14 @@ def find_corpus(name: str, text_field: str = "text") -> Corpus:
     """
     if name in CORPORA:
         return CORPORA[name]
-    path = Path(name).expanduser()
+    path = as_path(name)
     if not path.exists():
         raise ConfigError(
             f"data.corpus: {name} does not exist; give the path of a {', '.join(SUFFIXES)} file or of a "
             f"folder of them, or one of the known corpora: {', '.join(CORPORA)}."
         )
-    return Corpus(name, functools.partial(read_files, find_files(path), text_field))
+    found = find_files(path)
+    return Corpus(name, functools.partial(read_files, found.files, text_field), own_files=found)
 
 
 def documents(
@@ -184,8 +195,8 @@ def documents(
     own = corpus.detokenize if config.detokenize == "none" else config.detokenize
     detokenize, normalize = DETOKENIZERS[own], NORMALIZERS[config.normalize]
     empty = True
-    for text in corpus.texts(split, None if folder is None else Path(folder)):
-        text = normalize(detokenize(text))
+    for raw in corpus.texts(split, None if folder is None else as_path(folder)):
+        text = normalize(detokenize(without_traces_of_files(raw)))
         if text.strip():
             empty = False
             yield text
@@ -194,6 +205,15 @@ def documents(
             f"data.corpus: {config.corpus} holds no text"
             + (f" after normalize={config.normalize!r}." if config.normalize != "none" else ".")
         )
+
+
+def files_read(config: DataConfig) -> str:
+    """How many files of how many the splits are read from; "" if it is no folder of the user's."""
+    corpus = find_corpus(config.corpus, config.text_field)
+    if corpus.own_files is not None:
+        return corpus.files(TRAIN)
+    splits = {split: corpus.files(split) for split in (TRAIN, corpus.held_out) if split}
+    return ", ".join(f"{split}: {files}" for split, files in splits.items() if files)
 
 
 def untracked(texts: Iterable[str], purpose: str, characters: int) -> Iterable[str]:

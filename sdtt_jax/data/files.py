@@ -3,40 +3,99 @@
 Everything here is a generator over documents, so a corpus need not fit in memory.
 """
 
-import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.paths import decoded, parse_json, text_lines
 
 
-def find_files(path: Path) -> list[Path]:
-    """The files that an existing path stands for: itself, or those of a folder in the order of their paths.
+class Found(NamedTuple):
+    """The files that a path stands for.
+
+    Attributes:
+      files: those that are read, in the order of their paths.
+      others: files of other kinds beside them, hidden ones not counted.
+      is_folder: whether the path is a folder.
+    """
+
+    files: list[Path]
+    others: list[Path]
+    is_folder: bool
+
+    def __str__(self) -> str:
+        """How many are read of how many, and what the others are."""
+        total = len(self.files) + len(self.others)
+        kinds = sorted({path.suffix or path.name for path in self.others})
+        left_out = f" (not read: {_names(kinds)})" if kinds else ""
+        return f"{len(self.files)} of {total} files{left_out}"
+
+
+def find_files(path: Path) -> Found:
+    """The files that an existing path stands for: itself, or those of a folder and of the folders in it.
+
+    Links are followed, each folder and file once. What is hidden, and what is in a hidden folder, is a file
+    manager's or an editor's and not the user's text.
 
     Raises:
       ConfigError: it is no file of a known kind, or a folder without any.
+      DataError: a link leads nowhere, or a folder cannot be listed.
     """
     kinds = ", ".join(SUFFIXES)
-    if path.is_dir():
-        # Hidden files are a file manager's or an editor's, not the user's text.
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix in SUFFIXES and file.is_file() and not file.name.startswith(".")
+    _refuse_dangling(path)
+    if not path.is_dir():
+        if path.suffix.lower() not in SUFFIXES:
+            raise ConfigError(f"data.corpus: {path} is not a {kinds} file.")
+        return Found([path], [], is_folder=False)
+    seen: dict[str, Path] = {}
+    _walk(path, {os.path.realpath(path)}, seen)
+    found = Found([], [], is_folder=True)
+    for file in sorted(seen.values()):
+        (found.files if _is_read(file) else found.others).append(file)
+    if not found.files:
+        raise ConfigError(f"data.corpus: the folder {path} holds no {kinds} file.")
+    return found
+
+
+def _walk(folder: Path, folders: set[str], files: dict[str, Path]) -> None:
+    """Adds the files below a folder to `files`, by their real paths, and the folders in it to `folders`."""
+    try:
+        # Links come last, so that a file is known by its own name where it has one here.
+        entries = sorted(folder.iterdir(), key=lambda entry: (entry.is_symlink(), entry))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror}.") from None
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        _refuse_dangling(entry)
+        real = os.path.realpath(entry)
+        if not entry.is_dir():
+            # A model hub's cache keeps files without suffixes, and links to them that have one.
+            if real not in files or not _is_read(files[real]):
+                files[real] = entry
+        elif real not in folders:
+            folders.add(real)
+            _walk(entry, folders, files)
+
+
+def _refuse_dangling(path: Path) -> None:
+    if not path.exists():
+        raise DataError(
+            f"{path} is a link to {os.path.realpath(path)}, which is not there; mend or remove it."
         )
-        if not files:
-            raise ConfigError(f"data.corpus: the folder {path} holds no {kinds} file.")
-        return files
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"data.corpus: {path} is not a {kinds} file.")
-    return [path]
+
+
+def _is_read(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and file.is_file()
 
 
 def read_files(paths: Iterable[Path], text_field: str) -> Iterator[str]:
     """The documents of files: a text file is one, and so is each line of JSONL and row of Parquet.
 
     Args:
-      paths: files whose suffix is one of `SUFFIXES`.
+      paths: files whose suffix is one of `SUFFIXES`, in any case.
       text_field: name of the text in the lines of JSONL and the columns of Parquet files.
 
     Raises:
@@ -45,48 +104,21 @@ def read_files(paths: Iterable[Path], text_field: str) -> Iterator[str]:
     for path in paths:
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty; remove it or give a file that holds text.")
-        yield from _READERS[path.suffix](path, text_field)
-
-
-def _decode(raw: bytes, where: str, offset: int = 0) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where} is not UTF-8 text: the byte at offset {offset + error.start} cannot be "
-            "decoded; convert the file to UTF-8."
-        ) from None
+        yield from _READERS[path.suffix.lower()](path, text_field)
 
 
 def _text_documents(path: Path, text_field: str) -> Iterator[str]:
     del text_field
-    text = _decode(path.read_bytes(), str(path))
-    # A byte-order mark and Windows line ends are artefacts of the file, not of the text.
-    yield text.removeprefix("\ufeff").replace("\r\n", "\n").strip()
+    yield decoded(path.read_bytes(), str(path)).removeprefix("\ufeff").strip()
 
 
 def _json_documents(path: Path, text_field: str) -> Iterator[str]:
-    with path.open("rb") as lines:
-        offset = 0
-        for number, raw in enumerate(lines, start=1):
-            where = f"{path}, line {number},"
-            line = _decode(raw, where, offset)
-            offset += len(raw)
-            if line.strip():
-                yield _json_text(line, text_field, where)
+    for where, line in text_lines(path):
+        value = parse_json(line, where + ",", remedy="each line must be one JSON object")
+        yield _json_text(value, text_field, where + ",")
 
 
-def _json_text(line: str, text_field: str, where: str) -> str:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where} is not JSON ({error.msg} at column {error.colno}); "
-            "each line must be one JSON object."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        # A number of thousands of digits, or brackets without end.
-        raise DataError(f"{where} is no JSON that can be read ({error}).") from None
+def _json_text(value: Any, text_field: str, where: str) -> str:
     if not isinstance(value, dict):
         raise DataError(f"{where} is not a JSON object but {type(value).__name__}.")
     if text_field not in value:
@@ -97,13 +129,6 @@ def _json_text(line: str, text_field: str, where: str) -> str:
     text = value[text_field]
     if not isinstance(text, str):
         raise DataError(f"{where} field {text_field!r} holds {type(text).__name__}, not text.")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise DataError(
-            f"{where} field {text_field!r} holds half of a surrogate pair (\\ud8xx), "
-            "which is not a character; mend the line."
-        ) from None
     return text
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import grain
 import numpy as np
 
 from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.paths import as_path, read_json
 
 INFO_FILE = "info.json"
 # Splits of at most this size are held in memory: a batch is then one gather.
@@ -189,13 +189,10 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     Raises:
       DataError: it is missing or damaged.
     """
-    path = Path(directory) / INFO_FILE
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: {directory} holds no prepared data.") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}); {_PREPARE_AGAIN}.") from None
+    path = as_path(directory) / INFO_FILE
+    if not path.exists():
+        raise DataError(f"{path} is missing: {directory} holds no prepared data.")
+    content = read_json(path, DataError, _PREPARE_AGAIN, "is damaged")
     try:
         length = content["info"]["length"]
         good = type(length) is int and length > 0 and content["dtype"] in DTYPES
@@ -210,7 +207,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
 
 def _is_sound(shard: Shard) -> bool:
     """Whether its fields are of their types, and its path stays within the folder."""
-    path, sizes = Path(shard.path), (shard.records, shard.bytes)
+    path, sizes = as_path(shard.path), (shard.records, shard.bytes)
     inside = not path.is_absolute() and ".." not in path.parts
     return inside and all(type(size) is int and size >= 0 for size in sizes)
 
@@ -227,7 +224,7 @@ def open_split(directory: str | Path, split: str, cache_bytes: int = CACHE_BYTES
       DataError: no such split, or a shard is missing, of the wrong size or damaged, or there is one
         more than was written.
     """
-    directory = Path(directory)
+    directory = as_path(directory)
     content = read_info(directory)
     shards = [Shard(**shard) for shard in content["shards"] if shard["split"] == split]
     if not shards:

@@ -1,7 +1,9 @@
-"""Normalisations of text that make a vocabulary smaller. All are idempotent."""
+"""Normalisations of text: of what files leave in it, and to make a vocabulary smaller. All are idempotent."""
 
 import re
 from collections.abc import Callable
+
+from sdtt_jax.errors import DataError, UserError
 
 _OUTSIDE_A_TO_Z = re.compile(r"[^a-z]+")
 
@@ -13,6 +15,22 @@ def text8(text: str) -> str:
     out. The apostrophe of a contraction becomes a space like everything else.
     """
     return _OUTSIDE_A_TO_Z.sub(" ", text.lower()).strip(" ")
+
+
+def without_traces_of_files(raw: str) -> str:
+    """A text as its writer meant it: one end of line, `\\n`, for all systems' and no byte-order mark."""
+    return raw.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def require_characters(text: str, error: type[UserError] = DataError) -> None:
+    """Raises `error` if a text holds half of a surrogate pair, which no file and no tokenizer can take."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as reason:
+        near = text[max(0, reason.start - 20) : reason.end + 20]
+        raise error(
+            f"{near!r} holds half of a surrogate pair, which is no character; mend the text."
+        ) from None
 
 
 NORMALIZERS: dict[str, Callable[[str], str]] = {"none": str, "text8": text8}

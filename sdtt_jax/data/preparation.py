@@ -14,7 +14,7 @@ import numpy as np
 
 from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.data.config import DataConfig, TokenizerConfig
-from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, Track, divide, untracked
+from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, Track, divide, files_read, untracked
 from sdtt_jax.data.loader import INFO_FILE, Shard, read_info
 from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.data.tokenizer import (
@@ -25,7 +25,7 @@ from sdtt_jax.data.tokenizer import (
     train_tokenizer,
 )
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.paths import write_json
+from sdtt_jax.paths import as_path, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,7 @@ class DataInfo:
       num_characters: characters of both splits, after normalisation.
       characters_per_token: in the train split, EOS included.
       fingerprint: SHA-256 over all sequences, in order; equal fingerprints, equal batches.
+      files: how many files of how many the text was read from; "" if from no folder of the user's.
     """
 
     vocab_size: int
@@ -53,6 +54,7 @@ class DataInfo:
     num_characters: int
     characters_per_token: float
     fingerprint: str
+    files: str = ""
 
 
 def prepare(
@@ -79,7 +81,7 @@ def prepare(
         differ), or the configs do not suit the corpus.
       DataError: the corpus cannot be read, or a folder holds something else.
     """
-    data_dir, tokenizer_dir = Path(data_dir), Path(tokenizer_dir)
+    data_dir, tokenizer_dir = as_path(data_dir), as_path(tokenizer_dir)
     asked = {"data": to_mapping(data_config), "tokenizer": to_mapping(tokenizer_config)}
     if (data_dir / INFO_FILE).exists():
         return _finished(asked, data_dir, tokenizer_dir)
@@ -149,7 +151,7 @@ def _write_sequences(
 
     sources = {split: functools.partial(sequences, split) for split in SPLITS}
     builder = builders.PackedTokens(sources, partial, config.length, dtype)
-    folder = Path(builders.build(builder, config.num_shards))
+    folder = as_path(builders.build(builder, config.num_shards))
     train, validation = counts[TRAIN], counts[VALIDATION]
     info = DataInfo(
         vocab_size=tokenizer.vocab_size,
@@ -162,6 +164,7 @@ def _write_sequences(
         num_characters=train["characters"] + validation["characters"],
         characters_per_token=train["characters"] / train["tokens"],
         fingerprint=digest.hexdigest(),
+        files=files_read(config),
     )
     shards = [
         Shard(str(path.relative_to(partial)), split, records, path.stat().st_size)

@@ -9,9 +9,9 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from sdtt_jax.data.files import SUFFIXES, find_files, read_files
+from sdtt_jax.data.files import SUFFIXES, Found, find_files, read_files
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.paths import home
+from sdtt_jax.paths import as_path, home
 
 # Names a folder that holds the texts of corpora by name: $SDTT_JAX_CORPORA/openwebtext/train/….
 FOLDER_VARIABLE = "SDTT_JAX_CORPORA"
@@ -53,23 +53,44 @@ class Published:
           ConfigError: `folder` lacks the split; the message says which file to put there.
           DataError: the text is nowhere, or a file is damaged or lacks the text field.
         """
-        shared = os.environ.get(FOLDER_VARIABLE)
-        if folder is None and shared and (Path(shared) / name).is_dir():
-            folder = Path(shared) / name
-        place = self._prepared() if folder is None else folder
-        if place is not None and self.tfds is not None and (place / TFDS_INFO).is_file():
-            return _read_tfds(place, split, self.tfds[1])
+        place = self._place(name, folder)
         if place is None:
             return read_files(self._downloaded(name, split), self.text_field)
-        candidates = [*(place / f"{split}{suffix}" for suffix in SUFFIXES), place / split]
-        source = next((path for path in candidates if path.exists()), None)
+        found = self.found(name, split, folder)
+        if found is None:
+            assert self.tfds is not None
+            return _read_tfds(place, split, self.tfds[1])
+        return read_files(found.files, self.text_field)
+
+    def found(self, name: str, split: str, folder: Path | None) -> Found | None:
+        """The files of a split in a folder that `texts` would read; None if TFDS or the hub reads it.
+
+        Args:
+          name, split, folder: as for `texts`.
+
+        Raises:
+          ConfigError: the folder lacks the split; the message says which file to put there.
+        """
+        place = self._place(name, folder)
+        if place is None or (self.tfds is not None and (place / TFDS_INFO).is_file()):
+            return None
+        candidates = [*(f"{split}{suffix}" for suffix in SUFFIXES), split]
+        entries = sorted(place.iterdir()) if place.is_dir() else []
+        lowered = {entry.with_suffix(entry.suffix.lower()).name: entry for entry in entries}
+        source = next((lowered[each] for each in candidates if each in lowered), None)
         if source is None:
             raise ConfigError(
-                f"{place} holds no {split} split of {name}: put one of "
-                f"{', '.join(path.name for path in candidates)} there, with the text in "
-                f"{self.text_field!r}."
+                f"{place} holds no {split} split of {name}: put one of {', '.join(candidates)} there, with "
+                f"the text in {self.text_field!r}."
             )
-        return read_files(find_files(source), self.text_field)
+        return find_files(source)
+
+    def _place(self, name: str, folder: Path | None) -> Path | None:
+        """The folder that is read; None for the hub's copy."""
+        shared = os.environ.get(FOLDER_VARIABLE)
+        if folder is None and shared and (as_path(shared) / name).is_dir():
+            folder = as_path(shared) / name
+        return self._prepared() if folder is None else folder
 
     def _prepared(self) -> Path | None:
         """The newest version that TFDS has prepared on this machine."""
@@ -79,7 +100,7 @@ class Published:
         root = os.environ.get("TFDS_DATA_DIR") or (here and here / "tensorflow_datasets")
         if not root:
             return None
-        root = Path(root)
+        root = as_path(root)
         versions = [info.parent for info in (root / self.tfds[0]).glob(f"*.*.*/{TFDS_INFO}")]
         return max(versions, key=_version, default=None)
 
@@ -92,7 +113,7 @@ class Published:
         if self.tfds is not None:
             elsewhere += f"; or prepare {self.tfds[0]} with TFDS, file_format='array_record'"
         try:
-            root = Path(
+            root = as_path(
                 snapshot_download(
                     self.repo,
                     repo_type="dataset",

@@ -7,11 +7,9 @@ import abc
 import functools
 import hashlib
 import importlib.resources
-import io
 import itertools
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +17,18 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from sdtt_jax.config import from_mapping, to_mapping
+from sdtt_jax.config import from_mapping, require, to_mapping
 from sdtt_jax.data.config import TokenizerConfig
-from sdtt_jax.data.normalize import NORMALIZERS
+from sdtt_jax.data.normalize import NORMALIZERS, require_characters
+from sdtt_jax.data.vocabulary import SPACE_SYMBOL, Sample, learn_pieces
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.paths import as_path, write_json
+from sdtt_jax.paths import as_path, read_json, write_json
 
 MASK_PIECE = "▒"
 MODEL_FILE = "sentencepiece.model"
 CONFIG_FILE = "tokenizer.json"
 
 PREPARE_AGAIN = "remove the data and tokenizer folders and prepare the data again"
-
-_SPACE_SYMBOL = "▁"
-# SentencePiece skips training sentences with these, so they are given to it as pieces instead.
-_LINE_SYMBOLS = ("\n", "\t")
-_SEGMENT_CHARACTERS = 500
 
 
 class Tokenizer(abc.ABC):
@@ -68,17 +62,38 @@ class Tokenizer(abc.ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Texts to a list of int32 ids `[n_i]`, without BOS and EOS."""
         normalize = NORMALIZERS[self.normalize]
-        ids = self._encode_batch([normalize(text) for text in texts])
-        return [np.asarray(row, np.int32) for row in ids]
+        normalized = [normalize(text) for text in texts]
+        for text in normalized:
+            require_characters(text)
+        return [np.asarray(row, np.int32) for row in self._encode_batch(normalized)]
 
     def encode_part(self, text: str) -> np.ndarray:
         """Part of a longer text to int32 ids `[n]`: spaces at its beginning and end are kept.
 
         Normalisation strips whole documents; a prompt, or what stands between two gaps, is none.
+
+        Raises:
+          ConfigError: nothing of it is left, as `reads` says.
         """
         # Between two letters, which every normalisation leaves alone.
         normalized = NORMALIZERS[self.normalize](f"a{text}a")[1:-1]
-        return np.asarray(self._encode_batch([normalized])[0], np.int32)
+        require_characters(normalized, ConfigError)
+        ids = np.asarray(self._encode_batch([normalized])[0], np.int32)
+        require(self.reads(text, ids), f"{text!r} {self.reads_nothing}.")
+        return ids
+
+    def reads(self, text: str, ids: Iterable[int]) -> bool:
+        """Whether something of a text is left in its ids: not white space or unk alone, if it holds more."""
+        known = [int(token) for token in ids if token != self.unk_id]
+        return not text.strip() or bool(self._decode_run(known).strip())
+
+    @property
+    def reads_nothing(self) -> str:
+        """What is wrong with a text of which nothing is left, for messages."""
+        dropped = f" after normalize={self.normalize!r}" * (self.normalize != "none")
+        return (
+            f"holds nothing that the vocabulary knows{dropped}; give text like that of the corpus"
+        )
 
     def decode(self, ids: Iterable[int], *, mask: str = MASK_PIECE, separator: str = "\n") -> str:
         """Ids to text.
@@ -154,7 +169,7 @@ class SentencePieceTokenizer(Tokenizer):
             )
         if self._processor.is_unknown(token):
             return "⁇"
-        return self._processor.id_to_piece(token).replace(_SPACE_SYMBOL, " ")
+        return self._processor.id_to_piece(token).replace(SPACE_SYMBOL, " ")
 
 
 class Gpt2Tokenizer(Tokenizer):
@@ -218,117 +233,37 @@ def train_tokenizer(
 
     Raises:
       ConfigError: `tokenizer.vocab_size` does not suit the text; says which sizes do.
+      DataError: there is no text, or a character that cannot be learned; says which and where.
     """
     if config.kind == "gpt2":
         return Gpt2Tokenizer(config, normalize)
-    return SentencePieceTokenizer(config, normalize, _train_sentencepiece(config, texts))
+    sample = Sample(texts, config.max_sentences)
+    model = learn_pieces(config, sample)
+    tokenizer = SentencePieceTokenizer(config, normalize, model)
+    _require_known(tokenizer, sample.characters)
+    return tokenizer
 
 
-class _Sample:
-    """Evenly spaced segments of a stream of documents, in bounded memory.
-
-    Attributes:
-      segments: between `limit` and `2 * limit` of them, or all if there are fewer.
-      characters: all characters of the stream, sampled or not.
-      line_symbols: those of `_LINE_SYMBOLS` that occur.
-    """
-
-    def __init__(self, texts: Iterable[str], limit: int):
-        self.segments: list[str] = []
-        self.characters: set[str] = set()
-        self.line_symbols: set[str] = set()
-        stride = 1
-        for index, segment in enumerate(self._segments(texts)):
-            if index % stride:
-                continue
-            self.segments.append(segment)
-            if len(self.segments) > 2 * limit:
-                self.segments = self.segments[::2]
-                stride *= 2
-
-    def _segments(self, texts: Iterable[str]) -> Iterator[str]:
-        """Cuts documents before spaces into stretches that SentencePiece accepts (4192 bytes)."""
-        for text in texts:
-            text = text.replace(_SPACE_SYMBOL, " ").replace("\0", "")
-            self.characters.update(text)
-            for line in re.split(f"[{''.join(_LINE_SYMBOLS)}]", text):
-                start = 0
-                while start < len(line):
-                    end = line.find(" ", start + _SEGMENT_CHARACTERS)
-                    # Text without spaces (or in a script that has none) is cut anywhere.
-                    if end < 0 or end > start + 2 * _SEGMENT_CHARACTERS:
-                        end = min(len(line), start + 2 * _SEGMENT_CHARACTERS)
-                    yield line[start:end]
-                    start = end
-        self.line_symbols = self.characters & set(_LINE_SYMBOLS)
-        self.characters -= self.line_symbols
-
-
-def _train_sentencepiece(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
-    sample = _Sample(texts, config.max_sentences)
-    if not sample.segments:
-        raise DataError("The train split holds no text to learn a vocabulary from.")
-    # No character of the train split becomes unk because its segment was not drawn.
-    missing = sorted(sample.characters.difference(*sample.segments))
-    sentences = sample.segments + (["".join(missing)] if missing else [])
-    model = io.BytesIO()
-    limited = config.model_type == "char"
-    size = config.vocab_size
-    specials = 3 + len(sample.line_symbols) + (256 if config.byte_fallback else 0)
-    smallest = len(sample.characters) + specials
-    if size < smallest and not limited:
-        raise ConfigError(
-            f"tokenizer.vocab_size {size} is too small for the corpus: {len(sample.characters)} "
-            f"characters and {specials} special pieces need at least {smallest}."
+def _require_known(tokenizer: SentencePieceTokenizer, characters: dict[str, int]) -> None:
+    """Refuses a vocabulary that reads a character of its train split as unk, whatever its training did."""
+    alphabet = list(characters)
+    lost = [
+        character
+        for character, ids in zip(alphabet, tokenizer._encode_batch(alphabet), strict=True)
+        if tokenizer.unk_id in ids
+    ]
+    if lost:
+        named = ", ".join(f"U+{ord(character):04X}" for character in lost[:8])
+        raise DataError(
+            f"The vocabulary cannot hold {named}{', …' if len(lost) > 8 else ''}, which stands in document "
+            f"{characters[lost[0]]} of the train split; remove it from the corpus, or choose "
+            "tokenizer.byte_fallback=True or tokenizer.kind='gpt2'."
         )
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
-            model_writer=model,
-            model_type=config.model_type,
-            vocab_size=min(size, smallest) if limited else size,
-            hard_vocab_limit=not limited,
-            character_coverage=1.0,
-            byte_fallback=config.byte_fallback,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            user_defined_symbols=sorted(sample.line_symbols),
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            # The usual `<unk>`, `<s>` and `</s>` would be cut out of texts that contain them
-            # (Penn Treebank and WikiText do); a private-use character is in no text.
-            unk_piece="\ue000unk",
-            bos_piece="\ue000bos",
-            eos_piece="\ue000eos",
-            unk_surface="⁇",
-            num_threads=1,  # The order of floating-point sums, hence the model, depends on it.
-            minloglevel=2,
-        )
-    except (RuntimeError, OSError) as error:
-        raise _vocabulary_error(size, str(error)) from None
-    return model.getvalue()
-
-
-def _vocabulary_error(size: int, message: str) -> ConfigError:
-    largest = re.search(r"<=\s*(\d+)", message)
-    if "too high" in message and largest:
-        return ConfigError(
-            f"tokenizer.vocab_size {size} is too large for the corpus; the largest that works "
-            f"is {largest[1]}."
-        )
-    reason = (message.strip().splitlines() or ["no reason given"])[-1]
-    return ConfigError(
-        f"tokenizer.vocab_size {size} does not suit the corpus (SentencePiece says: {reason}); "
-        "try a smaller one."
-    )
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: str | Path) -> None:
     """Writes what `load_tokenizer` reads; `directory` must exist."""
-    directory = Path(directory)
+    directory = as_path(directory)
     if isinstance(tokenizer, SentencePieceTokenizer):
         (directory / MODEL_FILE).write_bytes(tokenizer.model)
     content: dict[str, Any] = {
@@ -347,13 +282,13 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
       DataError: a file of it is missing or damaged.
     """
     path = as_path(directory) / CONFIG_FILE
+    if not path.exists():
+        raise DataError(f"{path} is missing: {directory} holds no tokenizer.")
+    content = read_json(path, DataError, PREPARE_AGAIN, "is damaged")
     try:
-        content = json.loads(path.read_text("utf-8"))
         config = from_mapping(TokenizerConfig, content["config"], "tokenizer")
         normalize, digest = content["normalize"], content["digest"]
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: {directory} holds no tokenizer.") from None
-    except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
+    except (KeyError, TypeError, ConfigError) as error:
         raise DataError(f"{path} is damaged ({error}); {PREPARE_AGAIN}.") from None
     if config.kind == "gpt2":
         return Gpt2Tokenizer(config, normalize)

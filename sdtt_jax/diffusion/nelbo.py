@@ -33,6 +33,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt, sample_t, without_mask
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
+from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Key, Logits, Params, PerSequence, PerToken, Positions, Scalar, Tokens
 
 WEIGHTINGS = ("nelbo", "even")
@@ -217,6 +218,10 @@ def nelbo(
       x0: `[batch, length]` int32.
       key: PRNG key.
       config: how times are drawn; None is antithetic.
+
+    Raises:
+      ConfigError: `x0` are no such texts.
     """
+    x0 = jnp.asarray(as_rows(x0, diffusion.mask_id, "x0"))
     terms = denoising_terms(diffusion, params, x0, key, config)
     return (terms.nll * terms.weight[:, None]).mean(axis=-1)

@@ -27,6 +27,7 @@ from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import Filters, draw, filter_logits
 from sdtt_jax.ops.noise import Noise, draw_noise, noisy_argmax
 from sdtt_jax.ops.rows import Chunks, map_selected
+from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, PerToken, Positions, Tokens
 
 TIME_GRIDS = ("uniform", "cosine")
@@ -131,6 +132,7 @@ def sample(
       >>> sample(diffusion, params, jax.random.key(1), prior_sample(2, 8, 5), SamplerConfig(4))[0].x.shape
       (2, 8)
     """
+    x_init = jnp.asarray(as_rows(x_init, diffusion.mask_id + 1, "x_init"))
     plan = plan_generation(diffusion, key, x_init, config, noise)
 
     def body(state: SamplerState, index: jax.Array) -> tuple[SamplerState, jax.Array | None]:
@@ -381,11 +383,8 @@ def _choice(diffusion: MaskedDiffusion, plan: Plan, filters: Filters) -> Choice:
 
 
 def _drawn(filters: Filters) -> Choice:
-    """Draws from the filtered distribution.
-
-    Each position has its own key, from its place in the batch, so that neither the size of the chunks nor
-    the number of devices changes what is drawn.
-    """
+    """Draws from the filtered distribution, each position with the key of its place in the batch, so that
+    neither the size of the chunks nor the number of devices changes what is drawn."""
 
     def choose(key: Key, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
         del noise

@@ -47,6 +47,7 @@ def stitch(target: Hidden, hidden: Hidden, x: Tokens, mask_id: int) -> Hidden:
     return jnp.where((x == mask_id)[..., None], hidden, target)
 
 
+@jax.named_scope("teacher")
 def teacher_targets(
     diffusion: MaskedDiffusion,
     params: Params,

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdtt_jax.config import positive, require
 from sdtt_jax.data import Tokenizer
-from sdtt_jax.model.tokens import as_ids
+from sdtt_jax.ops.tokens import as_ids
 
 CAUSAL_MULTIPLE = 32
 
@@ -100,7 +100,7 @@ def encode(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> list[Continuation]:
     ids begin with the prefix's own (else each by itself), so that words get their usual tokens.
 
     Raises:
-      ConfigError: a suffix has no tokens.
+      ConfigError: a suffix has no tokens, or nothing is left of a prefix or a suffix.
     """
     stripped = [cloze.prefix.rstrip() for cloze in clozes]
     whole = tokenizer.encode_batch([cloze.prefix + cloze.suffix for cloze in clozes])
@@ -112,6 +112,8 @@ def encode(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> list[Continuation]:
         else:
             suffix = tokenizer.encode(cloze.prefix[len(text) :] + cloze.suffix)
         require(len(suffix) > 0, f"the suffix {cloze.suffix!r} has no tokens; nothing is to score.")
+        for part, tokens in ((cloze.prefix, start), (cloze.suffix, suffix)):
+            require(tokenizer.reads(part, tokens), f"{part!r} {tokenizer.reads_nothing}.")
         found.append(Continuation(start, suffix))
     return found
 

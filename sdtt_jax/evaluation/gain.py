@@ -25,8 +25,9 @@ from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.masked import Model
-from sdtt_jax.model.tokens import as_rows
 from sdtt_jax.ops.head_loss import selected_losses
+from sdtt_jax.ops.tokens import as_rows
+from sdtt_jax.parallel.processes import to_host
 
 FLOORED = ("kl-bwd", "kl-fwd")
 
@@ -96,7 +97,7 @@ def measure_gain(
     Raises:
       ConfigError: `x0` are no such texts.
     """
-    x0 = as_rows(x0, teacher.mask_id, "x0")
+    x0 = to_host(as_rows(x0, teacher.mask_id, "x0"))
     terms = functools.partial(_terms, teacher.diffusion, config, jnp.float32(dt), key)
     sums = map_batches(terms, (student.params, teacher.params), x0, batch_size)
     count = sums["masked"].sum()

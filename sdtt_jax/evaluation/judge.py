@@ -14,8 +14,8 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.prompts import text_lengths
-from sdtt_jax.model.tokens import as_ids
 from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.ops.tokens import as_ids
 
 # Rows are padded to a multiple of it, so that texts of nearly the same length share one compiled program.
 WIDTH = 32

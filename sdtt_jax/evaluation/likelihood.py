@@ -13,7 +13,8 @@ from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig, Noise, maskin
 from sdtt_jax.diffusion.forward import sample_t
 from sdtt_jax.model.batches import batched
 from sdtt_jax.model.masked import Model
-from sdtt_jax.model.tokens import as_rows
+from sdtt_jax.ops.tokens import as_rows
+from sdtt_jax.parallel.processes import to_host
 
 
 class Bounds(NamedTuple):
@@ -47,7 +48,7 @@ def text_bounds(
       ConfigError: `tokens` are no such texts, or the model is a function of noise.
     """
     model.require_likelihood()
-    tokens = as_rows(tokens, model.mask_id)
+    tokens = to_host(as_rows(tokens, model.mask_id))
     function = functools.partial(_estimates, model.diffusion, config, key)
     return batched(function, model.params, tokens, batch_size)
 

@@ -18,8 +18,8 @@ import numpy as np
 from sdtt_jax.config import positive, require, within
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
-from sdtt_jax.model.tokens import as_ids
 from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.ops.tokens import as_ids
 
 # The mixtures' weights keep this far from 0 and 1, where a KL may be infinite.
 WEIGHT_MARGIN = 1e-6

@@ -3,23 +3,24 @@
 Questions and endings are put into words as lm-evaluation-harness (0.4) does, so that figures compare.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdtt_jax.config import choose
+from sdtt_jax.config import choose, require
+from sdtt_jax.data.normalize import without_traces_of_files
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.continuations import Choice, Cloze
+from sdtt_jax.paths import as_path, parse_json, text_lines
 
 _BRACKETS = re.compile(r"\[.*?\]")
 _MATH_OPTIONS = re.compile(r"[a-e] \) (.*?)(?=, [b-e] \) |$)", re.DOTALL)
 
 
 def lambada(row: Mapping[str, Any]) -> Cloze:
-    """`text`: its last word, with the space before it, is the suffix."""
-    prefix, space, word = row["text"].rpartition(" ")
+    """`text`: its last word, with the space before it, is the suffix; white space at its end is none."""
+    prefix, space, word = row["text"].rstrip().rpartition(" ")
     return Cloze(prefix, space + word)
 
 
@@ -72,7 +73,7 @@ def read_task(name: str, path: str | Path) -> list[Any]:
       DataError: naming the line that is no JSON object of the task's form, or an empty file.
     """
     choose("task", name, TASKS)
-    items = list(_items(TASKS[name], Path(path)))
+    items = list(_items(TASKS[name], as_path(path)))
     if not items:
         raise DataError(f"{path} holds no items; download the task's JSONL file again.")
     return items
@@ -81,23 +82,34 @@ def read_task(name: str, path: str | Path) -> list[Any]:
 def _items(
     parse: Callable[[Mapping[str, Any]], Cloze | Choice], path: Path
 ) -> Iterator[Cloze | Choice]:
-    try:
-        lines = path.read_text("utf-8").split("\n")
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; put the task's JSONL file there.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); it must be JSONL in UTF-8.") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist; put the task's JSONL file there.")
+    for where, line in text_lines(path):
+        fault = "is not of the task's form"
+        row = _without_traces(parse_json(line, where + ",", fault=fault))
         try:
-            yield parse(json.loads(line))
+            item = parse(row)
+            words = [cloze.suffix.strip() for cloze in _clozes(item)]
+            require(all(words), "an ending is empty or white space")
+            yield item
         except KeyError as error:
-            raise DataError(f"{path}, line {number}, has no field {error}.") from None
+            raise DataError(f"{where}, has no field {error}.") from None
         except (ValueError, TypeError, AttributeError, ConfigError) as error:
-            raise DataError(
-                f"{path}, line {number}, is not of the task's form ({error})."
-            ) from None
+            raise DataError(f"{where}, {fault} ({error}).") from None
+
+
+def _clozes(item: Cloze | Choice) -> list[Cloze]:
+    return [item] if isinstance(item, Cloze) else item.clozes()
+
+
+def _without_traces(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_traces_of_files(value)
+    if isinstance(value, list):
+        return [_without_traces(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _without_traces(each) for name, each in value.items()}
+    return value
 
 
 def _question(question: str, endings: list[str], answer: int) -> Choice:

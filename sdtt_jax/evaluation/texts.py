@@ -1,7 +1,6 @@
 """The texts that an evaluation reads: held-out text of the run, files, named sets, lines of JSON."""
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,13 @@ import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.data import DataConfig, Tokenizer, open_split
-from sdtt_jax.data.corpora import CORPORA, TRAIN, documents, find_corpus
+from sdtt_jax.data.corpora import CORPORA, TRAIN, Corpus, documents, find_corpus
+from sdtt_jax.data.normalize import without_traces_of_files
 from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.model.tokens import as_ids
+from sdtt_jax.ops.tokens import as_ids
+from sdtt_jax.paths import as_path, parse_json, text_lines
 
 
 def held_out_name(subject: Subject) -> str:
@@ -22,8 +23,11 @@ def held_out_name(subject: Subject) -> str:
 
     A run's own split has no name but its digest would; the model's path says which it is.
     """
-    own = "validation split of the run" if subject.data is not None else ""
-    return subject.settings.held_out or own
+    if subject.settings.held_out:
+        corpus, split, folder = _held_out_corpus(subject)
+        files = corpus.files(split, folder)
+        return subject.settings.held_out + (f" ({files})" if files else "")
+    return "validation split of the run" if subject.data is not None else ""
 
 
 def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
@@ -122,29 +126,22 @@ def read_texts(path: str, tokenizer: Tokenizer | None, num_ids: int) -> Iterator
     Raises:
       DataError: naming the line.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
+    for where, line in text_lines(path):
+        ids = _line_tokens(parse_json(line, where), tokenizer, where)
         try:
-            yield as_ids(_line_tokens(line, tokenizer, where), num_ids, where)
+            yield as_ids(ids, num_ids, where)
         except ConfigError as error:
             raise DataError(str(error)) from None
 
 
-def _line_tokens(line: str, tokenizer: Tokenizer | None, where: str) -> Any:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        raise DataError(f"{where} is not JSON.") from None
+def _line_tokens(record: Any, tokenizer: Tokenizer | None, where: str) -> Any:
     record = record if isinstance(record, dict) else {}
     text, tokens = record.get("text"), record.get("tokens")
     if isinstance(text, str) and tokenizer is not None:
-        return tokenizer.encode(text)
+        ids = tokenizer.encode(without_traces_of_files(text))
+        if not tokenizer.reads(text, ids):
+            raise DataError(f"{where} {tokenizer.reads_nothing}.")
+        return ids
     if isinstance(tokens, list) and all(type(token) is int for token in tokens):
         return tokens
     needed = '"text" (a string) or "tokens"' if tokenizer is not None else '"tokens"'
@@ -152,14 +149,20 @@ def _line_tokens(line: str, tokenizer: Tokenizer | None, where: str) -> Any:
 
 
 def _documents(subject: Subject, tokenizer: Tokenizer) -> Iterator[str]:
+    corpus, split, folder = _held_out_corpus(subject)
+    return documents(DataConfig(corpus.name, normalize=tokenizer.normalize), split, folder)
+
+
+def _held_out_corpus(subject: Subject) -> tuple[Corpus, str, Path | None]:
+    """The corpus that --held_out names, its split, and the folder of its files, if one is given."""
     name, folder = subject.settings.held_out, subject.settings.held_out_folder
     require(
         not folder or name in CORPORA,
         f"--held_out_folder is for named corpora, and {name} is none.",
     )
     require(
-        Path(name).exists() or name in CORPORA,
+        name in CORPORA or as_path(name).exists(),
         f"--held_out={name} is neither a file or folder nor one of the named corpora: {', '.join(CORPORA)}.",
     )
-    config = DataConfig(corpus=name, normalize=tokenizer.normalize)
-    return documents(config, find_corpus(name).held_out or TRAIN, folder or None)
+    corpus = find_corpus(name)
+    return corpus, corpus.held_out or TRAIN, as_path(folder) if folder else None

@@ -18,10 +18,10 @@ from sdtt_jax.interchange.safetensors import FLOATS, write_tensors
 from sdtt_jax.interchange.tables.reference import HUB_PREFIX
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.paths import write_json
+from sdtt_jax.paths import PathLike, as_path, write_json
 
 
-def export_reference(model: Model | CausalModel, directory: Path) -> list[Path]:
+def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Path]:
     """Writes `model.safetensors` and `config.json` as the reference's own loader reads them.
 
     A model that came in a published layout goes out under the same names and dtype, bit for bit, with the
@@ -30,7 +30,7 @@ def export_reference(model: Model | CausalModel, directory: Path) -> list[Path]:
     Raises:
       CheckpointError: the reference has no such network.
     """
-    facts = model.facts
+    directory, facts = as_path(directory), model.facts
     if facts["kind"] not in LAYOUTS:
         raise CheckpointError(
             f"{facts['path']} holds a {facts['kind']!r} network, which sees noise; the reference's format "
@@ -50,13 +50,13 @@ def export_reference(model: Model | CausalModel, directory: Path) -> list[Path]:
     return [directory / TENSORS_FILE, directory / CONFIG_FILE]
 
 
-def export_orbax(model: Model | CausalModel, directory: Path) -> list[Path]:
+def export_orbax(model: Model | CausalModel, directory: PathLike) -> list[Path]:
     """Writes the parameters alone, with the tokenizer: `sdtt_jax.load(directory)` takes them.
 
     Raises:
       CheckpointError: the model has no tokenizer.
     """
-    tokenizer = model.text_tokenizer
+    directory, tokenizer = as_path(directory), model.text_tokenizer
     facts = {name: value for name, value in model.facts.items() if name != "path"}
     save_params(directory / FINAL, model.params, facts | {"model": to_mapping(model.config)})
     (directory / "tokenizer").mkdir(parents=True)

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 
 from sdtt_jax.config import choose, require
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.paths import as_path
 
 TENSORS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -75,9 +76,9 @@ def fetch(repo: str, revision: str | None = None) -> tuple[Path, Path | None]:
     except (EntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise CheckpointError(_reason(what, error)) from None
     try:
-        return Path(tensors), Path(hf_hub_download(repo, CONFIG_FILE, revision=revision))
+        return as_path(tensors), as_path(hf_hub_download(repo, CONFIG_FILE, revision=revision))
     except (EntryNotFoundError, OSError):
-        return Path(tensors), None
+        return as_path(tensors), None
 
 
 def push_token() -> str:

@@ -1,6 +1,5 @@
 """The table of layouts of published checkpoints: safetensors files, with or without their config."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from sdtt_jax.interchange.renaming import (
 from sdtt_jax.interchange.safetensors import Tensors
 from sdtt_jax.interchange.tables.gpt2 import GPT2
 from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
+from sdtt_jax.paths import read_json
 
 # By kind of network, in the order in which they are tried: a denoiser has the causal baseline's tensors too.
 LAYOUTS = {layout.kind: layout for layout in (DENOISER, CAUSAL, GPT2)}
@@ -127,10 +127,7 @@ def published_params(model: Published, place: Place | None = None) -> dict[str, 
 
 
 def _stored(path: Path) -> Stored:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}).") from None
+    content = read_json(path, CheckpointError, fault="cannot be read as JSON")
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object.")
     return Stored(content, str(path))

@@ -66,7 +66,7 @@ def load(
       'and he said'
     """
     text = os.fspath(path)
-    local = is_remote(text) or Path(text).exists()
+    local = is_remote(text) or as_path(text).exists()
     named = None if local else NAMED.fullmatch(text if revision is None else f"{text}@{revision}")
     if revision is not None and named is None:
         raise CheckpointError(f"revision={revision!r} is for repositories, and {text} is a path.")
@@ -75,7 +75,7 @@ def load(
         return _published(tensors, config, named[0], mesh, compute_dtype)
     where = as_path(text)
     if not is_remote(text) and is_published(where):
-        return _published(where, None, text, mesh, compute_dtype)
+        return _published(where, None, str(where), mesh, compute_dtype)
     return _own(where, mesh, compute_dtype)
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.paths import as_path
 
 # Dtypes of weights, by the format's names.
 FLOATS = {
@@ -94,7 +95,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     Raises:
       CheckpointError: the file cannot be written, with the reason (a full disk, say).
     """
-    path = Path(path)
+    path = as_path(path)
     partial = path.with_name(path.name + ".partial")
     # The library writes the bytes of a transposed view as they lie in memory, so views are copied.
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}

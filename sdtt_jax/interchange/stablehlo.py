@@ -14,7 +14,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.interchange.safetensors import write_tensors
 from sdtt_jax.keys import MAX_SEED
 from sdtt_jax.model.masked import Model
-from sdtt_jax.paths import write_json, write_text
+from sdtt_jax.paths import PathLike, as_path, write_json, write_text
 from sdtt_jax.trees import flat_leaves, nested
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -68,7 +68,7 @@ def exported_sampler(
 
 
 def export_stablehlo(
-    model: Model, directory: Path, config: SamplerConfig, batch_size: int
+    model: Model, directory: PathLike, config: SamplerConfig, batch_size: int
 ) -> list[Path]:
     """Writes the sampler, its parameters, their description, and a program that runs them.
 
@@ -83,6 +83,7 @@ def export_stablehlo(
       reads, and of the program.
     """
     exported = exported_sampler(model, config, batch_size)
+    directory = as_path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     vocabulary = range(model.config.vocab_size)
     description = {

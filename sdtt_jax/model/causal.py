@@ -14,9 +14,10 @@ from sdtt_jax.causal.sampler import generate
 from sdtt_jax.config import whole
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
-from sdtt_jax.model.tokens import as_rows
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import TransformerConfig
+from sdtt_jax.ops.tokens import as_rows
+from sdtt_jax.parallel.processes import to_host
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -112,7 +113,7 @@ class CausalModel(Loaded):
         Raises:
           ConfigError: `prompts` have another shape, or an id that does not exist.
         """
-        prompts = as_rows(prompts, self.config.vocab_size, "prompts")
+        prompts = to_host(as_rows(prompts, self.config.vocab_size, "prompts"))
 
         def write(params: Any, index: jax.Array, prompt: jax.Array) -> Written:
             draw = jax.random.fold_in(key, index)

@@ -27,9 +27,9 @@ from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.model.prompts import Texts, ended, given_batch
-from sdtt_jax.model.tokens import as_rows
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.ops.categorical import NEG_INFINITY
+from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.parallel.processes import to_host
 from sdtt_jax.typing import Key, Logits, LogProbs, Params, PerSequence, Tokens
 
@@ -157,7 +157,8 @@ class Model(Loaded):
             state = _denoise(self.diffusion, params, jax.random.fold_in(key, index), rows, config)
             return Written(state.x, np.full(len(rows), to_host(state.nfe)))
 
-        return batched(write, self.params, as_rows(x_init, self.mask_id + 1), batch_size)
+        rows = to_host(as_rows(x_init, self.mask_id + 1))
+        return batched(write, self.params, rows, batch_size)
 
     def prior(self, num_samples: int, prompt: Texts = None, infill: Texts = None) -> Tokens:
         """Where generation starts: `[num_samples, L]` int32, MASK but for the text that is given.

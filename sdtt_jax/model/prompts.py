@@ -25,27 +25,35 @@ def given_tokens(
       infill: text with gaps `[n]` of n tokens each; what follows its end is free.
 
     Raises:
-      ConfigError: both are given, or they are longer than the model's sequences.
+      ConfigError: both are given, they are longer than the model's sequences, or nothing is left of a text
+        that the tokenizer has normalised.
     """
     require(prompt is None or infill is None, "Give a prompt or an infill, not both.")
     tokens, fixed = np.zeros(length, np.int32), np.zeros(length, bool)
     parts = GAP.split(infill) if infill is not None else [prompt or ""]
-    pieces = [
-        np.zeros(int(part), np.int32) if index % 2 else tokenizer.encode_part(part)
-        for index, part in enumerate(parts)
-    ]
-    needed = sum(map(len, pieces))
+    texts = [tokenizer.encode_part(part) for part in parts[::2]]
+    # Python reads no numbers of thousands of digits.
+    gaps = [int(part[:99]) for part in parts[1::2]]
+    needed = sum(map(len, texts)) + sum(gaps)
     name = "prompt" if infill is None else "infill"
     require(
         needed <= length,
         f"The {name} has {needed} tokens, the model's sequences {length}; shorten it.",
     )
     position = 0
-    for index, ids in enumerate(pieces):
+    for ids, gap in zip(texts, [*gaps, 0], strict=True):
         tokens[position : position + len(ids)] = ids
-        fixed[position : position + len(ids)] = index % 2 == 0
-        position += len(ids)
+        fixed[position : position + len(ids)] = True
+        position += len(ids) + gap
     return tokens, fixed
+
+
+def as_read(tokenizer: Tokenizer, text: str, *, gaps: bool) -> str:
+    """A prompt, or with `gaps` an infill, as the model reads it, after normalisation."""
+    parts = GAP.split(text) if gaps else [text]
+    parts[::2] = [tokenizer.decode(tokenizer.encode_part(part)) for part in parts[::2]]
+    parts[1::2] = [f"[{part}]" for part in parts[1::2]]
+    return "".join(parts)
 
 
 def given_batch(

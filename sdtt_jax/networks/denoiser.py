@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from sdtt_jax.networks.attention import attend, rotary_tables, rotate
+from sdtt_jax.networks.attention import attend_rotated, rotary_tables
 from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import DenoiserConfig
 from sdtt_jax.networks.layers import (
@@ -22,8 +22,8 @@ from sdtt_jax.networks.layers import (
     LayerNorm,
     Linear,
     Mlp,
+    attention_inputs,
     merged_heads,
-    queries_keys_values,
     rematerialised,
 )
 from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Tokens
@@ -133,8 +133,7 @@ class DenoiserBlock(nn.Module):
         )(condition)
 
         y = LayerNorm(c.embed_dim, name="norm1")(x) * (1 + scale_a) + shift_a
-        query, key, value = queries_keys_values(c, y, bias=False)
-        mixed = attend(rotate(query, *rotary), rotate(key, *rotary), value)
+        mixed = attend_rotated(attention_inputs(c, y, bias=False), *rotary)
         x = x + gate_a * merged_heads(c, mixed, bias=False)
 
         y = LayerNorm(c.embed_dim, name="norm2")(x) * (1 + scale_m) + shift_m

@@ -172,8 +172,7 @@ class Linear(nn.Module):
         # keeps its axes, so that a mesh can split heads without a reshape across the split.
         rows = x.reshape(-1, *self.in_shape).astype(self.dtype)
         out_dtype = self.dtype if self.out_dtype is None else self.out_dtype
-        if jnp.dtype(out_dtype).itemsize > jnp.dtype(self.dtype).itemsize:
-            assert n_in == 1
+        if n_in == 1 and jnp.dtype(out_dtype) == kernel.dtype:
             y = widened_product(rows, kernel)
         else:
             contract = (tuple(range(1, 1 + n_in)), tuple(range(n_in)))
@@ -185,16 +184,20 @@ class Linear(nn.Module):
         return saved_as(LINEAR, y) if self.axes[-1] == "kv" else checkpoint_name(y, LINEAR)
 
 
-def queries_keys_values(config: TransformerConfig, x: jax.Array, *, bias: bool) -> list[jax.Array]:
-    """`x: [batch, length, embed]` to query, key and value, `[batch, length, heads, head_dim]` each.
+def attention_inputs(config: TransformerConfig, x: jax.Array, *, bias: bool) -> jax.Array:
+    """`x: [batch, length, embed]` to query, key and value, `[batch, length, 3, heads, head_dim]`.
 
     The parameters `attn_qkv` belong to the module that calls this.
     """
     c = config
     shape, axes = (3, c.num_heads, c.head_dim), ("embed", None, "heads", "kv")
     dtype = jnp.dtype(c.compute_dtype)
-    projection = Linear((c.embed_dim,), shape, axes, bias=bias, dtype=dtype, name="attn_qkv")
-    return unstacked(projection(x), axis=2)
+    return Linear((c.embed_dim,), shape, axes, bias=bias, dtype=dtype, name="attn_qkv")(x)
+
+
+def queries_keys_values(config: TransformerConfig, x: jax.Array, *, bias: bool) -> list[jax.Array]:
+    """`attention_inputs` one by one, `[batch, length, heads, head_dim]` each."""
+    return unstacked(attention_inputs(config, x, bias=bias), axis=2)
 
 
 def merged_heads(config: TransformerConfig, mixed: jax.Array, *, bias: bool) -> jax.Array:

@@ -5,14 +5,13 @@ results yet, and a report of it must still be possible. What is there must be we
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sdtt_jax.errors import DataError
-from sdtt_jax.paths import as_path, read_json
+from sdtt_jax.paths import as_path, parse_json, read_json, text_lines
 from sdtt_jax.reporting.evaluations import Evaluation, read_evaluations
 from sdtt_jax.reporting.palette import percent
 
@@ -192,21 +191,19 @@ def read_curves(path: Path) -> tuple[LossCurve, ...]:
     """
     if not path.exists():
         return ()
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = list(text_lines(path))
     losses: dict[tuple[str, int], dict[int, float]] = {}
     speeds: dict[tuple[str, int], list[float]] = {}
-    for index, line in enumerate(lines):
-        if not line.strip():
-            continue
+    for index, (where, line) in enumerate(lines):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line, where)
             curve = (str(entry["stage"]), int(entry.get("round", 0)))
             step, loss = int(entry["step"]), _number(entry.get("loss"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
             if index == len(lines) - 1:
                 continue
             raise DataError(
-                f"Line {index + 1} of {path} is not a logged step ({error}). "
+                f"Line {where.rpartition(' ')[2]} of {path} is not a logged step ({error}). "
                 "Delete that line and write the report again."
             ) from error
         if loss is not None:

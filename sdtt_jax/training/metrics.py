@@ -1,5 +1,6 @@
 """Metrics of training: one JSON object per line, and TensorBoard beside it."""
 
+import contextlib
 import json
 import os
 import time
@@ -7,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from sdtt_jax.errors import DataError
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import as_path, is_remote, write_text
+from sdtt_jax.paths import as_path, is_remote, parse_json, text_lines, write_text
 
 FILE = "metrics.jsonl"
 # Time between two writes of the file in a bucket; a kill loses the lines since the last.
@@ -106,11 +108,9 @@ class _Lines:
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a metrics file; a last line that was cut short by a kill is left out."""
     records = []
-    for line in as_path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    for where, line in text_lines(path):
+        with contextlib.suppress(DataError):
+            records.append(parse_json(line, where))
     return records
 
 

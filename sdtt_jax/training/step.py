@@ -91,6 +91,7 @@ def make_train_step(loss_fn: LossFn, config: TrainConfig, rules: Rules = RULES) 
     rate = learning_rate_schedule(config.optimizer, config.num_steps)
     optimizer = make_optimizer(config.optimizer, config.num_steps)
 
+    @jax.named_scope("optimizer")
     def accept(state: TrainState, grads: Tree, loss: jax.Array) -> TrainState:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

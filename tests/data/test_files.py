@@ -7,8 +7,9 @@ import pyarrow.parquet
 import pytest
 
 from sdtt_jax.data import DataConfig
-from sdtt_jax.data.corpora import documents
-from sdtt_jax.errors import DataError
+from sdtt_jax.data.corpora import documents, files_read
+from sdtt_jax.data.files import find_files
+from sdtt_jax.errors import ConfigError, DataError
 
 
 def test_text_files_of_a_folder_are_one_document_each_in_the_order_of_paths(tmp_path):
@@ -19,6 +20,68 @@ def test_text_files_of_a_folder_are_one_document_each_in_the_order_of_paths(tmp_
     (tmp_path / ".hidden.txt").write_text("no", "utf-8")
     (tmp_path / "notes.md").write_text("no", "utf-8")
     assert list(documents(DataConfig(corpus=str(tmp_path)))) == ["first", "second\nline", "third"]
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.parquet"])
+def test_ends_of_lines_and_marks_of_order_are_the_files_and_not_the_texts(tmp_path, name):
+    """Windows', an old Mac's; a second mark is of the text, and so are other characters that end lines."""
+    path, text = tmp_path / name, "\ufeffone\r\ntwo\rthree\n\r\nfour\u2028\x85\x0b\ufefffive"
+    if name == "x.parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": [text]}), path)
+    else:
+        path.write_bytes((json.dumps({"text": text}) if name == "x.jsonl" else text).encode())
+    read = "one\ntwo\nthree\n\nfour\u2028\x85\x0b\ufefffive"
+    assert list(documents(DataConfig(str(path)))) == [read]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A folder with all that a folder can hold: the texts are named as they are to be read."""
+    folder = tmp_path / "corpus"
+    (folder / "b" / ".git").mkdir(parents=True)
+    (folder / ".old").mkdir()
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    for path in ("A.TXT", "b/c.Txt", "../elsewhere/deep/d.txt", "../elsewhere/e", "f.txt.gz"):
+        (folder / path).write_text(path, "utf-8")
+    for path in (".hidden.txt", ".old/A.txt", "b/.git/x.txt"):
+        (folder / path).write_text("hidden", "utf-8")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "again").symlink_to(tmp_path / "elsewhere")
+    (folder / "b" / "up").symlink_to(folder)
+    (folder / "b" / "self").symlink_to(folder / "b")
+    (folder / "z.txt").symlink_to(folder / "A.TXT")
+    (folder / "named.txt").symlink_to(tmp_path / "elsewhere" / "e")
+    (folder / ".#lock.txt").symlink_to("user@host.1234")
+    return folder
+
+
+def test_a_folder_is_read_whole_through_its_links_and_each_file_once(corpus):
+    """A hub's cache gives a suffix to a file by a link to it."""
+    texts = ["A.TXT", "../elsewhere/deep/d.txt", "b/c.Txt", "../elsewhere/e"]
+    assert list(documents(DataConfig(str(corpus)))) == texts
+    assert files_read(DataConfig(str(corpus))) == "4 of 5 files (not read: .gz)"
+    assert files_read(DataConfig(str(corpus / "A.TXT"))) == files_read(DataConfig()) == ""
+
+
+def test_a_folder_is_not_hidden_by_the_folders_above_it(tmp_path):
+    for file in (tmp_path / ".cache" / "corpus" / "x.txt", tmp_path / ".cache" / ".y.txt"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("text", "utf-8")
+    assert find_files(tmp_path / ".cache").files == [tmp_path / ".cache" / "corpus" / "x.txt"]
+    assert len(find_files(tmp_path / ".cache" / ".y.txt").files) == 1
+
+
+@pytest.mark.parametrize("name", ["x.txt", "folder", "loop"])
+def test_a_link_that_leads_nowhere_is_named(corpus, name):
+    (corpus / "b" / name).symlink_to(corpus / "b" / name if name == "loop" else "nowhere")
+    with pytest.raises(DataError, match=f"b/{name} is a link to .*, which is not there"):
+        list(documents(DataConfig(str(corpus))))
+
+
+def test_a_folder_of_hidden_files_holds_none(tmp_path):
+    (tmp_path / ".x.txt").write_text("hidden", "utf-8")
+    with pytest.raises(ConfigError, match=r"holds no \.txt, \.jsonl, \.parquet file"):
+        find_files(tmp_path)
 
 
 def test_json_lines_and_parquet_hold_the_same_documents(tmp_path):
@@ -43,6 +106,7 @@ def test_json_lines_and_parquet_hold_the_same_documents(tmp_path):
         ("x.jsonl", b'{"body": "a"}\n', r"line 1, has no field 'text' \(it has body\)"),
         ("x.jsonl", b'{"text": 3}\n', "line 1, field 'text' holds int, not text"),
         ("x.jsonl", b'{"text": "\\ud800"}\n', "line 1, .*surrogate"),
+        ("x.jsonl", b'\xef\xbb\xbf{"text": "a"}\n{"text": 1e}', "line 2, is not JSON .* column 11"),
         ("x.parquet", b"PAR1 no", r"x\.parquet is not a readable Parquet file"),
     ],
 )

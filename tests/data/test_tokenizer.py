@@ -61,6 +61,67 @@ def test_a_sample_of_sentences_still_covers_every_character(chapters):
     assert tokenizer.decode(tokenizer.encode("ǂ")) == "ǂ"
 
 
+# What SentencePiece drops from training or skips whole sentences for, and what looks as if it might.
+RESERVED = '\r\n\t\x1f▅\0\ufeff\ufffd\u0301\u2028\x85\x1c⁇\ue000,"\U0001f600'
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe", "char"])
+def test_no_character_of_the_train_split_is_unknown(model_type):
+    """Wherever it stands; nothing beside it is lost either, and one size of the alphabet is said."""
+    reserved = RESERVED.replace("\0", "")
+    texts = [f"{c}only{n} {c} here{c}\n{c}" for n, c in enumerate(reserved)]
+    smallest = 3 + len(set("".join(texts)))
+    config = TokenizerConfig(model_type=model_type, vocab_size=smallest)
+    tokenizer = train_tokenizer(config, texts)
+    assert tokenizer.vocab_size == smallest
+    for text in texts:
+        ids = tokenizer.encode(text)
+        assert tokenizer.unk_id not in ids
+        assert tokenizer.decode(ids) == text
+    with pytest.raises(ConfigError, match=f"too small .* at least {smallest}"):
+        train_tokenizer(TokenizerConfig(model_type=model_type, vocab_size=smallest - 1), texts)
+
+
+def test_what_no_piece_can_spell_is_named_with_its_document():
+    texts = ["the first", "the second\0 the\0"]
+    with pytest.raises(DataError, match=r"cannot hold U\+0000, .* document 2 of the train split"):
+        train_tokenizer(TokenizerConfig(model_type="char"), texts)
+    config = TokenizerConfig(model_type="bpe", vocab_size=3 + 256 + 12, byte_fallback=True)
+    tokenizer = train_tokenizer(config, texts)
+    assert tokenizer.decode(tokenizer.encode(texts[1])) == texts[1]
+
+
+def test_more_rare_characters_than_a_training_sentence_holds():
+    """SentencePiece skips sentences of more than 4192 bytes."""
+    rare = "".join(map(chr, range(0x4E00, 0x4E00 + 3000)))
+    config = TokenizerConfig(model_type="char", vocab_size=4000, max_sentences=1)
+    tokenizer = train_tokenizer(config, ["a b c", *["a " * 300] * 9, rare, *["b " * 300] * 9])
+    assert tokenizer.unk_id not in tokenizer.encode(rare)
+
+
+def test_half_of_a_surrogate_pair_is_no_text(sentencepiece, gpt2):
+    for tokenizer in (sentencepiece, gpt2):
+        with pytest.raises(DataError, match=r"'a\\ud800b' holds half of a surrogate pair"):
+            tokenizer.encode("a\ud800b")
+        with pytest.raises(ConfigError, match="half of a surrogate pair"):
+            tokenizer.encode_part("a\udcffb")
+    with pytest.raises(DataError, match="half of a surrogate pair"):
+        train_tokenizer(TokenizerConfig(), ["a", "b\ud83d"])
+
+
+def test_a_part_of_which_nothing_is_left_is_refused(sentencepiece, gpt2):
+    text8 = train_tokenizer(TokenizerConfig(model_type="char"), ["a b"], "text8")
+    for text in ("1984", "[ 3 ]", "жж", "é", " 7 "):
+        with pytest.raises(ConfigError, match=r"holds nothing .* after normalize='text8'"):
+            text8.encode_part(text)
+    for text in ("жж", "▁", " ж\n"):
+        with pytest.raises(ConfigError, match="holds nothing that the vocabulary knows;"):
+            sentencepiece.encode_part(text)
+    # A space is left of a space, and a text may hold unknown characters beside known ones.
+    assert [text8.decode(text8.encode_part(text)) for text in (" ", "", "A1ж ")] == [" ", "", "a "]
+    assert gpt2.encode_part("\ufffd\x00").size > 0
+
+
 def test_characters_of_text8_need_27_pieces_and_three_specials():
     config = TokenizerConfig(model_type="char", vocab_size=512)
     letters = "abcdefghijklmnopqrstuvwxyz "

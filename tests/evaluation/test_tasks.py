@@ -63,6 +63,32 @@ def test_rows_are_worded_as_the_harness_does(tmp_path, name):
     assert read_task(name, path) == [expected, expected]
 
 
+@pytest.mark.parametrize("end", ["", " ", "\n", " \t\r\n", "\u00a0"])
+def test_the_last_word_is_no_white_space(tmp_path, end):
+    path = tmp_path / "task.jsonl"
+    path.write_text(json.dumps({"text": f"he\r\nwent home{end}"}), "utf-8-sig")
+    assert read_task("lambada", path) == [Cloze("he\nwent", " home")]
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("lambada", {"text": ""}),
+        ("lambada", {"text": " \n "}),
+        ("piqa", {"goal": "a", "sol1": "b", "sol2": " ", "label": 0}),
+        (
+            "winogrande",
+            {"sentence": "So was _ ", "option1": "Ann", "option2": "Bea", "answer": "2"},
+        ),
+    ],
+)
+def test_an_ending_of_white_space_alone_is_named(tmp_path, name, row):
+    path = tmp_path / "task.jsonl"
+    path.write_text(json.dumps(row), "utf-8")
+    with pytest.raises(DataError, match=r"line 1, .*an ending is empty or white space"):
+        read_task(name, path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

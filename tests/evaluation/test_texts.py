@@ -18,6 +18,18 @@ def test_a_line_ends_at_a_line_feed_alone(tmp_path):
     np.testing.assert_array_equal(second, [1, 2])
 
 
+def test_texts_are_read_as_a_corpus_is(tmp_path):
+    """Without Windows' ends of lines and its byte-order mark; of each, something is left."""
+    path = tmp_path / "texts.jsonl"
+    tokenizer = train_tokenizer(TokenizerConfig(model_type="char"), ["ab\n"])
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a\\r\\nb"}\r\n{"text": ""}\n{"text": "\xd0\xb6"}')
+    texts = read_texts(str(path), tokenizer, tokenizer.vocab_size)
+    assert tokenizer.decode(next(texts)) == "a\nb"
+    assert len(next(texts)) == 0
+    with pytest.raises(DataError, match=r"texts\.jsonl, line 3 holds nothing that the vocabulary"):
+        next(texts)
+
+
 @pytest.mark.parametrize("line", ["nonsense", "[1, 2]", '{"text": "no tokenizer"}'])
 def test_a_line_that_is_no_text_is_named(tmp_path, line):
     path = tmp_path / "texts.jsonl"

@@ -4,6 +4,7 @@ Virtual CPU devices stand for GPUs: the TPU compiler is no part of the test requ
 TPU slices is reported in docs/measurements/ahead.md.
 """
 
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from launch.ahead import report
 
 ROOT = Path(__file__).parent.parent.parent
 SMOKE = "--config=experiments/configs/smoke.py"
@@ -99,6 +103,18 @@ def test_a_search_finds_a_mesh_and_a_batch(tmp_path):
     best = json.loads(output.read_text())[0]
     assert best["fits"]
     assert best["batch_per_chip"] >= 8
+
+
+def test_the_table_by_operation_adds_up_and_gathers_what_is_small():
+    console = Console(width=100, record=True, file=io.StringIO())
+    record = {"memory_traffic_by_operation": {"mix": 3e9, "norm": 1e9, "mask": 1e6, "key": 1e6}}
+    console.print(report.operations(record))
+    rows = [line for line in console.export_text().splitlines() if "│" in line]
+    assert [[cell.strip() for cell in row.strip("│").split("│")] for row in rows] == [
+        ["mix", "3.00", "75.0%"],
+        ["norm", "1.00", "25.0%"],
+        ["2 others", "0.00", "0.0%"],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Costs read from compiled programs. Oracles: counts by hand, and XLA's own where there is no loop."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +80,89 @@ def test_a_scanned_block_reads_its_own_layer_not_all():
     assert kernels <= found.bytes <= 4 * kernels
 
 
+def test_traffic_is_what_xla_itself_counts_where_there_is_no_loop():
+    def layer(x, kernel):
+        return jnp.tanh(x @ kernel).sum(axis=0), x.T
+
+    compiled = jax.jit(layer).lower(ones(64, 128), ones(128, 256)).compile()
+    found = Module(compiled.as_text(), ("data",), (1,), lambda _: 1.0).cost()
+    assert found.bytes == pytest.approx(compiled.cost_analysis()["bytes accessed"], rel=0.02)
+
+
+def test_traffic_by_operation_of_the_source():
+    """A gradient through a scan of eight rematerialised layers: each pass names its scopes."""
+
+    @functools.partial(jax.checkpoint, prevent_cse=True)
+    def layer(x, kernel):
+        with jax.named_scope("mix"):
+            return jnp.tanh(jnp.cos(x) @ kernel), None
+
+    def loss(x, kernels):
+        with jax.named_scope("layers"):
+            return jax.lax.scan(layer, x, kernels)[0].sum()
+
+    found = cost(jax.grad(loss, argnums=1), ones(16, 32), ones(8, 32, 32))
+    products = {name: size for name, size in found.traffic.items() if "dot_general" in name}
+    assert set(products) == {
+        "layers/mix/dot_general",
+        "layers/mix/dot_general (recomputed)",
+        "layers/mix/dot_general (backward)",
+    }
+    # [16, 32] and [32, 32] in, [16, 32] out, in each of eight turns; the kernel is a slice of all eight.
+    once = 8 * 4 * (2 * 16 * 32 + 32 * 32)
+    assert once <= products["layers/mix/dot_general"] <= 2 * once
+    assert sum(found.traffic.values()) == found.bytes
+
+
+UNNAMED = """HloModule m
+
+ENTRY %main (p0: f32[100]) -> f32[100] {
+  %p0 = f32[100]{0} parameter(0)
+  %a = f32[100]{0} negate(%p0), metadata={op_name="jit(f)/jvp(scope)/neg"}
+  %b = (f32[100]{0:S(1)}, f32[100]{0}, u32[]{:S(2)}) copy-start(%a)
+  %c = f32[100]{0:S(1)} copy-done(%b)
+  %d = f32[900]{0} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %kernel.2 = f32[100]{0} custom-call(%c), custom_call_target="tpu_custom_call"
+}
+"""
+
+
+def test_copies_count_with_what_they_copy_kernels_by_name_and_reserving_is_free():
+    """By hand: `neg` reads and writes, its copy reads (the chip's own memory is free), the kernel writes."""
+    found = Module(UNNAMED, ("data",), (1,), lambda _: 1.0).cost()
+    assert {k: v for k, v in found.traffic.items() if v} == {"scope/neg": 1200, "kernel": 400}
+
+
+NESTED = """HloModule m
+
+%bitcast_fusion (p0: f32[8,100]) -> f32[800] {
+  %p0 = f32[8,100]{1,0} parameter(0)
+  ROOT %b = f32[800]{0} bitcast(%p0)
+}
+
+%outer (p0: f32[8,100], p1: f32[8,100]) -> f32[800] {
+  %p0 = f32[8,100]{1,0} parameter(0)
+  %p1 = f32[8,100]{1,0} parameter(1)
+  %all = f32[800]{0} fusion(%p0), kind=kLoop, calls=%bitcast_fusion
+  %some = f32[800]{0} fusion(%p1), kind=kLoop, calls=%bitcast_fusion
+  %slice = f32[50]{0} slice(%some), slice={[0:50]}
+  %wide = f32[800]{0} broadcast(%slice), dimensions={0}
+  ROOT %sum = f32[800]{0} add(%all, %wide)
+}
+
+ENTRY %main (p0: f32[8,100], p1: f32[8,100]) -> f32[800] {
+  %p0 = f32[8,100]{1,0} parameter(0)
+  %p1 = f32[8,100]{1,0} parameter(1)
+  ROOT %f = f32[800]{0} fusion(%p0, %p1), kind=kLoop, calls=%outer
+}
+"""
+
+
+def test_an_operand_that_passes_an_inner_fusion_is_read_as_far_as_it_is_used():
+    """By hand: all 800 of one operand, 50 of the other, 800 written."""
+    assert Module(NESTED, ("data",), (1,), lambda _: 1.0).cost().bytes == 4 * (800 + 50 + 800)
+
+
 CONVOLUTION = """HloModule m
 
 ENTRY %main (p0: f32[2,4,16,8], p1: f32[4,8,5]) -> f32[2,4,16,5] {{
@@ -136,6 +221,19 @@ def test_attention_kernels_count_with_and_without_a_batch(dims):
     call = instruction("splash_mha_fwd.1", "custom-call", query.shapes[0], ("blocks", "query"))
     flops = kernel_flops(call, {"blocks": small, "query": query})
     assert flops == 2 * 2 * np.prod(dims[:-2]) * 256 * 256 * 64
+
+
+def test_an_attention_kernel_whose_queries_keys_and_values_are_one_array():
+    """Five products of `[256, 256]` for each of 12 heads of 64 and each of two sequences."""
+    table, qkv = Shape("f32", (256, 128)), Shape("bf16", (3, 2, 256, 768))
+    operands = {
+        name: Instruction(name, "parameter", (shape,), (), "", "", False)
+        for name, shape in (("cos", table), ("qkv", qkv))
+    }
+    call = Instruction(
+        "packed_attention_backward.3", "custom-call", (qkv,), ("cos", "qkv"), "", "", False
+    )
+    assert kernel_flops(call, operands) == 5 * 2 * 2 * 12 * 256 * 256 * 64
 
 
 def test_groups_of_devices_in_each_notation():

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.model.prompts import ended, given_batch, given_tokens, text_lengths
+from sdtt_jax.model.prompts import as_read, ended, given_batch, given_tokens, text_lengths
 
 
 class Letters:
@@ -45,12 +46,23 @@ def test_given_tokens(prompt, infill, expected):
         ("abcdefghi", None, "The prompt has 9 tokens, the model's sequences 8"),
         (None, "abc[6]", "The infill has 9 tokens, the model's sequences 8"),
         (None, "[8]a", "The infill has 9 tokens"),
+        (None, "a[999999999999]b", "The infill has 1000000000001 tokens"),
+        (None, f"a[{'9' * 5000}]b", "The infill has 1000"),
         ("a", "b", "a prompt or an infill, not both"),
     ],
 )
 def test_what_cannot_be_written(prompt, infill, message):
     with pytest.raises(ConfigError, match=message):
         given_tokens(Letters(), 8, prompt, infill)
+
+
+def test_a_text_is_shown_as_it_is_read():
+    tokenizer = train_tokenizer(TokenizerConfig(model_type="char"), ["in the beginning"], "text8")
+    assert as_read(tokenizer, "In the  beginning", gaps=False) == "in the beginning"
+    assert as_read(tokenizer, "In [3] the [ 3 ] end[07]", gaps=True) == "in [3] the en⁇[07]"
+    assert as_read(tokenizer, "in [3]", gaps=False) == "in "
+    with pytest.raises(ConfigError, match="' 77 ' holds nothing"):
+        given_tokens(tokenizer, 16, infill="in [2] 77 [2] the")
 
 
 def rows(num_samples, prompt=None, infill=None):

@@ -34,7 +34,7 @@ from typing import Any
 
 from experiments.cli.app import exit_status, output_file, stopwatch
 from sdtt_jax.config import choose, positive, require
-from sdtt_jax.paths import read_json, write_json, write_text
+from sdtt_jax.paths import as_path, read_json, write_json, write_text
 from tools.accelerator.page import page
 
 # Part -> its share of the time.
@@ -67,7 +67,7 @@ def environment(name: str, earlier: Mapping[str, Any]) -> dict[str, str]:
         # A trace does not say which operations the kernels of a CUDA graph belong to.
         flags += " --xla_gpu_enable_command_buffer="
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    kept = Path(tempfile.gettempdir()) / "sdtt_jax_accelerator"
+    kept = as_path(tempfile.gettempdir()) / "sdtt_jax_accelerator"
     return {
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.93",
         "JAX_COMPILATION_CACHE_DIR": str(kept),
@@ -155,7 +155,7 @@ def _part(
         return {"skipped": [f"{name} was left out: no time was left for it"]}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        files = Path(scratch, "earlier.json"), Path(scratch, "record.json")
+        files = [as_path(scratch) / name for name in ("earlier.json", "record.json")]
         write_json(files[0], earlier)
         command = [sys.executable, "-m", "tools.accelerator.worker", name, f"{seconds:.0f}"]
         command += [*map(str, files), str(folder), *(["--tiny"] if tiny else [])]
@@ -188,7 +188,7 @@ def main(argv: Sequence[str]) -> None:
     require(len(names) > 0, f"--parts must name at least one of {', '.join(PARTS)}.")
     for name in names:
         choose("--parts", name, PARTS)
-    file = output_file(str(Path(arguments.output, "accelerator.json")))
+    file = output_file(str(as_path(arguments.output) / "accelerator.json"))
     assert file is not None
     measure(
         sorted(set(names), key=list(PARTS).index),

@@ -5,12 +5,12 @@ import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from experiments.benchmarking.cases import build
+from sdtt_jax.paths import as_path
 from tools.accelerator.bench import Bench, Row
 from tools.accelerator.steps import SUITES, job, paper
 
@@ -65,7 +65,7 @@ def traced(repeat: Any, bench: Bench, kind: str) -> tuple[dict[str, tuple[float,
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, profiler_options=options):
             step_s = repeat()["seconds"]
-        (file,) = Path(folder).rglob("*.xplane.pb")
+        (file,) = as_path(folder).rglob("*.xplane.pb")
         packed = gzip.compress(file.read_bytes(), 6)
         if len(packed) < TRACE_BYTES:
             (bench.folder / f"{kind}.xplane.pb.gz").write_bytes(packed)

@@ -13,7 +13,7 @@ import numpy as np
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table
 from sdtt_jax.networks import kinds
-from sdtt_jax.networks.attention import ROTARY_BASE
+from sdtt_jax.networks.attention.rotary import ROTARY_BASE
 from sdtt_jax.networks.config import CausalConfig, DenoiserConfig, TransformerConfig
 from sdtt_jax.networks.denoiser import TIME_FEATURES
 

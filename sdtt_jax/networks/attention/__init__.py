@@ -11,40 +11,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from sdtt_jax.networks.attention import dispatch
 from sdtt_jax.networks.attention.kernels import Grads, Saved
+from sdtt_jax.networks.attention.rotary import rotary_tables as rotary_tables
+from sdtt_jax.networks.attention.rotary import rotate as rotate
 
-ROTARY_BASE = 10_000.0
 ATTENTION = "attention"
-
-
-def rotary_tables(positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines for rotary embeddings (RoFormer, arXiv 2104.09864, half-rotation layout).
-
-    Args:
-      positions: `[length]` int32.
-      head_dim: size of a head, even.
-
-    Returns:
-      `cos, sin`: `[length, head_dim // 2]` float32.
-    """
-    frequency = ROTARY_BASE ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions.astype(jnp.float32)[:, None] * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotary embeddings: turns the feature pairs `(i, i + head_dim / 2)` of each head.
-
-    Args:
-      x: `[batch, length, heads, head_dim]`, queries or keys.
-      cos, sin: from `rotary_tables`.
-
-    Returns:
-      As `x`, in its dtype.
-    """
-    first, second = jnp.split(x, 2, axis=-1)
-    across = jnp.concatenate([-second, first], axis=-1)
-    cos, sin = (jnp.tile(table, 2)[:, None, :] for table in (cos, sin))
-    return (x.astype(jnp.float32) * cos + across.astype(jnp.float32) * sin).astype(x.dtype)
 
 
 def attend(
@@ -83,6 +53,43 @@ def _attend_backward(causal: bool, saved: Saved, gradient: jax.Array) -> Grads:
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def attend_rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """`attend` of rotated queries and keys, from what one projection returned.
+
+    On a TPU one kernel reads `qkv` as it lies in memory and rotates it; elsewhere it is `rotate`, `attend`.
+
+    Args:
+      qkv: `[batch, length, 3, heads, head_dim]`: query, key and value.
+      cos, sin: from `rotary_tables`; no gradient flows into them.
+
+    Returns:
+      `[batch, length, heads, head_dim]`, in its dtype.
+    """
+    return _attend_rotated(qkv, cos, sin)
+
+
+@jax.custom_vjp
+def _attend_rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    return dispatch.forward_rotated(qkv, cos, sin)[0]
+
+
+def _attend_rotated_forward(
+    qkv: jax.Array, cos: jax.Array, sin: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    mixed, lse = dispatch.forward_rotated(qkv, cos, sin)
+    mixed, lse = saved_as(ATTENTION, mixed), checkpoint_name(lse, ATTENTION)
+    return mixed, (qkv, cos, sin, mixed, lse)
+
+
+def _attend_rotated_backward(
+    saved: tuple[jax.Array, ...], gradient: jax.Array
+) -> tuple[jax.Array, None, None]:
+    return dispatch.backward_rotated(saved, gradient), None, None
+
+
+_attend_rotated.defvjp(_attend_rotated_forward, _attend_rotated_backward)
 
 
 def saved_as(name: str, x: jax.Array) -> jax.Array:

@@ -19,8 +19,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jax.sharding import PartitionSpec
 
-from sdtt_jax.networks.attention import kernels
+from sdtt_jax.networks.attention import kernels, packed
 from sdtt_jax.networks.attention.kernels import Grads, Saved
+from sdtt_jax.networks.attention.rotary import rotate
 
 # From this length on the CPU takes one head after the other. Forward with backward, ms of CPU time on two
 # cores, float32, all heads at once against head by head: 330 and 224 at length 1024 (12 heads of 64), 34
@@ -30,6 +31,10 @@ LENGTH_BY_HEAD = 512
 PLATFORMS = ("cpu", "cuda", "tpu")
 HEADS = ("batch", "length", "heads", "kv")
 ROWS = ("batch", "heads", "length")
+PACKED = ("batch", "length", None, "heads", "kv")
+TABLE = (None, None)
+
+Axes = tuple[str | None, ...]
 
 
 class Form(NamedTuple):
@@ -97,7 +102,7 @@ def forward(
       on the same platform and means nothing else.
     """
     primitive = functools.partial(_FORWARD.bind, causal=causal)
-    plain = functools.partial(_run_forward, FORMS["at_once"], causal=causal)
+    plain = functools.partial(_forward_on, "other", causal=causal)
     mixed, lse = _on_mesh(primitive, plain, (HEADS,) * 3, (HEADS, ROWS), query, key, value)
     return mixed, lse
 
@@ -111,61 +116,122 @@ def backward(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
       causal: as `forward` had it.
     """
     primitive = functools.partial(_BACKWARD.bind, causal=causal)
-    plain = functools.partial(_run_backward, FORMS["at_once"], causal=causal)
+    plain = functools.partial(_backward_on, "other", causal=causal)
     names = (HEADS, HEADS, HEADS, HEADS, ROWS, HEADS)
     d_query, d_key, d_value = _on_mesh(primitive, plain, names, (HEADS,) * 3, *saved, gradient)
     return d_query, d_key, d_value
 
 
-def _run_forward(form: Form, *arrays: jax.Array, causal: bool) -> tuple[jax.Array, ...]:
+def forward_rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`forward` of rotated queries and keys: on a TPU one kernel does both where it can.
+
+    Args:
+      qkv: `[batch, length, 3, heads, head_dim]`, not rotated yet.
+      cos, sin: from `rotary_tables`.
+    """
+    plain = functools.partial(_forward_rotated_on, "other")
+    names = (PACKED, TABLE, TABLE)
+    mixed, lse = _on_mesh(_FORWARD_ROTATED.bind, plain, names, (HEADS, ROWS), qkv, cos, sin)
+    return mixed, lse
+
+
+def backward_rotated(saved: tuple[jax.Array, ...], gradient: jax.Array) -> jax.Array:
+    """Gradient of `qkv`.
+
+    Args:
+      saved: arguments and results of `forward_rotated`.
+      gradient: of `mixed`.
+    """
+    plain = functools.partial(_backward_rotated_on, "other")
+    names = (PACKED, TABLE, TABLE, HEADS, ROWS, HEADS)
+    (d_qkv,) = _on_mesh(_BACKWARD_ROTATED.bind, plain, names, (PACKED,), *saved, gradient)
+    return d_qkv
+
+
+def _forward_on(platform: str, *arrays: jax.Array, causal: bool) -> tuple[jax.Array, ...]:
     query, key, value = arrays
-    return form.forward(query, key, value, causal)
+    chosen = FORMS[form(platform, query.shape, query.dtype)]
+    return chosen.forward(query, key, value, causal)
 
 
-def _run_backward(form: Form, *arrays: jax.Array, causal: bool) -> tuple[jax.Array, ...]:
-    return form.backward(Saved(*arrays[:-1]), arrays[-1], causal)
+def _backward_on(platform: str, *arrays: jax.Array, causal: bool) -> tuple[jax.Array, ...]:
+    chosen = FORMS[form(platform, arrays[0].shape, arrays[0].dtype)]
+    return chosen.backward(Saved(*arrays[:-1]), arrays[-1], causal)
 
 
-def _primitive(name: str, run_form: Callable[..., tuple[jax.Array, ...]]) -> Primitive:
+def _is_packed(platform: str, qkv: jax.Array) -> bool:
+    batch, length, _, heads, head_dim = qkv.shape
+    return platform == "tpu" and packed.packed_takes((batch, length, heads, head_dim), qkv.dtype)
+
+
+def _forward_rotated_on(platform: str, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    if _is_packed(platform, arrays[0]):
+        return packed.forward_packed(*arrays)
+    return _forward_on(platform, *_rotated(*arrays), causal=False)
+
+
+def _backward_rotated_on(platform: str, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    if _is_packed(platform, arrays[0]):
+        return (packed.backward_packed(*arrays),)
+    (qkv, cos, sin), rest = arrays[:3], arrays[3:]
+    d_query, d_key, d_value = _backward_on(platform, *_rotated(qkv, cos, sin), *rest, causal=False)
+    # The transpose of a rotation turns back.
+    back = rotate(d_query, cos, -sin), rotate(d_key, cos, -sin), d_value
+    return (jnp.stack(back, axis=2),)
+
+
+def _rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, ...]:
+    query, key, value = (jnp.squeeze(part, 2) for part in jnp.split(qkv, 3, axis=2))
+    return rotate(query, cos, sin), rotate(key, cos, sin), value
+
+
+def _primitive(
+    name: str, run_on: Callable[..., tuple[jax.Array, ...]], alike: tuple[int, ...] = ()
+) -> Primitive:
     """The forward or backward pass of one device, lowered to the form of each platform.
 
     Args:
       name: of the primitive.
-      run_form: `(form, *arrays, causal=…)` to results.
+      run_on: `(platform, *arrays, **parameters)` to results.
+      alike: the arrays that are the same for all sequences, without an axis for the batch.
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
 
-    def run(*arrays: jax.Array, causal: bool, platform: str) -> tuple[jax.Array, ...]:
-        chosen = FORMS[form(platform, arrays[0].shape, arrays[0].dtype)]
-        return run_form(chosen, *arrays, causal=causal)
-
     for platform in PLATFORMS:
-        rule = mlir.lower_fun(functools.partial(run, platform=platform), multiple_results=True)
+        rule = mlir.lower_fun(functools.partial(run_on, platform), multiple_results=True)
         mlir.register_lowering(primitive, rule, platform=platform)
-    rule = mlir.lower_fun(functools.partial(run, platform="other"), multiple_results=True)
+    plain = functools.partial(run_on, "other")
+    rule = mlir.lower_fun(plain, multiple_results=True)
     mlir.register_lowering(primitive, rule)
 
     @primitive.def_abstract_eval
-    def _(*arrays: Any, causal: bool) -> Any:
-        plain = functools.partial(run, causal=causal, platform="other")
-        return jax.make_jaxpr(plain)(*arrays).out_avals
+    def _(*arrays: Any, **parameters: Any) -> Any:
+        return jax.make_jaxpr(functools.partial(plain, **parameters))(*arrays).out_avals
 
     @functools.cache
-    def compiled(causal: bool) -> Callable[..., Any]:
-        return jax.jit(functools.partial(primitive.bind, causal=causal))
+    def compiled(**parameters: Any) -> Callable[..., Any]:
+        return jax.jit(functools.partial(primitive.bind, **parameters))
 
     @primitive.def_impl
-    def _(*arrays: jax.Array, causal: bool) -> Any:
+    def _(*arrays: jax.Array, **parameters: Any) -> Any:
         # Without `jit` this would come back here for ever.
         with jax.disable_jit(False):
-            return compiled(causal)(*arrays)
+            return compiled(**parameters)(*arrays)
 
-    def batched(arrays: Any, axes: Any, *, causal: bool) -> Any:
+    def batched(arrays: Any, axes: Any, **parameters: Any) -> Any:
         """`jax.vmap`: the new axis joins the batch."""
         size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
-        rows = [batching.bdim_at_front(x, axis, size) for x, axis in zip(arrays, axes, strict=True)]
-        results = primitive.bind(*(x.reshape(-1, *x.shape[2:]) for x in rows), causal=causal)
+
+        def joined(x: Any, axis: int | None) -> Any:
+            x = batching.bdim_at_front(x, axis, size)
+            return x.reshape(-1, *x.shape[2:])
+
+        rows = (
+            x if i in alike else joined(x, axis)
+            for i, (x, axis) in enumerate(zip(arrays, axes, strict=True))
+        )
+        results = primitive.bind(*rows, **parameters)
         return [x.reshape(size, -1, *x.shape[1:]) for x in results], [0] * len(results)
 
     batching.primitive_batchers[primitive] = batched
@@ -175,8 +241,8 @@ def _primitive(name: str, run_form: Callable[..., tuple[jax.Array, ...]]) -> Pri
 def _on_mesh(
     local: Callable[..., Any],
     plain: Callable[..., Any],
-    names: tuple[tuple[str, ...], ...],
-    out_names: tuple[tuple[str, ...], ...],
+    names: tuple[Axes, ...],
+    out_names: tuple[Axes, ...],
     *arrays: jax.Array,
 ) -> Any:
     """`local` on each device's share of batch and heads, by the mesh and the logical rules in context.
@@ -189,21 +255,21 @@ def _on_mesh(
       plain: the same function, in a form that the compiler splits.
       names: logical axes of each of `arrays`.
       out_names: logical axes of each result.
-      *arrays: the first is `[batch, length, heads, head_dim]`.
+      *arrays: the first has a batch and heads.
     """
     mesh = jax.sharding.get_abstract_mesh()
     free = {axis for axis in mesh.axis_names if axis not in mesh.manual_axes}
     if math.prod(mesh.shape[axis] for axis in free) == 1:
         return local(*arrays)
 
-    def mesh_axes(logical: tuple[str, ...]) -> list[tuple[str, ...]]:
+    def mesh_axes(logical: Axes) -> list[tuple[str, ...]]:
         entries = nn.logical_to_mesh_axes(logical) or ()
         named = ((entry,) if isinstance(entry, str) else entry or () for entry in entries)
         return [tuple(axis for axis in axes if axis in free) for axes in named]
 
-    batch, _, heads, _ = arrays[0].shape
-    for size, axes in zip((batch, heads), mesh_axes(("batch", "heads")), strict=True):
-        if size % math.prod(mesh.shape[axis] for axis in axes):
+    split = dict(zip(names[0], arrays[0].shape, strict=True))
+    for name, axes in zip(("batch", "heads"), mesh_axes(("batch", "heads")), strict=True):
+        if split[name] % math.prod(mesh.shape[axis] for axis in axes):
             return plain(*arrays)
     return jax.shard_map(
         lambda *arrays: tuple(local(*arrays)),  # a primitive returns a list
@@ -214,5 +280,7 @@ def _on_mesh(
     )(*arrays)
 
 
-_FORWARD = _primitive("attention_forward", _run_forward)
-_BACKWARD = _primitive("attention_backward", _run_backward)
+_FORWARD = _primitive("attention_forward", _forward_on)
+_BACKWARD = _primitive("attention_backward", _backward_on)
+_FORWARD_ROTATED = _primitive("rotated_attention_forward", _forward_rotated_on, alike=(1, 2))
+_BACKWARD_ROTATED = _primitive("rotated_attention_backward", _backward_rotated_on, alike=(1, 2))

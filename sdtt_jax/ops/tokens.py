@@ -12,35 +12,36 @@ from jax.typing import ArrayLike
 
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.parallel.processes import to_host
 
 
 def as_ids(ids: ArrayLike, num_ids: int, name: str = "tokens") -> Any:
-    """Whole numbers of any shape as int32.
+    """Whole numbers of any shape as int32, of NumPy's or JAX's.
 
     Args:
-      ids: numbers, on the host or on a device; what is traced by `jit` is taken at its word.
+      ids: numbers, on the host or on devices, where they stay; what `jit` traces is taken at its word.
       num_ids: how many ids there are.
       name: what errors call them.
 
     Raises:
       ConfigError: they are no whole numbers, or one of them is negative or not below `num_ids`.
     """
-    traced = isinstance(ids, jax.core.Tracer)
     try:
-        host: Any = ids if traced else to_host(ids)  # type: ignore[arg-type]
+        array: Any = ids if isinstance(ids, jax.Array) else np.asarray(ids)
     except ValueError:
         raise ConfigError(f"{name} must be one array; these rows differ in length.") from None
     require(
-        np.issubdtype(host.dtype, np.integer) or host.size == 0,
-        f"{name} must be whole numbers, not {host.dtype}; an id is an index into the vocabulary.",
+        np.issubdtype(array.dtype, np.integer) or array.size == 0,
+        f"{name} must be whole numbers, not {array.dtype}; an id is an index into the vocabulary.",
     )
-    if not traced and host.size:
-        wrong = next((n for n in (int(host.min()), int(host.max())) if not 0 <= n < num_ids), None)
+    if array.size and not isinstance(array, jax.core.Tracer):
+        # On the host, where nothing is compiled for it, unless it lies on other processes' devices too.
+        values = np.asarray(array) if getattr(array, "is_fully_addressable", True) else array
+        ends = int(values.min()), int(values.max())
+        wrong = next((end for end in ends if not 0 <= end < num_ids), None)
         require(
             wrong is None, f"{name}: there is no token {wrong}; ids are 0 … {num_ids - 1} here."
         )
-    return host.astype(np.int32)
+    return array.astype(np.int32)
 
 
 def as_rows(tokens: ArrayLike, num_ids: int, name: str = "tokens") -> Any:

@@ -6,8 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.causal.nll import causal_nll
+from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion.estimators import BoundConfig
-from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.diffusion.nelbo import nelbo
+from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.cloze import causal_scores, greedy_hits, suffix_bounds
 from sdtt_jax.evaluation.continuations import Continuation, Layout
@@ -30,16 +33,20 @@ NOISY = {
     "logits": MODEL.logits,
     "log_probs": MODEL.log_probs,
     "denoise": lambda x: MODEL.denoise(KEY, x, STEPS).x,
+    "sample": lambda x: sample(MODEL.diffusion, MODEL.params, KEY, x, STEPS)[0].x,
     "states": lambda x: list(MODEL.states(KEY, x, STEPS))[-1].x,
     "batches": lambda x: join([write() for write in MODEL.batches(KEY, x, STEPS)]).tokens,
 }
 CLEAN = {
     "score": lambda x: MODEL.score(x, KEY),
+    "nelbo": lambda x: nelbo(MODEL.diffusion, MODEL.params, x, KEY),
     "bounds": lambda x: join(
         [bounds() for bounds in text_bounds(MODEL, x, KEY, ONE, batch_size=2)]
     ),
     "causal logits": JUDGE.logits,
     "causal log_probs": JUDGE.log_probs,
+    "causal_nll": lambda x: causal_nll(NETWORK, JUDGE.params, x, 0),
+    "generate": lambda x: generate(NETWORK, JUDGE.params, KEY, prompt=x, num_tokens=2),
     "continued": lambda x: join([write() for write in JUDGE.batches(KEY, x, 2)]).tokens,
 }
 ON_THE_HOST = ("batches", "bounds", "continued")

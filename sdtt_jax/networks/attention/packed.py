@@ -1,0 +1,308 @@
+"""Rotation and attention in one TPU kernel, on query, key and value as a projection leaves them in memory.
+
+Between a projection and a kernel that wants `[heads, length, head_dim]` stand splits, rotations and
+transposes, each of which reads and writes whole arrays, and heads of 64 features fill half of each tile of
+128. Here one program takes a strip of `lcm(head_dim, 128)` features, one or several heads, of query, key and
+value, rotates it, and computes the scores of its heads in fast memory. All keys are there at once, so that
+the softmax is plain.
+
+Scores lie as `[keys, queries]`: sums over keys then add whole registers, and what belongs to a query is a
+row of them.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+LANES = 128
+# Queries of one turn: their [keys, queries] arrays in float32 are 1 MB each at length 1024, and the gradient
+# has four of them.
+ROWS = 256
+# The longest sequence and the largest strip whose arrays fit into the 16 MB that a kernel is given.
+LONGEST = 2048
+LARGEST = 1024 * 384
+FORWARD, BACKWARD = "packed_attention_forward", "packed_attention_backward"
+
+
+def packed_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
+    """Whether there is a kernel for `[batch, length, heads, head_dim]` of `dtype`."""
+    _, length, heads, head_dim = shape
+    strip = math.lcm(head_dim, LANES)
+    return (
+        dtype == jnp.bfloat16
+        and length % LANES == 0
+        and length <= LONGEST
+        and length * strip <= LARGEST
+        and heads * head_dim % strip == 0
+    )
+
+
+def forward_packed(
+    qkv: jax.Array, cos: jax.Array, sin: jax.Array, *, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of rotated queries and keys, and its log-sum-exp.
+
+    Args:
+      qkv: `[batch, length, 3, heads, head_dim]`.
+      cos, sin: `[length, head_dim // 2]` float32, from `rotary_tables`.
+      interpret: run anywhere, slowly.
+
+    Returns:
+      `mixed: [batch, length, heads, head_dim]`, `lse: [batch, heads, length]` float32.
+    """
+    batch, length, _, heads, head_dim = qkv.shape
+    width = math.lcm(head_dim, LANES)
+    strips = heads * head_dim // width
+    mixed, lse = _call(
+        functools.partial(_forward_kernel, head_dim=head_dim),
+        FORWARD,
+        (*_tables(cos, sin, width), _strips(qkv)),
+        ("table", "table", "strip"),
+        (
+            jax.ShapeDtypeStruct((batch, length, heads * head_dim), qkv.dtype),
+            jax.ShapeDtypeStruct((batch, strips, heads // strips, length), jnp.float32),
+        ),
+        ("rows", "statistics"),
+        scratch=[((2, length, width), qkv.dtype)],
+        products=2,
+        interpret=interpret,
+    )
+    return mixed.reshape(batch, length, heads, head_dim), lse.reshape(batch, heads, length)
+
+
+def backward_packed(
+    qkv: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    mixed: jax.Array,
+    lse: jax.Array,
+    gradient: jax.Array,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """The gradient of `forward_packed` with respect to `qkv`, from its arguments and results.
+
+    Seven arrays in, since that is what a gradient of attention needs.
+
+    Args:
+      qkv, cos, sin: its arguments.
+      mixed, lse: its results.
+      gradient: `[batch, length, heads, head_dim]`, of `mixed`.
+      interpret: run anywhere, slowly.
+    """
+    batch, length, _, heads, head_dim = qkv.shape
+    width = math.lcm(head_dim, LANES)
+    strips = heads * head_dim // width
+    flat = (batch, length, heads * head_dim)
+    (d_qkv,) = _call(
+        functools.partial(_backward_kernel, head_dim=head_dim),
+        BACKWARD,
+        (
+            *_tables(cos, sin, width),
+            _strips(qkv),
+            mixed.reshape(flat),
+            gradient.astype(qkv.dtype).reshape(flat),
+            lse.reshape(batch, strips, heads // strips, length),
+        ),
+        ("table", "table", "strip", "rows", "rows", "statistics"),
+        (jax.ShapeDtypeStruct((3, *flat), qkv.dtype),),
+        ("strip",),
+        scratch=[((2, length, width), qkv.dtype), ((2, length, width), jnp.float32)],
+        products=5,
+        interpret=interpret,
+    )
+    return jnp.moveaxis(d_qkv, 0, 2).reshape(qkv.shape)
+
+
+def _forward_kernel(
+    cos: Any, sin: Any, qkv: Any, mixed: Any, lse: Any, rotated: Any, *, head_dim: int
+) -> None:
+    rows, _ = _rotate_once(cos, sin, qkv, rotated, mixed.shape[0], head_dim)
+    columns = []
+    for head in range(qkv.shape[-1] // head_dim):
+        lanes = slice(head * head_dim, (head + 1) * head_dim)
+        value = qkv[2, :, lanes]
+        scores = _dot(rotated[1, :, lanes], rotated[0, rows, lanes], 1, 1)
+        largest = scores.max(axis=0, keepdims=True)
+        unscaled = jnp.exp(scores - largest)
+        total = unscaled.sum(axis=0, keepdims=True)
+        lse[head : head + 1, :] = largest + jnp.log(total)
+        columns.append(_dot(value, unscaled.astype(value.dtype), 0, 0) / total)
+    mixed[...] = jnp.concatenate(columns).T.astype(mixed.dtype)
+
+
+def _backward_kernel(
+    cos: Any,
+    sin: Any,
+    qkv: Any,
+    mixed: Any,
+    gradient: Any,
+    lse: Any,
+    d_qkv: Any,
+    rotated: Any,
+    sums: Any,
+    *,
+    head_dim: int,
+) -> None:
+    from jax.experimental import pallas as pl
+
+    rows, turn = _rotate_once(cos, sin, qkv, rotated, mixed.shape[0], head_dim)
+
+    @pl.when(turn == 0)
+    def _() -> None:
+        sums[...] = jnp.zeros_like(sums)
+
+    dtype, slope = qkv.dtype, gradient[...]
+    # What the softmax's gradient subtracts, the sums of W · dW, as a row for each head.
+    products = (mixed[...].astype(jnp.float32) * slope.astype(jnp.float32)).T
+    columns = []
+    for head in range(qkv.shape[-1] // head_dim):
+        lanes = slice(head * head_dim, (head + 1) * head_dim)
+        query, key = rotated[0, rows, lanes], rotated[1, :, lanes]
+        weights = jnp.exp(_dot(key, query, 1, 1) - lse[head : head + 1, :])
+        d_weights = _dot(qkv[2, :, lanes], slope[:, lanes], 1, 1)
+        delta = products[lanes].sum(axis=0, keepdims=True)
+        d_scores = (weights * (d_weights - delta)).astype(dtype)
+        sums[0, :, lanes] += _dot(d_scores, query, 1, 0)
+        sums[1, :, lanes] += _dot(weights.astype(dtype), slope[:, lanes], 1, 0)
+        columns.append(_dot(key, d_scores, 0, 0) * head_dim**-0.5)
+    d_query = _rotate(jnp.concatenate(columns).T, cos[rows], -sin[rows], head_dim)
+    d_qkv[0, rows] = d_query.astype(dtype)
+
+    @pl.when(turn == pl.num_programs(2) - 1)
+    def _() -> None:
+        for part in _parts(cos, mixed.shape[0]):
+            d_key = _rotate(sums[0, part], cos[part], -sin[part], head_dim)
+            d_qkv[1, part] = d_key.astype(dtype)
+            d_qkv[2, part] = sums[1, part].astype(dtype)
+
+
+def _rotate_once(
+    cos: Any, sin: Any, qkv: Any, rotated: Any, rows: int, head_dim: int
+) -> tuple[Any, Any]:
+    """Rotates a strip's query and key in its first turn; the rows of this turn, and its number.
+
+    The query is scaled too, after rounding, as in the other forms.
+    """
+    from jax.experimental import pallas as pl
+
+    turn = pl.program_id(2)
+
+    @pl.when(turn == 0)
+    def _() -> None:
+        for part in _parts(cos, rows):
+            for i, scale in ((0, head_dim**-0.5), (1, 1.0)):
+                x = _rotate(qkv[i, part].astype(jnp.float32), cos[part], sin[part], head_dim)
+                x = x.astype(qkv.dtype).astype(jnp.float32) * scale
+                rotated[i, part] = x.astype(qkv.dtype)
+
+    return pl.ds(pl.multiple_of(turn * rows, rows), rows), turn
+
+
+def _parts(table: Any, rows: int) -> list[slice]:
+    """All rows of a strip, some at a time: what is made on the way of a whole strip would not fit."""
+    return [slice(start, start + rows) for start in range(0, table.shape[0], rows)]
+
+
+def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, head_dim: int) -> jax.Array:
+    """`rotate` of heads side by side, `[length, width]` float32; `sin` has its sign from `_tables`."""
+    from jax.experimental.pallas import tpu
+
+    half, width = head_dim // 2, x.shape[-1]
+    lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    first = lane % head_dim < half
+    across = jnp.where(first, tpu.roll(x, width - half, 1), tpu.roll(x, half, 1))
+    return x * cos + across * sin
+
+
+def _dot(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
+    axes = (((left_axis,), (right_axis,)), ((), ()))
+    exact = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
+    return jax.lax.dot_general(
+        left, right, axes, precision=exact, preferred_element_type=jnp.float32
+    )
+
+
+def _tables(cos: jax.Array, sin: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+    """Tables for a strip, `[length, width]`; the sine of a head's first half is negative."""
+    heads = width // (2 * cos.shape[1])
+    return jnp.tile(cos, 2 * heads), jnp.tile(jnp.concatenate([-sin, sin], axis=1), heads)
+
+
+def _strips(qkv: jax.Array) -> jax.Array:
+    """`[batch, length, 3, heads, head_dim]` → `[3, batch, length, heads * head_dim]`."""
+    return jnp.moveaxis(qkv.reshape(*qkv.shape[:3], -1), 2, 0)
+
+
+def _call(
+    kernel: Callable[..., None],
+    name: str,
+    arrays: tuple[jax.Array, ...],
+    kinds: tuple[str, ...],
+    results: tuple[jax.ShapeDtypeStruct, ...],
+    result_kinds: tuple[str, ...],
+    *,
+    scratch: list[tuple[tuple[int, ...], Any]],
+    products: int,
+    interpret: bool,
+) -> Any:
+    """Runs a kernel over batch, strips and turns of queries.
+
+    All that Pallas wants to know of the two kernels is here, hence so many arguments.
+
+    Args:
+      kernel: of references to the blocks of `arrays` and `results`, and to the scratch arrays.
+      name: of the kernel in profiles and compiled programs.
+      arrays: the first is a table.
+      kinds: of each of `arrays`: "table" `[length, width]`, "strip" `[3, batch, length, features]`, "rows"
+        `[batch, length, features]` or "statistics" `[batch, strips, heads of a strip, length]`.
+      results: shapes and dtypes.
+      result_kinds: of each of `results`.
+      scratch: shapes and dtypes.
+      products: `[length, length]` products of each head.
+      interpret: run anywhere, slowly.
+    """
+    # Imported here, since importing Pallas takes longer than all else of this package.
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu
+
+    length, width = arrays[0].shape
+    _, batch, _, features = arrays[kinds.index("strip")].shape
+    largest = min(ROWS if width == LANES else LANES, length)
+    rows = next(size for size in range(largest, 0, -LANES) if length % size == 0)
+
+    def block(kind: str, x: Any) -> Any:
+        match kind:
+            case "table":
+                # Read once, so that a second buffer would lie idle.
+                once = pl.Buffered(1)
+                return pl.BlockSpec((length, width), lambda *_: (0, 0), pipeline_mode=once)
+            case "strip":
+                return pl.BlockSpec((3, None, length, width), lambda b, s, _: (0, b, 0, s))
+            case "rows":
+                return pl.BlockSpec((None, rows, width), lambda b, s, r: (b, r, s))
+        return pl.BlockSpec((None, None, x.shape[2], rows), lambda b, s, r: (b, s, 0, r))
+
+    everything: list[Any] = [*arrays, *results]
+    return pl.pallas_call(
+        kernel,
+        name=name,
+        grid=(batch, features // width, length // rows),
+        in_specs=[block(*pair) for pair in zip(kinds, arrays, strict=True)],
+        out_specs=[block(*pair) for pair in zip(result_kinds, results, strict=True)],
+        out_shape=list(results),
+        scratch_shapes=[tpu.VMEM(shape, dtype) for shape, dtype in scratch],
+        compiler_params=tpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary")
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * products * batch * features * length**2,
+            transcendentals=batch * features // width * length**2,
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in everything),
+        ),
+        interpret=interpret,
+    )(*arrays)

@@ -1,0 +1,134 @@
+"""Paths that users give, and files of text and JSON. Oracles: a home; what was written."""
+
+import json
+import os
+
+import pytest
+
+from experiments.cli.app import output_file, parse_flags, with_config_files
+from experiments.settings import check_overrides
+from sdtt_jax.data import DataConfig, DataInfo, load_tokenizer, train_tokenizer
+from sdtt_jax.data.config import TokenizerConfig
+from sdtt_jax.data.corpora import documents
+from sdtt_jax.data.tokenizer import save_tokenizer
+from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.evaluation.record import Record
+from sdtt_jax.evaluation.tasks import read_task
+from sdtt_jax.evaluation.texts import read_texts
+from sdtt_jax.paths import (
+    absolute,
+    as_path,
+    parse_json,
+    read_json,
+    text_lines,
+    write_json,
+)
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home, and a working directory in which nothing must appear."""
+    place, here = tmp_path / "home", tmp_path / "here"
+    place.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(place))
+    monkeypatch.chdir(here)
+    yield place
+    assert [path.name for path in here.iterdir()] == []
+
+
+def test_a_tilde_is_the_home_and_nothing_else_is(home, tmp_path):
+    assert as_path("~") == home
+    assert as_path("~/runs/x") == absolute("~/runs/x") == home / "runs" / "x"
+    assert as_path(home / "~" / "x") == home / "~" / "x"
+    assert os.fspath(as_path("a~/~b")) == "a~/~b"
+    # A name that begins with a tilde stays itself, however often it goes through the door.
+    named = tmp_path / "here" / "~x"
+    assert as_path(as_path("./~x")) == named
+    # The superuser has a home on every machine.
+    assert as_path("~root/x") == as_path("~root") / "x" != "~root/x"
+    with pytest.raises(ConfigError, match=r"~nobody-here/x: there is no home ~nobody-here"):
+        as_path("~nobody-here/x")
+
+
+def test_a_bucket_has_no_homes(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    assert os.fspath(as_path("gs://bucket/~/x")) == "gs://bucket/~/x"
+    with pytest.raises(ConfigError, match="file:// is not known"):
+        as_path("file://~/x")
+
+
+def test_every_door_takes_a_tilde(home):
+    """The library's readers and writers, the flags and the config fields; nothing goes to `./~`."""
+    (home / "x.jsonl").write_text('{"text": "a b"}\n', "utf-8")
+    assert list(documents(DataConfig("~/x.jsonl"))) == ["a b"]
+    assert read_task("lambada", "~/x.jsonl")[0].suffix == " b"
+    tokenizer = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+    assert len(list(read_texts("~/x.jsonl", tokenizer, tokenizer.vocab_size))) == 1
+    (home / "tokenizer").mkdir()
+    save_tokenizer(tokenizer, "~/tokenizer")
+    assert load_tokenizer("~/tokenizer").digest == tokenizer.digest
+    write_json("~/new/y.json", [1])
+    assert read_json("~/new/y.json") == [1]
+    assert Record("~/r.json", {"digest": "0"}).path == home / "r.json"
+    assert output_file("~/out/z.json") == home / "out" / "z.json"
+    assert (home / "out").is_dir()
+
+
+def test_config_files_are_named_like_all_files(home):
+    (home / "c.py").write_text("", "utf-8")
+    given = ["run", "--config=~/c.py", "-spec", "~/c.py", "--prompt=~/c.py", "~/c.py"]
+    expanded = [*given[:1], f"--config={home}/c.py", "-spec", f"{home}/c.py", *given[4:]]
+    assert with_config_files(given) == expanded
+    check_overrides(given[:2])
+
+
+def test_a_command_line_that_is_no_text_ends_in_one_line(capsys):
+    """Linux lets bytes that are not UTF-8 stand there; Python makes halves of surrogate pairs of them."""
+    with pytest.raises(SystemExit) as stop:
+        parse_flags(["sample", "--prompt=a\udcff"], None)
+    assert stop.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "half of a surrogate pair" in line
+
+
+def test_lines_end_at_a_line_feed_alone(tmp_path):
+    path = tmp_path / "x.jsonl"
+    values = ["one\u2028two\u0085\u2029three\x1c\x1d\x1e\x0b\x0c", "a\r\nb"]
+    lines = [json.dumps(value, ensure_ascii=False).encode() for value in values]
+    path.write_bytes(BOM + lines[0] + b"\r\n\n \t\n" + lines[1])
+    found = {where: parse_json(line, where) for where, line in text_lines(path)}
+    assert found == {f"{path}, line 1": values[0], f"{path}, line 4": values[1]}
+
+
+def test_json_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(BOM + b'{"a": "\\ud83d\\ude00 \\\\ud800"}')
+    assert read_json(path) == {"a": "\U0001f600 \\ud800"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a":\n 1,}', r"x\.json is not JSON \(.* at line 2, column 4\)"),
+        (b'{"a": "\xff"}', r"x\.json is not JSON \(.*can't decode byte 0xff"),
+        (b'["\\uD83D"]', r"x\.json is not JSON \(it holds half of a surrogate pair"),
+        (b'{"\\udc00": 1}', "half of a surrogate pair"),
+        (b"9" * 5000, "4300 digits"),
+        (b"[" * 100_000, "recursion"),
+        (b"", "Expecting value at column 1"),
+    ],
+)
+def test_what_is_no_json_is_named_with_the_reason(tmp_path, content, message):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_json(path)
+
+
+def test_an_info_written_before_files_were_counted_is_read():
+    facts = dict.fromkeys(DataInfo.__dataclass_fields__, 1)
+    del facts["files"]
+    assert DataInfo(**facts).files == ""
