@@ -143,7 +143,8 @@ def generations(
     """How contexts go on: each up to its end, or to the first of its `until` strings.
 
     What is drawn depends on the context's ids, and on how many equal requests came before, so that repeats
-    of one differ; other requests do not matter. Settings that cannot be honoured are warned of once.
+    of one differ (greedy ones do not); other requests do not matter. Settings that cannot be honoured are
+    warned of once.
 
     Args:
       model: with a tokenizer; a denoiser fills the positions behind the context in `options.num_steps` steps.
@@ -168,7 +169,7 @@ def generations(
         short += request.count is not None and count < asked
         same = (ids.tobytes(), request)
         draw = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(same[0])), repeats[same])
-        repeats[same] += 1
+        repeats[same] += not request.filters.greedy
         start = np.concatenate([[tokenizer.bos_id], ids[len(ids) - kept :]]).astype(np.int32)
         tokens = _continued(model, draw, start, count, request.filters, options.num_steps)
         ends = np.flatnonzero(np.isin(tokens, (tokenizer.bos_id, tokenizer.eos_id)))
