@@ -104,6 +104,8 @@ class Run:
             "model": to_mapping(network.config),
             "schedule": to_mapping(self.config.schedule),
             "data": self.info.fingerprint,
+            "tokenizer": self.tokenizer.digest,
+            "begins_with_bos": self.config.data.wrap,
         }
         save_params(final(folder), params, meta | facts)
 

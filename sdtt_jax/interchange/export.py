@@ -50,6 +50,7 @@ def export_orbax(model: Model | CausalModel, directory: PathLike) -> list[Path]:
     """
     directory, tokenizer = as_path(directory), model.text_tokenizer
     facts = {name: value for name, value in model.facts.items() if name != "path"}
+    facts["tokenizer"] = tokenizer.digest
     save_params(directory / FINAL, model.params, facts | {"model": to_mapping(model.config)})
     (directory / "tokenizer").mkdir(parents=True)
     save_tokenizer(tokenizer, directory / "tokenizer")
@@ -69,14 +70,16 @@ def reference_config(model: Model | CausalModel) -> dict[str, Any]:
     }
     kind: dict[str, Any] = {"parameterization": "ar"}
     if isinstance(model, Model):
-        sizes["cond_dim"] = model.config.cond_dim
+        sizes["cond_dim"], schedule = model.config.cond_dim, dict(model.facts["schedule"])
         kind = {
             "parameterization": "subs",
             "time_conditioning": model.config.time_conditioned,
-            "noise": {"type": model.facts["schedule"]["kind"].replace("-", "")},
+            "noise": {"type": schedule.pop("kind").replace("-", "")}
+            | {name: value for name, value in schedule.items() if value is not None},
         }
     return {
         "config": {"model": sizes, **kind},
+        "begins_with_bos": bool(model.facts.get("begins_with_bos")),
         "vocab_size": c.vocab_size + 1,
         "mask_index": c.mask_id,
     }

@@ -97,11 +97,14 @@ class Model(Loaded):
     ) -> Tokens:
         """Texts `[num_samples, L]` int32; `tokenizer.decode` turns a row into text.
 
+        Its arguments are many because they are what `experiments.sample` has flags for; few are needed.
+
         Args:
           key: PRNG key; batch i is drawn with `fold_in(key, i)`.
           num_samples: how many.
           num_steps: reverse steps.
-          prompt: text that the samples begin with, one for all or one for each, of any lengths.
+          prompt: text that the samples begin with, behind `first_token` where there is one; one for all or
+            one for each, of any lengths.
           infill: text with gaps, "[12]" for 12 tokens; one for all or one for each.
           stop_at_eos: what follows the first EOS of a text becomes EOS too.
           batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows. Part of what
@@ -153,8 +156,21 @@ class Model(Loaded):
         rows = to_host(as_rows(x_init, self.mask_id + 1))
         return batched(write, self.params, rows, batch_size)
 
+    @property
+    def first_token(self) -> int | None:
+        """BOS where every sequence of the training began with it, as published models' did; else None.
+
+        A text that is given then stands behind it, as the reference's README has it: a network that has
+        always seen BOS at position 0 knows no text there.
+        """
+        if self.tokenizer is None or not self.facts.get("begins_with_bos"):
+            return None
+        return self.tokenizer.bos_id
+
     def prior(self, num_samples: int, prompt: Texts = None, infill: Texts = None) -> Tokens:
         """Where generation starts: `[num_samples, L]` int32, MASK but for the text that is given.
+
+        What is given stands behind `first_token` where there is one; without it all is MASK.
 
         Args:
           num_samples: how many.
@@ -165,8 +181,14 @@ class Model(Loaded):
         length = self.config.length
         if prompt is None and infill is None:
             return prior_sample(num_samples, length, self.mask_id)
-        given = given_batch(self.text_tokenizer, length, num_samples, prompt, infill)
-        return prior_sample(num_samples, length, self.mask_id, *map(jnp.asarray, given))
+        bos = self.first_token
+        room = length if bos is None else length - 1
+        tokens, fixed = given_batch(self.text_tokenizer, room, num_samples, prompt, infill)
+        if bos is not None:
+            tokens, fixed = np.insert(tokens, 0, bos, axis=1), np.insert(fixed, 0, True, axis=1)
+        return prior_sample(
+            num_samples, length, self.mask_id, jnp.asarray(tokens), jnp.asarray(fixed)
+        )
 
     def denoise(self, key: Key, x_init: ArrayLike, config: SamplerConfig) -> SamplerState:
         """Fills MASK positions in one batch.
