@@ -104,6 +104,8 @@ class Model(Loaded):
     ) -> Tokens:
         """Texts `[num_samples, L]` int32; `tokenizer.decode` turns a row into text.
 
+        Its arguments are many because they are what `experiments.sample` has flags for; few are needed.
+
         Args:
           key: PRNG key; batch i is drawn with `fold_in(key, i)`.
           num_samples: how many.
