@@ -70,14 +70,7 @@ def main(argv: Sequence[str]) -> None:
     )
     first = processes.is_first()
     if first:
-        given = _PROMPT.value or (), _INFILL.value or ()
-        for note in reading_notes(model.text_tokenizer, *given):
-            print(note, file=sys.stderr)
-        devices = "" if model.mesh is None else f" on {model.mesh.size} devices"
-        print(
-            f"{model.facts['path']}: {config.num_steps} steps, {model.config.length} tokens{devices}",
-            file=sys.stderr,
-        )
+        _announce(model, config)
     with json_lines(file) as write:
         for line in _written(model, x_init, sampling, config):
             if first and not _WATCH.value:
@@ -110,6 +103,17 @@ def _written(
         facts = {"num_steps": config.num_steps, "nfe": int(nfe[0]), "seconds": seconds}
         for row in tokens:
             yield {"text": tokenizer.decode(row), "tokens": row.tolist()} | facts
+
+
+def _announce(model: Model, config: SamplerConfig) -> None:
+    """On stderr: each text whose reading differs from what was typed, and what is sampled with what."""
+    for note in reading_notes(model.text_tokenizer, _PROMPT.value or (), _INFILL.value or ()):
+        print(note, file=sys.stderr)
+    devices = "" if model.mesh is None else f" on {model.mesh.size} devices"
+    print(
+        f"{model.facts['path']}: {config.num_steps} steps, {model.config.length} tokens{devices}",
+        file=sys.stderr,
+    )
 
 
 def _texts(given: list[str] | None) -> str | list[str] | None:
