@@ -75,6 +75,8 @@ def rolling_log_likelihoods(
     for owner, text in enumerate(texts):
         ids = model.text_tokenizer.encode(text)
         require(len(ids) > 0, f"text {owner} has no tokens; nothing is to score.")
+        known = model.text_tokenizer.reads(text, ids)
+        require(known, f"text {owner} {model.text_tokenizer.reads_nothing}.")
         for start in range(0, len(ids), room):
             windows.append(Continuation(ids[:0], ids[start : start + room]))
             owners.append(owner)

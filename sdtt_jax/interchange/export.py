@@ -9,7 +9,7 @@ import numpy as np
 from sdtt_jax.checkpoints.store import save_params
 from sdtt_jax.config import to_mapping
 from sdtt_jax.data.tokenizer import save_tokenizer
-from sdtt_jax.errors import ConfigError
+from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE
 from sdtt_jax.interchange.layouts import LAYOUTS
 from sdtt_jax.interchange.load import FINAL
@@ -26,8 +26,16 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
 
     A model that came in a published layout goes out under the same names and dtype, bit for bit, with the
     config that it came with (if it came with one).
+
+    Raises:
+      CheckpointError: the reference has no such network.
     """
     directory, facts = as_path(directory), model.facts
+    if facts["kind"] not in LAYOUTS:
+        raise CheckpointError(
+            f"{facts['path']} holds a {facts['kind']!r} network, which sees noise; the reference's format "
+            "has no place for its noise network. Export it as orbax."
+        )
     params = jax.tree.map(np.asarray, model.params)
     table = LAYOUTS[facts["kind"]].table(model.config)
     tensors = write_params(table, params, facts.get("prefix", HUB_PREFIX))

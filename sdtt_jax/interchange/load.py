@@ -242,7 +242,8 @@ def _delivered(path: Path) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"There is no checkpoint at {path}.")
     rounds = sorted((path / "rounds").glob(f"*/{FINAL}"), reverse=True)
-    for candidate in (path, *rounds, path / "teacher" / FINAL, path / FINAL):
+    numbered = sorted(path.glob(f"[0-9][0-9]/{FINAL}"), reverse=True)
+    for candidate in (path, *rounds, path / "teacher" / FINAL, path / FINAL, *numbered):
         if all((candidate / part).is_dir() for part in PARTS):
             return candidate
     raise CheckpointError(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sdtt_jax.config import whole
+from sdtt_jax.config import require, whole
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import subs_log_probs
 from sdtt_jax.diffusion.nelbo import nelbo
@@ -79,6 +79,13 @@ class Model(Loaded):
         log_probs = subs_log_probs(self.logits(x_t, sigma), x_t, self.mask_id)
         return jnp.where(log_probs > 0.5 * NEG_INFINITY, log_probs, -jnp.inf)
 
+    def require_likelihood(self) -> None:
+        """Raises `ConfigError` if the network is a function of noise, not a distribution."""
+        require(
+            self.diffusion.noise_levels is None,
+            f"{self.facts['path']} is a function of its noise and has no likelihood; judge its samples.",
+        )
+
     def noisy(self, x_t: ArrayLike) -> jax.Array:
         """`x_t: [B, L]`, MASK or tokens, in its place; `ConfigError` if it is something else."""
         return self.placed(as_rows(x_t, self.mask_id + 1))
@@ -96,6 +103,8 @@ class Model(Loaded):
         **options: Any,
     ) -> Tokens:
         """Texts `[num_samples, L]` int32; `tokenizer.decode` turns a row into text.
+
+        Its arguments are many because they are what `experiments.sample` has flags for; few are needed.
 
         Args:
           key: PRNG key; batch i is drawn with `fold_in(key, i)`.
@@ -254,6 +263,7 @@ class Model(Loaded):
           (2,)
         """
         whole(1, num_samples=num_samples)
+        self.require_likelihood()
         tokens = self.placed(as_rows(tokens, self.mask_id))
         with self.on_mesh():
             estimates = [
