@@ -10,6 +10,11 @@ divergences and optimizer as on text, and compared with the optimum (a few minut
 
   python -m experiments.exact --train --output=runs/exact
 
+With --floor, the best students there can be whose tokens are independent given a partly masked
+text, and mixtures of them, at each of --calls (a few minutes on 2 cores):
+
+  python -m experiments.exact --floor --calls=1,2,4 --output=runs/exact
+
 With --distillers, the distillers that are named stand beside it in results.json, by both KLs, total variation
 and entropy at each of --calls; those that see noise are trained:
 
@@ -21,19 +26,24 @@ step size of each round.
 """
 
 import dataclasses
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+from rich.console import Console
 
 from experiments.cli.app import check_flags, run_app
+from experiments.cli.measures import measures_table
 from sdtt_jax.config import choose, require
 from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.laboratory.coupled import CoupledStudentConfig
 from sdtt_jax.laboratory.distillers import DISTILLERS, Asked, measure_distillers
+from sdtt_jax.laboratory.floor import find_floor
 from sdtt_jax.laboratory.optimum import OPTIMA
 from sdtt_jax.laboratory.record import Record, Truth, closed_form, train_beside
+from sdtt_jax.laboratory.search import SearchConfig
 from sdtt_jax.laboratory.student import StudentConfig
 from sdtt_jax.laboratory.world import World, load_world, sticky_world
 from sdtt_jax.paths import as_path, write_json
@@ -42,6 +52,7 @@ from sdtt_jax.reporting.picture import write_exact
 from sdtt_jax.training.loop import Interrupted
 
 _DEFAULT, _COUPLED = StudentConfig(), CoupledStudentConfig()
+_WIDTH = 120  # of the table in a log
 
 
 def parse_divergences(text: str) -> tuple[str, ...]:
@@ -69,6 +80,14 @@ def parse_calls(texts: Sequence[str]) -> tuple[int, ...]:
     good = all(text.strip().isdecimal() and int(text) > 0 for text in texts) and len(texts) > 0
     require(good, f"--calls={','.join(texts)} must be positive whole numbers, with commas.")
     return tuple(dict.fromkeys(int(text) for text in texts))
+
+
+def parse_mixtures(texts: Sequence[str]) -> tuple[int, ...]:
+    """The sizes of mixtures that --mixtures names; none if it is empty."""
+    sizes = [text.strip() for text in texts if text.strip()]
+    good = all(text.isdecimal() and int(text) > 1 for text in sizes)
+    require(good, f"--mixtures={','.join(texts)} must be whole numbers from 2, with commas.")
+    return tuple(dict.fromkeys(int(text) for text in sizes))
 
 
 def round_dts(world: World, rounds: int | None) -> tuple[float, ...]:
@@ -101,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
     world = load_world(values.world) if values.world else sticky_world()
     dts = round_dts(world, values.rounds)
     distillers = parse_distillers(values.distillers, train=values.train)
-    calls = parse_calls(values.calls)
+    calls, mixtures = parse_calls(values.calls), parse_mixtures(values.mixtures)
     coupled = CoupledStudentConfig(num_steps=values.coupled_steps, seed=values.seed)
     config = StudentConfig(
         copy_steps=values.copy_steps, steps_per_round=values.steps_per_round, seed=values.seed
@@ -113,6 +132,11 @@ def main(argv: Sequence[str]) -> None:
     truth = Truth.of(world)
     record, optima = closed_form(truth, divergences, dts, _print)
     paths = write(record, as_path(values.output))
+    if values.floor:
+        starts = {divergence: rounds[-1] for divergence, rounds in optima.items()}
+        search = SearchConfig(seed=values.seed)
+        record |= find_floor(truth, calls, starts, mixtures, search, make_progress, _print)
+        paths = write(record, as_path(values.output))
     if values.train or distillers:
         try:
             # Distillers that are named are all that is trained.
@@ -124,13 +148,13 @@ def main(argv: Sequence[str]) -> None:
                 record["distillers"] = measure_distillers(distillers, asked)
                 seconds = time.monotonic() - began
                 record["coupled_training"] = dataclasses.asdict(coupled) | {"seconds": seconds}
-                _print_distillers(record["distillers"])
         except Interrupted as stop:
             raise UserError(
                 "Stopped while training; what was computed exactly is in --output. Repeat the "
                 "command to train again from the start."
             ) from stop
         paths = write(record, as_path(values.output))
+    Console(width=None if sys.stdout.isatty() else _WIDTH).print(measures_table(record, calls))
     _print("\n".join(str(path) for path in paths))
 
 
@@ -149,20 +173,17 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "distillers", [], f"Distillers to measure beside the optima, of {', '.join(DISTILLERS)}."
     )
-    flags.DEFINE_list("calls", ["1", "2", "4", "8"], "Network calls that distillers are given.")
+    flags.DEFINE_list(
+        "calls", ["1", "2", "4", "8"], "Network calls of floors, distillers and the table."
+    )
+    flags.DEFINE_boolean(
+        "floor", False, "Also search for the best factorised students there can be."
+    )
+    flags.DEFINE_list("mixtures", ["4"], "Sizes of the mixtures of such students, from 2, or none.")
     flags.DEFINE_integer(
         "coupled_steps", _COUPLED.num_steps, "Training steps of a noise-coupled student."
     )
     flags.DEFINE_integer("seed", _DEFAULT.seed, "Seed of parameters, batches and draws.")
-
-
-def _print_distillers(distillers: dict[str, dict[str, dict[str, float]]]) -> None:
-    for name, by_calls in distillers.items():
-        parts = (
-            f"{calls}: {measures['kl']:.3f} and {measures['kl_reverse']:.3f}"
-            for calls, measures in by_calls.items()
-        )
-        _print(f"{name}: KL in nats, to the language and from it, by calls: {'; '.join(parts)}")
 
 
 def _print(message: str) -> None:

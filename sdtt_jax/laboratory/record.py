@@ -56,7 +56,7 @@ class Truth:
         return cls(world, teacher, evidence, state_probabilities(world, evidence))
 
     def measures(self, predictions: Array, steps: Sequence[int] = STEPS) -> Record:
-        """Perplexity, entropy and KL of samples from `predictions` by number of steps.
+        """`Measures` of samples from `predictions` by number of steps.
 
         As many steps as a sequence has tokens are always among them.
         """

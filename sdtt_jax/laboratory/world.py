@@ -103,6 +103,8 @@ class Measures(NamedTuple):
     perplexity: float  # exp of the cross-entropy under the chain, per token
     entropy: float  # of the samples' joint distribution, nats per token
     kl: float  # KL(samples || chain) of whole sequences, nats
+    kl_reverse: float  # KL(chain || samples) of whole sequences, nats
+    tv: float  # total variation between the two, half the sum of absolute differences
 
 
 def sticky_world() -> World:
@@ -259,15 +261,21 @@ def sample_distribution(sums: Array, num_steps: int) -> Array:
     The grid is uniform in t, from 1 to 0, so a position still masked at step j = 0 … n - 1 is
     revealed there with probability 1 / (n - j).
     """
-    length = len(sums) - 1
-    ways = np.array([math.comb(num_steps, s) / num_steps**length for s in range(length + 1)])
-    return np.asarray(ways @ sums)
+    return np.asarray(reveal_ways(num_steps, len(sums) - 1) @ sums)
+
+
+def reveal_ways(num_steps: int, length: int) -> Array:
+    """The probability of each way to reveal L positions in s groups one after the other: `[L + 1]`.
+
+    Each position is revealed at one of n steps, uniformly, so it is C(n, s) / n^L.
+    """
+    return np.array([math.comb(num_steps, s) / num_steps**length for s in range(length + 1)])
 
 
 def sampler_measures(
     world: World, probabilities: Array, evidence: Array, steps: Iterable[int]
 ) -> dict[int, Measures]:
-    """Perplexity, entropy and KL of the samples for each number of steps, without sampling.
+    """Perplexity and `law_measures` of the samples for each number of steps, without sampling.
 
     Args:
       world: the chain that judges.
@@ -275,16 +283,12 @@ def sampler_measures(
       evidence: [states], from `true_denoiser`.
       steps: numbers of steps, each at least 1.
     """
-    sums = reveal_sums(probabilities)
-    log_chain = np.log(evidence[finished_states(world)])
+    sums, chain = reveal_sums(probabilities), evidence[finished_states(world)]
     measures = {}
     for num_steps in steps:
-        sampled = sample_distribution(sums, num_steps)
-        cross = -float(sampled @ log_chain)
-        entropy = -float(special.xlogy(sampled, sampled).sum())
-        measures[num_steps] = Measures(
-            math.exp(cross / world.length), entropy / world.length, cross - entropy
-        )
+        law = sample_distribution(sums, num_steps)
+        perplexity = math.exp(-float(law @ np.log(chain)) / world.length)
+        measures[num_steps] = Measures(perplexity, **law_measures(law, chain, world.length))
     return measures
 
 

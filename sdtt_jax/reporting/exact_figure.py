@@ -1,7 +1,8 @@
 """The figure of the exact laboratory: what each round does to the samples, computed and trained.
 
-One panel per divergence: KL(samples ‖ language) against the number of sampling steps. Lines are
-exact optima, rings are trained students. Drawn from the record that `experiments.exact` writes.
+One panel per divergence: a measure of the samples against the number of sampling steps. Lines are
+exact optima, rings are trained students; the floor under both and other distillers are drawn where
+the record, which `experiments.exact` writes, has them.
 """
 
 from collections.abc import Mapping
@@ -17,25 +18,32 @@ NAMES = {
     "tvd": "total variation",
     "log-l1": "absolute log-probabilities",
 }
-_ALIKE = 1.02  # rounds within this factor of the teacher's KL, everywhere, read as no change
+MEASURES = {
+    "kl": "KL(samples ‖ language), nats",
+    "kl_reverse": "KL(language ‖ samples), nats",
+    "tv": "total variation",
+}
+_DISTILLERS = ("data", "judge")  # colours
+_ALIKE = 1.02  # rounds within this factor of the teacher, everywhere, read as no change
 
 Record = Mapping[str, Any]
 
 
-def exact_panels(record: Record) -> list[Panel]:
+def exact_panels(record: Record, measure: str = "kl") -> list[Panel]:
     """One panel for each divergence in `record["rounds"]`, on common axes.
 
     Args:
       record: what `sdtt_jax.laboratory.record` makes.
+      measure: of `MEASURES`.
     """
-    panels = [_series(record, divergence) for divergence in record["rounds"]]
+    panels = [_series(record, divergence, measure) for divergence in record["rounds"]]
     values = tuple(v for series in panels for s in series for v in s.y)
     steps = [int(n) for n in record["teacher"]["steps"]]
     return [
         Panel(
             title=f"{divergence}   {NAMES[divergence]}",
-            description=f"KL of samples from the language by number of steps, rounds of {divergence}",
-            note=f"KL(samples ‖ language), nats   ·   {_finding(record, divergence)}",
+            description=f"{MEASURES[measure]}, by number of steps, rounds of {divergence}",
+            note=f"{MEASURES[measure]}   ·   {_finding(record, divergence, measure)}",
             x=Axis("sampling steps", log=True, ticks=tuple(n for n in steps if n & (n - 1) == 0)),
             y=Axis(log=True, reaches=values),
             series=series,
@@ -45,50 +53,66 @@ def exact_panels(record: Record) -> list[Panel]:
     ]
 
 
-def _series(record: Record, divergence: str) -> tuple[Series, ...]:
-    rounds = record["rounds"][divergence]
-    alike = _alike(record, divergence)
-    lines = [Series("teacher", "teacher", *_curve(record["teacher"]), line="heavy", marker="")]
+def measured(record: Record) -> list[str]:
+    """The measures that a record holds; older ones have `kl` alone."""
+    return [
+        name for name in MEASURES if all(name in m for m in record["teacher"]["steps"].values())
+    ]
+
+
+def _series(record: Record, divergence: str, measure: str) -> tuple[Series, ...]:
+    rounds, teacher = record["rounds"][divergence], record["teacher"]["steps"]
+    alike = _alike(record, divergence, measure)
+    lines = [Series("teacher", "teacher", *_curve(teacher, measure), line="heavy", marker="")]
     rings = []
     for number_of, entry in enumerate(rounds, start=1):
         last = number_of == len(rounds)
         label = ("all rounds" if last else "") if alike else f"round {number_of}"
-        lines.append(Series(label, f"r{number_of}", *_curve(entry), marker=""))
+        lines.append(Series(label, f"r{number_of}", *_curve(entry["steps"], measure), marker=""))
         if "trained" in entry:
-            x, y = _curve(entry["trained"])
+            x, y = _curve(entry["trained"]["steps"], measure)
             rings.append(Series("", f"r{number_of}", x, y, line="", marker="ring"))
+    others = {n: v for n, v in record.get("distillers", {}).items() if n != "sdtt"}
+    for index, (name, by_calls) in enumerate(others.items()):
+        colour = _DISTILLERS[index % len(_DISTILLERS)]
+        lines.append(Series(name, colour, *_curve(by_calls, measure)))
+    floor = {n: best[measure] for n, best in record.get("floor", {}).items()}
+    if floor:
+        lines.append(Series("floor", "causal", *_curve(floor, measure), marker="square"))
     return (*lines, *rings)
 
 
-def _curve(entry: Record) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    known = {int(n): values["kl"] for n, values in entry["steps"].items() if values["kl"] > 0}
+def _curve(by_steps: Record, measure: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    known = {int(n): m[measure] for n, m in by_steps.items() if m[measure] > 0}
     order = sorted(known)
     return tuple(float(n) for n in order), tuple(known[n] for n in order)
 
 
 def _key(series: tuple[Series, ...]) -> tuple[Series, ...]:
-    """What a line and a ring are."""
+    """What a line, a ring and a square are."""
     key: tuple[Series, ...] = (Series("exact optimum", "ink", (), (), marker=""),)
-    if any(s.marker for s in series):
+    if any(s.marker == "ring" for s in series):
         key += (Series("trained student", "ink", (), (), line="", marker="ring"),)
+    if any(s.label == "floor" for s in series):
+        key += (Series("best factorised", "causal", (), (), marker="square"),)
     return key
 
 
-def _alike(record: Record, divergence: str) -> bool:
+def _alike(record: Record, divergence: str, measure: str) -> bool:
     teacher = record["teacher"]["steps"]
     return all(
-        1 / _ALIKE < entry["steps"][n]["kl"] / teacher[n]["kl"] < _ALIKE
+        1 / _ALIKE < entry["steps"][n][measure] / teacher[n][measure] < _ALIKE
         for entry in record["rounds"][divergence]
         for n in teacher
     )
 
 
-def _finding(record: Record, divergence: str) -> str:
+def _finding(record: Record, divergence: str, measure: str) -> str:
     """What the rounds change at as many steps as a sequence has tokens."""
-    if _alike(record, divergence):
+    if _alike(record, divergence, measure):
         return "no round changes anything"
     at = str(record["world"]["length"])
     steps = at if at in record["teacher"]["steps"] else max(record["teacher"]["steps"], key=int)
-    before = record["teacher"]["steps"][steps]["kl"]
-    after = record["rounds"][divergence][-1]["steps"][steps]["kl"]
+    before = record["teacher"]["steps"][steps][measure]
+    after = record["rounds"][divergence][-1]["steps"][steps][measure]
     return f"{steps} steps: {number(before, 2)} → {number(after, 2)}"

@@ -21,7 +21,7 @@ from sdtt_jax.paths import as_path
 from sdtt_jax.reporting import drawing as marks
 from sdtt_jax.reporting.drawing import STYLES, Drawing
 from sdtt_jax.reporting.evaluations import Point
-from sdtt_jax.reporting.exact_figure import exact_panels
+from sdtt_jax.reporting.exact_figure import exact_panels, measured
 from sdtt_jax.reporting.figures import Panel
 from sdtt_jax.reporting.layout import draw_panel
 from sdtt_jax.reporting.palette import LIGHT, colours, mix
@@ -51,7 +51,7 @@ def write_quality(workdir: Path | str, path: Path | str) -> Path:
             f"{workdir} holds no measured quality to draw: run the evaluate stage first."
         )
     panels = [quality_panel(run), quality_panel(run, entropy=True)]
-    return _write(panels, (560, 440), 400, path, len(run.rounds))
+    return _write([panels], (560, 440), 400, path, len(run.rounds))
 
 
 def write_race(points: Sequence[Point], batch: int, path: Path | str) -> Path:
@@ -63,42 +63,49 @@ def write_race(points: Sequence[Point], batch: int, path: Path | str) -> Path:
       path: .png or .svg; returned.
     """
     panels = [race_panel(points, batch), race_panel(points, batch, entropy=True)]
-    return _write(panels, (560, 440), 420, path, len({p.model for p in points if not p.causal}))
+    return _write([panels], (560, 440), 420, path, len({p.model for p in points if not p.causal}))
 
 
 def write_exact(record: Mapping[str, Any], path: Path | str) -> Path:
-    """Draws the record of the exact laboratory, a panel for each divergence.
+    """Draws the record of the exact laboratory: a row for each measure, a panel for each divergence.
 
     Args:
       record: what `experiments.exact` writes to results.json.
       path: .png or .svg; returned.
     """
-    panels = exact_panels(record)
+    rows = [exact_panels(record, measure) for measure in measured(record)]
     rounds = max(len(entries) for entries in record["rounds"].values())
-    return _write(panels, [480] * len(panels), 420, path, rounds)
+    return _write(rows, [480] * len(record["rounds"]), 420, path, rounds)
 
 
 def _write(
-    panels: Sequence[Panel | None],
+    rows: Sequence[Sequence[Panel | None]],
     widths: Sequence[float],
     height: float,
     file: Path | str,
     rounds: int,
 ) -> Path:
-    """Paints panels side by side, in light colours. The same panels give the same file."""
-    drawn = [draw_panel(panel, width, height) for panel, width in zip(panels, widths, strict=True)]
-    drawings = [drawing for drawing in drawn if drawing]
-    width = sum(d.width for d in drawings) + GAP * (len(drawings) - 1) + 2 * EDGE
-    height += 2 * EDGE
-    figure = Figure(figsize=(width / INCH, height / INCH), facecolor=LIGHT["page"])
+    """Paints rows of panels, in light colours. The same panels give the same file."""
+    drawn = [
+        [
+            d
+            for panel, width in zip(row, widths, strict=True)
+            if (d := draw_panel(panel, width, height))
+        ]
+        for row in rows
+    ]
+    width = max(sum(d.width + GAP for d in row) for row in drawn) - GAP + 2 * EDGE
+    whole = len(drawn) * (height + GAP) - GAP + 2 * EDGE
+    figure = Figure(figsize=(width / INCH, whole / INCH), facecolor=LIGHT["page"])
     FigureCanvasAgg(figure)
-    left = EDGE
-    for drawing in drawings:
-        place = (left / width, EDGE / height, drawing.width / width, 1 - 2 * EDGE / height)
-        axes = figure.add_axes(place, xlim=(0, drawing.width), ylim=(drawing.height, 0))
-        axes.set_axis_off()
-        _paint(axes, drawing, colours(LIGHT, rounds))
-        left += drawing.width + GAP
+    for index, row in enumerate(drawn):
+        left, bottom = EDGE, whole - EDGE - height - index * (height + GAP)
+        for drawing in row:
+            place = (left / width, bottom / whole, drawing.width / width, height / whole)
+            axes = figure.add_axes(place, xlim=(0, drawing.width), ylim=(drawing.height, 0))
+            axes.set_axis_off()
+            _paint(axes, drawing, colours(LIGHT, rounds))
+            left += drawing.width + GAP
     path = as_path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without a fixed salt and no date two SVGs of the same panels would differ.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import exact
+from experiments.cli.measures import measures_table
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.laboratory.record import Truth, closed_form
 from sdtt_jax.laboratory.world import World
@@ -62,6 +63,29 @@ def test_distillers_and_calls_are_named() -> None:
         exact.parse_distillers(["coupled"], train=False)
     with pytest.raises(ConfigError, match="--calls=1,0"):
         exact.parse_calls(["1", "0"])
+
+
+def test_mixtures_are_sizes_from_two_or_none() -> None:
+    assert exact.parse_mixtures(["2", " 4", "2"]) == (2, 4)
+    assert exact.parse_mixtures([""]) == exact.parse_mixtures([]) == ()
+    with pytest.raises(ConfigError, match="--mixtures=1 must be whole numbers from 2"):
+        exact.parse_mixtures(["1"])
+
+
+def test_the_table_has_a_section_for_each_number_of_calls() -> None:
+    record, _ = closed_form(Truth.of(WORLD), ("kl-bwd",), WORLD.dts, print)
+    record["floor"] = {"2": {"kl": record["teacher"]["steps"]["3"]}}
+    record["mixtures"] = {"4": {"2": {"sum": record["teacher"]["steps"]["4"]}}}
+    table = measures_table(record, (1, 2, 100))
+    calls, names, kl = (list(column.cells) for column in table.columns[:3])
+    assert calls == ["1", "", "2", "", "", ""]
+    assert names[2:] == [
+        "teacher",
+        "SDTT kl-bwd, round 2",
+        "floor, best kl",
+        "mixture of 4, best sum",
+    ]
+    assert kl[4] == f"{record['teacher']['steps']['3']['kl']:.4f}"
 
 
 def test_an_output_that_is_a_file_is_named(tmp_path: Path) -> None:

@@ -125,16 +125,17 @@ def test_many_steps_sample_the_chain_itself() -> None:
 def test_measures_of_one_step_are_those_of_independent_tokens() -> None:
     world = small_world()
     teacher, evidence = true_denoiser(world)
-    marginals = teacher[-1]
-    cross = entropy = 0.0
-    for sequence in itertools.product(range(3), repeat=3):
-        probability = math.prod(marginals[i, v] for i, v in enumerate(sequence))
-        cross -= probability * math.log(chain_probability(world, sequence))
-        entropy -= probability * math.log(probability)
+    sequences = list(itertools.product(range(3), repeat=3))
+    chain = [chain_probability(world, sequence) for sequence in sequences]
+    sampled = [math.prod(teacher[-1, i, v] for i, v in enumerate(s)) for s in sequences]
+    pairs = list(zip(sampled, chain, strict=True))
     measures = sampler_measures(world, teacher, evidence, [1])[1]
+    cross = -sum(q * math.log(p) for q, p in pairs)
     assert measures.perplexity == pytest.approx(math.exp(cross / 3))
-    assert measures.entropy == pytest.approx(entropy / 3)
-    assert measures.kl == pytest.approx(cross - entropy)
+    assert measures.entropy == pytest.approx(-sum(q * math.log(q) for q in sampled) / 3)
+    assert measures.kl == pytest.approx(sum(q * math.log(q / p) for q, p in pairs))
+    assert measures.kl_reverse == pytest.approx(sum(p * math.log(p / q) for q, p in pairs))
+    assert measures.tv == pytest.approx(sum(max(p - q, 0) for q, p in pairs))
 
 
 GOOD = {"initial": [0.5, 0.5], "transition": [[0.9, 0.1], [0.2, 0.8]], "length": 3}

@@ -1,6 +1,6 @@
 """The laboratory's figure. Oracle: records made by hand."""
 
-from sdtt_jax.reporting.exact_figure import exact_panels
+from sdtt_jax.reporting.exact_figure import exact_panels, measured
 
 
 def steps(scale: float) -> dict:
@@ -39,3 +39,26 @@ def test_samples_that_are_exact_have_no_place_on_a_log_axis():
     made = record(steps(0.5))
     made["teacher"]["steps"]["4"]["kl"] = 0.0
     assert exact_panels(made)[0].series[0].x == (1, 2, 3)
+
+
+def test_the_floor_and_other_distillers_are_drawn_at_their_calls():
+    made = record(steps(0.5)) | {
+        "floor": {"1": {"kl": {"kl": 0.3}, "tv": {"kl": 0.4}}, "2": {"kl": {"kl": 0.1}}},
+        "distillers": {"sdtt": {"1": {"kl": 0.5}}, "coupled": {"1": {"kl": 0.05}}},
+    }
+    panel = exact_panels(made)[0]
+    drawn = {s.label: (s.x, s.y) for s in panel.series}
+    assert list(drawn) == ["teacher", "round 1", "coupled", "floor"]
+    assert drawn["floor"] == ((1, 2), (0.3, 0.1))
+    assert drawn["coupled"] == ((1,), (0.05,))
+    assert [s.label for s in panel.key] == ["exact optimum", "best factorised"]
+
+
+def test_a_measure_is_drawn_where_the_record_has_it():
+    made = record(steps(0.5))
+    assert measured(made) == ["kl"]
+    for entry in (made["teacher"], *made["rounds"]["kl-bwd"]):
+        for measures in entry["steps"].values():
+            measures["tv"] = measures["kl"] / 2
+    assert measured(made) == ["kl", "tv"]
+    assert exact_panels(made, "tv")[0].series[0].y == (0.5, 0.25, 1 / 6, 0.125)

@@ -1,0 +1,287 @@
+"""How good samples can be at all when tokens that are revealed together are drawn independently.
+
+Whatever loss trained it, a student whose tokens are independent given a partly masked text is a
+table of predictions. Here the table itself is optimised, so that the exact law of its samples at
+n calls is as near to the language as a table can bring it: the floor under SDTT and under every
+other distiller of such students. A mixture of K tables, one of which is drawn for each text, is
+less bounded; its floor is beside it.
+
+The problem is not convex. At one call the symmetric table is a saddle of KL(samples || chain), and
+the best table at two calls leans towards one of many sequences that are equally likely. So the
+search starts from several tables, and two optimizers must agree on the best.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from scipy import special
+
+from sdtt_jax.config import require
+from sdtt_jax.laboratory.law import Layout, make_layout, to_logits, to_predictions
+from sdtt_jax.laboratory.record import Log, Record, Truth
+from sdtt_jax.laboratory.search import (
+    OBJECTIVES,
+    OPTIMIZERS,
+    Found,
+    Mixture,
+    SearchConfig,
+    make_problem,
+    search,
+    single,
+)
+from sdtt_jax.laboratory.student import ProgressFactory
+from sdtt_jax.laboratory.world import (
+    Array,
+    all_states,
+    finished_states,
+    law_measures,
+    reveal_sums,
+    reveal_ways,
+    sample_distribution,
+)
+
+MIXTURE_OBJECTIVE = "sum"
+SETTLED = 1e-3  # how far apart the best of the two optimizers may be
+# Reveals of one call, (2V + 1)^L: a world of this size takes most of an hour and some GiB.
+MAX_PAIRS = 10_000_000
+_MOST_WORKERS = 8  # each search holds tens of MiB
+_ADAM_LEAVES_OUT = ("perturbed", "random")  # at several calls: worse starts that take as long
+_LONGER = 4  # times more steps at one call, where they cost nothing
+
+
+class Job(NamedTuple):
+    """One search."""
+
+    start: str
+    objective: str
+    optimizer: str
+
+
+Ends = dict[Job, Found]  # where searches ended
+
+
+def find_floor(
+    truth: Truth,
+    calls: Sequence[int],
+    optima: Mapping[str, Array],
+    components: Sequence[int],
+    config: SearchConfig,
+    progress: ProgressFactory,
+    log: Log,
+) -> Record:
+    """The best table, and the best mixtures of tables, for each number of calls.
+
+    Args:
+      truth: the world, enumerated.
+      calls: of the sampler, each at least 1.
+      optima: tables of predictions `[states, L, V]` to start from, beside the teacher.
+      components: sizes of mixtures, each at least 2.
+      config: the search.
+      progress: makes what shows the progress, from its title and number of steps.
+      log: called with a line for each number of calls.
+
+    Returns:
+      `floor`, the measures of the best table by calls and objective; `mixtures`, those of the best
+      mixture by size, calls and objective; `floor_search`, by calls and objective: each
+      optimizer's best, and where it came to from each start.
+
+    Raises:
+      ConfigError: the world is too large.
+    """
+    world = truth.world
+    pairs = (2 * world.vocab_size + 1) ** world.length
+    require(
+        pairs <= MAX_PAIRS,
+        f"The world is too large for a floor: {world.vocab_size} tokens and length {world.length} "
+        f"are {pairs:,} steps between states (at most {MAX_PAIRS:,}). Take a smaller vocabulary or "
+        "length.",
+    )
+    layout = make_layout(world.vocab_size, world.length)
+    chain = truth.evidence[finished_states(world)]
+    ways = {n: reveal_ways(n, world.length)[: min(n, world.length) + 1] for n in calls}
+    tables = _different({"teacher": truth.teacher, **optima})
+    names = (*tables, "leaning", "perturbed", "random")
+    jobs = {n: _jobs((*names, "leaning more") if n == 1 else names, n) for n in calls}
+    mixture_jobs = [Job(start, MIXTURE_OBJECTIVE, "lbfgs") for start in ("leaning", "floor")]
+    # what a search costs grows with the groups that are revealed and with the tables
+    costs = {n: len(jobs[n]) + len(mixture_jobs) * sum(components) for n in calls}
+    total, done = sum((len(ways[n]) - 1) * cost for n, cost in costs.items()), 0
+    record: Record = {"floor": {}, "mixtures": {str(k): {} for k in components}, "floor_search": {}}
+    with (
+        progress("floor", total) as bar,
+        ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_WORKERS)) as pool,
+    ):
+        bar.update(0)
+
+        def best_of(n: int, starts: Mapping[str, Mixture], wanted: Sequence[Job]) -> Ends:
+            nonlocal done
+            example, steps = starts["leaning"], config if n > 1 else _longer(config)
+            problem = make_problem(layout.paths, example, ways[n], chain)
+            ends = pool.map(
+                lambda job: search(problem, starts[job.start], job.objective, job.optimizer, steps),
+                wanted,
+            )
+            found = {}
+            for job, end in zip(wanted, ends, strict=True):
+                found[job] = end
+                done += (len(ways[n]) - 1) * len(example.shares)
+                bar.update(done, {})
+            return found
+
+        for n in calls:
+            ends = best_of(n, _starts(truth, layout, n, tables, config), jobs[n])
+            best = {objective: _best(ends, objective) for objective in OBJECTIVES}
+            record["floor"][str(n)] = {
+                objective: _measures(truth, layout, n, found.mixture)
+                for objective, found in best.items()
+            }
+            record["floor_search"][str(n)] = {o: _search_record(ends, o) for o in OBJECTIVES}
+            log(_line(n, record))
+            for size in components:
+                starts = _mixture_starts(truth, layout, n, size, best[MIXTURE_OBJECTIVE], config)
+                found = _best(best_of(n, starts, mixture_jobs), MIXTURE_OBJECTIVE)
+                record["mixtures"][str(size)][str(n)] = {
+                    MIXTURE_OBJECTIVE: _measures(truth, layout, n, found.mixture)
+                }
+    return record
+
+
+def _jobs(starts: Sequence[str], calls: int) -> list[Job]:
+    return [
+        Job(start, objective, optimizer)
+        for objective in OBJECTIVES
+        for start in starts
+        for optimizer in OPTIMIZERS
+        if calls == 1 or optimizer != "adam" or start not in _ADAM_LEAVES_OUT
+    ]
+
+
+def _longer(config: SearchConfig) -> SearchConfig:
+    return dataclasses.replace(
+        config,
+        lbfgs_steps=_LONGER * config.lbfgs_steps,
+        adam_steps=_LONGER * config.adam_steps,
+    )
+
+
+def likely_sequences(truth: Truth, count: int) -> Array:
+    """The likeliest sequences of the language that are far apart, the likeliest first.
+
+    Each differs from those before it at more than half of its positions, where there is such a
+    one.
+
+    Returns:
+      `[count, L]`; sequences repeat when there are fewer.
+    """
+    numbers = finished_states(truth.world)
+    sequences = all_states(truth.world.vocab_size, truth.world.length)[numbers]
+    order = np.argsort(-truth.evidence[numbers], kind="stable")
+    chosen = [order[0]]
+    for _ in range(1, count):
+        apart = (sequences[:, None] != sequences[chosen]).sum(axis=-1).min(axis=-1)
+        far = order[apart[order] > truth.world.length / 2]
+        near = order[apart[order] > 0]
+        chosen.append(next(iter([*far[:1], *near[:1], order[0]])))
+    return np.asarray(sequences[chosen])
+
+
+def _starts(
+    truth: Truth, layout: Layout, n: int, tables: Mapping[str, Array], config: SearchConfig
+) -> dict[str, Mixture]:
+    rng = np.random.default_rng((config.seed, n))
+    starts = {name: single(to_logits(layout, table, n)) for name, table in tables.items()}
+    teacher, likely = starts["teacher"], likely_sequences(truth, 1)
+    return {
+        **starts,
+        "leaning": _leaning(teacher, likely, config.leaning),
+        "leaning more": _leaning(teacher, likely, 2 * config.leaning),
+        "perturbed": _perturbed(teacher, config.noise, rng),
+        "random": _perturbed(jax.tree.map(np.zeros_like, teacher), config.noise, rng),
+    }
+
+
+def _mixture_starts(
+    truth: Truth, layout: Layout, n: int, size: int, best: Found, config: SearchConfig
+) -> dict[str, Mixture]:
+    """Tables that lean towards sequences of their own, and the best table with some noise."""
+    rng = np.random.default_rng((config.seed, n, size))
+    teacher = _copies(single(to_logits(layout, truth.teacher, n)), size)
+    return {
+        "leaning": _leaning(teacher, likely_sequences(truth, size), config.leaning),
+        "floor": _perturbed(_copies(best.mixture, size), config.noise / 4, rng),
+    }
+
+
+def _copies(mixture: Mixture, size: int) -> Mixture:
+    return jax.tree.map(lambda a: np.repeat(a, size, axis=0), mixture)
+
+
+def _leaning(mixture: Mixture, sequences: Array, by: float) -> Mixture:
+    """Each table with one sequence made likelier at the fully masked state."""
+    first, *rest = (np.array(rows) for rows in mixture.logits)
+    tables, positions = np.indices(sequences.shape)
+    first[tables, 0, positions, sequences] += by
+    return Mixture(mixture.shares, (first, *rest))
+
+
+def _perturbed(mixture: Mixture, by: float, rng: np.random.Generator) -> Mixture:
+    return jax.tree.map(lambda a: a + by * rng.standard_normal(a.shape, np.float32), mixture)
+
+
+def _different(tables: Mapping[str, Array]) -> dict[str, Array]:
+    """Without those that equal an earlier one: the optimum of kl-fwd is the teacher."""
+    kept: dict[str, Array] = {}
+    for name, table in tables.items():
+        if not any(np.allclose(table, other, atol=1e-6) for other in kept.values()):
+            kept[name] = table
+    return kept
+
+
+def _best(ends: Ends, objective: str, optimizer: str | None = None) -> Found:
+    own = (
+        end
+        for job, end in ends.items()
+        if job.objective == objective and optimizer in (None, job.optimizer)
+    )
+    return min(own, key=lambda end: end.value)
+
+
+def _measures(truth: Truth, layout: Layout, n: int, mixture: Mixture) -> Record:
+    """The measures of its samples, in float64."""
+    tables = zip(*mixture.logits, strict=True)
+    laws = [
+        sample_distribution(reveal_sums(to_predictions(layout, table, truth.teacher)), n)
+        for table in tables
+    ]
+    law = special.softmax(np.float64(mixture.shares)) @ laws
+    chain = truth.evidence[finished_states(truth.world)]
+    return law_measures(law, chain, truth.world.length)
+
+
+def _search_record(ends: Ends, objective: str) -> Record:
+    starts: Record = {}
+    for job, end in ends.items():
+        if job.objective == objective:
+            starts.setdefault(job.start, {})[job.optimizer] = end.value
+    best = {name: _best(ends, objective, name).value for name in OPTIMIZERS}
+    return {**best, "starts": starts}
+
+
+def _line(n: int, record: Record) -> str:
+    floor, ends = record["floor"][str(n)], record["floor_search"][str(n)]
+    values = {
+        "KL(samples || language)": floor["kl"]["kl"],
+        "KL(language || samples)": floor["kl_reverse"]["kl_reverse"],
+        "total variation": floor["tv"]["tv"],
+    }
+    apart = {o: abs(end["lbfgs"] - end["adam"]) for o, end in ends.items()}
+    doubt = "".join(f"; {o} is not settled" for o, gap in apart.items() if gap > SETTLED)
+    return (
+        f"floor at {n} calls: {', '.join(f'{name} {value:.4f}' for name, value in values.items())} "
+        f"(the two optimizers at most {max(apart.values()):.1e} apart{doubt})"
+    )
