@@ -134,7 +134,7 @@ def _adopt_teacher(run: Run, checkpoint: str) -> None:
     """Delivers a teacher that exists, if it is one for this run's sizes and tokens."""
     model = load_denoiser(checkpoint, mesh=run.mesh)
     # How it is computed may differ; what it is may not.
-    free = {"compute_dtype": "", "remat": ""}
+    free = {"compute_dtype": "", "remat": "", "unroll": 0}
     lines = differences(to_mapping(model.config) | free, to_mapping(run.denoiser.config) | free)
     if lines:
         raise ConfigError(
