@@ -18,7 +18,8 @@ from ml_collections import config_flags
 
 from experiments.cli.app import check_flags, join_processes, run_app
 from experiments.cli.fields import show_in_help
-from experiments.settings import check_overrides
+from experiments.cli.memory import keep_freed_memory
+from experiments.settings import check_overrides, run_config
 from experiments.stages.replay import replay
 from experiments.stages.runner import STAGE_NAMES, open_run, run_stages
 from sdtt_jax.config import choose
@@ -43,6 +44,7 @@ def main(argv: Sequence[str]) -> None:
     stages = _STAGES.value or STAGE_NAMES
     for stage in stages:
         choose("--stages", stage, STAGE_NAMES)
+    keep_freed_memory(run_config(_CONFIG.value).model)
     config_file = str(config_flags.get_config_filename(flags.FLAGS["config"]))
     join_processes()
     _stop_on_sigterm()

@@ -32,7 +32,7 @@ from sdtt_jax.interchange.load import load_denoiser
 from sdtt_jax.keys import seed_key
 from sdtt_jax.model.batches import Written
 from sdtt_jax.model.masked import Model
-from sdtt_jax.model.prompts import as_read, ended
+from sdtt_jax.model.prompts import ended, reading_notes
 from sdtt_jax.parallel import processes
 
 _CHECKPOINT = define_checkpoint()
@@ -70,12 +70,7 @@ def main(argv: Sequence[str]) -> None:
     )
     first = processes.is_first()
     if first:
-        _show_as_read(model)
-        devices = "" if model.mesh is None else f" on {model.mesh.size} devices"
-        print(
-            f"{model.facts['path']}: {config.num_steps} steps, {model.config.length} tokens{devices}",
-            file=sys.stderr,
-        )
+        _announce(model, config)
     with json_lines(file) as write:
         for line in _written(model, x_init, sampling, config):
             if first and not _WATCH.value:
@@ -110,13 +105,15 @@ def _written(
             yield {"text": tokenizer.decode(row), "tokens": row.tolist()} | facts
 
 
-def _show_as_read(model: Model) -> None:
-    """A line on stderr for each text whose reading differs from what was typed."""
-    for name, texts in (("prompt", _PROMPT.value), ("infill", _INFILL.value)):
-        for text in dict.fromkeys(texts or ()):
-            read = as_read(model.text_tokenizer, text, gaps=name == "infill")
-            if read != text:
-                print(f"--{name}={text!r} is read as {read!r}", file=sys.stderr)
+def _announce(model: Model, config: SamplerConfig) -> None:
+    """On stderr: each text whose reading differs from what was typed, and what is sampled with what."""
+    for note in reading_notes(model.text_tokenizer, _PROMPT.value or (), _INFILL.value or ()):
+        print(note, file=sys.stderr)
+    devices = "" if model.mesh is None else f" on {model.mesh.size} devices"
+    print(
+        f"{model.facts['path']}: {config.num_steps} steps, {model.config.length} tokens{devices}",
+        file=sys.stderr,
+    )
 
 
 def _texts(given: list[str] | None) -> str | list[str] | None:

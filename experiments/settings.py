@@ -9,19 +9,23 @@ from typing import Any
 
 import ml_collections
 
-from sdtt_jax.config import at_least, from_mapping, positive, require, unknown_field
+from sdtt_jax.config import at_least, choose, from_mapping, positive, require, unknown_field, whole
 from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
 from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.schedule import ScheduleConfig
+from sdtt_jax.distillation.coupled import CoupledDistillConfig
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.keys import check_seed
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
+from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.parallel.mesh import MeshConfig
 from sdtt_jax.paths import as_path
 from sdtt_jax.renamed import missing_name
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
+
+SDTT, COUPLED = DISTILLERS = ("sdtt", "coupled")
 
 
 def __getattr__(name: str) -> None:
@@ -65,6 +69,39 @@ class DistillStage(DistillConfig):
         optimizer=OptimizerConfig(name="adam", learning_rate=6e-5, warmup_steps=500),
         ema_decay=0.9999,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class CoupledStage(CoupledDistillConfig):
+    """Noise-coupled distillation, with the fields of `CoupledDistillConfig`, and its training.
+
+    Attributes:
+      noise: what the student sees of the noise.
+      num_trajectories: teacher trajectories that are stored for each round; each serves many states.
+      pool: trajectories of the first round that another run stored with the same settings,
+        `DIR/coupled/01/pool`; made if empty.
+      calls: numbers of network calls at which teacher and student are measured.
+      train: steps of each round, batch, optimizer.
+    """
+
+    noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)
+    num_trajectories: int = 65_536
+    pool: str = ""
+    calls: tuple[int, ...] = (1, 2, 4, 8)
+    train: TrainConfig = TrainConfig(
+        num_steps=10_000,
+        batch_size=128,
+        optimizer=OptimizerConfig(name="adam", learning_rate=3e-4, warmup_steps=500),
+        ema_decay=0.999,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(1, self, "num_trajectories")
+        require(
+            list(self.calls) == sorted(set(self.calls)) and all(n > 0 for n in self.calls),
+            f"calls={self.calls} must be positive and ascend.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +149,13 @@ class RunConfig:
 
     Attributes:
       seed: of everything that is drawn.
+      distillers: what the stage "distill" does, of "sdtt", whose rounds are `distill`, and "coupled".
       watchdog_seconds: time without a finished training step (compilation and saving included) after
         which a process ends, with the stacks of its threads on stderr; 0 waits for ever.
     """
 
     seed: int = 0
+    distillers: tuple[str, ...] = ("sdtt",)
     watchdog_seconds: float = 1800.0
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -126,11 +165,17 @@ class RunConfig:
     teacher: TeacherConfig = TeacherConfig()
     judge: JudgeConfig = JudgeConfig()
     distill: DistillStage = DistillStage()
+    coupled: CoupledStage = CoupledStage()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
         at_least(0, self, "watchdog_seconds")
+        for distiller in self.distillers:
+            choose("distillers", distiller, DISTILLERS)
+        require(
+            len(set(self.distillers)) == len(self.distillers) > 0, "distillers must be named, once."
+        )
         for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
             require(
                 sizes.vocab_size == sizes.length == 0,
@@ -150,6 +195,12 @@ class RunConfig:
     def denoiser(self, vocab_size: int) -> DenoiserConfig:
         """The denoiser's config for a vocabulary."""
         return dataclasses.replace(self.model, vocab_size=vocab_size, length=self.data.length)
+
+    def coupled_denoiser(self, vocab_size: int) -> CoupledConfig:
+        """The config of the noise-coupled student for a vocabulary: the denoiser's, and its noise."""
+        sizes = self.denoiser(vocab_size)
+        fields = {field.name: getattr(sizes, field.name) for field in dataclasses.fields(sizes)}
+        return CoupledConfig(**fields, noise=self.coupled.noise)
 
     def causal(self, vocab_size: int) -> CausalConfig:
         """The judge's config for a vocabulary.

@@ -13,8 +13,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 workdir=$(absolute "${WORKDIR:-$root/runs/demo}")
 prepare_environment demo
-# Huge pages for XLA's arrays, where glibc (2.35 and later) can ask for them: a step takes 6 % less.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 say "running the demo in $workdir (Ctrl-C stops it; the same command continues)"
 exec "$PYTHON_IN_VENV" -m experiments.run \
   --config=experiments/configs/demo.py --workdir="$workdir" "$@"

@@ -23,8 +23,9 @@ fail() {
   exit 1
 }
 
-absolute() { # a path as the caller's directory sees it
+absolute() { # a path as the caller's directory sees it, and a quoted ~ as the home
   case $1 in
+    \~ | \~/*) printf '%s%s\n' "${HOME:?is not set}" "${1#\~}" ;;
     /*) printf '%s\n' "$1" ;;
     *) printf '%s/%s\n' "$PWD" "$1" ;;
   esac

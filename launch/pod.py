@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     render, next_steps = LAUNCHERS[launcher]
     spec = pod_spec(_SPEC.value, argv[1:])
     files = render(spec)
-    directory = str(_OUTPUT.value or f"runs/pods/{spec.name}/{launcher}")
+    directory = str(as_path(_OUTPUT.value or f"runs/pods/{spec.name}/{launcher}"))
     if _DRY_RUN.value:
         for name, text in files.items():
             print(f"==> {directory}/{name} <==\n{text}")

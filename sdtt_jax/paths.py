@@ -76,6 +76,12 @@ def absolute(path: PathLike) -> Path:
     return found if is_remote(found) else found.absolute()
 
 
+def with_target(path: PathLike) -> list[Path]:
+    """The path from the root, and what it leads to if it is, or lies behind, a symbolic link."""
+    here = absolute(path)
+    return [here] if is_remote(here) else list(dict.fromkeys([here, here.resolve()]))
+
+
 def write_bytes(path: PathLike, content: bytes) -> None:
     """Writes a file so that a reader, or a crash, sees the old one or the new one.
 

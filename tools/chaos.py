@@ -26,7 +26,7 @@ from experiments.cli.app import run_app, stopwatch
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import load_params
 from sdtt_jax.errors import ConfigError, UserError
-from sdtt_jax.paths import as_path
+from sdtt_jax.paths import as_path, read_json
 from sdtt_jax.training.metrics import read_metrics
 
 _CONFIG = flags.DEFINE_string("config", "experiments/configs/smoke.py", "Config of the run.")
@@ -55,8 +55,7 @@ def outcome(root: Path) -> dict[str, str]:
         for folder in sorted(root.glob("**/final"))
     }
     contents: dict[str, Any] = {
-        name: json.loads((root / name).read_text(encoding="utf-8"))
-        for name in ("results.json", "samples.json")
+        name: read_json(root / name) for name in ("results.json", "samples.json")
     }
     contents["metrics.jsonl"] = read_metrics(root / "metrics.jsonl")
     for name, content in contents.items():

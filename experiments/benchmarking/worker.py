@@ -24,7 +24,8 @@ import jax
 
 from experiments.benchmarking.cases import Job, Repetition, build
 from experiments.benchmarking.data import build_data
-from experiments.cli.app import keep_freed_memory
+from experiments.cli.memory import keep_freed_memory
+from experiments.settings import run_config
 from sdtt_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,12 +170,13 @@ def main() -> None:
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     _prefer_oom_kill()
-    keep_freed_memory()
     line = sys.stdin.readline()
     if not line:
         return
     try:
-        _serve(Job(**json.loads(line)), sys.stdin, channel)
+        job = Job(**json.loads(line))
+        keep_freed_memory(run_config(job.config).model)
+        _serve(job, sys.stdin, channel)
     except UserError as error:
         _answer(channel, {"error": str(error)})
     except (KeyboardInterrupt, BrokenPipeError):

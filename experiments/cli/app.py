@@ -1,7 +1,6 @@
 """Exit statuses, one-line errors and quiet logs of the entry points."""
 
 import contextlib
-import ctypes
 import functools
 import io
 import json
@@ -62,21 +61,6 @@ def keep_compiled_programs() -> None:
         folder = "" if here is None else str(here / ".cache" / "sdtt_jax" / "compiled")
     jax.config.update("jax_compilation_cache_dir", str(as_path(folder)) if folder else None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_SECONDS)
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc keep what a program frees for its next step, instead of giving it back to the system.
-
-    XLA's CPU client frees its temporary arrays after every step. The system would zero and map all of them
-    anew: 38,000 page faults in a training step of the demo, and a fifth of its CPU time (0.70 s; 0.56 so).
-    One arena for all threads, since others than the first are too small for such arrays.
-    """
-    mmap_max, trim_threshold, arena_max = -4, -1, -8  # malloc.h
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, -1)
-        mallopt(arena_max, 1)
 
 
 def output_file(path: str | None) -> Path | None:
@@ -281,7 +265,6 @@ def run_app(
     """
 
     def quiet(argv: Sequence[str]) -> int:
-        keep_freed_memory()
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
         if cache:

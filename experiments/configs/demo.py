@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from experiments.settings import (
+    CoupledStage,
     DistillStage,
     EvaluationConfig,
     JudgeConfig,
@@ -67,6 +68,16 @@ def demo() -> RunConfig:
             use_ema_on_growth=False,
             train=TrainConfig(
                 num_steps=120, batch_size=64, optimizer=adam(5e-4), log_every=5, save_every=40
+            ),
+        ),
+        # One-shot: it sees the noise of the teacher's eight calls, and learns where they arrive.
+        distillers=("sdtt", "coupled"),
+        coupled=CoupledStage(
+            num_calls=8,
+            num_trajectories=2560,
+            calls=(1, 2, 4),
+            train=TrainConfig(
+                num_steps=240, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=80
             ),
         ),
         evaluation=EvaluationConfig(

@@ -33,6 +33,7 @@ def smoke() -> RunConfig:
             model=CausalConfig(num_layers=1, embed_dim=32, num_heads=2),
             train=short(config.judge.train, 20),
         ),
+        distillers=("sdtt",),
         distill=dataclasses.replace(
             config.distill, num_rounds=2, train=short(config.distill.train, 12)
         ),

@@ -21,6 +21,7 @@ from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import MismatchError, UserError
 from sdtt_jax.networks import CausalNetwork, Denoiser
 from sdtt_jax.networks.base import Network
+from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.kinds import kind_of, stored_kind
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import RULES
@@ -87,6 +88,10 @@ class Run:
         return MaskedDiffusion(self.denoiser, make_schedule(self.config.schedule))
 
     @functools.cached_property
+    def coupled(self) -> CoupledDenoiser:
+        return CoupledDenoiser(self.config.coupled_denoiser(self.info.vocab_size))
+
+    @functools.cached_property
     def judge(self) -> CausalNetwork:
         return CausalNetwork(self.config.causal(self.info.vocab_size))
 
@@ -95,7 +100,7 @@ class Run:
 
         Args:
           folder: of the stage or round.
-          network: `denoiser` or `judge`.
+          network: `denoiser`, `coupled` or `judge`.
           params: its parameters.
           **facts: what else is to be known of them.
         """
@@ -104,6 +109,8 @@ class Run:
             "model": to_mapping(network.config),
             "schedule": to_mapping(self.config.schedule),
             "data": self.info.fingerprint,
+            "tokenizer": self.tokenizer.digest,
+            "begins_with_bos": self.config.data.wrap,
         }
         save_params(final(folder), params, meta | facts)
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.stages import few_calls
 from experiments.stages.context import Run
 from experiments.stages.workdir import final, read_json, write_json
 from sdtt_jax.diffusion.sampler import SamplerConfig
@@ -25,7 +26,6 @@ from sdtt_jax.parallel import processes
 SHOWN_STEPS = (4, 8, 16)
 ANIMATED_STEPS = 8
 ESTIMATOR = "antithetic"
-FIGURES = ("gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "nfe")
 
 
 class Measured(NamedTuple):
@@ -44,7 +44,7 @@ class Measured(NamedTuple):
     def figures(self, name: str) -> Json:
         """Figures of some of the texts, as results.json has them."""
         item = self.record.items[f"generation/unconditional/{name}"]
-        return {figure: item[figure] for figure in FIGURES if figure in item}
+        return {figure: item[figure] for figure in few_calls.FIGURES if figure in item}
 
     def perplexity(self, name: str) -> float:
         """Of held-out text."""
@@ -73,6 +73,10 @@ def evaluate(run: Run) -> None:
         "length": run.config.data.length,
         "data_info": dataclasses.asdict(run.info),
     }
+    if few_calls.last_round(run):
+        model = teacher.subject.model
+        assert isinstance(model, Model)
+        results["coupled"] = few_calls.measure(run, model, judge, results["data"]["entropy"])
     write_json(run.workdir.samples, _samples(run, teacher, last))
     write_json(run.workdir.results, results)
 
@@ -89,7 +93,9 @@ def is_evaluated(run: Run) -> bool:
     if not (run.workdir.results.exists() and run.workdir.samples.exists()):
         return False
     results = read_json(run.workdir.results)
-    return [record["round"] for record in results["rounds"]] == _delivered_rounds(run)
+    coupled = results.get("coupled", {}).get("round", 0)
+    rounds = [record["round"] for record in results["rounds"]]
+    return rounds == _delivered_rounds(run) and coupled == few_calls.last_round(run)
 
 
 def _delivered_rounds(run: Run) -> list[int]:

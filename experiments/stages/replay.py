@@ -14,7 +14,7 @@ from sdtt_jax.parallel.placement import place_whole
 from sdtt_jax.training.state import TrainState
 from sdtt_jax.trees import flat_leaves
 
-NAME = re.compile(r"(teacher|judge|distill/(\d+))(?:@(\d+))?")
+NAME = re.compile(r"(teacher|judge|(distill|coupled)/(\d+))(?:@(\d+))?")
 
 
 class ReplayError(UserError):
@@ -26,8 +26,8 @@ def replay(run: Run, name: str) -> None:
 
     Args:
       run: whose stage has started.
-      name: `teacher`, `judge` or `distill/ROUND`, with `@STEP` for a step other than the one after the
-        latest checkpoint; the steps between the checkpoint before it and that one are taken too.
+      name: `teacher`, `judge`, `distill/ROUND` or `coupled/ROUND`, with `@STEP` for one other than the one
+        after the latest checkpoint; the steps between the checkpoint before it and that one are taken too.
 
     Raises:
       ConfigError: no such stage, round or step.
@@ -65,14 +65,15 @@ def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
     match = NAME.fullmatch(name)
     if match is None:
         raise ConfigError(
-            f"--replay={name} names no training; give teacher, judge or distill/ROUND, and @STEP after it."
+            f"--replay={name} names no training; give teacher, judge, distill/ROUND or coupled/ROUND, and "
+            "@STEP after it."
         )
-    number = int(match[2] or 0)
-    rounds = run.config.distill.num_rounds
+    number = int(match[3] or 0)
+    rounds = getattr(run.config, match[2]).num_rounds if match[2] else 0
     if match[2] is not None and not 1 <= number <= rounds:
         raise ConfigError(f"--replay={name}: rounds are 1 to {rounds}.")
-    job = training_job(run, "distill" if number else match[1], number)
-    step = None if match[3] is None else int(match[3])
+    job = training_job(run, match[2] or match[1], number)
+    step = None if match[4] is None else int(match[4])
     if step is not None and not 1 <= step <= job.config.num_steps:
         raise ConfigError(f"--replay={name}: its steps are 1 to {job.config.num_steps}.")
     return job, step

@@ -79,7 +79,7 @@ STAGES = (
         "distill",
         "fewer steps, round by round",
         training.distill,
-        lambda run: is_delivered(run.workdir.round(run.config.distill.num_rounds)),
+        training.is_distilled,
     ),
     Stage(
         "evaluate",

@@ -1,4 +1,4 @@
-"""The stages that train: teacher, judge, and the rounds of distillation, all through the one loop."""
+"""The stages that train: teacher, judge, and the rounds of every distiller, all through the one loop."""
 
 import dataclasses
 import functools
@@ -6,10 +6,12 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
+from experiments.settings import COUPLED, SDTT, RunConfig
+from experiments.stages import coupled
 from experiments.stages.context import Run
 from experiments.stages.workdir import is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
@@ -38,11 +40,12 @@ class TrainingJob:
 
     Attributes:
       run: what it is a part of.
-      stage, round: `teacher` 0, `judge` 0, `distill` 1, 2, …
+      stage, round: `teacher` 0, `judge` 0, `distill` 1, 2, …, `coupled` 1, 2, …
       config: steps, batch, optimizer.
       step_fn: the compiled step.
       start: makes the state to begin with.
       abstract: shapes and shardings of the state.
+      pool: of trajectories, where they and not texts are trained on.
     """
 
     run: Run
@@ -52,6 +55,7 @@ class TrainingJob:
     step_fn: TrainStep
     start: Callable[[], TrainState]
     abstract: TrainState
+    pool: coupled.Pool | None = None
 
     @property
     def tags(self) -> dict[str, Any]:
@@ -63,7 +67,9 @@ class TrainingJob:
         """Where its checkpoints are."""
         workdir = self.run.workdir
         folders = {"teacher": workdir.teacher, "judge": workdir.judge}
-        return workdir.round(self.round) if self.round else folders[self.stage]
+        if not self.round:
+            return folders[self.stage]
+        return workdir.round(self.round, COUPLED if self.stage == COUPLED else SDTT)
 
     @property
     def key(self) -> jax.Array:
@@ -83,16 +89,19 @@ class TrainingJob:
         random = str(self.key.dtype)
         if getattr(jax.config, "jax_threefry_partitionable", True):
             random += ", partitionable"
-        return self.tags | {"data": self.run.info.fingerprint, "random": random}
+        pool = {} if self.pool is None else {"pool": self.pool.facts}
+        return self.tags | {"data": self.run.info.fingerprint, "random": random} | pool
 
     def batch_number(self, step: int) -> int:
         """The number, in the stage's stream of batches, of the batch that step `step` (from 0) takes."""
         # Rounds go on in the data where the one before them ended.
         return max(self.round - 1, 0) * self.config.num_steps + step
 
-    def batch_at(self, step: int) -> jax.Array:
-        """The batch of a step (from 0), on the mesh: `[batch, length]` int32."""
+    def batch_at(self, step: int) -> Any:
+        """The batch of a step (from 0), on the mesh: `[batch, length]` int32, or what a pool gives."""
         size, number = self.config.batch_size, self.batch_number(step)
+        if self.pool is not None:
+            return self.pool.batch(self.data_seed, number, size, self.run.mesh)
         rows = functools.partial(self.run.train_split.batch, self.data_seed, number, size)
         return place_rows(rows, (size, self.run.config.data.length), self.run.mesh)
 
@@ -107,7 +116,8 @@ def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
         loss = judge_loss(run.judge, run.tokenizer.bos_id)
         config = run.config.judge.train
         return _from_scratch(run, stage, run.judge, loss, config)
-    return _round(run, number, _distill_step(run))
+    distiller = next(d for d in DISTILLERS.values() if d.stage == stage)
+    return distiller.job(run, number, distiller.steps(run)(number))
 
 
 def train_teacher(run: Run) -> None:
@@ -124,7 +134,7 @@ def _adopt_teacher(run: Run, checkpoint: str) -> None:
     """Delivers a teacher that exists, if it is one for this run's sizes and tokens."""
     model = load_denoiser(checkpoint, mesh=run.mesh)
     # How it is computed may differ; what it is may not.
-    free = {"compute_dtype": "", "remat": ""}
+    free = {"compute_dtype": "", "remat": "", "unroll": 0}
     lines = differences(to_mapping(model.config) | free, to_mapping(run.denoiser.config) | free)
     if lines:
         raise ConfigError(
@@ -146,29 +156,47 @@ def train_judge(run: Run) -> None:
     run.deliver(run.workdir.judge, run.judge, _averaged(state), stage="judge")
 
 
+class Distiller(NamedTuple):
+    """A way to distil: what its rounds are, and what each trains and delivers.
+
+    Attributes:
+      stage: what metrics and checkpoints call it.
+      rounds: how many the config asks for.
+      steps: makes what makes the compiled training step of a round; SDTT's is one for all rounds.
+      job: a round's training, with all that it needs beside the student.
+      deliver: writes what a trained round delivers.
+      told: a line about a round, for the person who watches.
+    """
+
+    stage: str
+    rounds: Callable[[RunConfig], int]
+    steps: Callable[[Run], Callable[[int], TrainStep]]
+    job: Callable[[Run, int, TrainStep], TrainingJob]
+    deliver: Callable[[Run, int, TrainState], None]
+    told: Callable[[RunConfig, int], str]
+
+
 def distill(run: Run) -> None:
-    """All rounds: each halves the steps (for k = 2), then its student is the next teacher."""
-    config, step_fn = run.config.distill, _distill_step(run)
-    for number in range(1, config.num_rounds + 1):
-        if is_delivered(run.workdir.round(number)):
-            run.log(f"  round {number}: finished before")
-            continue
-        k, dt = config.num_distill_steps, round_dt(config, number)
-        run.log(
-            f"  round {number} of {config.num_rounds}: the teacher takes {k} steps of {dt:.6g}, the student "
-            f"learns to take one of {k * dt:.6g}"
-        )
-        state = _fit(_round(run, number, step_fn))
-        run.deliver(
-            run.workdir.round(number),
-            run.denoiser,
-            delivered_params(config, state),
-            stage="distill",
-            round=number,
-            dt=dt,
-            num_distill_steps=k,
-            divergence=config.divergence,
-        )
+    """All rounds of every distiller: the student of each is the next teacher."""
+    for name in run.config.distillers:
+        distiller = DISTILLERS[name]
+        step, rounds = distiller.steps(run), distiller.rounds(run.config)
+        for number in range(1, rounds + 1):
+            title = f"{distiller.stage}, round {number}" if name != SDTT else f"round {number}"
+            if is_delivered(run.workdir.round(number, name)):
+                run.log(f"  {title}: finished before")
+                continue
+            run.log(f"  {title} of {rounds}: {distiller.told(run.config, number)}")
+            job = distiller.job(run, number, step(number))
+            distiller.deliver(run, number, _fit(job))
+
+
+def is_distilled(run: Run) -> bool:
+    """Whether the last round of every distiller has delivered."""
+    return all(
+        is_delivered(run.workdir.round(DISTILLERS[name].rounds(run.config), name))
+        for name in run.config.distillers
+    )
 
 
 def round_teacher(run: Run, number: int) -> Path:
@@ -176,13 +204,72 @@ def round_teacher(run: Run, number: int) -> Path:
     return run.workdir.teacher if number == 1 else run.workdir.round(number - 1)
 
 
-def _distill_step(run: Run) -> TrainStep:
+def _sdtt_steps(run: Run) -> Callable[[int], TrainStep]:
     """One compiled step for all rounds: dt and the teacher are arguments of it."""
     config = run.config.distill
-    return make_train_step(distill_loss(run.diffusion, config), config.train)
+    step = make_train_step(distill_loss(run.diffusion, config), config.train)
+    return lambda _number: step
 
 
-def _round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
+def _sdtt_told(config: RunConfig, number: int) -> str:
+    k, dt = config.distill.num_distill_steps, round_dt(config.distill, number)
+    return (
+        f"the teacher takes {k} steps of {dt:.6g}, the student learns to take one of {k * dt:.6g}"
+    )
+
+
+def _deliver_sdtt(run: Run, number: int, state: TrainState) -> None:
+    config = run.config.distill
+    run.deliver(
+        run.workdir.round(number),
+        run.denoiser,
+        delivered_params(config, state),
+        stage="distill",
+        round=number,
+        dt=round_dt(config, number),
+        num_distill_steps=config.num_distill_steps,
+        divergence=config.divergence,
+    )
+
+
+def _coupled_steps(run: Run) -> Callable[[int], TrainStep]:
+    train_config = run.config.coupled.train
+    return lambda number: make_train_step(coupled.round_loss(run, number), train_config)
+
+
+def _coupled_told(config: RunConfig, number: int) -> str:
+    calls, k = config.coupled.calls_of(number), config.coupled.num_distill_calls
+    ahead = f"{k} of them" if k else "all of them"
+    return (
+        f"the teacher makes {calls} calls; the student sees their noise and learns {ahead} at once"
+    )
+
+
+def _deliver_coupled(run: Run, number: int, state: TrainState) -> None:
+    run.deliver(
+        run.workdir.round(number, COUPLED),
+        run.coupled,
+        _averaged(state),
+        stage=COUPLED,
+        round=number,
+        num_calls=run.config.coupled.calls_of(number),
+        num_distill_calls=run.config.coupled.num_distill_calls,
+    )
+
+
+def _coupled_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
+    config = run.config.coupled
+    pool = coupled.open_pool(run, number)
+    spec = StateSpec(config.train, run.mesh)
+    abstract = spec.abstract(functools.partial(run.coupled.init, jax.random.key(0)))
+
+    def start() -> TrainState:
+        return spec.from_params(coupled.round_start(run, number))
+
+    return TrainingJob(run, COUPLED, number, config.train, step_fn, start, abstract, pool)
+
+
+def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
     config = run.config.distill
     spec = StateSpec(config.train, run.mesh)
     init = functools.partial(run.denoiser.init, jax.random.key(0))
@@ -281,3 +368,23 @@ def _report_rejected(job: TrainingJob, step: int, values: Mapping[str, float]) -
 def _averaged(state: TrainState) -> Any:
     """The moving average of a state's parameters if it keeps one, else the parameters."""
     return state.params if state.ema_params is None else state.ema_params
+
+
+DISTILLERS = {
+    SDTT: Distiller(
+        "distill",
+        lambda config: config.distill.num_rounds,
+        _sdtt_steps,
+        _sdtt_round,
+        _deliver_sdtt,
+        _sdtt_told,
+    ),
+    COUPLED: Distiller(
+        COUPLED,
+        lambda config: config.coupled.num_rounds,
+        _coupled_steps,
+        _coupled_round,
+        _deliver_coupled,
+        _coupled_told,
+    ),
+}

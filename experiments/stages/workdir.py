@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.settings import RunConfig
+from experiments.settings import SDTT, RunConfig
 from experiments.stages.lease import FILE as LEASE
 from experiments.stages.lease import lease
 from experiments.stages.mirror import local_root
@@ -55,9 +55,9 @@ class Workdir:
         self.results, self.samples = root / "results.json", root / "samples.json"
         self.timing, self.report = root / "timing.json", root / "report.html"
 
-    def round(self, number: int) -> Path:
-        """The checkpoints of a round of distillation, counted from 1."""
-        return self.root / "rounds" / f"{number:02d}"
+    def round(self, number: int, distiller: str = SDTT) -> Path:
+        """The checkpoints of a round of a distiller, counted from 1."""
+        return self.root / ("rounds" if distiller == SDTT else distiller) / f"{number:02d}"
 
     @property
     def local(self) -> "Workdir":

@@ -27,6 +27,8 @@ from sdtt_jax.trees import flat_leaves, leaf_name, nested
 from sdtt_jax.typing import Tree
 
 CORRUPT = "corrupt"
+# What a folder of delivered parameters consists of.
+PARTS = ("params", "meta")
 LOG = logging.getLogger(__name__)
 
 

@@ -124,7 +124,7 @@ def _json_text(value: Any, text_field: str, where: str) -> str:
     if text_field not in value:
         raise DataError(
             f"{where} has no field {text_field!r} (it has {_names(value)}); "
-            "set data.text_field to the one that holds the text."
+            "rename the one that holds the text, or for training set data.text_field to it."
         )
     text = value[text_field]
     if not isinstance(text, str):
@@ -145,7 +145,7 @@ def _parquet_documents(path: Path, text_field: str) -> Iterator[str]:
         if text_field not in schema.names:
             raise DataError(
                 f"{path} has no column {text_field!r} (it has {_names(schema.names)}); "
-                "set data.text_field to the one that holds the text."
+                "rename the one that holds the text, or for training set data.text_field to it."
             )
         kind = schema.field(text_field).type
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):

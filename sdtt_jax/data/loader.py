@@ -69,13 +69,7 @@ class Split:
           batch_size: sequences of the global batch.
           rows: those of the batch that are wanted; all if None.
         """
-        if batch_size < 1 or step < 0 or seed < 0:
-            raise ConfigError(
-                f"A batch needs batch_size >= 1, step >= 0 and seed >= 0, not {batch_size}, "
-                f"{step} and {seed}."
-            )
-        positions = range(step * batch_size, (step + 1) * batch_size)[rows or slice(None)]
-        return np.array([self._shuffled(seed, position) for position in positions], np.int64)
+        return shuffled(len(self), seed, step, batch_size, rows)
 
     def batch(self, seed: int, step: int, batch_size: int, rows: slice | None = None) -> np.ndarray:
         """The sequences of batch `step`: int32 `[batch_size, length]`, or its `rows`.
@@ -88,13 +82,34 @@ class Split:
         """
         return self.gather(self.indices(seed, step, batch_size, rows))
 
-    def _shuffled(self, seed: int, position: int) -> int:
-        epoch, index = divmod(position, len(self))
-        if len(self) == 1:
-            return 0
-        return grain.experimental.index_shuffle(
-            index, max_index=len(self) - 1, seed=_epoch_seed(seed, epoch), rounds=4
+
+def shuffled(
+    size: int, seed: int, step: int, batch_size: int, rows: slice | None = None
+) -> np.ndarray:
+    """Which of `size` records batch `step` holds, as `Split.indices` says it: int64 `[batch_size]`.
+
+    Args:
+      size: how many records there are.
+      seed: of the permutations, at least 0.
+      step: number of the batch, from 0.
+      batch_size: records of the global batch.
+      rows: those of the batch that are wanted; all if None.
+    """
+    if batch_size < 1 or step < 0 or seed < 0:
+        raise ConfigError(
+            f"A batch needs batch_size >= 1, step >= 0 and seed >= 0, not {batch_size}, {step} and {seed}."
         )
+    positions = range(step * batch_size, (step + 1) * batch_size)[rows or slice(None)]
+    return np.array([_shuffled(size, seed, position) for position in positions], np.int64)
+
+
+def _shuffled(size: int, seed: int, position: int) -> int:
+    epoch, index = divmod(position, size)
+    if size == 1:
+        return 0
+    return grain.experimental.index_shuffle(
+        index, max_index=size - 1, seed=_epoch_seed(seed, epoch), rounds=4
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -63,13 +63,13 @@ class CoupledDistillConfig:
             f"num_rounds={self.num_rounds} rounds.",
         )
 
-    def calls(self, round: int) -> int:
+    def calls_of(self, round: int) -> int:
         """Network calls of the teacher's trajectory in a round, counted from 1."""
         return self.num_calls // max(self.num_distill_calls, 1) ** (round - 1)
 
     def trajectory(self, round: int) -> SamplerConfig:
         """The sampler that makes the teacher's trajectory in a round."""
-        return SamplerConfig(self.calls(round), time_grid=self.time_grid, mode=self.mode)
+        return SamplerConfig(self.calls_of(round), time_grid=self.time_grid, mode=self.mode)
 
 
 def noise_of(diffusion: MaskedDiffusion, keys: Keys, length: int) -> Noise:

@@ -75,6 +75,8 @@ def rolling_log_likelihoods(
     for owner, text in enumerate(texts):
         ids = model.text_tokenizer.encode(text)
         require(len(ids) > 0, f"text {owner} has no tokens; nothing is to score.")
+        known = model.text_tokenizer.reads(text, ids)
+        require(known, f"text {owner} {model.text_tokenizer.reads_nothing}.")
         for start in range(0, len(ids), room):
             windows.append(Continuation(ids[:0], ids[start : start + room]))
             owners.append(owner)
@@ -143,7 +145,8 @@ def generations(
     """How contexts go on: each up to its end, or to the first of its `until` strings.
 
     What is drawn depends on the context's ids, and on how many equal requests came before, so that repeats
-    of one differ; other requests do not matter. Settings that cannot be honoured are warned of once.
+    of one differ (greedy ones do not); other requests do not matter. Settings that cannot be honoured are
+    warned of once.
 
     Args:
       model: with a tokenizer; a denoiser fills the positions behind the context in `options.num_steps` steps.
@@ -168,7 +171,7 @@ def generations(
         short += request.count is not None and count < asked
         same = (ids.tobytes(), request)
         draw = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(same[0])), repeats[same])
-        repeats[same] += 1
+        repeats[same] += not request.filters.greedy
         start = np.concatenate([[tokenizer.bos_id], ids[len(ids) - kept :]]).astype(np.int32)
         tokens = _continued(model, draw, start, count, request.filters, options.num_steps)
         ends = np.flatnonzero(np.isin(tokens, (tokenizer.bos_id, tokenizer.eos_id)))

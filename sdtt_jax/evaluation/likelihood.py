@@ -45,8 +45,9 @@ def text_bounds(
       One function for each batch, which returns the estimates of its texts.
 
     Raises:
-      ConfigError: `tokens` are no such texts.
+      ConfigError: `tokens` are no such texts, or the model is a function of noise.
     """
+    model.require_likelihood()
     tokens = to_host(as_rows(tokens, model.mask_id))
     function = functools.partial(_estimates, model.diffusion, config, key)
     return batched(function, model.params, tokens, batch_size)

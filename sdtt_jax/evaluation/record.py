@@ -34,7 +34,8 @@ def own_path(model: Model | CausalModel) -> Path | None:
     root, facts = model.run_folder, model.facts
     if root is None:
         return None
-    name = f"round_{facts['round']:02d}" if facts.get("round") else facts["stage"]
+    stage = "round" if facts["stage"] == "distill" else facts["stage"]
+    name = f"{stage}_{facts['round']:02d}" if facts.get("round") else stage
     return root / FOLDER / f"{name}.json"
 
 

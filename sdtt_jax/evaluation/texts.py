@@ -113,7 +113,9 @@ def openings(subject: Subject) -> np.ndarray:
     return np.stack(rows).astype(np.int32)
 
 
-def read_texts(path: str, tokenizer: Tokenizer | None, num_ids: int) -> Iterator[np.ndarray]:
+def read_texts(
+    path: str, tokenizer: Tokenizer | None, num_ids: int, *, readable: bool = True
+) -> Iterator[np.ndarray]:
     """Token ids of JSON lines with the field "text" or "tokens", one line after the other: `[n]` int32.
 
     Text counts where there is a tokenizer, tokens where there is none or no text.
@@ -122,24 +124,25 @@ def read_texts(path: str, tokenizer: Tokenizer | None, num_ids: int) -> Iterator
       path: of the file.
       tokenizer: of the model that reads them, if it has one.
       num_ids: size of its vocabulary, without MASK.
+      readable: refuse a text of which the tokenizer can read nothing.
 
     Raises:
       DataError: naming the line.
     """
     for where, line in text_lines(path):
-        ids = _line_tokens(parse_json(line, where), tokenizer, where)
+        ids = _line_tokens(parse_json(line, where), tokenizer, where, readable)
         try:
             yield as_ids(ids, num_ids, where)
         except ConfigError as error:
             raise DataError(str(error)) from None
 
 
-def _line_tokens(record: Any, tokenizer: Tokenizer | None, where: str) -> Any:
+def _line_tokens(record: Any, tokenizer: Tokenizer | None, where: str, readable: bool) -> Any:
     record = record if isinstance(record, dict) else {}
     text, tokens = record.get("text"), record.get("tokens")
     if isinstance(text, str) and tokenizer is not None:
         ids = tokenizer.encode(without_traces_of_files(text))
-        if not tokenizer.reads(text, ids):
+        if readable and not tokenizer.reads(text, ids):
             raise DataError(f"{where} {tokenizer.reads_nothing}.")
         return ids
     if isinstance(tokens, list) and all(type(token) is int for token in tokens):

@@ -49,7 +49,7 @@ def model_card(model: Model | CausalModel, format_name: str, results: dict[str, 
         lines.append(f"| noise schedule | {facts['schedule']['kind']} |")
     told = ("stage", "round", "dt", "divergence", "num_distill_steps")
     lines += [f"| {name.replace('_', ' ')} | {facts[name]} |" for name in told if name in facts]
-    steps = _measured(facts, results)
+    steps = _measured(model, results)
     if steps:
         lines += [
             "",
@@ -62,16 +62,19 @@ def model_card(model: Model | CausalModel, format_name: str, results: dict[str, 
     return "\n".join(lines) + "\n"
 
 
-def _measured(facts: dict[str, Any], results: dict[str, Any] | None) -> dict[str, Any]:
+def _measured(model: Model | CausalModel, results: dict[str, Any] | None) -> dict[str, Any]:
+    """What a run measured of this very model, not of one that stood in its place."""
     if not results:
         return {}
-    if facts.get("stage") == "teacher":
-        found: dict[str, Any] = results["teacher"]["steps"]
-        return found
-    if facts.get("stage") == "judge":
+    if model.facts.get("stage") == "judge":
         return {"one per token": results["baseline_ar"]}
-    rounds = [r for r in results["rounds"] if r["round"] == facts.get("round")]
-    return rounds[0]["steps"] if rounds else {}
+    measured = [results["teacher"]] if model.facts.get("stage") == "teacher" else results["rounds"]
+    for entry in measured:
+        same_digest = entry.get("params_digest") in (None, model.identity["digest"])
+        if entry.get("round") == model.facts.get("round") and same_digest:
+            found: dict[str, Any] = entry["steps"]
+            return found
+    return {}
 
 
 def measured_results(model: Model | CausalModel) -> dict[str, Any] | None:

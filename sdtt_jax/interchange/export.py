@@ -9,7 +9,7 @@ import numpy as np
 from sdtt_jax.checkpoints.store import save_params
 from sdtt_jax.config import to_mapping
 from sdtt_jax.data.tokenizer import save_tokenizer
-from sdtt_jax.errors import ConfigError
+from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE
 from sdtt_jax.interchange.layouts import LAYOUTS
 from sdtt_jax.interchange.load import FINAL
@@ -26,8 +26,16 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
 
     A model that came in a published layout goes out under the same names and dtype, bit for bit, with the
     config that it came with (if it came with one).
+
+    Raises:
+      CheckpointError: the reference has no such network.
     """
     directory, facts = as_path(directory), model.facts
+    if facts["kind"] not in LAYOUTS:
+        raise CheckpointError(
+            f"{facts['path']} holds a {facts['kind']!r} network, which sees noise; the reference's format "
+            "has no place for its noise network. Export it as orbax."
+        )
     params = jax.tree.map(np.asarray, model.params)
     table = LAYOUTS[facts["kind"]].table(model.config)
     tensors = write_params(table, params, facts.get("prefix", HUB_PREFIX))
@@ -50,6 +58,7 @@ def export_orbax(model: Model | CausalModel, directory: PathLike) -> list[Path]:
     """
     directory, tokenizer = as_path(directory), model.text_tokenizer
     facts = {name: value for name, value in model.facts.items() if name != "path"}
+    facts["tokenizer"] = tokenizer.digest
     save_params(directory / FINAL, model.params, facts | {"model": to_mapping(model.config)})
     (directory / "tokenizer").mkdir(parents=True)
     save_tokenizer(tokenizer, directory / "tokenizer")
@@ -69,14 +78,16 @@ def reference_config(model: Model | CausalModel) -> dict[str, Any]:
     }
     kind: dict[str, Any] = {"parameterization": "ar"}
     if isinstance(model, Model):
-        sizes["cond_dim"] = model.config.cond_dim
+        sizes["cond_dim"], schedule = model.config.cond_dim, dict(model.facts["schedule"])
         kind = {
             "parameterization": "subs",
             "time_conditioning": model.config.time_conditioned,
-            "noise": {"type": model.facts["schedule"]["kind"].replace("-", "")},
+            "noise": {"type": schedule.pop("kind").replace("-", "")}
+            | {name: value for name, value in schedule.items() if value is not None},
         }
     return {
         "config": {"model": sizes, **kind},
+        "begins_with_bos": bool(model.facts.get("begins_with_bos")),
         "vocab_size": c.vocab_size + 1,
         "mask_index": c.mask_id,
     }

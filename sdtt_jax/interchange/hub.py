@@ -136,7 +136,8 @@ def _reason(what: str, error: Exception) -> str:
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return (
             f"{what} has no {TENSORS_FILE}. Pickled weights (.bin, .ckpt) are not read, since that runs what "
-            "is in them; convert them with safetensors.torch.save_file where you trust them."
+            "is in them; convert them with safetensors.torch.save_file where you trust them. Weights under "
+            "another name or in several files: download them, and give the path of the file, or join them."
         )
     status = f" ({error})" if isinstance(error, HfHubHTTPError) else ""
     return (

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.interchange.found import FOREIGN, INDEX, PICKLED, TO_SAFETENSORS, describe
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE
 from sdtt_jax.interchange.renaming import (
     NOTHING_STORED,
@@ -23,7 +24,6 @@ from sdtt_jax.paths import read_json
 
 # By kind of network, in the order in which they are tried: a denoiser has the causal baseline's tensors too.
 LAYOUTS = {layout.kind: layout for layout in (DENOISER, CAUSAL, GPT2)}
-PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 class Published(NamedTuple):
@@ -66,9 +66,10 @@ def open_published(path: Path, config_path: Path | None = None) -> Published:
     file = path / TENSORS_FILE if path.is_dir() else path
     if file.suffix in PICKLED:
         raise CheckpointError(
-            f"{file} is pickled, and unpickling runs what is in a file: it is not read. Where you trust it, "
-            "convert it with safetensors.torch.save_file(state_dict, 'model.safetensors')."
+            f"{file} is pickled, and unpickling runs what is in a file: it is not read. {TO_SAFETENSORS}"
         )
+    if file.name.endswith((*FOREIGN, INDEX)):
+        raise CheckpointError(f"{file} is no model that can be read. {describe([file.name])}")
     beside = file.with_name(CONFIG_FILE)
     config_path = config_path or (beside if beside.is_file() else None)
     stored = _stored(config_path) if config_path else NOTHING_STORED

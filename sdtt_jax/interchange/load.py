@@ -10,13 +10,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sdtt_jax.checkpoints.store import load_params
+from sdtt_jax.checkpoints.store import PARTS, load_params
 from sdtt_jax.config import from_mapping, to_mapping
 from sdtt_jax.data import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange import hub
+from sdtt_jax.interchange.claims import claimed, published_schedule
+from sdtt_jax.interchange.found import describe
 from sdtt_jax.interchange.layouts import is_published, open_published, published_params
+from sdtt_jax.interchange.renaming import Stored
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalNetwork
@@ -24,7 +27,7 @@ from sdtt_jax.networks.kinds import KINDS, kind_of, stored_kind
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import place as place_pieces
 from sdtt_jax.parallel.placement import tree_shardings
-from sdtt_jax.paths import absolute, as_path, is_remote
+from sdtt_jax.paths import as_path, is_remote, with_target
 from sdtt_jax.trees import flat_leaves
 
 FINAL = "final"
@@ -134,13 +137,32 @@ def _own(path: Path, mesh: Mesh | None, compute_dtype: str | None) -> Model | Ca
 
     params, facts = load_params(folder, placement)
     network = _network(folder, facts, compute_dtype)
-    above = (p / "tokenizer" for p in absolute(folder).parents)
-    tokenizer_dir = next((p for p in above if p.is_dir()), None)
-    if tokenizer_dir is None:
+    tokenizer = _tokenizer(folder, facts, network.config.vocab_size)
+    return _model(network, params, tokenizer, facts | {"path": str(folder)})
+
+
+def _tokenizer(folder: Path, facts: dict[str, Any], vocab_size: int) -> Tokenizer:
+    """The tokenizer that a model was trained with, from a folder above it or above what a link leads to.
+
+    Checkpoints of earlier versions do not say which it is: there the nearest has to be of the right size.
+    """
+    above = (p / "tokenizer" for path in with_target(folder) for p in path.parents)
+    found = [place for place in above if place.is_dir()]
+    if not found:
         raise CheckpointError(
             f"There is no tokenizer folder above {folder}; copy the run's tokenizer/ beside it."
         )
-    return _model(network, params, load_tokenizer(tokenizer_dir), facts | {"path": str(folder)})
+    digest = facts.get("tokenizer")
+    for place in found if digest else found[:1]:
+        tokenizer = load_tokenizer(place)
+        if tokenizer.vocab_size == vocab_size and digest in (None, tokenizer.digest):
+            return tokenizer
+    nearest = load_tokenizer(found[0])
+    raise CheckpointError(
+        f"{found[0]} ({nearest.vocab_size} tokens, digest {nearest.digest[:12]}) is not the tokenizer that "
+        f"{folder} was trained with ({vocab_size} tokens, digest {(digest or 'not stored')[:12]}); copy that "
+        "run's tokenizer/ beside it."
+    )
 
 
 def _network(folder: Path, facts: dict[str, Any], compute_dtype: str | None) -> Any:
@@ -173,9 +195,14 @@ def _published(
         # Waiting keeps at most one parameter in memory twice.
         return jax.block_until_ready(placed)
 
+    stored = Stored(published.stored, published.file)
     facts = {
         "path": where,
-        "schedule": to_mapping(ScheduleConfig()),
+        "schedule": to_mapping(published_schedule(stored)),
+        # So they were all trained; ours say it when they are exported in that layout.
+        "begins_with_bos": claimed(
+            stored, ("begins_with_bos",), lambda x: isinstance(x, bool), "true or false", True
+        ),
         "published_config": dict(published.stored),
         "prefix": published.prefix,
         "dtype": published.dtype,
@@ -211,12 +238,15 @@ def _shardings(network: Any, mesh: Mesh) -> Any:
 
 
 def _delivered(path: Path) -> Path:
+    """The folder of parameters that a path means: by what folders hold, not by what they are called."""
     if not path.is_dir():
         raise CheckpointError(f"There is no checkpoint at {path}.")
-    rounds = sorted((path / "rounds").glob(f"*/{FINAL}"))
-    candidates = [*rounds[-1:], path / "teacher" / FINAL, path / FINAL]
-    if path.name != FINAL and not any(p.is_dir() for p in candidates):
-        raise CheckpointError(
-            f"{path} holds no finished model (no {FINAL} folder); give a run, a round or a teacher."
-        )
-    return next((p for p in candidates if p.is_dir()), path)
+    rounds = sorted((path / "rounds").glob(f"*/{FINAL}"), reverse=True)
+    numbered = sorted(path.glob(f"[0-9][0-9]/{FINAL}"), reverse=True)
+    for candidate in (path, *rounds, path / "teacher" / FINAL, path / FINAL, *numbered):
+        if all((candidate / part).is_dir() for part in PARTS):
+            return candidate
+    raise CheckpointError(
+        f"{path} holds no finished model; give a run, a round, a teacher, or a safetensors file or its "
+        f"folder. {describe([entry.name for entry in path.iterdir()])}"
+    )

@@ -22,10 +22,13 @@ FLOATS = {
 }
 # A file begins with the length of its header, little-endian; offsets count from the header's end.
 LENGTH_BYTES = 8
+LFS = b"version https://git-lfs"
+# Of torch.compile, and of DataParallel and DistributedDataParallel.
+WRAPPERS = ("_orig_mod", "module")
 
 
 class Tensors(Mapping[str, np.ndarray]):
-    """A safetensors file as a mapping that reads a tensor when it is asked for.
+    """A safetensors file as a mapping that reads a tensor when it is asked for, by its `unwrapped` name.
 
     The library checks the file, and the bytes are read from it directly: the library's own reader maps the
     whole file into memory and copies from there, so that of 3.45 GB 2.4 times as much was resident instead
@@ -45,13 +48,21 @@ class Tensors(Mapping[str, np.ndarray]):
                 size = int.from_bytes(file.read(LENGTH_BYTES), "little")
                 header = json.loads(file.read(size))
         except (SafetensorError, OSError, ValueError) as error:
+            if path.is_file() and np.fromfile(path, np.uint8, len(LFS)).tobytes() == LFS:
+                raise CheckpointError(
+                    f"{path} is Git LFS's note of a file that was not downloaded; run git lfs pull."
+                ) from None
             raise CheckpointError(
                 f"{path} cannot be read as safetensors ({error}); download or export it again."
             ) from None
         self._start = LENGTH_BYTES + size
-        self._entries: dict[str, Any] = {
-            name: entry for name, entry in header.items() if name != "__metadata__"
-        }
+        self._entries: dict[str, Any] = {}
+        for name, entry in header.items():
+            bare = unwrapped(name)
+            if bare in self._entries:
+                raise CheckpointError(f"{path} has {bare} twice, once as {name}; keep one of them.")
+            if name != "__metadata__":
+                self._entries[bare] = entry
 
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self._entries[name]
@@ -83,6 +94,11 @@ class Tensors(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what PyTorch puts around a compiled or a distributed module."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -20,7 +20,7 @@ from sdtt_jax.errors import CheckpointError
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.parallel.mesh import batch_pieces, mesh_if_any, use_mesh
 from sdtt_jax.parallel.placement import place_batch, place_whole
-from sdtt_jax.paths import absolute
+from sdtt_jax.paths import read_json, with_target
 from sdtt_jax.typing import Params
 
 # Facts of a checkpoint that results of its model repeat.
@@ -85,11 +85,33 @@ class Loaded(abc.ABC):
 
     @functools.cached_property
     def run_folder(self) -> Path | None:
-        """The directory of the run that the model was trained in; None for models from elsewhere."""
+        """The directory of the run that the model was trained in; None for models from elsewhere.
+
+        A model stands in its run where its stage has delivered it, and not in any folder below it.
+
+        Raises:
+          CheckpointError: it stands so in a run, but was trained on other data than that run has.
+        """
         if self.facts.get("stage") is None:
             return None
-        folders = absolute(self.facts["path"]).parents
-        return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+        for path in with_target(self.facts["path"]):
+            stage = path.parent
+            root = stage.parent.parent if stage.parent.name == "rounds" else stage.parent
+            own = stage.name in ("teacher", "judge") or stage.parent.name == "rounds"
+            if path.name == "final" and own and (root / "config.json").is_file():
+                self._check_data(root)
+                return root
+        return None
+
+    def _check_data(self, run: Path) -> None:
+        info = run / "data" / "info.json"
+        if "data" in self.facts and info.is_file():
+            theirs = read_json(info, CheckpointError)["info"]["fingerprint"]
+            if theirs != self.facts["data"]:
+                raise CheckpointError(
+                    f"{self.facts['path']} was trained on other data than its run {run} has; move it out of "
+                    "that run, or restore the run's data."
+                )
 
     @property
     def text_tokenizer(self) -> Tokenizer:

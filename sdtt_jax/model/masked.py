@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sdtt_jax.config import whole
+from sdtt_jax.config import require, whole
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import subs_log_probs
 from sdtt_jax.diffusion.nelbo import nelbo
@@ -79,6 +79,13 @@ class Model(Loaded):
         log_probs = subs_log_probs(self.logits(x_t, sigma), x_t, self.mask_id)
         return jnp.where(log_probs > 0.5 * NEG_INFINITY, log_probs, -jnp.inf)
 
+    def require_likelihood(self) -> None:
+        """Raises `ConfigError` if the network is a function of noise, not a distribution."""
+        require(
+            self.diffusion.noise_levels is None,
+            f"{self.facts['path']} is a function of its noise and has no likelihood; judge its samples.",
+        )
+
     def noisy(self, x_t: ArrayLike) -> jax.Array:
         """`x_t: [B, L]`, MASK or tokens, in its place; `ConfigError` if it is something else."""
         return self.placed(as_rows(x_t, self.mask_id + 1))
@@ -97,11 +104,14 @@ class Model(Loaded):
     ) -> Tokens:
         """Texts `[num_samples, L]` int32; `tokenizer.decode` turns a row into text.
 
+        Its arguments are many because they are what `experiments.sample` has flags for; few are needed.
+
         Args:
           key: PRNG key; batch i is drawn with `fold_in(key, i)`.
           num_samples: how many.
           num_steps: reverse steps.
-          prompt: text that the samples begin with, one for all or one for each, of any lengths.
+          prompt: text that the samples begin with, behind `first_token` where there is one; one for all or
+            one for each, of any lengths.
           infill: text with gaps, "[12]" for 12 tokens; one for all or one for each.
           stop_at_eos: what follows the first EOS of a text becomes EOS too.
           batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows. Part of what
@@ -153,8 +163,21 @@ class Model(Loaded):
         rows = to_host(as_rows(x_init, self.mask_id + 1))
         return batched(write, self.params, rows, batch_size)
 
+    @property
+    def first_token(self) -> int | None:
+        """BOS where every sequence of the training began with it, as published models' did; else None.
+
+        A text that is given then stands behind it, as the reference's README has it: a network that has
+        always seen BOS at position 0 knows no text there.
+        """
+        if self.tokenizer is None or not self.facts.get("begins_with_bos"):
+            return None
+        return self.tokenizer.bos_id
+
     def prior(self, num_samples: int, prompt: Texts = None, infill: Texts = None) -> Tokens:
         """Where generation starts: `[num_samples, L]` int32, MASK but for the text that is given.
+
+        What is given stands behind `first_token` where there is one; without it all is MASK.
 
         Args:
           num_samples: how many.
@@ -165,8 +188,14 @@ class Model(Loaded):
         length = self.config.length
         if prompt is None and infill is None:
             return prior_sample(num_samples, length, self.mask_id)
-        given = given_batch(self.text_tokenizer, length, num_samples, prompt, infill)
-        return prior_sample(num_samples, length, self.mask_id, *map(jnp.asarray, given))
+        bos = self.first_token
+        room = length if bos is None else length - 1
+        tokens, fixed = given_batch(self.text_tokenizer, room, num_samples, prompt, infill)
+        if bos is not None:
+            tokens, fixed = np.insert(tokens, 0, bos, axis=1), np.insert(fixed, 0, True, axis=1)
+        return prior_sample(
+            num_samples, length, self.mask_id, jnp.asarray(tokens), jnp.asarray(fixed)
+        )
 
     def denoise(self, key: Key, x_init: ArrayLike, config: SamplerConfig) -> SamplerState:
         """Fills MASK positions in one batch.
@@ -234,6 +263,7 @@ class Model(Loaded):
           (2,)
         """
         whole(1, num_samples=num_samples)
+        self.require_likelihood()
         tokens = self.placed(as_rows(tokens, self.mask_id))
         with self.on_mesh():
             estimates = [

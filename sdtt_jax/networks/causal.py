@@ -116,7 +116,7 @@ def scan_blocks(block: type[nn.Module], config: TransformerConfig) -> nn.Module:
 
     Args:
       block: class of the module of one layer.
-      config: its sizes, and the remat policy.
+      config: its sizes, remat policy and `unroll`.
     """
     return nn.scan(
         rematerialised(block, config.remat),
@@ -124,6 +124,7 @@ def scan_blocks(block: type[nn.Module], config: TransformerConfig) -> nn.Module:
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),
         length=config.num_layers,
+        unroll=config.unroll,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )(config)
 

@@ -26,6 +26,9 @@ class TransformerConfig:
       remat: what a block's backward pass recomputes: "none", "dots" (all but the results of the linear
         layers and of attention), "attention" (all but the latter) or "full" (everything). The measured table
         is docs/measurements/remat.md (`tools.remat_table`).
+      unroll: blocks in one turn of the loop over blocks; with all of them there is no loop. Parameters and
+        values are the same. No loop trains faster on a GPU, takes more memory, and longer to compile
+        (docs/measurements/gpu.md).
     """
 
     vocab_size: int = 0
@@ -36,6 +39,7 @@ class TransformerConfig:
     mlp_ratio: int = 4
     compute_dtype: str = "float32"
     remat: str = "dots"
+    unroll: int = 1
 
     def __post_init__(self) -> None:
         at_least(0, self, "vocab_size", "length")
@@ -45,6 +49,7 @@ class TransformerConfig:
             f"embed_dim={self.embed_dim} must be a multiple of 2 * num_heads={2 * self.num_heads}, "
             "for rotary embeddings turn pairs of features within a head.",
         )
+        whole(1, self, "unroll")
         one_of(self, compute_dtype=COMPUTE_DTYPES, remat=REMAT_POLICIES)
 
     def check_filled(self) -> None:

@@ -13,6 +13,9 @@ from typing import Any
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path, parse_json, read_json, text_lines
 from sdtt_jax.reporting.evaluations import Evaluation, read_evaluations
+from sdtt_jax.reporting.palette import percent
+
+COUPLED_WAYS = ("teacher", "argmax", "drawn", "matched")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,31 @@ class Round:
 
 
 @dataclasses.dataclass(frozen=True)
+class FewCalls:
+    """The first teacher and the noise-coupled student at a number of network calls.
+
+    The student takes the tokens that its noise determines (`argmax`), draws them from its own distribution
+    (`drawn`), or lies between the two at the entropy of real text (`matched`); `paired` is of the last.
+    """
+
+    calls: int
+    teacher: Quality
+    argmax: Quality
+    drawn: Quality
+    matched: Quality
+    paired: Paired
+
+    @property
+    def change(self) -> str:
+        """Of perplexity from the teacher to the matched student, with its 95 % interval, in words."""
+        middle, low, high = (
+            percent(math.expm1(value), sign=True)
+            for value in (self.paired.log_ratio, self.paired.low, self.paired.high)
+        )
+        return f"{middle} (95\u202f% {low} to {high})"
+
+
+@dataclasses.dataclass(frozen=True)
 class LossCurve:
     """Loss by step of one stage; `round` is 0 for stages that have no rounds."""
 
@@ -105,6 +133,7 @@ class Run:
     animation: Animation | None
     data_info: Mapping[str, Any]
     evaluations: tuple[Evaluation, ...] = ()
+    few_calls: tuple[FewCalls, ...] = ()
 
 
 def read_run(workdir: Path | str) -> Run:
@@ -145,6 +174,7 @@ def read_run(workdir: Path | str) -> Run:
             animation=read_animation(samples.get("animation"), workdir / "samples.json"),
             data_info=results.get("data_info") or {},
             evaluations=tuple(read_evaluations(workdir)),
+            few_calls=_few_calls((results.get("coupled") or {}).get("calls")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
@@ -260,6 +290,16 @@ def _quality(entry: Mapping[str, Any] | None) -> Quality | None:
 def _qualities(steps: Mapping[str, Any] | None) -> dict[int, Quality]:
     found = {int(k): _quality(v) for k, v in (steps or {}).items()}
     return {k: q for k, q in sorted(found.items()) if q is not None}
+
+
+def _few_calls(calls: Mapping[str, Any] | None) -> tuple[FewCalls, ...]:
+    found = []
+    for number, entry in sorted((calls or {}).items(), key=lambda item: int(item[0])):
+        qualities = {name: _quality(entry.get(name)) for name in COUPLED_WAYS}
+        values = [_number(entry["matched"].get(name)) for name in ("log_ratio", "low", "high")]
+        if None not in qualities.values() and None not in values:
+            found.append(FewCalls(int(number), paired=Paired(*values), **qualities))  # type: ignore[arg-type]
+    return tuple(found)
 
 
 def _round(entry: Mapping[str, Any]) -> Round:

@@ -35,6 +35,17 @@ def test_every_published_corpus_reads_its_field_and_undoes_its_tokens(tmp_path):
         assert read == [undo(TEXTS[0]), undo(TEXTS[2])]
 
 
+def test_a_splits_file_may_have_its_suffix_in_any_case_and_be_linked(tmp_path):
+    place = tmp_path / "wikitext2"
+    _write_lines(tmp_path / "x.JSONL", TEXTS[:1])
+    place.mkdir()
+    (place / "train.JSONL").symlink_to(tmp_path / "x.JSONL")
+    assert len(list(documents(DataConfig("wikitext2"), "train", place))) == 1
+    (tmp_path / "x.JSONL").unlink()
+    with pytest.raises(DataError, match=r"train\.JSONL is a link to .*, which is not there"):
+        list(documents(DataConfig("wikitext2"), "train", place))
+
+
 def test_a_second_embedded_corpus_is_read_and_not_the_bible(monkeypatch):
     poems = [f"poem {index}" for index in range(30)]
     monkeypatch.setitem(CORPORA, "poems", Corpus("poems", lambda: iter(poems)))

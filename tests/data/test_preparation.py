@@ -168,12 +168,17 @@ def test_gpt2_needs_no_training(prepared, tmp_path):
 
 
 def test_a_text_file_of_one_document_is_enough(tmp_path):
-    (tmp_path / "x.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 200)
+    """Line ends of Windows are line ends; the info says how many files of the folder were read."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "README").touch()
+    path = tmp_path / "texts" / "x.txt"
+    path.write_bytes(b"the quick brown fox jumps over the lazy dog\r\n" * 200)
     info = prepare(
-        DataConfig(corpus=str(tmp_path / "x.txt"), length=8),
+        DataConfig(corpus=str(path.parent), length=8),
         TokenizerConfig(model_type="char"),
         tmp_path / "data",
         tmp_path / "tokenizer",
     )
     assert info.num_validation == pytest.approx(0.05 * info.num_train, rel=0.2)
     assert info.vocab_size == 3 + 26 + 1 + 1  # Specials, letters, space, newline.
+    assert info.files == "1 of 2 files (not read: README)"

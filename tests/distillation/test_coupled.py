@@ -107,7 +107,7 @@ def test_one_shot_states_lie_along_the_order_and_ask_for_all_that_is_masked():
 
 def test_a_round_asks_for_the_next_calls_and_divides_their_number():
     config = CoupledDistillConfig(4, num_distill_calls=2, num_rounds=2, full_share=0.5)
-    assert [config.calls(r) for r in (1, 2)] == [4, 2]
+    assert [config.calls_of(r) for r in (1, 2)] == [4, 2]
     noise, tokens = noise_of(STUDENT, KEYS, 8), jnp.zeros((len(KEYS), 8), jnp.int32)
     x_t, _, weights = states_along(STUDENT, noise, tokens, jax.random.key(0), config, 1)
     masked = (x_t == MASK).sum(axis=1)

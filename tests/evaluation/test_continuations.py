@@ -20,6 +20,20 @@ def test_prefix_and_suffix_are_the_whole_text(gpt2):
         assert prefix.dtype == suffix.dtype == np.int32
 
 
+@pytest.mark.parametrize(
+    "cloze",
+    [Cloze("1984", " was"), Cloze("in the", " жж"), Cloze("[ 3 ]", " was"), Cloze("in the", " 7")],
+)
+def test_a_context_or_an_ending_of_which_nothing_is_left_is_refused(cloze):
+    """What would be scored is the rest without it."""
+    tokenizer = train_tokenizer(TokenizerConfig(model_type="char"), ["in the was"], "text8")
+    with pytest.raises(ConfigError, match=r"holds nothing that the vocabulary|has no tokens"):
+        encode(tokenizer, [cloze])
+    assert (
+        len(encode(tokenizer, [Cloze("", "was"), Cloze(" ", "was"), Cloze("It's ", "7 was")])) == 3
+    )
+
+
 def test_a_space_at_the_end_of_the_prefix_belongs_to_the_next_word(gpt2):
     [apart] = encode(gpt2, [Cloze("He opened the ", "door")])
     [usual] = encode(gpt2, [Cloze("He opened the", " door")])

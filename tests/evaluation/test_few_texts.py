@@ -88,7 +88,8 @@ def test_one_last_word_has_no_interval(measure, tmp_path):
 
 
 GOOD = {"text": "a fox"}
-EMPTY = [{"text": ""}, {"text": "日本"}, {"tokens": []}]
+ENDS = [TOKENIZER.bos_id, TOKENIZER.eos_id]
+EMPTY = [{"text": ""}, {"text": "日本"}, {"tokens": []}, {"tokens": ENDS}]
 
 
 @pytest.mark.parametrize("first_token", ["scored", "given"])
@@ -111,7 +112,7 @@ def test_texts_with_nothing_to_score_are_named_counted_and_left_out(measure, tmp
 
 def test_nothing_but_such_texts_is_an_error(measure, tmp_path):
     path = lines(tmp_path / "empty.jsonl", *EMPTY)
-    with pytest.raises(ConfigError, match="3 of 3 texts hold nothing to score"):
+    with pytest.raises(ConfigError, match="4 of 4 texts hold nothing to score"):
         measure(given.suite, JUDGE, texts=path)
 
 

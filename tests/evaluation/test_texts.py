@@ -5,7 +5,9 @@ import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import DataError
-from sdtt_jax.evaluation.texts import read_texts
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.texts import held_out_name, read_texts
 
 
 def test_a_line_ends_at_a_line_feed_alone(tmp_path):
@@ -18,14 +20,31 @@ def test_a_line_ends_at_a_line_feed_alone(tmp_path):
     np.testing.assert_array_equal(second, [1, 2])
 
 
+def test_held_out_folders_say_how_many_files_are_read(tmp_path):
+    """A run's corpus is read by the same reader."""
+    for name in ("a.TXT", "b.jsonl.gz", ".hidden.txt"):
+        (tmp_path / "texts" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "texts" / name).write_text("text", "utf-8")
+    (tmp_path / "test").symlink_to(tmp_path / "texts")
+    for settings, name in (
+        ({"held_out": str(tmp_path / "texts")}, str(tmp_path / "texts")),
+        ({"held_out": "lambada", "held_out_folder": str(tmp_path)}, "lambada"),
+    ):
+        subject = Subject(None, Settings(**settings))
+        assert held_out_name(subject) == f"{name} (1 of 2 files (not read: .gz))"
+    file = str(tmp_path / "texts" / "a.TXT")
+    assert held_out_name(Subject(None, Settings(held_out=file))) == file
+
+
 def test_texts_are_read_as_a_corpus_is(tmp_path):
-    """Without Windows' ends of lines and its byte-order mark; of each, something is left."""
+    """Without Windows' ends of lines and its byte-order mark."""
     path = tmp_path / "texts.jsonl"
     tokenizer = train_tokenizer(TokenizerConfig(model_type="char"), ["ab\n"])
     path.write_bytes(b'\xef\xbb\xbf{"text": "a\\r\\nb"}\r\n{"text": ""}\n{"text": "\xd0\xb6"}')
+    texts = read_texts(str(path), tokenizer, tokenizer.vocab_size, readable=False)
+    assert [tokenizer.decode(text) for text in texts] == ["a\nb", "", "⁇"]
     texts = read_texts(str(path), tokenizer, tokenizer.vocab_size)
-    assert tokenizer.decode(next(texts)) == "a\nb"
-    assert len(next(texts)) == 0
+    assert [tokenizer.decode(next(texts)) for _ in range(2)] == ["a\nb", ""]
     with pytest.raises(DataError, match=r"texts\.jsonl, line 3 holds nothing that the vocabulary"):
         next(texts)
 

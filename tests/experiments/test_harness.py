@@ -104,6 +104,7 @@ def test_what_is_drawn_does_not_depend_on_its_place_but_on_its_repetition(kind, 
         model, [("in the", drawn), ("let there", drawn), ("in the", drawn)], OPTIONS
     )
     assert first != second
+    assert len({*generations(model, [("in the", {"max_gen_toks": 12})] * 2, OPTIONS)}) == 1
     assert generations(model, [("let there", drawn), ("in the", drawn)], OPTIONS) == [other, first]
 
 

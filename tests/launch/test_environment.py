@@ -187,3 +187,26 @@ def test_an_interrupted_installation_is_made_anew(checkout):
     assert "did not finish: making it anew" in result.stdout
     assert f"imported from {checkout}" in result.stdout
     assert "is ready" in run(checkout).stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("~/a b", "/h o/a b"),
+        ("~", "/h o"),
+        ("/x/~", "/x/~"),
+        ("~x", "{here}/~x"),
+        ("a", "{here}/a"),
+    ],
+)
+def test_a_quoted_tilde_is_the_home(tmp_path, given, expected):
+    program = f'source "{LAUNCH}/environment.sh"; absolute "$1"'
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", program, "bash", given],
+        check=True,
+        cwd=tmp_path,
+        env=environment(HOME="/h o"),
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout == expected.format(here=tmp_path) + "\n"

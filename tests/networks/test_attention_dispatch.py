@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax.networks.attention import attend, causal_mask, dispatch, kernels, plain_attention
+from sdtt_jax.networks.attention import (
+    attend,
+    attend_rotated,
+    causal_mask,
+    dispatch,
+    kernels,
+    plain_attention,
+    rotary_tables,
+)
 
 LONG = (1, dispatch.LENGTH_BY_HEAD, 2, 64)
 
@@ -123,6 +131,29 @@ def test_a_gradient_with_cudnn_is_one_pass_forward_and_one_backward(causal, monk
     calls = re.findall(r"@(__cudnn\$fmha\w+)", text)
     assert sorted(calls) == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
     assert text.count("NO_MASK" if not causal else "CAUSAL") == 2
+
+
+def _packed_loss(query, key, value, gradient):
+    tables = rotary_tables(jnp.arange(query.shape[1]), query.shape[3])
+    return (attend_rotated(jnp.stack([query, key, value], axis=2), *tables) * gradient).sum()
+
+
+@pytest.mark.parametrize("loss", [_loss, _packed_loss])
+@pytest.mark.parametrize("platform", ["cuda", "cpu"])
+def test_products_are_as_precise_as_the_function_asks_for(loss, platform):
+    """By default a GPU rounds float32 to 11 bits; the gradient is taken outside of the context."""
+
+    def precise(*arrays):
+        with jax.default_matmul_precision("highest"):
+            return loss(*arrays)
+
+    for function, least in ((precise, 2), (jax.grad(precise, argnums=(0, 1, 2)), 7)):
+        text = _lowered(function, _arrays((1, 16, 2, 8)), platform)
+        products = re.findall(r"dot_general.*", text)
+        assert len(products) >= least
+        assert all("precision = [HIGHEST, HIGHEST]" in product for product in products)
+    narrow = _lowered(precise, _arrays((1, 16, 2, 8), jnp.bfloat16), platform)
+    assert "HIGHEST" not in narrow
 
 
 @pytest.mark.parametrize("length", [16, dispatch.LENGTH_BY_HEAD])

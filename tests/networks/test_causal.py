@@ -93,11 +93,11 @@ def test_parameters_carry_logical_axes_and_the_blocks_are_stacked():
         assert leaf.shape[0] == CONFIG.num_layers
 
 
-def test_rematerialised_blocks_give_the_same_gradients():
+def test_rematerialised_and_unrolled_blocks_give_the_same_gradients():
     def loss(params, model):
         return jax.nn.log_softmax(model.logits(params, model.hidden(params, TOKENS)))[..., 0].sum()
 
-    remat = CausalNetwork(dataclasses.replace(CONFIG, remat="full"))
+    remat = CausalNetwork(dataclasses.replace(CONFIG, remat="full", unroll=2))
     gradient = jax.jit(jax.grad(loss), static_argnames="model")
     plain, recomputed = gradient(PARAMS, MODEL), gradient(PARAMS, remat)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), plain, recomputed)

@@ -106,12 +106,14 @@ def test_parameters_carry_logical_axes_and_the_blocks_are_stacked():
     assert nn.unbox(boxed)["blocks"]["attn_qkv"]["kernel"].shape == (3, 16, 3, 2, 8)
 
 
-@pytest.mark.parametrize("remat", ["full", "none"])
-def test_rematerialisation_changes_no_gradient(params, remat):
+@pytest.mark.parametrize(
+    "fields", [{"remat": "full"}, {"remat": "none"}, {"unroll": 2}, {"unroll": 9}]
+)
+def test_how_blocks_are_compiled_changes_no_gradient(params, fields):
     def gradient(model):
         return jax.jit(jax.grad(lambda p: jnp.square(model.hidden(p, TOKENS)).mean()))(params)
 
-    other = Denoiser(dataclasses.replace(CONFIG, remat=remat))
+    other = Denoiser(dataclasses.replace(CONFIG, **fields))
     for ours, theirs in zip(
         jax.tree.leaves(gradient(MODEL)), jax.tree.leaves(gradient(other)), strict=True
     ):
@@ -160,6 +162,7 @@ def test_equal_configs_make_equal_denoisers_so_that_compiled_functions_are_reuse
         ({"num_layers": 0}, "num_layers"),
         ({"compute_dtype": "float16"}, "compute_dtype"),
         ({"remat": "some"}, "remat"),
+        ({"unroll": 0}, "unroll"),
     ],
 )
 def test_a_wrong_field_is_named(fields, named):

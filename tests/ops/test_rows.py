@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sdtt_jax.ops.rows import (
     MAX_ENTRIES,
+    MAX_ROWS,
     MAX_TURNS,
     Chunks,
     chunk_size,
@@ -60,7 +61,8 @@ def test_flatten_joins_batch_and_length():
         (1024, 128, 4, 256),
         (4096, 128, 32, 128),
         (1024, 50_304, 4, 168),  # capped: 2^23 / 50304 is 166.8
-        (32 * 1024, 50_304, 4, 512),  # but of a large batch a 64th at least
+        (32 * 1024, 50_304, 4, 1024),  # but of a large batch a 32nd at least
+        (512 * 1024, 50_304, 4, 4096),  # of up to `MAX_ROWS`
         (3, 128, 4, 3),  # never more than there are
         (100, 128, 32, 8),  # nor less than a lane
         (100, 2**30, 4, 8),
@@ -69,7 +71,7 @@ def test_flatten_joins_batch_and_length():
 def test_chunk_size(rows, columns, parts, expected):
     size = chunk_size(rows, columns, parts)
     assert size == expected
-    assert size in (8, rows // MAX_TURNS) or size * columns <= 1.06 * MAX_ENTRIES
+    assert size in (8, MAX_ROWS, rows // MAX_TURNS) or size * columns <= 1.06 * MAX_ENTRIES
 
 
 @settings(max_examples=12, deadline=None)

@@ -13,7 +13,7 @@ from tools.accelerator import steps
 from tools.accelerator.__main__ import PARTS, measure, run_process
 from tools.accelerator.bench import Bench, text
 from tools.accelerator.page import page, table
-from tools.accelerator.profiling import by_kind, origins
+from tools.accelerator.profiling import by_group, origins, readable
 from tools.accelerator.worker import FUNCTIONS, run
 
 
@@ -80,7 +80,8 @@ def test_the_page_has_a_section_for_each_part():
     written = page({"command": "python -m x", "began": "today", "parts": parts})
     assert written.startswith("# Measured on TPU v5e\n")
     assert "| n | TFLOP/s |\n| ---: | ---: |\n| 8 | 190 |" in written
-    assert "## The race\n\n- Fast.\n- This part failed. The process died.\n" in written
+    assert "\n- Fast.\n\n## The machine\n" in written
+    assert "## The race\n\n- This part failed. The process died.\n" in written
 
 
 def test_columns_are_those_of_all_rows():
@@ -94,11 +95,41 @@ def test_numbers_have_four_digits():
     assert shown == ["yes", "3", "51,200", "0.0001235", "41,234", "–", "x"]
 
 
-def test_operations_are_summed_by_their_kind_and_named_by_their_origin():
-    events = {"fusion.1": (1.0, 2), "fusion.22": (2.0, 1), "dot.3.remat2": (4.0, 1)}
-    assert by_kind(events) == [("dot", (4.0, 1)), ("fusion", (3.0, 3))]
-    program = '  %fusion.1 = f32[2] fusion(%x), metadata={op_name="jit(f)/add" id=3}\n  ROOT a.2 = f32[] b()'
-    assert origins(program) == {"fusion.1": "jit(f)/add"}
+PROGRAM = """%inside.3 (x: f32[2]) -> f32[2] {
+  %x = f32[2] parameter(0)
+  ROOT %m.1 = f32[2] multiply(%x, %x), metadata={op_name="jit(f)/while/body/blocks/norm1/mul"}
+}
+ENTRY %main (y: f32[2]) -> f32[2] {
+  %fusion.1 = f32[2] fusion(%y), calls=%inside.3, metadata={op_name="jit(f)/add" id=3}
+  ROOT fusion.2 = f32[2] fusion(%fusion.1), kind=kLoop, calls=%inside.3
+}
+"""
+
+
+def test_operations_are_named_by_their_origin_or_that_of_what_they_fuse():
+    inside = "jit(f)/while/body/blocks/norm1/mul"
+    assert origins(PROGRAM) == {"m.1": inside, "fusion.1": "jit(f)/add", "fusion.2": inside}
+    assert readable(inside) == "blocks/norm1/mul"
+    assert (
+        readable("jit(f)/transpose(jvp(DiT.hidden))/while/body/mlp/dot_general")
+        == "mlp/dot_general"
+    )
+
+
+def test_operations_are_summed_by_what_they_do():
+    origin = {
+        "custom-call.1": "jit(f)/blocks/mlp/up/dot_general",
+        "fusion.2": "jit(f)/transpose(jvp(f))/blocks/mlp/up/dot_general",
+        "fusion.3": "jit(f)/loss_rows/head/exp",
+        "fusion.4": "jit(f)/optimizer/mul",
+    }
+    events = dict.fromkeys(origin, (1.0, 2)) | {"dot.5": (3.0, 1)}
+    assert by_group(events, origin) == [
+        ("matmuls, forward", (4.0, 3)),
+        ("matmuls, backward", (1.0, 2)),
+        ("all else, head and loss", (1.0, 2)),
+        ("optimizer", (1.0, 2)),
+    ]
 
 
 def test_batches_double_and_after_two_the_largest_that_fits_comes_next(monkeypatch):

@@ -103,11 +103,11 @@ def _attention(bench: Bench) -> None:
         ]
         for name in names:
             for causal in (True,) if bench.tiny else (False, True):
-                what = {"form": name, "runs": name == chosen, "dtype": dtype, "causal": causal}
+                what = {"form": name, "chosen": name == chosen, "dtype": dtype, "causal": causal}
                 check = functools.partial(_form_equals, name, dtype, causal, shape)
                 bench.row("attention, forward and backward", what, check)
         if kind != jnp.float16:
-            what = {"form": "attend", "runs": True, "dtype": dtype, "causal": False}
+            what = {"form": "attend", "chosen": True, "dtype": dtype, "causal": False}
             check = functools.partial(_form_equals, None, dtype, False, shape)
             bench.row("attention, forward and backward", what, check)
 

@@ -1,6 +1,6 @@
 """The page of Markdown that a record becomes: pure functions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tools.accelerator.bench import text
@@ -19,7 +19,7 @@ TITLES = {
 
 
 def page(record: Mapping[str, Any]) -> str:
-    """The page of a record: a section for each part, with its sentences and tables."""
+    """The page of a record: what was found, then a section of tables for each part."""
     parts = record["parts"]
     device = parts.get("machine", {}).get("device", "an accelerator")
     lines = [
@@ -29,25 +29,30 @@ def page(record: Mapping[str, Any]) -> str:
         "peak that the unavoidable FLOPs make (`sdtt_jax.networks.flops`): recomputation does not count, and "
         "about half of the tokens of a training batch are masked.",
     ]
+    lines += _listed(note for part in parts.values() for note in part.get("notes", []))
     for name, part in parts.items():
         lines += ["", f"## {TITLES[name]}"]
-        sentences = [*part.get("notes", []), *part.get("skipped", [])]
-        if "error" in part:
-            sentences.append(f"This part failed. {part['error']}")
-        lines += (
-            ["", *(f"- {' '.join(sentence.split())}" for sentence in sentences)]
-            if sentences
-            else []
-        )
+        failed = [f"This part failed. {part['error']}"] if "error" in part else []
+        lines += _listed([*failed, *part.get("skipped", [])])
         for title, rows in part.get("tables", {}).items():
             lines += ["", f"### {title[0].upper()}{title[1:]}", "", *table(rows)]
     return "\n".join(lines) + "\n"
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a cell stands at the right; an empty one may."""
+    return isinstance(value, int | float | None) and not isinstance(value, bool)
+
+
+def _listed(sentences: Iterable[str]) -> list[str]:
+    items = [f"- {' '.join(sentence.split())}" for sentence in sentences]
+    return ["", *items] if items else []
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lines of a Markdown table; its columns are the names in the rows, in the order of their appearance."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    numeric = [all(isinstance(row.get(c), int | float | None) for row in rows) for c in columns]
+    numeric = [all(_is_number(row.get(column)) for row in rows) for column in columns]
     lines = [
         f"| {' | '.join(columns)} |",
         f"|{'|'.join(' ---: ' if right else ' --- ' for right in numeric)}|",

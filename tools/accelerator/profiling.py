@@ -35,15 +35,15 @@ def profile(bench: Bench) -> None:
         ranked = sorted(events.items(), key=lambda item: -item[1][0])
         busy = sum(seconds for seconds, _ in events.values())
         bench.note(
-            f"{kind}, batch {batch}: operations took {1e3 * busy:.1f} ms of the {1e3 * step_s:.1f} ms of a "
-            "traced step."
+            f"{kind}, batch {batch}: a traced step takes {1e3 * step_s:.0f} ms, and its operations add up to "
+            f"{1e3 * busy:.0f} ms (some run at the same time)."
         )
         bench.record.setdefault("operations", {})[kind] = [
             [name, seconds, count, origin.get(name)] for name, (seconds, count) in ranked[:100]
         ]
         for title, rows in (
             (f"{kind}: the {SHOWN} costliest operations", _rows(ranked[:SHOWN], busy, origin)),
-            (f"{kind}: by kind of operation", _rows(by_kind(events)[:SHOWN], busy, {})),
+            (f"{kind}: by what is done", _rows(by_group(events, origin), busy, {})),
         ):
             bench.rows(title, rows)
 
@@ -97,20 +97,64 @@ def operations(data: Any) -> dict[str, tuple[float, int]]:
 
 
 def origins(program: str) -> dict[str, str]:
-    """Operation -> where it comes from in the program, from the compiled text's metadata."""
-    found = re.finditer(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name="([^"]*)"', program, re.MULTILINE)
-    return {match[1]: match[2] for match in found}
+    """Operation -> where it comes from in the program, from the compiled text's metadata.
+
+    A fusion that has none is named by the last operation within it.
+    """
+    found: dict[str, str] = {}
+    last: dict[str, str] = {}
+    calls: dict[str, str] = {}
+    computation = ""
+    for line in program.splitlines():
+        if head := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
+            computation = head[1]
+        elif operation := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line):
+            if name := re.search(r'op_name="([^"]*)"', line):
+                found[operation[1]] = last[computation] = name[1]
+            elif called := re.search(r"calls=%?([\w.\-]+)", line):
+                calls[operation[1]] = called[1]
+    return {name: last[inside] for name, inside in calls.items() if inside in last} | found
 
 
-def by_kind(events: Mapping[str, tuple[float, int]]) -> list[tuple[str, tuple[float, int]]]:
-    """Events summed over operations whose names differ in numbers only, the costliest first."""
+def readable(origin: str) -> str:
+    """An origin without what every operation has: the loops and transformations that it stands in."""
+    parts = re.sub(r"(jit|jvp|transpose|vmap)\([^/]*\)|\(|\)", "", origin).split("/")
+    noise = {"", "while", "body", "eval_jaxpr", "checkpoint", "rematted_computation", "closed_call"}
+    return "/".join(part for part in parts if part not in noise and "." not in part)
+
+
+def group(name: str, origin: str) -> str:
+    """What an operation does and in which part of a step, for a table of a dozen lines."""
+    if "optimizer" in origin:
+        return "optimizer"
+    if "attention" in name + origin.rsplit("/", 1)[-1]:
+        what = "attention"
+    elif origin.endswith("dot_general") or re.match(r"custom-call|cublas|gemm|dot", name):
+        what = "matmuls"
+    elif re.search("dynamic.(update.)?slice", name + origin) and "reduce" not in name:
+        what = "saving and reading activations in the loop"
+    else:
+        what = "all else"
+    if "loss_rows" in origin or "/head/" in origin:
+        where = "head and loss"
+    elif "rematted" in origin:
+        where = "recomputed"
+    else:
+        where = "backward" if "transpose(" in origin else "forward"
+    return f"{what}, {where}"
+
+
+def by_group(
+    events: Mapping[str, tuple[float, int]], origin: Mapping[str, str]
+) -> list[tuple[str, tuple[float, int]]]:
+    """Events summed by `group`, the costliest first."""
     totals: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0])
     for name, (seconds, count) in events.items():
-        kind = re.sub(r"([._]\d+)+(\.remat\d*|\.clone)*$", "", name)
-        totals[kind][0] += seconds
-        totals[kind][1] += count
-    kinds = [(name, (seconds, int(count))) for name, (seconds, count) in totals.items()]
-    return sorted(kinds, key=lambda item: -item[1][0])
+        total = totals[group(name, origin.get(name, ""))]
+        total[0] += seconds
+        total[1] += count
+    groups = [(name, (seconds, int(count))) for name, (seconds, count) in totals.items()]
+    return sorted(groups, key=lambda item: -item[1][0])
 
 
 def _rows(
@@ -118,6 +162,6 @@ def _rows(
 ) -> list[Row]:
     return [
         {"operation": name, "ms": 1e3 * seconds, "calls": count, "share": seconds / busy}
-        | ({"from": origin.get(name, "")[-120:]} if origin else {})
+        | ({"from": readable(origin.get(name, ""))} if origin else {})
         for name, (seconds, count) in ranked
     ]

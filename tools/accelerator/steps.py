@@ -7,18 +7,20 @@ tokens masked.
 import contextlib
 import dataclasses
 import functools
-import importlib
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 from unittest import mock
+
+import jax
 
 from experiments.benchmarking.cases import Job, build
 from experiments.benchmarking.report import Measured, unavoidable_flops
 from experiments.configs.owt_small import owt
 from experiments.settings import RunConfig
 from sdtt_jax.config import to_mapping
+from sdtt_jax.networks import layers
 from sdtt_jax.ops import rows
 from tools.accelerator.bench import Bench, Row, chip, share_of_peak
 
@@ -28,6 +30,7 @@ VOCAB = 50_257
 TINY = {"num_layers": 2, "embed_dim": 32, "num_heads": 2}
 TINY_VOCAB, TINY_LENGTH = 100, 16
 REPEATS, LARGEST = 8, 512
+ENOUGH_S = 3.0
 
 
 def training(bench: Bench) -> None:
@@ -66,7 +69,12 @@ def step(bench: Bench, kind: str, config: RunConfig, batch: int) -> Row:
     work = job(bench, SUITES[kind], config, batch)
     case = build(work, lambda _: None)
     case.repeat()
-    runs = [case.repeat() for _ in range(2 if bench.tiny else REPEATS)]
+    runs: list[Any] = []
+    # Times of a machine alone with its work hardly differ: a few of a long step are enough.
+    while len(runs) < (2 if bench.tiny else REPEATS) and (
+        len(runs) < 3 or sum(run["seconds"] for run in runs) < ENOUGH_S
+    ):
+        runs.append(case.repeat())
     seconds = statistics.median(run["seconds"] for run in runs)
     flops = unavoidable_flops(config, work, {"lean": Measured(runs=runs)})
     assert flops is not None
@@ -125,46 +133,95 @@ def _next_batch(tried: list[Row], largest: int) -> int:
 
 
 @contextlib.contextmanager
-def _turns(turns: int) -> Iterator[None]:
-    """Chunks of rows so large that all rows make up `turns` of them."""
-    with mock.patch.object(rows, "MAX_TURNS", turns):
+def _head_rows(turns: int, most: int) -> Iterator[None]:
+    """Chunks of at most `most` rows, so large that all rows make up `turns` of them."""
+    with mock.patch.multiple(rows, MAX_TURNS=turns, MAX_ROWS=most):
         yield
 
 
 @contextlib.contextmanager
-def _unrolled() -> Iterator[None]:
-    """Blocks one after the other instead of in a loop."""
-    linen = importlib.import_module("flax.linen")
-    with mock.patch.object(linen, "scan", functools.partial(linen.scan, unroll=True)):
+def _kept_apart() -> Iterator[None]:
+    """What a block recomputes is not merged with its forward pass, though no loop lies between."""
+    linen: Any = layers.nn  # type: ignore[attr-defined]
+    plain = linen.remat
+
+    def remat(block: Any, **options: Any) -> Any:
+        return plain(block, **options | {"prevent_cse": True})
+
+    with mock.patch.object(linen, "remat", remat):
         yield
 
 
-# Setting -> fields of the network's config, and a context.
-SETTINGS: Mapping[str, tuple[dict[str, Any], Any]] = {
-    "as it is": ({}, contextlib.nullcontext),
-    "head in 8 chunks": ({}, functools.partial(_turns, 8)),
-    "blocks unrolled": ({}, _unrolled),
-    "remat none": ({"remat": "none"}, contextlib.nullcontext),
-    "remat attention": ({"remat": "attention"}, contextlib.nullcontext),
-    "head in 24 chunks": ({}, functools.partial(_turns, 24)),
-    "float32": ({"compute_dtype": "float32"}, contextlib.nullcontext),
+@contextlib.contextmanager
+def _compiled_with(**options: Any) -> Iterator[None]:
+    """Programs compiled with options of XLA."""
+    plain = jax.stages.Lowered.compile
+    with mock.patch.object(jax.stages.Lowered, "compile", lambda self: plain(self, options)):
+        yield
+
+
+class Setting(NamedTuple):
+    """What is changed of a step.
+
+    Attributes:
+      fields: of the network's config.
+      context: in which the step is built.
+    """
+
+    fields: Mapping[str, Any] = {}
+    context: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+
+
+ALL = {"unroll": 12}
+PLAIN = "as it is"
+SETTINGS: Mapping[str, Setting] = {
+    PLAIN: Setting(),
+    "no loop over blocks": Setting(ALL),
+    "no loop, recomputation kept apart": Setting(ALL, _kept_apart),
+    "no loop, remat none": Setting(ALL | {"remat": "none"}),
+    "head in chunks of 512 rows": Setting({}, functools.partial(_head_rows, 64, 512)),
+    "4 blocks in a turn of the loop": Setting({"unroll": 4}),
+    "no Triton matmuls": Setting(
+        {}, functools.partial(_compiled_with, xla_gpu_enable_triton_gemm=False)
+    ),
+    "head in chunks of 2048 rows": Setting({}, functools.partial(_head_rows, 16, 2048)),
+    "float32": Setting({"compute_dtype": "float32"}),
+    "remat attention": Setting({"remat": "attention"}),
+    "remat none": Setting({"remat": "none"}),
 }
+GPU_ONLY = ("no Triton matmuls",)
 
 
 def tuning(bench: Bench) -> None:
-    """The part "tuning": a teacher's step, small size, one setting changed at a time."""
-    batch, took = (2 if bench.tiny else 32), 45.0
-    for name, (fields, context) in SETTINGS.items():
-        if bench.tiny and name not in ("head in 8 chunks", "blocks unrolled"):
+    """The part "tuning": steps of the small size under other settings.
+
+    First a teacher's step at a batch at which compiling takes longer than running, one setting at a time. The
+    fastest form of the loop over blocks then runs at both batches in both steps, beside the step as it is.
+    """
+    small, large = (2, 2) if bench.tiny else (32, 256)
+    names = [PLAIN, "no loop over blocks"] if bench.tiny else list(SETTINGS)
+    known = _tuned(bench, "teacher", small, names[:4])
+    loops = [name for name in known if "loop" in name]
+    pair = [max(loops, key=known.__getitem__), PLAIN] if loops else [PLAIN]
+    for kind, batch in (("teacher", large), ("distill", large), ("distill", small)):
+        _tuned(bench, kind, batch, pair)
+    _tuned(bench, "teacher", small, names[4:])
+
+
+def _tuned(bench: Bench, kind: str, batch: int, names: Sequence[str]) -> dict[str, float]:
+    """Setting -> tokens/s, of those that there was time for and that did not fail."""
+    known = {}
+    for name in names:
+        setting = SETTINGS[name]
+        took = 45 if "loop" in name else 25
+        if name in GPU_ONLY and jax.default_backend() != "gpu":
             continue
-        if not bench.has(0 if bench.tiny else took, name):
+        if not bench.has(0 if bench.tiny else took, f"{kind}, batch {batch}, {name}"):
             continue
-        config = paper("small", tiny=bench.tiny, **fields)
-        began = time.monotonic()
-        with context():
-            bench.row(
-                f"teacher, batch {batch}",
-                {"setting": name},
-                functools.partial(step, bench, "teacher", config, batch),
-            )
-        took = 1.2 * (time.monotonic() - began)
+        config = paper("small", tiny=bench.tiny, **setting.fields)
+        with setting.context():
+            measure = functools.partial(step, bench, kind, config, batch)
+            row = bench.row(f"{kind}, batch {batch}", {"setting": name}, measure)
+        if "error" not in row:
+            known[name] = row["tokens/s"]
+    return known

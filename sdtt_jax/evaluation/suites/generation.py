@@ -96,7 +96,9 @@ def setups(subject: Subject) -> list[Setup]:
         result.append(Setup("unconditional", nothing, subject.length, real))
     if settings.prompted:
         whole = settings.prompt_tokens + settings.continuation_tokens
-        limit = subject.model.config.length
+        model = subject.model
+        behind = isinstance(model, Model) and model.first_token is not None
+        limit = model.config.length - behind
         require(
             whole <= limit,
             f"prompt_tokens and continuation_tokens are {whole} together, the model's texts {limit}; shorten "
@@ -116,7 +118,7 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
     name, free = f"evaluate.{setup.name}", setup.length - setup.given
     if isinstance(model, Model):
         masked = ((0, 0), (0, free))
-        x_init = np.pad(setup.prompts, masked, constant_values=model.mask_id)
+        x_init = np.pad(_behind_bos(model, setup.prompts), masked, constant_values=model.mask_id)
         for num_steps in settings.num_steps:
             config, key = settings.sampler(num_steps), purpose_key(settings.seed, name, num_steps)
             batches = model.batches(key, x_init, config, settings.batch_size)
@@ -137,6 +139,14 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
         inputs = _drawn(subject, setup, causal, prompts) | {"sampler": settings.filters}
         result.append(Writer("autoregressive", causal, batches, facts, facts | inputs))
     return result
+
+
+def _behind_bos(model: Model, prompts: np.ndarray) -> np.ndarray:
+    """Prompts as the model has seen beginnings of text: behind BOS, which those of its own data have."""
+    bos = model.first_token
+    if bos is None or prompts.shape[1] == 0 or (prompts[:, 0] == bos).all():
+        return prompts
+    return np.insert(prompts, 0, bos, axis=1)
 
 
 def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer) -> Judged:

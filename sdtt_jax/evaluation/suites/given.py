@@ -27,14 +27,15 @@ NAMED = 10
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite: texts of a file of JSON lines under the judge.
 
-    Texts with nothing to score (no token, or none that is not unk) are named, counted and left out.
+    Texts with nothing to score (no token, or none but unk, BOS and EOS) are named, counted and left out.
     With `settings.arrays` it also writes -log p of every token and, if they are few, the logits.
     """
     settings, model = subject.settings, subject.judge
     if model is None:
         raise ConfigError("--suite=judge needs a --judge.")
     require(bool(settings.texts), "--suite=judge needs --texts.")
-    texts = list(read_texts(settings.texts, model.tokenizer, model.config.vocab_size))
+    num_ids = model.config.vocab_size
+    texts = list(read_texts(settings.texts, model.tokenizer, num_ids, readable=False))
     require(len(texts) > 0, f"--texts={settings.texts} holds no texts.")
     reading = read(model, texts, model.tokenizer, settings.ends)
     kept = [i for i, text in enumerate(reading.seen) if _scorable(model, text, settings)]
@@ -75,9 +76,11 @@ def suite(subject: Subject, record: Record) -> None:
 
 def _scorable(model: CausalModel, text: np.ndarray, settings: Settings) -> bool:
     """Whether a text has a token to score that says anything of it."""
-    first = 1 if settings.first_token == "given" else 0
-    unk_id = None if model.tokenizer is None else model.tokenizer.unk_id
-    return bool((text[first:] != unk_id).any()) if unk_id is not None else len(text) > first
+    scored, tokenizer = text[1 if settings.first_token == "given" else 0 :], model.tokenizer
+    if tokenizer is None:
+        return len(scored) > 0
+    says_nothing = (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id)
+    return any(token not in says_nothing for token in scored.tolist())
 
 
 def _write_arrays(model: CausalModel, texts: Sequence[np.ndarray], settings: Settings) -> None:

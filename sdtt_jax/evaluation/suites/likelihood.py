@@ -22,9 +22,12 @@ from sdtt_jax.model.masked import Model
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
     tokens = held_out(subject)
-    if isinstance(subject.model, Model):
+    model = subject.model
+    if isinstance(model, Model) and model.diffusion.noise_levels is not None:
+        record.log("  likelihood: none, the model is a function of its noise")
+    elif isinstance(model, Model):
         for estimator in subject.settings.estimators:
-            _bound(subject, subject.model, record, estimator, tokens)
+            _bound(subject, model, record, estimator, tokens)
     if subject.causal is not None:
         _exact(subject, subject.causal, record, tokens)
 

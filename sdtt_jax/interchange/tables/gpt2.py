@@ -9,20 +9,24 @@ from typing import Any
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.interchange.claims import TANH_GELU, Allowed, check_claims
 from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table
 from sdtt_jax.networks import kinds
 from sdtt_jax.networks.gpt2 import GPT2Config
 
 ANCHOR = "wte.weight"
-ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")  # two names of the tanh approximation
 # Causal masks that older exports carry along; they are not parameters.
 BUFFERS = ("h.{layer}.attn.bias", "h.{layer}.attn.masked_bias")
-# Config switches that change the function, with the one value that this network has.
-FIXED = {
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
+# What a config may say beside the sizes (null is nothing said); see `check_claims`.
+CLAIMS: Allowed = {
+    "model_type": ("gpt2",),
+    "architectures": ("gpt2lmheadmodel", "gpt2model", "gpt2doubleheadsmodel"),
+    "activation_function": TANH_GELU,
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+    "quantization_config": (),
 }
 
 
@@ -33,17 +37,7 @@ def _config(_tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str
         raise CheckpointError(
             f"{file} holds a GPT-2, whose sizes its config.json says: put that beside it."
         )
-    activation = mapping.get("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
-        raise CheckpointError(
-            f"{where}: activation_function={activation!r} is not GPT-2's; it must be one of "
-            f"{', '.join(ACTIVATIONS)}."
-        )
-    for field, value in FIXED.items():
-        if mapping.get(field, value) != value:
-            raise CheckpointError(
-                f"{where}: {field}={mapping[field]!r} is not supported; it must be {value}."
-            )
+    check_claims(stored, "GPT-2", file, CLAIMS)
     try:
         embed = mapping["n_embd"]
         hidden = mapping.get("n_inner") or 4 * embed
@@ -66,6 +60,8 @@ def _config(_tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str
         ) from None
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from None
+    except TypeError as error:
+        raise CheckpointError(f"{where}: a size of GPT-2's is no number ({error}).") from None
 
 
 def gpt2_table(config: GPT2Config) -> Table:

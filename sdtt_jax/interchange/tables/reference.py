@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.interchange.claims import TANH_GELU, Allowed, check_claims, claimed
 from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table
 from sdtt_jax.networks import kinds
 from sdtt_jax.networks.attention.rotary import ROTARY_BASE
 from sdtt_jax.networks.config import CausalConfig, DenoiserConfig, TransformerConfig
 from sdtt_jax.networks.denoiser import TIME_FEATURES
+from sdtt_jax.networks.layers import NORM_EPSILON
 
 HUB_PREFIX = "backbone."
 NESTED_PREFIX = "backbone.backbone."
@@ -30,9 +32,36 @@ NAMES = {
     "embed_dim": ("hidden_size", "hidden_dim"),
     "num_layers": ("n_blocks",),
     "num_heads": ("n_heads",),
+    "mlp_ratio": ("mlp_ratio",),
     "cond_dim": ("cond_dim",),
     "length": ("length", "model_length"),
     "time_conditioned": ("time_conditioning",),
+}
+# What else a config may say of these networks (null is nothing said); see `check_claims`.
+CLAIMS: Allowed = {
+    "graph": (),  # SEDD's
+    "quantization_config": (),
+    "cross_attn": (False,),
+    "tie_word_embeddings": (False,),
+    **dict.fromkeys(("activation", "activation_function", "hidden_act"), TANH_GELU),
+    **dict.fromkeys(("layer_norm_eps", "layer_norm_epsilon", "norm_eps"), (NORM_EPSILON,)),
+    **dict.fromkeys(("rope_theta", "rotary_base"), (ROTARY_BASE,)),
+}
+DENOISER_CLAIMS: Allowed = {
+    "model_type": ("mdlm", "sdtt"),
+    "architectures": ("mdlm", "sdtt", "multiroundsdtt"),
+    "algo": ("mdlm", "sdtt"),
+    "parameterization": ("subs", "mdlm", "sdtt", "multi-round-sdtt"),
+    "diffusion": ("absorbing_state", "absorbing", "absorb"),
+    "backbone": ("dit", "ddit", "ddit-orig"),
+    "adaLN": (True,),
+    **dict.fromkeys(("causal", "causal_attention", "is_decoder"), (False,)),
+}
+CAUSAL_CLAIMS: Allowed = {
+    **dict.fromkeys(("model_type", "architectures", "algo", "parameterization"), ("ar",)),
+    "backbone": ("ar", "dit", "ddit"),
+    "adaLN": (False,),
+    **dict.fromkeys(("causal", "causal_attention", "is_decoder"), (True,)),
 }
 
 
@@ -124,27 +153,45 @@ def _denoiser_config(
     sizes = _sizes(tensors, prefix, file)
     sizes["cond_dim"] = _shape(tensors, prefix + TIME_EMBEDDING, file)[0]
     # Published models do not say, and do not get sigma.
-    sizes["time_conditioned"] = bool(_find(stored.content, NAMES["time_conditioned"]))
-    return _config(DenoiserConfig, sizes, stored, file)
+    sizes["time_conditioned"] = claimed(
+        stored,
+        NAMES["time_conditioned"],
+        lambda value: isinstance(value, bool),
+        "true or false",
+        False,
+    )
+    return _config(DenoiserConfig, sizes, stored, file, "a masked denoiser", DENOISER_CLAIMS)
 
 
 def _causal_config(
     tensors: Mapping[str, Any], prefix: str, stored: Stored, file: str
 ) -> CausalConfig:
-    return _config(CausalConfig, _sizes(tensors, prefix, file), stored, file)
+    sizes = _sizes(tensors, prefix, file)
+    return _config(CausalConfig, sizes, stored, file, "a causal transformer", CAUSAL_CLAIMS)
 
 
-def _config(cls: Any, sizes: dict[str, Any], stored: Stored, file: str) -> Any:
-    for field in ("embed_dim", "num_layers", "num_heads", "cond_dim"):
-        said = _find(stored.content, NAMES[field])
-        if field in sizes and said is not None and said != sizes[field]:
-            raise CheckpointError(
-                f"{stored.where} says {NAMES[field][0]}={said}, but the tensors of {file} have "
-                f"{sizes[field]}; they belong to different models."
-            )
-    length = _find(stored.content, NAMES["length"]) or PUBLISHED_LENGTH
+def _config(
+    cls: Any, sizes: dict[str, Any], stored: Stored, file: str, what: str, kind: Allowed
+) -> Any:
+    length = claimed(
+        stored,
+        NAMES["length"],
+        lambda value: type(value) is int and value > 0,
+        "a positive whole number",
+        PUBLISHED_LENGTH,
+    )
+    sizes = sizes | {"length": length}
+    rows, width = sizes["vocab_size"], sizes["mlp_ratio"] * sizes["embed_dim"]
+    ours: dict[str, tuple[Any, ...]] = {
+        name: (sizes[field],) for field, names in NAMES.items() if field in sizes for name in names
+    }
+    # MASK is counted or not.
+    ours |= dict.fromkeys(("vocab_size", "tokens"), (rows, rows + 1))
+    ours |= dict.fromkeys(("mask_index", "mask_token_id", "mask_id"), (rows,))
+    ours |= {"block_size": (length,), "intermediate_size": (width,)}
+    check_claims(stored, what, file, {**CLAIMS, **kind, **ours})
     try:
-        return cls(**sizes, length=length)
+        return cls(**sizes)
     except ConfigError as error:
         raise CheckpointError(f"{file}: the tensors' sizes make no network: {error}") from None
 
@@ -176,21 +223,6 @@ def _shape(tensors: Mapping[str, Any], name: str, where: str, dims: int = 0) -> 
     if not shape or (dims and len(shape) != dims):
         raise CheckpointError(f"{where}: {name} has shape {list(shape)}; the file is damaged.")
     return shape
-
-
-def _find(config: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """The first plain value under one of `names`, the sections "model" and "config" first."""
-    for name in names:
-        value = config.get(name)
-        if isinstance(value, (bool, int)):
-            return value
-    sections = sorted(config.items(), key=lambda item: item[0] not in ("model", "config"))
-    for _, section in sections:
-        if isinstance(section, Mapping):
-            found = _find(section, names)
-            if found is not None:
-                return found
-    return None
 
 
 DENOISER = Layout(

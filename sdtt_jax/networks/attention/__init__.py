@@ -32,24 +32,31 @@ def attend(
     Returns:
       `[batch, length, heads, head_dim]`, dtype of `value`.
     """
-    return _attend(query, key, value, causal)
+    return _attend(query, key, value, causal, dispatch.matmul_precision())
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, precision: str | None
+) -> jax.Array:
+    """`precision` of matrix products is for the backward pass, which may be traced in another context."""
+    del precision
     return dispatch.forward(query, key, value, causal)[0]
 
 
 def _attend_forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool
+    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, _precision: str | None
 ) -> tuple[jax.Array, Saved]:
     mixed, lse = dispatch.forward(query, key, value, causal)
     mixed, lse = saved_as(ATTENTION, mixed), checkpoint_name(lse, ATTENTION)
     return mixed, Saved(query, key, value, mixed, lse)
 
 
-def _attend_backward(causal: bool, saved: Saved, gradient: jax.Array) -> Grads:
-    return dispatch.backward(saved, gradient, causal)
+def _attend_backward(
+    causal: bool, precision: str | None, saved: Saved, gradient: jax.Array
+) -> Grads:
+    with jax.default_matmul_precision(precision):
+        return dispatch.backward(saved, gradient, causal)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -67,16 +74,19 @@ def attend_rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     Returns:
       `[batch, length, heads, head_dim]`, in its dtype.
     """
-    return _attend_rotated(qkv, cos, sin)
+    return _attend_rotated(qkv, cos, sin, dispatch.matmul_precision())
 
 
-@jax.custom_vjp
-def _attend_rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attend_rotated(
+    qkv: jax.Array, cos: jax.Array, sin: jax.Array, precision: str | None
+) -> jax.Array:
+    del precision
     return dispatch.forward_rotated(qkv, cos, sin)[0]
 
 
 def _attend_rotated_forward(
-    qkv: jax.Array, cos: jax.Array, sin: jax.Array
+    qkv: jax.Array, cos: jax.Array, sin: jax.Array, _precision: str | None
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     mixed, lse = dispatch.forward_rotated(qkv, cos, sin)
     mixed, lse = saved_as(ATTENTION, mixed), checkpoint_name(lse, ATTENTION)
@@ -84,9 +94,10 @@ def _attend_rotated_forward(
 
 
 def _attend_rotated_backward(
-    saved: tuple[jax.Array, ...], gradient: jax.Array
+    precision: str | None, saved: tuple[jax.Array, ...], gradient: jax.Array
 ) -> tuple[jax.Array, None, None]:
-    return dispatch.backward_rotated(saved, gradient), None, None
+    with jax.default_matmul_precision(precision):
+        return dispatch.backward_rotated(saved, gradient), None, None
 
 
 _attend_rotated.defvjp(_attend_rotated_forward, _attend_rotated_backward)

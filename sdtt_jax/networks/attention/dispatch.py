@@ -88,6 +88,13 @@ def form(platform: str, shape: tuple[int, ...], dtype: jnp.dtype) -> str:
     )
 
 
+def matmul_precision() -> str | None:
+    """What `jax.default_matmul_precision` asks for in this context."""
+    config: Any = jax.config
+    precision: str | None = config.jax_default_matmul_precision
+    return precision
+
+
 def forward(
     query: jax.Array, key: jax.Array, value: jax.Array, causal: bool
 ) -> tuple[jax.Array, jax.Array]:
@@ -101,7 +108,7 @@ def forward(
       `mixed: [batch, length, heads, head_dim]`, and `lse: [batch, heads, length]`, which is for `backward`
       on the same platform and means nothing else.
     """
-    primitive = functools.partial(_FORWARD.bind, causal=causal)
+    primitive = functools.partial(_FORWARD, causal=causal)
     plain = functools.partial(_forward_on, "other", causal=causal)
     mixed, lse = _on_mesh(primitive, plain, (HEADS,) * 3, (HEADS, ROWS), query, key, value)
     return mixed, lse
@@ -115,7 +122,7 @@ def backward(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
       gradient: of `mixed`.
       causal: as `forward` had it.
     """
-    primitive = functools.partial(_BACKWARD.bind, causal=causal)
+    primitive = functools.partial(_BACKWARD, causal=causal)
     plain = functools.partial(_backward_on, "other", causal=causal)
     names = (HEADS, HEADS, HEADS, HEADS, ROWS, HEADS)
     d_query, d_key, d_value = _on_mesh(primitive, plain, names, (HEADS,) * 3, *saved, gradient)
@@ -131,7 +138,7 @@ def forward_rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax
     """
     plain = functools.partial(_forward_rotated_on, "other")
     names = (PACKED, TABLE, TABLE)
-    mixed, lse = _on_mesh(_FORWARD_ROTATED.bind, plain, names, (HEADS, ROWS), qkv, cos, sin)
+    mixed, lse = _on_mesh(_FORWARD_ROTATED, plain, names, (HEADS, ROWS), qkv, cos, sin)
     return mixed, lse
 
 
@@ -144,7 +151,7 @@ def backward_rotated(saved: tuple[jax.Array, ...], gradient: jax.Array) -> jax.A
     """
     plain = functools.partial(_backward_rotated_on, "other")
     names = (PACKED, TABLE, TABLE, HEADS, ROWS, HEADS)
-    (d_qkv,) = _on_mesh(_BACKWARD_ROTATED.bind, plain, names, (PACKED,), *saved, gradient)
+    (d_qkv,) = _on_mesh(_BACKWARD_ROTATED, plain, names, (PACKED,), *saved, gradient)
     return d_qkv
 
 
@@ -187,8 +194,11 @@ def _rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array,
 
 def _primitive(
     name: str, run_on: Callable[..., tuple[jax.Array, ...]], alike: tuple[int, ...] = ()
-) -> Primitive:
+) -> Callable[..., Any]:
     """The forward or backward pass of one device, lowered to the form of each platform.
+
+    It is lowered long after it was called, in no context; so it keeps the precision of matrix products that
+    was asked for when it was called.
 
     Args:
       name: of the primitive.
@@ -198,10 +208,14 @@ def _primitive(
     primitive = Primitive(name)
     primitive.multiple_results = True
 
+    def run(platform: str, *arrays: jax.Array, precision: str | None, **parameters: Any) -> Any:
+        with jax.default_matmul_precision(precision):
+            return run_on(platform, *arrays, **parameters)
+
     for platform in PLATFORMS:
-        rule = mlir.lower_fun(functools.partial(run_on, platform), multiple_results=True)
+        rule = mlir.lower_fun(functools.partial(run, platform), multiple_results=True)
         mlir.register_lowering(primitive, rule, platform=platform)
-    plain = functools.partial(run_on, "other")
+    plain = functools.partial(run, "other")
     rule = mlir.lower_fun(plain, multiple_results=True)
     mlir.register_lowering(primitive, rule)
 
@@ -235,7 +249,14 @@ def _primitive(
         return [x.reshape(size, -1, *x.shape[1:]) for x in results], [0] * len(results)
 
     batching.primitive_batchers[primitive] = batched
-    return primitive
+
+    def bind(*arrays: jax.Array, **parameters: Any) -> Any:
+        # Products of 16-bit numbers are exact, and kernels of a TPU refuse to be asked for more.
+        wide = arrays[0].dtype.itemsize >= 4
+        precision = matmul_precision() if wide else None
+        return primitive.bind(*arrays, precision=precision, **parameters)
+
+    return bind
 
 
 def _on_mesh(

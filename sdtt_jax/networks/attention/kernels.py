@@ -261,7 +261,7 @@ def _cudnn_call(query: jax.Array, causal: bool) -> tuple[Any, list[jax.Array], d
         "sliding_window_length": None,
     }
     # New in JAX 0.12, and not needed here.
-    known = inspect.signature(cudnn._dot_product_attention_fwd_abstract).parameters
+    known = inspect.signature(cudnn._dot_product_attention_fwd_cuda_lowering).parameters
     options |= {name: None for name in ("score_mod_name", "score_mod_jaxpr") if name in known}
     return cudnn, [jnp.zeros(0, query.dtype)] * 7, options
 

@@ -1,0 +1,170 @@
+"""What noise-coupled distillation needs beside its student: the teacher, and a pool of its trajectories."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.settings import COUPLED
+from experiments.stages.context import Run
+from sdtt_jax.checkpoints.digests import params_digest
+from sdtt_jax.checkpoints.store import load_params, save_params
+from sdtt_jax.config import differences, to_mapping
+from sdtt_jax.data.loader import shuffled
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.distillation.coupled import noise_of, trajectory_end
+from sdtt_jax.errors import MismatchError
+from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.batches import map_batches
+from sdtt_jax.networks.base import Network
+from sdtt_jax.objectives import coupled_loss
+from sdtt_jax.parallel.mesh import RULES
+from sdtt_jax.parallel.placement import place_rows, place_whole, replicated, tree_shardings
+from sdtt_jax.parallel.processes import to_host
+from sdtt_jax.paths import as_path
+from sdtt_jax.training.step import LossFn
+from sdtt_jax.typing import Key, Params, Tokens, Tree
+
+# Texts of which the teacher makes trajectories at once.
+POOL_BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Where stored trajectories end. Their noise is drawn again from their numbers.
+
+    Attributes:
+      tokens: `[trajectories, length]` int32.
+      facts: everything that determined them.
+    """
+
+    tokens: np.ndarray
+    facts: dict[str, Any]
+
+    def batch(self, seed: int, number: int, size: int, mesh: Mesh) -> Tree:
+        """Batch `number` of the epochs of a seed, on the mesh: the trajectories' numbers, and their ends."""
+
+        def chosen(rows: slice) -> np.ndarray:
+            return shuffled(len(self.tokens), seed, number, size, rows).astype(np.int32)
+
+        shape = (size, self.tokens.shape[1])
+        return {
+            "index": place_rows(chosen, shape[:1], mesh),
+            "tokens": place_rows(lambda rows: self.tokens[chosen(rows)], shape, mesh),
+        }
+
+
+def round_loss(run: Run, number: int) -> LossFn:
+    """The loss of a round, on batches of its pool."""
+    config = run.config.coupled
+    length, student = run.config.data.length, _diffusion(run, run.coupled)
+    _, teacher = _teacher(run, number)
+    key = _noise_key(run, number)
+    return coupled_loss(student, _diffusion(run, teacher), config, number, key, length)
+
+
+def round_start(run: Run, number: int) -> Params:
+    """What a round's student starts from: its teacher. In the first round it gets a noise network, which
+    changes nothing."""
+    params = _teacher_params(run, number)
+    if number > 1:
+        return params
+    key = purpose_key(run.config.seed, "coupled.init")
+    boxed = jax.eval_shape(run.coupled.init, key)
+    begin = jax.jit(
+        lambda params: run.coupled.init_from(params, key),
+        out_shardings=tree_shardings(boxed, RULES, run.mesh),
+    )
+    started: Params = begin(params)
+    return started
+
+
+def open_pool(run: Run, number: int) -> Pool:
+    """The trajectories of a round: those that are stored, or else they are made and stored.
+
+    They are a function of the teacher and of the config's seed alone.
+
+    Raises:
+      MismatchError: what is stored was made by another teacher, of another vocabulary or otherwise.
+    """
+    config = run.config.coupled
+    folder, params = run.workdir.round(number, COUPLED) / "pool", _teacher_params(run, number)
+    given = number == 1 and config.pool != ""
+    if given:
+        folder = as_path(config.pool)
+    facts = {
+        "teacher": params_digest(params),
+        "tokenizer": run.tokenizer.digest,
+        "length": run.config.data.length,
+        "num_trajectories": config.num_trajectories,
+        "sampler": to_mapping(config.trajectory(number)),
+        "noise": run.coupled.noise_levels,
+        "seed": run.config.seed,
+        "round": number,
+    }
+    if not given and not folder.exists():
+        tokens = _make(run, number, params)
+        save_params(folder, {"tokens": place_whole(tokens, run.mesh)}, facts)
+        return Pool(tokens, facts)
+    stored, found = load_params(folder, replicated(run.mesh))
+    if found != facts:
+        raise MismatchError(
+            f"{folder} holds trajectories of another teacher, tokenizer or setting; give another pool, or "
+            "remove it to have it made again:\n  " + "\n  ".join(differences(found, facts))
+        )
+    return Pool(to_host(stored["tokens"]), facts)
+
+
+def _make(run: Run, number: int, params: Params) -> np.ndarray:
+    config = run.config.coupled
+    run.log(
+        f"  round {number}: {config.num_trajectories:,} trajectories of {config.calls_of(number)} calls each"
+    )
+    _, network = _teacher(run, number)
+    student, teacher = _diffusion(run, run.coupled), _diffusion(run, network)
+    key, length = _noise_key(run, number), run.config.data.length
+    function = functools.partial(_ends, student, teacher, config.trajectory(number), length, key)
+    rows = np.arange(config.num_trajectories, dtype=np.int32)
+    tokens: np.ndarray = map_batches(function, params, rows, POOL_BATCH)
+    return tokens
+
+
+@functools.partial(jax.jit, static_argnames=("student", "teacher", "config", "length"))
+def _ends(
+    student: MaskedDiffusion,
+    teacher: MaskedDiffusion,
+    config: SamplerConfig,
+    length: int,
+    key: Key,
+    params: Params,
+    batch: jax.Array,
+    rows: jax.Array,
+) -> Tokens:
+    del batch
+    noise = noise_of(student, jax.vmap(jax.random.fold_in, (None, 0))(key, rows), length)
+    return trajectory_end(teacher, params, noise, config)
+
+
+def _teacher(run: Run, number: int) -> tuple[Path, Network]:
+    """The first teacher, or the student of the round before."""
+    if number == 1:
+        return run.workdir.teacher, run.denoiser
+    return run.workdir.round(number - 1, COUPLED), run.coupled
+
+
+def _teacher_params(run: Run, number: int) -> Params:
+    folder, network = _teacher(run, number)
+    return run.delivered(folder, network, "distill")
+
+
+def _diffusion(run: Run, network: Any) -> MaskedDiffusion:
+    return MaskedDiffusion(network, run.diffusion.schedule)
+
+
+def _noise_key(run: Run, number: int) -> Key:
+    return purpose_key(run.config.seed, "coupled.noise", number)

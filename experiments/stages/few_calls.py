@@ -1,0 +1,147 @@
+"""The noise-coupled student and the first teacher at very few calls, also at the entropy of real text."""
+
+import numpy as np
+
+from experiments.settings import COUPLED
+from experiments.stages.context import Run
+from experiments.stages.workdir import final
+from sdtt_jax.evaluation.bootstrap import bootstrap
+from sdtt_jax.evaluation.quality import quality, unigram_entropy
+from sdtt_jax.evaluation.record import FOLDER, Json, Record
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.suites import generation
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
+from sdtt_jax.networks.kinds import kind_of
+
+FIGURES = ("gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "nfe")
+# Tokens that the noise determines, and tokens drawn from what the student says of them.
+TEMPERATURES = {"argmax": 0.0, "drawn": 1.0}
+
+
+def last_round(run: Run) -> int:
+    """The last round that the coupled student has finished; 0 if there is none."""
+    if COUPLED not in run.config.distillers:
+        return 0
+    numbers = range(1, run.config.coupled.num_rounds + 1)
+    return max((n for n in numbers if final(run.workdir.round(n, COUPLED)).exists()), default=0)
+
+
+def measure(run: Run, teacher: Model, judge: CausalModel, entropy: float) -> Json:
+    """What results.json has under "coupled".
+
+    Args:
+      run: whose coupled student has finished a round.
+      teacher: the first one.
+      judge: of the texts.
+      entropy: of real text, nats.
+
+    Returns:
+      The student's round, digest and trajectories, and for each number of calls the figures of the teacher,
+      of the student's two ways of writing, and of the two interpolated at the entropy of real text, with the
+      log of its perplexity over the teacher's and a 95 % interval.
+    """
+    number, config = last_round(run), run.config.coupled
+    folder = run.workdir.round(number, COUPLED)
+    student = Model(
+        params=run.delivered(folder, run.coupled, "evaluate"),
+        tokenizer=run.tokenizer,
+        facts={
+            "path": str(final(folder)),
+            "kind": kind_of(run.coupled),
+            "stage": COUPLED,
+            "round": number,
+        },
+        denoiser=run.coupled,
+        schedule=run.diffusion.schedule,
+    )
+    texts = {"teacher": _texts(run, teacher, judge, "teacher", 1.0)}
+    for name, temperature in TEMPERATURES.items():
+        texts[name] = _texts(run, student, judge, name, temperature)
+    calls: Json = {}
+    for n in config.calls:
+        judged = {name: found[n] for name, found in texts.items()}
+        calls[str(n)] = {name: _figures(run, found) for name, found in judged.items()}
+        calls[str(n)]["matched"] = matched(judged, entropy, run.config.seed)
+        found = calls[str(n)]
+        run.log(
+            f"  {n} calls: teacher {found['teacher']['gen_ppl']:.2f}, coupled student "
+            f"{found['matched']['gen_ppl']:.2f} at the entropy {found['matched']['entropy']:.3f}"
+        )
+    return {
+        "round": number,
+        "num_calls": config.num_calls,
+        "num_trajectories": config.num_trajectories,
+        "params_digest": student.identity["digest"],
+        "calls": calls,
+    }
+
+
+def matched(judged: dict[str, generation.Judged], entropy: float, seed: int) -> Json:
+    """The student at the entropy of real text, between what its noise determines and what it draws.
+
+    The log of its perplexity is taken as linear in its entropy between the two, and as constant beyond them.
+
+    Args:
+      judged: texts of "teacher", "argmax" and "drawn".
+      entropy: to be matched, nats.
+      seed: of the bootstrap over texts.
+    """
+    columns = []
+    for name in ("argmax", "drawn", "teacher"):
+        scores = judged[name].scores
+        assert scores is not None
+        columns += [scores.per_token, unigram_entropy(judged[name].tokens)]
+
+    def interpolated(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
+        argmax, argmax_entropy, drawn, drawn_entropy = (c.mean(axis=-1) for c in columns[:4])
+        width = drawn_entropy - argmax_entropy
+        share = (entropy - argmax_entropy) / np.where(np.abs(width) > 1e-9, width, 1.0)
+        share = np.clip(share, 0.0, 1.0)
+        return argmax + share * (drawn - argmax), argmax_entropy + share * width, share
+
+    def log_ratio(*columns: np.ndarray) -> np.ndarray:
+        return interpolated(*columns)[0] - columns[4].mean(axis=-1)
+
+    nats, at, share = (float(value) for value in interpolated(*columns))
+    ratio = bootstrap(log_ratio, *columns, seed=seed)
+    low, high = ratio.ends
+    return {
+        "gen_ppl": float(np.exp(nats)),
+        "entropy": at,
+        "share_drawn": share,
+        "log_ratio": ratio.value,
+        "low": low,
+        "high": high,
+    }
+
+
+def _texts(
+    run: Run, model: Model, judge: CausalModel, name: str, temperature: float
+) -> dict[int, generation.Judged]:
+    """Judged texts by number of calls; tokens are spread evenly over the calls."""
+    config = run.config.evaluation
+    settings = Settings(
+        seed=run.config.seed,
+        batch_size=config.batch_size,
+        num_texts=config.num_texts,
+        num_steps=run.config.coupled.calls,
+        mode="first-hitting",
+        temperature=temperature,
+    )
+    subject = Subject(model, settings, judge, None, run.workdir.local.data)
+    path = run.workdir.root / FOLDER / f"few_calls_{name}.json"
+    record = Record(path, model.identity, run.log, replace=True)
+    nothing = np.zeros((config.num_texts, 0), np.int32)
+    setup = generation.Setup(name, nothing, subject.length, None)
+    return {
+        writer.facts["num_steps"]: generation.judged_texts(subject, record, setup, writer)
+        for writer in generation.writers(subject, setup)
+    }
+
+
+def _figures(run: Run, judged: generation.Judged) -> Json:
+    found = quality(judged.reading.texts, judged.scores, seed=run.config.seed)
+    found["nfe"] = float(judged.nfe.mean())
+    return {figure: found[figure] for figure in FIGURES}

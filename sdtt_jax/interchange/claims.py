@@ -1,0 +1,150 @@
+"""What the config beside published tensors says of their network, against what the tensors are read as.
+
+Relatives of a network have tensors of the same names (SEDD, BD3-LM and MDLM share a transformer), so that
+only the config tells them apart: whatever it says that the network is not is an error.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from sdtt_jax.config import from_mapping
+from sdtt_jax.diffusion.schedule import SCHEDULES, ScheduleConfig, make_schedule
+from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.interchange.renaming import Stored
+
+# Sections that say how a network was trained, and not what it is.
+ASIDE = (
+    *(
+        "callbacks",
+        "checkpointing",
+        "data",
+        "data_preprocess",
+        "eval",
+        "hydra",
+        "loader",
+        "lr_scheduler",
+    ),
+    *("noise", "optim", "sampling", "strategy", "tokenizer", "trainer", "training", "wandb"),
+)
+Allowed = Mapping[str, tuple[Any, ...]]
+TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_tanh")
+
+
+def claims(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """`(dotted path, value)` of every field, the outermost first, then those of "model" and "config"."""
+    sections = []
+    for name, value in content.items():
+        if not isinstance(value, Mapping):
+            yield f"{path}{name}", value
+        elif name not in ASIDE:
+            sections.append((name, value))
+    for name, section in sorted(sections, key=lambda item: item[0] not in ("model", "config")):
+        yield from claims(section, f"{path}{name}.")
+
+
+def claimed(
+    stored: Stored,
+    names: tuple[str, ...],
+    is_right: Callable[[Any], bool],
+    needed: str,
+    default: Any,
+) -> Any:
+    """The value of the first field that is called one of `names`; the default if there is none.
+
+    Args:
+      stored: the config.
+      names: of the field, in any section.
+      is_right: whether a value can be used.
+      needed: what that is, in words.
+      default: where the config does not say.
+
+    Raises:
+      CheckpointError: naming the field and its value.
+    """
+    for path, value in claims(stored.content):
+        name = path.split(".")[-1]
+        if name in names and not is_right(value):
+            raise CheckpointError(f"{stored.where} says {name}={value!r}; it must be {needed}.")
+        if name in names:
+            return value
+    return default
+
+
+def published_schedule(stored: Stored) -> ScheduleConfig:
+    """The noise schedule that a config says in its section "noise"; log-linear if it does not say.
+
+    Raises:
+      CheckpointError: it says one that is not known, or with other values than it can have.
+    """
+    noise: Any = next(_sections(stored.content, "noise"), {})
+    kind = noise.get("type", noise.get("kind")) if isinstance(noise, Mapping) else noise
+    if kind is None:
+        return ScheduleConfig()
+    kinds = {name.replace("-", ""): name for name in SCHEDULES}
+    name = kinds.get(str(kind).lower().replace("-", "").replace("_", ""))
+    if name is None:
+        raise CheckpointError(
+            f"{stored.where} says noise.type={kind!r}; it must be one of {', '.join(SCHEDULES)}."
+        )
+    # Configs carry the bounds of every schedule along, and the log-linear one's eps under that name.
+    fields = ("sigma_min", "sigma_max") if name in ("linear", "geometric") else ("eps",)
+    values = {
+        field: noise[field] for field in fields if isinstance(noise, Mapping) and field in noise
+    }
+    try:
+        config = from_mapping(ScheduleConfig, {"kind": name} | values, "noise")
+        make_schedule(config)
+        return config
+    except ConfigError as error:
+        raise CheckpointError(f"{stored.where}: {error}") from None
+
+
+def _sections(content: Mapping[str, Any], name: str) -> Iterator[Any]:
+    """The sections of a name at any depth, the outermost first."""
+    if content.get(name) is not None:
+        yield content[name]
+    for section in content.values():
+        if isinstance(section, Mapping):
+            yield from _sections(section, name)
+
+
+def check_claims(stored: Stored, what: str, file: str, allowed: Allowed) -> None:
+    """Checks that a config says of a network only what it is.
+
+    Args:
+      stored: the config.
+      what: the network, in words.
+      file: with its tensors.
+      allowed: what a field of that name may say, in any section; of a section with that name, what its
+        `name` or `type` may. Text is compared without case, null says nothing.
+
+    Raises:
+      CheckpointError: naming the field, its value and what it would have to be.
+    """
+    for path, value in claims(stored.content):
+        name = _subject(path.split("."), allowed)
+        if name is None or value is None:
+            continue
+        values, right = value if isinstance(value, list) else [value], allowed[name]
+        if not all(_plain(each) in right for each in values):
+            parts = path.split(".")
+            said = ".".join(parts[parts.index(name) :])
+            needed = " or ".join(map(repr, right)) or "none"
+            raise CheckpointError(
+                f"{stored.where} says {said}={value!r}, but the tensors of {file} have {needed}, read as "
+                f"{what}: they are of a network that this library does not have, or of another config."
+            )
+
+
+def _subject(parts: list[str], allowed: Allowed) -> str | None:
+    """What a field speaks of: itself, or the section whose name or type it is."""
+    *sections, field = parts
+    if field in allowed:
+        return field
+    named = next((name for name in sections if name in allowed), None)
+    whole = named is not None and not allowed[named]
+    return named if whole or (field in ("name", "type") and sections[-1:] == [named]) else None
+
+
+def _plain(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value

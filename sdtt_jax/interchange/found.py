@@ -1,0 +1,55 @@
+"""What a place holds that no model can be read from, in words: for errors that say what to do about it."""
+
+import re
+from collections.abc import Collection
+
+PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+# Formats of others.
+FOREIGN = (".gguf", ".h5", ".keras", ".msgpack", ".npz", ".onnx", ".ot", ".tflite")
+INDEX = ".safetensors.index.json"
+TO_SAFETENSORS = (
+    "Where you trust it, convert it with safetensors.torch.save_file(state_dict, "
+    "'model.safetensors')."
+)
+
+
+def describe(names: Collection[str]) -> str:
+    """One sentence on the files and folders of these names, none of which is a model's.
+
+    Args:
+      names: of everything in a folder or repository, or of a single file.
+    """
+    names = sorted(names)
+
+    def ending(*suffixes: str) -> str:
+        return ", ".join(name for name in names if name.endswith(suffixes))
+
+    tensors = ending(".safetensors")
+    if "adapter_model.safetensors" in names or "adapter_config.json" in names:
+        return "It holds an adapter (LoRA), which is no model: merge it into its base model first."
+    if ending(INDEX):
+        return (
+            f"It holds safetensors in several files ({ending(INDEX)}), and one is read: join them with "
+            "safetensors, save_file({**load_file(a), **load_file(b)}, 'model.safetensors')."
+        )
+    if tensors:
+        return f"It holds {tensors}: give the file itself, or call it model.safetensors."
+    if ending(*PICKLED):
+        return (
+            f"It holds {ending(*PICKLED)}, pickled weights, which are not read: unpickling runs what is in a "
+            f"file. {TO_SAFETENSORS}"
+        )
+    if ending(*FOREIGN):
+        return f"It holds {ending(*FOREIGN)}, a format that is not read: convert it to safetensors."
+    steps = [name for name in names if re.fullmatch(r"\d+", name)]
+    if steps:
+        return (
+            f"It holds checkpoints of a training (steps {', '.join(sorted(steps, key=int))}) that has not "
+            "delivered a model: finish it with experiments.run."
+        )
+    if {"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"} & set(names):
+        return "It holds an Orbax checkpoint of another program, or a part of one."
+    if {"teacher", "rounds", "metrics.jsonl"} & set(names):
+        return "It holds a run of which no stage has delivered a model: finish it with experiments.run."
+    shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+    return f"It holds {shown}." if names else "It is an empty folder."

@@ -1,0 +1,154 @@
+"""The noise-coupled student in a run. Oracles: the unbroken run, the sampler, and the pool made again."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import sdtt_jax
+from experiments.settings import config_dict, run_config
+from experiments.stages import training as training_stages
+from experiments.stages.coupled import open_pool
+from experiments.stages.few_calls import matched
+from experiments.stages.runner import open_run, run_stages
+from sdtt_jax.checkpoints.digests import params_digest
+from sdtt_jax.checkpoints.store import load_params
+from sdtt_jax.distillation.coupled import noise_of, trajectory_end
+from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
+from sdtt_jax.evaluation.judge import Scores
+from sdtt_jax.evaluation.suites.generation import Judged
+from sdtt_jax.interchange.export import export_orbax, export_reference
+from sdtt_jax.keys import purpose_key
+from sdtt_jax.training import loop
+from tests.experiments.small import small
+from tests.training import toy
+
+STAGES = ("data", "teacher", "distill")
+
+
+def coupled(folder, **fields):
+    """Two rounds of four steps, from four calls to one, on a pool of 16 trajectories."""
+    config = run_config(small(folder))
+    values = {"num_calls": 4, "num_distill_calls": 2, "num_rounds": 2, "num_trajectories": 16}
+    stage = dataclasses.replace(
+        config.coupled,
+        train=dataclasses.replace(config.distill.train, num_steps=4),
+        **values | fields,
+    )
+    return config_dict(dataclasses.replace(config, distillers=("coupled",), coupled=stage))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coupled")
+    with open_run(coupled(folder), folder / "run") as run:
+        run_stages(run, STAGES)
+    return folder
+
+
+def digest(folder, number=2):
+    return params_digest(load_params(folder / "coupled" / f"{number:02d}" / "final")[0])
+
+
+def test_a_pool_is_the_teachers_trajectories_and_each_round_has_its_own(unbroken):
+    with open_run(coupled(unbroken), unbroken / "run") as run:
+        first, second = (open_pool(run, number) for number in (1, 2))
+        student = sdtt_jax.MaskedDiffusion(run.coupled, run.diffusion.schedule)
+        key = purpose_key(run.config.seed, "coupled.noise", 1)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(16))
+        noise = noise_of(student, keys, run.config.data.length)
+        params = run.delivered(run.workdir.teacher, run.denoiser, "a test")
+        end = trajectory_end(run.diffusion, params, noise, run.config.coupled.trajectory(1))
+    np.testing.assert_array_equal(first.tokens, end)
+    assert first.facts["teacher"] != second.facts["teacher"]
+    assert (first.tokens != second.tokens).any()
+
+
+def test_stopped_in_a_round_it_ends_in_the_same_bits(unbroken, tmp_path, monkeypatch):
+    config = coupled(tmp_path)
+    train = loop.train
+
+    def stopped(state, step_fn, batch_at, key, config, **fields):
+        job = batch_at.__self__
+        until = toy.until(config, 3) if (job.stage, job.round) == ("coupled", 2) else config
+        state = train(state, step_fn, batch_at, key, until, **fields)
+        if until is not config:
+            raise loop.Interrupted(3, "a test")
+        return state
+
+    monkeypatch.setattr(training_stages, "train", stopped)
+    with open_run(config, tmp_path / "run") as run, pytest.raises(loop.Interrupted):
+        run_stages(run, STAGES)
+    monkeypatch.undo()
+    with open_run(config, tmp_path / "run") as run:
+        run_stages(run, STAGES)
+    assert [digest(tmp_path / "run", n) for n in (1, 2)] == [
+        digest(unbroken / "run", n) for n in (1, 2)
+    ]
+
+
+def test_it_is_loaded_sampled_and_exported_with_its_noise_network(unbroken, tmp_path):
+    model = sdtt_jax.load(unbroken / "run" / "coupled")
+    assert model.facts["stage"] == "coupled"
+    assert model.facts["round"] == 2
+    texts = [
+        model.sample(jax.random.key(seed), 4, 1, temperature=0.0, mode="first-hitting")
+        for seed in (0, 0)
+    ]
+    np.testing.assert_array_equal(texts[0], texts[1])
+    with pytest.raises(CheckpointError, match="sees noise; the reference's format"):
+        export_reference(model, tmp_path / "reference")
+    export_orbax(model, tmp_path / "own")
+    again = sdtt_jax.load(tmp_path / "own")
+    assert params_digest(again.params) == params_digest(model.params)
+    assert again.denoiser == model.denoiser
+
+
+def test_the_student_is_measured_at_the_entropy_of_real_text():
+    """Oracle: half-way between two laws of constant perplexity, by hand."""
+    one, two = np.zeros((4, 8), np.int32), np.tile(np.array([0, 1] * 4, np.int32), (4, 1))
+
+    def judged(tokens, nats):
+        nll, count = np.full(4, 8 * nats), np.full(4, 8)
+        return Judged(tokens, np.ones(4), None, Scores(nll, count, np.ones(4)))
+
+    texts = {"argmax": judged(one, 1.0), "drawn": judged(two, 2.0), "teacher": judged(two, 3.0)}
+    found = matched(texts, np.log(2) / 2, seed=0)
+    assert found["gen_ppl"] == pytest.approx(np.exp(1.5))
+    assert found["share_drawn"] == pytest.approx(0.5)
+    assert found["entropy"] == pytest.approx(np.log(2) / 2)
+    assert (found["log_ratio"], found["low"], found["high"]) == pytest.approx((-1.5, -1.5, -1.5))
+    beyond = matched(texts, 5.0, seed=0)
+    assert beyond["gen_ppl"] == pytest.approx(np.exp(2.0))
+
+
+def test_a_pool_of_another_teacher_is_refused(unbroken, tmp_path):
+    """A pool from elsewhere, and the run's own beside a teacher that is another now."""
+    config = coupled(tmp_path, pool=str(unbroken / "run" / "coupled" / "02" / "pool"))
+    with open_run(config, tmp_path / "run") as run:
+        run_stages(run, ("data", "teacher"))
+        with pytest.raises(MismatchError, match="trajectories of another teacher") as caught:
+            run_stages(run, ("distill",))
+    assert "round: 2 -> 1" in str(caught.value)
+    assert "teacher: " in str(caught.value)
+
+
+def test_a_likelihood_is_refused(unbroken):
+    model = sdtt_jax.load(unbroken / "run" / "coupled" / "01")
+    with pytest.raises(ConfigError, match="a function of its noise and has no likelihood"):
+        model.score(np.zeros((2, 16), np.int32), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"distillers": ("coupled", "idlm")}, "distillers='idlm'"),
+        ({"distillers": ()}, "distillers"),
+        ({"coupled": {"calls": (4, 2)}}, "calls"),
+        ({"coupled": {"noise": {"kind": "gumbel"}}}, "kind='gumbel'"),
+    ],
+)
+def test_a_wrong_field_is_named(fields, named):
+    with pytest.raises(ConfigError, match=named):
+        run_config(fields)

@@ -1,0 +1,114 @@
+"""What a config says beside tensors that relatives share. Oracle: the configs that those publish."""
+
+import pytest
+from safetensors.numpy import load_file
+
+from sdtt_jax.errors import CheckpointError
+from sdtt_jax.interchange.claims import published_schedule
+from sdtt_jax.interchange.layouts import recognised
+from sdtt_jax.interchange.renaming import Stored
+from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
+
+# Of the golden teacher: 97 rows with MASK.
+HUB = {
+    "model_type": "mdlm",
+    "architectures": ["MDLM"],
+    "auto_map": {"AutoModelForMaskedLM": "modeling_mdlm.MDLM"},
+    "hidden_dim": 64,
+    "n_blocks": 2,
+    "n_heads": 4,
+    "cond_dim": 32,
+    "model_length": 32,
+    "vocab_size": 97,
+    "dropout": 0.1,
+    "time_conditioning": False,
+    "torch_dtype": "float32",
+}
+SDTT = {
+    "model": {"type": "ddit-orig", "hidden_size": 64, "n_blocks": 2, "length": 32, "cond_dim": 32},
+    "parameterization": {"name": "multi-round-sdtt", "sampling_mode": "ancestral"},
+    "training": {"sampling_eps": 1e-5},
+    "data": {"block_size": 4, "vocab_size": 5},
+    "noise": {"type": "loglinear", "sigma_min": 1e-4, "sigma_max": 20},
+    "T": 1024,
+    "time_conditioning": False,
+}
+MDLM = {
+    "diffusion": "absorbing_state",
+    "backbone": "dit",
+    "parameterization": "subs",
+    "time_conditioning": False,
+    "model": {"name": "small", "type": "ddit", "length": 32, "scale_by_sigma": True},
+}
+
+
+@pytest.fixture(scope="module")
+def teacher(golden):
+    return load_file(golden / "reference_tiny" / "teacher_hub.safetensors")
+
+
+def read(tensors, content, layout=DENOISER):
+    return recognised(layout, tensors, Stored(content), "m.safetensors").config
+
+
+@pytest.mark.parametrize("content", [{}, HUB, SDTT, MDLM, {"config": MDLM}], ids=len)
+def test_what_the_family_publishes_is_read(teacher, content):
+    assert read(teacher, content).length in (32, 1024)
+
+
+OTHERS = {
+    "SEDD": ({"graph": {"type": "absorb", "report_all": False}}, "graph.type='absorb'"),
+    "BD3-LM": ({"block_size": 4}, "block_size=4"),
+    "its name": ({"model_type": "bd3lm"}, "model_type='bd3lm'"),
+    "its class": ({"architectures": ["BD3LM"]}, r"architectures=\['BD3LM'\]"),
+    "its attention": ({"cross_attn": True}, "cross_attn=True"),
+    "one class of two": ({"architectures": ["MDLM", "BertForMaskedLM"]}, "architectures="),
+    "MASK elsewhere": ({"mask_index": 103}, "mask_index=103"),
+    "MASK elsewhere, the hub's word": ({"mask_token_id": 0}, "mask_token_id=0"),
+    "another vocabulary": ({"vocab_size": 30522}, "vocab_size=30522"),
+    "no length": ({"model_length": None}, "model_length=None"),
+    "length as text": ({"length": "32"}, "length='32'"),
+    "length 0": ({"model": {"length": 0}}, "length=0"),
+    "two lengths": ({"length": 32, "model": {"length": 64}}, "length=64"),
+    "time as text": ({"time_conditioning": "False"}, "time_conditioning='False'"),
+    "D3PM": ({"parameterization": "d3pm"}, "parameterization='d3pm'"),
+    "score": ({"parameterization": {"name": "sedd"}}, "parameterization.name='sedd'"),
+    "causal": ({"parameterization": "ar"}, "parameterization='ar'"),
+    "causal attention": ({"algo": {"causal_attention": True}}, "causal_attention=True"),
+    "uniform": ({"diffusion": "uniform"}, "diffusion='uniform'"),
+    "DUO": ({"algo": {"name": "duo_base"}}, "algo.name='duo_base'"),
+    "Mamba": ({"backbone": "dimamba"}, "backbone='dimamba'"),
+    "a nested backbone": ({"backbone": {"hidden_size": 128}}, "hidden_size=128"),
+    "size as text": ({"n_heads": "8"}, "n_heads='8'"),
+    "tied head": ({"tie_word_embeddings": True}, "tie_word_embeddings=True"),
+    "activation": ({"model": {"hidden_act": "silu"}}, "hidden_act='silu'"),
+    "rotary base": ({"rope_theta": 500000.0}, "rope_theta=500000.0"),
+    "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config.bits=4"),
+    "no modulation": ({"model": {"adaLN": False}}, "adaLN=False"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_it_is_not_is_refused_by_field_and_value(teacher, name):
+    content, said = OTHERS[name]
+    with pytest.raises(CheckpointError, match=f"config.json says {said}"):
+        read(teacher, content)
+
+
+def test_a_causal_model_is_not_a_denoiser_that_lost_its_modulation(golden):
+    tensors = load_file(golden / "reference_tiny" / "ar_hub.safetensors")
+    assert read(tensors, {"parameterization": "ar", "length": 32}, CAUSAL).length == 32
+    with pytest.raises(CheckpointError, match="says parameterization='subs'"):
+        read(tensors, {"parameterization": "subs"}, CAUSAL)
+
+
+def test_the_schedule_is_the_configs():
+    """A network that was trained with another schedule was told other times."""
+    linear = {"type": "linear", "sigma_min": 0.1, "sigma_max": 5.0}
+    assert published_schedule(Stored({"config": {"noise": linear}})).sigma_max == 5.0
+    assert published_schedule(Stored({"noise": {"type": "cosinesquared"}})).kind == "cosine-squared"
+    for content in ({}, SDTT, {"noise": {"type": None}}):
+        assert published_schedule(Stored(content)).kind == "log-linear"
+    for noise in ({"type": "polynomial"}, "sine", linear | {"sigma_max": "much"}):
+        with pytest.raises(CheckpointError, match=r"config.json.*noise"):
+            published_schedule(Stored({"noise": noise}))

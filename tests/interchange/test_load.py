@@ -1,0 +1,187 @@
+"""What a path means. Oracle: the folders that were written, and the tokenizer that they were written with."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import sdtt_jax
+from sdtt_jax.checkpoints.store import load_params, save_params
+from sdtt_jax.data import TokenizerConfig, train_tokenizer
+from sdtt_jax.data.tokenizer import save_tokenizer
+from sdtt_jax.errors import CheckpointError
+from sdtt_jax.interchange.card import measured_results, model_card
+
+OTHER_TEXT = ["the quick brown fox jumps over the lazy dog"] * 4
+
+
+def with_facts(final, to, **facts):
+    """A copy of a delivered folder that says more, or less, of itself."""
+    params, meta = load_params(final)
+    known = {name: value for name, value in (meta | facts).items() if value is not None}
+    save_params(to, params, known)
+
+
+def write_tokenizer(folder, texts, vocab_size=64):
+    config = TokenizerConfig(model_type="char", vocab_size=vocab_size)
+    tokenizer = train_tokenizer(config, texts, "text8")
+    (folder / "tokenizer").mkdir(parents=True)
+    save_tokenizer(tokenizer, folder / "tokenizer")
+    return tokenizer
+
+
+class TestTokenizers:
+    def test_the_nearest_is_taken_only_if_it_is_the_models(self, run, model, tmp_path):
+        """Of older checkpoints only the size is known; another one of the same size is found out else."""
+        final, digest = run / "teacher" / "final", model.tokenizer.digest
+        other = write_tokenizer(tmp_path / "other", OTHER_TEXT)
+        assert other.vocab_size != model.tokenizer.vocab_size
+        shutil.copytree(final, tmp_path / "other" / "teacher" / "final")
+        with pytest.raises(
+            CheckpointError, match=r"other/tokenizer .* is not the tokenizer .*final"
+        ):
+            sdtt_jax.load(tmp_path / "other" / "teacher" / "final")
+
+        letters = sorted(set("".join(OTHER_TEXT)) - {" "})[: model.tokenizer.vocab_size - 4]
+        same_size = write_tokenizer(tmp_path / "same", ["".join(letters) + " " + letters[0]] * 4)
+        assert same_size.vocab_size == model.tokenizer.vocab_size
+        with_facts(final, tmp_path / "same" / "new" / "final", tokenizer=digest)
+        with pytest.raises(
+            CheckpointError, match=f"digest {digest[:12]}.*copy that run's tokenizer"
+        ):
+            sdtt_jax.load(tmp_path / "same" / "new" / "final")
+        # Above it the right one.
+        shutil.copytree(run / "tokenizer", tmp_path / "tokenizer")
+        assert sdtt_jax.load(tmp_path / "same" / "new" / "final").tokenizer.digest == digest
+
+    def test_a_link_is_followed_to_the_tokenizer(self, run, model, tmp_path):
+        (tmp_path / "latest").symlink_to(run / "rounds" / "01" / "final")
+        assert sdtt_jax.load(tmp_path / "latest").tokenizer.digest == model.tokenizer.digest
+
+
+class TestRuns:
+    def test_a_model_is_of_the_run_in_which_it_stands_and_was_trained(self, run, tmp_path):
+        (tmp_path / "config.json").write_text("{}")
+        shutil.copytree(run / "tokenizer", tmp_path / "tokenizer")
+        final = run / "teacher" / "final"
+        with_facts(final, tmp_path / "teacher" / "final", stage="teacher", data="abc")
+        with_facts(final, tmp_path / "kept" / "final", stage="teacher", data="abc")
+        with_facts(final, tmp_path / "teacher" / "old" / "final", stage="teacher", data="abc")
+        model = sdtt_jax.load(tmp_path / "teacher")
+        assert model.run_folder == tmp_path
+        for elsewhere in ("kept", "teacher/old"):
+            assert sdtt_jax.load(tmp_path / elsewhere).run_folder is None
+
+        measured = {"steps": {"4": {"gen_ppl": 7.0, "entropy": 1.0}}, "params_digest": "another's"}
+        results = {"teacher": measured, "rounds": []}
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        assert "7.00" not in model_card(model, "orbax", measured_results(model))
+        measured["params_digest"] = model.identity["digest"]
+        assert "7.00" in model_card(model, "orbax", results)
+
+        (tmp_path / "data").mkdir()
+        for fingerprint, right in (("abc", True), ("abd", False)):
+            info = {"info": {"fingerprint": fingerprint}}
+            (tmp_path / "data" / "info.json").write_text(json.dumps(info))
+            again = sdtt_jax.load(tmp_path / "teacher")
+            if right:
+                assert again.run_folder == tmp_path
+                continue
+            with pytest.raises(CheckpointError, match="was trained on other data than its run"):
+                _ = again.run_folder
+
+
+class TestFolders:
+    """A folder is judged by its content, and what cannot be read is said."""
+
+    def test_delivered_parameters_may_be_called_anything(self, run, tmp_path):
+        shutil.copytree(run / "tokenizer", tmp_path / "tokenizer")
+        shutil.copytree(run / "teacher" / "final", tmp_path / "best")
+        assert sdtt_jax.load(tmp_path / "best").facts["stage"] == "teacher"
+
+    @pytest.mark.parametrize(
+        ("names", "said"),
+        [
+            (["model.safetensors.index.json", "model-00001-of-00002.safetensors"], "several files"),
+            (["pytorch_model.bin"], "pytorch_model.bin, pickled weights"),
+            (["a.pt", "config.json"], "a.pt, pickled weights"),
+            (["weights.safetensors"], "It holds weights.safetensors: give the file itself"),
+            (["adapter_model.safetensors", "adapter_config.json"], "an adapter"),
+            (["flax_model.msgpack"], "flax_model.msgpack, a format that is not read"),
+            (["model-q4.gguf"], "model-q4.gguf, a format that is not read"),
+            (["tf_model.h5"], "tf_model.h5, a format that is not read"),
+            (["_METADATA", "manifest.ocdbt", "d"], "an Orbax checkpoint of another program"),
+            (["100", "20"], r"a training \(steps 20, 100\) that has not"),
+            (["config.json", "data", "metrics.jsonl"], "a run of which no stage has"),
+            (["notes.txt"], "It holds notes.txt."),
+            ([], "It is an empty folder"),
+        ],
+        ids=str,
+    )
+    def test_a_folder_without_a_model_says_what_it_holds(self, tmp_path, names, said):
+        for name in names:
+            if "." in name:
+                (tmp_path / name).write_bytes(b"")
+            else:
+                (tmp_path / name).mkdir()
+        with pytest.raises(CheckpointError, match=f"{tmp_path} holds no finished model.*{said}"):
+            sdtt_jax.load(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "said"),
+        [
+            ("model.gguf", b"GGUF", "a format that is not read"),
+            ("model.safetensors.index.json", b"{}", "several files"),
+            ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ],
+    )
+    def test_a_file_of_another_kind_says_so(self, tmp_path, name, content, said):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=said):
+            sdtt_jax.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("wrap", ["_orig_mod.{}", "module.{}", "module._orig_mod.{}", "inner"])
+def test_names_are_read_without_what_wraps_a_module(golden, tmp_path, wrap):
+    """torch.compile and DataParallel put a word before all names, or before those of a part."""
+    path = golden / "reference_tiny" / "teacher_hub.safetensors"
+
+    def renamed(name):
+        inner = name.replace("backbone.", "backbone._orig_mod.", 1)
+        return inner if wrap == "inner" else wrap.format(name)
+
+    tensors = load_file(path)
+    file = tmp_path / "model.safetensors"
+    save_file({renamed(name): array for name, array in tensors.items()}, file)
+    found = sdtt_jax.load(file)
+    jax.tree.map(np.testing.assert_array_equal, found.params, sdtt_jax.load(path).params)
+    name, array = next(iter(tensors.items()))
+    save_file({name: array, renamed(name): array}, file)
+    with pytest.raises(CheckpointError, match="twice"):
+        sdtt_jax.load(file)
+
+
+class TestFirstToken:
+    """Oracle: packing, which puts BOS before every sequence of a wrapped corpus."""
+
+    def test_what_is_given_stands_behind_bos_if_every_sequence_began_with_it(
+        self, run, model, tmp_path
+    ):
+        shutil.copytree(run / "tokenizer", tmp_path / "tokenizer")
+        with_facts(run / "rounds" / "01" / "final", tmp_path / "final", begins_with_bos=True)
+        wrapped, bos = sdtt_jax.load(tmp_path), model.tokenizer.bos_id
+        given = [
+            model.mask_id if i == model.mask_id else int(i) for i in model.prior(1, "in the")[0]
+        ]
+        assert wrapped.prior(1, "in the")[0].tolist() == [bos, *given[:-1]]
+        infill = wrapped.prior(1, infill="[3]a")[0].tolist()
+        assert infill[:5] == [bos, *[model.mask_id] * 3, int(model.tokenizer.encode_part("a")[0])]
+        assert (np.asarray(wrapped.prior(2)) == model.mask_id).all()
+        text = wrapped.sample(jax.random.key(0), 1, 2, prompt="in the")[0]
+        assert wrapped.tokenizer.decode(text).startswith("in the")
+        # A model that did not see it keeps the texts of its keys.
+        assert model.first_token is None
+        assert given[0] != bos
