@@ -32,7 +32,7 @@ from sdtt_jax.interchange.load import load_denoiser
 from sdtt_jax.keys import seed_key
 from sdtt_jax.model.batches import Written
 from sdtt_jax.model.masked import Model
-from sdtt_jax.model.prompts import as_read, ended
+from sdtt_jax.model.prompts import ended, reading_notes
 from sdtt_jax.parallel import processes
 
 _CHECKPOINT = define_checkpoint()
@@ -107,11 +107,8 @@ def _written(
 
 def _announce(model: Model, config: SamplerConfig) -> None:
     """On stderr: each text whose reading differs from what was typed, and what is sampled with what."""
-    for name, texts in (("prompt", _PROMPT.value), ("infill", _INFILL.value)):
-        for text in dict.fromkeys(texts or ()):
-            read = as_read(model.text_tokenizer, text, gaps=name == "infill")
-            if read != text:
-                print(f"--{name}={text!r} is read as {read!r}", file=sys.stderr)
+    for note in reading_notes(model.text_tokenizer, _PROMPT.value or (), _INFILL.value or ()):
+        print(note, file=sys.stderr)
     devices = "" if model.mesh is None else f" on {model.mesh.size} devices"
     print(
         f"{model.facts['path']}: {config.num_steps} steps, {model.config.length} tokens{devices}",

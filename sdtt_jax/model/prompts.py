@@ -1,7 +1,7 @@
 """What is given of a text before a model writes the rest: prompts, texts with gaps, ends of texts."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -48,12 +48,19 @@ def given_tokens(
     return tokens, fixed
 
 
-def as_read(tokenizer: Tokenizer, text: str, *, gaps: bool) -> str:
-    """A prompt, or with `gaps` an infill, as the model reads it, after normalisation."""
-    parts = GAP.split(text) if gaps else [text]
-    parts[::2] = [tokenizer.decode(tokenizer.encode_part(part)) for part in parts[::2]]
-    parts[1::2] = [f"[{part}]" for part in parts[1::2]]
-    return "".join(parts)
+def reading_notes(
+    tokenizer: Tokenizer, prompts: Iterable[str], infills: Iterable[str]
+) -> Iterator[str]:
+    """A sentence for each text that is read otherwise than it is written, and for an infill without a gap."""
+    for name, texts in (("prompt", prompts), ("infill", infills)):
+        for text in dict.fromkeys(texts):
+            parts = GAP.split(text) if name == "infill" else [text]
+            if name == "infill" and len(parts) == 1:
+                yield f"The infill {text!r} has no gap; [12] leaves 12 tokens to the model."
+            parts[::2] = [tokenizer.decode(tokenizer.encode_part(part)) for part in parts[::2]]
+            parts[1::2] = [f"[{part}]" for part in parts[1::2]]
+            if (read := "".join(parts)) != text:
+                yield f"The {name} {text!r} is read as {read!r}."
 
 
 def given_batch(

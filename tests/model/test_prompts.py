@@ -5,7 +5,7 @@ import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.model.prompts import as_read, ended, given_batch, given_tokens, text_lengths
+from sdtt_jax.model.prompts import ended, given_batch, given_tokens, reading_notes, text_lengths
 
 
 class Letters:
@@ -58,9 +58,14 @@ def test_what_cannot_be_written(prompt, infill, message):
 
 def test_a_text_is_shown_as_it_is_read():
     tokenizer = train_tokenizer(TokenizerConfig(model_type="char"), ["in the beginning"], "text8")
-    assert as_read(tokenizer, "In the  beginning", gaps=False) == "in the beginning"
-    assert as_read(tokenizer, "In [3] the [ 3 ] end[07]", gaps=True) == "in [3] the en⁇[07]"
-    assert as_read(tokenizer, "in [3]", gaps=False) == "in "
+    prompts = ["In the  beginning", "in the", "In the  beginning"]
+    infills = ["in [3] the", "In [3] the [ 3 ] ended[07]", "in [ 3 ] the"]
+    assert list(reading_notes(tokenizer, prompts, infills)) == [
+        "The prompt 'In the  beginning' is read as 'in the beginning'.",
+        "The infill 'In [3] the [ 3 ] ended[07]' is read as 'in [3] the en⁇e⁇[07]'.",
+        "The infill 'in [ 3 ] the' has no gap; [12] leaves 12 tokens to the model.",
+        "The infill 'in [ 3 ] the' is read as 'in the'.",
+    ]
     with pytest.raises(ConfigError, match="' 77 ' holds nothing"):
         given_tokens(tokenizer, 16, infill="in [2] 77 [2] the")
 
