@@ -52,9 +52,9 @@ def keep_compiled_programs() -> None:
     folder = _CACHE.value
     if folder is None:
         given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-        if given is not None and given.startswith("~"):
-            jax.config.update("jax_compilation_cache_dir", str(as_path(given)))
         if given is not None:
+            if given.startswith("~"):
+                jax.config.update("jax_compilation_cache_dir", str(as_path(given)))
             return
         here = home()
         # A container's numeric user has no home, and then no cache.

@@ -19,6 +19,7 @@ from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import MismatchError, UserError
+from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalNetwork, Denoiser
 from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.coupled import CoupledDenoiser
@@ -146,3 +147,20 @@ class Run:
                 "corpus and prepare the data again, or give another --workdir."
             )
         return params
+
+    def model(self, folder: Path, network: Denoiser, **facts: Any) -> Model:
+        """What a finished stage delivered, to be evaluated.
+
+        Args:
+          folder: of the stage or round.
+          network: `denoiser` or `coupled`.
+          **facts: stage and round, beside where it is and its kind.
+        """
+        where = {"path": str(final(folder)), "kind": kind_of(network)}
+        return Model(
+            params=self.delivered(folder, network, "evaluate"),
+            tokenizer=self.tokenizer,
+            facts=where | facts,
+            denoiser=network,
+            schedule=self.diffusion.schedule,
+        )

@@ -105,17 +105,10 @@ def _delivered_rounds(run: Run) -> list[int]:
 
 def _model(run: Run, number: int) -> Model:
     """The student of a round, or the first teacher as round 0."""
-    folder = run.workdir.round(number) if number else run.workdir.teacher
-    facts: Json = {"path": str(final(folder)), "kind": kind_of(run.denoiser), "stage": "teacher"}
-    if number:
-        facts |= {"stage": "distill", "round": number, "dt": round_dt(run.config.distill, number)}
-    return Model(
-        params=run.delivered(folder, run.denoiser, "evaluate"),
-        tokenizer=run.tokenizer,
-        facts=facts,
-        denoiser=run.denoiser,
-        schedule=run.diffusion.schedule,
-    )
+    if not number:
+        return run.model(run.workdir.teacher, run.denoiser, stage="teacher")
+    dt = round_dt(run.config.distill, number)
+    return run.model(run.workdir.round(number), run.denoiser, stage="distill", round=number, dt=dt)
 
 
 def _measure(run: Run, model: Model, judge: CausalModel, baseline: CausalModel | None) -> Measured:

@@ -13,7 +13,6 @@ from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.networks.kinds import kind_of
 
 FIGURES = ("gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "nfe")
 # Tokens that the noise determines, and tokens drawn from what the student says of them.
@@ -44,18 +43,7 @@ def measure(run: Run, teacher: Model, judge: CausalModel, entropy: float) -> Jso
     """
     number, config = last_round(run), run.config.coupled
     folder = run.workdir.round(number, COUPLED)
-    student = Model(
-        params=run.delivered(folder, run.coupled, "evaluate"),
-        tokenizer=run.tokenizer,
-        facts={
-            "path": str(final(folder)),
-            "kind": kind_of(run.coupled),
-            "stage": COUPLED,
-            "round": number,
-        },
-        denoiser=run.coupled,
-        schedule=run.diffusion.schedule,
-    )
+    student = run.model(folder, run.coupled, stage=COUPLED, round=number)
     texts = {"teacher": _texts(run, teacher, judge, "teacher", 1.0)}
     for name, temperature in TEMPERATURES.items():
         texts[name] = _texts(run, student, judge, name, temperature)

@@ -68,8 +68,7 @@ class CoupledDenoiser(Denoiser):
         """
         if noise is None:
             return super().hidden(params, tokens, sigma)
-        if sigma is None or not self.config.time_conditioned:
-            sigma = jnp.zeros((1,), jnp.float32)
+        sigma = self._sigma_seen(sigma)
         hidden: Any = self._module.apply(
             {"params": params}, tokens, sigma, noise, method="hidden_given"
         )

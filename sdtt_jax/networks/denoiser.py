@@ -65,11 +65,16 @@ class Denoiser(Network):
         Returns:
           `[batch, length, embed]`, the compute dtype.
         """
-        if sigma is None or not self.config.time_conditioned:
-            # One row that broadcasts: the modulation is then computed once, not once per sequence.
-            sigma = jnp.zeros((1,), jnp.float32)
+        sigma = self._sigma_seen(sigma)
         hidden: Any = self._module.apply({"params": params}, tokens, sigma, method="hidden")
         return hidden
+
+    def _sigma_seen(self, sigma: PerSequence | None) -> PerSequence:
+        """What the network is told of the total noise: zero unless it is conditioned on time."""
+        if sigma is None or not self.config.time_conditioned:
+            # One row that broadcasts: the modulation is then computed once, not once per sequence.
+            return jnp.zeros((1,), jnp.float32)
+        return sigma
 
 
 def time_features(sigma: jax.Array) -> jax.Array:
