@@ -213,8 +213,15 @@ def print_anywhere() -> None:
 
 # What flags raise, and the config files that are run while flags are parsed.
 _IN_FLAGS = (
-    *(flags.Error, ConfigError, OSError, AttributeError, TypeError, ValueError),
-    *(ImportError, NameError, SyntaxError),
+    flags.Error,
+    ConfigError,
+    OSError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    ImportError,
+    NameError,
+    SyntaxError,
 )
 
 

@@ -14,17 +14,22 @@ from sdtt_jax.interchange.renaming import Stored
 
 # Sections that say how a network was trained, and not what it is.
 ASIDE = (
-    *(
-        "callbacks",
-        "checkpointing",
-        "data",
-        "data_preprocess",
-        "eval",
-        "hydra",
-        "loader",
-        "lr_scheduler",
-    ),
-    *("noise", "optim", "sampling", "strategy", "tokenizer", "trainer", "training", "wandb"),
+    "callbacks",
+    "checkpointing",
+    "data",
+    "data_preprocess",
+    "eval",
+    "hydra",
+    "loader",
+    "lr_scheduler",
+    "noise",
+    "optim",
+    "sampling",
+    "strategy",
+    "tokenizer",
+    "trainer",
+    "training",
+    "wandb",
 )
 Allowed = Mapping[str, tuple[Any, ...]]
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_tanh")
