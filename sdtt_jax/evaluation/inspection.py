@@ -1,0 +1,134 @@
+"""Whether a loaded model is what it was taken for: its loss on real text, read in every way that it might be.
+
+A checkpoint that is loaded wrongly (the other attention, predictions a position off) computes numbers like
+any other. Its loss says so at once: of the right reading it is the lowest, and by far.
+"""
+
+import dataclasses
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sdtt_jax.causal.nll import next_token_nll
+from sdtt_jax.diffusion.estimators import BoundConfig
+from sdtt_jax.evaluation.likelihood import text_bounds
+from sdtt_jax.evaluation.record import Json
+from sdtt_jax.model.batches import join, map_batches
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
+from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
+from sdtt_jax.networks.kinds import network_of
+from sdtt_jax.networks.llama import LlamaDenoiser, LlamaNetwork
+from sdtt_jax.ops.head_loss import selected_losses
+from sdtt_jax.typing import Params, PerToken, Tokens
+
+
+class Reading(NamedTuple):
+    """A way to read a network.
+
+    Attributes:
+      causal: a position sees those before it only.
+      shift: the logits of a position predict the token behind it.
+    """
+
+    causal: bool
+    shift: bool
+
+    def __str__(self) -> str:
+        attention = "causal" if self.causal else "bidirectional"
+        return f"{attention}, {'with' if self.shift else 'without'} shift"
+
+
+def recognised(model: Model | CausalModel) -> Json:
+    """What a model was taken for, JSON-ready; the parameters without the padding of the vocabulary."""
+    tokenizer, facts = model.tokenizer, model.facts
+    leaves = jax.tree_util.tree_leaves_with_path(model.params)
+    padding = model.config.padded_vocab - (model.config.vocab_size + isinstance(model, Model))
+    tables = sum(model.config.padded_vocab in x.shape for _, x in leaves)
+    return {
+        "path": facts["path"],
+        "layout": facts.get("layout", "sdtt_jax"),
+        "kind": facts["kind"],
+        "config": dataclasses.asdict(model.config),
+        "parameters": sum(x.size for _, x in leaves) - padding * tables * model.config.embed_dim,
+        "stored_as": facts.get("dtype", "F32"),
+        "mask_row": facts.get("mask_row"),
+        "tokenizer": tokenizer
+        and {
+            "kind": tokenizer.config.kind,
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+            "vocab_size": tokenizer.vocab_size,
+        },
+    }
+
+
+def own_reading(model: Model | CausalModel) -> Reading:
+    """How a model is read."""
+    if isinstance(model, CausalModel):
+        return Reading(causal=True, shift=True)
+    config: Any = model.config
+    return Reading(getattr(config, "causal", False), getattr(config, "shift", False))
+
+
+def losses(
+    model: Model | CausalModel, tokens: np.ndarray, key: jax.Array, *, num_maskings: int
+) -> dict[Reading, float]:
+    """The loss of real text under each reading, nats per token; under its own alone where there is one only.
+
+    Of a denoiser it is the bound, by masks drawn as in `text_bounds`, the same for all readings; of a causal
+    model the cross-entropy of all tokens but the first, each of which a reading with bidirectional attention
+    or without shift has seen.
+
+    Args:
+      model: a network of the Llama family has four readings.
+      tokens: `[texts, length]` int32.
+      key: PRNG key.
+      num_maskings: maskings of each text.
+    """
+    readings = [own_reading(model)]
+    if isinstance(model.config, LlamaConfig):
+        readings = [Reading(*flags) for flags in itertools.product((False, True), repeat=2)]
+    if isinstance(model, CausalModel):
+        return {reading: _causal_loss(model, reading, tokens) for reading in readings}
+    config = BoundConfig("low-variance", num_maskings)
+    found = {}
+    for reading in readings:
+        read = _read_as(model, reading)
+        bounds = join([batch() for batch in text_bounds(read, tokens, key, config, batch_size=8)])
+        found[reading] = float(bounds.nelbo.mean())
+    return found
+
+
+def _read_as(model: Model, reading: Reading) -> Model:
+    if not isinstance(model.config, LlamaDenoiserConfig):
+        return model
+    config = dataclasses.replace(model.config, **reading._asdict())
+    return dataclasses.replace(model, denoiser=network_of(config))
+
+
+def _causal_loss(model: CausalModel, reading: Reading, tokens: np.ndarray) -> float:
+    function = functools.partial(_nll, model.network, reading)
+    return float(map_batches(function, model.params, tokens, 8)[:, 1:].mean())
+
+
+@functools.partial(jax.jit, static_argnames=("network", "reading"))
+def _nll(
+    network: Any, reading: Reading, params: Params, index: jax.Array, tokens: Tokens
+) -> PerToken:
+    del index
+    scored = jnp.broadcast_to(jnp.arange(tokens.shape[1]) > 0, tokens.shape)
+    if not isinstance(network, LlamaNetwork):
+        inputs = jnp.roll(tokens, 1, axis=1)
+        return next_token_nll(network, params, inputs, tokens, scored)
+    config = LlamaDenoiserConfig(**dataclasses.asdict(network.config), **reading._asdict())
+    hidden = LlamaDenoiser(config).hidden(params, tokens)
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    return selected_losses(
+        network.logits, loss, network.head_params(params), hidden, scored, tokens
+    )
