@@ -31,13 +31,14 @@ _HELD_OUT = flags.DEFINE_string(
 )
 _TEXTS = flags.DEFINE_integer("texts", 8, "Texts that are read.")
 _TOKENS = flags.DEFINE_integer("tokens", 128, "Tokens of each at most.")
+_MASKINGS = flags.DEFINE_integer("num_maskings", 8, "Maskings, or pieces, of each text.")
 _OUTPUT = flags.DEFINE_string("output", None, "Also write what is printed to this JSON file.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Inspects as the flags ask."""
     check_flags(argv, "checkpoint")
-    positive(**{"--texts": _TEXTS.value, "--tokens": _TOKENS.value})
+    positive(**{f"--{flag.name}": flag.value for flag in (_TEXTS, _TOKENS, _MASKINGS)})
     output = output_file(_OUTPUT.value)
     model = load(str(_CHECKPOINT.value), **given_flags())
     found = recognised(model)
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
         tokens = held_out(subject)
         print(f"\nloss on {held_out_name(subject)}, {len(tokens)} texts of {length} tokens:")
         key = purpose_key(settings.seed, "evaluate.bound")
-        values = losses(model, tokens, key, num_maskings=4)
+        values = losses(model, tokens, key, num_maskings=_MASKINGS.value)
         own, lowest = own_reading(model), min(values, key=lambda reading: values[reading])
         for reading, value in values.items():
             mark = "  as it was recognised" if reading == own else ""

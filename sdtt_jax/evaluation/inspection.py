@@ -25,7 +25,9 @@ from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
 from sdtt_jax.networks.kinds import network_of
 from sdtt_jax.networks.llama import LlamaDenoiser, LlamaNetwork
 from sdtt_jax.ops.head_loss import selected_losses
-from sdtt_jax.typing import Params, PerToken, Tokens
+from sdtt_jax.typing import Params, PerSequence, Tokens
+
+BATCH = 8
 
 
 class Reading(NamedTuple):
@@ -81,28 +83,38 @@ def losses(
 ) -> dict[Reading, float]:
     """The loss of real text under each reading, nats per token; under its own alone where there is one only.
 
-    Of a denoiser it is the bound, by masks drawn as in `text_bounds`, the same for all readings; of a causal
-    model the cross-entropy of all tokens but the first, each of which a reading with bidirectional attention
-    or without shift has seen.
+    Of a denoiser it is the bound, by masks drawn as in `text_bounds`, the same for all readings. Of a causal
+    model of the Llama family it is the cross-entropy of the last tokens of pieces of text, in whose places
+    other tokens are read: with bidirectional attention the network would else see what it is to predict.
 
     Args:
       model: a network of the Llama family has four readings.
       tokens: `[texts, length]` int32.
       key: PRNG key.
-      num_maskings: maskings of each text.
+      num_maskings: maskings of each text, or pieces into which it is cut.
     """
     readings = [own_reading(model)]
     if isinstance(model.config, LlamaConfig):
         readings = [Reading(*flags) for flags in itertools.product((False, True), repeat=2)]
     if isinstance(model, CausalModel):
-        return {reading: _causal_loss(model, reading, tokens) for reading in readings}
+        rows = _pieces(tokens, num_maskings)
+        return {reading: _causal_loss(model, reading, rows) for reading in readings}
     config = BoundConfig("low-variance", num_maskings)
     found = {}
     for reading in readings:
         read = _read_as(model, reading)
-        bounds = join([batch() for batch in text_bounds(read, tokens, key, config, batch_size=8)])
+        bounds = join(
+            [batch() for batch in text_bounds(read, tokens, key, config, batch_size=BATCH)]
+        )
         found[reading] = float(bounds.nelbo.mean())
     return found
+
+
+def _pieces(tokens: np.ndarray, count: int) -> np.ndarray:
+    """`count` pieces of half the length of each text: `[texts * count, length / 2]`."""
+    width = -(-tokens.shape[1] // 2)
+    ends = np.linspace(width, tokens.shape[1], count).round().astype(int)
+    return np.concatenate([tokens[:, end - width : end] for end in ends])
 
 
 def _read_as(model: Model, reading: Reading) -> Model:
@@ -114,21 +126,22 @@ def _read_as(model: Model, reading: Reading) -> Model:
 
 def _causal_loss(model: CausalModel, reading: Reading, tokens: np.ndarray) -> float:
     function = functools.partial(_nll, model.network, reading)
-    return float(map_batches(function, model.params, tokens, 8)[:, 1:].mean())
+    return float(map_batches(function, model.params, tokens, BATCH).mean())
 
 
 @functools.partial(jax.jit, static_argnames=("network", "reading"))
 def _nll(
     network: Any, reading: Reading, params: Params, index: jax.Array, tokens: Tokens
-) -> PerToken:
+) -> PerSequence:
+    """-log p of the last token of each row: `[rows]` float32."""
     del index
-    scored = jnp.broadcast_to(jnp.arange(tokens.shape[1]) > 0, tokens.shape)
+    last = jnp.broadcast_to(jnp.arange(tokens.shape[1]) == tokens.shape[1] - 1, tokens.shape)
     if not isinstance(network, LlamaNetwork):
-        inputs = jnp.roll(tokens, 1, axis=1)
-        return next_token_nll(network, params, inputs, tokens, scored)
+        targets, before = jnp.roll(tokens, -1, axis=1), jnp.roll(last, -1, axis=1)
+        return next_token_nll(network, params, tokens, targets, before)[:, -2]
     config = LlamaDenoiserConfig(**dataclasses.asdict(network.config), **reading._asdict())
-    hidden = LlamaDenoiser(config).hidden(params, tokens)
+    # What stands there does not matter; the first token of the row does not say what the last one is.
+    hidden = LlamaDenoiser(config).hidden(params, jnp.where(last, tokens[:, :1], tokens))
     loss = optax.softmax_cross_entropy_with_integer_labels
-    return selected_losses(
-        network.logits, loss, network.head_params(params), hidden, scored, tokens
-    )
+    head = network.head_params(params)
+    return selected_losses(network.logits, loss, head, hidden, last, tokens)[:, -1]

@@ -11,6 +11,7 @@ from tokenizers import pre_tokenizers
 import sdtt_jax
 from sdtt_jax.errors import CheckpointError
 from tests import plain_llama
+from tests.experiments.processes import call
 from tests.plain_llama import Plain
 
 PLAIN = Plain(heads=4, kv_heads=2, head_dim=8, epsilon=1e-3, base=500.0, neighbours=True)
@@ -211,3 +212,23 @@ def test_the_package_that_reads_them_is_named_where_it_is_missing(tmp_path, monk
 def test_facts_are_plain(tmp_path):
     """They go into results and checkpoints as JSON."""
     assert json.dumps(sdtt_jax.load(write(tmp_path / "model.gguf", weights())).facts)
+
+
+def test_the_command_says_what_it_is_and_reads_text_with_it(tmp_path):
+    path, output = write(tmp_path / "model.gguf", weights()), tmp_path / "found.json"
+    text = tmp_path / "text.txt"
+    text.write_text("in the 7 then " * 40)
+    done = call(
+        "inspect",
+        f"--checkpoint={path}",
+        f"--held_out={text}",
+        "--tokens=16",
+        "--num_maskings=1",
+        f"--output={output}",
+    )
+    assert done.status == 0, done.stderr
+    found = json.loads(output.read_text())
+    assert (found["layout"], found["kind"]) == ("gguf", "llama")
+    assert found["recognised"] == "causal, with shift"
+    assert len(found["losses"]) == 4
+    assert "causal, with shift" in done.stdout
