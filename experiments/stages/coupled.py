@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from experiments.settings import COUPLED
 from experiments.stages.context import Run
 from sdtt_jax.checkpoints.digests import params_digest
-from sdtt_jax.checkpoints.store import load_params, save_params
+from sdtt_jax.checkpoints.store import Checkpoints, load_params, save_params
 from sdtt_jax.config import differences, require, to_mapping
 from sdtt_jax.data.loader import shuffled
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
@@ -33,6 +34,7 @@ from sdtt_jax.parallel.placement import (
 )
 from sdtt_jax.parallel.processes import to_host
 from sdtt_jax.paths import as_path
+from sdtt_jax.training.state import StateSpec, TrainState
 from sdtt_jax.training.step import LossFn
 from sdtt_jax.typing import Key, Params, Tokens, Tree
 
@@ -74,19 +76,36 @@ def round_loss(run: Run, number: int) -> LossFn:
     return coupled_loss(student, _diffusion(run, teacher), config, number, key, length)
 
 
+def round_parts(run: Run, number: int) -> tuple[Pool, Callable[[], TrainState], TrainState]:
+    """A round's pool, what makes the state that it begins with, and that state's shapes and shardings."""
+    config = run.config.coupled
+    teacher = teacher_params(run, number)
+    pool = open_pool(run, number, teacher)
+    spec, context = StateSpec(config.train, run.mesh), {}
+    if config.soft_weight:
+        _, network = _teacher(run, number)
+        context["teacher_params"] = unbox(jax.eval_shape(network.init, jax.random.key(0)))
+    abstract = spec.abstract(functools.partial(run.coupled.init, jax.random.key(0)), context)
+    with Checkpoints(run.workdir.round(number, COUPLED)) as checkpoints:
+        begun = bool(checkpoints.steps)
+    # Given away at the start, for nothing should hold it while the student trains; a round that was begun has
+    # no use for it.
+    held = [] if begun else [teacher]
+
+    def start() -> TrainState:
+        params = held.pop() if held else teacher_params(run, number)
+        return spec.from_params(_begin(run, number, params), dict.fromkeys(context, params))
+
+    return pool, start, abstract
+
+
 def teacher_params(run: Run, number: int) -> Params:
     """A round's teacher: the parameters of the first one, or of the student of the round before."""
     folder, network = _teacher(run, number)
     return run.delivered(folder, network, "distill")
 
 
-def teacher_shapes(run: Run, number: int) -> Params:
-    """Their shapes."""
-    _, network = _teacher(run, number)
-    return unbox(jax.eval_shape(network.init, jax.random.key(0)))
-
-
-def round_start(run: Run, number: int, teacher: Params) -> Params:
+def _begin(run: Run, number: int, teacher: Params) -> Params:
     """What a round's student starts from: its teacher. In the first round it gets a noise network, which
     changes nothing."""
     if number > 1:

@@ -266,24 +266,9 @@ def _deliver_coupled(run: Run, number: int, state: TrainState) -> None:
 
 
 def _coupled_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
-    config, folder = run.config.coupled, run.workdir.round(number, COUPLED)
-    teacher = coupled.teacher_params(run, number)
-    pool = coupled.open_pool(run, number, teacher)
-    spec = StateSpec(config.train, run.mesh)
-    context = {"teacher_params": coupled.teacher_shapes(run, number)} if config.soft_weight else {}
-    abstract = spec.abstract(functools.partial(run.coupled.init, jax.random.key(0)), context)
-    with Checkpoints(folder) as checkpoints:
-        begun = bool(checkpoints.steps)
-    # Given away at the start, for nothing should hold it while the student trains; a round that was begun has
-    # no use for it.
-    held = [] if begun else [teacher]
-
-    def start() -> TrainState:
-        params = held.pop() if held else coupled.teacher_params(run, number)
-        begin = coupled.round_start(run, number, params)
-        return spec.from_params(begin, dict.fromkeys(context, params))
-
-    return TrainingJob(run, COUPLED, number, config.train, step_fn, start, abstract, pool)
+    config = run.config.coupled.train
+    pool, start, abstract = coupled.round_parts(run, number)
+    return TrainingJob(run, COUPLED, number, config, step_fn, start, abstract, pool)
 
 
 def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:

