@@ -109,6 +109,7 @@ def load_denoiser(
     *,
     mesh: Mesh | None = None,
     compute_dtype: str | None = None,
+    **given: Any,
 ) -> Model:
     """`load` where only a denoiser will do.
 
@@ -117,11 +118,12 @@ def load_denoiser(
       revision: of a repository, where `path` does not say it.
       mesh: spreads the parameters over it; the first device if None.
       compute_dtype: of the activations; what the model was trained with if None.
+      **given: of a network of the Llama family, the fields of `Given`.
 
     Raises:
       CheckpointError: nothing there, nothing that can be loaded, or a causal model.
     """
-    model = load(path, revision, mesh=mesh, compute_dtype=compute_dtype)
+    model = load(path, revision, mesh=mesh, compute_dtype=compute_dtype, **given)
     if isinstance(model, CausalModel):
         raise CheckpointError(
             f"{path} holds a causal model, which writes token by token; this needs a denoiser: a round, a "
