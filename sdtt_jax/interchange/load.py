@@ -100,6 +100,10 @@ def load(
         folder = where if where.is_dir() else where.parent
         published = open_published(where, None, said)
         return _published(published, folder, str(where), mesh, compute_dtype)
+    if said.said:
+        raise CheckpointError(
+            f"{', '.join(said.said)} is for published networks of the Llama family; {text} is none."
+        )
     return _own(where, mesh, compute_dtype)
 
 
