@@ -23,7 +23,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Most of the time goes into compiling small programs, so XLA's optimizations of them are left out, and its
 # emitters of fused loops, which take longer than the rest of the compiler: a step of distillation on eight
 # devices compiles in 2.9 s of CPU time; with the optimizations in 6.7, the emitters in 8.9, both in 12.5.
-# Nor is a program cut into pieces for several threads, which takes a quarter more CPU time, and the tests have
+# Nor is a program cut into pieces for several threads, which takes a quarter more CPU time: the tests have
 # a process for each core. The programs that tests start inherit this; tests/parity compiles as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 XLA_FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
