@@ -20,6 +20,7 @@ from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, nex
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.load import load_denoiser
 from sdtt_jax.keys import purpose_key, purpose_seed
+from sdtt_jax.networks.kinds import kind_of
 from sdtt_jax.objectives import distill_loss, judge_loss, teacher_loss
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import check_batch_size
@@ -133,6 +134,10 @@ def train_teacher(run: Run) -> None:
 def _adopt_teacher(run: Run, checkpoint: str) -> None:
     """Delivers a teacher that exists, if it is one for this run's sizes and tokens."""
     model = load_denoiser(checkpoint, mesh=run.mesh)
+    if (kind := kind_of(model.denoiser)) != (wanted := kind_of(run.denoiser)):
+        raise ConfigError(
+            f"config.teacher.checkpoint={checkpoint} is a {kind} model; the first teacher must be a {wanted}."
+        )
     # How it is computed may differ; what it is may not.
     free = {"compute_dtype": "", "remat": "", "unroll": 0}
     lines = differences(to_mapping(model.config) | free, to_mapping(run.denoiser.config) | free)
