@@ -52,14 +52,16 @@ def decoder_law(probabilities: Array, mode: str, num_steps: int) -> tuple[Array,
     Returns:
       `[V^L]` in the order of `finished_states`, and the mean number of calls for one text.
     """
-    decoder, options = parse_mode(mode)
-    random = getattr(options, "order_temperature", 0.0) > 0
-    require(not random, f"{mode}: an order with a temperature has no law that is computed here.")
+    decoder, options = enumerable(mode)
     _, length, size = probabilities.shape
     law = np.zeros(len(probabilities))
     law[-1], calls = 1.0, 0.0  # the last state is the fully masked one
     for index in range(num_steps):
-        moves = functools.partial(_moves, decoder, options, probabilities, index, num_steps)
+        if decoder.pick is not None:
+            taken = _accepted(decoder.pick, options, probabilities, num_steps - index)
+            moves = functools.partial(_picked, taken)
+        else:
+            moves = functools.partial(_by_chance, decoder, options, length, index, num_steps)
         law, made = _step(law, probabilities, moves, length, size)
         calls += made
     masked = (all_states(size, length) == size).any(axis=1)
@@ -69,10 +71,24 @@ def decoder_law(probabilities: Array, mode: str, num_steps: int) -> tuple[Array,
     return law[states_with_pattern((), size, length)], calls
 
 
+def enumerable(mode: str) -> tuple[Decoder, Any]:
+    """`parse_mode`, of decoders whose law is computed here.
+
+    Raises:
+      ConfigError: the mode is unknown, or its order has a temperature.
+    """
+    decoder, options = parse_mode(mode)
+    random = getattr(options, "order_temperature", 0.0) > 0
+    require(not random, f"mode={mode}: with an order_temperature no law is computed; leave it out.")
+    return decoder, options
+
+
 def decoder_measures(
     world: World, probabilities: Array, evidence: Array, modes: Iterable[str], steps: Iterable[int]
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, dict[str, dict[str, float | None]]]:
     """`law_measures` of each decoder at each number of steps, with its mean number of "calls".
+
+    A measure is None where it is infinite: the decoder never writes something that the chain does.
 
     Args:
       world: the chain.
@@ -82,11 +98,12 @@ def decoder_measures(
       steps: numbers of steps.
     """
     chain = evidence[finished_states(world)]
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
     for mode, num_steps in itertools.product(modes, steps):
         law, calls = decoder_law(probabilities, mode, num_steps)
-        measures = law_measures(law, chain, world.length) | {"calls": calls}
-        found.setdefault(mode, {})[str(num_steps)] = measures
+        measures = law_measures(law, chain, world.length)
+        finite = {name: value if math.isfinite(value) else None for name, value in measures.items()}
+        found.setdefault(mode, {})[str(num_steps)] = finite | {"calls": calls}
     return found
 
 
@@ -113,28 +130,40 @@ def _step(
     return after, made
 
 
-def _moves(
+def _picked(taken: Array, pattern: tuple[int, ...], source: Array) -> Iterator[Move]:
+    """What a decoder takes of the states `source`, as `_accepted` says for all states."""
+    del pattern
+    for chosen in np.unique(taken[source], axis=0):
+        places = tuple(int(place) for place in np.flatnonzero(chosen))
+        yield places, (), (taken[source] == chosen).all(axis=1)
+
+
+def _accepted(pick: Pick, options: Any, probabilities: Array, calls_left: int) -> Array:
+    """What a decoder takes of each state, `[states, L]` bool, by its own functions."""
+    _, length, size = probabilities.shape
+    due = all_states(size, length) == size
+    log_probs = jnp.log(jnp.maximum(probabilities.reshape(-1, size), 1e-30))
+    score = np.asarray(pick.score(options, log_probs), np.float64).reshape(due.shape)
+    key = jax.random.key(0)  # read by none without a temperature of the order
+    rounded = jnp.asarray(score.round(_DIGITS), jnp.float32)
+    return np.asarray(pick.accept(options, key, rounded, jnp.asarray(due), calls_left))
+
+
+def _by_chance(
     decoder: Decoder,
     options: Any,
-    probabilities: Array,
+    length: int,
     index: int,
     num_steps: int,
     pattern: tuple[int, ...],
     source: Array,
 ) -> Iterator[Move]:
-    """All that a call can do to the states `source`, whose masked positions are `pattern`.
+    """All that a call can do that does not ask the network what, where `pattern` is masked.
 
     (Seven arguments: the first five are one decoder at one call.)
     """
-    length = probabilities.shape[1]
-    if decoder.pick is not None:
-        revealed = _accepted(
-            decoder.pick, options, probabilities, num_steps - index, pattern, source
-        )
-        for chosen in np.unique(revealed, axis=0):
-            places = tuple(int(place) for place in np.flatnonzero(chosen))
-            yield places, (), (revealed == chosen).all(axis=1)
-    elif decoder.redo is not None:
+    del source
+    if decoder.redo is not None:
         masked = (jnp.float32(1 - step / num_steps) for step in (index, index + 1))
         reveal, remask = (float(chance) for chance in decoder.redo(options, *masked))
         shown = tuple(sorted(set(range(length)) - set(pattern)))
@@ -149,26 +178,6 @@ def _moves(
         due = sum(rank * num_steps // length == index for rank in range(length))
         for places in itertools.combinations(pattern, due):
             yield places, (), 1 / math.comb(len(pattern), due)
-
-
-def _accepted(
-    pick: Pick,
-    options: Any,
-    probabilities: Array,
-    calls_left: int,
-    pattern: tuple[int, ...],
-    source: Array,
-) -> Array:
-    """What a decoder takes of the masked positions, `[states, L]` bool, by its own functions."""
-    length = probabilities.shape[1]
-    score = np.zeros((len(source), length))
-    for position in pattern:
-        log_probs = jnp.log(jnp.maximum(probabilities[source, position], 1e-30))
-        score[:, position] = np.asarray(pick.score(options, log_probs), np.float64)
-    due = np.isin(np.arange(length), pattern) & np.ones((len(source), 1), bool)
-    key = jax.random.key(0)  # read by none without a temperature of the order
-    rounded = jnp.asarray(score.round(_DIGITS), jnp.float32)
-    return np.asarray(pick.accept(options, key, rounded, jnp.asarray(due), calls_left))
 
 
 def _subsets(positions: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
