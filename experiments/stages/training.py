@@ -9,21 +9,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from experiments.settings import COUPLED, SDTT, RunConfig
 from experiments.stages import coupled
+from experiments.stages.adopting import adopt_teacher
 from experiments.stages.context import Run
 from experiments.stages.workdir import is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
-from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, next_round, round_dt
-from sdtt_jax.errors import ConfigError
-from sdtt_jax.interchange.load import load_denoiser
 from sdtt_jax.keys import purpose_key, purpose_seed
-from sdtt_jax.objectives import distill_loss, judge_loss, teacher_loss
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.objectives import (
+    adaptation_loss,
+    distill_loss,
+    judge_loss,
+    open_share,
+    teacher_loss,
+)
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import check_batch_size
-from sdtt_jax.parallel.placement import place_rows, unbox
+from sdtt_jax.parallel.placement import place_batch, place_rows, unbox
 from sdtt_jax.paths import write_text
 from sdtt_jax.progress import make_progress
 from sdtt_jax.training.config import TrainConfig
@@ -46,6 +52,7 @@ class TrainingJob:
       start: makes the state to begin with.
       abstract: shapes and shardings of the state.
       pool: of trajectories, where they and not texts are trained on.
+      open_share: of a network that was causal, the share of its attention to later positions at a step.
     """
 
     run: Run
@@ -56,6 +63,7 @@ class TrainingJob:
     start: Callable[[], TrainState]
     abstract: TrainState
     pool: coupled.Pool | None = None
+    open_share: Callable[[int], float] | None = None
 
     @property
     def tags(self) -> dict[str, Any]:
@@ -103,11 +111,17 @@ class TrainingJob:
         if self.pool is not None:
             return self.pool.batch(self.data_seed, number, size, self.run.mesh)
         rows = functools.partial(self.run.train_split.batch, self.data_seed, number, size)
-        return place_rows(rows, (size, self.run.config.data.length), self.run.mesh)
+        tokens = place_rows(rows, (size, self.run.config.data.length), self.run.mesh)
+        if self.open_share is None:
+            return tokens
+        share = np.full(size, self.open_share(step), np.float32)
+        return {"tokens": tokens, "open": place_batch(share, self.run.mesh)}
 
 
 def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
     """The training of a stage or round."""
+    if stage == "teacher" and run.base is not None:
+        return _from_base(run)
     if stage == "teacher":
         loss = teacher_loss(run.diffusion, run.config.teacher)
         config = run.config.teacher.train
@@ -124,30 +138,10 @@ def train_teacher(run: Run) -> None:
     """Trains the masked diffusion model that the first round distils."""
     config = run.config.teacher
     if config.checkpoint:
-        _adopt_teacher(run, config.checkpoint)
+        adopt_teacher(run, config.checkpoint)
         return
     state = _fit(training_job(run, "teacher"))
     run.deliver(run.workdir.teacher, run.denoiser, _averaged(state), stage="teacher")
-
-
-def _adopt_teacher(run: Run, checkpoint: str) -> None:
-    """Delivers a teacher that exists, if it is one for this run's sizes and tokens."""
-    model = load_denoiser(checkpoint, mesh=run.mesh)
-    # How it is computed may differ; what it is may not.
-    free = {"compute_dtype": "", "remat": "", "unroll": 0}
-    lines = differences(to_mapping(model.config) | free, to_mapping(run.denoiser.config) | free)
-    if lines:
-        raise ConfigError(
-            f"config.teacher.checkpoint={checkpoint} is another network than config.model and config.data "
-            "ask for; set these fields alike (the checkpoint's first):\n  " + "\n  ".join(lines)
-        )
-    if model.text_tokenizer.digest != run.tokenizer.digest:
-        raise ConfigError(
-            f"config.teacher.checkpoint={checkpoint} was trained on another vocabulary than "
-            "config.tokenizer and config.data give; use its tokenizer and corpus."
-        )
-    run.log(f"  taken from {checkpoint}")
-    run.deliver(run.workdir.teacher, run.denoiser, model.params, stage="teacher", source=checkpoint)
 
 
 def train_judge(run: Run) -> None:
@@ -299,6 +293,22 @@ def _from_scratch(
     start = functools.partial(spec.init, init)
     step_fn = make_train_step(loss, config)
     return TrainingJob(run, stage, 0, config, step_fn, start, spec.abstract(init))
+
+
+def _from_base(run: Run) -> TrainingJob:
+    """The training of a teacher that starts from a published model."""
+    config, spec = run.config.teacher, StateSpec(run.config.teacher.train, run.mesh)
+    abstract = spec.abstract(functools.partial(run.denoiser.init, jax.random.key(0)))
+
+    def start() -> TrainState:
+        return spec.from_params(run.base_params())
+
+    share, loss = None, teacher_loss(run.diffusion, config)
+    if isinstance(run.base, CausalModel):
+        share = functools.partial(open_share, annealing=config.attention_annealing)
+        loss = adaptation_loss(run.diffusion, config)
+    step_fn = make_train_step(loss, config.train)
+    return TrainingJob(run, "teacher", 0, config.train, step_fn, start, abstract, open_share=share)
 
 
 def _fit(job: TrainingJob) -> TrainState:

@@ -1,0 +1,26 @@
+"""A teacher that exists, instead of one that is trained."""
+
+from experiments.stages.context import Run
+from sdtt_jax.config import differences, to_mapping
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.interchange.load import load_denoiser
+
+
+def adopt_teacher(run: Run, checkpoint: str) -> None:
+    """Delivers a teacher that exists, if it is one for this run's sizes and tokens."""
+    model = load_denoiser(checkpoint, mesh=run.mesh)
+    # How it is computed may differ; what it is may not.
+    free = {"compute_dtype": "", "remat": "", "unroll": 0}
+    lines = differences(to_mapping(model.config) | free, to_mapping(run.denoiser.config) | free)
+    if lines:
+        raise ConfigError(
+            f"config.teacher.checkpoint={checkpoint} is another network than config.model and config.data "
+            "ask for; set these fields alike (the checkpoint's first):\n  " + "\n  ".join(lines)
+        )
+    if model.text_tokenizer.digest != run.tokenizer.digest:
+        raise ConfigError(
+            f"config.teacher.checkpoint={checkpoint} was trained on another vocabulary than "
+            "config.tokenizer and config.data give; use its tokenizer and corpus."
+        )
+    run.log(f"  taken from {checkpoint}")
+    run.deliver(run.workdir.teacher, run.denoiser, model.params, stage="teacher", source=checkpoint)
