@@ -102,8 +102,13 @@ def coupled_loss(
       length: tokens of a sequence.
     """
 
+    # On the host, and a key again while tracing: an array that is a constant of the step would be fetched
+    # from its device when the step is compiled, which the training loop forbids.
+    words, impl = jax.device_get(jax.random.key_data(noise_key)), jax.random.key_impl(noise_key)
+
     def loss(params: Tree, context: Tree, batch: Tree, key: Key) -> Loss:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, batch["index"])
+        all_noise = jax.random.wrap_key_data(words, impl=impl)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(all_noise, batch["index"])
         noise = noise_of(diffusion, keys, length)
         tokens = batch.get("tokens")
         if tokens is None:

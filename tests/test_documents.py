@@ -89,7 +89,8 @@ def test_a_command_exists_and_so_do_its_flags(line, flags):
     words = shlex.split(line.replace("[", " ").replace("]", " "), comments=True)
     for word, after in zip(words, [*words[1:], ""], strict=True):
         if word == "-m" and after.split(".")[0] in ("experiments", "launch", "tools"):
-            assert (ROOT / f"{after.replace('.', '/')}.py").is_file(), after
+            place = ROOT / after.replace(".", "/")
+            assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), after
         if word.startswith(("launch/", "experiments/", "tools/")):
             assert (ROOT / word).exists(), word
         if ours and (flag := re.match(r"--(\w+)", word)):

@@ -133,7 +133,9 @@ class Run:
         boxed = jax.eval_shape(network.init, jax.random.key(0))
         params, meta = load_params(final(folder), tree_shardings(boxed, RULES, self.mesh))
         kind, model = kind_of(network), to_mapping(network.config)
-        if stored_kind(meta.get("kind")) != kind or meta.get("model") != model:
+        # Fields that it lacks, because they are newer, have their defaults.
+        newer = to_mapping(type(network.config)()) | (meta.get("model") or {})
+        if stored_kind(meta.get("kind")) != kind or newer != model:
             raise MismatchError(
                 f"{final(folder)} is a checkpoint of another model: {meta.get('kind')} "
                 f"{meta.get('model')}, not {kind} {model}."

@@ -182,7 +182,7 @@ def _adam_method(rate: float, steps: int) -> optax.GradientTransformation:
 
 @functools.cache
 def _lbfgs_method() -> optax.GradientTransformation:
-    return _compiled(optax.scale_by_lbfgs(memory_size=20))
+    return _compiled(optax.scale_by_lbfgs(memory_size=10))
 
 
 def _compiled(method: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -5,7 +5,9 @@ exact optima, rings are trained students; the floor under both and other distill
 the record, which `experiments.exact` writes, has them.
 """
 
+import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sdtt_jax.reporting.figures import Axis, Panel, Series
@@ -47,7 +49,7 @@ def exact_panels(record: Record, measure: str = "kl") -> list[Panel]:
             x=Axis("sampling steps", log=True, ticks=tuple(n for n in steps if n & (n - 1) == 0)),
             y=Axis(log=True, reaches=values),
             series=series,
-            key=() if index else _key(series),
+            key=() if index else _key(record, series, measure),
         )
         for index, (divergence, series) in enumerate(zip(record["rounds"], panels, strict=True))
     ]
@@ -72,14 +74,22 @@ def _series(record: Record, divergence: str, measure: str) -> tuple[Series, ...]
         if "trained" in entry:
             x, y = _curve(entry["trained"]["steps"], measure)
             rings.append(Series("", f"r{number_of}", x, y, line="", marker="ring"))
-    others = {n: v for n, v in record.get("distillers", {}).items() if n != "sdtt"}
-    for index, (name, by_calls) in enumerate(others.items()):
-        colour = _DISTILLERS[index % len(_DISTILLERS)]
-        lines.append(Series(name, colour, *_curve(by_calls, measure)))
+    # they end at a few steps, far from the margin: the key names them
+    others = [replace(series, label="") for series in _beside(record, measure)]
+    return (*lines, *others, *rings)
+
+
+def _beside(record: Record, measure: str) -> list[Series]:
+    """Other distillers, and the floor."""
+    names = [name for name in record.get("distillers", {}) if name != "sdtt"]
+    series = [
+        Series(name, colour, *_curve(record["distillers"][name], measure))
+        for name, colour in zip(names, itertools.cycle(_DISTILLERS), strict=False)
+    ]
     floor = {n: best[measure] for n, best in record.get("floor", {}).items()}
     if floor:
-        lines.append(Series("floor", "causal", *_curve(floor, measure), marker="square"))
-    return (*lines, *rings)
+        series.append(Series("best factorised", "causal", *_curve(floor, measure), marker="square"))
+    return series
 
 
 def _curve(by_steps: Record, measure: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -88,14 +98,12 @@ def _curve(by_steps: Record, measure: str) -> tuple[tuple[float, ...], tuple[flo
     return tuple(float(n) for n in order), tuple(known[n] for n in order)
 
 
-def _key(series: tuple[Series, ...]) -> tuple[Series, ...]:
-    """What a line, a ring and a square are."""
+def _key(record: Record, series: tuple[Series, ...], measure: str) -> tuple[Series, ...]:
+    """What lines and markers are."""
     key: tuple[Series, ...] = (Series("exact optimum", "ink", (), (), marker=""),)
     if any(s.marker == "ring" for s in series):
         key += (Series("trained student", "ink", (), (), line="", marker="ring"),)
-    if any(s.label == "floor" for s in series):
-        key += (Series("best factorised", "causal", (), (), marker="square"),)
-    return key
+    return key + tuple(replace(s, x=(), y=()) for s in _beside(record, measure))
 
 
 def _alike(record: Record, divergence: str, measure: str) -> bool:

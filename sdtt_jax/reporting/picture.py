@@ -69,13 +69,17 @@ def write_race(points: Sequence[Point], batch: int, path: Path | str) -> Path:
 def write_exact(record: Mapping[str, Any], path: Path | str) -> Path:
     """Draws the record of the exact laboratory: a row for each measure, a panel for each divergence.
 
+    With one divergence the measures stand side by side.
+
     Args:
       record: what `experiments.exact` writes to results.json.
       path: .png or .svg; returned.
     """
     rows = [exact_panels(record, measure) for measure in measured(record)]
     rounds = max(len(entries) for entries in record["rounds"].values())
-    return _write(rows, [480] * len(record["rounds"]), 420, path, rounds)
+    if len(record["rounds"]) == 1:
+        rows = [[panel for row in rows for panel in row]]
+    return _write(rows, [480] * len(rows[0]), 420, path, rounds)
 
 
 def _write(

@@ -20,6 +20,7 @@ from sdtt_jax.distillation.coupled import (
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser
+from sdtt_jax.objectives import coupled_loss
 from sdtt_jax.ops.noise import draw_noise
 from tests.diffusion.test_sampler import exact_first_hitting, exact_texts, text_counts
 from tests.statistics import assert_fits
@@ -127,6 +128,20 @@ def test_the_loss_is_the_cross_entropy_on_the_trajectorys_end():
     chosen = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
     assert float(count) == float(weights.sum())
     assert float(total) == pytest.approx(-float((chosen * weights).sum()), rel=1e-5)
+
+
+def test_the_objective_is_the_loss_of_its_trajectories_and_holds_nothing_on_a_device():
+    """Compiling a step fetches the constants of its program, and the training loop forbids a GPU that."""
+    config, index, key = CoupledDistillConfig(3), jnp.arange(4), jax.random.key(0)
+    loss = coupled_loss(STUDENT, TEACHER, config, 1, KEYS[0], LENGTH)
+    inputs = (PARAMS, {"teacher_params": TABLE}, {"index": index}, key)
+    assert not [x for x in jax.make_jaxpr(loss)(*inputs).consts if isinstance(x, jax.Array)]
+    noise = noise_of(STUDENT, jax.vmap(jax.random.fold_in, (None, 0))(KEYS[0], index), LENGTH)
+    tokens = _end(TEACHER, TABLE, noise, config.trajectory(1))
+    total, count = coupled_terms(STUDENT, PARAMS, noise, tokens, key, config)
+    found = jax.jit(loss)(*inputs)
+    assert float(found.total) == pytest.approx(float(total), rel=1e-5)
+    assert float(found.weight) == float(count)
 
 
 def test_a_network_without_noise_features_is_refused():

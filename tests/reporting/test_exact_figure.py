@@ -47,11 +47,12 @@ def test_the_floor_and_other_distillers_are_drawn_at_their_calls():
         "distillers": {"sdtt": {"1": {"kl": 0.5}}, "coupled": {"1": {"kl": 0.05}}},
     }
     panel = exact_panels(made)[0]
-    drawn = {s.label: (s.x, s.y) for s in panel.series}
-    assert list(drawn) == ["teacher", "round 1", "coupled", "floor"]
-    assert drawn["floor"] == ((1, 2), (0.3, 0.1))
-    assert drawn["coupled"] == ((1,), (0.05,))
-    assert [s.label for s in panel.key] == ["exact optimum", "best factorised"]
+    drawn = {s.colour: (s.x, s.y) for s in panel.series}
+    assert list(drawn) == ["teacher", "r1", "data", "causal"]
+    assert drawn["causal"] == ((1, 2), (0.3, 0.1))
+    assert drawn["data"] == ((1,), (0.05,))
+    key = [(s.label, s.colour) for s in panel.key[1:]]
+    assert key == [("coupled", "data"), ("best factorised", "causal")]
 
 
 def test_a_measure_is_drawn_where_the_record_has_it():
