@@ -17,6 +17,8 @@ from sdtt_jax.ops.categorical import NEG_INFINITY
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the reference's linear layers start from.
 KERNEL_INIT_SCALE = 1.0 / 3.0
 NORM_EPSILON = 1e-5
+# Columns from which the gradient of a bias is a matrix product.
+WIDE = 8192
 
 # The name that every linear layer's result carries, and what each remat policy but "none" saves by name.
 LINEAR = "linear"
@@ -102,6 +104,36 @@ def _widened(
 
 
 widened_product.defvjp(_widened_forward, _widened_backward)
+
+
+@jax.custom_vjp
+def biased(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """`y + bias`, with a gradient that is fast for rows as wide as a vocabulary.
+
+    Args:
+      y: `[..., out]`.
+      bias: `[out]`, of a dtype at least as wide.
+    """
+    return y + bias.astype(y.dtype)
+
+
+def _biased_forward(y: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return biased(y, bias), bias
+
+
+def _biased_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    rows = gradient.reshape(-1, *bias.shape)
+    if bias.size < WIDE or rows.dtype != jnp.float32:
+        return gradient, rows.sum(axis=0).astype(bias.dtype)
+    # XLA's CPU backend (YNNPACK) adds up column by column: 168 rows of 50,304 take 76 ms of CPU time, and as a
+    # product with ones 3.
+    total = jax.lax.platform_dependent(
+        rows, cpu=lambda x: (jnp.ones((1, len(x)), x.dtype) @ x)[0], default=lambda x: x.sum(axis=0)
+    )
+    return gradient, total.astype(bias.dtype)
+
+
+biased.defvjp(_biased_forward, _biased_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -191,7 +223,7 @@ class Linear(nn.Module):
         y = y.reshape(*x.shape[: x.ndim - len(in_shape)], *out_shape)
         if self.bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.axes[n_in:], self.out_shape)
-            y = y + bias.astype(out_dtype).reshape(out_shape)
+            y = biased(y, bias.reshape(out_shape))
         return checkpoint_name(y, LINEAR)
 
 
