@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from experiments.benchmarking import report, suites, worker
-from experiments.benchmarking.cases import MATMUL, Job, half_masked_key
+from experiments.benchmarking.cases import COUPLED, MATMUL, Job, half_masked_key
 from experiments.benchmarking.data import first_texts, naive_batch, naive_encode, naive_pack
 from experiments.benchmarking.report import Measured
 from experiments.benchmarking.worker import Worker, WorkerError
@@ -279,9 +279,30 @@ def test_the_demos_rows_are_its_steps_at_its_batch():
         ("judging", "own_judge"),
     ]
     for row in made:
-        assert [job.variant for job in row.jobs] == [MATMUL, "lean", "naive"]
+        more = [COUPLED] if row.title in ("distillation step", "8-step generation") else []
+        assert [job.variant for job in row.jobs] == [MATMUL, "lean", "naive", *more]
         # The characters of the demo's text are a to z and the space; three pieces are special.
         assert {(job.batch_size, job.vocab_size) for job in row.jobs} == {(64, 30)}
+
+
+@pytest.mark.parametrize(("suite", "steps", "calls"), [("train", 0, (3, 8)), ("sample", 2, (2, 2))])
+def test_a_student_that_sees_noise_is_measured_beside_one_that_does_not(suite, steps, calls):
+    """On a tiny model, beside 0.4 s of lean code: SDTT's step has three calls of the student, and 1 + 4."""
+    config = smoke()
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, num_layers=1, embed_dim=16, num_heads=2),
+        data=dataclasses.replace(config.data, length=16),
+    )
+    job = Job(suite, COUPLED, to_mapping(config), 30, 2, steps)
+    measured = suites.measure("a row", [job], 2, lambda _: None, in_process=True)
+    lean = Measured(runs=[{"seconds": 0.4, "calls": 2.0, "masked": 16.0}])
+    row = report.entry(config, job, measured | {"lean": lean, "naive": lean, MATMUL: Measured()})
+    assert (row["coupled_calls"], row["lean_calls"]) == calls
+    per_call = row["coupled_s"] / calls[0], 0.4 / calls[1]
+    assert row["coupled_ratio"] == pytest.approx(per_call[0] / per_call[1])
+    [line] = report.coupled_lines({"demo, a row": row})
+    assert line.startswith("demo, a row: a student that sees noise takes")
 
 
 def test_a_race_and_a_judge_in_this_process(monkeypatch):
