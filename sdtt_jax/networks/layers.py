@@ -125,8 +125,8 @@ def _biased_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, j
     rows = gradient.reshape(-1, *bias.shape)
     if bias.size < WIDE or rows.dtype != jnp.float32:
         return gradient, rows.sum(axis=0).astype(bias.dtype)
-    # XLA's CPU backend (YNNPACK) adds up column by column: 168 rows of 50,304 take 76 ms of CPU time, and as a
-    # product with ones 3.
+    # XLA's CPU backend (YNNPACK) adds up column by column: 168 rows of 50,304 take 76 ms of CPU time, and
+    # as a product with ones 3.
     total = jax.lax.platform_dependent(
         rows, cpu=lambda x: (jnp.ones((1, len(x)), x.dtype) @ x)[0], default=lambda x: x.sum(axis=0)
     )
