@@ -147,7 +147,8 @@ def main(argv: Sequence[str]) -> None:
                 began = time.monotonic()
                 record["distillers"] = measure_distillers(distillers, asked)
                 seconds = time.monotonic() - began
-                record["coupled_training"] = dataclasses.asdict(coupled) | {"seconds": seconds}
+                if any(DISTILLERS[name].trains for name in distillers):
+                    record["coupled_training"] = dataclasses.asdict(coupled) | {"seconds": seconds}
         except Interrupted as stop:
             raise UserError(
                 "Stopped while training; what was computed exactly is in --output. Repeat the "

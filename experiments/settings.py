@@ -220,9 +220,7 @@ class RunConfig:
 
     def coupled_denoiser(self, vocab_size: int) -> CoupledConfig:
         """The config of the noise-coupled student for a vocabulary: the denoiser's, and its noise."""
-        sizes = self.denoiser(vocab_size)
-        fields = {field.name: getattr(sizes, field.name) for field in dataclasses.fields(sizes)}
-        return CoupledConfig(**fields, noise=self.coupled.noise)
+        return CoupledConfig.of(self.denoiser(vocab_size), self.coupled.noise)
 
     def causal(self, vocab_size: int) -> CausalConfig:
         """The judge's config for a vocabulary.

@@ -134,6 +134,12 @@ class CoupledConfig(DenoiserConfig):
 
     noise: NoiseConfig = NoiseConfig()
 
+    @classmethod
+    def of(cls, config: DenoiserConfig, noise: NoiseConfig) -> "CoupledConfig":
+        """A denoiser's config, with noise."""
+        fields = (field.name for field in dataclasses.fields(DenoiserConfig))
+        return cls(**{name: getattr(config, name) for name in fields}, noise=noise)
+
 
 @dataclasses.dataclass(frozen=True)
 class CausalConfig(TransformerConfig):

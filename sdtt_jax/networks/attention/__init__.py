@@ -93,11 +93,11 @@ def attend_rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     On a TPU one kernel reads `qkv` as it lies in memory and rotates it; elsewhere it is `rotate`, `attend`.
 
     Args:
-      qkv: `[batch, length, 3, heads, head_dim]`: query, key and value.
-      cos, sin: from `rotary_tables`; no gradient flows into them.
+      qkv: `[batch, length, 3, heads * head_dim]`: query, key and value.
+      cos, sin: from `rotary_tables`, which say the size of a head; no gradient flows into them.
 
     Returns:
-      `[batch, length, heads, head_dim]`, in its dtype.
+      `[batch, length, heads * head_dim]`, in its dtype.
     """
     return _attend_rotated(qkv, cos, sin, dispatch.matmul_precision())
 
@@ -113,8 +113,7 @@ def _attend_rotated(
 def _attend_rotated_forward(
     qkv: jax.Array, cos: jax.Array, sin: jax.Array, _precision: str | None
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    mixed, lse = dispatch.forward_rotated(qkv, cos, sin)
-    mixed, lse = saved_as(ATTENTION, mixed), checkpoint_name(lse, ATTENTION)
+    mixed, lse = checkpoint_name(dispatch.forward_rotated(qkv, cos, sin), ATTENTION)
     return mixed, (qkv, cos, sin, mixed, lse)
 
 
