@@ -13,18 +13,15 @@ import numpy as np
 
 from experiments.settings import COUPLED, SDTT, RunConfig
 from experiments.stages import coupled
-from experiments.stages.adopting import adopt_teacher
+from experiments.stages.adopting import adopt_teacher, base_objective
 from experiments.stages.context import Run
 from experiments.stages.workdir import final, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, next_round, round_dt
 from sdtt_jax.keys import purpose_key, purpose_seed
-from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.objectives import (
-    adaptation_loss,
     distill_loss,
     judge_loss,
-    open_share,
     teacher_loss,
 )
 from sdtt_jax.parallel import processes
@@ -305,10 +302,7 @@ def _from_base(run: Run) -> TrainingJob:
     def start() -> TrainState:
         return spec.from_params(run.base_params())
 
-    share, loss = None, teacher_loss(run.diffusion, config)
-    if isinstance(run.base, CausalModel):
-        share = functools.partial(open_share, annealing=config.attention_annealing)
-        loss = adaptation_loss(run.diffusion, config)
+    loss, share = base_objective(run)
     step_fn = make_train_step(loss, config.train)
     return TrainingJob(run, "teacher", 0, config.train, step_fn, start, abstract, open_share=share)
 
