@@ -94,7 +94,9 @@ def mixture_terms(
     even = sample_t(key_t, len(x0), eps=0.0)
     along = (even - config.full_share) / max(1.0 - config.full_share, 1e-6)
     t = jnp.where(even < config.full_share, 1.0, jnp.clip(along, SAMPLING_EPS, 1.0))
-    x_t = q_xt(key_mask, x0, diffusion.schedule.move_chance(t), diffusion.mask_id)
+    # Nothing is shown at time 1, also under a schedule that leaves some tokens clean there.
+    chance = jnp.where(t == 1.0, 1.0, diffusion.schedule.move_chance(t))
+    x_t = q_xt(key_mask, x0, chance, diffusion.mask_id)
     times = DistillConfig(num_distill_steps=config.num_distill_calls)
     start = first_call(teacher, teacher_params, x_t, t, jnp.float32(1 / config.num_calls), times)
     x, last, targets = walk(teacher, teacher_params, key_teacher, start)
@@ -162,7 +164,8 @@ def _marginal_loss(
 ) -> jax.Array:
     """Cross-entropy of the mixture of `logits: [n, values, vocab]` on the teacher's distribution: `[n]`."""
     target, log_shares = rows
-    log_probs = masked_log_probs(logits, teacher.mask_id) + log_shares[..., None]
+    tokens = teacher.mask_id  # and no padding, of which the two may have different amounts
+    log_probs = masked_log_probs(logits, tokens)[..., :tokens] + log_shares[..., None]
     mixed = jax.nn.logsumexp(log_probs, axis=1)
-    wanted = jnp.exp(masked_log_probs(teacher.logits(head, target), teacher.mask_id))
+    wanted = jnp.exp(masked_log_probs(teacher.logits(head, target), tokens)[..., :tokens])
     return -(wanted * mixed).sum(axis=-1)

@@ -105,7 +105,7 @@ def mmd_terms(
         functools.partial(_policy_loss, denoiser.mask_id),
         denoiser.head_params(params),
         hidden,
-        asked.astype(jnp.float32) / count,
+        asked.astype(jnp.float32) / config.num_groups,
         (
             jnp.moveaxis(completions, 0, -1),
             jnp.broadcast_to(advantages.T[:, None], (*x0.shape, count)),

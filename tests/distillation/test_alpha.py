@@ -38,7 +38,9 @@ def test_at_one_call_it_is_that_of_the_whole_text(alpha):
 def test_its_gradient_weighs_blocks_by_their_probability():
     config = AlphaConfig(0.5, num_calls=1)
     loss = alpha_loss(DIFFUSION, config)
-    gradient = jax.grad(lambda table: loss(table, {}, TEXTS, jax.random.key(0)).total)(TABLE)
+    gradient = jax.grad(lambda table: loss(table, {}, jnp.asarray(TEXTS), jax.random.key(0)).total)(
+        TABLE
+    )
     table, p = predictions(DIFFUSION.denoiser, TABLE)[FULL], joint(TABLE)
     expected = np.zeros((LENGTH, VOCAB))
     for text, weight in zip(TEXTS, np.sqrt(p), strict=True):
