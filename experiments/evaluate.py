@@ -50,14 +50,14 @@ _OUTPUT = flags.DEFINE_string(
 _JUDGE = flags.DEFINE_string(
     "judge",
     "own",
-    "The causal model that scores texts: a GPT-2 folder or repository, or a run's judge; own is that of the "
-    "checkpoint's run; none.",
+    "The causal model that scores texts: smollm2, a folder or repository of a GPT-2 or of the Llama family, "
+    "or a run's judge; own is that of the checkpoint's run; none.",
 )
 _BASELINE = flags.DEFINE_string(
     "baseline",
     "own",
-    "The causal model that writes texts beside the checkpoint: a GPT-2 folder or repository, or a run's "
-    "judge; own is that of the checkpoint's run; none.",
+    "The causal model that writes texts beside the checkpoint: named as for --judge; own is that of the "
+    "checkpoint's run; none.",
 )
 _COMPARE = flags.DEFINE_list(
     "compare", [], "Results to lay side by side; more files may follow without a flag."

@@ -24,8 +24,21 @@ def define_checkpoint(name: str = "checkpoint") -> flags.FlagHolder[str | None]:
         name,
         None,
         "A run (its last finished round), a round, a teacher, a judge or a final folder (local or gs://); a "
-        ".safetensors file or its folder; or a repository of the hub, OWNER/NAME[@REVISION].",
+        ".safetensors or .gguf file or its folder; a repository of the hub, OWNER/NAME[@REVISION]; or "
+        "smollm2.",
     )
+
+
+def define_given() -> None:
+    """Defines flags for what a published config does not say of its network; see `given_flags`."""
+    flags.DEFINE_bool("causal", None, "It is a causal model, or (--nocausal) a denoiser.")
+    flags.DEFINE_bool("shift", None, "A denoiser predicts each token at the position before it.")
+    flags.DEFINE_integer("mask_id", None, "The token of a denoiser that is MASK.")
+
+
+def given_flags() -> dict[str, Any]:
+    """What the flags of `define_given` say of a network, as `load` takes it."""
+    return {name: flags.FLAGS[name].value for name in ("causal", "shift", "mask_id")}
 
 
 def show_in_help(*names: str) -> None:

@@ -6,7 +6,7 @@ from sdtt_jax.config import at_least, check_types, one_of, require, within
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.normalize import NORMALIZERS
 
-TOKENIZER_KINDS = ("sentencepiece", "gpt2")
+TOKENIZER_KINDS = ("sentencepiece", "gpt2", "hub")
 MODEL_TYPES = ("unigram", "bpe", "char")
 
 
@@ -57,8 +57,8 @@ class TokenizerConfig:
     """Which vocabulary turns text into ids.
 
     Attributes:
-      kind: `sentencepiece` (trained on the train split) or `gpt2` (GPT-2's byte-level BPE; the
-        other fields then do not apply).
+      kind: `sentencepiece` (trained on the train split), `gpt2` (GPT-2's byte-level BPE) or `hub` (what a
+        published model brings along, never learned); to the latter two the other fields do not apply.
       model_type: SentencePiece model: `unigram`, `bpe` or `char`.
       vocab_size: number of ids, the specials unk, BOS and EOS included and MASK not. For `char`
         it is an upper bound, since there are only as many pieces as the text has characters.

@@ -1,4 +1,4 @@
-"""Vocabularies: SentencePiece trained on the corpus, and GPT-2's byte-level BPE.
+"""Vocabularies: SentencePiece trained on the corpus, GPT-2's byte-level BPE, and those of published models.
 
 MASK belongs to neither: it is `mask_id == vocab_size`, one past the last id.
 """
@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -26,6 +26,7 @@ from sdtt_jax.paths import as_path, read_json, write_json
 
 MASK_PIECE = "▒"
 MODEL_FILE = "sentencepiece.model"
+HUB_FILE = "tokenizers.json"
 CONFIG_FILE = "tokenizer.json"
 
 PREPARE_AGAIN = "remove the data and tokenizer folders and prepare the data again"
@@ -221,6 +222,75 @@ def _gpt2_byte_of_character() -> dict[str, int]:
     }
 
 
+class Special(NamedTuple):
+    """What a published model's own numbering of its tokens says.
+
+    Attributes:
+      rows: of its embedding, of which the last ones may belong to no token.
+      bos_id, eos_id: begin and end of a text.
+      mask_row: MASK; None for a causal model.
+    """
+
+    rows: int
+    bos_id: int
+    eos_id: int
+    mask_row: int | None = None
+
+
+class HubTokenizer(Tokenizer):
+    """The tokenizer of a published model, as the library `tokenizers` writes it.
+
+    Here MASK follows the vocabulary, wherever the published model has it: tokens that follow MASK there have
+    numbers that are smaller by one. Special tokens that a text spells out ("<|im_start|>") become their ids.
+
+    Args:
+      config: of kind "hub".
+      normalize: as every tokenizer's.
+      model: a tokenizer.json.
+      special: the numbers that it does not say.
+
+    Raises:
+      DataError: `model` is none, or has more tokens than there are rows.
+    """
+
+    def __init__(self, config: TokenizerConfig, normalize: str, model: bytes, special: Special):
+        self.config, self.normalize = config, normalize
+        self.model, self.special = model, special
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(model)
+        except Exception as error:  # `tokenizers` raises no narrower class
+            raise DataError(f"The tokenizer cannot be read ({error}).") from None
+        count = self._tokenizer.get_vocab_size()
+        if count > special.rows:
+            raise DataError(
+                f"The tokenizer has {count} tokens, but the model's embedding {special.rows} rows; it is "
+                "of another model."
+            )
+        self.vocab_size = special.rows - (special.mask_row is not None)
+        self.digest = hashlib.sha256(model + repr(tuple(special)).encode()).hexdigest()
+        self.bos_id, self.eos_id = self._ours([special.bos_id, special.eos_id])
+
+    def _ours(self, ids: Sequence[int]) -> list[int]:
+        mask = self.special.mask_row
+        if mask is None:
+            return list(ids)
+        return [self.vocab_size if i == mask else i - (i > mask) for i in ids]
+
+    def _theirs(self, ids: Sequence[int]) -> list[int]:
+        mask = self.special.mask_row
+        return list(ids) if mask is None else [i + (i >= mask) for i in ids]
+
+    def _encode_batch(self, texts: list[str]) -> list[list[int]]:
+        rows = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [self._ours(row.ids) for row in rows]
+
+    def _decode_run(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(self._theirs(ids), skip_special_tokens=False)
+
+    def _piece(self, token: int) -> str:
+        return self._decode_run([token])
+
+
 def train_tokenizer(
     config: TokenizerConfig, texts: Iterable[str], normalize: str = "none"
 ) -> Tokenizer:
@@ -235,6 +305,11 @@ def train_tokenizer(
       ConfigError: `tokenizer.vocab_size` does not suit the text; says which sizes do.
       DataError: there is no text, or a character that cannot be learned; says which and where.
     """
+    require(
+        config.kind != "hub",
+        "tokenizer.kind='hub' is that of a published model, which brings it along; choose 'sentencepiece' or "
+        "'gpt2'.",
+    )
     if config.kind == "gpt2":
         return Gpt2Tokenizer(config, normalize)
     sample = Sample(texts, config.max_sentences)
@@ -272,6 +347,9 @@ def save_tokenizer(tokenizer: Tokenizer, directory: str | Path) -> None:
         "vocab_size": tokenizer.vocab_size,
         "digest": tokenizer.digest,
     }
+    if isinstance(tokenizer, HubTokenizer):
+        (directory / HUB_FILE).write_bytes(tokenizer.model)
+        content["special"] = tokenizer.special._asdict()
     write_json(directory / CONFIG_FILE, content)
 
 
@@ -292,9 +370,16 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         raise DataError(f"{path} is damaged ({error}); {PREPARE_AGAIN}.") from None
     if config.kind == "gpt2":
         return Gpt2Tokenizer(config, normalize)
-    model = as_path(directory) / MODEL_FILE
+    model = as_path(directory) / (HUB_FILE if config.kind == "hub" else MODEL_FILE)
+    tokenizer: SentencePieceTokenizer | HubTokenizer
     try:
-        tokenizer = SentencePieceTokenizer(config, normalize, model.read_bytes())
+        if config.kind == "hub":
+            special = Special(**content["special"])
+            tokenizer = HubTokenizer(config, normalize, model.read_bytes(), special)
+        else:
+            tokenizer = SentencePieceTokenizer(config, normalize, model.read_bytes())
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}); {PREPARE_AGAIN}.") from None
     except FileNotFoundError:
         raise DataError(f"{model} is missing; {PREPARE_AGAIN}.") from None
     except RuntimeError:

@@ -81,7 +81,7 @@ def load_subject(
         if isinstance(loaded, CausalModel):
             return loaded
         raise CheckpointError(
-            f"--{flag}={name} holds a denoiser; a {flag} is causal: a GPT-2, or a run's judge folder."
+            f"--{flag}={name} holds a denoiser; a {flag} is causal: smollm2, a GPT-2, a run's judge folder."
         )
 
     scorer = causal(judge, "judge", settings.judge_compute_dtype or None)

@@ -1,5 +1,6 @@
 """Writes models: in the layout that they came in or the reference's, or as parameters for `sdtt_jax.load`."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sdtt_jax.interchange.layouts import LAYOUTS
 from sdtt_jax.interchange.load import FINAL
 from sdtt_jax.interchange.renaming import write_params
 from sdtt_jax.interchange.safetensors import FLOATS, write_tensors
+from sdtt_jax.interchange.tables.llama import LLAMA_GGUF
 from sdtt_jax.interchange.tables.reference import HUB_PREFIX
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -31,13 +33,19 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
       CheckpointError: the reference has no such network.
     """
     directory, facts = as_path(directory), model.facts
-    if facts["kind"] not in LAYOUTS:
+    layout = facts.get("layout", facts["kind"])
+    if layout == LLAMA_GGUF.name:
+        raise CheckpointError(
+            f"{facts['path']} is a GGUF file, which is not written; export it as orbax."
+        )
+    if layout not in LAYOUTS:
         raise CheckpointError(
             f"{facts['path']} holds a {facts['kind']!r} network, which sees noise; the reference's format "
             "has no place for its noise network. Export it as orbax."
         )
     params = jax.tree.map(np.asarray, model.params)
-    table = LAYOUTS[facts["kind"]].table(model.config)
+    table = LAYOUTS[layout].table(model.config)
+    table = dataclasses.replace(table, mask_row=facts.get("mask_row"))
     tensors = write_params(table, params, facts.get("prefix", HUB_PREFIX))
     dtype = FLOATS[facts.get("dtype", "F32")]
     config = facts.get("published_config") or reference_config(model)

@@ -5,8 +5,8 @@ from collections.abc import Collection
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 # Formats of others.
-FOREIGN = (".gguf", ".h5", ".keras", ".msgpack", ".npz", ".onnx", ".ot", ".tflite")
-INDEX = ".safetensors.index.json"
+FOREIGN = (".h5", ".keras", ".msgpack", ".npz", ".onnx", ".ot", ".tflite")
+GGUF = ".gguf"
 TO_SAFETENSORS = (
     "Where you trust it, convert it with safetensors.torch.save_file(state_dict, "
     "'model.safetensors')."
@@ -27,13 +27,13 @@ def describe(names: Collection[str]) -> str:
     tensors = ending(".safetensors")
     if "adapter_model.safetensors" in names or "adapter_config.json" in names:
         return "It holds an adapter (LoRA), which is no model: merge it into its base model first."
-    if ending(INDEX):
-        return (
-            f"It holds safetensors in several files ({ending(INDEX)}), and one is read: join them with "
-            "safetensors, save_file({**load_file(a), **load_file(b)}, 'model.safetensors')."
-        )
     if tensors:
-        return f"It holds {tensors}: give the file itself, or call it model.safetensors."
+        return (
+            f"It holds {tensors}: give the file itself, or call it model.safetensors; several need their "
+            "model.safetensors.index.json."
+        )
+    if ending(GGUF):
+        return f"It holds {ending(GGUF)}: give the file itself."
     if ending(*PICKLED):
         return (
             f"It holds {ending(*PICKLED)}, pickled weights, which are not read: unpickling runs what is in a "

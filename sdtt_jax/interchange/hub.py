@@ -16,10 +16,13 @@ from huggingface_hub.errors import (
 
 from sdtt_jax.config import choose, require
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.paths import as_path
+from sdtt_jax.paths import as_path, read_json
 
 TENSORS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
+# What else a repository may hold that is read.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 STUDENTS = "jdeschena/sdtt"
 MDLM = "kuleshov-group/mdlm-owt"
@@ -65,20 +68,33 @@ def fetch(repo: str, revision: str | None = None) -> tuple[Path, Path | None]:
       revision: branch, tag or commit; the main branch if None.
 
     Returns:
-      Paths of `model.safetensors` and, if there is one, `config.json`.
+      Paths of `model.safetensors`, or of the index of several files, which are then there too, and of
+      `config.json`, if there is one.
 
     Raises:
       CheckpointError: the hub cannot be reached, or there is no such repository, revision or file.
     """
     what = f"{repo}@{revision}" if revision else repo
     try:
-        tensors = hf_hub_download(repo, TENSORS_FILE, revision=revision)
+        tensors = as_path(hf_hub_download(repo, TENSORS_FILE, revision=revision))
     except (EntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise CheckpointError(_reason(what, error)) from None
+        index = fetch_beside(repo, revision, INDEX_FILE)
+        if index is None:
+            raise CheckpointError(_reason(what, error)) from None
+        named = read_json(index, CheckpointError).get("weight_map", {})
+        for file in sorted(set(named.values())):
+            if fetch_beside(repo, revision, file) is None:
+                raise CheckpointError(f"{what} lacks {file}, which its index names.") from None
+        tensors = index
+    return tensors, fetch_beside(repo, revision, CONFIG_FILE)
+
+
+def fetch_beside(repo: str, revision: str | None, name: str) -> Path | None:
+    """A file of a repository, downloaded or from the local cache; None if it cannot be had."""
     try:
-        return as_path(tensors), as_path(hf_hub_download(repo, CONFIG_FILE, revision=revision))
-    except (EntryNotFoundError, OSError):
-        return as_path(tensors), None
+        return as_path(hf_hub_download(repo, name, revision=revision))
+    except (EntryNotFoundError, OfflineModeIsEnabled, OSError):
+        return None
 
 
 def push_token() -> str:
@@ -137,7 +153,7 @@ def _reason(what: str, error: Exception) -> str:
         return (
             f"{what} has no {TENSORS_FILE}. Pickled weights (.bin, .ckpt) are not read, since that runs what "
             "is in them; convert them with safetensors.torch.save_file where you trust them. Weights under "
-            "another name or in several files: download them, and give the path of the file, or join them."
+            "another name, or a GGUF file: download them, and give the path of the file."
         )
     status = f" ({error})" if isinstance(error, HfHubHTTPError) else ""
     return (

@@ -1,5 +1,6 @@
-"""The table of layouts of published checkpoints: safetensors files, with or without their config."""
+"""The table of layouts of published checkpoints: safetensors, with or without their config, and GGUF."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,23 +8,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.interchange.found import FOREIGN, INDEX, PICKLED, TO_SAFETENSORS, describe
-from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE
+from sdtt_jax.interchange.found import FOREIGN, PICKLED, TO_SAFETENSORS, describe
+from sdtt_jax.interchange.gguf import SUFFIX, GgufTensors
+from sdtt_jax.interchange.hub import CONFIG_FILE, INDEX_FILE, TENSORS_FILE
 from sdtt_jax.interchange.renaming import (
+    NOTHING_GIVEN,
     NOTHING_STORED,
+    Given,
     Layout,
     Place,
     Stored,
     find_prefix,
     read_params,
 )
-from sdtt_jax.interchange.safetensors import Tensors
+from sdtt_jax.interchange.safetensors import open_tensors
 from sdtt_jax.interchange.tables.gpt2 import GPT2
+from sdtt_jax.interchange.tables.llama import LLADA, LLAMA, LLAMA_GGUF
 from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
 from sdtt_jax.paths import read_json
 
-# By kind of network, in the order in which they are tried: a denoiser has the causal baseline's tensors too.
-LAYOUTS = {layout.kind: layout for layout in (DENOISER, CAUSAL, GPT2)}
+# In the order in which they are tried: a denoiser has the causal baseline's tensors too.
+LAYOUTS = {layout.name: layout for layout in (DENOISER, CAUSAL, GPT2, LLAMA, LLADA, LLAMA_GGUF)}
 
 
 class Published(NamedTuple):
@@ -37,6 +42,7 @@ class Published(NamedTuple):
       stored: the config that it came with, empty if it came without.
       file: that errors name.
       dtype: of the tensors, by safetensors' name.
+      mask_row: MASK in the published numbering of tokens, where it is not the last.
     """
 
     layout: Layout
@@ -46,40 +52,50 @@ class Published(NamedTuple):
     stored: Mapping[str, Any]
     file: str
     dtype: str = "F32"
+    mask_row: int | None = None
 
 
 def is_published(path: Path) -> bool:
-    """Whether a local path is a file, or a folder with `model.safetensors`."""
-    return path.is_file() or (path / TENSORS_FILE).is_file()
+    """Whether a local path is a file, or a folder with `model.safetensors` or the index of several."""
+    return path.is_file() or any((path / name).is_file() for name in (TENSORS_FILE, INDEX_FILE))
 
 
-def open_published(path: Path, config_path: Path | None = None) -> Published:
+def open_published(
+    path: Path, config_path: Path | None = None, given: Given = NOTHING_GIVEN
+) -> Published:
     """Recognises a published model by the names of its tensors.
 
     Args:
-      path: a safetensors file, or a folder with `model.safetensors`.
+      path: a safetensors or GGUF file, the index of several, or a folder with `model.safetensors` or its
+        index.
       config_path: the config's file; the one beside the tensors if None.
+      given: what the user says of it.
 
     Raises:
       CheckpointError: naming the file and the tensor or field.
     """
-    file = path / TENSORS_FILE if path.is_dir() else path
+    file = path
+    if path.is_dir():
+        file = path / (TENSORS_FILE if (path / TENSORS_FILE).is_file() else INDEX_FILE)
     if file.suffix in PICKLED:
         raise CheckpointError(
             f"{file} is pickled, and unpickling runs what is in a file: it is not read. {TO_SAFETENSORS}"
         )
-    if file.name.endswith((*FOREIGN, INDEX)):
+    if file.name.endswith(FOREIGN):
         raise CheckpointError(f"{file} is no model that can be read. {describe([file.name])}")
+    if file.suffix == SUFFIX:
+        gguf = GgufTensors(file)
+        return recognised(LLAMA_GGUF, gguf, Stored(gguf.content, str(file), given), str(file))
     beside = file.with_name(CONFIG_FILE)
     config_path = config_path or (beside if beside.is_file() else None)
-    stored = _stored(config_path) if config_path else NOTHING_STORED
-    tensors = Tensors(file)
+    stored = (_stored(config_path) if config_path else NOTHING_STORED)._replace(given=given)
+    tensors = open_tensors(file)
     for layout in LAYOUTS.values():
         if any(prefix + layout.anchor in tensors for prefix in layout.prefixes):
-            return recognised(layout, tensors, stored, str(file))._replace(dtype=tensors.dtype)
+            return recognised(layout, tensors, stored, str(file))
     raise CheckpointError(
-        f"{file} is neither a denoiser or causal baseline of the reference (no {CAUSAL.anchor}) nor a GPT-2 "
-        f"(no {GPT2.anchor})."
+        f"{file} is neither a denoiser or causal baseline of the reference (no {CAUSAL.anchor}), nor a GPT-2 "
+        f"(no {GPT2.anchor}), nor of the Llama family (no {LLAMA.anchor} or {LLADA.anchor})."
     )
 
 
@@ -102,7 +118,8 @@ def recognised(
     """
     prefix = find_prefix(tensors, layout.anchor, layout.prefixes, file)
     config = layout.config(tensors, prefix, stored, file)
-    return Published(layout, tensors, prefix, config, stored.content, file)
+    mask_row, dtype = layout.mask_row(config, stored), getattr(tensors, "dtype", "F32")
+    return Published(layout, tensors, prefix, config, stored.content, file, dtype, mask_row)
 
 
 def published_params(model: Published, place: Place | None = None) -> dict[str, Any]:
@@ -117,14 +134,8 @@ def published_params(model: Published, place: Place | None = None) -> dict[str, 
       CheckpointError: naming missing, unexpected or ill-shaped tensors, or one that should repeat another and
         does not.
     """
-    layout, tensors, prefix, where = model.layout, model.tensors, model.prefix, model.file
-    for copy, name in layout.tied.items():
-        if copy in tensors and not np.array_equal(tensors[copy], tensors[prefix + name]):
-            raise CheckpointError(
-                f"{where}: {copy} differs from {prefix + name}; this network ties them."
-            )
-    table = layout.table(model.config)
-    return read_params(table, tensors, prefix, where, place, beside=tuple(layout.tied))
+    table = dataclasses.replace(model.layout.table(model.config), mask_row=model.mask_row)
+    return read_params(table, model.tensors, model.prefix, model.file, place)
 
 
 def _stored(path: Path) -> Stored:

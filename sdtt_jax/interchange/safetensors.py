@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.paths import as_path
+from sdtt_jax.paths import as_path, read_json
 
 # Dtypes of weights, by the format's names.
 FLOATS = {
@@ -94,6 +94,50 @@ class Tensors(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+class ShardedTensors(Mapping[str, np.ndarray]):
+    """Safetensors in several files, by the index that says which tensor is in which.
+
+    Raises:
+      CheckpointError: the index is damaged, a file is missing, or does not hold what the index says.
+    """
+
+    def __init__(self, index: Path):
+        content: Any = read_json(index, CheckpointError, fault="cannot be read as JSON")
+        named = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(named, dict) or not named:
+            raise CheckpointError(f"{index} is no index of safetensors: it has no weight_map.")
+        files = {str(file) for file in named.values()}
+        if any("/" in file or "\\" in file for file in files):
+            raise CheckpointError(f"{index} names files outside its folder; it is not read.")
+        shards = {file: Tensors(index.with_name(file)) for file in sorted(files)}
+        self._shard_of = {name: shard for shard in shards.values() for name in shard}
+        lost = [name for name, file in named.items() if unwrapped(name) not in shards[str(file)]]
+        if lost:
+            raise CheckpointError(
+                f"{index} says that {lost[0]} is in {named[lost[0]]}, which does not hold it; download both "
+                "again."
+            )
+        dtypes = {shard.dtype for shard in shards.values()}
+        self.dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._shard_of[name][name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shard_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shard_of)
+
+    def __len__(self) -> int:
+        return len(self._shard_of)
+
+
+def open_tensors(file: Path) -> Tensors | ShardedTensors:
+    """One safetensors file, or several by their index."""
+    return ShardedTensors(file) if file.name.endswith(".index.json") else Tensors(file)
 
 
 def unwrapped(name: str) -> str:

@@ -33,7 +33,7 @@ class Loaded(abc.ABC):
 
     Attributes:
       params: parameters, a nested dict.
-      tokenizer: text to ids and back; None for a published model whose vocabulary is not GPT-2's.
+      tokenizer: text to ids and back; None for a published model that came without one that can be read.
       facts: what was stored beside the parameters (stage, round, dt, …), and `path`.
     """
 
@@ -122,7 +122,7 @@ class Loaded(abc.ABC):
         """
         if self.tokenizer is None:
             raise CheckpointError(
-                f"{self.facts['path']} comes without a tokenizer: its vocabulary is not GPT-2's, so that it "
-                "has tokens and no text."
+                f"{self.facts['path']} comes without a tokenizer: its vocabulary is not GPT-2's, and no "
+                "tokenizer.json is beside it, so that it has tokens and no text."
             )
         return self.tokenizer

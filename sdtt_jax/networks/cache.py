@@ -42,7 +42,8 @@ def empty_cache(
     """A cache that holds no position yet.
 
     Args:
-      num_layers, num_heads, head_dim: of the network.
+      num_layers, head_dim: of the network.
+      num_heads: of its keys and values.
       batch: sequences.
       capacity: most positions that it can hold.
       dtype: of keys and values.
@@ -80,15 +81,16 @@ def attend_causally(
     """Causal attention of `n` positions over one another and, given a cache, over all earlier ones.
 
     Args:
-      query, key, value: `[batch, n, heads, kv]`, of positions `used` to `used + n - 1`.
+      query: `[batch, n, heads, kv]`, of positions `used` to `used + n - 1`.
+      key, value: `[batch, n, kv_heads, kv]`; each serves the next `heads / kv_heads` query heads.
       past: this layer's cache; None for whole sequences.
       used: `[]` int32, how many positions of `past` are written.
 
     Returns:
       `[batch, n, heads, kv]` in the dtype of `value`, and the new keys and values as `extend` takes
-      them, `[batch, heads, n, kv]` (None without a cache). The softmax is in float32.
+      them, `[batch, kv_heads, n, kv]` (None without a cache). The softmax is in float32.
     """
-    n = query.shape[1]
+    n, shape = query.shape[1], query.shape
     if past is None or used is None:
         return attend(query, key, value, causal=True), None
     # Per head and contiguous, the layout of the cache: one batched matmul reads it without a copy.
@@ -98,5 +100,9 @@ def attend_causally(
     values = jnp.concatenate([past.values.astype(value.dtype), value], axis=2)
     written = jnp.broadcast_to(jnp.arange(capacity) < used, (n, capacity))
     visible = jnp.concatenate([written, causal_mask(n)], axis=1)
-    mixed = plain_attention(query, keys, values, visible)
-    return mixed.transpose(0, 2, 1, 3), LayerPast(keys=key, values=value)
+    # The queries that share a key head are further rows of it, so that the cache is read as it is.
+    group = shape[2] // key.shape[1]
+    rows = query.reshape(shape[0], -1, group * n, shape[3])
+    mixed = plain_attention(rows, keys, values, jnp.tile(visible, (group, 1)))
+    mixed = mixed.reshape(query.shape).transpose(0, 2, 1, 3)
+    return mixed, LayerPast(keys=key, values=value)

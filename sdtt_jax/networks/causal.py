@@ -82,7 +82,7 @@ class CausalNetwork(Network):
         self._check_length(length)
         c = self.config
         dtype = jnp.dtype(c.compute_dtype)
-        return empty_cache(c.num_layers, batch, c.num_heads, length, c.head_dim, dtype)
+        return empty_cache(c.num_layers, batch, c.kv_heads, length, c.head_dim, dtype)
 
     def decode(self, params: Params, tokens: Tokens, cache: KVCache) -> tuple[Hidden, KVCache]:
         """Hidden states of the next `n` tokens, given those in the cache.

@@ -3,12 +3,14 @@
 import dataclasses
 from typing import TypeVar
 
-from sdtt_jax.config import at_least, one_of, positive, require, whole
+from sdtt_jax.config import at_least, one_of, positive, require, whole, within
+from sdtt_jax.networks.attention.rotary import ROTARY_BASE
 from sdtt_jax.ops.noise import FULL, LATENT, MASKS, TWO_LEVEL
 
 VOCAB_MULTIPLE = 128
 COMPUTE_DTYPES = ("float32", "bfloat16")
 NOISE_KINDS = (FULL, TWO_LEVEL, "projected", LATENT, MASKS)
+ROTARY_PAIRS = ("halves", "neighbours")
 REMAT_POLICIES = ("none", "dots", "attention", "full")
 
 
@@ -44,13 +46,16 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         at_least(0, self, "vocab_size", "length")
         positive(self, "num_layers", "embed_dim", "num_heads", "mlp_ratio")
+        self._check_heads()
+        whole(1, self, "unroll")
+        one_of(self, compute_dtype=COMPUTE_DTYPES, remat=REMAT_POLICIES)
+
+    def _check_heads(self) -> None:
         require(
             self.embed_dim % (2 * self.num_heads) == 0,
             f"embed_dim={self.embed_dim} must be a multiple of 2 * num_heads={2 * self.num_heads}, "
             "for rotary embeddings turn pairs of features within a head.",
         )
-        whole(1, self, "unroll")
-        one_of(self, compute_dtype=COMPUTE_DTYPES, remat=REMAT_POLICIES)
 
     def check_filled(self) -> None:
         """Raises `ConfigError` unless vocabulary and length are set, as a network needs them."""
@@ -68,6 +73,16 @@ class TransformerConfig:
     @property
     def head_dim(self) -> int:
         return self.embed_dim // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values, of which a cache holds as many."""
+        return self.num_heads
+
+    @property
+    def block_weights(self) -> int:
+        """Weights of one block's matrices; each token is multiplied by all of them."""
+        return self.embed_dim**2 * (3 + 1 + 2 * self.mlp_ratio)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +150,106 @@ class CoupledConfig(DenoiserConfig):
 @dataclasses.dataclass(frozen=True)
 class CausalConfig(TransformerConfig):
     """The causal transformer: the same blocks with a causal mask, without modulation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig(CausalConfig):
+    """A network of the Llama family (arXiv 2302.13971): Llama, SmolLM2, Qwen2, Qwen3 and their relatives.
+
+    Attributes:
+      num_kv_heads: heads of keys and values, each of which serves as many query heads (arXiv 2305.13245); 0:
+        as many as query heads.
+      head_dim: features of a head; 0: `embed_dim / num_heads`.
+      mlp_dim: width of the MLP's hidden layer; 0: `mlp_ratio * embed_dim`.
+      norm_epsilon: of its RMS norms.
+      rotary_base: the slowest pair of features turns by about one over it at each position.
+      rotary_pairs: which features are turned together: "halves", i and i + head_dim / 2, or "neighbours",
+        2 i and 2 i + 1 (as in GGUF files of Llama models).
+      rotary_share: share of a head's features, its first ones, that are turned.
+      qk_norm: an RMS norm of each head's query and key (Qwen3).
+      qkv_bias: query, key and value have a bias (Qwen2).
+      tied_head: the head is the token embedding.
+    """
+
+    num_kv_heads: int = 0
+    head_dim: int = 0
+    mlp_dim: int = 0
+    norm_epsilon: float = 1e-5
+    rotary_base: float = ROTARY_BASE
+    rotary_pairs: str = "halves"
+    rotary_share: float = 1.0
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    tied_head: bool = False
+
+    def __post_init__(self) -> None:
+        positive(self, "norm_epsilon", "rotary_base")
+        within("(0, 1]", self, "rotary_share")
+        one_of(self, rotary_pairs=ROTARY_PAIRS)
+        super().__post_init__()
+
+    def _check_heads(self) -> None:
+        at_least(0, self, "num_kv_heads", "head_dim", "mlp_dim")
+        if not self.head_dim:
+            super()._check_heads()
+        # Zeros are filled in, so that equal networks have equal configs.
+        object.__setattr__(self, "num_kv_heads", self.num_kv_heads or self.num_heads)
+        object.__setattr__(self, "head_dim", self.head_dim or self.embed_dim // self.num_heads)
+        object.__setattr__(self, "mlp_dim", self.mlp_dim or self.mlp_ratio * self.embed_dim)
+        require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}.",
+        )
+        require(
+            self.rotary_dim > 0 and self.rotary_dim % 2 == 0,
+            f"rotary_share={self.rotary_share} of head_dim={self.head_dim} features must be an even number, "
+            "for rotary embeddings turn pairs of them.",
+        )
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """Features of a head that are turned."""
+        return int(self.head_dim * self.rotary_share)
+
+    @property
+    def block_weights(self) -> int:
+        heads = 2 * (self.num_heads + self.num_kv_heads)
+        return self.embed_dim * (heads * self.head_dim + 3 * self.mlp_dim)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a position sees those before it only."""
+        return True
+
+    @property
+    def columns(self) -> int:
+        """Columns of the logits that mean something."""
+        return self.vocab_size
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaDenoiserConfig(LlamaConfig):
+    """A denoiser of the Llama family: LLaDA, Dream, and what becomes of a causal model.
+
+    Attributes:
+      shift: the network predicts token i at position i - 1, as the causal model that it was made from.
+      causal: a position sees those before it only.
+    """
+
+    shift: bool = False
+    causal: bool = False
+
+    @property
+    def is_causal(self) -> bool:
+        return self.causal
+
+    @property
+    def columns(self) -> int:
+        return self.vocab_size + 1
 
 
 Config = TypeVar("Config", bound=TransformerConfig)

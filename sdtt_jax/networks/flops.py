@@ -13,8 +13,8 @@ FORWARD_AND_BACKWARD = 3
 
 def block_flops(config: TransformerConfig, batch: int) -> int:
     """Forward pass of all blocks: projections and MLP per token, attention per pair of tokens."""
-    per_token = 2 * config.embed_dim**2 * (3 + 1 + 2 * config.mlp_ratio)
-    per_pair = 2 * 2 * config.embed_dim
+    per_token = 2 * config.block_weights
+    per_pair = 2 * 2 * config.num_heads * config.head_dim
     per_layer = config.length * per_token + config.length**2 * per_pair
     return batch * config.num_layers * per_layer
 
@@ -31,7 +31,8 @@ def sample_flops(config: TransformerConfig, batch: int, calls: float) -> float:
 
 def judge_flops(config: TransformerConfig, batch: int) -> float:
     """Scoring every token of a batch with a causal model of these sizes; no token sees later ones."""
-    unseen = config.num_layers * 2 * config.embed_dim * config.length * (config.length - 1)
+    pairs = config.length * (config.length - 1)
+    unseen = config.num_layers * 2 * config.num_heads * config.head_dim * pairs
     whole = block_flops(config, batch) + head_flops(config, batch * config.length)
     return whole - batch * unseen
 

@@ -11,13 +11,17 @@ from sdtt_jax.networks.config import (
     CausalConfig,
     CoupledConfig,
     DenoiserConfig,
+    LlamaConfig,
+    LlamaDenoiserConfig,
     TransformerConfig,
 )
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.denoiser import Denoiser
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
+from sdtt_jax.networks.llama import LlamaDenoiser, LlamaNetwork
 
 DENOISER, COUPLED, CAUSAL, GPT2 = "denoiser", "coupled", "causal", "gpt2"
+LLAMA, LLAMA_DENOISER = "llama", "llama-denoiser"
 
 
 class Kind(NamedTuple):
@@ -37,6 +41,8 @@ KINDS = {
     COUPLED: Kind(CoupledConfig, CoupledDenoiser),
     CAUSAL: Kind(CausalConfig, CausalNetwork),
     GPT2: Kind(GPT2Config, GPT2Network),
+    LLAMA: Kind(LlamaConfig, LlamaNetwork),
+    LLAMA_DENOISER: Kind(LlamaDenoiserConfig, LlamaDenoiser),
 }
 # Names that checkpoints of earlier versions store.
 _EARLIER = {"autoregressive": CAUSAL}
@@ -45,6 +51,11 @@ _EARLIER = {"autoregressive": CAUSAL}
 def kind_of(network: Network) -> str:
     """The name of a network's kind."""
     return next(name for name, kind in KINDS.items() if type(network) is kind.network)
+
+
+def network_of(config: TransformerConfig) -> Any:
+    """The network that a config is of, each kind having a config class of its own."""
+    return next(kind.network for kind in KINDS.values() if type(config) is kind.config)(config)
 
 
 def stored_kind(name: Any) -> str | None:

@@ -246,16 +246,17 @@ class Embedding(nn.Module):
     dim: int
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
+    def setup(self) -> None:
+        init, shape = fan_in_uniform((1,), (0,)), (self.vocab, self.dim)
+        self.embedding = parameter(self, "embedding", init, ("vocab", "embed"), shape)
+
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        table = parameter(
-            self,
-            "embedding",
-            fan_in_uniform((1,), (0,)),
-            ("vocab", "embed"),
-            (self.vocab, self.dim),
-        )
-        return looked_up(table, tokens, jnp.dtype(self.dtype))
+        return looked_up(self.embedding, tokens, jnp.dtype(self.dtype))
+
+    def attend(self, hidden: jax.Array) -> jax.Array:
+        """The head that is tied to it: `[..., embed]` → `[..., vocab]` float32."""
+        rows = hidden.reshape(-1, self.dim).astype(self.dtype)
+        return widened_product(rows, self.embedding.T).reshape(*hidden.shape[:-1], self.vocab)
 
 
 class Mlp(nn.Module):
@@ -280,12 +281,14 @@ class Head(nn.Module):
       dim: features of the hidden state.
       vocab: columns that mean something (MASK included).
       padded_vocab: columns of the kernel; those from `vocab` on come out as `NEG_INFINITY`.
+      bias: it has a bias.
     """
 
     dim: int
     vocab: int
     padded_vocab: int
     dtype: DTypeLike = jnp.float32
+    bias: bool = True
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
@@ -294,9 +297,15 @@ class Head(nn.Module):
             (self.dim,),
             (self.padded_vocab,),
             axes,
+            bias=self.bias,
             zero=True,
             dtype=self.dtype,
             out_dtype=jnp.float32,  # never rounded to bfloat16, whose steps are 0.06 at a logit of 10
             name="linear",
         )(hidden)
-        return jnp.where(jnp.arange(self.padded_vocab) < self.vocab, logits, NEG_INFINITY)
+        return without_padding(logits, self.vocab)
+
+
+def without_padding(logits: jax.Array, columns: int) -> jax.Array:
+    """`logits: [..., padded_vocab]`, those from `columns` on impossible."""
+    return jnp.where(jnp.arange(logits.shape[-1]) < columns, logits, NEG_INFINITY)

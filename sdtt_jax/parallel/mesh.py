@@ -27,11 +27,16 @@ RULES: Rules = (
     ("length", None),
     ("vocab", "model"),
     ("heads", "model"),
+    ("kv_heads", "model"),
     ("mlp", "model"),
     ("embed", "fsdp"),
     ("kv", None),
     ("layers", None),
 )
+
+# Axes whose arrays are whole on every device where the mesh does not divide them: a network may have fewer
+# heads of keys and values than there are devices to split its query heads.
+WHOLE_IF_UNDIVIDED = ("kv_heads",)
 
 
 @dataclasses.dataclass(frozen=True)

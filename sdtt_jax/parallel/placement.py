@@ -11,7 +11,7 @@ from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.parallel.mesh import BATCH_AXES, Rules, axis_pieces
+from sdtt_jax.parallel.mesh import BATCH_AXES, WHOLE_IF_UNDIVIDED, Rules, axis_pieces
 from sdtt_jax.trees import leaf_name
 from sdtt_jax.typing import Tree
 
@@ -60,8 +60,13 @@ def tree_shardings(boxed_abstract: Tree, rules: Rules, mesh: Mesh) -> Tree:
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         if not isinstance(leaf, meta.Partitioned):
             return NamedSharding(mesh, PartitionSpec())
-        spec = partition_spec(leaf.names, rules, mesh)
-        for name, size, axes in zip(leaf.names, leaf.value.shape, spec, strict=True):
+        table, shape = dict(rules), leaf.value.shape
+        names = tuple(
+            None if name in WHOLE_IF_UNDIVIDED and size % axis_pieces(table[name], mesh) else name
+            for name, size in zip(leaf.names, shape, strict=True)
+        )
+        spec = partition_spec(names, rules, mesh)
+        for name, size, axes in zip(names, shape, spec, strict=True):
             pieces = axis_pieces(axes, mesh)
             if size % pieces:
                 raise ConfigError(

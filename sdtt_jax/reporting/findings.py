@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sdtt_jax.reporting.palette import count, number, percent, steps_text
-from sdtt_jax.reporting.record import Paired, Quality, Run
+from sdtt_jax.reporting.record import FewCalls, Paired, Quality, Run
 
 FOCUS_STEPS = 8
 """Number of steps that the headline is about, where it was measured."""
+
+FOCUS_CALLS = 2
+"""Number of calls at which the headline speaks of a noise-coupled student."""
 
 ENTROPY_TOLERANCE = 0.05
 """Relative distance from the data's entropy beyond which the page warns of lost variety."""
@@ -107,6 +110,10 @@ def find(run: Run) -> Findings:
     if warning:
         headline += ", with less variety"
     sentences += _context(run, comparison.student, bool(warning))
+    few = _fewest_gained(run)
+    if few:
+        gain = percent(abs(math.expm1(few.paired.log_ratio)))
+        headline += f"; at {_calls(few.calls)} a noise-coupled student gains {gain}"
     return Findings(headline, tuple(sentences), warning, _highlights(run, comparison))
 
 
@@ -123,6 +130,16 @@ def compare(run: Run, steps: int) -> Comparison:
     known = all(0 < end < math.inf for end in ends)
     bounds = " to ".join(_steps_number(end) for end in ends) if known else ""
     return Comparison(steps, teacher, student, pair, log_ratio, equal(log_ratio), bounds)
+
+
+def _fewest_gained(run: Run) -> FewCalls | None:
+    """The coupled student at the number of calls nearest to FOCUS_CALLS, if it surely beats the teacher."""
+    gained = [few for few in run.few_calls if few.paired.high < 0]
+    return min(gained, key=lambda few: abs(math.log(few.calls / FOCUS_CALLS)), default=None)
+
+
+def _calls(number_of: int) -> str:
+    return f"{number_of} call{'s' if number_of > 1 else ''}"
 
 
 def _without_student(run: Run) -> Findings:
@@ -217,6 +234,9 @@ def _highlights(run: Run, c: Comparison) -> tuple[Highlight, ...]:
     if c.student.entropy is not None:
         remark = f"data {number(run.data_entropy)}" if run.data_entropy else "nats"
         chosen.append(Highlight("entropy, nats", number(c.student.entropy), remark))
+    if few := _fewest_gained(run):
+        name = f"noise-coupled, {_calls(few.calls)}"
+        chosen.append(Highlight(name, number(few.matched.gen_ppl), few.change))
     if share is not None:
         chosen.append(Highlight("gain share, last round", percent(share), "of what is reachable"))
     return tuple(chosen)

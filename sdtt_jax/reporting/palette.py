@@ -15,6 +15,7 @@ LIGHT = {
     "causal": "#c4500f",
     "data": "#1c7c5c",
     "judge": "#8a5a9c",
+    "coupled": "#b3246b",
 }
 DARK = {
     "ink": "#ecebe6",
@@ -27,6 +28,7 @@ DARK = {
     "causal": "#f29a5c",
     "data": "#62cda3",
     "judge": "#c79bd8",
+    "coupled": "#f27bb5",
 }
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

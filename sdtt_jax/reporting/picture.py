@@ -27,7 +27,7 @@ from sdtt_jax.reporting.layout import draw_panel
 from sdtt_jax.reporting.palette import LIGHT, colours, mix
 from sdtt_jax.reporting.race import race_panel
 from sdtt_jax.reporting.record import read_run
-from sdtt_jax.reporting.run_figures import quality_panel
+from sdtt_jax.reporting.run_figures import few_calls_panel, quality_panel
 
 INCH = 100.0  # in pixels of a drawing; the file has two pixels for each of them
 POINT = 72 / INCH
@@ -37,6 +37,8 @@ ALIGNMENTS = {"start": "left", "middle": "center", "end": "right"}
 
 def write_quality(workdir: Path | str, path: Path | str) -> Path:
     """Draws the main figure of a run: perplexity and entropy against number of steps.
+
+    A run with a noise-coupled student has its few calls beside them.
 
     Args:
       workdir: of the run.
@@ -51,6 +53,10 @@ def write_quality(workdir: Path | str, path: Path | str) -> Path:
             f"{workdir} holds no measured quality to draw: run the evaluate stage first."
         )
     panels = [quality_panel(run), quality_panel(run, entropy=True)]
+    if run.few_calls:
+        return _write(
+            [[few_calls_panel(run), *panels]], (470, 470, 400), 400, path, len(run.rounds)
+        )
     return _write([panels], (560, 440), 400, path, len(run.rounds))
 
 

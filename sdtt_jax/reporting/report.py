@@ -17,6 +17,7 @@ from sdtt_jax.reporting.palette import DARK, LIGHT, count, css_variables, durati
 from sdtt_jax.reporting.race import race_panel
 from sdtt_jax.reporting.record import LossCurve, Run, read_run
 from sdtt_jax.reporting.run_figures import (
+    few_calls_panel,
     forest_chart,
     gain_chart,
     loss_panel,
@@ -96,6 +97,7 @@ def figures(run: Run) -> dict[str, Markup | list[Markup]]:
     return {
         "perplexity": _panel_figure(perplexity, (610, 440), (NARROW, 340)),
         "entropy": _panel_figure(entropy, (430, 440), (NARROW, 280)),
+        "few_calls": _panel_figure(few_calls_panel(run), (WIDE, 380), (NARROW, 320)),
         "forest": _rows_figure(forest),
         "gain": _rows_figure(gain),
         "races": races(run),

@@ -80,6 +80,49 @@ def quality_panel(run: Run, *, entropy: bool = False) -> Panel | None:
     )
 
 
+def few_calls_panel(run: Run) -> Panel | None:
+    """Teacher and noise-coupled student at very few calls, on log axes, with 95 % bars.
+
+    The student stands at the entropy of real text, its bars are those of the pair with the teacher.
+
+    Returns:
+      The panel; None if no coupled student was measured.
+    """
+    if not run.few_calls:
+        return None
+    calls = tuple(float(few.calls) for few in run.few_calls)
+    teacher = {few.calls: few.teacher for few in run.few_calls}
+    matched = [few.matched.gen_ppl for few in run.few_calls]
+    low, high = (
+        tuple(
+            few.matched.gen_ppl * math.exp(getattr(few.paired, end) - few.paired.log_ratio)
+            for few in run.few_calls
+        )
+        for end in ("low", "high")
+    )
+    series = (
+        _quality_series(Curve("teacher", "teacher", teacher), entropy=False),
+        Series("noise-coupled", "coupled", calls, tuple(matched), low, high),
+    )
+    references = [
+        Series(label, colour, (), (quality.gen_ppl,), line="reference", marker="")
+        for label, colour, quality in (
+            ("causal", "causal", run.autoregressive),
+            ("real text", "data", run.data),
+        )
+        if quality is not None
+    ]
+    return Panel(
+        title="Perplexity at very few calls",
+        description="Generative perplexity against number of network calls: teacher and noise-coupled "
+        "student, at the entropy of real text",
+        x=Axis("network calls", log=True, ticks=calls),
+        y=Axis(log=True),
+        series=(*series, *references),
+        tips=tuple(_quality_tip(few.calls, [*series, *references]) for few in run.few_calls),
+    )
+
+
 def forest_chart(run: Run) -> RowChart | None:
     """Paired change against the first teacher, same steps and keys: a row for each round, by steps."""
     rows = []

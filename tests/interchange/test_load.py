@@ -105,13 +105,13 @@ class TestFolders:
     @pytest.mark.parametrize(
         ("names", "said"),
         [
-            (["model.safetensors.index.json", "model-00001-of-00002.safetensors"], "several files"),
+            (["model-00001-of-00002.safetensors"], r"several need their model\.safetensors\.index"),
             (["pytorch_model.bin"], "pytorch_model.bin, pickled weights"),
             (["a.pt", "config.json"], "a.pt, pickled weights"),
             (["weights.safetensors"], "It holds weights.safetensors: give the file itself"),
             (["adapter_model.safetensors", "adapter_config.json"], "an adapter"),
             (["flax_model.msgpack"], "flax_model.msgpack, a format that is not read"),
-            (["model-q4.gguf"], "model-q4.gguf, a format that is not read"),
+            (["model-q4.gguf"], "It holds model-q4.gguf: give the file itself"),
             (["tf_model.h5"], "tf_model.h5, a format that is not read"),
             (["_METADATA", "manifest.ocdbt", "d"], "an Orbax checkpoint of another program"),
             (["100", "20"], r"a training \(steps 20, 100\) that has not"),
@@ -133,8 +133,8 @@ class TestFolders:
     @pytest.mark.parametrize(
         ("name", "content", "said"),
         [
-            ("model.gguf", b"GGUF", "a format that is not read"),
-            ("model.safetensors.index.json", b"{}", "several files"),
+            ("model.gguf", b"GGUF", "cannot be read as GGUF"),
+            ("model.safetensors.index.json", b"{}", "has no weight_map"),
             ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ],
     )

@@ -27,12 +27,14 @@ def test_extend_appends_positions_and_leaves_the_written_ones_alone():
         np.testing.assert_array_equal(held, jnp.concatenate([old, new], axis=3))
 
 
+@pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("spare", [0, 3], ids=["full", "with-spare-room"])
 @pytest.mark.parametrize("split", [1, 4])
-def test_attention_over_the_cache_equals_attention_over_the_whole_sequence(split, spare):
+def test_attention_over_the_cache_equals_attention_over_the_whole_sequence(split, spare, group):
     """Oracle: causal attention without a cache. Entries beyond `used` are huge, so a leak shows."""
     length = 6
-    query, key, value = (_random(i, BATCH, length, HEADS, KV) for i in range(3))
+    key, value = (_random(i, BATCH, length, HEADS, KV) for i in (1, 2))
+    query = _random(0, BATCH, length, group * HEADS, KV)
     whole = attend(query, key, value, causal=True)
 
     cache = empty_cache(1, BATCH, HEADS, split + spare, KV, jnp.float32)

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from sdtt_jax.networks import CausalConfig, CausalNetwork
+from sdtt_jax.networks.config import LlamaConfig
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
+from sdtt_jax.networks.llama import LlamaNetwork
 from tests.worlds import noisy_params
 
 SIZES = {"vocab_size": 11, "length": 9, "num_layers": 3, "embed_dim": 12, "num_heads": 3}
 NETWORKS = {
     "causal": CausalNetwork(CausalConfig(**SIZES)),
     "gpt2": GPT2Network(GPT2Config(**SIZES)),
+    "llama": LlamaNetwork(LlamaConfig(**SIZES | {"num_heads": 6}, num_kv_heads=2, qk_norm=True)),
 }
 
 

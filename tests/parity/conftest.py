@@ -1,7 +1,7 @@
 """Gives each parity test the folders of reference values of its kind.
 
-A test that takes `exact_world_golden`, `gpt2_golden` or `reference_golden` runs once for each such
-folder (a `pathlib.Path`). The folders come from `--golden`, by default from tests/golden, and are
+A test that takes `exact_world_golden`, or `gpt2`, `reference` or `smollm2` with that ending, runs once for
+each such folder (a `pathlib.Path`). The folders come from `--golden`, by default from tests/golden, and are
 told apart by their config.json; sizes differ between folders, so tests read them from the files.
 
 Tests compare through `close`, which remembers the largest error of every quantity; `pytest -v` prints
@@ -19,7 +19,7 @@ import pytest
 from jax._src import compiler
 from numpy.typing import ArrayLike
 
-KINDS = ("exact_world", "gpt2", "reference")
+KINDS = ("exact_world", "gpt2", "reference", "smollm2")
 DEFAULT = Path(__file__).parent.parent / "golden"
 EMITTERS = "xla_cpu_use_fusion_emitters"
 
@@ -51,15 +51,15 @@ def kind_of(folder: Path) -> str:
         config = json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise pytest.UsageError(f"--golden: {folder}/config.json is not JSON: {error}") from error
-    if config.get("kind") == "exact_world":
-        return "exact_world"
+    if config.get("kind") in ("exact_world", "smollm2"):
+        return str(config["kind"])
     if config.get("model_type") == "gpt2":
         return "gpt2"
     if "mask_index" in config and "model" in config:
         return "reference"
     raise pytest.UsageError(
         f"--golden: {folder}/config.json names none of the kinds {', '.join(KINDS)}: it needs "
-        '"kind": "exact_world", "model_type": "gpt2", or "model" and "mask_index".'
+        '"kind": "exact_world" or "smollm2", "model_type": "gpt2", or "model" and "mask_index".'
     )
 
 

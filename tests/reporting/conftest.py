@@ -97,6 +97,26 @@ def results(rounds: int, log_ratio: float = -0.06) -> dict[str, Any]:
     }
 
 
+def coupled(log_ratios: dict[int, float]) -> dict[str, Any]:
+    """What results.json has of a noise-coupled student, by calls; the teacher's perplexity is 80 / calls."""
+
+    def quality(gen_ppl: float, entropy: float) -> dict[str, Any]:
+        return {"gen_ppl": gen_ppl, "entropy": entropy}
+
+    return {
+        "calls": {
+            str(calls): {
+                "teacher": quality(80 / calls, 2.62),
+                "argmax": quality(44 / calls, 2.55),
+                "drawn": quality(60 / calls, 2.64),
+                "matched": quality(80 / calls * math.exp(ratio), 2.61)
+                | {"log_ratio": ratio, "low": ratio - 0.05, "high": ratio + 0.05},
+            }
+            for calls, ratio in log_ratios.items()
+        }
+    }
+
+
 def metrics(rounds: int) -> list[dict[str, Any]]:
     rng = random.Random(1)
     plan = [("teacher", 0, 900, 6.2, 2.4), ("judge", 0, 450, 6.2, 3.1)]
@@ -164,6 +184,7 @@ def make_workdir(tmp_path: Path) -> Workdir:
         *,
         rounds: int = 3,
         log_ratio: float = -0.06,
+        coupled_log_ratios: dict[int, float] | None = None,
         evaluated: bool = True,
         change_results: Callable[[dict[str, Any]], object] | None = None,
         change_samples: Callable[[dict[str, Any]], object] | None = None,
@@ -176,6 +197,8 @@ def make_workdir(tmp_path: Path) -> Workdir:
         (directory / "metrics.jsonl").write_text(lines, encoding="utf-8")
         if evaluated:
             measured, drawn = results(rounds, log_ratio), samples(rounds)
+            if coupled_log_ratios:
+                measured["coupled"] = coupled(coupled_log_ratios)
             if change_results:
                 change_results(measured)
             if change_samples:

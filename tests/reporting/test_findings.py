@@ -51,6 +51,20 @@ def test_a_loss_is_called_a_loss(make_workdir):
     assert findings.headline == "At 8 steps the student writes 16\u202f% worse than its teacher"
 
 
+def test_a_noise_coupled_gain_stands_in_the_headline_at_the_calls_nearest_to_two(make_workdir):
+    findings = find(read_run(make_workdir(coupled_log_ratios={1: -0.8, 2: -0.5, 4: -0.1})))
+    assert findings.headline == (
+        "The student at 8 steps writes as well as its teacher at 13; "
+        "at 2 calls a noise-coupled student gains 39\u202f%"
+    )
+    assert findings.highlights[-2].name == "noise-coupled, 2 calls"
+
+
+def test_a_noise_coupled_student_that_may_be_no_better_is_not_in_the_headline(make_workdir):
+    findings = find(read_run(make_workdir(coupled_log_ratios={1: 0.1, 2: -0.02})))
+    assert findings.headline == "The student at 8 steps writes as well as its teacher at 13"
+
+
 def test_a_student_better_than_all_of_the_teacher_is_compared_with_its_best(make_workdir):
     findings = find(read_run(make_workdir(log_ratio=-0.4)))
     assert findings.headline.startswith(

@@ -20,7 +20,7 @@ RECORD = {
 
 @pytest.fixture
 def writers(make_workdir):
-    workdir = make_workdir(rounds=1)
+    workdir = make_workdir(rounds=1, coupled_log_ratios={1: -0.8, 2: -0.5})
     return {
         "quality": lambda path: write_quality(workdir, path),
         "race": lambda path: write_race(POINTS, 8, path),

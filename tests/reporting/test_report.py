@@ -50,25 +50,12 @@ def outline(page: str) -> Outline:
     return parser
 
 
-def quality(gen_ppl, entropy):
-    return {"gen_ppl": gen_ppl, "entropy": entropy}
-
-
-def test_a_noise_coupled_student_stands_in_a_table_of_its_own(make_workdir):
-    ratio = {"log_ratio": math.log(0.6), "low": math.log(0.55), "high": math.log(0.65)}
-    entry = {
-        "teacher": quality(40.0, 2.62),
-        "argmax": quality(22.0, 2.55),
-        "drawn": quality(30.0, 2.64),
-        "matched": quality(24.0, 2.61) | ratio,
-    }
-
-    def add(results):
-        results["coupled"] = {"calls": {"2": entry}}
-
-    page = write_report(make_workdir(change_results=add)).read_text(encoding="utf-8")
+def test_a_noise_coupled_student_has_a_section_with_a_figure_and_a_table(make_workdir):
+    path = write_report(make_workdir(coupled_log_ratios={1: -0.8, 2: math.log(0.6)}))
+    page = path.read_text(encoding="utf-8")
     assert "A student that sees its noise" in page
-    assert "−40\u202f% (95\u202f% −45\u202f% to −35\u202f%)" in page
+    assert "Perplexity at very few calls" in page
+    assert "−40\u202f% (95\u202f% −43\u202f% to −37\u202f%)" in page
 
 
 def test_the_page_is_complete_and_needs_no_network(make_workdir):

@@ -7,6 +7,7 @@ import pytest
 from sdtt_jax.reporting.layout import draw_panel
 from sdtt_jax.reporting.record import LossCurve, read_run
 from sdtt_jax.reporting.run_figures import (
+    few_calls_panel,
     forest_chart,
     gain_chart,
     loss_panel,
@@ -53,6 +54,23 @@ def test_a_value_that_was_not_measured_is_left_out(make_workdir):
     assert quality_panel(run, entropy=True).series[0].x == (4, 16, 32, 64)
     teacher = quality_panel(run).series[0]
     assert teacher.low[1] == teacher.y[1] < teacher.high[1]
+
+
+def test_few_calls_show_the_teacher_beside_the_noise_coupled_student_with_the_pairs_bars(
+    make_workdir,
+):
+    panel = few_calls_panel(read_run(make_workdir(coupled_log_ratios={1: -0.8, 2: -0.5})))
+    assert [s.label for s in panel.series] == ["teacher", "noise-coupled", "causal", "real text"]
+    teacher, student = panel.series[:2]
+    assert teacher.x == student.x == panel.x.ticks == (1.0, 2.0)
+    assert teacher.y == (80.0, 40.0)
+    assert student.y == pytest.approx((80 * math.exp(-0.8), 40 * math.exp(-0.5)))
+    assert student.low == pytest.approx((80 * math.exp(-0.85), 40 * math.exp(-0.55)))
+    assert student.high == pytest.approx((80 * math.exp(-0.75), 40 * math.exp(-0.45)))
+
+
+def test_a_run_without_a_noise_coupled_student_has_no_figure_of_few_calls(run):
+    assert few_calls_panel(run) is None
 
 
 def test_the_forest_has_an_interval_for_each_round_and_number_of_steps(run):

@@ -32,7 +32,7 @@ CLAIMS: Allowed = {
 
 def _config(_tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str) -> GPT2Config:
     """Our config for the hub's, which says all sizes."""
-    mapping, where = stored
+    mapping, where = stored.content, stored.where
     if not mapping:
         raise CheckpointError(
             f"{file} holds a GPT-2, whose sizes its config.json says: put that beside it."
@@ -80,7 +80,8 @@ def gpt2_table(config: GPT2Config) -> Table:
         *_conv(f"{block}.mlp.c_fc", "blocks/mlp/up", (d,), (hidden,)),
         *_conv(f"{block}.mlp.c_proj", "blocks/mlp/down", (hidden,), (d,)),
     ]
-    return Table(entries, config.num_layers, config.padded_vocab, ignored=BUFFERS)
+    tied = {"lm_head.weight": ANCHOR}
+    return Table(entries, config.num_layers, config.padded_vocab, ignored=BUFFERS, tied=tied)
 
 
 def _norm(name: str, path: str, d: int) -> list[Entry]:
@@ -102,10 +103,9 @@ def _conv(
 
 
 GPT2 = Layout(
-    kind=kinds.GPT2,
+    name=kinds.GPT2,
     anchor=ANCHOR,
     prefixes=("transformer.", ""),
     config=_config,
     table=gpt2_table,
-    tied={"lm_head.weight": ANCHOR},
 )

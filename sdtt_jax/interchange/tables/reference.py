@@ -226,14 +226,14 @@ def _shape(tensors: Mapping[str, Any], name: str, where: str, dims: int = 0) -> 
 
 
 DENOISER = Layout(
-    kind=kinds.DENOISER,
+    name=kinds.DENOISER,
     anchor=TIME_EMBEDDING,
     prefixes=PREFIXES,
     config=_denoiser_config,
     table=denoiser_table,
 )
 CAUSAL = Layout(
-    kind=kinds.CAUSAL,
+    name=kinds.CAUSAL,
     anchor=ANCHOR,
     prefixes=PREFIXES,
     config=_causal_config,

@@ -13,6 +13,7 @@ from sdtt_jax.networks.attention import dispatch
 from sdtt_jax.networks.attention.kernels import Grads, Saved
 from sdtt_jax.networks.attention.rotary import rotary_tables as rotary_tables
 from sdtt_jax.networks.attention.rotary import rotate as rotate
+from sdtt_jax.networks.attention.rotary import rotate_neighbours as rotate_neighbours
 
 ATTENTION = "attention"
 
@@ -26,12 +27,17 @@ def attend(
     log-sum-exp, which carry the name `ATTENTION` for a remat policy to save.
 
     Args:
-      query, key, value: `[batch, length, heads, head_dim]`.
+      query: `[batch, length, heads, head_dim]`.
+      key, value: `[batch, length, kv_heads, head_dim]`; each serves the next `heads / kv_heads` query heads.
       causal: position i sees positions 0 … i only.
 
     Returns:
       `[batch, length, heads, head_dim]`, dtype of `value`.
     """
+    group = query.shape[2] // key.shape[2]
+    if group > 1:
+        # Every form takes equal numbers of heads; keys and values are small beside what is made of them.
+        key, value = jnp.repeat(key, group, axis=2), jnp.repeat(value, group, axis=2)
     return _attend(query, key, value, causal, dispatch.matmul_precision())
 
 

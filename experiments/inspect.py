@@ -1,0 +1,72 @@
+"""Says what a checkpoint was taken for, and checks it on real text.
+
+  python -m experiments.inspect --checkpoint=smollm2
+  python -m experiments.inspect --checkpoint=OWNER/NAME --held_out=text.jsonl --output=x.json
+  python -m experiments.inspect --checkpoint=folder/ --mask_id=151666 --shift=true
+
+Of a network of the Llama family it prints the loss with and without shift, and with bidirectional and with
+causal attention. If that of the reading that was recognised is not by far the lowest, the checkpoint is
+something else than it was taken for.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from experiments.cli.app import check_flags, output_file, run_app
+from experiments.cli.fields import define_checkpoint, define_given, given_flags
+from sdtt_jax.config import positive
+from sdtt_jax.evaluation.inspection import losses, own_reading, recognised
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.texts import held_out, held_out_name
+from sdtt_jax.interchange.load import load
+from sdtt_jax.keys import purpose_key
+from sdtt_jax.paths import write_json
+
+_CHECKPOINT = define_checkpoint()
+define_given()
+_HELD_OUT = flags.DEFINE_string(
+    "held_out", "world_english_bible", "Real text: a file or folder, or a named set."
+)
+_TEXTS = flags.DEFINE_integer("texts", 8, "Texts that are read.")
+_TOKENS = flags.DEFINE_integer("tokens", 128, "Tokens of each at most.")
+_MASKINGS = flags.DEFINE_integer("num_maskings", 8, "Maskings, or pieces, of each text.")
+_OUTPUT = flags.DEFINE_string("output", None, "Also write what is printed to this JSON file.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Inspects as the flags ask."""
+    check_flags(argv, "checkpoint")
+    positive(**{f"--{flag.name}": flag.value for flag in (_TEXTS, _TOKENS, _MASKINGS)})
+    output = output_file(_OUTPUT.value)
+    model = load(str(_CHECKPOINT.value), **given_flags())
+    found = recognised(model)
+    for name, value in found.items():
+        lines = value.items() if isinstance(value, dict) else [("", value)]
+        for field, one in lines:
+            print(f"{name:<12}{field:<18}{one}")
+    if model.tokenizer is None:
+        print("There is no tokenizer, so that no text can be read.")
+    else:
+        length = min(_TOKENS.value, model.config.length)
+        settings = Settings(held_out=_HELD_OUT.value, length=length, held_out_texts=_TEXTS.value)
+        subject = Subject(model, settings)
+        tokens = held_out(subject)
+        print(f"\nloss on {held_out_name(subject)}, {len(tokens)} texts of {length} tokens:")
+        key = purpose_key(settings.seed, "evaluate.bound")
+        values = losses(model, tokens, key, num_maskings=_MASKINGS.value)
+        own, lowest = own_reading(model), min(values, key=lambda reading: values[reading])
+        for reading, value in values.items():
+            mark = "  as it was recognised" if reading == own else ""
+            print(f"  {reading!s:<30}{value:8.3f} nats per token{mark}")
+        found["losses"] = {str(reading): value for reading, value in values.items()}
+        found["recognised"], found["lowest"] = str(own), str(lowest)
+        if lowest != own:
+            print(f"The loss is lower when it is read as {lowest}: it may be that.")
+    if output is not None:
+        write_json(output, found)
+
+
+if __name__ == "__main__":
+    run_app(main)

@@ -1,0 +1,147 @@
+"""Whether a loaded model is what it was taken for: its loss on real text, read in every way that it might be.
+
+A checkpoint that is loaded wrongly (the other attention, predictions a position off) computes numbers like
+any other. Its loss says so at once: of the right reading it is the lowest, and by far.
+"""
+
+import dataclasses
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sdtt_jax.causal.nll import next_token_nll
+from sdtt_jax.diffusion.estimators import BoundConfig
+from sdtt_jax.evaluation.likelihood import text_bounds
+from sdtt_jax.evaluation.record import Json
+from sdtt_jax.model.batches import join, map_batches
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
+from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
+from sdtt_jax.networks.kinds import network_of
+from sdtt_jax.networks.llama import LlamaDenoiser, LlamaNetwork
+from sdtt_jax.ops.head_loss import selected_losses
+from sdtt_jax.typing import Params, PerSequence, Tokens
+
+BATCH = 8
+
+
+class Reading(NamedTuple):
+    """A way to read a network.
+
+    Attributes:
+      causal: a position sees those before it only.
+      shift: the logits of a position predict the token behind it.
+    """
+
+    causal: bool
+    shift: bool
+
+    def __str__(self) -> str:
+        attention = "causal" if self.causal else "bidirectional"
+        return f"{attention}, {'with' if self.shift else 'without'} shift"
+
+
+def recognised(model: Model | CausalModel) -> Json:
+    """What a model was taken for, JSON-ready; the parameters without the padding of the vocabulary."""
+    tokenizer, facts = model.tokenizer, model.facts
+    leaves = jax.tree_util.tree_leaves_with_path(model.params)
+    padding = model.config.padded_vocab - (model.config.vocab_size + isinstance(model, Model))
+    tables = sum(model.config.padded_vocab in x.shape for _, x in leaves)
+    return {
+        "path": facts["path"],
+        "layout": facts.get("layout", "sdtt_jax"),
+        "kind": facts["kind"],
+        "config": dataclasses.asdict(model.config),
+        "parameters": sum(x.size for _, x in leaves) - padding * tables * model.config.embed_dim,
+        "stored_as": facts.get("dtype", "F32"),
+        "mask_row": facts.get("mask_row"),
+        "tokenizer": tokenizer
+        and {
+            "kind": tokenizer.config.kind,
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+            "vocab_size": tokenizer.vocab_size,
+        },
+    }
+
+
+def own_reading(model: Model | CausalModel) -> Reading:
+    """How a model is read."""
+    if isinstance(model, CausalModel):
+        return Reading(causal=True, shift=True)
+    config: Any = model.config
+    return Reading(getattr(config, "causal", False), getattr(config, "shift", False))
+
+
+def losses(
+    model: Model | CausalModel, tokens: np.ndarray, key: jax.Array, *, num_maskings: int
+) -> dict[Reading, float]:
+    """The loss of real text under each reading, nats per token; under its own alone where there is one only.
+
+    Of a denoiser it is the bound, by masks drawn as in `text_bounds`, the same for all readings. Of a causal
+    model of the Llama family it is the cross-entropy of the last tokens of pieces of text, in whose places
+    other tokens are read: with bidirectional attention the network would else see what it is to predict.
+
+    Args:
+      model: a network of the Llama family has four readings.
+      tokens: `[texts, length]` int32.
+      key: PRNG key.
+      num_maskings: maskings of each text, or pieces into which it is cut.
+    """
+    readings = [own_reading(model)]
+    if isinstance(model.config, LlamaConfig):
+        readings = [Reading(*flags) for flags in itertools.product((False, True), repeat=2)]
+    if isinstance(model, CausalModel):
+        rows = _pieces(tokens, num_maskings)
+        return {reading: _causal_loss(model, reading, rows) for reading in readings}
+    config = BoundConfig("low-variance", num_maskings)
+    found = {}
+    for reading in readings:
+        read = _read_as(model, reading)
+        bounds = join(
+            [batch() for batch in text_bounds(read, tokens, key, config, batch_size=BATCH)]
+        )
+        found[reading] = float(bounds.nelbo.mean())
+    return found
+
+
+def _pieces(tokens: np.ndarray, count: int) -> np.ndarray:
+    """`count` pieces of half the length of each text: `[texts * count, length / 2]`."""
+    width = -(-tokens.shape[1] // 2)
+    ends = np.linspace(width, tokens.shape[1], count).round().astype(int)
+    return np.concatenate([tokens[:, end - width : end] for end in ends])
+
+
+def _read_as(model: Model, reading: Reading) -> Model:
+    if not isinstance(model.config, LlamaDenoiserConfig):
+        return model
+    config = dataclasses.replace(model.config, **reading._asdict())
+    return dataclasses.replace(model, denoiser=network_of(config))
+
+
+def _causal_loss(model: CausalModel, reading: Reading, tokens: np.ndarray) -> float:
+    function = functools.partial(_nll, model.network, reading)
+    return float(map_batches(function, model.params, tokens, BATCH).mean())
+
+
+@functools.partial(jax.jit, static_argnames=("network", "reading"))
+def _nll(
+    network: Any, reading: Reading, params: Params, index: jax.Array, tokens: Tokens
+) -> PerSequence:
+    """-log p of the last token of each row: `[rows]` float32."""
+    del index
+    last = jnp.broadcast_to(jnp.arange(tokens.shape[1]) == tokens.shape[1] - 1, tokens.shape)
+    if not isinstance(network, LlamaNetwork):
+        targets, before = jnp.roll(tokens, -1, axis=1), jnp.roll(last, -1, axis=1)
+        return next_token_nll(network, params, tokens, targets, before)[:, -2]
+    config = LlamaDenoiserConfig(**dataclasses.asdict(network.config), **reading._asdict())
+    # What stands there does not matter; the first token of the row does not say what the last one is.
+    hidden = LlamaDenoiser(config).hidden(params, jnp.where(last, tokens[:, :1], tokens))
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    head = network.head_params(params)
+    return selected_losses(network.logits, loss, head, hidden, last, tokens)[:, -1]

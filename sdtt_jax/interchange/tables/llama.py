@@ -1,0 +1,350 @@
+"""The Llama family: causal models and denoisers, by the hub's names, by OLMo's (LLaDA) and in GGUF files.
+
+What a checkpoint is called decides nothing. Biases, norms of queries and keys and an untied head are there if
+their tensors are. Whether the network is a denoiser, its MASK, and whether it predicts the next token come
+from its config where that says so, then from the family that the config names, and the user is asked where
+neither says.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.interchange.claims import Allowed, check_claims, claimed
+from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table
+from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
+
+# The sequences of a denoiser whose config allows very long ones.
+LONGEST_DENOISED = 1024
+
+
+class Names(NamedTuple):
+    """What one layout calls the tensors (without ".weight") and the fields of the config.
+
+    Attributes:
+      fields: our field to theirs, of which the first that is there counts.
+    """
+
+    embed: str
+    final: str
+    head: str
+    norm1: str
+    q: str
+    k: str
+    v: str
+    out: str
+    norm2: str
+    gate: str
+    up: str
+    down: str
+    q_norm: str
+    k_norm: str
+    fields: Mapping[str, tuple[str, ...]]
+
+
+_BLOCK, _ATTENTION = "model.layers.{layer}.", "model.layers.{layer}.self_attn."
+HUB = Names(
+    embed="model.embed_tokens",
+    final="model.norm",
+    head="lm_head",
+    norm1=f"{_BLOCK}input_layernorm",
+    q=f"{_ATTENTION}q_proj",
+    k=f"{_ATTENTION}k_proj",
+    v=f"{_ATTENTION}v_proj",
+    out=f"{_ATTENTION}o_proj",
+    norm2=f"{_BLOCK}post_attention_layernorm",
+    gate=f"{_BLOCK}mlp.gate_proj",
+    up=f"{_BLOCK}mlp.up_proj",
+    down=f"{_BLOCK}mlp.down_proj",
+    q_norm=f"{_ATTENTION}q_norm",
+    k_norm=f"{_ATTENTION}k_norm",
+    fields={
+        "num_layers": ("num_hidden_layers",),
+        "num_heads": ("num_attention_heads",),
+        "num_kv_heads": ("num_key_value_heads",),
+        "head_dim": ("head_dim",),
+        "norm_epsilon": ("rms_norm_eps",),
+        "rotary_base": ("rope_theta",),
+        "rotary_share": ("partial_rotary_factor",),
+        "length": ("max_position_embeddings",),
+    },
+)
+_BLOCK = "model.transformer.blocks.{layer}."
+OLMO = Names(
+    embed="model.transformer.wte",
+    final="model.transformer.ln_f",
+    head="model.transformer.ff_out",
+    norm1=f"{_BLOCK}attn_norm",
+    q=f"{_BLOCK}q_proj",
+    k=f"{_BLOCK}k_proj",
+    v=f"{_BLOCK}v_proj",
+    out=f"{_BLOCK}attn_out",
+    norm2=f"{_BLOCK}ff_norm",
+    gate=f"{_BLOCK}ff_proj",
+    up=f"{_BLOCK}up_proj",
+    down=f"{_BLOCK}ff_out",
+    q_norm=f"{_BLOCK}q_norm",
+    k_norm=f"{_BLOCK}k_norm",
+    fields={
+        "num_layers": ("n_layers",),
+        "num_heads": ("n_heads",),
+        "num_kv_heads": ("n_kv_heads",),
+        "norm_epsilon": ("rms_norm_eps",),
+        "rotary_base": ("rope_theta",),
+        "length": ("max_sequence_length",),
+    },
+)
+_BLOCK = "blk.{layer}."
+GGUF = Names(
+    embed="token_embd",
+    final="output_norm",
+    head="output",
+    norm1=f"{_BLOCK}attn_norm",
+    q=f"{_BLOCK}attn_q",
+    k=f"{_BLOCK}attn_k",
+    v=f"{_BLOCK}attn_v",
+    out=f"{_BLOCK}attn_output",
+    norm2=f"{_BLOCK}ffn_norm",
+    gate=f"{_BLOCK}ffn_gate",
+    up=f"{_BLOCK}ffn_up",
+    down=f"{_BLOCK}ffn_down",
+    q_norm=f"{_BLOCK}attn_q_norm",
+    k_norm=f"{_BLOCK}attn_k_norm",
+    fields={
+        "num_layers": ("block_count",),
+        "num_heads": ("head_count",),
+        "num_kv_heads": ("head_count_kv",),
+        "head_dim": ("key_length",),
+        "norm_epsilon": ("layer_norm_rms_epsilon",),
+        "rotary_base": ("freq_base",),
+        "length": ("context_length",),
+    },
+)
+
+
+class Family(NamedTuple):
+    """What is known of the models of one `model_type`.
+
+    Attributes:
+      causal: they are causal models.
+      shift: as denoisers they predict the next token.
+      mask_id: MASK, in their own numbering.
+    """
+
+    causal: bool
+    shift: bool = False
+    mask_id: int | None = None
+
+
+FAMILIES = {
+    "llama": Family(causal=True),
+    "qwen2": Family(causal=True),
+    "qwen3": Family(causal=True),
+    "dream": Family(causal=False, shift=True, mask_id=151_666),
+    "llada": Family(causal=False, mask_id=126_336),
+    "a2d-llama": Family(causal=False),
+    "a2d-qwen2": Family(causal=False),
+    "a2d-qwen3": Family(causal=False, mask_id=151_669),
+}
+# What else a config may say of these networks (null is nothing said); see `check_claims`.
+CLAIMS: Allowed = {
+    **dict.fromkeys(("hidden_act", "activation_type"), ("silu",)),
+    **dict.fromkeys(("mlp_bias", "include_bias", "use_sliding_window"), (False,)),
+    **dict.fromkeys(("alibi", "attention_layer_norm", "multi_query_attention"), (False,)),
+    "layer_norm_type": ("rms",),
+    "block_type": ("llama",),
+    "layer_types": ("full_attention",),
+    "rope_type": ("default",),
+    **dict.fromkeys(("rope_scaling", "scaling", "quantization_config", "expert_count"), ()),
+}
+
+
+def llama_table(names: Names, config: LlamaConfig) -> Table:
+    """Where each tensor goes.
+
+    Args:
+      names: of the layout.
+      config: of our network.
+    """
+    d, mlp, rows = config.embed_dim, config.mlp_dim, config.columns
+    heads, kv_heads = (config.num_heads, config.head_dim), (config.kv_heads, config.head_dim)
+
+    def linear(name: str, path: str, out: int, into: int, **how: Any) -> Entry:
+        shape = (out, into)
+        return Entry(f"{name}.weight", f"{path}/kernel", shape, transpose=True, **how)
+
+    def scale(name: str, path: str, size: int) -> Entry:
+        return Entry(f"{name}.weight", f"{path}/scale", (size,))
+
+    embed = f"{names.embed}.weight"
+    entries = [
+        Entry(embed, "embed/embedding", (rows, d), vocab_axis=0),
+        scale(names.final, "final", d),
+        scale(names.norm1, "blocks/norm1", d),
+        scale(names.norm2, "blocks/norm2", d),
+    ]
+    for name, letter, shape in (
+        (names.q, "q", heads),
+        (names.k, "k", kv_heads),
+        (names.v, "v", kv_heads),
+    ):
+        size, path = shape[0] * shape[1], f"blocks/attn_{letter}"
+        entries.append(linear(name, path, size, d, reshape=(d, *shape)))
+        if config.qkv_bias:
+            entries.append(Entry(f"{name}.bias", f"{path}/bias", (size,), reshape=shape))
+    entries.append(
+        linear(names.out, "blocks/attn_out", d, heads[0] * heads[1], reshape=(*heads, d))
+    )
+    if config.qk_norm:
+        entries += [
+            scale(names.q_norm, "blocks/q_norm", config.head_dim),
+            scale(names.k_norm, "blocks/k_norm", config.head_dim),
+        ]
+    entries += [
+        linear(names.gate, "blocks/mlp/gate", mlp, d),
+        linear(names.up, "blocks/mlp/up", mlp, d),
+        linear(names.down, "blocks/mlp/down", d, mlp),
+    ]
+    head, tied = f"{names.head}.weight", {}
+    if config.tied_head:
+        tied = {head: embed}
+    else:
+        entries.append(linear(names.head, "head/linear", rows, d, vocab_axis=0))
+    # Older exports carry their rotary frequencies along.
+    ignored = (f"{names.q.rsplit('.', 1)[0]}.rotary_emb.inv_freq",)
+    return Table(entries, config.num_layers, config.padded_vocab, ignored=ignored, tied=tied)
+
+
+def _config(
+    names: Names, tensors: Mapping[str, Any], prefix: str, stored: Stored, file: str
+) -> LlamaConfig:
+    """Our config, from the config beside the tensors and from the tensors themselves."""
+    if not stored.content:
+        raise CheckpointError(
+            f"{file} holds a network of the Llama family, of which its config.json counts the heads: put it "
+            "beside the file."
+        )
+    rows, embed = _shape(tensors, f"{prefix}{names.embed}.weight", file)
+    gate = f"{prefix}{names.gate}.weight".replace(LAYER, "0")
+    sizes: dict[str, Any] = {"vocab_size": rows, "embed_dim": embed}
+    sizes["mlp_dim"], _ = _shape(tensors, gate, file)
+    for field, theirs in names.fields.items():
+        value = _number(stored, theirs)
+        if value is not None:
+            sizes[field] = value
+    for field in ("num_layers", "num_heads", "length"):
+        if field not in sizes:
+            raise CheckpointError(
+                f"{stored.where}: field {names.fields[field][0]!r} is missing; this is not the config of a "
+                "network of the Llama family."
+            )
+    q, q_norm = (f"{prefix}{name}".replace(LAYER, "0") for name in (names.q, names.q_norm))
+    sizes["qkv_bias"] = f"{q}.bias" in tensors
+    sizes["qk_norm"] = f"{q_norm}.weight" in tensors
+    sizes["tied_head"] = claimed(
+        stored,
+        ("tie_word_embeddings", "weight_tying"),
+        lambda value: isinstance(value, bool),
+        "true or false",
+        f"{prefix}{names.head}.weight" not in tensors,
+    )
+    allowed = {**CLAIMS, **dict.fromkeys(("vocab_size", "embedding_size"), (rows,))}
+    if names is OLMO:
+        del allowed["vocab_size"]  # that of the tokenizer
+        allowed["rope"] = (True,)
+    try:
+        config = _of_kind(names, sizes, stored)
+    except ConfigError as error:
+        raise CheckpointError(f"{stored.where}: {error}") from None
+    allowed["dimension_count"] = (config.head_dim,)
+    check_claims(stored, "a network of the Llama family", file, allowed)
+    return config
+
+
+def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig:
+    """A causal network or a denoiser, as config, family and user say."""
+    given, family = stored.given, _family(names, stored)
+    if given.length is not None:
+        sizes["length"] = given.length
+    causal = given.causal
+    if causal is None:
+        causal = given.mask_id is None if family is None else family.causal
+    if family is None and given.causal is None and given.mask_id is None:
+        raise CheckpointError(
+            f"{stored.where} says model_type={stored.content.get('model_type')!r}, of which it is not known "
+            "whether it is a causal model or a denoiser: say causal=True, or causal=False with mask_id and "
+            "shift."
+        )
+    if causal:
+        return LlamaConfig(**sizes, rotary_pairs="neighbours" if names is GGUF else "halves")
+    if given.length is None:
+        sizes["length"] = min(sizes["length"], LONGEST_DENOISED)
+    shift = given.shift if family is None or given.shift is not None else family.shift
+    if shift is None:
+        raise CheckpointError(
+            f"{stored.where} does not say where the denoiser predicts a token: say shift=False, or "
+            "shift=True for the position before it."
+        )
+    rows = sizes["vocab_size"]
+    config = LlamaDenoiserConfig(**sizes | {"vocab_size": rows - 1}, shift=shift)
+    _mask_row(names, config, stored)
+    return config
+
+
+def _mask_row(names: Names, config: LlamaConfig, stored: Stored) -> int | None:
+    """MASK in the published numbering; None for a causal model."""
+    if not isinstance(config, LlamaDenoiserConfig):
+        return None
+    family, said = _family(names, stored), _number(stored, ("mask_token_id",))
+    known = (stored.given.mask_id, said, family and family.mask_id)
+    mask = next((value for value in known if value is not None), None)
+    if mask is None:
+        raise CheckpointError(
+            f"{stored.where} does not say which token is MASK (mask_token_id): say mask_id=…."
+        )
+    if not 0 <= mask < config.columns:
+        raise CheckpointError(
+            f"{stored.where}: MASK has the number {mask}, but the embedding {config.columns} rows."
+        )
+    return int(mask)
+
+
+def _family(names: Names, stored: Stored) -> Family | None:
+    if names is GGUF:
+        return FAMILIES["llama"]
+    name = str(stored.content.get("model_type")).lower()
+    return FAMILIES.get(name)
+
+
+def _number(stored: Stored, names: tuple[str, ...]) -> Any:
+    """The first number of one of these names; None where there is none."""
+
+    def is_number(value: Any) -> bool:
+        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+    return claimed(stored, names, is_number, "a number", None)
+
+
+def _shape(tensors: Mapping[str, Any], name: str, file: str) -> tuple[int, int]:
+    if name not in tensors:
+        raise CheckpointError(f"{file}: tensor {name} is missing; the file is incomplete.")
+    shape = tensors[name].shape
+    if len(shape) != 2:
+        raise CheckpointError(f"{file}: {name} has shape {list(shape)}; the file is damaged.")
+    return int(shape[0]), int(shape[1])
+
+
+def _layout(name: str, names: Names) -> Layout:
+    return Layout(
+        name=name,
+        anchor=f"{names.embed}.weight",
+        prefixes=("",),
+        config=lambda *found: _config(names, *found),
+        table=lambda config: llama_table(names, config),
+        mask_row=lambda config, stored: _mask_row(names, config, stored),
+    )
+
+
+LLAMA = _layout("llama", HUB)
+LLADA = _layout("llada", OLMO)
+LLAMA_GGUF = _layout("gguf", GGUF)

@@ -1,0 +1,78 @@
+"""The tokenizer that a published model comes with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from sdtt_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
+from sdtt_jax.data.tokenizer import HubTokenizer, Special
+from sdtt_jax.errors import CheckpointError, DataError
+from sdtt_jax.interchange.gguf import GgufTensors, gguf_tokenizer
+from sdtt_jax.interchange.hub import TOKENIZER_FILES
+from sdtt_jax.interchange.layouts import Published
+from sdtt_jax.interchange.tables.llama import LLADA, LLAMA
+from sdtt_jax.paths import read_json
+
+# Layouts whose models each have a tokenizer of their own.
+HUB_TOKENIZERS = (LLAMA, LLADA)
+
+
+def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
+    """The tokenizer of a published model; None where there is none that can be read.
+
+    Args:
+      model: as `open_published` found it.
+      folder: which may hold a tokenizer.json.
+
+    Raises:
+      CheckpointError: it is damaged, has more tokens than the model's embedding rows, or does not say what
+        begins or ends a text.
+    """
+    if isinstance(model.tensors, GgufTensors):
+        return gguf_tokenizer(model.tensors)
+    if model.layout not in HUB_TOKENIZERS:
+        gpt2 = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+        return gpt2 if gpt2.vocab_size == model.config.vocab_size else None
+    file, beside = (folder / name for name in TOKENIZER_FILES)
+    if not file.is_file():
+        return None
+    try:
+        content = file.read_bytes()
+        special = _special(model, tokenizers.Tokenizer.from_buffer(content), beside)
+        return HubTokenizer(TokenizerConfig(kind="hub"), "none", content, special)
+    except (DataError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # `tokenizers` raises no narrower class
+        raise CheckpointError(
+            f"{file} cannot be read ({error}); it is cut short or damaged: download it again."
+        ) from None
+
+
+def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) -> Special:
+    """BOS and EOS, by number in the model's config, or else by name in tokenizer_config.json."""
+    named: Any = read_json(beside, CheckpointError) if beside.is_file() else {}
+
+    def number(which: str) -> int | None:
+        found = model.stored.get(f"{which}_token_id")
+        found = found[0] if isinstance(found, list) and found else found
+        if isinstance(found, int):
+            return found
+        name = named.get(f"{which}_token")
+        name = name.get("content") if isinstance(name, dict) else name
+        return tokenizer.token_to_id(name) if isinstance(name, str) else None
+
+    bos, eos = number("bos"), number("eos")
+    if bos is None and eos is None:
+        raise CheckpointError(
+            f"{model.file}: neither config.json nor tokenizer_config.json beside it says which token ends a "
+            "text (eos_token_id)."
+        )
+    # Models that begin texts with nothing have been trained on texts that follow one another's end.
+    bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
+    assert bos is not None
+    assert eos is not None
+    return Special(model.config.columns, bos, eos, model.mask_row)

@@ -1,0 +1,213 @@
+"""The Llama family: one block for causal models and for denoisers, from Llama and SmolLM2 to LLaDA and Dream.
+
+RMS norms, attention whose key and value heads serve several query heads, rotary embeddings, and an MLP with a
+gate (arXiv 2302.13971, 2305.13245). `LlamaNetwork` is causal, with the interface and the cache of
+`CausalNetwork`; `LlamaDenoiser` is a denoiser. Both have the same parameters.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from sdtt_jax.networks.attention import attend, rotary_tables, rotate, rotate_neighbours
+from sdtt_jax.networks.base import Network
+from sdtt_jax.networks.cache import LayerPast, attend_causally
+from sdtt_jax.networks.causal import CausalNetwork, scan_blocks
+from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
+from sdtt_jax.networks.layers import (
+    Embedding,
+    Head,
+    Linear,
+    merged_heads,
+    parameter,
+    without_padding,
+)
+from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Tokens
+
+
+def _head_params(config: LlamaConfig, params: Params) -> Params:
+    name = "embed" if config.tied_head else "head"
+    return {name: params[name]}
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaNetwork(CausalNetwork):
+    """A causal network of the Llama family as pure functions of its parameters."""
+
+    config: LlamaConfig
+
+    @functools.cached_property
+    def _module(self) -> nn.Module:
+        return Llama(self.config)
+
+    def head_params(self, params: Params) -> Params:
+        return _head_params(self.config, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaDenoiser(Network):
+    """A denoiser of the Llama family as pure functions of its parameters.
+
+    Its logits have a column for MASK too, which means nothing: losses and samplers leave it out (SUBS).
+
+    Attributes:
+      config: sizes; vocabulary and length must be set.
+    """
+
+    config: LlamaDenoiserConfig
+
+    @functools.cached_property
+    def _module(self) -> nn.Module:
+        return Llama(self.config)
+
+    def init(self, key: Key) -> Params:
+        """Fresh parameters, each leaf boxed with its logical axes (`sdtt_jax.unbox` removes them)."""
+        return self._module.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+    def head_params(self, params: Params) -> Params:
+        """The part of `params` that `logits` reads: the head, or the embedding that it is tied to."""
+        return _head_params(self.config, params)
+
+    def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
+        """Final hidden states, that of position i being the one whose logits predict token i.
+
+        Where the network predicts the next token (`shift`), that is what it computes at position i - 1. The
+        first token has none before it and is predicted at its own position, which sees it as MASK, as Dream
+        does (arXiv 2508.15487). So losses, targets, samplers and bounds need to know nothing of it.
+
+        Args:
+          params: parameters, unboxed.
+          tokens: `[batch, length]` int32, MASK included.
+          sigma: not used: the network sees how much is masked.
+
+        Returns:
+          `[batch, length, embed]`, the compute dtype.
+        """
+        del sigma
+        hidden: Any = self._module.apply({"params": params}, tokens, method="hidden")
+        if self.config.shift:
+            hidden = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
+        return hidden
+
+
+class RMSNorm(nn.Module):
+    """Division by the root of the mean square, and a scale; computed in float32.
+
+    Attributes:
+      dim: features, all of the last axis.
+      epsilon: added to the mean square.
+      axis: logical name of the scale's axis.
+    """
+
+    dim: int
+    epsilon: float
+    axis: str = "embed"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = parameter(self, "scale", nn.initializers.ones, (self.axis,), (self.dim,))
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.square(wide).mean(axis=-1, keepdims=True)
+        return (wide * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(x.dtype)
+
+
+class GatedMlp(nn.Module):
+    """Two linear maps, the SiLU of one times the other, and a linear map back; without biases."""
+
+    dim: int
+    hidden: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def linear(name: str, sizes: tuple[int, int], axes: tuple[str, str]) -> Linear:
+            return Linear(sizes[:1], sizes[1:], axes, bias=False, dtype=self.dtype, name=name)
+
+        inwards, outwards = (self.dim, self.hidden), (self.hidden, self.dim)
+        gate = linear("gate", inwards, ("embed", "mlp"))(x)
+        up = linear("up", inwards, ("embed", "mlp"))(x)
+        return linear("down", outwards, ("mlp", "embed"))(jax.nn.silu(gate) * up)
+
+
+class LlamaBlock(nn.Module):
+    """Attention and MLP, each after a norm and added to its input."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, past: LayerPast | None, shared: tuple[jax.Array, jax.Array, Any]
+    ) -> tuple[jax.Array, LayerPast | None]:
+        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        *rotary, used = shared
+        y = RMSNorm(c.embed_dim, c.norm_epsilon, name="norm1")(x)
+        query = self._rotated(self._heads("q", c.num_heads, "heads")(y), "q", *rotary)
+        key = self._rotated(self._heads("k", c.kv_heads, "kv_heads")(y), "k", *rotary)
+        value = self._heads("v", c.kv_heads, "kv_heads")(y)
+        if c.is_causal:
+            mixed, new = attend_causally(query, key, value, past, used)
+        else:
+            mixed, new = attend(query, key, value), None
+        x = x + merged_heads(c, mixed, bias=False)
+
+        y = RMSNorm(c.embed_dim, c.norm_epsilon, name="norm2")(x)
+        x = x + GatedMlp(c.embed_dim, c.mlp_dim, dtype, name="mlp")(y)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
+
+    def _heads(self, name: str, count: int, axis: str) -> Linear:
+        c = self.config
+        shape, axes = (count, c.head_dim), ("embed", axis, "kv")
+        dtype = jnp.dtype(c.compute_dtype)
+        name = f"attn_{name}"
+        return Linear((c.embed_dim,), shape, axes, bias=c.qkv_bias, dtype=dtype, name=name)
+
+    def _rotated(self, x: jax.Array, name: str, cos: jax.Array, sin: jax.Array) -> jax.Array:
+        """Queries or keys, normalised where the config says so, their first features turned."""
+        c = self.config
+        if c.qk_norm:
+            x = RMSNorm(c.head_dim, c.norm_epsilon, "kv", name=f"{name}_norm")(x)
+        turn = rotate if c.rotary_pairs == "halves" else rotate_neighbours
+        if c.rotary_dim == c.head_dim:
+            return turn(x, cos, sin)
+        turned, rest = jnp.split(x, [c.rotary_dim], axis=-1)
+        return jnp.concatenate([turn(turned, cos, sin), rest], axis=-1)
+
+
+class Llama(nn.Module):
+    """Embedding, scanned blocks, final norm, head."""
+
+    config: LlamaConfig
+
+    def setup(self) -> None:
+        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        self.embed = Embedding(c.padded_vocab, c.embed_dim, dtype)
+        self.blocks = scan_blocks(LlamaBlock, c)
+        self.final = RMSNorm(c.embed_dim, c.norm_epsilon)
+        if not c.tied_head:
+            self.head = Head(c.embed_dim, c.columns, c.padded_vocab, dtype, bias=False)
+
+    def decode(
+        self, tokens: jax.Array, past: LayerPast | None, used: jax.Array | None
+    ) -> tuple[jax.Array, LayerPast | None]:
+        c = self.config
+        positions = jnp.arange(tokens.shape[1]) + (0 if used is None else used)
+        rotary = rotary_tables(positions, c.rotary_dim, c.rotary_base)
+        x = nn.with_logical_constraint(self.embed(tokens), ("batch", "length", "embed"))
+        x, new = self.blocks(x, past, (*rotary, used))
+        return self.final(x), new
+
+    def hidden(self, tokens: jax.Array) -> jax.Array:
+        return self.decode(tokens, None, None)[0]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        if self.config.tied_head:
+            return without_padding(self.embed.attend(hidden), self.config.columns)
+        return self.head(hidden)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return self.logits(self.hidden(tokens))

@@ -1,0 +1,72 @@
+"""A model read in every way that it might be. Oracles: its own bound, and its logits of plain prefixes."""
+
+import jax
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.estimators import BoundConfig
+from sdtt_jax.evaluation.inspection import Reading, losses, own_reading, recognised
+from sdtt_jax.evaluation.likelihood import text_bounds
+from sdtt_jax.networks import CausalConfig, CausalNetwork
+from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
+from sdtt_jax.networks.llama import LlamaDenoiser, LlamaNetwork
+from tests.worlds import as_causal, as_model, noisy_params
+
+SIZES = {"vocab_size": 7, "length": 8, "num_layers": 1, "embed_dim": 8, "num_heads": 2}
+TEXTS = np.random.default_rng(0).integers(0, 7, (3, 8)).astype(np.int32)
+KEY = jax.random.key(0)
+FOUR = [Reading(causal, shift) for causal in (False, True) for shift in (False, True)]
+
+
+NETWORKS = {
+    "llama": LlamaNetwork(LlamaConfig(**SIZES)),
+    "causal": CausalNetwork(CausalConfig(**SIZES)),
+}
+
+
+@pytest.mark.parametrize("own", FOUR, ids=str)
+def test_a_denoiser_has_its_own_bound_under_its_own_reading(own):
+    config = LlamaDenoiserConfig(**SIZES, causal=own.causal, shift=own.shift)
+    model = as_model(LlamaDenoiser(config), noisy_params(LlamaDenoiser(config), 1))
+    assert own_reading(model) == own
+    found = losses(model, TEXTS, KEY, num_maskings=2)
+    assert list(found) == FOUR
+    [batch] = text_bounds(model, TEXTS, KEY, BoundConfig("low-variance", 2), batch_size=8)
+    assert found[own] == pytest.approx(float(batch().nelbo.mean()), rel=1e-6)
+    assert len(set(found.values())) == 4
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_causal_model_predicts_the_last_tokens_of_pieces(kind):
+    """Two pieces of four tokens from each text: its first half and its second."""
+    model = as_causal(NETWORKS[kind], noisy_params(NETWORKS[kind], 1))
+    own = own_reading(model)
+    assert own == Reading(causal=True, shift=True)
+    found = losses(model, TEXTS, KEY, num_maskings=2)
+    pieces = np.concatenate([TEXTS[:, :4], TEXTS[:, 4:]])
+    log_probs = model.log_probs(pieces[:, :-1])[:, -1]
+    expected = -np.asarray(log_probs)[np.arange(6), pieces[:, -1]].mean()
+    assert found[own] == pytest.approx(expected, rel=1e-5)
+    assert list(found) == (FOUR if kind == "llama" else [own])
+
+
+def test_no_reading_of_a_causal_model_sees_what_it_predicts():
+    """The probabilities of all tokens that a piece might end with sum to one."""
+    model = as_causal(NETWORKS["llama"], noisy_params(NETWORKS["llama"], 1))
+    rows = np.repeat(TEXTS[:1, :4], 7, axis=0)
+    rows[:, -1] = np.arange(7)
+    # Of a text of 7 tokens, one piece: its first 4.
+    texts = np.pad(rows, ((0, 0), (0, 3)))
+    every = [losses(model, row[None], KEY, num_maskings=1) for row in texts]
+    for reading in FOUR:
+        assert sum(np.exp(-each[reading]) for each in every) == pytest.approx(1, rel=1e-5)
+
+
+def test_what_was_recognised_is_said():
+    config = LlamaDenoiserConfig(**SIZES, tied_head=True)
+    network = LlamaDenoiser(config)
+    found = recognised(as_model(network, noisy_params(network, 1)))
+    # 8 rows with MASK; 4 projections, 3 matrices of the MLP, 3 norms.
+    assert found["parameters"] == 8 * 8 + 4 * 8 * 8 + 3 * 8 * 32 + 3 * 8
+    assert found["config"]["tied_head"]
+    assert found["tokenizer"] is None

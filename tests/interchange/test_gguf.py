@@ -1,0 +1,234 @@
+"""GGUF files, written with gguf's own writer. Oracle: tests/plain_llama.py on weights dequantised here."""
+
+import json
+import sys
+
+import gguf
+import numpy as np
+import pytest
+from tokenizers import pre_tokenizers
+
+import sdtt_jax
+from sdtt_jax.errors import CheckpointError
+from tests import plain_llama
+from tests.experiments.processes import call
+from tests.plain_llama import Plain
+
+PLAIN = Plain(heads=4, kv_heads=2, head_dim=8, epsilon=1e-3, base=500.0, neighbours=True)
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+MERGES = ["t h", "th e", "Ġ the", "Ġ i", "Ġi n"]
+TOKENS = [
+    *SPECIAL,
+    *sorted(pre_tokenizers.ByteLevel.alphabet()),
+    *(m.replace(" ", "") for m in MERGES),
+]
+LAYERS, EMBED, MLP = 2, 32, 64
+NAMES = {
+    "norm1": "attn_norm",
+    "q": "attn_q",
+    "k": "attn_k",
+    "v": "attn_v",
+    "o": "attn_output",
+    "norm2": "ffn_norm",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+}
+QUANTISED = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def weights(*, tied=True):
+    return plain_llama.random_weights(
+        3, PLAIN, layers=LAYERS, embed=EMBED, mlp=MLP, rows=len(TOKENS), tied=tied
+    )
+
+
+def tensors(weights):
+    found = {"token_embd.weight": weights["embed"], "output_norm.weight": weights["final"]}
+    if "head" in weights:
+        found["output.weight"] = weights["head"]
+    for i, layer in enumerate(weights["layers"]):
+        found |= {f"blk.{i}.{NAMES[name]}.weight": array for name, array in layer.items()}
+    return found
+
+
+def write(path, weights, kind="F32", *, architecture="llama", change=None, more=(), less=()):
+    """A file whose matrices in the blocks are quantised."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(64)
+    writer.add_embedding_length(EMBED)
+    writer.add_feed_forward_length(MLP)
+    writer.add_head_count(PLAIN.heads)
+    writer.add_head_count_kv(PLAIN.kv_heads)
+    writer.add_layer_norm_rms_eps(PLAIN.epsilon)
+    writer.add_rope_freq_base(PLAIN.base)
+    writer.add_rope_dimension_count(PLAIN.head_dim)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL)))
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    if change is not None:
+        change(writer)
+    named = {name: x for name, x in tensors(weights).items() if name not in less} | dict(more)
+    quantised = tuple(f"{NAMES[name]}.weight" for name in QUANTISED)
+    for name, array in named.items():
+        if name.endswith(quantised) and kind != "F32":
+            raw = gguf.GGMLQuantizationType[kind]
+            writer.add_tensor(name, gguf.quants.quantize(array, raw), raw_dtype=raw)
+        else:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def dequantised(array, kind):
+    """By the formats' definitions: blocks of 32 numbers with a scale, of Q4_1 an offset too, in halves."""
+    if kind in ("F32", "F16"):
+        return array.astype(kind.replace("F", "float")).astype(np.float32)
+    data = gguf.quants.quantize(array, gguf.GGMLQuantizationType[kind])
+    if kind == "BF16":
+        bits = data.view(np.uint16).astype(np.uint32) << 16
+        return bits.view(np.float32).reshape(array.shape)
+    heads = {"Q8_0": 2, "Q4_0": 2, "Q4_1": 4}[kind]
+    size = heads + (32 if kind == "Q8_0" else 16)
+    blocks = data.reshape(-1, size)
+    scale, *offset = blocks[:, :heads].copy().view(np.float16).astype(np.float32).T
+    if kind == "Q8_0":
+        numbers = blocks[:, heads:].copy().view(np.int8).astype(np.float32)
+    else:
+        nibbles = blocks[:, heads:]
+        numbers = np.concatenate([nibbles & 15, nibbles >> 4], axis=1).astype(np.float32)
+    if kind == "Q4_0":
+        numbers -= 8
+    values = scale[:, None] * numbers + (offset[0][:, None] if offset else 0)
+    return values.reshape(array.shape)
+
+
+IDS = np.random.default_rng(0).integers(0, len(TOKENS), (2, 7)).astype(np.int32)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+def test_logits_are_those_of_the_plain_twin(tmp_path, kind):
+    plain = weights(tied=kind != "F32")
+    model = sdtt_jax.load(write(tmp_path / "model.gguf", plain, kind))
+    assert model.facts["kind"] == "llama"
+    for layer in plain["layers"]:
+        layer |= {name: dequantised(layer[name], kind) for name in QUANTISED}
+    for row, ids in zip(model.logits(IDS), IDS, strict=True):
+        np.testing.assert_allclose(row, plain_llama.logits(plain, PLAIN, ids), atol=1e-4)
+
+
+def test_text_is_read_by_the_tokens_and_merges_of_the_file(tmp_path):
+    """Oracle: BPE by hand. Digits stand alone, special tokens in a text are kept, numbers are positions."""
+    tokenizer = sdtt_jax.load(write(tmp_path / "model.gguf", weights())).tokenizer
+    pieces = [TOKENS[i] for i in tokenizer.encode("<|im_start|>then 42 in the é")]
+    assert pieces == [
+        "<|im_start|>", "the", "n", "Ġ", "4", "2", "Ġin", "Ġthe", "Ġ", "Ã", "©",
+    ]  # fmt: skip
+    assert tokenizer.decode(tokenizer.encode("then 42 in the é\n")) == "then 42 in the é\n"
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (1, 2, len(TOKENS))
+    assert len(tokenizer.encode("")) == 0
+
+
+def test_it_is_saved_and_loaded_again_with_its_tokenizer(tmp_path):
+    from sdtt_jax.interchange.export import export_orbax, export_reference
+
+    model = sdtt_jax.load(write(tmp_path / "model.gguf", weights(), "Q8_0"))
+    export_orbax(model, tmp_path / "ours")
+    again = sdtt_jax.load(tmp_path / "ours")
+    assert again.config == model.config
+    assert again.tokenizer.digest == model.tokenizer.digest
+    np.testing.assert_array_equal(
+        again.tokenizer.encode("in the 7"), model.tokenizer.encode("in the 7")
+    )
+    np.testing.assert_array_equal(again.logits(IDS), model.logits(IDS))
+    with pytest.raises(CheckpointError, match="a GGUF file, which is not written"):
+        export_reference(model, tmp_path / "theirs")
+
+
+def test_another_tokenizer_leaves_a_model_of_tokens(tmp_path):
+    def other(writer):
+        writer.kv_data[0]["tokenizer.ggml.pre"].value = "qwen2"
+
+    model = sdtt_jax.load(write(tmp_path / "model.gguf", weights(), change=other))
+    assert model.tokenizer is None
+    assert model.logits(IDS).shape == (2, 7, len(TOKENS))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
+def test_a_file_that_was_cut_short_is_one_sentence(tmp_path, share):
+    path = write(tmp_path / "model.gguf", weights())
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match=r"model\.gguf cannot be read as GGUF .*cut short"):
+        sdtt_jax.load(path)
+
+
+def scaled(writer):
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"architecture": "gemma"}, "architecture 'gemma'; only 'llama' is read"),
+        ({"less": ["blk.1.ffn_up.weight"]}, r"1 tensors are missing: blk\.1\.ffn_up\.weight"),
+        (
+            {"more": {"rope_freqs.weight": np.ones(4, np.float32)}.items()},
+            r"1 tensors are not part of this model: rope_freqs\.weight",
+        ),
+        (
+            {"more": {"blk.0.attn_k.weight": np.ones((16, 32), np.int8)}.items()},
+            r"blk\.0\.attn_k\.weight is I8, which cannot be dequantised",
+        ),
+        (
+            {"more": {"blk.0.attn_k.weight": np.ones((8, 32), np.float32)}.items()},
+            r"blk\.0\.attn_k\.weight has shape \[8, 32\], but this model needs \[16, 32\]",
+        ),
+        ({"change": scaled}, "says scaling.type='linear'"),
+    ],
+    ids=["architecture", "missing", "extra", "type", "shape", "scaled"],
+)
+def test_what_is_no_such_network_is_named(tmp_path, how, said):
+    path = write(tmp_path / "model.gguf", weights(), **how)
+    with pytest.raises(CheckpointError, match=said):
+        sdtt_jax.load(path)
+
+
+def test_the_package_that_reads_them_is_named_where_it_is_missing(tmp_path, monkeypatch):
+    path = write(tmp_path / "model.gguf", weights())
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(CheckpointError, match="which the package gguf reads: pip install gguf"):
+        sdtt_jax.load(path)
+
+
+def test_facts_are_plain(tmp_path):
+    """They go into results and checkpoints as JSON."""
+    assert json.dumps(sdtt_jax.load(write(tmp_path / "model.gguf", weights())).facts)
+
+
+def test_the_command_says_what_it_is_and_reads_text_with_it(tmp_path):
+    path, output = write(tmp_path / "model.gguf", weights()), tmp_path / "found.json"
+    text = tmp_path / "text.txt"
+    text.write_text("in the 7 then " * 40)
+    done = call(
+        "inspect",
+        f"--checkpoint={path}",
+        f"--held_out={text}",
+        "--tokens=16",
+        "--num_maskings=1",
+        f"--output={output}",
+    )
+    assert done.status == 0, done.stderr
+    found = json.loads(output.read_text())
+    assert (found["layout"], found["kind"]) == ("gguf", "llama")
+    assert found["recognised"] == "causal, with shift"
+    assert len(found["losses"]) == 4
+    assert "causal, with shift" in done.stdout

