@@ -1,8 +1,8 @@
 """Students of the other distillers on an enumerated world, measured by the exact law of their samples.
 
 Each is a table of predictions, or of a mixture one for each value of its latent, whose law needs no sampling.
-All have the noise-coupled student's sizes, and begin as a network that has copied the true denoiser.
-Hundreds of steps are one dispatch, sequences of the chain being drawn within.
+All have the same sizes, and begin as a network that has copied the true denoiser. Hundreds of steps are one
+dispatch, sequences of the chain being drawn within.
 """
 
 import dataclasses
@@ -56,6 +56,7 @@ class OthersConfig:
     """Settings in the built-in world.
 
     Attributes:
+      num_layers, embed_dim, num_heads, batch_size: of each student.
       num_steps: of each student; one is trained for each number of calls where the loss knows of it.
       copy_steps: that copy the true denoiser first.
       copy_rate, learning_rate: Adam's peak rates.
@@ -66,6 +67,10 @@ class OthersConfig:
       slow_rate: peak rate of the two adversarial ones.
     """
 
+    num_layers: int = 2
+    embed_dim: int = 32
+    num_heads: int = 2
+    batch_size: int = 128
     num_steps: int = 2000
     copy_steps: int = 1000
     copy_rate: float = 3e-3
@@ -105,7 +110,22 @@ def make_bench(
     config: OthersConfig,
     progress: ProgressFactory,
 ) -> Bench:
-    """A bench whose start is a network that has copied the true denoiser."""
+    """A bench whose start is a network that has copied the true denoiser.
+
+    Args:
+      truth: the world, enumerated.
+      calls: numbers of network calls to measure at.
+      sizes: whose seed, number of samples and share of fully masked states are taken.
+      config: the students.
+      progress: makes what shows the progress of a stage, from its title and number of steps.
+    """
+    sizes = dataclasses.replace(
+        sizes,
+        num_layers=config.num_layers,
+        embed_dim=config.embed_dim,
+        num_heads=config.num_heads,
+        batch_size=config.batch_size,
+    )
 
     @functools.cache
     def start() -> Params:

@@ -25,18 +25,23 @@ from tests.worlds import noisy_params
 WORLD = World((0.5, 0.5), ((0.9, 0.1), (0.2, 0.8)), 3, (0.1, 0.2), name="weather")
 TRUTH = Truth.of(WORLD)
 CHAIN = chain_of(TRUTH)
-SIZES = CoupledStudentConfig(
-    num_layers=1, embed_dim=32, num_heads=2, batch_size=64, num_samples=60_000, seed=1
-)
+SIZES = CoupledStudentConfig(num_layers=1, embed_dim=32, num_heads=2, num_samples=60_000, seed=1)
 CONFIG = OthersConfig(
-    num_steps=200, copy_steps=200, learning_rate=3e-3, values=2, teacher_calls=6, layer=1
+    num_layers=1,
+    batch_size=64,
+    num_steps=300,
+    copy_steps=1000,
+    learning_rate=3e-3,
+    values=2,
+    teacher_calls=6,
+    layer=1,
 )
 
 
 @pytest.fixture(scope="module")
 def asked():
-    bench = make_bench(TRUTH, (1, 2), SIZES, CONFIG, make_progress)
-    return Asked(TRUTH, (), (1, 2), SIZES, make_progress, bench)
+    bench = make_bench(TRUTH, (1,), SIZES, CONFIG, make_progress)
+    return Asked(TRUTH, (), (1,), SIZES, make_progress, bench)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,7 @@ def test_a_mixtures_law_is_that_of_its_counted_samples():
     """131,072 samples of a network without training; standard errors below 0.003."""
     sizes = dataclasses.replace(SIZES, noise=NoiseConfig(LATENT, values=3))
     student = make_coupled_diffusion(WORLD, sizes)
-    params = noisy_params(student.denoiser.network, 2, spread=0.5)
+    params = noisy_params(student.denoiser.network, 2, spread=0.3)
     bench = make_bench(TRUTH, (2,), sizes, CONFIG, make_progress)
     exact = law_measures(law_of(bench, student, params, 2), CHAIN, 3)
     counted = sampled_measures(WORLD, student, params, CHAIN, [2], sizes, temperature=1.0)["2"]
@@ -74,10 +79,11 @@ def test_a_mixture_passes_below_the_factorised_teacher(asked, teacher):
 
 
 def test_alpha_seeks_modes(asked, teacher):
-    """Nearer to the chain in what it writes, by writing less."""
+    """The best law by direct search (BFGS over the six probabilities) has entropy 0.13 and the reverse KL 3.57."""
     found = measure_distillers(("alpha",), asked)["alpha"]["1"]
-    assert found["kl"] < teacher["1"]["kl"] - 0.02
-    assert found["entropy"] < teacher["1"]["entropy"] - 0.02
+    assert found["entropy"] == pytest.approx(0.13, abs=0.1)
+    assert found["kl_reverse"] > 2.5
+    assert teacher["1"]["entropy"] > 0.6
 
 
 def test_masks_help_only_where_the_teachers_draws_depend_on_them(asked, teacher):
@@ -99,6 +105,6 @@ def test_noise_that_a_network_does_not_see_says_nothing():
 @pytest.mark.parametrize("name", ["mmd", "idlm"])
 def test_the_others_train_and_are_measured(asked, name):
     found = measure_distillers((name,), asked)[name]
-    assert set(found) == {"1", "2"}
+    assert set(found) == {"1"}
     assert all(np.isfinite(list(measures.values())).all() for measures in found.values())
     assert DISTILLERS[name].trains
