@@ -79,7 +79,7 @@ def test_a_mixture_passes_below_the_factorised_teacher(asked, teacher):
 
 
 def test_alpha_seeks_modes(asked, teacher):
-    """The best law by direct search (BFGS over the six probabilities) has entropy 0.13 and the reverse KL 3.57."""
+    """The best law by direct search (BFGS over the six probabilities): entropy 0.13, reverse KL 3.57."""
     found = measure_distillers(("alpha",), asked)["alpha"]["1"]
     assert found["entropy"] == pytest.approx(0.13, abs=0.1)
     assert found["kl_reverse"] > 2.5
