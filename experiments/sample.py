@@ -23,7 +23,14 @@ from absl import flags
 
 from experiments.cli.app import check_flags, join_processes, json_lines, output_file, run_app
 from experiments.cli.devices import chosen_mesh
-from experiments.cli.fields import define_checkpoint, define_flags, from_flags, show_in_help
+from experiments.cli.fields import (
+    define_checkpoint,
+    define_flags,
+    define_given,
+    from_flags,
+    given_flags,
+    show_in_help,
+)
 from experiments.cli.watch import watch
 from sdtt_jax.config import positive, require
 from sdtt_jax.diffusion.sampler import SamplerConfig
@@ -36,6 +43,10 @@ from sdtt_jax.model.prompts import ended, reading_notes
 from sdtt_jax.parallel import processes
 
 _CHECKPOINT = define_checkpoint()
+define_given()
+_LENGTH = flags.DEFINE_integer(
+    "length", None, "Tokens of a text, for a published denoiser of the Llama family."
+)
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Reverse steps, or network calls.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "How many texts.")
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "Text to continue; once, or once for each text")
@@ -64,7 +75,12 @@ def main(argv: Sequence[str]) -> None:
     require(
         not _WATCH.value or jax.process_count() == 1, "--watch is for one process; leave it out."
     )
-    model = load_denoiser(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value, mesh=chosen_mesh())
+    model = load_denoiser(
+        str(_CHECKPOINT.value),
+        compute_dtype=_DTYPE.value,
+        mesh=chosen_mesh(),
+        **given_flags(length=_LENGTH.value),
+    )
     x_init = processes.to_host(
         model.prior(_NUM_SAMPLES.value, _texts(_PROMPT.value), _texts(_INFILL.value))
     )

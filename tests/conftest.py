@@ -1,5 +1,6 @@
 """Options of the whole test suite."""
 
+import gc
 import itertools
 import json
 import os
@@ -15,20 +16,31 @@ from tests.sharing import once  # imports no JAX
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "jax")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# The least is worth a file: most programs are single operations, of which a hit takes half the time, and
+# every process that the tests start compiles some hundred of them.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # Most of the time goes into compiling small programs, so XLA's optimizations of them are left out, and its
 # emitters of fused loops, which take longer than the rest of the compiler: a step of distillation on eight
 # devices compiles in 2.9 s of CPU time; with the optimizations in 6.7, the emitters in 8.9, both in 12.5.
-# The programs that tests start inherit this; tests/parity compiles as users do. XLA of jaxlib 0.11 and later
-# has no other emitters, and ends a program that asks for them.
+# Nor is a program cut into pieces for several threads, which takes a quarter more CPU time: the tests have
+# a process for each core. The programs that tests start inherit this; tests/parity compiles as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-EMITTERS = "--xla_cpu_use_fusion_emitters"
-_HAS_OTHER_EMITTERS = tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11)
-if _HAS_OTHER_EMITTERS and EMITTERS not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EMITTERS}=false".strip()
+XLA_FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    # Later ones have no other emitters, and end a program that asks for them.
+    XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+_GIVEN = os.environ.get("XLA_FLAGS", "").split()
+os.environ["XLA_FLAGS"] = " ".join([*(flag for flag in XLA_FLAGS if flag not in _GIVEN), *_GIVEN])
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

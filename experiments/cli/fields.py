@@ -36,9 +36,9 @@ def define_given() -> None:
     flags.DEFINE_integer("mask_id", None, "The token of a denoiser that is MASK.")
 
 
-def given_flags() -> dict[str, Any]:
-    """What the flags of `define_given` say of a network, as `load` takes it."""
-    return {name: flags.FLAGS[name].value for name in ("causal", "shift", "mask_id")}
+def given_flags(**more: Any) -> dict[str, Any]:
+    """What the flags of `define_given` say of a network, and what else is said, as `load` takes it."""
+    return {name: flags.FLAGS[name].value for name in ("causal", "shift", "mask_id")} | more
 
 
 def show_in_help(*names: str) -> None:

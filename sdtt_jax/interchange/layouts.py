@@ -27,8 +27,9 @@ from sdtt_jax.interchange.tables.llama import LLADA, LLAMA, LLAMA_GGUF
 from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
 from sdtt_jax.paths import read_json
 
+LLAMA_LAYOUTS = (LLAMA, LLADA, LLAMA_GGUF)
 # In the order in which they are tried: a denoiser has the causal baseline's tensors too.
-LAYOUTS = {layout.name: layout for layout in (DENOISER, CAUSAL, GPT2, LLAMA, LLADA, LLAMA_GGUF)}
+LAYOUTS = {layout.name: layout for layout in (DENOISER, CAUSAL, GPT2, *LLAMA_LAYOUTS)}
 
 
 class Published(NamedTuple):
@@ -43,6 +44,7 @@ class Published(NamedTuple):
       file: that errors name.
       dtype: of the tensors, by safetensors' name.
       mask_row: MASK in the published numbering of tokens, where it is not the last.
+      given: what the user says of it.
     """
 
     layout: Layout
@@ -53,6 +55,7 @@ class Published(NamedTuple):
     file: str
     dtype: str = "F32"
     mask_row: int | None = None
+    given: Given = NOTHING_GIVEN
 
 
 def is_published(path: Path) -> bool:
@@ -116,10 +119,17 @@ def recognised(
     Raises:
       CheckpointError: naming the tensor or field that does not belong to such a model.
     """
+    if stored.given != NOTHING_GIVEN and layout not in LLAMA_LAYOUTS:
+        raise CheckpointError(
+            f"{file} is of the layout {layout.name!r}, whose networks are of one kind; leave out "
+            f"{', '.join(stored.given.said)}."
+        )
     prefix = find_prefix(tensors, layout.anchor, layout.prefixes, file)
     config = layout.config(tensors, prefix, stored, file)
     mask_row, dtype = layout.mask_row(config, stored), getattr(tensors, "dtype", "F32")
-    return Published(layout, tensors, prefix, config, stored.content, file, dtype, mask_row)
+    return Published(
+        layout, tensors, prefix, config, stored.content, file, dtype, mask_row, stored.given
+    )
 
 
 def published_params(model: Published, place: Place | None = None) -> dict[str, Any]:

@@ -100,6 +100,10 @@ def load(
         folder = where if where.is_dir() else where.parent
         published = open_published(where, None, said)
         return _published(published, folder, str(where), mesh, compute_dtype)
+    if said.said:
+        raise CheckpointError(
+            f"{', '.join(said.said)} is for published networks of the Llama family; {text} is none."
+        )
     return _own(where, mesh, compute_dtype)
 
 
@@ -109,6 +113,7 @@ def load_denoiser(
     *,
     mesh: Mesh | None = None,
     compute_dtype: str | None = None,
+    **given: Any,
 ) -> Model:
     """`load` where only a denoiser will do.
 
@@ -117,11 +122,12 @@ def load_denoiser(
       revision: of a repository, where `path` does not say it.
       mesh: spreads the parameters over it; the first device if None.
       compute_dtype: of the activations; what the model was trained with if None.
+      **given: of a network of the Llama family, the fields of `Given`.
 
     Raises:
       CheckpointError: nothing there, nothing that can be loaded, or a causal model.
     """
-    model = load(path, revision, mesh=mesh, compute_dtype=compute_dtype)
+    model = load(path, revision, mesh=mesh, compute_dtype=compute_dtype, **given)
     if isinstance(model, CausalModel):
         raise CheckpointError(
             f"{path} holds a causal model, which writes token by token; this needs a denoiser: a round, a "

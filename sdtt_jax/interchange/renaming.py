@@ -98,6 +98,11 @@ class Given(NamedTuple):
     mask_id: int | None = None
     length: int | None = None
 
+    @property
+    def said(self) -> list[str]:
+        """The names of what is said."""
+        return [name for name, value in self._asdict().items() if value is not None]
+
 
 NOTHING_GIVEN = Given()
 

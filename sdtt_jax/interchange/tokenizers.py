@@ -54,6 +54,12 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
 
 def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) -> Special:
     """BOS and EOS, by number in the model's config, or else by name in tokenizer_config.json."""
+    mask = model.mask_row
+    if mask is not None and model.given.mask_id is None and tokenizer.id_to_token(mask) is None:
+        raise CheckpointError(
+            f"{model.file}: token {mask} is to be MASK, but tokenizer.json beside it has no such token; say "
+            "mask_id=… if it is right or another."
+        )
     named: Any = read_json(beside, CheckpointError) if beside.is_file() else {}
 
     def number(which: str) -> int | None:
@@ -75,4 +81,4 @@ def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) ->
     bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
     assert bos is not None
     assert eos is not None
-    return Special(model.config.columns, bos, eos, model.mask_row)
+    return Special(model.config.columns, bos, eos, mask)

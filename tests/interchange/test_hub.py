@@ -10,6 +10,7 @@ import pytest
 
 from tests.experiments.processes import ROOT
 from tests.interchange.hub_server import TOKEN, serving
+from tests.interchange.test_llama_layouts import repository, vocabulary
 
 
 @pytest.fixture
@@ -94,3 +95,20 @@ def test_a_name_that_is_no_repository_is_refused(hub, published, tmp_path):
     done = python(hub, tmp_path, "-m", "experiments.export", *flags)
     assert done.returncode == 2
     assert "--push=nonsense is not OWNER/NAME" in done.stderr
+
+
+def test_several_files_come_with_their_tokenizer(hub, tmp_path):
+    """A denoiser of the Llama family; what is loaded is what its folder holds."""
+    folder = repository(tmp_path / "m", "dream", shards=2)
+    vocabulary({chr(97 + i): i for i in range(17)}).save(str(folder / "tokenizer.json"))
+    hub.files["me/dream"] = {file.name: file.read_bytes() for file in folder.iterdir()}
+    code = (
+        "import sdtt_jax; m = sdtt_jax.load('me/dream', length=6); t = m.tokenizer;"
+        "print(m.facts['kind'], m.config.shift, m.config.length, t.decode(t.encode('d e')))"
+    )
+    loaded = python(hub, tmp_path, "-c", code)
+    assert loaded.stdout.split() == ["llama-denoiser", "True", "6", "d", "e"], loaded.stderr
+    del hub.files["me/dream"]["model-00002-of-00002.safetensors"]
+    hub.files["me/part"] = hub.files["me/dream"]
+    missing = python(hub, tmp_path, "-c", "import sdtt_jax; sdtt_jax.load('me/part')")
+    assert "me/part lacks model-00002-of-00002.safetensors" in missing.stderr

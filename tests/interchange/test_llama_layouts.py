@@ -252,6 +252,13 @@ class TestWhatTheUserSays:
             sdtt_jax.load(folder, **given)
 
 
+def test_what_is_said_of_another_network_is_refused(golden):
+    with pytest.raises(CheckpointError, match=r"layout 'gpt2'.*leave out causal, length"):
+        sdtt_jax.load(golden / "gpt2_tiny", causal=False, length=3)
+    with pytest.raises(CheckpointError, match="shift is for published networks of the Llama fam"):
+        sdtt_jax.load(golden, shift=True)
+
+
 def vocabulary(words):
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="a"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -284,6 +291,13 @@ class TestTokenizers:
         self.put(folder, {f"w{i}": i for i in range(ROWS + 2)})
         with pytest.raises(CheckpointError, match="25 tokens, but the model's embedding 20 rows"):
             sdtt_jax.load(folder)
+
+    def test_mask_is_a_token_unless_the_user_says_so(self, tmp_path):
+        folder = repository(tmp_path / "m", "dream")
+        self.put(folder, {word: i for word, i in self.WORDS.items() if i != MASK} | {"<mask>": 19})
+        with pytest.raises(CheckpointError, match=f"token {MASK} is to be MASK, but tokenizer"):
+            sdtt_jax.load(folder)
+        assert sdtt_jax.load(folder, mask_id=MASK).tokenizer is not None
 
     def test_no_end_of_text_is_asked_for(self, tmp_path):
         folder = repository(tmp_path / "m", "llama", bos_token_id=None, eos_token_id=None)

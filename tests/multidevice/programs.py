@@ -24,11 +24,12 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.networks.config import DenoiserConfig
+from sdtt_jax.networks.config import DenoiserConfig, LlamaDenoiserConfig
 from sdtt_jax.networks.denoiser import Denoiser
+from sdtt_jax.networks.llama import LlamaDenoiser
 from sdtt_jax.objectives import distill_loss, teacher_loss
-from sdtt_jax.parallel.mesh import MeshConfig, make_mesh, use_mesh
-from sdtt_jax.parallel.placement import place_rows, place_whole
+from sdtt_jax.parallel.mesh import RULES, MeshConfig, make_mesh, use_mesh
+from sdtt_jax.parallel.placement import place, place_rows, place_whole, tree_shardings
 from sdtt_jax.parallel.processes import to_host
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
@@ -37,6 +38,7 @@ from sdtt_jax.training.step import make_train_step
 from sdtt_jax.trees import flat_leaves
 from tests.model.runs import random_like
 from tests.training import toy
+from tests.worlds import noisy_params
 
 ONE = (1, 1, 1)
 BRIEF = (2, 2, 2)
@@ -46,6 +48,20 @@ DENOISER = Denoiser(
     # 1000 tokens and MASK are eight lanes of 128, so that a model axis of 8 splits the head's columns too.
     DenoiserConfig(
         vocab_size=1000, length=LENGTH, num_layers=2, embed_dim=32, num_heads=8, cond_dim=8
+    )
+)
+LLAMA_MESHES = (ONE, (1, 1, 8), (2, 2, 2))
+LLAMA = LlamaDenoiser(
+    LlamaDenoiserConfig(
+        vocab_size=127,
+        length=LENGTH,
+        num_layers=2,
+        embed_dim=32,
+        num_heads=8,
+        num_kv_heads=2,
+        qk_norm=True,
+        qkv_bias=True,
+        tied_head=True,
     )
 )
 DIFFUSION = MaskedDiffusion(DENOISER, make_schedule())
@@ -165,6 +181,26 @@ def _texts(params: Any, x0: jax.Array) -> jax.Array:
     return sample(DIFFUSION, params, key, x_init, SamplerConfig(4))[0].x
 
 
+def llama(sizes: tuple[int, int, int]) -> dict[str, Any]:
+    """Logits of a network with fewer key heads than query heads, and what gradients of a loss sum up to."""
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+    shardings = tree_shardings(jax.eval_shape(LLAMA.init, jax.random.key(0)), RULES, mesh)
+    params = jax.tree.map(lambda x, s: place(np.asarray(x), s), noisy_params(LLAMA, 0), shardings)
+
+    def loss(params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = LLAMA.logits(LLAMA.head_params(params), LLAMA.hidden(params, tokens))
+        return jax.nn.log_softmax(logits)[..., 5].sum(), logits[..., :8]
+
+    with use_mesh(mesh):
+        tokens = batch_at(0, mesh) % LLAMA.config.vocab_size
+        gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(params, tokens)
+    return {
+        "logits": to_host(logits).tolist(),
+        "gradient": {path: norms(x) for path, x in flat_leaves(gradient).items()},
+        "specs": {path: list(x.sharding.spec) for path, x in flat_leaves(params).items()},
+    }
+
+
 def collectives(compiled: Any, mesh: jax.sharding.Mesh) -> dict:
     """Bytes that one device puts into collectives, by the mesh axes that they cross."""
     cost = Module(
@@ -184,7 +220,8 @@ def main(directory: Path) -> list[dict]:
         folder = directory / "x".join(map(str, sizes))
         results.append(run(sizes, folder, before))
         before = folder
-    return [*results, run(BRIEF, directory / "brief", brief=True) | {"mesh": "brief"}]
+    results.append(run(BRIEF, directory / "brief", brief=True) | {"mesh": "brief"})
+    return [*results, {"mesh": "llama"} | {str(sizes): llama(sizes) for sizes in LLAMA_MESHES}]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.multidevice.launching import call
-from tests.multidevice.programs import BATCH, LENGTH, MESHES, STEPS
+from tests.multidevice.programs import BATCH, LENGTH, LLAMA_MESHES, MESHES, ONE, STEPS
 from tests.sharing import once, virtual_devices
 
 pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
@@ -28,7 +28,7 @@ def on_all_meshes(folder):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     _, found = once(tmp_path_factory, "meshes", on_all_meshes)
-    return {r["mesh"] if r["mesh"] == "brief" else tuple(r["mesh"]): r for r in found}
+    return {m if isinstance(m := r["mesh"], str) else tuple(m): r for r in found}
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +170,15 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(by_processes, sav
 
 def test_both_numbers_of_processes_go_on_alike(by_processes):
     assert by_processes[4]["went on"] == pytest.approx(by_processes[2]["went on"], rel=1e-3)
+
+
+@pytest.mark.parametrize("mesh", LLAMA_MESHES[1:], ids=str)
+def test_grouped_heads_compute_what_one_device_does(results, mesh):
+    """Two key heads are split over two devices of the model axis, and whole on each of eight."""
+    one, several = (results["llama"][str(sizes)] for sizes in (ONE, mesh))
+    np.testing.assert_allclose(several["logits"], one["logits"], atol=1e-5)
+    for path, value in several["gradient"].items():
+        np.testing.assert_allclose(value, one["gradient"][path], rtol=1e-4, atol=5e-4, err_msg=path)
+    specs = several["specs"]
+    assert specs["blocks/attn_q/kernel"][2] == "model"
+    assert specs["blocks/attn_k/kernel"][2] == ("model" if mesh[2] == 2 else None)

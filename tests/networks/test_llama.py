@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.causal.nll import causal_loss
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
 from sdtt_jax.networks.llama import LlamaDenoiser, LlamaNetwork
@@ -134,6 +135,21 @@ def test_parameters_carry_logical_axes():
     assert blocks["attn_v"]["bias"] == jax.P("layers", "kv_heads", "kv")
     assert blocks["mlp"]["gate"]["kernel"] == jax.P("layers", "embed", "mlp")
     assert "head" not in names
+
+
+def test_the_fused_head_gives_the_gradients_of_the_whole_logits():
+    """Of the embedding too, which is the head as well."""
+    network, params, tokens = NETWORKS["all"], PARAMS["all"], jnp.asarray(TOKENS)
+
+    def plain(params):
+        inputs = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=1)
+        logits = network.logits(params, network.hidden(params, inputs))
+        log_probs = jax.nn.log_softmax(logits)
+        return -jnp.take_along_axis(log_probs, tokens[..., None], axis=-1).sum()
+
+    fused = jax.jit(jax.grad(lambda params: causal_loss(network, params, tokens, bos_id=1)))
+    expected = jax.jit(jax.grad(plain))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), fused(params), expected)
 
 
 def test_rematerialised_and_unrolled_blocks_give_the_same_gradients():
