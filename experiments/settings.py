@@ -137,15 +137,15 @@ class MixtureStage(MixtureConfig):
     """A mixture of students, with the fields of `MixtureConfig`.
 
     Attributes:
-      values: of a text's latent, the size of the mixture; training costs as many times more.
+      num_values: of a text's latent, the size of the mixture; training costs as many times more.
     """
 
-    values: int = 4
+    num_values: int = 4
     train: TrainConfig = _ONE_ROUND
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        NoiseConfig(LATENT, values=self.values)
+        NoiseConfig(LATENT, num_values=self.num_values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +278,7 @@ class RunConfig:
 
     def mixture_denoiser(self, vocab_size: int) -> CoupledConfig:
         """The config of the mixture for a vocabulary: the denoiser's, and its latent."""
-        latent = NoiseConfig(LATENT, values=self.mixture.values)
+        latent = NoiseConfig(LATENT, num_values=self.mixture.num_values)
         return CoupledConfig.of(self.denoiser(vocab_size), latent)
 
     def causal(self, vocab_size: int) -> CausalConfig:

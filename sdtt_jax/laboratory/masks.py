@@ -41,7 +41,7 @@ def masks_measures(bench: Bench, kind: str, *, coupled: bool) -> Record:
       The measures by number of calls, each with `noise_information`.
     """
     world, config = bench.truth.world, bench.config
-    noise = NoiseConfig(kind, values=world.vocab_size)
+    noise = NoiseConfig(kind, num_values=world.vocab_size)
     sizes = dataclasses.replace(bench.sizes, noise=noise)
     student, teacher = make_coupled_diffusion(world, sizes), plain_student(bench.truth, sizes)
     distill = CoupledDistillConfig(world.length, full_share=sizes.full_share)

@@ -233,7 +233,7 @@ def alpha_measures(bench: Bench) -> Record:
 def mixture_measures(bench: Bench) -> Record:
     """The mixture, which learns trajectories to their end: one student for all numbers of calls."""
     world, config = bench.truth.world, bench.config
-    latent = dataclasses.replace(bench.sizes, noise=NoiseConfig(LATENT, values=config.values))
+    latent = dataclasses.replace(bench.sizes, noise=NoiseConfig(LATENT, num_values=config.values))
     student, teacher = make_coupled_diffusion(world, latent), plain_student(bench.truth, latent)
     begin = network_of(student).init_from(
         bench.start(), purpose_key(latent.seed, "exact-mixture-init")

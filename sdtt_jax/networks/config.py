@@ -109,24 +109,24 @@ class NoiseConfig:
         "masks" one for each position, as if there were so many masks.
       hidden_dim: width of the features' hidden layer.
       projection: features of the projection.
-      values: of "latent" and "masks".
+      num_values: of "latent" and "masks".
     """
 
     kind: str = "full"
     hidden_dim: int = 256
     projection: int = 64
-    values: int = 4
+    num_values: int = 4
 
     def __post_init__(self) -> None:
         one_of(self, kind=NOISE_KINDS)
         whole(1, self, "hidden_dim", "projection")
-        whole(2, self, "values")
+        whole(2, self, "num_values")
 
     @property
     def levels(self) -> str:
         """The noise that is drawn, as `ops.noise.draw_noise` takes it."""
         if self.kind in (LATENT, MASKS):
-            return f"{self.kind}:{self.values}"
+            return f"{self.kind}:{self.num_values}"
         return TWO_LEVEL if self.kind == TWO_LEVEL else FULL
 
 

@@ -110,7 +110,7 @@ class NoiseFeatures(nn.Module):
     def __call__(self, noise: Noise, masked: Positions) -> jax.Array:
         c = self.config
         if num_values(c.levels):
-            size = (c.values, self.dim)
+            size = (c.num_values, self.dim)
             table = parameter(self, "values", nn.initializers.normal(0.1), (None, "embed"), size)
             return noise.token.astype(self.dtype) @ table.astype(self.dtype)
         seen = [order_features(noise.order, masked)]

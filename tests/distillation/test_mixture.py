@@ -31,7 +31,7 @@ from tests.worlds import (
 
 SCHEDULE, VALUES = make_schedule(), 2
 TEACHER, TABLE = MaskedDiffusion(TableDenoiser(), SCHEDULE), random_table(1)
-LATENT_OF = NoiseConfig(LATENT, values=VALUES)
+LATENT_OF = NoiseConfig(LATENT, num_values=VALUES)
 NETWORK = CoupledDenoiser(CoupledConfig.of(tiny_network().config, LATENT_OF))
 STUDENT, PARAMS = MaskedDiffusion(NETWORK, SCHEDULE), noisy_params(NETWORK, 3, spread=0.4)
 STATES = all_states()

@@ -21,7 +21,7 @@ from tests.training import toy
 STAGES = ("data", "teacher", "distill")
 SMALL = {
     "alpha": {"num_calls": 2},
-    "mixture": {"num_calls": 4, "num_distill_calls": 2, "values": 2},
+    "mixture": {"num_calls": 4, "num_distill_calls": 2, "num_values": 2},
     "mmd": {"num_calls": 2, "num_groups": 2, "layer": 1},
     "idlm": {"num_calls": 2},
 }
@@ -96,7 +96,7 @@ def test_a_mixture_carries_its_latent_and_the_references_format_refuses_it(unbro
     ("fields", "named"),
     [
         ({"distillers": ("mmd",), "mmd": {"layer": 99}}, "mmd.layer=99 does not exist"),
-        ({"mixture": {"values": 1}}, "values"),
+        ({"mixture": {"num_values": 1}}, "num_values"),
         ({"coupled": {"noise": {"kind": "latent"}}}, "noise.kind='latent' is no noise"),
         ({"alpha": {"alpha": 1.5}}, "alpha"),
     ],

@@ -57,7 +57,7 @@ def test_the_start_is_the_true_denoiser(asked, teacher):
 
 def test_a_mixtures_law_is_that_of_its_counted_samples():
     """131,072 samples of a network without training; standard errors below 0.003."""
-    sizes = dataclasses.replace(SIZES, noise=NoiseConfig(LATENT, values=3))
+    sizes = dataclasses.replace(SIZES, noise=NoiseConfig(LATENT, num_values=3))
     student = make_coupled_diffusion(WORLD, sizes)
     params = noisy_params(student.denoiser.network, 2, spread=0.3)
     bench = make_bench(TRUTH, (2,), sizes, CONFIG, make_progress)
