@@ -150,8 +150,9 @@ def main(argv: Sequence[str]) -> None:
                 began = time.monotonic()
                 record["distillers"] = measure_distillers(distillers, asked)
                 seconds = time.monotonic() - began
-                record["coupled_training"] = dataclasses.asdict(coupled) | {"seconds": seconds}
-                record["student_training"] = dataclasses.asdict(others)
+                if any(DISTILLERS[name].trains for name in distillers):
+                    record["coupled_training"] = dataclasses.asdict(coupled) | {"seconds": seconds}
+                    record["student_training"] = dataclasses.asdict(others)
         except Interrupted as stop:
             raise UserError(
                 "Stopped while training; what was computed exactly is in --output. Repeat the "

@@ -13,6 +13,8 @@ from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms
 from sdtt_jax.distillation.alpha import AlphaConfig, alpha_terms
 from sdtt_jax.distillation.coupled import (
     CoupledDistillConfig,
+    Teacher,
+    Trajectories,
     coupled_terms,
     noise_of,
     trajectory_end,
@@ -169,7 +171,7 @@ def coupled_loss(
 
     The batch is `{"index": [batch] int32}`, the numbers of the trajectories, whose noise is drawn with
     `fold_in(noise_key, index)`; and their ends, `"tokens": [batch, length]` int32, unless they are to be made
-    on the spot, by the `teacher_params` of the context.
+    on the spot. Then, and for soft targets, the context has the `teacher_params`.
 
     Args:
       diffusion: the student; it sees noise.
@@ -192,7 +194,10 @@ def coupled_loss(
         if tokens is None:
             trajectory = config.trajectory(round)
             tokens = trajectory_end(teacher, context["teacher_params"], noise, trajectory)
-        total, count = coupled_terms(diffusion, params, noise, tokens, key, config, round)
-        return Loss(total, count, {})
+        made_by = Teacher(teacher, context["teacher_params"]) if config.soft_weight else None
+        trajectories = Trajectories(noise, tokens)
+        return Loss(
+            *coupled_terms(diffusion, params, trajectories, key, config, round, made_by), {}
+        )
 
     return loss

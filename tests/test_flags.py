@@ -19,6 +19,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import SCHEDULES, ScheduleConfig, make_schedule
 from sdtt_jax.distillation.coupled import (
     CoupledDistillConfig,
+    Trajectories,
     noise_of,
     states_along,
     trajectory_end,
@@ -68,7 +69,7 @@ def coupled(key):
     keys, params = jax.random.split(key, 2), parameters(network)
     noise = noise_of(model, keys, LENGTH)
     tokens = trajectory_end(model, params, noise, config.trajectory(1))
-    return states_along(model, noise, tokens, key, config, 1)
+    return states_along(model, Trajectories(noise, tokens), key, config, 1)[:3]
 
 
 def scored(key, schedule="log-linear", **options):

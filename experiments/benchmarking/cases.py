@@ -1,8 +1,9 @@
 """The cases of the benchmark: each suite in two variants, built once and then repeated.
 
 `lean` is the path that users run, `naive` the twin in `experiments.benchmarking.naive`, `matmul` the
-yardstick. Every repetition of a case does the same work: same parameters, tokens and keys; both variants mask
-the same tokens, the half of them as nearly as a choice among `NOISE_SEEDS` keys allows.
+yardstick; `coupled` is the same step, or generation, of a student that sees noise. Every repetition of a case
+does the same work: same parameters, tokens and keys; lean and naive mask the same tokens, the half of them as
+nearly as a choice among `NOISE_SEEDS` keys allows.
 """
 
 import dataclasses
@@ -29,9 +30,10 @@ from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
 from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import TransformerConfig, of_same_size
+from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
-from sdtt_jax.parallel.placement import place_batch, replicated, unbox
+from sdtt_jax.parallel.placement import place_batch, place_whole, replicated, unbox
 from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
 from sdtt_jax.typing import Params
@@ -42,7 +44,7 @@ Log = Callable[[str], None]
 
 SUITES = ("train", "teacher", "sample", "judge", "data", "demo", "race")
 VARIANTS = ("lean", "naive")
-MATMUL = "matmul"
+MATMUL, COUPLED = "matmul", "coupled"
 # Who takes part in the race: the student at several numbers of calls, and the causal model.
 STUDENT, CAUSAL = "student", "causal"
 NOISE_SEEDS = 64
@@ -56,7 +58,7 @@ class Job:
 
     Attributes:
       suite: a key of `CASES`, or "data".
-      variant: one of `VARIANTS`, or `MATMUL`; in the race `STUDENT` or `CAUSAL`.
+      variant: one of `VARIANTS`, `MATMUL` or `COUPLED`; in the race `STUDENT` or `CAUSAL`.
       config: a `RunConfig` as a plain mapping.
       vocab_size: tokens of the vocabulary, MASK not among them.
       batch_size: sequences.
@@ -110,12 +112,18 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
     loss = _counted(_loss(job, config, diffusion), distills)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     student = Student(_parameters(denoiser, replicated(mesh)))
-    if distills:
-        student = next_round(config.distill, student, 1)
+    tokens = _tokens(job, sizes)
+    batch: Any = place_batch(tokens, mesh)
+    if job.variant == COUPLED:
+        index = np.arange(job.batch_size, dtype=np.int32)
+        batch = place_batch({"index": index, "tokens": tokens}, mesh)
+        key = place_whole(purpose_key(config.seed, "benchmark.states"), mesh)
+    else:
+        key = half_masked_key(job, config, diffusion, batch)
+        if distills:
+            student = next_round(config.distill, student, 1)
     state = StateSpec(stage, mesh).from_params(**student._asdict())
     del student
-    batch = place_batch(_tokens(job, sizes), mesh)
-    key = half_masked_key(job, config, diffusion, batch)
 
     log("compiling")
     step = make_train_step(loss, stage)
@@ -136,6 +144,11 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
 
 
 def _loss(job: Job, config: RunConfig, diffusion: MaskedDiffusion) -> LossFn:
+    if job.variant == COUPLED:
+        key = purpose_key(config.seed, "benchmark.coupled")
+        return objectives.coupled_loss(
+            diffusion, diffusion, config.coupled, 1, key, config.data.length
+        )
     losses = objectives if job.variant == "lean" else naive
     if job.suite == "teacher":
         return losses.teacher_loss(diffusion, config.teacher)
@@ -181,9 +194,11 @@ def _sampling(job: Job, config: RunConfig, log: Log) -> Case:
     params = _parameters(denoiser)
     x_init = prior_sample(job.batch_size, sizes.length, sizes.mask_id)
     key = purpose_key(config.seed, "benchmark.sample")
+    # A student that sees noise takes the tokens that it determines.
+    sampler = SamplerConfig(job.num_steps, temperature=0.0 if job.variant == COUPLED else 1.0)
 
     def lean(params: Params, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state, _ = sample(diffusion, params, key, x, SamplerConfig(job.num_steps))
+        state, _ = sample(diffusion, params, key, x, sampler)
         return state.x, state.nfe
 
     def twin(params: Params, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -196,7 +211,7 @@ def _sampling(job: Job, config: RunConfig, log: Log) -> Case:
         return {"calls": float(calls)}
 
     log("compiling")
-    return _compiled(lean if job.variant == "lean" else twin, count, params, key, x_init)
+    return _compiled(twin if job.variant == "naive" else lean, count, params, key, x_init)
 
 
 def _judging(job: Job, config: RunConfig, log: Log) -> Case:
@@ -318,6 +333,8 @@ def _compiled(
 def _network(job: Job, config: RunConfig) -> tuple[DenoiserConfig, Denoiser, MaskedDiffusion]:
     sizes = config.denoiser(job.vocab_size)
     denoiser = Denoiser(sizes)
+    if job.variant == COUPLED:
+        denoiser = CoupledDenoiser(config.coupled_denoiser(job.vocab_size))
     return sizes, denoiser, MaskedDiffusion(denoiser, make_schedule(config.schedule))
 
 

@@ -6,10 +6,16 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.benchmarking.cases import MATMUL, VARIANTS, Job, judge_sizes
+from experiments.benchmarking.cases import COUPLED, MATMUL, VARIANTS, Job, judge_sizes
 from experiments.benchmarking.data import PHASES
 from experiments.settings import RunConfig
-from sdtt_jax.networks.flops import distill_flops, judge_flops, sample_flops, teacher_flops
+from sdtt_jax.networks.flops import (
+    FORWARD_AND_BACKWARD,
+    distill_flops,
+    judge_flops,
+    sample_flops,
+    teacher_flops,
+)
 
 Entry = dict[str, Any]
 
@@ -59,6 +65,8 @@ def entry(config: RunConfig, job: Job, measured: dict[str, Measured]) -> Entry:
     flops = unavoidable_flops(config, job, measured)
     rate = measured[MATMUL].median("flops_per_s")
     record: Entry = {"num_steps": job.num_steps} if job.suite == "sample" else {}
+    if COUPLED in measured:
+        record |= _coupled_entry(config, job, measured[COUPLED], lean)
     return record | {
         "lean_s": lean.median(),
         "naive_s": naive.median(),
@@ -74,6 +82,29 @@ def entry(config: RunConfig, job: Job, measured: dict[str, Measured]) -> Entry:
         "lean": details(lean),
         "naive": details(naive),
         MATMUL: details(measured[MATMUL]),
+    }
+
+
+def _coupled_entry(config: RunConfig, job: Job, coupled: Measured, lean: Measured) -> Entry:
+    """What a student that sees noise costs for each network call, over one that does not.
+
+    A forward pass is a call, a backward pass two. Both train with the same optimizer; the coupled student's
+    trajectories are stored, the other's teacher is called in every step.
+    """
+    k, trajectories = config.distill.num_distill_steps, config.distill.num_trajectories
+    if job.suite == "sample":
+        calls = coupled.median("calls"), lean.median("calls")
+    else:
+        student = float(FORWARD_AND_BACKWARD)
+        calls = student, student + 1 + trajectories * (k - 1)
+    per_call = [ratio(of.median(), n) for of, n in zip((coupled, lean), calls, strict=True)]
+    return {
+        "coupled_s": coupled.median(),
+        "coupled_calls": calls[0],
+        "lean_calls": calls[1],
+        "coupled_ratio": ratio(*per_call),
+        "coupled_peak_gb": coupled.peak_gb,
+        COUPLED: details(coupled),
     }
 
 
@@ -207,6 +238,17 @@ def roofline_lines(rows: dict[str, Entry]) -> list[str]:
             f"a share of {share:.0%}."
         )
     return lines
+
+
+def coupled_lines(rows: dict[str, Entry]) -> list[str]:
+    """One sentence for each row that a student which sees noise takes part in."""
+    return [
+        f"{title}: a student that sees noise takes {row['coupled_s']:.3g} s for {row['coupled_calls']:.3g} "
+        f"network calls, lean {row['lean_s']:.3g} s for {row['lean_calls']:.3g}: "
+        f"{row['coupled_ratio']:.2f} times as long for each."
+        for title, row in rows.items()
+        if row.get("coupled_ratio") is not None
+    ]
 
 
 def data_table(data: Entry) -> Table:

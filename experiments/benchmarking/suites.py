@@ -11,7 +11,15 @@ from typing import NamedTuple
 from rich.console import Console
 
 from experiments.benchmarking import race, report
-from experiments.benchmarking.cases import CAUSAL, MATMUL, STUDENT, SUITES, VARIANTS, Job
+from experiments.benchmarking.cases import (
+    CAUSAL,
+    COUPLED,
+    MATMUL,
+    STUDENT,
+    SUITES,
+    VARIANTS,
+    Job,
+)
 from experiments.benchmarking.report import Entry, Measured
 from experiments.benchmarking.worker import Here, Worker, WorkerError
 from experiments.settings import RunConfig
@@ -147,13 +155,13 @@ def _demo_rows(config: RunConfig) -> Iterator[Row]:
     few = config.tokenizer.model_type == "char" and config.data.normalize == "text8"
     vocab_size = min(config.vocab_size, 30) if few else config.vocab_size
     plain, written = to_mapping(config), config.evaluation.batch_size
-    for title, suite, batch_size, steps in (
-        ("teacher step", "teacher", config.teacher.train.batch_size, 0),
-        ("distillation step", "train", config.distill.train.batch_size, 0),
-        ("8-step generation", "sample", written, 8),
-        ("judging", "own_judge", written, 0),
+    for title, suite, batch_size, steps, more in (
+        ("teacher step", "teacher", config.teacher.train.batch_size, 0, ()),
+        ("distillation step", "train", config.distill.train.batch_size, 0, (COUPLED,)),
+        ("8-step generation", "sample", written, 8, (COUPLED,)),
+        ("judging", "own_judge", written, 0, ()),
     ):
-        variants = (MATMUL, *VARIANTS)
+        variants = (MATMUL, *VARIANTS, *more)
         jobs = [Job(suite, v, plain, vocab_size, batch_size, steps) for v in variants]
         yield Row("demo", title, jobs)
 
@@ -244,7 +252,7 @@ def show(record: Entry, console: Console) -> None:
     if shown:
         console.print(report.computing_table(shown))
         console.print(report.memory_table(shown))
-        for line in report.roofline_lines(shown):
+        for line in report.roofline_lines(shown) + report.coupled_lines(shown):
             console.print(line, highlight=False, soft_wrap=True)
     for title, row in record.get("race", {}).items():
         console.print(race.table(title, row))

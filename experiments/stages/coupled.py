@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from jax.sharding import Mesh
 from experiments.settings import COUPLED
 from experiments.stages.context import Run
 from sdtt_jax.checkpoints.digests import params_digest
-from sdtt_jax.checkpoints.store import load_params, save_params
-from sdtt_jax.config import differences, to_mapping
+from sdtt_jax.checkpoints.store import Checkpoints, load_params, save_params
+from sdtt_jax.config import differences, require, to_mapping
 from sdtt_jax.data.loader import shuffled
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig
@@ -24,9 +25,16 @@ from sdtt_jax.model.batches import map_batches
 from sdtt_jax.networks.base import Network
 from sdtt_jax.objectives import coupled_loss
 from sdtt_jax.parallel.mesh import RULES
-from sdtt_jax.parallel.placement import place_rows, place_whole, replicated, tree_shardings
+from sdtt_jax.parallel.placement import (
+    place_rows,
+    place_whole,
+    replicated,
+    tree_shardings,
+    unbox,
+)
 from sdtt_jax.parallel.processes import to_host
 from sdtt_jax.paths import as_path
+from sdtt_jax.training.state import StateSpec, TrainState
 from sdtt_jax.training.step import LossFn
 from sdtt_jax.typing import Key, Params, Tokens, Tree
 
@@ -68,37 +76,76 @@ def round_loss(run: Run, number: int) -> LossFn:
     return coupled_loss(student, _diffusion(run, teacher), config, number, key, length)
 
 
-def round_start(run: Run, number: int) -> Params:
+def round_parts(run: Run, number: int) -> tuple[Pool, Callable[[], TrainState], TrainState]:
+    """A round's pool, what makes the state that it begins with, and that state's shapes and shardings."""
+    config = run.config.coupled
+    teacher = teacher_params(run, number)
+    pool = open_pool(run, number, teacher)
+    spec, context = StateSpec(config.train, run.mesh), {}
+    if config.soft_weight:
+        _, network = _teacher(run, number)
+        context["teacher_params"] = unbox(jax.eval_shape(network.init, jax.random.key(0)))
+    abstract = spec.abstract(functools.partial(run.coupled.init, jax.random.key(0)), context)
+    with Checkpoints(run.workdir.round(number, COUPLED)) as checkpoints:
+        begun = bool(checkpoints.steps)
+    # Given away at the start, for nothing should hold it while the student trains; a round that was begun has
+    # no use for it.
+    held = [] if begun else [teacher]
+
+    def start() -> TrainState:
+        params = held.pop() if held else teacher_params(run, number)
+        return spec.from_params(_begin(run, number, params), dict.fromkeys(context, params))
+
+    return pool, start, abstract
+
+
+def teacher_params(run: Run, number: int) -> Params:
+    """A round's teacher: the parameters of the first one, or of the student of the round before."""
+    folder, network = _teacher(run, number)
+    return run.delivered(folder, network, "distill")
+
+
+def _begin(run: Run, number: int, teacher: Params) -> Params:
     """What a round's student starts from: its teacher. In the first round it gets a noise network, which
     changes nothing."""
-    params = _teacher_params(run, number)
     if number > 1:
-        return params
+        return teacher
     key = purpose_key(run.config.seed, "coupled.init")
     boxed = jax.eval_shape(run.coupled.init, key)
     begin = jax.jit(
         lambda params: run.coupled.init_from(params, key),
         out_shardings=tree_shardings(boxed, RULES, run.mesh),
     )
-    started: Params = begin(params)
+    started: Params = begin(teacher)
     return started
 
 
-def open_pool(run: Run, number: int) -> Pool:
+def open_pool(run: Run, number: int, teacher: Params) -> Pool:
     """The trajectories of a round: those that are stored, or else they are made and stored.
 
     They are a function of the teacher and of the config's seed alone.
 
+    Args:
+      run: whose round it is.
+      number: of the round, from 1.
+      teacher: the parameters of its teacher.
+
     Raises:
+      ConfigError: the pool that the config names is not there.
       MismatchError: what is stored was made by another teacher, of another vocabulary or otherwise.
     """
     config = run.config.coupled
-    folder, params = run.workdir.round(number, COUPLED) / "pool", _teacher_params(run, number)
+    folder = run.workdir.round(number, COUPLED) / "pool"
     given = number == 1 and config.pool != ""
     if given:
         folder = as_path(config.pool)
+        require(
+            folder.is_dir(),
+            f"config.coupled.pool={config.pool} is no stored pool; give DIR/coupled/01/pool of a run, or "
+            "leave it empty to have one made.",
+        )
     facts = {
-        "teacher": params_digest(params),
+        "teacher": params_digest(teacher),
         "tokenizer": run.tokenizer.digest,
         "length": run.config.data.length,
         "num_trajectories": config.num_trajectories,
@@ -108,7 +155,7 @@ def open_pool(run: Run, number: int) -> Pool:
         "round": number,
     }
     if not given and not folder.exists():
-        tokens = _make(run, number, params)
+        tokens = _make(run, number, teacher)
         save_params(folder, {"tokens": place_whole(tokens, run.mesh)}, facts)
         return Pool(tokens, facts)
     stored, found = load_params(folder, replicated(run.mesh))
@@ -155,11 +202,6 @@ def _teacher(run: Run, number: int) -> tuple[Path, Network]:
     if number == 1:
         return run.workdir.teacher, run.denoiser
     return run.workdir.round(number - 1, COUPLED), run.coupled
-
-
-def _teacher_params(run: Run, number: int) -> Params:
-    folder, network = _teacher(run, number)
-    return run.delivered(folder, network, "distill")
 
 
 def _diffusion(run: Run, network: Any) -> MaskedDiffusion:

@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.settings import COUPLED, SDTT
 from experiments.stages import few_calls
 from experiments.stages.context import Run
+from experiments.stages.training import delivered_rounds
 from experiments.stages.workdir import final, read_json, write_json
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.distillation.rounds import round_dt
@@ -53,7 +55,7 @@ class Measured(NamedTuple):
 
 def evaluate(run: Run) -> None:
     """Writes results.json and samples.json; finished items and batches are kept in evaluations/."""
-    rounds = _delivered_rounds(run)
+    rounds = delivered_rounds(run, SDTT)
     params = run.delivered(run.workdir.judge, run.judge, "evaluate")
     facts = {"path": str(final(run.workdir.judge)), "kind": kind_of(run.judge), "stage": "judge"}
     judge = CausalModel(params=params, tokenizer=run.tokenizer, facts=facts, network=run.judge)
@@ -73,10 +75,11 @@ def evaluate(run: Run) -> None:
         "length": run.config.data.length,
         "data_info": dataclasses.asdict(run.info),
     }
-    if few_calls.last_round(run):
+    for number in delivered_rounds(run, COUPLED)[-1:]:
         model = teacher.subject.model
         assert isinstance(model, Model)
-        results["coupled"] = few_calls.measure(run, model, judge, results["data"]["entropy"])
+        entropy = results["data"]["entropy"]
+        results["coupled"] = few_calls.measure(run, number, model, judge, entropy)
     write_json(run.workdir.samples, _samples(run, teacher, last))
     write_json(run.workdir.results, results)
 
@@ -93,14 +96,9 @@ def is_evaluated(run: Run) -> bool:
     if not (run.workdir.results.exists() and run.workdir.samples.exists()):
         return False
     results = read_json(run.workdir.results)
-    coupled = results.get("coupled", {}).get("round", 0)
+    coupled = [results["coupled"]["round"]] if "coupled" in results else []
     rounds = [record["round"] for record in results["rounds"]]
-    return rounds == _delivered_rounds(run) and coupled == few_calls.last_round(run)
-
-
-def _delivered_rounds(run: Run) -> list[int]:
-    numbers = range(1, run.config.distill.num_rounds + 1)
-    return [n for n in numbers if final(run.workdir.round(n)).exists()]
+    return rounds == delivered_rounds(run, SDTT) and coupled == delivered_rounds(run, COUPLED)[-1:]
 
 
 def _model(run: Run, number: int) -> Model:

@@ -4,7 +4,6 @@ import numpy as np
 
 from experiments.settings import COUPLED
 from experiments.stages.context import Run
-from experiments.stages.workdir import final
 from sdtt_jax.evaluation.bootstrap import bootstrap
 from sdtt_jax.evaluation.quality import quality, unigram_entropy
 from sdtt_jax.evaluation.record import FOLDER, Json, Record
@@ -19,19 +18,12 @@ FIGURES = ("gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "nfe")
 TEMPERATURES = {"argmax": 0.0, "drawn": 1.0}
 
 
-def last_round(run: Run) -> int:
-    """The last round that the coupled student has finished; 0 if there is none."""
-    if COUPLED not in run.config.distillers:
-        return 0
-    numbers = range(1, run.config.coupled.num_rounds + 1)
-    return max((n for n in numbers if final(run.workdir.round(n, COUPLED)).exists()), default=0)
-
-
-def measure(run: Run, teacher: Model, judge: CausalModel, entropy: float) -> Json:
+def measure(run: Run, number: int, teacher: Model, judge: CausalModel, entropy: float) -> Json:
     """What results.json has under "coupled".
 
     Args:
-      run: whose coupled student has finished a round.
+      run: whose coupled student is measured.
+      number: of the round that it has finished.
       teacher: the first one.
       judge: of the texts.
       entropy: of real text, nats.
@@ -41,7 +33,7 @@ def measure(run: Run, teacher: Model, judge: CausalModel, entropy: float) -> Jso
       of the student's two ways of writing, and of the two interpolated at the entropy of real text, with the
       log of its perplexity over the teacher's and a 95 % interval.
     """
-    number, config = last_round(run), run.config.coupled
+    config = run.config.coupled
     folder = run.workdir.round(number, COUPLED)
     student = run.model(folder, run.coupled, stage=COUPLED, round=number)
     texts = {"teacher": _texts(run, teacher, judge, "teacher", 1.0)}

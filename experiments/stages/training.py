@@ -13,7 +13,7 @@ from experiments.settings import COUPLED, SDTT, RunConfig
 from experiments.stages import coupled, one_round
 from experiments.stages.context import Run
 from experiments.stages.job import Distiller, TrainingJob, averaged
-from experiments.stages.workdir import is_delivered
+from experiments.stages.workdir import final, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, next_round, round_dt
@@ -107,6 +107,14 @@ def is_distilled(run: Run) -> bool:
     )
 
 
+def delivered_rounds(run: Run, name: str) -> list[int]:
+    """The rounds of a distiller that have delivered, ascending; none of one that is not asked for."""
+    if name not in run.config.distillers:
+        return []
+    numbers = range(1, DISTILLERS[name].rounds(run.config) + 1)
+    return [n for n in numbers if final(run.workdir.round(n, name)).exists()]
+
+
 def round_teacher(run: Run, number: int) -> Path:
     """The folder whose `final` is the teacher of a round: the round before it, or the first teacher."""
     return run.workdir.teacher if number == 1 else run.workdir.round(number - 1)
@@ -166,15 +174,9 @@ def _deliver_coupled(run: Run, number: int, state: TrainState) -> None:
 
 
 def _coupled_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
-    config = run.config.coupled
-    pool = coupled.open_pool(run, number)
-    spec = StateSpec(config.train, run.mesh)
-    abstract = spec.abstract(functools.partial(run.coupled.init, jax.random.key(0)))
-
-    def start() -> TrainState:
-        return spec.from_params(coupled.round_start(run, number))
-
-    return TrainingJob(run, COUPLED, number, config.train, step_fn, start, abstract, pool)
+    config = run.config.coupled.train
+    pool, start, abstract = coupled.round_parts(run, number)
+    return TrainingJob(run, COUPLED, number, config, step_fn, start, abstract, pool)
 
 
 def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments.settings import RunConfig
+from experiments.settings import COUPLED, RunConfig
 from launch.ahead.hlo_text import Instruction
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion import sampler
@@ -19,18 +19,20 @@ from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig, flops
 from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import of_same_size
-from sdtt_jax.objectives import distill_loss, teacher_loss
+from sdtt_jax.networks.coupled import CoupledDenoiser
+from sdtt_jax.objectives import coupled_loss, distill_loss, teacher_loss
 from sdtt_jax.ops import head_loss, rows
 from sdtt_jax.parallel.mesh import RULES, batch_pieces, check_batch_size, use_mesh
 from sdtt_jax.parallel.placement import batch_sharding, replicated, tree_shardings, unbox
+from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import make_train_step
 from sdtt_jax.typing import Tree
 
 KINDS = ("distill", "teacher", "sample")
-# What the sampler races against; compiled when asked for.
+# Compiled when asked for: what the sampler races against, and the step of a student that sees noise.
 CAUSAL = "causal"
-ALL = (*KINDS, CAUSAL)
+ALL = (*KINDS, CAUSAL, COUPLED)
 # In the mean over times half of the tokens are masked (log-linear schedule, t uniform).
 MASKED_SHARE = 0.5
 # Attention's backward pass recomputes the scores: five products of [length, length] for the forward's two.
@@ -83,7 +85,7 @@ def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) 
       ConfigError: sizes that the mesh does not divide.
     """
     denoiser = Denoiser(config.denoiser(config.vocab_size))
-    train = {"distill": config.distill.train, "teacher": config.teacher.train}.get(kind)
+    train = _training(kind, config)
     check_batch_size(batch, mesh, train.microbatches if train else 1, "the global batch")
     if kind == CAUSAL:
         return _causal(denoiser, mesh, batch)
@@ -92,9 +94,26 @@ def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) 
     return _step(kind, config, denoiser, mesh, batch)
 
 
+def _training(kind: str, config: RunConfig) -> TrainConfig | None:
+    """How a kind trains; None of those that do not."""
+    stages = {
+        "distill": config.distill.train,
+        "teacher": config.teacher.train,
+        COUPLED: config.coupled.train,
+    }
+    return stages.get(kind)
+
+
 def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: int) -> Program:
-    distills = kind == "distill"
-    train = config.distill.train if distills else config.teacher.train
+    train = _training(kind, config)
+    assert train is not None
+    distills, masked_share = kind == "distill", MASKED_SHARE
+    tokens: Tree = _tokens(batch, denoiser.config, mesh)
+    if kind == COUPLED:
+        denoiser = CoupledDenoiser(config.coupled_denoiser(config.vocab_size))
+        masked_share = config.coupled.full_share + (1 - config.coupled.full_share) * MASKED_SHARE
+        index = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
+        tokens = {"index": index, "tokens": tokens}
     diffusion = MaskedDiffusion(denoiser, make_schedule(config.schedule))
     init = functools.partial(denoiser.init, jax.random.key(0))
     context: Tree = {}
@@ -102,19 +121,21 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
         student = jax.eval_shape(lambda: next_round(config.distill, Student(unbox(init())), 1))
         context = student.context
     state = StateSpec(train, mesh).abstract(init, context)
-    loss = (
-        distill_loss(diffusion, config.distill)
-        if distills
-        else teacher_loss(diffusion, config.teacher)
-    )
+    if kind == COUPLED:
+        noise_key = jax.random.key(0)
+        length = config.data.length
+        loss = coupled_loss(diffusion, diffusion, config.coupled, 1, noise_key, length)
+    elif distills:
+        loss = distill_loss(diffusion, config.distill)
+    else:
+        loss = teacher_loss(diffusion, config.teacher)
     step = make_train_step(loss, train)
-    tokens = _tokens(batch, denoiser.config, mesh)
 
     def lower() -> Any:
         return step.lower(state, tokens, _key(mesh))
 
     sizes = denoiser.config
-    masked = MASKED_SHARE * batch * sizes.length
+    masked = masked_share * batch * sizes.length
     needed = (
         flops.distill_flops(
             sizes,
@@ -140,7 +161,7 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
             "teacher": _bytes_per_device(state.context),
         },
         trips={
-            head_loss.CHUNKS.scope: math.ceil(MASKED_SHARE * shard / chunk),
+            head_loss.CHUNKS.scope: math.ceil(masked_share * shard / chunk),
             sampler.CHUNKS.scope: 1.0,
         },
         flops=needed / mesh.size,

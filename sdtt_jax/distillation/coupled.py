@@ -9,18 +9,31 @@ arrives, however many come at once; over random noise its texts have the law of 
 """
 
 import dataclasses
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require, whole, within
-from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.config import at_least, require, whole, within
+from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, sample_t
 from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sample, sample
+from sdtt_jax.distillation.divergence import kl_fwd
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.noise import Noise, draw_noise
-from sdtt_jax.typing import Key, Keys, Logits, Params, PerSequence, PerToken, Scalar, Tokens
+from sdtt_jax.typing import (
+    Hidden,
+    Key,
+    Keys,
+    Logits,
+    Params,
+    PerSequence,
+    PerToken,
+    Scalar,
+    Tokens,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +47,8 @@ class CoupledDistillConfig:
         take at once; each round divides the calls by k, and the student becomes the teacher.
       num_rounds: rounds; one for one-shot.
       full_share: share of the states that are fully masked; the others lie along the trajectory.
+      soft_weight: in rounds, weight of the positions that the k calls do not reach; the student learns what
+        the teacher says of them after these calls, a distribution. 0 leaves them out.
     """
 
     num_calls: int = 8
@@ -42,10 +57,12 @@ class CoupledDistillConfig:
     num_distill_calls: int = 0
     num_rounds: int = 1
     full_share: float = 0.4
+    soft_weight: float = 0.0
 
     def __post_init__(self) -> None:
         whole(1, self, "num_calls", "num_rounds")
         whole(0, self, "num_distill_calls")
+        at_least(0, self, "soft_weight")
         within("[0, 1]", self, "full_share")
         self.trajectory(1)
         k = self.num_distill_calls
@@ -56,6 +73,10 @@ class CoupledDistillConfig:
             k > 0 or self.num_rounds == 1,
             f"num_rounds={self.num_rounds} needs num_distill_calls=2 or more: with 0 the one round already "
             "learns the trajectory to its end.",
+        )
+        require(
+            k > 0 or self.soft_weight == 0,
+            f"soft_weight={self.soft_weight} needs num_distill_calls=2 or more; one-shot reaches all.",
         )
         require(
             k == 0 or self.num_calls % k**self.num_rounds == 0,
@@ -115,30 +136,57 @@ def trajectory_end(
     return jax.lax.stop_gradient(state.x)
 
 
+class Teacher(NamedTuple):
+    """The model that made the trajectories: the first teacher, or the last round's student."""
+
+    diffusion: MaskedDiffusion
+    params: Params
+
+
+class Trajectories(NamedTuple):
+    """The noise of trajectories, `[batch, length]` positions, and where they end, `[batch, length]` int32."""
+
+    noise: Noise
+    tokens: Tokens
+
+
+class States(NamedTuple):
+    """A state of each trajectory, and what the student is to learn there.
+
+    Attributes:
+      x_t, sigma: `[batch, length]` int32, and `[batch]` float32, the total noise at which it is called.
+      reached: `[batch, length]` float32, 1 at the masked positions whose tokens it is to learn.
+      x_s, sigma_s: the trajectory's state once these are revealed.
+    """
+
+    x_t: Tokens
+    sigma: PerSequence
+    reached: PerToken
+    x_s: Tokens
+    sigma_s: PerSequence
+
+
 def states_along(
     diffusion: MaskedDiffusion,
-    noise: Noise,
-    tokens: Tokens,
+    trajectories: Trajectories,
     key: Key,
     config: CoupledDistillConfig,
     round: int,
-) -> tuple[Tokens, PerSequence, PerToken]:
+) -> States:
     """A state of each trajectory, and the positions whose tokens the student is to learn there.
 
     One-shot, a state may lie between any two positions of the order: within a call's positions it is no state
-    of the trajectory, but the end is the same. In rounds it lies before every k-th call.
+    of the trajectory, but the end is the same, and all that is masked is reached. In rounds a state lies
+    before every k-th call, and reached is what the next k calls reveal.
 
     Args:
       diffusion: the student; tells the total noise at which the network is called.
-      noise, tokens: of the trajectories, and where they end: `[batch, length]`.
+      trajectories: noise and ends.
       key: PRNG key.
       config: one-shot or in rounds; share of states that are fully masked.
       round: counted from 1.
-
-    Returns:
-      `x_t: [batch, length]` int32, `sigma: [batch]` float32, and weights `[batch, length]` float32: 1 where a
-      masked position is reached, one-shot all of them, else those of the next k calls.
     """
+    noise, tokens = trajectories
     batch, length = tokens.shape
     k, sampler = config.num_distill_calls, config.trajectory(round)
     if k == 0:
@@ -151,46 +199,83 @@ def states_along(
     stride, reach = (k, k) if k else (1, length)
     turns = sampler.num_steps // stride
     start = stride * jnp.minimum((along * turns).astype(jnp.int32), turns - 1)
-    masked = plan.call >= start[:, None]
-    reached = masked & (plan.call < start[:, None] + reach)
-    x_t = jnp.where(masked, diffusion.mask_id, tokens)
-    return x_t, plan.sigmas[start, jnp.arange(batch)], reached.astype(jnp.float32)
+    end = jnp.minimum(start + reach, sampler.num_steps)
+
+    def at(call: jax.Array) -> tuple[jax.Array, Tokens, PerSequence]:
+        masked = plan.call >= call[:, None]
+        return (
+            masked,
+            jnp.where(masked, diffusion.mask_id, tokens),
+            plan.sigmas[call, jnp.arange(batch)],
+        )
+
+    masked, x_t, sigma = at(start)
+    left, x_s, sigma_s = at(end)
+    return States(x_t, sigma, (masked & ~left).astype(jnp.float32), x_s, sigma_s)
 
 
 def coupled_terms(
     diffusion: MaskedDiffusion,
     params: Params,
-    noise: Noise,
-    tokens: Tokens,
+    trajectories: Trajectories,
     key: Key,
     config: CoupledDistillConfig,
     round: int = 1,
+    teacher: Teacher | None = None,
 ) -> tuple[Scalar, Scalar]:
     """Cross-entropy on the tokens at which the teacher's trajectories arrive, and how many they are.
 
+    With `config.soft_weight`, the positions that are not reached add KL(teacher ‖ student), where the teacher
+    is told the tokens that are: its distribution given the noise so far.
+
     Args:
       diffusion, params: the student; it sees noise.
-      noise, tokens: of the trajectories, and where they end (`trajectory_end`): `[batch, length]`.
+      trajectories: their noise, and where they end (`trajectory_end`).
       key: PRNG key of the states.
       config: one-shot or in rounds.
       round: counted from 1.
+      teacher: needed for `config.soft_weight` alone.
 
     Returns:
-      `(total, count)`: `[]` float32 each; `total / max(count, 1)` is the loss in nats per reached token.
+      `(total, count)`: `[]` float32 each; `total / max(count, 1)` is the loss in nats per reached token,
+      where one that is not reached counts `config.soft_weight`.
     """
     denoiser = diffusion.denoiser
-    x_t, sigma, weights = states_along(diffusion, noise, tokens, key, config, round)
-
-    def cross_entropy(logits: Logits, target: jax.Array) -> jax.Array:
-        log_probs = masked_log_probs(logits, denoiser.mask_id)
-        return -jnp.take_along_axis(log_probs, target[:, None], axis=-1)[:, 0]
-
-    total, _ = weighted_loss(
-        denoiser.logits,
-        cross_entropy,
-        denoiser.head_params(params),
-        diffusion.hidden(params, x_t, sigma, noise),
-        weights,
-        tokens,
+    states = states_along(diffusion, trajectories, key, config, round)
+    head = denoiser.head_params(params)
+    hidden = diffusion.hidden(params, states.x_t, states.sigma, trajectories.noise)
+    cross_entropy = functools.partial(_cross_entropy, denoiser.mask_id)
+    ends = trajectories.tokens
+    total, _ = weighted_loss(denoiser.logits, cross_entropy, head, hidden, states.reached, ends)
+    count = states.reached.sum()
+    if not config.soft_weight:
+        return total, count
+    assert teacher is not None, "soft targets need the teacher"
+    x_s = states.x_s
+    targets = jax.lax.stop_gradient(
+        teacher.diffusion.hidden(teacher.params, x_s, states.sigma_s, trajectories.noise)
     )
-    return total, weights.sum()
+    weights = config.soft_weight * (x_s == diffusion.mask_id)
+    soft, _ = weighted_loss(
+        denoiser.logits,
+        functools.partial(_divergence, teacher.diffusion.denoiser),
+        head,
+        hidden,
+        weights,
+        targets,
+        (teacher.diffusion.denoiser.head_params(teacher.params),),
+    )
+    return total + soft, count + weights.sum()
+
+
+def _cross_entropy(mask_id: int, logits: Logits, target: jax.Array) -> jax.Array:
+    log_probs = masked_log_probs(logits, mask_id)
+    return -jnp.take_along_axis(log_probs, target[:, None], axis=-1)[:, 0]
+
+
+def _divergence(teacher: DenoiserLike, logits: Logits, hidden: Hidden, head: Params) -> jax.Array:
+    mask_id = teacher.mask_id
+    target, student = (
+        masked_log_probs(x, mask_id)[:, :mask_id] for x in (teacher.logits(head, hidden), logits)
+    )
+    return kl_fwd(student, target, mask_id)

@@ -15,7 +15,12 @@ import numpy as np
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import prior_sample
-from sdtt_jax.distillation.coupled import CoupledDistillConfig, coupled_terms, trajectory_end
+from sdtt_jax.distillation.coupled import (
+    CoupledDistillConfig,
+    Trajectories,
+    coupled_terms,
+    trajectory_end,
+)
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.laboratory.coupled import make_coupled_diffusion, sampled_measures
 from sdtt_jax.laboratory.others import Bench, chain_of, fit, network_of, plain_student
@@ -54,7 +59,8 @@ def masks_measures(bench: Bench, kind: str, *, coupled: bool) -> Record:
         shown = told(drawn, kind)
         if not coupled:
             shown = draw_noise(key_shown, batch.shape, world.vocab_size, noise.levels)
-        terms = coupled_terms(student, params, shown, tokens, key_states, distill)
+        trajectories = Trajectories(shown, tokens)
+        terms = coupled_terms(student, params, trajectories, key_states, distill)
         return Loss(*terms, {})
 
     title = f"{kind}, {'coupled' if coupled else 'uncoupled'}"

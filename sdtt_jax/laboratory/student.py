@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -166,18 +166,34 @@ def sample_sequences(world: World, seed: int, round: int, step: int, batch_size:
     return tokens
 
 
+class Sizes(Protocol):
+    """What any student's config says of its transformer."""
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def embed_dim(self) -> int: ...
+
+    @property
+    def num_heads(self) -> int: ...
+
+
+def network_config(world: World, sizes: Sizes) -> DenoiserConfig:
+    """The config of a student's transformer on a world."""
+    return DenoiserConfig(
+        vocab_size=world.vocab_size,
+        length=world.length,
+        num_layers=sizes.num_layers,
+        embed_dim=sizes.embed_dim,
+        num_heads=sizes.num_heads,
+        cond_dim=sizes.embed_dim,
+    )
+
+
 def make_network(world: World, config: StudentConfig) -> Denoiser:
     """The student's transformer."""
-    return Denoiser(
-        DenoiserConfig(
-            vocab_size=world.vocab_size,
-            length=world.length,
-            num_layers=config.num_layers,
-            embed_dim=config.embed_dim,
-            num_heads=config.num_heads,
-            cond_dim=config.embed_dim,
-        )
-    )
+    return Denoiser(network_config(world, config))
 
 
 def make_diffusion(world: World, config: StudentConfig) -> MaskedDiffusion:

@@ -12,6 +12,8 @@ from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sam
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.coupled import (
     CoupledDistillConfig,
+    Teacher,
+    Trajectories,
     coupled_terms,
     noise_of,
     states_along,
@@ -36,8 +38,7 @@ from tests.worlds import (
 )
 
 TEACHER, TABLE = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(1)
-SIZES = dataclasses.asdict(tiny_network().config)
-NETWORK = CoupledDenoiser(CoupledConfig(**SIZES, noise=NoiseConfig(hidden_dim=8)))
+NETWORK = CoupledDenoiser(CoupledConfig.of(tiny_network().config, NoiseConfig(hidden_dim=8)))
 STUDENT, PARAMS = MaskedDiffusion(NETWORK, make_schedule()), noisy_params(NETWORK, 3)
 KEYS = jax.random.split(jax.random.key(5), 32)
 _end = jax.jit(trajectory_end, static_argnames=("teacher", "config"))
@@ -96,9 +97,10 @@ def test_a_sampler_draws_a_seeing_networks_noise_once():
 def test_one_shot_states_lie_along_the_order_and_ask_for_all_that_is_masked():
     noise, config = noise_of(STUDENT, KEYS, LENGTH), CoupledDistillConfig(LENGTH, full_share=0.25)
     tokens = jnp.zeros((len(KEYS), LENGTH), jnp.int32)
-    x_t, _, weights = states_along(STUDENT, noise, tokens, jax.random.key(0), config, 1)
-    masked = np.asarray(x_t == MASK)
-    np.testing.assert_array_equal(weights, masked)
+    states = states_along(STUDENT, Trajectories(noise, tokens), jax.random.key(0), config, 1)
+    masked = np.asarray(states.x_t == MASK)
+    np.testing.assert_array_equal(states.reached, masked)
+    np.testing.assert_array_equal(states.x_s, tokens)
     counts = np.bincount(masked.sum(axis=1), minlength=LENGTH + 1)
     # A quarter of 32 states is full; the rest, 24, is spread evenly over 1, 2 and 3 masked positions.
     np.testing.assert_allclose(counts, [0, 8, 8, 16], atol=1)
@@ -110,24 +112,63 @@ def test_a_round_asks_for_the_next_calls_and_divides_their_number():
     config = CoupledDistillConfig(4, num_distill_calls=2, num_rounds=2, full_share=0.5)
     assert [config.calls_of(r) for r in (1, 2)] == [4, 2]
     noise, tokens = noise_of(STUDENT, KEYS, 8), jnp.zeros((len(KEYS), 8), jnp.int32)
-    x_t, _, weights = states_along(STUDENT, noise, tokens, jax.random.key(0), config, 1)
-    masked = (x_t == MASK).sum(axis=1)
+    trajectories = Trajectories(noise, tokens)
+    first = states_along(STUDENT, trajectories, jax.random.key(0), config, 1)
+    masked, left = ((x == MASK).sum(axis=1) for x in (first.x_t, first.x_s))
     assert set(np.asarray(masked).tolist()) == {4, 8}
-    np.testing.assert_array_equal(weights.sum(axis=1), 4)
-    last = states_along(STUDENT, noise, tokens, jax.random.key(0), config, 2)
-    np.testing.assert_array_equal(last[2], 1)
+    np.testing.assert_array_equal(first.reached.sum(axis=1), 4)
+    np.testing.assert_array_equal(left, masked - 4)
+    last = states_along(STUDENT, trajectories, jax.random.key(0), config, 2)
+    np.testing.assert_array_equal(last.reached, 1)
 
 
 def test_the_loss_is_the_cross_entropy_on_the_trajectorys_end():
     noise, config, key = noise_of(STUDENT, KEYS, LENGTH), CoupledDistillConfig(3), jax.random.key(0)
     tokens = _end(TEACHER, TABLE, noise, config.trajectory(1))
-    total, count = coupled_terms(STUDENT, PARAMS, noise, tokens, key, config)
-    x_t, _, weights = states_along(STUDENT, noise, tokens, key, config, 1)
+    trajectories = Trajectories(noise, tokens)
+    total, count = coupled_terms(STUDENT, PARAMS, trajectories, key, config)
+    states = states_along(STUDENT, trajectories, key, config, 1)
+    log_probs = _says(states.x_t, noise)
+    chosen = np.take_along_axis(log_probs, np.asarray(tokens)[..., None], axis=-1)[..., 0]
+    assert float(count) == float(states.reached.sum())
+    assert float(total) == pytest.approx(-float((chosen * states.reached).sum()), rel=1e-5)
+
+
+def _says(x_t, noise):
+    """The student's log-probabilities of tokens."""
     logits = NETWORK.logits(PARAMS, NETWORK.hidden(PARAMS, x_t, None, noise))[..., :VOCAB]
-    log_probs = jax.nn.log_softmax(logits)
-    chosen = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
-    assert float(count) == float(weights.sum())
-    assert float(total) == pytest.approx(-float((chosen * weights).sum()), rel=1e-5)
+    return np.asarray(jax.nn.log_softmax(logits))
+
+
+def test_soft_targets_are_what_the_teacher_says_once_the_next_calls_are_made():
+    """Oracle: trajectories followed position by position, and the teacher looked up where they stand."""
+    config = CoupledDistillConfig(4, num_distill_calls=2, num_rounds=2, soft_weight=0.5)
+    noise, key = noise_of(STUDENT, KEYS, LENGTH), jax.random.key(0)
+    tokens = _end(TEACHER, TABLE, noise, config.trajectory(1))
+    trajectories = Trajectories(noise, tokens)
+    total, count = coupled_terms(
+        STUDENT, PARAMS, trajectories, key, config, 1, Teacher(TEACHER, TABLE)
+    )
+    states = states_along(STUDENT, trajectories, key, config, 1)
+    says, order = _says(states.x_t, noise), np.argsort(-np.asarray(noise.order), axis=1)
+    # Three tokens by four calls: the first two calls reveal two of them, the last two the third.
+    by_hand, weights = 0.0, 0.0
+    for row, (first, second, third) in enumerate(order):
+        begun = bool(states.x_t[row, first] != MASK)
+        for place in (third,) if begun else (first, second):
+            by_hand -= says[row, place, tokens[row, place]]
+            weights += 1.0
+        if begun:
+            continue
+        shown = np.full(LENGTH, MASK)
+        for place in (first, second):
+            logits = TABLE["table"][int(shown @ [16, 4, 1])][place]
+            shown[place] = int(np.argmax(logits + noise.token[row, place]))
+        target = np.asarray(jax.nn.log_softmax(TABLE["table"][int(shown @ [16, 4, 1])][third]))
+        by_hand += 0.5 * (np.exp(target) * (target - says[row, third])).sum()
+        weights += 0.5
+    assert float(count) == pytest.approx(weights)
+    assert float(total) == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_the_objective_is_the_loss_of_its_trajectories_and_holds_nothing_on_a_device():
@@ -138,7 +179,7 @@ def test_the_objective_is_the_loss_of_its_trajectories_and_holds_nothing_on_a_de
     assert not [x for x in jax.make_jaxpr(loss)(*inputs).consts if isinstance(x, jax.Array)]
     noise = noise_of(STUDENT, jax.vmap(jax.random.fold_in, (None, 0))(KEYS[0], index), LENGTH)
     tokens = _end(TEACHER, TABLE, noise, config.trajectory(1))
-    total, count = coupled_terms(STUDENT, PARAMS, noise, tokens, key, config)
+    total, count = coupled_terms(STUDENT, PARAMS, Trajectories(noise, tokens), key, config)
     found = jax.jit(loss)(*inputs)
     assert float(found.total) == pytest.approx(float(total), rel=1e-5)
     assert float(found.weight) == float(count)
@@ -155,6 +196,8 @@ def test_a_network_without_noise_features_is_refused():
         ({"num_distill_calls": 1}, "num_distill_calls=1"),
         ({"num_rounds": 2}, "num_rounds=2"),
         ({"num_calls": 6, "num_distill_calls": 2, "num_rounds": 2}, "num_calls=6"),
+        ({"soft_weight": 1.0}, "soft_weight=1.0 needs num_distill_calls"),
+        ({"soft_weight": -1.0, "num_distill_calls": 2}, "soft_weight"),
         ({"mode": "left"}, "mode='left'"),
         ({"full_share": 1.5}, "full_share"),
     ],

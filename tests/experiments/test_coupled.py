@@ -8,9 +8,11 @@ import pytest
 
 import sdtt_jax
 from experiments.settings import config_dict, run_config
+from experiments.stages import coupled as coupled_stage
 from experiments.stages import training as training_stages
-from experiments.stages.coupled import open_pool
+from experiments.stages.coupled import open_pool, teacher_params
 from experiments.stages.few_calls import matched
+from experiments.stages.replay import replay
 from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import load_params
@@ -28,9 +30,10 @@ STAGES = ("data", "teacher", "distill")
 
 
 def coupled(folder, **fields):
-    """Two rounds of four steps, from four calls to one, on a pool of 16 trajectories."""
+    """Two rounds of four steps with soft targets, from four calls to one, on a pool of 16 trajectories."""
     config = run_config(small(folder))
     values = {"num_calls": 4, "num_distill_calls": 2, "num_rounds": 2, "num_trajectories": 16}
+    values |= {"soft_weight": 0.5}
     stage = dataclasses.replace(
         config.coupled,
         train=dataclasses.replace(config.distill.train, num_steps=4),
@@ -53,7 +56,7 @@ def digest(folder, number=2):
 
 def test_a_pool_is_the_teachers_trajectories_and_each_round_has_its_own(unbroken):
     with open_run(coupled(unbroken), unbroken / "run") as run:
-        first, second = (open_pool(run, number) for number in (1, 2))
+        first, second = (open_pool(run, n, teacher_params(run, n)) for n in (1, 2))
         student = sdtt_jax.MaskedDiffusion(run.coupled, run.diffusion.schedule)
         key = purpose_key(run.config.seed, "coupled.noise", 1)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(16))
@@ -66,8 +69,9 @@ def test_a_pool_is_the_teachers_trajectories_and_each_round_has_its_own(unbroken
 
 
 def test_stopped_in_a_round_it_ends_in_the_same_bits(unbroken, tmp_path, monkeypatch):
+    """Each round's teacher, which pool, student and soft targets need, is loaded once, and once to go on."""
     config = coupled(tmp_path)
-    train = loop.train
+    train, loaded, load = loop.train, [], coupled_stage.teacher_params
 
     def stopped(state, step_fn, batch_at, key, config, **fields):
         job = batch_at.__self__
@@ -77,15 +81,31 @@ def test_stopped_in_a_round_it_ends_in_the_same_bits(unbroken, tmp_path, monkeyp
             raise loop.Interrupted(3, "a test")
         return state
 
-    monkeypatch.setattr(training_stages, "train", stopped)
-    with open_run(config, tmp_path / "run") as run, pytest.raises(loop.Interrupted):
-        run_stages(run, STAGES)
-    monkeypatch.undo()
+    def loading(run, number):
+        loaded.append(number)
+        return load(run, number)
+
+    monkeypatch.setattr(coupled_stage, "teacher_params", loading)
+    with monkeypatch.context() as patch:
+        patch.setattr(training_stages, "train", stopped)
+        with open_run(config, tmp_path / "run") as run, pytest.raises(loop.Interrupted):
+            run_stages(run, STAGES)
     with open_run(config, tmp_path / "run") as run:
         run_stages(run, STAGES)
+    assert loaded == [1, 2, 2]
     assert [digest(tmp_path / "run", n) for n in (1, 2)] == [
         digest(unbroken / "run", n) for n in (1, 2)
     ]
+
+
+def test_a_step_of_a_round_is_taken_again(unbroken, capsys):
+    with open_run(coupled(unbroken), unbroken / "run") as run:
+        replay(run, "coupled/2@3")
+        said = capsys.readouterr().out
+        with pytest.raises(ConfigError, match="coupled/3: rounds are 1 to 2"):
+            replay(run, "coupled/3")
+    assert "from the state after step 2, step 3 twice" in said
+    assert "the same bits in all" in said
 
 
 def test_it_is_loaded_sampled_and_exported_with_its_noise_network(unbroken, tmp_path):

@@ -30,7 +30,6 @@ TINY = CoupledStudentConfig(
     noise=NoiseConfig(hidden_dim=64),
     batch_size=64,
     num_steps=150,
-    learning_rate=3e-3,
     num_samples=60_000,
     seed=1,
 )

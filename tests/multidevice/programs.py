@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.settings import DistillStage, TeacherConfig
+from experiments.settings import CoupledStage, DistillStage, TeacherConfig
 from launch.ahead.hlo import Module
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import Checkpoints
@@ -24,10 +24,16 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.networks.config import DenoiserConfig, LlamaDenoiserConfig
+from sdtt_jax.networks.config import (
+    CoupledConfig,
+    DenoiserConfig,
+    LlamaDenoiserConfig,
+    NoiseConfig,
+)
+from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.denoiser import Denoiser
 from sdtt_jax.networks.llama import LlamaDenoiser
-from sdtt_jax.objectives import distill_loss, teacher_loss
+from sdtt_jax.objectives import coupled_loss, distill_loss, teacher_loss
 from sdtt_jax.parallel.mesh import RULES, MeshConfig, make_mesh, use_mesh
 from sdtt_jax.parallel.placement import place, place_rows, place_whole, tree_shardings
 from sdtt_jax.parallel.processes import to_host
@@ -74,6 +80,18 @@ def train_config(name: str) -> TrainConfig:
 
 TEACHER = TeacherConfig(train=train_config("muon"))
 DISTILL = DistillStage(train=train_config("adamw"))
+
+
+# One mesh with all axes: a step of a few seconds to compile on each.
+COUPLED_MESHES = (ONE, (2, 2, 2))
+COUPLED = CoupledStage(
+    num_calls=4,
+    num_distill_calls=2,
+    num_rounds=2,
+    soft_weight=0.5,
+    noise=NoiseConfig("two-level", hidden_dim=16),
+    train=train_config("muon"),
+)
 
 
 def batch_at(step: int, mesh: jax.sharding.Mesh) -> jax.Array:
@@ -147,6 +165,8 @@ def run(
     result["values"] = {p: norms(x) for p, x in flat_leaves(states["distill"]).items()}
     if not brief:
         result["texts"] = texts(mesh, states["distill"].params)
+        if sizes in COUPLED_MESHES:
+            result["coupled"] = coupled(mesh, states["teacher"].params)
     with Checkpoints(directory) as checkpoints:
         checkpoints.save(states["distill"])
     result["digest"] = params_digest(states["distill"].params)
@@ -159,6 +179,31 @@ def run(
         result["went on"] = float(metrics["loss"])
         result["went on by"] = int(moved.step)
     return result
+
+
+def coupled(mesh: jax.sharding.Mesh, teacher_params: Any) -> dict[str, Any]:
+    """A round of a coupled student, whose teacher makes trajectories and soft targets on the mesh."""
+    network = CoupledDenoiser(CoupledConfig.of(DENOISER.config, COUPLED.noise))
+    student = MaskedDiffusion(network, DIFFUSION.schedule)
+    loss = coupled_loss(student, DIFFUSION, COUPLED, 1, jax.random.key(6), LENGTH)
+
+    def init() -> Any:
+        fresh = network.init(jax.random.key(0))
+        return jax.tree.map(jnp.add, fresh, random_like(fresh, jax.random.key(3)))
+
+    state = StateSpec(COUPLED.train, mesh).init(init, {"teacher_params": teacher_params})
+    step, key = make_train_step(loss, COUPLED.train), place_whole(jax.random.key(7), mesh)
+    losses = []
+    for number in range(STEPS):
+        index = np.arange(BATCH, dtype=np.int32) + number * BATCH
+        batch = {"index": place_rows(lambda rows, index=index: index[rows], index.shape, mesh)}
+        state, metrics = step(state, batch, key)
+        losses.append(float(metrics["loss"]))
+    return {
+        "losses": losses,
+        "values": {p: norms(x) for p, x in flat_leaves(state).items()},
+        "noise": list(state.params["noise"]["up"]["kernel"].sharding.spec),
+    }
 
 
 def norms(x: jax.Array) -> list[float]:

@@ -75,6 +75,16 @@ def test_the_trained_state_is_that_of_one_device_to_rounding(alone, several):
         np.testing.assert_allclose(value, alone["values"][path], rtol=2e-3, atol=2e-3, err_msg=path)
 
 
+def test_a_coupled_round_is_that_of_one_device_to_rounding(alone, results):
+    """Noise, trajectories, soft targets and three steps; the noise's network is split as others are."""
+    one, several = alone["coupled"], results[2, 2, 2]["coupled"]
+    assert min(one["losses"]) > 0.1
+    np.testing.assert_allclose(several["losses"], one["losses"], rtol=2e-5)
+    for path, value in several["values"].items():
+        np.testing.assert_allclose(value, one["values"][path], rtol=2e-3, atol=2e-3, err_msg=path)
+    assert several["noise"] == [None, "model"]
+
+
 def test_texts_are_those_of_one_device(alone, several):
     """Of equal weights not a token would differ (see tests/diffusion); after training few may."""
     differing = np.mean(np.array(several["texts"]) != np.array(alone["texts"]))
