@@ -48,11 +48,25 @@ class TeacherConfig(NelboConfig):
       weighting, antithetic, importance: of the loss, as `NelboConfig` explains them.
       checkpoint: a teacher that exists (a run's directory, a path, or a repository of the model hub):
         nothing is trained.
+      init_from: a model of the Llama family, causal or a denoiser, that training starts from. The run takes
+        its network and its tokenizer too (`tokenizer.kind` is then "hub"); of `config.model` only
+        `compute_dtype`, `remat` and `unroll` count.
+      attention_annealing: steps in which a causal model's attention to later positions is opened.
       train: steps, batch, optimizer.
     """
 
     checkpoint: str = ""
+    init_from: str = ""
+    attention_annealing: int = 0
     train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512, ema_decay=0.9999)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(0, self, "attention_annealing")
+        require(
+            not (self.checkpoint and self.init_from),
+            "teacher.checkpoint is taken as it is, teacher.init_from is trained further; give one of them.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +266,10 @@ class RunConfig:
             f"mmd.layer={self.mmd.layer} does not exist: the teacher has model.num_layers="
             f"{self.model.num_layers} layers.",
         )
+        require(
+            (self.tokenizer.kind == "hub") == bool(self.teacher.init_from),
+            "tokenizer.kind='hub' and teacher.init_from go together: the tokenizer is that model's.",
+        )
         for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
             require(
                 sizes.vocab_size == sizes.length == 0,
@@ -264,6 +282,10 @@ class RunConfig:
 
         GPT-2's is known; a SentencePiece model may turn out smaller than it was asked to be.
         """
+        require(
+            self.tokenizer.kind != "hub",
+            "The vocabulary of teacher.init_from is known only when that is loaded; leave it out here.",
+        )
         if self.tokenizer.kind == "gpt2":
             return train_tokenizer(self.tokenizer, []).vocab_size
         return self.tokenizer.vocab_size

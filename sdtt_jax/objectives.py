@@ -4,6 +4,9 @@ Each function closes over a model and a frozen config and returns
 `loss(params, context, batch, key) -> Loss`, with `batch: [batch, length]` int32.
 """
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -25,8 +28,9 @@ from sdtt_jax.distillation.mixture import MixtureConfig, mixture_terms
 from sdtt_jax.distillation.mmd import Features, MmdConfig, mmd_terms
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.networks.llama import LlamaDenoiser
 from sdtt_jax.training.step import Loss, LossFn
-from sdtt_jax.typing import Key, Tokens, Tree
+from sdtt_jax.typing import Hidden, Key, PerSequence, Tokens, Tree
 
 
 def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
@@ -48,6 +52,55 @@ def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
         return Loss(terms.total, masked, {"nelbo": bound / tokens})
 
     return loss
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Opened:
+    """A denoiser with the edges that its attention has in one batch."""
+
+    denoiser: LlamaDenoiser
+    edges: jax.Array
+
+    def hidden(self, params: Tree, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
+        return self.denoiser.hidden(params, tokens, sigma, self.edges)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.denoiser, name)
+
+
+def adaptation_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
+    """`teacher_loss` of a causal network that becomes a denoiser (DiffuGPT, arXiv 2410.17891).
+
+    Edges to later positions are opened at random, anew in every batch. The batch is
+    `{"tokens": [batch, length] int32, "open": [batch] float32}`, the share of those edges that are open in
+    each text; at 1 the network computes what it does without any of this.
+
+    Args:
+      diffusion: of a `LlamaDenoiser`.
+      config: as for `teacher_loss`.
+    """
+    denoiser: Any = diffusion.denoiser
+
+    def loss(params: Tree, context: Tree, batch: Tree, key: Key) -> Loss:
+        tokens, share = batch["tokens"], batch["open"]
+        key_edges, key = jax.random.split(key)
+        uniform = jax.random.uniform(key_edges, (*tokens.shape, tokens.shape[1]), jnp.float32)
+        opened: Any = _Opened(denoiser, uniform < share[:, None, None])
+        found = teacher_loss(dataclasses.replace(diffusion, denoiser=opened), config)
+        total, weight, metrics = found(params, context, tokens, key)
+        return Loss(total, weight, metrics | {"open_share": share.mean()})
+
+    return loss
+
+
+def open_share(step: int, annealing: int) -> float:
+    """The share of edges to later positions that are open at a step (from 0): it grows evenly to one.
+
+    Args:
+      step: of the training.
+      annealing: steps until all are open; 0: they are from the first step on.
+    """
+    return min(step / annealing, 1.0) if annealing else 1.0
 
 
 def judge_loss(network: CausalNetwork, bos_id: int) -> LossFn:

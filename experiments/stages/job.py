@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from experiments.settings import SDTT, RunConfig
 from experiments.stages import coupled
 from experiments.stages.context import Run
 from sdtt_jax.keys import purpose_key, purpose_seed
-from sdtt_jax.parallel.placement import place_rows
+from sdtt_jax.parallel.placement import place_batch, place_rows
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.state import TrainState
 from sdtt_jax.training.step import TrainStep
@@ -30,6 +31,7 @@ class TrainingJob:
       start: makes the state to begin with.
       abstract: shapes and shardings of the state.
       pool: of trajectories, where they and not texts are trained on.
+      open_share: of a network that was causal, the share of its attention to later positions at a step.
     """
 
     run: Run
@@ -40,6 +42,7 @@ class TrainingJob:
     start: Callable[[], TrainState]
     abstract: TrainState
     pool: coupled.Pool | None = None
+    open_share: Callable[[int], float] | None = None
 
     @property
     def tags(self) -> dict[str, Any]:
@@ -87,7 +90,11 @@ class TrainingJob:
         if self.pool is not None:
             return self.pool.batch(self.data_seed, number, size, self.run.mesh)
         rows = functools.partial(self.run.train_split.batch, self.data_seed, number, size)
-        return place_rows(rows, (size, self.run.config.data.length), self.run.mesh)
+        tokens = place_rows(rows, (size, self.run.config.data.length), self.run.mesh)
+        if self.open_share is None:
+            return tokens
+        share = np.full(size, self.open_share(step), np.float32)
+        return {"tokens": tokens, "open": place_batch(share, self.run.mesh)}
 
 
 class Distiller(NamedTuple):

@@ -11,14 +11,12 @@ import jax
 
 from experiments.settings import COUPLED, SDTT, RunConfig
 from experiments.stages import coupled, one_round
+from experiments.stages.adopting import adopt_teacher, base_objective
 from experiments.stages.context import Run
 from experiments.stages.job import Distiller, TrainingJob, averaged
 from experiments.stages.workdir import final, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
-from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, next_round, round_dt
-from sdtt_jax.errors import ConfigError
-from sdtt_jax.interchange.load import load_denoiser
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.objectives import distill_loss, judge_loss, teacher_loss
 from sdtt_jax.parallel import processes
@@ -36,6 +34,8 @@ from sdtt_jax.training.watchdog import watchdog
 
 def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
     """The training of a stage or round."""
+    if stage == "teacher" and run.base is not None:
+        return _from_base(run)
     if stage == "teacher":
         loss = teacher_loss(run.diffusion, run.config.teacher)
         config = run.config.teacher.train
@@ -52,30 +52,10 @@ def train_teacher(run: Run) -> None:
     """Trains the masked diffusion model that the first round distils."""
     config = run.config.teacher
     if config.checkpoint:
-        _adopt_teacher(run, config.checkpoint)
+        adopt_teacher(run, config.checkpoint)
         return
     state = _fit(training_job(run, "teacher"))
     run.deliver(run.workdir.teacher, run.denoiser, averaged(state), stage="teacher")
-
-
-def _adopt_teacher(run: Run, checkpoint: str) -> None:
-    """Delivers a teacher that exists, if it is one for this run's sizes and tokens."""
-    model = load_denoiser(checkpoint, mesh=run.mesh)
-    # How it is computed may differ; what it is may not.
-    free = {"compute_dtype": "", "remat": "", "unroll": 0}
-    lines = differences(to_mapping(model.config) | free, to_mapping(run.denoiser.config) | free)
-    if lines:
-        raise ConfigError(
-            f"config.teacher.checkpoint={checkpoint} is another network than config.model and config.data "
-            "ask for; set these fields alike (the checkpoint's first):\n  " + "\n  ".join(lines)
-        )
-    if model.text_tokenizer.digest != run.tokenizer.digest:
-        raise ConfigError(
-            f"config.teacher.checkpoint={checkpoint} was trained on another vocabulary than "
-            "config.tokenizer and config.data give; use its tokenizer and corpus."
-        )
-    run.log(f"  taken from {checkpoint}")
-    run.deliver(run.workdir.teacher, run.denoiser, model.params, stage="teacher", source=checkpoint)
 
 
 def train_judge(run: Run) -> None:
@@ -209,6 +189,19 @@ def _from_scratch(
     start = functools.partial(spec.init, init)
     step_fn = make_train_step(loss, config)
     return TrainingJob(run, stage, 0, config, step_fn, start, spec.abstract(init))
+
+
+def _from_base(run: Run) -> TrainingJob:
+    """The training of a teacher that starts from a published model."""
+    config, spec = run.config.teacher, StateSpec(run.config.teacher.train, run.mesh)
+    abstract = spec.abstract(functools.partial(run.denoiser.init, jax.random.key(0)))
+
+    def start() -> TrainState:
+        return spec.from_params(run.base_params())
+
+    loss, share = base_objective(run)
+    step_fn = make_train_step(loss, config.train)
+    return TrainingJob(run, "teacher", 0, config.train, step_fn, start, abstract, open_share=share)
 
 
 def _fit(job: TrainingJob) -> TrainState:

@@ -252,6 +252,11 @@ class LlamaDenoiserConfig(LlamaConfig):
         return self.vocab_size + 1
 
 
+def as_denoiser(config: LlamaConfig, *, shift: bool) -> LlamaDenoiserConfig:
+    """The denoiser that a causal network becomes; MASK follows its vocabulary."""
+    return LlamaDenoiserConfig(**dataclasses.asdict(config), shift=shift)
+
+
 Config = TypeVar("Config", bound=TransformerConfig)
 
 
