@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from sdtt_jax.causal.nll import causal_loss
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms
+from sdtt_jax.distillation.alpha import AlphaConfig, alpha_terms
 from sdtt_jax.distillation.coupled import (
     CoupledDistillConfig,
     Teacher,
@@ -21,7 +22,10 @@ from sdtt_jax.distillation.coupled import (
     noise_of,
     trajectory_end,
 )
+from sdtt_jax.distillation.idlm import IdlmConfig, idlm_terms
 from sdtt_jax.distillation.loss import distillation_terms
+from sdtt_jax.distillation.mixture import MixtureConfig, mixture_terms
+from sdtt_jax.distillation.mmd import Features, MmdConfig, mmd_terms
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.llama import LlamaDenoiser
@@ -130,6 +134,80 @@ def distill_loss(diffusion: MaskedDiffusion, config: DistillConfig) -> LossFn:
             diffusion, params, context["teacher_params"], batch, context["dt"], key, config
         )
         return Loss(total, count, {})
+
+    return loss
+
+
+def alpha_loss(diffusion: MaskedDiffusion, config: AlphaConfig) -> LossFn:
+    """The Tsallis loss of blocks, teacher-free; at alpha = 0 in nats per token.
+
+    Args:
+      diffusion: the student.
+      config: alpha, and the sampler that it is for.
+    """
+
+    def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
+        del context
+        return Loss(*alpha_terms(diffusion, params, batch, key, config), {})
+
+    return loss
+
+
+def mixture_loss(
+    diffusion: MaskedDiffusion, teacher: MaskedDiffusion, config: MixtureConfig
+) -> LossFn:
+    """The mixture's cross-entropy on what the teacher's calls reveal, in nats per token.
+
+    The context holds `teacher_params`.
+
+    Args:
+      diffusion: the student; it sees a latent value.
+      teacher: the teacher, which sees none.
+      config: the teacher's calls.
+    """
+
+    def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
+        fixed = context["teacher_params"]
+        return Loss(*mixture_terms(diffusion, params, teacher, fixed, batch, key, config), {})
+
+    return loss
+
+
+def mmd_loss(diffusion: MaskedDiffusion, features: Features, config: MmdConfig) -> LossFn:
+    """The discrepancy's policy gradient, a mean over texts; what to watch is the metric `reward`.
+
+    The context holds `teacher_params`, those of the features.
+
+    Args:
+      diffusion: the student.
+      features: of clean texts.
+      config: completions and kernel.
+    """
+
+    def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
+        fixed = context["teacher_params"]
+        total, reward = mmd_terms(diffusion, params, fixed, features, batch, key, config)
+        return Loss(total, jnp.float32(len(batch)), {"reward": reward})
+
+    return loss
+
+
+def idlm_loss(diffusion: MaskedDiffusion, config: IdlmConfig) -> LossFn:
+    """The losses of student and fake together, in nats per token; the metrics have each.
+
+    The parameters are `{"student": …, "fake": …}`, and the context holds `teacher_params`.
+
+    Args:
+      diffusion: teacher, student and fake, but for their parameters.
+      config: the sampler that the student is for.
+    """
+
+    def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
+        fixed = context["teacher_params"]
+        student, fake = idlm_terms(diffusion, params, fixed, batch, key, config)
+        count = jnp.float32(batch.size)
+        each = {"student_loss": student / count, "fake_loss": fake / count}
+        return Loss(student + fake, count, jax.lax.stop_gradient(each))
 
     return loss
 

@@ -130,6 +130,10 @@ class Run:
         return CoupledDenoiser(self.config.coupled_denoiser(self.info.vocab_size))
 
     @functools.cached_property
+    def mixture(self) -> CoupledDenoiser:
+        return CoupledDenoiser(self.config.mixture_denoiser(self.info.vocab_size))
+
+    @functools.cached_property
     def judge(self) -> CausalNetwork:
         return CausalNetwork(self.config.causal(self.info.vocab_size))
 
