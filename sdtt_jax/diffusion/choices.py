@@ -47,6 +47,20 @@ def drawn(filters: Filters) -> Choice:
     return choose
 
 
+def greedy_at_last(choose: Choice) -> Choice:
+    """`choose`, or `most_probable` after the last step, in a program that holds the network only once.
+
+    Args:
+      choose: is given the first of a pair as its key; the second says whether this is after the last step.
+    """
+
+    def either(key: Any, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
+        key, last = key
+        return jax.lax.cond(last, most_probable, choose, key, logits, places, noise)
+
+    return either
+
+
 def most_probable(key: Key | None, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
     """The likeliest token of each position; the key is needed by none."""
     del key, places, noise

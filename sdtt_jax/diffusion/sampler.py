@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import one_of, whole
-from sdtt_jax.diffusion.choices import Choice, choice, drawn, most_probable
+from sdtt_jax.diffusion.choices import Choice, choice, drawn, greedy_at_last, most_probable
 from sdtt_jax.diffusion.decoders import Pick, parse_mode, sigma_of_share
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
@@ -138,11 +138,10 @@ def sample(
         state = take_step(diffusion, params, plan, state, index, config)
         return state, state.x if keep_states else None
 
-    state = SamplerState(x_init, jnp.int32(0))
-    state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps, dtype=jnp.int32))
-    state = finish(diffusion, params, plan, state, config)
+    state, steps = SamplerState(x_init, jnp.int32(0)), jnp.arange(config.num_steps + 1)
+    state, states = jax.lax.scan(body, state, steps.astype(jnp.int32))
     if states is not None:
-        states = jnp.concatenate([x_init[None], states, state.x[None]])
+        states = jnp.concatenate([x_init[None], states])
     return state, states
 
 
@@ -218,53 +217,41 @@ def take_step(
       diffusion, params: the model.
       plan: from `plan_generation`.
       state: after the steps before.
-      index: which of `config.num_steps` steps.
+      index: which of `config.num_steps` steps; or `num_steps`, which fills what they left masked with the
+        most probable tokens, if `config.final_denoise`.
       config: sampler.
     """
     decoder, options = parse_mode(config.mode)
-    key = jax.random.fold_in(plan.key, index)
-    choose = choice(config, plan.noise, sees_noise=diffusion.noise_levels is not None)
-    sigma, noise, schedule = plan.sigmas[index], plan.noise, diffusion.schedule
+    key, last = jax.random.fold_in(plan.key, index), index == config.num_steps
+    selected, sigma, schedule = plan.call == index, plan.sigmas[index], diffusion.schedule
+    pick, again = None, None
+    if decoder.pick is not None or decoder.redo is not None:
+        masked = state.x == diffusion.mask_id
+        key, key_position = jax.random.split(key)
     if decoder.pick is not None:
-        key, key_order = jax.random.split(key)
-        masked, calls_left = state.x == diffusion.mask_id, config.num_steps - index
+        selected = masked
         sigma = sigma_of_share(schedule, masked.mean(axis=-1, dtype=jnp.float32))
         score, accept = (functools.partial(function, options) for function in decoder.pick)
-        pick = Pick(score, functools.partial(accept, key_order, calls_left=calls_left))
-        return _call(diffusion, params, state, masked, sigma, choose, key, noise, pick)
-    if decoder.redo is None:
-        return _call(diffusion, params, state, plan.call == index, sigma, choose, key, noise)
-    key, key_position = jax.random.split(key)
-    times = time_grid(config)
-    move_chances = (schedule.move_chance(times[i]) for i in (index, index + 1))
-    reveal, remask = decoder.redo(options, *move_chances)
-    uniform = jax.random.uniform(key_position, state.x.shape, jnp.float32)
-    masked = state.x == diffusion.mask_id
-    again = (plan.call == config.num_steps) & ~masked & (uniform < remask)
-    state = _call(diffusion, params, state, masked & (uniform < reveal), sigma, choose, key, noise)
-    return SamplerState(jnp.where(again, diffusion.mask_id, state.x), state.nfe)
-
-
-def finish(
-    diffusion: MaskedDiffusion,
-    params: Params,
-    plan: Plan,
-    state: SamplerState,
-    config: SamplerConfig,
-) -> SamplerState:
-    """What follows the last step: if `config.final_denoise`, what it left masked is filled greedily.
-
-    Args:
-      diffusion, params: the model.
-      plan: from `plan_generation`.
-      state: after the last step.
-      config: sampler.
-    """
+        calls_left = jnp.maximum(config.num_steps - index, 1)
+        pick = Pick(score, lambda *seen: accept(key_position, *seen, calls_left) | (last & masked))
+    elif decoder.redo is not None:
+        times = time_grid(config)
+        later = jnp.minimum(index + 1, config.num_steps)
+        reveal, remask = decoder.redo(
+            options, *schedule.move_chance(times[jnp.stack([index, later])])
+        )
+        uniform = jax.random.uniform(key_position, state.x.shape, jnp.float32)
+        selected = masked & (last | (uniform < reveal))
+        again = (plan.call == config.num_steps) & ~masked & ~last & (uniform < remask)
     if not config.final_denoise:
+        selected &= ~last
+    choose = greedy_at_last(
+        choice(config, plan.noise, sees_noise=diffusion.noise_levels is not None)
+    )
+    state = _call(diffusion, params, state, selected, sigma, choose, (key, last), plan.noise, pick)
+    if again is None:
         return state
-    left = (plan.call <= config.num_steps) & (state.x == diffusion.mask_id)
-    sigma, noise = plan.sigmas[-1], plan.noise
-    return _call(diffusion, params, state, left, sigma, most_probable, noise=noise)
+    return SamplerState(jnp.where(again, diffusion.mask_id, state.x), state.nfe)
 
 
 def final_denoise(
@@ -322,7 +309,7 @@ def _call(
     selected: Positions,
     sigma: PerSequence,
     choose: Choice,
-    key: Key | None = None,
+    key: Any = None,
     noise: Noise | None = None,
     pick: Pick | None = None,
 ) -> SamplerState:
@@ -345,7 +332,7 @@ def _fill(
     hidden: Hidden,
     selected: Positions,
     choose: Choice,
-    key: Key | None,
+    key: Any,
     noise: Noise | None = None,
     pick: Pick | None = None,
 ) -> Tokens:

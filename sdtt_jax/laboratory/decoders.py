@@ -42,7 +42,7 @@ def decoder_law(probabilities: Array, mode: str, num_steps: int) -> tuple[Array,
     """The law of the texts that a decoder writes, and the mean number of its network calls.
 
     Times are those of the uniform grid from 1 to 0 with alpha = 1 - t. What the last step leaves masked is
-    filled with the most probable tokens in one more call, as `sampler.finish` does.
+    filled with the most probable tokens in one more call, as `sampler.take_step` does.
 
     Args:
       probabilities: `[states, L, V]`, what the sampler draws from, in the order of `all_states`.
