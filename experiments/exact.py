@@ -16,7 +16,7 @@ text, and mixtures of them, at each of --calls (a few minutes on 2 cores):
   python -m experiments.exact --floor --calls=1,2,4 --output=runs/exact
 
 With --distillers, the distillers that are named stand beside it in results.json, by both KLs, total variation
-and entropy at each of --calls; those that see noise are trained:
+and entropy at each of --calls; all but SDTT's optimum are trained:
 
   python -m experiments.exact --distillers=sdtt,coupled --train --calls=1,2,4 --output=runs/exact
 
@@ -42,6 +42,7 @@ from sdtt_jax.laboratory.coupled import CoupledStudentConfig
 from sdtt_jax.laboratory.distillers import DISTILLERS, Asked, measure_distillers
 from sdtt_jax.laboratory.floor import find_floor
 from sdtt_jax.laboratory.optimum import OPTIMA
+from sdtt_jax.laboratory.others import OthersConfig, make_bench
 from sdtt_jax.laboratory.record import Record, Truth, closed_form, train_beside
 from sdtt_jax.laboratory.search import SearchConfig
 from sdtt_jax.laboratory.student import StudentConfig
@@ -51,7 +52,7 @@ from sdtt_jax.progress import make_progress
 from sdtt_jax.reporting.picture import write_exact
 from sdtt_jax.training.loop import Interrupted
 
-_DEFAULT, _COUPLED = StudentConfig(), CoupledStudentConfig()
+_DEFAULT, _COUPLED, _OTHERS = StudentConfig(), CoupledStudentConfig(), OthersConfig()
 _WIDTH = 120  # of the table in a log
 
 
@@ -122,6 +123,7 @@ def main(argv: Sequence[str]) -> None:
     distillers = parse_distillers(values.distillers, train=values.train)
     calls, mixtures = parse_calls(values.calls), parse_mixtures(values.mixtures)
     coupled = CoupledStudentConfig(num_steps=values.coupled_steps, seed=values.seed)
+    others = OthersConfig(num_steps=values.student_steps)
     config = StudentConfig(
         copy_steps=values.copy_steps, steps_per_round=values.steps_per_round, seed=values.seed
     )
@@ -143,12 +145,14 @@ def main(argv: Sequence[str]) -> None:
             if values.train and not distillers:
                 train_beside(truth, record, optima, config, make_progress, _print)
             if distillers:
-                asked = Asked(truth, optima[divergences[0]], calls, coupled, make_progress)
+                bench = make_bench(truth, calls, coupled, others, make_progress)
+                asked = Asked(truth, optima[divergences[0]], calls, coupled, make_progress, bench)
                 began = time.monotonic()
                 record["distillers"] = measure_distillers(distillers, asked)
                 seconds = time.monotonic() - began
                 if any(DISTILLERS[name].trains for name in distillers):
                     record["coupled_training"] = dataclasses.asdict(coupled) | {"seconds": seconds}
+                    record["student_training"] = dataclasses.asdict(others)
         except Interrupted as stop:
             raise UserError(
                 "Stopped while training; what was computed exactly is in --output. Repeat the "
@@ -183,6 +187,11 @@ def define_flags() -> None:
     flags.DEFINE_list("mixtures", ["4"], "Sizes of the mixtures of such students, from 2, or none.")
     flags.DEFINE_integer(
         "coupled_steps", _COUPLED.num_steps, "Training steps of a noise-coupled student."
+    )
+    flags.DEFINE_integer(
+        "student_steps",
+        _OTHERS.num_steps,
+        "Training steps of each student of the distillers that are not noise-coupled.",
     )
     flags.DEFINE_integer("seed", _DEFAULT.seed, "Seed of parameters, batches and draws.")
 

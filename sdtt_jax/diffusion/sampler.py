@@ -139,11 +139,10 @@ def sample(
         state = take_step(diffusion, params, plan, state, index, config)
         return state, state.x if keep_states else None
 
-    state = SamplerState(x_init, jnp.int32(0))
-    state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps, dtype=jnp.int32))
-    state = finish(diffusion, params, plan, state, config)
+    state, steps = SamplerState(x_init, jnp.int32(0)), jnp.arange(config.num_steps + 1)
+    state, states = jax.lax.scan(body, state, steps.astype(jnp.int32))
     if states is not None:
-        states = jnp.concatenate([x_init[None], states, state.x[None]])
+        states = jnp.concatenate([x_init[None], states])
     return state, states
 
 
@@ -218,35 +217,17 @@ def take_step(
       diffusion, params: the model.
       plan: from `plan_generation`.
       state: after the steps before.
-      index: which of `config.num_steps` steps.
+      index: which of `config.num_steps` steps; or `num_steps`, which fills what they left masked with the
+        most probable tokens, if `config.final_denoise`.
       config: sampler.
     """
-    key, selected = jax.random.fold_in(plan.key, index), plan.call == index
-    choose = _choice(diffusion, plan, config)
-    sigma, noise = plan.sigmas[index], plan.noise
-    return _call(diffusion, params, state, selected, sigma, choose, key, noise)
-
-
-def finish(
-    diffusion: MaskedDiffusion,
-    params: Params,
-    plan: Plan,
-    state: SamplerState,
-    config: SamplerConfig,
-) -> SamplerState:
-    """What follows the last step: if `config.final_denoise`, what it left masked is filled greedily.
-
-    Args:
-      diffusion, params: the model.
-      plan: from `plan_generation`.
-      state: after the last step.
-      config: sampler.
-    """
+    key, last = jax.random.fold_in(plan.key, index), index == config.num_steps
+    selected = plan.call == index
     if not config.final_denoise:
-        return state
-    left = plan.call == config.num_steps
-    sigma, noise = plan.sigmas[-1], plan.noise
-    return _call(diffusion, params, state, left, sigma, _most_probable, noise=noise)
+        selected &= ~last
+    choose = _greedy_at_last(_choice(diffusion, plan, config))
+    sigma, noise = plan.sigmas[index], plan.noise
+    return _call(diffusion, params, state, selected, sigma, choose, (key, last), noise)
 
 
 def final_denoise(
@@ -328,7 +309,7 @@ def _call(
     selected: Positions,
     sigma: PerSequence,
     choose: Choice,
-    key: Key | None = None,
+    key: Any = None,
     noise: Noise | None = None,
 ) -> SamplerState:
     """Fills `selected` from one network call at `sigma: [batch]`, or makes no call if there are none."""
@@ -349,7 +330,7 @@ def _fill(
     hidden: Hidden,
     selected: Positions,
     choose: Choice,
-    key: Key | None,
+    key: Any,
     noise: Noise | None = None,
 ) -> Tokens:
     """`x` with the tokens that `choose` takes at the selected positions; the head runs there alone.
@@ -392,6 +373,16 @@ def _drawn(filters: Filters) -> Choice:
         return jax.vmap(draw)(keys, filter_logits(logits, filters))
 
     return choose
+
+
+def _greedy_at_last(choose: Choice) -> Choice:
+    """`choose`, or `_most_probable` after the last step, in a program that holds the network only once."""
+
+    def either(key: Any, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
+        key, last = key
+        return jax.lax.cond(last, _most_probable, choose, key, logits, places, noise)
+
+    return either
 
 
 def _most_probable(key: Key | None, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sdtt_jax.config import choose, require
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.paths import as_path, read_json
+from sdtt_jax.interchange.safetensors import read_index
+from sdtt_jax.paths import as_path
 
 TENSORS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -76,8 +77,7 @@ def fetch(repo: str, revision: str | None = None) -> tuple[Path, Path | None]:
         index = fetch_beside(repo, revision, INDEX_FILE)
         if index is None:
             raise CheckpointError(_reason(what, error)) from None
-        named = read_json(index, CheckpointError).get("weight_map", {})
-        for file in sorted(set(named.values())):
+        for file in sorted(set(read_index(index).values())):
             if fetch_beside(repo, revision, file) is None:
                 raise CheckpointError(f"{what} lacks {file}, which its index names.") from None
         tensors = index

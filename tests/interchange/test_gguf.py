@@ -3,7 +3,6 @@
 import json
 import sys
 
-import gguf
 import numpy as np
 import pytest
 from tokenizers import pre_tokenizers
@@ -13,6 +12,8 @@ from sdtt_jax.errors import CheckpointError
 from tests import plain_llama
 from tests.experiments.processes import call
 from tests.plain_llama import Plain
+
+gguf = pytest.importorskip("gguf")
 
 PLAIN = Plain(heads=4, kv_heads=2, head_dim=8, epsilon=1e-3, base=500.0, neighbours=True)
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
