@@ -16,9 +16,13 @@ text, and mixtures of them, at each of --calls (a few minutes on 2 cores):
   python -m experiments.exact --floor --calls=1,2,4 --output=runs/exact
 
 With --distillers, the distillers that are named stand beside it in results.json, by both KLs, total variation
-and entropy at each of --calls; those that see noise are trained:
+and entropy at each of --calls; all but SDTT's optimum are trained:
 
   python -m experiments.exact --distillers=sdtt,coupled --train --calls=1,2,4 --output=runs/exact
+
+With --decoders, the exact law of every decoder that is named (separated by spaces), of the true denoiser:
+
+  python -m experiments.exact --decoders="confidence remdm:eta=0.1" --calls=2,4,8 --output=runs/exact
 
 Writes results.json (all numbers), exact.svg and exact.png to --output. Another language is a JSON
 file, --world=FILE, with "initial" [V], "transition" [V][V], "length", and optionally "dts", the
@@ -39,9 +43,11 @@ from experiments.cli.measures import measures_table
 from sdtt_jax.config import choose, require
 from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.laboratory.coupled import CoupledStudentConfig
+from sdtt_jax.laboratory.decoders import decoder_measures, enumerable
 from sdtt_jax.laboratory.distillers import DISTILLERS, Asked, measure_distillers
 from sdtt_jax.laboratory.floor import find_floor
 from sdtt_jax.laboratory.optimum import OPTIMA
+from sdtt_jax.laboratory.others import OthersConfig, make_bench
 from sdtt_jax.laboratory.record import Record, Truth, closed_form, train_beside
 from sdtt_jax.laboratory.search import SearchConfig
 from sdtt_jax.laboratory.student import StudentConfig
@@ -51,7 +57,7 @@ from sdtt_jax.progress import make_progress
 from sdtt_jax.reporting.picture import write_exact
 from sdtt_jax.training.loop import Interrupted
 
-_DEFAULT, _COUPLED = StudentConfig(), CoupledStudentConfig()
+_DEFAULT, _COUPLED, _OTHERS = StudentConfig(), CoupledStudentConfig(), OthersConfig()
 _WIDTH = 120  # of the table in a log
 
 
@@ -120,8 +126,11 @@ def main(argv: Sequence[str]) -> None:
     world = load_world(values.world) if values.world else sticky_world()
     dts = round_dts(world, values.rounds)
     distillers = parse_distillers(values.distillers, train=values.train)
+    for mode in values.decoders:
+        enumerable(mode)
     calls, mixtures = parse_calls(values.calls), parse_mixtures(values.mixtures)
     coupled = CoupledStudentConfig(num_steps=values.coupled_steps, seed=values.seed)
+    others = OthersConfig(num_steps=values.student_steps)
     config = StudentConfig(
         copy_steps=values.copy_steps, steps_per_round=values.steps_per_round, seed=values.seed
     )
@@ -137,18 +146,24 @@ def main(argv: Sequence[str]) -> None:
         search = SearchConfig(seed=values.seed)
         record |= find_floor(truth, calls, starts, mixtures, search, make_progress, _print)
         paths = write(record, as_path(values.output))
+    if values.decoders:
+        named = truth.teacher, truth.evidence, values.decoders
+        record["decoders"] = decoder_measures(world, *named, calls)
+        paths = write(record, as_path(values.output))
     if values.train or distillers:
         try:
             # Distillers that are named are all that is trained.
             if values.train and not distillers:
                 train_beside(truth, record, optima, config, make_progress, _print)
             if distillers:
-                asked = Asked(truth, optima[divergences[0]], calls, coupled, make_progress)
+                bench = make_bench(truth, calls, coupled, others, make_progress)
+                asked = Asked(truth, optima[divergences[0]], calls, coupled, make_progress, bench)
                 began = time.monotonic()
                 record["distillers"] = measure_distillers(distillers, asked)
                 seconds = time.monotonic() - began
                 if any(DISTILLERS[name].trains for name in distillers):
                     record["coupled_training"] = dataclasses.asdict(coupled) | {"seconds": seconds}
+                    record["student_training"] = dataclasses.asdict(others)
         except Interrupted as stop:
             raise UserError(
                 "Stopped while training; what was computed exactly is in --output. Repeat the "
@@ -180,9 +195,19 @@ def define_flags() -> None:
     flags.DEFINE_boolean(
         "floor", False, "Also search for the best factorised students there can be."
     )
+    flags.DEFINE_spaceseplist(
+        "decoders",
+        [],
+        "Modes of the sampler to compute the law of, as experiments.sample takes them.",
+    )
     flags.DEFINE_list("mixtures", ["4"], "Sizes of the mixtures of such students, from 2, or none.")
     flags.DEFINE_integer(
         "coupled_steps", _COUPLED.num_steps, "Training steps of a noise-coupled student."
+    )
+    flags.DEFINE_integer(
+        "student_steps",
+        _OTHERS.num_steps,
+        "Training steps of each student of the distillers that are not noise-coupled.",
     )
     flags.DEFINE_integer("seed", _DEFAULT.seed, "Seed of parameters, batches and draws.")
 

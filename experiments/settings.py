@@ -14,18 +14,26 @@ from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
 from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.schedule import ScheduleConfig
+from sdtt_jax.distillation.alpha import AlphaConfig
 from sdtt_jax.distillation.coupled import CoupledDistillConfig
+from sdtt_jax.distillation.idlm import IdlmConfig
+from sdtt_jax.distillation.mixture import MixtureConfig
+from sdtt_jax.distillation.mmd import MmdConfig
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.keys import check_seed
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
+from sdtt_jax.ops.noise import LATENT, MASKS
 from sdtt_jax.parallel.mesh import MeshConfig
 from sdtt_jax.paths import as_path
 from sdtt_jax.renamed import missing_name
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
 
-SDTT, COUPLED = DISTILLERS = ("sdtt", "coupled")
+SDTT, COUPLED = "sdtt", "coupled"
+# Of one round, from the first teacher.
+ONE_ROUND = ("alpha", "mixture", "mmd", "idlm")
+DISTILLERS = (SDTT, COUPLED, *ONE_ROUND)
 
 
 def __getattr__(name: str) -> None:
@@ -40,11 +48,25 @@ class TeacherConfig(NelboConfig):
       weighting, antithetic, importance: of the loss, as `NelboConfig` explains them.
       checkpoint: a teacher that exists (a run's directory, a path, or a repository of the model hub):
         nothing is trained.
+      init_from: a model of the Llama family, causal or a denoiser, that training starts from. The run takes
+        its network and its tokenizer too (`tokenizer.kind` is then "hub"); of `config.model` only
+        `compute_dtype`, `remat` and `unroll` count.
+      attention_annealing: steps in which a causal model's attention to later positions is opened.
       train: steps, batch, optimizer.
     """
 
     checkpoint: str = ""
+    init_from: str = ""
+    attention_annealing: int = 0
     train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512, ema_decay=0.9999)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(0, self, "attention_annealing")
+        require(
+            not (self.checkpoint and self.init_from),
+            "teacher.checkpoint is taken as it is, teacher.init_from is trained further; give one of them.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +124,64 @@ class CoupledStage(CoupledDistillConfig):
             list(self.calls) == sorted(set(self.calls)) and all(n > 0 for n in self.calls),
             f"calls={self.calls} must be positive and ascend.",
         )
+        require(
+            self.noise.kind not in (LATENT, MASKS),
+            f"noise.kind={self.noise.kind!r} is no noise that a teacher can draw its tokens with; take "
+            '"full", "two-level" or "projected".',
+        )
+
+
+_ONE_ROUND = TrainConfig(
+    num_steps=10_000,
+    batch_size=128,
+    optimizer=OptimizerConfig(name="adam", learning_rate=6e-5, warmup_steps=500),
+    ema_decay=0.999,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlphaStage(AlphaConfig):
+    """Teacher-free few-call training from the teacher on, with the fields of `AlphaConfig`."""
+
+    train: TrainConfig = _ONE_ROUND
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureStage(MixtureConfig):
+    """A mixture of students, with the fields of `MixtureConfig`.
+
+    Attributes:
+      num_values: of a text's latent, the size of the mixture; training costs as many times more.
+    """
+
+    num_values: int = 4
+    train: TrainConfig = _ONE_ROUND
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        NoiseConfig(LATENT, num_values=self.num_values)
+
+
+@dataclasses.dataclass(frozen=True)
+class MmdStage(MmdConfig):
+    """Discrepancy of completions, with the fields of `MmdConfig`. The default is the paper's recipe."""
+
+    train: TrainConfig = TrainConfig(
+        num_steps=4_000,
+        batch_size=128,
+        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-4, warmup_steps=500),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class IdlmStage(IdlmConfig):
+    """Inverse distillation, with the fields of `IdlmConfig`. The default is the paper's recipe."""
+
+    train: TrainConfig = TrainConfig(
+        num_steps=10_000,
+        batch_size=128,
+        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-6, warmup_steps=500),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +229,8 @@ class RunConfig:
 
     Attributes:
       seed: of everything that is drawn.
-      distillers: what the stage "distill" does, of "sdtt", whose rounds are `distill`, and "coupled".
+      distillers: what the stage "distill" does, of "sdtt", whose rounds are `distill`, "coupled", "alpha",
+        "mixture", "mmd" and "idlm".
       watchdog_seconds: time without a finished training step (compilation and saving included) after
         which a process ends, with the stacks of its threads on stderr; 0 waits for ever.
     """
@@ -166,6 +247,10 @@ class RunConfig:
     judge: JudgeConfig = JudgeConfig()
     distill: DistillStage = DistillStage()
     coupled: CoupledStage = CoupledStage()
+    alpha: AlphaStage = AlphaStage()
+    mixture: MixtureStage = MixtureStage()
+    mmd: MmdStage = MmdStage()
+    idlm: IdlmStage = IdlmStage()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self) -> None:
@@ -175,6 +260,15 @@ class RunConfig:
             choose("distillers", distiller, DISTILLERS)
         require(
             len(set(self.distillers)) == len(self.distillers) > 0, "distillers must be named, once."
+        )
+        require(
+            "mmd" not in self.distillers or self.mmd.layer <= self.model.num_layers,
+            f"mmd.layer={self.mmd.layer} does not exist: the teacher has model.num_layers="
+            f"{self.model.num_layers} layers.",
+        )
+        require(
+            (self.tokenizer.kind == "hub") == bool(self.teacher.init_from),
+            "tokenizer.kind='hub' and teacher.init_from go together: the tokenizer is that model's.",
         )
         for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
             require(
@@ -188,6 +282,10 @@ class RunConfig:
 
         GPT-2's is known; a SentencePiece model may turn out smaller than it was asked to be.
         """
+        require(
+            self.tokenizer.kind != "hub",
+            "The vocabulary of teacher.init_from is known only when that is loaded; leave it out here.",
+        )
         if self.tokenizer.kind == "gpt2":
             return train_tokenizer(self.tokenizer, []).vocab_size
         return self.tokenizer.vocab_size
@@ -199,6 +297,11 @@ class RunConfig:
     def coupled_denoiser(self, vocab_size: int) -> CoupledConfig:
         """The config of the noise-coupled student for a vocabulary: the denoiser's, and its noise."""
         return CoupledConfig.of(self.denoiser(vocab_size), self.coupled.noise)
+
+    def mixture_denoiser(self, vocab_size: int) -> CoupledConfig:
+        """The config of the mixture for a vocabulary: the denoiser's, and its latent."""
+        latent = NoiseConfig(LATENT, num_values=self.mixture.num_values)
+        return CoupledConfig.of(self.denoiser(vocab_size), latent)
 
     def causal(self, vocab_size: int) -> CausalConfig:
         """The judge's config for a vocabulary.

@@ -22,9 +22,9 @@ from types import FrameType
 
 from absl import app, flags
 
-from experiments.cli.app import EXIT_CONFIG, discard_output, print_anywhere
-from sdtt_jax.parallel.processes import ADDRESS, COUNT, INDEX
-from sdtt_jax.training.loop import EXIT_INTERRUPTED
+from experiments.cli.output import EXIT_CONFIG, discard_output, print_anywhere
+from sdtt_jax.errors import EXIT_INTERRUPTED
+from sdtt_jax.parallel.environment import ADDRESS, COUNT, INDEX
 
 _PROCESSES = flags.DEFINE_integer("processes", 2, "Processes.", lower_bound=1)
 _DEVICES = flags.DEFINE_integer(

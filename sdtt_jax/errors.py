@@ -3,6 +3,11 @@
 Entry points turn a `UserError` into one line on stderr and a non-zero exit status, without a traceback.
 """
 
+import os
+
+# What an entry point exits with after a signal, the state saved: 75, "try again" in sysexits.h.
+EXIT_INTERRUPTED = os.EX_TEMPFAIL
+
 
 class UserError(Exception):
     """Something that the user can mend; the message says what, where, and how."""

@@ -4,12 +4,16 @@ Each function closes over a model and a frozen config and returns
 `loss(params, context, batch, key) -> Loss`, with `batch: [batch, length]` int32.
 """
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from sdtt_jax.causal.nll import causal_loss
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms
+from sdtt_jax.distillation.alpha import AlphaConfig, alpha_terms
 from sdtt_jax.distillation.coupled import (
     CoupledDistillConfig,
     Teacher,
@@ -18,11 +22,15 @@ from sdtt_jax.distillation.coupled import (
     noise_of,
     trajectory_end,
 )
+from sdtt_jax.distillation.idlm import IdlmConfig, idlm_terms
 from sdtt_jax.distillation.loss import distillation_terms
+from sdtt_jax.distillation.mixture import MixtureConfig, mixture_terms
+from sdtt_jax.distillation.mmd import Features, MmdConfig, mmd_terms
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.networks.llama import LlamaDenoiser
 from sdtt_jax.training.step import Loss, LossFn
-from sdtt_jax.typing import Key, Tokens, Tree
+from sdtt_jax.typing import Hidden, Key, PerSequence, Tokens, Tree
 
 
 def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
@@ -44,6 +52,55 @@ def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
         return Loss(terms.total, masked, {"nelbo": bound / tokens})
 
     return loss
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Opened:
+    """A denoiser with the edges that its attention has in one batch."""
+
+    denoiser: LlamaDenoiser
+    edges: jax.Array
+
+    def hidden(self, params: Tree, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
+        return self.denoiser.hidden(params, tokens, sigma, self.edges)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.denoiser, name)
+
+
+def adaptation_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
+    """`teacher_loss` of a causal network that becomes a denoiser (DiffuGPT, arXiv 2410.17891).
+
+    Edges to later positions are opened at random, anew in every batch. The batch is
+    `{"tokens": [batch, length] int32, "open": [batch] float32}`, the share of those edges that are open in
+    each text; at 1 the network computes what it does without any of this.
+
+    Args:
+      diffusion: of a `LlamaDenoiser`.
+      config: as for `teacher_loss`.
+    """
+    denoiser: Any = diffusion.denoiser
+
+    def loss(params: Tree, context: Tree, batch: Tree, key: Key) -> Loss:
+        tokens, share = batch["tokens"], batch["open"]
+        key_edges, key = jax.random.split(key)
+        uniform = jax.random.uniform(key_edges, (*tokens.shape, tokens.shape[1]), jnp.float32)
+        opened: Any = _Opened(denoiser, uniform < share[:, None, None])
+        found = teacher_loss(dataclasses.replace(diffusion, denoiser=opened), config)
+        total, weight, metrics = found(params, context, tokens, key)
+        return Loss(total, weight, metrics | {"open_share": share.mean()})
+
+    return loss
+
+
+def open_share(step: int, annealing: int) -> float:
+    """The share of edges to later positions that are open at a step (from 0): it grows evenly to one.
+
+    Args:
+      step: of the training.
+      annealing: steps until all are open; 0: they are from the first step on.
+    """
+    return min(step / annealing, 1.0) if annealing else 1.0
 
 
 def judge_loss(network: CausalNetwork, bos_id: int) -> LossFn:
@@ -77,6 +134,80 @@ def distill_loss(diffusion: MaskedDiffusion, config: DistillConfig) -> LossFn:
             diffusion, params, context["teacher_params"], batch, context["dt"], key, config
         )
         return Loss(total, count, {})
+
+    return loss
+
+
+def alpha_loss(diffusion: MaskedDiffusion, config: AlphaConfig) -> LossFn:
+    """The Tsallis loss of blocks, teacher-free; at alpha = 0 in nats per token.
+
+    Args:
+      diffusion: the student.
+      config: alpha, and the sampler that it is for.
+    """
+
+    def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
+        del context
+        return Loss(*alpha_terms(diffusion, params, batch, key, config), {})
+
+    return loss
+
+
+def mixture_loss(
+    diffusion: MaskedDiffusion, teacher: MaskedDiffusion, config: MixtureConfig
+) -> LossFn:
+    """The mixture's cross-entropy on what the teacher's calls reveal, in nats per token.
+
+    The context holds `teacher_params`.
+
+    Args:
+      diffusion: the student; it sees a latent value.
+      teacher: the teacher, which sees none.
+      config: the teacher's calls.
+    """
+
+    def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
+        fixed = context["teacher_params"]
+        return Loss(*mixture_terms(diffusion, params, teacher, fixed, batch, key, config), {})
+
+    return loss
+
+
+def mmd_loss(diffusion: MaskedDiffusion, features: Features, config: MmdConfig) -> LossFn:
+    """The discrepancy's policy gradient, a mean over texts; what to watch is the metric `reward`.
+
+    The context holds `teacher_params`, those of the features.
+
+    Args:
+      diffusion: the student.
+      features: of clean texts.
+      config: completions and kernel.
+    """
+
+    def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
+        fixed = context["teacher_params"]
+        total, reward = mmd_terms(diffusion, params, fixed, features, batch, key, config)
+        return Loss(total, jnp.float32(len(batch)), {"reward": reward})
+
+    return loss
+
+
+def idlm_loss(diffusion: MaskedDiffusion, config: IdlmConfig) -> LossFn:
+    """The losses of student and fake together, in nats per token; the metrics have each.
+
+    The parameters are `{"student": …, "fake": …}`, and the context holds `teacher_params`.
+
+    Args:
+      diffusion: teacher, student and fake, but for their parameters.
+      config: the sampler that the student is for.
+    """
+
+    def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
+        fixed = context["teacher_params"]
+        student, fake = idlm_terms(diffusion, params, fixed, batch, key, config)
+        count = jnp.float32(batch.size)
+        each = {"student_loss": student / count, "fake_loss": fake / count}
+        return Loss(student + fake, count, jax.lax.stop_gradient(each))
 
     return loss
 

@@ -2,10 +2,8 @@
 
 import contextlib
 import functools
-import io
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,20 +14,23 @@ import jax
 from absl import app, flags, logging
 from rich.console import Console
 
+from experiments.cli.output import (
+    EXIT_CONFIG,
+    EXIT_FAILED,
+    EXIT_PIPE,
+    discard_output,
+    print_anywhere,
+)
 from sdtt_jax.config import require
 from sdtt_jax.data.normalize import require_characters
-from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import as_path, home, is_remote
 from sdtt_jax.renamed import FLAGS
-from sdtt_jax.training.loop import EXIT_INTERRUPTED, Interrupted
+from sdtt_jax.training.loop import Interrupted
 
-EXIT_CONFIG = 2
-EXIT_FAILED = 1
 # Flags that name config files.
 CONFIG_FLAGS = ("config", "spec")
-# What a shell says of a program that SIGPIPE has ended.
-EXIT_PIPE = 128 + signal.SIGPIPE
 
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
@@ -193,22 +194,6 @@ def with_config_files(argv: Sequence[str]) -> list[str]:
             argument = str(as_path(argument))
         found.append(argument)
     return found
-
-
-def discard_output() -> None:
-    """Drops what standard output and error cannot take: at its exit Python would try again, and complain."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def print_anywhere() -> None:
-    """Lets every character be printed: those that the terminal's encoding lacks as \\u2014 and the like."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 # What flags raise, and the config files that are run while flags are parsed.

@@ -12,18 +12,22 @@ from experiments.settings import RunConfig
 from experiments.stages import mirror
 from experiments.stages.workdir import Workdir, final, is_delivered
 from sdtt_jax.checkpoints.store import load_params, save_params
-from sdtt_jax.config import to_mapping
+from sdtt_jax.config import require, to_mapping
 from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
 from sdtt_jax.data.loader import INFO_FILE
 from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import MismatchError, UserError
+from sdtt_jax.interchange.load import load
+from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalNetwork, Denoiser
 from sdtt_jax.networks.base import Network
+from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig, as_denoiser
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.kinds import kind_of, stored_kind
+from sdtt_jax.networks.llama import LlamaDenoiser
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import tree_shardings
@@ -50,8 +54,9 @@ class Run:
         """Facts of the prepared data."""
         local = self.workdir.local
         data, tokenizer = self.config.data, self.config.tokenizer
+        ready: Any = None if self.base is None else self.base.text_tokenizer
         prepared = functools.partial(
-            prepare, data, tokenizer, local.data, local.tokenizer, track_text
+            prepare, data, tokenizer, local.data, local.tokenizer, track_text, ready
         )
         if not is_remote(self.workdir.root):
             # The others find it done.
@@ -81,8 +86,40 @@ class Run:
         return open_split(self.workdir.local.data, "validation")
 
     @functools.cached_property
-    def denoiser(self) -> Denoiser:
-        return Denoiser(self.config.denoiser(self.info.vocab_size))
+    def base(self) -> Model | CausalModel | None:
+        """The published model that the teacher starts from, without its parameters; None: from scratch."""
+        name = self.config.teacher.init_from
+        return dataclasses.replace(self._load_base(), params={}) if name else None
+
+    def _load_base(self) -> Model | CausalModel:
+        name = self.config.teacher.init_from
+        model = load(name, mesh=self.mesh)
+        require(
+            isinstance(model.config, LlamaConfig),
+            f"config.teacher.init_from={name} is not of the Llama family, whose networks alone can become "
+            "teachers so; leave it out, or take it as config.teacher.checkpoint.",
+        )
+        return model
+
+    @functools.cached_property
+    def denoiser(self) -> Any:
+        """The network of teacher and students: a `Denoiser`, or of the Llama family."""
+        sizes = self.config.denoiser(self.info.vocab_size)
+        if self.base is None:
+            return Denoiser(sizes)
+        config: Any = self.base.config
+        if not isinstance(config, LlamaDenoiserConfig):
+            config = as_denoiser(config, shift=True)
+        same = {
+            name: getattr(sizes, name) for name in ("length", "compute_dtype", "remat", "unroll")
+        }
+        return LlamaDenoiser(dataclasses.replace(config, **same))
+
+    def base_params(self) -> Params:
+        """The parameters that the teacher starts from, on the mesh."""
+        model = self._load_base()
+        params: Params = model.params
+        return params if isinstance(model, Model) else self.denoiser.init_from(params)
 
     @functools.cached_property
     def diffusion(self) -> MaskedDiffusion:
@@ -91,6 +128,10 @@ class Run:
     @functools.cached_property
     def coupled(self) -> CoupledDenoiser:
         return CoupledDenoiser(self.config.coupled_denoiser(self.info.vocab_size))
+
+    @functools.cached_property
+    def mixture(self) -> CoupledDenoiser:
+        return CoupledDenoiser(self.config.mixture_denoiser(self.info.vocab_size))
 
     @functools.cached_property
     def judge(self) -> CausalNetwork:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.stages.context import Run
-from experiments.stages.training import TrainingJob, training_job
+from experiments.stages.job import TrainingJob
+from experiments.stages.training import DISTILLERS, training_job
 from sdtt_jax.checkpoints.digests import leaf_digests
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.errors import ConfigError, UserError
@@ -14,7 +15,7 @@ from sdtt_jax.parallel.placement import place_whole
 from sdtt_jax.training.state import TrainState
 from sdtt_jax.trees import flat_leaves
 
-NAME = re.compile(r"(teacher|judge|(distill|coupled)/(\d+))(?:@(\d+))?")
+NAME = re.compile(r"(teacher|judge|([a-z]+)/(\d+))(?:@(\d+))?")
 
 
 class ReplayError(UserError):
@@ -26,8 +27,9 @@ def replay(run: Run, name: str) -> None:
 
     Args:
       run: whose stage has started.
-      name: `teacher`, `judge`, `distill/ROUND` or `coupled/ROUND`, with `@STEP` for one other than the one
-        after the latest checkpoint; the steps between the checkpoint before it and that one are taken too.
+      name: `teacher`, `judge`, `distill/ROUND`, or of another distiller `coupled/ROUND`, …; with `@STEP` for
+        one other than the one after the latest checkpoint; the steps between the checkpoint before it and
+        that one are taken too.
 
     Raises:
       ConfigError: no such stage, round or step.
@@ -63,13 +65,14 @@ def replay(run: Run, name: str) -> None:
 
 def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
     match = NAME.fullmatch(name)
-    if match is None:
+    stages = {distiller.stage: distiller for distiller in DISTILLERS.values()}
+    if match is None or match[2] not in (None, *stages):
+        known = ", ".join(f"{stage}/ROUND" for stage in stages)
         raise ConfigError(
-            f"--replay={name} names no training; give teacher, judge, distill/ROUND or coupled/ROUND, and "
-            "@STEP after it."
+            f"--replay={name} names no training; give teacher, judge, {known}, and @STEP after it."
         )
     number = int(match[3] or 0)
-    rounds = getattr(run.config, match[2]).num_rounds if match[2] else 0
+    rounds = stages[match[2]].rounds(run.config) if match[2] else 0
     if match[2] is not None and not 1 <= number <= rounds:
         raise ConfigError(f"--replay={name}: rounds are 1 to {rounds}.")
     job = training_job(run, match[2] or match[1], number)

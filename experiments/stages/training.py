@@ -1,30 +1,27 @@
 """The stages that train: teacher, judge, and the rounds of every distiller, all through the one loop."""
 
-import dataclasses
 import functools
 import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from experiments.settings import COUPLED, SDTT, RunConfig
-from experiments.stages import coupled
+from experiments.stages import coupled, one_round
+from experiments.stages.adopting import adopt_teacher, base_objective
 from experiments.stages.context import Run
+from experiments.stages.job import Distiller, TrainingJob, averaged
 from experiments.stages.workdir import final, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
-from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, next_round, round_dt
-from sdtt_jax.errors import ConfigError
-from sdtt_jax.interchange.load import load_denoiser
-from sdtt_jax.keys import purpose_key, purpose_seed
-from sdtt_jax.networks.kinds import kind_of
+from sdtt_jax.keys import purpose_key
 from sdtt_jax.objectives import distill_loss, judge_loss, teacher_loss
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import check_batch_size
-from sdtt_jax.parallel.placement import place_rows, unbox
+from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.paths import write_text
 from sdtt_jax.progress import make_progress
 from sdtt_jax.training.config import TrainConfig
@@ -35,80 +32,10 @@ from sdtt_jax.training.step import LossFn, TrainStep, make_train_step
 from sdtt_jax.training.watchdog import watchdog
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingJob:
-    """One training of a run: a stage, or a round of distillation.
-
-    Attributes:
-      run: what it is a part of.
-      stage, round: `teacher` 0, `judge` 0, `distill` 1, 2, …, `coupled` 1, 2, …
-      config: steps, batch, optimizer.
-      step_fn: the compiled step.
-      start: makes the state to begin with.
-      abstract: shapes and shardings of the state.
-      pool: of trajectories, where they and not texts are trained on.
-    """
-
-    run: Run
-    stage: str
-    round: int
-    config: TrainConfig
-    step_fn: TrainStep
-    start: Callable[[], TrainState]
-    abstract: TrainState
-    pool: coupled.Pool | None = None
-
-    @property
-    def tags(self) -> dict[str, Any]:
-        """What names it in metrics and messages."""
-        return {"stage": self.stage, "round": self.round}
-
-    @property
-    def folder(self) -> Path:
-        """Where its checkpoints are."""
-        workdir = self.run.workdir
-        folders = {"teacher": workdir.teacher, "judge": workdir.judge}
-        if not self.round:
-            return folders[self.stage]
-        return workdir.round(self.round, COUPLED if self.stage == COUPLED else SDTT)
-
-    @property
-    def key(self) -> jax.Array:
-        """The key that the training's steps fold their number into."""
-        return purpose_key(self.run.config.seed, self.stage, self.round)
-
-    @property
-    def data_seed(self) -> int:
-        """Of the stage's stream of batches."""
-        return purpose_seed(self.run.config.seed, f"{self.stage}.data")
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Stored with the checkpoints and compared on reading: what the state depends on beyond the config,
-        which `claim` compares."""
-        # Which bits a key gives depends on its implementation, and for threefry on this flag of JAX's.
-        random = str(self.key.dtype)
-        if getattr(jax.config, "jax_threefry_partitionable", True):
-            random += ", partitionable"
-        pool = {} if self.pool is None else {"pool": self.pool.facts}
-        return self.tags | {"data": self.run.info.fingerprint, "random": random} | pool
-
-    def batch_number(self, step: int) -> int:
-        """The number, in the stage's stream of batches, of the batch that step `step` (from 0) takes."""
-        # Rounds go on in the data where the one before them ended.
-        return max(self.round - 1, 0) * self.config.num_steps + step
-
-    def batch_at(self, step: int) -> Any:
-        """The batch of a step (from 0), on the mesh: `[batch, length]` int32, or what a pool gives."""
-        size, number = self.config.batch_size, self.batch_number(step)
-        if self.pool is not None:
-            return self.pool.batch(self.data_seed, number, size, self.run.mesh)
-        rows = functools.partial(self.run.train_split.batch, self.data_seed, number, size)
-        return place_rows(rows, (size, self.run.config.data.length), self.run.mesh)
-
-
 def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
     """The training of a stage or round."""
+    if stage == "teacher" and run.base is not None:
+        return _from_base(run)
     if stage == "teacher":
         loss = teacher_loss(run.diffusion, run.config.teacher)
         config = run.config.teacher.train
@@ -125,60 +52,16 @@ def train_teacher(run: Run) -> None:
     """Trains the masked diffusion model that the first round distils."""
     config = run.config.teacher
     if config.checkpoint:
-        _adopt_teacher(run, config.checkpoint)
+        adopt_teacher(run, config.checkpoint)
         return
     state = _fit(training_job(run, "teacher"))
-    run.deliver(run.workdir.teacher, run.denoiser, _averaged(state), stage="teacher")
-
-
-def _adopt_teacher(run: Run, checkpoint: str) -> None:
-    """Delivers a teacher that exists, if it is one for this run's sizes and tokens."""
-    model = load_denoiser(checkpoint, mesh=run.mesh)
-    if (kind := kind_of(model.denoiser)) != (wanted := kind_of(run.denoiser)):
-        raise ConfigError(
-            f"config.teacher.checkpoint={checkpoint} is a {kind} model; the first teacher must be a {wanted}."
-        )
-    # How it is computed may differ; what it is may not.
-    free = {"compute_dtype": "", "remat": "", "unroll": 0}
-    lines = differences(to_mapping(model.config) | free, to_mapping(run.denoiser.config) | free)
-    if lines:
-        raise ConfigError(
-            f"config.teacher.checkpoint={checkpoint} is another network than config.model and config.data "
-            "ask for; set these fields alike (the checkpoint's first):\n  " + "\n  ".join(lines)
-        )
-    if model.text_tokenizer.digest != run.tokenizer.digest:
-        raise ConfigError(
-            f"config.teacher.checkpoint={checkpoint} was trained on another vocabulary than "
-            "config.tokenizer and config.data give; use its tokenizer and corpus."
-        )
-    run.log(f"  taken from {checkpoint}")
-    run.deliver(run.workdir.teacher, run.denoiser, model.params, stage="teacher", source=checkpoint)
+    run.deliver(run.workdir.teacher, run.denoiser, averaged(state), stage="teacher")
 
 
 def train_judge(run: Run) -> None:
     """Trains the causal model that is baseline and judge."""
     state = _fit(training_job(run, "judge"))
-    run.deliver(run.workdir.judge, run.judge, _averaged(state), stage="judge")
-
-
-class Distiller(NamedTuple):
-    """A way to distil: what its rounds are, and what each trains and delivers.
-
-    Attributes:
-      stage: what metrics and checkpoints call it.
-      rounds: how many the config asks for.
-      steps: makes what makes the compiled training step of a round; SDTT's is one for all rounds.
-      job: a round's training, with all that it needs beside the student.
-      deliver: writes what a trained round delivers.
-      told: a line about a round, for the person who watches.
-    """
-
-    stage: str
-    rounds: Callable[[RunConfig], int]
-    steps: Callable[[Run], Callable[[int], TrainStep]]
-    job: Callable[[Run, int, TrainStep], TrainingJob]
-    deliver: Callable[[Run, int, TrainState], None]
-    told: Callable[[RunConfig, int], str]
+    run.deliver(run.workdir.judge, run.judge, averaged(state), stage="judge")
 
 
 def distill(run: Run) -> None:
@@ -262,7 +145,7 @@ def _deliver_coupled(run: Run, number: int, state: TrainState) -> None:
     run.deliver(
         run.workdir.round(number, COUPLED),
         run.coupled,
-        _averaged(state),
+        averaged(state),
         stage=COUPLED,
         round=number,
         num_calls=run.config.coupled.calls_of(number),
@@ -306,6 +189,19 @@ def _from_scratch(
     start = functools.partial(spec.init, init)
     step_fn = make_train_step(loss, config)
     return TrainingJob(run, stage, 0, config, step_fn, start, spec.abstract(init))
+
+
+def _from_base(run: Run) -> TrainingJob:
+    """The training of a teacher that starts from a published model."""
+    config, spec = run.config.teacher, StateSpec(run.config.teacher.train, run.mesh)
+    abstract = spec.abstract(functools.partial(run.denoiser.init, jax.random.key(0)))
+
+    def start() -> TrainState:
+        return spec.from_params(run.base_params())
+
+    loss, share = base_objective(run)
+    step_fn = make_train_step(loss, config.train)
+    return TrainingJob(run, "teacher", 0, config.train, step_fn, start, abstract, open_share=share)
 
 
 def _fit(job: TrainingJob) -> TrainState:
@@ -372,11 +268,6 @@ def _report_rejected(job: TrainingJob, step: int, values: Mapping[str, float]) -
             write_text(rejected, before + line)
 
 
-def _averaged(state: TrainState) -> Any:
-    """The moving average of a state's parameters if it keeps one, else the parameters."""
-    return state.params if state.ema_params is None else state.ema_params
-
-
 DISTILLERS = {
     SDTT: Distiller(
         "distill",
@@ -394,4 +285,5 @@ DISTILLERS = {
         _deliver_coupled,
         _coupled_told,
     ),
+    **one_round.DISTILLERS,
 }

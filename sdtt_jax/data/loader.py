@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
 
 from sdtt_jax.errors import ConfigError, DataError
@@ -107,6 +106,8 @@ def _shuffled(size: int, seed: int, position: int) -> int:
     epoch, index = divmod(position, size)
     if size == 1:
         return 0
+    import grain  # here, as in _Records: it takes 0.3 s, which commands that read no data need not wait
+
     return grain.experimental.index_shuffle(
         index, max_index=size - 1, seed=_epoch_seed(seed, epoch), rounds=4
     )
@@ -115,6 +116,12 @@ def _shuffled(size: int, seed: int, position: int) -> int:
 @functools.lru_cache(maxsize=64)
 def _epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+
+def _array_records(paths: Sequence[Path]) -> Any:
+    import grain
+
+    return grain.sources.ArrayRecordDataSource([str(path) for path in paths])
 
 
 class _Records:
@@ -126,9 +133,7 @@ class _Records:
         self._size = sum(shard.records for shard in shards)
         for shard in shards:
             self._check(shard)
-        self._source = grain.sources.ArrayRecordDataSource(
-            [str(directory / shard.path) for shard in shards]
-        )
+        self._source = _array_records([directory / shard.path for shard in shards])
         if len(self._source) != self._size:
             raise DataError(
                 f"{directory} holds {len(self._source)} records in its {shards[0].split} shards "
@@ -171,9 +176,7 @@ class _Records:
         for shard in self._shards:
             path = self._directory / shard.path
             try:
-                grain.sources.ArrayRecordDataSource([str(path)]).__getitems__(
-                    list(range(shard.records))
-                )
+                _array_records([path]).__getitems__(list(range(shard.records)))
             except Exception as damage:
                 return DataError(f"{path} is damaged ({_reason(damage)}); {_PREPARE_AGAIN}.")
         return DataError(f"{self._directory} could not be read ({_reason(error)}).")

@@ -19,6 +19,7 @@ from sdtt_jax.data.loader import INFO_FILE, Shard, read_info
 from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.data.tokenizer import (
     PREPARE_AGAIN,
+    HubTokenizer,
     Tokenizer,
     load_tokenizer,
     save_tokenizer,
@@ -63,6 +64,7 @@ def prepare(
     data_dir: str | Path,
     tokenizer_dir: str | Path,
     track: Track = untracked,
+    tokenizer: HubTokenizer | None = None,
 ) -> DataInfo:
     """Writes `data_dir` and `tokenizer_dir`, or recognises that they are finished.
 
@@ -75,6 +77,7 @@ def prepare(
       data_dir: where the sequences go.
       tokenizer_dir: where the vocabulary goes.
       track: wraps every pass over the text, for example `sdtt_jax.progress.track_text`.
+      tokenizer: of a published model, for `tokenizer_config.kind` "hub".
 
     Raises:
       ConfigError: a folder holds data of another config (the message lists the fields that
@@ -88,12 +91,16 @@ def prepare(
     _refuse_foreign(data_dir)
     with _partial(data_dir) as partial, _partial(tokenizer_dir) as partial_tokenizer:
         documents_of = divide(data_config, track)
-        texts = documents_of(TRAIN, "learning the vocabulary")
-        tokenizer = train_tokenizer(tokenizer_config, texts, data_config.normalize)
-        content = asked | _write_sequences(data_config, tokenizer, documents_of, partial)
+        vocabulary: Tokenizer
+        if tokenizer is None:
+            texts = documents_of(TRAIN, "learning the vocabulary")
+            vocabulary = train_tokenizer(tokenizer_config, texts, data_config.normalize)
+        else:
+            vocabulary = tokenizer.normalising(tokenizer_config, data_config.normalize)
+        content = asked | _write_sequences(data_config, vocabulary, documents_of, partial)
         write_json(partial / INFO_FILE, content)
-        if not _holds(tokenizer_dir, tokenizer):
-            save_tokenizer(tokenizer, partial_tokenizer)
+        if not _holds(tokenizer_dir, vocabulary):
+            save_tokenizer(vocabulary, partial_tokenizer)
             partial_tokenizer.rename(tokenizer_dir)
         partial.rename(data_dir)
     return _info_from(content, data_dir)

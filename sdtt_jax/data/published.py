@@ -6,9 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
 from sdtt_jax.data.files import SUFFIXES, Found, find_files, read_files
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.paths import as_path, home
@@ -105,6 +102,10 @@ class Published:
         return max(versions, key=_version, default=None)
 
     def _downloaded(self, name: str, split: str) -> list[Path]:
+        # Here, for it takes 0.3 s: the table of corpora is imported by all commands.
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
         pattern = self.files.format(split=split)
         elsewhere = (
             f"Put its files into {split}/ of a folder {name}, and name the folder above that in "

@@ -270,6 +270,10 @@ class HubTokenizer(Tokenizer):
         self.digest = hashlib.sha256(model + repr(tuple(special)).encode()).hexdigest()
         self.bos_id, self.eos_id = self._ours([special.bos_id, special.eos_id])
 
+    def normalising(self, config: TokenizerConfig, normalize: str) -> "HubTokenizer":
+        """The same tokenizer behind a normalisation of texts."""
+        return HubTokenizer(config, normalize, self.model, self.special)
+
     def _ours(self, ids: Sequence[int]) -> list[int]:
         mask = self.special.mask_row
         if mask is None:

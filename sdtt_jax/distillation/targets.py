@@ -6,6 +6,8 @@ final hidden state, `[batch, length, embed]`: the distribution, `[batch, length,
 larger at 50k tokens and 768 features, and one application of the head away.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -86,24 +88,64 @@ def teacher_targets(
       >>> teacher_targets(diffusion, params, keys, x_t, t, jnp.float32(1 / 8), config).shape
       (3, 2, 8, 16)
     """
-    denoiser, k = diffusion.denoiser, config.num_distill_steps
-    params = jax.lax.stop_gradient(params)
-    times = step_times(t, dt, k, reference_times=config.reference_times)
+    start = first_call(diffusion, params, x_t, t, dt, config)
+    targets = jax.lax.map(lambda key: walk(diffusion, params, key, start)[2], keys)
+    return jax.lax.stop_gradient(targets)
+
+
+class Start(NamedTuple):
+    """Where a teacher's trajectories begin, and its first call, which they share.
+
+    Attributes:
+      x, hidden: `[batch, length]` int32, and the hidden states there.
+      sigmas: `[k, batch]` float32, the total noise at the calls.
+      probs: `[k, batch]` float32, the chance of being revealed after each.
+    """
+
+    x: Tokens
+    hidden: Hidden
+    sigmas: jax.Array
+    probs: jax.Array
+
+
+def first_call(
+    diffusion: MaskedDiffusion,
+    params: Params,
+    x_t: Tokens,
+    t: PerSequence,
+    dt: Scalar,
+    config: DistillConfig,
+) -> Start:
+    """The first of the teacher's k calls, and the times of all; arguments as of `teacher_targets`."""
+    times = step_times(t, dt, config.num_distill_steps, reference_times=config.reference_times)
     sigmas = diffusion.schedule.sigma(times)
     probs = unmask_prob(diffusion.schedule, times, times - dt)
-    first = denoiser.hidden(params, x_t, sigmas[0])
+    params = jax.lax.stop_gradient(params)
+    return Start(x_t, diffusion.denoiser.hidden(params, x_t, sigmas[0]), sigmas, probs)
 
-    def trajectory(key: Key) -> jax.Array:
-        def body(carry: tuple, step: tuple) -> tuple[tuple, None]:
-            x, hidden, target = carry
-            index, prob, sigma_next = step
-            x = reverse_step(diffusion, params, jax.random.fold_in(key, index), x, hidden, prob)
-            hidden = denoiser.hidden(params, x, sigma_next)
-            return (x, hidden, stitch(target, hidden, x, denoiser.mask_id)), None
 
-        (_, _, target), _ = jax.lax.scan(
-            body, (x_t, first, first), (jnp.arange(k - 1, dtype=jnp.int32), probs[:-1], sigmas[1:])
-        )
-        return target
+def walk(
+    diffusion: MaskedDiffusion, params: Params, key: Key, start: Start
+) -> tuple[Tokens, Hidden, Hidden]:
+    """One trajectory up to its last call, whose draws are not made.
 
-    return jax.lax.stop_gradient(jax.lax.map(trajectory, keys))
+    Args:
+      diffusion, params: the teacher; no gradient flows into its parameters.
+      key: PRNG key; the draws after call i are made with `fold_in(key, i)`.
+      start: from `first_call`.
+
+    Returns:
+      The state at the last call, `[batch, length]` int32, its hidden states, and the stitched targets'.
+    """
+    denoiser, params, k = diffusion.denoiser, jax.lax.stop_gradient(params), len(start.probs)
+
+    def body(carry: tuple, step: tuple) -> tuple[tuple, None]:
+        x, hidden, target = carry
+        index, prob, sigma_next = step
+        x = reverse_step(diffusion, params, jax.random.fold_in(key, index), x, hidden, prob)
+        hidden = denoiser.hidden(params, x, sigma_next)
+        return (x, hidden, stitch(target, hidden, x, denoiser.mask_id)), None
+
+    steps = jnp.arange(k - 1, dtype=jnp.int32), start.probs[:-1], start.sigmas[1:]
+    (x, hidden, target), _ = jax.lax.scan(body, (start.x, start.hidden, start.hidden), steps)
+    return x, hidden, target

@@ -104,16 +104,10 @@ class ShardedTensors(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, index: Path):
-        content: Any = read_json(index, CheckpointError, fault="cannot be read as JSON")
-        named = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(named, dict) or not named:
-            raise CheckpointError(f"{index} is no index of safetensors: it has no weight_map.")
-        files = {str(file) for file in named.values()}
-        if any("/" in file or "\\" in file for file in files):
-            raise CheckpointError(f"{index} names files outside its folder; it is not read.")
-        shards = {file: Tensors(index.with_name(file)) for file in sorted(files)}
+        named = read_index(index)
+        shards = {file: Tensors(index.with_name(file)) for file in sorted(set(named.values()))}
         self._shard_of = {name: shard for shard in shards.values() for name in shard}
-        lost = [name for name, file in named.items() if unwrapped(name) not in shards[str(file)]]
+        lost = [name for name, file in named.items() if unwrapped(name) not in shards[file]]
         if lost:
             raise CheckpointError(
                 f"{index} says that {lost[0]} is in {named[lost[0]]}, which does not hold it; download both "
@@ -133,6 +127,22 @@ class ShardedTensors(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._shard_of)
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """Name of each tensor to that of the file beside the index that holds it.
+
+    Raises:
+      CheckpointError: it is damaged, or names files elsewhere.
+    """
+    content: Any = read_json(index, CheckpointError, fault="cannot be read as JSON")
+    named = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(named, dict) or not named:
+        raise CheckpointError(f"{index} is no index of safetensors: it has no weight_map.")
+    files = {name: str(file) for name, file in named.items()}
+    if any("/" in file or "\\" in file for file in files.values()):
+        raise CheckpointError(f"{index} names files outside its folder; it is not read.")
+    return files
 
 
 def open_tensors(file: Path) -> Tensors | ShardedTensors:

@@ -5,25 +5,28 @@ predictions. A distiller is a row of `DISTILLERS`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sdtt_jax.distillation.coupled import CoupledDistillConfig
+from sdtt_jax.laboratory import others
 from sdtt_jax.laboratory.coupled import (
     CoupledStudentConfig,
     make_coupled_diffusion,
     sampled_measures,
     train_coupled,
 )
+from sdtt_jax.laboratory.masks import masks_measures
 from sdtt_jax.laboratory.record import Record, Truth
 from sdtt_jax.laboratory.student import ProgressFactory
 from sdtt_jax.laboratory.world import (
     Array,
-    finished_states,
     law_measures,
     reveal_sums,
     sample_distribution,
 )
+from sdtt_jax.ops.noise import FULL, MASKS
 
 # In rounds, calls are halved; the first trajectory has the least power of two that is one for each token.
 ROUNDS_OF = 2
@@ -38,6 +41,7 @@ class Asked(NamedTuple):
       calls: numbers of network calls.
       config: the coupled student and its training.
       progress: makes what shows the progress of a stage, from its title and number of steps.
+      bench: of the other distillers' students; with the default settings if None.
     """
 
     truth: Truth
@@ -45,6 +49,7 @@ class Asked(NamedTuple):
     calls: Sequence[int]
     config: CoupledStudentConfig
     progress: ProgressFactory
+    bench: others.Bench | None = None
 
 
 class Distiller(NamedTuple):
@@ -70,13 +75,17 @@ def measure_distillers(names: Sequence[str], asked: Asked) -> Record:
       asked: the world, and what is measured.
     """
     measured: Record = {}
+    if asked.bench is None:
+        config = others.OthersConfig()
+        bench = others.make_bench(asked.truth, asked.calls, asked.config, config, asked.progress)
+        asked = asked._replace(bench=bench)
     for name in names:
         measured |= DISTILLERS[name].measure(asked)
     return measured
 
 
 def _sdtt(asked: Asked) -> dict[str, Record]:
-    sums, chain = reveal_sums(asked.optima[-1]), _chain(asked.truth)
+    sums, chain = reveal_sums(asked.optima[-1]), others.chain_of(asked.truth)
     length = asked.truth.world.length
     laws = {n: sample_distribution(sums, n) for n in asked.calls}
     return {"sdtt": {str(n): law_measures(law, chain, length) for n, law in laws.items()}}
@@ -103,20 +112,34 @@ def _coupled_rounds(asked: Asked) -> dict[str, Record]:
 def _trained(asked: Asked, name: str, distill: CoupledDistillConfig | None) -> dict[str, Record]:
     world, config = asked.truth.world, asked.config
     params = train_coupled(world, config, asked.progress, distill)
-    diffusion, chain = make_coupled_diffusion(world, config), _chain(asked.truth)
+    diffusion, chain = make_coupled_diffusion(world, config), others.chain_of(asked.truth)
     return {
         of: sampled_measures(world, diffusion, params, chain, asked.calls, config, temperature)
         for of, temperature in ((name, 0.0), (f"{name}-drawn", 1.0))
     }
 
 
-def _chain(truth: Truth) -> Array:
-    """`[V^L]`, the chain's probabilities of finished sequences."""
-    return truth.evidence[finished_states(truth.world)]
+def _other(name: str, measure: Callable[[others.Bench], Record]) -> Distiller:
+    def measures(asked: Asked) -> dict[str, Record]:
+        assert asked.bench is not None
+        return {name: measure(asked.bench)}
+
+    return Distiller(measures, trains=True)
+
+
+def _masks(name: str, kind: str, *, coupled: bool) -> Distiller:
+    return _other(name, functools.partial(masks_measures, kind=kind, coupled=coupled))
 
 
 DISTILLERS = {
     "sdtt": Distiller(_sdtt, trains=False),
     "coupled": Distiller(_coupled, trains=True),
     "coupled-rounds": Distiller(_coupled_rounds, trains=True),
+    "alpha": _other("alpha", others.alpha_measures),
+    "mixture": _other("mixture", others.mixture_measures),
+    "mmd": _other("mmd", others.mmd_measures),
+    "idlm": _other("idlm", others.idlm_measures),
+    "masks": _masks("masks", MASKS, coupled=True),
+    "masks-uncoupled": _masks("masks-uncoupled", MASKS, coupled=False),
+    "infinite-uncoupled": _masks("infinite-uncoupled", FULL, coupled=False),
 }

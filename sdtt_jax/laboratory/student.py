@@ -254,29 +254,39 @@ def train_rounds(
         teacher = table_params(predicted)
 
 
-def predictions(diffusion: MaskedDiffusion, params: Params, world: World) -> Array:
+def predictions(
+    diffusion: MaskedDiffusion, params: Params, world: World, noise: Noise | None = None
+) -> Array:
     """Predictions at every state: [states, L, V] float64, one-hot where unmasked.
 
     Args:
       diffusion: from `make_diffusion`.
       params: of the network, or a table.
       world: whose states to predict at.
+      noise: of one text, `[L]` positions, which a network that sees noise is shown at all states.
     """
     states = all_states(world.vocab_size, world.length)
     count = min(_STATES_PER_CALL, len(states))
     # the last call wraps around, so that all calls have one shape
     rows = np.arange(-(-len(states) // count) * count) % len(states)
     calls = jnp.asarray(states[rows], jnp.int32).reshape(-1, count, world.length)
-    logs = np.concatenate([np.asarray(_logits(diffusion, params, tokens)) for tokens in calls])
+    logs = np.concatenate(
+        [np.asarray(_logits(diffusion, params, tokens, noise)) for tokens in calls]
+    )
     probabilities = special.softmax(logs[: len(states)].astype(np.float64), axis=-1)
     shown = states[:, :, None] == np.arange(world.vocab_size)
     return np.where(states[:, :, None] == world.vocab_size, probabilities, shown)
 
 
 @functools.partial(jax.jit, static_argnames="diffusion")
-def _logits(diffusion: MaskedDiffusion, params: Params, tokens: Tokens) -> Logits:
+def _logits(
+    diffusion: MaskedDiffusion, params: Params, tokens: Tokens, noise: Noise | None
+) -> Logits:
     denoiser = diffusion.denoiser
-    return denoiser.logits(params, denoiser.hidden(params, tokens))[..., : denoiser.mask_id]
+    if noise is not None:
+        noise = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(tokens), *x.shape)), noise)
+    hidden = diffusion.hidden(params, tokens, None, noise)
+    return denoiser.logits(params, hidden)[..., : denoiser.mask_id]
 
 
 def _make_trainer(

@@ -17,7 +17,6 @@ from sdtt_jax.diffusion.nelbo import nelbo
 from sdtt_jax.diffusion.sampler import (
     SamplerConfig,
     SamplerState,
-    finish,
     plan_generation,
     prior_sample,
     sample,
@@ -234,15 +233,12 @@ class Model(Loaded):
         plan = _plan(self.diffusion, key, x_init, config)
         state = SamplerState(x_init, jnp.int32(0))
         yield state
-        for index in range(config.num_steps):
+        for index in range(config.num_steps + 1):
             with self.on_mesh():
                 state = _take_step(
                     self.diffusion, self.params, plan, state, jnp.int32(index), config
                 )
             yield state
-        with self.on_mesh():
-            state = _finish(self.diffusion, self.params, plan, state, config)
-        yield state
 
     def score(self, tokens: Tokens, key: Key, num_samples: int = 1) -> PerSequence:
         """Monte Carlo estimate of the NELBO of each sequence: `[B]` float32, nats per token.
@@ -294,4 +290,3 @@ def _denoise(
 _score = jax.jit(nelbo, static_argnames=("diffusion", "config"))
 _plan = jax.jit(plan_generation, static_argnames=("diffusion", "config"))
 _take_step = jax.jit(take_step, static_argnames=("diffusion", "config"))
-_finish = jax.jit(finish, static_argnames=("diffusion", "config"))

@@ -5,11 +5,11 @@ from typing import TypeVar
 
 from sdtt_jax.config import at_least, one_of, positive, require, whole, within
 from sdtt_jax.networks.attention.rotary import ROTARY_BASE
-from sdtt_jax.ops.noise import FULL, TWO_LEVEL
+from sdtt_jax.ops.noise import FULL, LATENT, MASKS, TWO_LEVEL
 
 VOCAB_MULTIPLE = 128
 COMPUTE_DTYPES = ("float32", "bfloat16")
-NOISE_KINDS = (FULL, TWO_LEVEL, "projected")
+NOISE_KINDS = (FULL, TWO_LEVEL, "projected", LATENT, MASKS)
 ROTARY_PAIRS = ("halves", "neighbours")
 REMAT_POLICIES = ("none", "dots", "attention", "full")
 
@@ -105,22 +105,28 @@ class NoiseConfig:
     Attributes:
       kind: "full", a Gumbel number for every token; "two-level", for every block of 128 tokens and every
         entry of a block, for large vocabularies; or "projected", a learnt projection of the softmax of the
-        full noise.
+        full noise. "latent" is none that tokens are drawn with, but one of some values for each text, and
+        "masks" one for each position, as if there were so many masks.
       hidden_dim: width of the features' hidden layer.
       projection: features of the projection.
+      num_values: of "latent" and "masks".
     """
 
     kind: str = "full"
     hidden_dim: int = 256
     projection: int = 64
+    num_values: int = 4
 
     def __post_init__(self) -> None:
         one_of(self, kind=NOISE_KINDS)
         whole(1, self, "hidden_dim", "projection")
+        whole(2, self, "num_values")
 
     @property
     def levels(self) -> str:
         """The noise that is drawn, as `ops.noise.draw_noise` takes it."""
+        if self.kind in (LATENT, MASKS):
+            return f"{self.kind}:{self.num_values}"
         return TWO_LEVEL if self.kind == TWO_LEVEL else FULL
 
 
@@ -244,6 +250,11 @@ class LlamaDenoiserConfig(LlamaConfig):
     @property
     def columns(self) -> int:
         return self.vocab_size + 1
+
+
+def as_denoiser(config: LlamaConfig, *, shift: bool) -> LlamaDenoiserConfig:
+    """The denoiser that a causal network becomes; MASK follows its vocabulary."""
+    return LlamaDenoiserConfig(**dataclasses.asdict(config), shift=shift)
 
 
 Config = TypeVar("Config", bound=TransformerConfig)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.networks.denoiser import Denoiser, DiT
-from sdtt_jax.networks.layers import Linear
-from sdtt_jax.ops.noise import Noise, draw_noise
+from sdtt_jax.networks.layers import Linear, parameter
+from sdtt_jax.ops.noise import Noise, draw_noise, num_values
 from sdtt_jax.typing import Hidden, Key, Params, PerSequence, PerToken, Positions, Tokens
 
 # A Gumbel number lies in here with probability 0.99; what lies outside is shown as the bound.
@@ -97,7 +97,10 @@ class CoupledDiT(DiT):
 
 
 class NoiseFeatures(nn.Module):
-    """Noise to features of width `dim`, zero at the start."""
+    """Noise to features of width `dim`, zero at the start.
+
+    Those of a value are not zero but small, for values that start alike would stay so.
+    """
 
     config: NoiseConfig
     dim: int
@@ -106,6 +109,10 @@ class NoiseFeatures(nn.Module):
     @nn.compact
     def __call__(self, noise: Noise, masked: Positions) -> jax.Array:
         c = self.config
+        if num_values(c.levels):
+            size = (c.num_values, self.dim)
+            table = parameter(self, "values", nn.initializers.normal(0.1), (None, "embed"), size)
+            return noise.token.astype(self.dtype) @ table.astype(self.dtype)
         seen = [order_features(noise.order, masked)]
         for name, numbers in (("token", noise.token), ("entry", noise.entry)):
             if numbers is None:

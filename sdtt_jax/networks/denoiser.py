@@ -69,6 +69,23 @@ class Denoiser(Network):
         hidden: Any = self._module.apply({"params": params}, tokens, sigma, method="hidden")
         return hidden
 
+    def layer_states(self, params: Params, tokens: Tokens, layer: int) -> Hidden:
+        """What comes out of block `layer`, counted from 1, of clean texts; later blocks are not computed.
+
+        Args:
+          params: parameters, unboxed.
+          tokens: `[batch, length]` int32.
+          layer: at most `config.num_layers`.
+
+        Returns:
+          `[batch, length, embed]`, the compute dtype.
+        """
+        blocks = jax.tree.map(lambda x: x[:layer], params["blocks"])
+        module = DiT(dataclasses.replace(self.config, num_layers=layer, unroll=1))
+        variables = {"params": {**params, "blocks": blocks}}
+        states: Any = module.apply(variables, tokens, self._sigma_seen(None), method="states")
+        return states
+
     def _sigma_seen(self, sigma: PerSequence | None) -> PerSequence:
         """What the network is told of the total noise: zero unless it is conditioned on time."""
         if sigma is None or not self.config.time_conditioned:
@@ -184,13 +201,21 @@ class DiT(nn.Module):
     def hidden(self, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
         return self.from_embedded(self.embed(tokens), sigma)
 
+    def states(self, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
+        return self.through_blocks(self.embed(tokens), self.condition(sigma))
+
     def from_embedded(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
-        c = self.config
-        condition = self.sigma_map(sigma).astype(c.compute_dtype)
-        rotary = rotary_tables(jnp.arange(x.shape[1]), c.head_dim)
+        condition = self.condition(sigma)
+        return self.final(self.through_blocks(x, condition), condition)
+
+    def condition(self, sigma: jax.Array) -> jax.Array:
+        return self.sigma_map(sigma).astype(self.config.compute_dtype)
+
+    def through_blocks(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+        rotary = rotary_tables(jnp.arange(x.shape[1]), self.config.head_dim)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         x, _ = self.blocks(x, condition, rotary)
-        return self.final(x, condition)
+        return x
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         return self.head(hidden)

@@ -14,7 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from sdtt_jax.networks.attention import attend, rotary_tables, rotate, rotate_neighbours
+from sdtt_jax.networks.attention import (
+    attend,
+    attend_along,
+    rotary_tables,
+    rotate,
+    rotate_neighbours,
+)
 from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.cache import LayerPast, attend_causally
 from sdtt_jax.networks.causal import CausalNetwork, scan_blocks
@@ -73,7 +79,22 @@ class LlamaDenoiser(Network):
         """The part of `params` that `logits` reads: the head, or the embedding that it is tied to."""
         return _head_params(self.config, params)
 
-    def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
+    def init_from(self, params: Params) -> Params:
+        """Parameters that make a denoiser of a causal network's `params`, unboxed.
+
+        MASK becomes a new row behind the vocabulary: the mean of all tokens, which says least.
+        """
+        table = params["embed"]["embedding"]
+        mean = table[: self.mask_id].mean(axis=0)
+        return params | {"embed": {"embedding": table.at[self.mask_id].set(mean)}}
+
+    def hidden(
+        self,
+        params: Params,
+        tokens: Tokens,
+        sigma: PerSequence | None = None,
+        edges: jax.Array | None = None,
+    ) -> Hidden:
         """Final hidden states, that of position i being the one whose logits predict token i.
 
         Where the network predicts the next token (`shift`), that is what it computes at position i - 1. The
@@ -84,12 +105,14 @@ class LlamaDenoiser(Network):
           params: parameters, unboxed.
           tokens: `[batch, length]` int32, MASK included.
           sigma: not used: the network sees how much is masked.
+          edges: `[batch, length, length]` bool; position i sees position j where they are True or j <= i.
+            None: what the config says.
 
         Returns:
           `[batch, length, embed]`, the compute dtype.
         """
         del sigma
-        hidden: Any = self._module.apply({"params": params}, tokens, method="hidden")
+        hidden: Any = self._module.apply({"params": params}, tokens, edges, method="hidden")
         if self.config.shift:
             hidden = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
         return hidden
@@ -141,18 +164,21 @@ class LlamaBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, past: LayerPast | None, shared: tuple[jax.Array, jax.Array, Any]
+        self, x: jax.Array, past: LayerPast | None, shared: tuple[jax.Array, jax.Array, Any, Any]
     ) -> tuple[jax.Array, LayerPast | None]:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        *rotary, used = shared
+        *rotary, used, edges = shared
         y = RMSNorm(c.embed_dim, c.norm_epsilon, name="norm1")(x)
         query = self._rotated(self._heads("q", c.num_heads, "heads")(y), "q", *rotary)
         key = self._rotated(self._heads("k", c.kv_heads, "kv_heads")(y), "k", *rotary)
         value = self._heads("v", c.kv_heads, "kv_heads")(y)
-        if c.is_causal:
+        new: LayerPast | None = None
+        if edges is not None:
+            mixed = attend_along(query, key, value, edges)
+        elif c.is_causal:
             mixed, new = attend_causally(query, key, value, past, used)
         else:
-            mixed, new = attend(query, key, value), None
+            mixed = attend(query, key, value)
         x = x + merged_heads(c, mixed, bias=False)
 
         y = RMSNorm(c.embed_dim, c.norm_epsilon, name="norm2")(x)
@@ -192,17 +218,21 @@ class Llama(nn.Module):
             self.head = Head(c.embed_dim, c.columns, c.padded_vocab, dtype, bias=False)
 
     def decode(
-        self, tokens: jax.Array, past: LayerPast | None, used: jax.Array | None
+        self,
+        tokens: jax.Array,
+        past: LayerPast | None,
+        used: jax.Array | None,
+        edges: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerPast | None]:
         c = self.config
         positions = jnp.arange(tokens.shape[1]) + (0 if used is None else used)
         rotary = rotary_tables(positions, c.rotary_dim, c.rotary_base)
         x = nn.with_logical_constraint(self.embed(tokens), ("batch", "length", "embed"))
-        x, new = self.blocks(x, past, (*rotary, used))
+        x, new = self.blocks(x, past, (*rotary, used, edges))
         return self.final(x), new
 
-    def hidden(self, tokens: jax.Array) -> jax.Array:
-        return self.decode(tokens, None, None)[0]
+    def hidden(self, tokens: jax.Array, edges: jax.Array | None = None) -> jax.Array:
+        return self.decode(tokens, None, None, edges)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         if self.config.tied_head:

@@ -13,6 +13,8 @@ from sdtt_jax.ops.categorical import BLOCK, in_blocks
 from sdtt_jax.typing import Key, Logits
 
 FULL, TWO_LEVEL = "full", "two-level"
+# Not numbers to draw tokens with, but one of so many values: the same for a whole text, or of each position.
+LATENT, MASKS = "latent", "masks"
 
 
 @flax.struct.dataclass
@@ -21,7 +23,8 @@ class Noise:
 
     Attributes:
       order: `[..., length]` float32, uniform in [0, 1): positions are revealed in the falling order of it.
-      token: `[..., length, vocab]` float32, a Gumbel number for every token; or for every block of tokens.
+      token: `[..., length, vocab]` float32, a Gumbel number for every token; or for every block of tokens; or
+        a one where the value is, of "latent" and "masks".
       entry: `[..., length, BLOCK]` float32, where `token` is of blocks: a Gumbel number for every entry of
         whichever block is chosen. Else None.
     """
@@ -39,8 +42,11 @@ def draw_noise(key: Key, shape: tuple[int, ...], vocab: int, levels: str) -> Noi
       shape: of the positions, `(batch, length)` or `(length,)`.
       vocab: tokens, MASK not among them.
       levels: "full", a number for each token; or "two-level", for each block of `BLOCK` tokens and each entry
-        of a block: 521 numbers instead of 50,257.
+        of a block: 521 numbers instead of 50,257. "latent:4" and "masks:4" are one of 4 values, the same for
+        all positions of a text, or of each position.
     """
+    if values := num_values(levels):
+        return _draw_value(key, shape, values, levels)
     key_order, key_token, key_entry = jax.random.split(key, 3)
     columns = vocab if levels == FULL else -(-vocab // BLOCK)
     entry = None if levels == FULL else _gumbel(key_entry, (*shape, BLOCK))
@@ -49,6 +55,19 @@ def draw_noise(key: Key, shape: tuple[int, ...], vocab: int, levels: str) -> Noi
         _gumbel(key_token, (*shape, columns)),
         entry,
     )
+
+
+def num_values(levels: str) -> int:
+    """How many values "latent:4" or "masks:4" has; 0 for noise that is numbers."""
+    return int(levels.split(":")[1]) if ":" in levels else 0
+
+
+def every_value(levels: str, batch: int, length: int) -> Noise:
+    """Every value of each text's latent, a text's in a row: `[batch * values, length]` positions."""
+    values = num_values(levels)
+    ones = jnp.tile(jnp.eye(values, dtype=jnp.float32), (batch, 1))[:, None]
+    shape = (batch * values, length)
+    return Noise(jnp.zeros(shape, jnp.float32), jnp.broadcast_to(ones, (*shape, values)))
 
 
 def noisy_argmax(logits: Logits, noise: Noise) -> jax.Array:
@@ -67,6 +86,14 @@ def noisy_argmax(logits: Logits, noise: Noise) -> jax.Array:
     block = jnp.argmax(jax.nn.logsumexp(blocks, axis=-1) + noise.token, axis=-1)
     entries = jnp.take_along_axis(blocks, block[:, None, None], axis=-2)[:, 0]
     return (block * BLOCK + jnp.argmax(entries + noise.entry, axis=-1)).astype(jnp.int32)
+
+
+def _draw_value(key: Key, shape: tuple[int, ...], values: int, levels: str) -> Noise:
+    key_order, key_value = jax.random.split(key)
+    each = (*shape[:-1], 1) if levels.startswith(LATENT) else shape
+    value = jnp.broadcast_to(jax.random.randint(key_value, each, 0, values), shape)
+    order = jax.random.uniform(key_order, shape, jnp.float32)
+    return Noise(order, jax.nn.one_hot(value, values, dtype=jnp.float32))
 
 
 def _gumbel(key: Key, shape: tuple[int, ...]) -> jax.Array:

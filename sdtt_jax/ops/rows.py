@@ -19,9 +19,9 @@ from sdtt_jax.typing import Positions, Tree
 
 Carry = TypeVar("Carry")
 
-# Entries of a [chunk, columns] array in float32: 2^23 are 32 MB. A chunk of it keeps the matmuls large and
+# Entries of a [chunk, columns] array in float32: 2^24 are 64 MB. A chunk of it keeps the matmuls large and
 # the handful of such arrays that a loss needs small beside the weights.
-MAX_ENTRIES = 2**23
+MAX_ENTRIES = 2**24
 # But of a large batch more rows at once, or an accelerator would spend its time on reading the head and on
 # adding to its gradient. A distillation step at 12 x 768 and 32 x 1024 tokens, compiled for a TPU v5e, moves
 # 221 GB with 168 rows at a time and 192 GB with 512, within the same memory. A teacher's step of that size

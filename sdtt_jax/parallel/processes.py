@@ -17,10 +17,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.parallel.environment import ADDRESS, COUNT, INDEX
 
 MODES = ("auto", "on", "off")
-# Set by `launch.local`, and by hand on a cluster that JAX does not recognise.
-ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 T = TypeVar("T")
 # Seconds that JAX waits for the others beyond our own timeout, so that ours is the one that speaks.

@@ -4,7 +4,6 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import os
 import signal
 import threading
 import time
@@ -29,8 +28,6 @@ STEPS_IN_FLIGHT = 2
 BATCHES_AHEAD = 2
 # Kept of every step until the next log point, to report rejected updates.
 REJECTION_METRICS = ("rejected", "rejected_in_a_row", "loss", "grad_norm")
-# What an entry point exits with after `Interrupted`: 75, "try again" in sysexits.h.
-EXIT_INTERRUPTED = os.EX_TEMPFAIL
 
 
 class Interrupted(Exception):  # noqa: N818

@@ -95,7 +95,9 @@ def learning_rate_schedule(
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, num_steps: int
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer: clip by global norm, then AdamW, Adam or Muon.
 
     Args:
@@ -103,7 +105,8 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
       num_steps: updates in all, for the decaying schedules.
 
     Returns:
-      An optax transformation of gradients shaped like the parameters.
+      An optax transformation of gradients shaped like the parameters. Whoever knows their global norm gives
+      it to `update` as `grad_norm`, so that clipping need not read them for it.
     """
     rate = learning_rate_schedule(config, num_steps)
     if config.name == "muon":
@@ -133,9 +136,30 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             weight_decay=config.weight_decay,
             mask=decays,
         )
-    return (
-        optax.chain(optax.clip_by_global_norm(config.clip_norm), rule) if config.clip_norm else rule
-    )
+    if config.clip_norm:
+        return optax.chain(clip_by_norm(config.clip_norm), rule)
+    return optax.with_extra_args_support(rule)
+
+
+def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm` whose `update` may be told the norm, as `grad_norm`.
+
+    Args:
+      max_norm: gradients of a larger global norm are scaled down to it.
+    """
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, grad_norm: Any = None, **others: Any
+    ) -> tuple[Any, Any]:
+        del params, others
+        norm = optax.tree.norm(updates) if grad_norm is None else grad_norm
+
+        def clipped(g: jax.Array) -> jax.Array:
+            return jnp.where(norm < max_norm, g, g / norm.astype(g.dtype) * max_norm)
+
+        return jax.tree.map(clipped, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def decays(params: Params) -> Params:

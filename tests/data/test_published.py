@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
 
-from sdtt_jax.data import DETOKENIZERS, DataConfig, published
+from sdtt_jax.data import DETOKENIZERS, DataConfig
 from sdtt_jax.data.corpora import documents
 from sdtt_jax.errors import ConfigError, DataError
 
@@ -42,7 +42,7 @@ def test_the_hubs_copy_is_asked_for_the_split_only(tmp_path, monkeypatch):
         write_parquet(tmp_path / "penn_treebank" / "test" / "0000.parquet", "sentence")
         return str(tmp_path)
 
-    monkeypatch.setattr(published, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert len(list(documents(DataConfig("ptb"), "test"))) == 2
     assert asked == [
         (
@@ -56,11 +56,11 @@ def test_the_hubs_copy_is_asked_for_the_split_only(tmp_path, monkeypatch):
 
 def test_without_a_network_the_message_says_which_files_to_fetch(tmp_path, monkeypatch):
     download = mock.Mock(side_effect=OSError("no route"))
-    monkeypatch.setattr(published, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     message = r"\(no route\).*penn_treebank/test/\*.*test/ of a folder ptb.*\$SDTT_JAX_CORPORA"
     with pytest.raises(DataError, match=message):
         list(documents(DataConfig("ptb"), "test"))
-    monkeypatch.setattr(published, "snapshot_download", mock.Mock(return_value=str(tmp_path)))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", mock.Mock(return_value=str(tmp_path)))
     with pytest.raises(DataError, match=r"has no penn_treebank/test/\*\.parquet"):
         list(documents(DataConfig("ptb"), "test"))
 
@@ -74,7 +74,7 @@ def test_a_split_that_a_folder_lacks_is_named_with_the_files_to_put_there(tmp_pa
 
 def test_the_shared_folder_of_corpora_comes_before_the_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("SDTT_JAX_CORPORA", str(tmp_path))
-    monkeypatch.setattr(published, "snapshot_download", mock.Mock(side_effect=AssertionError))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", mock.Mock(side_effect=AssertionError))
     write_parquet(tmp_path / "openwebtext" / "train" / "0000.parquet", "text")
     assert len(list(documents(DataConfig("openwebtext")))) == 2
 

@@ -177,7 +177,7 @@ def test_a_likelihood_is_refused(unbroken):
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"distillers": ("coupled", "idlm")}, "distillers='idlm'"),
+        ({"distillers": ("coupled", "gumbel")}, "distillers='gumbel'"),
         ({"distillers": ()}, "distillers"),
         ({"coupled": {"calls": (4, 2)}}, "calls"),
         ({"coupled": {"noise": {"kind": "gumbel"}}}, "kind='gumbel'"),

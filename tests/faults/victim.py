@@ -15,9 +15,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sdtt_jax.errors import UserError
+from sdtt_jax.errors import EXIT_INTERRUPTED, UserError
 from sdtt_jax.parallel import processes
-from sdtt_jax.training.loop import EXIT_INTERRUPTED, Interrupted
+from sdtt_jax.training.loop import Interrupted
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.numpy import load_file, save_file
 
 import sdtt_jax
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange import hub
 from sdtt_jax.interchange import load as loading
 from sdtt_jax.interchange.renaming import write_params
 from sdtt_jax.interchange.tables.reference import HUB_PREFIX, denoiser_table
@@ -191,7 +191,7 @@ class TestHub:
             calls.append((repo, file, revision))
             return str(folder / file)
 
-        monkeypatch.setattr(hub, "hf_hub_download", download)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
         return calls
 
     @pytest.mark.parametrize(
@@ -242,9 +242,9 @@ class TestHub:
 
     def test_a_hub_that_cannot_be_reached_says_which_files_to_bring(self, monkeypatch):
         def download(*_, **__):
-            raise hub.LocalEntryNotFoundError("no network")
+            raise LocalEntryNotFoundError("no network")
 
-        monkeypatch.setattr(hub, "hf_hub_download", download)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
         with pytest.raises(
             CheckpointError, match=r"some/repo@v2.*Download model.safetensors and config"
         ):
@@ -252,9 +252,9 @@ class TestHub:
 
     def test_a_repository_without_safetensors_is_refused(self, monkeypatch):
         def download(*_, **__):
-            raise hub.EntryNotFoundError("404")
+            raise EntryNotFoundError("404")
 
-        monkeypatch.setattr(hub, "hf_hub_download", download)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
         with pytest.raises(CheckpointError, match=r"has no model.safetensors. Pickled"):
             sdtt_jax.load("some/repo")
 

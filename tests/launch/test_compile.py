@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from launch.ahead import report
+from tests.experiments.processes import call_each
 
 ROOT = Path(__file__).parent.parent.parent
 SMOKE = "--config=experiments/configs/smoke.py"
@@ -117,26 +118,23 @@ def test_the_table_by_operation_adds_up_and_gathers_what_is_small():
     ]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((SMOKE,), "--topology is missing"),
-        (("--topology=h100:2",), "--config is missing"),
-        ((SMOKE, "--topology=v5f:2x4"), "did you mean 'v5"),
-        (
-            (SMOKE, "--topology=h100:2", "--programs=train"),
-            "--programs='train' is unknown; choose one of distill, teacher, sample, causal",
-        ),
-        ((SMOKE, "--topology=h100:3", "--config.mesh.fsdp=2"), "mesh.fsdp=2 does not divide the 3"),
-        (
-            (SMOKE, "--topology=h100:2", "--config.model.embed=3"),
-            "config.model has no field 'embed'",
-        ),
-    ],
+WRONG = (
+    ((SMOKE,), "--topology is missing"),
+    (("--topology=h100:2",), "--config is missing"),
+    ((SMOKE, "--topology=v5f:2x4"), "did you mean 'v5"),
+    (
+        (SMOKE, "--topology=h100:2", "--programs=train"),
+        "--programs='train' is unknown; choose one of distill, teacher, sample, causal",
+    ),
+    ((SMOKE, "--topology=h100:3", "--config.mesh.fsdp=2"), "mesh.fsdp=2 does not divide the 3"),
+    ((SMOKE, "--topology=h100:2", "--config.model.embed=3"), "config.model has no field 'embed'"),
 )
-def test_wrong_input_is_one_line_that_names_what_to_change(arguments, message):
-    done = call(*arguments)
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, done.stderr
-    assert message in lines[0]
+
+
+def test_wrong_input_is_one_line_that_names_what_to_change():
+    found = call_each("launch.compile", [arguments for arguments, _ in WRONG])
+    for done, (_, message) in zip(found, WRONG, strict=True):
+        assert done.status == 2, done
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        assert len(lines) == 1, done.stderr
+        assert message in lines[0]

@@ -15,6 +15,7 @@ from launch.accelerators import ACCELERATORS
 from launch.pods.spec import GkeConfig, PodSpec, SlurmConfig, spec_dict
 from sdtt_jax.config import from_mapping
 from sdtt_jax.errors import ConfigError
+from tests.experiments.processes import call_each
 from tests.launch.pod_specs import LAUNCHERS, TPU
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -133,24 +134,25 @@ def test_files_are_written_and_the_next_commands_printed(tmp_path):
     assert f"bash '{out}/pod.sh' run" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "fault"),
-    [
-        (["--launcher=slurm"], "slurm runs GPUs"),
-        (["--launcher=gke", "--spec.acelerator=x"], "did you mean 'accelerator'"),
-        (["--launcher=gke", "--spec.workdir=/runs/x"], "give gs://BUCKET/PATH"),
-        (["--launcher=gke", "--", "--config.distill.train.steps=3"], "has no field 'steps'"),
-        (["--launcher=cron"], "<tpu_vm|gke|xpk|skypilot|slurm>"),
-        ([], "--launcher is missing"),
-    ],
+WRONG = (
+    (["--launcher=slurm"], "slurm runs GPUs"),
+    (["--launcher=gke", "--spec.acelerator=x"], "did you mean 'accelerator'"),
+    (["--launcher=gke", "--spec.workdir=/runs/x"], "give gs://BUCKET/PATH"),
+    (["--launcher=gke", "--", "--config.distill.train.steps=3"], "has no field 'steps'"),
+    (["--launcher=cron"], "<tpu_vm|gke|xpk|skypilot|slurm>"),
+    ([], "--launcher is missing"),
 )
-def test_a_wrong_command_line_is_one_line_and_status_2(arguments, fault):
-    result = command_line("--spec=launch/specs/v5e_256.py", "--dry_run", *arguments)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("Error: ")
-    assert fault in line
+
+
+def test_a_wrong_command_line_is_one_line_and_status_2():
+    always = ["--spec=launch/specs/v5e_256.py", "--dry_run"]
+    found = call_each("launch.pod", [always + arguments for arguments, _ in WRONG])
+    for result, (_, fault) in zip(found, WRONG, strict=True):
+        assert result.status == 2, result
+        assert result.stdout == ""
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("Error: ")
+        assert fault in line
 
 
 def commands_of_the_documents():
@@ -160,14 +162,18 @@ def commands_of_the_documents():
         for block in re.findall(r"(?ms)^```\n(.*?)^```", page.read_text()):
             for line in block.replace("\\\n", " ").splitlines():
                 if line.startswith("python -m launch.pod"):
-                    yield pytest.param(line, id=page.stem)
+                    yield line
 
 
-@pytest.mark.parametrize("line", list(commands_of_the_documents()))
-def test_the_documents_have_commands_that_work(line):
-    line = re.sub(r"\[.*?\]", "", line).replace("BUCKET", "bucket").replace("IMAGE", "image:tag")
-    result = command_line(*shlex.split(line)[3:], "--dry_run")
-    assert result.returncode == 0, result.stderr
+def test_the_documents_have_commands_that_work():
+    lines = [
+        re.sub(r"\[.*?\]", "", line).replace("BUCKET", "bucket").replace("IMAGE", "image:tag")
+        for line in commands_of_the_documents()
+    ]
+    assert len(lines) > 4
+    found = call_each("launch.pod", [[*shlex.split(line)[3:], "--dry_run"] for line in lines])
+    for line, result in zip(lines, found, strict=True):
+        assert result.status == 0, (line, result.stderr)
 
 
 def test_the_documents_link_to_files_that_exist():

@@ -11,7 +11,7 @@ import pytest
 
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import load_params
-from sdtt_jax.training.loop import EXIT_INTERRUPTED
+from sdtt_jax.errors import EXIT_INTERRUPTED
 from sdtt_jax.training.metrics import read_metrics
 from tests.multidevice.launching import call, start
 from tests.sharing import once

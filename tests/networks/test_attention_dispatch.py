@@ -135,7 +135,9 @@ def test_a_gradient_with_cudnn_is_one_pass_forward_and_one_backward(causal, monk
 
 def _packed_loss(query, key, value, gradient):
     tables = rotary_tables(jnp.arange(query.shape[1]), query.shape[3])
-    return (attend_rotated(jnp.stack([query, key, value], axis=2), *tables) * gradient).sum()
+    qkv = jnp.stack([query, key, value], axis=2)
+    mixed = attend_rotated(qkv.reshape(*qkv.shape[:3], -1), *tables)
+    return (mixed.reshape(gradient.shape) * gradient).sum()
 
 
 @pytest.mark.parametrize("loss", [_loss, _packed_loss])

@@ -18,17 +18,20 @@ from sdtt_jax.networks.attention import (
 
 
 def _arrays(batch, length, heads, head_dim, dtype=jnp.float32):
-    qkv = jax.random.normal(jax.random.key(0), (batch, length, 3, heads, head_dim)).astype(dtype)
-    gradient = jax.random.normal(jax.random.key(1), (batch, length, heads, head_dim)).astype(dtype)
+    features = heads * head_dim
+    qkv = jax.random.normal(jax.random.key(0), (batch, length, 3, features)).astype(dtype)
+    gradient = jax.random.normal(jax.random.key(1), (batch, length, features)).astype(dtype)
     return qkv, rotary_tables(jnp.arange(length), head_dim), gradient
 
 
 def _plain(qkv, cos, sin):
-    query, key, value = (qkv[:, :, i] for i in range(3))
+    heads = qkv.reshape(*qkv.shape[:3], -1, 2 * cos.shape[1])
+    query, key, value = (heads[:, :, i] for i in range(3))
     heads_first = (
         jnp.swapaxes(x, 1, 2) for x in (rotate(query, cos, sin), rotate(key, cos, sin), value)
     )
-    return jnp.swapaxes(plain_attention(*heads_first), 1, 2)
+    mixed = jnp.swapaxes(plain_attention(*heads_first), 1, 2)
+    return mixed.reshape(*qkv.shape[:2], -1)
 
 
 def _loss(qkv, cos, sin, gradient):

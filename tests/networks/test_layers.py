@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax.networks.layers import Embedding, Head, LayerNorm, Linear, Mlp
+from sdtt_jax.networks.layers import WIDE, Embedding, Head, LayerNorm, Linear, Mlp, biased
 from sdtt_jax.ops.categorical import NEG_INFINITY
 
 
@@ -100,6 +100,18 @@ def test_gradients_of_a_bfloat16_head_multiply_bfloat16_and_sum_in_float32():
     products = [line for line in lowered.splitlines() if "dot_general" in line]
     assert len(products) == 2  # the forward product is not needed
     assert all(line.count("bf16") == 2 for line in products)
+
+
+@pytest.mark.parametrize("columns", [5, WIDE])
+def test_the_gradient_of_a_bias_is_the_sum_over_all_rows(columns):
+    """Oracle: NumPy in float64. Of rows as wide as a vocabulary a CPU multiplies with ones instead."""
+    gradient = np.random.default_rng(0).standard_normal((2, 3, columns)).astype(np.float32)
+    y, bias = jnp.zeros((2, 3, columns)), jnp.ones(columns)
+    found, pull_back = jax.vjp(biased, y, bias)
+    np.testing.assert_array_equal(found, jnp.ones((2, 3, columns)))
+    d_y, d_bias = jax.jit(pull_back)(gradient)
+    np.testing.assert_array_equal(d_y, gradient)
+    np.testing.assert_allclose(d_bias, gradient.sum((0, 1), dtype=np.float64), rtol=1e-5, atol=1e-5)
 
 
 def test_mlp_is_linear_gelu_linear():

@@ -10,7 +10,7 @@ import pytest
 
 from sdtt_jax.causal.nll import causal_loss
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
+from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig, as_denoiser
 from sdtt_jax.networks.llama import LlamaDenoiser, LlamaNetwork
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from tests import plain_llama
@@ -123,6 +123,34 @@ def test_shifted_states_stand_at_the_token_that_they_predict():
     shifted = HIDDEN(both_ways(PLAIN_ONE, shift=True), PARAMS["none"], TOKENS)
     np.testing.assert_array_equal(shifted[:, 1:], straight[:, :-1])
     np.testing.assert_array_equal(shifted[:, 0], straight[:, 0])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_edges_open_the_way_from_causal_to_bidirectional_attention(name):
+    """All closed it is the causal network, all open the bidirectional one; in between it is neither."""
+    params, denoiser = PARAMS[name], both_ways(CONFIGS[name])
+    hidden = jax.jit(denoiser.hidden)
+    edges = np.random.default_rng(2).random((2, 9, 9))
+    causal = HIDDEN(both_ways(CONFIGS[name], causal=True), params, TOKENS)
+    found = {share: hidden(params, TOKENS, edges=edges < share) for share in (0.0, 0.5, 1.0)}
+    np.testing.assert_allclose(found[0.0], causal, atol=1e-5)
+    np.testing.assert_allclose(found[1.0], HIDDEN(denoiser, params, TOKENS), atol=1e-5)
+    for other in (0.0, 1.0):
+        assert np.abs(found[0.5] - found[other]).max() > 1e-2
+
+
+def test_a_causal_network_becomes_a_denoiser_that_knows_mask():
+    """Its new row is the mean of all tokens; on text without MASK and with a causal mask nothing changes."""
+    causal, params = NETWORKS["all"], PARAMS["all"]
+    config = as_denoiser(CONFIGS["all"], shift=False)
+    denoiser = LlamaDenoiser(dataclasses.replace(config, causal=True))
+    adapted = denoiser.init_from(params)
+    table, before = (np.asarray(p["embed"]["embedding"]) for p in (adapted, params))
+    np.testing.assert_allclose(table[denoiser.mask_id], before[:11].mean(axis=0), rtol=1e-5)
+    np.testing.assert_array_equal(table[:11], before[:11])
+    logits = causal.logits(params, HIDDEN(causal, params, TOKENS))
+    found = denoiser.logits(adapted, HIDDEN(denoiser, adapted, TOKENS))
+    np.testing.assert_allclose(found[..., :11], logits[..., :11], atol=1e-5)
 
 
 def test_parameters_carry_logical_axes():

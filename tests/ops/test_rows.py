@@ -60,7 +60,8 @@ def test_flatten_joins_batch_and_length():
     [
         (1024, 128, 4, 256),
         (4096, 128, 32, 128),
-        (1024, 50_304, 4, 168),  # capped: 2^23 / 50304 is 166.8
+        (1024, 50_304, 4, 256),
+        (4096, 50_304, 4, 336),  # capped: 2^24 / 50304 is 333.5
         (32 * 1024, 50_304, 4, 1024),  # but of a large batch a 32nd at least
         (512 * 1024, 50_304, 4, 4096),  # of up to `MAX_ROWS`
         (3, 128, 4, 3),  # never more than there are

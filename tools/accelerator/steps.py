@@ -203,7 +203,8 @@ def tuning(bench: Bench) -> None:
     known = _tuned(bench, "teacher", small, names[:4])
     loops = [name for name in known if "loop" in name]
     pair = [max(loops, key=known.__getitem__), PLAIN] if loops else [PLAIN]
-    for kind, batch in (("teacher", large), ("distill", large), ("distill", small)):
+    cases = [("teacher", large), ("distill", large), ("distill", small)]
+    for kind, batch in cases[-1:] if bench.tiny else cases:
         _tuned(bench, kind, batch, pair)
     _tuned(bench, "teacher", small, names[4:])
 

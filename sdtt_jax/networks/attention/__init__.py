@@ -34,11 +34,30 @@ def attend(
     Returns:
       `[batch, length, heads, head_dim]`, dtype of `value`.
     """
-    group = query.shape[2] // key.shape[2]
-    if group > 1:
-        # Every form takes equal numbers of heads; keys and values are small beside what is made of them.
-        key, value = jnp.repeat(key, group, axis=2), jnp.repeat(value, group, axis=2)
+    key, value = (_for_each_query(query, x) for x in (key, value))
     return _attend(query, key, value, causal, dispatch.matmul_precision())
+
+
+def attend_along(query: jax.Array, key: jax.Array, value: jax.Array, edges: jax.Array) -> jax.Array:
+    """`attend` causally and along further edges, in one form for all platforms.
+
+    Args:
+      query: `[batch, length, heads, head_dim]`.
+      key, value: `[batch, length, kv_heads, head_dim]`, as in `attend`.
+      edges: `[batch, length, length]` bool; position i sees position j where they are True or j <= i.
+
+    Returns:
+      `[batch, length, heads, head_dim]`, dtype of `value`.
+    """
+    seen = edges | causal_mask(query.shape[1])
+    key, value = (_for_each_query(query, x).swapaxes(1, 2) for x in (key, value))
+    return plain_attention(query.swapaxes(1, 2), key, value, seen[:, None]).swapaxes(1, 2)
+
+
+def _for_each_query(query: jax.Array, x: jax.Array) -> jax.Array:
+    """Keys or values, one for each query head; they are small beside what is made of them."""
+    group = query.shape[2] // x.shape[2]
+    return x if group == 1 else jnp.repeat(x, group, axis=2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -74,11 +93,11 @@ def attend_rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     On a TPU one kernel reads `qkv` as it lies in memory and rotates it; elsewhere it is `rotate`, `attend`.
 
     Args:
-      qkv: `[batch, length, 3, heads, head_dim]`: query, key and value.
-      cos, sin: from `rotary_tables`; no gradient flows into them.
+      qkv: `[batch, length, 3, heads * head_dim]`: query, key and value.
+      cos, sin: from `rotary_tables`, which say the size of a head; no gradient flows into them.
 
     Returns:
-      `[batch, length, heads, head_dim]`, in its dtype.
+      `[batch, length, heads * head_dim]`, in its dtype.
     """
     return _attend_rotated(qkv, cos, sin, dispatch.matmul_precision())
 
@@ -94,8 +113,7 @@ def _attend_rotated(
 def _attend_rotated_forward(
     qkv: jax.Array, cos: jax.Array, sin: jax.Array, _precision: str | None
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    mixed, lse = dispatch.forward_rotated(qkv, cos, sin)
-    mixed, lse = saved_as(ATTENTION, mixed), checkpoint_name(lse, ATTENTION)
+    mixed, lse = checkpoint_name(dispatch.forward_rotated(qkv, cos, sin), ATTENTION)
     return mixed, (qkv, cos, sin, mixed, lse)
 
 

@@ -31,7 +31,8 @@ LENGTH_BY_HEAD = 512
 PLATFORMS = ("cpu", "cuda", "tpu")
 HEADS = ("batch", "length", "heads", "kv")
 ROWS = ("batch", "heads", "length")
-PACKED = ("batch", "length", None, "heads", "kv")
+PACKED = ("batch", "length", None, "heads")
+FLAT = ("batch", "length", "heads")
 TABLE = (None, None)
 
 Axes = tuple[str | None, ...]
@@ -110,7 +111,9 @@ def forward(
     """
     primitive = functools.partial(_FORWARD, causal=causal)
     plain = functools.partial(_forward_on, "other", causal=causal)
-    mixed, lse = _on_mesh(primitive, plain, (HEADS,) * 3, (HEADS, ROWS), query, key, value)
+    mixed, lse = _on_mesh(
+        primitive, plain, (HEADS,) * 3, (HEADS, ROWS), _sizes(query), query, key, value
+    )
     return mixed, lse
 
 
@@ -125,7 +128,9 @@ def backward(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
     primitive = functools.partial(_BACKWARD, causal=causal)
     plain = functools.partial(_backward_on, "other", causal=causal)
     names = (HEADS, HEADS, HEADS, HEADS, ROWS, HEADS)
-    d_query, d_key, d_value = _on_mesh(primitive, plain, names, (HEADS,) * 3, *saved, gradient)
+    d_query, d_key, d_value = _on_mesh(
+        primitive, plain, names, (HEADS,) * 3, _sizes(gradient), *saved, gradient
+    )
     return d_query, d_key, d_value
 
 
@@ -133,12 +138,17 @@ def forward_rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax
     """`forward` of rotated queries and keys: on a TPU one kernel does both where it can.
 
     Args:
-      qkv: `[batch, length, 3, heads, head_dim]`, not rotated yet.
-      cos, sin: from `rotary_tables`.
+      qkv: `[batch, length, 3, heads * head_dim]`, not rotated yet.
+      cos, sin: from `rotary_tables`, `[length, head_dim // 2]`.
+
+    Returns:
+      `mixed: [batch, length, heads * head_dim]`, and `lse: [batch, heads, length]`.
     """
     plain = functools.partial(_forward_rotated_on, "other")
     names = (PACKED, TABLE, TABLE)
-    mixed, lse = _on_mesh(_FORWARD_ROTATED, plain, names, (HEADS, ROWS), qkv, cos, sin)
+    mixed, lse = _on_mesh(
+        _FORWARD_ROTATED, plain, names, (FLAT, ROWS), _flat_sizes(qkv, cos), qkv, cos, sin
+    )
     return mixed, lse
 
 
@@ -150,8 +160,10 @@ def backward_rotated(saved: tuple[jax.Array, ...], gradient: jax.Array) -> jax.A
       gradient: of `mixed`.
     """
     plain = functools.partial(_backward_rotated_on, "other")
-    names = (PACKED, TABLE, TABLE, HEADS, ROWS, HEADS)
-    (d_qkv,) = _on_mesh(_BACKWARD_ROTATED, plain, names, (PACKED,), *saved, gradient)
+    names = (PACKED, TABLE, TABLE, FLAT, ROWS, FLAT)
+    (d_qkv,) = _on_mesh(
+        _BACKWARD_ROTATED, plain, names, (PACKED,), _flat_sizes(*saved[:2]), *saved, gradient
+    )
     return d_qkv
 
 
@@ -166,29 +178,45 @@ def _backward_on(platform: str, *arrays: jax.Array, causal: bool) -> tuple[jax.A
     return chosen.backward(Saved(*arrays[:-1]), arrays[-1], causal)
 
 
-def _is_packed(platform: str, qkv: jax.Array) -> bool:
-    batch, length, _, heads, head_dim = qkv.shape
-    return platform == "tpu" and packed.packed_takes((batch, length, heads, head_dim), qkv.dtype)
+def _sizes(x: jax.Array) -> tuple[int, int]:
+    """Sequences and heads of `[batch, length, heads, head_dim]`."""
+    return x.shape[0], x.shape[2]
+
+
+def _flat_sizes(qkv: jax.Array, cos: jax.Array) -> tuple[int, int]:
+    """Sequences and heads of `[batch, length, 3, heads * head_dim]`."""
+    return qkv.shape[0], qkv.shape[3] // (2 * cos.shape[1])
+
+
+def _is_packed(platform: str, qkv: jax.Array, cos: jax.Array) -> bool:
+    (batch, heads), (length, half) = _flat_sizes(qkv, cos), cos.shape
+    return platform == "tpu" and packed.packed_takes((batch, length, heads, 2 * half), qkv.dtype)
 
 
 def _forward_rotated_on(platform: str, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    if _is_packed(platform, arrays[0]):
-        return packed.forward_packed(*arrays)
-    return _forward_on(platform, *_rotated(*arrays), causal=False)
+    qkv, cos, sin = arrays
+    if _is_packed(platform, qkv, cos):
+        return packed.forward_packed(qkv, cos, sin)
+    mixed, lse = _forward_on(platform, *_rotated(qkv, cos, sin), causal=False)
+    return mixed.reshape(*qkv.shape[:2], -1), lse
 
 
 def _backward_rotated_on(platform: str, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    if _is_packed(platform, arrays[0]):
+    qkv, cos, sin, mixed, lse, gradient = arrays
+    if _is_packed(platform, qkv, cos):
         return (packed.backward_packed(*arrays),)
-    (qkv, cos, sin), rest = arrays[:3], arrays[3:]
-    d_query, d_key, d_value = _backward_on(platform, *_rotated(qkv, cos, sin), *rest, causal=False)
+    inputs = _rotated(qkv, cos, sin)
+    mixed, gradient = (x.reshape(inputs[0].shape) for x in (mixed, gradient))
+    d_query, d_key, d_value = _backward_on(platform, *inputs, mixed, lse, gradient, causal=False)
     # The transpose of a rotation turns back.
     back = rotate(d_query, cos, -sin), rotate(d_key, cos, -sin), d_value
-    return (jnp.stack(back, axis=2),)
+    return (jnp.stack(back, axis=2).reshape(qkv.shape),)
 
 
 def _rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, ...]:
-    query, key, value = (jnp.squeeze(part, 2) for part in jnp.split(qkv, 3, axis=2))
+    """Query, key and value, `[batch, length, heads, head_dim]` each."""
+    heads = qkv.reshape(*qkv.shape[:3], -1, 2 * cos.shape[1])
+    query, key, value = (jnp.squeeze(part, 2) for part in jnp.split(heads, 3, axis=2))
     return rotate(query, cos, sin), rotate(key, cos, sin), value
 
 
@@ -264,6 +292,7 @@ def _on_mesh(
     plain: Callable[..., Any],
     names: tuple[Axes, ...],
     out_names: tuple[Axes, ...],
+    sizes: tuple[int, int],
     *arrays: jax.Array,
 ) -> Any:
     """`local` on each device's share of batch and heads, by the mesh and the logical rules in context.
@@ -276,7 +305,8 @@ def _on_mesh(
       plain: the same function, in a form that the compiler splits.
       names: logical axes of each of `arrays`.
       out_names: logical axes of each result.
-      *arrays: the first has a batch and heads.
+      sizes: sequences and heads.
+      *arrays: all of them.
     """
     mesh = jax.sharding.get_abstract_mesh()
     free = {axis for axis in mesh.axis_names if axis not in mesh.manual_axes}
@@ -288,9 +318,8 @@ def _on_mesh(
         named = ((entry,) if isinstance(entry, str) else entry or () for entry in entries)
         return [tuple(axis for axis in axes if axis in free) for axes in named]
 
-    split = dict(zip(names[0], arrays[0].shape, strict=True))
-    for name, axes in zip(("batch", "heads"), mesh_axes(("batch", "heads")), strict=True):
-        if split[name] % math.prod(mesh.shape[axis] for axis in axes):
+    for size, axes in zip(sizes, mesh_axes(("batch", "heads")), strict=True):
+        if size % math.prod(mesh.shape[axis] for axis in axes):
             return plain(*arrays)
     return jax.shard_map(
         lambda *arrays: tuple(local(*arrays)),  # a primitive returns a list

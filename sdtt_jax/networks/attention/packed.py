@@ -47,31 +47,33 @@ def forward_packed(
     """Attention of rotated queries and keys, and its log-sum-exp.
 
     Args:
-      qkv: `[batch, length, 3, heads, head_dim]`.
+      qkv: `[batch, length, 3, heads * head_dim]`.
       cos, sin: `[length, head_dim // 2]` float32, from `rotary_tables`.
       interpret: run anywhere, slowly.
 
     Returns:
-      `mixed: [batch, length, heads, head_dim]`, `lse: [batch, heads, length]` float32.
+      `mixed: [batch, length, heads * head_dim]`, `lse: [batch, heads, length]` float32.
     """
-    batch, length, _, heads, head_dim = qkv.shape
+    batch, length, _, features = qkv.shape
+    head_dim = 2 * cos.shape[1]
     width = math.lcm(head_dim, LANES)
-    strips = heads * head_dim // width
     mixed, lse = _call(
         functools.partial(_forward_kernel, head_dim=head_dim),
         FORWARD,
-        (*_tables(cos, sin, width), _strips(qkv)),
+        (*_tables(cos, sin, width), jnp.moveaxis(qkv, 2, 0)),
         ("table", "table", "strip"),
         (
-            jax.ShapeDtypeStruct((batch, length, heads * head_dim), qkv.dtype),
-            jax.ShapeDtypeStruct((batch, strips, heads // strips, length), jnp.float32),
+            jax.ShapeDtypeStruct((batch, length, features), qkv.dtype),
+            jax.ShapeDtypeStruct(
+                (batch, features // width, width // head_dim, length), jnp.float32
+            ),
         ),
         ("rows", "statistics"),
         scratch=[((2, length, width), qkv.dtype)],
         products=2,
         interpret=interpret,
     )
-    return mixed.reshape(batch, length, heads, head_dim), lse.reshape(batch, heads, length)
+    return mixed, lse.reshape(batch, features // head_dim, length)
 
 
 def backward_packed(
@@ -86,36 +88,29 @@ def backward_packed(
 ) -> jax.Array:
     """The gradient of `forward_packed` with respect to `qkv`, from its arguments and results.
 
-    Seven arrays in, since that is what a gradient of attention needs.
-
     Args:
       qkv, cos, sin: its arguments.
       mixed, lse: its results.
-      gradient: `[batch, length, heads, head_dim]`, of `mixed`.
+      gradient: `[batch, length, heads * head_dim]`, of `mixed`.
       interpret: run anywhere, slowly.
     """
-    batch, length, _, heads, head_dim = qkv.shape
+    batch, length, _, features = qkv.shape
+    head_dim = 2 * cos.shape[1]
     width = math.lcm(head_dim, LANES)
-    strips = heads * head_dim // width
-    flat = (batch, length, heads * head_dim)
+    strips = jnp.moveaxis(qkv, 2, 0)
+    statistics = lse.reshape(batch, features // width, width // head_dim, length)
     (d_qkv,) = _call(
         functools.partial(_backward_kernel, head_dim=head_dim),
         BACKWARD,
-        (
-            *_tables(cos, sin, width),
-            _strips(qkv),
-            mixed.reshape(flat),
-            gradient.astype(qkv.dtype).reshape(flat),
-            lse.reshape(batch, strips, heads // strips, length),
-        ),
+        (*_tables(cos, sin, width), strips, mixed, gradient.astype(qkv.dtype), statistics),
         ("table", "table", "strip", "rows", "rows", "statistics"),
-        (jax.ShapeDtypeStruct((3, *flat), qkv.dtype),),
+        (jax.ShapeDtypeStruct(strips.shape, qkv.dtype),),
         ("strip",),
         scratch=[((2, length, width), qkv.dtype), ((2, length, width), jnp.float32)],
         products=5,
         interpret=interpret,
     )
-    return jnp.moveaxis(d_qkv, 0, 2).reshape(qkv.shape)
+    return jnp.moveaxis(d_qkv, 0, 2)
 
 
 def _forward_kernel(
@@ -221,7 +216,7 @@ def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, head_dim: int) -> jax.
 
 def _dot(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
     axes = (((left_axis,), (right_axis,)), ((), ()))
-    exact = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
+    exact = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     return jax.lax.dot_general(
         left, right, axes, precision=exact, preferred_element_type=jnp.float32
     )
@@ -231,11 +226,6 @@ def _tables(cos: jax.Array, sin: jax.Array, width: int) -> tuple[jax.Array, jax.
     """Tables for a strip, `[length, width]`; the sine of a head's first half is negative."""
     heads = width // (2 * cos.shape[1])
     return jnp.tile(cos, 2 * heads), jnp.tile(jnp.concatenate([-sin, sin], axis=1), heads)
-
-
-def _strips(qkv: jax.Array) -> jax.Array:
-    """`[batch, length, 3, heads, head_dim]` → `[3, batch, length, heads * head_dim]`."""
-    return jnp.moveaxis(qkv.reshape(*qkv.shape[:3], -1), 2, 0)
 
 
 def _call(

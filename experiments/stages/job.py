@@ -1,0 +1,122 @@
+"""One training of a run, and what a distiller is: what `training` carries out."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.settings import SDTT, RunConfig
+from experiments.stages import coupled
+from experiments.stages.context import Run
+from sdtt_jax.keys import purpose_key, purpose_seed
+from sdtt_jax.parallel.placement import place_batch, place_rows
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.state import TrainState
+from sdtt_jax.training.step import TrainStep
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingJob:
+    """One training of a run: a stage, or a round of distillation.
+
+    Attributes:
+      run: what it is a part of.
+      stage, round: `teacher` 0, `judge` 0, `distill` 1, 2, …, or another distiller's name 1, 2, …
+      config: steps, batch, optimizer.
+      step_fn: the compiled step.
+      start: makes the state to begin with.
+      abstract: shapes and shardings of the state.
+      pool: of trajectories, where they and not texts are trained on.
+      open_share: of a network that was causal, the share of its attention to later positions at a step.
+    """
+
+    run: Run
+    stage: str
+    round: int
+    config: TrainConfig
+    step_fn: TrainStep
+    start: Callable[[], TrainState]
+    abstract: TrainState
+    pool: coupled.Pool | None = None
+    open_share: Callable[[int], float] | None = None
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        """What names it in metrics and messages."""
+        return {"stage": self.stage, "round": self.round}
+
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoints are."""
+        workdir = self.run.workdir
+        folders = {"teacher": workdir.teacher, "judge": workdir.judge}
+        if not self.round:
+            return folders[self.stage]
+        return workdir.round(self.round, SDTT if self.stage == "distill" else self.stage)
+
+    @property
+    def key(self) -> jax.Array:
+        """The key that the training's steps fold their number into."""
+        return purpose_key(self.run.config.seed, self.stage, self.round)
+
+    @property
+    def data_seed(self) -> int:
+        """Of the stage's stream of batches."""
+        return purpose_seed(self.run.config.seed, f"{self.stage}.data")
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Stored with the checkpoints and compared on reading: what the state depends on beyond the config,
+        which `claim` compares."""
+        # Which bits a key gives depends on its implementation, and for threefry on this flag of JAX's.
+        random = str(self.key.dtype)
+        if getattr(jax.config, "jax_threefry_partitionable", True):
+            random += ", partitionable"
+        pool = {} if self.pool is None else {"pool": self.pool.facts}
+        return self.tags | {"data": self.run.info.fingerprint, "random": random} | pool
+
+    def batch_number(self, step: int) -> int:
+        """The number, in the stage's stream of batches, of the batch that step `step` (from 0) takes."""
+        # Rounds go on in the data where the one before them ended.
+        return max(self.round - 1, 0) * self.config.num_steps + step
+
+    def batch_at(self, step: int) -> Any:
+        """The batch of a step (from 0), on the mesh: `[batch, length]` int32, or what a pool gives."""
+        size, number = self.config.batch_size, self.batch_number(step)
+        if self.pool is not None:
+            return self.pool.batch(self.data_seed, number, size, self.run.mesh)
+        rows = functools.partial(self.run.train_split.batch, self.data_seed, number, size)
+        tokens = place_rows(rows, (size, self.run.config.data.length), self.run.mesh)
+        if self.open_share is None:
+            return tokens
+        share = np.full(size, self.open_share(step), np.float32)
+        return {"tokens": tokens, "open": place_batch(share, self.run.mesh)}
+
+
+class Distiller(NamedTuple):
+    """A way to distil: what its rounds are, and what each trains and delivers.
+
+    Attributes:
+      stage: what metrics and checkpoints call it.
+      rounds: how many the config asks for.
+      steps: makes what makes the compiled training step of a round; SDTT's is one for all rounds.
+      job: a round's training, with all that it needs beside the student.
+      deliver: writes what a trained round delivers.
+      told: a line about a round, for the person who watches.
+    """
+
+    stage: str
+    rounds: Callable[[RunConfig], int]
+    steps: Callable[[Run], Callable[[int], TrainStep]]
+    job: Callable[[Run, int, TrainStep], TrainingJob]
+    deliver: Callable[[Run, int, TrainState], None]
+    told: Callable[[RunConfig, int], str]
+
+
+def averaged(state: TrainState) -> Any:
+    """The moving average of a state's parameters if it keeps one, else the parameters."""
+    return state.params if state.ema_params is None else state.ema_params

@@ -1,0 +1,125 @@
+"""The distillers of one round: each takes the first teacher, a loss, and what it needs beside the student."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.settings import ONE_ROUND, RunConfig
+from experiments.stages.context import Run
+from experiments.stages.job import Distiller, TrainingJob, averaged
+from sdtt_jax.config import to_mapping
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.distillation.idlm import FAKE, STUDENT
+from sdtt_jax.keys import purpose_key
+from sdtt_jax.networks import Denoiser
+from sdtt_jax.objectives import alpha_loss, idlm_loss, mixture_loss, mmd_loss
+from sdtt_jax.parallel.mesh import RULES
+from sdtt_jax.parallel.placement import tree_shardings, unbox
+from sdtt_jax.training.state import StateSpec, TrainState
+from sdtt_jax.training.step import LossFn, TrainStep, make_train_step
+from sdtt_jax.typing import Key, Params, Tree
+
+
+class Parts(NamedTuple):
+    """What makes one distiller another than the next.
+
+    Attributes:
+      told: what happens, for the person who watches.
+      loss: of its training step.
+      network: of the student.
+      init: fresh boxed parameters of all that trains, from the network and a key.
+      begin: makes the first of all that trains from the teacher's parameters, the network and a key.
+      student: the student's, of the parameters that train.
+      keeps_teacher: whether the loss reads the teacher.
+    """
+
+    told: str
+    loss: Callable[[Run], LossFn]
+    network: Callable[[Run], Denoiser] = lambda run: run.denoiser
+    init: Callable[[Any, Key], Params] = lambda network, key: network.init(key)
+    begin: Callable[[Params, Any, Key], Tree] = lambda teacher, *_: teacher
+    student: Callable[[Tree], Params] = lambda params: params
+    keeps_teacher: bool = True
+
+
+def one_round(name: str, parts: Parts) -> Distiller:
+    """A distiller of one round, whose settings are the config's field of its name."""
+
+    def stage(run: Run) -> Any:
+        return getattr(run.config, name)
+
+    def steps(run: Run) -> Callable[[int], TrainStep]:
+        step = make_train_step(parts.loss(run), stage(run).train)
+        return lambda _number: step
+
+    def job(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
+        config, network = stage(run).train, parts.network(run)
+        spec, key = StateSpec(config, run.mesh), purpose_key(run.config.seed, f"{name}.init")
+        init = functools.partial(parts.init, network, key)
+        shapes = jax.eval_shape(lambda: unbox(run.denoiser.init(key)))
+        abstract = spec.abstract(init, {"teacher_params": shapes} if parts.keeps_teacher else {})
+
+        def start() -> TrainState:
+            teacher = run.delivered(run.workdir.teacher, run.denoiser, "distill")
+            begin = jax.jit(
+                lambda params: parts.begin(params, network, key),
+                out_shardings=tree_shardings(jax.eval_shape(init), RULES, run.mesh),
+            )
+            context = {"teacher_params": teacher} if parts.keeps_teacher else {}
+            return spec.from_params(begin(teacher), context)
+
+        return TrainingJob(run, name, number, config, step_fn, start, abstract)
+
+    def deliver(run: Run, number: int, state: TrainState) -> None:
+        settings = {key: value for key, value in to_mapping(stage(run)).items() if key != "train"}
+        run.deliver(
+            run.workdir.round(number, name),
+            parts.network(run),
+            parts.student(averaged(state)),
+            stage=name,
+            round=number,
+            settings=settings,
+        )
+
+    def told(config: RunConfig, number: int) -> str:
+        del config, number
+        return parts.told
+
+    return Distiller(name, lambda _config: 1, steps, job, deliver, told)
+
+
+def _mixture_loss(run: Run) -> LossFn:
+    student = MaskedDiffusion(run.mixture, run.diffusion.schedule)
+    return mixture_loss(student, run.diffusion, run.config.mixture)
+
+
+def _mmd_loss(run: Run) -> LossFn:
+    config = run.config.mmd
+    features = functools.partial(run.denoiser.layer_states, layer=config.layer)
+    return mmd_loss(run.diffusion, features, config)
+
+
+_PARTS = (
+    Parts(
+        "blocks of real texts, without a teacher",
+        lambda run: alpha_loss(run.diffusion, run.config.alpha),
+        keeps_teacher=False,
+    ),
+    Parts(
+        "one of several students for each text learns what the teacher's calls reveal together",
+        _mixture_loss,
+        network=lambda run: run.mixture,
+        begin=lambda teacher, network, key: network.init_from(teacher, key),
+    ),
+    Parts("completions are compared with real texts by the teacher's hidden states", _mmd_loss),
+    Parts(
+        "a fake teacher learns the student's texts, and the student what the teacher says of them",
+        lambda run: idlm_loss(run.diffusion, run.config.idlm),
+        init=lambda network, key: {STUDENT: network.init(key), FAKE: network.init(key)},
+        begin=lambda teacher, *_: {STUDENT: teacher, FAKE: teacher},
+        student=lambda params: params[STUDENT],
+    ),
+)
+DISTILLERS = {name: one_round(name, parts) for name, parts in zip(ONE_ROUND, _PARTS, strict=True)}

@@ -1,0 +1,62 @@
+"""Teacher-free few-call training: the probability of what a call reveals, as a whole.
+
+The loss of a block S is `(1 - P^alpha) / alpha` with `P = prod_{i in S} p_i(x0_i | x_t)`, the Tsallis form of
+`-log P`, which is its limit at alpha = 0: there it asks every prediction for its marginal, as the NELBO does.
+At alpha > 0 a block's gradient is weighted by `P^alpha`, so that the student gives up blocks that it cannot
+say as a whole for those that it can: it seeks modes, at the cost of variety.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from sdtt_jax.config import whole, within
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.distillation.block import draw_block, token_log_probs
+from sdtt_jax.typing import Key, Params, Scalar, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class AlphaConfig:
+    """The loss, and the sampler that the student is for.
+
+    Attributes:
+      alpha: 0 is the cross-entropy of the block, 1 one minus its probability. A block of n nats has the
+        weight `exp(-alpha n)`: for texts, alpha is a hundredth rather than a half.
+      num_calls: calls of the sampler; a block is what one of them reveals.
+    """
+
+    alpha: float = 0.02
+    num_calls: int = 4
+
+    def __post_init__(self) -> None:
+        within("[0, 1]", self, "alpha")
+        whole(1, self, "num_calls")
+
+
+def alpha_terms(
+    diffusion: MaskedDiffusion, params: Params, x0: Tokens, key: Key, config: AlphaConfig
+) -> tuple[Scalar, Scalar]:
+    """`(1 - P^alpha) / alpha` of a block of each text, and how many positions the blocks have.
+
+    Args:
+      diffusion, params: the student.
+      x0: `[batch, length]` int32, clean tokens.
+      key: PRNG key.
+      config: alpha, and the sampler's calls.
+
+    Returns:
+      `(total, count)`: `[]` float32 each. At alpha = 0, `total / max(count, 1)` is in nats per token.
+    """
+    denoiser, block = diffusion.denoiser, draw_block(diffusion, x0, key, config.num_calls)
+    log_probs = token_log_probs(
+        denoiser,
+        denoiser.head_params(params),
+        diffusion.hidden(params, block.x_t, block.sigma),
+        block.revealed,
+        x0,
+    )
+    joint = log_probs.sum(axis=-1)
+    # expm1: 1 - P^alpha is all rounding where alpha is small.
+    losses = -jnp.expm1(config.alpha * joint) / config.alpha if config.alpha else -joint
+    return losses.sum(), block.revealed.sum().astype(jnp.float32)

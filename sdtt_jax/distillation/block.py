@@ -1,0 +1,105 @@
+"""What the distillers that look at several tokens at once have in common.
+
+A *block* is what one network call of a sampler reveals: some of the masked positions, all in the same call.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
+from sdtt_jax.diffusion.forward import mask_tokens, masked_log_probs, sample_t
+from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
+from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, PerToken, Positions, Tokens
+
+
+class Block(NamedTuple):
+    """Partly masked texts, and what the next call of a sampler with so many calls reveals of them.
+
+    Attributes:
+      x_t: `[batch, length]` int32.
+      sigma: `[batch]` float32, the total noise that the network is told.
+      revealed: `[batch, length]` bool, some of the masked positions.
+    """
+
+    x_t: Tokens
+    sigma: PerSequence
+    revealed: Positions
+
+
+def draw_block(diffusion: MaskedDiffusion, x0: Tokens, key: Key, num_calls: int) -> Block:
+    """Texts before one of `num_calls` calls on the uniform grid of times, and that call's positions.
+
+    Every call is as likely as any other, and they are spread evenly over the batch.
+
+    Args:
+      diffusion: the model.
+      x0: `[batch, length]` int32, clean tokens.
+      key: PRNG key.
+      num_calls: of the sampler, `SamplerConfig(num_calls)`.
+    """
+    key_call, key_mask = jax.random.split(key)
+    schedule = diffusion.schedule
+    call = jnp.floor(num_calls * sample_t(key_call, len(x0), eps=0.0))
+    t = 1.0 - jnp.minimum(call, num_calls - 1.0) / num_calls
+    chance = schedule.move_chance(t)
+    left = schedule.move_chance(jnp.maximum(t - 1.0 / num_calls, 0.0))
+    # The first call sees MASK alone, also under a schedule that leaves some tokens clean at time 1.
+    chance = jnp.where(t == 1.0, 1.0, chance)
+    uniform = jax.random.uniform(key_mask, x0.shape, jnp.float32)
+    x_t = mask_tokens(x0, uniform, chance, diffusion.mask_id)
+    # The last call reveals what is left, also under a schedule that masks some tokens at time 0.
+    last = (t - 1.0 / num_calls < 0.5 / num_calls)[:, None]
+    revealed = (x_t == diffusion.mask_id) & (last | (uniform >= left[:, None]))
+    return Block(x_t, schedule.sigma(t), revealed)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def token_log_probs(
+    denoiser: DenoiserLike, head: Params, hidden: Hidden, selected: Positions, tokens: Tokens
+) -> PerToken:
+    """`log p(token)` at the selected positions and 0 elsewhere, differentiable to `head` and `hidden`.
+
+    As in `ops.head_loss`, `[batch * length, vocab]` never exists. But a position's gradient depends on what
+    is made of all log-probabilities, so that the backward pass applies the head again.
+
+    Args:
+      denoiser: the network, as pure functions.
+      head: of its parameters, what `head_params` returns.
+      hidden: `[batch, length, embed]`.
+      selected: `[batch, length]` bool, masked positions.
+      tokens: `[batch, length]` int32.
+
+    Returns:
+      `[batch, length]` float32, nats.
+    """
+    nll = functools.partial(_nll, denoiser.mask_id)
+    return -selected_losses(denoiser.logits, nll, head, hidden, selected, tokens)
+
+
+def _forward(
+    denoiser: DenoiserLike, head: Params, hidden: Hidden, selected: Positions, tokens: Tokens
+) -> tuple[PerToken, tuple]:
+    saved = (head, hidden, selected, tokens)
+    return token_log_probs(denoiser, *saved), saved
+
+
+def _backward(denoiser: DenoiserLike, saved: tuple, cotangent: PerToken) -> tuple:
+    head, hidden, selected, tokens = saved
+    weights = jnp.where(selected, -cotangent, 0.0)
+    nll = functools.partial(_nll, denoiser.mask_id)
+
+    def total(head: Params, hidden: Hidden) -> jax.Array:
+        return weighted_loss(denoiser.logits, nll, head, hidden, weights, tokens)[0]
+
+    return *jax.grad(total, argnums=(0, 1))(head, hidden), None, None
+
+
+token_log_probs.defvjp(_forward, _backward)
+
+
+def _nll(mask_id: int, logits: Logits, tokens: jax.Array) -> jax.Array:
+    log_probs = masked_log_probs(logits, mask_id)
+    return -jnp.take_along_axis(log_probs, tokens[:, None], axis=-1)[:, 0]

@@ -1,0 +1,119 @@
+"""Inverse distillation (IDLM, arXiv 2602.19066): a student for whose texts the teacher is the best denoiser.
+
+With `L(f, p) = -w(t') sum_i <p_i, log f_i(x_t')>` the denoising loss of a network f on the student's texts,
+masked anew to a time t', the student minimises `L(f*, p) - min_f L(f, p)`: how much worse the teacher f* is
+on them than a denoiser that was trained on them. That denoiser is the fake. In every step it learns from the
+student's texts, and the student from `<p, log f - log f*>`, each while the other is held still. The student's
+gradient flows through its distributions p alone and not through the tokens that the two networks see, which
+are drawn from `alpha p + (1 - alpha) MASK`.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import whole
+from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
+from sdtt_jax.diffusion.forward import masked_log_probs, q_xt, sample_t
+from sdtt_jax.diffusion.nelbo import nelbo_weight
+from sdtt_jax.diffusion.sampler import reverse_step
+from sdtt_jax.distillation.block import draw_block
+from sdtt_jax.ops.head_loss import weighted_loss
+from sdtt_jax.typing import Key, Logits, Params, Scalar, Tokens, Tree
+
+STUDENT, FAKE = "student", "fake"
+
+
+@dataclasses.dataclass(frozen=True)
+class IdlmConfig:
+    """The sampler that the student is for.
+
+    Attributes:
+      num_calls: its calls; the student learns at the masked texts that one of them begins with.
+    """
+
+    num_calls: int = 4
+
+    def __post_init__(self) -> None:
+        whole(1, self, "num_calls")
+
+
+def idlm_terms(
+    diffusion: MaskedDiffusion,
+    params: Tree,
+    teacher_params: Params,
+    x0: Tokens,
+    key: Key,
+    config: IdlmConfig,
+) -> tuple[Scalar, Scalar]:
+    """The fake's loss and the student's, in nats per token.
+
+    Args:
+      diffusion: teacher, student and fake, but for their parameters.
+      params: `{"student": …, "fake": …}`. The student's loss has no gradient for the fake, nor the fake's for
+        the student, so that their sum trains both.
+      teacher_params: no gradient flows into them.
+      x0: `[batch, length]` int32, clean tokens, of which the student sees a part.
+      key: PRNG key.
+      config: the sampler that the student is for.
+
+    Returns:
+      `(student, fake)`: `[]` float32 each, sums over the batch.
+    """
+    denoiser, schedule = diffusion.denoiser, diffusion.schedule
+    key_block, key_draw, key_t, key_mask = jax.random.split(key, 4)
+    block = draw_block(diffusion, x0, key_block, config.num_calls)
+    hidden = diffusion.hidden(params[STUDENT], block.x_t, block.sigma)
+    asked = block.x_t == diffusion.mask_id
+    fixed = jax.lax.stop_gradient((params, teacher_params, hidden))
+    still, teacher, drawn_from = fixed
+    ones = jnp.ones(len(x0), jnp.float32)
+    drawn = reverse_step(diffusion, still[STUDENT], key_draw, block.x_t, drawn_from, ones)
+    t = sample_t(key_t, len(x0))
+    sigma = schedule.sigma(t)
+    x_again = q_xt(key_mask, drawn, schedule.move_chance(t), diffusion.mask_id)
+    masked = x_again == diffusion.mask_id
+    weights = masked * nelbo_weight(schedule, t)[:, None]
+    seen_by_fake = diffusion.hidden(params[FAKE], x_again, sigma)
+    seen_by_teacher = diffusion.hidden(teacher, x_again, sigma)
+    student, _ = weighted_loss(
+        denoiser.logits,
+        functools.partial(_student_loss, denoiser),
+        denoiser.head_params(params[STUDENT]),
+        hidden,
+        weights * asked,
+        (jax.lax.stop_gradient(seen_by_fake), seen_by_teacher),
+        (denoiser.head_params(still[FAKE]), denoiser.head_params(teacher)),
+    )
+    fake, _ = weighted_loss(
+        denoiser.logits,
+        functools.partial(_fake_loss, denoiser),
+        denoiser.head_params(params[FAKE]),
+        seen_by_fake,
+        weights,
+        (drawn_from, drawn, asked),
+        (denoiser.head_params(still[STUDENT]),),
+    )
+    return student, fake
+
+
+def _student_loss(
+    denoiser: DenoiserLike, logits: Logits, hidden: tuple, fake_head: Params, teacher_head: Params
+) -> jax.Array:
+    """`<p, log f - log f*>` of the student's `logits: [n, vocab]`: `[n]`."""
+    fake, teacher = (
+        masked_log_probs(denoiser.logits(head, seen), denoiser.mask_id)
+        for head, seen in zip((fake_head, teacher_head), hidden, strict=True)
+    )
+    p = jnp.exp(masked_log_probs(logits, denoiser.mask_id))
+    return (p * (fake - teacher)).sum(axis=-1)
+
+
+def _fake_loss(denoiser: DenoiserLike, logits: Logits, rows: tuple, head: Params) -> jax.Array:
+    """`-<p, log f>` of the fake's `logits: [n, vocab]`; of a token that the student saw, p is certain."""
+    hidden, tokens, asked = rows
+    p = jnp.exp(masked_log_probs(denoiser.logits(head, hidden), denoiser.mask_id))
+    p = jnp.where(asked[:, None], p, jax.nn.one_hot(tokens, p.shape[-1], dtype=p.dtype))
+    return -(p * masked_log_probs(logits, denoiser.mask_id)).sum(axis=-1)

@@ -1,0 +1,171 @@
+"""A student with a latent value for each text: a mixture of factorised students (Di4C, arXiv 2410.08709).
+
+Given its value z the student's tokens are independent, but their law `sum_z r_z prod_i p_i(x_i | x_t, z)` is
+not. It learns the law of the tokens that the teacher's k calls reveal together: the cross-entropy of the
+joint, split as in section 4 of the paper into what correlates the tokens, on the teacher's draws,
+
+    -log sum_z r_z prod_i p_i(x_i | x_t, z) + sum_i log sum_z r_z p_i(x_i | x_t, z),
+
+and the mixture's marginals, for which the teacher's distributions q_i stand instead of draws,
+
+    -sum_i sum_v q_i(v) log sum_z r_z p_i(v | x_t, z).
+
+Here a sampler draws the value once for a text and keeps it, so that x_t says something of it. Its weights are
+those that it has if one call wrote what x_t shows, `r_z ~ prod_i p_i(x_i | MASK, z)`: exact for a sampler of
+two calls. With even weights each value would have its share of the law at every x_t, whichever wrote it.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import require, whole, within
+from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
+from sdtt_jax.diffusion.forward import SAMPLING_EPS, masked_log_probs, q_xt, sample_t
+from sdtt_jax.diffusion.sampler import prior_sample, reverse_step
+from sdtt_jax.distillation.block import token_log_probs
+from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.distillation.targets import first_call, walk
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.ops.head_loss import weighted_loss
+from sdtt_jax.ops.noise import LATENT, every_value, num_values
+from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Scalar, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureConfig:
+    """What the mixture learns.
+
+    Attributes:
+      num_calls: the teacher's calls on its grid of times, `1 / num_calls` each.
+      num_distill_calls: k, those of them that the student learns to take at once; with all of them it writes
+        a text at one call.
+      full_share: share of the states that are fully masked.
+    """
+
+    num_calls: int = 8
+    num_distill_calls: int = 8
+    full_share: float = 0.4
+
+    def __post_init__(self) -> None:
+        whole(2, self, "num_calls", "num_distill_calls")
+        within("[0, 1]", self, "full_share")
+        require(
+            self.num_distill_calls <= self.num_calls,
+            f"num_distill_calls={self.num_distill_calls} must be at most num_calls={self.num_calls}, "
+            "the teacher's calls from all MASK to the end.",
+        )
+
+
+def mixture_terms(
+    diffusion: MaskedDiffusion,
+    params: Params,
+    teacher: MaskedDiffusion,
+    teacher_params: Params,
+    x0: Tokens,
+    key: Key,
+    config: MixtureConfig,
+) -> tuple[Scalar, Scalar]:
+    """Cross-entropy of the mixture on what the teacher's k calls reveal, and how many tokens that are.
+
+    Args:
+      diffusion, params: the student; it sees a text's latent value.
+      teacher, teacher_params: the model that it learns from, which sees none.
+      x0: `[batch, length]` int32, clean tokens.
+      key: PRNG key.
+      config: the teacher's calls.
+
+    Returns:
+      `(total, count)`: `[]` float32 each; `total / max(count, 1)` is the loss in nats per revealed token.
+
+    Raises:
+      ConfigError: the student sees no latent value.
+    """
+    levels = diffusion.noise_levels or ""
+    if not levels.startswith(LATENT):
+        raise ConfigError(
+            "A mixture needs a student that sees a latent value of its text; make it a coupled network with "
+            'noise.kind="latent".'
+        )
+    denoiser, head = diffusion.denoiser, diffusion.denoiser.head_params(params)
+    key_t, key_mask, key_teacher = jax.random.split(key, 3)
+    even = sample_t(key_t, len(x0), eps=0.0)
+    along = (even - config.full_share) / max(1.0 - config.full_share, 1e-6)
+    t = jnp.where(even < config.full_share, 1.0, jnp.clip(along, SAMPLING_EPS, 1.0))
+    # Nothing is shown at time 1, also under a schedule that leaves some tokens clean there.
+    chance = jnp.where(t == 1.0, 1.0, diffusion.schedule.move_chance(t))
+    x_t = q_xt(key_mask, x0, chance, diffusion.mask_id)
+    times = DistillConfig(num_distill_steps=config.num_distill_calls)
+    start = first_call(teacher, teacher_params, x_t, t, jnp.float32(1 / config.num_calls), times)
+    x, last, targets = walk(teacher, teacher_params, key_teacher, start)
+    key_last = jax.random.fold_in(key_teacher, config.num_distill_calls - 1)
+    fixed = jax.lax.stop_gradient(teacher_params)
+    x_s = reverse_step(teacher, fixed, key_last, x, last, start.probs[-1])
+    revealed = (x_t == diffusion.mask_id) & (x_s != diffusion.mask_id)
+    hidden = _each_value(diffusion, params, x_t, diffusion.schedule.sigma(t))
+    shares = jax.lax.stop_gradient(log_shares(diffusion, params, x_t))
+    values = shares.shape[1]
+    log_probs = token_log_probs(
+        denoiser, head, hidden, jnp.repeat(revealed, values, 0), jnp.repeat(x_s, values, 0)
+    ).reshape(-1, values, x_t.shape[1])
+    joint = jax.nn.logsumexp(shares + log_probs.sum(axis=-1), axis=1)
+    each = jax.nn.logsumexp(shares[..., None] + log_probs, axis=1)
+    correlation = (jnp.where(revealed, each, 0.0).sum(axis=-1) - joint).sum()
+    hidden = hidden.reshape(-1, values, *hidden.shape[1:])
+    marginal, _ = weighted_loss(
+        denoiser.logits,
+        functools.partial(_marginal_loss, teacher.denoiser),
+        head,
+        jnp.moveaxis(hidden, 1, 2),
+        revealed.astype(jnp.float32),
+        (jax.lax.stop_gradient(targets), jnp.broadcast_to(shares[:, None], (*x_t.shape, values))),
+        (teacher.denoiser.head_params(fixed),),
+    )
+    return correlation + marginal, revealed.sum().astype(jnp.float32)
+
+
+def log_shares(diffusion: MaskedDiffusion, params: Params, x_t: Tokens) -> jax.Array:
+    """Log of the weight of each value, given what a text shows: `[batch, values]` float32.
+
+    That of all MASK is even. The network is called once for each value; no text enters these calls.
+
+    Args:
+      diffusion, params: a mixture.
+      x_t: `[batch, length]` int32.
+    """
+    denoiser, (batch, length) = diffusion.denoiser, x_t.shape
+    sigma = diffusion.schedule.sigma(jnp.ones(1, jnp.float32))
+    hidden = _each_value(diffusion, params, prior_sample(1, length, diffusion.mask_id), sigma)
+    values = len(hidden)
+    shown = jnp.repeat(x_t != diffusion.mask_id, values, 0)
+    tokens = jnp.repeat(x_t, values, 0)
+    log_probs = token_log_probs(
+        denoiser, denoiser.head_params(params), jnp.tile(hidden, (batch, 1, 1)), shown, tokens
+    )
+    return jax.nn.log_softmax(log_probs.sum(axis=-1).reshape(batch, values))
+
+
+def _each_value(
+    diffusion: MaskedDiffusion, params: Params, x_t: Tokens, sigma: PerSequence
+) -> Hidden:
+    """Hidden states of each text with each value, a text's one after the other."""
+    levels = diffusion.noise_levels
+    assert levels is not None
+    values = num_values(levels)
+    noise = every_value(levels, *x_t.shape)
+    tokens = jnp.repeat(x_t, values, 0)
+    return diffusion.hidden(params, tokens, jnp.repeat(sigma, values, 0), noise)
+
+
+def _marginal_loss(
+    teacher: DenoiserLike, logits: Logits, rows: tuple[jax.Array, jax.Array], head: Params
+) -> jax.Array:
+    """Cross-entropy of the mixture of `logits: [n, values, vocab]` on the teacher's distribution: `[n]`."""
+    target, log_shares = rows
+    tokens = teacher.mask_id  # and no padding, of which the two may have different amounts
+    log_probs = masked_log_probs(logits, tokens)[..., :tokens] + log_shares[..., None]
+    mixed = jax.nn.logsumexp(log_probs, axis=1)
+    wanted = jnp.exp(masked_log_probs(teacher.logits(head, target), tokens)[..., :tokens])
+    return -(wanted * mixed).sum(axis=-1)

@@ -1,0 +1,280 @@
+"""Students of the other distillers on an enumerated world, measured by the exact law of their samples.
+
+Each is a table of predictions, or of a mixture one for each value of its latent, whose law needs no sampling.
+All have the same sizes, and begin as a network that has copied the true denoiser. Hundreds of steps are one
+dispatch, sequences of the chain being drawn within.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.distillation.alpha import AlphaConfig
+from sdtt_jax.distillation.idlm import FAKE, STUDENT, IdlmConfig
+from sdtt_jax.distillation.mixture import MixtureConfig
+from sdtt_jax.distillation.mmd import MmdConfig
+from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.keys import purpose_key
+from sdtt_jax.laboratory.coupled import CoupledStudentConfig, make_coupled_diffusion
+from sdtt_jax.laboratory.record import Record, Truth
+from sdtt_jax.laboratory.student import (
+    ProgressFactory,
+    StudentConfig,
+    make_diffusion,
+    predictions,
+    table_params,
+)
+from sdtt_jax.laboratory.world import (
+    Array,
+    finished_states,
+    law_measures,
+    reveal_sums,
+    sample_distribution,
+)
+from sdtt_jax.networks.config import NoiseConfig
+from sdtt_jax.objectives import alpha_loss, distill_loss, idlm_loss, mixture_loss, mmd_loss
+from sdtt_jax.ops.noise import LATENT, Noise, every_value, num_values
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from sdtt_jax.parallel.placement import unbox
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.optimizers import OptimizerConfig
+from sdtt_jax.training.state import StateSpec, TrainState
+from sdtt_jax.training.step import LossFn, make_train_step
+from sdtt_jax.typing import Key, Params, Tokens, Tree
+
+_STEPS_PER_DISPATCH = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class OthersConfig:
+    """Settings in the built-in world.
+
+    Attributes:
+      num_layers, embed_dim, num_heads, batch_size: of each student.
+      num_steps: of each student; one is trained for each number of calls where the loss knows of it.
+      copy_steps: that copy the true denoiser first.
+      copy_rate, learning_rate: Adam's peak rates.
+      alpha: of the teacher-free loss.
+      values: of the mixture.
+      teacher_calls: of the trajectories that the mixture learns.
+      layer, gamma: of the discrepancy, which compares states of the copied network.
+      slow_rate: peak rate of the two adversarial ones.
+    """
+
+    num_layers: int = 2
+    embed_dim: int = 32
+    num_heads: int = 2
+    batch_size: int = 128
+    num_steps: int = 2000
+    copy_steps: int = 1000
+    copy_rate: float = 3e-3
+    learning_rate: float = 1e-3
+    alpha: float = 0.5
+    values: int = 4
+    teacher_calls: int = 24
+    layer: int = 2
+    gamma: float = 1e-2
+    slow_rate: float = 1e-4
+
+
+class Bench(NamedTuple):
+    """What all students share.
+
+    Attributes:
+      truth: the world, enumerated.
+      calls: numbers of network calls to measure at.
+      sizes: of network and batch, and the seed.
+      config: settings of the distillers.
+      start: makes the parameters that they begin with, once.
+      progress: makes what shows the progress of a stage, from its title and number of steps.
+    """
+
+    truth: Truth
+    calls: Sequence[int]
+    sizes: CoupledStudentConfig
+    config: OthersConfig
+    start: Callable[[], Params]
+    progress: ProgressFactory
+
+
+def make_bench(
+    truth: Truth,
+    calls: Sequence[int],
+    sizes: CoupledStudentConfig,
+    config: OthersConfig,
+    progress: ProgressFactory,
+) -> Bench:
+    """A bench whose start is a network that has copied the true denoiser.
+
+    Args:
+      truth: the world, enumerated.
+      calls: numbers of network calls to measure at.
+      sizes: whose seed, number of samples and share of fully masked states are taken.
+      config: the students.
+      progress: makes what shows the progress of a stage, from its title and number of steps.
+    """
+    sizes = dataclasses.replace(
+        sizes,
+        num_layers=config.num_layers,
+        embed_dim=config.embed_dim,
+        num_heads=config.num_heads,
+        batch_size=config.batch_size,
+    )
+
+    @functools.cache
+    def start() -> Params:
+        diffusion = plain_student(truth, sizes)
+        init = jax.jit(lambda key: unbox(network_of(diffusion).init(key)))
+        # With dt = 1 the first teacher step reveals everything: every target is the teacher's at x_t itself.
+        loss = distill_loss(diffusion, DistillConfig(divergence="kl-fwd"))
+        context = {"teacher_params": table_params(truth.teacher), "dt": jnp.float32(1.0)}
+        params = init(purpose_key(sizes.seed, "exact-others-init"))
+        steps = dataclasses.replace(config, num_steps=config.copy_steps)
+        copying = Bench(truth, calls, sizes, steps, lambda: params, progress)
+        return fit(copying, "copy of the teacher", loss, params, context, config.copy_rate)
+
+    return Bench(truth, calls, sizes, config, start, progress)
+
+
+def plain_student(truth: Truth, sizes: CoupledStudentConfig) -> MaskedDiffusion:
+    """A student that sees no noise."""
+    config = StudentConfig(sizes.num_layers, sizes.embed_dim, sizes.num_heads)
+    return make_diffusion(truth.world, config)
+
+
+def chain_of(truth: Truth) -> Array:
+    """`[V^L]`, the chain's probabilities of finished sequences."""
+    return truth.evidence[finished_states(truth.world)]
+
+
+def network_of(diffusion: MaskedDiffusion) -> Any:
+    """The network behind a student, which may also be a table."""
+    enumerated: Any = diffusion.denoiser
+    return enumerated.network
+
+
+def fit(bench: Bench, title: str, loss: LossFn, params: Tree, context: Tree, rate: float) -> Tree:
+    """Trains for `bench.config.num_steps` steps, and returns the parameters.
+
+    Args:
+      bench: world, batch, steps and seed.
+      title: names the training for the person who watches, and its random numbers.
+      loss: of batches of the chain's sequences.
+      params, context: to begin with; the context is what the loss reads and nothing trains.
+      rate: Adam's peak rate, decayed to zero along a cosine.
+    """
+    world, num_steps = bench.truth.world, bench.config.num_steps
+    optimizer = OptimizerConfig(
+        name="adam",
+        learning_rate=rate,
+        schedule="cosine",
+        warmup_steps=num_steps // 20,
+        b2=0.99,
+    )
+    settings = TrainConfig(num_steps, bench.sizes.batch_size, optimizer=optimizer)
+    spec = StateSpec(settings, make_mesh(MeshConfig(), jax.devices()[:1]))
+    step = make_train_step(loss, settings).body
+    shares = jnp.asarray(np.cumsum(chain_of(bench.truth)), jnp.float32)
+    place = jnp.asarray(world.vocab_size ** np.arange(world.length - 1, -1, -1), jnp.int32)
+
+    def sequences(key: Key) -> Tokens:
+        uniform = jax.random.uniform(key, (settings.batch_size,), jnp.float32)
+        number = jnp.minimum(jnp.searchsorted(shares, uniform, side="right"), len(shares) - 1)
+        return (number[:, None] // place % world.vocab_size).astype(jnp.int32)
+
+    @functools.partial(jax.jit, donate_argnums=0, static_argnames="count")
+    def many(state: TrainState, key: Key, count: int) -> TrainState:
+        data_key, key = jax.random.split(key)
+
+        def body(state: TrainState, _: None) -> tuple[TrainState, None]:
+            batch = sequences(jax.random.fold_in(data_key, state.step))
+            return step(state, batch, key)[0], None
+
+        return jax.lax.scan(body, state, length=count)[0]
+
+    state, key = spec.from_params(params, context), purpose_key(bench.sizes.seed, f"exact-{title}")
+    with bench.progress(title, num_steps) as bar:
+        for done in range(0, num_steps, _STEPS_PER_DISPATCH):
+            count = min(_STEPS_PER_DISPATCH, num_steps - done)
+            state = jax.block_until_ready(many(state, key, count=count))
+            bar.update(done + count)
+    return state.params
+
+
+def law_of(bench: Bench, diffusion: MaskedDiffusion, params: Params, calls: int) -> Array:
+    """The exact law of a student's samples: `[V^L]`; of a mixture, the mean over its values."""
+    world, levels = bench.truth.world, diffusion.noise_levels
+    seen: list[Noise | None] = [None]
+    if levels is not None:
+        every = every_value(levels, 1, world.length)
+        seen = [jax.tree.map(lambda x, i=i: x[i], every) for i in range(num_values(levels))]
+    tables = (predictions(diffusion, params, world, noise) for noise in seen)
+    laws = [sample_distribution(reveal_sums(table), calls) for table in tables]
+    return np.mean(laws, axis=0)
+
+
+def alpha_measures(bench: Bench) -> Record:
+    """The teacher-free student, one for each number of calls."""
+    student, config = plain_student(bench.truth, bench.sizes), bench.config
+
+    def trained(calls: int) -> Params:
+        loss = alpha_loss(student, AlphaConfig(config.alpha, calls))
+        return fit(bench, f"alpha, {calls} calls", loss, bench.start(), {}, config.learning_rate)
+
+    return _by_calls(bench, student, trained)
+
+
+def mixture_measures(bench: Bench) -> Record:
+    """The mixture, which learns trajectories to their end: one student for all numbers of calls."""
+    world, config = bench.truth.world, bench.config
+    latent = dataclasses.replace(bench.sizes, noise=NoiseConfig(LATENT, num_values=config.values))
+    student, teacher = make_coupled_diffusion(world, latent), plain_student(bench.truth, latent)
+    begin = network_of(student).init_from(
+        bench.start(), purpose_key(latent.seed, "exact-mixture-init")
+    )
+    calls = MixtureConfig(config.teacher_calls, config.teacher_calls)
+    context = {"teacher_params": table_params(bench.truth.teacher)}
+    loss = mixture_loss(student, teacher, calls)
+    params = fit(bench, "mixture", loss, begin, context, config.learning_rate)
+    return _by_calls(bench, student, lambda _calls: params)
+
+
+def mmd_measures(bench: Bench) -> Record:
+    """Completions compared by the copied network's states; a student for each number of calls."""
+    student, config = plain_student(bench.truth, bench.sizes), bench.config
+    features = functools.partial(network_of(student).layer_states, layer=config.layer)
+
+    def trained(calls: int) -> Params:
+        settings = MmdConfig(calls, layer=config.layer, gamma=config.gamma)
+        loss = mmd_loss(student, features, settings)
+        context = {"teacher_params": bench.start()}
+        return fit(bench, f"mmd, {calls} calls", loss, bench.start(), context, config.slow_rate)
+
+    return _by_calls(bench, student, trained)
+
+
+def idlm_measures(bench: Bench) -> Record:
+    """Student and fake of inverse distillation, a pair for each number of calls."""
+    student, config = plain_student(bench.truth, bench.sizes), bench.config
+    context = {"teacher_params": table_params(bench.truth.teacher)}
+
+    def trained(calls: int) -> Params:
+        loss = idlm_loss(student, IdlmConfig(calls))
+        begin = {STUDENT: bench.start(), FAKE: bench.start()}
+        return fit(bench, f"idlm, {calls} calls", loss, begin, context, config.slow_rate)[STUDENT]
+
+    return _by_calls(bench, student, trained)
+
+
+def _by_calls(bench: Bench, diffusion: MaskedDiffusion, trained: Callable[[int], Params]) -> Record:
+    chain, length = chain_of(bench.truth), bench.truth.world.length
+    return {
+        str(n): law_measures(law_of(bench, diffusion, trained(n), n), chain, length)
+        for n in bench.calls
+    }

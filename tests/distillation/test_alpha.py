@@ -1,0 +1,57 @@
+"""The teacher-free loss. Oracle: the sum over all texts, from a table of predictions."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation.alpha import AlphaConfig, alpha_terms
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.objectives import alpha_loss
+from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, numbers, predictions, random_table
+
+DIFFUSION, TABLE = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(3)
+TEXTS = np.array(list(itertools.product(range(VOCAB), repeat=LENGTH)), np.int32)
+FULL = int(numbers(jnp.full(LENGTH, MASK)))
+
+
+def joint(table):
+    """Of every text, when one call reveals it whole."""
+    first = predictions(DIFFUSION.denoiser, table)[FULL]
+    return np.prod([first[i, TEXTS[:, i]] for i in range(LENGTH)], axis=0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-6, 0.3, 1.0])
+def test_at_one_call_it_is_that_of_the_whole_text(alpha):
+    config, key = AlphaConfig(alpha, num_calls=1), jax.random.key(0)
+    total, count = jax.jit(lambda x0: alpha_terms(DIFFUSION, TABLE, x0, key, config))(TEXTS)
+    p = joint(TABLE)
+    expected = -np.log(p) if alpha < 1e-3 else (1 - p**alpha) / alpha
+    assert float(total) == pytest.approx(expected.sum(), rel=1e-4)
+    assert float(count) == TEXTS.size
+
+
+def test_its_gradient_weighs_blocks_by_their_probability():
+    config = AlphaConfig(0.5, num_calls=1)
+    loss = alpha_loss(DIFFUSION, config)
+    gradient = jax.grad(lambda table: loss(table, {}, jnp.asarray(TEXTS), jax.random.key(0)).total)(
+        TABLE
+    )
+    table, p = predictions(DIFFUSION.denoiser, TABLE)[FULL], joint(TABLE)
+    expected = np.zeros((LENGTH, VOCAB))
+    for text, weight in zip(TEXTS, np.sqrt(p), strict=True):
+        expected += weight * (table - np.eye(VOCAB)[text])
+    np.testing.assert_allclose(gradient["table"][FULL], expected, rtol=1e-4, atol=1e-5)
+    assert bool(jnp.isfinite(gradient["table"]).all())
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"), [({"alpha": 2.0}, "alpha"), ({"num_calls": 0}, "num")]
+)
+def test_a_wrong_field_is_named(fields, named):
+    with pytest.raises(ConfigError, match=named):
+        AlphaConfig(**fields)

@@ -1,0 +1,82 @@
+"""Inverse distillation. Oracle: the same sums over whole distributions, text by text in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.forward import q_xt, sample_t
+from sdtt_jax.diffusion.nelbo import nelbo_weight
+from sdtt_jax.diffusion.sampler import reverse_step
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation.block import draw_block
+from sdtt_jax.distillation.idlm import FAKE, STUDENT, IdlmConfig, idlm_terms
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.objectives import idlm_loss
+from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, numbers, predictions, random_table
+
+SCHEDULE = make_schedule()
+DIFFUSION = MaskedDiffusion(TableDenoiser(), SCHEDULE)
+TEACHER, TABLES = random_table(1), {STUDENT: random_table(2), FAKE: random_table(3)}
+X0, KEY = jnp.tile(jnp.array([[0, 1, 2], [2, 2, 0]]), (16, 1)), jax.random.key(4)
+CONFIG = IdlmConfig(num_calls=2)
+
+
+def states():
+    """What is drawn: the student's state, its completion, that masked again, and the weight of each text."""
+    key_block, key_draw, key_t, key_mask = jax.random.split(KEY, 4)
+    x_t, sigma, _ = draw_block(DIFFUSION, X0, key_block, CONFIG.num_calls)
+    hidden = DIFFUSION.hidden(TABLES[STUDENT], x_t, sigma)
+    drawn = reverse_step(DIFFUSION, TABLES[STUDENT], key_draw, x_t, hidden, jnp.ones(len(X0)))
+    t = sample_t(key_t, len(X0))
+    again = q_xt(key_mask, drawn, SCHEDULE.move_chance(t), MASK)
+    return x_t, drawn, again, nelbo_weight(SCHEDULE, t)
+
+
+def test_both_losses_are_sums_over_the_students_distributions():
+    x_t, drawn, again, weights = (np.asarray(x) for x in states())
+    tables = {name: predictions(DIFFUSION.denoiser, table) for name, table in TABLES.items()}
+    teacher, student_sum, fake_sum = predictions(DIFFUSION.denoiser, TEACHER), 0.0, 0.0
+    for b, i in np.argwhere(again == MASK):
+        at, seen = int(numbers(x_t[b])), int(numbers(again[b]))
+        p = tables[STUDENT][at, i] if x_t[b, i] == MASK else np.eye(VOCAB)[drawn[b, i]]
+        fake = tables[FAKE][seen, i]
+        fake_sum -= weights[b] * (p * np.log(fake)).sum()
+        if x_t[b, i] == MASK:
+            student_sum += weights[b] * (p * np.log(fake / teacher[seen, i])).sum()
+    found = jax.jit(lambda: idlm_terms(DIFFUSION, TABLES, TEACHER, X0, KEY, CONFIG))()
+    assert float(found[0]) == pytest.approx(student_sum, rel=1e-4)
+    assert float(found[1]) == pytest.approx(fake_sum, rel=1e-4)
+
+
+def test_each_loss_trains_its_own_network_and_neither_the_teacher():
+    def total(index, params, teacher):
+        return idlm_terms(DIFFUSION, params, teacher, X0, KEY, CONFIG)[index]
+
+    gradient = jax.jit(jax.grad(total, argnums=(1, 2)), static_argnums=0)
+    for index, (own, other) in enumerate(((STUDENT, FAKE), (FAKE, STUDENT))):
+        params, teacher = gradient(index, TABLES, TEACHER)
+        assert bool(jnp.any(params[own]["table"] != 0))
+        assert bool(jnp.isfinite(params[own]["table"]).all())
+        assert not bool(jnp.any(params[other]["table"] != 0))
+        assert not bool(jnp.any(teacher["table"] != 0))
+
+
+def test_a_fake_that_is_the_teacher_teaches_nothing():
+    params = {STUDENT: TABLES[STUDENT], FAKE: TEACHER}
+    student, _ = idlm_terms(DIFFUSION, params, TEACHER, X0, KEY, CONFIG)
+    assert float(student) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_the_objective_is_the_mean_over_tokens_of_both():
+    loss = idlm_loss(DIFFUSION, CONFIG)(TABLES, {"teacher_params": TEACHER}, X0, KEY)
+    student, fake = idlm_terms(DIFFUSION, TABLES, TEACHER, X0, KEY, CONFIG)
+    assert float(loss.total) == pytest.approx(float(student + fake), rel=1e-5)
+    assert float(loss.weight) == X0.size == len(X0) * LENGTH
+    assert float(loss.metrics["fake_loss"]) == pytest.approx(float(fake) / X0.size, rel=1e-5)
+
+
+def test_a_wrong_field_is_named():
+    with pytest.raises(ConfigError, match="num_calls"):
+        IdlmConfig(num_calls=0)

@@ -1,0 +1,107 @@
+"""From a causal model to a denoiser and its rounds, in a run. Oracles: parameters and tokenizer of the base,
+and the share of open edges by hand.
+"""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import sdtt_jax
+from experiments.settings import config_dict, run_config
+from experiments.stages.runner import open_run, run_stages
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.interchange.export import export_reference
+from sdtt_jax.networks.config import LlamaDenoiserConfig
+from sdtt_jax.objectives import open_share
+from tests.experiments.small import small
+from tests.interchange import test_gguf
+
+STAGES = ("data", "teacher", "distill")
+
+
+def adapting(folder, base, **fields):
+    config = run_config(small(folder))
+    teacher = dataclasses.replace(config.teacher, init_from=str(base), attention_annealing=2)
+    tokenizer = dataclasses.replace(config.tokenizer, kind="hub")
+    distill = dataclasses.replace(config.distill, num_rounds=1)
+    return config_dict(
+        dataclasses.replace(config, teacher=teacher, tokenizer=tokenizer, distill=distill, **fields)
+    )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A tiny causal model with a tokenizer of its own."""
+    return test_gguf.write(tmp_path_factory.mktemp("base") / "m.gguf", test_gguf.weights())
+
+
+@pytest.fixture(scope="module")
+def adapted(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapted")
+    with open_run(adapting(folder, base), folder / "run") as run:
+        run_stages(run, STAGES)
+    return folder / "run"
+
+
+def test_the_run_has_the_network_and_the_tokenizer_of_the_base(adapted, base):
+    model, causal = sdtt_jax.load(adapted), sdtt_jax.load(base)
+    assert model.facts["kind"] == "llama-denoiser"
+    assert model.facts["round"] == 1
+    assert isinstance(model.config, LlamaDenoiserConfig)
+    assert (model.config.shift, model.config.causal) == (True, False)
+    assert model.config.length == 16
+    assert model.config.num_kv_heads == causal.config.num_kv_heads
+    assert model.mask_id == causal.config.vocab_size
+    assert model.tokenizer.digest == causal.tokenizer.digest
+    assert model.sample(jax.random.key(0), 1, 2).shape == (1, 16)
+
+
+def test_it_goes_out_in_the_layout_of_the_hub_and_comes_back(adapted, tmp_path):
+    model = sdtt_jax.load(adapted)
+    export_reference(model, tmp_path / "out")
+    again = sdtt_jax.load(tmp_path / "out")
+    assert (again.config.shift, again.mask_id) == (True, model.mask_id)
+    x_t = np.full((1, 16), model.mask_id, np.int32)
+    x_t[0, :2] = model.tokenizer.encode("in the")[:2]
+    np.testing.assert_allclose(again.logits(x_t), model.logits(x_t), atol=1e-5)
+    assert again.tokenizer.decode(again.tokenizer.encode("in the 7")) == "in the 7"
+
+
+def test_attention_is_opened_step_by_step(adapted):
+    lines = [json.loads(line) for line in (adapted / "metrics.jsonl").read_text().splitlines()]
+    shares = [line["open_share"] for line in lines if line["stage"] == "teacher"]
+    assert shares == pytest.approx([0.0, 0.5, 1.0, 1.0])
+    assert [open_share(step, 4) for step in (0, 1, 4, 9)] == [0.0, 0.25, 1.0, 1.0]
+    assert open_share(0, 0) == 1.0
+
+
+def test_training_starts_from_the_base(adapted, base):
+    """Four steps of Adam move a parameter by little more than four times the learning rate."""
+    teacher, causal = sdtt_jax.load(adapted / "teacher"), sdtt_jax.load(base)
+    with open_run(adapting(adapted.parent, base), adapted) as run:
+        rate = run.config.teacher.train.optimizer.learning_rate
+    rows = causal.config.vocab_size
+    before = np.asarray(causal.params["embed"]["embedding"])
+    after = np.asarray(teacher.params["embed"]["embedding"])
+    assert 0 < np.abs(after[:rows] - before[:rows]).max() < 8 * rate
+    np.testing.assert_allclose(after[rows], before[:rows].mean(axis=0), atol=8 * rate)
+
+
+def test_a_tokenizer_of_the_hub_is_that_of_the_base(tmp_path):
+    config = run_config(small(tmp_path))
+    with pytest.raises(ConfigError, match="go together: the tokenizer is that model's"):
+        dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, kind="hub"))
+    with pytest.raises(ConfigError, match="give one of them"):
+        dataclasses.replace(config.teacher, checkpoint="a", init_from="b")
+
+
+def test_a_base_of_another_family_is_refused(golden, tmp_path):
+    config = adapting(tmp_path, golden / "gpt2_tiny")
+    with (
+        pytest.raises(ConfigError, match="is not of the Llama family"),
+        open_run(config, tmp_path / "run") as run,
+    ):
+        run_stages(run, ("data",))

@@ -1,0 +1,106 @@
+"""The distillers of one round in a run. Oracles: the unbroken run, and what the teacher says."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import sdtt_jax
+from experiments.settings import ONE_ROUND, config_dict, run_config
+from experiments.stages import training as training_stages
+from experiments.stages.runner import open_run, run_stages
+from sdtt_jax.checkpoints.digests import params_digest
+from sdtt_jax.checkpoints.store import load_params
+from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.interchange.export import export_reference
+from sdtt_jax.training import loop
+from tests.experiments.small import small
+from tests.training import toy
+
+STAGES = ("data", "teacher", "distill")
+SMALL = {
+    "alpha": {"num_calls": 2},
+    "mixture": {"num_calls": 4, "num_distill_calls": 2, "num_values": 2},
+    "mmd": {"num_calls": 2, "num_groups": 2, "layer": 1},
+    "idlm": {"num_calls": 2},
+}
+
+
+def every_distiller(folder):
+    config = run_config(small(folder))
+    stages = {
+        name: dataclasses.replace(getattr(config, name), train=config.distill.train, **fields)
+        for name, fields in SMALL.items()
+    }
+    return config_dict(dataclasses.replace(config, distillers=ONE_ROUND, **stages))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one_round")
+    with open_run(every_distiller(folder), folder / "run") as run:
+        run_stages(run, STAGES)
+    return folder / "run"
+
+
+def digest(root, name):
+    return params_digest(load_params(root / name / "01" / "final")[0])
+
+
+def test_stopped_in_its_round_each_ends_in_the_same_bits(unbroken, tmp_path, monkeypatch):
+    config, train = every_distiller(tmp_path), loop.train
+
+    def stopped(state, step_fn, batch_at, key, config, **fields):
+        halfway = batch_at.__self__.stage in ONE_ROUND and int(state.step) == 0
+        until = toy.until(config, 3) if halfway else config
+        state = train(state, step_fn, batch_at, key, until, **fields)
+        if halfway:
+            raise loop.Interrupted(3, "a test")
+        return state
+
+    monkeypatch.setattr(training_stages, "train", stopped)
+    for _ in ONE_ROUND:
+        with open_run(config, tmp_path / "run") as run, pytest.raises(loop.Interrupted):
+            run_stages(run, STAGES)
+    with open_run(config, tmp_path / "run") as run:
+        run_stages(run, STAGES)
+    for name in ONE_ROUND:
+        assert digest(tmp_path / "run", name) == digest(unbroken, name), name
+
+
+@pytest.mark.parametrize("name", ONE_ROUND)
+def test_each_moves_its_student_which_is_loaded_and_writes(unbroken, name):
+    teacher = load_params(unbroken / "teacher" / "final")[0]
+    model = sdtt_jax.load(unbroken / name)
+    assert (model.facts["stage"], model.facts["round"]) == (name, 1)
+    assert model.facts["settings"]["num_calls"] == SMALL[name]["num_calls"]
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).any()), teacher, {k: model.params[k] for k in teacher}
+    )
+    assert any(jax.tree.leaves(moved))
+    texts = model.sample(jax.random.key(0), 2, 2)
+    assert texts.shape == (2, 16)
+    assert int(np.max(texts)) < model.denoiser.mask_id
+
+
+def test_a_mixture_carries_its_latent_and_the_references_format_refuses_it(unbroken, tmp_path):
+    model = sdtt_jax.load(unbroken / "mixture")
+    assert model.params["noise"]["values"].shape[0] == 2
+    with pytest.raises(CheckpointError, match="sees noise; the reference's format"):
+        export_reference(model, tmp_path / "reference")
+    export_reference(sdtt_jax.load(unbroken / "alpha"), tmp_path / "alpha")
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"distillers": ("mmd",), "mmd": {"layer": 99}}, "mmd.layer=99 does not exist"),
+        ({"mixture": {"num_values": 1}}, "num_values"),
+        ({"coupled": {"noise": {"kind": "latent"}}}, "noise.kind='latent' is no noise"),
+        ({"alpha": {"alpha": 1.5}}, "alpha"),
+    ],
+)
+def test_a_wrong_field_is_named(fields, named):
+    with pytest.raises(ConfigError, match=named):
+        run_config(fields)

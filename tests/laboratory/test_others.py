@@ -1,0 +1,110 @@
+"""The other distillers on a world. Oracles: the exact law of the true denoiser's samples, and of counts."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from sdtt_jax.laboratory.coupled import (
+    CoupledStudentConfig,
+    make_coupled_diffusion,
+    sampled_measures,
+)
+from sdtt_jax.laboratory.distillers import DISTILLERS, Asked, measure_distillers
+from sdtt_jax.laboratory.masks import noise_information
+from sdtt_jax.laboratory.others import OthersConfig, chain_of, law_of, make_bench, plain_student
+from sdtt_jax.laboratory.record import Truth
+from sdtt_jax.laboratory.student import table_params
+from sdtt_jax.laboratory.world import World, law_measures, reveal_sums, sample_distribution
+from sdtt_jax.networks.config import NoiseConfig
+from sdtt_jax.ops.noise import LATENT
+from sdtt_jax.progress import make_progress
+from tests.worlds import noisy_params
+
+WORLD = World((0.5, 0.5), ((0.9, 0.1), (0.2, 0.8)), 3, (0.1, 0.2), name="weather")
+TRUTH = Truth.of(WORLD)
+CHAIN = chain_of(TRUTH)
+SIZES = CoupledStudentConfig(num_layers=1, embed_dim=32, num_heads=2, num_samples=60_000, seed=1)
+CONFIG = OthersConfig(
+    num_layers=1,
+    batch_size=64,
+    num_steps=300,
+    copy_steps=1000,
+    learning_rate=3e-3,
+    values=2,
+    teacher_calls=6,
+    layer=1,
+)
+
+
+@pytest.fixture(scope="module")
+def asked():
+    bench = make_bench(TRUTH, (1,), SIZES, CONFIG, make_progress)
+    return Asked(TRUTH, (), (1,), SIZES, make_progress, bench)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    sums = reveal_sums(TRUTH.teacher)
+    return {n: law_measures(sample_distribution(sums, int(n)), CHAIN, 3) for n in ("1", "2")}
+
+
+def test_the_start_is_the_true_denoiser(asked, teacher):
+    law = law_of(asked.bench, plain_student(TRUTH, SIZES), asked.bench.start(), 2)
+    assert law_measures(law, CHAIN, 3) == pytest.approx(teacher["2"], abs=0.02)
+
+
+def test_a_mixtures_law_is_that_of_its_counted_samples():
+    """131,072 samples of a network without training; standard errors below 0.003."""
+    sizes = dataclasses.replace(SIZES, noise=NoiseConfig(LATENT, num_values=3))
+    student = make_coupled_diffusion(WORLD, sizes)
+    params = noisy_params(student.denoiser.network, 2, spread=0.3)
+    bench = make_bench(TRUTH, (2,), sizes, CONFIG, make_progress)
+    exact = law_measures(law_of(bench, student, params, 2), CHAIN, 3)
+    counted = sampled_measures(WORLD, student, params, CHAIN, [2], sizes, temperature=1.0)["2"]
+    assert counted == pytest.approx(exact, abs=0.02)
+
+
+def test_a_table_is_measured_without_noise():
+    bench = make_bench(TRUTH, (2,), SIZES, CONFIG, make_progress)
+    law = law_of(bench, plain_student(TRUTH, SIZES), table_params(TRUTH.teacher), 2)
+    np.testing.assert_allclose(law, sample_distribution(reveal_sums(TRUTH.teacher), 2), rtol=1e-4)
+
+
+def test_a_mixture_passes_below_the_factorised_teacher(asked, teacher):
+    found = measure_distillers(("mixture",), asked)["mixture"]
+    assert found["1"]["kl"] < 0.6 * teacher["1"]["kl"]
+    assert found["1"]["kl_reverse"] < 0.6 * teacher["1"]["kl_reverse"]
+
+
+def test_alpha_seeks_modes(asked, teacher):
+    """The best law by direct search (BFGS over the six probabilities): entropy 0.13, reverse KL 3.57."""
+    found = measure_distillers(("alpha",), asked)["alpha"]["1"]
+    assert found["entropy"] == pytest.approx(0.13, abs=0.1)
+    assert found["kl_reverse"] > 2.5
+    assert teacher["1"]["entropy"] > 0.6
+
+
+def test_masks_help_only_where_the_teachers_draws_depend_on_them(asked, teacher):
+    measured = measure_distillers(("masks", "masks-uncoupled"), asked)
+    free, coupled = measured["masks-uncoupled"]["1"], measured["masks"]["1"]
+    assert coupled["kl"] < 0.7 * teacher["1"]["kl"]
+    assert free["kl"] > 0.8 * teacher["1"]["kl"]
+    assert coupled["noise_information"] > 10 * free["noise_information"]
+
+
+def test_noise_that_a_network_does_not_see_says_nothing():
+    student = make_coupled_diffusion(WORLD, SIZES)
+    network = student.denoiser.network
+    params = network.init_from(noisy_params(network, 0), jax.random.key(0))
+    found = noise_information(student, params, WORLD.length, jax.random.key(1))
+    assert found == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mmd", "idlm"])
+def test_the_others_train_and_are_measured(asked, name):
+    found = measure_distillers((name,), asked)[name]
+    assert set(found) == {"1"}
+    assert all(np.isfinite(list(measures.values())).all() for measures in found.values())
+    assert DISTILLERS[name].trains
