@@ -20,6 +20,10 @@ and entropy at each of --calls; all but SDTT's optimum are trained:
 
   python -m experiments.exact --distillers=sdtt,coupled --train --calls=1,2,4 --output=runs/exact
 
+With --decoders, the exact law of every decoder that is named (separated by spaces), of the true denoiser:
+
+  python -m experiments.exact --decoders="confidence remdm:eta=0.1" --calls=2,4,8 --output=runs/exact
+
 Writes results.json (all numbers), exact.svg and exact.png to --output. Another language is a JSON
 file, --world=FILE, with "initial" [V], "transition" [V][V], "length", and optionally "dts", the
 step size of each round.
@@ -39,6 +43,7 @@ from experiments.cli.measures import measures_table
 from sdtt_jax.config import choose, require
 from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.laboratory.coupled import CoupledStudentConfig
+from sdtt_jax.laboratory.decoders import decoder_measures, enumerable
 from sdtt_jax.laboratory.distillers import DISTILLERS, Asked, measure_distillers
 from sdtt_jax.laboratory.floor import find_floor
 from sdtt_jax.laboratory.optimum import OPTIMA
@@ -121,6 +126,8 @@ def main(argv: Sequence[str]) -> None:
     world = load_world(values.world) if values.world else sticky_world()
     dts = round_dts(world, values.rounds)
     distillers = parse_distillers(values.distillers, train=values.train)
+    for mode in values.decoders:
+        enumerable(mode)
     calls, mixtures = parse_calls(values.calls), parse_mixtures(values.mixtures)
     coupled = CoupledStudentConfig(num_steps=values.coupled_steps, seed=values.seed)
     others = OthersConfig(num_steps=values.student_steps)
@@ -138,6 +145,10 @@ def main(argv: Sequence[str]) -> None:
         starts = {divergence: rounds[-1] for divergence, rounds in optima.items()}
         search = SearchConfig(seed=values.seed)
         record |= find_floor(truth, calls, starts, mixtures, search, make_progress, _print)
+        paths = write(record, as_path(values.output))
+    if values.decoders:
+        named = truth.teacher, truth.evidence, values.decoders
+        record["decoders"] = decoder_measures(world, *named, calls)
         paths = write(record, as_path(values.output))
     if values.train or distillers:
         try:
@@ -183,6 +194,11 @@ def define_flags() -> None:
     )
     flags.DEFINE_boolean(
         "floor", False, "Also search for the best factorised students there can be."
+    )
+    flags.DEFINE_spaceseplist(
+        "decoders",
+        [],
+        "Modes of the sampler to compute the law of, as experiments.sample takes them.",
     )
     flags.DEFINE_list("mixtures", ["4"], "Sizes of the mixtures of such students, from 2, or none.")
     flags.DEFINE_integer(

@@ -20,7 +20,7 @@ from sdtt_jax.config import from_mapping, to_mapping
 from sdtt_jax.data import DataConfig, TokenizerConfig
 from sdtt_jax.data.corpora import CORPORA, Corpus
 from sdtt_jax.data.tokenizer import save_tokenizer, train_tokenizer
-from sdtt_jax.diffusion.sampler import MODES
+from sdtt_jax.diffusion.decoders import DECODERS, Decoder
 from sdtt_jax.diffusion.schedule import SCHEDULES
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.evaluation.settings import Settings
@@ -110,18 +110,24 @@ def test_a_noise_schedule(monkeypatch):
     assert abs((x_t == diffusion.mask_id).mean() - 0.25) < 0.02
 
 
-def test_a_mode_of_the_sampler(monkeypatch, bag_model):
-    def left_to_right(share, masked, schedule, config):
-        del share
-        call = jnp.broadcast_to(jnp.arange(LENGTH) * config.num_steps // LENGTH, masked.shape)
-        sigmas = schedule.sigma(jnp.linspace(1.0, 0.0, config.num_steps + 1))
-        return call, jnp.broadcast_to(sigmas[:, None], (config.num_steps + 1, len(masked)))
+def test_a_decoder(monkeypatch, bag_model):
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        from_the_right: bool = False
 
-    monkeypatch.setitem(MODES, "left-to-right", left_to_right)
-    config = from_mapping(sdtt_jax.SamplerConfig, {"num_steps": 4, "mode": "left-to-right"})
-    states = bag_model.states(jax.random.key(0), bag_model.prior(1), config)
+    def in_order(options, share, masked, schedule, times):
+        del share
+        places = jnp.arange(LENGTH)[::-1] if options.from_the_right else jnp.arange(LENGTH)
+        call = jnp.broadcast_to(places * (len(times) - 1) // LENGTH, masked.shape)
+        return call, jnp.broadcast_to(schedule.sigma(times)[:, None], (len(times), len(masked)))
+
+    monkeypatch.setitem(DECODERS, "in-order", Decoder(Options, in_order))
+    fields = {"num_steps": 4, "mode": "in-order:from_the_right=True"}
+    config = from_mapping(sdtt_jax.SamplerConfig, fields)
+    states = list(bag_model.states(jax.random.key(0), bag_model.prior(1), config))
     left = [int((state.x == bag_model.mask_id).sum()) for state in states]
     assert left == [8, 6, 4, 2, 0, 0]
+    assert int(states[1].x[0, 0]) == bag_model.mask_id
 
 
 @pytest.fixture

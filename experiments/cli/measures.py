@@ -30,10 +30,14 @@ def measures_table(record: Record, calls: Sequence[int]) -> Table:
         table.add_column(heading, justify="right")
     for n in map(str, calls):
         for index, (name, measures) in enumerate(_rows(record, n)):
-            values = (f"{measures[column]:.4f}" for column in COLUMNS)
+            values = (_shown(measures[column]) for column in COLUMNS)
             table.add_row("" if index else n, name, *values)
         table.add_section()
     return table
+
+
+def _shown(value: float | None) -> str:
+    return "∞" if value is None else f"{abs(value):.4f}"
 
 
 def _rows(record: Record, n: str) -> Iterator[tuple[str, Record]]:
@@ -46,6 +50,9 @@ def _rows(record: Record, n: str) -> Iterator[tuple[str, Record]]:
         **record.get("distillers", {}),
     }
     yield from ((name, by_calls[n]) for name, by_calls in found.items() if n in by_calls)
+    for mode, by_calls in record.get("decoders", {}).items():
+        if n in by_calls:
+            yield f"{mode} ({by_calls[n]['calls']:.2f} calls)", by_calls[n]
     for objective, measures in record.get("floor", {}).get(n, {}).items():
         yield f"floor, best {objective}", measures
     for size, by_calls in record.get("mixtures", {}).items():

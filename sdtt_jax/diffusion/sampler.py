@@ -5,14 +5,15 @@ Between the times t and s < t a masked position is revealed with probability
 arXiv 2406.07524; the reference's ancestral and analytic samplers are both exactly this). So what is revealed
 when does not depend on the network. A generation draws it first, for all steps at once, as a `Plan`; then
 each step calls the network once, applies the head at the positions of that step alone, and draws their
-tokens. A step that reveals nothing in the whole batch calls no network.
+tokens. A step that reveals nothing in the whole batch calls no network. Other `decoders` choose the positions
+of a step by what the network says of them, or mask tokens again.
 
 What the tokens are drawn with can be settled in advance as well, as `Noise`: the whole generation is then a
 function of it. A network that sees noise is shown the same noise at every call.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import flax.struct
@@ -20,25 +21,22 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import one_of, whole
-from sdtt_jax.diffusion.calls import even_calls, grid_calls, still_masked
+from sdtt_jax.diffusion.choices import Choice, choice, drawn, greedy_at_last, most_probable
+from sdtt_jax.diffusion.decoders import Pick, parse_mode, sigma_of_share
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.schedule import Schedule
-from sdtt_jax.ops.categorical import Filters, draw, filter_logits
-from sdtt_jax.ops.noise import Noise, draw_noise, noisy_argmax
+from sdtt_jax.ops.categorical import Filters
+from sdtt_jax.ops.noise import Noise, draw_noise
 from sdtt_jax.ops.rows import Chunks, map_selected
 from sdtt_jax.ops.tokens import as_rows
-from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, PerToken, Positions, Tokens
+from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Positions, Tokens
 
 TIME_GRIDS = ("uniform", "cosine")
 # Of n positions a step of a generation reveals about n / num_steps. A chunk of a twelfth nearly always holds
 # what one of 16 steps reveals; smaller ones read the head's kernel twice (1024 positions, 50k tokens, two CPU
 # cores: 64 rows take 47 ms at once and 100 ms in halves).
 CHUNKS = Chunks(scope="reveal_rows", parts=12)
-
-# (key, logits [n, mask_id], places [n], noise of [n]) -> tokens [n] int32; a place is sequence * length +
-# position.
-Choice = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +47,10 @@ class SamplerConfig(Filters):
       num_steps: reverse steps on the time grid, or network calls of "first-hitting".
       time_grid: "uniform", or "cosine" (`t = cos(pi/2 (1 - u))`: small steps while little is known).
       final_denoise: greedily fill what is still masked after the last step.
-      mode: "grid" takes reverse steps on a grid of times, each of which reveals a random number of
-        tokens. "first-hitting" reveals the tokens in a random order, as evenly over `num_steps` network
-        calls as whole numbers allow (arXiv 2409.02908, section 4.2; with as many calls as tokens it is
-        the exact reverse process, without a grid's error).
+      mode: the decoder, a name of `decoders.DECODERS` with its options. "grid" takes reverse steps on a grid
+        of times, each of which reveals a random number of tokens. "first-hitting" reveals the tokens in a
+        random order, as evenly over `num_steps` network calls as whole numbers allow. "confidence" and
+        "entropy-bounded" take what the network is surest of, "remdm" masks tokens again.
       temperature, top_k, top_p: filters of the token distribution; 1, 0 and 1 are off. Of a network that
         sees noise, temperature 0 takes the tokens that the noise determines, and 1 draws from what the
         network says of them.
@@ -66,7 +64,8 @@ class SamplerConfig(Filters):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(1, self, "num_steps")
-        one_of(self, mode=MODES, time_grid=TIME_GRIDS)
+        one_of(self, time_grid=TIME_GRIDS)
+        parse_mode(self.mode)
 
 
 @flax.struct.dataclass
@@ -88,8 +87,8 @@ class Plan:
 
     Attributes:
       key: PRNG key; step i draws its tokens with `fold_in(key, i)`.
-      call: `[batch, length]` int32, the step that reveals each position: `num_steps` for those that the
-        steps leave masked, beyond that for those that were never masked.
+      call: `[batch, length]` int32, the step that reveals each position: `num_steps` for those that no step
+        was chosen for, beyond that for those that were never masked.
       sigmas: `[num_steps + 1, batch]` float32, total noise at each step, and after the last one.
       noise: what tokens are drawn with, or what the network sees, at every step; None draws anew at each.
     """
@@ -199,7 +198,8 @@ def plan_generation(
     share = (
         jax.random.uniform(key_plan, x_init.shape, jnp.float32) if noise is None else noise.order
     )
-    call, sigmas = MODES[config.mode](share, masked, diffusion.schedule, config)
+    decoder, options = parse_mode(config.mode)
+    call, sigmas = decoder.plan(options, share, masked, diffusion.schedule, time_grid(config))
     return Plan(key, jnp.where(masked, call, config.num_steps + 1), sigmas, noise)
 
 
@@ -211,7 +211,7 @@ def take_step(
     index: jax.Array,
     config: SamplerConfig,
 ) -> SamplerState:
-    """Step `index: [] int32` of a planned generation: draws the tokens of its positions.
+    """Step `index: [] int32` of a generation: draws the tokens of its positions.
 
     Args:
       diffusion, params: the model.
@@ -221,13 +221,37 @@ def take_step(
         most probable tokens, if `config.final_denoise`.
       config: sampler.
     """
+    decoder, options = parse_mode(config.mode)
     key, last = jax.random.fold_in(plan.key, index), index == config.num_steps
-    selected = plan.call == index
+    selected, sigma, schedule = plan.call == index, plan.sigmas[index], diffusion.schedule
+    pick, again = None, None
+    if decoder.pick is not None or decoder.redo is not None:
+        masked = state.x == diffusion.mask_id
+        key, key_position = jax.random.split(key)
+    if decoder.pick is not None:
+        selected = masked
+        sigma = sigma_of_share(schedule, masked.mean(axis=-1, dtype=jnp.float32))
+        score, accept = (functools.partial(function, options) for function in decoder.pick)
+        calls_left = jnp.maximum(config.num_steps - index, 1)
+        pick = Pick(score, lambda *seen: accept(key_position, *seen, calls_left) | (last & masked))
+    elif decoder.redo is not None:
+        times = time_grid(config)
+        later = jnp.minimum(index + 1, config.num_steps)
+        reveal, remask = decoder.redo(
+            options, *schedule.move_chance(times[jnp.stack([index, later])])
+        )
+        uniform = jax.random.uniform(key_position, state.x.shape, jnp.float32)
+        selected = masked & (last | (uniform < reveal))
+        again = (plan.call == config.num_steps) & ~masked & ~last & (uniform < remask)
     if not config.final_denoise:
         selected &= ~last
-    choose = _greedy_at_last(_choice(diffusion, plan, config))
-    sigma, noise = plan.sigmas[index], plan.noise
-    return _call(diffusion, params, state, selected, sigma, choose, (key, last), noise)
+    choose = greedy_at_last(
+        choice(config, plan.noise, sees_noise=diffusion.noise_levels is not None)
+    )
+    state = _call(diffusion, params, state, selected, sigma, choose, (key, last), plan.noise, pick)
+    if again is None:
+        return state
+    return SamplerState(jnp.where(again, diffusion.mask_id, state.x), state.nfe)
 
 
 def final_denoise(
@@ -242,7 +266,7 @@ def final_denoise(
     """
     sigma = jnp.broadcast_to(diffusion.schedule.sigma(t), state.x.shape[:1])
     masked = state.x == diffusion.mask_id
-    return _call(diffusion, params, state, masked, sigma, _most_probable)
+    return _call(diffusion, params, state, masked, sigma, most_probable)
 
 
 def reverse_step(
@@ -265,7 +289,7 @@ def reverse_step(
     key_position, key_token = jax.random.split(key)
     uniform = jax.random.uniform(key_position, x_t.shape, jnp.float32)
     revealed = (x_t == diffusion.mask_id) & (uniform < jnp.asarray(prob)[..., None])
-    return _fill(diffusion, params, x_t, hidden, revealed, _drawn(Filters()), key_token)
+    return _fill(diffusion, params, x_t, hidden, revealed, drawn(Filters()), key_token)
 
 
 def unmask_prob(schedule: Schedule, t: jax.Array, s: jax.Array) -> jax.Array:
@@ -278,30 +302,6 @@ def unmask_prob(schedule: Schedule, t: jax.Array, s: jax.Array) -> jax.Array:
     return jnp.clip((masked_t - masked_s) / jnp.maximum(masked_t, 1e-30), 0.0, 1.0)
 
 
-def _grid_plan(
-    share: PerToken, masked: Positions, schedule: Schedule, config: SamplerConfig
-) -> tuple[jax.Array, jax.Array]:
-    times = time_grid(config)
-    sigmas = jnp.broadcast_to(schedule.sigma(times)[:, None], (len(times), len(masked)))
-    return grid_calls(share, still_masked(schedule, times)), sigmas
-
-
-def _first_hitting_plan(
-    share: PerToken, masked: Positions, schedule: Schedule, config: SamplerConfig
-) -> tuple[jax.Array, jax.Array]:
-    call, first = even_calls(share, masked, config.num_steps)
-    # A call is made at the time at which its first position is revealed; none is left after the last.
-    chance = schedule.move_chance(jnp.float32(1.0)) * jnp.pad(first, ((0, 0), (0, 1)))
-    return call, -jnp.log1p(-chance).T
-
-
-# Each plans: (share, masked, schedule, config) -> (call [batch, length], sigmas [num_steps + 1, batch])
-MODES: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
-    "grid": _grid_plan,
-    "first-hitting": _first_hitting_plan,
-}
-
-
 def _call(
     diffusion: MaskedDiffusion,
     params: Params,
@@ -311,12 +311,14 @@ def _call(
     choose: Choice,
     key: Any = None,
     noise: Noise | None = None,
+    pick: Pick | None = None,
 ) -> SamplerState:
-    """Fills `selected` from one network call at `sigma: [batch]`, or makes no call if there are none."""
+    """Fills `selected`, or what `pick` takes of it, from one network call at `sigma: [batch]`; makes no call
+    if there are none. (More than seven arguments: what a step has settled, one by one.)"""
 
     def call(x: jax.Array) -> jax.Array:
         hidden = diffusion.hidden(params, x, sigma, noise)
-        return _fill(diffusion, params, x, hidden, selected, choose, key, noise)
+        return _fill(diffusion, params, x, hidden, selected, choose, key, noise, pick)
 
     needed = selected.any()
     x = jax.lax.cond(needed, call, lambda x: x, state.x)
@@ -332,59 +334,27 @@ def _fill(
     choose: Choice,
     key: Any,
     noise: Noise | None = None,
+    pick: Pick | None = None,
 ) -> Tokens:
-    """`x` with the tokens that `choose` takes at the selected positions; the head runs there alone.
+    """`x` with the tokens that `choose` takes at the selected positions, or at those of them that `pick`
+    accepts; the head runs at the selected ones alone.
 
     MASK and the padding stand after the vocabulary and are impossible: no noise is drawn for them. At 30
     tokens padded to 128 that is 7 ms instead of 24 for a batch of 64 × 64 on two CPU cores.
     """
     denoiser = diffusion.denoiser
 
-    def tokens(rows: tuple[jax.Array, jax.Array, Any], shared: Any) -> tuple[jax.Array, tuple[()]]:
+    def read(rows: tuple[jax.Array, jax.Array, Any], shared: Any) -> tuple[Any, tuple[()]]:
         (hidden, places, noise), (head, key) = rows, shared
-        return choose(key, denoiser.logits(head, hidden)[:, : denoiser.mask_id], places, noise), ()
+        logits = denoiser.logits(head, hidden)[:, : denoiser.mask_id]
+        tokens = choose(key, logits, places, noise)
+        return (tokens if pick is None else (tokens, pick.score(jax.nn.log_softmax(logits)))), ()
 
     places = jnp.arange(x.size, dtype=jnp.int32).reshape(x.shape)
     rows, shared = (hidden, places, noise), (denoiser.head_params(params), key)
-    return map_selected(tokens, selected, rows, shared, denoiser.padded_vocab, CHUNKS, fill=x)[0]
-
-
-def _choice(diffusion: MaskedDiffusion, plan: Plan, filters: Filters) -> Choice:
-    """How a step takes its tokens."""
-    if filters.greedy:
-        return _most_probable
-    if plan.noise is None or diffusion.noise_levels is not None:
-        return _drawn(filters)
-
-    def choose(key: Key, logits: Logits, places: jax.Array, noise: Noise) -> jax.Array:
-        del key, places
-        return noisy_argmax(filter_logits(logits, filters), noise)
-
-    return choose
-
-
-def _drawn(filters: Filters) -> Choice:
-    """Draws from the filtered distribution, each position with the key of its place in the batch, so that
-    neither the size of the chunks nor the number of devices changes what is drawn."""
-
-    def choose(key: Key, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
-        del noise
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-        return jax.vmap(draw)(keys, filter_logits(logits, filters))
-
-    return choose
-
-
-def _greedy_at_last(choose: Choice) -> Choice:
-    """`choose`, or `_most_probable` after the last step, in a program that holds the network only once."""
-
-    def either(key: Any, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
-        key, last = key
-        return jax.lax.cond(last, _most_probable, choose, key, logits, places, noise)
-
-    return either
-
-
-def _most_probable(key: Key | None, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
-    del key, places, noise
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    fill = x if pick is None else (x, jnp.zeros(x.shape, jnp.float32))
+    found, _ = map_selected(read, selected, rows, shared, denoiser.padded_vocab, CHUNKS, fill=fill)
+    if pick is None:
+        return found
+    tokens, score = found
+    return jnp.where(pick.accept(score, selected), tokens, x)

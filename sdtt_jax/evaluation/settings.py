@@ -29,8 +29,9 @@ class Sampling:
     )
     mode: str = setting(
         SamplerConfig.mode,
-        "grid: steps on a grid of times. first-hitting: tokens in a random order, spread evenly over the "
-        "network calls.",
+        "Decoder. grid: steps on a grid of times. first-hitting: tokens in a random order, evenly over the "
+        "network calls. confidence, entropy-bounded: the surest first. remdm: masks tokens again. Options "
+        "follow a colon, as in confidence:score=margin,threshold=0.9.",
     )
     time_grid: str = setting(SamplerConfig.time_grid, "Times of the sampler: uniform or cosine.")
     temperature: float = setting(SamplerConfig.temperature, "Divides the logits; 0 is greedy.")

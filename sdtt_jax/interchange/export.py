@@ -13,6 +13,7 @@ from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE
 from sdtt_jax.interchange.layouts import LAYOUTS
+from sdtt_jax.interchange.llama_export import export_llama
 from sdtt_jax.interchange.load import FINAL
 from sdtt_jax.interchange.renaming import write_params
 from sdtt_jax.interchange.safetensors import FLOATS, write_tensors
@@ -20,6 +21,7 @@ from sdtt_jax.interchange.tables.llama import LLAMA_GGUF
 from sdtt_jax.interchange.tables.reference import HUB_PREFIX
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
+from sdtt_jax.networks.config import LlamaConfig
 from sdtt_jax.paths import PathLike, as_path, write_json
 
 
@@ -27,17 +29,15 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
     """Writes `model.safetensors` and `config.json` as the reference's own loader reads them.
 
     A model that came in a published layout goes out under the same names and dtype, bit for bit, with the
-    config that it came with (if it came with one).
+    config that it came with (if it came with one); another one of the Llama family in the hub's layout.
 
     Raises:
       CheckpointError: the reference has no such network.
     """
     directory, facts = as_path(directory), model.facts
     layout = facts.get("layout", facts["kind"])
-    if layout == LLAMA_GGUF.name:
-        raise CheckpointError(
-            f"{facts['path']} is a GGUF file, which is not written; export it as orbax."
-        )
+    if isinstance(model.config, LlamaConfig) and facts.get("layout") in (None, LLAMA_GGUF.name):
+        return export_llama(model, directory)
     if layout not in LAYOUTS:
         raise CheckpointError(
             f"{facts['path']} holds a {facts['kind']!r} network, which sees noise; the reference's format "

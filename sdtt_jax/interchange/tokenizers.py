@@ -54,8 +54,10 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
 
 def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) -> Special:
     """BOS and EOS, by number in the model's config, or else by name in tokenizer_config.json."""
-    mask = model.mask_row
-    if mask is not None and model.given.mask_id is None and tokenizer.id_to_token(mask) is None:
+    mask, rows = model.mask_row, model.config.columns
+    # A last row may be MASK alone: a causal model became a denoiser.
+    named_by_file = mask not in (None, model.given.mask_id, rows - 1)
+    if named_by_file and tokenizer.id_to_token(mask or 0) is None:
         raise CheckpointError(
             f"{model.file}: token {mask} is to be MASK, but tokenizer.json beside it has no such token; say "
             "mask_id=… if it is right or another."
@@ -81,4 +83,4 @@ def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) ->
     bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
     assert bos is not None
     assert eos is not None
-    return Special(model.config.columns, bos, eos, mask)
+    return Special(rows, bos, eos, mask)

@@ -13,17 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.diffusion.calls import even_calls, grid_calls, still_masked
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import (
     SamplerConfig,
     SamplerState,
-    even_calls,
     final_denoise,
-    grid_calls,
     prior_sample,
     reverse_step,
     sample,
-    still_masked,
     time_grid,
     unmask_prob,
 )

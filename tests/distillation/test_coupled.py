@@ -41,7 +41,12 @@ TEACHER, TABLE = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table
 NETWORK = CoupledDenoiser(CoupledConfig.of(tiny_network().config, NoiseConfig(hidden_dim=8)))
 STUDENT, PARAMS = MaskedDiffusion(NETWORK, make_schedule()), noisy_params(NETWORK, 3)
 KEYS = jax.random.split(jax.random.key(5), 32)
+# Each is compiled as a whole: operation by operation it takes three times as long.
 _end = jax.jit(trajectory_end, static_argnames=("teacher", "config"))
+_noise = jax.jit(noise_of, static_argnames=("diffusion", "length"))
+_states = jax.jit(states_along, static_argnames=("diffusion", "config", "round"))
+_terms = jax.jit(coupled_terms, static_argnames=("diffusion", "config", "round"))
+_sample = jax.jit(sample, static_argnames=("diffusion", "config"))
 
 
 @pytest.mark.parametrize("mode", ["grid", "first-hitting"])
@@ -60,7 +65,7 @@ def test_over_random_noise_a_trajectory_has_the_law_of_the_teachers_many_steps(n
 
 def test_a_trajectory_is_the_argmax_with_noise_in_the_order_of_the_noise():
     """Oracle: the same by hand, position after position."""
-    noise = noise_of(STUDENT, KEYS, LENGTH)
+    noise = _noise(STUDENT, KEYS, LENGTH)
     end = _end(TEACHER, TABLE, noise, SamplerConfig(LENGTH, mode="first-hitting"))
     x = prior_sample(len(KEYS), LENGTH, MASK)
     for rank in range(LENGTH):
@@ -72,13 +77,13 @@ def test_a_trajectory_is_the_argmax_with_noise_in_the_order_of_the_noise():
 
 
 def test_the_last_rounds_student_is_a_teacher_without_draws_of_its_own():
-    noise, config = noise_of(STUDENT, KEYS, LENGTH), SamplerConfig(2, mode="first-hitting")
+    noise, config = _noise(STUDENT, KEYS, LENGTH), SamplerConfig(2, mode="first-hitting")
     end = _end(STUDENT, PARAMS, noise, config)
     greedy = dataclasses.replace(config, temperature=0.0)
     x_init = prior_sample(len(KEYS), LENGTH, MASK)
     for seed in (0, 1):
         key = jax.random.key(seed)
-        state, _ = sample(STUDENT, PARAMS, key, x_init, greedy, noise=noise)
+        state, _ = _sample(STUDENT, PARAMS, key, x_init, greedy, noise=noise)
         np.testing.assert_array_equal(state.x, end)
 
 
@@ -87,7 +92,7 @@ def test_a_sampler_draws_a_seeing_networks_noise_once():
     config, x_init = SamplerConfig(2, temperature=0.0), prior_sample(64, LENGTH, MASK)
     plan = plan_generation(STUDENT, jax.random.key(0), x_init, config)
     assert plan.noise.token.shape == (64, LENGTH, VOCAB)
-    texts = [sample(STUDENT, PARAMS, jax.random.key(s), x_init, config)[0].x for s in (0, 0, 1)]
+    texts = [_sample(STUDENT, PARAMS, jax.random.key(s), x_init, config)[0].x for s in (0, 0, 1)]
     np.testing.assert_array_equal(texts[0], texts[1])
     assert (texts[0] != texts[2]).any()
     plain = plan_generation(TEACHER, jax.random.key(0), x_init, config)
@@ -95,9 +100,9 @@ def test_a_sampler_draws_a_seeing_networks_noise_once():
 
 
 def test_one_shot_states_lie_along_the_order_and_ask_for_all_that_is_masked():
-    noise, config = noise_of(STUDENT, KEYS, LENGTH), CoupledDistillConfig(LENGTH, full_share=0.25)
+    noise, config = _noise(STUDENT, KEYS, LENGTH), CoupledDistillConfig(LENGTH, full_share=0.25)
     tokens = jnp.zeros((len(KEYS), LENGTH), jnp.int32)
-    states = states_along(STUDENT, Trajectories(noise, tokens), jax.random.key(0), config, 1)
+    states = _states(STUDENT, Trajectories(noise, tokens), jax.random.key(0), config, 1)
     masked = np.asarray(states.x_t == MASK)
     np.testing.assert_array_equal(states.reached, masked)
     np.testing.assert_array_equal(states.x_s, tokens)
@@ -111,46 +116,49 @@ def test_one_shot_states_lie_along_the_order_and_ask_for_all_that_is_masked():
 def test_a_round_asks_for_the_next_calls_and_divides_their_number():
     config = CoupledDistillConfig(4, num_distill_calls=2, num_rounds=2, full_share=0.5)
     assert [config.calls_of(r) for r in (1, 2)] == [4, 2]
-    noise, tokens = noise_of(STUDENT, KEYS, 8), jnp.zeros((len(KEYS), 8), jnp.int32)
+    noise, tokens = _noise(STUDENT, KEYS, 8), jnp.zeros((len(KEYS), 8), jnp.int32)
     trajectories = Trajectories(noise, tokens)
-    first = states_along(STUDENT, trajectories, jax.random.key(0), config, 1)
+    first = _states(STUDENT, trajectories, jax.random.key(0), config, 1)
     masked, left = ((x == MASK).sum(axis=1) for x in (first.x_t, first.x_s))
     assert set(np.asarray(masked).tolist()) == {4, 8}
     np.testing.assert_array_equal(first.reached.sum(axis=1), 4)
     np.testing.assert_array_equal(left, masked - 4)
-    last = states_along(STUDENT, trajectories, jax.random.key(0), config, 2)
+    last = _states(STUDENT, trajectories, jax.random.key(0), config, 2)
     np.testing.assert_array_equal(last.reached, 1)
 
 
 def test_the_loss_is_the_cross_entropy_on_the_trajectorys_end():
-    noise, config, key = noise_of(STUDENT, KEYS, LENGTH), CoupledDistillConfig(3), jax.random.key(0)
+    noise, config, key = _noise(STUDENT, KEYS, LENGTH), CoupledDistillConfig(3), jax.random.key(0)
     tokens = _end(TEACHER, TABLE, noise, config.trajectory(1))
     trajectories = Trajectories(noise, tokens)
-    total, count = coupled_terms(STUDENT, PARAMS, trajectories, key, config)
-    states = states_along(STUDENT, trajectories, key, config, 1)
-    log_probs = _says(states.x_t, noise)
+    total, count = _terms(STUDENT, PARAMS, trajectories, key, config)
+    states = _states(STUDENT, trajectories, key, config, 1)
+    log_probs = np.asarray(_says(states.x_t, noise))
     chosen = np.take_along_axis(log_probs, np.asarray(tokens)[..., None], axis=-1)[..., 0]
     assert float(count) == float(states.reached.sum())
     assert float(total) == pytest.approx(-float((chosen * states.reached).sum()), rel=1e-5)
 
 
+@jax.jit
 def _says(x_t, noise):
     """The student's log-probabilities of tokens."""
     logits = NETWORK.logits(PARAMS, NETWORK.hidden(PARAMS, x_t, None, noise))[..., :VOCAB]
-    return np.asarray(jax.nn.log_softmax(logits))
+    return jax.nn.log_softmax(logits)
 
 
 def test_soft_targets_are_what_the_teacher_says_once_the_next_calls_are_made():
     """Oracle: trajectories followed position by position, and the teacher looked up where they stand."""
     config = CoupledDistillConfig(4, num_distill_calls=2, num_rounds=2, soft_weight=0.5)
-    noise, key = noise_of(STUDENT, KEYS, LENGTH), jax.random.key(0)
+    noise, key = _noise(STUDENT, KEYS, LENGTH), jax.random.key(0)
     tokens = _end(TEACHER, TABLE, noise, config.trajectory(1))
     trajectories = Trajectories(noise, tokens)
-    total, count = coupled_terms(
-        STUDENT, PARAMS, trajectories, key, config, 1, Teacher(TEACHER, TABLE)
-    )
-    states = states_along(STUDENT, trajectories, key, config, 1)
-    says, order = _says(states.x_t, noise), np.argsort(-np.asarray(noise.order), axis=1)
+    total, count = jax.jit(
+        lambda trajectories: coupled_terms(
+            STUDENT, PARAMS, trajectories, key, config, 1, Teacher(TEACHER, TABLE)
+        )
+    )(trajectories)
+    states = _states(STUDENT, trajectories, key, config, 1)
+    says, order = np.asarray(_says(states.x_t, noise)), np.argsort(-np.asarray(noise.order), axis=1)
     # Three tokens by four calls: the first two calls reveal two of them, the last two the third.
     by_hand, weights = 0.0, 0.0
     for row, (first, second, third) in enumerate(order):
@@ -177,9 +185,9 @@ def test_the_objective_is_the_loss_of_its_trajectories_and_holds_nothing_on_a_de
     loss = coupled_loss(STUDENT, TEACHER, config, 1, KEYS[0], LENGTH)
     inputs = (PARAMS, {"teacher_params": TABLE}, {"index": index}, key)
     assert not [x for x in jax.make_jaxpr(loss)(*inputs).consts if isinstance(x, jax.Array)]
-    noise = noise_of(STUDENT, jax.vmap(jax.random.fold_in, (None, 0))(KEYS[0], index), LENGTH)
+    noise = _noise(STUDENT, jax.vmap(jax.random.fold_in, (None, 0))(KEYS[0], index), LENGTH)
     tokens = _end(TEACHER, TABLE, noise, config.trajectory(1))
-    total, count = coupled_terms(STUDENT, PARAMS, Trajectories(noise, tokens), key, config)
+    total, count = _terms(STUDENT, PARAMS, Trajectories(noise, tokens), key, config)
     found = jax.jit(loss)(*inputs)
     assert float(found.total) == pytest.approx(float(total), rel=1e-5)
     assert float(found.weight) == float(count)

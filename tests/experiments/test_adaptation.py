@@ -13,6 +13,7 @@ import sdtt_jax
 from experiments.settings import config_dict, run_config
 from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.interchange.export import export_reference
 from sdtt_jax.networks.config import LlamaDenoiserConfig
 from sdtt_jax.objectives import open_share
 from tests.experiments.small import small
@@ -56,6 +57,17 @@ def test_the_run_has_the_network_and_the_tokenizer_of_the_base(adapted, base):
     assert model.mask_id == causal.config.vocab_size
     assert model.tokenizer.digest == causal.tokenizer.digest
     assert model.sample(jax.random.key(0), 1, 2).shape == (1, 16)
+
+
+def test_it_goes_out_in_the_layout_of_the_hub_and_comes_back(adapted, tmp_path):
+    model = sdtt_jax.load(adapted)
+    export_reference(model, tmp_path / "out")
+    again = sdtt_jax.load(tmp_path / "out")
+    assert (again.config.shift, again.mask_id) == (True, model.mask_id)
+    x_t = np.full((1, 16), model.mask_id, np.int32)
+    x_t[0, :2] = model.tokenizer.encode("in the")[:2]
+    np.testing.assert_allclose(again.logits(x_t), model.logits(x_t), atol=1e-5)
+    assert again.tokenizer.decode(again.tokenizer.encode("in the 7")) == "in the 7"
 
 
 def test_attention_is_opened_step_by_step(adapted):

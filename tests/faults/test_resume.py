@@ -62,6 +62,16 @@ def metrics(root):
 )
 def test_row_23_around_every_boundary(tmp_path, monkeypatch):
     config = small(tmp_path)
+    # Compiled once for all ten runs, whose configs are the same; tests/faults/test_chaos.py starts processes.
+    make, steps = training_stages.make_train_step, {}
+
+    def made_once(loss, train_config):
+        name = (loss.__qualname__, train_config)
+        if name not in steps:
+            steps[name] = make(loss, train_config)
+        return steps[name]
+
+    monkeypatch.setattr(training_stages, "make_train_step", made_once)
     with open_run(config, tmp_path / "unbroken") as run:
         run_stages(run, STAGES)
         expected = states(run)
@@ -88,7 +98,8 @@ def test_row_23_around_every_boundary(tmp_path, monkeypatch):
             pytest.raises(loop.Interrupted, match="a test"),
         ):
             run_stages(run, STAGES)
-    monkeypatch.undo()
+    monkeypatch.setattr(training_stages, "train", train)
+    assert len(steps) == 2, "the teacher's and the student's"
     with open_run(config, tmp_path / "stopped") as run:
         run_stages(run, STAGES)
         assert states(run) == expected

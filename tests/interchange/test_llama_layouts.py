@@ -3,6 +3,7 @@
 Oracle: tests/plain_llama.py, and the names, configs and conventions that the models' own repositories have.
 """
 
+import dataclasses
 import json
 
 import ml_dtypes
@@ -285,6 +286,18 @@ class TestTokenizers:
         assert (tokenizer.bos_id, tokenizer.eos_id) == (16, 17)
         assert tokenizer.decode([0, 12, 13, 18]) == "a m o n"
         assert tokenizer.vocab_size == model.config.vocab_size
+
+    def test_what_was_trained_further_goes_out_with_the_published_numbers(self, tmp_path):
+        """A student knows no layout, but its tokenizer where MASK was."""
+        folder = repository(tmp_path / "m", "dream")
+        self.put(folder)
+        model = sdtt_jax.load(folder)
+        facts = {name: model.facts[name] for name in ("path", "kind", "schedule")}
+        export_reference(dataclasses.replace(model, facts=facts), tmp_path / "out")
+        again = sdtt_jax.load(tmp_path / "out")
+        assert (again.facts["mask_row"], again.config.shift) == (MASK, True)
+        np.testing.assert_array_equal(again.logits(IDS), model.logits(IDS))
+        assert again.tokenizer.digest == model.tokenizer.digest
 
     def test_more_tokens_than_rows_are_those_of_another_model(self, tmp_path):
         folder = repository(tmp_path / "m", "llama")

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
-from tests.model.runs import random_like
+from tests.model.runs import random_params
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -30,9 +29,8 @@ def judge(run):
     """A run's judge of random parameters beside its teacher."""
     vocab_size = sdtt_jax.load(run).config.vocab_size
     config = CausalConfig(vocab_size=vocab_size, length=12, num_layers=1, embed_dim=16, num_heads=2)
-    fresh = nn.unbox(CausalNetwork(config).init(jax.random.key(0)))
     meta = {"kind": "causal", "model": to_mapping(config), "stage": "judge"}
-    save_params(run / "judge" / "final", random_like(fresh, jax.random.key(9)), meta)
+    save_params(run / "judge" / "final", random_params(CausalNetwork(config), 9), meta)
     return sdtt_jax.load(run / "judge")
 
 

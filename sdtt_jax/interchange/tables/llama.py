@@ -279,7 +279,9 @@ def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig
         return LlamaConfig(**sizes, rotary_pairs="neighbours" if names is GGUF else "halves")
     if given.length is None:
         sizes["length"] = min(sizes["length"], LONGEST_DENOISED)
-    shift = given.shift if family is None or given.shift is not None else family.shift
+    said = claimed(stored, ("shift",), lambda x: isinstance(x, bool), "true or false", None)
+    known = (given.shift, said, family and family.shift)
+    shift = next((value for value in known if value is not None), None)
     if shift is None:
         raise CheckpointError(
             f"{stored.where} does not say where the denoiser predicts a token: say shift=False, or "

@@ -1,0 +1,97 @@
+"""Writes networks of the Llama family in the hub's layout, with their tokenizer."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdtt_jax.data.tokenizer import HubTokenizer, Special
+from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE, TOKENIZER_FILES
+from sdtt_jax.interchange.renaming import write_params
+from sdtt_jax.interchange.safetensors import write_tensors
+from sdtt_jax.interchange.tables.llama import LLAMA
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
+from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
+from sdtt_jax.paths import write_json
+from sdtt_jax.trees import flat_leaves, nested
+
+
+def export_llama(model: Model | CausalModel, directory: Path) -> list[Path]:
+    """Writes `model.safetensors`, `config.json` and, of a published model, its `tokenizer.json`.
+
+    Tokens get the numbers back that the published model had. A network that turns neighbouring features is
+    written as one that turns halves, its rows being moved.
+    """
+    config: Any = model.config
+    params: Any = jax.tree.map(np.asarray, model.params)
+    if config.rotary_pairs == "neighbours":
+        params, config = in_halves(params, config)
+    tokenizer = model.tokenizer if isinstance(model.tokenizer, HubTokenizer) else None
+    special = None if tokenizer is None else tokenizer.special
+    mask_row = None if special is None else special.mask_row
+    table = dataclasses.replace(LLAMA.table(config), mask_row=mask_row)
+    directory.mkdir(parents=True, exist_ok=True)
+    written = [directory / TENSORS_FILE, directory / CONFIG_FILE]
+    write_tensors(written[0], write_params(table, params, ""))
+    write_json(written[1], hub_config(config, special))
+    if tokenizer is not None:
+        written.append(directory / TOKENIZER_FILES[0])
+        written[-1].write_bytes(tokenizer.model)
+    return written
+
+
+def in_halves(params: Any, config: LlamaConfig) -> tuple[Any, LlamaConfig]:
+    """The same network, which turns features i and i + head_dim / 2 where it turned 2 i and 2 i + 1.
+
+    Args:
+      params: NumPy arrays.
+      config: of the network.
+    """
+    turned = np.arange(config.rotary_dim)
+    order = np.concatenate([turned[::2], turned[1::2], np.arange(len(turned), config.head_dim)])
+    leaves = flat_leaves(params)
+    for path in leaves:
+        if path.split("/")[1] in ("attn_q", "attn_k", "q_norm", "k_norm"):
+            leaves[path] = leaves[path][..., order]
+    return nested(leaves), dataclasses.replace(config, rotary_pairs="halves")
+
+
+def hub_config(config: LlamaConfig, special: Special | None) -> dict[str, Any]:
+    """The config that `sdtt_jax.load` reads, in the names of the hub's libraries.
+
+    `shift` is a name of this library's: no other has one.
+
+    Args:
+      config: of a network that turns halves.
+      special: the published numbers of special tokens, where they are known.
+    """
+    family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
+    said: dict[str, Any] = {
+        "model_type": family,
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_theta": config.rotary_base,
+        "partial_rotary_factor": config.rotary_share,
+        "max_position_embeddings": config.length,
+        "vocab_size": config.columns,
+        "tie_word_embeddings": config.tied_head,
+    }
+    if special is not None:
+        said |= {"bos_token_id": special.bos_id, "eos_token_id": special.eos_id}
+    if isinstance(config, LlamaDenoiserConfig):
+        row = None if special is None else special.mask_row
+        said |= {
+            "model_type": f"a2d-{family}",
+            "mask_token_id": config.mask_id if row is None else row,
+            "shift": config.shift,
+        }
+    return said

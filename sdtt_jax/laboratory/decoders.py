@@ -1,0 +1,190 @@
+"""The exact law of every decoder in an enumerated world: a sum over all that can happen at each call.
+
+`world.reveal_sums` has the law of the grid for every number of steps at once, because there every order of
+positions is equally likely. Here the probability of each partly masked sequence is carried from call to
+call, so that a decoder may look at what the network says, or mask tokens again.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdtt_jax.config import require
+from sdtt_jax.diffusion.decoders import Decoder, Grid, Pick, parse_mode
+from sdtt_jax.laboratory.world import (
+    Array,
+    World,
+    all_states,
+    finished_states,
+    law_measures,
+    outer_sum,
+    patterns,
+    states_with_pattern,
+    strides,
+)
+
+# Scores of positions that are alike by the world's symmetry differ in the last bits of float32; rounded they
+# are equal, and the first position comes first.
+_DIGITS = 5
+
+Move = tuple[
+    tuple[int, ...], tuple[int, ...], Any
+]  # revealed, masked again, chance [states] or a number
+
+
+def decoder_law(probabilities: Array, mode: str, num_steps: int) -> tuple[Array, float]:
+    """The law of the texts that a decoder writes, and the mean number of its network calls.
+
+    Times are those of the uniform grid from 1 to 0 with alpha = 1 - t. What the last step leaves masked is
+    filled with the most probable tokens in one more call, as `sampler.take_step` does.
+
+    Args:
+      probabilities: `[states, L, V]`, what the sampler draws from, in the order of `all_states`.
+      mode: of `SamplerConfig`; without a temperature of the order.
+      num_steps: calls that it may make.
+
+    Returns:
+      `[V^L]` in the order of `finished_states`, and the mean number of calls for one text.
+    """
+    decoder, options = enumerable(mode)
+    _, length, size = probabilities.shape
+    law = np.zeros(len(probabilities))
+    law[-1], calls = 1.0, 0.0  # the last state is the fully masked one
+    for index in range(num_steps):
+        if decoder.pick is not None:
+            taken = _accepted(decoder.pick, options, probabilities, num_steps - index)
+            moves = functools.partial(_picked, taken)
+        else:
+            moves = functools.partial(_by_chance, decoder, options, length, index, num_steps)
+        law, made = _step(law, probabilities, moves, length, size)
+        calls += made
+    masked = (all_states(size, length) == size).any(axis=1)
+    calls += float(law[masked].sum())
+    best = np.eye(size)[probabilities.argmax(axis=-1)]
+    law, _ = _step(law, best, lambda pattern, _: [(pattern, (), 1.0)], length, size)
+    return law[states_with_pattern((), size, length)], calls
+
+
+def enumerable(mode: str) -> tuple[Decoder, Any]:
+    """`parse_mode`, of decoders whose law is computed here.
+
+    Raises:
+      ConfigError: the mode is unknown, or its order has a temperature.
+    """
+    decoder, options = parse_mode(mode)
+    random = getattr(options, "order_temperature", 0.0) > 0
+    require(not random, f"mode={mode}: with an order_temperature no law is computed; leave it out.")
+    return decoder, options
+
+
+def decoder_measures(
+    world: World, probabilities: Array, evidence: Array, modes: Iterable[str], steps: Iterable[int]
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """`law_measures` of each decoder at each number of steps, with its mean number of "calls".
+
+    A measure is None where it is infinite: the decoder never writes something that the chain does.
+
+    Args:
+      world: the chain.
+      probabilities: `[states, L, V]`, what the decoders draw from.
+      evidence: `[states]`, from `true_denoiser`.
+      modes: of `SamplerConfig`.
+      steps: numbers of steps.
+    """
+    chain = evidence[finished_states(world)]
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for mode, num_steps in itertools.product(modes, steps):
+        law, calls = decoder_law(probabilities, mode, num_steps)
+        measures = law_measures(law, chain, world.length)
+        finite = {name: value if math.isfinite(value) else None for name, value in measures.items()}
+        found.setdefault(mode, {})[str(num_steps)] = finite | {"calls": calls}
+    return found
+
+
+def _step(
+    law: Array, probabilities: Array, moves: Any, length: int, size: int
+) -> tuple[Array, float]:
+    """One call: the law after it, and the probability that it is made at all."""
+    step, after, made = strides(size, length), np.zeros_like(law), 0.0
+    for pattern in patterns(length):
+        source = states_with_pattern(pattern, size, length)
+        if not law[source].any():
+            continue
+        for revealed, again, chance in moves(pattern, source):
+            weight = (law[source] * chance)[:, None]
+            made += float(weight.sum()) if revealed else 0.0
+            for position in revealed:
+                drawn = probabilities[source, position]
+                weight = (weight[:, :, None] * drawn[:, None, :]).reshape(len(source), -1)
+            shift = outer_sum([(np.arange(size) - size) * step[p] for p in revealed])
+            shown = source[:, None] // step[list(again)] % (size + 1)
+            target = source + ((size - shown) * step[list(again)]).sum(axis=1)
+            # States that differ only where they are masked again become one, so the sum is not an assignment.
+            np.add.at(after, target[:, None] + shift, weight)
+    return after, made
+
+
+def _picked(taken: Array, pattern: tuple[int, ...], source: Array) -> Iterator[Move]:
+    """What a decoder takes of the states `source`, as `_accepted` says for all states."""
+    del pattern
+    for chosen in np.unique(taken[source], axis=0):
+        places = tuple(int(place) for place in np.flatnonzero(chosen))
+        yield places, (), (taken[source] == chosen).all(axis=1)
+
+
+def _accepted(pick: Pick, options: Any, probabilities: Array, calls_left: int) -> Array:
+    """What a decoder takes of each state, `[states, L]` bool, by its own functions."""
+    _, length, size = probabilities.shape
+    due = all_states(size, length) == size
+    log_probs = jnp.log(jnp.maximum(probabilities.reshape(-1, size), 1e-30))
+    score = np.asarray(pick.score(options, log_probs), np.float64).reshape(due.shape)
+    key = jax.random.key(0)  # read by none without a temperature of the order
+    rounded = jnp.asarray(score.round(_DIGITS), jnp.float32)
+    return np.asarray(pick.accept(options, key, rounded, jnp.asarray(due), calls_left))
+
+
+def _by_chance(
+    decoder: Decoder,
+    options: Any,
+    length: int,
+    index: int,
+    num_steps: int,
+    pattern: tuple[int, ...],
+    source: Array,
+) -> Iterator[Move]:
+    """All that a call can do that does not ask the network what, where `pattern` is masked.
+
+    (Seven arguments: the first five are one decoder at one call.)
+    """
+    del source
+    if decoder.redo is not None:
+        masked = (jnp.float32(1 - step / num_steps) for step in (index, index + 1))
+        reveal, remask = (float(chance) for chance in decoder.redo(options, *masked))
+        shown = tuple(sorted(set(range(length)) - set(pattern)))
+        for places, again in itertools.product(_subsets(pattern), _subsets(shown)):
+            chance = _chance(reveal, places, pattern) * _chance(remask, again, shown)
+            if chance > 0:
+                yield places, again, chance
+    elif isinstance(options, Grid):
+        for places in _subsets(pattern):
+            yield places, (), _chance(1 / (num_steps - index), places, pattern)
+    else:
+        due = sum(rank * num_steps // length == index for rank in range(length))
+        for places in itertools.combinations(pattern, due):
+            yield places, (), 1 / math.comb(len(pattern), due)
+
+
+def _subsets(positions: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    for count in range(len(positions) + 1):
+        yield from itertools.combinations(positions, count)
+
+
+def _chance(each: float, chosen: tuple[int, ...], positions: tuple[int, ...]) -> float:
+    """That exactly these of some positions are chosen, each alike and on its own."""
+    return float(each ** len(chosen) * (1 - each) ** (len(positions) - len(chosen)))

@@ -1,0 +1,129 @@
+"""What decoders take and mask again. Oracles: the definitions, written out in NumPy.
+
+The law of whole generations is in tests/laboratory/test_decoders.py.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.decoders import DECODERS, Confidence, Remdm, parse_mode, remask_chances
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.errors import ConfigError
+from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
+
+KEY = jax.random.key(0)
+LOG_PROBS = jax.nn.log_softmax(jnp.array([[2.0, 1.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+DUE = jnp.array([[True, True, True]])
+_sample = jax.jit(sample, static_argnames=("diffusion", "config", "keep_states"))
+
+
+def accepted(
+    mode: str, log_probs: jax.Array = LOG_PROBS, due: jax.Array = DUE, calls_left: int = 2
+):
+    decoder, options = parse_mode(mode)
+    score = decoder.pick.score(options, log_probs)[None]
+    return np.asarray(decoder.pick.accept(options, KEY, score, due, calls_left))[0].tolist()
+
+
+def test_confidence_takes_the_surest_share_of_what_is_masked():
+    assert accepted("confidence") == [True, True, False]
+    assert accepted("confidence", calls_left=3) == [False, True, False]
+    assert accepted("confidence", due=jnp.array([[True, False, True]])) == [True, False, False]
+
+
+@pytest.mark.parametrize("score", ["probability", "margin", "entropy"])
+def test_scores_are_what_they_are_called(score):
+    probs = np.exp(np.asarray(LOG_PROBS, np.float64))
+    ordered = np.sort(probs, axis=-1)
+    expected = {
+        "probability": np.log(ordered[:, -1]),
+        "margin": np.log(np.maximum(ordered[:, -1] - ordered[:, -2], 1e-30)),
+        "entropy": (probs * np.log(probs)).sum(axis=-1),
+    }[score]
+    found = DECODERS["confidence"].pick.score(Confidence(score), LOG_PROBS)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_threshold_takes_all_that_is_sure_enough_and_at_least_one():
+    assert accepted("confidence:threshold=0.6") == [True, True, False]
+    assert accepted("confidence:threshold=0.99") == [False, True, False]
+
+
+def test_an_order_of_high_temperature_is_random():
+    """n = 3,000 draws of one of three positions; standard error 8.6e-3, seed 5."""
+    options = Confidence(order_temperature=1e6)
+    pick = DECODERS["confidence"].pick
+    score = jnp.broadcast_to(pick.score(options, LOG_PROBS), (3000, 3))
+    due = jnp.ones((3000, 3), bool)
+    found = np.asarray(pick.accept(options, jax.random.key(5), score, due, 3))
+    assert (found.sum(axis=1) == 1).all()
+    np.testing.assert_allclose(found.mean(axis=0), 1 / 3, atol=4 * 8.6e-3)
+
+
+def test_entropies_are_bounded_by_their_sum_without_the_largest():
+    entropies = -(jnp.exp(LOG_PROBS) * LOG_PROBS).sum(axis=-1)  # 0.83, 0.37, 1.10
+    between = float(entropies[1] + entropies[0])
+    assert accepted("entropy-bounded:bound=0") == [False, True, False]
+    assert accepted("entropy-bounded:bound=0.5") == [True, True, False]
+    assert accepted(f"entropy-bounded:bound={between - 0.01}") == [True, True, False]
+    assert accepted(f"entropy-bounded:bound={between + 0.01}") == [True, True, True]
+
+
+@pytest.mark.parametrize("options", [Remdm(0.1), Remdm(1.0), Remdm(0.4, "rescale")])
+def test_remasking_leaves_the_marginals_right(options):
+    """ReMDM's theorem: alpha_t (1 - sigma) + (1 - alpha_t) reveal = alpha_s."""
+    t = jnp.linspace(0.05, 1.0, 20)
+    s = t - 0.05
+    reveal, sigma = remask_chances(options, t, s)
+    np.testing.assert_allclose((1 - t) * (1 - sigma) + t * reveal, 1 - s, atol=1e-6)
+    assert bool(((sigma >= 0) & (sigma <= jnp.minimum(options.eta, 1))).all())
+
+
+@pytest.mark.parametrize("mode", ["confidence", "entropy-bounded", "remdm:eta=0.9"])
+def test_what_is_given_stays_and_nothing_is_left_masked(mode):
+    diffusion, params = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(2)
+    given = jnp.array([[1] * LENGTH])
+    x_init = prior_sample(64, LENGTH, MASK, given, jnp.array([[True] + [False] * (LENGTH - 1)]))
+    config = SamplerConfig(4, mode=mode)
+    state, states = _sample(diffusion, params, KEY, x_init, config, keep_states=True)
+    assert (states[:, :, 0] == 1).all()
+    assert (state.x != MASK).all()
+
+
+def test_remdm_masks_tokens_again_and_the_others_never_do():
+    diffusion, params = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(2)
+    x_init = prior_sample(64, LENGTH, MASK)
+    for mode in DECODERS:
+        options = ":eta=0.9" if mode == "remdm" else ""
+        config = SamplerConfig(6, mode=mode + options)
+        _, states = _sample(diffusion, params, KEY, x_init, config, keep_states=True)
+        again = (states[:-1] != MASK) & (states[1:] == MASK)
+        assert bool(again.any()) == (mode == "remdm"), mode
+
+
+def test_fewer_calls_are_made_where_nothing_is_left_to_reveal():
+    diffusion, params = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(2)
+    config = SamplerConfig(8, mode="entropy-bounded:bound=100")
+    state, _ = _sample(diffusion, params, KEY, prior_sample(4, LENGTH, MASK), config)
+    assert int(state.nfe) == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("confidnce", "mode='confidnce' is unknown .did you mean 'confidence'"),
+        ("confidence:score=top", "score='top' is unknown"),
+        ("confidence:treshold=0.5", "no field 'treshold'; did you mean 'threshold'"),
+        ("confidence:0.5", "'0.5' is no option name=value"),
+        ("grid:eta=1", "no field 'eta'"),
+        ("remdm:eta=2", "eta must lie in"),
+        ("entropy-bounded:bound=much", "bound"),
+    ],
+)
+def test_a_mode_that_is_none_is_refused_by_name(mode, said):
+    with pytest.raises(ConfigError, match=said):
+        SamplerConfig(4, mode=mode)

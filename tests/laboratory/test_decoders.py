@@ -1,0 +1,151 @@
+"""The exact law of decoders. Oracles: the sampler itself, and a brute-force sum over sequences one by one."""
+
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.laboratory.decoders import decoder_law, decoder_measures
+from sdtt_jax.laboratory.world import (
+    World,
+    finished_states,
+    reveal_sums,
+    sample_distribution,
+    true_denoiser,
+)
+from tests.statistics import assert_fits
+from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, all_states, predictions, random_table
+
+WORLD = World((0.5, 0.5), ((0.9, 0.1), (0.2, 0.8)), 3, (0.1, 0.2), name="weather")
+TABLE, PARAMS = TableDenoiser(), random_table(1)
+MODES = (
+    "grid",
+    "first-hitting",
+    "confidence",
+    "confidence:score=margin",
+    "confidence:score=entropy,threshold=0.4",
+    "confidence:threshold=0.5",
+    "entropy-bounded:bound=0.8",
+    "remdm:eta=0.3",
+    "remdm:eta=0.7,rule=rescale",
+)
+_sample = jax.jit(sample, static_argnames=("diffusion", "config"))
+
+
+def table() -> np.ndarray:
+    """The predictions of the table, one-hot where nothing is masked."""
+    shown = all_states()[:, :, None] == np.arange(VOCAB)
+    masked = (all_states() == MASK)[:, :, None]
+    return np.where(masked, predictions(TABLE, PARAMS), shown)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_it_is_what_the_sampler_draws(mode: str) -> None:
+    """2 steps of 3 tokens; n = 100,000, standard error of a frequency at most 1.6e-3, seed 3.
+
+    The sampler's schedule ends at alpha = 0.001 and not at 0, which for ReMDM is far below that.
+    """
+    diffusion = MaskedDiffusion(TABLE, make_schedule())
+    x_init = prior_sample(100_000, LENGTH, MASK)
+    config = SamplerConfig(2, mode=mode)
+    state, _ = _sample(diffusion, PARAMS, jax.random.key(3), x_init, config)
+    texts = np.asarray(state.x) @ VOCAB ** np.arange(LENGTH - 1, -1, -1)
+    law, _ = decoder_law(table(), mode, 2)
+    assert_fits(np.bincount(texts, minlength=VOCAB**LENGTH), law)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_that_of_the_grid_is_the_sum_over_reveals(num_steps: int) -> None:
+    predictions, _ = true_denoiser(WORLD)
+    law, calls = decoder_law(predictions, "grid", num_steps)
+    exact = sample_distribution(reveal_sums(predictions), num_steps)
+    np.testing.assert_allclose(law, exact, atol=1e-12)
+    # Three positions, each revealed at one of n steps: the mean number of different steps.
+    assert calls == pytest.approx(num_steps * (1 - (1 - 1 / num_steps) ** 3))
+
+
+def brute_confidence(table: np.ndarray, num_steps: int) -> dict[tuple[int, ...], float]:
+    """Texts one by one: at each call the surest ceil(masked / calls left) positions, by a plain loop."""
+    number = {tuple(state): n for n, state in enumerate(all_states().tolist())}
+    law = {(MASK,) * LENGTH: 1.0}
+    for index in range(num_steps):
+        after: dict[tuple[int, ...], float] = {}
+        for state, weight in law.items():
+            masked = [i for i, token in enumerate(state) if token == MASK]
+            rows = table[number[state]]
+            surest = sorted(masked, key=lambda i: -rows[i].max())
+            taken = surest[: math.ceil(len(masked) / (num_steps - index))]
+            for tokens in itertools.product(range(VOCAB), repeat=len(taken)):
+                text, value = list(state), weight
+                for position, token in zip(taken, tokens, strict=True):
+                    text[position], value = token, value * rows[position, token]
+                after[tuple(text)] = after.get(tuple(text), 0.0) + value
+        law = after
+    return law
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_that_of_confidence_is_the_plain_loops(num_steps: int) -> None:
+    law, calls = decoder_law(table(), "confidence", num_steps)
+    exact = brute_confidence(table(), num_steps)
+    texts = itertools.product(range(VOCAB), repeat=LENGTH)
+    np.testing.assert_allclose(law, [exact[text] for text in texts], atol=1e-12)
+    assert calls == num_steps
+
+
+def brute_remdm(table: np.ndarray, num_steps: int, eta: float) -> dict[tuple[int, ...], float]:
+    """Every position of every sequence moves on its own: masked to a token, or a token to MASK."""
+    number = {tuple(state): n for n, state in enumerate(all_states().tolist())}
+    law = {(MASK,) * LENGTH: 1.0}
+    for index in range(num_steps):
+        alpha_t, alpha_s = index / num_steps, (index + 1) / num_steps
+        sigma = min(eta, (1 - alpha_s) / alpha_t) if alpha_t else eta
+        reveal = (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t)
+        after: dict[tuple[int, ...], float] = {}
+        for (state, weight), text in itertools.product(
+            law.items(), itertools.product(range(MASK + 1), repeat=LENGTH)
+        ):
+            value = weight
+            for i, (old, new) in enumerate(zip(state, text, strict=True)):
+                if old == MASK:
+                    value *= 1 - reveal if new == MASK else reveal * table[number[state], i, new]
+                else:
+                    value *= sigma if new == MASK else (1 - sigma) * (new == old)
+            after[text] = after.get(text, 0.0) + value
+        law = after
+    return law
+
+
+def test_that_of_remdm_is_a_loop_over_positions() -> None:
+    law, _ = decoder_law(table(), "remdm:eta=0.3", 3)
+    exact = brute_remdm(table(), 3, 0.3)
+    texts = itertools.product(range(VOCAB), repeat=LENGTH)
+    np.testing.assert_allclose(law, [exact[text] for text in texts], atol=1e-6)
+
+
+def test_one_token_a_call_is_the_chain_whatever_the_order() -> None:
+    predictions, evidence = true_denoiser(WORLD)
+    for mode in ("first-hitting", "confidence", "entropy-bounded:bound=0"):
+        law, calls = decoder_law(predictions, mode, 3)
+        np.testing.assert_allclose(law, evidence[finished_states(WORLD)], atol=1e-12)
+        assert calls == 3
+
+
+def test_a_text_that_is_never_written_has_an_infinite_divergence_and_is_none() -> None:
+    """Sure of everything from 0 on, all is revealed at once; a second call has nothing to do."""
+    predictions, evidence = true_denoiser(WORLD)
+    found = decoder_measures(WORLD, predictions, evidence, ["confidence:threshold=1"], [1])
+    at_one = found["confidence:threshold=1"]["1"]
+    assert at_one["kl_reverse"] is None
+    assert at_one["calls"] == 2  # one token, then the most probable ones
+
+
+def test_an_order_with_a_temperature_has_no_law() -> None:
+    with pytest.raises(ConfigError, match="order_temperature"):
+        decoder_law(table(), "confidence:order_temperature=1", 2)
