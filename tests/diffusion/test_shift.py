@@ -47,6 +47,9 @@ def network(*, shift):
 
 SHIFTED, PARAMS = network(shift=True), noisy_params(network(shift=True), 2, spread=0.6)
 DIFFUSION = MaskedDiffusion(SHIFTED, make_schedule())
+_bound = jax.jit(nelbo, static_argnames="diffusion")
+_terms = jax.jit(distillation_terms, static_argnames=("diffusion", "config"))
+_sample = jax.jit(sample, static_argnames=("diffusion", "config"))
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +73,9 @@ def test_predictions_at_every_state(table):
 
 def test_bound(table):
     diffusion, params = table
-    found = nelbo(DIFFUSION, PARAMS, X0, jax.random.key(1))
+    found = _bound(DIFFUSION, PARAMS, X0, jax.random.key(1))
     assert float(jnp.abs(found).max()) > 0.1
-    np.testing.assert_allclose(found, nelbo(diffusion, params, X0, jax.random.key(1)), rtol=1e-5)
+    np.testing.assert_allclose(found, _bound(diffusion, params, X0, jax.random.key(1)), rtol=1e-5)
 
 
 def test_targets_and_loss_of_a_distillation(table):
@@ -83,8 +86,8 @@ def test_targets_and_loss_of_a_distillation(table):
     student = np.log(predictions(network(shift=False), other))
     moved = {"table": jnp.asarray(np.concatenate([student[:, :1], student[:, :-1]], axis=1))}
     key, dt = jax.random.key(2), jnp.float32(0.2)
-    total, count = distillation_terms(DIFFUSION, other, PARAMS, X0, dt, key, config)
-    expected, same = distillation_terms(diffusion, moved, params, X0, dt, key, config)
+    total, count = _terms(DIFFUSION, other, PARAMS, X0, dt, key, config)
+    expected, same = _terms(diffusion, moved, params, X0, dt, key, config)
     assert float(count) == float(same)
     assert float(total) > 0.01
     np.testing.assert_allclose(total, expected, rtol=1e-4)
@@ -96,7 +99,7 @@ def test_texts_and_infillings(table, given):
     start = np.full((64, LENGTH), MASK, np.int32)
     start[:, list(given)] = 1
     config, key = SamplerConfig(num_steps=2), jax.random.key(3)
-    found = sample(DIFFUSION, PARAMS, key, jnp.asarray(start), config)[0].x
-    expected = sample(diffusion, params, key, jnp.asarray(start), config)[0].x
+    found = _sample(DIFFUSION, PARAMS, key, jnp.asarray(start), config)[0].x
+    expected = _sample(diffusion, params, key, jnp.asarray(start), config)[0].x
     np.testing.assert_array_equal(found, expected)
     assert (np.asarray(found)[:, list(given)] == 1).all()

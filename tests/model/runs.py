@@ -17,13 +17,6 @@ from sdtt_jax.networks import Denoiser, DenoiserConfig
 TEXTS = ["in the beginning god created the heavens and the earth"] * 4
 
 
-def random_like(params, key):
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    drawn = [0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, drawn)
-
-
 def random_params(network, seed):
     """Normal numbers of standard deviation 0.1, made by NumPy, so that nothing is compiled."""
     shapes = nn.unbox(jax.eval_shape(network.init, jax.random.key(0)))
