@@ -8,6 +8,7 @@ from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.load import load_denoiser
 from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.networks.kinds import kind_of
 from sdtt_jax.objectives import adaptation_loss, open_share, teacher_loss
 from sdtt_jax.training.step import LossFn
 
@@ -15,6 +16,10 @@ from sdtt_jax.training.step import LossFn
 def adopt_teacher(run: Run, checkpoint: str) -> None:
     """Delivers a teacher that exists, if it is one for this run's sizes and tokens."""
     model = load_denoiser(checkpoint, mesh=run.mesh)
+    if (kind := kind_of(model.denoiser)) != (wanted := kind_of(run.denoiser)):
+        raise ConfigError(
+            f"config.teacher.checkpoint={checkpoint} is a {kind} model; the first teacher must be a {wanted}."
+        )
     # How it is computed may differ; what it is may not.
     free = {"compute_dtype": "", "remat": "", "unroll": 0}
     lines = differences(to_mapping(model.config) | free, to_mapping(run.denoiser.config) | free)

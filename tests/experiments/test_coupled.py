@@ -154,6 +154,20 @@ def test_a_pool_of_another_teacher_is_refused(unbroken, tmp_path):
     assert "teacher: " in str(caught.value)
 
 
+def test_a_pool_that_is_not_there_and_a_teacher_that_sees_noise_are_refused(unbroken, tmp_path):
+    config = coupled(unbroken, pool="nowhere")
+    refused = pytest.raises(ConfigError, match=r"config\.coupled\.pool=nowhere is no stored pool")
+    with open_run(config, tmp_path / "run") as run, refused:
+        open_pool(run, 1, {})
+    config = coupled(unbroken)
+    config.teacher.checkpoint = str(unbroken / "run" / "coupled")
+    refused = pytest.raises(
+        ConfigError, match="is a coupled model; the first teacher must be a denoiser"
+    )
+    with open_run(config, tmp_path / "other") as run, refused:
+        training_stages.train_teacher(run)
+
+
 def test_a_likelihood_is_refused(unbroken):
     model = sdtt_jax.load(unbroken / "run" / "coupled" / "01")
     with pytest.raises(ConfigError, match="a function of its noise and has no likelihood"):
