@@ -270,6 +270,12 @@ class RunConfig:
             (self.tokenizer.kind == "hub") == bool(self.teacher.init_from),
             "tokenizer.kind='hub' and teacher.init_from go together: the tokenizer is that model's.",
         )
+        seeing = [name for name in self.distillers if name in (COUPLED, "mixture", "mmd")]
+        require(
+            not (self.teacher.init_from and seeing),
+            f"distillers={seeing} need a teacher that is a network of this library; with teacher.init_from "
+            "take sdtt, alpha or idlm.",
+        )
         for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
             require(
                 sizes.vocab_size == sizes.length == 0,

@@ -71,7 +71,7 @@ class OthersConfig:
     embed_dim: int = 32
     num_heads: int = 2
     batch_size: int = 128
-    num_steps: int = 2000
+    num_steps: int = 1000
     copy_steps: int = 1000
     copy_rate: float = 3e-3
     learning_rate: float = 1e-3

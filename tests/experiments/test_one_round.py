@@ -96,6 +96,14 @@ def test_a_mixture_carries_its_latent_and_the_references_format_refuses_it(unbro
     ("fields", "named"),
     [
         ({"distillers": ("mmd",), "mmd": {"layer": 99}}, "mmd.layer=99 does not exist"),
+        (
+            {
+                "distillers": ("mixture",),
+                "teacher": {"init_from": "smollm2"},
+                "tokenizer": {"kind": "hub"},
+            },
+            "distillers=.*mixture.* need a teacher",
+        ),
         ({"mixture": {"num_values": 1}}, "num_values"),
         ({"coupled": {"noise": {"kind": "latent"}}}, "noise.kind='latent' is no noise"),
         ({"alpha": {"alpha": 1.5}}, "alpha"),
