@@ -14,7 +14,8 @@ from tests.multidevice.launching import call
 from tests.multidevice.programs import BATCH, LENGTH, LLAMA_MESHES, MESHES, ONE, STEPS
 from tests.sharing import once, virtual_devices
 
-pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
+# All programs of all meshes run in the first test's setup, the longest of all on cores without AVX-512.
+pytestmark = [pytest.mark.multidevice, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def on_all_meshes(folder):
