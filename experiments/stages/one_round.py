@@ -101,25 +101,27 @@ def _mmd_loss(run: Run) -> LossFn:
     return mmd_loss(run.diffusion, features, config)
 
 
-_PARTS = (
-    Parts(
+_PARTS = {
+    "alpha": Parts(
         "blocks of real texts, without a teacher",
         lambda run: alpha_loss(run.diffusion, run.config.alpha),
         keeps_teacher=False,
     ),
-    Parts(
+    "mixture": Parts(
         "one of several students for each text learns what the teacher's calls reveal together",
         _mixture_loss,
         network=lambda run: run.mixture,
         begin=lambda teacher, network, key: network.init_from(teacher, key),
     ),
-    Parts("completions are compared with real texts by the teacher's hidden states", _mmd_loss),
-    Parts(
+    "mmd": Parts(
+        "completions are compared with real texts by the teacher's hidden states", _mmd_loss
+    ),
+    "idlm": Parts(
         "a fake teacher learns the student's texts, and the student what the teacher says of them",
         lambda run: idlm_loss(run.diffusion, run.config.idlm),
         init=lambda network, key: {STUDENT: network.init(key), FAKE: network.init(key)},
         begin=lambda teacher, *_: {STUDENT: teacher, FAKE: teacher},
         student=lambda params: params[STUDENT],
     ),
-)
-DISTILLERS = {name: one_round(name, parts) for name, parts in zip(ONE_ROUND, _PARTS, strict=True)}
+}
+DISTILLERS = {name: one_round(name, _PARTS[name]) for name in ONE_ROUND}
