@@ -9,6 +9,7 @@ import pytest
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation.block import draw_block
 from sdtt_jax.distillation.mmd import MmdConfig, group_rewards, mmd_terms
 from sdtt_jax.errors import ConfigError
 from tests.worlds import (
@@ -129,14 +130,20 @@ def test_a_wrong_field_is_named(fields, named):
 
 
 def test_shown_tokens_are_not_drawn_again():
-    """With all calls but the last one shown, completions differ at masked positions alone."""
-    x0 = jnp.zeros((8, LENGTH), jnp.int32)
-    seen = []
+    """With all calls but the last one shown, completions differ from the text at masked positions alone."""
+    x0, key, config, seen = jnp.zeros((8, LENGTH), jnp.int32), jax.random.key(1), MmdConfig(3), []
 
     def watched(params, tokens):
-        seen.append(tokens)
+        jax.debug.callback(lambda tokens: seen.append(np.asarray(tokens)), tokens)
         return features(params, tokens)
 
-    with jax.disable_jit():
-        mmd_terms(DIFFUSION, TABLE, VECTORS, watched, x0, jax.random.key(1), MmdConfig(3))
-    assert MASK not in np.stack(seen)
+    jax.jit(lambda: mmd_terms(DIFFUSION, TABLE, VECTORS, watched, x0, key, config))()
+    jax.effects_barrier()
+    x_t = draw_block(DIFFUSION, x0, jax.random.split(key)[0], config.num_calls).x_t
+    texts, shown = np.stack(seen), np.asarray(x_t != MASK)
+    assert len(texts) == 1 + config.num_groups * config.group_size
+    assert shown.any()
+    assert not shown.all()
+    assert (texts[:, shown] == 0).all()
+    assert (texts != 0).any()
+    assert MASK not in texts

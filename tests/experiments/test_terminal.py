@@ -156,9 +156,6 @@ keep_freed_memory(DenoiserConfig(num_layers=12, embed_dim=768))
 print(faults(), faults())
 keep_freed_memory(DenoiserConfig(num_layers=4, embed_dim=128, num_heads=4))
 print(faults(), faults())
-print(max(end - start for start, end in (
-    (int(address, 16) for address in line.split()[0].split("-"))
-    for line in open("/proc/self/maps") if line.endswith("[heap]\\n"))))
 """
 
 
@@ -166,8 +163,6 @@ print(max(end - start for start, end in (
 def test_freed_memory_is_used_again_by_small_models():
     """Oracle: the system's count of page faults; 128 MiB that are new cost 64 huge or 32,768 small ones."""
     output = subprocess.check_output([sys.executable, "-c", FREES_AND_ASKS_AGAIN], cwd=ROOT)
-    large, large_again, _, small_again, heap = map(int, output.split())
+    large, large_again, _, small_again = map(int, output.split())
     assert min(large, large_again) > 50
     assert small_again < 10
-    # All that a demo ever holds lies in the part of the heap that was asked to be of huge pages.
-    assert heap > 3 * 2**30
