@@ -52,21 +52,16 @@ def quality_panel(run: Run, *, entropy: bool = False) -> Panel | None:
     series = [s for curve in quality_curves(run) if (s := _quality_series(curve, entropy)).x]
     if not series:
         return None
-    causal, data, strip = run.autoregressive, run.data, None
+    strip = None
     if entropy:
+        causal = run.autoregressive
         values = (causal.entropy if causal else None, run.data_entropy)
         if run.data_entropy is not None:
             margin = abs(run.data_entropy) * ENTROPY_TOLERANCE
             strip = (run.data_entropy - margin, run.data_entropy + margin)
     else:
-        values = (causal.gen_ppl if causal else None, data.gen_ppl if data else None)
-    references = [
-        Series(label, colour, (), (value,), line="reference", marker="")
-        for label, colour, value in zip(
-            ("causal", "real text"), ("causal", "data"), values, strict=True
-        )
-        if value is not None
-    ]
+        values = _reference_perplexities(run)
+    references = _references(*values)
     steps = sorted({k for s in series for k in s.x})
     what = "Entropy of the sampled texts" if entropy else "Generative perplexity"
     return Panel(
@@ -104,14 +99,7 @@ def few_calls_panel(run: Run) -> Panel | None:
         _quality_series(Curve("teacher", "teacher", teacher), entropy=False),
         Series("noise-coupled", "coupled", calls, tuple(matched), low, high),
     )
-    references = [
-        Series(label, colour, (), (quality.gen_ppl,), line="reference", marker="")
-        for label, colour, quality in (
-            ("causal", "causal", run.autoregressive),
-            ("real text", "data", run.data),
-        )
-        if quality is not None
-    ]
+    references = _references(*_reference_perplexities(run))
     return Panel(
         title="Perplexity at very few calls",
         description="Generative perplexity against number of network calls: teacher and noise-coupled "
@@ -229,6 +217,22 @@ def running_mean(values: Sequence[float]) -> list[float]:
         first, end = max(0, index - reach), min(len(values), index + reach + 1)
         means.append((sums[end] - sums[first]) / (end - first))
     return means
+
+
+def _reference_perplexities(run: Run) -> tuple[float | None, float | None]:
+    """Of the causal model and of real text."""
+    causal, data = run.autoregressive, run.data
+    return causal.gen_ppl if causal else None, data.gen_ppl if data else None
+
+
+def _references(causal: float | None, data: float | None) -> list[Series]:
+    """Horizontal lines of what was measured of the causal model and of real text."""
+    known = (("causal", "causal", causal), ("real text", "data", data))
+    return [
+        Series(label, colour, (), (value,), line="reference", marker="")
+        for label, colour, value in known
+        if value is not None
+    ]
 
 
 def _quality_series(curve: Curve, entropy: bool) -> Series:
