@@ -8,6 +8,7 @@ import concurrent.futures
 import logging
 import multiprocessing
 import os
+import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -99,6 +100,10 @@ def _run(task: Task) -> None:
     task.run()
 
 
+def _run_pickled(task: bytes) -> None:
+    pickle.loads(task).run()
+
+
 def beam(arguments: Sequence[str] = ()) -> Engine:
     """The engine of Apache Beam: its local runner, Dataflow, Flink, Spark.
 
@@ -125,9 +130,10 @@ def beam(arguments: Sequence[str] = ()) -> Engine:
         with apache_beam.Pipeline(options=PipelineOptions(list(arguments))) as pipeline:
             (
                 pipeline
-                | "Tasks" >> apache_beam.Create(list(tasks))
+                # As bytes, for Beam would make rows of its own kind of named tuples.
+                | "Tasks" >> apache_beam.Create([pickle.dumps(task) for task in tasks])
                 | "Spread" >> apache_beam.Reshuffle()
-                | "Run" >> apache_beam.Map(_run)
+                | "Run" >> apache_beam.Map(_run_pickled)
             )
         yield from tasks
 
