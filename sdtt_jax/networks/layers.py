@@ -231,7 +231,8 @@ class Linear(nn.Module):
 
     def _adapted(self, rows: jax.Array, in_shape: tuple[int, ...], out_shape: Any) -> jax.Array:
         """What the low-rank adapter adds (`networks.lora`), float32."""
-        a, b = (self.get_variable(ADAPTERS, name) for name in ("a", "b"))
+        a: Any = self.get_variable(ADAPTERS, "a")
+        b: Any = self.get_variable(ADAPTERS, "b")
         low = widened_product(rows, a.reshape(*in_shape, -1)).astype(self.dtype)
         return widened_product(low, b.reshape(len(b), *out_shape))
 

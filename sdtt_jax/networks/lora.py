@@ -70,7 +70,7 @@ def init_adapters(network: Network, config: LoraConfig, key: Key) -> Params:
     Raises:
       ConfigError: the network has none of the targets.
     """
-    adapters = {}
+    adapters: dict[str, Any] = {}
     for index, (path, box) in enumerate(_kernels(network, config).items()):
         axes, shape = box.names, box.value.shape
         split = 1 + _inputs(axes)

@@ -103,7 +103,7 @@ def test_adapters_are_split_as_the_matrices_that_they_stand_beside():
 
 
 def test_no_gradient_of_the_size_of_a_matrix_is_computed():
-    """Floating-point operations of a gradient, by XLA: two products for a frozen matrix, three for another."""
+    """Operations of a gradient, by XLA: two products for a frozen matrix, three for another."""
     network = dataclasses.replace(
         LLAMA, config=dataclasses.replace(LLAMA.config, embed_dim=128, remat="none", unroll=2)
     )
@@ -136,7 +136,7 @@ def test_no_gradient_of_the_size_of_a_matrix_is_computed():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rank": -1}, "rank=-1 must be at least 0"),
+        ({"rank": -1}, "rank must be at least 0, not -1"),
         ({"targets": ("attn_k", "query")}, "targets='query' is unknown"),
         ({"targets": ()}, "name at least one"),
         ({"base_dtype": "int8"}, "base_dtype='int8'"),
