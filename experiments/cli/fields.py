@@ -1,6 +1,7 @@
 """Flags from the fields of a dataclass: one for each, with its default and the help in its metadata."""
 
 import dataclasses
+import math
 from typing import Any, TypeVar
 
 from absl import flags
@@ -74,6 +75,17 @@ def _items(field: Any, value: list[str] | None) -> tuple[Any, ...]:
     texts = [text.strip() for text in value or []]
     if isinstance(field.default[0], str):
         return tuple(texts)
+    if isinstance(field.default[0], float):
+        for text in texts:
+            require(_is_number(text), f"--{field.name}: {text!r} is no number.")
+        return tuple(sorted({float(text) for text in texts}))
     for text in texts:
         require(text.isdecimal(), f"--{field.name}: {text!r} is no whole number.")
     return tuple(sorted({int(text) for text in texts}))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -175,7 +175,7 @@ def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer)
             given=reading.starts,
         )._asdict()
 
-    scores = record.part(name, writer.inputs | _judging(subject), "scores", score)
+    scores = record.part(name, writer.inputs | judging(subject), "scores", score)
     return Judged(tokens, nfe, reading, Scores(**scores))
 
 
@@ -183,7 +183,7 @@ def _item(
     subject: Subject, record: Record, setup: Setup, writer: Writer, real: Writer | None
 ) -> None:
     settings, judge, name = subject.settings, subject.judge, _name(setup, writer)
-    inputs = writer.inputs | _judging(subject) | {"real": real and real.inputs}
+    inputs = writer.inputs | judging(subject) | {"real": real and real.inputs}
 
     def compute() -> Json:
         judged = judged_texts(subject, record, setup, writer)
@@ -225,7 +225,7 @@ def _mauve(
     def features(texts: list[np.ndarray]) -> dict[str, np.ndarray]:
         return {"features": text_features(judge, texts, batch_size=subject.settings.batch_size)}
 
-    inputs = writer.inputs | _judging(subject)
+    inputs = writer.inputs | judging(subject)
     theirs = record.part(_name(setup, writer), inputs, "features", lambda: features(theirs_seen))
     ours, seed = features(seen), subject.settings.seed
     score = mauve_score(ours["features"], theirs["features"], MauveConfig(seed))
@@ -260,7 +260,8 @@ def _drawn(subject: Subject, setup: Setup, model: Model | CausalModel, start: np
     }
 
 
-def _judging(subject: Subject) -> Json:
+def judging(subject: Subject) -> Json:
+    """What the scores of texts depend on but for the texts."""
     settings, judge = subject.settings, subject.judge
     return {
         "judge": judge and {"path": judge.facts["path"]} | judge.fingerprint,
