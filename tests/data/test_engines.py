@@ -61,7 +61,9 @@ def test_several_workers_write_the_same_bytes(by_one, config, tmp_path, workers)
 
 
 def test_beam_writes_the_same_bytes(by_one, config, tmp_path):
-    pytest.importorskip("apache_beam", reason="Apache Beam wants another protobuf: docs/guides/data.md")
+    pytest.importorskip(
+        "apache_beam", reason="Apache Beam wants another protobuf: docs/guides/data.md"
+    )
     engine = engines.beam(["--direct_num_workers=3", "--direct_running_mode=multi_threading"])
     prepare(config, GPT2, tmp_path / "data", tmp_path / "tokenizer", engine=engine)
     assert digests(tmp_path) == by_one
