@@ -16,7 +16,7 @@ from sdtt_jax.data.loader import Shard
 from sdtt_jax.data.tasks import NAMED_OF_A_KIND, Packing, WriteShard
 from sdtt_jax.data.tokenizer import Tokenizer
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.paths import read_json, write_json
+from sdtt_jax.paths import as_path, read_json, write_json
 
 MANIFEST_FILE = "manifest.json"
 # Folders of a preparation that is under way.
@@ -103,7 +103,7 @@ def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str
     )
     shards, digests = [], {}
     for task in tasks:
-        found, name = read_json(task.record), str(Path(task.path).relative_to(partial))
+        found, name = read_json(task.record), str(as_path(task.path).relative_to(partial))
         digests[name] = found["sha256"]
         shards.append(Shard(name, SPLITS[task.split], task.last - task.first, found["bytes"]))
     write_json(partial / MANIFEST_FILE, _manifest(division, tokenizer, lengths, digests))
