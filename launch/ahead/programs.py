@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from experiments.settings import COUPLED, RunConfig
 from launch.ahead.hlo_text import Instruction
 from sdtt_jax.causal.sampler import generate
-from sdtt_jax.diffusion import filling, sampler
+from sdtt_jax.diffusion import sampler
+from sdtt_jax.diffusion.decoders import filling
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import Student, next_round
