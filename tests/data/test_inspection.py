@@ -1,6 +1,7 @@
-"""What is said of prepared data. Oracles: the sequences counted in plain Python, the files of the preparation."""
+"""What is said of prepared data. Oracle: the sequences, counted in plain Python."""
 
 import collections
+import itertools
 import json
 import shutil
 import subprocess
@@ -34,10 +35,10 @@ def test_counts_lengths_and_tokens_are_those_of_the_sequences(prepared, found):
     # A character of text8 is a byte and a token.
     assert said["bytes_per_token"] == pytest.approx(1, abs=0.001)
     ends = [place for place, token in enumerate(stream) if token == tokenizer.eos_id]
-    lengths = [stop - start - 1 for start, stop in zip(ends, ends[1:], strict=False)]
+    lengths = [stop - start - 1 for start, stop in itertools.pairwise(ends)]
     expected = collections.Counter(str(1 << (length - 1).bit_length()) for length in lengths)
     assert said["lengths"] == expected
-    rows = dict((row[0], row[1:]) for row in summary(found))
+    rows = {row[0]: row[1:] for row in summary(found)}
     documents = found["manifest"]["splits"]
     assert sum(documents[name]["documents"] for name in documents) == 40
     assert rows["sequences"][0] == f"{prepared.info.num_train:,}"
@@ -70,7 +71,6 @@ def test_the_page_shows_it_and_escapes_the_texts(found):
     found["splits"]["train"]["texts"] = ["<script>alert(1)</script>"]
     page = render_data(found, "runs/x")
     assert "&lt;script&gt;alert(1)" in page
-    assert f"{found['info']['num_train']:,}".replace(",", "")[:2] in page
     assert "Documents by their length" in page
     older = render_data(found | {"manifest": {}, "digests": "not known"}, "runs/x")
     assert "not known" in older
