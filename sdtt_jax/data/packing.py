@@ -1,6 +1,6 @@
 """From documents to sequences of equal length."""
 
-import itertools
+import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -8,13 +8,46 @@ import numpy as np
 from sdtt_jax.data.tokenizer import Tokenizer
 
 _DOCUMENTS_AT_ONCE = 256
+# What a tokenizer holds of a text is many times the text.
+_CHARACTERS_AT_ONCE = 2**20
+# Before a space between two letters every pre-tokenizer of GPT-2's kind begins a new word.
+_BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
-    """Each document's int32 ids `[n]`, in order."""
-    waiting = iter(texts)
-    while some := list(itertools.islice(waiting, _DOCUMENTS_AT_ONCE)):
-        yield from tokenizer.encode_batch(some)
+    """Each document's int32 ids `[n]`, in order.
+
+    A document of more than a million characters goes through GPT-2's vocabulary, or one of characters, in
+    stretches that give the same ids, so that memory does not grow with it as its ids do.
+    """
+    waiting: list[str] = []
+    size = 0
+    for text in texts:
+        if len(text) > 2 * _CHARACTERS_AT_ONCE:
+            yield from tokenizer.encode_batch(waiting)
+            yield np.concatenate([tokenizer.encode(s) for s in _stretches(tokenizer, text)])
+            waiting, size = [], 0
+            continue
+        waiting.append(text)
+        size += len(text)
+        if len(waiting) >= _DOCUMENTS_AT_ONCE or size >= _CHARACTERS_AT_ONCE:
+            yield from tokenizer.encode_batch(waiting)
+            waiting, size = [], 0
+    yield from tokenizer.encode_batch(waiting)
+
+
+def _stretches(tokenizer: Tokenizer, text: str) -> Iterator[str]:
+    kind, start = tokenizer.config.kind, 0
+    anywhere = kind == "sentencepiece" and tokenizer.config.model_type == "char"
+    while (kind == "gpt2" or anywhere) and len(text) - start > _CHARACTERS_AT_ONCE:
+        stop = start + _CHARACTERS_AT_ONCE
+        if not anywhere:
+            found = _BETWEEN_WORDS.search(text, stop)
+            stop = found.start() if found else len(text)
+        yield text[start:stop]
+        start = stop
+    if start < len(text):
+        yield text[start:]
 
 
 def pack(
@@ -24,7 +57,9 @@ def pack(
 
     With `wrap`, every sequence is `[BOS] chunk [EOS]` around `length - 2` tokens of the stream,
     as MDLM (arXiv 2406.07524) and SDTT train on; otherwise the chunks themselves. The rest of
-    the stream that does not fill a sequence is left out.
+    the stream that does not fill a sequence is left out. An EOS within a chunk is the end of a document, and
+    where the vocabulary's EOS is no token of texts (all but published models') nothing else is: a reader
+    finds the boundaries of documents there, and nothing more need be stored.
 
     Args:
       documents: ids of each document, `[n]`.
@@ -32,16 +67,31 @@ def pack(
       wrap: put BOS before and EOS after every chunk.
       bos_id, eos_id: of the vocabulary.
     """
+    ended = (part for tokens in documents for part in (tokens, np.array([eos_id], tokens.dtype)))
+    yield from cut(ended, length=length, wrap=wrap, bos_id=bos_id, eos_id=eos_id)
+
+
+def cut(
+    stream: Iterable[np.ndarray], *, length: int, wrap: bool, bos_id: int, eos_id: int
+) -> Iterator[np.ndarray]:
+    """Cuts a stream of tokens, in arrays `[n]` of any length, into sequences `[length]`, as `pack` does.
+
+    Args:
+      stream: of ids, with EOS after each document.
+      length: tokens in a sequence.
+      wrap: put BOS before and EOS after every chunk.
+      bos_id, eos_id: of the vocabulary.
+    """
     size = length - 2 if wrap else length
     waiting: list[np.ndarray] = []
     count = 0
-    for tokens in documents:
-        waiting += [tokens, np.array([eos_id], tokens.dtype)]
-        count += len(tokens) + 1
+    for tokens in stream:
+        waiting.append(tokens)
+        count += len(tokens)
         if count < size:
             continue
-        stream = np.concatenate(waiting)
+        joined = np.concatenate(waiting)
         whole = count // size * size
-        for chunk in stream[:whole].reshape(-1, size):
-            yield np.concatenate([[bos_id], chunk, [eos_id]], dtype=chunk.dtype) if wrap else chunk
-        waiting, count = [stream[whole:]], count - whole
+        for chunk in joined[:whole].reshape(-1, size):
+            yield np.pad(chunk, 1, constant_values=(bos_id, eos_id)) if wrap else chunk
+        waiting, count = [joined[whole:]], count - whole

@@ -69,9 +69,7 @@ class CoupledDenoiser(Denoiser):
         if noise is None:
             return super().hidden(params, tokens, sigma)
         sigma = self._sigma_seen(sigma)
-        hidden: Any = self._module.apply(
-            {"params": params}, tokens, sigma, noise, method="hidden_given"
-        )
+        hidden: Any = self._apply(params, tokens, sigma, noise, method="hidden_given")
         return hidden
 
 

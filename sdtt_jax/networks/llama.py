@@ -112,7 +112,7 @@ class LlamaDenoiser(Network):
           `[batch, length, embed]`, the compute dtype.
         """
         del sigma
-        hidden: Any = self._module.apply({"params": params}, tokens, edges, method="hidden")
+        hidden: Any = self._apply(params, tokens, edges, method="hidden")
         if self.config.shift:
             hidden = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
         return hidden
