@@ -276,6 +276,12 @@ class RunConfig:
             f"distillers={seeing} need a teacher that is a network of this library; with teacher.init_from "
             "take sdtt, alpha or idlm.",
         )
+        others = [name for name in self.distillers if name != SDTT]
+        require(
+            self.data.sequences == "packed" or not others,
+            f"distillers={others} know sequences of one kind of position only: they need "
+            f"data.sequences='packed', not {self.data.sequences!r}; or take sdtt.",
+        )
         for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
             require(
                 sizes.vocab_size == sizes.length == 0,

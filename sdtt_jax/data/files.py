@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdtt_jax.data.normalize import PROMPT_END
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.paths import decoded, parse_json, text_lines
 
@@ -119,6 +120,15 @@ def _json_documents(path: Path, text_field: str) -> Iterator[str]:
 
 
 def _json_text(value: Any, text_field: str, where: str) -> str:
+    """The text of a field, or of the two of `prompt>completion` with `PROMPT_END` between them."""
+    names = text_field.split(">")
+    texts = [_json_field(value, name.strip(), where) for name in names]
+    if len(texts) > 1 and any(PROMPT_END in text for text in texts):
+        raise DataError(f"{where} holds the character U+001E, which ends a prompt here; remove it.")
+    return PROMPT_END.join(texts)
+
+
+def _json_field(value: Any, text_field: str, where: str) -> str:
     if not isinstance(value, dict):
         raise DataError(f"{where} is not a JSON object but {type(value).__name__}.")
     if text_field not in value:

@@ -16,7 +16,8 @@ from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.data.config import DataConfig, TokenizerConfig
 from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, Track, divide, files_read, untracked
 from sdtt_jax.data.loader import INFO_FILE, Shard, read_info
-from sdtt_jax.data.packing import encode_documents, pack
+from sdtt_jax.data.normalize import PROMPT_END
+from sdtt_jax.data.packing import encode_documents, packed
 from sdtt_jax.data.tokenizer import (
     PREPARE_AGAIN,
     HubTokenizer,
@@ -26,6 +27,7 @@ from sdtt_jax.data.tokenizer import (
     train_tokenizer,
 )
 from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.paths import as_path, write_json
 
 
@@ -93,7 +95,10 @@ def prepare(
         documents_of = divide(data_config, track)
         vocabulary: Tokenizer
         if tokenizer is None:
-            texts = documents_of(TRAIN, "learning the vocabulary")
+            texts = (
+                text.replace(PROMPT_END, "\n")
+                for text in documents_of(TRAIN, "learning the vocabulary")
+            )
             vocabulary = train_tokenizer(tokenizer_config, texts, data_config.normalize)
         else:
             vocabulary = tokenizer.normalising(tokenizer_config, data_config.normalize)
@@ -108,7 +113,10 @@ def prepare(
 
 def _finished(asked: dict[str, Any], data_dir: Path, tokenizer_dir: Path) -> DataInfo:
     content = read_info(data_dir)
-    _refuse_differences({name: content.get(name, {}) for name in asked}, asked, data_dir)
+    found = {name: content.get(name, {}) for name in asked}
+    # Fields that it lacks, because they are newer, have their defaults.
+    found["data"] = to_mapping(DataConfig()) | found["data"]
+    _refuse_differences(found, asked, data_dir)
     if load_tokenizer(tokenizer_dir).digest != content.get("tokenizer_digest"):
         raise DataError(f"{tokenizer_dir} is not the tokenizer of {data_dir}; {PREPARE_AGAIN}.")
     return _info_from(content, data_dir)
@@ -124,6 +132,7 @@ def _write_sequences(
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
     digest = hashlib.sha256()
     counts = {split: collections.Counter[str]() for split in SPLITS}
+    arrangement = Sequences(config.sequences, tokenizer.bos_id, tokenizer.eos_id, config.wrap)
 
     def counted(split: str) -> Iterator[str]:
         for text in documents_of(split, f"tokenising the {split} split"):
@@ -137,13 +146,7 @@ def _write_sequences(
 
     def sequences(split: str) -> Iterator[np.ndarray]:
         digest.update(split.encode())
-        for sequence in pack(
-            encoded(split),
-            length=config.length,
-            wrap=config.wrap,
-            bos_id=tokenizer.bos_id,
-            eos_id=tokenizer.eos_id,
-        ):
+        for sequence in packed(encoded(split), config.length, arrangement):
             counts[split]["sequences"] += 1
             digest.update(sequence.astype("<i4").tobytes())
             yield sequence.astype(dtype)
