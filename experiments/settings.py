@@ -23,6 +23,7 @@ from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.keys import check_seed
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
+from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.ops.noise import LATENT, MASKS
 from sdtt_jax.parallel.mesh import MeshConfig
 from sdtt_jax.paths import as_path
@@ -52,16 +53,22 @@ class TeacherConfig(NelboConfig):
         its network and its tokenizer too (`tokenizer.kind` is then "hub"); of `config.model` only
         `compute_dtype`, `remat` and `unroll` count.
       attention_annealing: steps in which a causal model's attention to later positions is opened.
+      lora: of a teacher that starts from a model, adapters which are trained in its place.
       train: steps, batch, optimizer.
     """
 
     checkpoint: str = ""
     init_from: str = ""
     attention_annealing: int = 0
+    lora: LoraConfig = LoraConfig()
     train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512, ema_decay=0.9999)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            bool(self.init_from) or not self.lora.rank,
+            f"teacher.lora.rank={self.lora.rank} adapts a model, which teacher.init_from must name.",
+        )
         whole(0, self, "attention_annealing")
         require(
             not (self.checkpoint and self.init_from),
@@ -82,9 +89,11 @@ class DistillStage(DistillConfig):
     """The rounds, with the fields of `DistillConfig`, and the training of each.
 
     Attributes:
+      lora: students' adapters, which are trained beside the first teacher's parameters, frozen.
       train: steps of each round, batch, optimizer. The default is the paper's recipe.
     """
 
+    lora: LoraConfig = LoraConfig()
     train: TrainConfig = TrainConfig(
         num_steps=10_000,
         batch_size=128,
@@ -263,24 +272,26 @@ class RunConfig:
         )
         require(
             "mmd" not in self.distillers or self.mmd.layer <= self.model.num_layers,
-            f"mmd.layer={self.mmd.layer} does not exist: the teacher has model.num_layers="
-            f"{self.model.num_layers} layers.",
+            f"mmd.layer={self.mmd.layer} does not exist: model.num_layers={self.model.num_layers}.",
         )
         require(
             (self.tokenizer.kind == "hub") == bool(self.teacher.init_from),
             "tokenizer.kind='hub' and teacher.init_from go together: the tokenizer is that model's.",
         )
+        require(
+            not (self.teacher.lora.rank and self.distill.lora.rank)
+            or self.teacher.lora == self.distill.lora,
+            "teacher.lora and distill.lora differ: students go on with the teacher's adapters, so set them "
+            "alike, or distill.lora.rank=0 to train all parameters of the merged teacher.",
+        )
         seeing = [name for name in self.distillers if name in (COUPLED, "mixture", "mmd")]
         require(
             not (self.teacher.init_from and seeing),
-            f"distillers={seeing} need a teacher that is a network of this library; with teacher.init_from "
-            "take sdtt, alpha or idlm.",
+            f"distillers={seeing} need a teacher of this library; with teacher.init_from take sdtt or alpha.",
         )
-        others = [name for name in self.distillers if name != SDTT]
         require(
-            self.data.sequences == "packed" or not others,
-            f"distillers={others} know sequences of one kind of position only: they need "
-            f"data.sequences='packed', not {self.data.sequences!r}; or take sdtt.",
+            self.data.sequences == "packed" or self.distillers == (SDTT,),
+            f"distillers={self.distillers} with data.sequences={self.data.sequences!r}: take sdtt alone.",
         )
         for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
             require(

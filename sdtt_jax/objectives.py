@@ -29,6 +29,7 @@ from sdtt_jax.distillation.mixture import MixtureConfig, mixture_terms
 from sdtt_jax.distillation.mmd import Features, MmdConfig, mmd_terms
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.networks.lora import LoraConfig, with_adapters
 from sdtt_jax.ops.sequences import Sequences, arrange, number_counted
 from sdtt_jax.training.step import Loss, LossFn
 from sdtt_jax.typing import Key, Tokens, Tree
@@ -55,6 +56,29 @@ def arranged(
         return loss_of(model)(params, context, batch, key)
 
     return loss
+
+
+BASE = "base"
+
+
+def lora_loss(loss: LossFn, config: LoraConfig) -> LossFn:
+    """A loss in which only a network's adapters are trained.
+
+    The context holds the frozen parameters, `base`, beside what `loss` reads. Its `teacher_params`, if any,
+    are adapters of the same base, so that teacher and student share one copy of it.
+
+    Args:
+      loss: of all parameters.
+      config: of the adapters.
+    """
+
+    def adapted(adapters: Tree, context: Tree, batch: Tree, key: Key) -> Loss:
+        base, rest = context[BASE], {name: x for name, x in context.items() if name != BASE}
+        if "teacher_params" in rest:
+            rest["teacher_params"] = with_adapters(base, rest["teacher_params"], config)
+        return loss(with_adapters(base, adapters, config), rest, batch, key)
+
+    return adapted
 
 
 def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:

@@ -19,7 +19,7 @@ from sdtt_jax.reporting.evaluations import (
     read_evaluation,
     tables,
 )
-from sdtt_jax.reporting.picture import write_race
+from sdtt_jax.reporting.picture import write_frontier, write_race
 
 
 def compare(paths: Sequence[str], folder: str | None) -> None:
@@ -56,15 +56,19 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
 
 
 def write_comparison(evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
-    """comparison.md, and race_batch_N.png for every batch size at which two points can race."""
+    """comparison.md, race_batch_N.png for every batch size at which two points can race, and frontier.png."""
     pictures = []
     for batch in race_batches(evaluations):
         points = race(evaluations, batch)
         if len(points) > 1:
             pictures.append(write_race(points, batch, folder / f"race_batch_{batch:03d}.png"))
+    frontier = write_frontier(evaluations, folder / "frontier.png")
     page = folder / "comparison.md"
     parts = [markdown(table) for table in tables(evaluations)]
     parts += [f"![Quality against latency]({picture.name})" for picture in pictures]
+    if frontier is not None:
+        parts.append(f"![Perplexity against entropy]({frontier.name})")
+        pictures.append(frontier)
     write_text(page, "\n\n".join(parts) + "\n")
     return [page, *pictures]
 

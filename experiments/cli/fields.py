@@ -1,6 +1,7 @@
 """Flags from the fields of a dataclass: one for each, with its default and the help in its metadata."""
 
 import dataclasses
+import math
 from typing import Any, TypeVar
 
 from absl import flags
@@ -26,6 +27,16 @@ def define_checkpoint(name: str = "checkpoint") -> flags.FlagHolder[str | None]:
         "A run (its last finished round), a round, a teacher, a judge or a final folder (local or gs://); a "
         ".safetensors or .gguf file or its folder; a repository of the hub, OWNER/NAME[@REVISION]; or "
         "smollm2.",
+    )
+
+
+def define_helper() -> flags.FlagHolder[str | None]:
+    """Defines the flag that names the other model of a decoder that asks one."""
+    return flags.DEFINE_string(
+        "helper",
+        None,
+        "The other model of a decoder that asks one, named as for --checkpoint: what verifies "
+        "--mode=speculative, a teacher or a causal model.",
     )
 
 
@@ -74,6 +85,17 @@ def _items(field: Any, value: list[str] | None) -> tuple[Any, ...]:
     texts = [text.strip() for text in value or []]
     if isinstance(field.default[0], str):
         return tuple(texts)
+    if isinstance(field.default[0], float):
+        for text in texts:
+            require(_is_number(text), f"--{field.name}: {text!r} is no number.")
+        return tuple(sorted({float(text) for text in texts}))
     for text in texts:
         require(text.isdecimal(), f"--{field.name}: {text!r} is no whole number.")
     return tuple(sorted({int(text) for text in texts}))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

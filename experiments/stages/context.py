@@ -5,7 +5,6 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from experiments.settings import RunConfig
@@ -19,6 +18,7 @@ from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import MismatchError, UserError
+from sdtt_jax.interchange.adapters import network_shardings, read_delivered
 from sdtt_jax.interchange.load import load
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -28,10 +28,9 @@ from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig, as_denois
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.kinds import kind_of, stored_kind
 from sdtt_jax.networks.llama import LlamaDenoiser
+from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel import processes
-from sdtt_jax.parallel.mesh import RULES
-from sdtt_jax.parallel.placement import tree_shardings
 from sdtt_jax.paths import is_remote
 from sdtt_jax.progress import track_text
 from sdtt_jax.typing import Params
@@ -166,13 +165,16 @@ class Run:
         }
         save_params(final(folder), params, meta | facts)
 
-    def delivered(self, folder: Path, network: Network, needed_by: str) -> Params:
+    def delivered(
+        self, folder: Path, network: Network, needed_by: str, lora: LoraConfig = LoraConfig()
+    ) -> Params:
         """What a finished stage delivered, on the mesh.
 
         Args:
           folder: of the stage or round.
           network: `denoiser` or `judge`.
           needed_by: the stage that asks.
+          lora: of the adapters, which are wanted without their base; without rank: all parameters, merged.
 
         Raises:
           UserError: the stage is not finished.
@@ -182,8 +184,11 @@ class Run:
             raise UserError(
                 f"Stage {needed_by} needs {final(folder)}, which is not there; run the stages before it."
             )
-        boxed = jax.eval_shape(network.init, jax.random.key(0))
-        params, meta = load_params(final(folder), tree_shardings(boxed, RULES, self.mesh))
+        if not lora.rank:
+            params, meta = read_delivered(final(folder), lambda _facts: network, self.mesh)
+        else:
+            shardings = network_shardings(network, self.mesh, lora)
+            params, meta = load_params(final(folder), shardings)
         kind, model = kind_of(network), to_mapping(network.config)
         # Fields that it lacks, because they are newer, have their defaults.
         newer = to_mapping(type(network.config)()) | (meta.get("model") or {})

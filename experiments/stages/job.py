@@ -12,9 +12,12 @@ import numpy as np
 from experiments.settings import SDTT, RunConfig
 from experiments.stages import coupled
 from experiments.stages.context import Run
+from experiments.stages.lora import Adapters, WithoutBase
+from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.keys import purpose_key, purpose_seed
 from sdtt_jax.parallel.placement import place_batch, place_rows
 from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.loop import Saver
 from sdtt_jax.training.state import TrainState
 from sdtt_jax.training.step import TrainStep
 
@@ -32,6 +35,7 @@ class TrainingJob:
       abstract: shapes and shardings of the state.
       pool: of trajectories, where they and not texts are trained on.
       open_share: of a network that was causal, the share of its attention to later positions at a step.
+      adapters: what is trained, where that may be adapters; `start` and `abstract` then lack their base.
     """
 
     run: Run
@@ -43,6 +47,7 @@ class TrainingJob:
     abstract: TrainState
     pool: coupled.Pool | None = None
     open_share: Callable[[int], float] | None = None
+    adapters: Adapters | None = None
 
     @property
     def tags(self) -> dict[str, Any]:
@@ -77,7 +82,18 @@ class TrainingJob:
         if getattr(jax.config, "jax_threefry_partitionable", True):
             random += ", partitionable"
         pool = {} if self.pool is None else {"pool": self.pool.facts}
-        return self.tags | {"data": self.run.info.fingerprint, "random": random} | pool
+        base = self.adapters.facts if self.adapters else {}
+        return self.tags | {"data": self.run.info.fingerprint, "random": random} | pool | base
+
+    def state(self, checkpoints: Checkpoints, before: int | None = None) -> TrainState:
+        """The state to go on from: that of the latest checkpoint below step `before`, or the first."""
+        restored = checkpoints.restore(self.abstract, expect=self.metadata, before=before)
+        state = self.start() if restored is None else restored[0]
+        return self.adapters.beside(state) if self.adapters else state
+
+    def saver(self, checkpoints: Checkpoints) -> Saver:
+        """What saves the states of this training."""
+        return WithoutBase(checkpoints) if self.adapters else checkpoints
 
     def batch_number(self, step: int) -> int:
         """The number, in the stage's stream of batches, of the batch that step `step` (from 0) takes."""

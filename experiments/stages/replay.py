@@ -39,8 +39,7 @@ def replay(run: Run, name: str) -> None:
     config = job.config
     with Checkpoints(job.folder) as checkpoints:
         before = config.num_steps if wanted is None else wanted
-        restored = checkpoints.restore(job.abstract, expect=job.metadata, before=before)
-    state = job.start() if restored is None else restored[0]
+        state = job.state(checkpoints, before)
     start = int(jax.device_get(state.step))
     step = start + 1 if wanted is None else wanted
     run.log(f"{name}: from the state after step {start}, step {step} twice")

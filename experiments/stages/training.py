@@ -14,6 +14,7 @@ from experiments.stages import coupled, one_round
 from experiments.stages.adopting import adopt_teacher, base_objective
 from experiments.stages.context import Run
 from experiments.stages.job import Distiller, TrainingJob, averaged
+from experiments.stages.lora import Adapters, deliver_base
 from experiments.stages.workdir import final, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, next_round, round_dt
@@ -55,8 +56,11 @@ def train_teacher(run: Run) -> None:
     if config.checkpoint:
         adopt_teacher(run, config.checkpoint)
         return
-    state = _fit(training_job(run, "teacher"))
-    run.deliver(run.workdir.teacher, run.denoiser, averaged(state), stage="teacher")
+    if config.lora.rank:
+        deliver_base(run)
+    params = averaged(_fit(training_job(run, "teacher")))
+    facts = Adapters(run, config.lora).facts
+    run.deliver(run.workdir.teacher, run.denoiser, params, stage="teacher", **facts)
 
 
 def train_judge(run: Run) -> None:
@@ -105,7 +109,8 @@ def _sdtt_steps(run: Run) -> Callable[[int], TrainStep]:
     """One compiled step for all rounds: dt and the teacher are arguments of it."""
     config = run.config.distill
     loss_of = functools.partial(distill_loss, config=config)
-    step = make_train_step(arranged(loss_of, run.diffusion, run.sequences), config.train)
+    loss = Adapters(run, config.lora).loss(arranged(loss_of, run.diffusion, run.sequences))
+    step = make_train_step(loss, config.train)
     return lambda _number: step
 
 
@@ -127,6 +132,7 @@ def _deliver_sdtt(run: Run, number: int, state: TrainState) -> None:
         dt=round_dt(config, number),
         num_distill_steps=config.num_distill_steps,
         divergence=config.divergence,
+        **Adapters(run, config.lora).facts,
     )
 
 
@@ -164,12 +170,16 @@ def _coupled_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
 def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
     config = run.config.distill
     spec = StateSpec(config.train, run.mesh)
-    init = functools.partial(run.denoiser.init, jax.random.key(0))
-    shapes = jax.eval_shape(lambda: next_round(config, Student(unbox(init())), number))
-    abstract = spec.abstract(init, shapes.context)
+    adapters = Adapters(run, config.lora)
+    shapes = jax.eval_shape(lambda: next_round(config, Student(unbox(adapters.init())), number))
+    abstract = spec.abstract(adapters.init, shapes.context)
 
     def start() -> TrainState:
-        teacher = run.delivered(round_teacher(run, number), run.denoiser, "distill")
+        if config.lora.rank and number == 1 and not run.config.teacher.lora.rank:
+            teacher = spec.init(adapters.init).params
+        else:
+            folder = round_teacher(run, number)
+            teacher = run.delivered(folder, run.denoiser, "distill", config.lora)
         previous: Trained = Student(teacher)
         if number > 1:
             folder = run.workdir.round(number - 1)
@@ -180,7 +190,8 @@ def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
         student = next_round(config, previous, number, teacher_params=teacher)
         return spec.from_params(**student._asdict())
 
-    return TrainingJob(run, "distill", number, config.train, step_fn, start, abstract)
+    parts = run, "distill", number, config.train, step_fn, start, abstract
+    return TrainingJob(*parts, adapters=adapters)
 
 
 def _from_scratch(
@@ -196,14 +207,18 @@ def _from_scratch(
 def _from_base(run: Run) -> TrainingJob:
     """The training of a teacher that starts from a published model."""
     config, spec = run.config.teacher, StateSpec(run.config.teacher.train, run.mesh)
-    abstract = spec.abstract(functools.partial(run.denoiser.init, jax.random.key(0)))
+    adapters = Adapters(run, config.lora)
+    abstract = spec.abstract(adapters.init)
 
     def start() -> TrainState:
+        if config.lora.rank:
+            return spec.init(adapters.init)
         return spec.from_params(run.base_params())
 
     loss, share = base_objective(run)
-    step_fn = make_train_step(loss, config.train)
-    return TrainingJob(run, "teacher", 0, config.train, step_fn, start, abstract, open_share=share)
+    step_fn = make_train_step(adapters.loss(loss), config.train)
+    parts = run, "teacher", 0, config.train, step_fn, start, abstract
+    return TrainingJob(*parts, open_share=share, adapters=adapters)
 
 
 def _fit(job: TrainingJob) -> TrainState:
@@ -216,9 +231,7 @@ def _fit(job: TrainingJob) -> TrainState:
     with Checkpoints(
         job.folder, keep=config.keep, keep_every=config.keep_every, metadata=job.metadata
     ) as checkpoints:
-        restored = checkpoints.restore(job.abstract, expect=job.metadata)
-        state = job.start() if restored is None else restored[0]
-        del restored
+        state = job.state(checkpoints)
         began, checkpoints.seconds = time.monotonic(), 0.0
         step = int(jax.device_get(state.step))
         what = f"a training step (stage {job.stage}, round {job.round})"
@@ -233,7 +246,7 @@ def _fit(job: TrainingJob) -> TrainState:
                 job.batch_at,
                 job.key,
                 config,
-                checkpoints=checkpoints,
+                checkpoints=job.saver(checkpoints),
                 log=TrainLog(
                     write=writer.write,
                     progress=progress.update,

@@ -41,6 +41,7 @@ class Workdir:
       config: what the run was begun with.
       data, tokenizer: the prepared data and their vocabulary.
       teacher, judge: the checkpoints of these stages.
+      base: the frozen parameters beside which a teacher's adapters stand.
       metrics, rejected: a line for each logged step, and for each update that was rejected.
       results, samples: what was measured, and texts to look at.
       timing, report: seconds of each stage, and the page.
@@ -51,6 +52,7 @@ class Workdir:
         self.config = root / "config.json"
         self.data, self.tokenizer = root / "data", root / "tokenizer"
         self.teacher, self.judge = root / "teacher", root / "judge"
+        self.base = root / "base"
         self.metrics, self.rejected = root / "metrics.jsonl", root / "rejected.jsonl"
         self.results, self.samples = root / "results.json", root / "samples.json"
         self.timing, self.report = root / "timing.json", root / "report.html"

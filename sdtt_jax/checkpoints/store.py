@@ -18,7 +18,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from sdtt_jax.checkpoints import metadata as stored
-from sdtt_jax.checkpoints.digests import describe
+from sdtt_jax.checkpoints.digests import canonical_sha256, describe
 from sdtt_jax.checkpoints.metadata import DamagedError, brief, require_same_leaves
 from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.parallel import processes
@@ -298,6 +298,18 @@ def load_params(
             for p, x in shapes.items()
         }
         return nested(_read_leaves(path, "params", abstract, table)), metadata
+    except DamagedError as error:
+        raise CheckpointError(f"The parameters at {directory} are damaged: {error}.") from error
+
+
+def stored_digest(directory: str | os.PathLike[str]) -> str:
+    """SHA-256 (hex) of what `save_params` wrote there: dtype, shape and digest of every leaf, as stored.
+
+    Raises:
+      CheckpointError: nothing there, or its metadata are damaged.
+    """
+    try:
+        return canonical_sha256(_stored_metadata(absolute(directory))[1])
     except DamagedError as error:
         raise CheckpointError(f"The parameters at {directory} are damaged: {error}.") from error
 

@@ -81,7 +81,11 @@ class Given:
         return hidden
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.denoiser, name)
+        # Nothing else that computes from tokens, a cache for one, which would not see the inputs.
+        if name in ("mask_id", "padded_vocab", "head_params", "logits", "noise_levels", "config"):
+            return getattr(self.denoiser, name)
+        inputs = " and ".join(self.inputs)
+        raise AttributeError(f"A network that is given {inputs} has no {name}.")
 
 
 @dataclasses.dataclass(frozen=True)

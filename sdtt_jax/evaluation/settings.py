@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from sdtt_jax.config import choose, one_of, positive, require, within
+from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.estimators import ESTIMATORS
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.tasks import TASKS
@@ -69,6 +70,14 @@ class Settings(Sampling):
         "Dtype of the judge's activations, float32 or bfloat16; by default what it was trained with.",
     )
     num_steps: tuple[int, ...] = setting((4, 8, 16, 32, 64), "Sampling steps, with commas.")
+    temperatures: tuple[float, ...] = setting(
+        (0.8, 0.9, 1.0, 1.1),
+        "Temperatures that --suite=frontier interpolates between, with commas.",
+    )
+    modes: str = setting(
+        "",
+        "Decoders of --suite=frontier, as for --mode, separated by blanks; by default that of --mode.",
+    )
     num_texts: int = setting(1024, "Texts for each number of steps.")
     length: int = setting(0, "Tokens of a text; 0 is the model's own length.")
     prompts: str = setting(
@@ -146,6 +155,9 @@ class Settings(Sampling):
         for name in ("num_steps", "latency_steps", "latency_batches"):
             for value in getattr(self, name):
                 positive(**{name: value})
+        within("(0, inf)", temperatures=min(self.temperatures, default=0.0))
+        for mode in self.modes.split():
+            parse_mode(mode)
         for estimator in self.estimators:
             choose("estimators", estimator, ESTIMATORS)
 

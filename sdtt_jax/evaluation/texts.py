@@ -11,7 +11,7 @@ from sdtt_jax.config import require
 from sdtt_jax.data import DataConfig, Tokenizer, open_split
 from sdtt_jax.data.corpora import CORPORA, TRAIN, Corpus, documents, find_corpus
 from sdtt_jax.data.normalize import without_traces_of_files
-from sdtt_jax.data.packing import encode_documents, packed
+from sdtt_jax.data.packing import encode_documents, fitted, pack
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.ops.sequences import Sequences
@@ -49,8 +49,15 @@ def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
         model: Any = subject.model
         kind = model.facts.get("sequences", "packed")
         sequences = Sequences(kind, tokenizer.bos_id, tokenizer.eos_id, settings.wrap)
-        documents_of = encode_documents(tokenizer, _documents(subject, tokenizer))
-        rows = list(itertools.islice(packed(documents_of, length, sequences), limit))
+        ids = encode_documents(tokenizer, _documents(subject, tokenizer))
+        packed = pack(
+            fitted(ids, length, sequences),
+            length=length,
+            wrap=settings.wrap,
+            bos_id=tokenizer.bos_id,
+            eos_id=tokenizer.eos_id,
+        )
+        rows = list(itertools.islice(packed, limit))
         if not rows:
             raise DataError(
                 f"--held_out={settings.held_out} has less text than one sequence of {length} tokens; give "

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sdtt_jax.checkpoints.store import PARTS, load_params
+from sdtt_jax.checkpoints.store import PARTS
 from sdtt_jax.config import from_mapping, to_mapping
 from sdtt_jax.data import Tokenizer, load_tokenizer
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange import hub
+from sdtt_jax.interchange.adapters import network_shardings, read_delivered
 from sdtt_jax.interchange.claims import claimed, published_schedule
 from sdtt_jax.interchange.found import describe
 from sdtt_jax.interchange.gguf import SMOLLM2, smollm2_file
@@ -33,9 +34,7 @@ from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalNetwork
 from sdtt_jax.networks.config import LlamaConfig
 from sdtt_jax.networks.kinds import KINDS, kind_of, network_of, stored_kind
-from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import place as place_pieces
-from sdtt_jax.parallel.placement import tree_shardings
 from sdtt_jax.paths import as_path, is_remote, with_target
 from sdtt_jax.trees import flat_leaves
 
@@ -158,11 +157,9 @@ def load_mdlm_small() -> Model:
 
 def _own(path: Path, mesh: Mesh | None, compute_dtype: str | None) -> Model | CausalModel:
     folder = _delivered(path)
-
-    def placement(facts: dict[str, Any]) -> Any:
-        return None if mesh is None else _shardings(_network(folder, facts, compute_dtype), mesh)
-
-    params, facts = load_params(folder, placement)
+    params, facts = read_delivered(
+        folder, lambda facts: _network(folder, facts, compute_dtype), mesh
+    )
     network = _network(folder, facts, compute_dtype)
     tokenizer = _tokenizer(folder, facts, network.config.vocab_size)
     return _model(network, params, tokenizer, facts | {"path": str(folder)})
@@ -212,7 +209,7 @@ def _published(
 ) -> Model | CausalModel:
     config = published.config
     network = network_of(_computing(config, compute_dtype))
-    places = {} if mesh is None else flat_leaves(_shardings(network, mesh))
+    places = {} if mesh is None else flat_leaves(network_shardings(network, mesh))
 
     def place(at: str, value: np.ndarray) -> jax.Array:
         # All processes read the file, and each takes the pieces of its devices; `device_put` would first send
@@ -259,10 +256,6 @@ def _computing(config: Any, compute_dtype: str | None) -> Any:
     if compute_dtype is None:
         return config
     return dataclasses.replace(config, compute_dtype=compute_dtype)
-
-
-def _shardings(network: Any, mesh: Mesh) -> Any:
-    return tree_shardings(jax.eval_shape(network.init, jax.random.key(0)), RULES, mesh)
 
 
 def _delivered(path: Path) -> Path:

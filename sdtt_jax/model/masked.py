@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sdtt_jax.config import require, whole
+from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import subs_log_probs
 from sdtt_jax.diffusion.nelbo import nelbo
@@ -18,6 +19,7 @@ from sdtt_jax.diffusion.sampler import (
     Plan,
     SamplerConfig,
     SamplerState,
+    check_served,
     plan_generation,
     prior_sample,
     sample,
@@ -59,6 +61,11 @@ class Model(Loaded):
     @property
     def mask_id(self) -> int:
         return self.denoiser.mask_id
+
+    @property
+    def as_helper(self) -> Helper:
+        """This model as one that another model's decoder asks."""
+        return Helper(self.params, self.denoiser)
 
     def logits(self, tokens: Tokens, sigma: float = 0.0) -> Logits:
         """`[B, L]` int32, MASK or tokens → `[B, L, V]` float32, V with MASK and without padding.
@@ -102,6 +109,7 @@ class Model(Loaded):
         num_tokens: int | None = None,
         stop_at_eos: bool = False,
         batch_size: int = 32,
+        helper: Helper | None = None,
         **options: Any,
     ) -> Tokens:
         """Texts `[num_samples, L]` int32; `tokenizer.decode` turns a row into text.
@@ -119,6 +127,7 @@ class Model(Loaded):
           stop_at_eos: what follows the first EOS of a text becomes EOS too.
           batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows. Part of what
             determines the draws.
+          helper: `as_helper` of the other model of a decoder that asks one, such as "speculative".
           **options: further fields of `SamplerConfig` (temperature, top_k, top_p, time_grid, mode).
 
         Raises:
@@ -133,7 +142,7 @@ class Model(Loaded):
         """
         config = SamplerConfig(num_steps=num_steps, **options)
         x_init = self.prior(num_samples, prompt, infill, num_tokens)
-        batches = self.batches(key, x_init, config, batch_size)
+        batches = self.batches(key, x_init, config, batch_size, helper)
         tokens = np.concatenate([write().tokens for write in batches])
         if stop_at_eos:
             special = self.text_tokenizer.bos_id, self.text_tokenizer.eos_id
@@ -141,7 +150,12 @@ class Model(Loaded):
         return jnp.asarray(tokens)
 
     def batches(
-        self, key: Key, x_init: ArrayLike, config: SamplerConfig, batch_size: int = 32
+        self,
+        key: Key,
+        x_init: ArrayLike,
+        config: SamplerConfig,
+        batch_size: int = 32,
+        helper: Helper | None = None,
     ) -> list[Callable[[], Written]]:
         """Fills the MASK positions of `x_init: [B, L]` int32 batch by batch, each when it is called.
 
@@ -151,6 +165,7 @@ class Model(Loaded):
           x_init: for example from `prior`.
           config: sampler.
           batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows.
+          helper: the other model of a decoder that asks one.
 
         Returns:
           One function for each batch, which returns its texts.
@@ -160,8 +175,15 @@ class Model(Loaded):
         """
 
         def write(params: Params, index: jax.Array, rows: jax.Array) -> Written:
-            key_batch = jax.random.fold_in(key, index)
-            state = _denoise(self.diffusion, params, key_batch, rows, config, self.sequences)
+            state = _denoise(
+                self.diffusion,
+                params,
+                jax.random.fold_in(key, index),
+                rows,
+                config,
+                self.sequences,
+                helper,
+            )
             return Written(state.x, np.full(len(rows), to_host(state.nfe)))
 
         rows = to_host(as_rows(x_init, self.mask_id + 1))
@@ -230,13 +252,16 @@ class Model(Loaded):
             num_samples, length, self.mask_id, jnp.asarray(tokens), jnp.asarray(fixed)
         )
 
-    def denoise(self, key: Key, x_init: ArrayLike, config: SamplerConfig) -> SamplerState:
+    def denoise(
+        self, key: Key, x_init: ArrayLike, config: SamplerConfig, helper: Helper | None = None
+    ) -> SamplerState:
         """Fills MASK positions in one batch.
 
         Args:
           key: PRNG key.
           x_init: `[B, L]` int32, for example from `prior`.
           config: sampler.
+          helper: the other model of a decoder that asks one.
 
         Returns:
           The texts, `x: [B, L]` int32, and the number of network calls, `nfe`.
@@ -246,9 +271,13 @@ class Model(Loaded):
         """
         x_init = self.noisy(x_init)
         with self.on_mesh():
-            return _denoise(self.diffusion, self.params, key, x_init, config, self.sequences)
+            return _denoise(
+                self.diffusion, self.params, key, x_init, config, self.sequences, helper
+            )
 
-    def states(self, key: Key, x_init: ArrayLike, config: SamplerConfig) -> Iterator[SamplerState]:
+    def states(
+        self, key: Key, x_init: ArrayLike, config: SamplerConfig, helper: Helper | None = None
+    ) -> Iterator[SamplerState]:
         """`denoise` step by step, each state as soon as it is there: for watching a text appear.
 
         The last of the `num_steps + 2` states is what `denoise` returns for the same key.
@@ -257,13 +286,17 @@ class Model(Loaded):
           key: PRNG key.
           x_init: `[B, L]` int32, for example from `prior`.
           config: sampler.
+          helper: the other model of a decoder that asks one.
 
         Raises:
           ConfigError: `x_init` has another shape, or an id that does not exist.
         """
-        return self._states(key, self.noisy(x_init), config)
+        check_served(config, self.diffusion, helper)
+        return self._states(key, self.noisy(x_init), config, helper)
 
-    def _states(self, key: Key, x_init: Tokens, config: SamplerConfig) -> Iterator[SamplerState]:
+    def _states(
+        self, key: Key, x_init: Tokens, config: SamplerConfig, helper: Helper | None
+    ) -> Iterator[SamplerState]:
         plan = _plan(self.diffusion, key, x_init, config)
         state = SamplerState(x_init, jnp.int32(0))
         yield state
@@ -277,6 +310,7 @@ class Model(Loaded):
                     jnp.int32(index),
                     config,
                     self.sequences,
+                    helper,
                 )
             yield state
 
@@ -303,14 +337,8 @@ class Model(Loaded):
         tokens = self.placed(as_rows(tokens, self.mask_id))
         with self.on_mesh():
             estimates = [
-                _score(
-                    self.diffusion,
-                    self.params,
-                    tokens,
-                    jax.random.fold_in(key, i),
-                    self.sequences,
-                )
-                for i in range(num_samples)
+                _score(self.diffusion, self.params, tokens, key_of, self.sequences)
+                for key_of in (jax.random.fold_in(key, i) for i in range(num_samples))
             ]
         return jnp.stack(estimates).mean(axis=0)
 
@@ -329,8 +357,10 @@ def _denoise(
     x_init: jax.Array,
     config: SamplerConfig,
     sequences: Sequences | None,
+    helper: Helper | None,
 ) -> SamplerState:
-    state, _ = sample(diffusion.within(arrange(x_init, sequences)), params, key, x_init, config)
+    model = diffusion.within(arrange(x_init, sequences))
+    state, _ = sample(model, params, key, x_init, config, helper=helper)
     return state
 
 
@@ -354,10 +384,11 @@ def _take_step(
     index: jax.Array,
     config: SamplerConfig,
     sequences: Sequences | None,
+    helper: Helper | None,
 ) -> SamplerState:
     plan, x_init = begun
     diffusion = diffusion.within(arrange(x_init, sequences))
-    return take_step(diffusion, params, plan, state, index, config)
+    return take_step(diffusion, params, plan, state, index, config, helper)
 
 
 _plan = jax.jit(plan_generation, static_argnames=("diffusion", "config"))

@@ -10,6 +10,9 @@ import jax
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.typing import Key, Logits, Params
 
+# The name of the collection of adapters (`networks.lora`), and where they stand in the parameters' tree.
+ADAPTERS = "adapters"
+
 
 @dataclasses.dataclass(frozen=True)
 class Network(abc.ABC):
@@ -57,5 +60,15 @@ class Network(abc.ABC):
         Returns:
           `[..., padded_vocab]` float32.
         """
-        logits: Any = self._module.apply({"params": params}, hidden, method="logits")
+        logits: Any = self._apply(params, hidden, method="logits")
         return logits
+
+    def _apply(self, params: Params, *args: Any, method: str) -> Any:
+        """A method of the module, with parameters that may have adapters among them."""
+        return self._module.apply(variables(params), *args, method=method)
+
+
+def variables(params: Params) -> dict[str, Params]:
+    """Parameters as Linen takes them, adapters being a collection of their own."""
+    own = {name: part for name, part in params.items() if name != ADAPTERS}
+    return {"params": own} | ({ADAPTERS: params[ADAPTERS]} if ADAPTERS in params else {})

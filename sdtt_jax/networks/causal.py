@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import require
 from sdtt_jax.networks.attention import rotary_tables, rotate
-from sdtt_jax.networks.base import Network
+from sdtt_jax.networks.base import ADAPTERS, Network
 from sdtt_jax.networks.cache import KVCache, LayerPast, attend_causally, empty_cache, extend
 from sdtt_jax.networks.config import CausalConfig, TransformerConfig
 from sdtt_jax.networks.layers import (
@@ -71,7 +71,7 @@ class CausalNetwork(Network):
           ConfigError: when the sequence is longer than `max_length`.
         """
         self._check_length(tokens.shape[1])
-        hidden: Any = self._module.apply({"params": params}, tokens, segments, method="hidden")
+        hidden: Any = self._apply(params, tokens, segments, method="hidden")
         return hidden
 
     def init_cache(self, batch: int, length: int) -> KVCache:
@@ -97,8 +97,7 @@ class CausalNetwork(Network):
           `[batch, n, embed]`, equal to what `hidden` of the whole sequence has there, and the new
           cache.
         """
-        variables, used, past = {"params": params}, cache.used, cache.past
-        decoded: Any = self._module.apply(variables, tokens, past, used, method="decode")
+        decoded: Any = self._apply(params, tokens, cache.past, cache.used, method="decode")
         hidden, new = decoded
         return hidden, extend(cache, new)
 
@@ -121,7 +120,7 @@ def scan_blocks(block: type[nn.Module], config: TransformerConfig) -> nn.Module:
     """
     return nn.scan(
         rematerialised(block, config.remat),
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, ADAPTERS: 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),
         length=config.num_layers,

@@ -90,9 +90,7 @@ class CoupledDenoiser(Denoiser):
             "segments; give it one text for each sequence.",
         )
         sigma = self._sigma_seen(sigma)
-        hidden: Any = self._module.apply(
-            {"params": params}, tokens, sigma, noise, method="hidden_given"
-        )
+        hidden: Any = self._apply(params, tokens, sigma, noise, method="hidden_given")
         return hidden
 
 

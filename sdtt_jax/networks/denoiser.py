@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sdtt_jax.networks.attention import attend_rotated, rotary_tables
-from sdtt_jax.networks.base import Network
+from sdtt_jax.networks.base import ADAPTERS, Network
 from sdtt_jax.networks.config import DenoiserConfig
 from sdtt_jax.networks.layers import (
     Embedding,
@@ -74,8 +74,7 @@ class Denoiser(Network):
           `[batch, length, embed]`, the compute dtype.
         """
         sigma = self._sigma_seen(sigma)
-        variables = {"params": params}
-        hidden: Any = self._module.apply(variables, tokens, sigma, segments, method="hidden")
+        hidden: Any = self._apply(params, tokens, sigma, segments, method="hidden")
         return hidden
 
     def layer_states(self, params: Params, tokens: Tokens, layer: int) -> Hidden:
@@ -197,7 +196,7 @@ class DiT(nn.Module):
         self.sigma_map = SigmaMap(c.cond_dim)
         self.blocks = nn.scan(
             rematerialised(DenoiserBlock, c.remat),
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, ADAPTERS: 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=c.num_layers,

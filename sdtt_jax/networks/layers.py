@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from sdtt_jax.networks.attention import ATTENTION
+from sdtt_jax.networks.base import ADAPTERS
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.ops.categorical import NEG_INFINITY
 
@@ -220,11 +221,20 @@ class Linear(nn.Module):
         else:
             contract = (tuple(range(1, 1 + len(in_shape))), tuple(range(len(in_shape))))
             y = jax.lax.dot_general(rows, kernel.astype(self.dtype), (contract, ((), ())))
+        if self.has_variable(ADAPTERS, "a"):
+            y += self._adapted(rows, in_shape, out_shape).astype(y.dtype)
         y = y.reshape(*x.shape[: x.ndim - len(in_shape)], *out_shape)
         if self.bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.axes[n_in:], self.out_shape)
             y = biased(y, bias.reshape(out_shape))
         return checkpoint_name(y, LINEAR)
+
+    def _adapted(self, rows: jax.Array, in_shape: tuple[int, ...], out_shape: Any) -> jax.Array:
+        """What the low-rank adapter adds (`networks.lora`), float32."""
+        a: Any = self.get_variable(ADAPTERS, "a")
+        b: Any = self.get_variable(ADAPTERS, "b")
+        low = widened_product(rows, a.reshape(*in_shape, -1)).astype(self.dtype)
+        return widened_product(low, b.reshape(len(b), *out_shape))
 
 
 def _heads_as_one(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> tuple[int, ...]:

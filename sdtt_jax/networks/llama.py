@@ -117,8 +117,7 @@ class LlamaDenoiser(Network):
           `[batch, length, embed]`, the compute dtype.
         """
         del sigma
-        variables = {"params": params}
-        hidden: Any = self._module.apply(variables, tokens, segments, edges, method="hidden")
+        hidden: Any = self._apply(params, tokens, segments, edges, method="hidden")
         if not self.config.shift:
             return hidden
         shifted: Hidden = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)

@@ -32,6 +32,7 @@ RULES: Rules = (
     ("embed", "fsdp"),
     ("kv", None),
     ("layers", None),
+    ("rank", None),
 )
 
 # Axes whose arrays are whole on every device where the mesh does not divide them: a network may have fewer

@@ -20,9 +20,10 @@ from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path
 from sdtt_jax.reporting import drawing as marks
 from sdtt_jax.reporting.drawing import STYLES, Drawing
-from sdtt_jax.reporting.evaluations import Point
+from sdtt_jax.reporting.evaluations import Evaluation, Point
 from sdtt_jax.reporting.exact_figure import exact_panels, measured
 from sdtt_jax.reporting.figures import Panel
+from sdtt_jax.reporting.frontier import frontier_panels
 from sdtt_jax.reporting.layout import draw_panel
 from sdtt_jax.reporting.palette import LIGHT, colours, mix
 from sdtt_jax.reporting.race import race_panel
@@ -70,6 +71,23 @@ def write_race(points: Sequence[Point], batch: int, path: Path | str) -> Path:
     """
     panels = [race_panel(points, batch), race_panel(points, batch, entropy=True)]
     return _write([panels], (560, 440), 420, path, len({p.model for p in points if not p.causal}))
+
+
+def write_frontier(evaluations: Sequence[Evaluation], path: Path | str) -> Path | None:
+    """Draws perplexity against entropy, two numbers of steps in each row.
+
+    Args:
+      evaluations: with or without items of the suite "frontier".
+      path: .png or .svg.
+
+    Returns:
+      The path; None if there is nothing to draw.
+    """
+    panels = frontier_panels(evaluations)
+    if not panels:
+        return None
+    rows = [panels[start : start + 2] for start in range(0, len(panels), 2)]
+    return _write(rows, (560, 560), 400, path, len(evaluations))
 
 
 def write_exact(record: Mapping[str, Any], path: Path | str) -> Path:

@@ -12,6 +12,7 @@ from sdtt_jax.reporting.drawing import both_widths, css
 from sdtt_jax.reporting.evaluations import race, race_batches, tables
 from sdtt_jax.reporting.figures import Panel, RowChart
 from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE, find
+from sdtt_jax.reporting.frontier import frontier_panels
 from sdtt_jax.reporting.layout import draw_panel, draw_rows
 from sdtt_jax.reporting.palette import DARK, LIGHT, count, css_variables, duration, number
 from sdtt_jax.reporting.race import race_panel
@@ -101,18 +102,27 @@ def figures(run: Run) -> dict[str, Markup | list[Markup]]:
         "forest": _rows_figure(forest),
         "gain": _rows_figure(gain),
         "races": races(run),
+        "frontiers": [
+            _panel_figure(panel, (WIDE, 400), (NARROW, 320))
+            for panel in frontier_panels(run.evaluations, _colours(run))
+        ],
         "losses": [loss.svg() for loss in losses if loss],
     }
 
 
 def races(run: Run) -> list[Markup]:
     """Quality against latency, for each batch size at which two points can race."""
-    colours = {f"round_{r.number:02d}": f"r{i}" for i, r in enumerate(run.rounds, start=1)}
     panels = [
-        race_panel(race(run.evaluations, batch), batch, colours | {"teacher": "teacher"})
+        race_panel(race(run.evaluations, batch), batch, _colours(run))
         for batch in race_batches(run.evaluations)
     ]
     return [_panel_figure(panel, (WIDE, 400), (NARROW, 320)) for panel in panels if panel]
+
+
+def _colours(run: Run) -> dict[str, str]:
+    """Of the models of a run, by the names of their evaluations."""
+    colours = {f"round_{r.number:02d}": f"r{i}" for i, r in enumerate(run.rounds, start=1)}
+    return colours | {"teacher": "teacher"}
 
 
 def _panel_figure(

@@ -24,6 +24,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.networks.base import ADAPTERS
 from sdtt_jax.networks.config import (
     CoupledConfig,
     DenoiserConfig,
@@ -33,9 +34,10 @@ from sdtt_jax.networks.config import (
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.denoiser import Denoiser
 from sdtt_jax.networks.llama import LlamaDenoiser
+from sdtt_jax.networks.lora import LoraConfig, init_adapters
 from sdtt_jax.objectives import coupled_loss, distill_loss, teacher_loss
 from sdtt_jax.parallel.mesh import RULES, MeshConfig, make_mesh, use_mesh
-from sdtt_jax.parallel.placement import place, place_rows, place_whole, tree_shardings
+from sdtt_jax.parallel.placement import place, place_rows, place_whole, tree_shardings, unbox
 from sdtt_jax.parallel.processes import to_host
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
@@ -248,10 +250,16 @@ def _texts(params: Any, x0: jax.Array) -> jax.Array:
 
 
 def llama(sizes: tuple[int, int, int]) -> dict[str, Any]:
-    """Logits of a network with fewer key heads than query heads, and what gradients of a loss sum up to."""
+    """Logits of a network with adapters and fewer key than query heads, and what gradients sum up to."""
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-    shardings = tree_shardings(jax.eval_shape(LLAMA.init, jax.random.key(0)), RULES, mesh)
-    params = jax.tree.map(lambda x, s: place(np.asarray(x), s), noisy_params(LLAMA, 0), shardings)
+    init = functools.partial(init_adapters, LLAMA, LoraConfig(rank=2))
+    boxed = jax.eval_shape(lambda key: LLAMA.init(key) | {ADAPTERS: init(key)}, jax.random.key(0))
+    adapters = jax.tree.map(lambda x: x + 0.1, unbox(init(jax.random.key(1))))
+    params = jax.tree.map(
+        lambda x, s: place(np.asarray(x), s),
+        noisy_params(LLAMA, 0) | {ADAPTERS: adapters},
+        tree_shardings(boxed, RULES, mesh),
+    )
 
     def loss(params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = LLAMA.logits(LLAMA.head_params(params), LLAMA.hidden(params, tokens))

@@ -184,8 +184,9 @@ def test_both_numbers_of_processes_go_on_alike(by_processes):
 
 
 @pytest.mark.parametrize("mesh", LLAMA_MESHES[1:], ids=str)
-def test_grouped_heads_compute_what_one_device_does(results, mesh):
-    """Two key heads are split over two devices of the model axis, and whole on each of eight."""
+def test_grouped_heads_and_adapters_compute_what_one_device_does(results, mesh):
+    """Two key heads are split over two devices of the model axis, and whole on each of eight; adapters as
+    the matrices beside which they stand."""
     one, several = (results["llama"][str(sizes)] for sizes in (ONE, mesh))
     np.testing.assert_allclose(several["logits"], one["logits"], atol=1e-5)
     for path, value in several["gradient"].items():
@@ -193,3 +194,6 @@ def test_grouped_heads_compute_what_one_device_does(results, mesh):
     specs = several["specs"]
     assert specs["blocks/attn_q/kernel"][2] == "model"
     assert specs["blocks/attn_k/kernel"][2] == ("model" if mesh[2] == 2 else None)
+    assert specs["adapters/blocks/attn_k/b"][2] == ("model" if mesh[2] == 2 else None)
+    assert specs["adapters/blocks/attn_q/b"] == [None, None, "model", None]
+    assert specs["adapters/blocks/mlp/down/a"] == [None, "model", None]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.evaluation.suites import cloze, generation, given, latency, likelihood
+from sdtt_jax.evaluation.suites import cloze, frontier, generation, given, latency, likelihood
 
 
 class Table(NamedTuple):
@@ -81,6 +81,33 @@ SUITES: dict[str, Suite] = {
                     ("perplexity", "{perplexity:bound}"),
                     ("bits per token", "{bits_per_token:4}"),
                     ("error of the masks", "{masking_error}"),
+                ),
+            ),
+        ),
+    ),
+    "frontier": Suite(
+        frontier.suite,
+        "perplexity at the entropy of real text, from several --temperatures, for each of --modes",
+        (
+            Table(
+                "Perplexity at the entropy of real text",
+                "frontier/matched",
+                (
+                    ("decoder", "{mode}"),
+                    ("steps", "{num_steps}"),
+                    ("calls", "{nfe}"),
+                    ("perplexity", "{gen_ppl}"),
+                    ("temperature", "{temperature}"),
+                ),
+            ),
+            Table(
+                "Lowest clean number of calls: perplexity within 5 % of the checkpoint's best",
+                "frontier/clean",
+                (
+                    ("decoder", "{mode}"),
+                    ("calls", "{clean_calls}"),
+                    ("perplexity", "{gen_ppl}"),
+                    ("best", "{best}"),
                 ),
             ),
         ),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sdtt_jax.config import require, to_mapping
+from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.evaluation.bootstrap import said
 from sdtt_jax.evaluation.judge import Reading, Scores, bos_of, read, score_texts
 from sdtt_jax.evaluation.mauve import MauveConfig, mauve_score, text_features
@@ -121,9 +122,13 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
         x_init = np.pad(_behind_bos(model, setup.prompts), masked, constant_values=model.mask_id)
         for num_steps in settings.num_steps:
             config, key = settings.sampler(num_steps), purpose_key(settings.seed, name, num_steps)
-            batches = model.batches(key, x_init, config, settings.batch_size)
+            helper = subject.helper if parse_mode(config.mode)[0].helper else None
+            other = helper.as_helper if helper is not None else None
+            batches = model.batches(key, x_init, config, settings.batch_size, other)
             facts: Json = {"kind": "diffusion", "num_steps": num_steps}
             inputs = _drawn(subject, setup, model, x_init) | {"sampler": to_mapping(config)}
+            if helper is not None:
+                inputs["helper"] = helper.fingerprint
             result.append(Writer(f"steps_{num_steps:04d}", model, batches, facts, facts | inputs))
     if causal is not None:
         bos_id, prompts = bos_of(causal, settings.first_token), setup.prompts
@@ -175,7 +180,7 @@ def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer)
             given=reading.starts,
         )._asdict()
 
-    scores = record.part(name, writer.inputs | _judging(subject), "scores", score)
+    scores = record.part(name, writer.inputs | judging(subject), "scores", score)
     return Judged(tokens, nfe, reading, Scores(**scores))
 
 
@@ -183,7 +188,7 @@ def _item(
     subject: Subject, record: Record, setup: Setup, writer: Writer, real: Writer | None
 ) -> None:
     settings, judge, name = subject.settings, subject.judge, _name(setup, writer)
-    inputs = writer.inputs | _judging(subject) | {"real": real and real.inputs}
+    inputs = writer.inputs | judging(subject) | {"real": real and real.inputs}
 
     def compute() -> Json:
         judged = judged_texts(subject, record, setup, writer)
@@ -225,7 +230,7 @@ def _mauve(
     def features(texts: list[np.ndarray]) -> dict[str, np.ndarray]:
         return {"features": text_features(judge, texts, batch_size=subject.settings.batch_size)}
 
-    inputs = writer.inputs | _judging(subject)
+    inputs = writer.inputs | judging(subject)
     theirs = record.part(_name(setup, writer), inputs, "features", lambda: features(theirs_seen))
     ours, seed = features(seen), subject.settings.seed
     score = mauve_score(ours["features"], theirs["features"], MauveConfig(seed))
@@ -260,7 +265,8 @@ def _drawn(subject: Subject, setup: Setup, model: Model | CausalModel, start: np
     }
 
 
-def _judging(subject: Subject) -> Json:
+def judging(subject: Subject) -> Json:
+    """What the scores of texts depend on but for the texts."""
     settings, judge = subject.settings, subject.judge
     return {
         "judge": judge and {"path": judge.facts["path"]} | judge.fingerprint,

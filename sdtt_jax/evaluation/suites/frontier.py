@@ -1,0 +1,166 @@
+"""The suite "frontier": perplexity at the entropy of real text, for each decoder and number of calls.
+
+Lower entropy buys perplexity, so figures at one temperature compare models at different places of a
+trade-off. Here each setting is written at several temperatures, and the logarithm of its perplexity is
+interpolated between them at the entropy that real text has.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from sdtt_jax.config import require
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.bootstrap import bootstrap, exp_ratio, mean, said
+from sdtt_jax.evaluation.quality import unigram_entropy
+from sdtt_jax.evaluation.record import Json, Record, digest_of
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.suites import generation
+from sdtt_jax.evaluation.texts import held_out, held_out_name
+from sdtt_jax.model.masked import Model
+
+# So much above the best perplexity of a checkpoint is still called clean.
+CLEAN = 1.05
+
+
+def suite(subject: Subject, record: Record) -> None:
+    """Runs the suite; texts and items that the record has are not computed again."""
+    settings, model = subject.settings, subject.model
+    require(isinstance(model, Model), "--suite=frontier is for denoisers; a causal model has none.")
+    if subject.judge is None:
+        raise ConfigError("--suite=frontier needs a --judge.")
+    require(
+        held_out_name(subject) != "",
+        "--suite=frontier compares at the entropy of real text; give it with --held_out.",
+    )
+    require(
+        len(settings.temperatures) > 1,
+        "--suite=frontier interpolates between --temperatures; give at least two.",
+    )
+    real = held_out(subject, settings.num_texts)
+    target = float(unigram_entropy(real).mean())
+    record.log(f"  real text has an entropy of {target:.3f}")
+    found = {
+        (mode, num_steps): _item(subject, record, mode, num_steps, real, target)
+        for mode in settings.modes.split() or (settings.mode,)
+        for num_steps in settings.num_steps
+    }
+    _clean_calls(record, found)
+
+
+def at_entropy(nats: np.ndarray, entropies: np.ndarray, target: float) -> np.ndarray:
+    """Nats per token at an entropy, linear in it between neighbours and beyond the outermost two.
+
+    Args:
+      nats, entropies: `[..., points]`, at least two.
+      target: the entropy.
+
+    Returns:
+      `[...]`.
+    """
+    order = np.argsort(entropies, axis=-1, kind="stable")
+    x, y = (np.take_along_axis(values, order, axis=-1) for values in (entropies, nats))
+    right = np.clip((x < target).sum(axis=-1, keepdims=True), 1, x.shape[-1] - 1)
+    (x0, x1), (y0, y1) = (
+        [np.take_along_axis(values, at, axis=-1)[..., 0] for at in (right - 1, right)]
+        for values in (x, y)
+    )
+    width = x1 - x0
+    share = np.where(width > 1e-9, (target - x0) / np.where(width > 1e-9, width, 1.0), 0.5)
+    return np.asarray(y0 + share * (y1 - y0))
+
+
+def _item(
+    subject: Subject, record: Record, mode: str, num_steps: int, real: np.ndarray, target: float
+) -> Json:
+    settings = subject.settings
+    subjects = [
+        dataclasses.replace(
+            subject,
+            baseline=None,
+            settings=dataclasses.replace(
+                settings, mode=mode, num_steps=(num_steps,), temperature=temperature
+            ),
+        )
+        for temperature in settings.temperatures
+    ]
+    nothing = np.zeros((settings.num_texts, 0), np.int32)
+    setup = generation.Setup("frontier", nothing, subject.length, None)
+    writers = [generation.writers(each, setup)[0] for each in subjects]
+    inputs = {
+        "texts": [writer.inputs for writer in writers],
+        "judging": generation.judging(subject),
+        "real": digest_of([real]),
+    }
+
+    def compute() -> Json:
+        judged = [
+            generation.judged_texts(each, record, setup, writer)
+            for each, writer in zip(subjects, writers, strict=True)
+        ]
+        points = [
+            {"temperature": temperature} | _point(texts, settings.seed)
+            for temperature, texts in zip(settings.temperatures, judged, strict=True)
+        ]
+        result = {"kind": "diffusion", "mode": mode, "num_steps": num_steps, "points": points}
+        result |= {"entropy": target, "nfe": float(np.mean([t.nfe.mean() for t in judged]))}
+        return result | _matched(judged, settings, target)
+
+    result = record.item(f"frontier/matched/{mode}/steps_{num_steps:04d}", inputs, compute)
+    reached = result["gen_ppl"] is not None
+    value = said(result, "gen_ppl", 2) if reached else "not reached at these temperatures"
+    record.log(f"  {mode}, {num_steps} steps: perplexity at that entropy {value}")
+    return result
+
+
+def _point(judged: generation.Judged, seed: int) -> Json:
+    nll, scored, entropy = _columns(judged)
+    found = bootstrap(exp_ratio, nll, scored, seed=seed).named("gen_ppl")
+    return found | bootstrap(mean, entropy, seed=seed).named("entropy")
+
+
+def _matched(judged: list[generation.Judged], settings: Any, target: float) -> Json:
+    """Perplexity and temperature at the entropy of real text, which is taken as known.
+
+    Text i of all temperatures is drawn with one key, so they are resampled together.
+    """
+    columns = [column for texts in judged for column in _columns(texts)]
+
+    def means(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        nll, scored, entropy = (np.stack(columns[i::3], axis=-2) for i in range(3))
+        return np.log(exp_ratio(nll, scored)), mean(entropy)
+
+    def perplexity(*columns: np.ndarray) -> np.ndarray:
+        return np.exp(at_entropy(*means(*columns), target))
+
+    _, entropies = means(*columns)
+    if not entropies.min() <= target <= entropies.max():
+        return dict.fromkeys(("gen_ppl", "gen_ppl_low", "gen_ppl_high", "temperature"))
+    temperature = at_entropy(np.array(settings.temperatures), entropies, target)
+    found = bootstrap(perplexity, *columns, seed=settings.seed).named("gen_ppl")
+    return found | {"temperature": float(temperature)}
+
+
+def _columns(judged: generation.Judged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nats, tokens that were scored, and entropy of each text."""
+    scores = judged.scores
+    assert scores is not None
+    return scores.nll, scores.scored, unigram_entropy(judged.reading.texts)
+
+
+def _clean_calls(record: Record, found: dict[tuple[str, int], Json]) -> None:
+    """For each decoder the fewest steps within `CLEAN` of the checkpoint's best, as an item of its own."""
+    known = [item for item in found.values() if item["gen_ppl"] is not None]
+    best = min((item["gen_ppl"] for item in known), default=0.0)
+    for mode in dict.fromkeys(mode for mode, _ in found):
+        clean = [i for i in known if i["mode"] == mode and i["gen_ppl"] <= CLEAN * best]
+        first = min(clean, key=lambda item: item["num_steps"], default=None)
+        result = {"kind": "diffusion", "mode": mode, "best": best, "clean_calls": None}
+        if first is not None:
+            names = ("entropy", "gen_ppl", "gen_ppl_low", "gen_ppl_high")
+            result |= {"clean_calls": first["nfe"]} | {name: first[name] for name in names}
+        record.item(f"frontier/clean/{mode}", result, functools.partial(dict, result))
+        calls = "none" if first is None else f"{first['nfe']:.1f}"
+        record.log(f"  {mode}: lowest clean number of calls: {calls}")

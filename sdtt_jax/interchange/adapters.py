@@ -1,0 +1,92 @@
+"""Adapters on disk: stored without the parameters that they stand beside, merged with them when loaded."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from sdtt_jax.checkpoints.store import load_params, stored_digest
+from sdtt_jax.config import from_mapping, to_mapping
+from sdtt_jax.errors import CheckpointError
+from sdtt_jax.networks.base import Network
+from sdtt_jax.networks.lora import LoraConfig, frozen, init_adapters, merged
+from sdtt_jax.parallel.mesh import RULES
+from sdtt_jax.parallel.placement import tree_shardings
+from sdtt_jax.paths import with_target
+from sdtt_jax.typing import Params, Tree
+
+
+def adapter_facts(config: LoraConfig, root: Path, base: str) -> dict[str, Any]:
+    """What is stored with adapters: their config, and the name and digest of their base.
+
+    Args:
+      config: of the adapters.
+      root: of the run.
+      base: the folder, from there, with the parameters that they stand beside.
+    """
+    return {
+        "lora": to_mapping(config),
+        "base": {"folder": base, "digest": stored_digest(root / base)},
+    }
+
+
+def read_delivered(
+    folder: Path, network_of: Callable[[dict[str, Any]], Network], mesh: Mesh | None
+) -> tuple[Params, dict[str, Any]]:
+    """The parameters of a folder and its facts; adapters are merged with their base.
+
+    Args:
+      folder: that `save_params` wrote.
+      network_of: facts to the network.
+      mesh: over which they are spread; the first device if None.
+
+    Raises:
+      CheckpointError: nothing there, damaged, or its base is not there or another.
+    """
+
+    def lora_of(facts: dict[str, Any]) -> LoraConfig | None:
+        return from_mapping(LoraConfig, facts["lora"], "lora") if "lora" in facts else None
+
+    params, facts = load_params(
+        folder, lambda facts: mesh and network_shardings(network_of(facts), mesh, lora_of(facts))
+    )
+    lora = lora_of(facts)
+    if lora is None:
+        return params, facts
+    network = network_of(facts)
+    whole = None if mesh is None else network_shardings(network, mesh)
+    base, _ = load_params(_base_of(folder, facts["base"]), whole)
+    join = jax.jit(functools.partial(_joined, config=lora), out_shardings=whole)
+    # Merged, they need no base any more.
+    return join(base, params), {n: x for n, x in facts.items() if n not in ("lora", "base")}
+
+
+def network_shardings(network: Network, mesh: Mesh, lora: LoraConfig | None = None) -> Tree:
+    """Where a network's parameters, or the adapters of `lora`, lie on a mesh by the rules of training."""
+    key = jax.random.key(0)
+    init = network.init if lora is None else functools.partial(init_adapters, network, lora)
+    return tree_shardings(jax.eval_shape(init, key), RULES, mesh)
+
+
+def _joined(base: Params, adapters: Params, config: LoraConfig) -> Params:
+    return merged(frozen(base, config), adapters, config)
+
+
+def _base_of(folder: Path, said: dict[str, str]) -> Path:
+    above = [path / said["folder"] for where in with_target(folder) for path in where.parents]
+    found = next((path for path in above if path.is_dir()), None)
+    if found is None:
+        raise CheckpointError(
+            f"{folder} holds adapters (LoRA), and no folder above it has their base {said['folder']}; copy "
+            "it there from their run."
+        )
+    digest = stored_digest(found)
+    if digest != said["digest"]:
+        raise CheckpointError(
+            f"{folder} holds adapters (LoRA) of a base of digest {said['digest'][:12]}, and {found} has "
+            f"{digest[:12]}; copy the base of their run there."
+        )
+    return found

@@ -1,0 +1,155 @@
+"""Low-rank adapters: a tree of their own beside parameters that stay as they are (LoRA, arXiv 2106.09685).
+
+The adapter of a linear map `x W` is `a: [in, rank]` and `b: [rank, out]`, and what the map computes is
+`x W + alpha / rank (x a) b`. The two products are made beside `x W` and `W` is not summed with `a b`: a
+gradient then needs neither an array of the size of `W` nor the third of the backward pass that computes one.
+For a network of 8 billion parameters that is 16 GB for the sum and 16 GB for its gradient, of teacher and
+student each. What is exported or loaded is merged.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import choose, one_of, positive, require, whole
+from sdtt_jax.networks.base import ADAPTERS, Network
+from sdtt_jax.networks.config import COMPUTE_DTYPES
+from sdtt_jax.networks.layers import fan_in_uniform
+from sdtt_jax.trees import flat_leaves, leaf_name, nested
+from sdtt_jax.typing import Key, Params
+
+TARGETS = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "gate", "up", "down")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Which linear maps of the blocks have an adapter, and how large it is.
+
+    Attributes:
+      rank: of the adapters; 0: there are none, and all parameters are trained.
+      alpha: an adapter counts `alpha / rank`.
+      targets: names of linear maps; those that a network does not have are left out.
+      base_dtype: in which the blocks' frozen matrices are kept. Norms, embedding and head, whose sums are
+        float32, stay float32.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[str, ...] = TARGETS
+    base_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        whole(0, self, "rank")
+        positive(self, "alpha")
+        one_of(self, base_dtype=COMPUTE_DTYPES)
+        for target in self.targets:
+            choose("targets", target, TARGETS)
+        require(len(self.targets) > 0, "targets must name at least one linear map.")
+
+    @property
+    def scale(self) -> float:
+        """What an adapter's product is multiplied with."""
+        return self.alpha / self.rank
+
+
+def init_adapters(network: Network, config: LoraConfig, key: Key) -> Params:
+    """Fresh adapters, which change nothing: `a` as linear maps start, `b` zero.
+
+    Args:
+      network: whose linear maps.
+      config: rank, not 0, and targets.
+      key: PRNG key.
+
+    Returns:
+      A part of the parameters' tree with `a: [layers, in, rank]` and `b: [layers, rank, out]` in place of
+      each kernel, `in` and `out` being one axis or several, boxed with their logical axes.
+
+    Raises:
+      ConfigError: the network has none of the targets.
+    """
+    adapters: dict[str, Any] = {}
+    for index, (path, box) in enumerate(_kernels(network, config).items()):
+        axes, shape = box.names, box.value.shape
+        split = 1 + _inputs(axes)
+        init = fan_in_uniform(tuple(range(1, split)), (split,))
+        a = init(jax.random.fold_in(key, index), (*shape[:split], config.rank), jnp.float32)
+        b = jnp.zeros((shape[0], config.rank, *shape[split:]), jnp.float32)
+        adapters |= {
+            f"{path}/a": nn.LogicallyPartitioned(a, (*axes[:split], "rank")),
+            f"{path}/b": nn.LogicallyPartitioned(b, (axes[0], "rank", *axes[split:])),
+        }
+    return nested(adapters)
+
+
+def with_adapters(base: Params, adapters: Params, config: LoraConfig) -> Params:
+    """Parameters for any function of the network, the adapters beside those that they adapt.
+
+    Args:
+      base: parameters, unboxed.
+      adapters: as of `init_adapters`, unboxed.
+      config: their scale.
+    """
+    leaves = {
+        path: leaf * config.scale if path.endswith("/b") else leaf
+        for path, leaf in flat_leaves(adapters).items()
+    }
+    return base | {ADAPTERS: nested(leaves)}
+
+
+def merged(base: Params, adapters: Params, config: LoraConfig) -> Params:
+    """Parameters without adapters, float32, that compute the same.
+
+    Args:
+      base: parameters, unboxed.
+      adapters: as of `init_adapters`, unboxed.
+      config: their scale.
+    """
+    leaves, found = flat_leaves(base), flat_leaves(adapters)
+    for path in [path.removesuffix("/a") for path in found if path.endswith("/a")]:
+        kernel, a, b = leaves[f"{path}/kernel"], found[f"{path}/a"], found[f"{path}/b"]
+        left, right = a.reshape(len(a), -1, config.rank), b.reshape(len(b), config.rank, -1)
+        change = jnp.einsum("lir,lro->lio", left, right, precision=jax.lax.Precision.HIGHEST)
+        leaves[f"{path}/kernel"] = kernel + config.scale * change.reshape(kernel.shape)
+    return nested({path: jnp.asarray(leaf, jnp.float32) for path, leaf in leaves.items()})
+
+
+def frozen(params: Params, config: LoraConfig) -> Params:
+    """The parameters as adapters stand beside them: the blocks' matrices in `config.base_dtype`.
+
+    Args:
+      params: of a network, unboxed.
+      config: the dtype.
+    """
+
+    def cast(path: str, leaf: Any) -> Any:
+        matrix = path.startswith("blocks/") and path.endswith("/kernel")
+        return leaf.astype(config.base_dtype) if matrix else leaf
+
+    return nested({path: cast(path, leaf) for path, leaf in flat_leaves(params).items()})
+
+
+def _kernels(network: Network, config: LoraConfig) -> dict[str, Any]:
+    """The boxed abstract kernels that have adapters, by the path of their linear map."""
+    found = {}
+    for path, box in jax.tree_util.tree_leaves_with_path(
+        jax.eval_shape(network.init, jax.random.key(0)),
+        is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+    ):
+        room, *parents, name = leaf_name(path).split("/")
+        if room == "blocks" and name == "kernel" and parents[-1] in config.targets:
+            found["/".join((room, *parents))] = box
+    require(
+        bool(found),
+        f"lora.targets={config.targets} names no linear map of a {type(network).__name__}; name others of "
+        f"{', '.join(TARGETS)}.",
+    )
+    return found
+
+
+def _inputs(axes: tuple[str | None, ...]) -> int:
+    """How many axes of a stacked kernel, after that of the layers, are contracted: heads and their features
+    where a map merges heads, else one."""
+    return 2 if axes[2] == "kv" else 1

@@ -1,0 +1,88 @@
+"""The frontier: perplexity against entropy at several temperatures, a panel for each number of steps."""
+
+from collections.abc import Mapping, Sequence
+
+from sdtt_jax.reporting.evaluations import Evaluation, Item
+from sdtt_jax.reporting.figures import Axis, Panel, Series, Tip
+from sdtt_jax.reporting.palette import number, steps_text
+
+
+def frontier_panels(
+    evaluations: Sequence[Evaluation], colours: Mapping[str, str] | None = None
+) -> list[Panel]:
+    """A line for each model and decoder through its temperatures; real text's entropy stands upright.
+
+    Args:
+      evaluations: those with items of the suite "frontier" are drawn.
+      colours: of the palette, by model, "accent" for one that has none; default: one of the rounds' colours
+        for each.
+    """
+    found = [
+        (evaluation.name, item)
+        for evaluation in evaluations
+        for item in evaluation.under("frontier/matched").values()
+    ]
+    if colours is None:
+        colours = {name: f"r{i}" for i, name in enumerate(dict.fromkeys(n for n, _ in found), 1)}
+    modes = list(dict.fromkeys(item["mode"] for _, item in found))
+    points = [point for _, item in found for point in item["points"]]
+    spans = {
+        name: tuple(limit(point[name] for point in points) for limit in (min, max))
+        for name in ("gen_ppl", "entropy")
+        if points
+    }
+    panels = []
+    for steps in sorted({item["num_steps"] for _, item in found}):
+        shown = [(name, item) for name, item in found if item["num_steps"] == steps]
+        target = shown[0][1]["entropy"]
+        series = [_series(name, item, modes, colours.get(name, "accent")) for name, item in shown]
+        upright = Series(
+            "", "data", (target, target), spans["gen_ppl"], line="reference", marker=""
+        )
+        panels.append(
+            Panel(
+                title=f"Perplexity against entropy, {steps_text(steps)}",
+                description=f"Generative perplexity against entropy by temperature, {steps_text(steps)}; "
+                "the entropy of real text is an upright line",
+                x=Axis("entropy, nats", reaches=(*spans["entropy"], target)),
+                y=Axis(log=True, reaches=spans["gen_ppl"]),
+                series=(*series, upright),
+                tips=tuple(
+                    tip
+                    for s, (_, item) in zip(series, shown, strict=True)
+                    for tip in _tips(s, item)
+                ),
+            )
+        )
+    return panels
+
+
+def _series(name: str, item: Item, modes: Sequence[str], colour: str) -> Series:
+    points = sorted(item["points"], key=lambda point: point["entropy"])
+    x, y, low, high = (
+        tuple(point[field] for point in points)
+        for field in ("entropy", "gen_ppl", "gen_ppl_low", "gen_ppl_high")
+    )
+    place = modes.index(item["mode"])
+    label = f"{name}, {item['mode']}" if len(modes) > 1 else name
+    line, marker = "line" if place == 0 else "reference", MARKERS[place % len(MARKERS)]
+    return Series(label, colour, x, y, low, high, line=line, marker=marker, bars=True)
+
+
+MARKERS = ("dot", "ring", "square", "open")
+"""Of decoders, in the order in which they were asked for."""
+
+
+def _tips(series: Series, item: Item) -> list[Tip]:
+    points = sorted(item["points"], key=lambda point: point["entropy"])
+    return [
+        Tip(
+            point["entropy"],
+            f"{series.label}, temperature {point['temperature']:g}",
+            (
+                (series.colour, "perplexity", number(point["gen_ppl"])),
+                ("", "entropy", number(point["entropy"])),
+            ),
+        )
+        for point in points
+    ]

@@ -1,0 +1,110 @@
+"""Perplexity at the entropy of real text. Oracles: NumPy's interpolation, and texts whose figures are set."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.judge import Reading, Scores
+from sdtt_jax.evaluation.record import Record
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.suites.frontier import _matched, at_entropy, suite
+from sdtt_jax.evaluation.suites.generation import Judged
+from tests.model.runs import model, run
+
+__all__ = ["model", "run"]
+
+ENTROPIES, NATS = np.array([2.6, 2.4, 2.8]), np.array([2.0, 1.5, 4.0])
+
+
+def test_between_temperatures_nats_are_linear_in_entropy_and_beyond_them_as_at_the_end():
+    order = np.argsort(ENTROPIES)
+    for target in (2.4, 2.45, 2.6, 2.75):
+        expected = np.interp(target, ENTROPIES[order], NATS[order])
+        assert at_entropy(NATS, ENTROPIES, target) == pytest.approx(expected)
+    assert at_entropy(NATS, ENTROPIES, 3.0) == pytest.approx(6.0)
+    rows = at_entropy(np.stack([NATS, 2 * NATS]), np.stack([ENTROPIES, ENTROPIES]), 2.5)
+    np.testing.assert_allclose(rows, [1.75, 3.5])
+
+
+def judged(distinct, nats):
+    """Texts of eight tokens, so many of them distinct and equally often: entropy log(distinct)."""
+    tokens = np.tile(np.arange(8) % distinct, (5, 1))
+    scores = Scores(np.full(5, 8 * nats), np.full(5, 8), np.ones(5, int))
+    return Judged(tokens, np.full(5, 2.0), Reading(list(tokens), list(tokens), {}, 0), scores)
+
+
+def test_a_setting_stands_where_its_temperatures_have_the_entropy_of_real_text():
+    """Half-way between the entropies of two and of four tokens."""
+    settings = Settings(temperatures=(0.5, 1.0))
+    texts = [judged(2, 1.0), judged(4, 3.0)]
+    found = _matched(texts, settings, 1.5 * np.log(2))
+    assert found["gen_ppl"] == pytest.approx(np.exp(2.0))
+    assert found["gen_ppl_low"] == pytest.approx(found["gen_ppl_high"])  # all texts are alike
+    assert found["temperature"] == pytest.approx(0.75)
+
+
+def test_an_entropy_that_no_temperature_reaches_has_no_perplexity():
+    found = _matched([judged(2, 1.0), judged(4, 3.0)], Settings(temperatures=(0.5, 1.0)), 2.0)
+    assert set(found.values()) == {None}
+
+
+SETTINGS = Settings(
+    num_steps=(2, 4, 8), num_texts=5, temperatures=(0.5, 1.0), modes="grid first-hitting"
+)
+
+
+@pytest.fixture
+def subject(model, run, monkeypatch):
+    """Its texts at n steps have 1 + 2 / n nats at the entropy of real text, 0.04 more for the grid."""
+
+    def judged_texts(*given):
+        writer = given[-1]
+        sampler = writer.inputs["sampler"]
+        nats = 1 + 2 / sampler["num_steps"] + 0.04 * (sampler["mode"] == "grid")
+        cold = sampler["temperature"] == 0.5
+        return judged(2, nats - 0.5) if cold else judged(4, nats + 0.5)
+
+    at = "sdtt_jax.evaluation.suites"
+    monkeypatch.setattr(f"{at}.generation.judged_texts", judged_texts)
+    monkeypatch.setattr(f"{at}.frontier.unigram_entropy", _entropies)
+    real = np.zeros((2, 8), np.int32)
+    monkeypatch.setattr(f"{at}.frontier.held_out", lambda *_: real)
+    causal = dataclasses.make_dataclass("Judge", ["facts", "fingerprint"])({"path": "judge"}, {})
+    return Subject(model, SETTINGS, causal, data=run)
+
+
+def _entropies(texts):
+    """Half-way between two and four tokens for real text, which is zeros."""
+    return np.array([np.log(len(set(text.tolist())) if text.any() else 2**1.5) for text in texts])
+
+
+def test_every_decoder_has_its_lowest_clean_number_of_calls(subject, tmp_path):
+    """The best is exp(1.25), of first-hitting at 8 steps: exp(1.29) is within 5 %, exp(1.5) is not."""
+    record = Record(tmp_path / "frontier.json", subject.model.identity)
+    suite(subject, record)
+    found = record.items
+    for mode, extra in (("grid", 0.04), ("first-hitting", 0.0)):
+        for steps in (2, 4, 8):
+            item = found[f"frontier/matched/{mode}/steps_{steps:04d}"]
+            assert item["gen_ppl"] == pytest.approx(np.exp(1 + 2 / steps + extra))
+        clean = found[f"frontier/clean/{mode}"]
+        assert clean["best"] == pytest.approx(np.exp(1.25))
+        assert clean["gen_ppl"] == pytest.approx(np.exp(1.25 + extra))
+        assert clean["clean_calls"] == 2.0  # of `judged`
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ({"data": None}, "give it with --held_out"),
+        ({"judge": None}, "needs a --judge"),
+        ({"settings": Settings(temperatures=(1.0,))}, "give at least two"),
+    ],
+)
+def test_what_it_cannot_do_without_is_named(subject, tmp_path, missing, said):
+    record = Record(tmp_path / "frontier.json", subject.model.identity)
+    with pytest.raises(ConfigError, match=said):
+        suite(dataclasses.replace(subject, **missing), record)

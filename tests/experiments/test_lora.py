@@ -1,0 +1,201 @@
+"""Teacher and rounds whose adapters alone are trained. Oracles: base and adapters as they are on disk, the
+unbroken run, and bytes counted by hand.
+"""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sdtt_jax
+from experiments.settings import config_dict, run_config
+from experiments.stages import training as training_stages
+from experiments.stages.replay import replay
+from experiments.stages.runner import open_run, run_stages
+from sdtt_jax.checkpoints.digests import params_digest
+from sdtt_jax.checkpoints.store import Checkpoints, load_params, save_params
+from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
+from sdtt_jax.interchange.export import export_orbax, export_reference
+from sdtt_jax.networks.lora import LoraConfig, with_adapters
+from sdtt_jax.parallel.placement import place_whole
+from sdtt_jax.training import loop
+from sdtt_jax.training.step import make_train_step
+from sdtt_jax.trees import flat_leaves
+from tests.experiments.small import small
+from tests.experiments.test_adaptation import STAGES, adapting, base  # noqa: F401 - a fixture
+from tests.training import toy
+
+LORA = LoraConfig(rank=2, base_dtype="bfloat16", targets=("attn_q", "attn_out", "down"))
+FOLDERS = ("teacher", "rounds/01", "rounds/02")
+
+
+def with_lora(folder, base):  # noqa: F811
+    config = run_config(adapting(folder, base))
+    return dataclasses.replace(
+        config,
+        teacher=dataclasses.replace(config.teacher, lora=LORA),
+        distill=dataclasses.replace(config.distill, num_rounds=2, lora=LORA),
+    )
+
+
+def opened(config, root):
+    return open_run(config_dict(config), root)
+
+
+@pytest.fixture(scope="module")
+def config(base, tmp_path_factory):  # noqa: F811
+    return with_lora(tmp_path_factory.mktemp("lora"), base)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The steps of teacher and students, compiled once for all runs of this config."""
+    make, steps = training_stages.make_train_step, {}
+
+    def made_once(loss, train_config):
+        name = loss.__qualname__, train_config
+        if name not in steps:
+            steps[name] = make(loss, train_config)
+        return steps[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_stages, "make_train_step", made_once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(config, compiled, tmp_path_factory):  # noqa: ARG001
+    root = tmp_path_factory.mktemp("done") / "run"
+    with opened(config, root) as run:
+        run_stages(run, STAGES)
+    return root
+
+
+def test_what_is_delivered_are_adapters_and_the_base_is_there_once(done):
+    adapters = [load_params(done / folder / "final") for folder in FOLDERS]
+    names = {f"blocks/{n}/{ab}" for n in ("attn_q", "attn_out", "mlp/down") for ab in "ab"}
+    assert all(set(flat_leaves(params)) == names for params, _ in adapters)
+    assert len({params_digest(params) for params, _ in adapters}) == 3
+    assert len({meta["base"]["digest"] for _, meta in adapters}) == 1
+    frozen, _ = load_params(done / "base" / "final")
+    assert frozen["blocks"]["mlp"]["down"]["kernel"].dtype == jnp.bfloat16
+    with Checkpoints(done / "rounds" / "01") as checkpoints:
+        folder = done / "rounds" / "01" / str(checkpoints.steps[-1]) / "meta"
+    held = "".join(path.read_text() for path in folder.iterdir() if path.is_file())
+    assert "teacher_params/blocks/attn_q/a" in held
+    assert "embedding" not in held
+
+
+def test_a_model_is_loaded_and_exported_merged(done, tmp_path):
+    model = sdtt_jax.load(done)
+    adapters, meta = load_params(done / "rounds" / "02" / "final")
+    frozen, _ = load_params(done / "base" / "final")
+    x_t = np.full((1, 16), model.mask_id, np.int32)
+    x_t[0, :3] = 5, 6, 7
+    beside = with_adapters(frozen, adapters, LORA)
+    expected = model.denoiser.logits(beside, model.denoiser.hidden(beside, x_t))
+    np.testing.assert_allclose(
+        model.logits(x_t), expected[..., : model.mask_id + 1], atol=1e-5, rtol=1e-5
+    )
+    assert model.facts["round"] == meta["round"] == 2
+    export_reference(model, tmp_path / "hub")
+    export_orbax(model, tmp_path / "orbax")
+    for folder in ("hub", "orbax"):
+        np.testing.assert_allclose(
+            sdtt_jax.load(tmp_path / folder).logits(x_t), model.logits(x_t), atol=1e-5
+        )
+
+
+def test_the_devices_hold_the_base_once(config, done):
+    """The compiled step's arguments: the state with one base, a batch and a key."""
+    with opened(config, done) as run:
+        job = training_stages.training_job(run, "distill", 2)
+        with Checkpoints(job.folder) as checkpoints:
+            state = job.state(checkpoints)
+        key, batch = place_whole(job.key, run.mesh), job.batch_at(0)
+        analysis = job.step_fn.lower(state, batch, key).compile().memory_analysis()
+
+    def size(tree):
+        return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+    adapters, frozen = size(state.params), size(state.context["base"])
+    assert frozen > 4 * adapters
+    # Adapters, average, two moments, and the teacher's.
+    assert analysis.argument_size_in_bytes < frozen + 5 * adapters + size(batch) + 1000
+    assert analysis.alias_size_in_bytes > frozen
+    # Its temporaries have no room for another base or for a gradient of it.
+    whole = 4 * sum(x.size for x in jax.tree.leaves(state.context["base"]["blocks"]))
+    assert size(state.opt_state) < 2 * adapters + 100 < whole
+
+
+@pytest.mark.parametrize("stop", [("teacher", 0, 1), ("distill", 1, 3), ("distill", 2, 1)], ids=str)
+def test_stopped_in_a_stage_or_round_it_goes_on_with_the_same_bits(
+    stop, config, done, tmp_path, monkeypatch
+):
+    train, (stage, number, step) = loop.train, stop
+
+    def stopping(state, step_fn, batch_at, key, config, **fields):
+        job = batch_at.__self__
+        if (job.stage, job.round) != (stage, number):
+            return train(state, step_fn, batch_at, key, config, **fields)
+        train(state, step_fn, batch_at, key, toy.until(config, step), **fields)
+        raise loop.Interrupted(step, "a test")
+
+    monkeypatch.setattr(training_stages, "train", stopping)
+    with opened(config, tmp_path / "run") as run, pytest.raises(loop.Interrupted):
+        run_stages(run, STAGES)
+    monkeypatch.setattr(training_stages, "train", train)
+    with opened(config, tmp_path / "run") as run:
+        run_stages(run, STAGES)
+        replay(run, "distill/2@2")
+    for folder in FOLDERS:
+        digests = [
+            params_digest(load_params(root / folder / "final")[0])
+            for root in (done, tmp_path / "run")
+        ]
+        assert digests[0] == digests[1]
+
+
+def test_another_base_is_refused(config, done, tmp_path):
+    root = tmp_path / "run"
+    shutil.copytree(done, root)
+    frozen, meta = load_params(root / "base" / "final")
+    frozen["final"]["scale"] = frozen["final"]["scale"] + 1
+    save_params(root / "base" / "final", frozen, meta)
+    with pytest.raises(CheckpointError, match=r"of a base of digest \w{12}, and .* has"):
+        sdtt_jax.load(root)
+    with opened(config, root) as run:
+        job = training_stages.training_job(run, "distill", 2)
+        with Checkpoints(job.folder) as checkpoints, pytest.raises(MismatchError, match="its base"):
+            job.state(checkpoints)
+    shutil.rmtree(root / "base")
+    with pytest.raises(CheckpointError, match="has their base base/final"):
+        sdtt_jax.load(root)
+
+
+def test_students_of_a_teacher_that_was_trained_whole(tmp_path, monkeypatch):
+    """The teacher is their base; the first round's student starts as the teacher."""
+    monkeypatch.setattr(training_stages, "make_train_step", make_train_step)
+    config = run_config(small(tmp_path))
+    lora = LoraConfig(rank=2)
+    distill = dataclasses.replace(config.distill, num_rounds=1, lora=lora)
+    with opened(dataclasses.replace(config, distill=distill), tmp_path / "run") as run:
+        run_stages(run, ("data", "teacher"))
+        state = training_stages.training_job(run, "distill", 1).start()
+        assert all(not leaf.any() for p, leaf in flat_leaves(state.params).items() if p[-1] == "b")
+        run_stages(run, ("distill",))
+    teacher, student = sdtt_jax.load(tmp_path / "run/teacher"), sdtt_jax.load(tmp_path / "run")
+    before, after = flat_leaves(teacher.params), flat_leaves(student.params)
+    moved = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert moved == {f"blocks/{n}/kernel" for n in ("attn_qkv", "attn_out", "mlp/up", "mlp/down")}
+
+
+def test_settings_that_do_not_go_together_are_named(config):
+    with pytest.raises(ConfigError, match=r"which teacher\.init_from must name"):
+        dataclasses.replace(config.teacher, init_from="")
+    other = dataclasses.replace(config.distill, lora=dataclasses.replace(LORA, rank=3))
+    with pytest.raises(ConfigError, match=r"teacher\.lora and distill\.lora differ"):
+        dataclasses.replace(config, distill=other)

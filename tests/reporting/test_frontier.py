@@ -1,0 +1,54 @@
+"""The frontier as figures. Oracle: the points they are made of."""
+
+from sdtt_jax.reporting.evaluations import Evaluation, tables
+from sdtt_jax.reporting.frontier import frontier_panels
+from sdtt_jax.reporting.layout import draw_panel
+
+
+def item(mode, steps, perplexity):
+    points = [
+        {"temperature": t, "entropy": 2.5 + t / 10, "gen_ppl": perplexity * t}
+        | {"gen_ppl_low": perplexity * t - 1, "gen_ppl_high": perplexity * t + 1}
+        for t in (1.0, 0.8)
+    ]
+    return {"kind": "diffusion", "mode": mode, "num_steps": steps, "points": points} | {
+        "entropy": 2.59, "nfe": float(steps), "gen_ppl": perplexity * 0.9, "temperature": 0.9,
+    }  # fmt: skip
+
+
+def evaluation(name, factor):
+    matched = {
+        f"frontier/matched/{mode}/steps_{steps:04d}": item(mode, steps, factor * 64 / steps)
+        for mode in ("grid", "confidence")
+        for steps in (4, 8)
+    }
+    clean = {"kind": "diffusion", "mode": "grid", "clean_calls": 8.0, "gen_ppl": 7.2, "best": 7.0}
+    return Evaluation(name, matched | {"frontier/clean/grid": clean})
+
+
+EVALUATIONS = [evaluation("teacher", 1.0), evaluation("round_01", 0.5)]
+
+
+def test_a_panel_for_each_number_of_steps_a_line_for_each_model_and_decoder():
+    four, eight = frontier_panels(EVALUATIONS, {"teacher": "teacher"})
+    assert four.title == "Perplexity against entropy, 4 steps"
+    assert {s.label for s in four.series if s.label} == {
+        f"{name}, {mode}" for name in ("teacher", "round_01") for mode in ("grid", "confidence")
+    }
+    grid = next(s for s in eight.series if s.label == "teacher, grid")
+    assert (grid.x, grid.y) == ((2.58, 2.6), (6.4, 8.0))
+    assert grid.low == (5.4, 7.0)
+    assert four.series[-1].x == (2.59, 2.59)  # real text
+    assert four.y.reaches == eight.y.reaches == (3.2, 16.0)
+    assert draw_panel(four, 720, 400) is not None
+
+
+def test_tables_have_a_row_for_each_setting_and_each_checkpoint():
+    matched, clean = tables(EVALUATIONS)
+    assert matched.columns == ("model", "decoder", "steps", "calls", "perplexity", "temperature")
+    assert len(matched.rows) == 8
+    assert clean.rows[0] == ("teacher", "grid", "8.00", "7.20", "7.00")
+
+
+def test_without_the_suite_there_is_no_figure():
+    assert frontier_panels([]) == []
