@@ -30,6 +30,7 @@ from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.kinds import kind_of, stored_kind
 from sdtt_jax.networks.llama import LlamaDenoiser
 from sdtt_jax.networks.lora import LoraConfig
+from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import is_remote
 from sdtt_jax.progress import track_text
@@ -78,6 +79,14 @@ class Run:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.workdir.local.tokenizer)
+
+    @functools.cached_property
+    def sequences(self) -> Sequences | None:
+        """How sequences are packed; None where all positions of one are alike."""
+        data = self.config.data
+        if data.sequences == "packed":
+            return None
+        return Sequences(data.sequences, self.info.bos_id, self.info.eos_id, data.wrap)
 
     @functools.cached_property
     def train_split(self) -> Split:
@@ -155,6 +164,7 @@ class Run:
             "data": self.info.fingerprint,
             "tokenizer": self.tokenizer.digest,
             "begins_with_bos": self.config.data.wrap,
+            "sequences": self.config.data.sequences,
         }
         save_params(final(folder), params, meta | facts)
 
