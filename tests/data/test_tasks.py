@@ -1,4 +1,4 @@
-"""The pieces of a preparation. Oracles: tokens joined in plain Python; a preparation whose disk is not full."""
+"""The pieces of a preparation. Oracles: tokens joined in plain Python; the same with room on the disk."""
 
 import resource
 
