@@ -21,7 +21,13 @@ from absl import flags
 from experiments.cli.app import check_flags, join_processes, run_app, stopwatch
 from experiments.cli.compare import compare
 from experiments.cli.devices import chosen_mesh
-from experiments.cli.fields import define_checkpoint, define_flags, from_flags, show_in_help
+from experiments.cli.fields import (
+    define_checkpoint,
+    define_flags,
+    define_helper,
+    from_flags,
+    show_in_help,
+)
 from experiments.stages.mirror import local_root
 from sdtt_jax.config import choose, require
 from sdtt_jax.data.loader import INFO_FILE
@@ -31,6 +37,7 @@ from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject, load_subject
 from sdtt_jax.evaluation.suites import SUITES
 from sdtt_jax.evaluation.texts import held_out_name
+from sdtt_jax.interchange.load import load
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import as_path
 from sdtt_jax.reporting import write_report
@@ -59,6 +66,7 @@ _BASELINE = flags.DEFINE_string(
     "The causal model that writes texts beside the checkpoint: named as for --judge; own is that of the "
     "checkpoint's run; none.",
 )
+_HELPER = define_helper()
 _COMPARE = flags.DEFINE_list(
     "compare", [], "Results to lay side by side; more files may follow without a flag."
 )
@@ -112,6 +120,9 @@ def main(argv: Sequence[str]) -> None:
         settings, _CHECKPOINT.value, str(_JUDGE.value), str(_BASELINE.value), chosen_mesh()
     )
     subject = dataclasses.replace(subject, data=own_data(subject))
+    if _HELPER.value:
+        helper = load(_HELPER.value, mesh=chosen_mesh())
+        subject = dataclasses.replace(subject, helper=helper)
     path = as_path(_OUTPUT.value) if _OUTPUT.value else own_path(subject.model)
     if path is None:
         raise ConfigError("--output is missing; name a JSON file.")

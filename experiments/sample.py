@@ -27,15 +27,17 @@ from experiments.cli.fields import (
     define_checkpoint,
     define_flags,
     define_given,
+    define_helper,
     from_flags,
     given_flags,
     show_in_help,
 )
 from experiments.cli.watch import watch
 from sdtt_jax.config import positive, require
+from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import Sampling
-from sdtt_jax.interchange.load import load_denoiser
+from sdtt_jax.interchange.load import load, load_denoiser
 from sdtt_jax.keys import seed_key
 from sdtt_jax.model.batches import Written
 from sdtt_jax.model.masked import Model
@@ -44,6 +46,7 @@ from sdtt_jax.parallel import processes
 
 _CHECKPOINT = define_checkpoint()
 define_given()
+_HELPER = define_helper()
 _LENGTH = flags.DEFINE_integer(
     "length", None, "Tokens of a text, for a published denoiser of the Llama family."
 )
@@ -84,28 +87,34 @@ def main(argv: Sequence[str]) -> None:
     x_init = processes.to_host(
         model.prior(_NUM_SAMPLES.value, _texts(_PROMPT.value), _texts(_INFILL.value))
     )
+    helper = load(_HELPER.value, mesh=chosen_mesh()).as_helper if _HELPER.value else None
     first = processes.is_first()
     if first:
         _announce(model, config)
     with json_lines(file) as write:
-        for line in _written(model, x_init, sampling, config):
+        for line in _written(model, x_init, sampling, config, helper):
             if first and not _WATCH.value:
                 print(f"— {line['text']}\n", flush=True)
             write(line)
 
 
 def _written(
-    model: Model, x_init: np.ndarray, sampling: Sampling, config: SamplerConfig
+    model: Model,
+    x_init: np.ndarray,
+    sampling: Sampling,
+    config: SamplerConfig,
+    helper: Helper | None,
 ) -> Iterator[dict[str, Any]]:
     """Text, tokens and facts of each row of `x_init: [B, L]` int32 as it is written."""
     key, tokenizer, done = seed_key(sampling.seed), model.text_tokenizer, 0
 
     def watched(index: int) -> Written:
-        states = model.states(jax.random.fold_in(key, index), x_init[index : index + 1], config)
+        rows = x_init[index : index + 1]
+        states = model.states(jax.random.fold_in(key, index), rows, config, helper)
         state = watch(states, tokenizer, config.num_steps, _PAUSE.value)
         return Written(np.asarray(state.x), np.asarray(state.nfe)[None])
 
-    batches = model.batches(key, x_init, config, sampling.batch_size)
+    batches = model.batches(key, x_init, config, sampling.batch_size, helper)
     if _WATCH.value:
         batches = [functools.partial(watched, index) for index in range(len(x_init))]
     for write in batches:

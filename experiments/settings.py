@@ -284,8 +284,7 @@ class RunConfig:
         )
         require(
             "mmd" not in self.distillers or self.mmd.layer <= self.model.num_layers,
-            f"mmd.layer={self.mmd.layer} does not exist: the teacher has model.num_layers="
-            f"{self.model.num_layers} layers.",
+            f"mmd.layer={self.mmd.layer} does not exist: model.num_layers={self.model.num_layers}.",
         )
         teacher, hub = self.teacher, self.tokenizer.kind == "hub"
         require(
@@ -302,8 +301,11 @@ class RunConfig:
         seeing = [name for name in self.distillers if name in (COUPLED, "mixture", "mmd")]
         require(
             not (self.published and seeing),
-            f"distillers={seeing} need a teacher that is a network of this library; with teacher.init_from "
-            "take sdtt, alpha or idlm.",
+            f"distillers={seeing} need a teacher of this library; with teacher.init_from take sdtt or alpha.",
+        )
+        require(
+            self.data.sequences == "packed" or self.distillers == (SDTT,),
+            f"distillers={self.distillers} with data.sequences={self.data.sequences!r}: take sdtt alone.",
         )
         for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
             require(

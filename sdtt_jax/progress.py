@@ -3,8 +3,8 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, TextIO, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -137,19 +137,21 @@ class LineProgress:
 
 
 def track_text(
-    texts: Iterable[str],
+    texts: Iterable[T],
     title: str,
     characters: int,
+    size: Callable[[Any], int] = len,
     *,
     stream: TextIO | None = None,
     interval: float = 10.0,
-) -> Iterator[str]:
+) -> Iterator[T]:
     """Passes texts on, and says now and then how far the pass is, how fast, and how long it will take.
 
     Args:
-      texts: what is passed on.
-      title: what is done with them, for example "tokenising the train split".
-      characters: in all texts; 0 if that is not known.
+      texts: what is passed on: texts, or parts of a corpus that were dealt with.
+      title: what is done with them, for example "learning the vocabulary".
+      characters: or bytes, in all texts; 0 if that is not known.
+      size: of them, those in one.
       stream: stderr if None.
       interval: seconds between two lines; a shorter pass says nothing.
     """
@@ -158,13 +160,15 @@ def track_text(
     due = began + interval
     for text in texts:
         yield text
-        done += len(text)
+        done += size(text)
         now = time.monotonic()
         if now < due:
             continue
         due, seconds = now + interval, now - began
         whole = f" of {characters / 1e6:,.0f}" if characters else ""
-        left = f", {_clock(seconds * (characters - done) / done)} left" if characters else ""
+        left = (
+            f", {_clock(seconds * (characters - done) / done)} left" if done and characters else ""
+        )
         stream.write(
             f"{title}: {done / 1e6:,.0f}{whole} MB, {done / 1e6 / seconds:.1f} MB/s, "
             f"{_clock(seconds)} elapsed{left}\n"

@@ -132,7 +132,7 @@ def test_no_import_brings_in_another_framework():
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (("sdtt_jax", "experiments", "launch", "tools"), ("eval", "docs", "smollm2")),
+        (("sdtt_jax", "experiments", "launch", "tools"), ("eval", "docs", "smollm2", "beam")),
         (("tests",), ("test",)),
     ],
 )

@@ -20,7 +20,8 @@ from sdtt_jax.config import from_mapping, to_mapping
 from sdtt_jax.data import DataConfig, TokenizerConfig
 from sdtt_jax.data.corpora import CORPORA, Corpus
 from sdtt_jax.data.tokenizer import save_tokenizer, train_tokenizer
-from sdtt_jax.diffusion.decoders import DECODERS, Decoder
+from sdtt_jax.diffusion.decoders import DECODERS
+from sdtt_jax.diffusion.decoders.base import Decoder
 from sdtt_jax.diffusion.schedule import SCHEDULES
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.evaluation.settings import Settings

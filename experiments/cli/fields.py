@@ -30,6 +30,16 @@ def define_checkpoint(name: str = "checkpoint") -> flags.FlagHolder[str | None]:
     )
 
 
+def define_helper() -> flags.FlagHolder[str | None]:
+    """Defines the flag that names the other model of a decoder that asks one."""
+    return flags.DEFINE_string(
+        "helper",
+        None,
+        "The other model of a decoder that asks one, named as for --checkpoint: what verifies "
+        "--mode=speculative, a teacher or a causal model.",
+    )
+
+
 def define_given() -> None:
     """Defines flags for what a published config does not say of its network; see `given_flags`."""
     flags.DEFINE_bool("causal", None, "It is a causal model, or (--nocausal) a denoiser.")

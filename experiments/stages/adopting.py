@@ -10,7 +10,7 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.load import load, load_denoiser, load_network
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks.kinds import kind_of
-from sdtt_jax.objectives import adaptation_loss, open_share, teacher_loss
+from sdtt_jax.objectives import adaptation_loss, arranged, open_share, teacher_loss
 from sdtt_jax.training.step import LossFn
 
 
@@ -60,6 +60,8 @@ def base_objective(run: Run) -> tuple[LossFn, Callable[[int], float] | None]:
     """
     config = run.config.teacher
     if not isinstance(run.base, CausalModel):
-        return teacher_loss(run.diffusion, config), None
+        loss_of = functools.partial(teacher_loss, config=config)
+        return arranged(loss_of, run.diffusion, run.sequences), None
     share = functools.partial(open_share, annealing=config.attention_annealing)
-    return adaptation_loss(run.diffusion, config), share
+    loss_of = functools.partial(adaptation_loss, config=config)
+    return arranged(loss_of, run.diffusion, run.sequences), share

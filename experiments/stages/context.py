@@ -14,6 +14,7 @@ from experiments.stages.workdir import Workdir, final, is_delivered
 from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.config import require, to_mapping
 from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
+from sdtt_jax.data.engines import Engine, in_process
 from sdtt_jax.data.loader import INFO_FILE
 from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
@@ -30,6 +31,7 @@ from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.kinds import kind_of, stored_kind
 from sdtt_jax.networks.llama import LlamaDenoiser
 from sdtt_jax.networks.lora import LoraConfig
+from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import is_remote
 from sdtt_jax.progress import track_text
@@ -43,6 +45,8 @@ class Run:
     config: RunConfig
     workdir: Workdir
     mesh: Mesh
+    engine: Engine[Any] = in_process
+    """Who prepares the data."""
 
     def log(self, message: str) -> None:
         """Prints a line, on process 0 only."""
@@ -56,7 +60,7 @@ class Run:
         data, tokenizer = self.config.data, self.config.tokenizer
         ready: Any = None if self.base is None else self.base.text_tokenizer
         prepared = functools.partial(
-            prepare, data, tokenizer, local.data, local.tokenizer, track_text, ready
+            prepare, data, tokenizer, local.data, local.tokenizer, track_text, ready, self.engine
         )
         if not is_remote(self.workdir.root):
             # The others find it done.
@@ -76,6 +80,14 @@ class Run:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.workdir.local.tokenizer)
+
+    @functools.cached_property
+    def sequences(self) -> Sequences | None:
+        """How sequences are packed; None where all positions of one are alike."""
+        data = self.config.data
+        if data.sequences == "packed":
+            return None
+        return Sequences(data.sequences, self.info.bos_id, self.info.eos_id, data.wrap)
 
     @functools.cached_property
     def train_split(self) -> Split:
@@ -160,6 +172,7 @@ class Run:
             "data": self.info.fingerprint,
             "tokenizer": self.tokenizer.digest,
             "begins_with_bos": self.config.data.wrap,
+            "sequences": self.config.data.sequences,
         }
         save_params(final(folder), params, meta | facts)
 

@@ -13,7 +13,7 @@ from experiments.settings import COUPLED, RunConfig
 from launch.ahead.hlo_text import Instruction
 from launch.ahead.published import network_of_run
 from sdtt_jax.causal.sampler import generate
-from sdtt_jax.diffusion import sampler
+from sdtt_jax.diffusion import filling, sampler
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import Student, next_round
@@ -188,7 +188,7 @@ def _step(
         | ({"base": _bytes_per_device(base)} if lora.rank else {}),
         trips={
             head_loss.CHUNKS.scope: math.ceil(masked_share * shard / chunk),
-            sampler.CHUNKS.scope: 1.0,
+            filling.CHUNKS.scope: 1.0,
         },
         flops=needed / mesh.size,
         recomputed=ATTENTION_RECOMPUTED * attention / mesh.size,
@@ -211,13 +211,13 @@ def _sampler(config: RunConfig, denoiser: Any, mesh: Mesh, batch: int, num_steps
             return jax.jit(write).lower(params, _key(mesh), _tokens(batch, sizes, mesh))
 
     shard = _rows_per_shard(batch, sizes, mesh)
-    chunk = rows.chunk_size(shard, denoiser.padded_vocab, sampler.CHUNKS.parts)
+    chunk = rows.chunk_size(shard, denoiser.padded_vocab, filling.CHUNKS.parts)
     return Program(
         kind="sample",
         batch=batch,
         lower=lower,
         state={"parameters": _bytes_per_device(params)},
-        trips={sampler.CHUNKS.scope: math.ceil(shard / num_steps / chunk)},
+        trips={filling.CHUNKS.scope: math.ceil(shard / num_steps / chunk)},
         flops=flops.sample_flops(sizes, batch, num_steps) / mesh.size,
         # The last call, for what is still masked at the end: the program has it, few runs need it.
         recomputed=flops.block_flops(sizes, batch) / mesh.size,

@@ -8,7 +8,8 @@ from sdtt_jax.data.corpora import CORPORA, Corpus
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.loader import Split, open_split
 from sdtt_jax.data.normalize import NORMALIZERS
-from sdtt_jax.data.preparation import DataInfo, prepare
+from sdtt_jax.data.preparation import prepare
+from sdtt_jax.data.shards import DataInfo
 from sdtt_jax.data.tokenizer import (
     Gpt2Tokenizer,
     SentencePieceTokenizer,

@@ -1,41 +1,32 @@
-"""The TFDS builder that writes packed sequences as ArrayRecord, without TensorFlow."""
+"""Packed sequences as TFDS reads them, in ArrayRecord shards, without TensorFlow."""
 
 import contextlib
-import dataclasses
-import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.core.utils import shard_utils
 
-from sdtt_jax.paths import as_path
+from sdtt_jax.errors import DataError
 
 FILE_FORMAT = "array_record"
-# Split name -> function that starts a pass over its values.
-Sources = Mapping[str, Callable[[], Iterable[Any]]]
+NAME, VERSION = "packed_tokens", "1.0.0"
+# Where, in a data folder, the shards are.
+FOLDER = f"{NAME}/{VERSION}"
 
 
 class PackedTokens(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Sequences of token ids of equal length, one a record.
+    """Sequences of token ids of equal length, one a record."""
 
-    Args:
-      sources: of the sequences `[length]` of each split.
-      data_dir: the data folder.
-      length: tokens in a sequence.
-      dtype: of the ids.
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version(VERSION)
     pkg_dir_path = None  # No citation or checksum files lie beside this module.
 
-    def __init__(
-        self, sources: Sources, data_dir: str | os.PathLike[str], length: int, dtype: np.dtype
-    ):
-        self._sources = sources
+    def __init__(self, data_dir: str | os.PathLike[str], length: int, dtype: np.dtype):
         # As bytes a sequence is the last length * itemsize bytes of its record, which is what
         # lets the loader decode all of them at once.
         self._tokens = tfds.features.Tensor(shape=(length,), dtype=dtype, encoding="bytes")
@@ -50,55 +41,107 @@ class PackedTokens(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
-        del dl_manager
-        return {split: self._generate_examples(start) for split, start in self._sources.items()}
+    def _split_generators(self, dl_manager: Any) -> Any:
+        raise NotImplementedError("the shards are written by `write_shard`")
 
-    def _generate_examples(self, start: Callable[[], Iterable[Any]]) -> Iterator[Any]:
-        for index, value in enumerate(start()):
-            yield index, {"tokens": value}
+    def _generate_examples(self) -> Any:
+        raise NotImplementedError("the shards are written by `write_shard`")
 
 
-@dataclasses.dataclass(frozen=True)
-class _ShardConfig(shard_utils.ShardConfig):
-    def get_number_shards(self, total_size: int, num_examples: int, *args: Any) -> int:
-        # TFDS itself refuses to write fewer records than shards, as a short split would need.
-        wanted = super().get_number_shards(total_size, num_examples, *args)
-        return max(1, min(wanted, num_examples))
+def shard_ends(records: int, num_shards: int) -> Sequence[int]:
+    """The record after the last of each shard: at most `num_shards` shards, and none without a record."""
+    return shard_utils.get_shard_boundaries(records, max(1, min(num_shards, records)))
 
 
-class _DownloadConfig(tfds.download.DownloadConfig):
-    def get_shard_config(self) -> shard_utils.ShardConfig:
-        return _ShardConfig(num_shards=self.num_shards)
+def shard_name(split: str, number: int, count: int) -> str:
+    """The file's name of shard `number` of `count`."""
+    return f"{NAME}-{split}.{FILE_FORMAT}-{number:05d}-of-{count:05d}"
 
 
-def build(builder: PackedTokens, num_shards: int) -> str:
-    """Writes the builder's records, at most `num_shards` files a split.
+def record_prefix(folder: str | os.PathLike[str], length: int, dtype: np.dtype) -> bytes:
+    """What TFDS puts before the bytes of a sequence: the same for all sequences of a length and dtype."""
+    builder = PackedTokens(folder, length, dtype)
+    row = np.zeros(length, dtype)
+    row = np.zeros(length, dtype)
+    serialised: bytes = builder.info.features.serialize_example({"tokens": row})
+    return serialised[: -row.nbytes]
 
-    Returns:
-      The folder that `open_source` takes.
+
+def write_shard(path: Path, prefix: bytes, rows: Iterable[np.ndarray], records: int) -> None:
+    """Writes a file of records, and makes sure that they are in it.
+
+    Args:
+      path: of the file, local.
+      prefix: from `record_prefix`.
+      rows: sequences `[length]` of the dtype that the prefix was made for.
+      records: how many there must be.
 
     Raises:
-      Exception: whatever the sources raise; nothing that looks finished is left behind.
+      OSError: the disk is full, or something else kept the file from being written.
     """
-    tfds.disable_progress_bar()
-    # TFDS prints to standard output what the caller reports in its own way.
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(
-            download_config=_DownloadConfig(num_shards=num_shards, try_download_gcs=False)
+    with _named_failure(path):
+        # The options of TFDS's own writer.
+        writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
+    for row in rows:
+        with _named_failure(path):
+            writer.write(prefix + row.tobytes())
+    with _named_failure(path):
+        writer.close()
+        reader = ArrayRecordReader(os.fspath(path))
+        written = reader.num_records()
+        reader.close()
+    if written != records:
+        raise DataError(
+            f"{path} holds {written} records instead of {records}; prepare the data again."
         )
-    return os.fspath(builder.data_dir)
+
+
+@contextlib.contextmanager
+def _named_failure(path: Path) -> Iterator[None]:
+    """ArrayRecord raises nothing narrower than these, and does not say why: most often the disk is full."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            f"{path} could not be written ({error}); the disk has {free} bytes left"
+        ) from None
+
+
+def write_info(
+    folder: Path,
+    length: int,
+    dtype: np.dtype,
+    shards: Mapping[str, Sequence[int]],
+    record_bytes: int,
+) -> None:
+    """Writes the files by which TFDS knows the shards.
+
+    Args:
+      folder: the data folder.
+      length: tokens in a sequence.
+      dtype: of the ids.
+      shards: records of each shard of each split.
+      record_bytes: size of a record.
+    """
+    builder = PackedTokens(folder, length, dtype)
+    target = folder / FOLDER
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=target, dataset_name=NAME, split=None, filetype_suffix=FILE_FORMAT
+    )
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=list(lengths),
+            num_bytes=sum(lengths) * record_bytes,
+            filename_template=template.replace(split=split),
+        )
+        for split, lengths in shards.items()
+    ]
+    builder.info.set_splits(tfds.core.splits.SplitDict(splits))
+    builder.info.write_to_directory(target)
 
 
 def open_source(folder: str | os.PathLike[str], split: str) -> Any:
     """Random access to a written split: `len`, `[index]`, `__getitems__(indices)`."""
     return tfds.builder_from_directory(os.fspath(folder)).as_data_source(split)
-
-
-def shards(folder: str | os.PathLike[str], split: str) -> list[tuple[Path, int]]:
-    """Path and number of records of every file of a written split, in order."""
-    info = tfds.builder_from_directory(os.fspath(folder)).info.splits[split]
-    return [
-        (as_path(folder) / name, records)
-        for name, records in zip(sorted(info.filenames), info.shard_lengths, strict=True)
-    ]

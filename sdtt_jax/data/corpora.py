@@ -1,30 +1,34 @@
 """The table of corpora, by name, that training and evaluation read from; how a corpus is divided."""
 
 import dataclasses
-import functools
-import hashlib
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdtt_jax.config import choose, require
 from sdtt_jax.data.config import DataConfig
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.embedded import bible_chapters
-from sdtt_jax.data.files import SUFFIXES, Found, find_files, read_files
+from sdtt_jax.data.files import SUFFIXES, Found, find_files
 from sdtt_jax.data.normalize import NORMALIZERS, without_traces_of_files
-from sdtt_jax.data.published import Published
+from sdtt_jax.data.published import Published, read_tfds
+from sdtt_jax.data.reading import (
+    NAMED,
+    PART_BYTES,
+    TFDS,
+    BadInputError,
+    Fields,
+    Part,
+    Piece,
+    Row,
+    plan,
+    read_file,
+)
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.paths import as_path
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION)
-# Below this number of different documents, whole documents are too coarse a unit to hold out.
-FEWEST_DOCUMENTS = 20
-_SPACE = re.compile(r"\s+")
-# Wraps a pass over documents to report its progress, given its purpose and characters (0: unknown).
-Track = Callable[[Iterable[str], str, int], Iterable[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,39 +42,46 @@ class Corpus:
       splits: names of its splits; one, "train", where nobody has divided it.
       detokenize: name of its detokenizer in `DETOKENIZERS`.
       licence: as its publisher states it.
-      own_files: of the user's own corpus.
+      held_out_rows: so many of its last rows are what the field evaluates on; of a corpus that has fewer than
+        ten times as many here, as of a few of its files, `data.validation_fraction` of its last rows. 0: the
+        corpus has its own split, or nobody has agreed on one.
     """
 
     name: str
-    source: Callable[[], Iterator[str]] | Published
+    source: Callable[[], Iterator[str]] | Published | Found
     splits: tuple[str, ...] = (TRAIN,)
     detokenize: str = "none"
     licence: str = "not stated"
-    own_files: Found | None = None
+    held_out_rows: int = 0
 
     @property
     def held_out(self) -> str | None:
         """Its own split for evaluation, or None if it has none."""
         return next((split for split in (VALIDATION, TEST) if split in self.splits), None)
 
-    def texts(self, split: str, folder: Path | None = None) -> Iterator[str]:
-        """The raw texts of a split, from `folder` or wherever they are found.
+    def parts(
+        self, split: str, folder: Path | None = None, part_bytes: int = PART_BYTES
+    ) -> list[Part]:
+        """A split, from `folder` or wherever it is found, cut into parts.
 
         Raises:
           ConfigError: no such split, or the corpus is none whose files lie in a folder.
+          DataError: the text is nowhere.
         """
         choose(f"split of {self.name}", split, self.splits)
         if isinstance(self.source, Published):
-            return self.source.texts(self.name, split, folder)
+            return self.source.parts(self.name, split, folder, part_bytes)
         require(folder is None, f"{self.name} is no published corpus; give no folder of its files.")
-        return self.source()
+        if isinstance(self.source, Found):
+            return plan(self.source.files, split, part_bytes)
+        return [Part(split, (Piece(NAMED, self.name, 0, -1, 0),))]
 
     def files(self, split: str, folder: Path | None = None) -> str:
         """How many files of how many a split is read from; "" if it is no folder of the user's."""
-        found = self.own_files
-        if isinstance(self.source, Published):
-            found = self.source.found(self.name, split, folder)
-        return str(found) if found is not None and found.is_folder else ""
+        found: Any = self.source
+        if isinstance(found, Published):
+            found = found.found(self.name, split, folder)
+        return str(found) if isinstance(found, Found) and found.is_folder else ""
 
 
 _ALL = (TRAIN, VALIDATION, TEST)
@@ -80,6 +91,22 @@ _WIKIPEDIA = "CC BY-SA 3.0"
 def _published(repo: str, config: str, text_field: str = "text", **fields: Any) -> Published:
     """A data set in the hub's own conversion to Parquet."""
     return Published(repo, f"{config}/{{split}}/*.parquet", text_field, **fields)
+
+
+def _pile(subset: str) -> Published:
+    """The texts of The Pile that may be passed on, and of them one source's."""
+    files = {
+        TRAIN: "train/*.jsonl.zst",
+        VALIDATION: "val.jsonl.zst",
+        TEST: "test.jsonl.zst",
+    }
+    return Published(
+        "monology/pile-uncopyrighted",
+        files,
+        revision="main",
+        streamed=True,
+        subset=("meta.pile_set_name", subset),
+    )
 
 
 CORPORA: dict[str, Corpus] = {
@@ -94,7 +121,10 @@ CORPORA: dict[str, Corpus] = {
                 "*/{split}-*.parquet",
                 revision="main",
                 tfds=("skylion007__openwebtext/plain_text", "text"),
+                streamed=True,
             ),
+            # As MDLM (arXiv 2406.07524) and those who compare with it divide it.
+            held_out_rows=100_000,
             licence="CC0 1.0 for the collection; the texts are their authors'",
         ),
         Corpus(
@@ -149,17 +179,71 @@ CORPORA: dict[str, Corpus] = {
             )
             for name in ("pubmed", "arxiv")
         ),
+        Corpus(
+            "text8",
+            Published("afmck/text8", "data/{split}-*.parquet", revision="main"),
+            _ALL,
+            licence=_WIKIPEDIA,
+        ),
+        Corpus(
+            "tinystories",
+            Published("roneneldan/TinyStories", "data/{split}-*.parquet", revision="main"),
+            SPLITS,
+            licence="CDLA-Sharing-1.0",
+        ),
+        Corpus(
+            "c4",
+            Published(
+                "allenai/c4",
+                "en/c4-{split}.*.json.gz",
+                revision="main",
+                tfds=("c4/en", "text"),
+                streamed=True,
+            ),
+            SPLITS,
+            licence="ODC-By 1.0",
+        ),
+        *(
+            Corpus(
+                name,
+                Published("HuggingFaceFW/fineweb-edu", files, revision="main", streamed=True),
+                licence="ODC-By 1.0",
+            )
+            for name, files in (
+                ("fineweb_edu", "data/*/{split}-*.parquet"),
+                ("fineweb_edu_10b", "sample/10BT/*.parquet"),
+            )
+        ),
+        *(
+            Corpus(name, _pile(subset), _ALL, licence="of each text's own")
+            for name, subset in (
+                ("pile_arxiv", "ArXiv"),
+                ("pile_dm_mathematics", "DM Mathematics"),
+                ("pile_enron_emails", "Enron Emails"),
+                ("pile_europarl", "EuroParl"),
+                ("pile_freelaw", "FreeLaw"),
+                ("pile_github", "Github"),
+                ("pile_hackernews", "HackerNews"),
+                ("pile_nih_exporter", "NIH ExPorter"),
+                ("pile_philpapers", "PhilPapers"),
+                ("pile_pubmed_abstracts", "PubMed Abstracts"),
+                ("pile_pubmed_central", "PubMed Central"),
+                ("pile_stackexchange", "StackExchange"),
+                ("pile_ubuntu_irc", "Ubuntu IRC"),
+                ("pile_uspto_backgrounds", "USPTO Backgrounds"),
+                ("pile_wikipedia", "Wikipedia (en)"),
+            )
+        ),
     )
 }
 
 
-def find_corpus(name: str, text_field: str = "text") -> Corpus:
+def find_corpus(name: str) -> Corpus:
     """The corpus of that name, or the user's own at that path.
 
     Args:
       name: of `CORPORA`, or the path of a .txt, .jsonl or .parquet file or of a folder of them; of a folder
         that is called like a corpus, give a path with a slash, `./openwebtext`.
-      text_field: of the user's own files, the field or column that holds the text.
 
     Raises:
       ConfigError: there is neither such a name nor such a path.
@@ -172,8 +256,70 @@ def find_corpus(name: str, text_field: str = "text") -> Corpus:
             f"data.corpus: {name} does not exist; give the path of a {', '.join(SUFFIXES)} file or of a "
             f"folder of them, or one of the known corpora: {', '.join(CORPORA)}."
         )
-    found = find_files(path)
-    return Corpus(name, functools.partial(read_files, found.files, text_field), own_files=found)
+    return Corpus(name, find_files(path))
+
+
+class Recipe(NamedTuple):
+    """How the rows of a corpus become documents.
+
+    Attributes:
+      fields: where a row's text is.
+      detokenize, normalize: names in `DETOKENIZERS` and `NORMALIZERS`.
+      skip_bad, sequences, length: as `DataConfig` has them.
+    """
+
+    fields: Fields
+    detokenize: str
+    normalize: str
+    skip_bad: int
+    sequences: str = "packed"
+    length: int = 0
+
+    def rows(self, part: Part) -> Iterator[Row]:
+        """The cleaned text of every row of a part, "" where nothing is left of it."""
+        detokenize, normalize = DETOKENIZERS[self.detokenize], NORMALIZERS[self.normalize]
+        for piece in part.pieces:
+            for row in _read(piece, part.split, self.fields):
+                yield self._cleaned(row, detokenize, normalize) if isinstance(row, str) else row
+
+    def _cleaned(
+        self, raw: str, detokenize: Callable[[str], str], normalize: Callable[[str], str]
+    ) -> str:
+        text = normalize(detokenize(without_traces_of_files(raw)))
+        return text if text.strip() else ""
+
+
+def _read(piece: Piece, split: str, fields: Fields) -> Iterator[Row]:
+    if piece.kind == NAMED:
+        source: Any = CORPORA[piece.path].source
+        return source()  # type: ignore[no-any-return]
+    return read_tfds(piece, split, fields) if piece.kind == TFDS else read_file(piece, fields)
+
+
+def recipe(config: DataConfig) -> Recipe:
+    """How the rows of a config's corpus become documents.
+
+    `detokenize` and `text_field` are for the user's own files, for a corpus of the table brings its own.
+    """
+    corpus = find_corpus(config.corpus)
+    published = isinstance(corpus.source, Published)
+    fields = corpus.source.fields if published else Fields(config.text_field)  # type: ignore[union-attr]
+    own = corpus.detokenize if config.detokenize == "none" else config.detokenize
+    kind, length = config.sequences, config.length
+    return Recipe(fields, own, config.normalize, config.skip_bad, kind, length)
+
+
+def refuse_bad(bad: BadInputError, count: int, allowed: int) -> None:
+    """Raises a fault of the input if it is one too many.
+
+    Args:
+      bad: the latest.
+      count: of all so far.
+      allowed: as `DataConfig.skip_bad` has it.
+    """
+    if count > allowed:
+        more = f" It is number {count}, and data.skip_bad allows {allowed}." if allowed else ""
+        raise BadInputError(bad.kind, str(bad) + more)
 
 
 def documents(
@@ -182,8 +328,7 @@ def documents(
     """The documents of a split, detokenised and normalised, in order, empty ones left out.
 
     Args:
-      config: names the corpus and the normalisation; `detokenize` and `text_field` are for the user's own
-        files, for a corpus of the table brings its own.
+      config: names the corpus and the normalisation, and says what is done about bad input.
       split: one of the corpus's splits.
       folder: holds the files of a published corpus, `SPLIT.parquet` or the like.
 
@@ -191,88 +336,30 @@ def documents(
       ConfigError: no such corpus or split, or no such file in `folder`.
       DataError: the text is nowhere, or a file is empty, damaged, not UTF-8, or lacks the text field.
     """
-    corpus = find_corpus(config.corpus, config.text_field)
-    own = corpus.detokenize if config.detokenize == "none" else config.detokenize
-    detokenize, normalize = DETOKENIZERS[own], NORMALIZERS[config.normalize]
-    empty = True
-    for raw in corpus.texts(split, None if folder is None else as_path(folder)):
-        text = normalize(detokenize(without_traces_of_files(raw)))
-        if text.strip():
-            empty = False
-            yield text
+    how, bad, empty = recipe(config), 0, True
+    corpus = find_corpus(config.corpus)
+    for part in corpus.parts(split, None if folder is None else as_path(folder)):
+        for row in how.rows(part):
+            if isinstance(row, BadInputError):
+                bad += 1
+                refuse_bad(row, bad, config.skip_bad)
+            elif row:
+                empty = False
+                yield row
     if empty:
-        raise DataError(
-            f"data.corpus: {config.corpus} holds no text"
-            + (f" after normalize={config.normalize!r}." if config.normalize != "none" else ".")
-        )
+        raise no_text(config)
+
+
+def no_text(config: DataConfig) -> DataError:
+    """The error for a corpus of which nothing is left."""
+    after = f" after normalize={config.normalize!r}" if config.normalize != "none" else ""
+    return DataError(f"data.corpus: {config.corpus} holds no text{after}.")
 
 
 def files_read(config: DataConfig) -> str:
     """How many files of how many the splits are read from; "" if it is no folder of the user's."""
-    corpus = find_corpus(config.corpus, config.text_field)
-    if corpus.own_files is not None:
+    corpus = find_corpus(config.corpus)
+    if isinstance(corpus.source, Found):
         return corpus.files(TRAIN)
     splits = {split: corpus.files(split) for split in (TRAIN, corpus.held_out) if split}
     return ", ".join(f"{split}: {files}" for split, files in splits.items() if files)
-
-
-def untracked(texts: Iterable[str], purpose: str, characters: int) -> Iterable[str]:
-    """Returns `texts`: the `Track` that reports no progress."""
-    del purpose, characters
-    return texts
-
-
-def divide(config: DataConfig, track: Track = untracked) -> Callable[..., Iterator[str]]:
-    """Divides a corpus: returns `documents_of(split, purpose="")`, which starts a pass over a split.
-
-    A corpus that has a split for evaluation keeps it. Of any other, the documents with the smallest digests
-    of their text are held out: which they are does not depend on their order, and copies of one document
-    never land on both sides. Of very few documents each is cut once, at a space, and its tail held out.
-
-    Args:
-      config: names the corpus, and how much of it is held out.
-      track: wraps every pass over the text, to report its progress.
-
-    Raises:
-      ConfigError: there is no such corpus.
-      DataError: it cannot be read, or is so small that one of the splits would be empty.
-    """
-    held_out_split = find_corpus(config.corpus, config.text_field).held_out
-    if held_out_split is not None:
-        own = {TRAIN: TRAIN, VALIDATION: held_out_split}
-        return lambda split, purpose="": iter(track(documents(config, own[split]), purpose, 0))
-    digests: set[int] = set()
-    characters = 0
-    for text in track(documents(config), "reading the corpus", 0):
-        digests.add(_digest(text))
-        characters += len(text)
-    count = min(max(1, round(len(digests) * config.validation_fraction)), len(digests) - 1)
-    held_out = frozenset(sorted(digests)[:count])
-    few = len(digests) < FEWEST_DOCUMENTS
-
-    def part(text: str, split: str) -> str:
-        if not few:
-            return text if (_digest(text) in held_out) == (split == VALIDATION) else ""
-        cut = _cut_position(text, config.validation_fraction)
-        return text[cut:].lstrip() if split == VALIDATION else text[:cut].rstrip()
-
-    def documents_of(split: str, purpose: str = "") -> Iterator[str]:
-        whole = track(documents(config), purpose, characters)
-        return filter(None, (part(text, split) for text in whole))
-
-    for split in SPLITS:
-        if few and not any(part(text, split) for text in documents(config)):
-            raise DataError(
-                f"data.corpus is too small to be divided: no text is left for the {split} split."
-            )
-    return documents_of
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-def _cut_position(text: str, fraction: float) -> int:
-    wanted = max(1, round(len(text) * (1 - fraction)))
-    space = _SPACE.search(text, wanted)
-    return space.start() if space and space.end() < len(text) else wanted

@@ -1,15 +1,15 @@
-"""Documents of local text, JSONL and Parquet files.
-
-Everything here is a generator over documents, so a corpus need not fit in memory.
-"""
+"""The files that a path stands for, and which kinds of them are read."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.paths import decoded, parse_json, text_lines
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+# Further suffixes of compressed text and JSON lines, and what PyArrow calls their codecs.
+CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 
 class Found(NamedTuple):
@@ -29,7 +29,7 @@ class Found(NamedTuple):
         """How many are read of how many, and what the others are."""
         total = len(self.files) + len(self.others)
         kinds = sorted({path.suffix or path.name for path in self.others})
-        left_out = f" (not read: {_names(kinds)})" if kinds else ""
+        left_out = f" (not read: {listed(kinds)})" if kinds else ""
         return f"{len(self.files)} of {total} files{left_out}"
 
 
@@ -46,7 +46,7 @@ def find_files(path: Path) -> Found:
     kinds = ", ".join(SUFFIXES)
     _refuse_dangling(path)
     if not path.is_dir():
-        if path.suffix.lower() not in SUFFIXES:
+        if kind_of_file(path) is None:
             raise ConfigError(f"data.corpus: {path} is not a {kinds} file.")
         return Found([path], [], is_folder=False)
     seen: dict[str, Path] = {}
@@ -88,92 +88,23 @@ def _refuse_dangling(path: Path) -> None:
 
 
 def _is_read(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES and file.is_file()
+    return kind_of_file(file) is not None and file.is_file()
 
 
-def read_files(paths: Iterable[Path], text_field: str) -> Iterator[str]:
-    """The documents of files: a text file is one, and so is each line of JSONL and row of Parquet.
+def kind_of_file(path: str | os.PathLike[str]) -> str | None:
+    """Which of `SUFFIXES` a file is read as; None if it is of no kind that is read.
 
-    Args:
-      paths: files whose suffix is one of `SUFFIXES`, in any case.
-      text_field: name of the text in the lines of JSONL and the columns of Parquet files.
-
-    Raises:
-      DataError: a file is empty, damaged, not UTF-8, or lacks the text field.
+    Text and JSON lines may be compressed (`x.jsonl.gz`). `.json` means JSON lines only then: so C4 is
+    published, while an uncompressed one is rarely of lines.
     """
-    for path in paths:
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty; remove it or give a file that holds text.")
-        yield from _READERS[path.suffix.lower()](path, text_field)
+    stem, suffix = os.path.splitext(os.path.basename(path).lower())
+    if suffix not in CODECS:
+        return suffix if suffix in SUFFIXES else None
+    suffix = os.path.splitext(stem)[1].replace(".json", ".jsonl").replace(".jsonll", ".jsonl")
+    return suffix if suffix in (".txt", ".jsonl") else None
 
 
-def _text_documents(path: Path, text_field: str) -> Iterator[str]:
-    del text_field
-    yield decoded(path.read_bytes(), str(path)).removeprefix("\ufeff").strip()
-
-
-def _json_documents(path: Path, text_field: str) -> Iterator[str]:
-    for where, line in text_lines(path):
-        value = parse_json(line, where + ",", remedy="each line must be one JSON object")
-        yield _json_text(value, text_field, where + ",")
-
-
-def _json_text(value: Any, text_field: str, where: str) -> str:
-    if not isinstance(value, dict):
-        raise DataError(f"{where} is not a JSON object but {type(value).__name__}.")
-    if text_field not in value:
-        raise DataError(
-            f"{where} has no field {text_field!r} (it has {_names(value)}); "
-            "rename the one that holds the text, or for training set data.text_field to it."
-        )
-    text = value[text_field]
-    if not isinstance(text, str):
-        raise DataError(f"{where} field {text_field!r} holds {type(text).__name__}, not text.")
-    return text
-
-
-def _parquet_documents(path: Path, text_field: str) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {_first_line(error)}.") from None
-    with file:
-        schema = file.schema_arrow
-        if text_field not in schema.names:
-            raise DataError(
-                f"{path} has no column {text_field!r} (it has {_names(schema.names)}); "
-                "rename the one that holds the text, or for training set data.text_field to it."
-            )
-        kind = schema.field(text_field).type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-            raise DataError(f"{path}, column {text_field!r} holds {kind}, not text.")
-        row = 0
-        try:
-            for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
-                for text in batch.column(0).to_pylist():
-                    row += 1
-                    if text is None:
-                        raise DataError(f"{path}, row {row}, column {text_field!r} is null.")
-                    yield text
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is damaged after row {row}: {_first_line(error)}.") from None
-
-
-def _names(names: Iterable[object]) -> str:
-    listed = sorted(map(str, names))
-    return ", ".join(listed[:8]) + (", …" if len(listed) > 8 else "") if listed else "none"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-_READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
-    ".txt": _text_documents,
-    ".jsonl": _json_documents,
-    ".parquet": _parquet_documents,
-}
-SUFFIXES = tuple(_READERS)
+def listed(names: Iterable[object]) -> str:
+    """The first of some names, in order, for messages."""
+    ordered = sorted(map(str, names))
+    return ", ".join(ordered[:8]) + (", …" if len(ordered) > 8 else "") if ordered else "none"

@@ -1,20 +1,99 @@
 """From documents to sequences of equal length."""
 
-import itertools
+import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from sdtt_jax.data.normalize import PROMPT_END
 from sdtt_jax.data.tokenizer import Tokenizer
+from sdtt_jax.errors import DataError
+from sdtt_jax.ops.sequences import Sequences
 
 _DOCUMENTS_AT_ONCE = 256
+# What a tokenizer holds of a text is many times the text.
+_CHARACTERS_AT_ONCE = 2**20
+# Before a space between two letters every pre-tokenizer of GPT-2's kind begins a new word.
+_BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
-    """Each document's int32 ids `[n]`, in order."""
-    waiting = iter(texts)
-    while some := list(itertools.islice(waiting, _DOCUMENTS_AT_ONCE)):
-        yield from tokenizer.encode_batch(some)
+    """Each document's int32 ids `[n]`, in order; between a prompt and what follows it stands BOS.
+
+    A document of more than a million characters goes through GPT-2's vocabulary, or one of characters, in
+    stretches that give the same ids, so that memory does not grow with it as its ids do.
+    """
+    waiting: list[str] = []
+    size = 0
+    for text in texts:
+        if PROMPT_END in text:
+            yield from tokenizer.encode_batch(waiting)
+            yield _encode_pair(tokenizer, *text.split(PROMPT_END))
+            waiting, size = [], 0
+            continue
+        if len(text) > 2 * _CHARACTERS_AT_ONCE:
+            yield from tokenizer.encode_batch(waiting)
+            yield np.concatenate([tokenizer.encode(s) for s in _stretches(tokenizer, text)])
+            waiting, size = [], 0
+            continue
+        waiting.append(text)
+        size += len(text)
+        if len(waiting) >= _DOCUMENTS_AT_ONCE or size >= _CHARACTERS_AT_ONCE:
+            yield from tokenizer.encode_batch(waiting)
+            waiting, size = [], 0
+    yield from tokenizer.encode_batch(waiting)
+
+
+def _encode_pair(tokenizer: Tokenizer, prompt: str, completion: str) -> np.ndarray:
+    """As `model.prompts` encodes what is given, so that a prompt has the ids that it had in training."""
+    before, behind = (tokenizer.encode_part(part) for part in (prompt, completion))
+    return np.concatenate([before, np.array([tokenizer.bos_id], np.int32), behind])
+
+
+def fitted(
+    documents: Iterable[np.ndarray], length: int, sequences: Sequences
+) -> Iterator[np.ndarray]:
+    """Documents that `pack` puts into sequences of their own, if the kind of sequences asks for that.
+
+    EOS is put behind each until it fills one or several sequences, all but the last EOS, which `pack` puts.
+    Of "prompted" ones what follows the prompt is cut to one sequence.
+
+    Args:
+      documents: ids of each document, `[n]`.
+      length: tokens in a sequence.
+      sequences: their kind, and the ids of BOS and EOS.
+
+    Raises:
+      DataError: a document of the kind "prompted" has no prompt, or its prompt leaves no room.
+    """
+    if sequences.kind in ("packed", "documents"):
+        yield from documents
+        return
+    for tokens in documents:
+        ids = tokens
+        if sequences.kind == "prompted":
+            ids = tokens[: length - 1]
+            if sequences.bos_id not in ids:
+                raise DataError(
+                    f"A document of {len(tokens)} tokens has no prompt of less than data.length - 1 = "
+                    f"{length - 1}; data.sequences='prompted' needs 20 or more documents, JSON lines with "
+                    "the two fields that data.text_field names, and a data.length with room for each prompt."
+                )
+        yield np.pad(ids, (0, -(len(ids) + 1) % length), constant_values=sequences.eos_id)
+
+
+def _stretches(tokenizer: Tokenizer, text: str) -> Iterator[str]:
+    kind, start = tokenizer.config.kind, 0
+    anywhere = kind == "sentencepiece" and tokenizer.config.model_type == "char"
+    while (kind == "gpt2" or anywhere) and len(text) - start > _CHARACTERS_AT_ONCE:
+        stop = start + _CHARACTERS_AT_ONCE
+        if not anywhere:
+            found = _BETWEEN_WORDS.search(text, stop)
+            stop = found.start() if found else len(text)
+        yield text[start:stop]
+        start = stop
+    if start < len(text):
+        yield text[start:]
 
 
 def pack(
@@ -24,7 +103,9 @@ def pack(
 
     With `wrap`, every sequence is `[BOS] chunk [EOS]` around `length - 2` tokens of the stream,
     as MDLM (arXiv 2406.07524) and SDTT train on; otherwise the chunks themselves. The rest of
-    the stream that does not fill a sequence is left out.
+    the stream that does not fill a sequence is left out. An EOS within a chunk is the end of a document, and
+    where the vocabulary's EOS is no token of texts (all but published models') nothing else is: a reader
+    finds the boundaries of documents there, and nothing more need be stored.
 
     Args:
       documents: ids of each document, `[n]`.
@@ -32,16 +113,33 @@ def pack(
       wrap: put BOS before and EOS after every chunk.
       bos_id, eos_id: of the vocabulary.
     """
+    ended = (part for tokens in documents for part in (tokens, np.array([eos_id], tokens.dtype)))
+    yield from cut(ended, length=length, wrap=wrap, bos_id=bos_id, eos_id=eos_id)
+
+
+def cut(
+    stream: Iterable[np.ndarray], *, length: int, wrap: bool, bos_id: int, eos_id: int
+) -> Iterator[np.ndarray]:
+    """Cuts a stream of tokens, in arrays `[n]` of any length, into sequences `[length]`, as `pack` does.
+
+    Args:
+      stream: of ids, with EOS after each document.
+      length: tokens in a sequence.
+      wrap: put BOS before and EOS after every chunk.
+      bos_id, eos_id: of the vocabulary.
+    """
     size = length - 2 if wrap else length
     waiting: list[np.ndarray] = []
     count = 0
-    for tokens in documents:
-        waiting += [tokens, np.array([eos_id], tokens.dtype)]
-        count += len(tokens) + 1
+    for tokens in stream:
+        waiting.append(tokens)
+        count += len(tokens)
         if count < size:
             continue
-        stream = np.concatenate(waiting)
+        joined = np.concatenate(waiting)
         whole = count // size * size
-        for chunk in stream[:whole].reshape(-1, size):
-            yield np.concatenate([[bos_id], chunk, [eos_id]], dtype=chunk.dtype) if wrap else chunk
-        waiting, count = [stream[whole:]], count - whole
+        rows = joined[:whole].reshape(-1, size)
+        if wrap:
+            rows = np.pad(rows, ((0, 0), (1, 1)), constant_values=((0, 0), (bos_id, eos_id)))
+        yield from rows
+        waiting, count = [joined[whole:]], count - whole

@@ -1,23 +1,27 @@
-"""The data stage: from a corpus to a vocabulary and packed sequences, once."""
+"""The data stage: from a corpus to a vocabulary and packed sequences, once.
 
-import collections
+The corpus is read in parts (`reading`), by any number of workers (`engines`). Each part's tokens go into a
+store on disk (`tasks`); which documents are in which split is decided from an index of all (`division`); then
+each shard is written from the store. Every step depends on the corpus and the config alone, so the shards are
+the same bytes for any number and kind of workers, and a preparation that was killed goes on where it was.
+"""
+
 import contextlib
-import dataclasses
-import functools
-import hashlib
+import json
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.data.config import DataConfig, TokenizerConfig
-from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, Track, divide, files_read, untracked
-from sdtt_jax.data.loader import INFO_FILE, Shard, read_info
-from sdtt_jax.data.packing import encode_documents, pack
+from sdtt_jax.data.corpora import TRAIN
+from sdtt_jax.data.engines import Engine, in_process
+from sdtt_jax.data.ingest import Reading, Track, ingest, start_reading, untracked
+from sdtt_jax.data.loader import INFO_FILE, read_info
+from sdtt_jax.data.normalize import PROMPT_END
+from sdtt_jax.data.shards import TOKENIZER, DataInfo, write_shards
 from sdtt_jax.data.tokenizer import (
+    CONFIG_FILE,
     PREPARE_AGAIN,
     HubTokenizer,
     Tokenizer,
@@ -26,36 +30,10 @@ from sdtt_jax.data.tokenizer import (
     train_tokenizer,
 )
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.paths import as_path, write_json
+from sdtt_jax.paths import as_path, read_json, write_json
+from sdtt_jax.version import __version__
 
-
-@dataclasses.dataclass(frozen=True)
-class DataInfo:
-    """What a prepared data folder holds.
-
-    Attributes:
-      vocab_size: number of ids without MASK; `mask_id == vocab_size`.
-      length: tokens in a sequence.
-      bos_id, eos_id: the ids that packing sets.
-      num_train, num_validation: sequences.
-      num_documents: documents of both splits; one that gives its tail counts in both.
-      num_characters: characters of both splits, after normalisation.
-      characters_per_token: in the train split, EOS included.
-      fingerprint: SHA-256 over all sequences, in order; equal fingerprints, equal batches.
-      files: how many files of how many the text was read from; "" if from no folder of the user's.
-    """
-
-    vocab_size: int
-    length: int
-    bos_id: int
-    eos_id: int
-    num_train: int
-    num_validation: int
-    num_documents: int
-    num_characters: int
-    characters_per_token: float
-    fingerprint: str
-    files: str = ""
+PLAN = "plan.json"
 
 
 def prepare(
@@ -65,19 +43,23 @@ def prepare(
     tokenizer_dir: str | Path,
     track: Track = untracked,
     tokenizer: HubTokenizer | None = None,
+    engine: Engine[Any] = in_process,
 ) -> DataInfo:
     """Writes `data_dir` and `tokenizer_dir`, or recognises that they are finished.
 
     Both are built beside their place and renamed into it when whole, the tokenizer first, so
-    what stands there is finished. The same configs and corpus give the same bytes.
+    what stands there is finished. The same configs and corpus give the same bytes. What a
+    preparation that was stopped has finished is found by the next one of the same config and
+    corpus, and not done again. Disk space: 2 bytes a token more than the shards, as long as it takes.
 
     Args:
       data_config: the corpus, and how it is cut into sequences.
       tokenizer_config: the vocabulary.
       data_dir: where the sequences go.
       tokenizer_dir: where the vocabulary goes.
-      track: wraps every pass over the text, for example `sdtt_jax.progress.track_text`.
+      track: wraps every pass, for example `sdtt_jax.progress.track_text`.
       tokenizer: of a published model, for `tokenizer_config.kind` "hub".
+      engine: who does the work, from `sdtt_jax.data.engines`.
 
     Raises:
       ConfigError: a folder holds data of another config (the message lists the fields that
@@ -86,119 +68,91 @@ def prepare(
     """
     data_dir, tokenizer_dir = as_path(data_dir), as_path(tokenizer_dir)
     asked = {"data": to_mapping(data_config), "tokenizer": to_mapping(tokenizer_config)}
+    partial, work = (data_dir.with_name(f".{data_dir.name}.{end}") for end in ("partial", "work"))
     if (data_dir / INFO_FILE).exists():
+        shutil.rmtree(work, ignore_errors=True)
         return _finished(asked, data_dir, tokenizer_dir)
     _refuse_foreign(data_dir)
-    with _partial(data_dir) as partial, _partial(tokenizer_dir) as partial_tokenizer:
-        documents_of = divide(data_config, track)
-        vocabulary: Tokenizer
-        if tokenizer is None:
-            texts = documents_of(TRAIN, "learning the vocabulary")
-            vocabulary = train_tokenizer(tokenizer_config, texts, data_config.normalize)
-        else:
-            vocabulary = tokenizer.normalising(tokenizer_config, data_config.normalize)
-        content = asked | _write_sequences(data_config, vocabulary, documents_of, partial)
-        write_json(partial / INFO_FILE, content)
+    try:
+        read = start_reading(data_config, work, engine, track)
+        given = None if tokenizer is None else tokenizer.digest
+        _continue(work, partial, _plan(asked, parts=read.parts, given=given))
+        vocabulary = _vocabulary(read, tokenizer_config, tokenizer, track)
+        if not (partial / INFO_FILE).exists():
+            content = asked | write_shards(read, vocabulary, partial)
+            write_json(partial / INFO_FILE, content)
+        content = read_json(partial / INFO_FILE)
         if not _holds(tokenizer_dir, vocabulary):
-            save_tokenizer(vocabulary, partial_tokenizer)
-            partial_tokenizer.rename(tokenizer_dir)
+            _deliver(vocabulary, tokenizer_dir)
         partial.rename(data_dir)
+        shutil.rmtree(work)
+    except BaseException as error:
+        # Nothing is worth keeping: no part was finished, or the config will have to be another.
+        if isinstance(error, ConfigError) or not any(work.glob("*/*.json")):
+            for folder in (work, partial):
+                shutil.rmtree(folder, ignore_errors=True)
+        raise
     return _info_from(content, data_dir)
+
+
+def _plan(asked: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    """What determines the tokens of every part; so not what is done about bad ones."""
+    data = {name: value for name, value in asked["data"].items() if name != "skip_bad"}
+    plan = asked | {"data": data, "version": __version__} | facts
+    return json.loads(json.dumps(plan))  # type: ignore[no-any-return]
+
+
+def _continue(work: Path, partial: Path, plan: dict[str, Any]) -> None:
+    """Clears what an earlier preparation has left, unless it was of the same plan."""
+    with contextlib.suppress(DataError):
+        if read_json(work / PLAN) == plan:
+            return
+    for folder in (work, partial):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    write_json(work / PLAN, plan)
+
+
+def _vocabulary(
+    read: Reading, config: TokenizerConfig, ready: HubTokenizer | None, track: Track
+) -> Tokenizer:
+    """The vocabulary: given, learned from the train split, or learned by a run that was stopped."""
+    folder = read.work / TOKENIZER
+    if (folder / CONFIG_FILE).exists():
+        return load_tokenizer(folder)
+    tokenizer: Tokenizer
+    if ready is not None:
+        tokenizer = ready.normalising(config, read.config.normalize)
+    elif config.kind != "sentencepiece":
+        tokenizer = train_tokenizer(config, (), read.config.normalize)
+    else:
+        division = ingest(read, None)
+        characters = sum(split["characters"] for split in division.totals().values())
+        plain = (text.replace(PROMPT_END, "\n") for text in division.texts(TRAIN))
+        texts = track(plain, "learning the vocabulary", characters, len)
+        tokenizer = train_tokenizer(config, texts, read.config.normalize)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(tokenizer, folder)
+    return tokenizer
 
 
 def _finished(asked: dict[str, Any], data_dir: Path, tokenizer_dir: Path) -> DataInfo:
     content = read_info(data_dir)
-    _refuse_differences({name: content.get(name, {}) for name in asked}, asked, data_dir)
+    # Fields that are newer than the data have their defaults.
+    newer = {"data": to_mapping(DataConfig()), "tokenizer": to_mapping(TokenizerConfig())}
+    found = {name: newer[name] | content.get(name, {}) for name in asked}
+    _refuse_differences(found, asked, data_dir)
     if load_tokenizer(tokenizer_dir).digest != content.get("tokenizer_digest"):
         raise DataError(f"{tokenizer_dir} is not the tokenizer of {data_dir}; {PREPARE_AGAIN}.")
     return _info_from(content, data_dir)
 
 
-def _write_sequences(
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    documents_of: Callable[[str, str], Iterator[str]],
-    partial: Path,
-) -> dict[str, Any]:
-    # Ids of any vocabulary up to GPT-2's fit 16 bits, which halves the shards.
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
-    digest = hashlib.sha256()
-    counts = {split: collections.Counter[str]() for split in SPLITS}
-
-    def counted(split: str) -> Iterator[str]:
-        for text in documents_of(split, f"tokenising the {split} split"):
-            counts[split].update(documents=1, characters=len(text))
-            yield text
-
-    def encoded(split: str) -> Iterator[np.ndarray]:
-        for ids in encode_documents(tokenizer, counted(split)):
-            counts[split]["tokens"] += len(ids) + 1
-            yield ids
-
-    def sequences(split: str) -> Iterator[np.ndarray]:
-        digest.update(split.encode())
-        for sequence in pack(
-            encoded(split),
-            length=config.length,
-            wrap=config.wrap,
-            bos_id=tokenizer.bos_id,
-            eos_id=tokenizer.eos_id,
-        ):
-            counts[split]["sequences"] += 1
-            digest.update(sequence.astype("<i4").tobytes())
-            yield sequence.astype(dtype)
-        if not counts[split]["sequences"]:
-            raise ConfigError(
-                f"data.length {config.length} is longer than the whole {split} split of "
-                f"{counts[split]['tokens']} tokens; choose a shorter one"
-                + (" or a larger data.validation_fraction." if split == VALIDATION else ".")
-            )
-
-    from sdtt_jax.data import builders  # imports TFDS, which takes half a second
-
-    sources = {split: functools.partial(sequences, split) for split in SPLITS}
-    builder = builders.PackedTokens(sources, partial, config.length, dtype)
-    folder = as_path(builders.build(builder, config.num_shards))
-    train, validation = counts[TRAIN], counts[VALIDATION]
-    info = DataInfo(
-        vocab_size=tokenizer.vocab_size,
-        length=config.length,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        num_train=train["sequences"],
-        num_validation=validation["sequences"],
-        num_documents=train["documents"] + validation["documents"],
-        num_characters=train["characters"] + validation["characters"],
-        characters_per_token=train["characters"] / train["tokens"],
-        fingerprint=digest.hexdigest(),
-        files=files_read(config),
-    )
-    shards = [
-        Shard(str(path.relative_to(partial)), split, records, path.stat().st_size)
-        for split in SPLITS
-        for path, records in builders.shards(folder, split)
-    ]
-    return {
-        "info": dataclasses.asdict(info),
-        "dtype": dtype.name,
-        "tokenizer_digest": tokenizer.digest,
-        "shards": [dataclasses.asdict(shard) for shard in shards],
-    }
-
-
-@contextlib.contextmanager
-def _partial(directory: Path) -> Iterator[Path]:
-    """An empty folder beside `directory`, removed at the end unless it was renamed.
-
-    What a killed run left in it is removed first.
-    """
+def _deliver(tokenizer: Tokenizer, directory: Path) -> None:
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    save_tokenizer(tokenizer, partial)
+    partial.rename(directory)
 
 
 def _refuse_differences(found: dict[str, Any], asked: dict[str, Any], directory: Path) -> None:

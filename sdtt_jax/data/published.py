@@ -1,12 +1,25 @@
 """Published corpora: from a local folder, from what TFDS has prepared, or from the model hub."""
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdtt_jax.data.files import SUFFIXES, Found, find_files, read_files
+from sdtt_jax.data.files import CODECS, SUFFIXES, Found, find_files
+from sdtt_jax.data.reading import (
+    HUB,
+    TFDS,
+    BadInputError,
+    Fields,
+    Part,
+    Piece,
+    Row,
+    gather,
+    plan,
+    ranges,
+)
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.paths import as_path, home
 
@@ -21,43 +34,55 @@ class Published:
 
     Attributes:
       repo: data set of the model hub, "owner/name".
-      files: glob pattern of a split's files in the repository, with `{split}` for its name.
+      files: glob pattern of a split's files in the repository, with `{split}` for its name; or one of each
+        split.
       text_field: the field or column that holds the text.
       revision: branch of the repository; `refs/convert/parquet` is the hub's own conversion.
       tfds: its name in TFDS, with its config, and the feature that holds the text; None if TFDS lacks it.
+      streamed: the hub's copy is read over the network, of Parquet the text's column alone, and never stored;
+        otherwise it is downloaded once into the hub's cache.
+      subset: as `reading.Fields` has it.
     """
 
     repo: str
-    files: str
+    files: str | Mapping[str, str]
     text_field: str = "text"
     revision: str = "refs/convert/parquet"
     tfds: tuple[str, str] | None = None
+    streamed: bool = False
+    subset: tuple[str, str] | None = None
 
-    def texts(self, name: str, split: str, folder: Path | None) -> Iterator[str]:
-        """The texts of a split, as they are published.
+    @property
+    def fields(self) -> Fields:
+        """Where a row's text is."""
+        return Fields(self.text_field, self.tfds[1] if self.tfds else "", self.subset)
+
+    def parts(self, name: str, split: str, folder: Path | None, part_bytes: int) -> list[Part]:
+        """A split, as parts of at least `part_bytes`.
 
         They are read from the first of these that exists: `folder`; the folder `name` in
-        $SDTT_JAX_CORPORA; the newest version that TFDS has prepared; the hub's copy, downloaded once into
-        the hub's cache. A folder holds `SPLIT.parquet`, `.jsonl` or `.txt`, or files of these kinds in
-        `SPLIT/`, or is what TFDS has prepared.
+        $SDTT_JAX_CORPORA; the newest version that TFDS has prepared; the hub's copy. A folder holds
+        `SPLIT.parquet`, `.jsonl` or `.txt`, or files of these kinds in `SPLIT/`, or is what TFDS has
+        prepared.
 
         Args:
           name: what the corpus is called, for the folder and for messages.
           split: one of the corpus's.
           folder: where to look instead of the places above.
+          part_bytes: as for `reading.plan`.
 
         Raises:
           ConfigError: `folder` lacks the split; the message says which file to put there.
-          DataError: the text is nowhere, or a file is damaged or lacks the text field.
+          DataError: the text is nowhere.
         """
         place = self._place(name, folder)
         if place is None:
-            return read_files(self._downloaded(name, split), self.text_field)
+            return plan(self._from_hub(name, split), split, part_bytes)
         found = self.found(name, split, folder)
-        if found is None:
-            assert self.tfds is not None
-            return _read_tfds(place, split, self.tfds[1])
-        return read_files(found.files, self.text_field)
+        if found is not None:
+            return plan(found.files, split, part_bytes)
+        assert self.tfds is not None
+        return gather(_tfds_pieces(place, split, self.tfds[1], part_bytes), split, part_bytes)
 
     def found(self, name: str, split: str, folder: Path | None) -> Found | None:
         """The files of a split in a folder that `texts` would read; None if TFDS or the hub reads it.
@@ -72,9 +97,10 @@ class Published:
         if place is None or (self.tfds is not None and (place / TFDS_INFO).is_file()):
             return None
         candidates = [*(f"{split}{suffix}" for suffix in SUFFIXES), split]
+        compressed = [f"{split}{kind}{codec}" for kind in (".jsonl", ".txt") for codec in CODECS]
         entries = sorted(place.iterdir()) if place.is_dir() else []
         lowered = {entry.with_suffix(entry.suffix.lower()).name: entry for entry in entries}
-        source = next((lowered[each] for each in candidates if each in lowered), None)
+        source = next((lowered[each] for each in candidates + compressed if each in lowered), None)
         if source is None:
             raise ConfigError(
                 f"{place} holds no {split} split of {name}: put one of {', '.join(candidates)} there, with "
@@ -101,12 +127,14 @@ class Published:
         versions = [info.parent for info in (root / self.tfds[0]).glob(f"*.*.*/{TFDS_INFO}")]
         return max(versions, key=_version, default=None)
 
-    def _downloaded(self, name: str, split: str) -> list[Path]:
+    def _from_hub(self, name: str, split: str) -> list[str]:
+        """The hub's files of a split: their addresses, or where they are once they are downloaded."""
         # Here, for it takes 0.3 s: the table of corpora is imported by all commands.
-        from huggingface_hub import snapshot_download
+        import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-        pattern = self.files.format(split=split)
+        pattern = self.files if isinstance(self.files, str) else self.files[split]
+        pattern = pattern.format(split=split)
         elsewhere = (
             f"Put its files into {split}/ of a folder {name}, and name the folder above that in "
             f"${FOLDER_VARIABLE}"
@@ -114,14 +142,21 @@ class Published:
         if self.tfds is not None:
             elsewhere += f"; or prepare {self.tfds[0]} with TFDS, file_format='array_record'"
         try:
-            root = as_path(
-                snapshot_download(
+            if self.streamed:
+                # The commit, for a branch may move between two runs of a preparation.
+                found = huggingface_hub.dataset_info(self.repo, revision=self.revision)
+                root = f"datasets/{self.repo}@{found.sha}"
+                files = [
+                    HUB + path for path in huggingface_hub.HfFileSystem().glob(f"{root}/{pattern}")
+                ]
+            else:
+                folder = huggingface_hub.snapshot_download(
                     self.repo,
                     repo_type="dataset",
                     revision=self.revision,
                     allow_patterns=[pattern],
                 )
-            )
+                files = [str(path) for path in as_path(folder).glob(pattern)]
         except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise DataError(
@@ -129,12 +164,11 @@ class Published:
                 f"network, download {pattern} of the data set {self.repo}, revision {self.revision}. "
                 f"{elsewhere}."
             ) from None
-        files = sorted(root.glob(pattern))
         if not files:
             raise DataError(
                 f"{name}: {self.repo} at {self.revision} has no {pattern}. {elsewhere}."
             )
-        return files
+        return sorted(files)
 
 
 def _version(folder: Path) -> Any:
@@ -143,10 +177,10 @@ def _version(folder: Path) -> Any:
     return tfds.core.Version(folder.name)
 
 
-def _read_tfds(folder: Path, split: str, feature: str) -> Iterator[str]:
+def _tfds_builder(folder: str, split: str, feature: str) -> Any:
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(str(folder))
+    builder = tfds.builder_from_directory(folder)
     if split not in builder.info.splits or feature not in (builder.info.features or {}):
         raise DataError(
             f"{folder} has no feature {feature!r} in a split {split!r}; prepare the set again."
@@ -156,6 +190,23 @@ def _read_tfds(folder: Path, split: str, feature: str) -> Iterator[str]:
             f"{folder} holds {builder.info.file_format}, which only TensorFlow reads; prepare it with "
             "file_format='array_record'."
         )
-    for record in builder.as_data_source(split):
-        raw = record[feature]
-        yield raw.decode("utf-8") if isinstance(raw, bytes) else str(raw)
+    return builder
+
+
+def _tfds_pieces(folder: Path, split: str, feature: str, part_bytes: int) -> Iterator[Piece]:
+    found = _tfds_builder(str(folder), split, feature).info.splits[split]
+    size = max(1, found.num_bytes // max(1, found.num_examples))
+    return ranges(TFDS, str(folder), itertools.repeat(size, found.num_examples), part_bytes)
+
+
+def read_tfds(piece: Piece, split: str, fields: Fields) -> Iterator[Row]:
+    """The rows of a piece of what TFDS has prepared."""
+    source = _tfds_builder(piece.path, split, fields.feature).as_data_source(split)
+    for index in range(piece.start, piece.stop):
+        raw = source[index][fields.feature]
+        try:
+            yield raw.decode("utf-8") if isinstance(raw, bytes) else str(raw)
+        except UnicodeDecodeError as error:
+            yield BadInputError(
+                "invalid UTF-8", f"{piece.path}, record {index} of {split}: {error}."
+            )

@@ -20,23 +20,21 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import one_of, whole
+from sdtt_jax.config import one_of, require, whole
 from sdtt_jax.diffusion.choices import Choice, choice, drawn, greedy_at_last, most_probable
-from sdtt_jax.diffusion.decoders import Pick, parse_mode, sigma_of_share
+from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.diffusion.decoders.base import Helper, Now, Pick, Scene, sigma_of_share
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.filling import fill
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import Filters
 from sdtt_jax.ops.noise import Noise, draw_noise
-from sdtt_jax.ops.rows import Chunks, map_selected
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Positions, Tokens
 
 TIME_GRIDS = ("uniform", "cosine")
-# Of n positions a step of a generation reveals about n / num_steps. A chunk of a twelfth nearly always holds
-# what one of 16 steps reveals; smaller ones read the head's kernel twice (1024 positions, 50k tokens, two CPU
-# cores: 64 rows take 47 ms at once and 100 ms in halves).
-CHUNKS = Chunks(scope="reveal_rows", parts=12)
+HELPERS = {"causal": "causal model", "denoiser": "denoiser"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +106,7 @@ def sample(
     *,
     noise: Noise | None = None,
     keep_states: bool = False,
+    helper: Helper | None = None,
 ) -> tuple[SamplerState, jax.Array | None]:
     """A whole generation in one `lax.scan`.
 
@@ -118,6 +117,7 @@ def sample(
       config: steps, grid and filters; static under `jit`.
       noise: makes the generation a function of it; None draws it, from `key`.
       keep_states: also return every state.
+      helper: the other model of a decoder that asks one.
 
     Returns:
       The final `SamplerState` (`x` without MASK if `final_denoise`), and with `keep_states` the states
@@ -132,10 +132,11 @@ def sample(
       (2, 8)
     """
     x_init = jnp.asarray(as_rows(x_init, diffusion.mask_id + 1, "x_init"))
+    check_served(config, diffusion, helper)
     plan = plan_generation(diffusion, key, x_init, config, noise)
 
     def body(state: SamplerState, index: jax.Array) -> tuple[SamplerState, jax.Array | None]:
-        state = take_step(diffusion, params, plan, state, index, config)
+        state = take_step(diffusion, params, plan, state, index, config, helper)
         return state, state.x if keep_states else None
 
     state, steps = SamplerState(x_init, jnp.int32(0)), jnp.arange(config.num_steps + 1)
@@ -210,6 +211,7 @@ def take_step(
     state: SamplerState,
     index: jax.Array,
     config: SamplerConfig,
+    helper: Helper | None = None,
 ) -> SamplerState:
     """Step `index: [] int32` of a generation: draws the tokens of its positions.
 
@@ -220,11 +222,16 @@ def take_step(
       index: which of `config.num_steps` steps; or `num_steps`, which fills what they left masked with the
         most probable tokens, if `config.final_denoise`.
       config: sampler.
+      helper: the other model of a decoder that asks one.
     """
     decoder, options = parse_mode(config.mode)
     key, last = jax.random.fold_in(plan.key, index), index == config.num_steps
     selected, sigma, schedule = plan.call == index, plan.sigmas[index], diffusion.schedule
     pick, again = None, None
+    if decoder.step is not None:
+        scene = Scene(diffusion, params, helper, config, config.num_steps)
+        state = _own_step(scene, plan, state, selected & ~last, index, config.mode)
+        selected = last & (state.x == diffusion.mask_id)
     if decoder.pick is not None or decoder.redo is not None:
         masked = state.x == diffusion.mask_id
         key, key_position = jax.random.split(key)
@@ -289,7 +296,7 @@ def reverse_step(
     key_position, key_token = jax.random.split(key)
     uniform = jax.random.uniform(key_position, x_t.shape, jnp.float32)
     revealed = (x_t == diffusion.mask_id) & (uniform < jnp.asarray(prob)[..., None])
-    return _fill(diffusion, params, x_t, hidden, revealed, drawn(Filters()), key_token)
+    return fill(diffusion, params, x_t, hidden, revealed, drawn(Filters()), key_token)
 
 
 def unmask_prob(schedule: Schedule, t: jax.Array, s: jax.Array) -> jax.Array:
@@ -300,6 +307,45 @@ def unmask_prob(schedule: Schedule, t: jax.Array, s: jax.Array) -> jax.Array:
     masked_t = schedule.move_chance(t)
     masked_s = schedule.move_chance(jnp.maximum(s, 0.0))
     return jnp.clip((masked_t - masked_s) / jnp.maximum(masked_t, 1e-30), 0.0, 1.0)
+
+
+def check_served(config: SamplerConfig, diffusion: MaskedDiffusion, helper: Helper | None) -> None:
+    """Raises `ConfigError` if the model and its helper cannot do what the decoder asks of them."""
+    decoder, _ = parse_mode(config.mode)
+    name, kinds = config.mode.partition(":")[0], decoder.helper
+    if not kinds:
+        require(helper is None, f"mode={config.mode} asks no other model; leave the helper out.")
+        return
+    wanted = " or a ".join(HELPERS[kind] for kind in kinds)
+    require(helper is not None, f"mode={name} asks another model; give it a helper, a {wanted}.")
+    assert helper is not None
+    kind = "denoiser" if helper.bos_id is None else "causal"
+    require(kind in kinds, f"mode={name} asks a {wanted}, and the helper is a {HELPERS[kind]}.")
+    size = helper.network.mask_id if helper.bos_id is None else helper.network.config.vocab_size
+    require(
+        size == diffusion.mask_id,
+        f"The helper has {size} tokens and the model {diffusion.mask_id}; they must have one tokenizer.",
+    )
+
+
+def _own_step(
+    scene: Scene, plan: Plan, state: SamplerState, due: Positions, index: jax.Array, mode: str
+) -> SamplerState:
+    """A step that a decoder makes by means of its own; none where nothing is masked, or after the last."""
+    decoder, options = parse_mode(mode)
+    step, masked = decoder.step, state.x == scene.diffusion.mask_id
+    assert step is not None
+    sigma = sigma_of_share(scene.diffusion.schedule, masked.mean(axis=-1, dtype=jnp.float32))
+    now = Now(state.x, due, plan.call <= scene.num_steps, sigma, index)
+    needed = (index < scene.num_steps) & (masked.any() | (not decoder.finishes))
+    key = jax.random.fold_in(plan.key, index)
+    x, calls = jax.lax.cond(
+        needed,
+        lambda now: step(options, scene, key, now),
+        lambda now: (now.x, jnp.int32(0)),
+        now,
+    )
+    return SamplerState(x, state.nfe + calls)
 
 
 def _call(
@@ -318,43 +364,8 @@ def _call(
 
     def call(x: jax.Array) -> jax.Array:
         hidden = diffusion.hidden(params, x, sigma, noise)
-        return _fill(diffusion, params, x, hidden, selected, choose, key, noise, pick)
+        return fill(diffusion, params, x, hidden, selected, choose, key, noise, pick)
 
     needed = selected.any()
     x = jax.lax.cond(needed, call, lambda x: x, state.x)
     return SamplerState(x, state.nfe + needed.astype(jnp.int32))
-
-
-def _fill(
-    diffusion: MaskedDiffusion,
-    params: Params,
-    x: Tokens,
-    hidden: Hidden,
-    selected: Positions,
-    choose: Choice,
-    key: Any,
-    noise: Noise | None = None,
-    pick: Pick | None = None,
-) -> Tokens:
-    """`x` with the tokens that `choose` takes at the selected positions, or at those of them that `pick`
-    accepts; the head runs at the selected ones alone.
-
-    MASK and the padding stand after the vocabulary and are impossible: no noise is drawn for them. At 30
-    tokens padded to 128 that is 7 ms instead of 24 for a batch of 64 × 64 on two CPU cores.
-    """
-    denoiser = diffusion.denoiser
-
-    def read(rows: tuple[jax.Array, jax.Array, Any], shared: Any) -> tuple[Any, tuple[()]]:
-        (hidden, places, noise), (head, key) = rows, shared
-        logits = denoiser.logits(head, hidden)[:, : denoiser.mask_id]
-        tokens = choose(key, logits, places, noise)
-        return (tokens if pick is None else (tokens, pick.score(jax.nn.log_softmax(logits)))), ()
-
-    places = jnp.arange(x.size, dtype=jnp.int32).reshape(x.shape)
-    rows, shared = (hidden, places, noise), (denoiser.head_params(params), key)
-    fill = x if pick is None else (x, jnp.zeros(x.shape, jnp.float32))
-    found, _ = map_selected(read, selected, rows, shared, denoiser.padded_vocab, CHUNKS, fill=fill)
-    if pick is None:
-        return found
-    tokens, score = found
-    return jnp.where(pick.accept(score, selected), tokens, x)

@@ -29,6 +29,7 @@ class Subject:
         name another; None for none.
       real_text: whether held-out text is judged beside what the model writes. It is the same for all models
         of a run, which judges it with the first teacher alone.
+      helper: the other model of a decoder that asks one.
     """
 
     model: Model | CausalModel
@@ -37,6 +38,7 @@ class Subject:
     baseline: CausalModel | None = None
     data: Path | None = None
     real_text: bool = True
+    helper: Model | CausalModel | None = None
 
     @property
     def length(self) -> int:

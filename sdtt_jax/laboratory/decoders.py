@@ -16,7 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.config import require
-from sdtt_jax.diffusion.decoders import Decoder, Grid, Pick, parse_mode
+from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.diffusion.decoders.base import Decoder, Pick
+from sdtt_jax.diffusion.decoders.planned import Grid
+from sdtt_jax.laboratory.decoder_steps import STEPS, Table
 from sdtt_jax.laboratory.world import (
     Array,
     World,
@@ -38,7 +41,14 @@ Move = tuple[
 ]  # revealed, masked again, chance [states] or a number
 
 
-def decoder_law(probabilities: Array, mode: str, num_steps: int) -> tuple[Array, float]:
+def decoder_law(
+    probabilities: Array,
+    mode: str,
+    num_steps: int,
+    helper: Array | None = None,
+    *,
+    causal: bool = False,
+) -> tuple[Array, float]:
     """The law of the texts that a decoder writes, and the mean number of its network calls.
 
     Times are those of the uniform grid from 1 to 0 with alpha = 1 - t. What the last step leaves masked is
@@ -47,7 +57,9 @@ def decoder_law(probabilities: Array, mode: str, num_steps: int) -> tuple[Array,
     Args:
       probabilities: `[states, L, V]`, what the sampler draws from, in the order of `all_states`.
       mode: of `SamplerConfig`; without a temperature of the order.
-      num_steps: calls that it may make.
+      num_steps: calls that it may make; a decoder that makes several at a time makes so many times more.
+      helper: `[states, L, V]` of the other model of a decoder that asks one; None: the same.
+      causal: whether the helper is a causal model, of which only what has nothing masked on the left is read.
 
     Returns:
       `[V^L]` in the order of `finished_states`, and the mean number of calls for one text.
@@ -56,7 +68,12 @@ def decoder_law(probabilities: Array, mode: str, num_steps: int) -> tuple[Array,
     _, length, size = probabilities.shape
     law = np.zeros(len(probabilities))
     law[-1], calls = 1.0, 0.0  # the last state is the fully masked one
+    table = Table(probabilities, probabilities if helper is None else helper, causal)
     for index in range(num_steps):
+        if decoder.step is not None:
+            law, made = STEPS[type(options)](options, table, law)
+            calls += made
+            continue
         if decoder.pick is not None:
             taken = _accepted(decoder.pick, options, probabilities, num_steps - index)
             moves = functools.partial(_picked, taken)

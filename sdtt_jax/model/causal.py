@@ -12,6 +12,7 @@ import numpy as np
 from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.config import whole
+from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.networks.causal import CausalNetwork
@@ -33,6 +34,15 @@ class CausalModel(Loaded):
     @property
     def config(self) -> TransformerConfig:
         return self.network.config
+
+    @property
+    def as_helper(self) -> Helper:
+        """This model as one that a denoiser's decoder asks.
+
+        Raises:
+          CheckpointError: the model has no tokenizer to say what BOS is.
+        """
+        return Helper(self.params, self.network, self.text_tokenizer.bos_id)
 
     def logits(self, tokens: jax.Array) -> jax.Array:
         """`[B, L]` int32 → `[B, L, V]` float32: position i predicts token i + 1; V without MASK.

@@ -26,7 +26,7 @@ from sdtt_jax.networks.layers import (
     merged_heads,
     rematerialised,
 )
-from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Tokens
+from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Segments, Tokens
 
 TIME_FEATURES = 256
 TIME_BASE = 10_000.0
@@ -53,7 +53,14 @@ class Denoiser(Network):
         tokens = jnp.zeros((1, self.config.length), jnp.int32)
         return self._module.init(key, tokens, jnp.zeros((1,), jnp.float32))["params"]
 
-    def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
+    def hidden(
+        self,
+        params: Params,
+        tokens: Tokens,
+        sigma: PerSequence | None = None,
+        *,
+        segments: Segments | None = None,
+    ) -> Hidden:
         """Final hidden states.
 
         Args:
@@ -61,12 +68,13 @@ class Denoiser(Network):
           tokens: `[batch, length]` int32, MASK included.
           sigma: `[batch]` float32, total noise; used only if the config says `time_conditioned`
             (None is 0).
+          segments: attention is confined to each; None: all of a sequence see each other.
 
         Returns:
           `[batch, length, embed]`, the compute dtype.
         """
         sigma = self._sigma_seen(sigma)
-        hidden: Any = self._apply(params, tokens, sigma, method="hidden")
+        hidden: Any = self._apply(params, tokens, sigma, segments, method="hidden")
         return hidden
 
     def layer_states(self, params: Params, tokens: Tokens, layer: int) -> Hidden:
@@ -147,7 +155,7 @@ class DenoiserBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, condition: jax.Array, rotary: tuple[jax.Array, jax.Array]
+        self, x: jax.Array, condition: jax.Array, shared: tuple[jax.Array, jax.Array, Any]
     ) -> tuple[jax.Array, None]:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = Modulation(
@@ -155,7 +163,7 @@ class DenoiserBlock(nn.Module):
         )(condition)
 
         y = LayerNorm(c.embed_dim, name="norm1")(x) * (1 + scale_a) + shift_a
-        mixed = attend_rotated(attention_inputs(c, y, bias=False), *rotary)
+        mixed = attend_rotated(attention_inputs(c, y, bias=False), *shared)
         x = x + gate_a * merged_heads(c, mixed, bias=False)
 
         y = LayerNorm(c.embed_dim, name="norm2")(x) * (1 + scale_m) + shift_m
@@ -198,23 +206,29 @@ class DiT(nn.Module):
         self.final = FinalNorm(c)
         self.head = Head(c.embed_dim, c.vocab_size + 1, c.padded_vocab, dtype)
 
-    def hidden(self, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
-        return self.from_embedded(self.embed(tokens), sigma)
+    def hidden(
+        self, tokens: jax.Array, sigma: jax.Array, segments: jax.Array | None = None
+    ) -> jax.Array:
+        return self.from_embedded(self.embed(tokens), sigma, segments)
 
     def states(self, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
         return self.through_blocks(self.embed(tokens), self.condition(sigma))
 
-    def from_embedded(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
+    def from_embedded(
+        self, x: jax.Array, sigma: jax.Array, segments: jax.Array | None = None
+    ) -> jax.Array:
         condition = self.condition(sigma)
-        return self.final(self.through_blocks(x, condition), condition)
+        return self.final(self.through_blocks(x, condition, segments), condition)
 
     def condition(self, sigma: jax.Array) -> jax.Array:
         return self.sigma_map(sigma).astype(self.config.compute_dtype)
 
-    def through_blocks(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+    def through_blocks(
+        self, x: jax.Array, condition: jax.Array, segments: jax.Array | None = None
+    ) -> jax.Array:
         rotary = rotary_tables(jnp.arange(x.shape[1]), self.config.head_dim)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
-        x, _ = self.blocks(x, condition, rotary)
+        x, _ = self.blocks(x, condition, (*rotary, segments))
         return x
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -1,72 +1,76 @@
+"""Shards. Oracles: TFDS's own reader and its own writer."""
+
 import subprocess
 import sys
 
 import grain
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from sdtt_jax.data import builders
 
 
-def packed(sources, folder, rows):
-    return builders.PackedTokens(sources, folder, rows.shape[1], rows.dtype)
+def write(folder, rows, num_shards, split="train"):
+    """Rows of one split in shards, as a preparation writes them."""
+    prefix = builders.record_prefix(folder, rows.shape[1], rows.dtype)
+    stops = builders.shard_ends(len(rows), num_shards)
+    target = folder / builders.FOLDER
+    target.mkdir(parents=True)
+    paths = []
+    for number, (start, stop) in enumerate(zip((0, *stops), stops, strict=False)):
+        paths.append(target / builders.shard_name(split, number, len(stops)))
+        builders.write_shard(paths[-1], prefix, rows[start:stop], stop - start)
+    lengths = np.diff((0, *stops)).tolist()
+    size = len(prefix) + rows[0].nbytes
+    builders.write_info(folder, rows.shape[1], rows.dtype, {split: lengths}, size)
+    return target, paths
 
 
-def test_every_split_is_written(tmp_path):
-    rows = np.arange(40, dtype=np.int32).reshape(10, 4)
-    sources = {"train": lambda: rows, "validation": lambda: rows[:3]}
-    folder = builders.build(packed(sources, tmp_path, rows), num_shards=4)
-    assert len(builders.open_source(folder, "train")) == 10
-    assert len(builders.open_source(folder, "validation")) == 3
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
-def test_tokens_come_back_in_order_and_end_their_records(tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "num_shards"), [(np.uint16, 2), (np.int32, 5), (np.int32, 9)])
+def test_tfds_reads_the_tokens_in_order_and_they_end_their_records(tmp_path, dtype, num_shards):
+    """With more shards than records, too."""
     rows = np.arange(35, dtype=dtype).reshape(5, 7)
-    builder = packed({"train": lambda: rows}, tmp_path, rows)
-    folder = builders.build(builder, num_shards=2)
+    folder, paths = write(tmp_path, rows, num_shards)
     source = builders.open_source(folder, "train")
     np.testing.assert_array_equal([example["tokens"] for example in source], rows)
-    raw = grain.sources.ArrayRecordDataSource(
-        [str(path) for path, _ in builders.shards(folder, "train")]
-    )
+    raw = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
     assert [record[-rows[0].nbytes :] for record in raw] == [row.tobytes() for row in rows]
+    assert len(paths) == min(num_shards, 5)
 
 
-def test_shards_are_listed_with_their_records(tmp_path):
-    rows = np.zeros((10, 4), np.int32)
-    builder = packed({"train": lambda: rows}, tmp_path, rows)
-    shards = builders.shards(builders.build(builder, num_shards=3), "train")
-    assert sum(records for _, records in shards) == 10
-    assert len(shards) == 3
-    assert all(path.is_file() for path, _ in shards)
+class Twin(builders.PackedTokens, skip_registration=True):
+    """The same builder, whose examples TFDS writes by itself."""
+
+    rows = np.arange(40, dtype=np.uint16).reshape(10, 4)
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        yield from enumerate({"tokens": row} for row in self.rows)
 
 
-def test_more_shards_than_records(tmp_path):
-    rows = np.arange(8, dtype=np.int32).reshape(2, 4)
-    builder = packed({"train": lambda: rows}, tmp_path, rows)
-    folder = builders.build(builder, num_shards=5)
-    source = builders.open_source(folder, "train")
-    np.testing.assert_array_equal([example["tokens"] for example in source], rows)
+def test_the_shards_are_those_that_tfds_would_write(tmp_path):
+    twin = Twin(tmp_path / "twin", 4, np.dtype(np.uint16))
+    config = tfds.download.DownloadConfig(num_shards=3, try_download_gcs=False)
+    twin.download_and_prepare(download_config=config)
+    _, paths = write(tmp_path / "ours", Twin.rows, num_shards=3)
+    theirs = sorted(twin.data_path.glob("*array_record*"))
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in theirs]
+    ours = tfds.builder_from_directory(str(paths[0].parent)).info.splits["train"]
+    assert ours.num_bytes == twin.info.splits["train"].num_bytes
+    assert ours.shard_lengths == twin.info.splits["train"].shard_lengths
 
 
-def test_an_error_in_the_source_passes_through_and_leaves_nothing_finished(tmp_path):
-    rows = np.zeros((1, 4), np.int32)
-
+def test_an_error_in_the_source_passes_through(tmp_path):
     def broken():
-        yield rows[0]
+        yield np.zeros(4, np.int32)
         raise ValueError("the source broke")
 
-    builder = packed({"train": broken}, tmp_path, rows)
     with pytest.raises(ValueError, match=r"^the source broke$"):
-        builders.build(builder, num_shards=1)
-    assert not list(tmp_path.rglob("dataset_info.json"))
-
-
-def test_building_prints_nothing(tmp_path, capfd):
-    rows = np.zeros((1, 4), np.int32)
-    builders.build(packed({"train": lambda: rows}, tmp_path, rows), num_shards=1)
-    assert capfd.readouterr() == ("", "")
+        builders.write_shard(tmp_path / "x", b"", broken(), 2)
 
 
 def test_no_tensorflow_is_loaded():

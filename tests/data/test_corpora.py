@@ -1,11 +1,13 @@
 """The table of corpora, and how a corpus is divided. Oracles: texts written for the purpose."""
 
 import json
+import tempfile
 
 import pytest
 
 from sdtt_jax.data import DETOKENIZERS, DataConfig
-from sdtt_jax.data.corpora import CORPORA, Corpus, divide, documents, find_corpus
+from sdtt_jax.data.corpora import CORPORA, Corpus, documents, find_corpus
+from sdtt_jax.data.ingest import divide
 from sdtt_jax.data.published import Published
 from sdtt_jax.errors import ConfigError, DataError
 
@@ -13,8 +15,9 @@ TEXTS = ["the company 's shares rose N %", " ", "it is n't so"]
 
 
 def _splits(config):
-    documents_of = divide(config)
-    return [list(documents_of(split)) for split in ("train", "validation")]
+    with tempfile.TemporaryDirectory() as folder:
+        documents_of = divide(config, folder)
+        return [list(documents_of(split)) for split in ("train", "validation")]
 
 
 def _write_lines(path, texts, field="text"):
@@ -25,7 +28,7 @@ def _write_lines(path, texts, field="text"):
 
 def test_every_published_corpus_reads_its_field_and_undoes_its_tokens(tmp_path):
     published = [c for c in CORPORA.values() if isinstance(c.source, Published)]
-    assert len(published) >= 10
+    assert len(published) >= 30
     for corpus in published:
         split = corpus.splits[-1]
         folder = tmp_path / corpus.name

@@ -41,7 +41,7 @@ def corpus(tmp_path):
     (folder / "b" / ".git").mkdir(parents=True)
     (folder / ".old").mkdir()
     (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
-    for path in ("A.TXT", "b/c.Txt", "../elsewhere/deep/d.txt", "../elsewhere/e", "f.txt.gz"):
+    for path in ("A.TXT", "b/c.Txt", "../elsewhere/deep/d.txt", "../elsewhere/e", "f.txt.xz"):
         (folder / path).write_text(path, "utf-8")
     for path in (".hidden.txt", ".old/A.txt", "b/.git/x.txt"):
         (folder / path).write_text("hidden", "utf-8")
@@ -59,7 +59,7 @@ def test_a_folder_is_read_whole_through_its_links_and_each_file_once(corpus):
     """A hub's cache gives a suffix to a file by a link to it."""
     texts = ["A.TXT", "../elsewhere/deep/d.txt", "b/c.Txt", "../elsewhere/e"]
     assert list(documents(DataConfig(str(corpus)))) == texts
-    assert files_read(DataConfig(str(corpus))) == "4 of 5 files (not read: .gz)"
+    assert files_read(DataConfig(str(corpus))) == "4 of 5 files (not read: .xz)"
     assert files_read(DataConfig(str(corpus / "A.TXT"))) == files_read(DataConfig()) == ""
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.data import load_tokenizer, open_split
-from sdtt_jax.data.corpora import divide
+from sdtt_jax.data.ingest import divide
 from sdtt_jax.errors import ConfigError, DataError
 
 
@@ -19,9 +19,9 @@ def copied(prepared, tmp_path):
     return shutil.copytree(prepared.data, tmp_path / "data")
 
 
-def test_rows_are_the_documents_in_order(prepared, train):
+def test_rows_are_the_documents_in_order(prepared, train, tmp_path):
     # Oracle: the train split's first document.
-    first = next(divide(prepared.data_config)("train"))
+    first = next(divide(prepared.data_config, tmp_path)("train"))
     text = load_tokenizer(prepared.tokenizer).decode(train.gather(np.arange(20)).ravel())
     assert text == first[: 20 * 16]
     rows = train.gather(np.arange(len(train)))

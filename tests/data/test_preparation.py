@@ -1,12 +1,13 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, open_split, prepare
-from sdtt_jax.data.corpora import divide
+from sdtt_jax.data.ingest import divide
 from sdtt_jax.errors import ConfigError, DataError
 
 
@@ -25,10 +26,10 @@ def _prepare(prepared, run, **changes):
     return prepare(config, prepared.tokenizer_config, run / "data", run / "tokenizer")
 
 
-def test_the_sequences_are_the_corpus(prepared):
+def test_the_sequences_are_the_corpus(prepared, tmp_path):
     # Oracle: documents, encoded one by one and joined by EOS in plain Python.
     tokenizer = load_tokenizer(prepared.tokenizer)
-    documents_of = divide(prepared.data_config)
+    documents_of = divide(prepared.data_config, tmp_path)
     for split in ("train", "validation"):
         stream = []
         for text in documents_of(split):
@@ -54,9 +55,9 @@ def test_a_finished_folder_is_only_read(prepared):
     before = _tree(prepared.data.parent)
     passes = []
 
-    def track(texts, *title):
+    def track(items, *title):
         passes.append(title)
-        return texts
+        return items
 
     arguments = (prepared.data_config, prepared.tokenizer_config)
     assert prepare(*arguments, prepared.data, prepared.tokenizer, track) == prepared.info
@@ -69,23 +70,31 @@ def test_the_same_config_gives_the_same_sequences_elsewhere(prepared, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "tokenizer"]
 
 
-def test_every_pass_over_the_text_is_tracked(prepared, tmp_path):
+def test_every_pass_is_tracked_and_knows_how_much_there_is(prepared, tmp_path):
     passes = []
 
-    def track(texts, title, characters):
-        passes.append((title, characters, sum(map(len, texts := list(texts)))))
-        return texts
+    def track(items, title, total, size):
+        passes.append((title, total, sum(map(size, items := list(items)))))
+        return items
 
     arguments = (prepared.data_config, prepared.tokenizer_config)
     prepare(*arguments, tmp_path / "data", tmp_path / "tokenizer", track)
     assert [title for title, _, _ in passes] == [
         "reading the corpus",
         "learning the vocabulary",
-        "tokenising the train split",
-        "tokenising the validation split",
+        "tokenising",
+        "writing the shards",
     ]
-    # Every pass is over the whole corpus; only the first does not know how much there is.
-    assert [known for _, known, _ in passes] == [0, *(seen for _, _, seen in passes[1:])]
+    corpus, learning, tokens, _ = (seen for _, _, seen in passes)
+    assert corpus == tokens == Path(prepared.data_config.corpus).stat().st_size
+    assert learning == pytest.approx(0.95 * prepared.info.num_characters, rel=0.05)
+    # What is learned from is the train split, and known only as the whole.
+    assert [known for _, known, _ in passes] == [
+        corpus,
+        prepared.info.num_characters,
+        tokens,
+        passes[3][2],
+    ]
 
 
 def test_another_config_is_refused_with_the_fields(prepared):

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax.diffusion.decoders import DECODERS, Confidence, Remdm, parse_mode, remask_chances
+from sdtt_jax.diffusion.decoders import DECODERS, parse_mode
+from sdtt_jax.diffusion.decoders.base import Helper
+from sdtt_jax.diffusion.decoders.confident import Confidence
+from sdtt_jax.diffusion.decoders.remasking import Remdm, remask_chances
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
@@ -18,6 +21,14 @@ from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
 KEY = jax.random.key(0)
 LOG_PROBS = jax.nn.log_softmax(jnp.array([[2.0, 1.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
 DUE = jnp.array([[True, True, True]])
+
+
+class Larger(TableDenoiser):
+    """A denoiser of another vocabulary."""
+
+    mask_id = MASK + 1
+
+
 _sample = jax.jit(sample, static_argnames=("diffusion", "config", "keep_states"))
 
 
@@ -97,7 +108,7 @@ def test_what_is_given_stays_and_nothing_is_left_masked(mode):
 def test_remdm_masks_tokens_again_and_the_others_never_do():
     diffusion, params = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(2)
     x_init = prior_sample(64, LENGTH, MASK)
-    for mode in DECODERS:
+    for mode in (name for name, decoder in DECODERS.items() if not decoder.helper):
         options = ":eta=0.9" if mode == "remdm" else ""
         config = SamplerConfig(6, mode=mode + options)
         _, states = _sample(diffusion, params, KEY, x_init, config, keep_states=True)
@@ -127,3 +138,22 @@ def test_fewer_calls_are_made_where_nothing_is_left_to_reveal():
 def test_a_mode_that_is_none_is_refused_by_name(mode, said):
     with pytest.raises(ConfigError, match=said):
         SamplerConfig(4, mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "helper", "said"),
+    [
+        ("speculative", None, "mode=speculative asks another model; give it a helper, a causal"),
+        ("grid", Helper({}, TableDenoiser()), "mode=grid asks no other model"),
+        ("speculative", Helper({}, Larger()), "The helper has 4 tokens and the model 3"),
+    ],
+)
+def test_what_a_decoder_cannot_be_served_with_is_said_before_anything_is_compiled(
+    mode, helper, said
+):
+    diffusion, config = (
+        MaskedDiffusion(TableDenoiser(), make_schedule()),
+        SamplerConfig(4, mode=mode),
+    )
+    with pytest.raises(ConfigError, match=said):
+        sample(diffusion, {}, KEY, prior_sample(1, LENGTH, MASK), config, helper=helper)

@@ -22,7 +22,7 @@ def test_a_line_ends_at_a_line_feed_alone(tmp_path):
 
 def test_held_out_folders_say_how_many_files_are_read(tmp_path):
     """A run's corpus is read by the same reader."""
-    for name in ("a.TXT", "b.jsonl.gz", ".hidden.txt"):
+    for name in ("a.TXT", "b.jsonl.xz", ".hidden.txt"):
         (tmp_path / "texts" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "texts" / name).write_text("text", "utf-8")
     (tmp_path / "test").symlink_to(tmp_path / "texts")
@@ -31,7 +31,7 @@ def test_held_out_folders_say_how_many_files_are_read(tmp_path):
         ({"held_out": "lambada", "held_out_folder": str(tmp_path)}, "lambada"),
     ):
         subject = Subject(None, Settings(**settings))
-        assert held_out_name(subject) == f"{name} (1 of 2 files (not read: .gz))"
+        assert held_out_name(subject) == f"{name} (1 of 2 files (not read: .xz))"
     file = str(tmp_path / "texts" / "a.TXT")
     assert held_out_name(Subject(None, Settings(held_out=file))) == file
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from sdtt_jax.data import open_split, prepare
-from sdtt_jax.data.corpora import untracked
+from sdtt_jax.data.ingest import untracked
 from sdtt_jax.errors import DataError
 from tests.data.conftest import chapters, prepared, write_jsonl  # noqa: F401 - fixtures
 from tests.training import tiny, toy
@@ -101,20 +101,34 @@ def prepare_again(prepared, folder, track=untracked):  # noqa: F811
 @pytest.mark.fault(
     row=25,
     fault="stopped while the data are being prepared",
-    promise="nothing that looks finished is left",
+    promise="nothing that looks finished is left; the same command goes on from there",
 )
 @pytest.mark.parametrize(
-    "moment", ["reading the corpus", "learning the vocabulary", "tokenising the train split"]
+    ("moment", "next_pass"),
+    [
+        ("reading the corpus", "reading the corpus"),
+        ("learning the vocabulary", "reading the corpus (1 of 1 parts are done)"),
+        ("tokenising", "tokenising"),
+        ("writing the shards", "tokenising (1 of 1 parts are done)"),
+    ],
 )
-def test_row_25_stopped_while_preparing(prepared, tmp_path, moment):  # noqa: F811
-    def stop(texts, title, _):
+def test_row_25_stopped_while_preparing(prepared, tmp_path, moment, next_pass):  # noqa: F811
+    passes = []
+
+    def stop(items, title, *_):
+        passes.append(title)
         if title == moment:
             raise Stop
-        return texts
+        return items
 
     with pytest.raises(Stop):
         prepare_again(prepared, tmp_path, stop)
-    assert list(tmp_path.iterdir()) == []
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == (set() if moment == "reading the corpus" else {".data.partial", ".data.work"})
+    moment, before = "", len(passes)
+    assert prepare_again(prepared, tmp_path, stop) == prepared.info
+    assert passes[before] == next_pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "tokenizer"]
 
 
 @pytest.mark.fault(

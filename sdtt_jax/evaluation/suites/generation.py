@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sdtt_jax.config import require, to_mapping
+from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.evaluation.bootstrap import said
 from sdtt_jax.evaluation.judge import Reading, Scores, bos_of, read, score_texts
 from sdtt_jax.evaluation.mauve import MauveConfig, mauve_score, text_features
@@ -121,9 +122,13 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
         x_init = np.pad(_behind_bos(model, setup.prompts), masked, constant_values=model.mask_id)
         for num_steps in settings.num_steps:
             config, key = settings.sampler(num_steps), purpose_key(settings.seed, name, num_steps)
-            batches = model.batches(key, x_init, config, settings.batch_size)
+            helper = subject.helper if parse_mode(config.mode)[0].helper else None
+            other = helper.as_helper if helper is not None else None
+            batches = model.batches(key, x_init, config, settings.batch_size, other)
             facts: Json = {"kind": "diffusion", "num_steps": num_steps}
             inputs = _drawn(subject, setup, model, x_init) | {"sampler": to_mapping(config)}
+            if helper is not None:
+                inputs["helper"] = helper.fingerprint
             result.append(Writer(f"steps_{num_steps:04d}", model, batches, facts, facts | inputs))
     if causal is not None:
         bos_id, prompts = bos_of(causal, settings.first_token), setup.prompts

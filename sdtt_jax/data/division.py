@@ -1,0 +1,248 @@
+"""Which documents are trained on: what is held out, and what is left out because it was there before.
+
+Decided from an index of the documents, 20-odd bytes each, so that the texts are read once.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sdtt_jax.data.config import DataConfig
+from sdtt_jax.data.corpora import (
+    SPLITS,
+    TRAIN,
+    VALIDATION,
+    Recipe,
+    find_corpus,
+    no_text,
+    recipe,
+    refuse_bad,
+)
+from sdtt_jax.data.reading import BadInputError, Part
+from sdtt_jax.errors import DataError
+
+# Below this number of different documents, whole documents are too coarse a unit to hold out.
+FEWEST_DOCUMENTS = 20
+# Digests that are compared at a time; a corpus of more is gone through several times.
+DIGESTS_AT_ONCE = 2**23
+# A document: digest of its cleaned text, its number among the rows of its part, its characters and tokens
+# (without EOS), and the split (its number in SPLITS) that its part belongs to or that it was cut for.
+DOCUMENT = np.dtype(
+    [("digest", "<u8"), ("row", "<u4"), ("characters", "<u4"), ("tokens", "<u4"), ("split", "u1")]
+)
+DROPPED = len(SPLITS)  # the choice for a document that is in no split
+_SPACE = re.compile(r"\s+")
+
+Index = np.ndarray  # [documents] of DOCUMENT
+
+
+class Rule(NamedTuple):
+    """How a corpus is divided.
+
+    Attributes:
+      kind: `own` (it has a split for evaluation), `tails` (of every document the end is held out), `rows`
+        (the last ones are) or `digests` (the smallest are: which documents they are does not depend on their
+        order, and copies of one never land on both sides).
+      value: of `rows` the first that is held out, of `digests` the largest.
+      fraction: of `tails`.
+    """
+
+    kind: str
+    value: int = 0
+    fraction: float = 0.0
+
+    def cut(self, text: str, split: str) -> Iterator[tuple[str, str]]:
+        """A document's pieces, each with its split; `split` is that of its part."""
+        if self.kind != "tails":
+            yield split, text
+            return
+        at = _cut_position(text, self.fraction)
+        for name, piece in ((TRAIN, text[:at].rstrip()), (VALIDATION, text[at:].lstrip())):
+            if piece:
+                yield name, piece
+
+
+def digest(text: str) -> int:
+    """64 bits that stand for a text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def corpus_parts(config: DataConfig, part_bytes: int) -> list[Part]:
+    """All parts of a corpus: of its train split, then of its own split for evaluation, if it has one."""
+    corpus = find_corpus(config.corpus)
+    parts = corpus.parts(TRAIN, part_bytes=part_bytes)
+    if corpus.held_out is not None:
+        found = corpus.parts(corpus.held_out, part_bytes=part_bytes)
+        parts += found
+    return parts
+
+
+def split_number(part: Part) -> int:
+    """The number in SPLITS of a part's split: a corpus's test split is what it holds out, too."""
+    return SPLITS.index(TRAIN if part.split == TRAIN else VALIDATION)
+
+
+def first_rule(config: DataConfig, parts: Iterable[Part]) -> Rule:
+    """How documents are cut when they are read: not at all, unless the corpus is one of few documents.
+
+    Reads no further than to the first document that settles it.
+
+    Args:
+      config: names the corpus.
+      parts: of it.
+
+    Raises:
+      DataError: there is no text, or so little that one of the splits would be empty.
+    """
+    divided = find_corpus(config.corpus).held_out is not None
+    rule = Rule("tails", fraction=config.validation_fraction)
+    how, bad = recipe(config), 0
+    seen: set[int] = set()
+    splits: set[str] = set()
+    for part in parts:
+        for row in how.rows(part):
+            if isinstance(row, BadInputError):
+                bad += 1
+                refuse_bad(row, bad, config.skip_bad)
+            elif row:
+                seen.add(digest(row))
+                splits |= {split for split, _ in rule.cut(row, TRAIN)}
+                if divided or len(seen) >= FEWEST_DOCUMENTS:
+                    return Rule("own")
+    if not seen:
+        raise no_text(config)
+    for split in SPLITS:
+        if split not in splits:
+            raise DataError(
+                f"data.corpus is too small to be divided: no text is left for the {split} split."
+            )
+    return rule
+
+
+def make_rule(
+    config: DataConfig, first: Rule, rows: Sequence[int], indices: Callable[[], Iterable[Index]]
+) -> Rule:
+    """The rule by which a corpus is divided.
+
+    Args:
+      config: names it, and says how much is held out.
+      first: from `first_rule`.
+      rows: of each part, bad and empty ones counted.
+      indices: starts a pass over the indices of the parts.
+    """
+    corpus = find_corpus(config.corpus)
+    if corpus.held_out is not None or first.kind == "tails":
+        return first
+    if corpus.held_out_rows:
+        total = sum(rows)
+        enough = total >= 10 * corpus.held_out_rows
+        held_out = corpus.held_out_rows if enough else round(total * config.validation_fraction)
+        return Rule("rows", total - max(1, held_out))
+    smallest = _smallest_digests(indices, config.validation_fraction)
+    return Rule("digests", smallest)
+
+
+def _smallest_digests(indices: Callable[[], Iterable[Index]], fraction: float) -> int:
+    """The largest of the smallest different digests that make up a fraction of all."""
+    counts = [len(different) for _, different in _different(indices)]
+    total = sum(counts)
+    wanted = min(max(1, round(total * fraction)), total - 1)
+    for count, (_, different) in zip(counts, _different(indices), strict=True):
+        if wanted <= count:
+            return int(different[wanted - 1])
+        wanted -= count
+    raise AssertionError("there are fewer digests than were counted")
+
+
+def _different(indices: Callable[[], Iterable[Index]]) -> Iterator[tuple[int, np.ndarray]]:
+    """The different digests, in order, a range of them at a time."""
+    for shift, bucket in _buckets(indices):
+        found = [index["digest"][index["digest"] >> shift == bucket] for index in indices()]
+        yield bucket, np.unique(np.concatenate(found))
+
+
+def _buckets(indices: Callable[[], Iterable[Index]]) -> Iterator[tuple[np.uint64, int]]:
+    """Ranges of digests by their first bits, each of about DIGESTS_AT_ONCE: (64 - bits, number)."""
+    total = sum(len(index) for index in indices())
+    bits = max(1, (total // DIGESTS_AT_ONCE).bit_length())
+    for bucket in range(2**bits):
+        yield np.uint64(64 - bits), bucket
+
+
+def choices(
+    rule: Rule, deduplicate: bool, rows: Sequence[int], indices: Callable[[], Iterable[Index]]
+) -> Iterator[np.ndarray]:
+    """What becomes of every document: for each part uint8 `[documents]`, numbers in SPLITS or DROPPED.
+
+    Args:
+      rule: of the corpus.
+      deduplicate: as `DataConfig` has it.
+      rows: of each part.
+      indices: starts a pass over the indices of the parts.
+    """
+    dropped = _copies(rule, rows, indices) if deduplicate else None
+    first, done = 0, 0
+    for index, count in zip(indices(), rows, strict=True):
+        chosen = _sides(rule, index, first)
+        if dropped is not None:
+            chosen[dropped[done : done + len(index)]] = DROPPED
+        yield chosen
+        first, done = first + count, done + len(index)
+
+
+def _sides(rule: Rule, index: Index, first_row: int) -> np.ndarray:
+    if rule.kind == "rows":
+        return (index["row"].astype(np.int64) + first_row >= rule.value).astype(np.uint8)
+    if rule.kind == "digests":
+        return (index["digest"] <= np.uint64(rule.value)).astype(np.uint8)
+    return index["split"].copy()
+
+
+def _copies(rule: Rule, rows: Sequence[int], indices: Callable[[], Iterable[Index]]) -> np.ndarray:
+    """Which documents are copies of held-out or of earlier ones: bool `[documents of all parts]`."""
+    dropped = np.zeros(sum(len(index) for index in indices()), bool)
+    for shift, bucket in _buckets(indices):
+        digests, places, held_out = [], [], []
+        first, done = 0, 0
+        for index, count in zip(indices(), rows, strict=True):
+            inside = np.flatnonzero(index["digest"] >> shift == bucket)
+            digests.append(index["digest"][inside])
+            places.append(done + inside)
+            held_out.append(_sides(rule, index[inside], first) != 0)
+            first, done = first + count, done + len(index)
+        digest_, place = np.concatenate(digests), np.concatenate(places)
+        train = ~np.concatenate(held_out)
+        # What is held out comes first, so that the train split's document is the copy.
+        order = np.lexsort((place, train, digest_))
+        again = np.zeros(len(order), bool)
+        again[1:] = digest_[order][1:] == digest_[order][:-1]
+        dropped[place[order][again & train[order]]] = True
+    return dropped
+
+
+def pieces(
+    how: Recipe, rule: Rule, parts: Iterable[Part], chosen: Iterable[np.ndarray], split: str
+) -> Iterator[str]:
+    """The texts of a split, in order, from a pass over the corpus in which the bad rows are known.
+
+    Args:
+      how: the corpus is read.
+      rule: of the corpus.
+      parts: of the corpus.
+      chosen: for each of them, from `choices`.
+      split: the one that is wanted.
+    """
+    number = SPLITS.index(split)
+    for part, sides in zip(parts, chosen, strict=True):
+        documents = (row for row in how.rows(part) if isinstance(row, str) and row)
+        cut = (piece for text in documents for _, piece in rule.cut(text, part.split))
+        yield from (text for text, side in zip(cut, sides, strict=True) if side == number)
+
+
+def _cut_position(text: str, fraction: float) -> int:
+    wanted = max(1, round(len(text) * (1 - fraction)))
+    space = _SPACE.search(text, wanted)
+    return space.start() if space and space.end() < len(text) else wanted

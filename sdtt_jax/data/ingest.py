@@ -1,0 +1,185 @@
+"""A corpus, read in parts into a store on disk, and what becomes of its documents.
+
+Texts are read once where the vocabulary is known beforehand; where it is learned from the train split, twice
+before that: for the index that says what the split is, and to learn.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdtt_jax.data.config import DataConfig
+from sdtt_jax.data.corpora import SPLITS, recipe, refuse_bad
+from sdtt_jax.data.division import (
+    Index,
+    Rule,
+    choices,
+    corpus_parts,
+    first_rule,
+    make_rule,
+    pieces,
+)
+from sdtt_jax.data.engines import Engine, in_process
+from sdtt_jax.data.reading import PART_BYTES, BadInputError, Part
+from sdtt_jax.data.tasks import ReadPart, Store, written
+from sdtt_jax.paths import as_path
+
+# Wraps the items of a pass to report its progress: its purpose, the bytes or characters of all items (0:
+# unknown), and a function that says those of one.
+Track = Callable[[Iterable[Any], str, int, Callable[[Any], int]], Iterable[Any]]
+# Folders of a preparation that is under way.
+INDEX, TOKENS = "index", "tokens"
+
+
+def untracked(items: Iterable[Any], purpose: str, total: int, size: Callable[[Any], int]) -> Any:
+    """Returns `items`: the `Track` that reports no progress."""
+    del purpose, total, size
+    return items
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A corpus that is being read.
+
+    Attributes:
+      config: of the data.
+      parts: of the corpus.
+      rule: by which documents are cut when they are read.
+      work: folder of the files.
+      passes: `run_tasks`, with its engine.
+    """
+
+    config: DataConfig
+    parts: Sequence[Part]
+    rule: Rule
+    work: Path
+    passes: Callable[..., None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ingested:
+    """A corpus that was read, and what becomes of its documents.
+
+    Attributes:
+      read: what was read.
+      rule: by which it is divided.
+      store: of its tokens and its index.
+    """
+
+    read: Reading
+    rule: Rule
+    store: Store
+
+    def indices(self) -> Iterator[Index]:
+        """Of each part, its documents."""
+        return map(self.store.documents, range(len(self.read.parts)))
+
+    def sides(self) -> Iterator[np.ndarray]:
+        """Of each part, what becomes of its documents."""
+        return map(self.store.sides, range(len(self.read.parts)))
+
+    def texts(self, split: str) -> Iterator[str]:
+        """A pass over the documents of a split."""
+        how = recipe(self.read.config)
+        return pieces(how, self.read.rule, self.read.parts, self.sides(), split)
+
+    def totals(self) -> dict[str, "collections.Counter[str]"]:
+        """Documents, characters and tokens, EOS included, of each split, and of "dropped" ones."""
+        names = (*SPLITS, "dropped")
+        totals = {name: collections.Counter[str]() for name in names}
+        for index, sides in zip(self.indices(), self.sides(), strict=True):
+            for side, name in enumerate(names):
+                mine = index[sides == side]
+                totals[name]["documents"] += len(mine)
+                totals[name]["characters"] += int(mine["characters"].sum(dtype=np.int64))
+                totals[name]["tokens"] += int(mine["tokens"].sum(dtype=np.int64)) + len(mine)
+        return totals
+
+    def ends(self, side: int) -> tuple[int, ...]:
+        """The tokens of a split up to the end of each part."""
+        counts = (
+            int((index["tokens"][sides == side].astype(np.int64) + 1).sum())
+            for index, sides in zip(self.indices(), self.sides(), strict=True)
+        )
+        return tuple(itertools.accumulate(counts))
+
+
+def start_reading(
+    config: DataConfig, work: Path, engine: Engine[Any] = in_process, track: Track = untracked
+) -> Reading:
+    """A corpus, cut into parts.
+
+    Args:
+      config: names it.
+      work: folder of the files.
+      engine: who reads.
+      track: wraps every pass.
+
+    Raises:
+      ConfigError: there is no such corpus.
+      DataError: it cannot be read.
+    """
+    parts = corpus_parts(config, PART_BYTES)
+    rule = first_rule(config, parts)
+    return Reading(
+        config, parts, rule, work, functools.partial(run_tasks, engine=engine, track=track)
+    )
+
+
+def divide(config: DataConfig, folder: str | Path) -> Callable[[str], Iterator[str]]:
+    """Divides a corpus: returns `documents_of(split)`, which starts a pass over a split of a preparation.
+
+    Args:
+      config: names the corpus, and how much of it is held out.
+      folder: an empty one, for the index of its documents.
+
+    Raises:
+      ConfigError: there is no such corpus.
+      DataError: it cannot be read, or is so small that one of the splits would be empty.
+    """
+    return ingest(start_reading(config, as_path(folder)), None).texts
+
+
+def run_tasks(tasks: Sequence[Any], purpose: str, *, engine: Engine[Any], track: Track) -> None:
+    """Has all tasks done that are not finished."""
+    todo = [task for task in tasks if not task.is_finished]
+    if len(todo) < len(tasks):
+        purpose += f" ({len(tasks) - len(todo)} of {len(tasks)} parts are done)"
+    bad = 0
+    for task in itertools.chain(
+        (task for task in tasks if task not in todo),
+        track(engine(todo), purpose, sum(task.bytes for task in todo), lambda task: task.bytes),
+    ):
+        if isinstance(task, ReadPart):
+            found = task.store.record(task.number)
+            bad += found["counts"].get("bad", 0)
+            for kind, named in found["bad"].items():
+                refuse_bad(BadInputError(kind, named[-1]), bad, task.how.skip_bad)
+
+
+def ingest(read: Reading, tokenizer: tuple[Path, np.dtype] | None) -> Ingested:
+    """Reads a corpus, for its tokens or for its index alone, and decides what becomes of its documents."""
+    folder, dtype = (
+        (read.work / INDEX, "") if tokenizer is None else (read.work / TOKENS, tokenizer[1].name)
+    )
+    store, how = Store(str(folder), dtype), recipe(read.config)
+    where = "" if tokenizer is None else str(tokenizer[0])
+    tasks = [
+        ReadPart(number, part, how, read.rule, store, where)
+        for number, part in enumerate(read.parts)
+    ]
+    read.passes(tasks, "tokenising" if tokenizer else "reading the corpus")
+    rows = [store.record(number)["counts"].get("rows", 0) for number in range(len(tasks))]
+    division = Ingested(read, read.rule, store)
+    rule = make_rule(read.config, read.rule, rows, division.indices)
+    chosen = choices(rule, read.config.deduplicate, rows, division.indices)
+    for number, sides in enumerate(chosen):
+        with written(store.path(number, ".sides")) as file:
+            file.write(sides.tobytes())
+    return Ingested(read, rule, store)

@@ -1,0 +1,369 @@
+"""From files to rows of text, in parts that several workers can read, each on its own.
+
+A corpus is cut into parts by its files alone: by ranges of bytes of JSON lines, by row groups of Parquet, by
+records of what TFDS has prepared. So parts do not depend on who reads them, and the parts in their order are
+the corpus. What a row or file has wrong is a `BadInputError` in its place; the caller decides what it means.
+"""
+
+import bz2
+import codecs
+import contextlib
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from sdtt_jax.data.files import CODECS, kind_of_file, listed
+from sdtt_jax.data.normalize import PROMPT_END
+from sdtt_jax.errors import DataError
+from sdtt_jax.paths import as_path, decoded, parse_json
+
+# A part of uncompressed text or Parquet: half a minute of one worker's time with GPT-2's vocabulary.
+PART_BYTES = 64 * 2**20
+# A longer line of JSON is no document of any corpus that is known here.
+MAX_LINE_BYTES = 64 * 2**20
+HUB = "hf://"
+# Kinds of pieces beside the suffixes of files.
+TFDS, NAMED = "tfds", "named"
+
+
+class Piece(NamedTuple):
+    """A stretch of one source.
+
+    Attributes:
+      kind: one of `files.SUFFIXES`; TFDS, or NAMED for a corpus that is a function of the table.
+      path: of the file or TFDS's folder, or the corpus's name.
+      start, stop: bytes of JSON lines, row groups of Parquet, records of TFDS; stop -1 is the end.
+      bytes: that it stands for, to measure progress.
+    """
+
+    kind: str
+    path: str
+    start: int
+    stop: int
+    bytes: int
+
+
+class Part(NamedTuple):
+    """What one worker reads at a time: pieces of one split, in order."""
+
+    split: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(piece.bytes for piece in self.pieces)
+
+
+class Fields(NamedTuple):
+    """Where a row's text is.
+
+    Attributes:
+      text: the field of JSON, column of Parquet or feature of TFDS that holds it; or two of JSON, that of a
+        prompt and that of what follows it, `prompt>completion`.
+      feature: what TFDS calls it.
+      subset: rows of JSON lines are left out whose field named first (dots go into objects) has another value
+        than the one named second; None takes all.
+    """
+
+    text: str = "text"
+    feature: str = "text"
+    subset: tuple[str, str] | None = None
+
+
+class BadInputError(DataError):
+    """A row or file that cannot be read.
+
+    Attributes:
+      kind: a few words that such faults are counted under.
+    """
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BadInputError, (self.kind, str(self))
+
+
+# None: a row of another subset.
+Row = str | BadInputError | None
+
+
+def plan(
+    files: Iterable[str | os.PathLike[str]], split: str, part_bytes: int = PART_BYTES
+) -> list[Part]:
+    """Cuts files into parts of at least `part_bytes`, which depend on nothing else.
+
+    Args:
+      files: in the order in which they are read.
+      split: of all of them.
+      part_bytes: small files are read together up to this size; large ones are cut if they can be.
+    """
+    return gather(
+        (piece for file in files for piece in _pieces(str(file), part_bytes)), split, part_bytes
+    )
+
+
+def gather(pieces: Iterable[Piece], split: str, part_bytes: int = PART_BYTES) -> list[Part]:
+    """Pieces of a split, as parts of at least `part_bytes`."""
+    parts, waiting, size = [], [], 0
+    for piece in pieces:
+        waiting.append(piece)
+        size += piece.bytes
+        if size >= part_bytes:
+            parts.append(Part(split, tuple(waiting)))
+            waiting, size = [], 0
+    return parts + ([Part(split, tuple(waiting))] if waiting else [])
+
+
+def ranges(kind: str, path: str, sizes: Iterable[int], part_bytes: int) -> Iterator[Piece]:
+    """Pieces of a source that is made of items of these sizes, bytes."""
+    start, size, stop = 0, 0, 0
+    for stop, item in enumerate(sizes, start=1):
+        size += item
+        if size >= part_bytes:
+            yield Piece(kind, path, start, stop, size)
+            start, size = stop, 0
+    if stop > start:
+        yield Piece(kind, path, start, stop, size)
+
+
+def _pieces(path: str, part_bytes: int) -> Iterator[Piece]:
+    kind = kind_of_file(path)
+    assert kind is not None
+    try:
+        size = _size(path)
+        if kind == ".parquet" and size:
+            with _open(path) as file:
+                metadata = _parquet(file).metadata
+                groups = [
+                    metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)
+                ]
+            yield from ranges(kind, path, groups, part_bytes)
+            return
+    except (OSError, ValueError):
+        size = 0  # Whoever reads it says what is wrong.
+    if kind == ".jsonl" and size > part_bytes and not _is_compressed(path):
+        for start in range(0, size, part_bytes):
+            stop = min(start + part_bytes, size)
+            yield Piece(kind, path, start, stop, stop - start)
+        return
+    yield Piece(kind, path, 0, -1, size)
+
+
+def read_file(piece: Piece, fields: Fields) -> Iterator[Row]:
+    """The rows of a piece of a file: a text file is one, and so is each line of JSON and row of Parquet."""
+    path, broken = piece.path, "broken file"
+    try:
+        if _size(path) == 0:
+            yield BadInputError(
+                "empty file", f"{path} is empty; remove it or give a file that holds text."
+            )
+            return
+        if _is_compressed(path):
+            broken = "broken " + CODECS[os.path.splitext(path.lower())[1]]
+        with _open(path) as file:
+            yield from _READERS[piece.kind](file, piece, fields)
+    except (OSError, EOFError, zlib.error) as error:
+        yield BadInputError(broken, f"{path} cannot be read: {first_line(error)}.")
+
+
+def _text(file: IO[bytes], piece: Piece, fields: Fields) -> Iterator[Row]:
+    del fields
+    raw = file.read()
+    yield _or_bad("invalid UTF-8", decoded, raw, piece.path, transform=_stripped)
+
+
+def _stripped(text: str) -> str:
+    return text.removeprefix("\ufeff").strip()
+
+
+def _json_lines(file: IO[bytes], piece: Piece, fields: Fields) -> Iterator[Row]:
+    for where, offset, raw in _lines(file, piece):
+        if raw is None:
+            yield BadInputError("long line", f"{where}, is longer than {MAX_LINE_BYTES} bytes.")
+            continue
+        body = raw.removeprefix(codecs.BOM_UTF8)
+        line = _or_bad(
+            "invalid UTF-8", decoded, body, where + ",", DataError, offset + len(raw) - len(body)
+        )
+        if isinstance(line, BadInputError):
+            yield line
+        elif line.strip():
+            remedy = "each line must be one JSON object"
+            value = _or_bad("not JSON", parse_json, line, where + ",", DataError, remedy)
+            yield (
+                value
+                if isinstance(value, BadInputError)
+                else _json_text(value, fields, where + ",")
+            )
+
+
+def _lines(file: IO[bytes], piece: Piece) -> Iterator[tuple[str, int, bytes | None]]:
+    """Place, offset and bytes of each line that begins in the piece; None for one that is too long."""
+    offset, number = piece.start, 1
+    if offset:
+        file.seek(offset - 1)
+        offset += _skip_line(file) - 1
+    while piece.stop < 0 or offset < piece.stop:
+        raw = file.readline(MAX_LINE_BYTES + 1)
+        if not raw:
+            return
+        size, whole = len(raw), len(raw) <= MAX_LINE_BYTES
+        if not whole and not raw.endswith(b"\n"):
+            size += _skip_line(file)
+        where = f"line {number}" if piece.start == 0 else f"the line at byte {offset}"
+        yield f"{piece.path}, {where}", offset, raw if whole else None
+        offset, number = offset + size, number + 1
+
+
+def _skip_line(file: IO[bytes]) -> int:
+    """Reads to the end of a line, in little memory; how many bytes that were."""
+    count = 0
+    while chunk := file.readline(2**20):
+        count += len(chunk)
+        if chunk.endswith(b"\n"):
+            break
+    return count
+
+
+def _json_text(value: Any, fields: Fields, where: str) -> Row:
+    """A row's text; of the two fields of `prompt>completion`, both with `PROMPT_END` between them."""
+    if not isinstance(value, dict):
+        return BadInputError(
+            "not JSON", f"{where} is not a JSON object but {type(value).__name__}."
+        )
+    if fields.subset is not None:
+        found: Any = value
+        for name in fields.subset[0].split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        if found not in (None, fields.subset[1]):
+            return None
+    texts = [_json_field(value, name.strip(), where) for name in fields.text.split(">")]
+    bad = next((text for text in texts if isinstance(text, BadInputError)), None)
+    if bad is None and len(texts) > 1 and any(PROMPT_END in text for text in texts):
+        held = f"{where} holds the character U+001E, which ends a prompt here; remove it."
+        bad = BadInputError("not text", held)
+    return bad or PROMPT_END.join(texts)
+
+
+def _json_field(value: dict[str, Any], name: str, where: str) -> Any:
+    if name not in value:
+        return BadInputError(
+            "no text field",
+            f"{where} has no field {name!r} (it has {listed(value)}); "
+            "rename the one that holds the text, or for training set data.text_field to it.",
+        )
+    text = value[name]
+    if not isinstance(text, str):
+        return BadInputError(
+            "not text", f"{where} field {name!r} holds {type(text).__name__}, not text."
+        )
+    return text
+
+
+def _parquet(file: IO[bytes]) -> Any:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(file)
+
+
+def _parquet_rows(stream: IO[bytes], piece: Piece, fields: Fields) -> Iterator[Row]:
+    import pyarrow
+
+    path, column = piece.path, fields.text
+    try:
+        file = _parquet(stream)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        yield BadInputError(
+            "broken Parquet", f"{path} is not a readable Parquet file: {first_line(error)}."
+        )
+        return
+    with file:
+        schema = file.schema_arrow
+        if column not in schema.names:
+            yield BadInputError(
+                "no text field",
+                f"{path} has no column {column!r} (it has {listed(schema.names)}); "
+                "rename the one that holds the text, or for training set data.text_field to it.",
+            )
+            return
+        kind = schema.field(column).type
+        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+            yield BadInputError("not text", f"{path}, column {column!r} holds {kind}, not text.")
+            return
+        groups = range(file.num_row_groups)[piece.start : None if piece.stop < 0 else piece.stop]
+        row = sum(file.metadata.row_group(group).num_rows for group in range(piece.start))
+        try:
+            for batch in file.iter_batches(256, row_groups=list(groups), columns=[column]):
+                for text in batch.column(0).to_pylist():
+                    row += 1
+                    null = f"{path}, row {row}, column {column!r} is null."
+                    yield BadInputError("null", null) if text is None else text
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            yield BadInputError(
+                "broken Parquet", f"{path} is damaged after row {row}: {first_line(error)}."
+            )
+
+
+_READERS: dict[str, Callable[[IO[bytes], Piece, Fields], Iterator[Row]]] = {
+    ".txt": _text,
+    ".jsonl": _json_lines,
+    ".parquet": _parquet_rows,
+}
+
+
+def _or_bad(kind: str, function: Callable[..., Any], *arguments: Any, transform: Any = None) -> Any:
+    """What a function returns, or its `DataError` as a `BadInputError` of that kind."""
+    try:
+        value = function(*arguments)
+    except DataError as error:
+        return BadInputError(kind, str(error))
+    return value if transform is None else transform(value)
+
+
+def _is_compressed(path: str) -> bool:
+    return os.path.splitext(path.lower())[1] in CODECS
+
+
+def _hub() -> Any:
+    from huggingface_hub import HfFileSystem  # takes 0.3 s
+
+    return HfFileSystem()
+
+
+def _size(path: str) -> int:
+    if path.startswith(HUB):
+        return int(_hub().info(path)["size"])
+    found: Any = as_path(path).stat()
+    return int(found.st_size if isinstance(as_path(path), Path) else found.length)
+
+
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[IO[bytes]]:
+    """A file of this machine, a bucket or the hub, decompressed on the way."""
+    codec = CODECS.get(os.path.splitext(path.lower())[1])
+    found: Any = _hub().open(path, "rb") if path.startswith(HUB) else as_path(path).open("rb")
+    with found as raw:
+        if codec == "gzip":
+            with gzip.open(raw) as file:
+                yield file  # type: ignore[misc]
+        elif codec == "bz2":
+            with bz2.open(raw) as file:
+                yield file  # type: ignore[misc]
+        elif codec is not None:
+            import pyarrow
+
+            with io.BufferedReader(pyarrow.CompressedInputStream(raw, codec)) as file:
+                yield file  # type: ignore[misc]
+        else:
+            yield raw
+
+
+def first_line(error: BaseException) -> str:
+    """An error of another library in one line, without its full stop."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

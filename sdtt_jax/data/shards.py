@@ -1,0 +1,171 @@
+"""The last step of a preparation: shards of sequences from the tokens of a corpus, info and manifest."""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, files_read, find_corpus, recipe
+from sdtt_jax.data.ingest import Ingested, Reading, ingest
+from sdtt_jax.data.loader import Shard
+from sdtt_jax.data.tasks import NAMED_OF_A_KIND, Packing, WriteShard
+from sdtt_jax.data.tokenizer import Tokenizer
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.paths import as_path, read_json, write_json
+
+MANIFEST_FILE = "manifest.json"
+# Folders of a preparation that is under way.
+SHARDS, TOKENIZER = "shards", "tokenizer"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataInfo:
+    """What a prepared data folder holds.
+
+    Attributes:
+      vocab_size: number of ids without MASK; `mask_id == vocab_size`.
+      length: tokens in a sequence.
+      bos_id, eos_id: the ids that packing sets.
+      num_train, num_validation: sequences.
+      num_documents: documents of both splits; one that gives its tail counts in both.
+      num_characters: characters of both splits, after normalisation.
+      characters_per_token: in the train split, EOS included.
+      fingerprint: SHA-256 over all sequences, in order; equal fingerprints, equal batches.
+      files: how many files of how many the text was read from; "" if from no folder of the user's.
+    """
+
+    vocab_size: int
+    length: int
+    bos_id: int
+    eos_id: int
+    num_train: int
+    num_validation: int
+    num_documents: int
+    num_characters: int
+    characters_per_token: float
+    fingerprint: str
+    files: str = ""
+
+
+def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str, Any]:
+    """Writes the shards, what TFDS needs to read them, and the manifest; returns what the info says."""
+    from sdtt_jax.data import builders  # imports TFDS, which takes half a second
+
+    config = read.config
+    # Ids of any vocabulary up to GPT-2's fit 16 bits, which halves the shards.
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
+    division = ingest(read, (read.work / TOKENIZER, dtype))
+    totals = division.totals()
+    packing = Packing(config.length, config.wrap, tokenizer.bos_id, tokenizer.eos_id)
+    prefix = builders.record_prefix(partial, config.length, dtype)
+    tasks: list[WriteShard] = []
+    lengths: dict[str, list[int]] = {}
+    for side, split in enumerate(SPLITS):
+        records = totals[split]["tokens"] // packing.stride
+        if not records:
+            raise ConfigError(
+                f"data.length {config.length} is longer than the whole {split} split of "
+                f"{totals[split]['tokens']} tokens; choose a shorter one"
+                + (" or a larger data.validation_fraction." if split == VALIDATION else ".")
+            )
+        stops = builders.shard_ends(records, config.num_shards)
+        lengths[split] = [stop - start for start, stop in itertools.pairwise((0, *stops))]
+        ends = division.ends(side)
+        for number, (start, stop) in enumerate(itertools.pairwise((0, *stops))):
+            name = builders.shard_name(split, number, len(stops))
+            path, record = partial / builders.FOLDER / name, read.work / SHARDS / f"{name}.json"
+            tasks.append(
+                WriteShard(
+                    str(path), str(record), side, start, stop, ends, division.store, packing, prefix
+                )
+            )
+    read.passes(tasks, "writing the shards")
+    size = len(prefix) + config.length * dtype.itemsize
+    builders.write_info(partial, config.length, dtype, lengths, size)
+    train, validation = totals[TRAIN], totals[VALIDATION]
+    info = DataInfo(
+        vocab_size=tokenizer.vocab_size,
+        length=config.length,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        num_train=sum(lengths[TRAIN]),
+        num_validation=sum(lengths[VALIDATION]),
+        num_documents=train["documents"] + validation["documents"],
+        num_characters=train["characters"] + validation["characters"],
+        characters_per_token=train["characters"] / train["tokens"],
+        fingerprint=_fingerprint(tasks),
+        files=files_read(config),
+    )
+    shards, digests = [], {}
+    for task in tasks:
+        found, name = read_json(task.record), str(as_path(task.path).relative_to(partial))
+        digests[name] = found["sha256"]
+        shards.append(Shard(name, SPLITS[task.split], task.last - task.first, found["bytes"]))
+    write_json(partial / MANIFEST_FILE, _manifest(division, tokenizer, lengths, digests))
+    return {
+        "info": dataclasses.asdict(info),
+        "dtype": dtype.name,
+        "tokenizer_digest": tokenizer.digest,
+        "shards": [dataclasses.asdict(shard) for shard in shards],
+    }
+
+
+def _fingerprint(tasks: Sequence[WriteShard]) -> str:
+    digest = hashlib.sha256()
+    for side, mine in itertools.groupby(tasks, lambda task: task.split):
+        digest.update(SPLITS[side].encode())
+        for task in mine:
+            for row in task.rows():
+                digest.update(row.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def _manifest(
+    division: Ingested, tokenizer: Tokenizer, lengths: dict[str, list[int]], shards: dict[str, str]
+) -> dict[str, Any]:
+    """What was read, what each filter took away, and what was written."""
+    config, parts = division.read.config, division.read.parts
+    corpus, how = find_corpus(config.corpus), recipe(config)
+    counts = collections.Counter[str]()
+    named: dict[str, list[str]] = {}
+    for number in range(len(parts)):
+        record = division.store.record(number)
+        counts.update(record["counts"])
+        for kind, messages in record["bad"].items():
+            named[kind] = (named.get(kind, []) + messages)[:NAMED_OF_A_KIND]
+    rows, _ = counts.pop("rows"), counts.pop("bad", 0)
+    digest = hashlib.sha256()
+    for index in division.indices():
+        digest.update(index["digest"].tobytes())
+    totals = division.totals()
+    return {
+        "corpus": {
+            "name": corpus.name,
+            "licence": corpus.licence,
+            "sources": {
+                split: {
+                    "files": len(paths := dict.fromkeys(p.path for p in pieces)),
+                    "bytes": sum(piece.bytes for piece in pieces),
+                    "first": next(iter(paths)),
+                }
+                for split, mine in itertools.groupby(parts, lambda part: part.split)
+                for pieces in [[piece for part in mine for piece in part.pieces]]
+            },
+            "rows": rows,
+            "sha256_of_digests": digest.hexdigest(),
+        },
+        "cleaning": {"detokenize": how.detokenize, "normalize": how.normalize},
+        "taken_away": dict(sorted(counts.items())) | {"duplicates": totals["dropped"]["documents"]},
+        "bad_input": named,
+        "division": division.rule._asdict(),
+        "splits": {
+            split: dict(totals[split]) | {"sequences": sum(lengths[split])} for split in SPLITS
+        },
+        "tokenizer": {"kind": tokenizer.config.kind, "digest": tokenizer.digest},
+        "shards": shards,
+    }

@@ -1,0 +1,289 @@
+"""The work of a preparation, in pieces that any process can do: a part of the corpus, a shard of sequences.
+
+Each writes its files beside their place and moves them into it when they are whole, its record last. So a
+task whose record is there is finished, and one that was killed can be done again.
+"""
+
+import collections
+import contextlib
+import functools
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from sdtt_jax.data.corpora import SPLITS, Recipe, refuse_bad
+from sdtt_jax.data.division import DOCUMENT, Index, Rule, digest, split_number
+from sdtt_jax.data.packing import cut, encode_documents, fitted
+from sdtt_jax.data.reading import BadInputError, Part
+from sdtt_jax.data.tokenizer import Tokenizer, load_tokenizer
+from sdtt_jax.errors import DataError
+from sdtt_jax.ops.sequences import Sequences
+from sdtt_jax.paths import as_path, read_json, write_json
+
+# Of each kind of bad input that a part holds, so many are named.
+NAMED_OF_A_KIND = 5
+# Tokens that are read from the store at a time.
+_TOKENS_AT_ONCE = 2**20
+
+
+class Store(NamedTuple):
+    """Tokens of the documents of a corpus, in files by part, for as long as a preparation takes.
+
+    Attributes:
+      folder: that holds the files; all workers must reach it.
+      dtype: of the tokens; "" if there are none, only the index of documents.
+    """
+
+    folder: str
+    dtype: str
+
+    def path(self, number: int, suffix: str) -> Path:
+        """The file of a part: `.json` its record, `.npy` its index, `.tokens`, `.sides`."""
+        return as_path(self.folder) / f"{number:06d}{suffix}"
+
+    def documents(self, number: int) -> Index:
+        """The documents of a part: `[documents]` of DOCUMENT."""
+        with self.path(number, ".npy").open("rb") as file:
+            return np.load(file)  # type: ignore[no-any-return]
+
+    def sides(self, number: int) -> np.ndarray:
+        """What becomes of each of them, as `division.choices` says."""
+        return np.frombuffer(self.path(number, ".sides").read_bytes(), np.uint8)
+
+    def record(self, number: int) -> dict[str, Any]:
+        """What a finished part says of itself."""
+        return read_json(self.path(number, ".json"))  # type: ignore[no-any-return]
+
+    def stream(self, number: int, side: int, start: int, stop: int) -> Iterator[np.ndarray]:
+        """Tokens `[start, stop)` of what a part gives to a split, with EOS after each document.
+
+        Args:
+          number: of the part.
+          side: number of the split.
+          start, stop: counted from the part's first token of the split.
+        """
+        lengths = self.documents(number)["tokens"].astype(np.int64) + 1
+        ends = np.cumsum(lengths)
+        mine = np.flatnonzero(self.sides(number) == side)
+        if not len(mine):
+            return
+        # Neighbours are read in one go.
+        runs = np.split(mine, np.flatnonzero(np.diff(mine) != 1) + 1)
+        size, done = np.dtype(self.dtype).itemsize, 0
+        with self.path(number, ".tokens").open("rb") as file:
+            for run in runs:
+                first, last = int(ends[run[0]] - lengths[run[0]]), int(ends[run[-1]])
+                low, high = max(start - done, 0), min(stop - done, last - first)
+                done += last - first
+                for at in range(first + low, first + high, _TOKENS_AT_ONCE):
+                    count = min(_TOKENS_AT_ONCE, first + high - at)
+                    file.seek(at * size)
+                    yield np.frombuffer(file.read(count * size), self.dtype)
+
+
+class ReadPart(NamedTuple):
+    """Reads and cleans a part of a corpus, and stores its tokens and an index of its documents.
+
+    Attributes:
+      number: of the part.
+      part: what is read.
+      how: it is cleaned.
+      rule: by which documents are cut.
+      store: where it goes.
+      tokenizer: the folder of the vocabulary; "" to make the index alone.
+    """
+
+    number: int
+    part: Part
+    how: Recipe
+    rule: Rule
+    store: Store
+    tokenizer: str
+
+    @property
+    def bytes(self) -> int:
+        return self.part.bytes
+
+    @property
+    def is_finished(self) -> bool:
+        return self.store.path(self.number, ".json").exists()
+
+    def run(self) -> None:
+        counts = collections.Counter[str]()
+        bad: dict[str, list[str]] = {}
+        found: collections.deque[tuple[int, int, int, int]] = collections.deque()
+        texts = self._texts(counts, bad, found)
+        index: list[tuple[int, ...]] = []
+        if not self.tokenizer:
+            index += [_entry(found.popleft(), 0) for _ in texts]
+        else:
+            tokenizer = _tokenizer(self.tokenizer)
+            eos = np.array([tokenizer.eos_id], self.store.dtype).tobytes()
+            with written(self.store.path(self.number, ".tokens")) as file:
+                kind = Sequences(self.how.sequences, tokenizer.bos_id, tokenizer.eos_id)
+                documents = encode_documents(tokenizer, texts)
+                for ids in fitted(documents, self.how.length, kind):
+                    file.write(ids.astype(self.store.dtype).tobytes() + eos)
+                    index.append(_entry(found.popleft(), len(ids)))
+        with written(self.store.path(self.number, ".npy")) as file:
+            np.save(file, np.array(index, DOCUMENT))
+        record = {"counts": dict(counts), "bad": bad}
+        write_json(self.store.path(self.number, ".json"), record)
+
+    def _texts(
+        self,
+        counts: "collections.Counter[str]",
+        bad: dict[str, list[str]],
+        found: "collections.deque[tuple[int, int, int, int]]",
+    ) -> Iterator[str]:
+        """The documents, while the rows are counted and each document's facts put into `found`."""
+        side = split_number(self.part)
+        for row, text in enumerate(self.how.rows(self.part)):
+            counts["rows"] += 1
+            if isinstance(text, BadInputError):
+                counts["bad"] += 1
+                counts[f"bad: {text.kind}"] += 1
+                refuse_bad(text, counts["bad"], self.how.skip_bad)
+                named = bad.setdefault(text.kind, [])
+                named += [str(text)] * (len(named) < NAMED_OF_A_KIND)
+            elif not text:
+                counts["of another subset" if text is None else "empty"] += 1
+            else:
+                for split, piece in self.rule.cut(text, SPLITS[side]):
+                    found.append((digest(piece), row, len(piece), SPLITS.index(split)))
+                    yield piece
+
+
+def _entry(facts: tuple[int, int, int, int], tokens: int) -> tuple[int, ...]:
+    text, row, characters, split = facts
+    return text, row, characters, tokens, split
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(folder: str) -> Tokenizer:
+    return load_tokenizer(folder)
+
+
+class Packing(NamedTuple):
+    """How a stream of tokens becomes sequences; as `packing.cut` has it."""
+
+    length: int
+    wrap: bool
+    bos_id: int
+    eos_id: int
+
+    @property
+    def stride(self) -> int:
+        """Tokens of the stream in a sequence."""
+        return self.length - 2 if self.wrap else self.length
+
+
+class WriteShard(NamedTuple):
+    """Writes a shard of sequences.
+
+    Attributes:
+      path: of the shard, local.
+      record: where its count and digest go, when it is finished.
+      split: number of its split.
+      first, last: its sequences, counted in the split, the last one excluded.
+      ends: of every part of the corpus, the tokens of the split up to its end.
+      store: of the tokens.
+      packing: of the sequences.
+      prefix: that TFDS puts before each.
+    """
+
+    path: str
+    record: str
+    split: int
+    first: int
+    last: int
+    ends: tuple[int, ...]
+    store: Store
+    packing: Packing
+    prefix: bytes
+
+    @property
+    def bytes(self) -> int:
+        row = self.packing.length * np.dtype(self.store.dtype).itemsize
+        return (self.last - self.first) * row
+
+    @property
+    def is_finished(self) -> bool:
+        return as_path(self.record).exists()
+
+    def run(self) -> None:
+        from sdtt_jax.data import builders  # imports TFDS, which takes half a second
+
+        path = as_path(self.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = _beside(path)
+        rows = self.rows()
+        try:
+            builders.write_shard(partial, self.prefix, rows, self.last - self.first)
+            with partial.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            size = partial.stat().st_size
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        write_json(self.record, {"sha256": found, "bytes": size})
+
+    def rows(self) -> Iterator[np.ndarray]:
+        """Its sequences `[length]`, of the store's dtype."""
+        stride = self.packing.stride
+        stream = split_stream(
+            self.store, self.split, self.ends, self.first * stride, self.last * stride
+        )
+        return cut(stream, **self.packing._asdict())
+
+
+def split_stream(
+    store: Store, split: int, ends: tuple[int, ...], start: int, stop: int
+) -> Iterator[np.ndarray]:
+    """Tokens `[start, stop)` of a split, from all parts of a store.
+
+    Args:
+      store: of the tokens.
+      split: its number.
+      ends: of every part, the tokens of the split up to its end.
+      start, stop: counted in the split.
+    """
+    begins = (0, *ends[:-1])
+    for number, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        if begin < stop and end > start:
+            yield from store.stream(number, split, max(start - begin, 0), stop - begin)
+
+
+def _beside(path: Path) -> Path:
+    # A process that was left over from a killed run may still write its own.
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """A file that is in its place when it is whole, and not before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _beside(path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+        os.replace(partial, path)
+    except OSError as error:
+        # A full disk does not say where it is.
+        error.filename = error.filename or os.fspath(path)
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raises an error if a file is not the one that was written."""
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+            raise DataError(
+                f"{path} is not what was written: its SHA-256 differs from the manifest's."
+            )

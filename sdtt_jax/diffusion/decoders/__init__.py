@@ -1,0 +1,71 @@
+"""Decoders: how a generation chooses which positions a network call reveals, and which it masks again.
+
+A decoder is a set of options and some pure functions, one row of `DECODERS`:
+
+* `plan` settles which call reveals which position before the network has said anything. The head then runs at
+  the positions of each call alone.
+* `pick` chooses among what is masked by what the network says of it. A call stops mattering when
+  nothing is masked any more: a generation then makes fewer calls than it may.
+* `redo` masks positions again that were revealed, so that a later call can correct them.
+* `step` makes calls of its own, also of another model, a `Helper`.
+
+`SamplerConfig.mode` names a decoder and its options: "confidence", or
+"confidence:score=margin,threshold=0.9".
+
+It may use what diffusion may use, but for the sampler.
+"""
+
+import ast
+from typing import Any
+
+from sdtt_jax.config import choose, from_mapping, require
+from sdtt_jax.diffusion.decoders.base import Decoder, Pick, first_hitting_plan, no_plan
+from sdtt_jax.diffusion.decoders.confident import (
+    Confidence,
+    EntropyBounded,
+    accept_bounded,
+    accept_confident,
+    confidence,
+    negative_entropy,
+)
+from sdtt_jax.diffusion.decoders.planned import FirstHitting, Grid, grid_plan
+from sdtt_jax.diffusion.decoders.remasking import Remdm, remask_chances
+from sdtt_jax.diffusion.decoders.speculative import Speculative, speculate
+
+
+def parse_mode(text: str) -> tuple[Decoder, Any]:
+    """The decoder and its options that a mode names.
+
+    Args:
+      text: a name of `DECODERS`, and after a colon options `name=value` with commas.
+
+    Raises:
+      ConfigError: naming what is unknown or out of range.
+
+    Examples:
+      >>> parse_mode("confidence:score=margin,threshold=0.9")[1]
+      Confidence(score='margin', threshold=0.9, order_temperature=0.0)
+    """
+    name, colon, rest = str(text).partition(":")
+    choose("mode", name, DECODERS)
+    fields = {}
+    for part in rest.split(",") if colon else ():
+        field, equals, value = (word.strip() for word in part.partition("="))
+        require(
+            bool(field and equals and value), f"mode={text!r}: {part!r} is no option name=value."
+        )
+        try:
+            fields[field] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            fields[field] = value
+    return DECODERS[name], from_mapping(DECODERS[name].options, fields, f"mode {name}")
+
+
+DECODERS: dict[str, Decoder] = {
+    "grid": Decoder(Grid, grid_plan),
+    "first-hitting": Decoder(FirstHitting, first_hitting_plan),
+    "confidence": Decoder(Confidence, no_plan, Pick(confidence, accept_confident)),
+    "entropy-bounded": Decoder(EntropyBounded, no_plan, Pick(negative_entropy, accept_bounded)),
+    "remdm": Decoder(Remdm, no_plan, redo=remask_chances),
+    "speculative": Decoder(Speculative, no_plan, step=speculate, helper=("causal", "denoiser")),
+}

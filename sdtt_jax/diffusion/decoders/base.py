@@ -1,0 +1,142 @@
+"""What decoders are made of: the interface of a row, and what several of them use."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.diffusion.calls import even_calls
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.ops.categorical import Filters
+from sdtt_jax.typing import Params, PerToken, Positions, Tokens
+
+
+class Pick(NamedTuple):
+    """How a call takes some of the masked positions.
+
+    Attributes:
+      score: `(options, log_probs [n, vocab]) -> [n]` float32, of masked positions.
+      accept: `(options, key, score, due, calls_left) -> [batch, length]` bool: what is taken of the positions
+        that are due.
+    """
+
+    score: Callable[..., jax.Array]
+    accept: Callable[..., jax.Array]
+
+
+@flax.struct.dataclass
+class Helper:
+    """Another model that a decoder asks.
+
+    Attributes:
+      params: its parameters.
+      network: a denoiser, or a causal network with `hidden(params, tokens)`, `logits` and `head_params`.
+      bos_id: what stands before the first token for a causal network; None for a denoiser.
+    """
+
+    params: Params
+    network: Any = flax.struct.field(pytree_node=False)
+    bos_id: int | None = flax.struct.field(pytree_node=False, default=None)
+
+
+class Scene(NamedTuple):
+    """Who writes, and how tokens are drawn: what a decoder's own calls are made with.
+
+    Attributes:
+      diffusion, params: the model.
+      helper: the other model, None where the decoder needs none.
+      filters: of the token distribution.
+      num_steps: calls that may be made.
+    """
+
+    diffusion: MaskedDiffusion
+    params: Params
+    helper: Helper | None
+    filters: Filters
+    num_steps: int
+
+
+class Now(NamedTuple):
+    """What a decoder's own call is told.
+
+    Attributes:
+      x: `[batch, length]` int32.
+      due: `[batch, length]` bool, what its plan reveals at this call.
+      free: `[batch, length]` bool, what was not given at the start.
+      sigma: `[batch]` float32, total noise.
+      call: `[]` int32, number of the step.
+    """
+
+    x: Tokens
+    due: Positions
+    free: Positions
+    sigma: jax.Array
+    call: jax.Array
+
+
+class Decoder(NamedTuple):
+    """One row of `DECODERS`; each function takes the options first.
+
+    Attributes:
+      options: a frozen dataclass.
+      plan: `(options, share, masked, schedule, times) -> (call, sigmas)`: `[batch, length]` int32, the call
+        that reveals a position, `num_steps` for none of them; `[num_steps + 1, batch]` float32, the total
+        noise that the network is told at each call, and after the last.
+      pick: takes some of all that is masked, in place of the plan.
+      redo: `(options, masked_t, masked_s) -> (reveal, remask)`, `[]` float32: the chance that a masked
+        position is revealed from t to s < t, and that a revealed one is masked again; in place of the plan.
+      step: `(options, scene, key, now) -> (x, calls)`: calls of its own, `[batch, length]` and `[]` int32, in
+        place of the reveal of what the plan has for this call.
+      finishes: whether a step has nothing to do where nothing is masked; it is then not asked.
+      helper: kinds of another model that it takes, "causal" or "denoiser"; none if it needs none.
+    """
+
+    options: type
+    plan: Callable[..., tuple[jax.Array, jax.Array]]
+    pick: Pick | None = None
+    redo: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+    step: Callable[..., tuple[Tokens, jax.Array]] | None = None
+    finishes: bool = True
+    helper: tuple[str, ...] = ()
+
+
+def sigma_of_share(schedule: Schedule, share: jax.Array) -> jax.Array:
+    """Total noise at the time at which `share` of what is masked at time 1 is so still; any shape."""
+    return -jnp.log1p(-schedule.move_chance(jnp.float32(1.0)) * share)
+
+
+def first_hitting_plan(
+    options: Any, share: PerToken, masked: Positions, schedule: Schedule, times: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`Decoder.plan`: a random order, spread evenly over the calls."""
+    del options
+    call, first = even_calls(share, masked, len(times) - 1)
+    # A call is made at the time at which its first position is revealed; none is left after the last.
+    return call, sigma_of_share(schedule, jnp.pad(first, ((0, 0), (0, 1)))).T
+
+
+def no_plan(
+    options: Any, share: PerToken, masked: Positions, schedule: Schedule, times: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Nothing is settled in advance."""
+    del options, share
+    return jnp.full(masked.shape, len(times) - 1), grid_sigmas(schedule, times, masked)
+
+
+def grid_sigmas(schedule: Schedule, times: jax.Array, masked: Positions) -> jax.Array:
+    """Total noise at each of the times, for every sequence: `[times, batch]` float32."""
+    return jnp.broadcast_to(schedule.sigma(times)[:, None], (len(times), len(masked)))
+
+
+def rank(score: PerToken, due: Positions) -> jax.Array:
+    """Place of each position in the falling order of score; ties in the order of positions."""
+    order = jnp.argsort(jnp.where(due, -score, jnp.inf), axis=-1)
+    return jnp.argsort(order, axis=-1)
+
+
+def entropy(log_probs: jax.Array) -> jax.Array:
+    """Of each distribution `[..., vocab]`, nats."""
+    return -(jnp.exp(log_probs) * log_probs).sum(axis=-1)

@@ -1,0 +1,94 @@
+"""Decoders that reveal first what the network is surest of."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import one_of, within
+from sdtt_jax.diffusion.decoders.base import entropy, rank
+from sdtt_jax.typing import Key, PerToken, Positions
+
+SCORES = ("probability", "margin", "entropy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Confidence:
+    """What the network is surest of comes first (MaskGIT, arXiv 2202.04200; LLaDA, arXiv 2502.09992).
+
+    Attributes:
+      score: "probability" of the most probable token, its "margin" over the next one (arXiv 2502.06768), or
+        the negative "entropy" of the position.
+      threshold: reveal what is at least so sure, and at least one position of each text, however many calls
+        that takes; for "entropy" the exponential of the score is compared. 0 spreads the positions evenly.
+      order_temperature: of Gumbel noise that is added to the score (log for the first two); 0 is none.
+    """
+
+    score: str = "probability"
+    threshold: float = 0.0
+    order_temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        one_of(self, score=SCORES)
+        within("[0, 1]", self, "threshold")
+        within("[0, inf)", self, "order_temperature")
+
+
+@dataclasses.dataclass(frozen=True)
+class EntropyBounded:
+    """In the order of entropy, as long as what is revealed together can depend on each other little.
+
+    The sum of the entropies less the largest bounds the mutual information of what a call reveals; it stays
+    at most `bound` nats (arXiv 2505.24857). At least one position is revealed.
+    """
+
+    bound: float = 0.1
+
+    def __post_init__(self) -> None:
+        within("[0, inf)", self, "bound")
+
+
+def confidence(options: Confidence, log_probs: jax.Array) -> jax.Array:
+    """`Pick.score`: how sure the network is of a position."""
+    if options.score == "entropy":
+        return -entropy(log_probs)
+    if options.score == "margin":
+        (first, second) = jnp.exp(jax.lax.top_k(log_probs, 2)[0]).T
+        return jnp.log(jnp.maximum(first - second, 1e-30))
+    return log_probs.max(axis=-1)
+
+
+def accept_confident(
+    options: Confidence, key: Key, score: PerToken, due: Positions, calls_left: jax.Array
+) -> Positions:
+    """`Pick.accept`: the surest share, or all that is sure enough."""
+    if options.threshold > 0:
+        count = (due & (score >= jnp.log(options.threshold))).sum(axis=-1, keepdims=True)
+        count = jnp.maximum(count, 1)
+    else:
+        count = -(-due.sum(axis=-1, keepdims=True) // calls_left)
+    if options.order_temperature > 0:
+        noise = jax.random.gumbel(key, score.shape, jnp.float32, mode="high")
+        score = score + options.order_temperature * noise
+    return due & (rank(score, due) < count)
+
+
+def negative_entropy(options: EntropyBounded, log_probs: jax.Array) -> jax.Array:
+    """`Pick.score`."""
+    del options
+    return -entropy(log_probs)
+
+
+def accept_bounded(
+    options: EntropyBounded, key: Key, score: PerToken, due: Positions, calls_left: jax.Array
+) -> Positions:
+    """`Pick.accept`: in rising order of entropy, as far as the bound allows."""
+    del key, calls_left
+    order = jnp.argsort(jnp.where(due, -score, jnp.inf), axis=-1)
+    entropies = jnp.take_along_axis(jnp.where(due, -score, 0.0), order, axis=-1)
+    # In rising order the largest is the last one, so the sum without it is that of those before.
+    before = jnp.cumsum(entropies, axis=-1) - entropies
+    kept = jnp.put_along_axis(
+        jnp.zeros_like(due), order, before <= options.bound, axis=-1, inplace=False
+    )
+    return due & kept

@@ -1,0 +1,31 @@
+"""Decoders that settle which call reveals which position before the network has said anything."""
+
+import dataclasses
+
+import jax
+
+from sdtt_jax.diffusion.calls import grid_calls, still_masked
+from sdtt_jax.diffusion.decoders.base import grid_sigmas
+from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.typing import PerToken, Positions
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Reverse steps on a grid of times, each of which reveals as many tokens as chance has it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstHitting:
+    """Tokens in a random order, spread as evenly over the calls as whole numbers allow.
+
+    With as many calls as tokens it is the exact reverse process (arXiv 2409.02908, section 4.2).
+    """
+
+
+def grid_plan(
+    options: Grid, share: PerToken, masked: Positions, schedule: Schedule, times: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`Decoder.plan`: each position at the step of the grid that chance gives it."""
+    del options
+    return grid_calls(share, still_masked(schedule, times)), grid_sigmas(schedule, times, masked)

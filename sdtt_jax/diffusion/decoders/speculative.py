@@ -1,0 +1,152 @@
+"""Speculative decoding: the model drafts some tokens in one call, a helper verifies them in another.
+
+The draft is drawn token by token from the model's own distributions q. The helper says in one call what it
+would have written at each position after the draft's tokens before it, p. A token y is kept with probability
+`min(1, p(y) / q(y))`; at the first that is not, one is drawn from `max(p - q, 0)` and the rest is masked
+again (arXiv 2211.17192). So what is written has the helper's law of one token at a time, whatever the draft.
+
+A causal helper sees all the draft's prefixes at once and writes from left to right (arXiv 2408.05636). A
+denoiser is shown them as a batch, each prefix with the rest masked, in a random order.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import whole, within
+from sdtt_jax.diffusion.decoders.base import Helper, Now, Scene, rank, sigma_of_share
+from sdtt_jax.ops.categorical import draw, filter_logits
+from sdtt_jax.typing import Key, LogProbs, Positions, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Speculative:
+    """What the model drafts and the helper verifies.
+
+    Attributes:
+      window: tokens of a draft.
+      relaxation: how much probability, in total variation, a drafted token may borrow from its nearest
+        neighbours (LANTERN, arXiv 2410.03355, its delta); 0 is exactly the helper's law.
+    """
+
+    window: int = 4
+    relaxation: float = 0.0
+
+    def __post_init__(self) -> None:
+        whole(1, self, "window")
+        within("[0, 1)", self, "relaxation")
+
+
+def speculate(options: Speculative, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.Array]:
+    """`Decoder.step`: a draft and its verification, two calls, which reveal 1 to `window` tokens."""
+    diffusion, helper = scene.diffusion, scene.helper
+    assert helper is not None  # `sampler.check_served` has said so
+    masked = now.x == diffusion.mask_id
+    keys = jax.random.split(key, 4)
+    if helper.bos_id is None:
+        score = jax.random.uniform(keys[0], now.x.shape)
+    else:
+        score = jnp.broadcast_to(-jnp.arange(now.x.shape[1], dtype=jnp.float32), now.x.shape)
+    place = jnp.where(masked, rank(score, masked), now.x.shape[1])
+    window = jnp.argsort(place, axis=-1)[:, : options.window]
+    due = jnp.take_along_axis(masked, window, axis=1)
+
+    hidden = diffusion.hidden(scene.params, now.x, now.sigma)
+    q = _log_probs(scene, diffusion.denoiser, scene.params, _at(hidden, window))
+    drafted = draw(keys[1], q)
+    rows = jnp.arange(len(now.x))[:, None]
+    kept = jnp.where(due, drafted, jnp.take_along_axis(now.x, window, axis=1))
+    draft = now.x.at[rows, window].set(kept)
+    p = _verified(scene, helper, now.x, draft, place, window)
+    if options.relaxation > 0:
+        distance = token_distances(helper, now.x, drafted, diffusion.mask_id)
+        p = relaxed(p, drafted, distance, options.relaxation)
+
+    ratio = jnp.exp(_of(p, drafted) - _of(q, drafted))
+    accepted = due & (jax.random.uniform(keys[2], drafted.shape) < ratio)
+    count = jnp.cumprod(accepted, axis=1).sum(axis=1)
+    first = jnp.minimum(count, window.shape[1] - 1)[:, None]
+    p_first, q_first = (jnp.take_along_axis(x, first[..., None], axis=1)[:, 0] for x in (p, q))
+    redrawn = draw(keys[3], residual(p_first, q_first))
+    refused = jnp.take_along_axis(due & ~accepted, first, axis=1)[:, 0]
+    x = jnp.where(place < count[:, None], draft, now.x)
+    return jnp.where(refused[:, None] & (place == first), redrawn[:, None], x), jnp.int32(2)
+
+
+def residual(p: LogProbs, q: LogProbs) -> LogProbs:
+    """What is drawn where a draft is refused: `max(p - q, 0)`, as unnormalised logs; p where they agree."""
+    left = jnp.maximum(jnp.exp(p) - jnp.exp(q), 0.0)
+    return jnp.where(left.sum(axis=-1, keepdims=True) > 0, jnp.log(jnp.maximum(left, 1e-37)), p)
+
+
+def relaxed(p: LogProbs, drafted: Tokens, distance: jax.Array, budget: float) -> LogProbs:
+    """p with the probability of a drafted token's nearest neighbours moved to it (arXiv 2410.03355, eq. 4).
+
+    Neighbours are taken in order as long as what they have together is at most `budget`, which is then the
+    total variation between the two.
+
+    Args:
+      p: `[..., vocab]`.
+      drafted: `[...]` int32.
+      distance: `[..., vocab]` float32, of each token to the drafted one.
+      budget: in [0, 1).
+    """
+    probs, own = jnp.exp(p), jax.nn.one_hot(drafted, p.shape[-1], dtype=p.dtype)
+    order = jnp.argsort(jnp.where(own > 0, -1.0, distance), axis=-1)
+    ordered = jnp.take_along_axis(jnp.where(own > 0, 0.0, probs), order, axis=-1)
+    lent = jnp.cumsum(ordered, axis=-1) <= budget
+    lent = jnp.put_along_axis(jnp.zeros_like(lent), order, lent, axis=-1, inplace=False)
+    lent &= own == 0
+    moved = jnp.where(lent, probs, 0.0).sum(axis=-1, keepdims=True)
+    return jnp.log(jnp.maximum(jnp.where(lent, 0.0, probs) + own * moved, 1e-37))
+
+
+def token_distances(helper: Helper, x: Tokens, drafted: Tokens, size: int) -> jax.Array:
+    """Squared distances of all columns of the helper's last linear map to those of `drafted: [...]`.
+
+    The map is linear, so its columns are its values at unit vectors less that at zero. `x: [batch, length]`
+    is any input of the network, `size` that of the vocabulary.
+    """
+    network, head = helper.network, helper.network.head_params(helper.params)
+    shape = jax.eval_shape(network.hidden, helper.params, x)
+    unit = jnp.eye(shape.shape[-1], dtype=shape.dtype)
+    columns = (network.logits(head, unit) - network.logits(head, 0 * unit)).T
+    columns = columns[:size]
+    norms = jnp.square(columns).sum(axis=-1)
+    return norms + norms[drafted][..., None] - 2 * columns[drafted] @ columns.T
+
+
+def _verified(
+    scene: Scene, helper: Helper, x: Tokens, draft: Tokens, place: jax.Array, window: jax.Array
+) -> LogProbs:
+    """What the helper says at each position of the window, after the draft before it: `[batch, n, vocab]`."""
+    batch, size = window.shape
+    if helper.bos_id is not None:
+        seen = jnp.pad(draft[:, :-1], ((0, 0), (1, 0)), constant_values=helper.bos_id)
+        # MASK stands only behind what is read, but it must be a token that the network knows.
+        hidden = helper.network.hidden(
+            helper.params, jnp.where(seen < scene.diffusion.mask_id, seen, 0)
+        )
+        return _log_probs(scene, helper.network, helper.params, _at(hidden, window))
+    prefix = place[:, None, :] < jnp.arange(size)[:, None]
+    contexts = jnp.where(prefix, draft[:, None], x[:, None])
+    left = (contexts == scene.diffusion.mask_id).mean(axis=-1, dtype=jnp.float32)
+    sigma = sigma_of_share(scene.diffusion.schedule, left)
+    hidden = helper.network.hidden(helper.params, contexts.reshape(-1, x.shape[1]), sigma.ravel())
+    rows = _at(hidden, window.reshape(-1, 1)).reshape(batch, size, -1)
+    return _log_probs(scene, helper.network, helper.params, rows)
+
+
+def _log_probs(scene: Scene, network: Any, params: Any, hidden: jax.Array) -> LogProbs:
+    logits = network.logits(network.head_params(params), hidden)[..., : scene.diffusion.mask_id]
+    return jax.nn.log_softmax(filter_logits(logits, scene.filters))
+
+
+def _at(values: jax.Array, window: Positions) -> jax.Array:
+    return jnp.take_along_axis(values, window[..., None], axis=1)
+
+
+def _of(log_probs: LogProbs, tokens: Tokens) -> jax.Array:
+    return jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]

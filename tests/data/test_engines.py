@@ -1,0 +1,144 @@
+"""Who prepares. Oracle: what one process writes."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from sdtt_jax.data import DataConfig, TokenizerConfig, engines, ingest, prepare
+from sdtt_jax.errors import ConfigError, DataError
+
+GPT2 = TokenizerConfig(kind="gpt2")
+PART = 20_000
+
+
+@pytest.fixture(scope="module")
+def config(chapters, write_jsonl):
+    """Forty chapters and ten of them again, in a dozen parts."""
+    path = write_jsonl(chapters + chapters[5:15])
+    return DataConfig(str(path), length=32, wrap=True, num_shards=3, deduplicate=True)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(ingest, "PART_BYTES", PART)
+
+
+def digests(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+@pytest.fixture(scope="module")
+def by_one(config, tmp_path_factory):
+    """What one process writes."""
+    folder = tmp_path_factory.mktemp("one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingest, "PART_BYTES", PART)
+        prepare(config, GPT2, folder / "data", folder / "tokenizer")
+    return digests(folder)
+
+
+def test_parts_do_not_matter(by_one, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(ingest, "PART_BYTES", 2**30)
+    prepare(config, GPT2, tmp_path / "data", tmp_path / "tokenizer")
+    assert digests(tmp_path) == by_one
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_several_workers_write_the_same_bytes(by_one, config, tmp_path, workers):
+    engine = engines.local(workers)
+    prepare(config, GPT2, tmp_path / "data", tmp_path / "tokenizer", engine=engine)
+    assert digests(tmp_path) == by_one
+
+
+def test_beam_writes_the_same_bytes(by_one, config, tmp_path):
+    pytest.importorskip(
+        "apache_beam", reason="Apache Beam wants another protobuf: docs/guides/data.md"
+    )
+    engine = engines.beam(["--direct_num_workers=3", "--direct_running_mode=multi_threading"])
+    prepare(config, GPT2, tmp_path / "data", tmp_path / "tokenizer", engine=engine)
+    assert digests(tmp_path) == by_one
+
+
+def test_without_beam_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(ConfigError, match=r"pip install 'sdtt_jax\[beam\]'"):
+        engines.beam()
+
+
+VICTIM = """
+import json, sys
+from sdtt_jax.data import DataConfig, TokenizerConfig, engines, ingest, prepare
+ingest.PART_BYTES = {part}
+def told(items, title, total, size):
+    for item in items:
+        print(title, flush=True)
+        yield item
+if __name__ == "__main__":
+    config = DataConfig(**json.loads(sys.argv[1]))
+    folder = sys.argv[2]
+    prepare(config, TokenizerConfig(kind="gpt2"), folder + "/data", folder + "/tokenizer", told,
+            engine=engines.local(2))
+"""
+
+
+def test_killed_and_repeated_it_writes_the_same_and_reads_nothing_finished_again(
+    by_one, config, tmp_path, monkeypatch
+):
+    """kill -9, of the process that leads the workers, after the fourth finished part of a dozen."""
+    (tmp_path / "victim.py").write_text(VICTIM.format(part=PART))
+    arguments = [json.dumps(dataclasses.asdict(config)), str(tmp_path / "run")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    victim = subprocess.Popen(
+        [sys.executable, str(tmp_path / "victim.py"), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with victim:
+        for _ in range(4):
+            victim.stdout.readline()
+        victim.send_signal(signal.SIGKILL)
+        victim.stdout.read()  # to the end: the workers, which hold it too, have gone with their parent
+    finished = {path.stem for path in (tmp_path / "run" / ".data.work" / "tokens").glob("*.json")}
+    assert 4 <= len(finished) < 12
+    read = []
+    original = ingest.ReadPart.run
+    monkeypatch.setattr(
+        ingest.ReadPart, "run", lambda task: read.append(f"{task.number:06d}") or original(task)
+    )
+    prepare(config, GPT2, tmp_path / "run" / "data", tmp_path / "run" / "tokenizer")
+    assert not finished & set(read)
+    assert digests(tmp_path / "run") == by_one
+
+
+@dataclasses.dataclass(frozen=True)
+class Deadly:
+    """A task that kills its worker, the first so many times."""
+
+    folder: str
+    times: int
+
+    def run(self):
+        done = len(os.listdir(self.folder))
+        if done < self.times:
+            open(os.path.join(self.folder, str(done)), "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_lost_worker_is_replaced_and_a_deadly_task_is_given_up(tmp_path, caplog):
+    tasks = [Deadly(str(tmp_path), 1)]
+    assert list(engines.local(2)(tasks)) == tasks
+    assert caplog.messages == ["A worker was lost; what it had begun is done again."]
+    with pytest.raises(DataError, match="3 workers were lost one after the other"):
+        list(engines.local(2)([Deadly(str(tmp_path), 9)]))
