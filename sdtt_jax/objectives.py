@@ -5,13 +5,14 @@ Each function closes over a model and a frozen config and returns
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sdtt_jax.causal.nll import causal_loss
-from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.denoiser import Given, MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms
 from sdtt_jax.distillation.alpha import AlphaConfig, alpha_terms
 from sdtt_jax.distillation.coupled import (
@@ -28,10 +29,34 @@ from sdtt_jax.distillation.mixture import MixtureConfig, mixture_terms
 from sdtt_jax.distillation.mmd import Features, MmdConfig, mmd_terms
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks.causal import CausalNetwork
-from sdtt_jax.networks.llama import LlamaDenoiser
 from sdtt_jax.networks.lora import LoraConfig, with_adapters
+from sdtt_jax.ops.sequences import Sequences, arrange, number_counted
 from sdtt_jax.training.step import Loss, LossFn
-from sdtt_jax.typing import Hidden, Key, PerSequence, Tokens, Tree
+from sdtt_jax.typing import Key, Tokens, Tree
+
+
+def arranged(
+    loss_of: Callable[[MaskedDiffusion], LossFn],
+    diffusion: MaskedDiffusion,
+    sequences: Sequences | None,
+) -> LossFn:
+    """A loss whose batches are arranged as their tokens say: texts side by side, prompts, padding.
+
+    Args:
+      loss_of: makes the loss of a model, for example `functools.partial(teacher_loss, config=config)`.
+      diffusion: the model.
+      sequences: how the batches were packed; None: all positions are alike.
+    """
+    if sequences is None:
+        return loss_of(diffusion)
+
+    def loss(params: Tree, context: Tree, batch: Tree, key: Key) -> Loss:
+        tokens = batch["tokens"] if isinstance(batch, dict) else batch
+        model = diffusion.within(arrange(tokens, sequences))
+        return loss_of(model)(params, context, batch, key)
+
+    return loss
+
 
 BASE = "base"
 
@@ -67,7 +92,7 @@ def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
         del context
         terms = denoising_terms(diffusion, params, batch, key, config)
-        tokens = jnp.float32(batch.size)
+        tokens = number_counted(batch, diffusion.free)
         masked = terms.masked.sum().astype(jnp.float32)
         if config.weighting == "nelbo":
             return Loss(terms.total, tokens, {"masked_share": masked / tokens})
@@ -75,20 +100,6 @@ def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
         return Loss(terms.total, masked, {"nelbo": bound / tokens})
 
     return loss
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Opened:
-    """A denoiser with the edges that its attention has in one batch."""
-
-    denoiser: LlamaDenoiser
-    edges: jax.Array
-
-    def hidden(self, params: Tree, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
-        return self.denoiser.hidden(params, tokens, sigma, self.edges)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.denoiser, name)
 
 
 def adaptation_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
@@ -102,13 +113,13 @@ def adaptation_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
       diffusion: of a `LlamaDenoiser`.
       config: as for `teacher_loss`.
     """
-    denoiser: Any = diffusion.denoiser
+    denoiser = diffusion.denoiser
 
     def loss(params: Tree, context: Tree, batch: Tree, key: Key) -> Loss:
         tokens, share = batch["tokens"], batch["open"]
         key_edges, key = jax.random.split(key)
         uniform = jax.random.uniform(key_edges, (*tokens.shape, tokens.shape[1]), jnp.float32)
-        opened: Any = _Opened(denoiser, uniform < share[:, None, None])
+        opened: Any = Given(denoiser, {"edges": uniform < share[:, None, None]})
         found = teacher_loss(dataclasses.replace(diffusion, denoiser=opened), config)
         total, weight, metrics = found(params, context, tokens, key)
         return Loss(total, weight, metrics | {"open_share": share.mean()})
@@ -126,18 +137,21 @@ def open_share(step: int, annealing: int) -> float:
     return min(step / annealing, 1.0) if annealing else 1.0
 
 
-def judge_loss(network: CausalNetwork, bos_id: int) -> LossFn:
+def judge_loss(network: CausalNetwork, bos_id: int, sequences: Sequences | None = None) -> LossFn:
     """Next-token negative log-likelihood in nats per token.
 
     Args:
       network: the causal network to train.
       bos_id: what stands before the first token of every text.
+      sequences: how the batches were packed; None: each is one text.
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
         del context, key
-        total = causal_loss(network, params, batch, bos_id)
-        return Loss(total, jnp.float32(batch.size), {})
+        arrangement = arrange(batch, sequences)
+        total = causal_loss(network, params, batch, bos_id, arrangement)
+        free = None if arrangement is None else arrangement.free
+        return Loss(total, number_counted(batch, free), {})
 
     return loss
 

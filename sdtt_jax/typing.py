@@ -18,6 +18,8 @@ Tokens = Int[Array, "batch length"]
 """Ids of tokens, int32. `x_t` and `x_s` may hold MASK, `x0` does not."""
 Positions = Bool[Array, "batch length"]
 """Which positions: masked, selected, given."""
+Segments = Int[Array, "batch length"]
+"""The number of the text that each position belongs to, int32: attention may be confined to it."""
 PerToken = Float[Array, "batch length"]
 """A number for each position, float32: a loss, a weight."""
 PerSequence = Float[Array, "batch"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import json
 import os
 import sys
@@ -257,6 +258,7 @@ def run_app(
     """
 
     def quiet(argv: Sequence[str]) -> int:
+        gc.freeze()  # what is imported by now stays: the collector need not look through it again
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
         if cache:

@@ -19,7 +19,6 @@ from sdtt_jax.reporting.evaluations import (
     read_evaluation,
     tables,
 )
-from sdtt_jax.reporting.picture import write_frontier, write_race
 
 
 def compare(paths: Sequence[str], folder: str | None) -> None:
@@ -57,6 +56,8 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
 
 def write_comparison(evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
     """comparison.md, race_batch_N.png for every batch size at which two points can race, and frontier.png."""
+    from sdtt_jax.reporting.picture import write_frontier, write_race  # Matplotlib takes 0.4 s
+
     pictures = []
     for batch in race_batches(evaluations):
         points = race(evaluations, batch)

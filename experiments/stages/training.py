@@ -11,7 +11,7 @@ import jax
 
 from experiments.settings import COUPLED, SDTT, RunConfig
 from experiments.stages import coupled, one_round
-from experiments.stages.adopting import adopt_teacher, base_objective
+from experiments.stages.adopting import adopt_judge, adopt_teacher, base_objective
 from experiments.stages.context import Run
 from experiments.stages.job import Distiller, TrainingJob, averaged
 from experiments.stages.lora import Adapters, deliver_base
@@ -19,7 +19,7 @@ from experiments.stages.workdir import final, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, next_round, round_dt
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.objectives import distill_loss, judge_loss, teacher_loss
+from sdtt_jax.objectives import arranged, distill_loss, judge_loss, teacher_loss
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import check_batch_size
 from sdtt_jax.parallel.placement import unbox
@@ -38,11 +38,12 @@ def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
     if stage == "teacher" and run.base is not None:
         return _from_base(run)
     if stage == "teacher":
-        loss = teacher_loss(run.diffusion, run.config.teacher)
+        loss_of = functools.partial(teacher_loss, config=run.config.teacher)
+        loss = arranged(loss_of, run.diffusion, run.sequences)
         config = run.config.teacher.train
         return _from_scratch(run, stage, run.denoiser, loss, config)
     if stage == "judge":
-        loss = judge_loss(run.judge, run.tokenizer.bos_id)
+        loss = judge_loss(run.judge, run.tokenizer.bos_id, run.sequences)
         config = run.config.judge.train
         return _from_scratch(run, stage, run.judge, loss, config)
     distiller = next(d for d in DISTILLERS.values() if d.stage == stage)
@@ -64,6 +65,9 @@ def train_teacher(run: Run) -> None:
 
 def train_judge(run: Run) -> None:
     """Trains the causal model that is baseline and judge."""
+    if run.config.judge.checkpoint:
+        adopt_judge(run, run.config.judge.checkpoint)
+        return
     state = _fit(training_job(run, "judge"))
     run.deliver(run.workdir.judge, run.judge, averaged(state), stage="judge")
 
@@ -107,7 +111,8 @@ def round_teacher(run: Run, number: int) -> Path:
 def _sdtt_steps(run: Run) -> Callable[[int], TrainStep]:
     """One compiled step for all rounds: dt and the teacher are arguments of it."""
     config = run.config.distill
-    loss = Adapters(run, config.lora).loss(distill_loss(run.diffusion, config))
+    loss_of = functools.partial(distill_loss, config=config)
+    loss = Adapters(run, config.lora).loss(arranged(loss_of, run.diffusion, run.sequences))
     step = make_train_step(loss, config.train)
     return lambda _number: step
 

@@ -13,6 +13,7 @@ import optax
 
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
+from sdtt_jax.ops.sequences import Arrangement, begins
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Params, PerToken, Positions, Scalar, Tokens
 
@@ -89,16 +90,30 @@ def causal_nll(network: CausalNetwork, params: Params, tokens: Tokens, bos_id: i
     return next_token_nll(network, params, _preceded(tokens, bos_id), tokens, everywhere)
 
 
-def causal_loss(network: CausalNetwork, params: Params, tokens: Tokens, bos_id: int) -> Scalar:
+def causal_loss(
+    network: CausalNetwork,
+    params: Params,
+    tokens: Tokens,
+    bos_id: int,
+    arrangement: Arrangement | None = None,
+) -> Scalar:
     """The sum of `causal_nll` over the batch, to train on: `[]` float32, nats.
 
     Args:
       network, params: the causal network; differentiable with respect to its parameters.
       tokens: `[batch, length]` int32.
       bos_id: what stands before the first token, so that it is scored too.
+      arrangement: of the positions: before the first token of each text stands BOS, and prompts and padding
+        are not scored. None: every sequence is one text.
     """
-    hidden = network.hidden(params, _preceded(tokens, bos_id))
-    head, weights = network.head_params(params), jnp.ones(tokens.shape, jnp.float32)
+    inputs, segments = _preceded(tokens, bos_id), None
+    if arrangement is not None:
+        segments = arrangement.segments
+        inputs = jnp.where(begins(segments), bos_id, inputs)
+    hidden, head = network.hidden(params, inputs, segments), network.head_params(params)
+    weights = jnp.ones(tokens.shape, jnp.float32)
+    if arrangement is not None:
+        weights = arrangement.free.astype(jnp.float32)
     return weighted_loss(network.logits, _cross_entropy, head, hidden, weights, tokens)[0]
 
 

@@ -5,6 +5,7 @@ import dataclasses
 from sdtt_jax.config import at_least, check_types, one_of, require, within
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.normalize import NORMALIZERS
+from sdtt_jax.ops.sequences import Sequences
 
 TOKENIZER_KINDS = ("sentencepiece", "gpt2", "hub")
 MODEL_TYPES = ("unigram", "bpe", "char")
@@ -34,6 +35,11 @@ class DataConfig:
         lost by a coincidence of digests is 3 in a million.
       skip_bad: rows and files that cannot be read are skipped, counted by kind and named in the manifest, up
         to this number; with the next one the preparation stops. 0 stops at the first.
+      sequences: what a sequence holds. `packed`: a piece of the stream of all documents, whose positions all
+        see each other, as in the papers. `documents`: the same, with attention confined to each document.
+        `padded`: one document and padding, which is neither seen nor masked nor counted. `prompted`: the same
+        with a prompt at its beginning, which is seen, but neither masked nor counted; `text_field` then names
+        two fields of JSON lines, `prompt>completion`.
     """
 
     corpus: str = "world_english_bible"
@@ -46,6 +52,7 @@ class DataConfig:
     num_shards: int = 1
     deduplicate: bool = False
     skip_bad: int = 0
+    sequences: str = "packed"
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -58,6 +65,16 @@ class DataConfig:
         within("(0, 1)", self, "validation_fraction")
         within("[1, 99999]", self, "num_shards")
         at_least(0, self, "skip_bad")
+        Sequences(self.sequences, wrap=self.wrap)
+        prompted = self.sequences == "prompted"
+        require(
+            prompted == (">" in self.text_field),
+            "sequences='prompted' and a text_field of two names, 'prompt>completion', go together.",
+        )
+        require(
+            not prompted or self.detokenize == self.normalize == "none",
+            "sequences='prompted' takes prompts as they are; set detokenize and normalize to 'none'.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -265,13 +265,15 @@ class Recipe(NamedTuple):
     Attributes:
       fields: where a row's text is.
       detokenize, normalize: names in `DETOKENIZERS` and `NORMALIZERS`.
-      skip_bad: as `DataConfig` has it.
+      skip_bad, sequences, length: as `DataConfig` has them.
     """
 
     fields: Fields
     detokenize: str
     normalize: str
     skip_bad: int
+    sequences: str = "packed"
+    length: int = 0
 
     def rows(self, part: Part) -> Iterator[Row]:
         """The cleaned text of every row of a part, "" where nothing is left of it."""
@@ -303,7 +305,8 @@ def recipe(config: DataConfig) -> Recipe:
     published = isinstance(corpus.source, Published)
     fields = corpus.source.fields if published else Fields(config.text_field)  # type: ignore[union-attr]
     own = corpus.detokenize if config.detokenize == "none" else config.detokenize
-    return Recipe(fields, own, config.normalize, config.skip_bad)
+    kind, length = config.sequences, config.length
+    return Recipe(fields, own, config.normalize, config.skip_bad, kind, length)
 
 
 def refuse_bad(bad: BadInputError, count: int, allowed: int) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from sdtt_jax.errors import DataError, UserError
 
+# Stands between a prompt and what follows it while both are one text: ASCII's record separator.
+PROMPT_END = "\x1e"
 _OUTSIDE_A_TO_Z = re.compile(r"[^a-z]+")
 
 

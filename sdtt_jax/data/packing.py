@@ -5,7 +5,10 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from sdtt_jax.data.normalize import PROMPT_END
 from sdtt_jax.data.tokenizer import Tokenizer
+from sdtt_jax.errors import DataError
+from sdtt_jax.ops.sequences import Sequences
 
 _DOCUMENTS_AT_ONCE = 256
 # What a tokenizer holds of a text is many times the text.
@@ -15,7 +18,7 @@ _BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
-    """Each document's int32 ids `[n]`, in order.
+    """Each document's int32 ids `[n]`, in order; between a prompt and what follows it stands BOS.
 
     A document of more than a million characters goes through GPT-2's vocabulary, or one of characters, in
     stretches that give the same ids, so that memory does not grow with it as its ids do.
@@ -23,6 +26,11 @@ def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.
     waiting: list[str] = []
     size = 0
     for text in texts:
+        if PROMPT_END in text:
+            yield from tokenizer.encode_batch(waiting)
+            yield _encode_pair(tokenizer, *text.split(PROMPT_END))
+            waiting, size = [], 0
+            continue
         if len(text) > 2 * _CHARACTERS_AT_ONCE:
             yield from tokenizer.encode_batch(waiting)
             yield np.concatenate([tokenizer.encode(s) for s in _stretches(tokenizer, text)])
@@ -34,6 +42,44 @@ def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.
             yield from tokenizer.encode_batch(waiting)
             waiting, size = [], 0
     yield from tokenizer.encode_batch(waiting)
+
+
+def _encode_pair(tokenizer: Tokenizer, prompt: str, completion: str) -> np.ndarray:
+    """As `model.prompts` encodes what is given, so that a prompt has the ids that it had in training."""
+    before, behind = (tokenizer.encode_part(part) for part in (prompt, completion))
+    return np.concatenate([before, np.array([tokenizer.bos_id], np.int32), behind])
+
+
+def fitted(
+    documents: Iterable[np.ndarray], length: int, sequences: Sequences
+) -> Iterator[np.ndarray]:
+    """Documents that `pack` puts into sequences of their own, if the kind of sequences asks for that.
+
+    EOS is put behind each until it fills one or several sequences, all but the last EOS, which `pack` puts.
+    Of "prompted" ones what follows the prompt is cut to one sequence.
+
+    Args:
+      documents: ids of each document, `[n]`.
+      length: tokens in a sequence.
+      sequences: their kind, and the ids of BOS and EOS.
+
+    Raises:
+      DataError: a document of the kind "prompted" has no prompt, or its prompt leaves no room.
+    """
+    if sequences.kind in ("packed", "documents"):
+        yield from documents
+        return
+    for tokens in documents:
+        ids = tokens
+        if sequences.kind == "prompted":
+            ids = tokens[: length - 1]
+            if sequences.bos_id not in ids:
+                raise DataError(
+                    f"A document of {len(tokens)} tokens has no prompt of less than data.length - 1 = "
+                    f"{length - 1}; data.sequences='prompted' needs 20 or more documents, JSON lines with "
+                    "the two fields that data.text_field names, and a data.length with room for each prompt."
+                )
+        yield np.pad(ids, (0, -(len(ids) + 1) % length), constant_values=sequences.eos_id)
 
 
 def _stretches(tokenizer: Tokenizer, text: str) -> Iterator[str]:
@@ -92,6 +138,8 @@ def cut(
             continue
         joined = np.concatenate(waiting)
         whole = count // size * size
-        for chunk in joined[:whole].reshape(-1, size):
-            yield np.pad(chunk, 1, constant_values=(bos_id, eos_id)) if wrap else chunk
+        rows = joined[:whole].reshape(-1, size)
+        if wrap:
+            rows = np.pad(rows, ((0, 0), (1, 1)), constant_values=((0, 0), (bos_id, eos_id)))
+        yield from rows
         waiting, count = [joined[whole:]], count - whole

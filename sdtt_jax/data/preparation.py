@@ -18,6 +18,7 @@ from sdtt_jax.data.corpora import TRAIN
 from sdtt_jax.data.engines import Engine, in_process
 from sdtt_jax.data.ingest import Reading, Track, ingest, start_reading, untracked
 from sdtt_jax.data.loader import INFO_FILE, read_info
+from sdtt_jax.data.normalize import PROMPT_END
 from sdtt_jax.data.shards import TOKENIZER, DataInfo, write_shards
 from sdtt_jax.data.tokenizer import (
     CONFIG_FILE,
@@ -127,7 +128,8 @@ def _vocabulary(
     else:
         division = ingest(read, None)
         characters = sum(split["characters"] for split in division.totals().values())
-        texts = track(division.texts(TRAIN), "learning the vocabulary", characters, len)
+        plain = (text.replace(PROMPT_END, "\n") for text in division.texts(TRAIN))
+        texts = track(plain, "learning the vocabulary", characters, len)
         tokenizer = train_tokenizer(config, texts, read.config.normalize)
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, folder)

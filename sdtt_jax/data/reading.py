@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from sdtt_jax.data.files import CODECS, kind_of_file, listed
+from sdtt_jax.data.normalize import PROMPT_END
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path, decoded, parse_json
 
@@ -61,7 +62,8 @@ class Fields(NamedTuple):
     """Where a row's text is.
 
     Attributes:
-      text: the field of JSON, column of Parquet or feature of TFDS that holds it.
+      text: the field of JSON, column of Parquet or feature of TFDS that holds it; or two of JSON, that of a
+        prompt and that of what follows it, `prompt>completion`.
       feature: what TFDS calls it.
       subset: rows of JSON lines are left out whose field named first (dots go into objects) has another value
         than the one named second; None takes all.
@@ -230,6 +232,7 @@ def _skip_line(file: IO[bytes]) -> int:
 
 
 def _json_text(value: Any, fields: Fields, where: str) -> Row:
+    """A row's text; of the two fields of `prompt>completion`, both with `PROMPT_END` between them."""
     if not isinstance(value, dict):
         return BadInputError(
             "not JSON", f"{where} is not a JSON object but {type(value).__name__}."
@@ -240,16 +243,26 @@ def _json_text(value: Any, fields: Fields, where: str) -> Row:
             found = found.get(name) if isinstance(found, dict) else None
         if found not in (None, fields.subset[1]):
             return None
-    if fields.text not in value:
+    texts = [_json_field(value, name.strip(), where) for name in fields.text.split(">")]
+    bad = next((text for text in texts if isinstance(text, BadInputError)), None)
+    if bad is None and len(texts) > 1 and any(PROMPT_END in text for text in texts):
+        held = f"{where} holds the character U+001E, which ends a prompt here; remove it."
+        bad = BadInputError("not text", held)
+    return bad or PROMPT_END.join(texts)
+
+
+def _json_field(value: dict[str, Any], name: str, where: str) -> Any:
+    if name not in value:
         return BadInputError(
             "no text field",
-            f"{where} has no field {fields.text!r} (it has {listed(value)}); "
+            f"{where} has no field {name!r} (it has {listed(value)}); "
             "rename the one that holds the text, or for training set data.text_field to it.",
         )
-    text = value[fields.text]
+    text = value[name]
     if not isinstance(text, str):
-        held = f"{where} field {fields.text!r} holds {type(text).__name__}, not text."
-        return BadInputError("not text", held)
+        return BadInputError(
+            "not text", f"{where} field {name!r} holds {type(text).__name__}, not text."
+        )
     return text
 
 

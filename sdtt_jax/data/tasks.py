@@ -17,10 +17,11 @@ import numpy as np
 
 from sdtt_jax.data.corpora import SPLITS, Recipe, refuse_bad
 from sdtt_jax.data.division import DOCUMENT, Index, Rule, digest, split_number
-from sdtt_jax.data.packing import cut, encode_documents
+from sdtt_jax.data.packing import cut, encode_documents, fitted
 from sdtt_jax.data.reading import BadInputError, Part
 from sdtt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sdtt_jax.errors import DataError
+from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.paths import as_path, read_json, write_json
 
 # Of each kind of bad input that a part holds, so many are named.
@@ -123,7 +124,9 @@ class ReadPart(NamedTuple):
             tokenizer = _tokenizer(self.tokenizer)
             eos = np.array([tokenizer.eos_id], self.store.dtype).tobytes()
             with written(self.store.path(self.number, ".tokens")) as file:
-                for ids in encode_documents(tokenizer, texts):
+                kind = Sequences(self.how.sequences, tokenizer.bos_id, tokenizer.eos_id)
+                documents = encode_documents(tokenizer, texts)
+                for ids in fitted(documents, self.how.length, kind):
                     file.write(ids.astype(self.store.dtype).tobytes() + eos)
                     index.append(_entry(found.popleft(), len(ids)))
         with written(self.store.path(self.number, ".npy")) as file:

@@ -11,7 +11,8 @@ import jax
 
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.noise import Noise
-from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Tokens
+from sdtt_jax.ops.sequences import Arrangement
+from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Positions, Tokens
 
 
 class DenoiserLike(Protocol):
@@ -59,6 +60,34 @@ class DenoiserLike(Protocol):
         """
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Given:
+    """A denoiser with inputs that belong to one batch, beside its tokens.
+
+    Attributes:
+      denoiser: the network.
+      inputs: further arguments of its `hidden`, by name: `segments`, `edges`.
+    """
+
+    denoiser: DenoiserLike
+    inputs: dict[str, jax.Array]
+
+    def hidden(
+        self, params: Params, tokens: Tokens, sigma: PerSequence | None = None, *more: Any
+    ) -> Hidden:
+        """As the network's own; `more` is what it takes beside them, noise for one."""
+        network: Any = self.denoiser
+        hidden: Hidden = network.hidden(params, tokens, sigma, *more, **self.inputs)
+        return hidden
+
+    def __getattr__(self, name: str) -> Any:
+        # Nothing else that computes from tokens, a cache for one, which would not see the inputs.
+        if name in ("mask_id", "padded_vocab", "head_params", "logits", "noise_levels", "config"):
+            return getattr(self.denoiser, name)
+        inputs = " and ".join(self.inputs)
+        raise AttributeError(f"A network that is given {inputs} has no {name}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class MaskedDiffusion:
     """A masked diffusion model without its parameters: network and noise schedule.
@@ -69,6 +98,8 @@ class MaskedDiffusion:
     Attributes:
       denoiser: the network, as pure functions.
       schedule: the noise schedule.
+      arrangement: of the positions of the batch that is computed, set by `within` while tracing; None: all
+        see each other, may be masked, and count.
 
     Examples:
       >>> import sdtt_jax
@@ -80,6 +111,25 @@ class MaskedDiffusion:
 
     denoiser: DenoiserLike
     schedule: Schedule
+    arrangement: Arrangement | None = None
+
+    def within(self, arrangement: Arrangement | None) -> "MaskedDiffusion":
+        """The same model for a batch whose positions are arranged so, in every loss, target and sampler.
+
+        It holds arrays, and so is no static argument of `jit`: make it inside.
+
+        Args:
+          arrangement: from `ops.sequences.arrange`; None changes nothing.
+        """
+        if arrangement is None:
+            return self
+        network: Any = Given(self.denoiser, {"segments": arrangement.segments})
+        return MaskedDiffusion(network, self.schedule, arrangement)
+
+    @property
+    def free(self) -> Positions | None:
+        """Positions of the batch that may be masked, and that count; None: all."""
+        return None if self.arrangement is None else self.arrangement.free
 
     @property
     def mask_id(self) -> int:

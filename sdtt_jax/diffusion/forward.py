@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.ops.categorical import NEG_INFINITY
-from sdtt_jax.typing import Key, Logits, LogProbs, PerSequence, PerToken, Tokens
+from sdtt_jax.typing import Key, Logits, LogProbs, PerSequence, PerToken, Positions, Tokens
 
 # Smallest time that is sampled or denoised from: at 0 nothing is masked and the NELBO's weight diverges.
 SAMPLING_EPS = 1e-5
@@ -30,7 +30,13 @@ def sample_t(
     return eps + (1.0 - eps) * u
 
 
-def mask_tokens(x0: Tokens, uniform: PerToken, move_chance: PerSequence, mask_id: int) -> Tokens:
+def mask_tokens(
+    x0: Tokens,
+    uniform: PerToken,
+    move_chance: PerSequence,
+    mask_id: int,
+    free: Positions | None = None,
+) -> Tokens:
     """Masks each token where its uniform number lies below the move chance.
 
     Args:
@@ -38,14 +44,24 @@ def mask_tokens(x0: Tokens, uniform: PerToken, move_chance: PerSequence, mask_id
       uniform: `[batch, length]` float32 in [0, 1).
       move_chance: `[batch]` float32, probability of MASK.
       mask_id: the id of MASK.
+      free: `[batch, length]` bool, positions that may be masked; None: all.
 
     Returns:
       `x_t: [batch, length]` int32.
     """
-    return jnp.where(uniform < move_chance[:, None], mask_id, x0).astype(jnp.int32)
+    masked = uniform < move_chance[:, None]
+    if free is not None:
+        masked &= free
+    return jnp.where(masked, mask_id, x0).astype(jnp.int32)
 
 
-def q_xt(key: Key, x0: Tokens, move_chance: PerSequence, mask_id: int) -> Tokens:
+def q_xt(
+    key: Key,
+    x0: Tokens,
+    move_chance: PerSequence,
+    mask_id: int,
+    free: Positions | None = None,
+) -> Tokens:
     """A draw of q(x_t | x_0): masks each token with probability `move_chance` (MDLM, arXiv 2406.07524).
 
     Args:
@@ -53,6 +69,7 @@ def q_xt(key: Key, x0: Tokens, move_chance: PerSequence, mask_id: int) -> Tokens
       x0: `[batch, length]` int32.
       move_chance: `[batch]` float32, from `Schedule.move_chance`.
       mask_id: the id of MASK.
+      free: `[batch, length]` bool, positions that may be masked; None: all.
 
     Returns:
       `x_t: [batch, length]` int32.
@@ -63,7 +80,7 @@ def q_xt(key: Key, x0: Tokens, move_chance: PerSequence, mask_id: int) -> Tokens
              [9, 9]], dtype=int32)
     """
     uniform = jax.random.uniform(key, x0.shape, jnp.float32)
-    return mask_tokens(x0, uniform, move_chance, mask_id)
+    return mask_tokens(x0, uniform, move_chance, mask_id, free)
 
 
 def without_mask(logits: Logits, mask_id: int) -> Logits:

@@ -33,6 +33,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt, sample_t, without_mask
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
+from sdtt_jax.ops.sequences import mean_counted
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Key, Logits, Params, PerSequence, PerToken, Positions, Scalar, Tokens
 
@@ -180,7 +181,8 @@ def masked_batch(
     key_t, key_mask = jax.random.split(key)
     u = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
     t, weight = _flat_times(schedule, u) if config.importance else (u, nelbo_weight(schedule, u))
-    return t, weight, q_xt(key_mask, x0, schedule.move_chance(t), diffusion.mask_id)
+    chance = schedule.move_chance(t)
+    return t, weight, q_xt(key_mask, x0, chance, diffusion.mask_id, diffusion.free)
 
 
 def _flat_times(schedule: Schedule, u: PerSequence) -> tuple[PerSequence, PerSequence]:
@@ -224,4 +226,4 @@ def nelbo(
     """
     x0 = jnp.asarray(as_rows(x0, diffusion.mask_id, "x0"))
     terms = denoising_terms(diffusion, params, x0, key, config)
-    return (terms.nll * terms.weight[:, None]).mean(axis=-1)
+    return mean_counted(terms.nll * terms.weight[:, None], diffusion.free)

@@ -125,4 +125,5 @@ def masked_batch(
     key_t, key_mask, key_teacher = jax.random.split(key, 3)
     t = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
     move_chance = diffusion.schedule.move_chance(t)
-    return t, q_xt(key_mask, x0, move_chance, diffusion.mask_id), key_teacher
+    x_t = q_xt(key_mask, x0, move_chance, diffusion.mask_id, diffusion.free)
+    return t, x_t, key_teacher

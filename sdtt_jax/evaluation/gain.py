@@ -26,6 +26,7 @@ from sdtt_jax.distillation.targets import teacher_targets
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.head_loss import selected_losses
+from sdtt_jax.ops.sequences import Sequences, arrange
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.parallel.processes import to_host
 
@@ -98,7 +99,8 @@ def measure_gain(
       ConfigError: `x0` are no such texts.
     """
     x0 = to_host(as_rows(x0, teacher.mask_id, "x0"))
-    terms = functools.partial(_terms, teacher.diffusion, config, jnp.float32(dt), key)
+    step = jnp.float32(dt)
+    terms = functools.partial(_terms, teacher.diffusion, config, teacher.sequences, step, key)
     sums = map_batches(terms, (student.params, teacher.params), x0, batch_size)
     count = sums["masked"].sum()
     if count == 0:
@@ -111,10 +113,11 @@ def measure_gain(
     return Gain(of_teacher, of_student, floor, share)
 
 
-@functools.partial(jax.jit, static_argnames=("diffusion", "config"))
+@functools.partial(jax.jit, static_argnames=("diffusion", "config", "sequences"))
 def _terms(
     diffusion: MaskedDiffusion,
     config: GainConfig,
+    sequences: Sequences | None,
     dt: jax.Array,
     key: jax.Array,
     params: tuple[Any, Any],
@@ -123,10 +126,11 @@ def _terms(
 ) -> dict[str, jax.Array]:
     """Sums over the masked positions of each text: `[batch]` float32 each."""
     student, teacher = params
+    diffusion = diffusion.within(arrange(batch, sequences))
     denoiser, schedule = diffusion.denoiser, diffusion.schedule
     keys = jax.random.split(jax.random.fold_in(key, index), 2 + config.num_trajectories)
     t = sample_t(keys[0], batch.shape[0])
-    x_t = q_xt(keys[1], batch, schedule.move_chance(t), denoiser.mask_id)
+    x_t = q_xt(keys[1], batch, schedule.move_chance(t), denoiser.mask_id, diffusion.free)
     masked = x_t == denoiser.mask_id
     sigma = schedule.sigma(t)
     targets = teacher_targets(diffusion, teacher, keys[2:], x_t, t, dt, config.distill)

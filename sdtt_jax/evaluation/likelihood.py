@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig, Noise, masking_bound
+from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, Noise, masking_bound
 from sdtt_jax.diffusion.forward import sample_t
 from sdtt_jax.model.batches import batched
 from sdtt_jax.model.masked import Model
+from sdtt_jax.ops.sequences import Sequences, arrange
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.parallel.processes import to_host
 
@@ -36,7 +37,7 @@ def text_bounds(
 
     Args:
       model: the denoiser.
-      tokens: `[texts, length]` int32, no MASK.
+      tokens: `[texts, length]` int32, no MASK; arranged as the model's sequences are.
       key: PRNG key; batch i uses `fold_in(key, i)`.
       config: how many maskings, and how each is drawn. Estimators that spread do so over a batch's texts.
       batch_size: texts at once.
@@ -49,29 +50,34 @@ def text_bounds(
     """
     model.require_likelihood()
     tokens = to_host(as_rows(tokens, model.mask_id))
-    function = functools.partial(_estimates, model.diffusion, config, key)
+    function = functools.partial(_estimates, model.diffusion, config, model.sequences, key)
     return batched(function, model.params, tokens, batch_size)
 
 
-@functools.partial(jax.jit, static_argnames=("diffusion", "config"))
+@functools.partial(jax.jit, static_argnames=("diffusion", "config", "sequences"))
 def _estimates(
     diffusion: MaskedDiffusion,
     config: BoundConfig,
+    sequences: Sequences | None,
     key: jax.Array,
     params: Any,
     index: jax.Array,
     x0: jax.Array,
 ) -> Bounds:
     estimator = ESTIMATORS[config.estimator]
+    diffusion = diffusion.within(arrange(x0, sequences))
+    free = diffusion.free
 
     def one(key: jax.Array) -> Bounds:
         key_u, key_mask = jax.random.split(key)
         u = sample_t(key_u, x0.shape[0], antithetic=estimator.spread, eps=0.0)
-        noise = Noise(u, jax.random.uniform(key_mask, x0.shape, jnp.float32))
+        uniform = jax.random.uniform(key_mask, x0.shape, jnp.float32)
+        noise = Noise(u, uniform if free is None else jnp.where(free, uniform, NEVER))
         masking = estimator.mask(diffusion, x0, noise)
         nats = masking_bound(diffusion, params, x0, masking)
         masked = (masking.x_t == diffusion.mask_id).sum(axis=-1, dtype=jnp.int32)
-        return Bounds(nats / x0.shape[1], masked)
+        counted = x0.shape[1] if free is None else jnp.maximum(free.sum(axis=-1), 1)
+        return Bounds(nats / counted, masked)
 
     keys = jax.random.split(jax.random.fold_in(key, index), config.num_maskings)
     return jax.tree.map(jnp.transpose, jax.lax.map(one, keys))

@@ -11,9 +11,10 @@ from sdtt_jax.config import require
 from sdtt_jax.data import DataConfig, Tokenizer, open_split
 from sdtt_jax.data.corpora import CORPORA, TRAIN, Corpus, documents, find_corpus
 from sdtt_jax.data.normalize import without_traces_of_files
-from sdtt_jax.data.packing import encode_documents, pack
+from sdtt_jax.data.packing import encode_documents, fitted, pack
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.ops.tokens import as_ids
 from sdtt_jax.paths import as_path, parse_json, text_lines
 
@@ -45,14 +46,18 @@ def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
     limit = min((n for n in (limit, settings.held_out_texts) if n), default=None)
     if settings.held_out:
         tokenizer = subject.model.text_tokenizer
-        sequences = pack(
-            encode_documents(tokenizer, _documents(subject, tokenizer)),
+        model: Any = subject.model
+        kind = model.facts.get("sequences", "packed")
+        sequences = Sequences(kind, tokenizer.bos_id, tokenizer.eos_id, settings.wrap)
+        ids = encode_documents(tokenizer, _documents(subject, tokenizer))
+        packed = pack(
+            fitted(ids, length, sequences),
             length=length,
             wrap=settings.wrap,
             bos_id=tokenizer.bos_id,
             eos_id=tokenizer.eos_id,
         )
-        rows = list(itertools.islice(sequences, limit))
+        rows = list(itertools.islice(packed, limit))
         if not rows:
             raise DataError(
                 f"--held_out={settings.held_out} has less text than one sequence of {length} tokens; give "

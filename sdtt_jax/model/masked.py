@@ -16,6 +16,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import subs_log_probs
 from sdtt_jax.diffusion.nelbo import nelbo
 from sdtt_jax.diffusion.sampler import (
+    Plan,
     SamplerConfig,
     SamplerState,
     first_state,
@@ -27,9 +28,10 @@ from sdtt_jax.diffusion.sampler import (
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
-from sdtt_jax.model.prompts import Texts, ended, given_batch
+from sdtt_jax.model.prompts import Texts, closed, ended, given_batch
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.ops.categorical import NEG_INFINITY
+from sdtt_jax.ops.sequences import Sequences, arrange
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.parallel.processes import to_host
 from sdtt_jax.typing import Key, Logits, LogProbs, Params, PerSequence, Tokens
@@ -104,6 +106,7 @@ class Model(Loaded):
         prompt: Texts = None,
         *,
         infill: Texts = None,
+        num_tokens: int | None = None,
         stop_at_eos: bool = False,
         batch_size: int = 32,
         helper: Helper | None = None,
@@ -120,6 +123,7 @@ class Model(Loaded):
           prompt: text that the samples begin with, behind `first_token` where there is one; one for all or
             one for each, of any lengths.
           infill: text with gaps, "[12]" for 12 tokens; one for all or one for each.
+          num_tokens: as `prior` takes it.
           stop_at_eos: what follows the first EOS of a text becomes EOS too.
           batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows. Part of what
             determines the draws.
@@ -137,7 +141,7 @@ class Model(Loaded):
           ['in the ', 'in the ']
         """
         config = SamplerConfig(num_steps=num_steps, **options)
-        x_init = self.prior(num_samples, prompt, infill)
+        x_init = self.prior(num_samples, prompt, infill, num_tokens)
         batches = self.batches(key, x_init, config, batch_size, helper)
         tokens = np.concatenate([write().tokens for write in batches])
         if stop_at_eos:
@@ -172,7 +176,13 @@ class Model(Loaded):
 
         def write(params: Params, index: jax.Array, rows: jax.Array) -> Written:
             state = _denoise(
-                self.diffusion, params, jax.random.fold_in(key, index), rows, config, helper
+                self.diffusion,
+                params,
+                jax.random.fold_in(key, index),
+                rows,
+                config,
+                self.sequences,
+                helper,
             )
             return Written(state.x, np.full(len(rows), to_host(state.nfe)))
 
@@ -190,25 +200,54 @@ class Model(Loaded):
             return None
         return self.tokenizer.bos_id
 
-    def prior(self, num_samples: int, prompt: Texts = None, infill: Texts = None) -> Tokens:
+    @property
+    def sequences(self) -> Sequences | None:
+        """How the sequences of the training were packed, so who sees whom; None: all see each other."""
+        kind = self.facts.get("sequences", "packed")
+        if self.tokenizer is None or kind == "packed":
+            return None
+        wrap = bool(self.facts.get("begins_with_bos"))
+        return Sequences(kind, self.tokenizer.bos_id, self.tokenizer.eos_id, wrap)
+
+    def prior(
+        self,
+        num_samples: int,
+        prompt: Texts = None,
+        infill: Texts = None,
+        num_tokens: int | None = None,
+    ) -> Tokens:
         """Where generation starts: `[num_samples, L]` int32, MASK but for the text that is given.
 
-        What is given stands behind `first_token` where there is one; without it all is MASK.
+        What is given stands behind `first_token` where there is one; without it all is MASK. Behind the
+        prompt of a model of instructions stands BOS, as in its training.
 
         Args:
           num_samples: how many.
           prompt: text that the samples begin with, one for all or one for each, of any lengths.
           infill: text with gaps, "[12]" for 12 tokens; one for all or one for each.
+          num_tokens: MASK behind what is given, its EOS included, and padding behind that: for a model of
+            single texts, which knows from it how long the text is to be. None: all the room there is.
         """
         whole(1, num_samples=num_samples)
-        length = self.config.length
-        if prompt is None and infill is None:
+        length, sequences = self.config.length, self.sequences
+        instructed = sequences is not None and sequences.kind == "prompted"
+        if prompt is None and infill is None and num_tokens is None and not instructed:
             return prior_sample(num_samples, length, self.mask_id)
+        if instructed and prompt is None and infill is None:
+            prompt = ""
         bos = self.first_token
         room = length if bos is None else length - 1
-        tokens, fixed = given_batch(self.text_tokenizer, room, num_samples, prompt, infill)
+        mark = self.text_tokenizer.bos_id if instructed and infill is None else None
+        tokens, fixed = given_batch(self.text_tokenizer, room, num_samples, prompt, infill, mark)
         if bos is not None:
             tokens, fixed = np.insert(tokens, 0, bos, axis=1), np.insert(fixed, 0, True, axis=1)
+        if num_tokens is not None:
+            whole(1, num_tokens=num_tokens)
+            require(
+                sequences is not None and sequences.kind in ("padded", "prompted"),
+                "num_tokens is for a model that was trained on sequences of one text each.",
+            )
+            tokens, fixed = closed(tokens, fixed, num_tokens, self.text_tokenizer.eos_id)
         return prior_sample(
             num_samples, length, self.mask_id, jnp.asarray(tokens), jnp.asarray(fixed)
         )
@@ -232,7 +271,9 @@ class Model(Loaded):
         """
         x_init = self.noisy(x_init)
         with self.on_mesh():
-            return _denoise(self.diffusion, self.params, key, x_init, config, helper)
+            return _denoise(
+                self.diffusion, self.params, key, x_init, config, self.sequences, helper
+            )
 
     def states(
         self, key: Key, x_init: ArrayLike, config: SamplerConfig, helper: Helper | None = None
@@ -251,18 +292,27 @@ class Model(Loaded):
           ConfigError: `x_init` has another shape, or an id that does not exist.
         """
         x_init = self.noisy(x_init)
-        begin = first_state(self.diffusion, self.params, x_init, config, helper)
+        model = self.diffusion.within(arrange(x_init, self.sequences))
+        begin = first_state(model, self.params, x_init, config, helper)
         return self._states(key, begin, config, helper)
 
     def _states(
         self, key: Key, state: SamplerState, config: SamplerConfig, helper: Helper | None
     ) -> Iterator[SamplerState]:
-        plan = _plan(self.diffusion, key, state.x, config)
+        x_init = state.x
+        plan = _plan(self.diffusion, key, x_init, config)
         yield state
         for index in range(config.num_steps + 1):
             with self.on_mesh():
                 state = _take_step(
-                    self.diffusion, self.params, plan, state, jnp.int32(index), config, helper
+                    self.diffusion,
+                    self.params,
+                    (plan, x_init),
+                    state,
+                    jnp.int32(index),
+                    config,
+                    self.sequences,
+                    helper,
                 )
             yield state
 
@@ -289,8 +339,8 @@ class Model(Loaded):
         tokens = self.placed(as_rows(tokens, self.mask_id))
         with self.on_mesh():
             estimates = [
-                _score(self.diffusion, self.params, tokens, jax.random.fold_in(key, i))
-                for i in range(num_samples)
+                _score(self.diffusion, self.params, tokens, key_of, self.sequences)
+                for key_of in (jax.random.fold_in(key, i) for i in range(num_samples))
             ]
         return jnp.stack(estimates).mean(axis=0)
 
@@ -301,19 +351,46 @@ def _logits(denoiser: Denoiser, params: Params, tokens: Tokens, sigma: jax.Array
     return denoiser.logits(params, hidden)[..., : denoiser.mask_id + 1]
 
 
-@functools.partial(jax.jit, static_argnames=("diffusion", "config"))
+@functools.partial(jax.jit, static_argnames=("diffusion", "config", "sequences"))
 def _denoise(
     diffusion: MaskedDiffusion,
     params: Params,
     key: Key,
     x_init: jax.Array,
     config: SamplerConfig,
+    sequences: Sequences | None,
     helper: Helper | None,
 ) -> SamplerState:
-    state, _ = sample(diffusion, params, key, x_init, config, helper=helper)
+    model = diffusion.within(arrange(x_init, sequences))
+    state, _ = sample(model, params, key, x_init, config, helper=helper)
     return state
 
 
-_score = jax.jit(nelbo, static_argnames=("diffusion", "config"))
+@functools.partial(jax.jit, static_argnames=("diffusion", "sequences"))
+def _score(
+    diffusion: MaskedDiffusion,
+    params: Params,
+    tokens: Tokens,
+    key: Key,
+    sequences: Sequences | None,
+) -> PerSequence:
+    return nelbo(diffusion.within(arrange(tokens, sequences)), params, tokens, key)
+
+
+@functools.partial(jax.jit, static_argnames=("diffusion", "config", "sequences"))
+def _take_step(
+    diffusion: MaskedDiffusion,
+    params: Params,
+    begun: tuple[Plan, Tokens],
+    state: SamplerState,
+    index: jax.Array,
+    config: SamplerConfig,
+    sequences: Sequences | None,
+    helper: Helper | None,
+) -> SamplerState:
+    plan, x_init = begun
+    diffusion = diffusion.within(arrange(x_init, sequences))
+    return take_step(diffusion, params, plan, state, index, config, helper)
+
+
 _plan = jax.jit(plan_generation, static_argnames=("diffusion", "config"))
-_take_step = jax.jit(take_step, static_argnames=("diffusion", "config"))

@@ -14,7 +14,11 @@ Texts = str | Sequence[str] | None
 
 
 def given_tokens(
-    tokenizer: Tokenizer, length: int, prompt: str | None = None, infill: str | None = None
+    tokenizer: Tokenizer,
+    length: int,
+    prompt: str | None = None,
+    infill: str | None = None,
+    mark: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What is given of one text: `(tokens, fixed)`, `[length]` int32 and bool.
 
@@ -23,6 +27,7 @@ def given_tokens(
       length: tokens per sequence.
       prompt: stands at the start.
       infill: text with gaps `[n]` of n tokens each; what follows its end is free.
+      mark: a token that stands behind what is given; None for none.
 
     Raises:
       ConfigError: both are given, they are longer than the model's sequences, or nothing is left of a text
@@ -32,6 +37,8 @@ def given_tokens(
     tokens, fixed = np.zeros(length, np.int32), np.zeros(length, bool)
     parts = GAP.split(infill) if infill is not None else [prompt or ""]
     texts = [tokenizer.encode_part(part) for part in parts[::2]]
+    if mark is not None:
+        texts[-1] = np.append(texts[-1], np.int32(mark))
     # Python reads no numbers of thousands of digits.
     gaps = [int(part[:99]) for part in parts[1::2]]
     needed = sum(map(len, texts)) + sum(gaps)
@@ -64,7 +71,12 @@ def reading_notes(
 
 
 def given_batch(
-    tokenizer: Tokenizer, length: int, num_samples: int, prompt: Texts = None, infill: Texts = None
+    tokenizer: Tokenizer,
+    length: int,
+    num_samples: int,
+    prompt: Texts = None,
+    infill: Texts = None,
+    mark: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`given_tokens` of many texts: `[num_samples, length]` int32 and bool.
 
@@ -73,6 +85,7 @@ def given_batch(
       length: tokens per sequence.
       num_samples: how many.
       prompt, infill: one text for all of them, or one for each, of any lengths.
+      mark: as `given_tokens` takes it.
 
     Raises:
       ConfigError: a text has both a prompt and an infill, or is longer than the model's sequences; or there
@@ -90,9 +103,31 @@ def given_batch(
         return list(texts)
 
     pairs = list(zip(each("prompt", prompt), each("infill", infill), strict=True))
-    known = {pair: given_tokens(tokenizer, length, *pair) for pair in set(pairs)}
+    known = {pair: given_tokens(tokenizer, length, *pair, mark) for pair in set(pairs)}
     rows = [known[pair] for pair in pairs]
     return np.stack([tokens for tokens, _ in rows]), np.stack([fixed for _, fixed in rows])
+
+
+def closed(
+    tokens: np.ndarray, fixed: np.ndarray, num_tokens: int, eos_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Texts of a known length: EOS is given from `num_tokens` positions behind what was given last.
+
+    The first of them ends the text, and those that follow are padding.
+
+    Args:
+      tokens: `[texts, length]` int32.
+      fixed: `[texts, length]` bool, what was given.
+      num_tokens: positions between, which are free.
+      eos_id: of the tokenizer.
+
+    Returns:
+      Tokens and what is given of them, as the arguments.
+    """
+    length = tokens.shape[1]
+    last = np.where(fixed.any(axis=1), length - 1 - fixed[:, ::-1].argmax(axis=1), -1)
+    behind = np.arange(length) > last[:, None] + num_tokens
+    return np.where(behind, np.int32(eos_id), tokens), fixed | behind
 
 
 def text_lengths(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:

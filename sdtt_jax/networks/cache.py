@@ -77,6 +77,7 @@ def attend_causally(
     value: jax.Array,
     past: LayerPast | None = None,
     used: jax.Array | None = None,
+    segments: jax.Array | None = None,
 ) -> tuple[jax.Array, LayerPast | None]:
     """Causal attention of `n` positions over one another and, given a cache, over all earlier ones.
 
@@ -85,6 +86,7 @@ def attend_causally(
       key, value: `[batch, n, kv_heads, kv]`; each serves the next `heads / kv_heads` query heads.
       past: this layer's cache; None for whole sequences.
       used: `[]` int32, how many positions of `past` are written.
+      segments: `[batch, n]` int32, of whole sequences, as `attend` takes them.
 
     Returns:
       `[batch, n, heads, kv]` in the dtype of `value`, and the new keys and values as `extend` takes
@@ -92,7 +94,7 @@ def attend_causally(
     """
     n = query.shape[1]
     if past is None or used is None:
-        return attend(query, key, value, causal=True), None
+        return attend(query, key, value, causal=True, segments=segments), None
     written = jnp.broadcast_to(jnp.arange(past.keys.shape[2]) < used, (n, past.keys.shape[2]))
     visible = jnp.concatenate([written, causal_mask(n)], axis=1)
     return attend_visible(query, key, value, past, visible)

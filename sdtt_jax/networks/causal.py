@@ -26,7 +26,7 @@ from sdtt_jax.networks.layers import (
     queries_keys_values,
     rematerialised,
 )
-from sdtt_jax.typing import Hidden, Key, Params, Tokens
+from sdtt_jax.typing import Hidden, Key, Params, Segments, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +56,13 @@ class CausalNetwork(Network):
         tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
         return self._module.init(key, tokens)["params"]
 
-    def hidden(self, params: Params, tokens: Tokens) -> Hidden:
+    def hidden(self, params: Params, tokens: Tokens, segments: Segments | None = None) -> Hidden:
         """Final hidden states. That at position i has seen tokens 0 … i; its logits predict token i + 1.
 
         Args:
           params: parameters, unboxed.
           tokens: `[batch, length]` int32.
+          segments: attention is confined to each; None: all of a sequence are one.
 
         Returns:
           `[batch, length, embed]`, the compute dtype.
@@ -70,7 +71,7 @@ class CausalNetwork(Network):
           ConfigError: when the sequence is longer than `max_length`.
         """
         self._check_length(tokens.shape[1])
-        hidden: Any = self._apply(params, tokens, method="hidden")
+        hidden: Any = self._apply(params, tokens, segments, method="hidden")
         return hidden
 
     def init_cache(self, batch: int, length: int) -> KVCache:
@@ -135,14 +136,14 @@ class CausalBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, past: LayerPast | None, shared: tuple[jax.Array, jax.Array, Any]
+        self, x: jax.Array, past: LayerPast | None, shared: tuple[jax.Array, jax.Array, Any, Any]
     ) -> tuple[jax.Array, LayerPast | None]:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        cos, sin, used = shared
+        cos, sin, used, segments = shared
         y = LayerNorm(c.embed_dim, name="norm1")(x)
         query, key, value = queries_keys_values(c, y, bias=False)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        mixed, new = attend_causally(query, key, value, past, used)
+        mixed, new = attend_causally(query, key, value, past, used, segments)
         x = x + merged_heads(c, mixed, bias=False)
 
         y = LayerNorm(c.embed_dim, name="norm2")(x)
@@ -164,16 +165,20 @@ class CausalTransformer(nn.Module):
         self.head = Head(c.embed_dim, c.vocab_size, c.padded_vocab, dtype)
 
     def decode(
-        self, tokens: jax.Array, past: LayerPast | None, used: jax.Array | None
+        self,
+        tokens: jax.Array,
+        past: LayerPast | None,
+        used: jax.Array | None,
+        segments: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerPast | None]:
         positions = jnp.arange(tokens.shape[1]) + (0 if used is None else used)
         rotary = rotary_tables(positions, self.config.head_dim)
         x = nn.with_logical_constraint(self.embed(tokens), ("batch", "length", "embed"))
-        x, new = self.blocks(x, past, (*rotary, used))
+        x, new = self.blocks(x, past, (*rotary, used, segments))
         return self.final(x), new
 
-    def hidden(self, tokens: jax.Array) -> jax.Array:
-        return self.decode(tokens, None, None)[0]
+    def hidden(self, tokens: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+        return self.decode(tokens, None, None, segments)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         return self.head(hidden)

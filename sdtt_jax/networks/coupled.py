@@ -12,11 +12,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sdtt_jax.config import require
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.networks.denoiser import Denoiser, DiT
 from sdtt_jax.networks.layers import Linear, parameter
 from sdtt_jax.ops.noise import Noise, draw_noise, num_values
-from sdtt_jax.typing import Hidden, Key, Params, PerSequence, PerToken, Positions, Tokens
+from sdtt_jax.typing import (
+    Hidden,
+    Key,
+    Params,
+    PerSequence,
+    PerToken,
+    Positions,
+    Segments,
+    Tokens,
+)
 
 # A Gumbel number lies in here with probability 0.99; what lies outside is shown as the bound.
 GUMBEL_RANGE = (-2.0, 5.0)
@@ -54,6 +64,8 @@ class CoupledDenoiser(Denoiser):
         tokens: Tokens,
         sigma: PerSequence | None = None,
         noise: Noise | None = None,
+        *,
+        segments: Segments | None = None,
     ) -> Hidden:
         """Final hidden states, given the noise of the masked positions.
 
@@ -62,12 +74,21 @@ class CoupledDenoiser(Denoiser):
           tokens: `[batch, length]` int32, MASK included.
           sigma: `[batch]` float32, total noise of the process; only for a time-conditioned network.
           noise: of `[batch, length]` positions; without it, nothing is added to MASK's embedding.
+          segments: as `Denoiser.hidden` takes them; only without noise.
 
         Returns:
           `[batch, length, embed]`, the compute dtype.
+
+        Raises:
+          ConfigError: both noise and segments are given.
         """
         if noise is None:
-            return super().hidden(params, tokens, sigma)
+            return super().hidden(params, tokens, sigma, segments=segments)
+        require(
+            segments is None,
+            "A network that sees noise ranks the positions of a whole sequence and cannot be confined to "
+            "segments; give it one text for each sequence.",
+        )
         sigma = self._sigma_seen(sigma)
         hidden: Any = self._apply(params, tokens, sigma, noise, method="hidden_given")
         return hidden

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sdtt_jax.networks.attention import attend, attend_rotated, rotary_tables, rotate
-from sdtt_jax.networks.base import Network
+from sdtt_jax.networks.base import Network, variables
 from sdtt_jax.networks.cache import LayerPast, attend_visible, empty_cache
 from sdtt_jax.networks.config import DenoiserConfig
 from sdtt_jax.networks.layers import (
@@ -28,7 +28,7 @@ from sdtt_jax.networks.layers import (
     queries_keys_values,
     rematerialised,
 )
-from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Tokens
+from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Segments, Tokens
 
 TIME_FEATURES = 256
 TIME_BASE = 10_000.0
@@ -55,7 +55,14 @@ class Denoiser(Network):
         tokens = jnp.zeros((1, self.config.length), jnp.int32)
         return self._module.init(key, tokens, jnp.zeros((1,), jnp.float32))["params"]
 
-    def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
+    def hidden(
+        self,
+        params: Params,
+        tokens: Tokens,
+        sigma: PerSequence | None = None,
+        *,
+        segments: Segments | None = None,
+    ) -> Hidden:
         """Final hidden states.
 
         Args:
@@ -63,12 +70,13 @@ class Denoiser(Network):
           tokens: `[batch, length]` int32, MASK included.
           sigma: `[batch]` float32, total noise; used only if the config says `time_conditioned`
             (None is 0).
+          segments: attention is confined to each; None: all of a sequence see each other.
 
         Returns:
           `[batch, length, embed]`, the compute dtype.
         """
         sigma = self._sigma_seen(sigma)
-        hidden: Any = self._apply(params, tokens, sigma, method="hidden")
+        hidden: Any = self._apply(params, tokens, sigma, segments, method="hidden")
         return hidden
 
     def decode(
@@ -97,7 +105,7 @@ class Denoiser(Network):
             past = empty_cache(c.num_layers, len(tokens), c.num_heads, 0, c.head_dim, dtype).past
         module = CachedDiT(dataclasses.replace(c, remat="none"))
         decoded: Any = module.apply(
-            {"params": params},
+            variables(params),
             tokens,
             self._sigma_seen(None),
             past,
@@ -189,7 +197,7 @@ class DenoiserBlock(nn.Module):
         self,
         x: jax.Array,
         condition: jax.Array,
-        rotary: tuple[jax.Array, jax.Array],
+        shared: tuple[jax.Array, jax.Array, Any],
         past: LayerPast | None = None,
         visible: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerPast | None]:
@@ -201,9 +209,9 @@ class DenoiserBlock(nn.Module):
         y = LayerNorm(c.embed_dim, name="norm1")(x) * (1 + scale_a) + shift_a
         new: LayerPast | None = None
         if past is None:
-            mixed = attend_rotated(attention_inputs(c, y, bias=False), *rotary)
+            mixed = attend_rotated(attention_inputs(c, y, bias=False), *shared)
         else:
-            mixed, new = self._with_past(y, rotary, past, visible)
+            mixed, new = self._with_past(y, shared[:2], past, visible)
         x = x + gate_a * merged_heads(c, mixed, bias=False)
 
         y = LayerNorm(c.embed_dim, name="norm2")(x) * (1 + scale_m) + shift_m
@@ -261,23 +269,29 @@ class DiT(nn.Module):
         self.final = FinalNorm(c)
         self.head = Head(c.embed_dim, c.vocab_size + 1, c.padded_vocab, dtype)
 
-    def hidden(self, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
-        return self.from_embedded(self.embed(tokens), sigma)
+    def hidden(
+        self, tokens: jax.Array, sigma: jax.Array, segments: jax.Array | None = None
+    ) -> jax.Array:
+        return self.from_embedded(self.embed(tokens), sigma, segments)
 
     def states(self, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
         return self.through_blocks(self.embed(tokens), self.condition(sigma))
 
-    def from_embedded(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
+    def from_embedded(
+        self, x: jax.Array, sigma: jax.Array, segments: jax.Array | None = None
+    ) -> jax.Array:
         condition = self.condition(sigma)
-        return self.final(self.through_blocks(x, condition), condition)
+        return self.final(self.through_blocks(x, condition, segments), condition)
 
     def condition(self, sigma: jax.Array) -> jax.Array:
         return self.sigma_map(sigma).astype(self.config.compute_dtype)
 
-    def through_blocks(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+    def through_blocks(
+        self, x: jax.Array, condition: jax.Array, segments: jax.Array | None = None
+    ) -> jax.Array:
         rotary = rotary_tables(jnp.arange(x.shape[1]), self.config.head_dim)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
-        x, _ = self.blocks(x, condition, rotary)
+        x, _ = self.blocks(x, condition, (*rotary, segments))
         return x
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -303,5 +317,5 @@ class CachedDiT(DiT):
         condition = self.condition(sigma)
         positions = start + jnp.arange(tokens.shape[1])
         rotary = rotary_tables(positions, self.config.head_dim)
-        x, new = self.blocks(self.embed(tokens), condition, rotary, past, visible)
+        x, new = self.blocks(self.embed(tokens), condition, (*rotary, None), past, visible)
         return self.final(x, condition), new

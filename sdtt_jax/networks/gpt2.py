@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import positive
+from sdtt_jax.config import positive, require
 from sdtt_jax.networks.cache import LayerPast, attend_causally
 from sdtt_jax.networks.causal import CausalNetwork, scan_blocks
 from sdtt_jax.networks.config import CausalConfig
@@ -109,7 +109,12 @@ class GPT2(nn.Module):
         x, new = self.blocks(x, past, used)
         return self.final(x), new
 
-    def hidden(self, tokens: jax.Array) -> jax.Array:
+    def hidden(self, tokens: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+        require(
+            segments is None,
+            "GPT-2 knows where in its sequence a token stands and cannot be confined to segments; give it "
+            "one text for each sequence.",
+        )
         return self.decode(tokens, None, None)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:

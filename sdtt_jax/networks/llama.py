@@ -33,7 +33,8 @@ from sdtt_jax.networks.layers import (
     parameter,
     without_padding,
 )
-from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Tokens
+from sdtt_jax.ops.sequences import begins
+from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Segments, Tokens
 
 
 def _head_params(config: LlamaConfig, params: Params) -> Params:
@@ -94,6 +95,8 @@ class LlamaDenoiser(Network):
         tokens: Tokens,
         sigma: PerSequence | None = None,
         edges: jax.Array | None = None,
+        *,
+        segments: Segments | None = None,
     ) -> Hidden:
         """Final hidden states, that of position i being the one whose logits predict token i.
 
@@ -107,15 +110,20 @@ class LlamaDenoiser(Network):
           sigma: not used: the network sees how much is masked.
           edges: `[batch, length, length]` bool; position i sees position j where they are True or j <= i.
             None: what the config says.
+          segments: attention is confined to each, and the first token of each has none before it; None: all
+            of a sequence are one.
 
         Returns:
           `[batch, length, embed]`, the compute dtype.
         """
         del sigma
-        hidden: Any = self._apply(params, tokens, edges, method="hidden")
-        if self.config.shift:
-            hidden = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
-        return hidden
+        hidden: Any = self._apply(params, tokens, segments, edges, method="hidden")
+        if not self.config.shift:
+            return hidden
+        shifted: Hidden = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
+        if segments is None:
+            return shifted
+        return jnp.where(begins(segments)[..., None], hidden, shifted)
 
 
 class RMSNorm(nn.Module):
@@ -164,21 +172,24 @@ class LlamaBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, past: LayerPast | None, shared: tuple[jax.Array, jax.Array, Any, Any]
+        self,
+        x: jax.Array,
+        past: LayerPast | None,
+        shared: tuple[jax.Array, jax.Array, Any, Any, Any],
     ) -> tuple[jax.Array, LayerPast | None]:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        *rotary, used, edges = shared
+        *rotary, used, segments, edges = shared
         y = RMSNorm(c.embed_dim, c.norm_epsilon, name="norm1")(x)
         query = self._rotated(self._heads("q", c.num_heads, "heads")(y), "q", *rotary)
         key = self._rotated(self._heads("k", c.kv_heads, "kv_heads")(y), "k", *rotary)
         value = self._heads("v", c.kv_heads, "kv_heads")(y)
         new: LayerPast | None = None
         if edges is not None:
-            mixed = attend_along(query, key, value, edges)
+            mixed = attend_along(query, key, value, edges, segments)
         elif c.is_causal:
-            mixed, new = attend_causally(query, key, value, past, used)
+            mixed, new = attend_causally(query, key, value, past, used, segments)
         else:
-            mixed = attend(query, key, value)
+            mixed = attend(query, key, value, segments=segments)
         x = x + merged_heads(c, mixed, bias=False)
 
         y = RMSNorm(c.embed_dim, c.norm_epsilon, name="norm2")(x)
@@ -222,17 +233,23 @@ class Llama(nn.Module):
         tokens: jax.Array,
         past: LayerPast | None,
         used: jax.Array | None,
+        segments: jax.Array | None = None,
         edges: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerPast | None]:
         c = self.config
         positions = jnp.arange(tokens.shape[1]) + (0 if used is None else used)
         rotary = rotary_tables(positions, c.rotary_dim, c.rotary_base)
         x = nn.with_logical_constraint(self.embed(tokens), ("batch", "length", "embed"))
-        x, new = self.blocks(x, past, (*rotary, used, edges))
+        x, new = self.blocks(x, past, (*rotary, used, segments, edges))
         return self.final(x), new
 
-    def hidden(self, tokens: jax.Array, edges: jax.Array | None = None) -> jax.Array:
-        return self.decode(tokens, None, None, edges)[0]
+    def hidden(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array | None = None,
+        edges: jax.Array | None = None,
+    ) -> jax.Array:
+        return self.decode(tokens, None, None, segments, edges)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         if self.config.tied_head:

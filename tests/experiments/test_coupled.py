@@ -1,6 +1,7 @@
 """The noise-coupled student in a run. Oracles: the unbroken run, the sampler, and the pool made again."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from experiments.stages.few_calls import matched
 from experiments.stages.replay import replay
 from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.checkpoints.digests import params_digest
-from sdtt_jax.checkpoints.store import load_params
+from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.distillation.coupled import noise_of, trajectory_end
 from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
 from sdtt_jax.evaluation.judge import Scores
@@ -152,6 +153,18 @@ def test_a_pool_of_another_teacher_is_refused(unbroken, tmp_path):
             run_stages(run, ("distill",))
     assert "round: 2 -> 1" in str(caught.value)
     assert "teacher: " in str(caught.value)
+
+
+def test_a_pool_of_another_tokenizer_is_refused(unbroken, tmp_path):
+    """The run's own, beside a tokenizer that is another now."""
+    shutil.copytree(unbroken / "run", tmp_path / "run")
+    pool = tmp_path / "run" / "coupled" / "01" / "pool"
+    tokens, facts = load_params(pool)
+    shutil.rmtree(pool)
+    save_params(pool, tokens, facts | {"tokenizer": "another"})
+    refused = pytest.raises(MismatchError, match=r"tokenizer: '?another'? -> ")
+    with open_run(coupled(unbroken), tmp_path / "run") as run, refused:
+        open_pool(run, 1, teacher_params(run, 1))
 
 
 def test_a_pool_that_is_not_there_and_a_teacher_that_sees_noise_are_refused(unbroken, tmp_path):

@@ -31,9 +31,12 @@ def _numpy_attention(query, key, value, causal):
     return out
 
 
-def _plain(query, key, value, causal):
+def _plain(query, key, value, causal, segments=None):
     """The oracle in the layout of `attend`; JAX differentiates it."""
     mask = causal_mask(query.shape[1]) if causal else None
+    if segments is not None:
+        same = (segments[:, None] == segments[:, :, None])[:, None]
+        mask = same if mask is None else same & mask
     heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     return jnp.swapaxes(plain_attention(*heads_first, mask), 1, 2)
 
@@ -46,25 +49,31 @@ def test_attention_equals_numpy(causal):
     np.testing.assert_allclose(_plain(query, key, value, causal), expected, atol=2e-6)
 
 
-def _checked(name, causal, *arrays):
+def _checked(name, causal, *arrays, segments=None):
     """Values and gradients of a form beside those of the plain one."""
     *inputs, gradient = arrays
     form = FORMS[name]
-    mixed, lse = form.forward(*inputs, causal)
-    expected, pull_back = jax.vjp(functools.partial(_plain, causal=causal), *inputs)
-    grads = form.backward(Saved(*inputs, mixed, lse), gradient, causal)
+    mixed, lse = form.forward(*inputs, causal, segments)
+    plain = functools.partial(_plain, causal=causal, segments=segments)
+    expected, pull_back = jax.vjp(plain, *inputs)
+    grads = form.backward(Saved(*inputs, mixed, lse, segments), gradient, causal)
     return (mixed, *grads), (expected, *pull_back(gradient))
 
 
 ANYWHERE = ("at_once", "by_head")
 
 
+# Of each of two sequences of 13: three texts and padding, and texts of one token.
+SEGMENTS = np.array([[0] * 5 + [1] * 3 + [2] * 2 + [-1] * 3, [*range(13)]], np.int32)
+
+
+@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["whole", "segments"])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("form", ANYWHERE)
-def test_values_and_gradients_of_each_form_equal_the_plain_one_s_in_float64(form, causal):
+def test_values_and_gradients_of_each_form_equal_the_plain_one_s_in_float64(form, causal, segments):
     with jax.enable_x64(True):
         arrays = (_random(i, BATCH, 13, HEADS, DIM).astype(jnp.float64) for i in range(4))
-        ours, theirs = _checked(form, causal, *arrays)
+        ours, theirs = _checked(form, causal, *arrays, segments=segments)
         for one, other in zip(ours, theirs, strict=True):
             assert one.dtype == jnp.float64
             np.testing.assert_allclose(one, other, atol=1e-13)

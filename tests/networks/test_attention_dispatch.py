@@ -26,14 +26,17 @@ def _arrays(shape, dtype=jnp.float32):
     return [jax.random.normal(jax.random.key(i), shape).astype(dtype) for i in range(4)]
 
 
-def _plain(query, key, value, causal):
+def _plain(query, key, value, causal, segments=None):
     mask = causal_mask(query.shape[1]) if causal else None
+    if segments is not None:
+        same = (segments[:, None] == segments[:, :, None])[:, None]
+        mask = same if mask is None else same & mask
     heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     return jnp.swapaxes(plain_attention(*heads_first, mask), 1, 2)
 
 
-def _loss(query, key, value, gradient, causal=False):
-    return (attend(query, key, value, causal=causal) * gradient).sum()
+def _loss(query, key, value, gradient, causal=False, segments=None):
+    return (attend(query, key, value, causal=causal, segments=segments) * gradient).sum()
 
 
 GRADIENT = jax.grad(_loss, argnums=(0, 1, 2))
@@ -43,22 +46,29 @@ def _lowered(function, arrays, *platforms):
     return jax.jit(function).trace(*arrays).lower(lowering_platforms=platforms).as_text()
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_splash_attention_equals_the_plain_form(causal):
+# A text over the border of two blocks, and padding.
+SEGMENTS = np.tile(np.repeat([0, 1, -1], [100, 120, 36]), (2, 1)).astype(np.int32)
+
+
+@pytest.mark.parametrize(("causal", "segments"), [(False, None), (True, None), (False, SEGMENTS)])
+def test_splash_attention_equals_the_plain_form(causal, segments):
     """In Pallas' interpreter; two blocks of 128 rows, so that sums over blocks are run through."""
     *inputs, gradient = _arrays((2, 256, 2, 64))
-    splash = functools.partial(kernels.forward_splash, causal=causal, interpret=True)
+    splash = functools.partial(
+        kernels.forward_splash, causal=causal, segments=segments, interpret=True
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "SPLASH_BLOCK", 128)
         mixed, lse = jax.jit(splash)(*inputs)
         grads = jax.jit(functools.partial(kernels.backward_splash, causal=causal, interpret=True))(
-            kernels.Saved(*inputs, mixed, lse), gradient
+            kernels.Saved(*inputs, mixed, lse, segments), gradient
         )
-    expected, pull_back = jax.vjp(functools.partial(_plain, causal=causal), *inputs)
+    plain = functools.partial(_plain, causal=causal, segments=segments)
+    expected, pull_back = jax.vjp(plain, *inputs)
     np.testing.assert_allclose(mixed, expected, atol=2e-6)
     for one, other in zip(grads, pull_back(gradient), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-    _, same = kernels.forward_at_once(*inputs, causal)
+    _, same = kernels.forward_at_once(*inputs, causal, segments)
     np.testing.assert_allclose(lse, same, atol=2e-6)
 
 
@@ -118,6 +128,9 @@ def test_without_cudnn_cuda_takes_all_heads_at_once(monkeypatch):
     for here, expected in ((False, "at_once"), (True, "cudnn")):
         monkeypatch.setattr(kernels, "cudnn_is_here", lambda here=here: here)
         assert dispatch.form("cuda", shape, dtype) == expected
+    # cuDNN has no segments, and the CPU and the TPU have other forms, which know them.
+    forms = {at: dispatch.form(at, shape, dtype, segmented=True) for at in dispatch.PLATFORMS}
+    assert forms == {"cpu": "by_head", "cuda": "at_once", "tpu": "splash"}
 
 
 @pytest.mark.parametrize("causal", [False, True])

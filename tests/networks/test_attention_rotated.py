@@ -3,6 +3,8 @@
 The TPU's kernel runs in Pallas' interpreter.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,18 +26,19 @@ def _arrays(batch, length, heads, head_dim, dtype=jnp.float32):
     return qkv, rotary_tables(jnp.arange(length), head_dim), gradient
 
 
-def _plain(qkv, cos, sin):
+def _plain(qkv, cos, sin, segments=None):
     heads = qkv.reshape(*qkv.shape[:3], -1, 2 * cos.shape[1])
     query, key, value = (heads[:, :, i] for i in range(3))
     heads_first = (
         jnp.swapaxes(x, 1, 2) for x in (rotate(query, cos, sin), rotate(key, cos, sin), value)
     )
-    mixed = jnp.swapaxes(plain_attention(*heads_first), 1, 2)
+    seen = None if segments is None else (segments[:, None] == segments[:, :, None])[:, None]
+    mixed = jnp.swapaxes(plain_attention(*heads_first, seen), 1, 2)
     return mixed.reshape(*qkv.shape[:2], -1)
 
 
-def _loss(qkv, cos, sin, gradient):
-    return (attend_rotated(qkv, cos, sin) * gradient).sum()
+def _loss(qkv, cos, sin, gradient, segments=None):
+    return (attend_rotated(qkv, cos, sin, segments) * gradient).sum()
 
 
 def _lowered(function, qkv, tables, gradient, platform):
@@ -43,11 +46,13 @@ def _lowered(function, qkv, tables, gradient, platform):
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
+@pytest.mark.parametrize("segmented", [False, True])
 @pytest.mark.parametrize("shape", [(2, 16, 3, 8), (1, 512, 2, 8)], ids=["at_once", "by_head"])
-def test_values_and_gradients_equal_rotation_and_plain_attention(shape):
+def test_values_and_gradients_equal_rotation_and_plain_attention(shape, segmented):
     qkv, tables, gradient = _arrays(*shape)
-    mixed, pull_back = jax.vjp(lambda x: attend_rotated(x, *tables), qkv)
-    expected, expected_back = jax.vjp(lambda x: _plain(x, *tables), qkv)
+    segments = jnp.tile(jnp.arange(shape[1]) // 7, (shape[0], 1)) if segmented else None
+    mixed, pull_back = jax.vjp(lambda x: attend_rotated(x, *tables, segments), qkv)
+    expected, expected_back = jax.vjp(lambda x: _plain(x, *tables, segments), qkv)
     np.testing.assert_allclose(mixed, expected, atol=2e-6)
     np.testing.assert_allclose(pull_back(gradient)[0], expected_back(gradient)[0], atol=5e-6)
 
@@ -90,6 +95,11 @@ def test_a_tpu_takes_the_kernel(function):
     assert packed.FORWARD in _lowered(function, *arrays, "tpu")
     for platform in ("cpu", "cuda"):
         assert packed.FORWARD not in _lowered(function, *arrays, platform)
+    # It has no segments; splash attention has.
+    segmented = functools.partial(function, segments=jnp.zeros((1, 256), jnp.int32))
+    text = _lowered(segmented, *arrays, "tpu")
+    assert packed.FORWARD not in text
+    assert "tpu_custom_call" in text
 
 
 @pytest.mark.parametrize(

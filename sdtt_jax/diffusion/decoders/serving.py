@@ -23,6 +23,10 @@ def begin(mode: str, scene: Scene, x: Tokens) -> Memory:
       ConfigError: the model, or its helper, cannot do what the decoder asks of it.
     """
     decoder, options = parse_mode(mode)
+    require(
+        decoder.step is None or scene.diffusion.arrangement is None,
+        f"mode={mode} is for sequences whose positions all see each other, and this model's do not.",
+    )
     _check_helper(mode, scene)
     if decoder.check is not None:
         decoder.check(options, scene.diffusion.denoiser, scene.num_steps, x.shape[1])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from sdtt_jax.networks.attention import dispatch
-from sdtt_jax.networks.attention.kernels import Grads, Saved
+from sdtt_jax.networks.attention.kernels import Saved
 from sdtt_jax.networks.attention.rotary import rotary_tables as rotary_tables
 from sdtt_jax.networks.attention.rotary import rotate as rotate
 from sdtt_jax.networks.attention.rotary import rotate_neighbours as rotate_neighbours
@@ -19,7 +19,12 @@ ATTENTION = "attention"
 
 
 def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool = False
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    causal: bool = False,
+    segments: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention, the softmax in float32 at least, in the form that suits the platform.
 
@@ -30,26 +35,36 @@ def attend(
       query: `[batch, length, heads, head_dim]`.
       key, value: `[batch, length, kv_heads, head_dim]`; each serves the next `heads / kv_heads` query heads.
       causal: position i sees positions 0 … i only.
+      segments: `[batch, length]` int32; a position sees those of its own number only. None: all.
 
     Returns:
       `[batch, length, heads, head_dim]`, dtype of `value`.
     """
     key, value = (_for_each_query(query, x) for x in (key, value))
-    return _attend(query, key, value, causal, dispatch.matmul_precision())
+    return _attend(query, key, value, segments, causal, dispatch.matmul_precision())
 
 
-def attend_along(query: jax.Array, key: jax.Array, value: jax.Array, edges: jax.Array) -> jax.Array:
+def attend_along(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    edges: jax.Array,
+    segments: jax.Array | None = None,
+) -> jax.Array:
     """`attend` causally and along further edges, in one form for all platforms.
 
     Args:
       query: `[batch, length, heads, head_dim]`.
       key, value: `[batch, length, kv_heads, head_dim]`, as in `attend`.
       edges: `[batch, length, length]` bool; position i sees position j where they are True or j <= i.
+      segments: as in `attend`.
 
     Returns:
       `[batch, length, heads, head_dim]`, dtype of `value`.
     """
     seen = edges | causal_mask(query.shape[1])
+    if segments is not None:
+        seen &= segments[:, :, None] == segments[:, None, :]
     key, value = (_for_each_query(query, x).swapaxes(1, 2) for x in (key, value))
     return plain_attention(query.swapaxes(1, 2), key, value, seen[:, None]).swapaxes(1, 2)
 
@@ -60,34 +75,46 @@ def _for_each_query(query: jax.Array, x: jax.Array) -> jax.Array:
     return x if group == 1 else jnp.repeat(x, group, axis=2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, precision: str | None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: jax.Array | None,
+    causal: bool,
+    precision: str | None,
 ) -> jax.Array:
     """`precision` of matrix products is for the backward pass, which may be traced in another context."""
     del precision
-    return dispatch.forward(query, key, value, causal)[0]
+    return dispatch.forward(query, key, value, causal, segments)[0]
 
 
 def _attend_forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, _precision: str | None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: jax.Array | None,
+    causal: bool,
+    _precision: str | None,
 ) -> tuple[jax.Array, Saved]:
-    mixed, lse = dispatch.forward(query, key, value, causal)
+    mixed, lse = dispatch.forward(query, key, value, causal, segments)
     mixed, lse = saved_as(ATTENTION, mixed), checkpoint_name(lse, ATTENTION)
-    return mixed, Saved(query, key, value, mixed, lse)
+    return mixed, Saved(query, key, value, mixed, lse, segments)
 
 
 def _attend_backward(
     causal: bool, precision: str | None, saved: Saved, gradient: jax.Array
-) -> Grads:
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     with jax.default_matmul_precision(precision):
-        return dispatch.backward(saved, gradient, causal)
+        return *dispatch.backward(saved, gradient, causal), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def attend_rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def attend_rotated(
+    qkv: jax.Array, cos: jax.Array, sin: jax.Array, segments: jax.Array | None = None
+) -> jax.Array:
     """`attend` of rotated queries and keys, from what one projection returned.
 
     On a TPU one kernel reads `qkv` as it lies in memory and rotates it; elsewhere it is `rotate`, `attend`.
@@ -95,33 +122,43 @@ def attend_rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     Args:
       qkv: `[batch, length, 3, heads * head_dim]`: query, key and value.
       cos, sin: from `rotary_tables`, which say the size of a head; no gradient flows into them.
+      segments: as in `attend`. Positions count on through all of them: what a rotation does to a product of
+        query and key depends on their distance alone.
 
     Returns:
       `[batch, length, heads * head_dim]`, in its dtype.
     """
-    return _attend_rotated(qkv, cos, sin, dispatch.matmul_precision())
+    return _attend_rotated(qkv, cos, sin, segments, dispatch.matmul_precision())
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend_rotated(
-    qkv: jax.Array, cos: jax.Array, sin: jax.Array, precision: str | None
+    qkv: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    segments: jax.Array | None,
+    precision: str | None,
 ) -> jax.Array:
     del precision
-    return dispatch.forward_rotated(qkv, cos, sin)[0]
+    return dispatch.forward_rotated(qkv, cos, sin, segments)[0]
 
 
 def _attend_rotated_forward(
-    qkv: jax.Array, cos: jax.Array, sin: jax.Array, _precision: str | None
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    mixed, lse = checkpoint_name(dispatch.forward_rotated(qkv, cos, sin), ATTENTION)
-    return mixed, (qkv, cos, sin, mixed, lse)
+    qkv: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    segments: jax.Array | None,
+    _precision: str | None,
+) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
+    mixed, lse = checkpoint_name(dispatch.forward_rotated(qkv, cos, sin, segments), ATTENTION)
+    return mixed, (qkv, cos, sin, mixed, lse, segments)
 
 
 def _attend_rotated_backward(
     precision: str | None, saved: tuple[jax.Array, ...], gradient: jax.Array
-) -> tuple[jax.Array, None, None]:
+) -> tuple[jax.Array, None, None, None]:
     with jax.default_matmul_precision(precision):
-        return dispatch.backward_rotated(saved, gradient), None, None
+        return dispatch.backward_rotated(saved, gradient), None, None, None
 
 
 _attend_rotated.defvjp(_attend_rotated_forward, _attend_rotated_backward)

@@ -34,6 +34,7 @@ ROWS = ("batch", "heads", "length")
 PACKED = ("batch", "length", None, "heads")
 FLAT = ("batch", "length", "heads")
 TABLE = (None, None)
+SEGMENTS = ("batch", "length")
 
 Axes = tuple[str | None, ...]
 
@@ -44,14 +45,16 @@ class Form(NamedTuple):
     Attributes:
       platform: that it is for; "any" for all.
       takes: whether it can compute arrays of a shape `[batch, length, heads, head_dim]` and a dtype.
-      forward: `(query, key, value, causal) -> (mixed, lse)`.
+      forward: `(query, key, value, causal, segments) -> (mixed, lse)`.
       backward: `(saved, gradient, causal) -> (d_query, d_key, d_value)`.
+      confines: whether it takes segments.
     """
 
     platform: str
     takes: Callable[[tuple[int, ...], jnp.dtype], bool]
-    forward: Callable[[jax.Array, jax.Array, jax.Array, bool], tuple[jax.Array, jax.Array]]
+    forward: Callable[..., tuple[jax.Array, jax.Array]]
     backward: Callable[[Saved, jax.Array, bool], Grads]
+    confines: bool = True
 
 
 def _cudnn_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
@@ -61,7 +64,8 @@ def _cudnn_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
 # The first that is for the platform and takes the arrays is the form that runs.
 FORMS = {
     "splash": Form("tpu", kernels.splash_takes, kernels.forward_splash, kernels.backward_splash),
-    "cudnn": Form("cuda", _cudnn_takes, kernels.forward_cudnn, kernels.backward_cudnn),
+    # cuDNN knows lengths and biases, but no segments: those take a GPU to the form below.
+    "cudnn": Form("cuda", _cudnn_takes, kernels.forward_cudnn, kernels.backward_cudnn, False),
     "by_head": Form(
         "cpu",
         lambda shape, _dtype: shape[1] >= LENGTH_BY_HEAD,
@@ -74,18 +78,23 @@ FORMS = {
 }
 
 
-def form(platform: str, shape: tuple[int, ...], dtype: jnp.dtype) -> str:
+def form(
+    platform: str, shape: tuple[int, ...], dtype: jnp.dtype, *, segmented: bool = False
+) -> str:
     """The name of the form that runs.
 
     Args:
       platform: "cpu", "cuda", "tpu" or another that JAX lowers for.
       shape: of query, key and value: `[batch, length, heads, head_dim]`.
       dtype: of them.
+      segmented: attention is confined to segments.
     """
     return next(
         name
         for name, form in FORMS.items()
-        if form.platform in (platform, "any") and form.takes(shape, dtype)
+        if form.platform in (platform, "any")
+        and form.takes(shape, dtype)
+        and (form.confines or not segmented)
     )
 
 
@@ -97,13 +106,18 @@ def matmul_precision() -> str | None:
 
 
 def forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    causal: bool,
+    segments: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention, with what its backward pass needs.
 
     Args:
       query, key, value: `[batch, length, heads, head_dim]`.
       causal: position i sees positions 0 … i only.
+      segments: `[batch, length]` int32; a position sees those of its own number only. None: all.
 
     Returns:
       `mixed: [batch, length, heads, head_dim]`, and `lse: [batch, heads, length]`, which is for `backward`
@@ -111,9 +125,10 @@ def forward(
     """
     primitive = functools.partial(_FORWARD, causal=causal)
     plain = functools.partial(_forward_on, "other", causal=causal)
-    mixed, lse = _on_mesh(
-        primitive, plain, (HEADS,) * 3, (HEADS, ROWS), _sizes(query), query, key, value
-    )
+    more, more_names = _segment_operands(segments)
+    names, out_names = (HEADS, HEADS, HEADS, *more_names), (HEADS, ROWS)
+    arrays = (query, key, value, *more)
+    mixed, lse = _on_mesh(primitive, plain, names, out_names, _sizes(query), *arrays)
     return mixed, lse
 
 
@@ -127,55 +142,70 @@ def backward(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
     """
     primitive = functools.partial(_BACKWARD, causal=causal)
     plain = functools.partial(_backward_on, "other", causal=causal)
-    names = (HEADS, HEADS, HEADS, HEADS, ROWS, HEADS)
+    more, more_names = _segment_operands(saved.segments)
+    names = (HEADS, HEADS, HEADS, HEADS, ROWS, HEADS, *more_names)
+    arrays = (*saved[:5], gradient, *more)
     d_query, d_key, d_value = _on_mesh(
-        primitive, plain, names, (HEADS,) * 3, _sizes(gradient), *saved, gradient
+        primitive, plain, names, (HEADS,) * 3, _sizes(gradient), *arrays
     )
     return d_query, d_key, d_value
 
 
-def forward_rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _segment_operands(
+    segments: jax.Array | None,
+) -> tuple[tuple[jax.Array, ...], tuple[Axes, ...]]:
+    """What segments add to the arrays of a primitive, and to the names of their axes."""
+    return ((), ()) if segments is None else ((segments,), (SEGMENTS,))
+
+
+def forward_rotated(
+    qkv: jax.Array, cos: jax.Array, sin: jax.Array, segments: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """`forward` of rotated queries and keys: on a TPU one kernel does both where it can.
 
     Args:
       qkv: `[batch, length, 3, heads * head_dim]`, not rotated yet.
       cos, sin: from `rotary_tables`, `[length, head_dim // 2]`.
+      segments: as `forward` takes them.
 
     Returns:
       `mixed: [batch, length, heads * head_dim]`, and `lse: [batch, heads, length]`.
     """
     plain = functools.partial(_forward_rotated_on, "other")
-    names = (PACKED, TABLE, TABLE)
-    mixed, lse = _on_mesh(
-        _FORWARD_ROTATED, plain, names, (FLAT, ROWS), _flat_sizes(qkv, cos), qkv, cos, sin
-    )
+    more, more_names = _segment_operands(segments)
+    names, sizes = (PACKED, TABLE, TABLE, *more_names), _flat_sizes(qkv, cos)
+    arrays = (qkv, cos, sin, *more)
+    mixed, lse = _on_mesh(_FORWARD_ROTATED, plain, names, (FLAT, ROWS), sizes, *arrays)
     return mixed, lse
 
 
-def backward_rotated(saved: tuple[jax.Array, ...], gradient: jax.Array) -> jax.Array:
+def backward_rotated(saved: tuple[Any, ...], gradient: jax.Array) -> jax.Array:
     """Gradient of `qkv`.
 
     Args:
-      saved: arguments and results of `forward_rotated`.
+      saved: arguments and results of `forward_rotated`, in this order: qkv, cos, sin, mixed, lse, segments.
       gradient: of `mixed`.
     """
     plain = functools.partial(_backward_rotated_on, "other")
-    names = (PACKED, TABLE, TABLE, FLAT, ROWS, FLAT)
-    (d_qkv,) = _on_mesh(
-        _BACKWARD_ROTATED, plain, names, (PACKED,), _flat_sizes(*saved[:2]), *saved, gradient
-    )
+    *arrays, segments = saved
+    more, more_names = _segment_operands(segments)
+    names = (PACKED, TABLE, TABLE, FLAT, ROWS, FLAT, *more_names)
+    sizes = _flat_sizes(*arrays[:2])
+    arrays = [*arrays, gradient, *more]
+    (d_qkv,) = _on_mesh(_BACKWARD_ROTATED, plain, names, (PACKED,), sizes, *arrays)
     return d_qkv
 
 
 def _forward_on(platform: str, *arrays: jax.Array, causal: bool) -> tuple[jax.Array, ...]:
-    query, key, value = arrays
-    chosen = FORMS[form(platform, query.shape, query.dtype)]
-    return chosen.forward(query, key, value, causal)
+    query, key, value, *segments = arrays
+    chosen = FORMS[form(platform, query.shape, query.dtype, segmented=bool(segments))]
+    return chosen.forward(query, key, value, causal, *segments)
 
 
 def _backward_on(platform: str, *arrays: jax.Array, causal: bool) -> tuple[jax.Array, ...]:
-    chosen = FORMS[form(platform, arrays[0].shape, arrays[0].dtype)]
-    return chosen.backward(Saved(*arrays[:-1]), arrays[-1], causal)
+    query, key, value, mixed, lse, gradient, *segments = arrays
+    chosen = FORMS[form(platform, mixed.shape, mixed.dtype, segmented=bool(segments))]
+    return chosen.backward(Saved(query, key, value, mixed, lse, *segments), gradient, causal)
 
 
 def _sizes(x: jax.Array) -> tuple[int, int]:
@@ -188,26 +218,30 @@ def _flat_sizes(qkv: jax.Array, cos: jax.Array) -> tuple[int, int]:
     return qkv.shape[0], qkv.shape[3] // (2 * cos.shape[1])
 
 
-def _is_packed(platform: str, qkv: jax.Array, cos: jax.Array) -> bool:
+def _is_packed(platform: str, qkv: jax.Array, cos: jax.Array, segments: list[jax.Array]) -> bool:
+    """Whether the one kernel does it, which takes no segments: with them it is splash attention."""
+    if segments:
+        return False
     (batch, heads), (length, half) = _flat_sizes(qkv, cos), cos.shape
     return platform == "tpu" and packed.packed_takes((batch, length, heads, 2 * half), qkv.dtype)
 
 
 def _forward_rotated_on(platform: str, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    qkv, cos, sin = arrays
-    if _is_packed(platform, qkv, cos):
+    qkv, cos, sin, *segments = arrays
+    if _is_packed(platform, qkv, cos, segments):
         return packed.forward_packed(qkv, cos, sin)
-    mixed, lse = _forward_on(platform, *_rotated(qkv, cos, sin), causal=False)
+    mixed, lse = _forward_on(platform, *_rotated(qkv, cos, sin), *segments, causal=False)
     return mixed.reshape(*qkv.shape[:2], -1), lse
 
 
 def _backward_rotated_on(platform: str, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    qkv, cos, sin, mixed, lse, gradient = arrays
-    if _is_packed(platform, qkv, cos):
+    qkv, cos, sin, mixed, lse, gradient, *segments = arrays
+    if _is_packed(platform, qkv, cos, segments):
         return (packed.backward_packed(*arrays),)
     inputs = _rotated(qkv, cos, sin)
     mixed, gradient = (x.reshape(inputs[0].shape) for x in (mixed, gradient))
-    d_query, d_key, d_value = _backward_on(platform, *inputs, mixed, lse, gradient, causal=False)
+    operands = (*inputs, mixed, lse, gradient, *segments)
+    d_query, d_key, d_value = _backward_on(platform, *operands, causal=False)
     # The transpose of a rotation turns back.
     back = rotate(d_query, cos, -sin), rotate(d_key, cos, -sin), d_value
     return (jnp.stack(back, axis=2).reshape(qkv.shape),)

@@ -1,11 +1,12 @@
 """Forms of attention: each a forward pass that returns its log-sum-exp, and a backward pass from it.
 
-    forward_*(query, key, value, causal) -> (mixed, lse)
+    forward_*(query, key, value, causal, segments) -> (mixed, lse)
     backward_*(saved, gradient, causal) -> (d_query, d_key, d_value)
 
 `query`, `key`, `value`, `mixed` and `gradient` are `[batch, length, heads, head_dim]` of one dtype, `lse` is
 `[batch, heads, length]`, the logarithm of each softmax's denominator, in float32 (float64 for float64).
-With it the backward pass recomputes the probabilities; none stores them.
+With it the backward pass recomputes the probabilities; none stores them. `segments: [batch, length]` int32
+confines attention to positions of the same number; None leaves the form as it is without them.
 `sdtt_jax.networks.attention.dispatch` chooses among the forms.
 """
 
@@ -27,32 +28,37 @@ class Saved(NamedTuple):
     value: jax.Array
     mixed: jax.Array
     lse: jax.Array
+    segments: jax.Array | None = None
 
 
 # --- All heads at once: three plain batched matmuls, which any compiler can split over devices.
 
 
 def forward_at_once(
-    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    causal: bool,
+    segments: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Scores of all heads in one array `[batch, heads, length, length]`."""
     # Heads first: on CPU at batch 64, length 64, 4 heads of 32 the forward pass takes 4.6 ms, against
     # 25 ms with the heads left in third place.
     query, key, value = _heads_first(query * _scale(query), key, value)
     scores = _einsum("bhqd,bhkd->bhqk", query, key)
-    unscaled, total, lse = _softmax(scores, causal)
+    unscaled, total, lse = _softmax(scores, causal, _of_all_heads(segments))
     mixed = _einsum("bhqk,bhkd->bhqd", unscaled.astype(value.dtype), value) / total
     return jnp.swapaxes(mixed, 1, 2).astype(value.dtype), lse
 
 
 def backward_at_once(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
     """The gradient of `forward_at_once`."""
-    query, key, value, mixed, lse = saved
+    query, key, value, mixed, lse, segments = saved
     dtype, scale = query.dtype, _scale(query)
     delta = _row_products(mixed, gradient)
     query, key, value, gradient = _heads_first(query * scale, key, value, gradient)
     scores = _einsum("bhqd,bhkd->bhqk", query, key)
-    weights = jnp.exp(_visible(scores, causal) - lse[..., None])
+    weights = jnp.exp(_visible(scores, causal, _of_all_heads(segments)) - lse[..., None])
     d_value = _einsum("bhqk,bhqd->bhkd", weights.astype(dtype), gradient)
     d_weights = _einsum("bhqd,bhkd->bhqk", gradient, value)
     d_scores = (weights * (d_weights - delta[..., None])).astype(dtype)
@@ -69,19 +75,23 @@ def backward_at_once(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
 
 
 def forward_by_head(
-    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    causal: bool,
+    segments: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Scores of one head at a time, `[length, length]`."""
     batch, length, heads, head_dim = query.shape
 
-    def one(head: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        query, key, value = head
-        unscaled, total, lse = _softmax(_dot(query, key, 0, 0), causal)
+    def one(head: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+        (query, key, value), segments = head
+        unscaled, total, lse = _softmax(_dot(query, key, 0, 0), causal, segments)
         # Divided after the product: [length, head_dim] values instead of [length, length].
         return (_dot(unscaled.astype(value.dtype), value, 1, 1) / total).astype(value.dtype), lse
 
     operands = tuple(_features_first(x) for x in (query * _scale(query), key, value))
-    mixed, lse = jax.lax.map(one, operands)
+    mixed, lse = jax.lax.map(one, (operands, _of_each_head(segments, heads)))
     mixed = jnp.swapaxes(mixed.reshape(batch, heads, length, head_dim), 1, 2)
     return mixed, lse.reshape(batch, heads, length)
 
@@ -92,16 +102,21 @@ def backward_by_head(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
     So each of the five products is of matrices as they lie in memory, query, key and gradient in both
     layouts: 100 ms of CPU time where products with transposed operands took 122.
     """
-    query, key, value, mixed, lse = saved
+    query, key, value, mixed, lse, segments = saved
     batch, length, heads, head_dim = query.shape
     dtype, scale = query.dtype, _scale(query)
     statistics = tuple(x.reshape(-1, length) for x in (lse, _row_products(mixed, gradient)))
 
     def one(
-        rows: tuple[jax.Array, ...], columns: tuple[jax.Array, ...], lse: Any, delta: Any
+        rows: tuple[jax.Array, ...],
+        columns: tuple[jax.Array, ...],
+        lse: Any,
+        delta: Any,
+        segments: Any,
     ) -> Grads:
         (query, key, value, gradient), (query_t, key_t, gradient_t) = rows, columns
-        weights = jnp.exp(_visible(_dot(key, query_t, 1, 0), causal, keys_first=True) - lse)
+        scores = _dot(key, query_t, 1, 0)
+        weights = jnp.exp(_visible(scores, causal, segments, keys_first=True) - lse)
         d_value = _dot(weights.astype(dtype), gradient, 1, 0)
         d_weights = _dot(value, gradient_t, 1, 0)
         d_scores = (weights * (d_weights - delta)).astype(dtype)
@@ -111,7 +126,8 @@ def backward_by_head(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
     query = query * scale
     rows = tuple(x.reshape(-1, length, head_dim) for x in _heads_first(query, key, value, gradient))
     columns = tuple(_features_first(x) for x in (query, key, gradient))
-    d_query, d_key, d_value = jax.lax.map(lambda head: one(*head), (rows, columns, *statistics))
+    heads_in_turn = (rows, columns, *statistics, _of_each_head(segments, heads))
+    d_query, d_key, d_value = jax.lax.map(lambda head: one(*head), heads_in_turn)
     d_query = jnp.swapaxes(d_query, 1, 2)
     shape = (batch, heads, length, head_dim)
     return _results(dtype, *(x.reshape(shape) for x in (d_query, d_key, d_value)))
@@ -135,12 +151,17 @@ def splash_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
 
 
 def forward_splash(
-    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, interpret: bool = False
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    causal: bool,
+    segments: jax.Array | None = None,
+    interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Blocks of scores in the fast memory of a TPU; `interpret` runs it anywhere, slowly."""
     kernel = _splash(query.shape, causal, save_residuals=True, interpret=interpret)
     query, key, value = _heads_first(query * _scale(query), key, value)
-    mixed, (lse,) = jax.vmap(kernel)(query, key, value)
+    mixed, (lse,) = jax.vmap(kernel)(query, key, value, _splash_segments(segments))
     return jnp.swapaxes(mixed, 1, 2), lse
 
 
@@ -150,17 +171,17 @@ def backward_splash(
     """The gradient of `forward_splash`."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
-    query, key, value, mixed, lse = saved
+    query, key, value, mixed, lse, segments = saved
     kernel = _splash(query.shape, causal, save_residuals=False, interpret=interpret)
     masks = (kernel.dq_mask_info, kernel.dkv_mask_info)
     dtype, scale = query.dtype, _scale(query)
 
     @jax.vmap
-    def one(inputs: tuple[jax.Array, ...], outputs: tuple[jax.Array, ...], do: jax.Array) -> Grads:
+    def one(inputs: tuple[Any, ...], outputs: tuple[jax.Array, ...], do: jax.Array) -> Grads:
         # The kernel's own rule, by its private name (JAX 0.10 to 0.12 have it): differentiating the kernel
         # instead would run its forward pass once more, for what is saved here already.
         grads = splash_attention_kernel._splash_attention_bwd(
-            **kernel.kwargs, res=(*inputs, None, None, *outputs, *masks), do=do
+            **kernel.kwargs, res=(*inputs, None, *outputs, *masks), do=do
         )
         return grads[3:6]
 
@@ -168,8 +189,15 @@ def backward_splash(
         _heads_first(query * scale, key, value),
         _heads_first(mixed, gradient),
     )
+    inputs = (*inputs, _splash_segments(segments))
     d_query, d_key, d_value = one(inputs, (mixed, lse), gradient)
     return _results(dtype, d_query * scale, d_key, d_value)
+
+
+def _splash_segments(segments: jax.Array | None) -> Any:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+    return None if segments is None else splash_attention_kernel.SegmentIds(segments, segments)
 
 
 def _splash(shape: tuple[int, ...], causal: bool, save_residuals: bool, interpret: bool) -> Any:
@@ -228,9 +256,10 @@ def cudnn_is_here() -> bool:
 
 
 def forward_cudnn(
-    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool
+    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, segments: None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """cuDNN's kernel, with the statistics that its backward pass reads."""
+    """cuDNN's kernel, with the statistics that its backward pass reads; it takes no segments."""
+    del segments
     cudnn, unused, options = _cudnn_call(query, causal)
     mixed, lse = cudnn._dot_product_attention_fwd_p.bind(
         query, key, value, *unused, **options, is_training=True
@@ -240,7 +269,7 @@ def forward_cudnn(
 
 def backward_cudnn(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
     """The gradient of `forward_cudnn`."""
-    query, key, value, mixed, lse = saved
+    query, key, value, mixed, lse, _ = saved
     cudnn, unused, options = _cudnn_call(query, causal)
     d_query, d_key, d_value = cudnn._dot_product_attention_bwd_p.bind(
         query, key, value, *unused, lse, mixed, gradient, **options
@@ -293,18 +322,38 @@ def _einsum(formula: str, left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.einsum(formula, left, right, preferred_element_type=_wide(left.dtype))
 
 
-def _visible(scores: jax.Array, causal: bool, *, keys_first: bool = False) -> jax.Array:
-    """`scores: [..., queries, keys]`, or `keys_first`, with later keys made impossible, if `causal`."""
-    if not causal:
-        return scores
-    rows, columns = (jax.lax.broadcasted_iota(jnp.int32, scores.shape[-2:], i) for i in (0, 1))
-    seen = rows <= columns if keys_first else columns <= rows
-    return jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
+def _of_all_heads(segments: jax.Array | None) -> jax.Array | None:
+    """`[batch, length]` → `[batch, 1, length]`."""
+    return None if segments is None else segments[:, None]
 
 
-def _softmax(scores: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _of_each_head(segments: jax.Array | None, heads: int) -> jax.Array | None:
+    """`[batch, length]` → `[batch * heads, length]`."""
+    return None if segments is None else jnp.repeat(segments, heads, axis=0)
+
+
+def _visible(
+    scores: jax.Array, causal: bool, segments: jax.Array | None, *, keys_first: bool = False
+) -> jax.Array:
+    """`scores: [..., queries, keys]`, or `keys_first`, with what is not seen made impossible.
+
+    That is, later keys if `causal`, and keys of other segments if there are `segments: [..., length]`.
+    """
+    lowest = jnp.finfo(scores.dtype).min
+    if causal:
+        rows, columns = (jax.lax.broadcasted_iota(jnp.int32, scores.shape[-2:], i) for i in (0, 1))
+        seen = rows <= columns if keys_first else columns <= rows
+        scores = jnp.where(seen, scores, lowest)
+    if segments is not None:
+        scores = jnp.where(segments[..., :, None] == segments[..., None, :], scores, lowest)
+    return scores
+
+
+def _softmax(
+    scores: jax.Array, causal: bool, segments: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Softmax over the last axis as `unscaled / total`, and the log-sum-exp without that axis."""
-    scores = _visible(scores, causal)
+    scores = _visible(scores, causal, segments)
     largest = scores.max(axis=-1, keepdims=True)
     unscaled = jnp.exp(scores - largest)
     total = unscaled.sum(axis=-1, keepdims=True)

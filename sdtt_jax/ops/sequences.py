@@ -1,0 +1,122 @@
+"""What a sequence is made of, read off its tokens: texts that stand beside each other, prompts, padding.
+
+A record holds nothing but tokens. Where a text ends in it is said by EOS, and where a prompt ends by BOS, so
+that the arrangement is a pure function of the tokens and of how they were packed.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import one_of, require
+from sdtt_jax.typing import PerSequence, PerToken, Positions, Scalar, Segments, Tokens
+
+# The segment of padding: no text has it.
+PADDING = -1
+# The stream of all texts cut to length; the same with attention confined to each text; one text for each
+# sequence, and padding; the same with a prompt at the beginning.
+KINDS = ("packed", "documents", "padded", "prompted")
+
+
+class Arrangement(NamedTuple):
+    """What the positions of a batch are.
+
+    Attributes:
+      segments: `[batch, length]` int32, the text that each position belongs to, `PADDING` for none.
+      free: `[batch, length]` bool, positions that may be masked, and that count: not padding, no prompt.
+    """
+
+    segments: Segments
+    free: Positions
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """How sequences were packed.
+
+    Attributes:
+      kind: one of `KINDS`.
+      bos_id, eos_id: of the vocabulary; they may be the same.
+      wrap: every sequence is `[BOS] chunk [EOS]`; only packed ones are.
+    """
+
+    kind: str = "packed"
+    bos_id: int = 0
+    eos_id: int = 0
+    wrap: bool = False
+
+    def __post_init__(self) -> None:
+        one_of(self, kind=KINDS)
+        require(
+            not self.wrap or self.kind in ("packed", "documents"),
+            f"wrap=True puts BOS and EOS around chunks of many texts; kind={self.kind!r} has one text each.",
+        )
+
+
+def arrange(tokens: Tokens, sequences: Sequences | None) -> Arrangement | None:
+    """What the positions of clean `tokens` are; None if all are alike and see each other.
+
+    - "documents": an EOS belongs to the text that it ends, and the BOS of a wrapped sequence to its first.
+    - "padded": what follows the first EOS is padding.
+    - "prompted": the prompt ends with the first BOS; what follows the first EOS behind it is padding.
+
+    Args:
+      tokens: `[batch, length]` int32, no MASK.
+      sequences: how they were packed; None: all are alike.
+
+    Examples:
+      >>> tokens = jnp.array([[5, 6, 1, 7, 1, 8]])
+      >>> arrange(tokens, Sequences("documents", bos_id=0, eos_id=1)).segments
+      Array([[0, 0, 0, 1, 1, 2]], dtype=int32)
+      >>> arrange(jnp.array([[5, 0, 7, 1, 1]]), Sequences("prompted", bos_id=0, eos_id=1)).free
+      Array([[False, False,  True,  True, False]], dtype=bool)
+    """
+    if sequences is None or sequences.kind == "packed":
+        return None
+    ends, prompt = tokens == sequences.eos_id, jnp.zeros(tokens.shape, bool)
+    if sequences.wrap:
+        ends = ends.at[:, 0].set(False)  # BOS, which may be the same token
+    if sequences.kind == "prompted":
+        mark = tokens == sequences.bos_id
+        prompt = (_before(mark) == 0) & jnp.any(mark, axis=1, keepdims=True)
+        ends &= ~prompt
+    number = _before(ends)
+    if sequences.kind == "documents":
+        return Arrangement(number, jnp.ones(tokens.shape, bool))
+    padding = number > 0
+    return Arrangement(jnp.where(padding, PADDING, 0), ~(padding | prompt))
+
+
+def begins(segments: Segments) -> Positions:
+    """Where a segment begins: `[batch, length]` bool."""
+    first = jnp.ones_like(segments[:, :1], bool)
+    return jnp.concatenate([first, segments[:, 1:] != segments[:, :-1]], axis=1)
+
+
+def number_counted(tokens: Tokens, free: Positions | None) -> Scalar:
+    """How many tokens of a batch count: `[]` float32.
+
+    Args:
+      tokens: `[batch, length]` int32.
+      free: `[batch, length]` bool, those that count; None: all.
+    """
+    return jnp.float32(tokens.size) if free is None else free.sum().astype(jnp.float32)
+
+
+def mean_counted(values: PerToken, free: Positions | None) -> PerSequence:
+    """The mean of each sequence over what counts: `[batch]` float32.
+
+    Args:
+      values: `[batch, length]` float32, 0 where nothing counts.
+      free: `[batch, length]` bool, what counts; None: all.
+    """
+    if free is None:
+        return values.mean(axis=-1)
+    return values.sum(axis=-1) / jnp.maximum(free.sum(axis=-1), 1)
+
+
+def _before(where: jax.Array) -> jax.Array:
+    """How many are True before each position: int32 of the shape of `where`."""
+    return jnp.cumsum(where, axis=1, dtype=jnp.int32) - where.astype(jnp.int32)

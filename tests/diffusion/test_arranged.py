@@ -1,0 +1,295 @@
+"""Texts side by side, prompts and padding. Oracle: a loop over the texts, each alone in its sequence."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sdtt_jax
+from sdtt_jax.causal.nll import causal_nll
+from sdtt_jax.diffusion.estimators import BoundConfig
+from sdtt_jax.diffusion.nelbo import NelboConfig, masked_batch, masked_nll, nelbo
+from sdtt_jax.diffusion.sampler import SamplerConfig, sample
+from sdtt_jax.distillation.loss import masked_batch as distillation_batch
+from sdtt_jax.distillation.targets import teacher_targets
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.likelihood import text_bounds
+from sdtt_jax.networks import CausalConfig, CausalNetwork
+from sdtt_jax.networks.attention.dispatch import LENGTH_BY_HEAD
+from sdtt_jax.networks.config import CoupledConfig, LlamaDenoiserConfig, NoiseConfig
+from sdtt_jax.networks.coupled import CoupledDenoiser
+from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
+from sdtt_jax.networks.llama import LlamaDenoiser
+from sdtt_jax.objectives import arranged, distill_loss, judge_loss, teacher_loss
+from sdtt_jax.ops.noise import draw_noise
+from sdtt_jax.ops.sequences import Sequences, arrange
+from tests.worlds import as_model, noisy_params
+
+BOS, EOS, VOCAB, LENGTH = 1, 2, 12, 16
+SIZES = {"num_layers": 2, "embed_dim": 16, "num_heads": 2}
+DENOISER = sdtt_jax.Denoiser(sdtt_jax.DenoiserConfig(VOCAB, length=LENGTH, **SIZES))
+DIFFUSION = sdtt_jax.MaskedDiffusion(DENOISER, sdtt_jax.make_schedule())
+PARAMS, TEACHER = noisy_params(DENOISER, 0, spread=0.4), noisy_params(DENOISER, 1, spread=0.4)
+KEY = jax.random.key(7)
+HIDDEN = jax.jit(
+    lambda network, params, tokens, segments: network.hidden(params, tokens, segments=segments),
+    static_argnums=0,
+)
+MASKED_NLL = jax.jit(masked_nll, static_argnames="diffusion")
+
+
+def _texts(lengths, seed=0, vocab=VOCAB):
+    """Rows that end with EOS; no other token is special."""
+    rng = np.random.default_rng(seed)
+    return [np.append(rng.integers(3, vocab, n - 1), EOS).astype(np.int32) for n in lengths]
+
+
+def _padded(text, length):
+    return np.pad(text, (0, length - len(text)), constant_values=EOS)
+
+
+# For each kind the batch, and for each row the slices that its texts take.
+# Their lengths are few, so that few programs are compiled for texts alone.
+PAIRS = [
+    np.insert(text, split, BOS) for text, split in zip(_texts((7, 11), 1), (3, 6), strict=True)
+]
+BATCHES = {
+    "documents": np.stack(
+        [np.concatenate(_texts((8, 1, 7), 2)), np.concatenate(_texts((8, 8), 3))]
+    ),
+    "padded": np.stack([_padded(text, LENGTH) for text in _texts((7, 16), 4)]),
+    "prompted": np.stack([_padded(text, LENGTH) for text in PAIRS]),
+}
+
+
+def _sequences(kind):
+    return Sequences(kind, BOS, EOS)
+
+
+def _slices(kind):
+    """`(row, slice)` of every text, padding left out."""
+    for row, tokens in enumerate(BATCHES[kind]):
+        start = 0
+        while start < LENGTH:
+            stop = start + int(np.argmax(tokens[start:] == EOS)) + 1
+            yield row, slice(start, stop)
+            if kind != "documents":
+                break
+            start = stop
+
+
+def _arranged(kind, diffusion=DIFFUSION):
+    tokens = jnp.asarray(BATCHES[kind])
+    return tokens, diffusion.within(arrange(tokens, _sequences(kind)))
+
+
+def _model(kind, params=PARAMS):
+    """What a user would hold; of its tokenizer only BOS and EOS are asked."""
+    model = as_model(DENOISER, params)
+    facts = model.facts | {"sequences": kind}
+    return dataclasses.replace(model, facts=facts, tokenizer=_sequences(kind))
+
+
+def _llama(**fields):
+    config = LlamaDenoiserConfig(
+        VOCAB, length=LENGTH, num_kv_heads=1, mlp_dim=20, **SIZES, **fields
+    )
+    return LlamaDenoiser(config)
+
+
+def _long():
+    """A network whose attention takes one head after the other."""
+    config = sdtt_jax.DenoiserConfig(VOCAB, length=LENGTH_BY_HEAD + 64, **SIZES)
+    return sdtt_jax.Denoiser(config)
+
+
+NETWORKS = {
+    "all heads at once": (DENOISER, (8, 8)),
+    "one head after the other": (_long(), (LENGTH_BY_HEAD, 64)),
+    "llama": (_llama(), (8, 8)),
+    "llama, shifted": (_llama(shift=True), (8, 8)),
+    "causal": (CausalNetwork(CausalConfig(VOCAB, length=LENGTH, **SIZES)), (8, 8)),
+}
+
+
+def _logits(network, params, tokens, segments=None):
+    """`[batch, length, VOCAB]`; the eager head compiles once for all of them."""
+    hidden = HIDDEN(network, params, tokens, segments)
+    return network.logits(params, hidden)[..., :VOCAB]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_of_a_text_packed_with_others_are_those_of_it_alone(name):
+    """Rotations go on through all texts, and in float32 they round otherwise at other places.
+
+    So equality is to 1e-5 where logits are as large as those of trained networks, here below 10.
+    """
+    network, lengths = NETWORKS[name]
+    params, texts = noisy_params(network, 2, spread=0.15), _texts(lengths)
+    tokens = jnp.asarray(np.concatenate(texts))[None]
+    segments = arrange(tokens, _sequences("documents")).segments
+    together = _logits(network, params, tokens, segments)[0]
+    ends = np.cumsum(lengths)
+    for text, found in zip(texts, np.split(together, ends[:-1]), strict=True):
+        alone = _logits(network, params, jnp.asarray(text)[None])[0]
+        assert float(jnp.abs(alone).max()) < 10
+        np.testing.assert_allclose(found, alone, atol=1e-5)
+    # Without segments they see each other.
+    assert float(jnp.abs(together - _logits(network, params, tokens)[0]).max()) > 1e-3
+
+
+def test_open_edges_stay_within_a_text():
+    network = _llama()
+    params, tokens = noisy_params(network, 3, spread=0.3), jnp.asarray(BATCHES["documents"])
+    segments = arrange(tokens, _sequences("documents")).segments
+    edges = jnp.ones((*tokens.shape, LENGTH), bool)
+    opened = jax.jit(network.hidden)(params, tokens, None, edges, segments=segments)
+    np.testing.assert_allclose(opened, HIDDEN(network, params, tokens, segments), atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["documents", "prompted"])
+def test_the_denoising_loss_is_that_of_a_loop_over_texts(kind):
+    """With the masks of the batch; a text's own loss is that of `masked_nll`, and the weight its row's."""
+    tokens, model = _arranged(kind)
+    config = NelboConfig(antithetic=False)
+    _, weight, x_t = masked_batch(model, tokens, KEY, config)
+    sigma = DIFFUSION.schedule.sigma(jnp.full(1, 0.5))
+    expected = counted = 0.0
+    for row, place in _slices(kind):
+        clean, noisy = tokens[row, place][None], x_t[row, place][None]
+        prompt = int(np.argmax(clean[0] == BOS)) + 1 if kind == "prompted" else 0
+        assert not bool((noisy[:, :prompt] == DIFFUSION.mask_id).any())
+        nll = MASKED_NLL(DIFFUSION, PARAMS, clean, noisy, sigma)
+        expected += float(weight[row] * nll.sum())
+        counted += clean.shape[1] - prompt
+    loss_of = functools.partial(teacher_loss, config=config)
+    loss = jax.jit(arranged(loss_of, DIFFUSION, _sequences(kind)))(PARAMS, {}, tokens, KEY)
+    assert float(loss.weight) == counted
+    np.testing.assert_allclose(loss.total, expected, rtol=1e-5)
+    assert not bool(((x_t == DIFFUSION.mask_id) & ~model.free).any())
+    bound = jax.jit(lambda x: nelbo(_arranged(kind)[1], PARAMS, x, KEY, config))(tokens)
+    np.testing.assert_allclose((bound * model.free.sum(axis=1)).sum(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["documents", "prompted"])
+def test_distillation_is_that_of_a_loop_over_texts(kind):
+    """Targets of a teacher whose steps reveal nothing, for their draws are a whole row's; the divergence."""
+    config = sdtt_jax.DistillConfig(divergence="kl-fwd")
+    tokens, model = _arranged(kind)
+    t, x_t, key = distillation_batch(model, tokens, KEY, config)
+    keys, dt = jax.random.split(key, 1), jnp.float32(0.0)
+    together = jax.jit(
+        lambda x: teacher_targets(_arranged(kind)[1], TEACHER, keys, x, t, dt, config)[0]
+    )(x_t)
+    expected = count = 0.0
+    for row, place in _slices(kind):
+        noisy = x_t[row, place][None]
+        alone = HIDDEN(DENOISER, TEACHER, noisy, None)
+        np.testing.assert_allclose(together[row, place], alone[0], atol=1e-5)
+        masked = noisy[0] == DIFFUSION.mask_id
+        log_p, log_q = (
+            jax.nn.log_softmax(DENOISER.logits(params, hidden)[..., :VOCAB])[0]
+            for params, hidden in (
+                (TEACHER, alone),
+                (PARAMS, HIDDEN(DENOISER, PARAMS, noisy, None)),
+            )
+        )
+        expected += float(((jnp.exp(log_p) * (log_p - log_q)).sum(-1) * masked).sum())
+        count += int(masked.sum())
+    loss_of = functools.partial(distill_loss, config=config)
+    context = {"teacher_params": TEACHER, "dt": dt}
+    loss = jax.jit(arranged(loss_of, DIFFUSION, _sequences(kind)))(PARAMS, context, tokens, KEY)
+    assert float(loss.weight) == count > 0
+    np.testing.assert_allclose(loss.total, expected, rtol=1e-4)
+
+
+def test_two_steps_of_a_teacher_know_nothing_of_other_texts():
+    """The same draws, and another text beside the first: its targets are the same."""
+    config, dt = sdtt_jax.DistillConfig(num_distill_steps=2), jnp.float32(0.3)
+    first, *others = _texts((8, 8, 8), 5)
+
+    @jax.jit
+    def targets(clean):
+        model = DIFFUSION.within(arrange(clean, _sequences("documents")))
+        x_t = clean.at[:, jnp.array([1, 3, 9, 12])].set(DIFFUSION.mask_id)
+        return teacher_targets(model, TEACHER, KEY[None], x_t, jnp.full(1, 0.7), dt, config)[0, 0]
+
+    one, other = (targets(jnp.asarray(np.concatenate([first, text]))[None]) for text in others)
+    np.testing.assert_allclose(one[:8], other[:8], atol=1e-6)
+    assert float(jnp.abs(one[8:] - other[8:]).max()) > 1e-2
+
+
+@pytest.mark.parametrize("estimator", ["antithetic", "low-variance"])
+def test_bounds_count_what_is_free_alone(estimator):
+    """A network that finds all tokens equally likely has a bound of log(vocabulary) for each counted token.
+
+    n = 2 x 2048 maskings, seed 7; within 4 standard errors.
+    """
+    tokens, sequences = BATCHES["prompted"], _sequences("prompted")
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    config = BoundConfig(estimator, 2048)
+    [bounds] = [
+        batch()
+        for batch in text_bounds(_model("prompted", zeros), tokens, KEY, config, batch_size=2)
+    ]
+    masked, free = np.asarray(bounds.masked), np.asarray(arrange(tokens, sequences).free)
+    assert (masked <= free.sum(axis=1)[:, None]).all()
+    nats = np.asarray(bounds.nelbo)
+    error = nats.std(axis=1) / np.sqrt(nats.shape[1])
+    assert (np.abs(nats.mean(axis=1) - np.log(VOCAB)) < 4 * error + 0.01).all()
+
+
+@pytest.mark.parametrize("kind", ["documents", "padded"])
+def test_the_causal_loss_is_that_of_a_loop_over_texts(kind):
+    network, _ = NETWORKS["causal"]
+    params, tokens = noisy_params(network, 4, spread=0.3), jnp.asarray(BATCHES[kind])
+    alone = jax.jit(causal_nll, static_argnames="network")
+    expected = sum(
+        float(alone(network, params, tokens[row, place][None], BOS).sum())
+        for row, place in _slices(kind)
+    )
+    loss = jax.jit(judge_loss(network, BOS, _sequences(kind)))(params, {}, tokens, KEY)
+    np.testing.assert_allclose(loss.total, expected, rtol=1e-5)
+    assert float(loss.weight) == sum(place.stop - place.start for _, place in _slices(kind))
+
+
+def test_the_sampler_fills_a_given_layout_text_by_text():
+    """At one call and with the most probable token, each text is that of a sequence of its own."""
+    config = SamplerConfig(1, top_k=1)
+    tokens = BATCHES["documents"]
+    x_init = jnp.where(tokens == EOS, EOS, DIFFUSION.mask_id).at[:, 1].set(tokens[:, 1])
+    run = jax.jit(
+        lambda x, model_of: sample(model_of(x), PARAMS, KEY, x, config)[0].x, static_argnums=1
+    )
+    together = run(x_init, lambda x: DIFFUSION.within(arrange(x, _sequences("documents"))))
+    for row, place in _slices("documents"):
+        alone = run(x_init[row, place][None], lambda _: DIFFUSION)
+        np.testing.assert_array_equal(together[row, place], alone[0])
+
+
+def test_a_model_leaves_prompt_and_padding_as_they_are():
+    model, given = _model("prompted"), [0, 1, 2, 3, *range(8, LENGTH)]
+    x_init = jnp.asarray([[5, 6, 7, BOS, *4 * [DIFFUSION.mask_id], *8 * [EOS]]])
+    longer = jnp.pad(x_init[:, :9], ((0, 0), (0, LENGTH - 9)), constant_values=3)
+    found, config = model.denoise(KEY, x_init, SamplerConfig(4)).x, SamplerConfig(4)
+    np.testing.assert_array_equal(found[:, given], x_init[:, given])
+    *_, last = model.states(KEY, x_init, config)
+    np.testing.assert_array_equal(found, last.x)
+    # Behind the EOS that ends the text nothing is seen, whatever stands there.
+    np.testing.assert_array_equal(found[:, :8], model.denoise(KEY, longer, config).x[:, :8])
+
+
+def test_networks_that_read_the_whole_sequence_refuse_segments_by_name():
+    gpt2 = GPT2Network(GPT2Config(VOCAB, length=LENGTH, **SIZES))
+    tokens = jnp.asarray(BATCHES["documents"])
+    segments = arrange(tokens, _sequences("documents")).segments
+    with pytest.raises(ConfigError, match=r"GPT-2 .* cannot be confined to segments"):
+        jax.eval_shape(lambda: gpt2.hidden(noisy_params(gpt2, 0), tokens, segments))
+    sizes = sdtt_jax.DenoiserConfig(VOCAB, length=LENGTH, **SIZES)
+    coupled = CoupledDenoiser(CoupledConfig.of(sizes, NoiseConfig()))
+    noise = draw_noise(KEY, tokens.shape, VOCAB, coupled.noise_levels)
+    with pytest.raises(ConfigError, match=r"sees noise .* cannot be confined to segments"):
+        coupled.hidden({}, tokens, None, noise, segments=segments)
