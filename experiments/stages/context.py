@@ -13,6 +13,7 @@ from experiments.stages.workdir import Workdir, final, is_delivered
 from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.config import require, to_mapping
 from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
+from sdtt_jax.data.engines import Engine, in_process
 from sdtt_jax.data.loader import INFO_FILE
 from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
@@ -43,6 +44,8 @@ class Run:
     config: RunConfig
     workdir: Workdir
     mesh: Mesh
+    engine: Engine[Any] = in_process
+    """Who prepares the data."""
 
     def log(self, message: str) -> None:
         """Prints a line, on process 0 only."""
@@ -56,7 +59,7 @@ class Run:
         data, tokenizer = self.config.data, self.config.tokenizer
         ready: Any = None if self.base is None else self.base.text_tokenizer
         prepared = functools.partial(
-            prepare, data, tokenizer, local.data, local.tokenizer, track_text, ready
+            prepare, data, tokenizer, local.data, local.tokenizer, track_text, ready, self.engine
         )
         if not is_remote(self.workdir.root):
             # The others find it done.

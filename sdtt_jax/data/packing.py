@@ -138,6 +138,8 @@ def cut(
             continue
         joined = np.concatenate(waiting)
         whole = count // size * size
-        for chunk in joined[:whole].reshape(-1, size):
-            yield np.pad(chunk, 1, constant_values=(bos_id, eos_id)) if wrap else chunk
+        rows = joined[:whole].reshape(-1, size)
+        if wrap:
+            rows = np.pad(rows, ((0, 0), (1, 1)), constant_values=((0, 0), (bos_id, eos_id)))
+        yield from rows
         waiting, count = [joined[whole:]], count - whole

@@ -52,8 +52,14 @@ def write_report(workdir: Path | str) -> Path:
     return target
 
 
-def render(run: Run) -> str:
-    """The page as text. Everything that comes from the run is escaped by the template."""
+def page(template: str, rounds: int = 1, **values: Any) -> str:
+    """A page in the report's style. Every value is escaped by the template.
+
+    Args:
+      template: its name among `templates`.
+      rounds: how many rounds have colours.
+      **values: what the template shows.
+    """
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("sdtt_jax.reporting", "templates"),
         autoescape=True,
@@ -69,14 +75,23 @@ def render(run: Run) -> str:
         Markup(loader.get_source(templates, name)[0])
         for name in ("report.css", "report.js")
     )
-    rounds = max(1, len(run.rounds), *(curve.round for curve in run.curves))
-    return templates.get_template("report.html").render(
-        run=run,
-        findings=find(run),
+    return templates.get_template(template).render(
         style=Markup(css()) + style,
         script=script,
         light=Markup(css_variables(LIGHT, rounds)),
         dark=Markup(css_variables(DARK, rounds)),
+        **values,
+    )
+
+
+def render(run: Run) -> str:
+    """The page as text."""
+    rounds = max(1, len(run.rounds), *(curve.round for curve in run.curves))
+    return page(
+        "report.html",
+        rounds,
+        run=run,
+        findings=find(run),
         figures=figures(run),
         columns=sorted({k for s in quality_curves(run) for k in s.steps}),
         rows=quality_curves(run),

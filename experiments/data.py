@@ -1,0 +1,110 @@
+"""Prepares the data of a run with many workers, and looks at prepared data.
+
+  python -m experiments.data prepare --config=experiments/configs/owt_small.py --workdir=runs/owt --workers=16
+  python -m experiments.data prepare --config=experiments/configs/owt_small.py --workdir=runs/owt \\
+    --engine=beam --beam=--runner=DirectRunner --beam=--direct_num_workers=4
+  python -m experiments.data inspect --workdir=runs/owt --output=data.html
+
+`prepare` does the data stage of experiments.run, which then finds it done; the bytes are the same for any
+number and kind of workers. Stopped or killed, the same command goes on where it was. `inspect` prints counts,
+what each filter took away, compression, frequent tokens and random records, and compares the digests of the
+files; with --output it also writes a page (.html) or everything that it found (.json).
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+from rich.table import Table
+
+from experiments.cli.app import check_flags, join_processes, output_file, run_app, wide_console
+from experiments.settings import check_overrides
+from experiments.stages.runner import STAGES, open_run
+from experiments.stages.workdir import Workdir
+from sdtt_jax.config import choose, require
+from sdtt_jax.data import engines
+from sdtt_jax.data.inspection import inspect_data, most_frequent, summary, taken_away
+from sdtt_jax.errors import DataError
+from sdtt_jax.paths import as_path, write_json, write_text
+
+COMMANDS = ("prepare", "inspect")
+ENGINES = ("local", "beam")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; its data/ and tokenizer/.")
+_CORPUS = flags.DEFINE_string("corpus", None, "Short for --config.data.corpus: a name, or a path.")
+_ENGINE = flags.DEFINE_enum(
+    "engine", "local", ENGINES, "Processes of this machine, or Apache Beam."
+)
+_WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes of engine=local.")
+_BEAM = flags.DEFINE_multi_string("beam", [], "An option of Beam's, such as --runner=FlinkRunner.")
+_RECORDS = flags.DEFINE_integer(
+    "records", 3, "Records of each split that are shown.", lower_bound=0
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the choice of records.", lower_bound=0)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Also write a page (.html), or what was found (.json)."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Does what the command says."""
+    require(len(argv) > 1, f"Say what to do: {' or '.join(COMMANDS)}; see --help.")
+    choose("The command", argv[1], COMMANDS)
+    if argv[1] == "prepare":
+        check_flags([argv[0], *argv[2:]], "config", "workdir")
+        _prepare()
+    else:
+        check_flags([argv[0], *argv[2:]], "workdir")
+        _inspect()
+
+
+def _prepare() -> None:
+    config = _CONFIG.value
+    if _CORPUS.value is not None:
+        config.data.corpus = _CORPUS.value
+    engine = engines.beam(_BEAM.value) if _ENGINE.value == "beam" else engines.local(_WORKERS.value)
+    join_processes()
+    config_file = str(config_flags.get_config_filename(flags.FLAGS["config"]))
+    with open_run(config, as_path(str(_WORKDIR.value)), config_file) as run:
+        STAGES[0].run(dataclasses.replace(run, engine=engine))
+
+
+def _inspect() -> None:
+    output = output_file(_OUTPUT.value)
+    right = output is None or output.suffix in (".html", ".json")
+    require(right, f"--output={output} must end in .html or .json.")
+    workdir = Workdir(as_path(str(_WORKDIR.value)))
+    found = inspect_data(workdir.data, workdir.tokenizer, _RECORDS.value, _SEED.value)
+    console = wide_console()
+    for title, head, rows in (
+        ("Counts", ("", "train", "validation"), summary(found)),
+        ("What each filter took away", ("", "rows"), taken_away(found)),
+        ("The most frequent tokens", ("id", "text", "share"), most_frequent(found)),
+    ):
+        table = Table(title=title, title_justify="left")
+        for column in head:
+            table.add_column(column, justify="left" if column in ("", "text") else "right")
+        for row in rows:
+            table.add_row(*row)
+        if rows:
+            console.print(table)
+    for name, split in found["splits"].items():
+        for text in split["texts"]:
+            console.print(f"[bold]{name}[/bold]", end=" ")
+            console.print(text, markup=False, highlight=False)
+    print(f"digests of the shards: {found['digests']}")
+    if output is not None and output.suffix == ".json":
+        write_json(output, found)
+    elif output is not None:
+        from sdtt_jax.reporting.data_page import render_data
+
+        write_text(output, render_data(found, str(_WORKDIR.value)))
+    if found["digests"].startswith(str(workdir.data)):
+        raise DataError(f"{found['digests']} Restore the file, or prepare the data again.")
+
+
+if __name__ == "__main__":
+    run_app(main, check_overrides)

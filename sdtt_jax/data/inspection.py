@@ -1,0 +1,156 @@
+"""What a prepared corpus holds: counts, lengths, tokens, compression, texts; and whether it is whole."""
+
+import collections
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdtt_jax.data.corpora import SPLITS, TRAIN
+from sdtt_jax.data.loader import Split, open_split, read_info
+from sdtt_jax.data.shards import MANIFEST_FILE
+from sdtt_jax.data.tasks import check_sha256
+from sdtt_jax.data.tokenizer import Tokenizer, load_tokenizer
+from sdtt_jax.errors import DataError
+from sdtt_jax.paths import as_path, read_json
+
+# Tokens that are looked at, in so many stretches spread evenly over a split.
+MAX_TOKENS, STRETCHES = 4_000_000, 64
+MOST_FREQUENT = 20
+
+
+def inspect_data(
+    data_dir: str | Path, tokenizer_dir: str | Path, records: int = 3, seed: int = 0
+) -> dict[str, Any]:
+    """Looks at a prepared corpus.
+
+    Counts are of everything; lengths, tokens and compression of at most four million tokens a split, and
+    `looked_at` says of how many.
+
+    Args:
+      data_dir, tokenizer_dir: what `prepare` wrote.
+      records: of each split, so many random ones are decoded.
+      seed: of their choice.
+
+    Returns:
+      `info` and `manifest` as they are stored ({} for data without a manifest), `digests` ("equal", or what
+      is wrong), and for each split `sequences`, `tokens`, `looked_at`, `lengths` (documents by their number
+      of tokens, up to each power of two), `frequent` (token, its text, its share), `used` (share of the
+      vocabulary), `unknown` (share of the tokens), `bytes_per_token` and `texts`.
+
+    Raises:
+      DataError: a folder holds no such data, or they are damaged.
+    """
+    data_dir = as_path(data_dir)
+    content, tokenizer = read_info(data_dir), load_tokenizer(tokenizer_dir)
+    if tokenizer.digest != content.get("tokenizer_digest"):
+        raise DataError(
+            f"{tokenizer_dir} is not the tokenizer of {data_dir}; give the folder that is."
+        )
+    path = data_dir / MANIFEST_FILE
+    manifest = read_json(path) if path.exists() else {}
+    wrapped = bool(content.get("data", {}).get("wrap"))
+    return {
+        "info": content["info"],
+        "manifest": manifest,
+        "digests": _digests(data_dir, manifest.get("shards", {})),
+        "splits": {
+            name: _split(open_split(data_dir, name, 0), tokenizer, wrapped, records, seed)
+            for name in SPLITS
+        },
+    }
+
+
+def _digests(data_dir: Path, shards: dict[str, str]) -> str:
+    if not shards:
+        return "not known: the data are older than the manifest"
+    try:
+        for name, sha256 in shards.items():
+            check_sha256(data_dir / name, sha256)
+    except (DataError, OSError) as error:
+        return str(error)
+    return "equal"
+
+
+def _split(
+    split: Split, tokenizer: Tokenizer, wrapped: bool, records: int, seed: int
+) -> dict[str, Any]:
+    lengths = collections.Counter[int]()
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    looked_at = size = decoded = 0
+    for rows in _stretches(split):
+        stream = (rows[:, 1:-1] if wrapped else rows).ravel()
+        counts += np.bincount(stream, minlength=tokenizer.vocab_size)
+        looked_at += len(stream)
+        # Documents that lie in the stretch as a whole.
+        ends = np.flatnonzero(stream == tokenizer.eos_id)
+        bins = np.ceil(np.log2(np.maximum(np.diff(ends) - 1, 1))).astype(int)
+        lengths.update(2 ** int(b) for b in bins)
+        some = stream[: 32 * split.length]
+        decoded += len(some)
+        size += len(tokenizer.decode(some, separator="").encode())
+    frequent = [int(i) for i in np.argsort(-counts, kind="stable") if i != tokenizer.eos_id]
+    chosen = np.random.default_rng(seed).choice(len(split), min(records, len(split)), replace=False)
+    return {
+        "sequences": len(split),
+        "tokens": len(split) * split.length,
+        "looked_at": looked_at,
+        "lengths": {str(length): lengths[length] for length in sorted(lengths)},
+        "frequent": [
+            [i, tokenizer.pieces([i])[0], float(counts[i] / looked_at)]
+            for i in frequent[:MOST_FREQUENT]
+            if counts[i]
+        ],
+        "used": float(np.count_nonzero(counts) / tokenizer.vocab_size),
+        "unknown": 0.0 if tokenizer.unk_id is None else float(counts[tokenizer.unk_id] / looked_at),
+        "bytes_per_token": size / decoded,
+        "texts": [tokenizer.decode(row) for row in split.gather(np.sort(chosen))],
+    }
+
+
+def _stretches(split: Split) -> Iterator[np.ndarray]:
+    """Consecutive sequences `[n, length]`, spread evenly; all if there are few."""
+    rows = MAX_TOKENS // split.length
+    if len(split) <= rows:
+        yield split.gather(np.arange(len(split)))
+        return
+    size = max(1, rows // STRETCHES)
+    starts = np.linspace(0, len(split) - size, STRETCHES).astype(int)
+    yield from (split.gather(np.arange(start, start + size)) for start in starts)
+
+
+def summary(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What `inspect_data` found as rows of a table: a name, and a value for each split."""
+    splits = [found["splits"][name] for name in SPLITS]
+    stored = found["manifest"].get("splits", {})
+    totals = [stored.get(name, {}) for name in SPLITS]
+
+    def row(name: str, values: list[Any], form: str) -> tuple[str, ...]:
+        return (name, *("?" if value is None else format(value, form) for value in values))
+
+    return [
+        row("documents", [total.get("documents") for total in totals], ","),
+        row("characters", [total.get("characters") for total in totals], ","),
+        row("sequences", [split["sequences"] for split in splits], ","),
+        row("tokens in them", [split["tokens"] for split in splits], ","),
+        row("looked at", [split["looked_at"] for split in splits], ","),
+        row("bytes per token", [split["bytes_per_token"] for split in splits], ".3f"),
+        row("vocabulary used", [split["used"] for split in splits], ".1%"),
+        row("unknown tokens", [split["unknown"] for split in splits], ".4%"),
+    ]
+
+
+def taken_away(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What each filter took away, in rows, as rows of a table."""
+    manifest = found["manifest"]
+    if not manifest:
+        return []
+    rows = [("rows read", f"{manifest['corpus']['rows']:,}")]
+    return rows + [(name, f"{count:,}") for name, count in manifest["taken_away"].items()]
+
+
+def most_frequent(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The most frequent tokens of the train split: id, text, share."""
+    frequent = found["splits"][TRAIN]["frequent"]
+    return [(str(token), repr(text), f"{share:.2%}") for token, text, share in frequent]

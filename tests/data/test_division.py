@@ -1,0 +1,66 @@
+"""What is held out and what is left out. Oracle: sets and sorted lists in plain Python."""
+
+import hashlib
+import itertools
+
+import numpy as np
+import pytest
+
+from sdtt_jax.data import DataConfig, division
+from sdtt_jax.data.corpora import CORPORA, Corpus
+from sdtt_jax.data.division import DOCUMENT, DROPPED, Rule, choices, digest, make_rule
+
+
+def indices_of(parts):
+    """A pass over the indices of parts of texts."""
+    tables = [
+        np.array([(digest(text), row, len(text), 0, 0) for row, text in enumerate(part)], DOCUMENT)
+        for part in parts
+    ]
+    return lambda: iter(tables)
+
+
+@pytest.fixture
+def parts():
+    """Three hundred texts in parts of seven, every third of them twice."""
+    texts = [f"text {index // 2 if index % 3 == 0 else index}" for index in range(300)]
+    return [texts[start : start + 7] for start in range(0, 300, 7)]
+
+
+@pytest.mark.parametrize("at_once", [2**23, 10])
+def test_the_smallest_digests_are_held_out_and_copies_left_out(parts, monkeypatch, at_once):
+    """However few digests are compared at a time."""
+    monkeypatch.setattr(division, "DIGESTS_AT_ONCE", at_once)
+    texts = list(itertools.chain.from_iterable(parts))
+    by_digest = sorted(
+        set(texts), key=lambda text: hashlib.blake2b(text.encode(), digest_size=8).digest()
+    )
+    held_out = set(by_digest[: round(0.1 * len(by_digest))])
+    rows, indices = [len(part) for part in parts], indices_of(parts)
+    rule = make_rule(DataConfig(validation_fraction=0.1), Rule("own"), rows, indices)
+    assert rule.kind == "digests"
+    sides = np.concatenate(list(choices(rule, False, rows, indices)))
+    assert sides.tolist() == [int(text in held_out) for text in texts]
+    sides = np.concatenate(list(choices(rule, True, rows, indices)))
+    train = [text for text, side in zip(texts, sides, strict=True) if side == 0]
+    assert train == list(dict.fromkeys(text for text in texts if text not in held_out))
+    assert (sides == 1).sum() == sum(text in held_out for text in texts)
+    assert set(sides) == {0, 1, DROPPED}
+
+
+def test_a_copy_of_a_held_out_text_leaves_the_train_split():
+    """Of a corpus that holds out its last rows, the earlier copy goes."""
+    parts = [["a", "b"], ["c", "a"]]
+    sides = choices(Rule("rows", 3), True, [2, 2], indices_of(parts))
+    assert [side.tolist() for side in sides] == [[DROPPED, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(("total", "held_out"), [(1_000, 100), (999, 50)])
+def test_the_last_rows_are_held_out_as_the_field_does(monkeypatch, parts, total, held_out):
+    """All that the field takes, or of a few files of the corpus the config's fraction. Rows count that are
+    empty or bad."""
+    corpus = Corpus("web", lambda: iter(()), held_out_rows=100)
+    monkeypatch.setitem(CORPORA, "web", corpus)
+    rule = make_rule(DataConfig("web"), Rule("own"), [total - 10, 10], indices_of(parts))
+    assert rule == Rule("rows", total - held_out)
+    assert CORPORA["openwebtext"].held_out_rows == 100_000

@@ -1,0 +1,92 @@
+"""What is said of prepared data. Oracle: the sequences, counted in plain Python."""
+
+import collections
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sdtt_jax.data import load_tokenizer, open_split
+from sdtt_jax.data.inspection import inspect_data, summary
+from sdtt_jax.errors import DataError
+from sdtt_jax.reporting.data_page import render_data
+
+
+@pytest.fixture(scope="module")
+def found(prepared):
+    return inspect_data(prepared.data, prepared.tokenizer, records=2)
+
+
+def test_counts_lengths_and_tokens_are_those_of_the_sequences(prepared, found):
+    split, tokenizer = open_split(prepared.data, "train"), load_tokenizer(prepared.tokenizer)
+    stream = split.gather(np.arange(len(split))).ravel().tolist()
+    said = found["splits"]["train"]
+    assert said["sequences"] == prepared.info.num_train
+    assert said["looked_at"] == said["tokens"] == len(stream)
+    counts = collections.Counter(stream)
+    del counts[tokenizer.eos_id]
+    token, count = counts.most_common(1)[0]
+    assert said["frequent"][0] == [token, tokenizer.pieces([token])[0], count / len(stream)]
+    assert said["unknown"] == 0
+    # A character of text8 is a byte and a token.
+    assert said["bytes_per_token"] == pytest.approx(1, abs=0.001)
+    ends = [place for place, token in enumerate(stream) if token == tokenizer.eos_id]
+    lengths = [stop - start - 1 for start, stop in itertools.pairwise(ends)]
+    expected = collections.Counter(str(1 << (length - 1).bit_length()) for length in lengths)
+    assert said["lengths"] == expected
+    rows = {row[0]: row[1:] for row in summary(found)}
+    documents = found["manifest"]["splits"]
+    assert sum(documents[name]["documents"] for name in documents) == 40
+    assert rows["sequences"][0] == f"{prepared.info.num_train:,}"
+
+
+def test_a_file_that_was_changed_is_named(prepared, found, tmp_path):
+    assert found["digests"] == "equal"
+    data = shutil.copytree(prepared.data, tmp_path / "data")
+    victim = next(data.rglob("*-validation.array_record-00001-*"))
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1  # of the padding, which ArrayRecord does not check
+    victim.write_bytes(content)
+    try:
+        said = inspect_data(data, prepared.tokenizer)["digests"]
+    except DataError as error:
+        said = str(error)
+    assert victim.name in said
+
+
+def test_data_of_another_tokenizer_are_refused(prepared, tmp_path):
+    data = shutil.copytree(prepared.data, tmp_path / "data")
+    info = json.loads((data / "info.json").read_text())
+    (data / "info.json").write_text(json.dumps(info | {"tokenizer_digest": "0"}))
+    with pytest.raises(DataError, match="is not the tokenizer of"):
+        inspect_data(data, prepared.tokenizer)
+
+
+def test_the_page_shows_it_and_escapes_the_texts(found):
+    found = json.loads(json.dumps(found))
+    found["splits"]["train"]["texts"] = ["<script>alert(1)</script>"]
+    page = render_data(found, "runs/x")
+    assert "&lt;script&gt;alert(1)" in page
+    assert "Documents by their length" in page
+    older = render_data(found | {"manifest": {}, "digests": "not known"}, "runs/x")
+    assert "not known" in older
+
+
+def test_the_command_prepares_a_run_and_looks_at_it(tmp_path, write_jsonl, chapters):
+    """The data stage of a run, from another program; experiments.run finds it done."""
+    command = [sys.executable, "-m", "experiments.data"]
+    config = "--config=experiments/configs/smoke.py"
+    corpus = f"--corpus={write_jsonl(chapters)}"
+    workdir, page = f"--workdir={tmp_path / 'run'}", tmp_path / "page.html"
+    run = [*command, "prepare", config, corpus, workdir, "--workers=1"]
+    made = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert "sequences of 32 to train on" in made.stdout
+    look = [*command, "inspect", workdir, f"--output={page}"]
+    said = subprocess.run(look, capture_output=True, text=True, check=True).stdout
+    assert "digests of the shards: equal" in said
+    assert "documents" in said
+    assert "<h2" in page.read_text("utf-8")

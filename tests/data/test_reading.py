@@ -1,0 +1,143 @@
+"""Parts of files, and bad input. Oracles: the rows that were written, in plain Python."""
+
+import bz2
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, prepare, reading
+from sdtt_jax.data.corpora import documents
+from sdtt_jax.data.reading import Fields, plan, read_file
+from sdtt_jax.errors import DataError
+
+TEXTS = [f"document {index} " + "of some words " * (index % 7) for index in range(60)]
+
+
+def lines(texts):
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+def zst(content):
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+def parquet(path, texts, **options):
+    pyarrow.parquet.write_table(
+        pyarrow.table({"id": range(len(texts)), "text": texts}), path, **options
+    )
+
+
+def rows(files, part_bytes):
+    parts = plan(files, "train", part_bytes)
+    pieces = [piece for part in parts for piece in part.pieces]
+    return len(parts), [row for piece in pieces for row in read_file(piece, Fields())]
+
+
+@pytest.mark.parametrize("part_bytes", [1, 37, 200, 1_000, 10**9])
+def test_parts_in_their_order_are_the_files(tmp_path, part_bytes):
+    """Wherever a range of bytes begins: within a line, at its first byte, at a blank line."""
+    (tmp_path / "a.jsonl").write_bytes(lines(TEXTS[:20]) + b"\n\n" + lines(TEXTS[20:30]))
+    parquet(tmp_path / "b.parquet", TEXTS[30:50], row_group_size=3)
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(lines(TEXTS[50:])))
+    count, found = rows(sorted(tmp_path.iterdir()), part_bytes)
+    assert found == TEXTS
+    assert count > 9 if part_bytes <= 200 else count < 9
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [("x.jsonl.gz", gzip.compress), ("x.json.gz", gzip.compress), ("x.JSONL.zst", zst),
+     ("x.jsonl.bz2", bz2.compress)],
+)  # fmt: skip
+def test_compressed_lines_are_read(tmp_path, name, pack):
+    (tmp_path / name).write_bytes(pack(lines(TEXTS)))
+    assert list(documents(DataConfig(str(tmp_path)))) == [text for text in TEXTS if text.strip()]
+
+
+def test_rows_of_another_subset_are_left_out(tmp_path):
+    content = [
+        {"text": "mine", "meta": {"set": "a"}},
+        {"text": "yours", "meta": {"set": "b"}},
+        {"text": "of one subset only"},
+    ]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    [part] = plan([tmp_path / "x.jsonl"], "test")
+    found = list(read_file(part.pieces[0], Fields(subset=("meta.set", "a"))))
+    assert found == ["mine", None, "of one subset only"]
+
+
+def damage(folder):
+    """A corpus with a fault of every kind, between good rows; how many rows each costs."""
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(lines(TEXTS))
+    broken = gzip.compress(lines(TEXTS), mtime=0)
+    (folder / "b.jsonl.gz").write_bytes(broken[: len(broken) // 2])
+    parquet(folder / "c.parquet", TEXTS)
+    (folder / "c.parquet").write_bytes((folder / "c.parquet").read_bytes()[:-100])
+    (folder / "d.jsonl").write_bytes(
+        b'{"text": "caf\xe9"}\n' + lines(["good"]) + b'{"text": \n{"body": "x"}\n{"text": 3}\n'
+        b'{"text": "' + b"x" * 5_000 + b'"}\n' + lines(["", "good too"])
+    )
+    (folder / "e.txt").write_bytes(b"")
+    (folder / "f.txt").write_bytes(b"caf\xe9")
+    return {
+        "broken gzip": 1,
+        "broken Parquet": 1,
+        "invalid UTF-8": 2,
+        "not JSON": 1,
+        "no text field": 1,
+        "not text": 1,
+        "long line": 1,
+        "empty file": 1,
+    }
+
+
+def test_bad_input_is_counted_by_kind_and_named_up_to_the_limit(tmp_path, monkeypatch):
+    """One more than is allowed stops; then the same command with another limit goes on."""
+    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 4_000)
+    monkeypatch.setattr(ingest, "PART_BYTES", 1_000)
+    kinds = damage(tmp_path / "corpus")
+
+    def run(**changes):
+        config = DataConfig(str(tmp_path / "corpus"), length=8, deduplicate=True, **changes)
+        tokenizer = TokenizerConfig(kind="gpt2")
+        return prepare(config, tokenizer, tmp_path / "data", tmp_path / "tokenizer")
+
+    with pytest.raises(DataError, match=r"b\.jsonl\.gz cannot be read: Compressed file ended"):
+        run()
+    with pytest.raises(DataError, match=r"number 9, and data\.skip_bad allows 8"):
+        run(skip_bad=sum(kinds.values()) - 1)
+    assert not (tmp_path / "data").exists()
+    assert not list(tmp_path.rglob(".*.json.*"))
+    info = run(skip_bad=sum(kinds.values()))
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    taken = manifest["taken_away"]
+    assert {kind: taken[f"bad: {kind}"] for kind in kinds} == kinds
+    assert taken["empty"] == 1
+    assert {kind: len(named) for kind, named in manifest["bad_input"].items()} == kinds
+    [named] = manifest["bad_input"]["long line"]
+    assert named.startswith(f"{tmp_path}/corpus/d.jsonl, line 6, is longer than 4000 bytes")
+    # What the broken gzip file held before the break are copies of a.jsonl.
+    assert info.num_documents == len(set(TEXTS)) + 2
+    assert manifest["corpus"]["rows"] == (
+        info.num_documents + sum(kinds.values()) + taken["empty"] + taken["duplicates"]
+    )
+
+
+def test_a_line_of_100_mb_is_passed_over_in_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 2**20)
+    with (tmp_path / "x.jsonl").open("wb") as file:
+        file.write(lines(["before"]))
+        for _ in range(100):
+            file.write(b"x" * 10**6)
+        file.write(b"\n" + lines(["after"]))
+    for part_bytes in (10**7, 10**9):
+        _, found = rows([tmp_path / "x.jsonl"], part_bytes)
+        assert [found[0], found[-1], len(found)] == ["before", "after", 3]
+        assert found[1].kind == "long line"

@@ -1,0 +1,66 @@
+"""The pieces of a preparation. Oracles: tokens joined in plain Python; the same with room on the disk."""
+
+import resource
+
+import numpy as np
+import pytest
+
+from sdtt_jax.data import DataConfig, TokenizerConfig, prepare
+from sdtt_jax.data.division import DOCUMENT
+from sdtt_jax.data.tasks import Store, split_stream
+
+
+def test_any_stretch_of_a_split_is_read_from_the_parts(tmp_path):
+    rng = np.random.default_rng(0)
+    store = Store(str(tmp_path), "uint16")
+    expected, ends, token = [], [], 0
+    for number in range(6):
+        lengths, sides = rng.integers(0, 5, size=9), rng.integers(0, 3, size=9).astype(np.uint8)
+        if number == 3:
+            sides[:] = 2  # A part of which nothing is in either split.
+        index = np.zeros(9, DOCUMENT)
+        index["tokens"] = lengths
+        tokens = np.arange(token, token + lengths.sum() + 9, dtype=np.uint16)
+        token += len(tokens)
+        for document, side in zip(
+            np.split(tokens, np.cumsum(lengths + 1)[:-1]), sides, strict=True
+        ):
+            expected += document.tolist() if side == 1 else []
+        ends.append(len(expected))
+        store.path(number, ".tokens").write_bytes(tokens.tobytes())
+        store.path(number, ".sides").write_bytes(sides.tobytes())
+        with store.path(number, ".npy").open("wb") as file:
+            np.save(file, index)
+    for start in range(len(expected)):
+        for stop in (start + 1, start + 7, len(expected)):
+            found = list(split_stream(store, 1, tuple(ends), start, stop))
+            assert np.concatenate(found).tolist() == expected[start:stop]
+
+
+@pytest.mark.parametrize("limit", [3_000, 20_000, 70_000])
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(
+    chapters, write_jsonl, tmp_path, limit
+):
+    """No file may grow beyond the limit: the tokens, the index, a shard (padded to 64 kB) do not fit."""
+    config = DataConfig(str(write_jsonl(chapters)), length=16, num_shards=4)
+
+    def run(folder):
+        return prepare(config, TokenizerConfig(kind="gpt2"), folder / "data", folder / "tokenizer")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OSError, match=r"\.data\.(work|partial)/"):
+            run(tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    # Neither a finished folder nor the temporary files of the tasks.
+    assert not (tmp_path / "full" / "data").exists()
+    assert not list((tmp_path / "full").glob("*/*/.*.*"))
+    assert run(tmp_path / "full") == run(tmp_path / "roomy")
+    shards = [
+        sorted((tmp_path / name / "data").rglob("*.array_record-*")) for name in ("full", "roomy")
+    ]
+    assert len(shards[0]) == 8
+    for full, roomy in zip(*shards, strict=True):
+        assert full.read_bytes() == roomy.read_bytes()
