@@ -350,7 +350,7 @@ def _open(path: str) -> Iterator[IO[bytes]]:
     found: Any = _hub().open(path, "rb") if path.startswith(HUB) else as_path(path).open("rb")
     if is_remote(path):
         # Files of fsspec cannot read a line up to a length.
-        found = io.BufferedReader(found, 2**20)
+        found = io.BufferedReader(found, 2**16)
     with found as raw:
         if codec == "gzip":
             with gzip.open(raw) as file:

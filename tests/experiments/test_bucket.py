@@ -145,7 +145,7 @@ def test_a_missing_library_is_an_error_that_says_what_to_install(monkeypatch):
 
 def test_data_are_prepared_in_a_bucket_from_a_bucket(bucket, tmp_path, monkeypatch, chapters):  # noqa: F811
     """As Beam's workers do, who share nothing else. Oracle: the same on a disk."""
-    monkeypatch.setattr(ingest, "PART_BYTES", 60_000)
+    monkeypatch.setattr(ingest, "PART_BYTES", 90_000)
     lines = [json.dumps({"text": text}) + "\n" for text in chapters]
     digests = []
     for root in (tmp_path, bucket):
@@ -155,7 +155,7 @@ def test_data_are_prepared_in_a_bucket_from_a_bucket(bucket, tmp_path, monkeypat
         (corpus / "b.jsonl.gz").write_bytes(gzip.compress("".join(lines[30:]).encode()))
         (corpus.parent / "validation.jsonl").write_text("".join(lines[:4]))
         monkeypatch.setenv("SDTT_JAX_CORPORA", str(root / "corpora"))
-        config = DataConfig("c4", length=32, num_shards=2, deduplicate=True)
+        config = DataConfig("c4", length=32, deduplicate=True)
         arguments = (
             config,
             TokenizerConfig(kind="gpt2"),
