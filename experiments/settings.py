@@ -1,15 +1,13 @@
 """What determines a run: every field of every config, with its default, in frozen dataclasses."""
 
 import dataclasses
-import re
-import typing
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import Any
 
 import ml_collections
 
-from sdtt_jax.config import at_least, choose, from_mapping, positive, require, unknown_field, whole
+from experiments.cli.overrides import check_fields, settable
+from sdtt_jax.config import at_least, choose, from_mapping, positive, require, whole
 from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
 from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
@@ -22,11 +20,16 @@ from sdtt_jax.distillation.mmd import MmdConfig
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.keys import check_seed
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
-from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
+from sdtt_jax.networks.config import (
+    CoupledConfig,
+    LlamaConfig,
+    LlamaDenoiserConfig,
+    NoiseConfig,
+    as_denoiser,
+)
 from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.ops.noise import LATENT, MASKS
 from sdtt_jax.parallel.mesh import MeshConfig
-from sdtt_jax.paths import as_path
 from sdtt_jax.renamed import missing_name
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
@@ -52,6 +55,7 @@ class TeacherConfig(NelboConfig):
       init_from: a model of the Llama family, causal or a denoiser, that training starts from. The run takes
         its network and its tokenizer too (`tokenizer.kind` is then "hub"); of `config.model` only
         `compute_dtype`, `remat` and `unroll` count.
+      init_layers: how many of its blocks, the first ones, are taken; 0: all.
       attention_annealing: steps in which a causal model's attention to later positions is opened.
       lora: of a teacher that starts from a model, adapters which are trained in its place.
       train: steps, batch, optimizer.
@@ -59,6 +63,7 @@ class TeacherConfig(NelboConfig):
 
     checkpoint: str = ""
     init_from: str = ""
+    init_layers: int = 0
     attention_annealing: int = 0
     lora: LoraConfig = LoraConfig()
     train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512, ema_decay=0.9999)
@@ -69,7 +74,7 @@ class TeacherConfig(NelboConfig):
             bool(self.init_from) or not self.lora.rank,
             f"teacher.lora.rank={self.lora.rank} adapts a model, which teacher.init_from must name.",
         )
-        whole(0, self, "attention_annealing")
+        whole(0, self, "attention_annealing", "init_layers")
         require(
             not (self.checkpoint and self.init_from),
             "teacher.checkpoint is taken as it is, teacher.init_from is trained further; give one of them.",
@@ -78,8 +83,15 @@ class TeacherConfig(NelboConfig):
 
 @dataclasses.dataclass(frozen=True)
 class JudgeConfig:
-    """The causal model on the same tokens: baseline, and judge of generated text."""
+    """The causal model on the same tokens: baseline, and judge of generated text.
 
+    Attributes:
+      checkpoint: a causal model that exists, of any kind and with the run's tokenizer: nothing is trained.
+      model: of one that is trained.
+      train: steps, batch, optimizer.
+    """
+
+    checkpoint: str = ""
     model: CausalConfig = CausalConfig()
     train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512)
 
@@ -274,9 +286,11 @@ class RunConfig:
             "mmd" not in self.distillers or self.mmd.layer <= self.model.num_layers,
             f"mmd.layer={self.mmd.layer} does not exist: model.num_layers={self.model.num_layers}.",
         )
+        teacher, hub = self.teacher, self.tokenizer.kind == "hub"
         require(
-            (self.tokenizer.kind == "hub") == bool(self.teacher.init_from),
-            "tokenizer.kind='hub' and teacher.init_from go together: the tokenizer is that model's.",
+            hub == bool(teacher.init_from or (hub and teacher.checkpoint)),
+            "tokenizer.kind='hub' and teacher.init_from go together: the tokenizer is that model's (or "
+            "teacher.checkpoint's).",
         )
         require(
             not (self.teacher.lora.rank and self.distill.lora.rank)
@@ -286,7 +300,7 @@ class RunConfig:
         )
         seeing = [name for name in self.distillers if name in (COUPLED, "mixture", "mmd")]
         require(
-            not (self.teacher.init_from and seeing),
+            not (self.published and seeing),
             f"distillers={seeing} need a teacher of this library; with teacher.init_from take sdtt or alpha.",
         )
         require(
@@ -298,6 +312,13 @@ class RunConfig:
                 sizes.vocab_size == sizes.length == 0,
                 f"{name}.vocab_size and {name}.length come from the data; set data.length and tokenizer.",
             )
+
+    @property
+    def published(self) -> str:
+        """The model of the Llama family whose network and tokenizer the run has; empty if it has none."""
+        if self.tokenizer.kind != "hub":
+            return ""
+        return self.teacher.init_from or self.teacher.checkpoint
 
     @property
     def vocab_size(self) -> int:
@@ -316,6 +337,22 @@ class RunConfig:
     def denoiser(self, vocab_size: int) -> DenoiserConfig:
         """The denoiser's config for a vocabulary."""
         return dataclasses.replace(self.model, vocab_size=vocab_size, length=self.data.length)
+
+    def adapted(self, base: LlamaConfig) -> LlamaDenoiserConfig:
+        """The denoiser's config that becomes of the model that is `published`.
+
+        Args:
+          base: of the published network, causal or a denoiser.
+        """
+        return as_denoiser(
+            base,
+            shift=True,
+            num_layers=self.teacher.init_layers or base.num_layers,
+            length=self.data.length,
+            compute_dtype=self.model.compute_dtype,
+            remat=self.model.remat,
+            unroll=self.model.unroll,
+        )
 
     def coupled_denoiser(self, vocab_size: int) -> CoupledConfig:
         """The config of the noise-coupled student for a vocabulary: the denoiser's, and its noise."""
@@ -337,24 +374,7 @@ class RunConfig:
 
 def config_dict(config: RunConfig) -> ml_collections.ConfigDict:
     """The config as config files return it: locked, so that an unknown field is an error."""
-    return ml_collections.ConfigDict(_settable(config)).lock()
-
-
-def _settable(config: Any) -> dict[str, Any]:
-    """Fields in the form in which each can be given on the command line.
-
-    That is, tuples as they are, for lists cannot; and for None a placeholder that knows the field's type.
-    """
-    fields = {}
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if dataclasses.is_dataclass(value):
-            value = _settable(value)
-        elif value is None:
-            [kind] = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-            value = ml_collections.config_dict.placeholder(kind)
-        fields[name] = value
-    return fields
+    return ml_collections.ConfigDict(settable(config)).lock()
 
 
 def run_config(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfig:
@@ -370,31 +390,3 @@ def run_config(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfig:
 def check_overrides(argv: Sequence[str]) -> None:
     """Raises `ConfigError` for a config file, or a field in `--config.FIELD=…`, that does not exist."""
     check_fields(argv, "config", RunConfig)
-
-
-def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
-    """Checks a command line's config file and fields before absl does, whose errors are less clear.
-
-    Args:
-      argv: the command line.
-      flag: name of the flag: `--FLAG=FILE` and `--FLAG.FIELD=VALUE`.
-      kind: the dataclass that has the fields.
-
-    Raises:
-      ConfigError: a file or field that does not exist.
-    """
-    for argument, following in zip_longest(argv, argv[1:], fillvalue=""):
-        file = re.fullmatch(rf"--?{flag}(?:=(.*))?", argument)
-        if file is not None:
-            name = following if file[1] is None else file[1]
-            require(as_path(name).is_file(), f"--{flag}={name}: there is no such file.")
-        match = re.match(rf"--?{flag}\.([\w.]+)", argument)
-        if match is None:
-            continue
-        within: Any = kind
-        where = flag
-        for name in match[1].split("."):
-            hints = typing.get_type_hints(within) if dataclasses.is_dataclass(within) else {}
-            if name not in hints:
-                raise unknown_field(within, name, where)
-            within, where = hints[name], f"{where}.{name}"

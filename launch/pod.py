@@ -17,7 +17,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments.cli.app import run_app
-from experiments.settings import check_fields, check_overrides
+from experiments.cli.overrides import check_fields
+from experiments.settings import check_overrides
 from launch.pods import gke, skypilot, slurm, tpu_vm, xpk
 from launch.pods.spec import Files, NextSteps, PodSpec, Render
 from sdtt_jax.config import from_mapping, require

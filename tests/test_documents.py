@@ -12,7 +12,8 @@ import shlex
 import pytest
 
 import sdtt_jax
-from experiments.settings import check_fields, check_overrides
+from experiments.cli.overrides import check_fields
+from experiments.settings import check_overrides
 from launch.pods.spec import PodSpec
 from tests.test_architecture import ROOT, python_files, relative
 

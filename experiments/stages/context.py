@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from experiments.settings import RunConfig
@@ -20,12 +21,12 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import MismatchError, UserError
 from sdtt_jax.interchange.adapters import network_shardings, read_delivered
-from sdtt_jax.interchange.load import load
+from sdtt_jax.interchange.load import load, load_network
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalNetwork, Denoiser
 from sdtt_jax.networks.base import Network
-from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig, as_denoiser
+from sdtt_jax.networks.config import LlamaConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.kinds import kind_of, stored_kind
 from sdtt_jax.networks.llama import LlamaDenoiser
@@ -104,38 +105,36 @@ class Run:
 
     @functools.cached_property
     def base(self) -> Model | CausalModel | None:
-        """The published model that the teacher starts from, without its parameters; None: from scratch."""
-        name = self.config.teacher.init_from
-        return dataclasses.replace(self._load_base(), params={}) if name else None
-
-    def _load_base(self) -> Model | CausalModel:
-        name = self.config.teacher.init_from
-        model = load(name, mesh=self.mesh)
+        """The published model that the teacher is, or starts from, without its parameters; None: neither."""
+        name = self.config.published
+        if not name:
+            return None
+        model = load_network(name)
         require(
             isinstance(model.config, LlamaConfig),
             f"config.teacher.init_from={name} is not of the Llama family, whose networks alone can become "
-            "teachers so; leave it out, or take it as config.teacher.checkpoint.",
+            "teachers so; leave it out, or take it as config.teacher.checkpoint with config.tokenizer of its "
+            "kind.",
         )
+        layers, has = self.config.teacher.init_layers, model.config.num_layers
+        require(layers <= has, f"teacher.init_layers={layers} exceeds the {has} of {name}.")
         return model
 
     @functools.cached_property
     def denoiser(self) -> Any:
         """The network of teacher and students: a `Denoiser`, or of the Llama family."""
-        sizes = self.config.denoiser(self.info.vocab_size)
         if self.base is None:
-            return Denoiser(sizes)
+            return Denoiser(self.config.denoiser(self.info.vocab_size))
         config: Any = self.base.config
-        if not isinstance(config, LlamaDenoiserConfig):
-            config = as_denoiser(config, shift=True)
-        same = {
-            name: getattr(sizes, name) for name in ("length", "compute_dtype", "remat", "unroll")
-        }
-        return LlamaDenoiser(dataclasses.replace(config, **same))
+        return LlamaDenoiser(self.config.adapted(config))
 
     def base_params(self) -> Params:
         """The parameters that the teacher starts from, on the mesh."""
-        model = self._load_base()
+        model = load(self.config.teacher.init_from, mesh=self.mesh)
         params: Params = model.params
+        if layers := self.config.teacher.init_layers:
+            first = jax.tree.map(lambda x: x[:layers], params["blocks"])
+            params = params | {"blocks": first}
         return params if isinstance(model, Model) else self.denoiser.init_from(params)
 
     @functools.cached_property
@@ -152,6 +151,15 @@ class Run:
 
     @functools.cached_property
     def judge(self) -> CausalNetwork:
+        name = self.config.judge.checkpoint
+        if name:
+            model = load_network(name)
+            require(
+                isinstance(model, CausalModel),
+                f"config.judge.checkpoint={name} is a denoiser; a judge reads token by token.",
+            )
+            network: CausalNetwork = model.network  # type: ignore[union-attr]
+            return network
         return CausalNetwork(self.config.causal(self.info.vocab_size))
 
     def deliver(self, folder: Path, network: Network, params: Params, **facts: Any) -> None:

@@ -11,7 +11,7 @@ import jax
 
 from experiments.settings import COUPLED, SDTT, RunConfig
 from experiments.stages import coupled, one_round
-from experiments.stages.adopting import adopt_teacher, base_objective
+from experiments.stages.adopting import adopt_judge, adopt_teacher, base_objective
 from experiments.stages.context import Run
 from experiments.stages.job import Distiller, TrainingJob, averaged
 from experiments.stages.lora import Adapters, deliver_base
@@ -65,6 +65,9 @@ def train_teacher(run: Run) -> None:
 
 def train_judge(run: Run) -> None:
     """Trains the causal model that is baseline and judge."""
+    if run.config.judge.checkpoint:
+        adopt_judge(run, run.config.judge.checkpoint)
+        return
     state = _fit(training_job(run, "judge"))
     run.deliver(run.workdir.judge, run.judge, averaged(state), stage="judge")
 

@@ -11,16 +11,27 @@ from jax.sharding import Mesh
 
 from experiments.settings import COUPLED, RunConfig
 from launch.ahead.hlo_text import Instruction
+from launch.ahead.published import network_of_run
 from sdtt_jax.causal.sampler import generate
-from sdtt_jax.diffusion import filling, sampler
+from sdtt_jax.diffusion import sampler
+from sdtt_jax.diffusion.decoders import filling
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import Student, next_round
-from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig, flops
+from sdtt_jax.networks import CausalConfig, flops
 from sdtt_jax.networks.base import Network
-from sdtt_jax.networks.config import of_same_size
+from sdtt_jax.networks.config import LlamaConfig, TransformerConfig, of_same_size
 from sdtt_jax.networks.coupled import CoupledDenoiser
-from sdtt_jax.objectives import coupled_loss, distill_loss, teacher_loss
+from sdtt_jax.networks.kinds import network_of
+from sdtt_jax.networks.lora import LoraConfig, frozen, init_adapters
+from sdtt_jax.objectives import (
+    BASE,
+    adaptation_loss,
+    coupled_loss,
+    distill_loss,
+    lora_loss,
+    teacher_loss,
+)
 from sdtt_jax.ops import head_loss, rows
 from sdtt_jax.parallel.mesh import RULES, batch_pieces, check_batch_size, use_mesh
 from sdtt_jax.parallel.placement import batch_sharding, replicated, tree_shardings, unbox
@@ -47,7 +58,8 @@ class Program:
       kind: one of `ALL`.
       batch: sequences, over all devices.
       lower: lowers it.
-      state: bytes per device by part: "parameters", "optimizer", "average", "teacher".
+      state: bytes per device by part: "parameters", "optimizer", "average", "teacher",
+        and the "base" of adapters.
       trips: expected trips of a loop over chunks of rows, by the name of its scope.
       flops: that cannot be avoided, of one device.
       recomputed: flops beyond them that the fast path chooses to spend, of one device.
@@ -84,14 +96,14 @@ def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) 
     Raises:
       ConfigError: sizes that the mesh does not divide.
     """
-    denoiser = Denoiser(config.denoiser(config.vocab_size))
+    denoiser, was_causal = network_of_run(config)
     train = _training(kind, config)
     check_batch_size(batch, mesh, train.microbatches if train else 1, "the global batch")
     if kind == CAUSAL:
         return _causal(denoiser, mesh, batch)
     if train is None:
         return _sampler(config, denoiser, mesh, batch, num_steps)
-    return _step(kind, config, denoiser, mesh, batch)
+    return _step(kind, config, denoiser, mesh, batch, opens=was_causal)
 
 
 def _training(kind: str, config: RunConfig) -> TrainConfig | None:
@@ -104,10 +116,13 @@ def _training(kind: str, config: RunConfig) -> TrainConfig | None:
     return stages.get(kind)
 
 
-def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: int) -> Program:
+def _step(
+    kind: str, config: RunConfig, denoiser: Any, mesh: Mesh, batch: int, *, opens: bool
+) -> Program:
     train = _training(kind, config)
     assert train is not None
     distills, masked_share = kind == "distill", MASKED_SHARE
+    lora = {"distill": config.distill.lora, "teacher": config.teacher.lora}.get(kind, LoraConfig())
     tokens: Tree = _tokens(batch, denoiser.config, mesh)
     if kind == COUPLED:
         denoiser = CoupledDenoiser(config.coupled_denoiser(config.vocab_size))
@@ -116,6 +131,8 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
         tokens = {"index": index, "tokens": tokens}
     diffusion = MaskedDiffusion(denoiser, make_schedule(config.schedule))
     init = functools.partial(denoiser.init, jax.random.key(0))
+    if lora.rank:
+        init = functools.partial(init_adapters, denoiser, lora, jax.random.key(0))
     context: Tree = {}
     if distills:
         student = jax.eval_shape(lambda: next_round(config.distill, Student(unbox(init())), 1))
@@ -127,8 +144,16 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
         loss = coupled_loss(diffusion, diffusion, config.coupled, 1, noise_key, length)
     elif distills:
         loss = distill_loss(diffusion, config.distill)
+    elif opens:
+        loss = adaptation_loss(diffusion, config.teacher)
+        share = jax.ShapeDtypeStruct((batch,), jnp.float32, sharding=batch_sharding(mesh))
+        tokens = {"tokens": tokens, "open": share}
     else:
         loss = teacher_loss(diffusion, config.teacher)
+    base: Tree = {}
+    if lora.rank:
+        loss, base = lora_loss(loss, lora), _abstract_params(denoiser, mesh, lora)
+        state = state.replace(context=state.context | {BASE: base})
     step = make_train_step(loss, train)
 
     def lower() -> Any:
@@ -143,13 +168,14 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
             masked,
             num_distill_steps=config.distill.num_distill_steps,
             num_trajectories=config.distill.num_trajectories,
+            frozen=bool(lora.rank),
         )
         if distills
-        else flops.teacher_flops(sizes, batch, masked)
+        else flops.teacher_flops(sizes, batch, masked, frozen=bool(lora.rank))
     )
     shard = _rows_per_shard(batch // train.microbatches, sizes, mesh)
     chunk = rows.chunk_size(shard, denoiser.padded_vocab, head_loss.CHUNKS.parts)
-    attention = attention_flops(sizes, batch)
+    attention = flops.attention_flops(sizes, batch)
     return Program(
         kind=kind,
         batch=batch,
@@ -158,8 +184,9 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
             "parameters": _bytes_per_device(state.params),
             "optimizer": _bytes_per_device(state.opt_state),
             "average": _bytes_per_device(state.ema_params),
-            "teacher": _bytes_per_device(state.context),
-        },
+            "teacher": _bytes_per_device(state.context) - _bytes_per_device(base),
+        }
+        | ({"base": _bytes_per_device(base)} if lora.rank else {}),
         trips={
             head_loss.CHUNKS.scope: math.ceil(masked_share * shard / chunk),
             filling.CHUNKS.scope: 1.0,
@@ -170,9 +197,7 @@ def _step(kind: str, config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: i
     )
 
 
-def _sampler(
-    config: RunConfig, denoiser: Denoiser, mesh: Mesh, batch: int, num_steps: int
-) -> Program:
+def _sampler(config: RunConfig, denoiser: Any, mesh: Mesh, batch: int, num_steps: int) -> Program:
     sizes = denoiser.config
     diffusion = MaskedDiffusion(denoiser, make_schedule(config.schedule))
     settings = sampler.SamplerConfig(num_steps=num_steps, time_grid=config.evaluation.time_grid)
@@ -201,10 +226,11 @@ def _sampler(
     )
 
 
-def _causal(denoiser: Denoiser, mesh: Mesh, batch: int) -> Program:
+def _causal(denoiser: Any, mesh: Mesh, batch: int) -> Program:
     """A text token by token with a key-value cache, from a causal model of the denoiser's sizes."""
     sizes = denoiser.config
-    network = CausalNetwork(of_same_size(CausalConfig, sizes))
+    kind: Any = LlamaConfig if isinstance(sizes, LlamaConfig) else CausalConfig
+    network = network_of(of_same_size(kind, sizes))
     params = _abstract_params(network, mesh)
     prompt = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=batch_sharding(mesh))
 
@@ -230,11 +256,11 @@ def _causal(denoiser: Denoiser, mesh: Mesh, batch: int) -> Program:
     )
 
 
-def _abstract_params(network: Network, mesh: Mesh) -> Tree:
+def _abstract_params(network: Network, mesh: Mesh, lora: LoraConfig = LoraConfig()) -> Tree:
     boxed = jax.eval_shape(network.init, jax.random.key(0))
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        unbox(boxed),
+        jax.eval_shape(functools.partial(frozen, config=lora), unbox(boxed)),
         tree_shardings(boxed, RULES, mesh),
     )
 
@@ -248,16 +274,11 @@ def _least_batch(config: RunConfig, mesh: Mesh) -> int:
     return batch_pieces(mesh) * config.distill.train.microbatches
 
 
-def attention_flops(sizes: DenoiserConfig, batch: int) -> float:
-    """Scores and weighted sums of all layers, forward."""
-    return 2 * 2 * sizes.embed_dim * sizes.length**2 * batch * sizes.num_layers
-
-
-def _rows_per_shard(batch: int, sizes: DenoiserConfig, mesh: Mesh) -> int:
+def _rows_per_shard(batch: int, sizes: TransformerConfig, mesh: Mesh) -> int:
     return batch * sizes.length // batch_pieces(mesh)
 
 
-def _tokens(batch: int, sizes: DenoiserConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:
+def _tokens(batch: int, sizes: TransformerConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((batch, sizes.length), jnp.int32, sharding=batch_sharding(mesh))
 
 

@@ -81,6 +81,32 @@ def load(
       >>> model.tokenizer.decode(model.tokenizer.encode_part("and he said"))
       'and he said'
     """
+    found = _found(path, revision, given)
+    if isinstance(found, Path):
+        return _own(found, mesh, compute_dtype)
+    return _published(*found, mesh, compute_dtype)
+
+
+def load_network(
+    path: str | os.PathLike[str], revision: str | None = None, **given: Any
+) -> Model | CausalModel:
+    """`load` without the parameters, of which a published model's are not even read.
+
+    Args:
+      path: of a checkpoint, or "owner/name@revision".
+      revision: of a repository, where `path` does not say it.
+      **given: of a network of the Llama family, the fields of `Given`.
+    """
+    found = _found(path, revision, given)
+    if isinstance(found, Path):
+        return dataclasses.replace(_own(found, None, None), params={})
+    return _published(*found, None, None, read=False)
+
+
+def _found(
+    path: str | os.PathLike[str], revision: str | None, given: dict[str, Any]
+) -> Path | tuple[Published, Path, str]:
+    """A folder of ours, or a published model, where it is, and what it is called."""
     text, said = os.fspath(path), Given(**given)
     if text == SMOLLM2 and not as_path(text).exists():
         text = str(smollm2_file())
@@ -93,17 +119,17 @@ def load(
         published = open_published(tensors, config, said)
         for name in TOKENIZER_FILES if published.layout in HUB_TOKENIZERS else ():
             hub.fetch_beside(named["repo"], named["revision"], name)
-        return _published(published, tensors.parent, named[0], mesh, compute_dtype)
+        return published, tensors.parent, named[0]
     where = as_path(text)
     if not is_remote(text) and is_published(where):
         folder = where if where.is_dir() else where.parent
         published = open_published(where, None, said)
-        return _published(published, folder, str(where), mesh, compute_dtype)
+        return published, folder, str(where)
     if said.said:
         raise CheckpointError(
             f"{', '.join(said.said)} is for published networks of the Llama family; {text} is none."
         )
-    return _own(where, mesh, compute_dtype)
+    return where
 
 
 def load_denoiser(
@@ -206,6 +232,8 @@ def _published(
     where: str,
     mesh: Mesh | None,
     compute_dtype: str | None,
+    *,
+    read: bool = True,
 ) -> Model | CausalModel:
     config = published.config
     network = network_of(_computing(config, compute_dtype))
@@ -234,7 +262,8 @@ def _published(
         "dtype": published.dtype,
     }
     tokenizer = published_tokenizer(published, folder)
-    return _model(network, published_params(published, place), tokenizer, facts)
+    params = published_params(published, place) if read else {}
+    return _model(network, params, tokenizer, facts)
 
 
 def _model(

@@ -1,7 +1,7 @@
 """Sizes and numerics of the networks."""
 
 import dataclasses
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sdtt_jax.config import at_least, one_of, positive, require, whole, within
 from sdtt_jax.networks.attention.rotary import ROTARY_BASE
@@ -252,15 +252,24 @@ class LlamaDenoiserConfig(LlamaConfig):
         return self.vocab_size + 1
 
 
-def as_denoiser(config: LlamaConfig, *, shift: bool) -> LlamaDenoiserConfig:
-    """The denoiser that a causal network becomes; MASK follows its vocabulary."""
-    return LlamaDenoiserConfig(**dataclasses.asdict(config), shift=shift)
+def as_denoiser(config: LlamaConfig, *, shift: bool, **changes: Any) -> LlamaDenoiserConfig:
+    """The denoiser that a causal network becomes; MASK follows its vocabulary.
+
+    Args:
+      config: of the network; one that is a denoiser already stays the one that it is.
+      shift: whether it goes on predicting the next token.
+      **changes: fields of either kind that get other values.
+    """
+    if isinstance(config, LlamaDenoiserConfig):
+        return dataclasses.replace(config, **changes)
+    return LlamaDenoiserConfig(**dataclasses.asdict(config) | changes, shift=shift)
 
 
 Config = TypeVar("Config", bound=TransformerConfig)
 
 
 def of_same_size(kind: type[Config], config: TransformerConfig) -> Config:
-    """A config of another kind of network, with all that transformers share taken from `config`."""
-    shared = dataclasses.fields(TransformerConfig)
-    return kind(**{field.name: getattr(config, field.name) for field in shared})
+    """A config of another kind of network, with all that both kinds have taken from `config`."""
+    theirs = {field.name for field in dataclasses.fields(config)}
+    shared = [field.name for field in dataclasses.fields(kind) if field.name in theirs]
+    return kind(**{name: getattr(config, name) for name in shared})

@@ -13,10 +13,18 @@ FORWARD_AND_BACKWARD = 3
 
 def block_flops(config: TransformerConfig, batch: int) -> int:
     """Forward pass of all blocks: projections and MLP per token, attention per pair of tokens."""
-    per_token = 2 * config.block_weights
+    return matrix_flops(config, batch) + attention_flops(config, batch)
+
+
+def matrix_flops(config: TransformerConfig, batch: int) -> int:
+    """Forward pass of all blocks' projections and MLPs."""
+    return batch * config.num_layers * config.length * 2 * config.block_weights
+
+
+def attention_flops(config: TransformerConfig, batch: int) -> int:
+    """Scores and weighted sums of all blocks, forward."""
     per_pair = 2 * 2 * config.num_heads * config.head_dim
-    per_layer = config.length * per_token + config.length**2 * per_pair
-    return batch * config.num_layers * per_layer
+    return batch * config.num_layers * config.length**2 * per_pair
 
 
 def head_flops(config: TransformerConfig, positions: float) -> float:
@@ -37,9 +45,20 @@ def judge_flops(config: TransformerConfig, batch: int) -> float:
     return whole - batch * unseen
 
 
-def teacher_flops(config: TransformerConfig, batch: int, masked: float) -> float:
-    """A step on the NELBO with `masked` masked tokens: forward and backward."""
-    return FORWARD_AND_BACKWARD * (block_flops(config, batch) + head_flops(config, masked))
+def teacher_flops(
+    config: TransformerConfig, batch: int, masked: float, *, frozen: bool = False
+) -> float:
+    """A step on the NELBO with `masked` masked tokens: forward and backward.
+
+    Args:
+      config: sizes.
+      batch: sequences.
+      masked: masked tokens in the batch.
+      frozen: matrices have no gradient: adapters are trained, whose own products are left out.
+    """
+    head = head_flops(config, masked)
+    whole = FORWARD_AND_BACKWARD * (block_flops(config, batch) + head)
+    return whole - (matrix_flops(config, batch) + head if frozen else 0)
 
 
 def distill_flops(
@@ -49,6 +68,7 @@ def distill_flops(
     *,
     num_distill_steps: int,
     num_trajectories: int,
+    frozen: bool = False,
 ) -> float:
     """A step of distillation: forward and backward of the student, and the teacher's trajectories.
 
@@ -60,8 +80,9 @@ def distill_flops(
       masked: masked tokens in the batch.
       num_distill_steps: k.
       num_trajectories: of the teacher, for each sequence.
+      frozen: as for `teacher_flops`.
     """
     calls = 1 + num_trajectories * (num_distill_steps - 1)
     teacher = calls * block_flops(config, batch)
     targets = num_trajectories * head_flops(config, masked)
-    return teacher + targets + teacher_flops(config, batch, masked)
+    return teacher + targets + teacher_flops(config, batch, masked, frozen=frozen)

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 import sdtt_jax
-from experiments.settings import config_dict, run_config
+from experiments.configs.english import english
+from experiments.configs.english_smoke import english_smoke
+from experiments.settings import JudgeConfig, config_dict, run_config
 from experiments.stages.runner import open_run, run_stages
+from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.export import export_reference
 from sdtt_jax.networks.config import LlamaDenoiserConfig
 from sdtt_jax.objectives import open_share
-from tests.experiments.small import small
+from tests.experiments.small import TEXT, small
 from tests.interchange import test_gguf
 
 STAGES = ("data", "teacher", "distill")
@@ -105,3 +108,37 @@ def test_a_base_of_another_family_is_refused(golden, tmp_path):
         open_run(config, tmp_path / "run") as run,
     ):
         run_stages(run, ("data",))
+
+
+def test_the_english_run_begins_on_a_tiny_stand_in_for_smollm2(base, tmp_path):
+    """Judge and baseline are the model that the teacher was made from, as it is."""
+    config = english_smoke()
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(TEXT * 200)
+    teacher = dataclasses.replace(config.teacher, init_from=str(base), init_layers=1)
+    data = dataclasses.replace(config.data, corpus=str(corpus))
+    judge = JudgeConfig(checkpoint=str(base))
+    tiny = dataclasses.replace(config, teacher=teacher, data=data, judge=judge)
+    with open_run(config_dict(tiny), tmp_path / "run") as run:
+        run_stages(run, ("data", "teacher", "judge"))
+    assert sdtt_jax.load(tmp_path / "run/teacher").config.num_layers == 1
+    ours, causal = sdtt_jax.load(tmp_path / "run/judge"), sdtt_jax.load(base)
+    assert params_digest(ours.params) == params_digest(causal.params)
+    assert english().judge.checkpoint == english().teacher.init_from == "smollm2"
+
+
+def test_a_denoiser_of_the_family_is_a_teacher_as_it_is(adapted, tmp_path):
+    """Of any length, for it has no embeddings of positions."""
+    export_reference(sdtt_jax.load(adapted), tmp_path / "hub")
+    config = run_config(adapting(tmp_path, "a model"))
+    path = str(tmp_path / "hub")
+    teacher = dataclasses.replace(config.teacher, checkpoint=path, init_from="")
+    data = dataclasses.replace(config.data, length=8)
+    config = dataclasses.replace(config, teacher=teacher, data=data)
+    with open_run(config_dict(config), tmp_path / "run") as run:
+        run_stages(run, ("data", "teacher"))
+    ours, theirs = (sdtt_jax.load(path) for path in (tmp_path / "run/teacher", adapted))
+    assert (ours.config.length, ours.config.shift) == (8, True)
+    np.testing.assert_array_equal(
+        ours.params["final"]["scale"], np.asarray(theirs.params["final"]["scale"])
+    )

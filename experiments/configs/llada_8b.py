@@ -1,0 +1,51 @@
+"""SDTT of LLaDA-8B by adapters, beside one copy of it in bfloat16: seven rounds on OpenWebText in its tokens.
+
+The teacher is the published denoiser as it is. `--config.distill.lora.rank=0` trains all parameters. Which
+mesh and batch fit which slice: docs/measurements/ahead.md.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.owt_small import owt
+from experiments.settings import DistillStage, RunConfig, TeacherConfig, config_dict
+from sdtt_jax.data import DataConfig, TokenizerConfig
+from sdtt_jax.networks import DenoiserConfig
+from sdtt_jax.networks.lora import LoraConfig
+from sdtt_jax.parallel.mesh import MeshConfig
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.optimizers import OptimizerConfig
+
+
+def get_config() -> ConfigDict:
+    return config_dict(of_published("GSAI-ML/LLaDA-8B-Base"))
+
+
+def of_published(name: str, remat: str = "full", **mesh: int) -> RunConfig:
+    """The paper's rounds with a published denoiser of the Llama family as teacher.
+
+    Args:
+      name: of its repository, or a path.
+      remat: what a block's backward pass recomputes.
+      **mesh: fields of the mesh.
+    """
+    paper = owt("small")
+    lora = LoraConfig(rank=32, alpha=64.0, base_dtype="bfloat16")
+    adam = OptimizerConfig(name="adam", learning_rate=1e-4, warmup_steps=100)
+    return RunConfig(
+        data=DataConfig(
+            corpus="openwebtext", length=1024, validation_fraction=0.01, num_shards=256
+        ),
+        tokenizer=TokenizerConfig(kind="hub"),
+        # Of it only how the published network is computed.
+        model=DenoiserConfig(compute_dtype="bfloat16", remat=remat),
+        teacher=TeacherConfig(checkpoint=name),
+        judge=paper.judge,
+        distill=DistillStage(
+            lora=lora,
+            train=TrainConfig(
+                num_steps=2000, batch_size=64, optimizer=adam, ema_decay=0.999, save_every=200
+            ),
+        ),
+        mesh=MeshConfig(**mesh),
+        evaluation=paper.evaluation,
+    )

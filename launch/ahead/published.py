@@ -1,0 +1,41 @@
+"""The networks of runs, without their parameters: sizes of published models that are not at hand."""
+
+from experiments.settings import RunConfig
+from sdtt_jax.errors import CheckpointError
+from sdtt_jax.interchange.load import load_network
+from sdtt_jax.networks import Denoiser
+from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
+from sdtt_jax.networks.llama import LlamaDenoiser
+
+_LLADA = LlamaDenoiserConfig(
+    vocab_size=126_463, length=4096, num_layers=32, embed_dim=4096, num_heads=32, mlp_dim=12_288,
+    rotary_base=500_000.0,
+)  # fmt: skip
+_QWEN3 = LlamaDenoiserConfig(
+    vocab_size=151_935, length=1024, num_layers=28, embed_dim=1024, num_heads=16, num_kv_heads=8,
+    head_dim=128, mlp_dim=3072, norm_epsilon=1e-6, rotary_base=1e6, qk_norm=True, tied_head=True,
+)  # fmt: skip
+# As their config.json says it, read in November 2026.
+KNOWN: dict[str, LlamaConfig] = {
+    "GSAI-ML/LLaDA-8B-Base": _LLADA,
+    "GSAI-ML/LLaDA-8B-Instruct": _LLADA,
+    "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1": _QWEN3,
+}
+
+
+def network_of_run(config: RunConfig) -> tuple[Denoiser | LlamaDenoiser, bool]:
+    """The network of teacher and students, and whether it was a causal one.
+
+    Args:
+      config: of the run; the model that is `published` is in `KNOWN`, or its headers are read.
+
+    Raises:
+      CheckpointError: it is neither.
+    """
+    name = config.published
+    if not name:
+        return Denoiser(config.denoiser(config.vocab_size)), False
+    base = KNOWN.get(name.partition("@")[0]) or load_network(name).config
+    if not isinstance(base, LlamaConfig):
+        raise CheckpointError(f"{name} is not of the Llama family.")
+    return LlamaDenoiser(config.adapted(base)), not isinstance(base, LlamaDenoiserConfig)
