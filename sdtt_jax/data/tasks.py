@@ -194,6 +194,7 @@ class WriteShard(NamedTuple):
       store: of the tokens.
       packing: of the sequences.
       prefix: that TFDS puts before each.
+      group: as `builders.write_shard` takes it.
     """
 
     path: str
@@ -205,6 +206,7 @@ class WriteShard(NamedTuple):
     store: Store
     packing: Packing
     prefix: bytes
+    group: int
 
     @property
     def bytes(self) -> int:
@@ -223,7 +225,8 @@ class WriteShard(NamedTuple):
         partial = _beside(path)
         rows = self.rows()
         try:
-            builders.write_shard(partial, self.prefix, rows, self.last - self.first)
+            records = self.last - self.first
+            builders.write_shard(partial, self.prefix, rows, records, self.group)
             with partial.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             size = partial.stat().st_size
