@@ -4,7 +4,6 @@ import bisect
 import dataclasses
 import functools
 import itertools
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -230,9 +229,8 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 class _Records:
     """The raw sequences of a split's shards, with errors that name the file.
 
-    A file is opened when it is first read. `seek` and `read` without threads take 8 µs a record. `read` of a
-    list of places, which Grain's source calls, copies the file's whole index each time: 9 ms of CPU time at a
-    million records.
+    `seek` and `read` without threads take 8 µs a record. `read` of a list of places, which Grain's source
+    calls, copies the file's whole index each time: 9 ms of CPU time at a million records.
     """
 
     def __init__(self, directory: Path, shards: Sequence[Shard], length: int, dtype: np.dtype):
@@ -242,7 +240,7 @@ class _Records:
         self._size = self._ends[-1]
         for shard in shards:
             self._check(shard)
-        self._readers: list[Any] = [None] * len(shards)
+        self._readers = [self._open(shard) for shard in shards]
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -283,28 +281,29 @@ class _Records:
         path = self._directory / shard.path
         try:
             with self._lock:
-                reader: Any = self._readers[number] or self._open(number, path)
+                reader = self._readers[number]
                 reader.seek(index - self._ends[number] + shard.records)
                 record = reader.read()
-        except DataError:
-            raise
-        except Exception as error:  # ArrayRecord raises bare, often empty, RuntimeErrors.
+        except Exception as error:
             raise DataError(f"{path} is damaged ({_reason(error)}); {_PREPARE_AGAIN}.") from None
         if len(record) < self._length * self._dtype.itemsize:
             raise DataError(f"{path} is damaged (a record is too short); {_PREPARE_AGAIN}.")
         return record
 
-    def _open(self, number: int, path: Path) -> Any:
+    def _open(self, shard: Shard) -> Any:
         from array_record.python.array_record_module import ArrayRecordReader
 
+        path = self._directory / shard.path
         options = "readahead_buffer_size:0,max_parallelism:0"
-        reader = ArrayRecordReader(os.fspath(path), options=options, file_reader_buffer_size=2**15)
-        if (found := reader.num_records()) != self._shards[number].records:
+        try:
+            reader = ArrayRecordReader(f"{path}", options=options, file_reader_buffer_size=2**15)
+            found = reader.num_records()
+        except Exception as error:  # ArrayRecord raises bare, often empty, RuntimeErrors.
+            raise DataError(f"{path} is damaged ({_reason(error)}); {_PREPARE_AGAIN}.") from None
+        if found != shard.records:
             raise DataError(
-                f"{path} holds {found} records instead of {self._shards[number].records}; "
-                f"{_PREPARE_AGAIN}."
+                f"{path} holds {found} records instead of {shard.records}; {_PREPARE_AGAIN}."
             )
-        self._readers[number] = reader
         return reader
 
 

@@ -132,8 +132,9 @@ def test_a_mixture_of_folders_has_one_vocabulary(prepared, tmp_path):
     assert isinstance(open_mixture(prepared.data, {}), Split)
     others = DataConfig(mixture=(f"{prepared.data}=0.5",)).mixed()
     assert open_mixture(prepared.data, others).weights == (1.0, 0.5)
-    vocabulary = dataclasses.replace(prepared.tokenizer_config, vocab_size=20)
-    prepare(prepared.data_config, vocabulary, tmp_path / "data", tmp_path / "tokenizer")
+    cased = dataclasses.replace(prepared.data_config, normalize="none")
+    vocabulary = dataclasses.replace(prepared.tokenizer_config, vocab_size=200)
+    prepare(cased, vocabulary, tmp_path / "data", tmp_path / "tokenizer")
     with pytest.raises(DataError, match="another vocabulary"):
         open_mixture(prepared.data, {str(tmp_path / "data"): 1.0})
     for wrong in ("folder", "=1", "folder=0", "folder=much", "folder=inf"):
