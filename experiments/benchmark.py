@@ -39,6 +39,7 @@ from experiments.cli.app import check_flags, output_file, run_app, stopwatch, wi
 from experiments.settings import check_overrides, run_config
 from sdtt_jax.config import choose, positive, require
 from sdtt_jax.data.corpora import find_corpus
+from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import UserError
 from sdtt_jax.networks.config import COMPUTE_DTYPES
 from sdtt_jax.paths import write_json
@@ -59,6 +60,10 @@ _SUITE = flags.DEFINE_list(
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences per training step or generation.")
 _NUM_STEPS = flags.DEFINE_list(
     "num_steps", ["8", "16", "32"], "Numbers of steps, separated by commas."
+)
+_MODE = flags.DEFINE_string("mode", SamplerConfig.mode, "Decoder of --suite=sample.")
+_AGAINST = flags.DEFINE_string(
+    "against", "", "Another decoder in place of the naive code, as --against=blocks:cache=none."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repetitions, after one that is not.")
 _INTERLEAVE = flags.DEFINE_bool("interleave", True, "Let lean and naive code take turns.")
@@ -108,6 +113,9 @@ def main(argv: Sequence[str]) -> None:
     batches = _numbers("race_batches", _RACE_BATCHES.value, "texts")
     for dtype in _RACE_DTYPES.value:
         choose("--race_dtypes", dtype, COMPUTE_DTYPES)
+    for steps in num_steps:
+        for mode in filter(None, (_MODE.value, _AGAINST.value)):
+            SamplerConfig(steps, mode=mode)
     config = run_config(_CONFIG.value)
     if "data" in suites:
         find_corpus(config.data.corpus)
@@ -129,6 +137,8 @@ def main(argv: Sequence[str]) -> None:
         repeats=_REPEATS.value,
         interleave=_INTERLEAVE.value,
         in_process=_IN_PROCESS.value,
+        mode=_MODE.value,
+        against=_AGAINST.value,
         race_batches=batches,
         race_dtypes=_RACE_DTYPES.value,
     )

@@ -117,7 +117,12 @@ def unavoidable_flops(config: RunConfig, job: Job, measured: dict[str, Measured]
         return judge_flops(judge_sizes(job, config), job.batch_size)
     if job.suite == "sample":
         calls = counted.median("calls")
-        return None if calls is None else sample_flops(sizes, job.batch_size, calls)
+        # A call in blocks computes a part of the text.
+        return (
+            None
+            if calls is None or job.mode.startswith("blocks")
+            else sample_flops(sizes, job.batch_size, calls)
+        )
     masked = counted.median("masked")
     if masked is None:
         return None

@@ -24,6 +24,7 @@ from experiments.benchmarking.report import Entry, Measured
 from experiments.benchmarking.worker import Here, Worker, WorkerError
 from experiments.settings import RunConfig
 from sdtt_jax.config import to_mapping
+from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.networks.config import COMPUTE_DTYPES
 
 Log = Callable[[str], None]
@@ -105,6 +106,8 @@ class Plan:
       interleave: let the variants take turns.
       in_process: measure in this process, as where only one may hold the accelerator. Peak memory is then
         the compiler's account of each program.
+      mode: the decoder of the suite `sample`.
+      against: what stands in its place as the naive variant; "" is plain code for the grid.
       race_batches: texts at once, a race for each.
       race_dtypes: compute dtypes, a race for each.
     """
@@ -115,6 +118,8 @@ class Plan:
     repeats: int = 5
     interleave: bool = True
     in_process: bool = False
+    mode: str = SamplerConfig.mode
+    against: str = ""
     race_batches: Sequence[int] = (1, 4)
     race_dtypes: Sequence[str] = COMPUTE_DTYPES
 
@@ -144,7 +149,18 @@ def rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
         else:
             variants = VARIANTS if suite == "data" else (MATMUL, *VARIANTS)
             for steps in plan.num_steps if suite == "sample" else [0]:
-                jobs = [Job(suite, v, plain, vocab_size, plan.batch_size, steps) for v in variants]
+                jobs = [
+                    Job(
+                        suite,
+                        variant,
+                        plain,
+                        vocab_size,
+                        plan.batch_size,
+                        steps,
+                        plan.against if variant == "naive" else plan.mode,
+                    )
+                    for variant in variants
+                ]
                 yield Row(suite, f"{suite}, {steps} steps" if steps else suite, jobs)
 
 
@@ -162,7 +178,18 @@ def _demo_rows(config: RunConfig) -> Iterator[Row]:
         ("judging", "own_judge", written, 0, ()),
     ):
         variants = (MATMUL, *VARIANTS, *more)
-        jobs = [Job(suite, v, plain, vocab_size, batch_size, steps) for v in variants]
+        jobs = [
+            Job(
+                suite,
+                v,
+                plain,
+                vocab_size,
+                batch_size,
+                steps,
+                "" if v == "naive" else SamplerConfig.mode,
+            )
+            for v in variants
+        ]
         yield Row("demo", title, jobs)
 
 

@@ -47,6 +47,8 @@ class Run:
     mesh: Mesh
     engine: Engine[Any] = in_process
     """Who prepares the data."""
+    in_bucket: bool = False
+    """Whether its workers see a workdir's bucket, but not this machine's disk."""
 
     def log(self, message: str) -> None:
         """Prints a line, on process 0 only."""
@@ -59,15 +61,19 @@ class Run:
         local = self.workdir.local
         data, tokenizer = self.config.data, self.config.tokenizer
         ready: Any = None if self.base is None else self.base.text_tokenizer
-        prepared = functools.partial(
-            prepare, data, tokenizer, local.data, local.tokenizer, track_text, ready, self.engine
-        )
+
+        def prepared(where: Workdir = local) -> DataInfo:
+            folders = where.data, where.tokenizer
+            return prepare(data, tokenizer, *folders, track_text, ready, self.engine)
+
         if not is_remote(self.workdir.root):
             # The others find it done.
             return processes.on_first("Preparing the data", prepared) or prepared()
 
         def publish() -> None:
-            if not (self.workdir.data / INFO_FILE).exists():
+            if self.in_bucket:
+                prepared(self.workdir)
+            elif not (self.workdir.data / INFO_FILE).exists():
                 prepared()
                 mirror.upload(local.tokenizer, self.workdir.tokenizer, TOKENIZER_FILE)
                 mirror.upload(local.data, self.workdir.data, INFO_FILE)

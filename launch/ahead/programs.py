@@ -13,7 +13,8 @@ from experiments.settings import COUPLED, RunConfig
 from launch.ahead.hlo_text import Instruction
 from launch.ahead.published import network_of_run
 from sdtt_jax.causal.sampler import generate
-from sdtt_jax.diffusion import filling, sampler
+from sdtt_jax.diffusion import sampler
+from sdtt_jax.diffusion.decoders import filling
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import Student, next_round

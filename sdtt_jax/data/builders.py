@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from tensorflow_datasets.core.utils import shard_utils
 
 from sdtt_jax.errors import DataError
+from sdtt_jax.paths import as_path, write_bytes
 
 FILE_FORMAT = "array_record"
 NAME, VERSION = "packed_tokens", "1.0.0"
@@ -58,9 +60,9 @@ def shard_name(split: str, number: int, count: int) -> str:
     return f"{NAME}-{split}.{FILE_FORMAT}-{number:05d}-of-{count:05d}"
 
 
-def record_prefix(folder: str | os.PathLike[str], length: int, dtype: np.dtype) -> bytes:
+def record_prefix(length: int, dtype: np.dtype) -> bytes:
     """What TFDS puts before the bytes of a sequence: the same for all sequences of a length and dtype."""
-    builder = PackedTokens(folder, length, dtype)
+    builder = PackedTokens(tempfile.gettempdir(), length, dtype)  # where nothing is written
     row = np.zeros(length, dtype)
     row = np.zeros(length, dtype)
     serialised: bytes = builder.info.features.serialize_example({"tokens": row})
@@ -118,16 +120,14 @@ def write_info(
     """Writes the files by which TFDS knows the shards.
 
     Args:
-      folder: the data folder.
+      folder: the data folder, local or in a bucket.
       length: tokens in a sequence.
       dtype: of the ids.
       shards: records of each shard of each split.
       record_bytes: size of a record.
     """
-    builder = PackedTokens(folder, length, dtype)
-    target = folder / FOLDER
     template = tfds.core.ShardedFileTemplate(
-        data_dir=target, dataset_name=NAME, split=None, filetype_suffix=FILE_FORMAT
+        data_dir=folder / FOLDER, dataset_name=NAME, split=None, filetype_suffix=FILE_FORMAT
     )
     splits = [
         tfds.core.SplitInfo(
@@ -138,8 +138,12 @@ def write_info(
         )
         for split, lengths in shards.items()
     ]
-    builder.info.set_splits(tfds.core.splits.SplitDict(splits))
-    builder.info.write_to_directory(target)
+    with tempfile.TemporaryDirectory() as temporary:
+        builder = PackedTokens(temporary, length, dtype)
+        builder.info.set_splits(tfds.core.splits.SplitDict(splits))
+        builder.info.write_to_directory(temporary)
+        for path in as_path(temporary).glob("*.json"):
+            write_bytes(folder / FOLDER / path.name, path.read_bytes())
 
 
 def open_source(folder: str | os.PathLike[str], split: str) -> Any:

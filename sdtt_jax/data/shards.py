@@ -62,7 +62,7 @@ def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str
     division = ingest(read, (read.work / TOKENIZER, dtype))
     totals = division.totals()
     packing = Packing(config.length, config.wrap, tokenizer.bos_id, tokenizer.eos_id)
-    prefix = builders.record_prefix(partial, config.length, dtype)
+    prefix = builders.record_prefix(config.length, dtype)
     tasks: list[WriteShard] = []
     lengths: dict[str, list[int]] = {}
     for side, split in enumerate(SPLITS):

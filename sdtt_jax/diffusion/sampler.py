@@ -20,12 +20,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import one_of, require, whole
+from sdtt_jax.config import one_of, whole
 from sdtt_jax.diffusion.choices import Choice, choice, drawn, greedy_at_last, most_probable
-from sdtt_jax.diffusion.decoders import parse_mode
-from sdtt_jax.diffusion.decoders.base import Helper, Now, Pick, Scene, sigma_of_share
+from sdtt_jax.diffusion.decoders import parse_mode, serving
+from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Pick, Scene, sigma_of_share
+from sdtt_jax.diffusion.decoders.filling import fill
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.filling import fill
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import Filters
@@ -34,7 +34,6 @@ from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Positions, Tokens
 
 TIME_GRIDS = ("uniform", "cosine")
-HELPERS = {"causal": "causal model", "denoiser": "denoiser"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,8 @@ class SamplerConfig(Filters):
       mode: the decoder, a name of `decoders.DECODERS` with its options. "grid" takes reverse steps on a grid
         of times, each of which reveals a random number of tokens. "first-hitting" reveals the tokens in a
         random order, as evenly over `num_steps` network calls as whole numbers allow. "confidence" and
-        "entropy-bounded" take what the network is surest of, "remdm" masks tokens again.
+        "entropy-bounded" take what the network is surest of, "remdm" masks tokens again. "blocks", "refine",
+        "speculative", "staged" and "energy" make calls of their own, the last three also of a helper.
       temperature, top_k, top_p: filters of the token distribution; 1, 0 and 1 are off. Of a network that
         sees noise, temperature 0 takes the tokens that the noise determines, and 1 draws from what the
         network says of them.
@@ -73,10 +73,12 @@ class SamplerState:
     Attributes:
       x: `[batch, length]` int32.
       nfe: `[]` int32, network calls so far.
+      memory: what a decoder remembers from step to step.
     """
 
     x: Tokens
     nfe: jax.Array
+    memory: Memory = None
 
 
 @flax.struct.dataclass
@@ -132,14 +134,14 @@ def sample(
       (2, 8)
     """
     x_init = jnp.asarray(as_rows(x_init, diffusion.mask_id + 1, "x_init"))
-    check_served(config, diffusion, helper)
+    state = first_state(diffusion, params, x_init, config, helper)
     plan = plan_generation(diffusion, key, x_init, config, noise)
 
     def body(state: SamplerState, index: jax.Array) -> tuple[SamplerState, jax.Array | None]:
         state = take_step(diffusion, params, plan, state, index, config, helper)
         return state, state.x if keep_states else None
 
-    state, steps = SamplerState(x_init, jnp.int32(0)), jnp.arange(config.num_steps + 1)
+    steps = jnp.arange(config.num_steps + 1)
     state, states = jax.lax.scan(body, state, steps.astype(jnp.int32))
     if states is not None:
         states = jnp.concatenate([x_init[None], states])
@@ -163,6 +165,28 @@ def prior_sample(
     if tokens is None or fixed is None:
         return x
     return jnp.where(fixed, tokens, x).astype(jnp.int32)
+
+
+def first_state(
+    diffusion: MaskedDiffusion,
+    params: Params,
+    x_init: Tokens,
+    config: SamplerConfig,
+    helper: Helper | None = None,
+) -> SamplerState:
+    """The state before the first step.
+
+    Args:
+      diffusion, params: the model.
+      x_init: `[batch, length]` int32.
+      config: sampler.
+      helper: the other model of a decoder that asks one.
+
+    Raises:
+      ConfigError: the model, or its helper, cannot do what the decoder asks of it.
+    """
+    scene = Scene(diffusion, params, helper, config, config.num_steps)
+    return SamplerState(x_init, jnp.int32(0), serving.begin(config.mode, scene, x_init))
 
 
 def time_grid(config: SamplerConfig, eps: float = SAMPLING_EPS) -> jax.Array:
@@ -230,7 +254,9 @@ def take_step(
     pick, again = None, None
     if decoder.step is not None:
         scene = Scene(diffusion, params, helper, config, config.num_steps)
-        state = _own_step(scene, plan, state, selected & ~last, index, config.mode)
+        now = Now(state.x, selected, plan.call <= config.num_steps, index, state.memory)
+        x, calls, memory = serving.own_step(config.mode, scene, key, now)
+        state = SamplerState(x, state.nfe + calls, memory)
         selected = last & (state.x == diffusion.mask_id)
     if decoder.pick is not None or decoder.redo is not None:
         masked = state.x == diffusion.mask_id
@@ -309,45 +335,6 @@ def unmask_prob(schedule: Schedule, t: jax.Array, s: jax.Array) -> jax.Array:
     return jnp.clip((masked_t - masked_s) / jnp.maximum(masked_t, 1e-30), 0.0, 1.0)
 
 
-def check_served(config: SamplerConfig, diffusion: MaskedDiffusion, helper: Helper | None) -> None:
-    """Raises `ConfigError` if the model and its helper cannot do what the decoder asks of them."""
-    decoder, _ = parse_mode(config.mode)
-    name, kinds = config.mode.partition(":")[0], decoder.helper
-    if not kinds:
-        require(helper is None, f"mode={config.mode} asks no other model; leave the helper out.")
-        return
-    wanted = " or a ".join(HELPERS[kind] for kind in kinds)
-    require(helper is not None, f"mode={name} asks another model; give it a helper, a {wanted}.")
-    assert helper is not None
-    kind = "denoiser" if helper.bos_id is None else "causal"
-    require(kind in kinds, f"mode={name} asks a {wanted}, and the helper is a {HELPERS[kind]}.")
-    size = helper.network.mask_id if helper.bos_id is None else helper.network.config.vocab_size
-    require(
-        size == diffusion.mask_id,
-        f"The helper has {size} tokens and the model {diffusion.mask_id}; they must have one tokenizer.",
-    )
-
-
-def _own_step(
-    scene: Scene, plan: Plan, state: SamplerState, due: Positions, index: jax.Array, mode: str
-) -> SamplerState:
-    """A step that a decoder makes by means of its own; none where nothing is masked, or after the last."""
-    decoder, options = parse_mode(mode)
-    step, masked = decoder.step, state.x == scene.diffusion.mask_id
-    assert step is not None
-    sigma = sigma_of_share(scene.diffusion.schedule, masked.mean(axis=-1, dtype=jnp.float32))
-    now = Now(state.x, due, plan.call <= scene.num_steps, sigma, index)
-    needed = (index < scene.num_steps) & (masked.any() | (not decoder.finishes))
-    key = jax.random.fold_in(plan.key, index)
-    x, calls = jax.lax.cond(
-        needed,
-        lambda now: step(options, scene, key, now),
-        lambda now: (now.x, jnp.int32(0)),
-        now,
-    )
-    return SamplerState(x, state.nfe + calls)
-
-
 def _call(
     diffusion: MaskedDiffusion,
     params: Params,
@@ -368,4 +355,4 @@ def _call(
 
     needed = selected.any()
     x = jax.lax.cond(needed, call, lambda x: x, state.x)
-    return SamplerState(x, state.nfe + needed.astype(jnp.int32))
+    return SamplerState(x, state.nfe + needed.astype(jnp.int32), state.memory)

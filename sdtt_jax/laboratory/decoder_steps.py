@@ -1,14 +1,25 @@
 """The exact laws of decoders that make calls of their own: what each does to every partly masked sequence."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from sdtt_jax.config import require
+from sdtt_jax.diffusion.decoders.energy import Energy
+from sdtt_jax.diffusion.decoders.refine import Refine
 from sdtt_jax.diffusion.decoders.speculative import Speculative, relaxed
-from sdtt_jax.laboratory.world import Array, patterns, states_with_pattern, strides
+from sdtt_jax.laboratory.world import (
+    Array,
+    all_states,
+    outer_sum,
+    patterns,
+    states_with_pattern,
+    strides,
+)
 
 
 class Table(NamedTuple):
@@ -18,11 +29,14 @@ class Table(NamedTuple):
       own: `[states, L, V]`, what the model draws from, in the order of `all_states`.
       helper: the same of the other model; of a causal one only what has nothing masked on the left is read.
       causal: whether the helper is a causal model.
+      num_steps, call: how many steps there are, and which this is.
     """
 
     own: Array
     helper: Array
     causal: bool
+    num_steps: int
+    call: int = 0
 
     @property
     def length(self) -> int:
@@ -88,6 +102,110 @@ def _verdicts(q: Array, p: Array, relaxation: float) -> tuple[Array, Array]:
     return accepted, refused
 
 
+def refine_step(options: Refine, table: Table, law: Array) -> tuple[Array, float]:
+    """A window of the finished texts is looked at, what is doubted is masked and drawn again."""
+    length, size = table.length, table.size
+    places = (table.call - (table.num_steps - options.rounds)) * options.window
+    window = (places + np.arange(options.window)) % length
+    step, finished = strides(size, length), states_with_pattern((), size, length)
+    shown = all_states(size, length)[finished]
+    doubted = np.zeros((len(finished), length), bool)
+    for place in window:
+        left_out = finished + (size - shown[:, place]) * step[place]
+        own = np.take_along_axis(table.own[left_out, place], shown[:, place, None], axis=1)[:, 0]
+        doubted[:, place] = own < options.threshold
+    masked = np.zeros_like(law)
+    np.add.at(masked, finished + ((size - shown) * step * doubted).sum(axis=1), law[finished])
+    after, redrawn = step_law(masked, table.own, _reveal_all, length, size)
+    return after, float(law[finished].sum()) + redrawn
+
+
+def energy_step(options: Energy, table: Table, law: Array) -> tuple[Array, float]:
+    """One of two whole candidates, of which some positions are revealed."""
+    require(options.candidates <= 2, "mode=energy: the law is computed of two candidates at most.")
+    length, size = table.length, table.size
+    after, calls = np.zeros_like(law), 0.0
+    step, compares = strides(size, length), table.call < round(options.window * table.num_steps)
+    for pattern in patterns(length):
+        source = states_with_pattern(pattern, size, length)
+        count = even_count(length, table.num_steps, table.call)
+        if not pattern or not count or not law[source].any():
+            after[source] += law[source]
+            continue
+        calls += float(law[source].sum()) * (2 if compares else 1)
+        own = np.ones((len(source), 1))
+        for place in pattern:
+            own = (own[:, :, None] * table.own[source, place][:, None]).reshape(len(source), -1)
+        texts = source[:, None] + outer_sum([(np.arange(size) - size) * step[p] for p in pattern])
+        picked = own
+        if compares and options.candidates == 2:
+            weight = _causal_law(table)[texts] / own
+            pairs = weight[:, :, None] / (weight[:, :, None] + weight[:, None, :])
+            picked = 2 * own * (pairs * own[:, None, :]).sum(axis=2)
+        for due in itertools.combinations(pattern, count):
+            hidden = [place for place in pattern if place not in due]
+            tokens = texts[..., None] // step[hidden] % (size + 1)
+            target = texts + ((size - tokens) * step[hidden]).sum(axis=-1)
+            share = law[source][:, None] * picked / math.comb(len(pattern), count)
+            np.add.at(after, target, share)
+    return after, calls
+
+
+def _causal_law(table: Table) -> Array:
+    """Of every state that is a finished text, what a causal helper says of it: `[states]`."""
+    length, size = table.length, table.size
+    step, law = strides(size, length), np.zeros(len(table.helper))
+    finished = states_with_pattern((), size, length)
+    shown, chance = all_states(size, length)[finished], np.ones(len(finished))
+    for place in range(length):
+        left = finished + ((size - shown[:, place:]) * step[place:]).sum(axis=1)
+        chance *= np.take_along_axis(table.helper[left, place], shown[:, place, None], axis=1)[:, 0]
+    law[finished] = chance
+    return law
+
+
+def even_count(length: int, num_steps: int, call: int) -> int:
+    """How many positions of a whole text a call reveals where they are dealt out evenly."""
+    return sum(rank * num_steps // length == call for rank in range(length))
+
+
+def _reveal_all(pattern: tuple[int, ...], source: Array) -> list[Any]:
+    del source
+    return [(pattern, (), 1.0)]
+
+
+def step_law(
+    law: Array, probabilities: Array, moves: Any, length: int, size: int
+) -> tuple[Array, float]:
+    """The law after one call whose tokens are drawn each on its own, and the probability that it is made.
+
+    Args:
+      law: `[states]`.
+      probabilities: `[states, length, size]`.
+      moves: `(pattern, source) -> (revealed, masked again, chance)` of all that can happen.
+      length, size: positions, and tokens without MASK.
+    """
+    step, after, made = strides(size, length), np.zeros_like(law), 0.0
+    for pattern in patterns(length):
+        source = states_with_pattern(pattern, size, length)
+        if not law[source].any():
+            continue
+        for revealed, again, chance in moves(pattern, source):
+            weight = (law[source] * chance)[:, None]
+            made += float(weight.sum()) if revealed else 0.0
+            for position in revealed:
+                drawn = probabilities[source, position]
+                weight = (weight[:, :, None] * drawn[:, None, :]).reshape(len(source), -1)
+            shift = outer_sum([(np.arange(size) - size) * step[p] for p in revealed])
+            shown = source[:, None] // step[list(again)] % (size + 1)
+            target = source + ((size - shown) * step[list(again)]).sum(axis=1)
+            # States that differ only where they are masked again become one, so the sum is not an assignment.
+            np.add.at(after, target[:, None] + shift, weight)
+    return after, made
+
+
 STEPS: dict[type, Callable[[Any, Table, Array], tuple[Array, float]]] = {
     Speculative: speculative_step,
+    Refine: refine_step,
+    Energy: energy_step,
 }

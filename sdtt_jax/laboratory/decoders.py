@@ -18,18 +18,18 @@ import numpy as np
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.base import Decoder, Pick
+from sdtt_jax.diffusion.decoders.blocks import Blocks
 from sdtt_jax.diffusion.decoders.planned import Grid
-from sdtt_jax.laboratory.decoder_steps import STEPS, Table
+from sdtt_jax.diffusion.decoders.refine import Refine
+from sdtt_jax.diffusion.decoders.staged import Staged
+from sdtt_jax.laboratory.decoder_steps import STEPS, Table, even_count, step_law
 from sdtt_jax.laboratory.world import (
     Array,
     World,
     all_states,
     finished_states,
     law_measures,
-    outer_sum,
-    patterns,
     states_with_pattern,
-    strides,
 )
 
 # Scores of positions that are alike by the world's symmetry differ in the last bits of float32; rounded they
@@ -68,23 +68,31 @@ def decoder_law(
     _, length, size = probabilities.shape
     law = np.zeros(len(probabilities))
     law[-1], calls = 1.0, 0.0  # the last state is the fully masked one
-    table = Table(probabilities, probabilities if helper is None else helper, causal)
+    if decoder.check is not None:
+        decoder.check(options, None, num_steps, length)
+    table = Table(probabilities, probabilities if helper is None else helper, causal, num_steps)
     for index in range(num_steps):
-        if decoder.step is not None:
-            law, made = STEPS[type(options)](options, table, law)
+        drafts = num_steps - options.rounds if isinstance(options, Refine) else 0
+        if type(options) in STEPS and index >= drafts:
+            law, made = STEPS[type(options)](options, table._replace(call=index), law)
             calls += made
             continue
         if decoder.pick is not None:
             taken = _accepted(decoder.pick, options, probabilities, num_steps - index)
             moves = functools.partial(_picked, taken)
         else:
-            moves = functools.partial(_by_chance, decoder, options, length, index, num_steps)
-        law, made = _step(law, probabilities, moves, length, size)
+            moves = functools.partial(
+                _by_chance, decoder, options, length, index, drafts or num_steps
+            )
+        drawn = table.own
+        if isinstance(options, Staged) and index >= options.own_calls(num_steps):
+            drawn = table.helper
+        law, made = step_law(law, drawn, moves, length, size)
         calls += made
     masked = (all_states(size, length) == size).any(axis=1)
     calls += float(law[masked].sum())
     best = np.eye(size)[probabilities.argmax(axis=-1)]
-    law, _ = _step(law, best, lambda pattern, _: [(pattern, (), 1.0)], length, size)
+    law, _ = step_law(law, best, lambda pattern, _: [(pattern, (), 1.0)], length, size)
     return law[states_with_pattern((), size, length)], calls
 
 
@@ -97,6 +105,8 @@ def enumerable(mode: str) -> tuple[Decoder, Any]:
     decoder, options = parse_mode(mode)
     random = getattr(options, "order_temperature", 0.0) > 0
     require(not random, f"mode={mode}: with an order_temperature no law is computed; leave it out.")
+    cached = isinstance(options, Blocks) and options.cache != "none"
+    require(not cached, f"mode={mode}: a cache has no law of its own; add cache=none.")
     return decoder, options
 
 
@@ -122,29 +132,6 @@ def decoder_measures(
         finite = {name: value if math.isfinite(value) else None for name, value in measures.items()}
         found.setdefault(mode, {})[str(num_steps)] = finite | {"calls": calls}
     return found
-
-
-def _step(
-    law: Array, probabilities: Array, moves: Any, length: int, size: int
-) -> tuple[Array, float]:
-    """One call: the law after it, and the probability that it is made at all."""
-    step, after, made = strides(size, length), np.zeros_like(law), 0.0
-    for pattern in patterns(length):
-        source = states_with_pattern(pattern, size, length)
-        if not law[source].any():
-            continue
-        for revealed, again, chance in moves(pattern, source):
-            weight = (law[source] * chance)[:, None]
-            made += float(weight.sum()) if revealed else 0.0
-            for position in revealed:
-                drawn = probabilities[source, position]
-                weight = (weight[:, :, None] * drawn[:, None, :]).reshape(len(source), -1)
-            shift = outer_sum([(np.arange(size) - size) * step[p] for p in revealed])
-            shown = source[:, None] // step[list(again)] % (size + 1)
-            target = source + ((size - shown) * step[list(again)]).sum(axis=1)
-            # States that differ only where they are masked again become one, so the sum is not an assignment.
-            np.add.at(after, target[:, None] + shift, weight)
-    return after, made
 
 
 def _picked(taken: Array, pattern: tuple[int, ...], source: Array) -> Iterator[Move]:
@@ -191,8 +178,14 @@ def _by_chance(
     elif isinstance(options, Grid):
         for places in _subsets(pattern):
             yield places, (), _chance(1 / (num_steps - index), places, pattern)
+    elif isinstance(options, Blocks):
+        each = num_steps // (length // options.length)
+        block = [p for p in pattern if p // options.length == index // each]
+        due = even_count(options.length, each, index % each)
+        for places in itertools.combinations(block, due):
+            yield places, (), 1 / math.comb(len(block), due)
     else:
-        due = sum(rank * num_steps // length == index for rank in range(length))
+        due = even_count(length, num_steps, index)
         for places in itertools.combinations(pattern, due):
             yield places, (), 1 / math.comb(len(pattern), due)
 

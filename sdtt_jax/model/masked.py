@@ -19,7 +19,7 @@ from sdtt_jax.diffusion.sampler import (
     Plan,
     SamplerConfig,
     SamplerState,
-    check_served,
+    first_state,
     plan_generation,
     prior_sample,
     sample,
@@ -291,14 +291,16 @@ class Model(Loaded):
         Raises:
           ConfigError: `x_init` has another shape, or an id that does not exist.
         """
-        check_served(config, self.diffusion, helper)
-        return self._states(key, self.noisy(x_init), config, helper)
+        x_init = self.noisy(x_init)
+        model = self.diffusion.within(arrange(x_init, self.sequences))
+        begin = first_state(model, self.params, x_init, config, helper)
+        return self._states(key, begin, config, helper)
 
     def _states(
-        self, key: Key, x_init: Tokens, config: SamplerConfig, helper: Helper | None
+        self, key: Key, state: SamplerState, config: SamplerConfig, helper: Helper | None
     ) -> Iterator[SamplerState]:
+        x_init = state.x
         plan = _plan(self.diffusion, key, x_init, config)
-        state = SamplerState(x_init, jnp.int32(0))
         yield state
         for index in range(config.num_steps + 1):
             with self.on_mesh():

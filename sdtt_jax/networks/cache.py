@@ -92,16 +92,33 @@ def attend_causally(
       `[batch, n, heads, kv]` in the dtype of `value`, and the new keys and values as `extend` takes
       them, `[batch, kv_heads, n, kv]` (None without a cache). The softmax is in float32.
     """
-    n, shape = query.shape[1], query.shape
+    n = query.shape[1]
     if past is None or used is None:
         return attend(query, key, value, causal=True, segments=segments), None
+    written = jnp.broadcast_to(jnp.arange(past.keys.shape[2]) < used, (n, past.keys.shape[2]))
+    visible = jnp.concatenate([written, causal_mask(n)], axis=1)
+    return attend_visible(query, key, value, past, visible)
+
+
+def attend_visible(
+    query: jax.Array, key: jax.Array, value: jax.Array, past: LayerPast, visible: jax.Array
+) -> tuple[jax.Array, LayerPast]:
+    """Attention of `n` positions over what they may see of a cache and of one another.
+
+    Args:
+      query: `[batch, n, heads, kv]`.
+      key, value: `[batch, n, kv_heads, kv]`; each serves the next `heads / kv_heads` query heads.
+      past: this layer's cache, of any capacity.
+      visible: `[n, capacity + n]` bool.
+
+    Returns:
+      As `attend_causally` with a cache.
+    """
+    n, shape = query.shape[1], query.shape
     # Per head and contiguous, the layout of the cache: one batched matmul reads it without a copy.
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
-    capacity = past.keys.shape[2]
     keys = jnp.concatenate([past.keys.astype(key.dtype), key], axis=2)
     values = jnp.concatenate([past.values.astype(value.dtype), value], axis=2)
-    written = jnp.broadcast_to(jnp.arange(capacity) < used, (n, capacity))
-    visible = jnp.concatenate([written, causal_mask(n)], axis=1)
     # The queries that share a key head are further rows of it, so that the cache is read as it is.
     group = shape[2] // key.shape[1]
     rows = query.reshape(shape[0], -1, group * n, shape[3])

@@ -6,15 +6,16 @@ and samplers can keep hidden states and apply the head only where they need it.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from sdtt_jax.networks.attention import attend_rotated, rotary_tables
-from sdtt_jax.networks.base import ADAPTERS, Network
+from sdtt_jax.networks.attention import attend, attend_rotated, rotary_tables, rotate
+from sdtt_jax.networks.base import Network, variables
+from sdtt_jax.networks.cache import LayerPast, attend_visible, empty_cache
 from sdtt_jax.networks.config import DenoiserConfig
 from sdtt_jax.networks.layers import (
     Embedding,
@@ -24,6 +25,7 @@ from sdtt_jax.networks.layers import (
     Mlp,
     attention_inputs,
     merged_heads,
+    queries_keys_values,
     rematerialised,
 )
 from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Segments, Tokens
@@ -76,6 +78,43 @@ class Denoiser(Network):
         sigma = self._sigma_seen(sigma)
         hidden: Any = self._apply(params, tokens, sigma, segments, method="hidden")
         return hidden
+
+    def decode(
+        self,
+        params: Params,
+        tokens: Tokens,
+        past: LayerPast | None = None,
+        start: jax.Array | int = 0,
+        visible: jax.Array | None = None,
+    ) -> tuple[Hidden, LayerPast]:
+        """Hidden states of `n` positions in a row, and their keys and values for a cache.
+
+        Args:
+          params: parameters, unboxed; of a network that is not conditioned on time.
+          tokens: `[batch, n]` int32, MASK included.
+          past: keys and values of other positions, `[layers, batch, heads, capacity, kv]`; None for none.
+          start: `[]` int32, the position of the first token.
+          visible: `[n, capacity + n]` bool, what each position sees of cache and others; None: all.
+
+        Returns:
+          `[batch, n, embed]`, and new keys and values `[layers, batch, heads, n, kv]`.
+        """
+        c = self.config
+        if past is None:
+            dtype = jnp.dtype(c.compute_dtype)
+            past = empty_cache(c.num_layers, len(tokens), c.num_heads, 0, c.head_dim, dtype).past
+        module = CachedDiT(dataclasses.replace(c, remat="none"))
+        decoded: Any = module.apply(
+            variables(params),
+            tokens,
+            self._sigma_seen(None),
+            past,
+            start,
+            visible,
+            method="decode",
+        )
+        hidden, new = decoded
+        return hidden, new
 
     def layer_states(self, params: Params, tokens: Tokens, layer: int) -> Hidden:
         """What comes out of block `layer`, counted from 1, of clean texts; later blocks are not computed.
@@ -149,26 +188,49 @@ class SigmaMap(nn.Module):
 
 
 class DenoiserBlock(nn.Module):
-    """Modulated attention and MLP; `(x, None)` out, the form that `nn.scan` wants."""
+    """Modulated attention and MLP; `x` out, and with a cache the new keys and values."""
 
     config: DenoiserConfig
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, condition: jax.Array, shared: tuple[jax.Array, jax.Array, Any]
-    ) -> tuple[jax.Array, None]:
+        self,
+        x: jax.Array,
+        condition: jax.Array,
+        shared: tuple[jax.Array, jax.Array, Any],
+        past: LayerPast | None = None,
+        visible: jax.Array | None = None,
+    ) -> tuple[jax.Array, LayerPast | None]:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = Modulation(
             c.cond_dim, c.embed_dim, 6, dtype, name="adaln"
         )(condition)
 
         y = LayerNorm(c.embed_dim, name="norm1")(x) * (1 + scale_a) + shift_a
-        mixed = attend_rotated(attention_inputs(c, y, bias=False), *shared)
+        new: LayerPast | None = None
+        if past is None:
+            mixed = attend_rotated(attention_inputs(c, y, bias=False), *shared)
+        else:
+            mixed, new = self._with_past(y, shared[:2], past, visible)
         x = x + gate_a * merged_heads(c, mixed, bias=False)
 
         y = LayerNorm(c.embed_dim, name="norm2")(x) * (1 + scale_m) + shift_m
         x = x + gate_m * Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)
-        return nn.with_logical_constraint(x, ("batch", "length", "embed")), None
+        return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
+
+    def _with_past(
+        self,
+        y: jax.Array,
+        rotary: tuple[jax.Array, jax.Array],
+        past: LayerPast,
+        visible: jax.Array | None,
+    ) -> tuple[jax.Array, LayerPast]:
+        query, key, value = queries_keys_values(self.config, y, bias=False)
+        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if visible is not None:
+            return attend_visible(query, key, value, past, visible)
+        new = LayerPast(*(x.transpose(0, 2, 1, 3) for x in (key, value)))
+        return attend(query, key, value), new
 
 
 class FinalNorm(nn.Module):
@@ -189,6 +251,7 @@ class DiT(nn.Module):
     """Embedding, scanned blocks, final norm, head."""
 
     config: DenoiserConfig
+    in_axes: ClassVar[Any] = nn.broadcast  # of all arguments of a block but the first
 
     def setup(self) -> None:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
@@ -196,9 +259,9 @@ class DiT(nn.Module):
         self.sigma_map = SigmaMap(c.cond_dim)
         self.blocks = nn.scan(
             rematerialised(DenoiserBlock, c.remat),
-            variable_axes={"params": 0, ADAPTERS: 0},
+            variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=self.in_axes,
             length=c.num_layers,
             unroll=c.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -236,3 +299,23 @@ class DiT(nn.Module):
 
     def __call__(self, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
         return self.logits(self.hidden(tokens, sigma))
+
+
+class CachedDiT(DiT):
+    """`DiT` whose blocks read a cache: the same parameters, another loop over blocks."""
+
+    in_axes: ClassVar[Any] = (nn.broadcast, nn.broadcast, 0, nn.broadcast)
+
+    def decode(
+        self,
+        tokens: jax.Array,
+        sigma: jax.Array,
+        past: LayerPast,
+        start: jax.Array | int,
+        visible: jax.Array | None,
+    ) -> tuple[jax.Array, LayerPast]:
+        condition = self.condition(sigma)
+        positions = start + jnp.arange(tokens.shape[1])
+        rotary = rotary_tables(positions, self.config.head_dim)
+        x, new = self.blocks(self.embed(tokens), condition, (*rotary, None), past, visible)
+        return self.final(x, condition), new

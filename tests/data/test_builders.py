@@ -13,7 +13,7 @@ from sdtt_jax.data import builders
 
 def write(folder, rows, num_shards, split="train"):
     """Rows of one split in shards, as a preparation writes them."""
-    prefix = builders.record_prefix(folder, rows.shape[1], rows.dtype)
+    prefix = builders.record_prefix(rows.shape[1], rows.dtype)
     stops = builders.shard_ends(len(rows), num_shards)
     target = folder / builders.FOLDER
     target.mkdir(parents=True)

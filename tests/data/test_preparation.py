@@ -4,9 +4,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, open_split, prepare
+from experiments.configs.owt_small import owt
+from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, load_tokenizer, open_split, prepare
 from sdtt_jax.data.ingest import divide
 from sdtt_jax.errors import ConfigError, DataError
 
@@ -191,3 +194,26 @@ def test_a_text_file_of_one_document_is_enough(tmp_path):
     assert info.num_validation == pytest.approx(0.05 * info.num_train, rel=0.2)
     assert info.vocab_size == 3 + 26 + 1 + 1  # Specials, letters, space, newline.
     assert info.files == "1 of 2 files (not read: README)"
+
+
+def test_the_papers_data_are_prepared_as_its_config_is_written(chapters, tmp_path, monkeypatch):
+    """From Parquet files of the hub's layout. Oracle: the last documents, in order, in GPT-2's vocabulary."""
+    texts = [f"Page {index}. {' '.join(chapters[index % 30 :][:3])}" for index in range(120)]
+    folder = tmp_path / "openwebtext" / "train"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        table = pyarrow.table({"text": texts[number * 40 : (number + 1) * 40]})
+        path = folder / f"train-{number:05d}-of-00003.parquet"
+        pyarrow.parquet.write_table(table, path, row_group_size=9)
+    monkeypatch.setenv("SDTT_JAX_CORPORA", str(tmp_path))
+    monkeypatch.setattr(ingest, "PART_BYTES", 50_000)
+    config = owt("small")
+    info = prepare(config.data, config.tokenizer, tmp_path / "data", tmp_path / "tokenizer")
+    rows = _sequences(tmp_path / "data", "validation")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    expected = [*tokenizer.encode(texts[-1]), tokenizer.eos_id][: 1022 * len(rows)]
+    np.testing.assert_array_equal(rows[:, 1:-1].ravel(), expected)
+    assert (info.num_documents, info.num_validation) == (120, len(rows))
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    assert manifest["division"]["kind"] == "rows"
+    assert manifest["corpus"]["sources"]["train"]["files"] == 3

@@ -3,6 +3,8 @@
 The law of whole generations is in tests/laboratory/test_decoders.py.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ from sdtt_jax.errors import ConfigError
 from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
 
 KEY = jax.random.key(0)
+OPTIONS = {"remdm": ":eta=0.9", "blocks": ":length=1,cache=none", "refine": ":window=2,threshold=0"}
 LOG_PROBS = jax.nn.log_softmax(jnp.array([[2.0, 1.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
 DUE = jnp.array([[True, True, True]])
 
@@ -84,7 +87,10 @@ def test_entropies_are_bounded_by_their_sum_without_the_largest():
     assert accepted(f"entropy-bounded:bound={between + 0.01}") == [True, True, True]
 
 
-@pytest.mark.parametrize("options", [Remdm(0.1), Remdm(1.0), Remdm(0.4, "rescale")])
+@pytest.mark.parametrize(
+    "options",
+    [Remdm(0.1), Remdm(1.0), Remdm(0.4, "rescale"), Remdm(1.0, "forward-backward")],
+)
 def test_remasking_leaves_the_marginals_right(options):
     """ReMDM's theorem: alpha_t (1 - sigma) + (1 - alpha_t) reveal = alpha_s."""
     t = jnp.linspace(0.05, 1.0, 20)
@@ -109,7 +115,7 @@ def test_remdm_masks_tokens_again_and_the_others_never_do():
     diffusion, params = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(2)
     x_init = prior_sample(64, LENGTH, MASK)
     for mode in (name for name, decoder in DECODERS.items() if not decoder.helper):
-        options = ":eta=0.9" if mode == "remdm" else ""
+        options = OPTIONS.get(mode, "")
         config = SamplerConfig(6, mode=mode + options)
         _, states = _sample(diffusion, params, KEY, x_init, config, keep_states=True)
         again = (states[:-1] != MASK) & (states[1:] == MASK)
@@ -157,3 +163,21 @@ def test_what_a_decoder_cannot_be_served_with_is_said_before_anything_is_compile
     )
     with pytest.raises(ConfigError, match=said):
         sample(diffusion, {}, KEY, prior_sample(1, LENGTH, MASK), config, helper=helper)
+
+
+def test_a_loop_stays_where_it_reveals_as_much_as_it_masks_again():
+    """Half of the steps; before and after it nothing is masked again. Marginals are right throughout."""
+    options, grid = Remdm(0.3, loop=0.5, still=0.2), np.linspace(1, 0, 9)
+    masked = 1.0
+    shares, remasked = [], []
+    for t, s in itertools.pairwise(grid):
+        reveal, sigma = remask_chances(options, jnp.float32(t), jnp.float32(s))
+        masked = masked * (1 - float(reveal)) + (1 - masked) * float(sigma)
+        shares.append(masked)
+        remasked.append(float(sigma))
+    assert masked == pytest.approx(0, abs=1e-6)
+    np.testing.assert_allclose(
+        [m for m, r in zip(shares, remasked, strict=True) if r], 0.2, atol=1e-6
+    )
+    assert sum(r > 0 for r in remasked) in (3, 4)
+    assert (np.diff(shares) < 1e-6).all()

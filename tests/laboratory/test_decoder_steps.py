@@ -65,6 +65,8 @@ class Causal:
 
 
 def helper(causal):
+    if causal is None:
+        return None
     return Helper(OTHER, Causal(), 0) if causal else Helper(OTHER, NETWORK)
 
 
@@ -82,7 +84,13 @@ def test_without_relaxation_a_draft_changes_nothing_of_the_verifiers_law(causal,
     [
         ("speculative:window=2", False, 2),
         ("speculative:window=2", True, 2),
-        ("speculative:window=3,relaxation=0.3", False, 3),
+        ("speculative:window=2,relaxation=0.3", False, 2),
+        ("staged", False, 2),
+        ("energy:candidates=2", True, 2),
+        ("refine:rounds=2,window=2,threshold=0.3", None, 4),
+        ("blocks:length=1,cache=none", None, 3),
+        ("remdm:eta=0.8,rule=forward-backward", None, 3),
+        ("remdm:eta=0.5,loop=0.5,still=0.3", None, 6),
     ],
 )
 def test_the_law_is_what_the_sampler_draws(mode, causal, steps):
@@ -94,7 +102,7 @@ def test_the_law_is_what_the_sampler_draws(mode, causal, steps):
     config = SamplerConfig(steps, mode=mode)
     state, _ = _sample(diffusion, PARAMS, jax.random.key(3), x_init, config, helper=helper(causal))
     texts = np.asarray(state.x) @ VOCAB ** np.arange(LENGTH - 1, -1, -1)
-    law, _ = decoder_law(OWN, mode, steps, THEIRS, causal=causal)
+    law, _ = decoder_law(OWN, mode, steps, THEIRS, causal=bool(causal))
     assert_fits(np.bincount(texts, minlength=VOCAB**LENGTH), law)
 
 
@@ -114,3 +122,69 @@ def test_relaxation_leaves_the_verifiers_law_for_fewer_calls():
     assert loose.sum() == pytest.approx(1)
     assert 0.01 < np.abs(loose - exact).sum() / 2 < 0.9  # at most 0.3 for each of three tokens
     assert fewer < calls
+
+
+def drawn_at(law, table, places_of):
+    """Every text's places drawn anew, each on its own, one text and one token after the other."""
+    after = {}
+    for state, weight in law.items():
+        places = places_of(state)
+        known = tuple(MASK if i in places else token for i, token in enumerate(state))
+        for tokens in itertools.product(range(VOCAB), repeat=len(places)):
+            text, value = list(known), weight
+            for place, token in zip(places, tokens, strict=True):
+                text[place], value = token, value * table[NUMBER[known], place, token]
+            after[tuple(text)] = after.get(tuple(text), 0.0) + value
+    return after
+
+
+def shuffled(table_of, counts):
+    """The law of revealing so many positions at each call, in every order alike."""
+    law = {}
+    for order in itertools.permutations(range(LENGTH)):
+        now, done = {(MASK,) * LENGTH: 1 / 6}, 0
+        for call, count in enumerate(counts):
+            due = order[done : done + count]
+            now = drawn_at(now, table_of(call), lambda _, due=due: due)
+            done += count
+        for text, weight in now.items():
+            law[text] = law.get(text, 0.0) + weight
+    return law
+
+
+def test_stages_are_each_drawn_from_the_model_whose_turn_it_is():
+    """Three calls of a token; the first two thirds are the model's own."""
+    law, calls = decoder_law(OWN, "staged:until=0.67", 3, THEIRS)
+    exact = shuffled(lambda call: OWN if call < 2 else THEIRS, (1, 1, 1))
+    np.testing.assert_allclose(law, [exact[text] for text in TEXTS], atol=1e-12)
+    assert calls == 3
+
+
+def test_what_the_rest_makes_improbable_is_drawn_again_a_window_at_a_time():
+    mode, threshold = "refine:rounds=2,window=2,threshold=0.3", 0.3
+    law, _ = decoder_law(OWN, mode, 4)
+    exact = shuffled(lambda _: OWN, (2, 1))
+    for window in ((0, 1), (2, 0)):
+
+        def doubted(text, window=window):
+            left_out = {i: (*text[:i], MASK, *text[i + 1 :]) for i in window}
+            return sorted(i for i in window if OWN[NUMBER[left_out[i]], i, text[i]] < threshold)
+
+        exact = drawn_at(exact, OWN, doubted)
+    np.testing.assert_allclose(law, [exact[text] for text in TEXTS], atol=1e-7)
+
+
+def test_of_two_candidates_one_is_picked_by_its_energy():
+    """All at one call: each pair of texts, and which of the two exp(-E) prefers."""
+    causal = one_at_a_time(THEIRS, [tuple(range(LENGTH))])
+    own = one_at_a_time(OWN[-1:].repeat(len(OWN), axis=0), [tuple(range(LENGTH))])
+    exact = np.zeros(len(TEXTS))
+    for first, second in itertools.product(range(len(TEXTS)), repeat=2):
+        weights = np.array([causal[i] / own[i] for i in (first, second)])
+        for index, weight in zip((first, second), weights / weights.sum(), strict=True):
+            exact[index] += own[first] * own[second] * weight
+    law, calls = decoder_law(OWN, "energy:candidates=2", 1, THEIRS, causal=True)
+    np.testing.assert_allclose(law, exact, atol=1e-12)
+    assert calls == 2
+    # The sign: what the causal model likes is written more often than without it.
+    assert law @ np.log(causal) > own @ np.log(causal) + 0.1

@@ -20,6 +20,13 @@ from typing import Any
 
 from sdtt_jax.config import choose, from_mapping, require
 from sdtt_jax.diffusion.decoders.base import Decoder, Pick, first_hitting_plan, no_plan
+from sdtt_jax.diffusion.decoders.blocks import (
+    Blocks,
+    block_plan,
+    check_blocks,
+    empty_memory,
+    write_block,
+)
 from sdtt_jax.diffusion.decoders.confident import (
     Confidence,
     EntropyBounded,
@@ -28,9 +35,12 @@ from sdtt_jax.diffusion.decoders.confident import (
     confidence,
     negative_entropy,
 )
+from sdtt_jax.diffusion.decoders.energy import Energy, energy_step
 from sdtt_jax.diffusion.decoders.planned import FirstHitting, Grid, grid_plan
+from sdtt_jax.diffusion.decoders.refine import Refine, check_rounds, draft_plan, refine_step
 from sdtt_jax.diffusion.decoders.remasking import Remdm, remask_chances
 from sdtt_jax.diffusion.decoders.speculative import Speculative, speculate
+from sdtt_jax.diffusion.decoders.staged import Staged, staged_step
 
 
 def parse_mode(text: str) -> tuple[Decoder, Any]:
@@ -68,4 +78,10 @@ DECODERS: dict[str, Decoder] = {
     "entropy-bounded": Decoder(EntropyBounded, no_plan, Pick(negative_entropy, accept_bounded)),
     "remdm": Decoder(Remdm, no_plan, redo=remask_chances),
     "speculative": Decoder(Speculative, no_plan, step=speculate, helper=("causal", "denoiser")),
+    "blocks": Decoder(
+        Blocks, block_plan, step=write_block, begin=empty_memory, check=check_blocks, finishes=False
+    ),
+    "refine": Decoder(Refine, draft_plan, step=refine_step, check=check_rounds, finishes=False),
+    "staged": Decoder(Staged, first_hitting_plan, step=staged_step, helper=("denoiser",)),
+    "energy": Decoder(Energy, first_hitting_plan, step=energy_step, helper=("causal",)),
 }

@@ -13,6 +13,9 @@ from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import Filters
 from sdtt_jax.typing import Params, PerToken, Positions, Tokens
 
+# What a decoder remembers from step to step: a tree of arrays, or None.
+Memory = Any
+
 
 class Pick(NamedTuple):
     """How a call takes some of the masked positions.
@@ -66,15 +69,20 @@ class Now(NamedTuple):
       x: `[batch, length]` int32.
       due: `[batch, length]` bool, what its plan reveals at this call.
       free: `[batch, length]` bool, what was not given at the start.
-      sigma: `[batch]` float32, total noise.
       call: `[]` int32, number of the step.
+      memory: what the steps before have left; None where a decoder keeps nothing.
     """
 
     x: Tokens
     due: Positions
     free: Positions
-    sigma: jax.Array
     call: jax.Array
+    memory: Memory = None
+
+    def sigma(self, scene: Scene) -> jax.Array:
+        """Total noise when so much is masked: `[batch]` float32."""
+        masked = self.x == scene.diffusion.mask_id
+        return sigma_of_share(scene.diffusion.schedule, masked.mean(axis=-1, dtype=jnp.float32))
 
 
 class Decoder(NamedTuple):
@@ -88,9 +96,11 @@ class Decoder(NamedTuple):
       pick: takes some of all that is masked, in place of the plan.
       redo: `(options, masked_t, masked_s) -> (reveal, remask)`, `[]` float32: the chance that a masked
         position is revealed from t to s < t, and that a revealed one is masked again; in place of the plan.
-      step: `(options, scene, key, now) -> (x, calls)`: calls of its own, `[batch, length]` and `[]` int32, in
-        place of the reveal of what the plan has for this call.
+      step: `(options, scene, key, now) -> (x, calls, memory)`: calls of its own, `[batch, length]` and `[]`
+        int32, in place of the reveal of what the plan has for this call.
+      begin: `(options, scene, x) -> memory`: what is remembered before the first step.
       finishes: whether a step has nothing to do where nothing is masked; it is then not asked.
+      check: `(options, network, num_steps, length)` raises `ConfigError` for what cannot be served.
       helper: kinds of another model that it takes, "causal" or "denoiser"; none if it needs none.
     """
 
@@ -98,8 +108,10 @@ class Decoder(NamedTuple):
     plan: Callable[..., tuple[jax.Array, jax.Array]]
     pick: Pick | None = None
     redo: Callable[..., tuple[jax.Array, jax.Array]] | None = None
-    step: Callable[..., tuple[Tokens, jax.Array]] | None = None
+    step: Callable[..., tuple[Tokens, jax.Array, Memory]] | None = None
+    begin: Callable[..., Memory] | None = None
     finishes: bool = True
+    check: Callable[..., None] | None = None
     helper: tuple[str, ...] = ()
 
 

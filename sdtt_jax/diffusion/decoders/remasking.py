@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import one_of, within
 
-RULES = ("cap", "rescale")
+RULES = ("cap", "rescale", "forward-backward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,15 +16,23 @@ class Remdm:
 
     Attributes:
       eta: "cap" masks a token again with at most this chance in each step, "rescale" with this share of the
-        largest chance that leaves the marginals right. 0 is the grid.
-      rule: one of the two.
+        largest chance that leaves the marginals right, "forward-backward" with this share of the chance that
+        a step of the forward process and one back leave it masked (section 4.3). 0 is the grid.
+      rule: one of the three.
+      loop: share of the steps that stay at the time at which `still` is masked, and reveal as much as they
+        mask again; the others then mask nothing again (ReMDM-loop, section 4.2).
+      still: share of the tokens that is masked in the loop.
     """
 
     eta: float = 0.02
     rule: str = "cap"
+    loop: float = 0.0
+    still: float = 0.1
 
     def __post_init__(self) -> None:
         within("[0, 1]", self, "eta")
+        within("[0, 1)", self, "loop")
+        within("(0, 1)", self, "still")
         one_of(self, rule=RULES)
 
 
@@ -41,8 +49,29 @@ def remask_chances(
       `reveal = (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)` and `sigma`, both `[]` float32; sigma is at
       most `(1 - alpha_s) / alpha_t`, so that a position is masked at s with the same probability as ever.
     """
+    if options.loop > 0:
+        (masked_t, _), (masked_s, looping) = (_looped(options, m) for m in (masked_t, masked_s))
     largest = jnp.clip(masked_s / jnp.maximum(1 - masked_t, 1e-30), 0.0, 1.0)
-    cap = options.rule == "cap"
-    sigma = jnp.minimum(options.eta, largest) if cap else options.eta * largest
+    if options.rule == "cap":
+        sigma = jnp.minimum(options.eta, largest)
+    elif options.rule == "rescale":
+        sigma = options.eta * largest
+    else:
+        # Masked from s back to t with 1 - alpha_t / alpha_s, and not revealed from t to s.
+        forward = (masked_t - masked_s) / jnp.maximum(1 - masked_s, 1e-30)
+        sigma = jnp.minimum(
+            options.eta * forward * masked_s / jnp.maximum(masked_t, 1e-30), largest
+        )
+    if options.loop > 0:
+        sigma = jnp.where(looping, sigma, 0.0)
     reveal = (masked_t - masked_s + sigma * (1 - masked_t)) / jnp.maximum(masked_t, 1e-30)
     return jnp.clip(reveal, 0.0, 1.0), sigma
+
+
+def _looped(options: Remdm, masked: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The share that is masked when a plain grid would have `masked`, and whether that lies in the loop."""
+    rest = 1 - options.loop
+    begin, end = 1 - rest * (1 - options.still), rest * options.still
+    falling = jnp.where(masked > begin, 1 - (1 - masked) / rest, masked / rest)
+    looping = (masked <= begin + 1e-6) & (masked >= end - 1e-6)
+    return jnp.where(looping, options.still, falling), looping

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import whole, within
-from sdtt_jax.diffusion.decoders.base import Helper, Now, Scene, rank, sigma_of_share
+from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Scene, rank, sigma_of_share
 from sdtt_jax.ops.categorical import draw, filter_logits
 from sdtt_jax.typing import Key, LogProbs, Positions, Tokens
 
@@ -39,7 +39,9 @@ class Speculative:
         within("[0, 1)", self, "relaxation")
 
 
-def speculate(options: Speculative, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.Array]:
+def speculate(
+    options: Speculative, scene: Scene, key: Key, now: Now
+) -> tuple[Tokens, jax.Array, Memory]:
     """`Decoder.step`: a draft and its verification, two calls, which reveal 1 to `window` tokens."""
     diffusion, helper = scene.diffusion, scene.helper
     assert helper is not None  # `sampler.check_served` has said so
@@ -53,7 +55,7 @@ def speculate(options: Speculative, scene: Scene, key: Key, now: Now) -> tuple[T
     window = jnp.argsort(place, axis=-1)[:, : options.window]
     due = jnp.take_along_axis(masked, window, axis=1)
 
-    hidden = diffusion.hidden(scene.params, now.x, now.sigma)
+    hidden = diffusion.hidden(scene.params, now.x, now.sigma(scene))
     q = _log_probs(scene, diffusion.denoiser, scene.params, _at(hidden, window))
     drafted = draw(keys[1], q)
     rows = jnp.arange(len(now.x))[:, None]
@@ -72,7 +74,8 @@ def speculate(options: Speculative, scene: Scene, key: Key, now: Now) -> tuple[T
     redrawn = draw(keys[3], residual(p_first, q_first))
     refused = jnp.take_along_axis(due & ~accepted, first, axis=1)[:, 0]
     x = jnp.where(place < count[:, None], draft, now.x)
-    return jnp.where(refused[:, None] & (place == first), redrawn[:, None], x), jnp.int32(2)
+    x = jnp.where(refused[:, None] & (place == first), redrawn[:, None], x)
+    return x, jnp.int32(2), now.memory
 
 
 def residual(p: LogProbs, q: LogProbs) -> LogProbs:

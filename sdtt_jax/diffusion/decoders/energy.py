@@ -1,0 +1,103 @@
+"""Energy: whole candidates from the denoiser, one of which is picked by what a causal model makes of it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import whole, within
+from sdtt_jax.diffusion.choices import choice
+from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
+from sdtt_jax.diffusion.decoders.filling import CHUNKS, fill
+from sdtt_jax.ops.categorical import draw, filter_logits
+from sdtt_jax.ops.rows import map_selected
+from sdtt_jax.typing import Key, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Energy:
+    """Candidates and when they are compared (EDLM, arXiv 2410.21357); reveals as "first-hitting" does.
+
+    Attributes:
+      candidates: texts of which one is picked, with probability proportional to `exp(-E)`.
+      window: share of the steps, from the first, that compare candidates; the others draw plainly.
+    """
+
+    candidates: int = 4
+    window: float = 1.0
+
+    def __post_init__(self) -> None:
+        whole(1, self, "candidates")
+        within("[0, 1]", self, "window")
+
+
+def energy_step(
+    options: Energy, scene: Scene, key: Key, now: Now
+) -> tuple[Tokens, jax.Array, Memory]:
+    """`Decoder.step`: candidates for all that is masked in one call, their energies in another.
+
+    `E(x_0) = -log p_causal(x_0) + log p_denoiser(x_0 | x_t)` (section 4.1 of the paper; their code has the
+    opposite sign), so that with many candidates the pick has the causal model's law given what is known.
+    """
+    diffusion, sigma = scene.diffusion, now.sigma(scene)
+
+    def compare(x: Tokens) -> tuple[Tokens, jax.Array]:
+        key_tokens, key_pick = jax.random.split(key)
+        texts, own = _candidates(options.candidates, scene, key_tokens, x, sigma)
+        picked = draw(key_pick, _causal_log_prob(scene, texts) - own)
+        chosen = jnp.take_along_axis(texts, picked[:, None, None], axis=1)[:, 0]
+        return jnp.where(now.due, chosen, x), jnp.int32(2)
+
+    def plainly(x: Tokens) -> tuple[Tokens, jax.Array]:
+        hidden = diffusion.hidden(scene.params, x, sigma)
+        choose = choice(scene.filters, None, sees_noise=False)
+        return fill(diffusion, scene.params, x, hidden, now.due, choose, key), jnp.int32(1)
+
+    within_window = now.call < round(options.window * scene.num_steps)
+    way = jnp.where(now.due.any(), jnp.where(within_window, 0, 1), 2)
+    x, calls = jax.lax.switch(way, (compare, plainly, lambda x: (x, jnp.int32(0))), now.x)
+    return x, calls, now.memory
+
+
+def _candidates(
+    count: int, scene: Scene, key: Key, x: Tokens, sigma: jax.Array
+) -> tuple[Tokens, jax.Array]:
+    """Drawn for all that is masked: `[batch, count, length]`, and log-probabilities `[batch, count]`."""
+    diffusion, network = scene.diffusion, scene.diffusion.denoiser
+
+    def read(rows: tuple[Any, Any], shared: Any) -> tuple[Any, tuple[()]]:
+        (hidden, places), (head, key) = rows, shared
+        logits = filter_logits(network.logits(head, hidden)[:, : network.mask_id], scene.filters)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
+        several = jnp.broadcast_to(logits[:, None], (len(logits), count, logits.shape[-1]))
+        tokens = jax.vmap(draw)(keys, several)
+        log_probs = jax.nn.log_softmax(logits)
+        return (tokens, jnp.take_along_axis(log_probs, tokens, axis=-1)), ()
+
+    hidden, masked = diffusion.hidden(scene.params, x, sigma), x == diffusion.mask_id
+    rows = hidden, jnp.arange(x.size, dtype=jnp.int32).reshape(x.shape)
+    shared = network.head_params(scene.params), key
+    shape = (*x.shape, count)
+    rest = jnp.broadcast_to(x[..., None], shape), jnp.zeros(shape, jnp.float32)
+    columns = count * network.padded_vocab
+    (tokens, log_probs), _ = map_selected(read, masked, rows, shared, columns, CHUNKS, fill=rest)
+    return jnp.moveaxis(tokens, 2, 1), log_probs.sum(axis=1)
+
+
+def _causal_log_prob(scene: Scene, texts: Tokens) -> jax.Array:
+    """What the helper says of whole texts `[batch, count, length]`: `[batch, count]`."""
+    helper = scene.helper
+    assert helper is not None  # `serving.begin` has said so
+    flat = texts.reshape(-1, texts.shape[-1])
+    seen = jnp.pad(flat[:, :-1], ((0, 0), (1, 0)), constant_values=helper.bos_id)
+    hidden = helper.network.hidden(helper.params, seen)
+    head = helper.network.head_params(helper.params)
+
+    def total(rows: tuple[jax.Array, jax.Array]) -> jax.Array:
+        hidden, tokens = rows
+        logits = helper.network.logits(head, hidden)[:, : scene.diffusion.mask_id]
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, None], axis=-1).sum()
+
+    # Text by text: the logits of all positions of all candidates at once would be the largest array.
+    return jax.lax.map(total, (hidden, flat)).reshape(texts.shape[:2])

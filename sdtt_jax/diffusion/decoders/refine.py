@@ -1,0 +1,99 @@
+"""A draft, and then second thoughts: tokens that the rest of the text makes improbable are drawn again."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import require, whole, within
+from sdtt_jax.diffusion.choices import choice
+from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene, first_hitting_plan
+from sdtt_jax.diffusion.decoders.filling import fill
+from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.typing import Key, PerToken, Positions, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Refine:
+    """How the last steps go over what the others have drafted (after COrAL, arXiv 2410.09675).
+
+    Attributes:
+      rounds: steps of the refinement, each a window further on; the steps before draft as "first-hitting".
+      window: neighbouring positions that a step looks at.
+      threshold: a token is drawn again if its probability given all others is below this.
+    """
+
+    rounds: int = 2
+    window: int = 8
+    threshold: float = 0.1
+
+    def __post_init__(self) -> None:
+        whole(1, self, "rounds", "window")
+        within("[0, 1]", self, "threshold")
+
+
+def draft_plan(
+    options: Refine, share: PerToken, masked: Positions, schedule: Schedule, times: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`Decoder.plan`: everything is revealed before the refinement begins."""
+    drafts = len(times) - options.rounds
+    call, sigmas = first_hitting_plan(options, share, masked, schedule, times[:drafts])
+    call = jnp.where(masked, call, len(times) - 1)
+    return call, jnp.pad(sigmas, ((0, options.rounds), (0, 0)))
+
+
+def check_rounds(options: Refine, network: Any, num_steps: int, length: int) -> None:
+    """`Decoder.check`: a step is left for the draft, and a window is no longer than the text."""
+    del network
+    require(
+        options.rounds < num_steps,
+        f"mode=refine: rounds={options.rounds} leave none of {num_steps} steps for the draft.",
+    )
+    require(
+        options.window <= length,
+        f"mode=refine: window={options.window} is longer than the {length} tokens of a text.",
+    )
+
+
+def refine_step(
+    options: Refine, scene: Scene, key: Key, now: Now
+) -> tuple[Tokens, jax.Array, Memory]:
+    """`Decoder.step`: one call of the draft, or two that look at a window and draw some of it again.
+
+    The first of the two shows the network the text once for each position of the window, as one batch.
+    """
+    diffusion, drafts = scene.diffusion, scene.num_steps - options.rounds
+    choose = choice(scene.filters, None, sees_noise=False)
+
+    def reveal(x: Tokens, selected: Positions, sigma: jax.Array) -> tuple[Tokens, jax.Array]:
+        def call(x: Tokens) -> Tokens:
+            hidden = diffusion.hidden(scene.params, x, sigma)
+            return fill(diffusion, scene.params, x, hidden, selected, choose, key)
+
+        needed = selected.any()
+        return jax.lax.cond(needed, call, lambda x: x, x), needed.astype(jnp.int32)
+
+    def refine(x: Tokens) -> tuple[Tokens, jax.Array]:
+        start = (now.call - drafts) * options.window
+        places = (start + jnp.arange(options.window)) % x.shape[1]
+        left_out = jnp.where(
+            jnp.arange(x.shape[1]) == places[:, None], diffusion.mask_id, x[:, None]
+        )
+        single = diffusion.schedule.sigma(jnp.float32(1 / x.shape[1]))
+        rows = left_out.reshape(-1, x.shape[1])
+        hidden = diffusion.hidden(scene.params, rows, jnp.broadcast_to(single, len(rows)))
+        hidden = hidden.reshape(*left_out.shape, -1)[:, jnp.arange(len(places)), places]
+        head = diffusion.denoiser.head_params(scene.params)
+        logits = diffusion.denoiser.logits(head, hidden)[..., : diffusion.mask_id]
+        probs = jax.nn.softmax(logits)
+        own = jnp.take_along_axis(probs, x[:, places][..., None], axis=-1)[..., 0]
+        doubted = jnp.zeros(x.shape, bool).at[:, places].set(own < options.threshold) & now.free
+        sigma = jnp.broadcast_to(single, len(x))
+        x, calls = reveal(jnp.where(doubted, diffusion.mask_id, x), doubted, sigma)
+        return x, calls + 1
+
+    x, calls = jax.lax.cond(
+        now.call < drafts, lambda x: reveal(x, now.due, now.sigma(scene)), refine, now.x
+    )
+    return x, calls, now.memory

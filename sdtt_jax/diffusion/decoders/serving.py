@@ -1,0 +1,72 @@
+"""Decoders that make calls of their own, as the sampler asks them: how they begin, and a step."""
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import require
+from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
+from sdtt_jax.typing import Key, Tokens
+
+HELPERS = {"causal": "causal model", "denoiser": "denoiser"}
+
+
+def begin(mode: str, scene: Scene, x: Tokens) -> Memory:
+    """What a decoder remembers before the first step.
+
+    Args:
+      mode: the decoder.
+      scene: who writes.
+      x: `[batch, length]` int32.
+
+    Raises:
+      ConfigError: the model, or its helper, cannot do what the decoder asks of it.
+    """
+    decoder, options = parse_mode(mode)
+    require(
+        decoder.step is None or scene.diffusion.arrangement is None,
+        f"mode={mode} is for sequences whose positions all see each other, and this model's do not.",
+    )
+    _check_helper(mode, scene)
+    if decoder.check is not None:
+        decoder.check(options, scene.diffusion.denoiser, scene.num_steps, x.shape[1])
+    return None if decoder.begin is None else decoder.begin(options, scene, x)
+
+
+def own_step(mode: str, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.Array, Memory]:
+    """`Decoder.step`, but for the end: nothing is done where nothing is masked, or after the last step.
+
+    Args:
+      mode: the decoder.
+      scene: who writes.
+      key: PRNG key of this step.
+      now: what is there.
+    """
+    decoder, options = parse_mode(mode)
+    step = decoder.step
+    assert step is not None
+    masked = (now.x == scene.diffusion.mask_id).any()
+    x, calls, memory = jax.lax.cond(
+        (now.call < scene.num_steps) & (masked | (not decoder.finishes)),
+        lambda now: step(options, scene, key, now),
+        lambda now: (now.x, jnp.int32(0), now.memory),
+        now,
+    )
+    return x, calls, memory
+
+
+def _check_helper(mode: str, scene: Scene) -> None:
+    kinds, helper = parse_mode(mode)[0].helper, scene.helper
+    if not kinds:
+        require(helper is None, f"mode={mode} asks no other model; leave the helper out.")
+        return
+    name, wanted = mode.partition(":")[0], " or a ".join(HELPERS[kind] for kind in kinds)
+    require(helper is not None, f"mode={name} asks another model; give it a helper, a {wanted}.")
+    assert helper is not None
+    kind = "denoiser" if helper.bos_id is None else "causal"
+    require(kind in kinds, f"mode={name} asks a {wanted}, and the helper is a {HELPERS[kind]}.")
+    size = helper.network.mask_id if helper.bos_id is None else helper.network.config.vocab_size
+    require(
+        size == scene.diffusion.mask_id,
+        f"The helper has {size} tokens and the model {scene.diffusion.mask_id}; they must share a tokenizer.",
+    )

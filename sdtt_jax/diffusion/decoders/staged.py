@@ -1,0 +1,53 @@
+"""Two models, one after the other: the model itself makes the first calls, its helper the rest."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import within
+from sdtt_jax.diffusion.choices import choice
+from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
+from sdtt_jax.diffusion.decoders.filling import fill
+from sdtt_jax.typing import Key, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Staged:
+    """Which calls are whose; tokens are revealed as by "first-hitting".
+
+    Attributes:
+      until: share of the calls that the model makes before its helper takes over.
+    """
+
+    until: float = 0.5
+
+    def __post_init__(self) -> None:
+        within("[0, 1]", self, "until")
+
+    def own_calls(self, num_steps: int) -> int:
+        """How many calls the model itself makes."""
+        return round(self.until * num_steps)
+
+
+def staged_step(
+    options: Staged, scene: Scene, key: Key, now: Now
+) -> tuple[Tokens, jax.Array, Memory]:
+    """`Decoder.step`: a reverse step of whoever's turn it is; no call where nothing is due."""
+    helper = scene.helper
+    assert helper is not None  # `serving.begin` has said so
+    theirs = dataclasses.replace(scene.diffusion, denoiser=helper.network)
+    choose, sigma = choice(scene.filters, None, sees_noise=False), now.sigma(scene)
+
+    def own(x: Tokens) -> Tokens:
+        hidden = scene.diffusion.hidden(scene.params, x, sigma)
+        return fill(scene.diffusion, scene.params, x, hidden, now.due, choose, key)
+
+    def other(x: Tokens) -> Tokens:
+        hidden = theirs.hidden(helper.params, x, sigma)
+        return fill(theirs, helper.params, x, hidden, now.due, choose, key)
+
+    needed = now.due.any()
+    stage = jnp.where(now.call < options.own_calls(scene.num_steps), 0, 1)
+    x = jax.lax.switch(jnp.where(needed, stage, 2), (own, other, lambda x: x), now.x)
+    return x, needed.astype(jnp.int32), now.memory

@@ -1,0 +1,65 @@
+"""Block-causal attention: a block sees itself and those before it (block diffusion, arXiv 2503.09573)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.networks.cache import LayerPast
+from sdtt_jax.networks.denoiser import Denoiser
+from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Tokens
+
+
+def block_mask(length: int, block: int) -> jax.Array:
+    """`[length, length]` bool: position i sees the positions of its block and of those before it."""
+    number = jnp.arange(length) // block
+    return number[:, None] >= number
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockCausal:
+    """A denoiser whose attention is block-causal, with the parameters of `network`.
+
+    What a finished block says to the others never changes, so its keys and values can be kept.
+
+    Attributes:
+      network: the denoiser, not conditioned on time.
+      block: positions of a block.
+    """
+
+    network: Denoiser
+    block: int
+
+    @property
+    def config(self) -> Any:
+        """Of the network."""
+        return self.network.config
+
+    @property
+    def mask_id(self) -> int:
+        """The id of MASK."""
+        return self.network.mask_id
+
+    @property
+    def padded_vocab(self) -> int:
+        """Columns of the logits."""
+        return self.network.padded_vocab
+
+    def head_params(self, params: Params) -> Params:
+        """What `logits` reads."""
+        return self.network.head_params(params)
+
+    def logits(self, params: Params, hidden: jax.Array) -> Logits:
+        """As the network's."""
+        return self.network.logits(params, hidden)
+
+    def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
+        """Hidden states of whole sequences, `[batch, length, embed]`."""
+        del sigma
+        visible = block_mask(tokens.shape[1], self.block)
+        return self.network.decode(params, tokens, visible=visible)[0]
+
+    def decode(self, params: Params, tokens: Tokens, *cache: Any) -> tuple[Hidden, LayerPast]:
+        """As the network's."""
+        return self.network.decode(params, tokens, *cache)

@@ -1,0 +1,109 @@
+"""Texts in blocks. Oracle: the same calls without a cache."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.networks import Denoiser, DenoiserConfig
+from sdtt_jax.networks.blocks import BlockCausal
+from tests.worlds import noisy_params
+
+LENGTH, BLOCK, VOCAB = 12, 4, 20
+CONFIG = DenoiserConfig(VOCAB, length=LENGTH, num_layers=2, embed_dim=16, num_heads=2, cond_dim=8)
+NETWORK = Denoiser(CONFIG)
+PARAMS, KEY = noisy_params(NETWORK, 0), jax.random.key(1)
+X_INIT = prior_sample(
+    16,
+    LENGTH,
+    VOCAB,
+    jnp.full((16, LENGTH), 3),
+    jnp.broadcast_to(jnp.arange(LENGTH) == 5, (16, LENGTH)),
+)
+_sample = jax.jit(sample, static_argnames=("diffusion", "config", "keep_states"))
+
+
+def written(network, cache, num_steps=6):
+    config = SamplerConfig(num_steps, mode=f"blocks:length={BLOCK},cache={cache}")
+    diffusion = MaskedDiffusion(network, make_schedule())
+    return _sample(diffusion, PARAMS, KEY, X_INIT, config, keep_states=True)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return written(BlockCausal(NETWORK, BLOCK), "none")
+
+
+def test_blocks_are_written_one_after_the_other_and_what_is_given_stays(plain):
+    """Two calls for each of three blocks; of a block's four tokens two at a time, of the second three."""
+    state, states = plain
+    left = np.asarray((states == VOCAB).reshape(8, 16, 3, BLOCK).sum(axis=-1))
+    expected = [
+        [4, 3, 4],
+        [2, 3, 4],
+        [0, 3, 4],
+        [0, 1, 4],
+        [0, 0, 4],
+        [0, 0, 2],
+        [0, 0, 0],
+        [0, 0, 0],
+    ]
+    np.testing.assert_array_equal(left, np.broadcast_to(np.array(expected)[:, None], left.shape))
+    assert (states[:, :, 5] == 3).all()
+    assert int(state.nfe) == 6
+
+
+def test_the_prefix_cache_is_exact_for_block_causal_attention(plain):
+    """All 16 texts are the same; keys and values of two blocks take a call more each."""
+    state, states = written(BlockCausal(NETWORK, BLOCK), "prefix")
+    np.testing.assert_array_equal(states, plain[1])
+    assert int(state.nfe) == 8
+
+
+def test_the_dual_cache_is_exact_at_the_first_call_of_each_block_and_not_after_it():
+    dual, none = written(NETWORK, "dual")[1], written(NETWORK, "none")[1]
+    np.testing.assert_array_equal(dual[:2], none[:2])
+    assert (dual[-1] != none[-1]).any()
+
+
+def test_decoding_with_a_cache_is_the_whole_network():
+    tokens = jax.random.randint(KEY, (2, LENGTH), 0, VOCAB)
+    whole, memory = NETWORK.decode(PARAMS, tokens)
+    np.testing.assert_allclose(whole, NETWORK.hidden(PARAMS, tokens), atol=1e-5)
+    outside = jnp.arange(LENGTH) // BLOCK != 1
+    visible = jnp.broadcast_to(
+        jnp.pad(outside, (0, BLOCK), constant_values=True), (BLOCK, LENGTH + BLOCK)
+    )
+    block, _ = NETWORK.decode(PARAMS, tokens[:, 4:8], memory, 4, visible)
+    np.testing.assert_allclose(block, whole[:, 4:8], atol=1e-5)
+
+
+def test_a_block_does_not_see_what_follows_it():
+    network = BlockCausal(NETWORK, BLOCK)
+    tokens = jax.random.randint(KEY, (2, LENGTH), 0, VOCAB)
+    changed = tokens.at[:, 8:].set(0)
+    before, after = network.hidden(PARAMS, tokens), network.hidden(PARAMS, changed)
+    np.testing.assert_array_equal(before[:, :8], after[:, :8])
+    assert (jnp.abs(before[:, 8:] - after[:, 8:]).max(axis=-1) > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("mode", "steps", "fields", "said"),
+    [
+        ("blocks:length=5", 6, {}, "blocks of 5 do not divide 12 tokens"),
+        ("blocks:length=4", 7, {}, "num_steps=7 must be a multiple of the 3 blocks; try 6"),
+        ("blocks:length=4", 1, {}, "num_steps=1 must be a multiple of the 3 blocks; try 3"),
+        ("blocks:length=4", 6, {"time_conditioned": True}, "told neither time nor noise"),
+    ],
+)
+def test_what_cannot_be_written_in_blocks_is_named(mode, steps, fields, said):
+    network = Denoiser(dataclasses.replace(CONFIG, **fields))
+    diffusion = MaskedDiffusion(network, make_schedule())
+    with pytest.raises(ConfigError, match=said):
+        sample(diffusion, PARAMS, KEY, X_INIT, SamplerConfig(steps, mode=mode))
