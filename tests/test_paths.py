@@ -132,9 +132,8 @@ def test_what_is_no_json_is_named_with_the_reason(tmp_path, content, message):
 
 def test_a_file_is_in_its_place_when_it_is_whole_and_not_before(tmp_path):
     path = tmp_path / "folder" / "x"
-    with pytest.raises(KeyError), written_whole(path) as file:
-        file.write_text("half")
-        raise KeyError
+    with pytest.raises(ZeroDivisionError), written_whole(path) as file:
+        file.write_text("half" * (1 // (file.write_text("half") - 4)))
     assert list(path.parent.iterdir()) == []
     with written_whole(path) as file:
         file.write_text("whole")
