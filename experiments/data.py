@@ -69,7 +69,8 @@ def _prepare() -> None:
     join_processes()
     config_file = str(config_flags.get_config_filename(flags.FLAGS["config"]))
     with open_run(config, as_path(str(_WORKDIR.value)), config_file) as run:
-        STAGES[0].run(dataclasses.replace(run, engine=engine))
+        in_bucket = _ENGINE.value == "beam"
+        STAGES[0].run(dataclasses.replace(run, engine=engine, in_bucket=in_bucket))
 
 
 def _inspect() -> None:

@@ -24,8 +24,10 @@ from experiments.cli.devices import chosen_mesh
 from experiments.cli.fields import (
     define_checkpoint,
     define_flags,
+    define_given,
     define_helper,
     from_flags,
+    given_flags,
     show_in_help,
 )
 from experiments.stages.mirror import local_root
@@ -67,6 +69,7 @@ _BASELINE = flags.DEFINE_string(
     "checkpoint's run; none.",
 )
 _HELPER = define_helper()
+define_given()
 _COMPARE = flags.DEFINE_list(
     "compare", [], "Results to lay side by side; more files may follow without a flag."
 )
@@ -117,7 +120,12 @@ def main(argv: Sequence[str]) -> None:
         require(together, f"--suite={name} and --{field} go together.")
     join_processes()
     subject = load_subject(
-        settings, _CHECKPOINT.value, str(_JUDGE.value), str(_BASELINE.value), chosen_mesh()
+        settings,
+        _CHECKPOINT.value,
+        str(_JUDGE.value),
+        str(_BASELINE.value),
+        chosen_mesh(),
+        given_flags(),
     )
     subject = dataclasses.replace(subject, data=own_data(subject))
     if _HELPER.value:

@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.cli.app import check_flags, run_app
-from experiments.cli.fields import define_checkpoint
+from experiments.cli.fields import define_checkpoint, define_given, given_flags
 from sdtt_jax.config import choose, require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import CheckpointError
@@ -34,6 +34,7 @@ from sdtt_jax.paths import as_path, is_remote
 FORMATS = ("reference", "orbax", "stablehlo")
 
 _CHECKPOINT = define_checkpoint()
+define_given()
 _FORMAT = flags.DEFINE_string("format", "reference", f"One of: {', '.join(FORMATS)}.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist, or be empty.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "stablehlo: reverse steps of the sampler.")
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     if _PUSH.value is not None:
         require(bool(REPOSITORY.fullmatch(_PUSH.value)), f"--push={_PUSH.value} is not OWNER/NAME.")
         token = hub.push_token()
-    model = load(str(_CHECKPOINT.value))
+    model = load(str(_CHECKPOINT.value), **given_flags())
     written = write(model, output)
     card = output / "README.md"
     card.write_text(model_card(model, _FORMAT.value, measured_results(model)), "utf-8")

@@ -16,7 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.cli.app import check_flags, output_file, run_app
-from experiments.cli.fields import define_checkpoint, define_flags, from_flags
+from experiments.cli.fields import (
+    define_checkpoint,
+    define_flags,
+    define_given,
+    from_flags,
+    given_flags,
+)
 from sdtt_jax.config import require
 from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.harness import Options, adapter
@@ -33,6 +39,7 @@ _DTYPE = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the results to this JSON file.")
 define_flags(Options)
+define_given()
 
 
 def _table(results: dict[str, Any]) -> Table:
@@ -64,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             "lm-evaluation-harness is not installed; pip install 'sdtt_jax[eval]'."
         ) from None
-    model = load(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value)
+    model = load(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value, **given_flags())
     results: Any = lm_eval.simple_evaluate(
         model=adapter(LM)(model, options),
         tasks=_TASKS.value,

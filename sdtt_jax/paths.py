@@ -8,6 +8,8 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -102,6 +104,45 @@ def write_bytes(path: PathLike, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def remove_tree(path: PathLike) -> None:
+    """Removes a folder with all that is in it, if it is there."""
+    found: Any = as_path(path)
+    if is_remote(found):
+        found.rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(found, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def written_whole(path: PathLike) -> Iterator[Path]:
+    """A local file to write, which is in its place when the block ends, and never if it fails.
+
+    On a disk it is written beside its place and moved; for a bucket, among the temporary files and uploaded.
+    """
+    path = as_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        # A process that was left over from a killed run may still write its own.
+        name = f".{path.name}.{os.getpid()}"
+        if is_remote(path):
+            partial = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
+        else:
+            partial = path.with_name(name)
+        try:
+            yield partial
+            if is_remote(path):
+                with partial.open("rb") as source, path.open("wb") as target:
+                    shutil.copyfileobj(source, target, 2**24)
+            else:
+                os.replace(partial, path)
+        except OSError as error:
+            # A full disk does not say where it is.
+            error.filename = error.filename or os.fspath(path)
+            raise
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: PathLike, content: str) -> None:

@@ -15,7 +15,7 @@ from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.config import require, to_mapping
 from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
 from sdtt_jax.data.engines import Engine, in_process
-from sdtt_jax.data.loader import INFO_FILE
+from sdtt_jax.data.loader import INFO_FILE, Mixture, open_mixture, read_info
 from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
@@ -47,6 +47,8 @@ class Run:
     mesh: Mesh
     engine: Engine[Any] = in_process
     """Who prepares the data."""
+    in_bucket: bool = False
+    """Whether its workers see a workdir's bucket, but not this machine's disk."""
 
     def log(self, message: str) -> None:
         """Prints a line, on process 0 only."""
@@ -59,15 +61,19 @@ class Run:
         local = self.workdir.local
         data, tokenizer = self.config.data, self.config.tokenizer
         ready: Any = None if self.base is None else self.base.text_tokenizer
-        prepared = functools.partial(
-            prepare, data, tokenizer, local.data, local.tokenizer, track_text, ready, self.engine
-        )
+
+        def prepared(where: Workdir = local) -> DataInfo:
+            folders = where.data, where.tokenizer
+            return prepare(data, tokenizer, *folders, track_text, ready, self.engine)
+
         if not is_remote(self.workdir.root):
             # The others find it done.
             return processes.on_first("Preparing the data", prepared) or prepared()
 
         def publish() -> None:
-            if not (self.workdir.data / INFO_FILE).exists():
+            if self.in_bucket:
+                prepared(self.workdir)
+            elif not (self.workdir.data / INFO_FILE).exists():
                 prepared()
                 mirror.upload(local.tokenizer, self.workdir.tokenizer, TOKENIZER_FILE)
                 mirror.upload(local.data, self.workdir.data, INFO_FILE)
@@ -90,8 +96,14 @@ class Run:
         return Sequences(data.sequences, self.info.bos_id, self.info.eos_id, data.wrap)
 
     @functools.cached_property
-    def train_split(self) -> Split:
-        return open_split(self.workdir.local.data, "train")
+    def train_split(self) -> Split | Mixture:
+        return open_mixture(self.workdir.local.data, self.config.data.mixed())
+
+    @functools.cached_property
+    def data_digest(self) -> str:
+        """Stands for all data that are trained on: equal digests, equal batches."""
+        others = (read_info(folder)["info"] for folder in self.config.data.mixed())
+        return "+".join([self.info.fingerprint, *(info["fingerprint"] for info in others)])
 
     @functools.cached_property
     def validation_split(self) -> Split:
@@ -169,7 +181,7 @@ class Run:
             "kind": kind_of(network),
             "model": to_mapping(network.config),
             "schedule": to_mapping(self.config.schedule),
-            "data": self.info.fingerprint,
+            "data": self.data_digest,
             "tokenizer": self.tokenizer.digest,
             "begins_with_bos": self.config.data.wrap,
             "sequences": self.config.data.sequences,
@@ -208,7 +220,7 @@ class Run:
                 f"{final(folder)} is a checkpoint of another model: {meta.get('kind')} "
                 f"{meta.get('model')}, not {kind} {model}."
             )
-        if meta.get("data", self.info.fingerprint) != self.info.fingerprint:
+        if meta.get("data", self.data_digest) != self.data_digest:
             raise MismatchError(
                 f"{final(folder)} was trained on other data than {self.workdir.data} holds now; restore the "
                 "corpus and prepare the data again, or give another --workdir."

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.paths import is_remote
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 # Further suffixes of compressed text and JSON lines, and what PyArrow calls their codecs.
@@ -50,7 +51,7 @@ def find_files(path: Path) -> Found:
             raise ConfigError(f"data.corpus: {path} is not a {kinds} file.")
         return Found([path], [], is_folder=False)
     seen: dict[str, Path] = {}
-    _walk(path, {os.path.realpath(path)}, seen)
+    _walk(path, {_real(path)}, seen)
     found = Found([], [], is_folder=True)
     for file in sorted(seen.values()):
         (found.files if _is_read(file) else found.others).append(file)
@@ -63,14 +64,14 @@ def _walk(folder: Path, folders: set[str], files: dict[str, Path]) -> None:
     """Adds the files below a folder to `files`, by their real paths, and the folders in it to `folders`."""
     try:
         # Links come last, so that a file is known by its own name where it has one here.
-        entries = sorted(folder.iterdir(), key=lambda entry: (entry.is_symlink(), entry))
+        entries = sorted(folder.iterdir(), key=lambda entry: (_is_link(entry), entry))
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}.") from None
     for entry in entries:
         if entry.name.startswith("."):
             continue
         _refuse_dangling(entry)
-        real = os.path.realpath(entry)
+        real = _real(entry)
         if not entry.is_dir():
             # A model hub's cache keeps files without suffixes, and links to them that have one.
             if real not in files or not _is_read(files[real]):
@@ -78,6 +79,15 @@ def _walk(folder: Path, folders: set[str], files: dict[str, Path]) -> None:
         elif real not in folders:
             folders.add(real)
             _walk(entry, folders, files)
+
+
+def _real(path: Path) -> str:
+    """Where a path leads; a bucket has no links."""
+    return str(path) if is_remote(path) else os.path.realpath(path)
+
+
+def _is_link(path: Path) -> bool:
+    return not is_remote(path) and path.is_symlink()
 
 
 def _refuse_dangling(path: Path) -> None:

@@ -148,12 +148,15 @@ def divide(config: DataConfig, folder: str | Path) -> Callable[[str], Iterator[s
 
 def run_tasks(tasks: Sequence[Any], purpose: str, *, engine: Engine[Any], track: Track) -> None:
     """Has all tasks done that are not finished."""
-    todo = [task for task in tasks if not task.is_finished]
-    if len(todo) < len(tasks):
-        purpose += f" ({len(tasks) - len(todo)} of {len(tasks)} parts are done)"
+    finished: list[Any] = []
+    todo: list[Any] = []
+    for task in tasks:
+        (finished if task.is_finished else todo).append(task)
+    if finished:
+        purpose += f" ({len(finished)} of {len(tasks)} parts are done)"
     bad = 0
     for task in itertools.chain(
-        (task for task in tasks if task not in todo),
+        finished,
         track(engine(todo), purpose, sum(task.bytes for task in todo), lambda task: task.bytes),
     ):
         if isinstance(task, ReadPart):

@@ -8,7 +8,6 @@ the same bytes for any number and kind of workers, and a preparation that was ki
 
 import contextlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from sdtt_jax.data.tokenizer import (
     train_tokenizer,
 )
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.paths import as_path, read_json, write_json
+from sdtt_jax.paths import as_path, is_remote, read_json, remove_tree, write_json
 from sdtt_jax.version import __version__
 
 PLAN = "plan.json"
@@ -68,29 +67,34 @@ def prepare(
     """
     data_dir, tokenizer_dir = as_path(data_dir), as_path(tokenizer_dir)
     asked = {"data": to_mapping(data_config), "tokenizer": to_mapping(tokenizer_config)}
-    partial, work = (data_dir.with_name(f".{data_dir.name}.{end}") for end in ("partial", "work"))
+    partial, work = (data_dir.parent / f".{data_dir.name}.{end}" for end in ("partial", "work"))
     if (data_dir / INFO_FILE).exists():
-        shutil.rmtree(work, ignore_errors=True)
+        remove_tree(work)
         return _finished(asked, data_dir, tokenizer_dir)
-    _refuse_foreign(data_dir)
+    if is_remote(data_dir):
+        partial = data_dir  # A bucket renames nothing; what stands there is finished when it has its info.
+    if not (is_remote(data_dir) and (work / PLAN).exists()):
+        _refuse_foreign(data_dir)
+    read = start_reading(data_config, work, engine, track)
+    given = None if tokenizer is None else tokenizer.digest
+    _continue(work, partial, _plan(asked, parts=read.parts, given=given))
     try:
-        read = start_reading(data_config, work, engine, track)
-        given = None if tokenizer is None else tokenizer.digest
-        _continue(work, partial, _plan(asked, parts=read.parts, given=given))
         vocabulary = _vocabulary(read, tokenizer_config, tokenizer, track)
-        if not (partial / INFO_FILE).exists():
+        if (partial / INFO_FILE).exists():
+            content = read_json(partial / INFO_FILE) | asked
+        else:
             content = asked | write_shards(read, vocabulary, partial)
-            write_json(partial / INFO_FILE, content)
-        content = read_json(partial / INFO_FILE)
         if not _holds(tokenizer_dir, vocabulary):
             _deliver(vocabulary, tokenizer_dir)
-        partial.rename(data_dir)
-        shutil.rmtree(work)
+        write_json(partial / INFO_FILE, content)
+        if partial != data_dir:
+            partial.rename(data_dir)
+        remove_tree(work)
     except BaseException as error:
         # Nothing is worth keeping: no part was finished, or the config will have to be another.
         if isinstance(error, ConfigError) or not any(work.glob("*/*.json")):
-            for folder in (work, partial):
-                shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(work)
+            remove_tree(partial)
         raise
     return _info_from(content, data_dir)
 
@@ -108,7 +112,7 @@ def _continue(work: Path, partial: Path, plan: dict[str, Any]) -> None:
         if read_json(work / PLAN) == plan:
             return
     for folder in (work, partial):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
         folder.mkdir(parents=True)
     write_json(work / PLAN, plan)
 
@@ -148,8 +152,11 @@ def _finished(asked: dict[str, Any], data_dir: Path, tokenizer_dir: Path) -> Dat
 
 
 def _deliver(tokenizer: Tokenizer, directory: Path) -> None:
+    if is_remote(directory):
+        save_tokenizer(tokenizer, directory)
+        return
     partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_tree(partial)
     partial.mkdir(parents=True)
     save_tokenizer(tokenizer, partial)
     partial.rename(directory)

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 from sdtt_jax.data.files import CODECS, kind_of_file, listed
 from sdtt_jax.data.normalize import PROMPT_END
 from sdtt_jax.errors import DataError
-from sdtt_jax.paths import as_path, decoded, parse_json
+from sdtt_jax.paths import as_path, decoded, is_remote, parse_json
 
 # A part of uncompressed text or Parquet: half a minute of one worker's time with GPT-2's vocabulary.
 PART_BYTES = 64 * 2**20
@@ -348,6 +348,9 @@ def _open(path: str) -> Iterator[IO[bytes]]:
     """A file of this machine, a bucket or the hub, decompressed on the way."""
     codec = CODECS.get(os.path.splitext(path.lower())[1])
     found: Any = _hub().open(path, "rb") if path.startswith(HUB) else as_path(path).open("rb")
+    if is_remote(path):
+        # Files of fsspec cannot read a line up to a length.
+        found = io.BufferedReader(found, 2**16)
     with found as raw:
         if codec == "gzip":
             with gzip.open(raw) as file:

@@ -62,7 +62,7 @@ def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str
     division = ingest(read, (read.work / TOKENIZER, dtype))
     totals = division.totals()
     packing = Packing(config.length, config.wrap, tokenizer.bos_id, tokenizer.eos_id)
-    prefix = builders.record_prefix(partial, config.length, dtype)
+    prefix = builders.record_prefix(config.length, dtype)
     tasks: list[WriteShard] = []
     lengths: dict[str, list[int]] = {}
     for side, split in enumerate(SPLITS):
@@ -81,7 +81,16 @@ def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str
             path, record = partial / builders.FOLDER / name, read.work / SHARDS / f"{name}.json"
             tasks.append(
                 WriteShard(
-                    str(path), str(record), side, start, stop, ends, division.store, packing, prefix
+                    str(path),
+                    str(record),
+                    side,
+                    start,
+                    stop,
+                    ends,
+                    division.store,
+                    packing,
+                    prefix,
+                    builders.group_size(records),
                 )
             )
     read.passes(tasks, "writing the shards")

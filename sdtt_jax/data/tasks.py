@@ -8,7 +8,6 @@ import collections
 import contextlib
 import functools
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -21,8 +20,8 @@ from sdtt_jax.data.packing import cut, encode_documents, fitted
 from sdtt_jax.data.reading import BadInputError, Part
 from sdtt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sdtt_jax.errors import DataError
-from sdtt_jax.ops.sequences import Sequences
-from sdtt_jax.paths import as_path, read_json, write_json
+from sdtt_jax.ops.packed import Sequences
+from sdtt_jax.paths import as_path, read_json, write_json, written_whole
 
 # Of each kind of bad input that a part holds, so many are named.
 NAMED_OF_A_KIND = 5
@@ -186,7 +185,7 @@ class WriteShard(NamedTuple):
     """Writes a shard of sequences.
 
     Attributes:
-      path: of the shard, local.
+      path: of the shard.
       record: where its count and digest go, when it is finished.
       split: number of its split.
       first, last: its sequences, counted in the split, the last one excluded.
@@ -194,6 +193,7 @@ class WriteShard(NamedTuple):
       store: of the tokens.
       packing: of the sequences.
       prefix: that TFDS puts before each.
+      group: as `builders.write_shard` takes it.
     """
 
     path: str
@@ -205,6 +205,7 @@ class WriteShard(NamedTuple):
     store: Store
     packing: Packing
     prefix: bytes
+    group: int
 
     @property
     def bytes(self) -> int:
@@ -218,18 +219,12 @@ class WriteShard(NamedTuple):
     def run(self) -> None:
         from sdtt_jax.data import builders  # imports TFDS, which takes half a second
 
-        path = as_path(self.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = _beside(path)
-        rows = self.rows()
-        try:
-            builders.write_shard(partial, self.prefix, rows, self.last - self.first)
+        records = self.last - self.first
+        with written_whole(self.path) as partial:
+            builders.write_shard(partial, self.prefix, self.rows(), records, self.group)
             with partial.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             size = partial.stat().st_size
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
         write_json(self.record, {"sha256": found, "bytes": size})
 
     def rows(self) -> Iterator[np.ndarray]:
@@ -258,26 +253,12 @@ def split_stream(
             yield from store.stream(number, split, max(start - begin, 0), stop - begin)
 
 
-def _beside(path: Path) -> Path:
-    # A process that was left over from a killed run may still write its own.
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[IO[bytes]]:
     """A file that is in its place when it is whole, and not before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _beside(path)
-    try:
-        with partial.open("wb") as file:
-            yield file
-        os.replace(partial, path)
-    except OSError as error:
-        # A full disk does not say where it is.
-        error.filename = error.filename or os.fspath(path)
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as partial, partial.open("wb") as file:
+        yield file
+        file.flush()
 
 
 def check_sha256(path: Path, expected: str) -> None:

@@ -1,7 +1,9 @@
 """The models of one evaluation: the subject, its judge and its causal baseline."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -52,7 +54,12 @@ class Subject:
 
 
 def load_subject(
-    settings: Settings, checkpoint: str | None, judge: str, baseline: str, mesh: Mesh | None
+    settings: Settings,
+    checkpoint: str | None,
+    judge: str,
+    baseline: str,
+    mesh: Mesh | None,
+    given: Mapping[str, Any] | None = None,
 ) -> Subject:
     """Loads what the names say; `Subject.data` is for the caller to fill in.
 
@@ -63,6 +70,7 @@ def load_subject(
       baseline: a path or repository; "own" is the judge of the checkpoint's run, which is the causal model
         of the same text; "none".
       mesh: where the parameters live; None is the first device.
+      given: what the user says of the checkpoint's network, as `load` takes it.
 
     Raises:
       ConfigError: there is neither a checkpoint nor a judge, or the length exceeds the model's.
@@ -71,7 +79,7 @@ def load_subject(
     compute_dtype = settings.compute_dtype or None
     model = None
     if checkpoint is not None:
-        model = load(checkpoint, mesh=mesh, compute_dtype=compute_dtype)
+        model = load(checkpoint, mesh=mesh, compute_dtype=compute_dtype, **given or {})
     run = None if model is None else model.run_folder
     own = str(run / "judge") if run is not None and (run / "judge" / "final").is_dir() else NONE
 

@@ -22,14 +22,14 @@ from sdtt_jax.interchange.renaming import (
     read_params,
 )
 from sdtt_jax.interchange.safetensors import open_tensors
-from sdtt_jax.interchange.tables.gpt2 import GPT2
+from sdtt_jax.interchange.tables.gpt2 import DIFFUGPT, GPT2
 from sdtt_jax.interchange.tables.llama import LLADA, LLAMA, LLAMA_GGUF
 from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
 from sdtt_jax.paths import read_json
 
 LLAMA_LAYOUTS = (LLAMA, LLADA, LLAMA_GGUF)
 # In the order in which they are tried: a denoiser has the causal baseline's tensors too.
-LAYOUTS = {layout.name: layout for layout in (DENOISER, CAUSAL, GPT2, *LLAMA_LAYOUTS)}
+LAYOUTS = {layout.name: layout for layout in (DENOISER, CAUSAL, GPT2, DIFFUGPT, *LLAMA_LAYOUTS)}
 
 
 class Published(NamedTuple):
@@ -98,7 +98,7 @@ def open_published(
             return recognised(layout, tensors, stored, str(file))
     raise CheckpointError(
         f"{file} is neither a denoiser or causal baseline of the reference (no {CAUSAL.anchor}), nor a GPT-2 "
-        f"(no {GPT2.anchor}), nor of the Llama family (no {LLAMA.anchor} or {LLADA.anchor})."
+        f"(no {GPT2.anchor}) or DiffuGPT, nor of the Llama family (no {LLAMA.anchor} or {LLADA.anchor})."
     )
 
 

@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from sdtt_jax.networks.config import TransformerConfig
-from sdtt_jax.typing import Key, Logits, Params
+from sdtt_jax.ops.sequences import begins
+from sdtt_jax.typing import Hidden, Key, Logits, Params, Segments
 
 # The name of the collection of adapters (`networks.lora`), and where they stand in the parameters' tree.
 ADAPTERS = "adapters"
@@ -66,6 +68,22 @@ class Network(abc.ABC):
     def _apply(self, params: Params, *args: Any, method: str) -> Any:
         """A method of the module, with parameters that may have adapters among them."""
         return self._module.apply(variables(params), *args, method=method)
+
+
+def predicted_before(hidden: Hidden, segments: Segments | None) -> Hidden:
+    """States of a network that predicts the next token, each at the token that it predicts.
+
+    The first token of a segment has none before it and is predicted at its own position, which sees it as
+    MASK, as Dream does (arXiv 2508.15487).
+
+    Args:
+      hidden: `[batch, length, embed]`, that of position i predicts token i + 1.
+      segments: of which a sequence consists; None: it is one.
+    """
+    shifted: Hidden = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
+    if segments is None:
+        return shifted
+    return jnp.where(begins(segments)[..., None], hidden, shifted)
 
 
 def variables(params: Params) -> dict[str, Params]:

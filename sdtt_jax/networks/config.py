@@ -151,6 +151,16 @@ class CoupledConfig(DenoiserConfig):
 class CausalConfig(TransformerConfig):
     """The causal transformer: the same blocks with a causal mask, without modulation."""
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether a position sees those before it only."""
+        return True
+
+    @property
+    def columns(self) -> int:
+        """Columns of the logits that mean something."""
+        return self.vocab_size
+
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig(CausalConfig):
@@ -219,16 +229,6 @@ class LlamaConfig(CausalConfig):
     def block_weights(self) -> int:
         heads = 2 * (self.num_heads + self.num_kv_heads)
         return self.embed_dim * (heads * self.head_dim + 3 * self.mlp_dim)
-
-    @property
-    def is_causal(self) -> bool:
-        """Whether a position sees those before it only."""
-        return True
-
-    @property
-    def columns(self) -> int:
-        """Columns of the logits that mean something."""
-        return self.vocab_size
 
 
 @dataclasses.dataclass(frozen=True)

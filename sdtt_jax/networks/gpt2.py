@@ -1,4 +1,4 @@
-"""GPT-2 as its published weights need it: the judge of generative perplexity.
+"""GPT-2 as its published weights need it: the judge of generative perplexity, and DiffuGPT.
 
 Learned positions, norms and projections with bias, tanh-GELU, and a head tied to the token
 embedding (Radford et al. 2019). Interface and cache are those of `CausalNetwork`.
@@ -6,18 +6,20 @@ embedding (Radford et al. 2019). Interface and cache are those of `CausalNetwork
 
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import positive, require
+from sdtt_jax.networks.attention import attend
+from sdtt_jax.networks.base import Network, predicted_before
 from sdtt_jax.networks.cache import LayerPast, attend_causally
 from sdtt_jax.networks.causal import CausalNetwork, scan_blocks
 from sdtt_jax.networks.config import CausalConfig
-from sdtt_jax.networks.layers import Mlp, merged_heads, queries_keys_values
-from sdtt_jax.ops.categorical import NEG_INFINITY
+from sdtt_jax.networks.layers import Mlp, merged_heads, queries_keys_values, without_padding
+from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Segments, Tokens
 
 INIT_SCALE = 0.02
 
@@ -38,6 +40,19 @@ class GPT2Config(CausalConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class GPT2DenoiserConfig(GPT2Config):
+    """A denoiser that was made from a GPT-2 and goes on predicting the next token (DiffuGPT)."""
+
+    @property
+    def is_causal(self) -> bool:
+        return False
+
+    @property
+    def columns(self) -> int:
+        return self.vocab_size + 1
+
+
+@dataclasses.dataclass(frozen=True)
 class GPT2Network(CausalNetwork):
     """A GPT-2 as pure functions of its parameters; its head is the token embedding."""
 
@@ -51,6 +66,54 @@ class GPT2Network(CausalNetwork):
     @functools.cached_property
     def _module(self) -> nn.Module:
         return GPT2(self.config)
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Denoiser(Network):
+    """DiffuGPT (arXiv 2410.17891) as pure functions of its parameters; its head is the token embedding.
+
+    Attributes:
+      config: sizes; `length` is the most positions that it has embeddings for.
+    """
+
+    config: GPT2DenoiserConfig
+    head: ClassVar[str] = "embed"
+
+    @functools.cached_property
+    def _module(self) -> nn.Module:
+        return GPT2(self.config)
+
+    def init(self, key: Key) -> Params:
+        """Fresh parameters, each leaf boxed with its logical axes (`sdtt_jax.unbox` removes them)."""
+        return self._module.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+    def hidden(
+        self,
+        params: Params,
+        tokens: Tokens,
+        sigma: PerSequence | None = None,
+        *,
+        segments: Segments | None = None,
+    ) -> Hidden:
+        """Final hidden states, that of position i being the one whose logits predict token i.
+
+        Args:
+          params: parameters, unboxed.
+          tokens: `[batch, length]` int32, MASK included, at most `config.length` positions.
+          sigma: not used: the network sees how much is masked.
+          segments: none, for positions have embeddings.
+
+        Returns:
+          `[batch, length, embed]`, the compute dtype.
+
+        Raises:
+          ConfigError: segments, or more positions than there are embeddings for.
+        """
+        del sigma
+        length, most = tokens.shape[1], self.config.length
+        require(length <= most, f"length={length} exceeds the {most} positions of this network.")
+        hidden: Any = self._apply(params, tokens, segments, method="hidden")
+        return predicted_before(hidden, None)
 
 
 def _norm(config: GPT2Config, name: str | None = None) -> nn.LayerNorm:
@@ -77,7 +140,11 @@ class GPT2Block(nn.Module):
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         y = _norm(c, "norm1")(x)
         query, key, value = queries_keys_values(c, y, bias=True)
-        mixed, new = attend_causally(query, key, value, past, shared)
+        new: LayerPast | None = None
+        if c.is_causal:
+            mixed, new = attend_causally(query, key, value, past, shared)
+        else:
+            mixed = attend(query, key, value)
         x = x + merged_heads(c, mixed, bias=True)
 
         y = _norm(c, "norm2")(x)
@@ -119,8 +186,7 @@ class GPT2(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         logits = self.embed.attend(hidden).astype(jnp.float32)
-        real = jnp.arange(self.config.padded_vocab) < self.config.vocab_size
-        return jnp.where(real, logits, NEG_INFINITY)
+        return without_padding(logits, self.config.columns)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         return self.logits(self.hidden(tokens))

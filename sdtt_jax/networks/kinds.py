@@ -17,11 +17,16 @@ from sdtt_jax.networks.config import (
 )
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.denoiser import Denoiser
-from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
+from sdtt_jax.networks.gpt2 import (
+    GPT2Config,
+    GPT2Denoiser,
+    GPT2DenoiserConfig,
+    GPT2Network,
+)
 from sdtt_jax.networks.llama import LlamaDenoiser, LlamaNetwork
 
 DENOISER, COUPLED, CAUSAL, GPT2 = "denoiser", "coupled", "causal", "gpt2"
-LLAMA, LLAMA_DENOISER = "llama", "llama-denoiser"
+LLAMA, LLAMA_DENOISER, GPT2_DENOISER = "llama", "llama-denoiser", "gpt2-denoiser"
 
 
 class Kind(NamedTuple):
@@ -41,6 +46,7 @@ KINDS = {
     COUPLED: Kind(CoupledConfig, CoupledDenoiser),
     CAUSAL: Kind(CausalConfig, CausalNetwork),
     GPT2: Kind(GPT2Config, GPT2Network),
+    GPT2_DENOISER: Kind(GPT2DenoiserConfig, GPT2Denoiser),
     LLAMA: Kind(LlamaConfig, LlamaNetwork),
     LLAMA_DENOISER: Kind(LlamaDenoiserConfig, LlamaDenoiser),
 }

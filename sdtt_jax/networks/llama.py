@@ -21,7 +21,7 @@ from sdtt_jax.networks.attention import (
     rotate,
     rotate_neighbours,
 )
-from sdtt_jax.networks.base import Network
+from sdtt_jax.networks.base import Network, predicted_before
 from sdtt_jax.networks.cache import LayerPast, attend_causally
 from sdtt_jax.networks.causal import CausalNetwork, scan_blocks
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
@@ -33,7 +33,6 @@ from sdtt_jax.networks.layers import (
     parameter,
     without_padding,
 )
-from sdtt_jax.ops.sequences import begins
 from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Segments, Tokens
 
 
@@ -100,9 +99,8 @@ class LlamaDenoiser(Network):
     ) -> Hidden:
         """Final hidden states, that of position i being the one whose logits predict token i.
 
-        Where the network predicts the next token (`shift`), that is what it computes at position i - 1. The
-        first token has none before it and is predicted at its own position, which sees it as MASK, as Dream
-        does (arXiv 2508.15487). So losses, targets, samplers and bounds need to know nothing of it.
+        Where the network predicts the next token (`shift`), that is what it computes at position i - 1
+        (`predicted_before`). So losses, targets, samplers and bounds need to know nothing of it.
 
         Args:
           params: parameters, unboxed.
@@ -118,12 +116,7 @@ class LlamaDenoiser(Network):
         """
         del sigma
         hidden: Any = self._apply(params, tokens, segments, edges, method="hidden")
-        if not self.config.shift:
-            return hidden
-        shifted: Hidden = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
-        if segments is None:
-            return shifted
-        return jnp.where(begins(segments)[..., None], hidden, shifted)
+        return predicted_before(hidden, segments) if self.config.shift else hidden
 
 
 class RMSNorm(nn.Module):

@@ -13,7 +13,7 @@ from sdtt_jax.data import builders
 
 def write(folder, rows, num_shards, split="train"):
     """Rows of one split in shards, as a preparation writes them."""
-    prefix = builders.record_prefix(folder, rows.shape[1], rows.dtype)
+    prefix = builders.record_prefix(rows.shape[1], rows.dtype)
     stops = builders.shard_ends(len(rows), num_shards)
     target = folder / builders.FOLDER
     target.mkdir(parents=True)
@@ -62,6 +62,12 @@ def test_the_shards_are_those_that_tfds_would_write(tmp_path):
     ours = tfds.builder_from_directory(str(paths[0].parent)).info.splits["train"]
     assert ours.num_bytes == twin.info.splits["train"].num_bytes
     assert ours.shard_lengths == twin.info.splits["train"].shard_lengths
+
+
+def test_very_many_records_are_grouped_so_that_their_index_is_small():
+    sizes = {records: builders.group_size(records) for records in (0, 1, 2**23, 2**23 + 1, 10**8)}
+    assert sizes == {0: 1, 1: 1, 2**23: 1, 2**23 + 1: 2, 10**8: 16}
+    assert all(records / group <= builders.MOST_GROUPS for records, group in sizes.items())
 
 
 def test_an_error_in_the_source_passes_through(tmp_path):

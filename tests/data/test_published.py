@@ -1,15 +1,17 @@
 """Published corpora. Oracles: small files of the hub's form, the detokenizers on their own."""
 
+import io
 import json
 from unittest import mock
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
 
 from sdtt_jax.data import DETOKENIZERS, DataConfig
-from sdtt_jax.data.corpora import documents
+from sdtt_jax.data.corpora import documents, find_corpus
 from sdtt_jax.errors import ConfigError, DataError
 
 TEXTS = ["the company 's shares rose N %", " ", "it is n't so"]
@@ -52,6 +54,61 @@ def test_the_hubs_copy_is_asked_for_the_split_only(tmp_path, monkeypatch):
             ["penn_treebank/test/*.parquet"],
         )
     ]
+
+
+class Hub:
+    """A hub whose files are on this disk, and which counts what is read of them."""
+
+    ROOT = "datasets/Skylion007/openwebtext@c0ffee"
+
+    def __init__(self, folder):
+        self.folder, self.bytes = folder, 0
+
+    def _local(self, path):
+        return self.folder / path.removeprefix("hf://").removeprefix(self.ROOT + "/")
+
+    def info(self, path):
+        return {"size": self._local(path).stat().st_size}
+
+    def glob(self, path):
+        found = self.folder.glob(path.removeprefix(self.ROOT + "/"))
+        return [f"{self.ROOT}/{each.relative_to(self.folder)}" for each in found]
+
+    def open(self, path, mode):
+        hub = self
+
+        class Counted(io.FileIO):
+            def readinto(self, buffer):
+                count = super().readinto(buffer)
+                hub.bytes += count
+                return count
+
+        return Counted(self._local(path), mode)
+
+
+def test_large_corpora_are_streamed_and_not_stored(tmp_path, monkeypatch):
+    """At the branch's commit, and of Parquet the column of the text alone. Oracle: what was written."""
+    hub = Hub(tmp_path / "hub")
+    folder = tmp_path / "hub" / "plain_text"
+    folder.mkdir(parents=True)
+    other = np.random.default_rng(0).bytes(10**6).hex()
+    for number in range(2):
+        texts = [f"page {number} {row}" for row in range(8)]
+        columns = {"other": [other + text for text in texts], "text": texts}
+        path = folder / f"train-{number:05d}-of-00002.parquet"
+        pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=3)
+    found = mock.Mock(sha="c0ffee")
+    monkeypatch.setattr("huggingface_hub.dataset_info", lambda *_, **__: found)
+    monkeypatch.setattr("huggingface_hub.HfFileSystem", lambda: hub)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", mock.Mock(side_effect=AssertionError))
+    parts = find_corpus("openwebtext").parts("train", part_bytes=1)
+    assert len(parts) == 6
+    assert {part.pieces[0].path for part in parts} == {
+        f"hf://{Hub.ROOT}/plain_text/train-0000{number}-of-00002.parquet" for number in range(2)
+    }
+    expected = [f"page {number} {row}" for number in range(2) for row in range(8)]
+    assert list(documents(DataConfig("openwebtext"))) == expected
+    assert hub.bytes < 0.1 * sum(path.stat().st_size for path in folder.iterdir())
 
 
 def test_without_a_network_the_message_says_which_files_to_fetch(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ gcsfs and TensorStore (which writes the arrays for Orbax) both take the server's
 so all that differs from the real thing is who answers.
 """
 
+import gzip
 import json
 import os
 import socket
@@ -17,8 +18,10 @@ import pytest
 
 from experiments.stages import mirror
 from sdtt_jax import paths
+from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, open_split, prepare
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.training.metrics import MetricsWriter, read_metrics
+from tests.data.conftest import chapters  # noqa: F401 - a fixture
 from tests.experiments.processes import ROOT, SMOKE
 
 pytestmark = [
@@ -138,6 +141,49 @@ def test_a_missing_library_is_an_error_that_says_what_to_install(monkeypatch):
     monkeypatch.setattr(paths.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"gcsfs.*pip install 'sdtt_jax\[gcs\]'"):
         paths.as_path("gs://bucket/run")
+
+
+def test_data_are_prepared_in_a_bucket_from_a_bucket(bucket, tmp_path, monkeypatch, chapters):  # noqa: F811
+    """As Beam's workers do, who share nothing else. Oracle: the same on a disk."""
+    monkeypatch.setattr(ingest, "PART_BYTES", 90_000)
+    lines = [json.dumps({"text": text}) + "\n" for text in chapters]
+    digests = []
+    for root in (tmp_path, bucket):
+        corpus = root / "corpora" / "c4" / "train"
+        corpus.mkdir(parents=True, exist_ok=True)
+        (corpus / "a.jsonl").write_text("".join(lines[:30]))
+        (corpus / "b.jsonl.gz").write_bytes(gzip.compress("".join(lines[30:]).encode()))
+        (corpus.parent / "validation.jsonl").write_text("".join(lines[:4]))
+        monkeypatch.setenv("SDTT_JAX_CORPORA", str(root / "corpora"))
+        config = DataConfig("c4", length=32, deduplicate=True)
+        arguments = (
+            config,
+            TokenizerConfig(kind="gpt2"),
+            root / "d" / "data",
+            root / "d" / "tokenizer",
+        )
+        if root is bucket:
+            with monkeypatch.context() as patch:
+                patch.setattr(ingest.ReadPart, "run", stop_at_the_third(ingest.ReadPart.run))
+                with pytest.raises(KeyboardInterrupt):
+                    prepare(*arguments)
+        info = prepare(*arguments)
+        assert prepare(*arguments) == info
+        assert [p.name for p in (root / "d").iterdir() if p.name.startswith(".")] == []
+        manifest = json.loads((root / "d" / "data" / "manifest.json").read_text())
+        digests.append((info, manifest["shards"], manifest["splits"]))
+    assert digests[0] == digests[1]
+    mirror.download(bucket / "d" / "data", tmp_path / "there", "info.json")
+    assert len(open_split(tmp_path / "there", "train")) == info.num_train
+
+
+def stop_at_the_third(run):
+    def stopping(task):
+        if task.number == 2:
+            raise KeyboardInterrupt
+        run(task)
+
+    return stopping
 
 
 @pytest.mark.slow

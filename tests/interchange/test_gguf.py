@@ -9,6 +9,7 @@ from tokenizers import pre_tokenizers
 
 import sdtt_jax
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.interchange.gguf import GgufTensors
 from tests import plain_llama
 from tests.experiments.processes import call
 from tests.plain_llama import Plain
@@ -124,6 +125,54 @@ def test_logits_are_those_of_the_plain_twin(tmp_path, kind):
         layer |= {name: dequantised(layer[name], kind) for name in QUANTISED}
     for row, ids in zip(model.logits(IDS), IDS, strict=True):
         np.testing.assert_allclose(row, plain_llama.logits(plain, PLAIN, ids), atol=1e-4)
+
+
+def super_block(raw, kind):
+    """A block of 256 numbers of a K-quant by the definition of its format, number by number."""
+    raw, values = raw.astype(int), np.zeros(256)
+
+    def half(start):
+        return float(raw[start : start + 2].astype(np.uint8).view(np.float16)[0])
+
+    if kind == "Q6_K":
+        scales = raw[192:208].astype(np.uint8).view(np.int8)
+        for i in range(256):
+            part, quarter, at = i // 128, i % 128 // 32, i % 32
+            low = raw[64 * part + at + 32 * (quarter % 2)] >> (4 * (quarter // 2)) & 15
+            high = raw[128 + 32 * part + at] >> (2 * quarter) & 3
+            values[i] = half(208) * scales[i // 16] * (low + 16 * high - 32)
+        return values
+    packed, numbers = raw[4:16], raw[48 if kind == "Q5_K" else 16 :]
+    for i in range(256):
+        group, at = i // 32, i % 32
+        if group < 4:
+            scale, offset = packed[group] & 63, packed[group + 4] & 63
+        else:
+            scale = packed[group + 4] & 15 | packed[group - 4] >> 6 << 4
+            offset = packed[group + 4] >> 4 | packed[group] >> 6 << 4
+        number = numbers[32 * (group // 2) + at] >> (4 * (group % 2)) & 15
+        if kind == "Q5_K":
+            number += 16 * (raw[16 + at] >> group & 1)
+        values[i] = half(0) * scale * number - half(2) * offset
+    return values
+
+
+@pytest.mark.parametrize(("kind", "size"), [("Q4_K", 144), ("Q5_K", 176), ("Q6_K", 210)])
+def test_k_quants_are_dequantised_by_their_definition(tmp_path, kind, size):
+    raw = np.random.default_rng(5).integers(0, 256, (3, size), np.uint8)
+    for start in (208,) if kind == "Q6_K" else (0, 2):
+        raw[:, start : start + 2] = (
+            np.array([0.01, 1.5, 3.0], np.float16).view(np.uint8).reshape(3, 2)
+        )
+    writer = gguf.GGUFWriter(tmp_path / "k.gguf", "llama")
+    writer.add_tensor("x", raw, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    expected = np.stack([super_block(block, kind) for block in raw])
+    found = GgufTensors(tmp_path / "k.gguf")["x"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_text_is_read_by_the_tokens_and_merges_of_the_file(tmp_path):

@@ -1,8 +1,9 @@
-"""GPT-2 in the model hub's own layout: `config.json` and `model.safetensors`.
+"""GPT-2 in the model hub's own layout, and DiffuGPT: `config.json` and `model.safetensors`.
 
 Its Conv1D weights are `[in, out]`, as ours; the head is the token embedding.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,11 @@ from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.claims import TANH_GELU, Allowed, check_claims
 from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table
 from sdtt_jax.networks import kinds
-from sdtt_jax.networks.gpt2 import GPT2Config
+from sdtt_jax.networks.gpt2 import GPT2Config, GPT2DenoiserConfig
 
 ANCHOR = "wte.weight"
+# DiffuGPT's names: a denoiser's module around the transformer, whose embedding it took out.
+EMBED, DENOISES = "embed_tokens.weight", "denoise_model."
 # Causal masks that older exports carry along; they are not parameters.
 BUFFERS = ("h.{layer}.attn.bias", "h.{layer}.attn.masked_bias")
 # What a config may say beside the sizes (null is nothing said); see `check_claims`.
@@ -28,6 +31,16 @@ CLAIMS: Allowed = {
     "tie_word_embeddings": (True,),
     "quantization_config": (),
 }
+
+
+def _denoiser(
+    tensors: Mapping[str, Any], prefix: str, stored: Stored, file: str
+) -> GPT2DenoiserConfig:
+    """The config of a DiffuGPT: MASK is the last row of its embedding."""
+    config = _config(tensors, prefix, stored, file)
+    rows = tensors[EMBED].shape[0] if EMBED in tensors else config.vocab_size
+    fields = dataclasses.asdict(config) | {"vocab_size": int(rows) - 1}
+    return GPT2DenoiserConfig(**fields)
 
 
 def _config(_tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str) -> GPT2Config:
@@ -64,24 +77,30 @@ def _config(_tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str
         raise CheckpointError(f"{where}: a size of GPT-2's is no number ({error}).") from None
 
 
-def gpt2_table(config: GPT2Config) -> Table:
-    """Where each tensor of the hub's GPT-2 goes."""
+def gpt2_table(config: GPT2Config, embed: str = ANCHOR, start: str = "") -> Table:
+    """Where each tensor of the hub's GPT-2 goes.
+
+    Args:
+      config: of our network.
+      embed: the name of the token embedding.
+      start: what all other names begin with.
+    """
     d, hidden = config.embed_dim, config.mlp_ratio * config.embed_dim
     heads = (config.num_heads, config.head_dim)
-    block = "h.{layer}"
+    block = f"{start}h.{{layer}}"
     entries = [
-        Entry(ANCHOR, "embed/embedding", (config.vocab_size, d), vocab_axis=0),
-        Entry("wpe.weight", "positions/embedding", (config.length, d)),
+        Entry(embed, "embed/embedding", (config.columns, d), vocab_axis=0),
+        Entry(f"{start}wpe.weight", "positions/embedding", (config.length, d)),
         *_norm(f"{block}.ln_1", "blocks/norm1", d),
         *_norm(f"{block}.ln_2", "blocks/norm2", d),
-        *_norm("ln_f", "final", d),
+        *_norm(f"{start}ln_f", "final", d),
         *_conv(f"{block}.attn.c_attn", "blocks/attn_qkv", (d,), (3, *heads)),
         *_conv(f"{block}.attn.c_proj", "blocks/attn_out", heads, (d,)),
         *_conv(f"{block}.mlp.c_fc", "blocks/mlp/up", (d,), (hidden,)),
         *_conv(f"{block}.mlp.c_proj", "blocks/mlp/down", (hidden,), (d,)),
     ]
-    tied = {"lm_head.weight": ANCHOR}
-    return Table(entries, config.num_layers, config.padded_vocab, ignored=BUFFERS, tied=tied)
+    tied, buffers = {"lm_head.weight": embed}, [f"{start}{name}" for name in BUFFERS]
+    return Table(entries, config.num_layers, config.padded_vocab, ignored=buffers, tied=tied)
 
 
 def _norm(name: str, path: str, d: int) -> list[Entry]:
@@ -108,4 +127,11 @@ GPT2 = Layout(
     prefixes=("transformer.", ""),
     config=_config,
     table=gpt2_table,
+)
+DIFFUGPT = Layout(
+    name="diffugpt",
+    anchor=f"{DENOISES}wpe.weight",
+    prefixes=("",),
+    config=_denoiser,
+    table=lambda config: gpt2_table(config, EMBED, DENOISES),
 )
