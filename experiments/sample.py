@@ -56,6 +56,9 @@ _PROMPT = flags.DEFINE_multi_string("prompt", None, "Text to continue; once, or 
 _INFILL = flags.DEFINE_multi_string(
     "infill", None, "Text with gaps, [12] for 12 tokens; once, or once for each text"
 )
+_NUM_TOKENS = flags.DEFINE_integer(
+    "num_tokens", None, "Length of what follows the prompt, of a model of single texts."
+)
 _STOP_AT_EOS = flags.DEFINE_bool("stop_at_eos", False, "Leave out what follows the end of a text.")
 _DTYPE = flags.DEFINE_string(
     "compute_dtype", None, "float32 or bfloat16; as it was trained if not given."
@@ -85,7 +88,9 @@ def main(argv: Sequence[str]) -> None:
         **given_flags(length=_LENGTH.value),
     )
     x_init = processes.to_host(
-        model.prior(_NUM_SAMPLES.value, _texts(_PROMPT.value), _texts(_INFILL.value))
+        model.prior(
+            _NUM_SAMPLES.value, _texts(_PROMPT.value), _texts(_INFILL.value), _NUM_TOKENS.value
+        )
     )
     helper = load(_HELPER.value, mesh=chosen_mesh()).as_helper if _HELPER.value else None
     first = processes.is_first()

@@ -180,6 +180,8 @@ def _text(values: Values) -> str:
     parts = [f"loss {values['loss']:.4f}"] if "loss" in values else []
     if "tokens_per_second" in values:
         parts.append(f"{values['tokens_per_second']:,.0f} tokens/s")
+    if "data_wait" in values:
+        parts.append(f"{1e3 * values['data_wait']:.1f} ms wait for data")
     return ", ".join(parts)
 
 

@@ -80,7 +80,7 @@ def scored(key, schedule="log-linear", **options):
 def estimated(name, key):
     model, config = diffusion(), BoundConfig(name, 2)
     params = parameters(model.denoiser)
-    return likelihood._estimates(model, config, key, params, jnp.int32(0), TEXTS)
+    return likelihood._estimates(model, config, None, key, params, jnp.int32(0), TEXTS)
 
 
 def distilled(key, **options):

@@ -20,8 +20,10 @@ from sdtt_jax.paths import (
     as_path,
     parse_json,
     read_json,
+    remove_tree,
     text_lines,
     write_json,
+    written_whole,
 )
 
 BOM = b"\xef\xbb\xbf"
@@ -126,6 +128,20 @@ def test_what_is_no_json_is_named_with_the_reason(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_json(path)
+
+
+def test_a_file_is_in_its_place_when_it_is_whole_and_not_before(tmp_path):
+    path = tmp_path / "folder" / "x"
+    with pytest.raises(ZeroDivisionError), written_whole(path) as file:
+        file.write_text("half" * (1 // (file.write_text("half") - 4)))
+    assert list(path.parent.iterdir()) == []
+    with written_whole(path) as file:
+        file.write_text("whole")
+        assert not path.exists()
+    assert [found.read_text() for found in path.parent.iterdir()] == ["whole"]
+    remove_tree(path.parent)
+    remove_tree(path.parent)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_info_written_before_files_were_counted_is_read():

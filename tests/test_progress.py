@@ -17,10 +17,11 @@ def test_plain_lines_where_there_is_no_terminal():
     with make_progress("teacher", 10, stream=stream, interval=0.0) as progress:
         assert isinstance(progress, LineProgress)
         progress.update(0)
-        progress.update(1, {"loss": 2.0, "tokens_per_second": 1234.5})
+        progress.update(1, {"loss": 2.0, "tokens_per_second": 1234.5, "data_wait": 0.0125})
         progress.update(2)
     [line] = stream.getvalue().splitlines()
-    assert line.startswith("teacher: step 1/10, loss 2.0000, 1,234 tokens/s, 0:00 elapsed, ")
+    shown = "teacher: step 1/10, loss 2.0000, 1,234 tokens/s, 12.5 ms wait for data, 0:00 elapsed, "
+    assert line.startswith(shown)
     assert line.endswith(" left")
 
 

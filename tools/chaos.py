@@ -38,7 +38,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments of the kills.")
 # takes one.
 JITTER, LOOK = 0.3, 0.01
 # Fields of results.json and metrics.jsonl that say how long something took.
-TIMES = ("timing", "seconds", "tokens_per_second")
+TIMES = ("timing", "seconds", "tokens_per_second", "data_wait")
 
 
 def outcome(root: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.config import require, to_mapping
 from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
 from sdtt_jax.data.engines import Engine, in_process
-from sdtt_jax.data.loader import INFO_FILE
+from sdtt_jax.data.loader import INFO_FILE, Mixture, open_mixture, read_info
 from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
@@ -96,8 +96,14 @@ class Run:
         return Sequences(data.sequences, self.info.bos_id, self.info.eos_id, data.wrap)
 
     @functools.cached_property
-    def train_split(self) -> Split:
-        return open_split(self.workdir.local.data, "train")
+    def train_split(self) -> Split | Mixture:
+        return open_mixture(self.workdir.local.data, self.config.data.mixed())
+
+    @functools.cached_property
+    def data_digest(self) -> str:
+        """Stands for all data that are trained on: equal digests, equal batches."""
+        others = (read_info(folder)["info"] for folder in self.config.data.mixed())
+        return "+".join([self.info.fingerprint, *(info["fingerprint"] for info in others)])
 
     @functools.cached_property
     def validation_split(self) -> Split:
@@ -175,7 +181,7 @@ class Run:
             "kind": kind_of(network),
             "model": to_mapping(network.config),
             "schedule": to_mapping(self.config.schedule),
-            "data": self.info.fingerprint,
+            "data": self.data_digest,
             "tokenizer": self.tokenizer.digest,
             "begins_with_bos": self.config.data.wrap,
             "sequences": self.config.data.sequences,
@@ -214,7 +220,7 @@ class Run:
                 f"{final(folder)} is a checkpoint of another model: {meta.get('kind')} "
                 f"{meta.get('model')}, not {kind} {model}."
             )
-        if meta.get("data", self.info.fingerprint) != self.info.fingerprint:
+        if meta.get("data", self.data_digest) != self.data_digest:
             raise MismatchError(
                 f"{final(folder)} was trained on other data than {self.workdir.data} holds now; restore the "
                 "corpus and prepare the data again, or give another --workdir."

@@ -83,7 +83,7 @@ class TrainingJob:
             random += ", partitionable"
         pool = {} if self.pool is None else {"pool": self.pool.facts}
         base = self.adapters.facts if self.adapters else {}
-        return self.tags | {"data": self.run.info.fingerprint, "random": random} | pool | base
+        return self.tags | {"data": self.run.data_digest, "random": random} | pool | base
 
     def state(self, checkpoints: Checkpoints, before: int | None = None) -> TrainState:
         """The state to go on from: that of the latest checkpoint below step `before`, or the first."""

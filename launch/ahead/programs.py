@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,17 +28,19 @@ from sdtt_jax.networks.lora import LoraConfig, frozen, init_adapters
 from sdtt_jax.objectives import (
     BASE,
     adaptation_loss,
+    arranged,
     coupled_loss,
     distill_loss,
     lora_loss,
     teacher_loss,
 )
 from sdtt_jax.ops import head_loss, rows
+from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel.mesh import RULES, batch_pieces, check_batch_size, use_mesh
 from sdtt_jax.parallel.placement import batch_sharding, replicated, tree_shardings, unbox
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.state import StateSpec
-from sdtt_jax.training.step import make_train_step
+from sdtt_jax.training.step import LossFn, make_train_step
 from sdtt_jax.typing import Tree
 
 KINDS = ("distill", "teacher", "sample")
@@ -130,6 +133,8 @@ def _step(
         index = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
         tokens = {"index": index, "tokens": tokens}
     diffusion = MaskedDiffusion(denoiser, make_schedule(config.schedule))
+
+    sequences = Sequences(config.data.sequences, wrap=config.data.wrap)
     init = functools.partial(denoiser.init, jax.random.key(0))
     if lora.rank:
         init = functools.partial(init_adapters, denoiser, lora, jax.random.key(0))
@@ -143,13 +148,16 @@ def _step(
         length = config.data.length
         loss = coupled_loss(diffusion, diffusion, config.coupled, 1, noise_key, length)
     elif distills:
-        loss = distill_loss(diffusion, config.distill)
+        loss_of: Callable[..., LossFn] = functools.partial(distill_loss, config=config.distill)
+        loss = arranged(loss_of, diffusion, sequences)
     elif opens:
-        loss = adaptation_loss(diffusion, config.teacher)
+        loss_of = functools.partial(adaptation_loss, config=config.teacher)
+        loss = arranged(loss_of, diffusion, sequences)
         share = jax.ShapeDtypeStruct((batch,), jnp.float32, sharding=batch_sharding(mesh))
         tokens = {"tokens": tokens, "open": share}
     else:
-        loss = teacher_loss(diffusion, config.teacher)
+        loss_of = functools.partial(teacher_loss, config=config.teacher)
+        loss = arranged(loss_of, diffusion, sequences)
     base: Tree = {}
     if lora.rank:
         loss, base = lora_loss(loss, lora), _abstract_params(denoiser, mesh, lora)

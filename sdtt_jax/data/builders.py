@@ -17,6 +17,8 @@ from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path, write_bytes
 
 FILE_FORMAT = "array_record"
+# Groups of a split: a reader holds 11 bytes of each in memory.
+MOST_GROUPS = 2**23
 NAME, VERSION = "packed_tokens", "1.0.0"
 # Where, in a data folder, the shards are.
 FOLDER = f"{NAME}/{VERSION}"
@@ -69,7 +71,21 @@ def record_prefix(length: int, dtype: np.dtype) -> bytes:
     return serialised[: -row.nbytes]
 
 
-def write_shard(path: Path, prefix: bytes, rows: Iterable[np.ndarray], records: int) -> None:
+def group_size(records: int) -> int:
+    """How many records of a split are compressed together: one, as TFDS has it, unless there are very many.
+
+    Of 100 million records it is 16: the index that a reader holds takes 70 MB, not 1.1 GB, and a random
+    record of 1024 tokens 62 µs of CPU time, not 11.
+
+    Args:
+      records: of the split.
+    """
+    return 1 << max(0, -(-records // MOST_GROUPS) - 1).bit_length()
+
+
+def write_shard(
+    path: Path, prefix: bytes, rows: Iterable[np.ndarray], records: int, group: int = 1
+) -> None:
     """Writes a file of records, and makes sure that they are in it.
 
     Args:
@@ -77,13 +93,13 @@ def write_shard(path: Path, prefix: bytes, rows: Iterable[np.ndarray], records: 
       prefix: from `record_prefix`.
       rows: sequences `[length]` of the dtype that the prefix was made for.
       records: how many there must be.
+      group: of `group_size`.
 
     Raises:
       OSError: the disk is full, or something else kept the file from being written.
     """
     with _named_failure(path):
-        # The options of TFDS's own writer.
-        writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
+        writer = ArrayRecordWriter(os.fspath(path), f"group_size:{group}")
     for row in rows:
         with _named_failure(path):
             writer.write(prefix + row.tobytes())
@@ -144,6 +160,15 @@ def write_info(
         builder.info.write_to_directory(temporary)
         for path in as_path(temporary).glob("*.json"):
             write_bytes(folder / FOLDER / path.name, path.read_bytes())
+
+
+def decoded_by_tfds(
+    folder: str | os.PathLike[str], split: str, record: bytes
+) -> tuple[int, np.ndarray]:
+    """How many records TFDS knows of a written split, and the tokens that it finds in one."""
+    info = tfds.builder_from_directory(os.fspath(folder)).info
+    decoded: Any = info.features.deserialize_example_np(record)
+    return int(info.splits[split].num_examples), decoded["tokens"]
 
 
 def open_source(folder: str | os.PathLike[str], split: str) -> Any:

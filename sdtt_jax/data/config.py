@@ -1,11 +1,12 @@
 """What determines the data of a run: which text, how it is cut, which vocabulary."""
 
+import contextlib
 import dataclasses
 
 from sdtt_jax.config import at_least, check_types, one_of, require, within
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.normalize import NORMALIZERS
-from sdtt_jax.ops.sequences import Sequences
+from sdtt_jax.ops.packed import Sequences
 
 TOKENIZER_KINDS = ("sentencepiece", "gpt2", "hub")
 MODEL_TYPES = ("unigram", "bpe", "char")
@@ -40,6 +41,8 @@ class DataConfig:
         `padded`: one document and padding, which is neither seen nor masked nor counted. `prompted`: the same
         with a prompt at its beginning, which is seen, but neither masked nor counted; `text_field` then names
         two fields of JSON lines, `prompt>completion`.
+      mixture: further prepared data folders to train on, each with its weight, `FOLDER=0.5`; that of `corpus`
+        is 1. They have the same vocabulary and length; what is held out is of `corpus` alone.
     """
 
     corpus: str = "world_english_bible"
@@ -53,6 +56,7 @@ class DataConfig:
     deduplicate: bool = False
     skip_bad: int = 0
     sequences: str = "packed"
+    mixture: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -66,6 +70,7 @@ class DataConfig:
         within("[1, 99999]", self, "num_shards")
         at_least(0, self, "skip_bad")
         Sequences(self.sequences, wrap=self.wrap)
+        self.mixed()
         prompted = self.sequences == "prompted"
         require(
             prompted == (">" in self.text_field),
@@ -75,6 +80,23 @@ class DataConfig:
             not prompted or self.detokenize == self.normalize == "none",
             "sequences='prompted' takes prompts as they are; set detokenize and normalize to 'none'.",
         )
+
+    def mixed(self) -> dict[str, float]:
+        """The folders of `mixture`, and their weights.
+
+        Raises:
+          ConfigError: one has no weight above 0.
+        """
+        found = {}
+        for item in self.mixture:
+            folder, _, weight = item.rpartition("=")
+            with contextlib.suppress(ValueError):
+                found[folder] = float(weight)
+            require(
+                bool(folder) and 0 < found.get(folder, 0) < float("inf"),
+                f"mixture={item!r} must be a folder and a weight above 0, FOLDER=0.5.",
+            )
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -54,6 +55,7 @@ def local(workers: int) -> Engine:
 
     def run(tasks: Sequence[T]) -> Iterator[T]:
         waiting, losses = list(tasks), 0
+        others = multiprocessing.active_children()
         while waiting:
             with _pool(min(workers, len(waiting))) as pool:
                 futures = {pool.submit(_run, task): task for task in waiting}
@@ -71,8 +73,13 @@ def local(workers: int) -> Engine:
                             f"{LOSSES} workers were lost one after the other, killed or out of memory; the "
                             "same command with fewer --workers goes on from here."
                         ) from None
-                finally:
+                except BaseException:
+                    # Ctrl-C, or an error: the parts that are being read, half a minute each, are not awaited.
+                    for worker in multiprocessing.active_children():
+                        if worker not in others:
+                            worker.kill()
                     pool.shutdown(wait=False, cancel_futures=True)
+                    raise
 
     return run
 
@@ -86,6 +93,9 @@ def _pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
 def _start_worker() -> None:
     """Of two ways to use many cores, processes and the tokenizer's threads, one is enough."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # which reaches the parent too, and it ends its workers
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

@@ -1,14 +1,18 @@
 """Batches as a pure function of (seed, step), from ArrayRecord shards through Grain."""
 
+import bisect
 import dataclasses
 import functools
-from collections.abc import Sequence
+import itertools
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.config import require
+from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path, read_json
 
 INFO_FILE = "info.json"
@@ -94,12 +98,116 @@ def shuffled(
       batch_size: records of the global batch.
       rows: those of the batch that are wanted; all if None.
     """
-    if batch_size < 1 or step < 0 or seed < 0:
-        raise ConfigError(
-            f"A batch needs batch_size >= 1, step >= 0 and seed >= 0, not {batch_size}, {step} and {seed}."
-        )
-    positions = range(step * batch_size, (step + 1) * batch_size)[rows or slice(None)]
+    _check_batch(seed, step, batch_size)
+    positions = _places(step, batch_size, rows)
     return np.array([_shuffled(size, seed, position) for position in positions], np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Several splits as one, with weights: the batches of all steps are a stream in which each has its share.
+
+    Which split a place of the stream takes, and its how manieth that is, is counted (by Grain), not drawn,
+    so that every split goes through its epochs evenly, and nothing but the arguments enters.
+
+    Attributes:
+      splits: of one length.
+      weights: share of each, above 0; only their proportions count, to a hundredth of the smallest.
+    """
+
+    splits: tuple[Split, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.splits) == len(self.weights) > 0 and all(w > 0 for w in self.weights),
+            f"A mixture needs a weight above 0 for each of {len(self.splits)} splits, not {self.weights}.",
+        )
+        lengths = [split.length for split in self.splits]
+        require(
+            len(set(lengths)) == 1,
+            f"Splits that are mixed must have sequences of one length, not {lengths}; prepare them alike.",
+        )
+
+    def sources(
+        self, step: int, batch_size: int, rows: slice | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Which split each place of batch `step` takes, and its how manieth: int64 `[batch_size]` each."""
+        counted = _mixed(self.weights)
+        pairs = [counted[place] for place in _places(step, batch_size, rows)]
+        return tuple(np.array(pairs, np.int64).reshape(-1, 2).T)  # type: ignore[return-value]
+
+    def batch(self, seed: int, step: int, batch_size: int, rows: slice | None = None) -> np.ndarray:
+        """The sequences of batch `step`: int32 `[batch_size, length]`, or its `rows`; as `Split.batch`."""
+        _check_batch(seed, step, batch_size)
+        which, count = self.sources(step, batch_size, rows)
+        found = np.empty((len(which), self.splits[0].length), np.int32)
+        for number, split in enumerate(self.splits):
+            mine = np.flatnonzero(which == number)
+            # Each split in an order of its own.
+            own = _epoch_seed(seed, number)
+            places = [_shuffled(len(split), own, int(place)) for place in count[mine]]
+            found[mine] = split.gather(np.array(places, np.int64))
+        return found
+
+
+def open_mixture(directory: str | Path, others: Mapping[str, float]) -> Split | Mixture:
+    """The train split of a data folder, and with it those of others.
+
+    Args:
+      directory: its split has weight 1.
+      others: further data folders, and their weights.
+
+    Raises:
+      DataError: one of them is not whole, or was prepared with another vocabulary or kind of sequences.
+      ConfigError: their sequences differ in length.
+    """
+    own = open_split(directory, "train")
+    if not others:
+        return own
+    facts = _alike(directory)
+    for folder in others:
+        if (found := _alike(folder)) != facts:
+            raise DataError(
+                f"{folder} was prepared with another vocabulary or data.sequences than {directory} ({found}, "
+                f"not {facts}); prepare them alike."
+            )
+    splits = (own, *(open_split(folder, "train") for folder in others))
+    return Mixture(splits, (1.0, *others.values()))
+
+
+def _alike(directory: str | Path) -> tuple[str, str]:
+    """What data that are mixed must have in common: the tokenizer's digest, and what a sequence holds."""
+    content = read_info(directory)
+    return content["tokenizer_digest"], content.get("data", {}).get("sequences", "packed")
+
+
+@functools.lru_cache(maxsize=8)
+def _mixed(weights: tuple[float, ...]) -> Any:
+    """Place of the stream to (split, how manieth of it)."""
+    import grain
+
+    # No split ends: `_shuffled` makes epochs of the numbers.
+    endless = [
+        grain.MapDataset.range(2**48).map(functools.partial(_pair, number))
+        for number in range(len(weights))
+    ]
+    return grain.MapDataset.mix(endless, weights)
+
+
+def _pair(number: int, place: int) -> tuple[int, int]:
+    return number, place
+
+
+def _places(step: int, batch_size: int, rows: slice | None) -> range:
+    return range(step * batch_size, (step + 1) * batch_size)[rows or slice(None)]
+
+
+def _check_batch(seed: int, step: int, batch_size: int) -> None:
+    require(
+        batch_size >= 1 and step >= 0 and seed >= 0,
+        f"A batch needs batch_size >= 1, step >= 0 and seed >= 0, not {batch_size}, {step} and {seed}.",
+    )
 
 
 def _shuffled(size: int, seed: int, position: int) -> int:
@@ -118,27 +226,22 @@ def _epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
-def _array_records(paths: Sequence[Path]) -> Any:
-    import grain
-
-    return grain.sources.ArrayRecordDataSource([str(path) for path in paths])
-
-
 class _Records:
-    """The raw sequences of a split's shards, with errors that name the file."""
+    """The raw sequences of a split's shards, with errors that name the file.
+
+    `seek` and `read` without threads take 8 µs a record. `read` of a list of places, which Grain's source
+    calls, copies the file's whole index each time: 9 ms of CPU time at a million records.
+    """
 
     def __init__(self, directory: Path, shards: Sequence[Shard], length: int, dtype: np.dtype):
         self._directory, self._shards = directory, shards
         self._length, self._dtype = length, np.dtype(dtype)
-        self._size = sum(shard.records for shard in shards)
+        self._ends = list(itertools.accumulate(shard.records for shard in shards))
+        self._size = self._ends[-1]
         for shard in shards:
             self._check(shard)
-        self._source = _array_records([directory / shard.path for shard in shards])
-        if len(self._source) != self._size:
-            raise DataError(
-                f"{directory} holds {len(self._source)} records in its {shards[0].split} shards "
-                f"instead of {self._size}; {_PREPARE_AGAIN}."
-            )
+        self._readers = [self._open(shard) for shard in shards]
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._size
@@ -163,23 +266,45 @@ class _Records:
             return np.empty((0, self._length), self._dtype)
         if min(wanted) < 0 or max(wanted) >= self._size:
             raise IndexError(f"sequence {wanted} of a split of {self._size}")
-        try:
-            records = self._source.__getitems__(wanted)
-        except Exception as error:  # ArrayRecord raises bare, often empty, RuntimeErrors.
-            raise self._damage(error) from None
         size = self._length * self._dtype.itemsize
-        # The one feature of a record is its last field, so its bytes are the record's end.
-        payload = b"".join(record[-size:] for record in records)
-        return np.frombuffer(payload, self._dtype).reshape(len(wanted), self._length)
+        rows = np.empty((len(wanted), self._length), self._dtype)
+        # In their order in the files, where neighbours are decoded together.
+        for place in np.argsort(indices, kind="stable"):
+            # The one feature of a record is its last field, so its bytes are the record's end.
+            rows[place] = np.frombuffer(self.record(wanted[place])[-size:], self._dtype)
+        return rows
 
-    def _damage(self, error: Exception) -> DataError:
-        for shard in self._shards:
-            path = self._directory / shard.path
-            try:
-                _array_records([path]).__getitems__(list(range(shard.records)))
-            except Exception as damage:
-                return DataError(f"{path} is damaged ({_reason(damage)}); {_PREPARE_AGAIN}.")
-        return DataError(f"{self._directory} could not be read ({_reason(error)}).")
+    def record(self, index: int) -> Any:
+        """A record as it is in its file."""
+        number = bisect.bisect_right(self._ends, index)
+        shard = self._shards[number]
+        path = self._directory / shard.path
+        try:
+            with self._lock:
+                reader = self._readers[number]
+                reader.seek(index - self._ends[number] + shard.records)
+                record = reader.read()
+        except Exception as error:
+            raise DataError(f"{path} is damaged ({_reason(error)}); {_PREPARE_AGAIN}.") from None
+        if len(record) < self._length * self._dtype.itemsize:
+            raise DataError(f"{path} is damaged (a record is too short); {_PREPARE_AGAIN}.")
+        return record
+
+    def _open(self, shard: Shard) -> Any:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        path = self._directory / shard.path
+        options = "readahead_buffer_size:0,max_parallelism:0"
+        try:
+            reader = ArrayRecordReader(f"{path}", options=options, file_reader_buffer_size=2**15)
+            found = reader.num_records()
+        except Exception as error:  # ArrayRecord raises bare, often empty, RuntimeErrors.
+            raise DataError(f"{path} is damaged ({_reason(error)}); {_PREPARE_AGAIN}.") from None
+        if found != shard.records:
+            raise DataError(
+                f"{path} holds {found} records instead of {shard.records}; {_PREPARE_AGAIN}."
+            )
+        return reader
 
 
 def _reason(error: Exception) -> str:
@@ -259,14 +384,15 @@ def _check_decoding(
     """One record through TFDS's own decoder: guards the loader's reading of the bytes."""
     from sdtt_jax.data import builders  # imports TFDS, which takes half a second
 
-    source = builders.open_source((directory / shards[0].path).parent, split)
-    if len(source) != len(records):
+    folder = (directory / shards[0].path).parent
+    announced, decoded = builders.decoded_by_tfds(folder, split, records.record(0))
+    if announced != len(records):
         raise DataError(
-            f"{directory} announces {len(source)} {split} records but its shards hold "
+            f"{directory} announces {announced} {split} records but its shards hold "
             f"{len(records)}; {_PREPARE_AGAIN}."
         )
-    [decoded], [read] = source.__getitems__([0]), records.read(np.array([0]))
-    if not np.array_equal(decoded["tokens"], read):
+    [read] = records.read(np.array([0]))
+    if not np.array_equal(decoded, read):
         raise DataError(
             f"{directory / shards[0].path} holds records of another format; {_PREPARE_AGAIN}."
         )

@@ -8,7 +8,7 @@ import numpy as np
 from sdtt_jax.data.normalize import PROMPT_END
 from sdtt_jax.data.tokenizer import Tokenizer
 from sdtt_jax.errors import DataError
-from sdtt_jax.ops.sequences import Sequences
+from sdtt_jax.ops.packed import Sequences
 
 _DOCUMENTS_AT_ONCE = 256
 # What a tokenizer holds of a text is many times the text.
@@ -56,7 +56,6 @@ def fitted(
     """Documents that `pack` puts into sequences of their own, if the kind of sequences asks for that.
 
     EOS is put behind each until it fills one or several sequences, all but the last EOS, which `pack` puts.
-    Of "prompted" ones what follows the prompt is cut to one sequence.
 
     Args:
       documents: ids of each document, `[n]`.
@@ -64,22 +63,29 @@ def fitted(
       sequences: their kind, and the ids of BOS and EOS.
 
     Raises:
-      DataError: a document of the kind "prompted" has no prompt, or its prompt leaves no room.
+      DataError: a document of the kind "prompted" has no prompt, or is longer than a sequence.
     """
     if sequences.kind in ("packed", "documents"):
         yield from documents
         return
     for tokens in documents:
-        ids = tokens
         if sequences.kind == "prompted":
-            ids = tokens[: length - 1]
-            if sequences.bos_id not in ids:
-                raise DataError(
-                    f"A document of {len(tokens)} tokens has no prompt of less than data.length - 1 = "
-                    f"{length - 1}; data.sequences='prompted' needs 20 or more documents, JSON lines with "
-                    "the two fields that data.text_field names, and a data.length with room for each prompt."
-                )
-        yield np.pad(ids, (0, -(len(ids) + 1) % length), constant_values=sequences.eos_id)
+            _check_pair(tokens, length, sequences.bos_id)
+        padding = -(len(tokens) + 1) % length
+        yield np.pad(tokens, (0, padding), constant_values=sequences.eos_id)
+
+
+def _check_pair(tokens: np.ndarray, length: int, bos_id: int) -> None:
+    if bos_id not in tokens:
+        raise DataError(
+            "A document has no prompt; data.sequences='prompted' needs 20 or more lines of JSON, with "
+            "the two fields that data.text_field names."
+        )
+    if len(tokens) >= length:
+        raise DataError(
+            f"A prompt and its completion have {len(tokens) + 1} tokens with BOS and EOS, more than "
+            f"data.length={length}; take a larger length, or leave the pair out of the file."
+        )
 
 
 def _stretches(tokenizer: Tokenizer, text: str) -> Iterator[str]:

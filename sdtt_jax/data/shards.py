@@ -81,7 +81,16 @@ def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str
             path, record = partial / builders.FOLDER / name, read.work / SHARDS / f"{name}.json"
             tasks.append(
                 WriteShard(
-                    str(path), str(record), side, start, stop, ends, division.store, packing, prefix
+                    str(path),
+                    str(record),
+                    side,
+                    start,
+                    stop,
+                    ends,
+                    division.store,
+                    packing,
+                    prefix,
+                    builders.group_size(records),
                 )
             )
     read.passes(tasks, "writing the shards")

@@ -20,7 +20,7 @@ from sdtt_jax.data.packing import cut, encode_documents, fitted
 from sdtt_jax.data.reading import BadInputError, Part
 from sdtt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sdtt_jax.errors import DataError
-from sdtt_jax.ops.sequences import Sequences
+from sdtt_jax.ops.packed import Sequences
 from sdtt_jax.paths import as_path, read_json, write_json, written_whole
 
 # Of each kind of bad input that a part holds, so many are named.
@@ -193,6 +193,7 @@ class WriteShard(NamedTuple):
       store: of the tokens.
       packing: of the sequences.
       prefix: that TFDS puts before each.
+      group: as `builders.write_shard` takes it.
     """
 
     path: str
@@ -204,6 +205,7 @@ class WriteShard(NamedTuple):
     store: Store
     packing: Packing
     prefix: bytes
+    group: int
 
     @property
     def bytes(self) -> int:
@@ -217,8 +219,9 @@ class WriteShard(NamedTuple):
     def run(self) -> None:
         from sdtt_jax.data import builders  # imports TFDS, which takes half a second
 
+        records = self.last - self.first
         with written_whole(self.path) as partial:
-            builders.write_shard(partial, self.prefix, self.rows(), self.last - self.first)
+            builders.write_shard(partial, self.prefix, self.rows(), records, self.group)
             with partial.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             size = partial.stat().st_size

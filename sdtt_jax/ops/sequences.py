@@ -4,20 +4,18 @@ A record holds nothing but tokens. Where a text ends in it is said by EOS, and w
 that the arrangement is a pure function of the tokens and of how they were packed.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from sdtt_jax.config import one_of, require
+from sdtt_jax.ops.packed import KINDS as KINDS
+from sdtt_jax.ops.packed import Sequences as Sequences
 from sdtt_jax.typing import PerSequence, PerToken, Positions, Scalar, Segments, Tokens
 
 # The segment of padding: no text has it.
 PADDING = -1
-# The stream of all texts cut to length; the same with attention confined to each text; one text for each
-# sequence, and padding; the same with a prompt at the beginning.
-KINDS = ("packed", "documents", "padded", "prompted")
 
 
 class Arrangement(NamedTuple):
@@ -30,29 +28,6 @@ class Arrangement(NamedTuple):
 
     segments: Segments
     free: Positions
-
-
-@dataclasses.dataclass(frozen=True)
-class Sequences:
-    """How sequences were packed.
-
-    Attributes:
-      kind: one of `KINDS`.
-      bos_id, eos_id: of the vocabulary; they may be the same.
-      wrap: every sequence is `[BOS] chunk [EOS]`; only packed ones are.
-    """
-
-    kind: str = "packed"
-    bos_id: int = 0
-    eos_id: int = 0
-    wrap: bool = False
-
-    def __post_init__(self) -> None:
-        one_of(self, kind=KINDS)
-        require(
-            not self.wrap or self.kind in ("packed", "documents"),
-            f"wrap=True puts BOS and EOS around chunks of many texts; kind={self.kind!r} has one text each.",
-        )
 
 
 def arrange(tokens: Tokens, sequences: Sequences | None) -> Arrangement | None:
@@ -87,6 +62,30 @@ def arrange(tokens: Tokens, sequences: Sequences | None) -> Arrangement | None:
         return Arrangement(number, jnp.ones(tokens.shape, bool))
     padding = number > 0
     return Arrangement(jnp.where(padding, PADDING, 0), ~(padding | prompt))
+
+
+def single_texts(
+    tokens: np.ndarray, sequences: Sequences | None
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The texts of a batch, each alone and without padding, and how many tokens of each are its prompt.
+
+    Args:
+      tokens: `[batch, length]` int32, on the host.
+      sequences: how they were packed; None: each is one text.
+
+    Returns:
+      int32 arrays `[n]`, and int64 `[texts]`.
+    """
+    arrangement = arrange(jnp.asarray(tokens), sequences)
+    if arrangement is None:
+        return list(tokens), np.zeros(len(tokens), np.int64)
+    texts, prompts = [], []
+    for row, segments, free in zip(tokens, *map(np.asarray, arrangement), strict=True):
+        for number in range(segments.max() + 1):
+            mine = segments == number
+            texts.append(row[mine])
+            prompts.append(np.count_nonzero(~free[mine]))
+    return texts, np.array(prompts, np.int64)
 
 
 def begins(segments: Segments) -> Positions:

@@ -59,7 +59,8 @@ class TrainLog:
     """Functions that the loop calls to report; each may be left out.
 
     Attributes:
-      write: `(step, metrics)` of every `log_every`-th step and of the last: loss, grad_norm, lr, seconds …
+      write: `(step, metrics)` of every `log_every`-th step and of the last: loss, grad_norm, lr, seconds,
+        data_wait (seconds that a step has waited for its batch, the mean since the last of them) …
       progress: `(step, metrics or None)` after every step, the metrics where they are written; and once
         at the start.
       on_rejected: `(step, metrics)` of every update that was rejected, at the next log point.
@@ -118,7 +119,7 @@ def train(
     in_flight: collections.deque[jax.Array] = collections.deque()
     since_log: list[dict[str, jax.Array]] = []
     began = clock = time.monotonic()
-    with _stop_signals() as stop, _prefetched(batch_at, mesh, start, config.num_steps) as batches:
+    with _stop_signals() as stop, _Prefetched(batch_at, mesh, start, config.num_steps) as batches:
         key = place_whole(key, mesh)
         log.progress(start, None)
         for step, batch in enumerate(batches, start=start + 1):
@@ -141,6 +142,8 @@ def train(
                 now = time.monotonic()
                 elapsed, clock = now - clock, now
                 values["seconds"] = now - began
+                values["data_wait"] = batches.waited / (step - logged)
+                batches.waited = 0.0
                 if log.tokens_per_batch:
                     tokens = (step - logged) * log.tokens_per_batch
                     values["tokens_per_second"] = tokens / elapsed
@@ -183,30 +186,36 @@ def _report_rejected(
             )
 
 
-@contextlib.contextmanager
-def _prefetched(
-    batch_at: Callable[[int], Tree], mesh: Any, start: int, num_steps: int
-) -> Iterator[Iterator[Tree]]:
-    """Batches of steps start … num_steps - 1, placed on the mesh, made ahead by one thread."""
-    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches")
+class _Prefetched:
+    """Batches of steps start … num_steps - 1, placed on the mesh, made ahead by one thread.
 
-    def make(step: int) -> Tree:
-        return place_batch(batch_at(step), mesh)
+    Attributes:
+      waited: seconds that the loop has waited for them.
+    """
 
-    def generate() -> Iterator[Tree]:
+    def __init__(self, batch_at: Callable[[int], Tree], mesh: Any, start: int, num_steps: int):
+        self._make = lambda step: place_batch(batch_at(step), mesh)
+        self._steps = range(start, num_steps)
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self.waited = 0.0
+
+    def __enter__(self) -> "_Prefetched":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __iter__(self) -> Iterator[Tree]:
         ahead = collections.deque(
-            pool.submit(make, step) for step in range(start, min(start + BATCHES_AHEAD, num_steps))
+            self._pool.submit(self._make, step) for step in self._steps[:BATCHES_AHEAD]
         )
-        for step in range(start, num_steps):
+        for step in self._steps:
+            began = time.monotonic()
             batch = ahead.popleft().result()
-            if step + BATCHES_AHEAD < num_steps:
-                ahead.append(pool.submit(make, step + BATCHES_AHEAD))
+            self.waited += time.monotonic() - began
+            if step + BATCHES_AHEAD in self._steps:
+                ahead.append(self._pool.submit(self._make, step + BATCHES_AHEAD))
             yield batch
-
-    try:
-        yield generate()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Stop:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -142,3 +143,22 @@ def test_a_lost_worker_is_replaced_and_a_deadly_task_is_given_up(tmp_path, caplo
     assert caplog.messages == ["A worker was lost; what it had begun is done again."]
     with pytest.raises(DataError, match="3 workers were lost one after the other"):
         list(engines.local(2)([Deadly(str(tmp_path), 9)]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Slow:
+    """A task that takes as long as it is told to."""
+
+    seconds: float
+
+    def run(self):
+        time.sleep(self.seconds)
+
+
+def test_whoever_stops_does_not_wait_for_what_is_being_done():
+    """As Ctrl-C and an error in another part do."""
+    began = time.monotonic()
+    finished = engines.local(2)([Slow(0), Slow(60), Slow(60)])
+    assert next(finished) == Slow(0)
+    finished.close()
+    assert time.monotonic() - began < 50

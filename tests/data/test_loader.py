@@ -1,10 +1,12 @@
+import dataclasses
 import shutil
 
 import numpy as np
 import pytest
 
-from sdtt_jax.data import load_tokenizer, open_split
+from sdtt_jax.data import DataConfig, Split, builders, load_tokenizer, open_split, prepare
 from sdtt_jax.data.ingest import divide
+from sdtt_jax.data.loader import Mixture, open_mixture
 from sdtt_jax.errors import ConfigError, DataError
 
 
@@ -78,6 +80,74 @@ def test_reading_on_demand_equals_reading_from_memory(prepared, train):
     assert lazy.gather(np.arange(0)).shape == (0, 16)
     with pytest.raises(IndexError):
         lazy.gather(np.array([len(lazy)]))
+
+
+def test_records_of_a_group_are_those_of_single_ones(prepared, monkeypatch, tmp_path):
+    """Nine groups of a split: the sequences are the same, in any order of reading."""
+    monkeypatch.setattr(builders, "MOST_GROUPS", 9)
+    config = dataclasses.replace(prepared.data_config, validation_fraction=0.5)
+    prepare(config, prepared.tokenizer_config, tmp_path / "data", tmp_path / "tokenizer")
+    grouped, whole = (open_split(tmp_path / "data", "train", size) for size in (0, 2**30))
+    np.testing.assert_array_equal(grouped.batch(0, 9, 32), whole.batch(0, 9, 32))
+
+
+@pytest.fixture(scope="module")
+def mixture(prepared, train):
+    """Of 8223 and some hundred sequences, three to one."""
+    return Mixture((train, open_split(prepared.data, "validation")), (3.0, 1.0))
+
+
+def test_every_split_of_a_mixture_has_its_share_at_every_place(mixture):
+    which, count = mixture.sources(0, 400)
+    for number, share in enumerate((0.75, 0.25)):
+        assert np.abs(np.cumsum(which == number) - share * np.arange(1, 401)).max() <= 1
+        assert count[which == number].tolist() == list(range(int(400 * share)))
+
+
+def test_a_mixture_is_a_function_of_seed_and_step(mixture):
+    """Slices and other batch sizes give the same stream; another seed gives another."""
+    whole = mixture.batch(2, 3, 12)
+    assert whole.shape == (12, 16)
+    assert whole.dtype == np.int32
+    parts = [mixture.batch(2, 3, 12, rows=slice(i, i + 4)) for i in (0, 4, 8)]
+    small = [mixture.batch(2, step, 4) for step in (9, 10, 11)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    np.testing.assert_array_equal(np.concatenate(small), whole)
+    assert not np.array_equal(mixture.batch(3, 3, 12), whole)
+
+
+def test_each_split_of_a_mixture_goes_through_its_epochs(mixture):
+    """Two epochs of the smaller one: each of its sequences twice."""
+    small = mixture.splits[1]
+    rows = mixture.batch(0, 0, 8 * len(small))
+    which, _ = mixture.sources(0, 8 * len(small))
+    drawn, times = np.unique(rows[which == 1], axis=0, return_counts=True)
+    known, copies = np.unique(small.gather(np.arange(len(small))), axis=0, return_counts=True)
+    np.testing.assert_array_equal(drawn, known)
+    np.testing.assert_array_equal(times, 2 * copies)
+
+
+def test_a_mixture_of_folders_has_one_vocabulary(prepared, tmp_path):
+    """Weights come from the config, `FOLDER=0.5`; the first folder has weight 1."""
+    assert isinstance(open_mixture(prepared.data, {}), Split)
+    others = DataConfig(mixture=(f"{prepared.data}=0.5",)).mixed()
+    assert open_mixture(prepared.data, others).weights == (1.0, 0.5)
+    cased = dataclasses.replace(prepared.data_config, normalize="none")
+    vocabulary = dataclasses.replace(prepared.tokenizer_config, vocab_size=200)
+    prepare(cased, vocabulary, tmp_path / "data", tmp_path / "tokenizer")
+    with pytest.raises(DataError, match="another vocabulary"):
+        open_mixture(prepared.data, {str(tmp_path / "data"): 1.0})
+    for wrong in ("folder", "=1", "folder=0", "folder=much", "folder=inf"):
+        with pytest.raises(ConfigError, match="a folder and a weight above 0"):
+            DataConfig(mixture=(wrong,))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"), [((1.0, 0.0), "weight above 0"), ((1.0,), "each of 2")]
+)
+def test_a_mixture_that_cannot_be_is_refused(mixture, weights, message):
+    with pytest.raises(ConfigError, match=message):
+        Mixture(mixture.splits, weights)
 
 
 @pytest.mark.parametrize("arguments", [(-1, 0, 1), (0, -1, 1), (0, 0, 0)])

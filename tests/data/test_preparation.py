@@ -217,3 +217,59 @@ def test_the_papers_data_are_prepared_as_its_config_is_written(chapters, tmp_pat
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
     assert manifest["division"]["kind"] == "rows"
     assert manifest["corpus"]["sources"]["train"]["files"] == 3
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Thirty pairs, and the file that holds them; the first has an empty prompt."""
+    rows = [("ask " * (i % 3), f"answer number {i}") for i in range(30)]
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    lines = (json.dumps({"prompt": prompt, "completion": text}) for prompt, text in rows)
+    path.write_text("\n".join(lines), "utf-8")
+    return rows, path
+
+
+def test_prompts_and_completions_fill_sequences_of_their_own(pairs, tmp_path):
+    """Oracle: each pair by hand, `prompt BOS completion EOS` and EOS to the end."""
+    rows, path = pairs
+    fields = {"text_field": "prompt>completion", "sequences": "prompted", "length": 26}
+    config, chars = DataConfig(str(path), **fields), TokenizerConfig(model_type="char")
+    info = prepare(config, chars, tmp_path / "data", tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    expected = []
+    for prompt, text in rows:
+        ids = [*tokenizer.encode_part(prompt), tokenizer.bos_id, *tokenizer.encode_part(text)]
+        expected.append([*ids, *26 * [tokenizer.eos_id]][:26])
+    found = [
+        row for split in ("train", "validation") for row in _sequences(tmp_path / "data", split)
+    ]
+    assert sorted(map(list, found)) == sorted(expected)
+    assert info.num_train + info.num_validation == 30
+    short = dataclasses.replace(config, length=25)
+    with pytest.raises(DataError, match=r"have 26 tokens .* more than data\.length=25"):
+        prepare(short, chars, tmp_path / "short", tmp_path / "short_tokenizer")
+
+
+def test_padded_documents_fill_sequences_of_their_own(prepared, tmp_path):
+    """Oracle: each document by hand, with EOS behind it until it fills whole sequences."""
+    _prepare(prepared, tmp_path, sequences="padded")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    stream = []
+    for text in divide(prepared.data_config, tmp_path / "index")("train"):
+        ids = [*tokenizer.encode(text), tokenizer.eos_id]
+        stream += ids + -len(ids) % 16 * [tokenizer.eos_id]
+    np.testing.assert_array_equal(_sequences(tmp_path / "data", "train").ravel(), stream)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sequences": "prompted"}, "prompt>completion"),
+        ({"text_field": "a>b"}, "go together"),
+        ({"sequences": "prompted", "text_field": "a>b", "normalize": "text8"}, "as they are"),
+        ({"sequences": "padded", "wrap": True}, "wrap=True"),
+    ],
+)
+def test_sequences_that_do_not_go_together_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        DataConfig(**fields)

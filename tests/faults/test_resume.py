@@ -50,7 +50,7 @@ def states(run):
 
 
 def metrics(root):
-    timed = ("seconds", "tokens_per_second")
+    timed = ("seconds", "tokens_per_second", "data_wait")
     lines = map(json.loads, (root / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 

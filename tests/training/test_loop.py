@@ -1,6 +1,7 @@
 """The loop: what it writes and when. For exact resume, signals and faults see tests/faults."""
 
 import threading
+import time
 
 import jax
 import pytest
@@ -30,7 +31,7 @@ def test_metrics_after_a_resume_are_those_of_the_unbroken_run(unbroken, tmp_path
     tiny.run(tmp_path)
 
     def comparable(directory):
-        timed = ("seconds", "tokens_per_second")
+        timed = ("seconds", "tokens_per_second", "data_wait")
         records = read_metrics(directory / "metrics.jsonl")
         return [{k: v for k, v in r.items() if k not in timed} for r in records]
 
@@ -79,6 +80,21 @@ def test_batches_are_made_ahead_but_not_far_ahead():
     loop.train(tiny.fresh(), tiny.step_fn(), batch_at, jax.random.key(0), config, log=log)
     assert made == list(range(8))
     assert not [t for t in threading.enumerate() if t.name.startswith("batches")]
+
+
+def test_the_wait_for_a_batch_is_told():
+    """Batches that take 50 ms each, and steps that take nearly nothing."""
+    waits = []
+
+    def slow(step):
+        time.sleep(0.05)
+        return tiny.batch_at(step)
+
+    log = loop.TrainLog(write=lambda _step, values: waits.append(values["data_wait"]))
+    loop.train(tiny.fresh(), tiny.step_fn(), slow, jax.random.key(0), tiny.config(), log=log)
+    # The thread makes two ahead, while the loop does other things.
+    assert all(0 <= wait < 5 for wait in waits)
+    assert waits[-1] > 0.02
 
 
 def test_a_step_may_run_without_jit():

@@ -1,0 +1,32 @@
+"""How sequences are packed. It imports no JAX: each process that prepares data would wait for it."""
+
+import dataclasses
+
+from sdtt_jax.config import one_of, require
+
+# The stream of all texts cut to length; the same with attention confined to each text; one text for each
+# sequence, and padding; the same with a prompt at the beginning.
+KINDS = ("packed", "documents", "padded", "prompted")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """How sequences were packed.
+
+    Attributes:
+      kind: one of `KINDS`.
+      bos_id, eos_id: of the vocabulary; they may be the same.
+      wrap: every sequence is `[BOS] chunk [EOS]`; only packed ones are.
+    """
+
+    kind: str = "packed"
+    bos_id: int = 0
+    eos_id: int = 0
+    wrap: bool = False
+
+    def __post_init__(self) -> None:
+        one_of(self, kind=KINDS)
+        require(
+            not self.wrap or self.kind in ("packed", "documents"),
+            f"wrap=True puts BOS and EOS around chunks of many texts; kind={self.kind!r} has one text each.",
+        )
