@@ -18,6 +18,7 @@ from sdtt_jax.config import to_mapping
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.networks.config import TransformerConfig
+from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel.mesh import batch_pieces, mesh_if_any, use_mesh
 from sdtt_jax.parallel.placement import place_batch, place_whole
 from sdtt_jax.paths import read_json, with_target
@@ -64,6 +65,15 @@ class Loaded(abc.ABC):
     @abc.abstractmethod
     def config(self) -> TransformerConfig:
         """The network's sizes."""
+
+    @property
+    def sequences(self) -> Sequences | None:
+        """How the sequences of the training were packed, so who sees whom; None: all see each other."""
+        kind = self.facts.get("sequences", "packed")
+        if self.tokenizer is None or kind == "packed":
+            return None
+        wrap = bool(self.facts.get("begins_with_bos"))
+        return Sequences(kind, self.tokenizer.bos_id, self.tokenizer.eos_id, wrap)
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:

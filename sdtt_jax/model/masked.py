@@ -200,15 +200,6 @@ class Model(Loaded):
             return None
         return self.tokenizer.bos_id
 
-    @property
-    def sequences(self) -> Sequences | None:
-        """How the sequences of the training were packed, so who sees whom; None: all see each other."""
-        kind = self.facts.get("sequences", "packed")
-        if self.tokenizer is None or kind == "packed":
-            return None
-        wrap = bool(self.facts.get("begins_with_bos"))
-        return Sequences(kind, self.tokenizer.bos_id, self.tokenizer.eos_id, wrap)
-
     def prior(
         self,
         num_samples: int,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdtt_jax.ops.packed import KINDS as KINDS
 from sdtt_jax.ops.packed import Sequences as Sequences
@@ -61,6 +62,30 @@ def arrange(tokens: Tokens, sequences: Sequences | None) -> Arrangement | None:
         return Arrangement(number, jnp.ones(tokens.shape, bool))
     padding = number > 0
     return Arrangement(jnp.where(padding, PADDING, 0), ~(padding | prompt))
+
+
+def single_texts(
+    tokens: np.ndarray, sequences: Sequences | None
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The texts of a batch, each alone and without padding, and how many tokens of each are its prompt.
+
+    Args:
+      tokens: `[batch, length]` int32, on the host.
+      sequences: how they were packed; None: each is one text.
+
+    Returns:
+      int32 arrays `[n]`, and int64 `[texts]`.
+    """
+    arrangement = arrange(jnp.asarray(tokens), sequences)
+    if arrangement is None:
+        return list(tokens), np.zeros(len(tokens), np.int64)
+    texts, prompts = [], []
+    for row, segments, free in zip(tokens, *map(np.asarray, arrangement), strict=True):
+        for number in range(segments.max() + 1):
+            mine = segments == number
+            texts.append(row[mine])
+            prompts.append(np.count_nonzero(~free[mine]))
+    return texts, np.array(prompts, np.int64)
 
 
 def begins(segments: Segments) -> Positions:

@@ -127,6 +127,14 @@ def test_what_is_wrong_and_where(path, value, message):
         run_config(_with(path, value))
 
 
+def test_other_distillers_know_no_texts_within_a_sequence():
+    config = _with("data.sequences", "documents")
+    assert run_config(config).data.sequences == "documents"
+    config["distillers"] = ("sdtt", "coupled")
+    with pytest.raises(ConfigError, match=r"data.sequences='documents': take sdtt alone"):
+        run_config(config)
+
+
 def test_importance_sampling_needs_the_bound_as_objective():
     with pytest.raises(ConfigError, match="importance=True"):
         TeacherConfig(weighting="even", importance=True)

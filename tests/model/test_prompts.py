@@ -5,7 +5,14 @@ import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.model.prompts import ended, given_batch, given_tokens, reading_notes, text_lengths
+from sdtt_jax.model.prompts import (
+    closed,
+    ended,
+    given_batch,
+    given_tokens,
+    reading_notes,
+    text_lengths,
+)
 
 
 class Letters:
@@ -38,6 +45,16 @@ def written(tokens, fixed):
 )
 def test_given_tokens(prompt, infill, expected):
     assert written(*given_tokens(Letters(), 8, prompt, infill)) == expected
+
+
+def test_behind_a_prompt_of_instructions_stands_a_mark_and_behind_the_answer_the_end():
+    """`num_tokens` places are free behind the mark; the first EOS ends the text, the others are padding."""
+    given = given_batch(Letters(), 8, 2, ["ab", "c"], mark=25)
+    assert [written(*row) for row in zip(*given, strict=True)] == ["abz.....", "cz......"]
+    rows = zip(*closed(*given, 3, eos_id=4), strict=True)
+    assert [written(*row) for row in rows] == ["abz...ee", "cz...eee"]
+    empty = np.zeros((1, 4), np.int32), np.zeros((1, 4), bool)
+    assert written(*(x[0] for x in closed(*empty, 3, eos_id=4))) == "...e"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.ops.sequences import KINDS, PADDING, Sequences, arrange, begins, mean_counted
+from sdtt_jax.ops.sequences import (
+    KINDS,
+    PADDING,
+    Sequences,
+    arrange,
+    begins,
+    mean_counted,
+    single_texts,
+)
 
 BOS, EOS = 1, 2
 
@@ -48,6 +56,17 @@ def test_segments_and_free_positions_are_those_of_a_loop(rows, kind, wrap, one_t
 def test_a_stream_of_documents_whose_positions_are_alike_has_no_arrangement():
     assert arrange(jnp.zeros((1, 3), jnp.int32), None) is None
     assert arrange(jnp.zeros((1, 3), jnp.int32), Sequences()) is None
+
+
+def test_texts_stand_alone_without_padding_and_with_their_prompts_counted():
+    tokens = np.array([[3, BOS, 4, EOS, EOS], [5, 6, BOS, 7, EOS]])
+    texts, prompts = single_texts(tokens, Sequences("prompted", BOS, EOS))
+    assert [text.tolist() for text in texts] == [[3, BOS, 4, EOS], [5, 6, BOS, 7, EOS]]
+    assert prompts.tolist() == [2, 3]
+    texts, prompts = single_texts(np.array([[3, EOS, 4, 5]]), Sequences("documents", BOS, EOS))
+    assert [text.tolist() for text in texts] == [[3, EOS], [4, 5]]
+    assert prompts.tolist() == [0, 0]
+    assert len(single_texts(tokens, None)[0]) == 2
 
 
 def test_a_segment_begins_where_its_number_changes():

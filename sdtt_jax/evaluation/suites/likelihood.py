@@ -17,6 +17,7 @@ from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.batches import join
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
+from sdtt_jax.ops.sequences import single_texts
 
 
 def suite(subject: Subject, record: Record) -> None:
@@ -80,11 +81,13 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
     settings = subject.settings
 
     def compute() -> Json:
+        texts, prompts = single_texts(tokens, model.sequences)
         scores = score_texts(
             model,
-            list(tokens),
+            texts,
             batch_size=settings.batch_size,
             first_token=settings.first_token,
+            given=prompts,
         )
         nats = Interval(*(math.log(value) for value in perplexity(scores, seed=settings.seed)))
         facts = {"kind": "autoregressive", "estimator": "exact", **_text(subject, tokens)}
