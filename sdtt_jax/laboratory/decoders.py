@@ -22,6 +22,7 @@ from sdtt_jax.diffusion.decoders.blocks import Blocks
 from sdtt_jax.diffusion.decoders.planned import Grid
 from sdtt_jax.diffusion.decoders.refine import Refine
 from sdtt_jax.diffusion.decoders.staged import Staged
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.laboratory.decoder_steps import STEPS, Table, even_count, step_law
 from sdtt_jax.laboratory.world import (
     Array,
@@ -115,7 +116,8 @@ def decoder_measures(
 ) -> dict[str, dict[str, dict[str, float | None]]]:
     """`law_measures` of each decoder at each number of steps, with its mean number of "calls".
 
-    A measure is None where it is infinite: the decoder never writes something that the chain does.
+    A measure is None where it is infinite: the decoder never writes something that the chain does. Numbers of
+    steps that a decoder cannot make are left out.
 
     Args:
       world: the chain.
@@ -127,7 +129,10 @@ def decoder_measures(
     chain = evidence[finished_states(world)]
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for mode, num_steps in itertools.product(modes, steps):
-        law, calls = decoder_law(probabilities, mode, num_steps)
+        try:
+            law, calls = decoder_law(probabilities, mode, num_steps)
+        except ConfigError:
+            continue
         measures = law_measures(law, chain, world.length)
         finite = {name: value if math.isfinite(value) else None for name, value in measures.items()}
         found.setdefault(mode, {})[str(num_steps)] = finite | {"calls": calls}

@@ -36,9 +36,9 @@ def frontier_panels(
         shown = [(name, item) for name, item in found if item["num_steps"] == steps]
         target = shown[0][1]["entropy"]
         series = [_series(name, item, modes, colours.get(name, "accent")) for name, item in shown]
-        upright = Series(
-            "", "data", (target, target), spans["gen_ppl"], line="reference", marker=""
-        )
+        # Its label stands at its upper end.
+        ends = (target, target), spans["gen_ppl"]
+        upright = Series("real text", "data", *ends, line="reference", marker="")
         panels.append(
             Panel(
                 title=f"Perplexity against entropy, {steps_text(steps)}",
