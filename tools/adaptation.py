@@ -32,8 +32,8 @@ from sdtt_jax.training.loop import train
 from sdtt_jax.training.state import StateSpec, TrainState
 from sdtt_jax.training.step import LossFn, make_train_step
 
-HELD_OUT, MASKINGS, BATCH = 256, 2, 64
-SIZES: dict[str, Any] = {"num_layers": 4, "embed_dim": 128, "num_heads": 4, "tied_head": True}
+HELD_OUT, MASKINGS, BATCH = 256, 2, 32
+SIZES: dict[str, Any] = {"num_layers": 2, "embed_dim": 64, "num_heads": 2, "tied_head": True}
 
 
 def steps_of(

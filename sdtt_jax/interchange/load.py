@@ -82,7 +82,7 @@ def load(
       'and he said'
     """
     found = _found(path, revision, given)
-    if isinstance(found, Path):
+    if not isinstance(found, tuple):  # a path of a bucket is no `Path`
         return _own(found, mesh, compute_dtype)
     return _published(*found, mesh, compute_dtype)
 
@@ -98,7 +98,7 @@ def load_network(
       **given: of a network of the Llama family, the fields of `Given`.
     """
     found = _found(path, revision, given)
-    if isinstance(found, Path):
+    if not isinstance(found, tuple):  # a path of a bucket is no `Path`
         return dataclasses.replace(_own(found, None, None), params={})
     return _published(*found, None, None, read=False)
 
