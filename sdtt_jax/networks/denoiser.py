@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sdtt_jax.networks.attention import attend, attend_rotated, rotary_tables, rotate
-from sdtt_jax.networks.base import Network, variables
+from sdtt_jax.networks.base import ADAPTERS, Network, variables
 from sdtt_jax.networks.cache import LayerPast, attend_visible, empty_cache
 from sdtt_jax.networks.config import DenoiserConfig
 from sdtt_jax.networks.layers import (
@@ -259,7 +259,7 @@ class DiT(nn.Module):
         self.sigma_map = SigmaMap(c.cond_dim)
         self.blocks = nn.scan(
             rematerialised(DenoiserBlock, c.remat),
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, ADAPTERS: 0},
             split_rngs={"params": True},
             in_axes=self.in_axes,
             length=c.num_layers,
