@@ -24,8 +24,8 @@ def run(tmp_path, monkeypatch, capsys):
         sums = [int(_batch(run, step).sum()) for step in range(4)]
         assert sums.count(sums[BAD]) == 1
 
-        def failing(*arguments):
-            loss_fn = teacher_loss(*arguments)
+        def failing(diffusion, config):
+            loss_fn = teacher_loss(diffusion, config)
 
             def loss(params, context, batch, key):
                 found = loss_fn(params, context, batch, key)
