@@ -13,7 +13,7 @@ import optax
 
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
-from sdtt_jax.ops.sequences import Arrangement, begins
+from sdtt_jax.ops.sequences import Arrangement, begins, preceded
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Params, PerToken, Positions, Scalar, Tokens
 
@@ -87,7 +87,7 @@ def causal_nll(network: CausalNetwork, params: Params, tokens: Tokens, bos_id: i
     """
     tokens = jnp.asarray(as_rows(tokens, network.config.vocab_size))
     everywhere = jnp.ones(tokens.shape, bool)
-    return next_token_nll(network, params, _preceded(tokens, bos_id), tokens, everywhere)
+    return next_token_nll(network, params, preceded(tokens, bos_id), tokens, everywhere)
 
 
 def causal_loss(
@@ -106,7 +106,7 @@ def causal_loss(
       arrangement: of the positions: before the first token of each text stands BOS, and prompts and padding
         are not scored. None: every sequence is one text.
     """
-    inputs, segments = _preceded(tokens, bos_id), None
+    inputs, segments = preceded(tokens, bos_id), None
     if arrangement is not None:
         segments = arrangement.segments
         inputs = jnp.where(begins(segments), bos_id, inputs)
@@ -115,8 +115,3 @@ def causal_loss(
     if arrangement is not None:
         weights = arrangement.free.astype(jnp.float32)
     return weighted_loss(network.logits, _cross_entropy, head, hidden, weights, tokens)[0]
-
-
-def _preceded(tokens: Tokens, bos_id: int) -> Tokens:
-    """BOS and all tokens but the last: `[batch, length]`."""
-    return jnp.concatenate([jnp.full_like(tokens[:, :1], bos_id), tokens[:, :-1]], axis=1)

@@ -24,7 +24,7 @@ from sdtt_jax.config import one_of, whole
 from sdtt_jax.diffusion.choices import Choice, choice, drawn, greedy_at_last, most_probable
 from sdtt_jax.diffusion.decoders import parse_mode, serving
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Pick, Scene, sigma_of_share
-from sdtt_jax.diffusion.decoders.filling import fill
+from sdtt_jax.diffusion.decoders.filling import fill, reveal
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.schedule import Schedule
@@ -346,13 +346,6 @@ def _call(
     noise: Noise | None = None,
     pick: Pick | None = None,
 ) -> SamplerState:
-    """Fills `selected`, or what `pick` takes of it, from one network call at `sigma: [batch]`; makes no call
-    if there are none. (More than seven arguments: what a step has settled, one by one.)"""
-
-    def call(x: jax.Array) -> jax.Array:
-        hidden = diffusion.hidden(params, x, sigma, noise)
-        return fill(diffusion, params, x, hidden, selected, choose, key, noise, pick)
-
-    needed = selected.any()
-    x = jax.lax.cond(needed, call, lambda x: x, state.x)
-    return SamplerState(x, state.nfe + needed.astype(jnp.int32), state.memory)
+    """`reveal` as a step of a state. (More than seven arguments: what a step has settled, one by one.)"""
+    x, calls = reveal(diffusion, params, state.x, selected, sigma, choose, key, noise, pick)
+    return SamplerState(x, state.nfe + calls, state.memory)

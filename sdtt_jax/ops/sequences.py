@@ -94,6 +94,11 @@ def begins(segments: Segments) -> Positions:
     return jnp.concatenate([first, segments[:, 1:] != segments[:, :-1]], axis=1)
 
 
+def preceded(tokens: Tokens, bos_id: int) -> Tokens:
+    """BOS and all tokens but the last, what a causal network reads to predict `tokens`: `[batch, length]`."""
+    return jnp.concatenate([jnp.full_like(tokens[:, :1], bos_id), tokens[:, :-1]], axis=1)
+
+
 def number_counted(tokens: Tokens, free: Positions | None) -> Scalar:
     """How many tokens of a batch count: `[]` float32.
 

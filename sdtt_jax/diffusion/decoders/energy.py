@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from sdtt_jax.config import whole, within
 from sdtt_jax.diffusion.choices import choice
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
-from sdtt_jax.diffusion.decoders.filling import CHUNKS, fill
+from sdtt_jax.diffusion.decoders.filling import CHUNKS, reveal
 from sdtt_jax.ops.categorical import draw, filter_logits
 from sdtt_jax.ops.rows import map_selected
+from sdtt_jax.ops.sequences import preceded
 from sdtt_jax.typing import Key, Tokens
 
 
@@ -50,13 +51,11 @@ def energy_step(
         return jnp.where(now.due, chosen, x), jnp.int32(2)
 
     def plainly(x: Tokens) -> tuple[Tokens, jax.Array]:
-        hidden = diffusion.hidden(scene.params, x, sigma)
         choose = choice(scene.filters, None, sees_noise=False)
-        return fill(diffusion, scene.params, x, hidden, now.due, choose, key), jnp.int32(1)
+        return reveal(diffusion, scene.params, x, now.due, sigma, choose, key)
 
     within_window = now.call < round(options.window * scene.num_steps)
-    way = jnp.where(now.due.any(), jnp.where(within_window, 0, 1), 2)
-    x, calls = jax.lax.switch(way, (compare, plainly, lambda x: (x, jnp.int32(0))), now.x)
+    x, calls = jax.lax.cond(now.due.any() & within_window, compare, plainly, now.x)
     return x, calls, now.memory
 
 
@@ -89,9 +88,9 @@ def _causal_log_prob(scene: Scene, texts: Tokens) -> jax.Array:
     """What the helper says of whole texts `[batch, count, length]`: `[batch, count]`."""
     helper = scene.helper
     assert helper is not None  # `serving.begin` has said so
+    assert helper.bos_id is not None
     flat = texts.reshape(-1, texts.shape[-1])
-    seen = jnp.pad(flat[:, :-1], ((0, 0), (1, 0)), constant_values=helper.bos_id)
-    hidden = helper.network.hidden(helper.params, seen)
+    hidden = helper.network.hidden(helper.params, preceded(flat, helper.bos_id))
     head = helper.network.head_params(helper.params)
 
     def total(rows: tuple[jax.Array, jax.Array]) -> jax.Array:

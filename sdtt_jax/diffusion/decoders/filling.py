@@ -1,4 +1,4 @@
-"""Tokens for some positions of partly masked sequences, from hidden states that are there already."""
+"""Tokens for some positions of partly masked sequences: from one network call, or from hidden states."""
 
 from typing import Any
 
@@ -10,12 +10,36 @@ from sdtt_jax.diffusion.decoders.base import Pick
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.ops.noise import Noise
 from sdtt_jax.ops.rows import Chunks, map_selected
-from sdtt_jax.typing import Hidden, Params, Positions, Tokens
+from sdtt_jax.typing import Hidden, Params, PerSequence, Positions, Tokens
 
 # Of n positions a step of a generation reveals about n / num_steps. A chunk of a twelfth nearly always holds
 # what one of 16 steps reveals; smaller ones read the head's kernel twice (1024 positions, 50k tokens, two CPU
 # cores: 64 rows take 47 ms at once and 100 ms in halves).
 CHUNKS = Chunks(scope="reveal_rows", parts=12)
+
+
+def reveal(
+    diffusion: MaskedDiffusion,
+    params: Params,
+    x: Tokens,
+    selected: Positions,
+    sigma: PerSequence,
+    choose: Choice,
+    key: Any = None,
+    noise: Noise | None = None,
+    pick: Pick | None = None,
+) -> tuple[Tokens, jax.Array]:
+    """`fill` from one network call at `sigma`, and how many calls that were: none if nothing is selected.
+
+    (Its arguments are many because a step has settled them one by one.)
+    """
+
+    def call(x: jax.Array) -> jax.Array:
+        hidden = diffusion.hidden(params, x, sigma, noise)
+        return fill(diffusion, params, x, hidden, selected, choose, key, noise, pick)
+
+    needed = selected.any()
+    return jax.lax.cond(needed, call, lambda x: x, x), needed.astype(jnp.int32)
 
 
 def fill(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from sdtt_jax.config import require, whole, within
 from sdtt_jax.diffusion.choices import choice
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene, first_hitting_plan
-from sdtt_jax.diffusion.decoders.filling import fill
+from sdtt_jax.diffusion.decoders.filling import reveal
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.typing import Key, PerToken, Positions, Tokens
 
@@ -66,13 +66,8 @@ def refine_step(
     diffusion, drafts = scene.diffusion, scene.num_steps - options.rounds
     choose = choice(scene.filters, None, sees_noise=False)
 
-    def reveal(x: Tokens, selected: Positions, sigma: jax.Array) -> tuple[Tokens, jax.Array]:
-        def call(x: Tokens) -> Tokens:
-            hidden = diffusion.hidden(scene.params, x, sigma)
-            return fill(diffusion, scene.params, x, hidden, selected, choose, key)
-
-        needed = selected.any()
-        return jax.lax.cond(needed, call, lambda x: x, x), needed.astype(jnp.int32)
+    def draw(x: Tokens, selected: Positions, sigma: jax.Array) -> tuple[Tokens, jax.Array]:
+        return reveal(diffusion, scene.params, x, selected, sigma, choose, key)
 
     def refine(x: Tokens) -> tuple[Tokens, jax.Array]:
         start = (now.call - drafts) * options.window
@@ -90,10 +85,10 @@ def refine_step(
         own = jnp.take_along_axis(probs, x[:, places][..., None], axis=-1)[..., 0]
         doubted = jnp.zeros(x.shape, bool).at[:, places].set(own < options.threshold) & now.free
         sigma = jnp.broadcast_to(single, len(x))
-        x, calls = reveal(jnp.where(doubted, diffusion.mask_id, x), doubted, sigma)
+        x, calls = draw(jnp.where(doubted, diffusion.mask_id, x), doubted, sigma)
         return x, calls + 1
 
     x, calls = jax.lax.cond(
-        now.call < drafts, lambda x: reveal(x, now.due, now.sigma(scene)), refine, now.x
+        now.call < drafts, lambda x: draw(x, now.due, now.sigma(scene)), refine, now.x
     )
     return x, calls, now.memory

@@ -27,7 +27,7 @@ def begin(mode: str, scene: Scene, x: Tokens) -> Memory:
         decoder.step is None or scene.diffusion.arrangement is None,
         f"mode={mode} is for sequences whose positions all see each other, and this model's do not.",
     )
-    _check_helper(mode, scene)
+    _check_helper(mode, decoder.helper, scene)
     if decoder.check is not None:
         decoder.check(options, scene.diffusion.denoiser, scene.num_steps, x.shape[1])
     return None if decoder.begin is None else decoder.begin(options, scene, x)
@@ -55,8 +55,8 @@ def own_step(mode: str, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.A
     return x, calls, memory
 
 
-def _check_helper(mode: str, scene: Scene) -> None:
-    kinds, helper = parse_mode(mode)[0].helper, scene.helper
+def _check_helper(mode: str, kinds: tuple[str, ...], scene: Scene) -> None:
+    helper = scene.helper
     if not kinds:
         require(helper is None, f"mode={mode} asks no other model; leave the helper out.")
         return

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from sdtt_jax.config import whole, within
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Scene, rank, sigma_of_share
 from sdtt_jax.ops.categorical import draw, filter_logits
+from sdtt_jax.ops.sequences import preceded
 from sdtt_jax.typing import Key, LogProbs, Positions, Tokens
 
 
@@ -44,7 +45,7 @@ def speculate(
 ) -> tuple[Tokens, jax.Array, Memory]:
     """`Decoder.step`: a draft and its verification, two calls, which reveal 1 to `window` tokens."""
     diffusion, helper = scene.diffusion, scene.helper
-    assert helper is not None  # `sampler.check_served` has said so
+    assert helper is not None  # `serving.begin` has said so
     masked = now.x == diffusion.mask_id
     keys = jax.random.split(key, 4)
     if helper.bos_id is None:
@@ -127,7 +128,7 @@ def _verified(
     """What the helper says at each position of the window, after the draft before it: `[batch, n, vocab]`."""
     batch, size = window.shape
     if helper.bos_id is not None:
-        seen = jnp.pad(draft[:, :-1], ((0, 0), (1, 0)), constant_values=helper.bos_id)
+        seen = preceded(draft, helper.bos_id)
         # MASK stands only behind what is read, but it must be a token that the network knows.
         hidden = helper.network.hidden(
             helper.params, jnp.where(seen < scene.diffusion.mask_id, seen, 0)

@@ -3,12 +3,11 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from sdtt_jax.config import within
 from sdtt_jax.diffusion.choices import choice
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
-from sdtt_jax.diffusion.decoders.filling import fill
+from sdtt_jax.diffusion.decoders.filling import reveal
 from sdtt_jax.typing import Key, Tokens
 
 
@@ -39,15 +38,11 @@ def staged_step(
     theirs = dataclasses.replace(scene.diffusion, denoiser=helper.network)
     choose, sigma = choice(scene.filters, None, sees_noise=False), now.sigma(scene)
 
-    def own(x: Tokens) -> Tokens:
-        hidden = scene.diffusion.hidden(scene.params, x, sigma)
-        return fill(scene.diffusion, scene.params, x, hidden, now.due, choose, key)
+    def own(x: Tokens) -> tuple[Tokens, jax.Array]:
+        return reveal(scene.diffusion, scene.params, x, now.due, sigma, choose, key)
 
-    def other(x: Tokens) -> Tokens:
-        hidden = theirs.hidden(helper.params, x, sigma)
-        return fill(theirs, helper.params, x, hidden, now.due, choose, key)
+    def other(x: Tokens) -> tuple[Tokens, jax.Array]:
+        return reveal(theirs, helper.params, x, now.due, sigma, choose, key)
 
-    needed = now.due.any()
-    stage = jnp.where(now.call < options.own_calls(scene.num_steps), 0, 1)
-    x = jax.lax.switch(jnp.where(needed, stage, 2), (own, other, lambda x: x), now.x)
-    return x, needed.astype(jnp.int32), now.memory
+    x, calls = jax.lax.cond(now.call < options.own_calls(scene.num_steps), own, other, now.x)
+    return x, calls, now.memory
