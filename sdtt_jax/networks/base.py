@@ -44,9 +44,11 @@ class Network(abc.ABC):
     def _module(self) -> nn.Module:
         """The Linen module; `hidden` and `logits` are two of its methods."""
 
-    @abc.abstractmethod
     def init(self, key: Key) -> Params:
         """Fresh parameters, each leaf boxed with its logical axes (`sdtt_jax.unbox` removes them)."""
+        tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
+        params: Params = self._module.init(key, tokens)["params"]
+        return params
 
     def head_params(self, params: Params) -> Params:
         """The part of `params` that `logits` reads, and all that it needs."""

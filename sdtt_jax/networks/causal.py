@@ -26,7 +26,7 @@ from sdtt_jax.networks.layers import (
     queries_keys_values,
     rematerialised,
 )
-from sdtt_jax.typing import Hidden, Key, Params, Segments, Tokens
+from sdtt_jax.typing import Hidden, Params, Segments, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +50,6 @@ class CausalNetwork(Network):
     def _module(self) -> nn.Module:
         """The Linen module, with methods `hidden`, `decode` and `logits`."""
         return CausalTransformer(self.config)
-
-    def init(self, key: Key) -> Params:
-        """Fresh parameters, each leaf boxed with its logical axes (`sdtt_jax.unbox` removes them)."""
-        tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
-        return self._module.init(key, tokens)["params"]
 
     def hidden(self, params: Params, tokens: Tokens, segments: Segments | None = None) -> Hidden:
         """Final hidden states. That at position i has seen tokens 0 … i; its logits predict token i + 1.

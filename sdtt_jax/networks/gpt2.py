@@ -19,7 +19,7 @@ from sdtt_jax.networks.cache import LayerPast, attend_causally
 from sdtt_jax.networks.causal import CausalNetwork, scan_blocks
 from sdtt_jax.networks.config import CausalConfig
 from sdtt_jax.networks.layers import Mlp, merged_heads, queries_keys_values, without_padding
-from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Segments, Tokens
+from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
 
 INIT_SCALE = 0.02
 
@@ -82,10 +82,6 @@ class GPT2Denoiser(Network):
     @functools.cached_property
     def _module(self) -> nn.Module:
         return GPT2(self.config)
-
-    def init(self, key: Key) -> Params:
-        """Fresh parameters, each leaf boxed with its logical axes (`sdtt_jax.unbox` removes them)."""
-        return self._module.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
     def hidden(
         self,

@@ -33,7 +33,7 @@ from sdtt_jax.networks.layers import (
     parameter,
     without_padding,
 )
-from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Segments, Tokens
+from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
 
 
 def _head_params(config: LlamaConfig, params: Params) -> Params:
@@ -70,10 +70,6 @@ class LlamaDenoiser(Network):
     @functools.cached_property
     def _module(self) -> nn.Module:
         return Llama(self.config)
-
-    def init(self, key: Key) -> Params:
-        """Fresh parameters, each leaf boxed with its logical axes (`sdtt_jax.unbox` removes them)."""
-        return self._module.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
     def head_params(self, params: Params) -> Params:
         """The part of `params` that `logits` reads: the head, or the embedding that it is tied to."""
