@@ -115,7 +115,8 @@ def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str
         found, name = read_json(task.record), str(as_path(task.path).relative_to(partial))
         digests[name] = found["sha256"]
         shards.append(Shard(name, SPLITS[task.split], task.last - task.first, found["bytes"]))
-    write_json(partial / MANIFEST_FILE, _manifest(division, tokenizer, lengths, digests))
+    manifest = _manifest(division, totals, tokenizer, lengths, digests)
+    write_json(partial / MANIFEST_FILE, manifest)
     return {
         "info": dataclasses.asdict(info),
         "dtype": dtype.name,
@@ -135,7 +136,11 @@ def _fingerprint(tasks: Sequence[WriteShard]) -> str:
 
 
 def _manifest(
-    division: Ingested, tokenizer: Tokenizer, lengths: dict[str, list[int]], shards: dict[str, str]
+    division: Ingested,
+    totals: dict[str, "collections.Counter[str]"],
+    tokenizer: Tokenizer,
+    lengths: dict[str, list[int]],
+    shards: dict[str, str],
 ) -> dict[str, Any]:
     """What was read, what each filter took away, and what was written."""
     config, parts = division.read.config, division.read.parts
@@ -151,7 +156,6 @@ def _manifest(
     digest = hashlib.sha256()
     for index in division.indices():
         digest.update(index["digest"].tobytes())
-    totals = division.totals()
     return {
         "corpus": {
             "name": corpus.name,

@@ -222,10 +222,8 @@ class WriteShard(NamedTuple):
         records = self.last - self.first
         with written_whole(self.path) as partial:
             builders.write_shard(partial, self.prefix, self.rows(), records, self.group)
-            with partial.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            size = partial.stat().st_size
-        write_json(self.record, {"sha256": found, "bytes": size})
+            facts = {"sha256": _sha256(partial), "bytes": partial.stat().st_size}
+        write_json(self.record, facts)
 
     def rows(self) -> Iterator[np.ndarray]:
         """Its sequences `[length]`, of the store's dtype."""
@@ -263,8 +261,10 @@ def written(path: Path) -> Iterator[IO[bytes]]:
 
 def check_sha256(path: Path, expected: str) -> None:
     """Raises an error if a file is not the one that was written."""
+    if _sha256(path) != expected:
+        raise DataError(f"{path} is not what was written: its SHA-256 differs from the manifest's.")
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-            raise DataError(
-                f"{path} is not what was written: its SHA-256 differs from the manifest's."
-            )
+        return hashlib.file_digest(file, "sha256").hexdigest()
