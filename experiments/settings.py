@@ -324,13 +324,14 @@ class RunConfig:
     def vocab_size(self) -> int:
         """Tokens of the vocabulary, MASK not among them, before the data are there.
 
-        GPT-2's is known; a SentencePiece model may turn out smaller than it was asked to be.
+        GPT-2's is known, and that of a file; a SentencePiece model may turn out smaller than it was asked to
+        be.
         """
         require(
             self.tokenizer.kind != "hub",
             "The vocabulary of teacher.init_from is known only when that is loaded; leave it out here.",
         )
-        if self.tokenizer.kind == "gpt2":
+        if self.tokenizer.kind in ("gpt2", "file"):
             return train_tokenizer(self.tokenizer, []).vocab_size
         return self.tokenizer.vocab_size
 
