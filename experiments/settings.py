@@ -29,6 +29,7 @@ from sdtt_jax.networks.config import (
 )
 from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.ops.noise import LATENT, MASKS
+from sdtt_jax.ops.packed import KINDS
 from sdtt_jax.parallel.mesh import MeshConfig
 from sdtt_jax.renamed import missing_name
 from sdtt_jax.training.config import TrainConfig
@@ -38,6 +39,13 @@ SDTT, COUPLED = "sdtt", "coupled"
 # Of one round, from the first teacher.
 ONE_ROUND = ("alpha", "mixture", "mmd", "idlm")
 DISTILLERS = (SDTT, COUPLED, *ONE_ROUND)
+# Kinds of `data.sequences` that a distiller cannot honour, and why.
+_NOISE = "its student sees the noise of a whole sequence"
+REFUSED_SEQUENCES = {
+    COUPLED: (KINDS[1:], _NOISE),
+    "mixture": (KINDS[1:], _NOISE),
+    "mmd": (("documents",), "it compares whole sequences"),
+}
 
 
 def __getattr__(name: str) -> None:
@@ -303,10 +311,13 @@ class RunConfig:
             not (self.published and seeing),
             f"distillers={seeing} need a teacher of this library; with teacher.init_from take sdtt or alpha.",
         )
-        require(
-            self.data.sequences == "packed" or self.distillers == (SDTT,),
-            f"distillers={self.distillers} with data.sequences={self.data.sequences!r}: take sdtt alone.",
-        )
+        for distiller in self.distillers:
+            kinds, reason = REFUSED_SEQUENCES.get(distiller, ((), ""))
+            require(
+                self.data.sequences not in kinds,
+                f"The distiller {distiller!r} cannot honour data.sequences={self.data.sequences!r}, for "
+                f"{reason}; leave it out of distillers.",
+            )
         for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
             require(
                 sizes.vocab_size == sizes.length == 0,
