@@ -4,8 +4,8 @@
     python -m tools.data_rates memory --megabytes 20 100 500 --words
     python -m tools.data_rates index --records=100000000
 
-The text is sentences of the World English Bible in random order, as JSON lines. Rates are by time of the CPU, so
-that other programs on the machine count little. How fast batches come, beside training, is told by
+The text is sentences of the World English Bible in random order, as JSON lines. Rates are by time of the CPU,
+so that other programs on the machine count little. How fast batches come, beside training, is told by
 `python -m experiments.benchmark --suite=train,data`.
 """
 
