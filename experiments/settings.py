@@ -40,10 +40,8 @@ SDTT, COUPLED = "sdtt", "coupled"
 ONE_ROUND = ("alpha", "mixture", "mmd", "idlm")
 DISTILLERS = (SDTT, COUPLED, *ONE_ROUND)
 # Kinds of `data.sequences` that a distiller cannot honour, and why.
-_NOISE = "its student sees the noise of a whole sequence"
 REFUSED_SEQUENCES = {
-    COUPLED: (KINDS[1:], _NOISE),
-    "mixture": (KINDS[1:], _NOISE),
+    **dict.fromkeys((COUPLED, "mixture"), (KINDS[1:], "its student sees a sequence's noise")),
     "mmd": (("documents",), "it compares whole sequences"),
 }
 
@@ -285,8 +283,14 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         at_least(0, self, "watchdog_seconds")
-        for distiller in self.distillers:
-            choose("distillers", distiller, DISTILLERS)
+        kind = self.data.sequences
+        for name in self.distillers:
+            choose("distillers", name, DISTILLERS)
+            kinds, reason = REFUSED_SEQUENCES.get(name, ((), ""))
+            require(
+                kind not in kinds,
+                f"distillers: {name!r} cannot honour data.sequences={kind!r}, for {reason}; leave it out.",
+            )
         require(
             len(set(self.distillers)) == len(self.distillers) > 0, "distillers must be named, once."
         )
@@ -311,13 +315,6 @@ class RunConfig:
             not (self.published and seeing),
             f"distillers={seeing} need a teacher of this library; with teacher.init_from take sdtt or alpha.",
         )
-        for distiller in self.distillers:
-            kinds, reason = REFUSED_SEQUENCES.get(distiller, ((), ""))
-            require(
-                self.data.sequences not in kinds,
-                f"The distiller {distiller!r} cannot honour data.sequences={self.data.sequences!r}, for "
-                f"{reason}; leave it out of distillers.",
-            )
         for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
             require(
                 sizes.vocab_size == sizes.length == 0,
@@ -335,8 +332,7 @@ class RunConfig:
     def vocab_size(self) -> int:
         """Tokens of the vocabulary, MASK not among them, before the data are there.
 
-        GPT-2's is known, and that of a file; a SentencePiece model may turn out smaller than it was asked to
-        be.
+        GPT-2's is known, and a file's; a SentencePiece model may turn out smaller than it was asked to be.
         """
         require(
             self.tokenizer.kind != "hub",

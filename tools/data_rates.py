@@ -158,7 +158,7 @@ def _cpu_seconds(function: Callable[[], None]) -> float:
 def _family(process: int) -> Iterator[int]:
     """A process and all that it has begun."""
     yield process
-    for tasks in Path(f"/proc/{process}/task").glob("*/children"):
+    for tasks in as_path(f"/proc/{process}/task").glob("*/children"):
         try:
             children = tasks.read_text().split()
         except OSError:
@@ -169,7 +169,7 @@ def _family(process: int) -> Iterator[int]:
 def _share_of_memory(process: int) -> float:
     """Its proportional share of resident memory, MB: what two processes share counts half for each."""
     try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        lines = as_path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0.0
     kib = sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))

@@ -135,7 +135,7 @@ def test_a_distiller_that_cannot_honour_the_sequences_is_refused_and_the_others_
         for name in DISTILLERS:
             config["distillers"] = ("sdtt", name)[name == "sdtt" :]
             if kind in REFUSED_SEQUENCES.get(name, ((),))[0]:
-                message = f"distiller '{name}' cannot honour data.sequences='{kind}', for it"
+                message = f"distillers: '{name}' cannot honour data.sequences='{kind}', for it"
                 with pytest.raises(ConfigError, match=message):
                     run_config(config)
             else:
