@@ -1,5 +1,6 @@
-"""An extension for mkdocs' API pages: `a, b: what they are` under Args describes both arguments, and a field's
-comment, behind it or above it, describes the field.
+"""An extension for mkdocs' API pages: `a, b: what they are` under Args describes both arguments.
+
+A field's comment, behind it or above it, describes the field.
 
 Google's style allows one entry for several arguments; Griffe, which reads the docstrings, wants one each. It
 then checks that every argument that is described exists, so that `mkdocs build --strict` finds stale ones.
