@@ -50,7 +50,8 @@ class GroupedArguments(griffe.Extension):
         if obj.docstring is not None:
             obj.docstring.value = one_entry_each(obj.docstring.value)
         elif obj.is_attribute and obj.parent is not None and obj.parent.is_class:
-            lines = obj.lines_collection[obj.filepath][: obj.endlineno]
+            path: Any = obj.filepath
+            lines = obj.lines_collection[path][: obj.endlineno]
             comment = [lines[-1].partition("  # ")[2]]
             above = lines[: (obj.lineno or 1) - 1]
             while not comment[-1] and above and above[-1].lstrip().startswith("# "):
