@@ -54,24 +54,15 @@ MATMUL_PAIRS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What one worker process measures; JSON-ready by `dataclasses.asdict`.
+    """What one worker process measures; JSON-ready by `dataclasses.asdict`."""
 
-    Attributes:
-      suite: a key of `CASES`, or "data".
-      variant: one of `VARIANTS`, `MATMUL` or `COUPLED`; in the race `STUDENT` or `CAUSAL`.
-      config: a `RunConfig` as a plain mapping.
-      vocab_size: tokens of the vocabulary, MASK not among them.
-      batch_size: sequences.
-      num_steps: sampling steps; 0 where there are none.
-      mode: the decoder of the suite "sample"; of its naive variant "", which is plain code for the grid.
-    """
-
-    suite: str
-    variant: str
-    config: dict[str, Any]
-    vocab_size: int
-    batch_size: int
-    num_steps: int = 0
+    suite: str  # a key of `CASES`, or "data"
+    variant: str  # one of `VARIANTS`, `MATMUL` or `COUPLED`; in the race `STUDENT` or `CAUSAL`
+    config: dict[str, Any]  # a `RunConfig` as a plain mapping
+    vocab_size: int  # tokens of the vocabulary, MASK not among them
+    batch_size: int  # sequences
+    num_steps: int = 0  # sampling steps; 0 where there are none
+    # The decoder of the suite "sample"; of its naive variant "", which is plain code for the grid.
     mode: str = SamplerConfig.mode
 
     @property
@@ -83,16 +74,12 @@ class Job:
 
 
 class Case(NamedTuple):
-    """A case that is ready to be repeated.
+    """A case that is ready to be repeated."""
 
-    Attributes:
-      repeat: runs once to the end.
-      setup: what building it has shown: `compile_s`, and `memory`, the compiled program's GB.
-      program: what was compiled; None where it is not one program.
-    """
-
-    repeat: Callable[[], Repetition]
+    repeat: Callable[[], Repetition]  # runs once to the end
+    # What building it has shown: `compile_s`, and `memory`, the compiled program's GB.
     setup: dict[str, Any]
+    # What was compiled; None where it is not one program.
     program: jax.stages.Compiled | None = None
 
 

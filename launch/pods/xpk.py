@@ -33,11 +33,7 @@ def render(spec: PodSpec) -> Files:
         f"--termination-grace-period-seconds={spec.grace_seconds}",
         f"--command={spec.shell_command}",
     ]
-    workload = template(
-        "workload.sh.j2",
-        spec,
-        options=" \\\n  ".join(map(shlex.quote, options)),
-    )
+    workload = template("workload.sh.j2", spec, options=" \\\n  ".join(map(shlex.quote, options)))
     return {"workload.sh": workload}
 
 

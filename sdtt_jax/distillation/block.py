@@ -16,17 +16,11 @@ from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, PerToken, 
 
 
 class Block(NamedTuple):
-    """Partly masked texts, and what the next call of a sampler with so many calls reveals of them.
+    """Partly masked texts, and what the next call of a sampler with so many calls reveals of them."""
 
-    Attributes:
-      x_t: `[batch, length]` int32.
-      sigma: `[batch]` float32, the total noise that the network is told.
-      revealed: `[batch, length]` bool, some of the masked positions.
-    """
-
-    x_t: Tokens
-    sigma: PerSequence
-    revealed: Positions
+    x_t: Tokens  # `[batch, length]` int32
+    sigma: PerSequence  # `[batch]` float32, the total noise that the network is told
+    revealed: Positions  # `[batch, length]` bool, some of the masked positions
 
 
 def draw_block(diffusion: MaskedDiffusion, x0: Tokens, key: Key, num_calls: int) -> Block:

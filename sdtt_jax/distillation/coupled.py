@@ -23,17 +23,7 @@ from sdtt_jax.distillation.divergence import kl_fwd
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.noise import Noise, draw_noise
-from sdtt_jax.typing import (
-    Hidden,
-    Key,
-    Keys,
-    Logits,
-    Params,
-    PerSequence,
-    PerToken,
-    Scalar,
-    Tokens,
-)
+from sdtt_jax.typing import Hidden, Key, Keys, Logits, Params, PerSequence, PerToken, Scalar, Tokens
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,32 +60,23 @@ _STEPS_AT_ONCE = 50
 
 @dataclasses.dataclass(frozen=True)
 class CoupledStudentConfig:
-    """A noise-coupled student and its training.
+    """A noise-coupled student and its training."""
 
-    Attributes:
-      num_layers, embed_dim, num_heads: the transformer's sizes.
-      noise: what it sees of the noise.
-      batch_size: trajectories per step.
-      num_steps: steps of each round.
-      learning_rate, adam_learning_rate: peak rates of Muon, for the blocks' matrices, and of Adam, for the
-        rest; decayed to zero along a cosine. After 800 steps the loss was 0.167 nats in the built-in world;
-        with Adam alone, at 1.5e-3, it was 0.206.
-      full_share: share of states that are fully masked.
-      num_samples: sequences that a student's law is counted over.
-      seed: of parameters, noise and states.
-    """
-
+    # num_layers, embed_dim, num_heads: the transformer's sizes.
     num_layers: int = 3
     embed_dim: int = 64
     num_heads: int = 4
-    noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)
-    batch_size: int = 128
-    num_steps: int = 10_000
+    noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)  # what it sees of the noise
+    batch_size: int = 128  # trajectories per step
+    num_steps: int = 10_000  # steps of each round
+    # learning_rate, adam_learning_rate: peak rates of Muon, for the blocks' matrices, and of Adam, for the
+    # rest; decayed to zero along a cosine. After 800 steps the loss was 0.167 nats in the built-in world;
+    # with Adam alone, at 1.5e-3, it was 0.206.
     learning_rate: float = 0.01
     adam_learning_rate: float = 3e-3
-    full_share: float = 0.4
-    num_samples: int = 2**17
-    seed: int = 0
+    full_share: float = 0.4  # share of states that are fully masked
+    num_samples: int = 2**17  # sequences that a student's law is counted over
+    seed: int = 0  # of parameters, noise and states
 
     def __post_init__(self) -> None:
         whole(

@@ -25,18 +25,13 @@ from sdtt_jax.laboratory.world import (
 
 
 class Table(NamedTuple):
-    """What a step of a decoder is computed from.
+    """What a step of a decoder is computed from."""
 
-    Attributes:
-      own: `[states, L, V]`, what the model draws from, in the order of `all_states`.
-      helper: the same of the other model; of a causal one only what has nothing masked on the left is read.
-      causal: whether the helper is a causal model.
-      num_steps, call: how many steps there are, and which this is.
-    """
-
-    own: Array
+    own: Array  # `[states, L, V]`, what the model draws from, in the order of `all_states`
+    # The same of the other model; of a causal one only what has nothing masked on the left is read.
     helper: Array
-    causal: bool
+    causal: bool  # whether the helper is a causal model
+    # num_steps, call: how many steps there are, and which this is.
     num_steps: int
     call: int = 0
 

@@ -20,12 +20,7 @@ from sdtt_jax.laboratory.coupled import (
 from sdtt_jax.laboratory.masks import masks_measures
 from sdtt_jax.laboratory.record import Record, Truth
 from sdtt_jax.laboratory.student import ProgressFactory
-from sdtt_jax.laboratory.world import (
-    Array,
-    law_measures,
-    reveal_sums,
-    sample_distribution,
-)
+from sdtt_jax.laboratory.world import Array, law_measures, reveal_sums, sample_distribution
 from sdtt_jax.ops.noise import FULL, MASKS
 
 # In rounds, calls are halved; the first trajectory has the least power of two that is one for each token.
@@ -33,35 +28,24 @@ ROUNDS_OF = 2
 
 
 class Asked(NamedTuple):
-    """What is asked of the distillers.
+    """What is asked of the distillers."""
 
-    Attributes:
-      truth: the world, enumerated.
-      optima: predictions of SDTT's rounds, the last of which is measured.
-      calls: numbers of network calls.
-      config: the coupled student and its training.
-      progress: makes what shows the progress of a stage, from its title and number of steps.
-      bench: of the other distillers' students; with the default settings if None.
-    """
-
-    truth: Truth
-    optima: Sequence[Array]
-    calls: Sequence[int]
-    config: CoupledStudentConfig
+    truth: Truth  # the world, enumerated
+    optima: Sequence[Array]  # predictions of SDTT's rounds, the last of which is measured
+    calls: Sequence[int]  # numbers of network calls
+    config: CoupledStudentConfig  # the coupled student and its training
+    # Makes what shows the progress of a stage, from its title and number of steps.
     progress: ProgressFactory
+    # Of the other distillers' students; with the default settings if None.
     bench: others.Bench | None = None
 
 
 class Distiller(NamedTuple):
-    """A distiller of the laboratory.
+    """A distiller of the laboratory."""
 
-    Attributes:
-      measure: gives the measures by number of calls, a string, for each name that the record holds.
-      trains: whether it is measured by a trained student; else by its optimum in closed form.
-    """
-
+    # Gives the measures by number of calls, a string, for each name that the record holds.
     measure: Callable[[Asked], dict[str, Record]]
-    trains: bool
+    trains: bool  # whether it is measured by a trained student; else by its optimum in closed form
 
 
 def measure_distillers(names: Sequence[str], asked: Asked) -> Record:

@@ -180,9 +180,7 @@ def _nearest(measured: Mapping[str, Record], objective: str) -> str:
 
 def _longer(config: SearchConfig) -> SearchConfig:
     return dataclasses.replace(
-        config,
-        lbfgs_steps=_LONGER * config.lbfgs_steps,
-        adam_steps=_LONGER * config.adam_steps,
+        config, lbfgs_steps=_LONGER * config.lbfgs_steps, adam_steps=_LONGER * config.adam_steps
     )
 
 

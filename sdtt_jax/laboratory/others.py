@@ -53,53 +53,37 @@ _STEPS_PER_DISPATCH = 100
 
 @dataclasses.dataclass(frozen=True)
 class OthersConfig:
-    """Settings in the built-in world.
+    """Settings in the built-in world."""
 
-    Attributes:
-      num_layers, embed_dim, num_heads, batch_size: of each student.
-      num_steps: of each student; one is trained for each number of calls where the loss knows of it.
-      copy_steps: that copy the true denoiser first.
-      copy_rate, learning_rate: Adam's peak rates.
-      alpha: of the teacher-free loss.
-      values: of the mixture.
-      teacher_calls: of the trajectories that the mixture learns.
-      layer, gamma: of the discrepancy, which compares states of the copied network.
-      slow_rate: peak rate of the two adversarial ones.
-    """
-
+    # num_layers, embed_dim, num_heads, batch_size: of each student.
     num_layers: int = 2
     embed_dim: int = 32
     num_heads: int = 2
     batch_size: int = 128
+    # Of each student; one is trained for each number of calls where the loss knows of it.
     num_steps: int = 1000
-    copy_steps: int = 1000
+    copy_steps: int = 1000  # that copy the true denoiser first
+    # copy_rate, learning_rate: Adam's peak rates.
     copy_rate: float = 3e-3
     learning_rate: float = 1e-3
-    alpha: float = 0.5
-    values: int = 4
-    teacher_calls: int = 24
+    alpha: float = 0.5  # of the teacher-free loss
+    values: int = 4  # of the mixture
+    teacher_calls: int = 24  # of the trajectories that the mixture learns
+    # layer, gamma: of the discrepancy, which compares states of the copied network.
     layer: int = 2
     gamma: float = 1e-2
-    slow_rate: float = 1e-4
+    slow_rate: float = 1e-4  # peak rate of the two adversarial ones
 
 
 class Bench(NamedTuple):
-    """What all students share.
+    """What all students share."""
 
-    Attributes:
-      truth: the world, enumerated.
-      calls: numbers of network calls to measure at.
-      sizes: of network and batch, and the seed.
-      config: settings of the distillers.
-      start: makes the parameters that they begin with, once.
-      progress: makes what shows the progress of a stage, from its title and number of steps.
-    """
-
-    truth: Truth
-    calls: Sequence[int]
-    sizes: CoupledStudentConfig
-    config: OthersConfig
-    start: Callable[[], Params]
+    truth: Truth  # the world, enumerated
+    calls: Sequence[int]  # numbers of network calls to measure at
+    sizes: CoupledStudentConfig  # of network and batch, and the seed
+    config: OthersConfig  # settings of the distillers
+    start: Callable[[], Params]  # makes the parameters that they begin with, once
+    # Makes what shows the progress of a stage, from its title and number of steps.
     progress: ProgressFactory
 
 
@@ -171,11 +155,7 @@ def fit(bench: Bench, title: str, loss: LossFn, params: Tree, context: Tree, rat
     """
     world, num_steps = bench.truth.world, bench.config.num_steps
     optimizer = OptimizerConfig(
-        name="adam",
-        learning_rate=rate,
-        schedule="cosine",
-        warmup_steps=num_steps // 20,
-        b2=0.99,
+        name="adam", learning_rate=rate, schedule="cosine", warmup_steps=num_steps // 20, b2=0.99
     )
     settings = TrainConfig(num_steps, bench.sizes.batch_size, optimizer=optimizer)
     spec = StateSpec(settings, make_mesh(MeshConfig(), jax.devices()[:1]))

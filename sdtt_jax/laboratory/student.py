@@ -54,29 +54,21 @@ _STATES_PER_CALL = 4096
 
 @dataclasses.dataclass(frozen=True)
 class StudentConfig:
-    """The student and its training.
+    """The student and its training."""
 
-    Attributes:
-      num_layers, embed_dim, num_heads: the transformer's sizes.
-      batch_size: sequences per step.
-      copy_steps: steps of the stage that copies the enumerated teacher.
-      steps_per_round: steps of each round.
-      copy_learning_rate, learning_rate: Adam's peak rates, decayed to zero along a cosine.
-      num_trajectories: teacher trajectories per sequence; their mean is the target's expectation
-        with less noise.
-      seed: of parameters, batches and draws.
-    """
-
+    # num_layers, embed_dim, num_heads: the transformer's sizes.
     num_layers: int = 2
     embed_dim: int = 64
     num_heads: int = 4
-    batch_size: int = 128
-    copy_steps: int = 2500
-    steps_per_round: int = 1000
+    batch_size: int = 128  # sequences per step
+    copy_steps: int = 2500  # steps of the stage that copies the enumerated teacher
+    steps_per_round: int = 1000  # steps of each round
+    # copy_learning_rate, learning_rate: Adam's peak rates, decayed to zero along a cosine.
     copy_learning_rate: float = 3e-3
     learning_rate: float = 1e-3
+    # Teacher trajectories per sequence; their mean is the target's expectation with less noise.
     num_trajectories: int = 16
-    seed: int = 0
+    seed: int = 0  # of parameters, batches and draws
 
     def __post_init__(self) -> None:
         fields = (field.name for field in dataclasses.fields(self))

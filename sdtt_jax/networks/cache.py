@@ -24,16 +24,11 @@ class LayerPast(NamedTuple):
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values of the first `used` positions, for all layers.
+    """Keys and values of the first `used` positions, for all layers."""
 
-    Attributes:
-      past: keys and values `[layers, batch, heads, capacity, kv]`; entries from `used` on mean
-        nothing.
-      used: `[]` int32, the number of positions that have been written.
-    """
-
+    # Keys and values `[layers, batch, heads, capacity, kv]`; entries from `used` on mean nothing.
     past: LayerPast
-    used: jax.Array
+    used: jax.Array  # `[]` int32, the number of positions that have been written
 
 
 def empty_cache(

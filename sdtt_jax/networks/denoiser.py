@@ -105,13 +105,7 @@ class Denoiser(Network):
             past = empty_cache(c.num_layers, len(tokens), c.num_heads, 0, c.head_dim, dtype).past
         module = CachedDiT(dataclasses.replace(c, remat="none"))
         decoded: Any = module.apply(
-            variables(params),
-            tokens,
-            self._sigma_seen(None),
-            past,
-            start,
-            visible,
-            method="decode",
+            variables(params), tokens, self._sigma_seen(None), past, start, visible, method="decode"
         )
         hidden, new = decoded
         return hidden, new

@@ -161,14 +161,10 @@ def _compiled_with(**options: Any) -> Iterator[None]:
 
 
 class Setting(NamedTuple):
-    """What is changed of a step.
+    """What is changed of a step."""
 
-    Attributes:
-      fields: of the network's config.
-      context: in which the step is built.
-    """
-
-    fields: Mapping[str, Any] = {}
+    fields: Mapping[str, Any] = {}  # of the network's config
+    # In which the step is built.
     context: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
 
