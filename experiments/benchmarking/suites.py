@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -102,6 +103,7 @@ class Plan:
     mode: str = SamplerConfig.mode  # the decoder of the suite `sample`
     # What stands in its place as the naive variant; "" is plain code for the grid.
     against: str = ""
+    modes: Sequence[str] = (SamplerConfig.mode,)  # decoders of the students in `race`
     race_batches: Sequence[int] = (1, 4)  # texts at once, a race for each
     race_dtypes: Sequence[str] = COMPUTE_DTYPES  # compute dtypes, a race for each
 
@@ -170,13 +172,16 @@ def _demo_rows(config: RunConfig) -> Iterator[Row]:
 
 
 def _race_rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
-    """A race for each dtype and batch: the student at each number of calls, and the causal model."""
+    """A race for each dtype and batch: each decoder at each number of calls, and the causal model."""
     for dtype in plan.race_dtypes:
         model = dataclasses.replace(config.model, compute_dtype=dtype)
         plain = to_mapping(dataclasses.replace(config, model=model))
         for batch in plan.race_batches:
             job = Job("race", STUDENT, plain, config.vocab_size, batch)
-            jobs = [dataclasses.replace(job, num_steps=calls) for calls in plan.num_steps]
+            jobs = [
+                dataclasses.replace(job, num_steps=calls, mode=mode)
+                for mode, calls in itertools.product(plan.modes, plan.num_steps)
+            ]
             jobs.append(dataclasses.replace(job, variant=CAUSAL))
             yield Row("race", f"race, {batch} × {config.data.length} tokens, {dtype}", jobs)
 
