@@ -147,8 +147,7 @@ def main(argv: Sequence[str]) -> None:
         record |= find_floor(truth, calls, starts, mixtures, search, make_progress, _print)
         paths = write(record, as_path(values.output))
     if values.decoders:
-        named = truth.teacher, truth.evidence, values.decoders
-        record["decoders"] = decoder_measures(world, *named, calls)
+        record["decoders"] = decoder_measures(truth, values.decoders, calls)
         paths = write(record, as_path(values.output))
     if values.train or distillers:
         try:

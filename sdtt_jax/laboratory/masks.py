@@ -23,9 +23,9 @@ from sdtt_jax.distillation.coupled import (
 )
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.laboratory.coupled import make_coupled_diffusion, sampled_measures
-from sdtt_jax.laboratory.others import Bench, chain_of, fit, network_of, plain_student
+from sdtt_jax.laboratory.others import Bench, fit, plain_student
 from sdtt_jax.laboratory.record import Record
-from sdtt_jax.laboratory.student import table_params
+from sdtt_jax.laboratory.student import network_of, table_params
 from sdtt_jax.networks.config import NoiseConfig
 from sdtt_jax.ops.noise import FULL, MASKS, Noise, draw_noise
 from sdtt_jax.training.step import Loss
@@ -67,9 +67,7 @@ def masks_measures(bench: Bench, kind: str, *, coupled: bool) -> Record:
     begin = network_of(student).init_from(bench.start(), purpose_key(sizes.seed, "exact-masks"))
     context = {"teacher_params": table_params(bench.truth.teacher)}
     params = fit(bench, title, loss, begin, context, config.learning_rate)
-    found = sampled_measures(
-        world, student, params, chain_of(bench.truth), bench.calls, sizes, temperature=1.0
-    )
+    found = sampled_measures(bench.truth, student, params, bench.calls, sizes, temperature=1.0)
     used = noise_information(student, params, world.length, purpose_key(sizes.seed, title))
     return {n: measures | {"noise_information": used} for n, measures in found.items()}
 

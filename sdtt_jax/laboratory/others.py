@@ -8,7 +8,7 @@ dispatch, sequences of the chain being drawn within.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,12 @@ from sdtt_jax.laboratory.student import (
     ProgressFactory,
     StudentConfig,
     make_diffusion,
+    network_of,
     predictions,
     table_params,
 )
 from sdtt_jax.laboratory.world import (
     Array,
-    finished_states,
-    law_measures,
     reveal_sums,
     sample_distribution,
 )
@@ -132,17 +131,6 @@ def plain_student(truth: Truth, sizes: CoupledStudentConfig) -> MaskedDiffusion:
     return make_diffusion(truth.world, config)
 
 
-def chain_of(truth: Truth) -> Array:
-    """`[V^L]`, the chain's probabilities of finished sequences."""
-    return truth.evidence[finished_states(truth.world)]
-
-
-def network_of(diffusion: MaskedDiffusion) -> Any:
-    """The network behind a student, which may also be a table."""
-    enumerated: Any = diffusion.denoiser
-    return enumerated.network
-
-
 def fit(bench: Bench, title: str, loss: LossFn, params: Tree, context: Tree, rate: float) -> Tree:
     """Trains for `bench.config.num_steps` steps, and returns the parameters.
 
@@ -160,7 +148,7 @@ def fit(bench: Bench, title: str, loss: LossFn, params: Tree, context: Tree, rat
     settings = TrainConfig(num_steps, bench.sizes.batch_size, optimizer=optimizer)
     spec = StateSpec(settings, make_mesh(MeshConfig(), jax.devices()[:1]))
     step = make_train_step(loss, settings).body
-    shares = jnp.asarray(np.cumsum(chain_of(bench.truth)), jnp.float32)
+    shares = jnp.asarray(np.cumsum(bench.truth.chain), jnp.float32)
     place = jnp.asarray(world.vocab_size ** np.arange(world.length - 1, -1, -1), jnp.int32)
 
     def sequences(key: Key) -> Tokens:
@@ -253,8 +241,7 @@ def idlm_measures(bench: Bench) -> Record:
 
 
 def _by_calls(bench: Bench, diffusion: MaskedDiffusion, trained: Callable[[int], Params]) -> Record:
-    chain, length = chain_of(bench.truth), bench.truth.world.length
     return {
-        str(n): law_measures(law_of(bench, diffusion, trained(n), n), chain, length)
+        str(n): bench.truth.measures_of(law_of(bench, diffusion, trained(n), n))
         for n in bench.calls
     }
