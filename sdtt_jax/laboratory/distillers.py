@@ -17,7 +17,6 @@ from sdtt_jax.laboratory.coupled import (
     sampled_measures,
     train_coupled,
 )
-from sdtt_jax.laboratory.masks import masks_measures
 from sdtt_jax.laboratory.record import Record, Truth
 from sdtt_jax.laboratory.student import ProgressFactory
 from sdtt_jax.laboratory.world import Array, reveal_sums, sample_distribution
@@ -105,7 +104,7 @@ def _other(name: str, measure: Callable[[others.Bench], Record]) -> Distiller:
 
 
 def _masks(name: str, kind: str, *, coupled: bool) -> Distiller:
-    return _other(name, functools.partial(masks_measures, kind=kind, coupled=coupled))
+    return _other(name, functools.partial(others.masks_measures, kind=kind, coupled=coupled))
 
 
 DISTILLERS = {

@@ -12,8 +12,13 @@ from sdtt_jax.laboratory.coupled import (
     sampled_measures,
 )
 from sdtt_jax.laboratory.distillers import DISTILLERS, Asked, measure_distillers
-from sdtt_jax.laboratory.masks import noise_information
-from sdtt_jax.laboratory.others import OthersConfig, law_of, make_bench, plain_student
+from sdtt_jax.laboratory.others import (
+    OthersConfig,
+    law_of,
+    make_bench,
+    noise_information,
+    plain_student,
+)
 from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.student import table_params
 from sdtt_jax.laboratory.world import World, reveal_sums, sample_distribution
