@@ -1,10 +1,13 @@
-"""The spec of a run on a pod: every field with its default, in frozen dataclasses."""
+"""The spec of a run on a pod: every field with its default, and the templates that it fills."""
 
 import dataclasses
+import json
 import re
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 
+import jinja2
 import ml_collections
 
 from launch.accelerators import Accelerator, find
@@ -14,6 +17,18 @@ _DNS_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _WORD = re.compile(r"[\w.@:/-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/.*)?")
+
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,
+)
+_ENVIRONMENT.filters["sh"] = lambda value: shlex.quote(str(value))
+# A JSON string is a YAML string, whatever it holds.
+_ENVIRONMENT.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
 
 Files = dict[str, str]
 Render = Callable[["PodSpec"], Files]
@@ -184,3 +199,14 @@ def require_cloud(spec: PodSpec, *fields: str) -> None:
         for part in name.split("."):
             value = getattr(value, part)
         require(value != "", f"{name} is missing; set spec.{name}.")
+
+
+def template(name: str, spec: object, **values: object) -> str:
+    """The text of a file in `templates/`. Every value goes through `sh` or `json`; so none can break out.
+
+    Args:
+      name: of the file.
+      spec: whose fields the template may name.
+      **values: what else it may name; they come before fields of the same name.
+    """
+    return _ENVIRONMENT.get_template(name).render(vars(spec) | values)

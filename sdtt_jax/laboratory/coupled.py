@@ -31,6 +31,7 @@ from sdtt_jax.distillation.coupled import (
     trajectory_end,
 )
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.student import (
     SCHEDULE,
     EnumeratedDenoiser,
@@ -38,9 +39,10 @@ from sdtt_jax.laboratory.student import (
     StudentConfig,
     make_diffusion,
     network_config,
+    network_of,
     table_params,
 )
-from sdtt_jax.laboratory.world import Array, World, law_measures, true_denoiser
+from sdtt_jax.laboratory.world import Array, World, true_denoiser
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.ops.noise import draw_noise
@@ -94,7 +96,8 @@ class CoupledStudentConfig:
 
 def make_coupled_diffusion(world: World, config: CoupledStudentConfig) -> MaskedDiffusion:
     """The student, with alpha_t = 1 - t."""
-    network = CoupledDenoiser(CoupledConfig.of(network_config(world, config), config.noise))
+    sizes = network_config(world, config.num_layers, config.embed_dim, config.num_heads)
+    network = CoupledDenoiser(CoupledConfig.of(sizes, config.noise))
     return MaskedDiffusion(EnumeratedDenoiser(network), make_schedule(SCHEDULE))
 
 
@@ -130,10 +133,10 @@ def train_coupled(
     turns = TrainConfig(config.num_steps // at_once, config.batch_size, log_every=1)
     spec = StateSpec(settings, make_mesh(MeshConfig(), jax.devices()[:1]))
     student = make_coupled_diffusion(world, config)
-    network: EnumeratedDenoiser = student.denoiser  # type: ignore[assignment]
-    init = jax.jit(lambda key: unbox(network.network.init(key)))
+    init = jax.jit(lambda key: unbox(network_of(student).init(key)))
     params = init(purpose_key(config.seed, "exact-coupled-init"))
-    teacher, teacher_params = make_diffusion(world, StudentConfig()), _table(world)
+    teacher = make_diffusion(world, StudentConfig())
+    teacher_params = table_params(true_denoiser(world)[0])
     shape = at_once, config.batch_size, world.length
     for round in range(1, distill.num_rounds + 1):
         terms = functools.partial(_loss, student, teacher, distill, round)
@@ -202,10 +205,9 @@ def _loss(
 
 
 def sampled_measures(
-    world: World,
+    truth: Truth,
     diffusion: MaskedDiffusion,
     params: Params,
-    chain: Array,
     calls: Sequence[int],
     config: CoupledStudentConfig,
     temperature: float = 0.0,
@@ -213,9 +215,8 @@ def sampled_measures(
     """Both KLs, total variation and entropy of what a model writes, by number of calls, as a string.
 
     Args:
-      world: the language.
+      truth: the language, enumerated.
       diffusion, params: the model.
-      chain: `[V^L]`, the chain's probabilities.
       calls: numbers of network calls.
       config: how many samples, and their seed.
       temperature: 0 takes what the noise determines, 1 draws from the student's own distribution.
@@ -228,22 +229,22 @@ def sampled_measures(
         halves = [
             np.sum(
                 [
-                    _counts(diffusion, params, jax.random.fold_in(key, i), sampler, world)
+                    _counts(diffusion, params, jax.random.fold_in(key, i), sampler, truth.world)
                     for i in range(half, 2 * turns, 2)
                 ],
                 axis=0,
             )
             for half in range(2)
         ]
-        measures[str(number)] = _measures_of_counts(halves, chain, world.length)
+        measures[str(number)] = _measures_of_counts(halves, truth)
     return measures
 
 
-def _measures_of_counts(halves: Sequence[Array], chain: Array, length: int) -> dict[str, float]:
+def _measures_of_counts(halves: Sequence[Array], truth: Truth) -> dict[str, float]:
     def measured(counts: Array) -> dict[str, float]:
-        plain = law_measures(counts / counts.sum(), chain, length)
+        plain = truth.measures_of(counts / counts.sum())
         smooth = (counts + 0.5) / (counts + 0.5).sum()
-        return plain | {"kl_reverse": law_measures(smooth, chain, length)["kl_reverse"]}
+        return plain | {"kl_reverse": truth.measures_of(smooth)["kl_reverse"]}
 
     whole, parts = measured(halves[0] + halves[1]), [measured(half) for half in halves]
     for name in ("kl", "entropy"):
@@ -260,7 +261,3 @@ def _counts(
     state, _ = sample(diffusion, params, key, x_init, config)
     place = jnp.asarray(world.vocab_size ** np.arange(world.length - 1, -1, -1), jnp.int32)
     return jnp.bincount((state.x * place).sum(axis=-1), length=world.vocab_size**world.length)
-
-
-def _table(world: World) -> Params:
-    return table_params(true_denoiser(world)[0])

@@ -25,12 +25,10 @@ from sdtt_jax.diffusion.decoders.refine import Refine
 from sdtt_jax.diffusion.decoders.staged import Staged
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.laboratory.decoder_steps import STEPS, Table, alike, even_count, step_law
+from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.world import (
     Array,
-    World,
     all_states,
-    finished_states,
-    law_measures,
     states_with_pattern,
 )
 
@@ -116,7 +114,7 @@ def enumerable(mode: str) -> tuple[Decoder, Any]:
 
 
 def decoder_measures(
-    world: World, probabilities: Array, evidence: Array, modes: Iterable[str], steps: Iterable[int]
+    truth: Truth, modes: Iterable[str], steps: Iterable[int]
 ) -> dict[str, dict[str, dict[str, float | None]]]:
     """`law_measures` of each decoder at each number of steps, with its mean number of "calls".
 
@@ -124,20 +122,17 @@ def decoder_measures(
     steps that a decoder cannot make are left out.
 
     Args:
-      world: the chain.
-      probabilities: `[states, L, V]`, what the decoders draw from.
-      evidence: `[states]`, from `true_denoiser`.
+      truth: the chain, enumerated; its true denoiser is what the decoders draw from.
       modes: of `SamplerConfig`.
       steps: numbers of steps.
     """
-    chain = evidence[finished_states(world)]
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for mode, num_steps in itertools.product(modes, steps):
         try:
-            law, calls = decoder_law(probabilities, mode, num_steps)
+            law, calls = decoder_law(truth.teacher, mode, num_steps)
         except ConfigError:
             continue
-        measures = law_measures(law, chain, world.length)
+        measures = truth.measures_of(law)
         finite = {name: value if math.isfinite(value) else None for name, value in measures.items()}
         found.setdefault(mode, {})[str(num_steps)] = finite | {"calls": calls}
     return found

@@ -27,13 +27,9 @@ OCTAVES = 7
 
 @dataclasses.dataclass(frozen=True)
 class CoupledDenoiser(Denoiser):
-    """`Denoiser` with noise.
+    """`Denoiser` with noise."""
 
-    Attributes:
-      config: sizes, and what is seen of the noise.
-    """
-
-    config: CoupledConfig
+    config: CoupledConfig  # sizes, and what is seen of the noise
 
     @functools.cached_property
     def _module(self) -> "CoupledDiT":
