@@ -26,13 +26,9 @@ INIT_SCALE = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config(CausalConfig):
-    """Sizes of a GPT-2; `length` is its number of position embeddings.
+    """Sizes of a GPT-2; `length` is its number of position embeddings."""
 
-    Attributes:
-      norm_epsilon: epsilon of its layer norms.
-    """
-
-    norm_epsilon: float = 1e-5
+    norm_epsilon: float = 1e-5  # epsilon of its layer norms
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,13 +66,9 @@ class GPT2Network(CausalNetwork):
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Denoiser(Network):
-    """DiffuGPT (arXiv 2410.17891) as pure functions of its parameters; its head is the token embedding.
+    """DiffuGPT (arXiv 2410.17891) as pure functions of its parameters; its head is the token embedding."""
 
-    Attributes:
-      config: sizes; `length` is the most positions that it has embeddings for.
-    """
-
-    config: GPT2DenoiserConfig
+    config: GPT2DenoiserConfig  # sizes; `length` is the most positions that it has embeddings for
     head: ClassVar[str] = "embed"
 
     @functools.cached_property

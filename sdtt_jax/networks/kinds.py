@@ -17,12 +17,7 @@ from sdtt_jax.networks.config import (
 )
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.denoiser import Denoiser
-from sdtt_jax.networks.gpt2 import (
-    GPT2Config,
-    GPT2Denoiser,
-    GPT2DenoiserConfig,
-    GPT2Network,
-)
+from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Denoiser, GPT2DenoiserConfig, GPT2Network
 from sdtt_jax.networks.llama import LlamaDenoiser, LlamaNetwork
 
 DENOISER, COUPLED, CAUSAL, GPT2 = "denoiser", "coupled", "causal", "gpt2"
@@ -30,15 +25,10 @@ LLAMA, LLAMA_DENOISER, GPT2_DENOISER = "llama", "llama-denoiser", "gpt2-denoiser
 
 
 class Kind(NamedTuple):
-    """A kind of network.
+    """A kind of network."""
 
-    Attributes:
-      config: the dataclass of its sizes.
-      network: makes its pure functions from such a config.
-    """
-
-    config: type[TransformerConfig]
-    network: type[Any]
+    config: type[TransformerConfig]  # the dataclass of its sizes
+    network: type[Any]  # makes its pure functions from such a config
 
 
 KINDS = {
