@@ -22,6 +22,7 @@ from sdtt_jax.data.shards import TOKENIZER, DataInfo, write_shards
 from sdtt_jax.data.tokenizer import (
     CONFIG_FILE,
     PREPARE_AGAIN,
+    Gpt2Tokenizer,
     HubTokenizer,
     Tokenizer,
     load_tokenizer,
@@ -118,7 +119,7 @@ def _continue(work: Path, partial: Path, plan: dict[str, Any]) -> None:
 
 
 def _vocabulary(
-    read: Reading, config: TokenizerConfig, ready: HubTokenizer | None, track: Track
+    read: Reading, config: TokenizerConfig, ready: HubTokenizer | Gpt2Tokenizer | None, track: Track
 ) -> Tokenizer:
     """The vocabulary: given, learned from the train split, or learned by a run that was stopped."""
     folder = read.work / TOKENIZER
