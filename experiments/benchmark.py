@@ -15,7 +15,8 @@ experiments.run.
   data     tokenising, packing and loading the config's corpus
   demo     the steps of launch/demo.sh, at its batch: two minutes. Alone, its config is the demo's. What a
            student that sees noise costs for each network call is told beside SDTT's step and generation
-  race     a text by the student in each of --num_steps calls, and by a causal model of the same size with its
+  race     a text by the student in each of --num_steps calls, by each of the decoders --modes (what they ask
+           is the student itself or a causal model), and by a causal model of the same size with its
            key-value cache: a table for each of --race_dtypes and --race_batches. With float32, one text and
            --repeats=1 it takes four to five minutes on two cores
 
@@ -24,6 +25,7 @@ with them as the yardstick. If the memory does not hold two models, --nointerlea
 Where only one process may hold the accelerator, --in_process runs all in this one.
 """
 
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -39,8 +41,10 @@ from experiments.cli.app import check_flags, output_file, run_app, stopwatch, wi
 from experiments.settings import check_overrides, run_config
 from sdtt_jax.config import choose, positive, require
 from sdtt_jax.data.corpora import find_corpus
+from sdtt_jax.diffusion.decoders.serving import check_served
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import UserError
+from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.config import COMPUTE_DTYPES
 from sdtt_jax.paths import write_json
 
@@ -62,6 +66,9 @@ _NUM_STEPS = flags.DEFINE_list(
     "num_steps", ["8", "16", "32"], "Numbers of steps, separated by commas."
 )
 _MODE = flags.DEFINE_string("mode", SamplerConfig.mode, "Decoder of --suite=sample.")
+_MODES = flags.DEFINE_string(
+    "modes", SamplerConfig.mode, "Decoders of --suite=race, separated by blanks."
+)
 _AGAINST = flags.DEFINE_string(
     "against", "", "Another decoder in place of the naive code, as --against=blocks:cache=none."
 )
@@ -116,7 +123,10 @@ def main(argv: Sequence[str]) -> None:
     for steps in num_steps:
         for mode in filter(None, (_MODE.value, _AGAINST.value)):
             SamplerConfig(steps, mode=mode)
-    config = run_config(_CONFIG.value)
+    config, modes = run_config(_CONFIG.value), _MODES.value.split()
+    require(len(modes) > 0, "--modes must name at least one decoder.")
+    for steps, mode in itertools.product(num_steps if "race" in suites else (), modes):
+        check_served(mode, Denoiser(config.denoiser(config.vocab_size)), steps, config.data.length)
     if "data" in suites:
         find_corpus(config.data.corpus)
     if {"teacher", "demo"} & set(suites):
@@ -139,6 +149,7 @@ def main(argv: Sequence[str]) -> None:
         in_process=_IN_PROCESS.value,
         mode=_MODE.value,
         against=_AGAINST.value,
+        modes=modes,
         race_batches=batches,
         race_dtypes=_RACE_DTYPES.value,
     )

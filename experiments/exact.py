@@ -32,14 +32,14 @@ step size of each round.
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
 from rich.console import Console
+from rich.table import Table
 
 from experiments.cli.app import check_flags, run_app
-from experiments.cli.measures import measures_table
 from sdtt_jax.config import choose, require
 from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.laboratory.coupled import CoupledStudentConfig
@@ -59,6 +59,12 @@ from sdtt_jax.training.loop import Interrupted
 
 _DEFAULT, _COUPLED, _OTHERS = StudentConfig(), CoupledStudentConfig(), OthersConfig()
 _WIDTH = 120  # of the table in a log
+COLUMNS = {
+    "kl": "KL(samples ‖ chain)",
+    "kl_reverse": "KL(chain ‖ samples)",
+    "tv": "total variation",
+    "entropy": "entropy",
+}
 
 
 def parse_divergences(text: str) -> tuple[str, ...]:
@@ -117,6 +123,51 @@ def write(record: Record, folder: Path) -> list[Path]:
     return [folder / "results.json", *pictures]
 
 
+def measures_table(record: Record, calls: Sequence[int]) -> Table:
+    """A section for each number of calls: teacher, last rounds, distillers, floors and mixtures.
+
+    Args:
+      record: what is written to results.json.
+      calls: of the sampler; what was not measured at one of them has no row there.
+    """
+    entropy = f"entropy per token; the chain's is {record['data_entropy']:.3f}"
+    table = Table(title=f"{record['world']['name']}, nats ({entropy})")
+    table.add_column("calls", justify="right")
+    table.add_column("samples of")
+    for heading in COLUMNS.values():
+        table.add_column(heading, justify="right")
+    for n in map(str, calls):
+        for index, (name, measures) in enumerate(_measured(record, n)):
+            values = (_number(measures[column]) for column in COLUMNS)
+            table.add_row("" if index else n, name, *values)
+        table.add_section()
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "∞" if value is None else f"{abs(value):.4f}"
+
+
+def _measured(record: Record, n: str) -> Iterator[tuple[str, Record]]:
+    found = {
+        "teacher": record["teacher"]["steps"],
+        **{
+            f"SDTT {divergence}, round {len(rounds)}": rounds[-1]["steps"]
+            for divergence, rounds in record["rounds"].items()
+        },
+        **record.get("distillers", {}),
+    }
+    yield from ((name, by_calls[n]) for name, by_calls in found.items() if n in by_calls)
+    for mode, by_calls in record.get("decoders", {}).items():
+        if n in by_calls:
+            yield f"{mode} ({by_calls[n]['calls']:.2f} calls)", by_calls[n]
+    for objective, measures in record.get("floor", {}).get(n, {}).items():
+        yield f"floor, best {objective}", measures
+    for size, by_calls in record.get("mixtures", {}).items():
+        for objective, measures in by_calls.get(n, {}).items():
+            yield f"mixture of {size}, best {objective}", measures
+
+
 def main(argv: Sequence[str]) -> None:
     """Computes, trains if asked to, and writes."""
     values = flags.FLAGS
@@ -147,8 +198,7 @@ def main(argv: Sequence[str]) -> None:
         record |= find_floor(truth, calls, starts, mixtures, search, make_progress, _print)
         paths = write(record, as_path(values.output))
     if values.decoders:
-        named = truth.teacher, truth.evidence, values.decoders
-        record["decoders"] = decoder_measures(world, *named, calls)
+        record["decoders"] = decoder_measures(truth, values.decoders, calls)
         paths = write(record, as_path(values.output))
     if values.train or distillers:
         try:

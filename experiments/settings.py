@@ -84,17 +84,12 @@ class TeacherConfig(NelboConfig):
 
 @dataclasses.dataclass(frozen=True)
 class JudgeConfig:
-    """The causal model on the same tokens: baseline, and judge of generated text.
+    """The causal model on the same tokens: baseline, and judge of generated text."""
 
-    Attributes:
-      checkpoint: a causal model that exists, of any kind and with the run's tokenizer: nothing is trained.
-      model: of one that is trained.
-      train: steps, batch, optimizer.
-    """
-
+    # A causal model that exists, of any kind and with the run's tokenizer: nothing is trained.
     checkpoint: str = ""
-    model: CausalConfig = CausalConfig()
-    train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512)
+    model: CausalConfig = CausalConfig()  # of one that is trained
+    train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512)  # steps, batch, optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,12 +165,9 @@ class AlphaStage(AlphaConfig):
 
 @dataclasses.dataclass(frozen=True)
 class MixtureStage(MixtureConfig):
-    """A mixture of students, with the fields of `MixtureConfig`.
+    """A mixture of students, with the fields of `MixtureConfig`."""
 
-    Attributes:
-      num_values: of a text's latent, the size of the mixture; training costs as many times more.
-    """
-
+    # Of a text's latent, the size of the mixture; training costs as many times more.
     num_values: int = 4
     train: TrainConfig = _ONE_ROUND
 
@@ -208,27 +200,19 @@ class IdlmStage(IdlmConfig):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured at the end.
+    """What is measured at the end."""
 
-    Attributes:
-      num_texts: texts per model and number of steps; the first teacher and every round use the same keys.
-      batch_size: texts generated or scored at once.
-      num_steps: numbers of sampling steps, ascending.
-      time_grid: of the sampler.
-      validation_sequences: held-out sequences for validation perplexities (at most; 0 is all of them).
-      gain_sequences: held-out sequences for `gain_share`.
-      gain_trajectories: teacher trajectories per sequence for `gain_share`, even, at least 64.
-      show_texts: texts per model and number of steps in the report.
-    """
-
+    # Texts per model and number of steps; the first teacher and every round use the same keys.
     num_texts: int = 1024
-    batch_size: int = 64
-    num_steps: tuple[int, ...] = (4, 8, 16, 32, 64)
-    time_grid: str = "uniform"
+    batch_size: int = 64  # texts generated or scored at once
+    num_steps: tuple[int, ...] = (4, 8, 16, 32, 64)  # numbers of sampling steps, ascending
+    time_grid: str = "uniform"  # of the sampler
+    # Held-out sequences for validation perplexities (at most; 0 is all of them).
     validation_sequences: int = 2048
-    gain_sequences: int = 256
+    gain_sequences: int = 256  # held-out sequences for `gain_share`
+    # Teacher trajectories per sequence for `gain_share`, even, at least 64.
     gain_trajectories: int = 64
-    show_texts: int = 6
+    show_texts: int = 6  # texts per model and number of steps in the report
 
     def __post_init__(self) -> None:
         positive(self, "num_texts", "batch_size", "gain_sequences", "show_texts")

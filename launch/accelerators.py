@@ -27,42 +27,29 @@ _NODE = {8: ""}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip, as its maker describes it.
+    """One chip, as its maker describes it."""
 
-    Attributes:
-      name: in a topology, `v5e:16x16`.
-      flops: peak bfloat16 FLOP/s.
-      memory: bytes of HBM.
-      usable: the part of them that a program may use; for TPUs, what libtpu reports as the limit when
-        it runs out.
-      bandwidth: bytes/s of HBM.
-      network: bytes/s that a chip can send to its neighbours, over all its links; half of what is
-        published as "bidirectional", which counts both directions.
-      torus: dimensions of the network; each has an equal share of `network`. 1 is a switch.
-      prefix: of Cloud TPU's accelerator types, `v5litepod-256`; empty for GPUs.
-      cores: that an accelerator type counts for a chip: TensorCores for some, chips for others.
-      slices: those that can be rented, by their chips, with GKE's `gke-tpu-topology`.
-      gke: value of GKE's node label `gke-tpu-accelerator` or `gke-accelerator`.
-      machine: GKE's machine type of a host; of a TPU's, but for its number of chips.
-      runtime: software version of a TPU VM; empty for GPUs.
-      source: where the peak numbers are from.
-      devices: what JAX calls it, `jax.Device.device_kind`; other boards of a GPU have other peaks.
-    """
-
-    name: str
-    flops: float
-    memory: float
+    name: str  # in a topology, `v5e:16x16`
+    flops: float  # peak bfloat16 FLOP/s
+    memory: float  # bytes of HBM
+    # The part of them that a program may use; for TPUs, what libtpu reports as the limit when it runs out.
     usable: float
-    bandwidth: float
+    bandwidth: float  # bytes/s of HBM
+    # Bytes/s that a chip can send to its neighbours, over all its links; half of what is published as
+    # "bidirectional", which counts both directions.
     network: float
+    # Dimensions of the network; each has an equal share of `network`. 1 is a switch.
     torus: int = 1
-    prefix: str = ""
+    prefix: str = ""  # of Cloud TPU's accelerator types, `v5litepod-256`; empty for GPUs
+    # That an accelerator type counts for a chip: TensorCores for some, chips for others.
     cores: int = 1
+    # Those that can be rented, by their chips, with GKE's `gke-tpu-topology`.
     slices: Mapping[int, str]
-    gke: str
-    machine: str
-    runtime: str = ""
-    source: str
+    gke: str  # value of GKE's node label `gke-tpu-accelerator` or `gke-accelerator`
+    machine: str  # GKE's machine type of a host; of a TPU's, but for its number of chips
+    runtime: str = ""  # software version of a TPU VM; empty for GPUs
+    source: str  # where the peak numbers are from
+    # What JAX calls it, `jax.Device.device_kind`; other boards of a GPU have other peaks.
     devices: tuple[str, ...]
 
     @property
@@ -133,15 +120,10 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """One slice of TPUs, or one node of GPUs.
+    """One slice of TPUs, or one node of GPUs."""
 
-    Attributes:
-      chip: of what.
-      chips: in the slice or node.
-    """
-
-    chip: Chip
-    chips: int
+    chip: Chip  # of what
+    chips: int  # in the slice or node
 
     @property
     def name(self) -> str:

@@ -34,6 +34,7 @@ MODULES = {
     "sdtt_jax.interchange.published": "sdtt_jax.interchange.layouts",
     "sdtt_jax.interchange.reference": "sdtt_jax.interchange.tables.reference",
     "sdtt_jax.interchange.tensors": "sdtt_jax.interchange.safetensors",
+    "sdtt_jax.laboratory.masks": "sdtt_jax.laboratory.others",
     "sdtt_jax.models": "sdtt_jax.networks",
     "sdtt_jax.models.attention_kernels": "sdtt_jax.networks.attention.kernels",
     "sdtt_jax.models.attention_platforms": "sdtt_jax.networks.attention.dispatch",

@@ -1,5 +1,7 @@
 """An extension for mkdocs' API pages: `a, b: what they are` under Args describes both arguments.
 
+A field's comment, behind it or above it, describes the field.
+
 Google's style allows one entry for several arguments; Griffe, which reads the docstrings, wants one each. It
 then checks that every argument that is described exists, so that `mkdocs build --strict` finds stale ones.
 """
@@ -40,10 +42,19 @@ def _split(entry: re.Match[str]) -> str:
 
 
 class GroupedArguments(griffe.Extension):
-    """Splits the entries of every docstring that Griffe reads."""
+    """Splits the entries of every docstring that Griffe reads, and reads the comments of fields."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrites the docstring of one module, class, function or attribute."""
         del kwargs
         if obj.docstring is not None:
             obj.docstring.value = one_entry_each(obj.docstring.value)
+        elif obj.is_attribute and obj.parent is not None and obj.parent.is_class:
+            path: Any = obj.filepath
+            lines = obj.lines_collection[path][: obj.endlineno]
+            comment = [lines[-1].partition("  # ")[2]]
+            above = lines[: (obj.lineno or 1) - 1]
+            while not comment[-1] and above and above[-1].lstrip().startswith("# "):
+                comment.insert(0, above.pop().strip(" #"))
+            if text := "\n".join(comment).strip():
+                obj.docstring = griffe.Docstring(text, lineno=obj.lineno, parent=obj)

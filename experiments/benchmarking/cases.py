@@ -21,6 +21,8 @@ from sdtt_jax import objectives
 from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion import nelbo
+from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
@@ -54,45 +56,34 @@ MATMUL_PAIRS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What one worker process measures; JSON-ready by `dataclasses.asdict`.
+    """What one worker process measures; JSON-ready by `dataclasses.asdict`."""
 
-    Attributes:
-      suite: a key of `CASES`, or "data".
-      variant: one of `VARIANTS`, `MATMUL` or `COUPLED`; in the race `STUDENT` or `CAUSAL`.
-      config: a `RunConfig` as a plain mapping.
-      vocab_size: tokens of the vocabulary, MASK not among them.
-      batch_size: sequences.
-      num_steps: sampling steps; 0 where there are none.
-      mode: the decoder of the suite "sample"; of its naive variant "", which is plain code for the grid.
-    """
-
-    suite: str
-    variant: str
-    config: dict[str, Any]
-    vocab_size: int
-    batch_size: int
-    num_steps: int = 0
+    suite: str  # a key of `CASES`, or "data"
+    variant: str  # one of `VARIANTS`, `MATMUL` or `COUPLED`; in the race `STUDENT` or `CAUSAL`
+    config: dict[str, Any]  # a `RunConfig` as a plain mapping
+    vocab_size: int  # tokens of the vocabulary, MASK not among them
+    batch_size: int  # sequences
+    num_steps: int = 0  # sampling steps; 0 where there are none
+    # The decoder of the suites "sample" and "race"; of the former's naive variant "", which is plain code for
+    # the grid.
     mode: str = SamplerConfig.mode
 
     @property
     def name(self) -> str:
         """What distinguishes this job from the others of its row."""
-        return (
-            f"{self.variant}, {self.num_steps} calls" if self.variant == STUDENT else self.variant
-        )
+        if self.variant != STUDENT:
+            return self.variant
+        who = self.variant if self.mode == SamplerConfig.mode else self.mode
+        return f"{who}, {self.num_steps} calls"
 
 
 class Case(NamedTuple):
-    """A case that is ready to be repeated.
+    """A case that is ready to be repeated."""
 
-    Attributes:
-      repeat: runs once to the end.
-      setup: what building it has shown: `compile_s`, and `memory`, the compiled program's GB.
-      program: what was compiled; None where it is not one program.
-    """
-
-    repeat: Callable[[], Repetition]
+    repeat: Callable[[], Repetition]  # runs once to the end
+    # What building it has shown: `compile_s`, and `memory`, the compiled program's GB.
     setup: dict[str, Any]
+    # What was compiled; None where it is not one program.
     program: jax.stages.Compiled | None = None
 
 
@@ -258,22 +249,31 @@ def _racing(job: Job, config: RunConfig, log: Log) -> Case:
     sizes, denoiser, diffusion = _network(job, config)
     network = CausalNetwork(of_same_size(CausalConfig, sizes))
     entrant = denoiser if job.variant == STUDENT else network
-    params = _parameters(entrant, dtype=jnp.dtype(sizes.compute_dtype))
+    dtype = jnp.dtype(sizes.compute_dtype)
+    params = _parameters(entrant, dtype=dtype)
+    helper, (decoder, _) = None, parse_mode(job.mode)
+    if job.variant == STUDENT and decoder.helper:
+        helper = Helper(params, denoiser)
+        if "denoiser" not in decoder.helper:
+            helper = Helper(_parameters(network, dtype=dtype), network, bos_id=0)
     key, batch = purpose_key(config.seed, "benchmark.race"), job.batch_size
     x_init = prior_sample(batch, sizes.length, sizes.mask_id)
     begin = jnp.zeros((batch, 1), jnp.int32)
 
-    def student(params: Params, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state, _ = sample(diffusion, params, key, x_init, SamplerConfig(job.num_steps))
+    def student(
+        params: Params, key: jax.Array, helper: Helper | None
+    ) -> tuple[jax.Array, jax.Array]:
+        sampler = SamplerConfig(job.num_steps, mode=job.mode)
+        state, _ = sample(diffusion, params, key, x_init, sampler, helper=helper)
         return state.x, state.nfe
 
-    def causal(params: Params, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def causal(params: Params, key: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         x = generate(network, params, key, prompt=begin, num_tokens=sizes.length)
         return x, jnp.int32(sizes.length)
 
     log("compiling")
     write = student if job.variant == STUDENT else causal
-    return _compiled(write, lambda result: {"calls": float(result[1])}, params, key)
+    return _compiled(write, lambda result: {"calls": float(result[1])}, params, key, helper)
 
 
 def _matmul(job: Job, config: RunConfig, log: Log) -> Case:

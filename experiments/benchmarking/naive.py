@@ -135,11 +135,7 @@ def reverse_step(
 
 
 def sample(
-    diffusion: MaskedDiffusion,
-    params: Params,
-    key: jax.Array,
-    x_init: jax.Array,
-    num_steps: int,
+    diffusion: MaskedDiffusion, params: Params, key: jax.Array, x_init: jax.Array, num_steps: int
 ) -> tuple[jax.Array, jax.Array]:
     """A whole generation on the uniform time grid, the network called at every step.
 

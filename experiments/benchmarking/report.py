@@ -22,17 +22,13 @@ Entry = dict[str, Any]
 
 @dataclasses.dataclass
 class Measured:
-    """What one variant has shown.
+    """What one variant has shown."""
 
-    Attributes:
-      setup: from building it (`compile_s`, `setup_s`, `memory`, `device`, …); empty if that failed.
-      runs: one for each repetition, with `peak_gb`.
-      error: why its process ended early, or None.
-    """
-
+    # From building it (`compile_s`, `setup_s`, `memory`, `device`, …); empty if that failed.
     setup: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # One for each repetition, with `peak_gb`.
     runs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    error: str | None = None
+    error: str | None = None  # why its process ended early, or None
 
     def median(self, name: str = "seconds") -> float | None:
         """Median over repetitions; None if the variant died or does not count this."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -11,15 +12,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from experiments.benchmarking import race, report
-from experiments.benchmarking.cases import (
-    CAUSAL,
-    COUPLED,
-    MATMUL,
-    STUDENT,
-    SUITES,
-    VARIANTS,
-    Job,
-)
+from experiments.benchmarking.cases import CAUSAL, COUPLED, MATMUL, STUDENT, SUITES, VARIANTS, Job
 from experiments.benchmarking.report import Entry, Measured
 from experiments.benchmarking.worker import Here, Worker, WorkerError
 from experiments.settings import RunConfig
@@ -96,46 +89,31 @@ def _prepared(
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is measured, and how often.
+    """What is measured, and how often."""
 
-    Attributes:
-      suites: some of `SUITES`.
-      batch_size: sequences per training step or generation; `demo` has the config's.
-      num_steps: sampling steps of each row of the suite `sample`, and of the students in `race`.
-      repeats: timed repetitions.
-      interleave: let the variants take turns.
-      in_process: measure in this process, as where only one may hold the accelerator. Peak memory is then
-        the compiler's account of each program.
-      mode: the decoder of the suite `sample`.
-      against: what stands in its place as the naive variant; "" is plain code for the grid.
-      race_batches: texts at once, a race for each.
-      race_dtypes: compute dtypes, a race for each.
-    """
-
-    suites: Sequence[str]
-    batch_size: int = 1
+    suites: Sequence[str]  # some of `SUITES`
+    batch_size: int = 1  # sequences per training step or generation; `demo` has the config's
+    # Sampling steps of each row of the suite `sample`, and of the students in `race`.
     num_steps: Sequence[int] = (8, 16, 32)
-    repeats: int = 5
-    interleave: bool = True
+    repeats: int = 5  # timed repetitions
+    interleave: bool = True  # let the variants take turns
+    # Measure in this process, as where only one may hold the accelerator. Peak memory is then the
+    # compiler's account of each program.
     in_process: bool = False
-    mode: str = SamplerConfig.mode
+    mode: str = SamplerConfig.mode  # the decoder of the suite `sample`
+    # What stands in its place as the naive variant; "" is plain code for the grid.
     against: str = ""
-    race_batches: Sequence[int] = (1, 4)
-    race_dtypes: Sequence[str] = COMPUTE_DTYPES
+    modes: Sequence[str] = (SamplerConfig.mode,)  # decoders of the students in `race`
+    race_batches: Sequence[int] = (1, 4)  # texts at once, a race for each
+    race_dtypes: Sequence[str] = COMPUTE_DTYPES  # compute dtypes, a race for each
 
 
 class Row(NamedTuple):
-    """What is measured together.
+    """What is measured together."""
 
-    Attributes:
-      suite: whose row it is.
-      title: in tables and lines of progress.
-      jobs: one for each variant.
-    """
-
-    suite: str
-    title: str
-    jobs: list[Job]
+    suite: str  # whose row it is
+    title: str  # in tables and lines of progress
+    jobs: list[Job]  # one for each variant
 
 
 def rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
@@ -194,13 +172,16 @@ def _demo_rows(config: RunConfig) -> Iterator[Row]:
 
 
 def _race_rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
-    """A race for each dtype and batch: the student at each number of calls, and the causal model."""
+    """A race for each dtype and batch: each decoder at each number of calls, and the causal model."""
     for dtype in plan.race_dtypes:
         model = dataclasses.replace(config.model, compute_dtype=dtype)
         plain = to_mapping(dataclasses.replace(config, model=model))
         for batch in plan.race_batches:
             job = Job("race", STUDENT, plain, config.vocab_size, batch)
-            jobs = [dataclasses.replace(job, num_steps=calls) for calls in plan.num_steps]
+            jobs = [
+                dataclasses.replace(job, num_steps=calls, mode=mode)
+                for mode, calls in itertools.product(plan.modes, plan.num_steps)
+            ]
             jobs.append(dataclasses.replace(job, variant=CAUSAL))
             yield Row("race", f"race, {batch} × {config.data.length} tokens, {dtype}", jobs)
 

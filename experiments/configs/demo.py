@@ -81,9 +81,6 @@ def demo() -> RunConfig:
             ),
         ),
         evaluation=EvaluationConfig(
-            num_texts=512,
-            num_steps=(4, 8, 16),
-            validation_sequences=1024,
-            gain_sequences=64,
+            num_texts=512, num_steps=(4, 8, 16), validation_sequences=1024, gain_sequences=64
         ),
     )

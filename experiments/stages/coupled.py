@@ -25,13 +25,7 @@ from sdtt_jax.model.batches import map_batches
 from sdtt_jax.networks.base import Network
 from sdtt_jax.objectives import coupled_loss
 from sdtt_jax.parallel.mesh import RULES
-from sdtt_jax.parallel.placement import (
-    place_rows,
-    place_whole,
-    replicated,
-    tree_shardings,
-    unbox,
-)
+from sdtt_jax.parallel.placement import place_rows, place_whole, replicated, tree_shardings, unbox
 from sdtt_jax.parallel.processes import to_host
 from sdtt_jax.paths import as_path
 from sdtt_jax.training.state import StateSpec, TrainState
@@ -44,15 +38,10 @@ POOL_BATCH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Where stored trajectories end. Their noise is drawn again from their numbers.
+    """Where stored trajectories end. Their noise is drawn again from their numbers."""
 
-    Attributes:
-      tokens: `[trajectories, length]` int32.
-      facts: everything that determined them.
-    """
-
-    tokens: np.ndarray
-    facts: dict[str, Any]
+    tokens: np.ndarray  # `[trajectories, length]` int32
+    facts: dict[str, Any]  # everything that determined them
 
     def batch(self, seed: int, number: int, size: int, mesh: Mesh) -> Tree:
         """Batch `number` of the epochs of a seed, on the mesh: the trajectories' numbers, and their ends."""

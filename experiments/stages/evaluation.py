@@ -31,17 +31,11 @@ ESTIMATOR = "antithetic"
 
 
 class Measured(NamedTuple):
-    """What the suites found out about a model.
+    """What the suites found out about a model."""
 
-    Attributes:
-      subject: the model, its judge, perhaps its baseline.
-      record: where the items are.
-      texts: unconditional ones by the name of their item.
-    """
-
-    subject: Subject
-    record: Record
-    texts: dict[str, generation.Judged]
+    subject: Subject  # the model, its judge, perhaps its baseline
+    record: Record  # where the items are
+    texts: dict[str, generation.Judged]  # unconditional ones by the name of their item
 
     def figures(self, name: str) -> Json:
         """Figures of some of the texts, as results.json has them."""

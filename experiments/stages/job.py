@@ -24,29 +24,20 @@ from sdtt_jax.training.step import TrainStep
 
 @dataclasses.dataclass(frozen=True)
 class TrainingJob:
-    """One training of a run: a stage, or a round of distillation.
+    """One training of a run: a stage, or a round of distillation."""
 
-    Attributes:
-      run: what it is a part of.
-      stage, round: `teacher` 0, `judge` 0, `distill` 1, 2, …, or another distiller's name 1, 2, …
-      config: steps, batch, optimizer.
-      step_fn: the compiled step.
-      start: makes the state to begin with.
-      abstract: shapes and shardings of the state.
-      pool: of trajectories, where they and not texts are trained on.
-      open_share: of a network that was causal, the share of its attention to later positions at a step.
-      adapters: what is trained, where that may be adapters; `start` and `abstract` then lack their base.
-    """
-
-    run: Run
+    run: Run  # what it is a part of
+    # stage, round: `teacher` 0, `judge` 0, `distill` 1, 2, …, or another distiller's name 1, 2, …
     stage: str
     round: int
-    config: TrainConfig
-    step_fn: TrainStep
-    start: Callable[[], TrainState]
-    abstract: TrainState
-    pool: coupled.Pool | None = None
+    config: TrainConfig  # steps, batch, optimizer
+    step_fn: TrainStep  # the compiled step
+    start: Callable[[], TrainState]  # makes the state to begin with
+    abstract: TrainState  # shapes and shardings of the state
+    pool: coupled.Pool | None = None  # of trajectories, where they and not texts are trained on
+    # Of a network that was causal, the share of its attention to later positions at a step.
     open_share: Callable[[int], float] | None = None
+    # What is trained, where that may be adapters; `start` and `abstract` then lack their base.
     adapters: Adapters | None = None
 
     @property
@@ -114,23 +105,16 @@ class TrainingJob:
 
 
 class Distiller(NamedTuple):
-    """A way to distil: what its rounds are, and what each trains and delivers.
+    """A way to distil: what its rounds are, and what each trains and delivers."""
 
-    Attributes:
-      stage: what metrics and checkpoints call it.
-      rounds: how many the config asks for.
-      steps: makes what makes the compiled training step of a round; SDTT's is one for all rounds.
-      job: a round's training, with all that it needs beside the student.
-      deliver: writes what a trained round delivers.
-      told: a line about a round, for the person who watches.
-    """
-
-    stage: str
-    rounds: Callable[[RunConfig], int]
+    stage: str  # what metrics and checkpoints call it
+    rounds: Callable[[RunConfig], int]  # how many the config asks for
+    # Makes what makes the compiled training step of a round; SDTT's is one for all rounds.
     steps: Callable[[Run], Callable[[int], TrainStep]]
+    # A round's training, with all that it needs beside the student.
     job: Callable[[Run, int, TrainStep], TrainingJob]
-    deliver: Callable[[Run, int, TrainState], None]
-    told: Callable[[RunConfig, int], str]
+    deliver: Callable[[Run, int, TrainState], None]  # writes what a trained round delivers
+    told: Callable[[RunConfig, int], str]  # a line about a round, for the person who watches
 
 
 def averaged(state: TrainState) -> Any:

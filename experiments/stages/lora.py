@@ -19,14 +19,10 @@ from sdtt_jax.typing import Params
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """What a stage trains: adapters beside frozen parameters, their base, or all parameters.
+    """What a stage trains: adapters beside frozen parameters, their base, or all parameters."""
 
-    Attributes:
-      run: whose.
-      config: of the adapters; with rank 0 there are none, and nothing here changes anything.
-    """
-
-    run: Run
+    run: Run  # whose
+    # Of the adapters; with rank 0 there are none, and nothing here changes anything.
     config: LoraConfig
 
     @property

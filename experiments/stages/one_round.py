@@ -23,25 +23,18 @@ from sdtt_jax.typing import Key, Params, Tree
 
 
 class Parts(NamedTuple):
-    """What makes one distiller another than the next.
+    """What makes one distiller another than the next."""
 
-    Attributes:
-      told: what happens, for the person who watches.
-      loss: of its training step.
-      network: of the student.
-      init: fresh boxed parameters of all that trains, from the network and a key.
-      begin: makes the first of all that trains from the teacher's parameters, the network and a key.
-      student: the student's, of the parameters that train.
-      keeps_teacher: whether the loss reads the teacher.
-    """
-
-    told: str
-    loss: Callable[[Run], LossFn]
-    network: Callable[[Run], Denoiser] = lambda run: run.denoiser
+    told: str  # what happens, for the person who watches
+    loss: Callable[[Run], LossFn]  # of its training step
+    network: Callable[[Run], Denoiser] = lambda run: run.denoiser  # of the student
+    # Fresh boxed parameters of all that trains, from the network and a key.
     init: Callable[[Any, Key], Params] = lambda network, key: network.init(key)
+    # Makes the first of all that trains from the teacher's parameters, the network and a key.
     begin: Callable[[Params, Any, Key], Tree] = lambda teacher, *_: teacher
+    # The student's, of the parameters that train.
     student: Callable[[Tree], Params] = lambda params: params
-    keeps_teacher: bool = True
+    keeps_teacher: bool = True  # whether the loss reads the teacher
 
 
 def one_round(name: str, parts: Parts) -> Distiller:

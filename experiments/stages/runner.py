@@ -21,19 +21,12 @@ from sdtt_jax.reporting import write_report
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage of a run.
+    """A stage of a run."""
 
-    Attributes:
-      name: what the command line, metrics and results call it.
-      title: what it does, for the person who watches.
-      run: does it, from where it was stopped.
-      is_finished: whether nothing of it is left to do.
-    """
-
-    name: str
-    title: str
-    run: Callable[[Run], None]
-    is_finished: Callable[[Run], bool]
+    name: str  # what the command line, metrics and results call it
+    title: str  # what it does, for the person who watches
+    run: Callable[[Run], None]  # does it, from where it was stopped
+    is_finished: Callable[[Run], bool]  # whether nothing of it is left to do
 
 
 def _data(run: Run) -> None:
@@ -75,12 +68,7 @@ STAGES = (
         training.train_judge,
         lambda run: is_delivered(run.workdir.judge),
     ),
-    Stage(
-        "distill",
-        "fewer steps, round by round",
-        training.distill,
-        training.is_distilled,
-    ),
+    Stage("distill", "fewer steps, round by round", training.distill, training.is_distilled),
     Stage(
         "evaluate",
         "sampling and measuring",

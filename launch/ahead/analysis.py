@@ -23,15 +23,10 @@ _UNIT = {"M": 2**20, "G": 2**30}
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """One program on one mesh. Bytes, FLOPs and seconds are of one chip and one run.
+    """One program on one mesh. Bytes, FLOPs and seconds are of one chip and one run."""
 
-    Attributes:
-      record: what is printed and written, JSON-ready.
-      fits: whether the compiler placed it in the chip's memory.
-    """
-
-    record: Record
-    fits: bool
+    record: Record  # what is printed and written, JSON-ready
+    fits: bool  # whether the compiler placed it in the chip's memory
 
 
 def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:

@@ -52,17 +52,11 @@ _TRIPS = re.compile(r'known_trip_count":\s*{\s*"n":\s*"(\d+)"')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One kind of exchange over one set of mesh axes.
+    """One kind of exchange over one set of mesh axes."""
 
-    Attributes:
-      kind: opcode, "all-reduce" and so on.
-      axes: mesh axes whose devices take part together.
-      group: devices that take part together.
-    """
-
-    kind: str
-    axes: tuple[str, ...]
-    group: int
+    kind: str  # opcode, "all-reduce" and so on
+    axes: tuple[str, ...]  # mesh axes whose devices take part together
+    group: int  # devices that take part together
 
 
 Amounts = functools.partial(collections.defaultdict[Collective, float], float)

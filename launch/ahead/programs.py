@@ -55,28 +55,18 @@ ATTENTION_RECOMPUTED = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One program, ready to be lowered.
+    """One program, ready to be lowered."""
 
-    Attributes:
-      kind: one of `ALL`.
-      batch: sequences, over all devices.
-      lower: lowers it.
-      state: bytes per device by part: "parameters", "optimizer", "average", "teacher",
-        and the "base" of adapters.
-      trips: expected trips of a loop over chunks of rows, by the name of its scope.
-      flops: that cannot be avoided, of one device.
-      recomputed: flops beyond them that the fast path chooses to spend, of one device.
-      tokens: tokens per run of the program, over all devices.
-    """
-
-    kind: str
-    batch: int
-    lower: Any
+    kind: str  # one of `ALL`
+    batch: int  # sequences, over all devices
+    lower: Any  # lowers it
+    # Bytes per device by part: "parameters", "optimizer", "average", "teacher", and the "base" of adapters.
     state: dict[str, float]
+    # Expected trips of a loop over chunks of rows, by the name of its scope.
     trips: dict[str, float]
-    flops: float
-    recomputed: float
-    tokens: int
+    flops: float  # that cannot be avoided, of one device
+    recomputed: float  # flops beyond them that the fast path chooses to spend, of one device
+    tokens: int  # tokens per run of the program, over all devices
 
     def trips_of(self, loop: Instruction) -> float:
         """Expected trips of a loop whose count depends on the data."""

@@ -17,17 +17,11 @@ from sdtt_jax.errors import ConfigError, UserError
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice.
+    """A slice."""
 
-    Attributes:
-      chip: of what.
-      sides: chips along each dimension of the torus.
-      slices: how many such slices, connected by the data-centre network.
-    """
-
-    chip: Chip
-    sides: tuple[int, ...]
-    slices: int = 1
+    chip: Chip  # of what
+    sides: tuple[int, ...]  # chips along each dimension of the torus
+    slices: int = 1  # how many such slices, connected by the data-centre network
 
     @property
     def stand_in(self) -> bool:

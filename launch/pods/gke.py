@@ -9,8 +9,7 @@ https://cloud.google.com/kubernetes-engine/docs/how-to/tpu-multislice.
 
 import shlex
 
-from launch.pods.spec import Files, PodSpec, require_cloud
-from launch.pods.templating import render as template
+from launch.pods.spec import Files, PodSpec, require_cloud, template
 from sdtt_jax.config import require
 
 COORDINATOR_PORT = 8476

@@ -8,8 +8,7 @@ https://docs.skypilot.co/en/latest/reference/tpu.html.
 import shlex
 
 from launch.pods.gke import COORDINATOR_PORT
-from launch.pods.spec import Files, PodSpec, require_cloud
-from launch.pods.templating import render as template
+from launch.pods.spec import Files, PodSpec, require_cloud, template
 from sdtt_jax.config import require
 
 

@@ -7,8 +7,7 @@ the last as the number of the task's GPU (jax/_src/clusters/slurm_cluster.py).
 
 import shlex
 
-from launch.pods.spec import Files, PodSpec
-from launch.pods.templating import render as template
+from launch.pods.spec import Files, PodSpec, template
 from sdtt_jax.config import require
 
 # Seconds that tasks have after the first one has ended, before SLURM ends them.

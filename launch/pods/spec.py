@@ -1,10 +1,13 @@
-"""The spec of a run on a pod: every field with its default, in frozen dataclasses."""
+"""The spec of a run on a pod: every field with its default, and the templates that it fills."""
 
 import dataclasses
+import json
 import re
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 
+import jinja2
 import ml_collections
 
 from launch.accelerators import Accelerator, find
@@ -14,6 +17,18 @@ _DNS_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _WORD = re.compile(r"[\w.@:/-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/.*)?")
+
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,
+)
+_ENVIRONMENT.filters["sh"] = lambda value: shlex.quote(str(value))
+# A JSON string is a YAML string, whatever it holds.
+_ENVIRONMENT.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
 
 Files = dict[str, str]
 Render = Callable[["PodSpec"], Files]
@@ -38,17 +53,11 @@ def _check_line(name: str, value: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class GkeConfig:
-    """What GKE and xpk need to know.
+    """What GKE and xpk need to know."""
 
-    Attributes:
-      cluster: name of the cluster; xpk only.
-      namespace: where the JobSet goes.
-      queue: Kueue's LocalQueue; empty without Kueue.
-    """
-
-    cluster: str = ""
-    namespace: str = "default"
-    queue: str = ""
+    cluster: str = ""  # name of the cluster; xpk only
+    namespace: str = "default"  # where the JobSet goes
+    queue: str = ""  # Kueue's LocalQueue; empty without Kueue
 
     def __post_init__(self) -> None:
         _check_words(self, "cluster", "namespace", "queue")
@@ -57,23 +66,15 @@ class GkeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SlurmConfig:
-    """What SLURM needs to know.
+    """What SLURM needs to know."""
 
-    Attributes:
-      partition: empty for the cluster's default.
-      account: empty for the user's default.
-      time_limit: days-hours:minutes:seconds or hours:minutes:seconds of one attempt.
-      cpus_per_task: CPU cores for each GPU.
-      checkout: directory of this repository, seen by all nodes; unused with an image.
-      python: Python with the library installed, seen by all nodes; unused with an image.
-    """
-
-    partition: str = ""
-    account: str = ""
+    partition: str = ""  # empty for the cluster's default
+    account: str = ""  # empty for the user's default
+    # Days-hours:minutes:seconds or hours:minutes:seconds of one attempt.
     time_limit: str = "24:00:00"
-    cpus_per_task: int = 8
-    checkout: str = ""
-    python: str = ""
+    cpus_per_task: int = 8  # CPU cores for each GPU
+    checkout: str = ""  # directory of this repository, seen by all nodes; unused with an image
+    python: str = ""  # Python with the library installed, seen by all nodes; unused with an image
 
     def __post_init__(self) -> None:
         _check_words(self, "partition", "account")
@@ -88,43 +89,28 @@ class SlurmConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PodSpec:
-    """A run on a pod.
+    """A run on a pod."""
 
-    Attributes:
-      name: of the job and of everything made for it.
-      accelerator: one slice or node: v5litepod-256, v6e-256, v5p-512, h100 …
-      slices: slices of TPUs, connected by the data-centre network, or nodes of GPUs.
-      config: config file of `experiments.run`, as a path in this repository.
-      workdir: directory of the run, seen by all hosts: gs://BUCKET/PATH, on SLURM also a path.
-      overrides: further options of `experiments.run`: --config.FIELD=VALUE, --stages=a,b.
-      image: container image (launch/docker/).
-      project: of Google Cloud; empty for gcloud's default.
-      zone: of Google Cloud.
-      spot: capacity that can be taken away at any time.
-      reservation: name of a reservation.
-      service_account: of the TPU VMs (e-mail address), or of Kubernetes (name).
-      max_restarts: how often status 1 may be answered with another attempt; 75 does not count.
-      grace_seconds: time to save between SIGTERM and SIGKILL.
-      gke: for GKE and xpk.
-      slurm: for SLURM.
-    """
-
-    name: str = "sdtt"
-    accelerator: str = "v5litepod-256"
-    slices: int = 1
+    name: str = "sdtt"  # of the job and of everything made for it
+    accelerator: str = "v5litepod-256"  # one slice or node: v5litepod-256, v6e-256, v5p-512, h100 …
+    slices: int = 1  # slices of TPUs, connected by the data-centre network, or nodes of GPUs
+    # Config file of `experiments.run`, as a path in this repository.
     config: str = "experiments/configs/owt_small.py"
+    # Directory of the run, seen by all hosts: gs://BUCKET/PATH, on SLURM also a path.
     workdir: str = ""
+    # Further options of `experiments.run`: --config.FIELD=VALUE, --stages=a,b.
     overrides: tuple[str, ...] = ()
-    image: str = ""
-    project: str = ""
-    zone: str = ""
-    spot: bool = False
-    reservation: str = ""
-    service_account: str = ""
+    image: str = ""  # container image (launch/docker/)
+    project: str = ""  # of Google Cloud; empty for gcloud's default
+    zone: str = ""  # of Google Cloud
+    spot: bool = False  # capacity that can be taken away at any time
+    reservation: str = ""  # name of a reservation
+    service_account: str = ""  # of the TPU VMs (e-mail address), or of Kubernetes (name)
+    # How often status 1 may be answered with another attempt; 75 does not count.
     max_restarts: int = 3
-    grace_seconds: int = 120
-    gke: GkeConfig = GkeConfig()
-    slurm: SlurmConfig = SlurmConfig()
+    grace_seconds: int = 120  # time to save between SIGTERM and SIGKILL
+    gke: GkeConfig = GkeConfig()  # for GKE and xpk
+    slurm: SlurmConfig = SlurmConfig()  # for SLURM
 
     def __post_init__(self) -> None:
         require(
@@ -213,3 +199,14 @@ def require_cloud(spec: PodSpec, *fields: str) -> None:
         for part in name.split("."):
             value = getattr(value, part)
         require(value != "", f"{name} is missing; set spec.{name}.")
+
+
+def template(name: str, spec: object, **values: object) -> str:
+    """The text of a file in `templates/`. Every value goes through `sh` or `json`; so none can break out.
+
+    Args:
+      name: of the file.
+      spec: whose fields the template may name.
+      **values: what else it may name; they come before fields of the same name.
+    """
+    return _ENVIRONMENT.get_template(name).render(vars(spec) | values)

@@ -7,8 +7,7 @@ Python of TPU VMs themselves is older than 3.11.
 
 import shlex
 
-from launch.pods.spec import Files, PodSpec, require_cloud, require_tpu
-from launch.pods.templating import render as template
+from launch.pods.spec import Files, PodSpec, require_cloud, require_tpu, template
 
 
 def render(spec: PodSpec) -> Files:

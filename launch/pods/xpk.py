@@ -7,8 +7,7 @@ ends the job on every exit status but 42, 127 to 255 and those of --restart-on-e
 
 import shlex
 
-from launch.pods.spec import Files, PodSpec, require_cloud, require_tpu
-from launch.pods.templating import render as template
+from launch.pods.spec import Files, PodSpec, require_cloud, require_tpu, template
 
 
 def render(spec: PodSpec) -> Files:
@@ -33,11 +32,7 @@ def render(spec: PodSpec) -> Files:
         f"--termination-grace-period-seconds={spec.grace_seconds}",
         f"--command={spec.shell_command}",
     ]
-    workload = template(
-        "workload.sh.j2",
-        spec,
-        options=" \\\n  ".join(map(shlex.quote, options)),
-    )
+    workload = template("workload.sh.j2", spec, options=" \\\n  ".join(map(shlex.quote, options)))
     return {"workload.sh": workload}
 
 

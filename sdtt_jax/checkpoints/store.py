@@ -161,11 +161,7 @@ class Checkpoints:
             )
 
     def restore(
-        self,
-        abstract: Tree,
-        expect: Mapping[str, Any] | None = None,
-        *,
-        before: int | None = None,
+        self, abstract: Tree, expect: Mapping[str, Any] | None = None, *, before: int | None = None
     ) -> tuple[Tree, dict[str, Any]] | None:
         """The latest checkpoint that is whole, placed as `abstract` says.
 
@@ -263,8 +259,7 @@ def save_params(
 
 
 def load_params(
-    directory: str | os.PathLike[str],
-    shardings: Tree | Callable[[dict[str, Any]], Tree] = None,
+    directory: str | os.PathLike[str], shardings: Tree | Callable[[dict[str, Any]], Tree] = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads what `save_params` wrote, verified.
 

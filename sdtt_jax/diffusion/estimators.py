@@ -38,28 +38,19 @@ NEVER = 2.0
 
 
 class Masking(NamedTuple):
-    """Masked texts and what they say of the bound.
+    """Masked texts and what they say of the bound."""
 
-    Attributes:
-      x_t: `[rows, length]` int32.
-      sigma: `[rows]` float32, total noise, which a time-conditioned network sees.
-      weight: `[rows]` float32, by which the negative log-likelihood of the masked tokens is multiplied.
-    """
-
-    x_t: jax.Array
-    sigma: jax.Array
+    x_t: jax.Array  # `[rows, length]` int32
+    sigma: jax.Array  # `[rows]` float32, total noise, which a time-conditioned network sees
+    # `[rows]` float32, by which the negative log-likelihood of the masked tokens is multiplied.
     weight: jax.Array
 
 
 class Noise(NamedTuple):
-    """What a masking is made from.
+    """What a masking is made from."""
 
-    Attributes:
-      u: `[rows]` float32 in [0, 1), decides how much is masked.
-      tokens: `[rows, length]` float32 in [0, 1), decides what is masked; `NEVER` for tokens that stay.
-    """
-
-    u: jax.Array
+    u: jax.Array  # `[rows]` float32 in [0, 1), decides how much is masked
+    # `[rows, length]` float32 in [0, 1), decides what is masked; `NEVER` for tokens that stay.
     tokens: jax.Array
 
 
@@ -77,15 +68,10 @@ class Estimator(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BoundConfig:
-    """How a bound is estimated.
+    """How a bound is estimated."""
 
-    Attributes:
-      estimator: one of `ESTIMATORS`.
-      num_maskings: independent maskings of each text.
-    """
-
-    estimator: str = "antithetic"
-    num_maskings: int = 1
+    estimator: str = "antithetic"  # one of `ESTIMATORS`
+    num_maskings: int = 1  # independent maskings of each text
 
     def __post_init__(self) -> None:
         one_of(self, estimator=ESTIMATORS)

@@ -65,20 +65,13 @@ class NelboConfig:
 
 
 class DenoisingTerms(NamedTuple):
-    """What every denoising objective is made of.
+    """What every denoising objective is made of."""
 
-    Attributes:
-      total: `[]` float32, the weighted sum of `nll`. The differentiable one: no gradient flows through
-        the others.
-      nll: `[batch, length]` float32, -log p(x_0 | x_t) at masked positions, 0 elsewhere.
-      masked: `[batch, length]` bool.
-      weight: `[batch]` float32, the NELBO's weight of each sequence's time.
-    """
-
+    # `[]` float32, the weighted sum of `nll`. The differentiable one: no gradient flows through the others.
     total: Scalar
-    nll: PerToken
-    masked: Positions
-    weight: PerSequence
+    nll: PerToken  # `[batch, length]` float32, -log p(x_0 | x_t) at masked positions, 0 elsewhere
+    masked: Positions  # `[batch, length]` bool
+    weight: PerSequence  # `[batch]` float32, the NELBO's weight of each sequence's time
 
 
 def nelbo_weight(schedule: Schedule, t: PerSequence) -> PerSequence:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import one_of, whole
 from sdtt_jax.diffusion.choices import Choice, choice, drawn, greedy_at_last, most_probable
-from sdtt_jax.diffusion.decoders import parse_mode, serving
+from sdtt_jax.diffusion.decoders import parse_mode, serving, stop_of, stopping
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Pick, Scene, sigma_of_share
 from sdtt_jax.diffusion.decoders.filling import fill, reveal
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
@@ -48,7 +48,8 @@ class SamplerConfig(Filters):
         of times, each of which reveals a random number of tokens. "first-hitting" reveals the tokens in a
         random order, as evenly over `num_steps` network calls as whole numbers allow. "confidence" and
         "entropy-bounded" take what the network is surest of, "remdm" masks tokens again. "blocks", "refine",
-        "speculative", "staged" and "energy" make calls of their own, the last three also of a helper.
+        "speculative", "staged", "skeleton" and "energy" make calls of their own, the last four also of a
+        helper. `stop=` among its options ends a text early (`decoders.stopping`).
       temperature, top_k, top_p: filters of the token distribution; 1, 0 and 1 are off. Of a network that
         sees noise, temperature 0 takes the tokens that the noise determines, and 1 draws from what the
         network says of them.
@@ -64,6 +65,7 @@ class SamplerConfig(Filters):
         whole(1, self, "num_steps")
         one_of(self, time_grid=TIME_GRIDS)
         parse_mode(self.mode)
+        stop_of(self.mode)
 
 
 @flax.struct.dataclass
@@ -74,11 +76,13 @@ class SamplerState:
       x: `[batch, length]` int32.
       nfe: `[]` int32, network calls so far.
       memory: what a decoder remembers from step to step.
+      watch: which texts have stopped; None where the mode stops none.
     """
 
     x: Tokens
     nfe: jax.Array
     memory: Memory = None
+    watch: stopping.Watch | None = None
 
 
 @flax.struct.dataclass
@@ -110,7 +114,7 @@ def sample(
     keep_states: bool = False,
     helper: Helper | None = None,
 ) -> tuple[SamplerState, jax.Array | None]:
-    """A whole generation in one `lax.scan`.
+    """A whole generation in one `lax.scan`, or `lax.while_loop` where the mode has `stop=`.
 
     Args:
       diffusion, params: the model.
@@ -141,6 +145,8 @@ def sample(
         state = take_step(diffusion, params, plan, state, index, config, helper)
         return state, state.x if keep_states else None
 
+    if state.watch is not None and not keep_states:
+        return stopping.until_stopped(lambda *now: body(*now)[0], state, config.num_steps), None
     steps = jnp.arange(config.num_steps + 1)
     state, states = jax.lax.scan(body, state, steps.astype(jnp.int32))
     if states is not None:
@@ -185,8 +191,9 @@ def first_state(
     Raises:
       ConfigError: the model, or its helper, cannot do what the decoder asks of it.
     """
-    scene = Scene(diffusion, params, helper, config, config.num_steps)
-    return SamplerState(x_init, jnp.int32(0), serving.begin(config.mode, scene, x_init))
+    scene = Scene(diffusion, params, helper, config, time_grid(config))
+    watch = None if stop_of(config.mode) is None else stopping.begin_watch(x_init)
+    return SamplerState(x_init, jnp.int32(0), serving.begin(config.mode, scene, x_init), watch)
 
 
 def time_grid(config: SamplerConfig, eps: float = SAMPLING_EPS) -> jax.Array:
@@ -248,15 +255,44 @@ def take_step(
       config: sampler.
       helper: the other model of a decoder that asks one.
     """
+    stop, watch = stop_of(config.mode), state.watch
+
+    def step(state: SamplerState) -> SamplerState:
+        return _step(diffusion, params, plan, state, index, config, helper)
+
+    if stop is None or watch is None:
+        return step(state)
+    free, last = plan.call <= config.num_steps, index == config.num_steps
+    ended = stopping.ended(stop, diffusion.mask_id, state.x, free)
+    state = dataclasses.replace(state, x=jnp.where(last, ended, state.x))
+    after = jax.lax.cond(watch.stopped.all() & ~last, lambda state: state, step, state)
+    after = dataclasses.replace(
+        after, x=jnp.where((watch.stopped & ~last)[:, None], state.x, after.x)
+    )
+    return dataclasses.replace(
+        after, watch=stopping.watched(stop, diffusion.mask_id, watch, state.x, after.x, free)
+    )
+
+
+def _step(
+    diffusion: MaskedDiffusion,
+    params: Params,
+    plan: Plan,
+    state: SamplerState,
+    index: jax.Array,
+    config: SamplerConfig,
+    helper: Helper | None,
+) -> SamplerState:
+    """`take_step` of all texts, whatever has stopped."""
     decoder, options = parse_mode(config.mode)
     key, last = jax.random.fold_in(plan.key, index), index == config.num_steps
     selected, sigma, schedule = plan.call == index, plan.sigmas[index], diffusion.schedule
     pick, again = None, None
     if decoder.step is not None:
-        scene = Scene(diffusion, params, helper, config, config.num_steps)
+        scene = Scene(diffusion, params, helper, config, time_grid(config))
         now = Now(state.x, selected, plan.call <= config.num_steps, index, state.memory)
         x, calls, memory = serving.own_step(config.mode, scene, key, now)
-        state = SamplerState(x, state.nfe + calls, memory)
+        state = dataclasses.replace(state, x=x, nfe=state.nfe + calls, memory=memory)
         selected = last & (state.x == diffusion.mask_id)
     if decoder.pick is not None or decoder.redo is not None:
         masked = state.x == diffusion.mask_id
@@ -264,9 +300,11 @@ def take_step(
     if decoder.pick is not None:
         selected = masked
         sigma = sigma_of_share(schedule, masked.mean(axis=-1, dtype=jnp.float32))
-        score, accept = (functools.partial(function, options) for function in decoder.pick)
-        calls_left = jnp.maximum(config.num_steps - index, 1)
+        score, accept = (functools.partial(function, options) for function in decoder.pick[:2])
+        calls_left, stop = jnp.maximum(config.num_steps - index, 1), stop_of(config.mode)
         pick = Pick(score, lambda *seen: accept(key_position, *seen, calls_left) | (last & masked))
+        if stop is not None and stop.entropy > 0:
+            pick = stopping.finishing(pick, stop.entropy)
     elif decoder.redo is not None:
         times = time_grid(config)
         later = jnp.minimum(index + 1, config.num_steps)
@@ -284,7 +322,7 @@ def take_step(
     state = _call(diffusion, params, state, selected, sigma, choose, (key, last), plan.noise, pick)
     if again is None:
         return state
-    return SamplerState(jnp.where(again, diffusion.mask_id, state.x), state.nfe)
+    return dataclasses.replace(state, x=jnp.where(again, diffusion.mask_id, state.x))
 
 
 def final_denoise(
@@ -348,4 +386,4 @@ def _call(
 ) -> SamplerState:
     """`reveal` as a step of a state. (More than seven arguments: what a step has settled, one by one.)"""
     x, calls = reveal(diffusion, params, state.x, selected, sigma, choose, key, noise, pick)
-    return SamplerState(x, state.nfe + calls, state.memory)
+    return dataclasses.replace(state, x=x, nfe=state.nfe + calls)

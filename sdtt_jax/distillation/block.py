@@ -16,17 +16,11 @@ from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, PerToken, 
 
 
 class Block(NamedTuple):
-    """Partly masked texts, and what the next call of a sampler with so many calls reveals of them.
+    """Partly masked texts, and what the next call of a sampler with so many calls reveals of them."""
 
-    Attributes:
-      x_t: `[batch, length]` int32.
-      sigma: `[batch]` float32, the total noise that the network is told.
-      revealed: `[batch, length]` bool, some of the masked positions.
-    """
-
-    x_t: Tokens
-    sigma: PerSequence
-    revealed: Positions
+    x_t: Tokens  # `[batch, length]` int32
+    sigma: PerSequence  # `[batch]` float32, the total noise that the network is told
+    revealed: Positions  # `[batch, length]` bool, some of the masked positions
 
 
 def draw_block(diffusion: MaskedDiffusion, x0: Tokens, key: Key, num_calls: int) -> Block:
@@ -75,7 +69,7 @@ def token_log_probs(
     Returns:
       `[batch, length]` float32, nats.
     """
-    nll = functools.partial(_nll, denoiser.mask_id)
+    nll = functools.partial(token_nll, denoiser.mask_id)
     return -selected_losses(denoiser.logits, nll, head, hidden, selected, tokens)
 
 
@@ -89,7 +83,7 @@ def _forward(
 def _backward(denoiser: DenoiserLike, saved: tuple, cotangent: PerToken) -> tuple:
     head, hidden, selected, tokens = saved
     weights = jnp.where(selected, -cotangent, 0.0)
-    nll = functools.partial(_nll, denoiser.mask_id)
+    nll = functools.partial(token_nll, denoiser.mask_id)
 
     def total(head: Params, hidden: Hidden) -> jax.Array:
         return weighted_loss(denoiser.logits, nll, head, hidden, weights, tokens)[0]
@@ -100,6 +94,7 @@ def _backward(denoiser: DenoiserLike, saved: tuple, cotangent: PerToken) -> tupl
 token_log_probs.defvjp(_forward, _backward)
 
 
-def _nll(mask_id: int, logits: Logits, tokens: jax.Array) -> jax.Array:
+def token_nll(mask_id: int, logits: Logits, tokens: jax.Array) -> jax.Array:
+    """`-log p` of `tokens: [n]` under `logits: [n, vocab]`, MASK left out: `[n]` float32, nats."""
     log_probs = masked_log_probs(logits, mask_id)
     return -jnp.take_along_axis(log_probs, tokens[:, None], axis=-1)[:, 0]

@@ -19,21 +19,12 @@ from sdtt_jax.config import at_least, require, whole, within
 from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, sample_t
 from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sample, sample
+from sdtt_jax.distillation.block import token_nll
 from sdtt_jax.distillation.divergence import kl_fwd
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.noise import Noise, draw_noise
-from sdtt_jax.typing import (
-    Hidden,
-    Key,
-    Keys,
-    Logits,
-    Params,
-    PerSequence,
-    PerToken,
-    Scalar,
-    Tokens,
-)
+from sdtt_jax.typing import Hidden, Key, Keys, Logits, Params, PerSequence, PerToken, Scalar, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +235,7 @@ def coupled_terms(
     states = states_along(diffusion, trajectories, key, config, round)
     head = denoiser.head_params(params)
     hidden = diffusion.hidden(params, states.x_t, states.sigma, trajectories.noise)
-    cross_entropy = functools.partial(_cross_entropy, denoiser.mask_id)
+    cross_entropy = functools.partial(token_nll, denoiser.mask_id)
     ends = trajectories.tokens
     total, _ = weighted_loss(denoiser.logits, cross_entropy, head, hidden, states.reached, ends)
     count = states.reached.sum()
@@ -266,11 +257,6 @@ def coupled_terms(
         (teacher.diffusion.denoiser.head_params(teacher.params),),
     )
     return total + soft, count + weights.sum()
-
-
-def _cross_entropy(mask_id: int, logits: Logits, target: jax.Array) -> jax.Array:
-    log_probs = masked_log_probs(logits, mask_id)
-    return -jnp.take_along_axis(log_probs, target[:, None], axis=-1)[:, 0]
 
 
 def _divergence(teacher: DenoiserLike, logits: Logits, hidden: Hidden, head: Params) -> jax.Array:

@@ -28,12 +28,9 @@ STUDENT, FAKE = "student", "fake"
 
 @dataclasses.dataclass(frozen=True)
 class IdlmConfig:
-    """The sampler that the student is for.
+    """The sampler that the student is for."""
 
-    Attributes:
-      num_calls: its calls; the student learns at the masked texts that one of them begins with.
-    """
-
+    # Its calls; the student learns at the masked texts that one of them begins with.
     num_calls: int = 4
 
     def __post_init__(self) -> None:

@@ -36,18 +36,12 @@ from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Scalar, To
 
 @dataclasses.dataclass(frozen=True)
 class MixtureConfig:
-    """What the mixture learns.
+    """What the mixture learns."""
 
-    Attributes:
-      num_calls: the teacher's calls on its grid of times, `1 / num_calls` each.
-      num_distill_calls: k, those of them that the student learns to take at once; with all of them it writes
-        a text at one call.
-      full_share: share of the states that are fully masked.
-    """
-
-    num_calls: int = 8
+    num_calls: int = 8  # the teacher's calls on its grid of times, `1 / num_calls` each
+    # k, those of them that the student learns to take at once; with all of them it writes a text at one call.
     num_distill_calls: int = 8
-    full_share: float = 0.4
+    full_share: float = 0.4  # share of the states that are fully masked
 
     def __post_init__(self) -> None:
         whole(2, self, "num_calls", "num_distill_calls")

@@ -32,20 +32,15 @@ Features = Callable[[Params, Tokens], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class MmdConfig:
-    """Completions and kernel, with the paper's numbers.
+    """Completions and kernel, with the paper's numbers."""
 
-    Attributes:
-      num_calls: of the sampler that the student is for; it completes the texts that a call begins with.
-      num_groups, group_size: G and B.
-      layer: of the teacher, whose states are compared; counted from 1.
-      gamma: of the kernel.
-    """
-
+    # Of the sampler that the student is for; it completes the texts that a call begins with.
     num_calls: int = 4
+    # num_groups, group_size: G and B.
     num_groups: int = 4
     group_size: int = 2
-    layer: int = 4
-    gamma: float = 2e-5
+    layer: int = 4  # of the teacher, whose states are compared; counted from 1
+    gamma: float = 2e-5  # of the kernel
 
     def __post_init__(self) -> None:
         whole(1, self, "num_calls", "layer")

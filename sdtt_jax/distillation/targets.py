@@ -94,18 +94,13 @@ def teacher_targets(
 
 
 class Start(NamedTuple):
-    """Where a teacher's trajectories begin, and its first call, which they share.
+    """Where a teacher's trajectories begin, and its first call, which they share."""
 
-    Attributes:
-      x, hidden: `[batch, length]` int32, and the hidden states there.
-      sigmas: `[k, batch]` float32, the total noise at the calls.
-      probs: `[k, batch]` float32, the chance of being revealed after each.
-    """
-
+    # x, hidden: `[batch, length]` int32, and the hidden states there.
     x: Tokens
     hidden: Hidden
-    sigmas: jax.Array
-    probs: jax.Array
+    sigmas: jax.Array  # `[k, batch]` float32, the total noise at the calls
+    probs: jax.Array  # `[k, batch]` float32, the chance of being revealed after each
 
 
 def first_call(

@@ -59,10 +59,7 @@ def said(result: Mapping[str, Any], name: str, digits: int) -> str:
 
 
 def bootstrap(
-    statistic: Callable[..., np.ndarray],
-    *columns: np.ndarray,
-    seed: int,
-    resamples: int = 2000,
+    statistic: Callable[..., np.ndarray], *columns: np.ndarray, seed: int, resamples: int = 2000
 ) -> Interval:
     """A statistic of some texts and its interval; a single text has none.
 

@@ -24,17 +24,11 @@ class Cloze:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Endings of which one is right.
+    """Endings of which one is right."""
 
-    Attributes:
-      context: what all endings continue, or one context for each ending.
-      endings: the texts to choose from; a space before them belongs to them.
-      answer: place of the right one.
-    """
-
-    context: str | tuple[str, ...]
-    endings: tuple[str, ...]
-    answer: int
+    context: str | tuple[str, ...]  # what all endings continue, or one context for each ending
+    endings: tuple[str, ...]  # the texts to choose from; a space before them belongs to them
+    answer: int  # place of the right one
 
     def __post_init__(self) -> None:
         require(
@@ -119,22 +113,16 @@ def encode(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> list[Continuation]:
 
 
 class Rows(NamedTuple):
-    """Rows of one length, on the host or inside of a compiled function.
+    """Rows of one length, on the host or inside of a compiled function."""
 
-    Attributes:
-      tokens: `[rows, length]` int32.
-      start, stop: `[rows]` int32, where the suffix begins and ends.
-      item: `[rows]` int32, place among the items.
-      digest: `[rows]` uint32, made from the ids; equal rows have equal noise, wherever they stand.
-      masking: `[rows]` int32, which masking of the item.
-    """
-
-    tokens: Any
+    tokens: Any  # `[rows, length]` int32
+    # start, stop: `[rows]` int32, where the suffix begins and ends.
     start: Any
     stop: Any
-    item: Any
+    item: Any  # `[rows]` int32, place among the items
+    # `[rows]` uint32, made from the ids; equal rows have equal noise, wherever they stand.
     digest: Any
-    masking: Any
+    masking: Any  # `[rows]` int32, which masking of the item
 
 
 def lay_out(

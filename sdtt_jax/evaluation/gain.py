@@ -34,19 +34,12 @@ FLOORED = ("kl-bwd", "kl-fwd")
 
 
 class Gain(NamedTuple):
-    """Mean divergences from the round's targets over masked held-out positions, nats; NaN if none was masked.
+    """Mean divergences from the targets over masked held-out positions, nats; NaN if none was masked."""
 
-    Attributes:
-      teacher: the round's teacher, which predicts from x_t alone.
-      student: the round's student.
-      floor: the least that any prediction from x_t can reach.
-      share: `(teacher - student) / (teacher - floor)`; NaN if there was nothing to gain.
-    """
-
-    teacher: float
-    student: float
-    floor: float
-    share: float
+    teacher: float  # the round's teacher, which predicts from x_t alone
+    student: float  # the round's student
+    floor: float  # the least that any prediction from x_t can reach
+    share: float  # `(teacher - student) / (teacher - floor)`; NaN if there was nothing to gain
 
 
 @dataclasses.dataclass(frozen=True)

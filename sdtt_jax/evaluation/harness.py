@@ -90,19 +90,12 @@ def rolling_log_likelihoods(
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What a request wants of the text that is written.
+    """What a request wants of the text that is written."""
 
-    Attributes:
-      count: tokens; None if it does not say.
-      until: strings before which the text ends.
-      filters: of the token distribution.
-      unused: names of settings that nothing here knows or uses.
-    """
-
-    count: int | None
-    until: tuple[str, ...]
-    filters: Filters
-    unused: tuple[str, ...]
+    count: int | None  # tokens; None if it does not say
+    until: tuple[str, ...]  # strings before which the text ends
+    filters: Filters  # of the token distribution
+    unused: tuple[str, ...]  # names of settings that nothing here knows or uses
 
 
 def wanted(settings: Mapping[str, Any]) -> Wanted:

@@ -31,15 +31,10 @@ BATCH = 8
 
 
 class Reading(NamedTuple):
-    """A way to read a network.
+    """A way to read a network."""
 
-    Attributes:
-      causal: a position sees those before it only.
-      shift: the logits of a position predict the token behind it.
-    """
-
-    causal: bool
-    shift: bool
+    causal: bool  # a position sees those before it only
+    shift: bool  # the logits of a position predict the token behind it
 
     def __str__(self) -> str:
         attention = "causal" if self.causal else "bidirectional"

@@ -22,16 +22,11 @@ WIDTH = 32
 
 
 class Scores(NamedTuple):
-    """The judge's verdict on each text.
+    """The judge's verdict on each text."""
 
-    Attributes:
-      nll: `[texts]` float64, nats of all scored tokens.
-      scored: `[texts]` int64, how many tokens were scored.
-      windows: `[texts]` int64, pieces that the text was cut into because the judge sees no further.
-    """
-
-    nll: np.ndarray
-    scored: np.ndarray
+    nll: np.ndarray  # `[texts]` float64, nats of all scored tokens
+    scored: np.ndarray  # `[texts]` int64, how many tokens were scored
+    # `[texts]` int64, pieces that the text was cut into because the judge sees no further.
     windows: np.ndarray
 
     @property
@@ -41,32 +36,22 @@ class Scores(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """Texts as a judge reads them.
+    """Texts as a judge reads them."""
 
-    Attributes:
-      texts: what is judged, in the model's tokens, cut where they end if that is asked for.
-      seen: the same in the judge's tokens; without a judge `texts` itself.
-      starts: `[texts]`, where in `seen` each prompt ends.
-      facts: what had to be done to the texts, JSON-ready.
-    """
-
+    # What is judged, in the model's tokens, cut where they end if that is asked for.
     texts: list[np.ndarray]
-    seen: list[np.ndarray]
-    starts: np.ndarray
-    facts: dict[str, Any]
+    seen: list[np.ndarray]  # the same in the judge's tokens; without a judge `texts` itself
+    starts: np.ndarray  # `[texts]`, where in `seen` each prompt ends
+    facts: dict[str, Any]  # what had to be done to the texts, JSON-ready
 
 
 class Rows(NamedTuple):
-    """Windows of texts as the network reads them.
+    """Windows of texts as the network reads them."""
 
-    Attributes:
-      inputs, targets: `[rows, width]` int32; the state after `inputs[:, i]` predicts `targets[:, i]`.
-      scored: `[rows, width]` bool.
-    """
-
+    # inputs, targets: `[rows, width]` int32; the state after `inputs[:, i]` predicts `targets[:, i]`.
     inputs: np.ndarray
     targets: np.ndarray
-    scored: np.ndarray
+    scored: np.ndarray  # `[rows, width]` bool
 
 
 def read(

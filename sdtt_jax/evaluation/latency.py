@@ -17,34 +17,22 @@ from sdtt_jax.parallel.placement import place_batch, place_whole
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """What is timed, and how often.
+    """What is timed, and how often."""
 
-    Attributes:
-      batch: texts.
-      length: tokens of a text.
-      repeats: repetitions after one to warm up.
-      budget_s: no repetition but the first begins when they have taken so long together.
-    """
-
-    batch: int
-    length: int
-    repeats: int = 5
+    batch: int  # texts
+    length: int  # tokens of a text
+    repeats: int = 5  # repetitions after one to warm up
+    # No repetition but the first begins when they have taken so long together.
     budget_s: float = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """Whole generations of one batch.
+    """Whole generations of one batch."""
 
-    Attributes:
-      compile_s: seconds of lowering and compiling (little if a cache had the program).
-      seconds: of each repetition, after one that warmed up.
-      nfe: network calls of one repetition.
-    """
-
-    compile_s: float
-    seconds: tuple[float, ...]
-    nfe: int
+    compile_s: float  # seconds of lowering and compiling (little if a cache had the program)
+    seconds: tuple[float, ...]  # of each repetition, after one that warmed up
+    nfe: int  # network calls of one repetition
 
     @property
     def median(self) -> float:

@@ -19,14 +19,10 @@ from sdtt_jax.parallel.processes import to_host
 
 
 class Bounds(NamedTuple):
-    """What each masking of each text says of its bound.
+    """What each masking of each text says of its bound."""
 
-    Attributes:
-      nelbo: `[texts, maskings]` float64, nats per token.
-      masked: `[texts, maskings]` int32, how many tokens were masked; where it is 0, so is the estimate.
-    """
-
-    nelbo: Any
+    nelbo: Any  # `[texts, maskings]` float64, nats per token
+    # `[texts, maskings]` int32, how many tokens were masked; where it is 0, so is the estimate.
     masked: Any
 
 

@@ -28,23 +28,15 @@ TEXTS_PER_BUCKET = 10
 
 @dataclasses.dataclass(frozen=True)
 class MauveConfig:
-    """How two sets of texts are compared.
+    """How two sets of texts are compared."""
 
-    Attributes:
-      seed: of the clustering.
-      num_buckets: buckets of the histograms; None is a tenth of the smaller set, at least 2.
-      scaling: the c of the paper.
-      explained_variance: share of the variance that the features' projection keeps.
-      restarts: clusterings, of which the one with the smallest distortion counts.
-      points: mixtures on the curve.
-    """
-
-    seed: int = 0
+    seed: int = 0  # of the clustering
+    # Buckets of the histograms; None is a tenth of the smaller set, at least 2.
     num_buckets: int | None = None
-    scaling: float = 5.0
-    explained_variance: float = 0.9
-    restarts: int = 5
-    points: int = 25
+    scaling: float = 5.0  # the c of the paper
+    explained_variance: float = 0.9  # share of the variance that the features' projection keeps
+    restarts: int = 5  # clusterings, of which the one with the smallest distortion counts
+    points: int = 25  # mixtures on the curve
 
     def __post_init__(self) -> None:
         within("(0, 1)", self, "explained_variance")
@@ -52,18 +44,13 @@ class MauveConfig:
 
 
 class Mauve(NamedTuple):
-    """A score, and what it was computed from.
+    """A score, and what it was computed from."""
 
-    Attributes:
-      value: MAUVE, in [0, 1]; more is closer.
-      p, q: `[buckets]` float64, shares of the two sets' texts.
-      curve: `[points + 2, 2]` float64, from `divergence_curve`.
-    """
-
-    value: float
+    value: float  # MAUVE, in [0, 1]; more is closer
+    # p, q: `[buckets]` float64, shares of the two sets' texts.
     p: np.ndarray
     q: np.ndarray
-    curve: np.ndarray
+    curve: np.ndarray  # `[points + 2, 2]` float64, from `divergence_curve`
 
 
 # Compiled once per network: real text and every set of samples are of one shape.
@@ -95,8 +82,7 @@ def text_features(
     """
     lengths = np.array([len(text) for text in texts])
     require(
-        len(texts) > 0 and lengths.min() >= 1,
-        "features need texts of at least one token each.",
+        len(texts) > 0 and lengths.min() >= 1, "features need texts of at least one token each."
     )
     rows = np.zeros((len(texts), lengths.max() + 1), np.int32)
     for index, (row, text) in enumerate(zip(rows, texts, strict=True)):

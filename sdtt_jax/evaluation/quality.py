@@ -102,15 +102,10 @@ def paired_log_ratio(nll: np.ndarray, reference: np.ndarray, *, seed: int) -> In
 
 
 class _Grams(NamedTuple):
-    """The n-grams of all texts in the order in which they stand there.
+    """The n-grams of all texts in the order in which they stand there."""
 
-    Attributes:
-      gram: `[grams]` int64, equal where the n-grams are equal; 0 … distinct - 1.
-      text: `[grams]` int64, the text that the n-gram stands in.
-    """
-
-    gram: np.ndarray
-    text: np.ndarray
+    gram: np.ndarray  # `[grams]` int64, equal where the n-grams are equal; 0 … distinct - 1
+    text: np.ndarray  # `[grams]` int64, the text that the n-gram stands in
 
 
 def distinct_n(texts: Texts, n: int) -> float:

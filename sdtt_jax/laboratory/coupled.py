@@ -31,6 +31,7 @@ from sdtt_jax.distillation.coupled import (
     trajectory_end,
 )
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.student import (
     SCHEDULE,
     EnumeratedDenoiser,
@@ -38,9 +39,10 @@ from sdtt_jax.laboratory.student import (
     StudentConfig,
     make_diffusion,
     network_config,
+    network_of,
     table_params,
 )
-from sdtt_jax.laboratory.world import Array, World, law_measures, true_denoiser
+from sdtt_jax.laboratory.world import Array, World, true_denoiser
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.ops.noise import draw_noise
@@ -60,32 +62,23 @@ _STEPS_AT_ONCE = 50
 
 @dataclasses.dataclass(frozen=True)
 class CoupledStudentConfig:
-    """A noise-coupled student and its training.
+    """A noise-coupled student and its training."""
 
-    Attributes:
-      num_layers, embed_dim, num_heads: the transformer's sizes.
-      noise: what it sees of the noise.
-      batch_size: trajectories per step.
-      num_steps: steps of each round.
-      learning_rate, adam_learning_rate: peak rates of Muon, for the blocks' matrices, and of Adam, for the
-        rest; decayed to zero along a cosine. After 800 steps the loss was 0.167 nats in the built-in world;
-        with Adam alone, at 1.5e-3, it was 0.206.
-      full_share: share of states that are fully masked.
-      num_samples: sequences that a student's law is counted over.
-      seed: of parameters, noise and states.
-    """
-
+    # num_layers, embed_dim, num_heads: the transformer's sizes.
     num_layers: int = 3
     embed_dim: int = 64
     num_heads: int = 4
-    noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)
-    batch_size: int = 128
-    num_steps: int = 10_000
+    noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)  # what it sees of the noise
+    batch_size: int = 128  # trajectories per step
+    num_steps: int = 10_000  # steps of each round
+    # learning_rate, adam_learning_rate: peak rates of Muon, for the blocks' matrices, and of Adam, for the
+    # rest; decayed to zero along a cosine. After 800 steps the loss was 0.167 nats in the built-in world;
+    # with Adam alone, at 1.5e-3, it was 0.206.
     learning_rate: float = 0.01
     adam_learning_rate: float = 3e-3
-    full_share: float = 0.4
-    num_samples: int = 2**17
-    seed: int = 0
+    full_share: float = 0.4  # share of states that are fully masked
+    num_samples: int = 2**17  # sequences that a student's law is counted over
+    seed: int = 0  # of parameters, noise and states
 
     def __post_init__(self) -> None:
         whole(
@@ -103,7 +96,8 @@ class CoupledStudentConfig:
 
 def make_coupled_diffusion(world: World, config: CoupledStudentConfig) -> MaskedDiffusion:
     """The student, with alpha_t = 1 - t."""
-    network = CoupledDenoiser(CoupledConfig.of(network_config(world, config), config.noise))
+    sizes = network_config(world, config.num_layers, config.embed_dim, config.num_heads)
+    network = CoupledDenoiser(CoupledConfig.of(sizes, config.noise))
     return MaskedDiffusion(EnumeratedDenoiser(network), make_schedule(SCHEDULE))
 
 
@@ -139,10 +133,10 @@ def train_coupled(
     turns = TrainConfig(config.num_steps // at_once, config.batch_size, log_every=1)
     spec = StateSpec(settings, make_mesh(MeshConfig(), jax.devices()[:1]))
     student = make_coupled_diffusion(world, config)
-    network: EnumeratedDenoiser = student.denoiser  # type: ignore[assignment]
-    init = jax.jit(lambda key: unbox(network.network.init(key)))
+    init = jax.jit(lambda key: unbox(network_of(student).init(key)))
     params = init(purpose_key(config.seed, "exact-coupled-init"))
-    teacher, teacher_params = make_diffusion(world, StudentConfig()), _table(world)
+    teacher = make_diffusion(world, StudentConfig())
+    teacher_params = table_params(true_denoiser(world)[0])
     shape = at_once, config.batch_size, world.length
     for round in range(1, distill.num_rounds + 1):
         terms = functools.partial(_loss, student, teacher, distill, round)
@@ -211,10 +205,9 @@ def _loss(
 
 
 def sampled_measures(
-    world: World,
+    truth: Truth,
     diffusion: MaskedDiffusion,
     params: Params,
-    chain: Array,
     calls: Sequence[int],
     config: CoupledStudentConfig,
     temperature: float = 0.0,
@@ -222,9 +215,8 @@ def sampled_measures(
     """Both KLs, total variation and entropy of what a model writes, by number of calls, as a string.
 
     Args:
-      world: the language.
+      truth: the language, enumerated.
       diffusion, params: the model.
-      chain: `[V^L]`, the chain's probabilities.
       calls: numbers of network calls.
       config: how many samples, and their seed.
       temperature: 0 takes what the noise determines, 1 draws from the student's own distribution.
@@ -237,22 +229,22 @@ def sampled_measures(
         halves = [
             np.sum(
                 [
-                    _counts(diffusion, params, jax.random.fold_in(key, i), sampler, world)
+                    _counts(diffusion, params, jax.random.fold_in(key, i), sampler, truth.world)
                     for i in range(half, 2 * turns, 2)
                 ],
                 axis=0,
             )
             for half in range(2)
         ]
-        measures[str(number)] = _measures_of_counts(halves, chain, world.length)
+        measures[str(number)] = _measures_of_counts(halves, truth)
     return measures
 
 
-def _measures_of_counts(halves: Sequence[Array], chain: Array, length: int) -> dict[str, float]:
+def _measures_of_counts(halves: Sequence[Array], truth: Truth) -> dict[str, float]:
     def measured(counts: Array) -> dict[str, float]:
-        plain = law_measures(counts / counts.sum(), chain, length)
+        plain = truth.measures_of(counts / counts.sum())
         smooth = (counts + 0.5) / (counts + 0.5).sum()
-        return plain | {"kl_reverse": law_measures(smooth, chain, length)["kl_reverse"]}
+        return plain | {"kl_reverse": truth.measures_of(smooth)["kl_reverse"]}
 
     whole, parts = measured(halves[0] + halves[1]), [measured(half) for half in halves]
     for name in ("kl", "entropy"):
@@ -269,7 +261,3 @@ def _counts(
     state, _ = sample(diffusion, params, key, x_init, config)
     place = jnp.asarray(world.vocab_size ** np.arange(world.length - 1, -1, -1), jnp.int32)
     return jnp.bincount((state.x * place).sum(axis=-1), length=world.vocab_size**world.length)
-
-
-def _table(world: World) -> Params:
-    return table_params(true_denoiser(world)[0])

@@ -1,8 +1,9 @@
 """The exact laws of decoders that make calls of their own: what each does to every partly masked sequence."""
 
+import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders.energy import Energy
 from sdtt_jax.diffusion.decoders.refine import Refine
+from sdtt_jax.diffusion.decoders.skeleton import Skeleton
 from sdtt_jax.diffusion.decoders.speculative import Speculative, relaxed
 from sdtt_jax.laboratory.world import (
     Array,
@@ -23,18 +25,13 @@ from sdtt_jax.laboratory.world import (
 
 
 class Table(NamedTuple):
-    """What a step of a decoder is computed from.
+    """What a step of a decoder is computed from."""
 
-    Attributes:
-      own: `[states, L, V]`, what the model draws from, in the order of `all_states`.
-      helper: the same of the other model; of a causal one only what has nothing masked on the left is read.
-      causal: whether the helper is a causal model.
-      num_steps, call: how many steps there are, and which this is.
-    """
-
-    own: Array
+    own: Array  # `[states, L, V]`, what the model draws from, in the order of `all_states`
+    # The same of the other model; of a causal one only what has nothing masked on the left is read.
     helper: Array
-    causal: bool
+    causal: bool  # whether the helper is a causal model
+    # num_steps, call: how many steps there are, and which this is.
     num_steps: int
     call: int = 0
 
@@ -151,6 +148,19 @@ def energy_step(options: Energy, table: Table, law: Array) -> tuple[Array, float
     return after, calls
 
 
+def skeleton_step(options: Skeleton, table: Table, law: Array) -> tuple[Array, float]:
+    """All of the helper's tokens one by one, or some of the others."""
+    length, size, bones = table.length, table.size, range(0, table.length, options.every)
+    if table.call > 0:
+        due = even_count(length - len(bones), table.num_steps - 1, table.call - 1)
+        return step_law(law, table.own, functools.partial(alike, due), length, size)
+    for bone in bones:
+        law, _ = step_law(
+            law, table.helper, lambda *_, bone=bone: [((bone,), (), 1.0)], length, size
+        )
+    return law, len(bones)
+
+
 def _causal_law(table: Table) -> Array:
     """Of every state that is a finished text, what a causal helper says of it: `[states]`."""
     length, size = table.length, table.size
@@ -167,6 +177,13 @@ def _causal_law(table: Table) -> Array:
 def even_count(length: int, num_steps: int, call: int) -> int:
     """How many positions of a whole text a call reveals where they are dealt out evenly."""
     return sum(rank * num_steps // length == call for rank in range(length))
+
+
+def alike(count: int, places: Sequence[int], source: Array) -> Iterator[Any]:
+    """Moves that reveal so many of some places, each choice alike."""
+    del source
+    for chosen in itertools.combinations(places, count):
+        yield chosen, (), 1 / math.comb(len(places), count)
 
 
 def _reveal_all(pattern: tuple[int, ...], source: Array) -> list[Any]:
@@ -208,4 +225,5 @@ STEPS: dict[type, Callable[[Any, Table, Array], tuple[Array, float]]] = {
     Speculative: speculative_step,
     Refine: refine_step,
     Energy: energy_step,
+    Skeleton: skeleton_step,
 }

@@ -16,20 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.config import require
-from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.diffusion.decoders import parse_mode, stop_of
 from sdtt_jax.diffusion.decoders.base import Decoder, Pick
 from sdtt_jax.diffusion.decoders.blocks import Blocks
+from sdtt_jax.diffusion.decoders.doubting import DoubtingRemdm
 from sdtt_jax.diffusion.decoders.planned import Grid
 from sdtt_jax.diffusion.decoders.refine import Refine
 from sdtt_jax.diffusion.decoders.staged import Staged
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.laboratory.decoder_steps import STEPS, Table, even_count, step_law
+from sdtt_jax.laboratory.decoder_steps import STEPS, Table, alike, even_count, step_law
+from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.world import (
     Array,
-    World,
     all_states,
-    finished_states,
-    law_measures,
     states_with_pattern,
 )
 
@@ -101,9 +100,12 @@ def enumerable(mode: str) -> tuple[Decoder, Any]:
     """`parse_mode`, of decoders whose law is computed here.
 
     Raises:
-      ConfigError: the mode is unknown, or its order has a temperature.
+      ConfigError: the mode is unknown, or its law is computed nowhere.
     """
     decoder, options = parse_mode(mode)
+    require(stop_of(mode) is None, f"mode={mode}: the law is that of all steps; leave `stop` out.")
+    remembers = isinstance(options, DoubtingRemdm)
+    require(not remembers, f"mode={mode}: the law depends on every history; it is not summed.")
     random = getattr(options, "order_temperature", 0.0) > 0
     require(not random, f"mode={mode}: with an order_temperature no law is computed; leave it out.")
     cached = isinstance(options, Blocks) and options.cache != "none"
@@ -112,7 +114,7 @@ def enumerable(mode: str) -> tuple[Decoder, Any]:
 
 
 def decoder_measures(
-    world: World, probabilities: Array, evidence: Array, modes: Iterable[str], steps: Iterable[int]
+    truth: Truth, modes: Iterable[str], steps: Iterable[int]
 ) -> dict[str, dict[str, dict[str, float | None]]]:
     """`law_measures` of each decoder at each number of steps, with its mean number of "calls".
 
@@ -120,20 +122,17 @@ def decoder_measures(
     steps that a decoder cannot make are left out.
 
     Args:
-      world: the chain.
-      probabilities: `[states, L, V]`, what the decoders draw from.
-      evidence: `[states]`, from `true_denoiser`.
+      truth: the chain, enumerated; its true denoiser is what the decoders draw from.
       modes: of `SamplerConfig`.
       steps: numbers of steps.
     """
-    chain = evidence[finished_states(world)]
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for mode, num_steps in itertools.product(modes, steps):
         try:
-            law, calls = decoder_law(probabilities, mode, num_steps)
+            law, calls = decoder_law(truth.teacher, mode, num_steps)
         except ConfigError:
             continue
-        measures = law_measures(law, chain, world.length)
+        measures = truth.measures_of(law)
         finite = {name: value if math.isfinite(value) else None for name, value in measures.items()}
         found.setdefault(mode, {})[str(num_steps)] = finite | {"calls": calls}
     return found
@@ -171,7 +170,6 @@ def _by_chance(
 
     (Seven arguments: the first five are one decoder at one call.)
     """
-    del source
     if decoder.redo is not None:
         masked = (jnp.float32(1 - step / num_steps) for step in (index, index + 1))
         reveal, remask = (float(chance) for chance in decoder.redo(options, *masked))
@@ -186,13 +184,9 @@ def _by_chance(
     elif isinstance(options, Blocks):
         each = num_steps // (length // options.length)
         block = [p for p in pattern if p // options.length == index // each]
-        due = even_count(options.length, each, index % each)
-        for places in itertools.combinations(block, due):
-            yield places, (), 1 / math.comb(len(block), due)
+        yield from alike(even_count(options.length, each, index % each), block, source)
     else:
-        due = even_count(length, num_steps, index)
-        for places in itertools.combinations(pattern, due):
-            yield places, (), 1 / math.comb(len(pattern), due)
+        yield from alike(even_count(length, num_steps, index), pattern, source)
 
 
 def _subsets(positions: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

@@ -17,15 +17,9 @@ from sdtt_jax.laboratory.coupled import (
     sampled_measures,
     train_coupled,
 )
-from sdtt_jax.laboratory.masks import masks_measures
 from sdtt_jax.laboratory.record import Record, Truth
 from sdtt_jax.laboratory.student import ProgressFactory
-from sdtt_jax.laboratory.world import (
-    Array,
-    law_measures,
-    reveal_sums,
-    sample_distribution,
-)
+from sdtt_jax.laboratory.world import Array, reveal_sums, sample_distribution
 from sdtt_jax.ops.noise import FULL, MASKS
 
 # In rounds, calls are halved; the first trajectory has the least power of two that is one for each token.
@@ -33,35 +27,24 @@ ROUNDS_OF = 2
 
 
 class Asked(NamedTuple):
-    """What is asked of the distillers.
+    """What is asked of the distillers."""
 
-    Attributes:
-      truth: the world, enumerated.
-      optima: predictions of SDTT's rounds, the last of which is measured.
-      calls: numbers of network calls.
-      config: the coupled student and its training.
-      progress: makes what shows the progress of a stage, from its title and number of steps.
-      bench: of the other distillers' students; with the default settings if None.
-    """
-
-    truth: Truth
-    optima: Sequence[Array]
-    calls: Sequence[int]
-    config: CoupledStudentConfig
+    truth: Truth  # the world, enumerated
+    optima: Sequence[Array]  # predictions of SDTT's rounds, the last of which is measured
+    calls: Sequence[int]  # numbers of network calls
+    config: CoupledStudentConfig  # the coupled student and its training
+    # Makes what shows the progress of a stage, from its title and number of steps.
     progress: ProgressFactory
+    # Of the other distillers' students; needed for these alone.
     bench: others.Bench | None = None
 
 
 class Distiller(NamedTuple):
-    """A distiller of the laboratory.
+    """A distiller of the laboratory."""
 
-    Attributes:
-      measure: gives the measures by number of calls, a string, for each name that the record holds.
-      trains: whether it is measured by a trained student; else by its optimum in closed form.
-    """
-
+    # Gives the measures by number of calls, a string, for each name that the record holds.
     measure: Callable[[Asked], dict[str, Record]]
-    trains: bool
+    trains: bool  # whether it is measured by a trained student; else by its optimum in closed form
 
 
 def measure_distillers(names: Sequence[str], asked: Asked) -> Record:
@@ -75,24 +58,15 @@ def measure_distillers(names: Sequence[str], asked: Asked) -> Record:
       asked: the world, and what is measured.
     """
     measured: Record = {}
-    if asked.bench is None:
-        config = others.OthersConfig()
-        bench = others.make_bench(asked.truth, asked.calls, asked.config, config, asked.progress)
-        asked = asked._replace(bench=bench)
     for name in names:
         measured |= DISTILLERS[name].measure(asked)
     return measured
 
 
 def _sdtt(asked: Asked) -> dict[str, Record]:
-    sums, chain = reveal_sums(asked.optima[-1]), others.chain_of(asked.truth)
-    length = asked.truth.world.length
+    sums = reveal_sums(asked.optima[-1])
     laws = {n: sample_distribution(sums, n) for n in asked.calls}
-    return {"sdtt": {str(n): law_measures(law, chain, length) for n, law in laws.items()}}
-
-
-def _coupled(asked: Asked) -> dict[str, Record]:
-    return _trained(asked, "coupled", None)
+    return {"sdtt": {str(n): asked.truth.measures_of(law) for n, law in laws.items()}}
 
 
 def _coupled_rounds(asked: Asked) -> dict[str, Record]:
@@ -109,12 +83,14 @@ def _coupled_rounds(asked: Asked) -> dict[str, Record]:
     return _trained(fewer, "coupled-rounds", config)
 
 
-def _trained(asked: Asked, name: str, distill: CoupledDistillConfig | None) -> dict[str, Record]:
-    world, config = asked.truth.world, asked.config
-    params = train_coupled(world, config, asked.progress, distill)
-    diffusion, chain = make_coupled_diffusion(world, config), others.chain_of(asked.truth)
+def _trained(
+    asked: Asked, name: str = "coupled", distill: CoupledDistillConfig | None = None
+) -> dict[str, Record]:
+    truth, config = asked.truth, asked.config
+    params = train_coupled(truth.world, config, asked.progress, distill)
+    diffusion = make_coupled_diffusion(truth.world, config)
     return {
-        of: sampled_measures(world, diffusion, params, chain, asked.calls, config, temperature)
+        of: sampled_measures(truth, diffusion, params, asked.calls, config, temperature)
         for of, temperature in ((name, 0.0), (f"{name}-drawn", 1.0))
     }
 
@@ -128,12 +104,12 @@ def _other(name: str, measure: Callable[[others.Bench], Record]) -> Distiller:
 
 
 def _masks(name: str, kind: str, *, coupled: bool) -> Distiller:
-    return _other(name, functools.partial(masks_measures, kind=kind, coupled=coupled))
+    return _other(name, functools.partial(others.masks_measures, kind=kind, coupled=coupled))
 
 
 DISTILLERS = {
     "sdtt": Distiller(_sdtt, trains=False),
-    "coupled": Distiller(_coupled, trains=True),
+    "coupled": Distiller(_trained, trains=True),
     "coupled-rounds": Distiller(_coupled_rounds, trains=True),
     "alpha": _other("alpha", others.alpha_measures),
     "mixture": _other("mixture", others.mixture_measures),

@@ -41,7 +41,6 @@ from sdtt_jax.laboratory.world import (
     Array,
     all_states,
     finished_states,
-    law_measures,
     reveal_sums,
     reveal_ways,
     sample_distribution,
@@ -105,7 +104,6 @@ def find_floor(
         "length.",
     )
     layout = make_layout(world.vocab_size, world.length)
-    chain = truth.evidence[finished_states(world)]
     ways = {n: reveal_ways(n, world.length)[: min(n, world.length) + 1] for n in calls}
     tables = _different({"teacher": truth.teacher, **optima})
     names = (*tables, "leaning", "perturbed", "random")
@@ -139,7 +137,7 @@ def find_floor(
 
         for n in calls:
             starts = _starts(truth, layout, n, tables, config)
-            problem = make_problem(layout.paths, starts["leaning"], ways[n], chain)
+            problem = make_problem(layout.paths, starts["leaning"], ways[n], truth.chain)
             ends = run(problem, n, starts, jobs[n])
             first = {o: _best(ends, o) for o in OBJECTIVES}
             measured = {o: _measures(truth, layout, n, first[o].mixture) for o in OBJECTIVES}
@@ -154,7 +152,7 @@ def find_floor(
             log(_line(n, record))
             for size in components:
                 starts = _mixture_starts(truth, layout, n, size, best[MIXTURE_OBJECTIVE], config)
-                problem = make_problem(layout.paths, starts["leaning"], ways[n], chain)
+                problem = make_problem(layout.paths, starts["leaning"], ways[n], truth.chain)
                 found = _best(run(problem, n, starts, mixture_jobs), MIXTURE_OBJECTIVE)
                 record["mixtures"][str(size)][str(n)] = {
                     MIXTURE_OBJECTIVE: _measures(truth, layout, n, found.mixture)
@@ -180,9 +178,7 @@ def _nearest(measured: Mapping[str, Record], objective: str) -> str:
 
 def _longer(config: SearchConfig) -> SearchConfig:
     return dataclasses.replace(
-        config,
-        lbfgs_steps=_LONGER * config.lbfgs_steps,
-        adam_steps=_LONGER * config.adam_steps,
+        config, lbfgs_steps=_LONGER * config.lbfgs_steps, adam_steps=_LONGER * config.adam_steps
     )
 
 
@@ -275,9 +271,7 @@ def _measures(truth: Truth, layout: Layout, n: int, mixture: Mixture) -> Record:
         sample_distribution(reveal_sums(to_predictions(layout, table, truth.teacher)), n)
         for table in tables
     ]
-    law = special.softmax(np.float64(mixture.shares)) @ laws
-    chain = truth.evidence[finished_states(truth.world)]
-    return law_measures(law, chain, truth.world.length)
+    return truth.measures_of(special.softmax(np.float64(mixture.shares)) @ laws)
 
 
 def _search_record(ends: Ends, objective: str) -> Record:

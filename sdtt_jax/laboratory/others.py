@@ -8,98 +8,93 @@ dispatch, sequences of the chain being drawn within.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.sampler import prior_sample
 from sdtt_jax.distillation.alpha import AlphaConfig
+from sdtt_jax.distillation.coupled import (
+    CoupledDistillConfig,
+    Trajectories,
+    coupled_terms,
+    trajectory_end,
+)
 from sdtt_jax.distillation.idlm import FAKE, STUDENT, IdlmConfig
 from sdtt_jax.distillation.mixture import MixtureConfig
 from sdtt_jax.distillation.mmd import MmdConfig
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.laboratory.coupled import CoupledStudentConfig, make_coupled_diffusion
+from sdtt_jax.laboratory.coupled import (
+    CoupledStudentConfig,
+    make_coupled_diffusion,
+    sampled_measures,
+)
 from sdtt_jax.laboratory.record import Record, Truth
 from sdtt_jax.laboratory.student import (
     ProgressFactory,
     StudentConfig,
     make_diffusion,
+    network_of,
     predictions,
     table_params,
 )
 from sdtt_jax.laboratory.world import (
     Array,
-    finished_states,
-    law_measures,
     reveal_sums,
     sample_distribution,
 )
 from sdtt_jax.networks.config import NoiseConfig
 from sdtt_jax.objectives import alpha_loss, distill_loss, idlm_loss, mixture_loss, mmd_loss
-from sdtt_jax.ops.noise import LATENT, Noise, every_value, num_values
+from sdtt_jax.ops.noise import FULL, LATENT, MASKS, Noise, draw_noise, every_value, num_values
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
 from sdtt_jax.training.state import StateSpec, TrainState
-from sdtt_jax.training.step import LossFn, make_train_step
+from sdtt_jax.training.step import Loss, LossFn, make_train_step
 from sdtt_jax.typing import Key, Params, Tokens, Tree
 
 _STEPS_PER_DISPATCH = 100
+_NOISES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class OthersConfig:
-    """Settings in the built-in world.
+    """Settings in the built-in world."""
 
-    Attributes:
-      num_layers, embed_dim, num_heads, batch_size: of each student.
-      num_steps: of each student; one is trained for each number of calls where the loss knows of it.
-      copy_steps: that copy the true denoiser first.
-      copy_rate, learning_rate: Adam's peak rates.
-      alpha: of the teacher-free loss.
-      values: of the mixture.
-      teacher_calls: of the trajectories that the mixture learns.
-      layer, gamma: of the discrepancy, which compares states of the copied network.
-      slow_rate: peak rate of the two adversarial ones.
-    """
-
+    # num_layers, embed_dim, num_heads, batch_size: of each student.
     num_layers: int = 2
     embed_dim: int = 32
     num_heads: int = 2
     batch_size: int = 128
+    # Of each student; one is trained for each number of calls where the loss knows of it.
     num_steps: int = 1000
-    copy_steps: int = 1000
+    copy_steps: int = 1000  # that copy the true denoiser first
+    # copy_rate, learning_rate: Adam's peak rates.
     copy_rate: float = 3e-3
     learning_rate: float = 1e-3
-    alpha: float = 0.5
-    values: int = 4
-    teacher_calls: int = 24
+    alpha: float = 0.5  # of the teacher-free loss
+    values: int = 4  # of the mixture
+    teacher_calls: int = 24  # of the trajectories that the mixture learns
+    # layer, gamma: of the discrepancy, which compares states of the copied network.
     layer: int = 2
     gamma: float = 1e-2
-    slow_rate: float = 1e-4
+    slow_rate: float = 1e-4  # peak rate of the two adversarial ones
 
 
 class Bench(NamedTuple):
-    """What all students share.
+    """What all students share."""
 
-    Attributes:
-      truth: the world, enumerated.
-      calls: numbers of network calls to measure at.
-      sizes: of network and batch, and the seed.
-      config: settings of the distillers.
-      start: makes the parameters that they begin with, once.
-      progress: makes what shows the progress of a stage, from its title and number of steps.
-    """
-
-    truth: Truth
-    calls: Sequence[int]
-    sizes: CoupledStudentConfig
-    config: OthersConfig
-    start: Callable[[], Params]
+    truth: Truth  # the world, enumerated
+    calls: Sequence[int]  # numbers of network calls to measure at
+    sizes: CoupledStudentConfig  # of network and batch, and the seed
+    config: OthersConfig  # settings of the distillers
+    start: Callable[[], Params]  # makes the parameters that they begin with, once
+    # Makes what shows the progress of a stage, from its title and number of steps.
     progress: ProgressFactory
 
 
@@ -148,17 +143,6 @@ def plain_student(truth: Truth, sizes: CoupledStudentConfig) -> MaskedDiffusion:
     return make_diffusion(truth.world, config)
 
 
-def chain_of(truth: Truth) -> Array:
-    """`[V^L]`, the chain's probabilities of finished sequences."""
-    return truth.evidence[finished_states(truth.world)]
-
-
-def network_of(diffusion: MaskedDiffusion) -> Any:
-    """The network behind a student, which may also be a table."""
-    enumerated: Any = diffusion.denoiser
-    return enumerated.network
-
-
 def fit(bench: Bench, title: str, loss: LossFn, params: Tree, context: Tree, rate: float) -> Tree:
     """Trains for `bench.config.num_steps` steps, and returns the parameters.
 
@@ -171,16 +155,12 @@ def fit(bench: Bench, title: str, loss: LossFn, params: Tree, context: Tree, rat
     """
     world, num_steps = bench.truth.world, bench.config.num_steps
     optimizer = OptimizerConfig(
-        name="adam",
-        learning_rate=rate,
-        schedule="cosine",
-        warmup_steps=num_steps // 20,
-        b2=0.99,
+        name="adam", learning_rate=rate, schedule="cosine", warmup_steps=num_steps // 20, b2=0.99
     )
     settings = TrainConfig(num_steps, bench.sizes.batch_size, optimizer=optimizer)
     spec = StateSpec(settings, make_mesh(MeshConfig(), jax.devices()[:1]))
     step = make_train_step(loss, settings).body
-    shares = jnp.asarray(np.cumsum(chain_of(bench.truth)), jnp.float32)
+    shares = jnp.asarray(np.cumsum(bench.truth.chain), jnp.float32)
     place = jnp.asarray(world.vocab_size ** np.arange(world.length - 1, -1, -1), jnp.int32)
 
     def sequences(key: Key) -> Tokens:
@@ -272,9 +252,79 @@ def idlm_measures(bench: Bench) -> Record:
     return _by_calls(bench, student, trained)
 
 
+def masks_measures(bench: Bench, kind: str, *, coupled: bool) -> Record:
+    """Measures of a student with stochastic masks, counted over samples.
+
+    Multi-mask and infinite-mask diffusion show the network which of several masks, or what continuous noise,
+    stands at each masked position. Here the student learns the true denoiser's trajectories twice: *coupled*,
+    the mask tells something of the noise that the tokens are drawn with (which token has the largest Gumbel
+    number); and *uncoupled*, it is drawn for itself. Given x_t, uncoupled noise is independent of the target,
+    so that the best prediction does not depend on it, and tokens that are revealed together are as
+    independent as without.
+
+    Args:
+      bench: world, sizes and steps.
+      kind: "masks", as many as the world has tokens; or "full", continuous noise, infinitely many.
+      coupled: whether the teacher's draws depend on what is shown.
+
+    Returns:
+      The measures by number of calls, each with `noise_information`.
+    """
+    world, config = bench.truth.world, bench.config
+    noise = NoiseConfig(kind, num_values=world.vocab_size)
+    sizes = dataclasses.replace(bench.sizes, noise=noise)
+    student, teacher = make_coupled_diffusion(world, sizes), plain_student(bench.truth, sizes)
+    distill = CoupledDistillConfig(world.length, full_share=sizes.full_share)
+
+    def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
+        key_drawn, key_shown, key_states = jax.random.split(key, 3)
+        drawn = draw_noise(key_drawn, batch.shape, world.vocab_size, FULL)
+        fixed = context["teacher_params"]
+        tokens = trajectory_end(teacher, fixed, drawn, distill.trajectory(1))
+        shown = told(drawn, kind)
+        if not coupled:
+            shown = draw_noise(key_shown, batch.shape, world.vocab_size, noise.levels)
+        trajectories = Trajectories(shown, tokens)
+        terms = coupled_terms(student, params, trajectories, key_states, distill)
+        return Loss(*terms, {})
+
+    title = f"{kind}, {'coupled' if coupled else 'uncoupled'}"
+    begin = network_of(student).init_from(bench.start(), purpose_key(sizes.seed, "exact-masks"))
+    context = {"teacher_params": table_params(bench.truth.teacher)}
+    params = fit(bench, title, loss, begin, context, config.learning_rate)
+    found = sampled_measures(bench.truth, student, params, bench.calls, sizes, temperature=1.0)
+    used = noise_information(student, params, world.length, purpose_key(sizes.seed, title))
+    return {n: measures | {"noise_information": used} for n, measures in found.items()}
+
+
+def told(noise: Noise, kind: str) -> Noise:
+    """What masks tell of Gumbel noise: all, or of each position the token with the largest number."""
+    if kind != MASKS:
+        return noise
+    largest = jnp.argmax(noise.token, axis=-1)
+    return Noise(noise.order, jax.nn.one_hot(largest, noise.token.shape[-1], dtype=jnp.float32))
+
+
+def noise_information(diffusion: MaskedDiffusion, params: Params, length: int, key: Key) -> float:
+    """Mean KL of the first call's predictions from their mean over noise, nats per token.
+
+    Args:
+      diffusion, params: a student that sees noise.
+      length: tokens of a text.
+      key: PRNG key of the draws.
+    """
+    assert diffusion.noise_levels is not None
+    x = prior_sample(_NOISES, length, diffusion.mask_id)
+    noise = draw_noise(key, x.shape, diffusion.mask_id, diffusion.noise_levels)
+    hidden = diffusion.hidden(params, x, None, noise)
+    logits = diffusion.denoiser.logits(params, hidden)[..., : diffusion.mask_id]
+    log_probs = jax.nn.log_softmax(logits)
+    mean = jax.nn.logsumexp(log_probs, axis=0) - np.log(_NOISES)
+    return float((jnp.exp(log_probs) * (log_probs - mean)).sum(axis=-1).mean())
+
+
 def _by_calls(bench: Bench, diffusion: MaskedDiffusion, trained: Callable[[int], Params]) -> Record:
-    chain, length = chain_of(bench.truth), bench.truth.world.length
     return {
-        str(n): law_measures(law_of(bench, diffusion, trained(n), n), chain, length)
+        str(n): bench.truth.measures_of(law_of(bench, diffusion, trained(n), n))
         for n in bench.calls
     }

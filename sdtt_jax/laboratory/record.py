@@ -5,9 +5,9 @@ Measures are those of `sampler_measures` by number of steps, which is a string, 
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from sdtt_jax.laboratory.optimum import (
@@ -28,6 +28,8 @@ from sdtt_jax.laboratory.world import (
     Array,
     World,
     data_entropy,
+    finished_states,
+    law_measures,
     sampler_measures,
     state_probabilities,
     true_denoiser,
@@ -54,6 +56,15 @@ class Truth:
         """Enumerates a world."""
         teacher, evidence = true_denoiser(world)
         return cls(world, teacher, evidence, state_probabilities(world, evidence))
+
+    @functools.cached_property
+    def chain(self) -> Array:
+        """`[V^L]`, the probabilities of finished sequences in the language."""
+        return self.evidence[finished_states(self.world)]
+
+    def measures_of(self, law: Array) -> dict[str, float]:
+        """`law_measures` of a law of finished sequences, against the language."""
+        return law_measures(law, self.chain, self.world.length)
 
     def measures(self, predictions: Array, steps: Sequence[int] = STEPS) -> Record:
         """`Measures` of samples from `predictions` by number of steps.
@@ -145,7 +156,7 @@ def train_beside(
       log: called with a line for each round.
     """
     began = time.monotonic()
-    kl = partial(mean_kl, probabilities=truth.probabilities)
+    kl = functools.partial(mean_kl, probabilities=truth.probabilities)
     world = truth.world
     start = copy_teacher(world, config, progress)
     copy_kl = kl(truth.teacher, predictions(make_diffusion(world, config), start, world))

@@ -41,22 +41,16 @@ _RARELY_USED = 1e-4  # predictions used less often than this are scaled as if th
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """The search for the best table.
+    """The search for the best table."""
 
-    Attributes:
-      lbfgs_steps, adam_steps: of each search.
-      adam_rate: Adam's rate at its start; it falls to zero along a cosine.
-      leaning: added to the logits of one sequence at the fully masked state.
-      noise: standard deviation of what is added to all logits of a start that is perturbed.
-      seed: of that noise.
-    """
-
+    # lbfgs_steps, adam_steps: of each search.
     lbfgs_steps: int = 80
     adam_steps: int = 300
-    adam_rate: float = 0.3
-    leaning: float = 2.0
+    adam_rate: float = 0.3  # Adam's rate at its start; it falls to zero along a cosine
+    leaning: float = 2.0  # added to the logits of one sequence at the fully masked state
+    # Standard deviation of what is added to all logits of a start that is perturbed.
     noise: float = 1.0
-    seed: int = 0
+    seed: int = 0  # of that noise
 
     def __post_init__(self) -> None:
         positive(self, *(f.name for f in dataclasses.fields(self) if f.name != "seed"))

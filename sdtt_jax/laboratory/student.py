@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,29 +54,21 @@ _STATES_PER_CALL = 4096
 
 @dataclasses.dataclass(frozen=True)
 class StudentConfig:
-    """The student and its training.
+    """The student and its training."""
 
-    Attributes:
-      num_layers, embed_dim, num_heads: the transformer's sizes.
-      batch_size: sequences per step.
-      copy_steps: steps of the stage that copies the enumerated teacher.
-      steps_per_round: steps of each round.
-      copy_learning_rate, learning_rate: Adam's peak rates, decayed to zero along a cosine.
-      num_trajectories: teacher trajectories per sequence; their mean is the target's expectation
-        with less noise.
-      seed: of parameters, batches and draws.
-    """
-
+    # num_layers, embed_dim, num_heads: the transformer's sizes.
     num_layers: int = 2
     embed_dim: int = 64
     num_heads: int = 4
-    batch_size: int = 128
-    copy_steps: int = 2500
-    steps_per_round: int = 1000
+    batch_size: int = 128  # sequences per step
+    copy_steps: int = 2500  # steps of the stage that copies the enumerated teacher
+    steps_per_round: int = 1000  # steps of each round
+    # copy_learning_rate, learning_rate: Adam's peak rates, decayed to zero along a cosine.
     copy_learning_rate: float = 3e-3
     learning_rate: float = 1e-3
+    # Teacher trajectories per sequence; their mean is the target's expectation with less noise.
     num_trajectories: int = 16
-    seed: int = 0
+    seed: int = 0  # of parameters, batches and draws
 
     def __post_init__(self) -> None:
         fields = (field.name for field in dataclasses.fields(self))
@@ -166,40 +158,22 @@ def sample_sequences(world: World, seed: int, round: int, step: int, batch_size:
     return tokens
 
 
-class Sizes(Protocol):
-    """What any student's config says of its transformer."""
-
-    @property
-    def num_layers(self) -> int: ...
-
-    @property
-    def embed_dim(self) -> int: ...
-
-    @property
-    def num_heads(self) -> int: ...
-
-
-def network_config(world: World, sizes: Sizes) -> DenoiserConfig:
+def network_config(world: World, layers: int, embed_dim: int, heads: int) -> DenoiserConfig:
     """The config of a student's transformer on a world."""
-    return DenoiserConfig(
-        vocab_size=world.vocab_size,
-        length=world.length,
-        num_layers=sizes.num_layers,
-        embed_dim=sizes.embed_dim,
-        num_heads=sizes.num_heads,
-        cond_dim=sizes.embed_dim,
-    )
-
-
-def make_network(world: World, config: StudentConfig) -> Denoiser:
-    """The student's transformer."""
-    return Denoiser(network_config(world, config))
+    sizes = world.vocab_size, world.length, layers, embed_dim, heads
+    return DenoiserConfig(*sizes, cond_dim=embed_dim)
 
 
 def make_diffusion(world: World, config: StudentConfig) -> MaskedDiffusion:
     """The transformer, or a table in its place, with alpha_t = 1 - t."""
-    network = EnumeratedDenoiser(make_network(world, config))
-    return MaskedDiffusion(network, make_schedule(SCHEDULE))
+    sizes = network_config(world, config.num_layers, config.embed_dim, config.num_heads)
+    return MaskedDiffusion(EnumeratedDenoiser(Denoiser(sizes)), make_schedule(SCHEDULE))
+
+
+def network_of(diffusion: MaskedDiffusion) -> Any:
+    """The network behind a student, in whose place there may be a table."""
+    enumerated: Any = diffusion.denoiser
+    return enumerated.network
 
 
 def copy_teacher(world: World, config: StudentConfig, progress: ProgressFactory) -> Params:
@@ -210,7 +184,7 @@ def copy_teacher(world: World, config: StudentConfig, progress: ProgressFactory)
       config: the student and its training.
       progress: makes what shows the progress of a stage, from its title and number of steps.
     """
-    network = make_network(world, config)
+    network = network_of(make_diffusion(world, config))
     params = jax.jit(lambda key: unbox(network.init(key)))(purpose_key(config.seed, "exact-init"))
     train_round = _make_trainer(
         world, config, "kl-fwd", config.copy_learning_rate, config.copy_steps, num_trajectories=1

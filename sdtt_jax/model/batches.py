@@ -23,15 +23,10 @@ Batch = Callable[[], Any]
 
 
 class Written(NamedTuple):
-    """Texts, as `batches` of a model write them.
+    """Texts, as `batches` of a model write them."""
 
-    Attributes:
-      tokens: `[rows, length]` int32.
-      nfe: `[rows]` int32, network calls of the batch that each row was part of.
-    """
-
-    tokens: Any
-    nfe: Any
+    tokens: Any  # `[rows, length]` int32
+    nfe: Any  # `[rows]` int32, network calls of the batch that each row was part of
 
 
 def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) -> list[Batch]:

@@ -18,15 +18,10 @@ ADAPTERS = "adapters"
 
 @dataclasses.dataclass(frozen=True)
 class Network(abc.ABC):
-    """A network as pure functions of its parameters (plain nested dicts).
+    """A network as pure functions of its parameters (plain nested dicts)."""
 
-    Attributes:
-      config: sizes; vocabulary and length must be set.
-      head: the name of the submodule whose parameters `logits` reads.
-    """
-
-    config: TransformerConfig
-    head: ClassVar[str] = "head"
+    config: TransformerConfig  # sizes; vocabulary and length must be set
+    head: ClassVar[str] = "head"  # the name of the submodule whose parameters `logits` reads
 
     def __post_init__(self) -> None:
         self.config.check_filled()

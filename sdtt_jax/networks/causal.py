@@ -34,12 +34,9 @@ class CausalNetwork(Network):
     """A causal network as pure functions of its parameters (plain nested dicts).
 
     Its logits are impossible for MASK as for padding: a softmax over all columns is one over the tokens.
-
-    Attributes:
-      config: sizes; `vocab_size` counts the tokens that it can predict.
     """
 
-    config: CausalConfig
+    config: CausalConfig  # sizes; `vocab_size` counts the tokens that it can predict
 
     @property
     def max_length(self) -> int | None:

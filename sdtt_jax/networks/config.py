@@ -164,13 +164,9 @@ class CausalConfig(TransformerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config(CausalConfig):
-    """Sizes of a GPT-2; `length` is its number of position embeddings.
+    """Sizes of a GPT-2; `length` is its number of position embeddings."""
 
-    Attributes:
-      norm_epsilon: epsilon of its layer norms.
-    """
-
-    norm_epsilon: float = 1e-5
+    norm_epsilon: float = 1e-5  # epsilon of its layer norms
 
     def __post_init__(self) -> None:
         super().__post_init__()

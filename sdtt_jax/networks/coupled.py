@@ -17,16 +17,7 @@ from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.networks.denoiser import Denoiser, DiT
 from sdtt_jax.networks.layers import Linear, parameter
 from sdtt_jax.ops.noise import Noise, draw_noise, num_values
-from sdtt_jax.typing import (
-    Hidden,
-    Key,
-    Params,
-    PerSequence,
-    PerToken,
-    Positions,
-    Segments,
-    Tokens,
-)
+from sdtt_jax.typing import Hidden, Key, Params, PerSequence, PerToken, Positions, Segments, Tokens
 
 # A Gumbel number lies in here with probability 0.99; what lies outside is shown as the bound.
 GUMBEL_RANGE = (-2.0, 5.0)
@@ -36,13 +27,9 @@ OCTAVES = 7
 
 @dataclasses.dataclass(frozen=True)
 class CoupledDenoiser(Denoiser):
-    """`Denoiser` with noise.
+    """`Denoiser` with noise."""
 
-    Attributes:
-      config: sizes, and what is seen of the noise.
-    """
-
-    config: CoupledConfig
+    config: CoupledConfig  # sizes, and what is seen of the noise
 
     @functools.cached_property
     def _module(self) -> "CoupledDiT":

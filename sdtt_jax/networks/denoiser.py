@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from sdtt_jax.networks.attention import attend, attend_rotated, rotary_tables, rotate
+from sdtt_jax.networks.attention import attend_rotated, rotary_tables, rotate
 from sdtt_jax.networks.base import ADAPTERS, Network, variables
 from sdtt_jax.networks.cache import LayerPast, attend_visible, empty_cache
 from sdtt_jax.networks.config import DenoiserConfig
@@ -105,13 +105,7 @@ class Denoiser(Network):
             past = empty_cache(c.num_layers, len(tokens), c.num_heads, 0, c.head_dim, dtype).past
         module = CachedDiT(dataclasses.replace(c, remat="none"))
         decoded: Any = module.apply(
-            variables(params),
-            tokens,
-            self._sigma_seen(None),
-            past,
-            start,
-            visible,
-            method="decode",
+            variables(params), tokens, self._sigma_seen(None), past, start, visible, method="decode"
         )
         hidden, new = decoded
         return hidden, new
@@ -227,10 +221,7 @@ class DenoiserBlock(nn.Module):
     ) -> tuple[jax.Array, LayerPast]:
         query, key, value = queries_keys_values(self.config, y, bias=False)
         query, key = rotate(query, *rotary), rotate(key, *rotary)
-        if visible is not None:
-            return attend_visible(query, key, value, past, visible)
-        new = LayerPast(*(x.transpose(0, 2, 1, 3) for x in (key, value)))
-        return attend(query, key, value), new
+        return attend_visible(query, key, value, past, visible)
 
 
 class FinalNorm(nn.Module):

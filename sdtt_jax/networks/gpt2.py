@@ -43,13 +43,9 @@ class GPT2Network(CausalNetwork):
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Denoiser(Network):
-    """DiffuGPT (arXiv 2410.17891) as pure functions of its parameters; its head is the token embedding.
+    """DiffuGPT (arXiv 2410.17891) as pure functions of its parameters; its head is the token embedding."""
 
-    Attributes:
-      config: sizes; `length` is the most positions that it has embeddings for.
-    """
-
-    config: GPT2DenoiserConfig
+    config: GPT2DenoiserConfig  # sizes; `length` is the most positions that it has embeddings for
     head: ClassVar[str] = "embed"
 
     @functools.cached_property

@@ -27,15 +27,10 @@ LLAMA, LLAMA_DENOISER, GPT2_DENOISER = "llama", "llama-denoiser", "gpt2-denoiser
 
 
 class Kind(NamedTuple):
-    """A kind of network.
+    """A kind of network."""
 
-    Attributes:
-      config: the dataclass of its sizes.
-      network: makes its pure functions from such a config.
-    """
-
-    config: type[TransformerConfig]
-    network: type[Any]
+    config: type[TransformerConfig]  # the dataclass of its sizes
+    network: type[Any]  # makes its pure functions from such a config
 
 
 KINDS = {

@@ -172,26 +172,19 @@ looked_up.defvjp(_looked_up_forward, _looked_up_backward)
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias` over one or several trailing axes.
+    """`x @ kernel + bias` over one or several trailing axes."""
 
-    Attributes:
-      in_shape, out_shape: trailing axes of the input that are contracted, and those that replace them.
-      axes: logical names of the kernel's axes, `len(in_shape) + len(out_shape)` of them.
-      bias: add a bias (starts at zero).
-      zero: start the kernel at zero.
-      dtype: compute dtype; the parameters are float32.
-      out_dtype: dtype of sums and result, that of the parameters or `dtype` (if None).
-      flat: axes (heads, kv) of the kernel are one axis of input and result.
-    """
-
+    # in_shape, out_shape: trailing axes of the input that are contracted, and those that replace them.
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
+    # Logical names of the kernel's axes, `len(in_shape) + len(out_shape)` of them.
     axes: tuple[str | None, ...]
-    bias: bool = True
-    zero: bool = False
-    dtype: DTypeLike = jnp.float32
+    bias: bool = True  # add a bias (starts at zero)
+    zero: bool = False  # start the kernel at zero
+    dtype: DTypeLike = jnp.float32  # compute dtype; the parameters are float32
+    # Dtype of sums and result, that of the parameters or `dtype` (if None).
     out_dtype: DTypeLike | None = None
-    flat: bool = False
+    flat: bool = False  # axes (heads, kv) of the kernel are one axis of input and result
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -344,20 +337,13 @@ class Mlp(nn.Module):
 
 
 class Head(nn.Module):
-    """The last linear map, to float32 logits over the padded vocabulary.
+    """The last linear map, to float32 logits over the padded vocabulary."""
 
-    Attributes:
-      dim: features of the hidden state.
-      vocab: columns that mean something (MASK included).
-      padded_vocab: columns of the kernel; those from `vocab` on come out as `NEG_INFINITY`.
-      bias: it has a bias.
-    """
-
-    dim: int
-    vocab: int
-    padded_vocab: int
+    dim: int  # features of the hidden state
+    vocab: int  # columns that mean something (MASK included)
+    padded_vocab: int  # columns of the kernel; those from `vocab` on come out as `NEG_INFINITY`
     dtype: DTypeLike = jnp.float32
-    bias: bool = True
+    bias: bool = True  # it has a bias
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:

@@ -11,18 +11,13 @@ KINDS = ("packed", "documents", "padded", "prompted")
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """How sequences were packed.
+    """How sequences were packed."""
 
-    Attributes:
-      kind: one of `KINDS`.
-      bos_id, eos_id: of the vocabulary; they may be the same.
-      wrap: every sequence is `[BOS] chunk [EOS]`; only packed ones are.
-    """
-
-    kind: str = "packed"
+    kind: str = "packed"  # one of `KINDS`
+    # bos_id, eos_id: of the vocabulary; they may be the same.
     bos_id: int = 0
     eos_id: int = 0
-    wrap: bool = False
+    wrap: bool = False  # every sequence is `[BOS] chunk [EOS]`; only packed ones are
 
     def __post_init__(self) -> None:
         one_of(self, kind=KINDS)

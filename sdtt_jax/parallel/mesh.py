@@ -42,17 +42,12 @@ WHOLE_IF_UNDIVIDED = ("kv_heads",)
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis.
+    """Devices along each mesh axis."""
 
-    Attributes:
-      data: batch split, parameters replicated; -1 takes all devices that the other two leave.
-      fsdp: batch split and parameters split too (each is gathered where it is used).
-      model: tensor parallelism: heads, MLP width and vocabulary split.
-    """
-
+    # Batch split, parameters replicated; -1 takes all devices that the other two leave.
     data: int = -1
-    fsdp: int = 1
-    model: int = 1
+    fsdp: int = 1  # batch split and parameters split too (each is gathered where it is used)
+    model: int = 1  # tensor parallelism: heads, MLP width and vocabulary split
 
     def __post_init__(self) -> None:
         require(self.data == -1 or self.data > 0, f"data must be positive or -1, not {self.data}.")

@@ -18,15 +18,10 @@ Item = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One file of results.
+    """One file of results."""
 
-    Attributes:
-      name: of the file.
-      items: results by name.
-    """
-
-    name: str
-    items: Mapping[str, Item]
+    name: str  # of the file
+    items: Mapping[str, Item]  # results by name
 
     def under(self, prefix: str) -> dict[str, Item]:
         """Items whose names begin with `prefix/`, by the rest of their names, in order."""
@@ -46,22 +41,15 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A model at one setting: how long a batch takes, and what it is worth.
+    """A model at one setting: how long a batch takes, and what it is worth."""
 
-    Attributes:
-      model: its name.
-      num_steps: of the sampler; 0 for a causal model.
-      causal: whether it writes token by token.
-      seconds: per batch, median.
-      gen_ppl, entropy: of its unconditional texts.
-      low, high: 95 % interval of `gen_ppl`.
-    """
-
-    model: str
-    num_steps: int
-    causal: bool
-    seconds: float
+    model: str  # its name
+    num_steps: int  # of the sampler; 0 for a causal model
+    causal: bool  # whether it writes token by token
+    seconds: float  # per batch, median
+    # gen_ppl, entropy: of its unconditional texts.
     gen_ppl: float
+    # low, high: 95 % interval of `gen_ppl`.
     low: float
     high: float
     entropy: float

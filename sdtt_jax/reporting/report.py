@@ -217,11 +217,6 @@ def stages(run: Run) -> list[dict[str, Any]]:
         if curve.tokens_per_second is not None:
             speeds.setdefault(curve.stage, curve.tokens_per_second)
     return [
-        {
-            "name": stage,
-            "seconds": seconds,
-            "share": seconds / whole,
-            "speed": speeds.get(stage),
-        }
+        {"name": stage, "seconds": seconds, "share": seconds / whole, "speed": speeds.get(stage)}
         for stage, seconds in run.timing.items()
     ]

@@ -153,10 +153,7 @@ def gain_chart(run: Run) -> RowChart | None:
     if not rows:
         return None
     shares = [row.value for row in rows]
-    span = (
-        max(SHARES_SHOWN[0], min(0.0, *shares)),
-        min(SHARES_SHOWN[1], max(1.0, *shares)),
-    )
+    span = (max(SHARES_SHOWN[0], min(0.0, *shares)), min(SHARES_SHOWN[1], max(1.0, *shares)))
     return RowChart(
         title="Share of the reachable gain",
         description="Gain share of each round with the divergence of teacher, student, and the floor",

@@ -19,17 +19,11 @@ Metrics = dict[str, jax.Array]
 
 
 class Loss(NamedTuple):
-    """What a loss function returns; the step minimises sum(total) / sum(weight) over the batch.
+    """What a loss function returns; the step minimises sum(total) / sum(weight) over the batch."""
 
-    Attributes:
-      total: `[] float32`, sum of the loss over what counts (tokens, masked positions).
-      weight: `[] float32`, how much counts; no gradient flows through it.
-      metrics: name to `[] float32`, each a mean over that weight.
-    """
-
-    total: jax.Array
-    weight: jax.Array
-    metrics: Metrics
+    total: jax.Array  # `[] float32`, sum of the loss over what counts (tokens, masked positions)
+    weight: jax.Array  # `[] float32`, how much counts; no gradient flows through it
+    metrics: Metrics  # name to `[] float32`, each a mean over that weight
 
 
 class Gradient(NamedTuple):
@@ -37,16 +31,11 @@ class Gradient(NamedTuple):
 
     The division is made within the optimizer's loops over the parameters: done before them, where the branch
     of a good step begins, it would read and write all gradients once more.
-
-    Attributes:
-      total: tree, the gradient of the sum.
-      scale: `[] float32`, what it is multiplied with.
-      norm: `[] float32`, the global norm of the mean.
     """
 
-    total: Tree
-    scale: jax.Array
-    norm: jax.Array
+    total: Tree  # tree, the gradient of the sum
+    scale: jax.Array  # `[] float32`, what it is multiplied with
+    norm: jax.Array  # `[] float32`, the global norm of the mean
 
     def mean(self) -> Tree:
         """The tree of means."""

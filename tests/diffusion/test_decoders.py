@@ -21,7 +21,12 @@ from sdtt_jax.errors import ConfigError
 from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
 
 KEY = jax.random.key(0)
-OPTIONS = {"remdm": ":eta=0.9", "blocks": ":length=1,cache=none", "refine": ":window=2,threshold=0"}
+OPTIONS = {
+    "remdm": ":eta=0.9",
+    "remdm-confidence": ":eta=0.9",
+    "blocks": ":length=1,cache=none",
+    "refine": ":window=2,threshold=0",
+}
 LOG_PROBS = jax.nn.log_softmax(jnp.array([[2.0, 1.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
 DUE = jnp.array([[True, True, True]])
 
@@ -30,6 +35,12 @@ class Larger(TableDenoiser):
     """A denoiser of another vocabulary."""
 
     mask_id = MASK + 1
+
+
+class Causal:
+    """As much of a causal network as is asked before anything is computed."""
+
+    config = type("Config", (), {"vocab_size": MASK})
 
 
 _sample = jax.jit(sample, static_argnames=("diffusion", "config", "keep_states"))
@@ -119,7 +130,7 @@ def test_remdm_masks_tokens_again_and_the_others_never_do():
         config = SamplerConfig(6, mode=mode + options)
         _, states = _sample(diffusion, params, KEY, x_init, config, keep_states=True)
         again = (states[:-1] != MASK) & (states[1:] == MASK)
-        assert bool(again.any()) == (mode == "remdm"), mode
+        assert bool(again.any()) == mode.startswith("remdm"), mode
 
 
 def test_fewer_calls_are_made_where_nothing_is_left_to_reveal():
@@ -138,6 +149,10 @@ def test_fewer_calls_are_made_where_nothing_is_left_to_reveal():
         ("confidence:0.5", "'0.5' is no option name=value"),
         ("grid:eta=1", "no field 'eta'"),
         ("remdm:eta=2", "eta must lie in"),
+        ("remdm:stop=stable", "'stable' must be 'stable' with a number"),
+        ("remdm:stop=filled:1", "'filled:1' must be 'filled' alone"),
+        ("remdm:stop=eos:1+steady:2", "stop='steady' is unknown"),
+        ("remdm:stop=entropy:0.5", "'entropy' is for decoders that read all"),
         ("entropy-bounded:bound=much", "bound"),
     ],
 )
@@ -151,6 +166,8 @@ def test_a_mode_that_is_none_is_refused_by_name(mode, said):
     [
         ("speculative", None, "mode=speculative asks another model; give it a helper, a causal"),
         ("grid", Helper({}, TableDenoiser()), "mode=grid asks no other model"),
+        ("skeleton", Helper({}, Larger()), "asks a causal model, and the helper is a denoiser"),
+        ("skeleton:every=4", Helper({}, Causal(), 0), "every=4 is more than the 3 tokens"),
         ("speculative", Helper({}, Larger()), "The helper has 4 tokens and the model 3"),
     ],
 )

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from experiments import exact
-from experiments.cli.measures import measures_table
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.laboratory.record import Truth, closed_form
 from sdtt_jax.laboratory.world import World
@@ -76,7 +75,7 @@ def test_the_table_has_a_section_for_each_number_of_calls() -> None:
     record, _ = closed_form(Truth.of(WORLD), ("kl-bwd",), WORLD.dts, print)
     record["floor"] = {"2": {"kl": record["teacher"]["steps"]["3"]}}
     record["mixtures"] = {"4": {"2": {"sum": record["teacher"]["steps"]["4"]}}}
-    table = measures_table(record, (1, 2, 100))
+    table = exact.measures_table(record, (1, 2, 100))
     calls, names, kl = (list(column.cells) for column in table.columns[:3])
     assert calls == ["1", "", "2", "", "", ""]
     assert names[2:] == [

@@ -12,7 +12,6 @@ from sdtt_jax.laboratory.record import Truth, closed_form
 from sdtt_jax.laboratory.student import StudentConfig, make_diffusion, table_params
 from sdtt_jax.laboratory.world import (
     World,
-    finished_states,
     law_measures,
     reveal_sums,
     sample_distribution,
@@ -22,7 +21,6 @@ from sdtt_jax.progress import make_progress
 
 WORLD = World((0.5, 0.5), ((0.9, 0.1), (0.2, 0.8)), 3, (0.1, 0.2), name="weather")
 TRUTH = Truth.of(WORLD)
-CHAIN = TRUTH.evidence[finished_states(WORLD)]
 TINY = CoupledStudentConfig(
     num_layers=2,
     embed_dim=32,
@@ -49,8 +47,8 @@ def test_counted_measures_are_those_of_the_exact_law():
     """The true denoiser as a table: 65,536 samples, standard errors below 0.01; seed 1."""
     exact = sample_distribution(reveal_sums(TRUTH.teacher), 2)
     teacher = make_diffusion(WORLD, StudentConfig()), table_params(TRUTH.teacher)
-    found = sampled_measures(WORLD, *teacher, CHAIN, [2], TINY, temperature=1.0)["2"]
-    assert found == pytest.approx(law_measures(exact, CHAIN, 3), abs=0.02)
+    found = sampled_measures(TRUTH, *teacher, [2], TINY, temperature=1.0)["2"]
+    assert found == pytest.approx(TRUTH.measures_of(exact), abs=0.02)
 
 
 def test_a_coupled_student_passes_below_the_factorised_teacher():

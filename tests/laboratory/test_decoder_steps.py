@@ -64,9 +64,25 @@ class Causal:
     head_params, logits = NETWORK.head_params, NETWORK.logits
 
 
+class EveryOther:
+    """A causal network of tokens 0 and 2, which says what the table does where 1 is masked."""
+
+    config = Causal.config
+
+    def hidden(self, params, tokens):
+        first = jnp.where(jnp.arange(LENGTH) < 1, tokens[:, 1:2], MASK)
+        states = jnp.full_like(first, MASK), first
+        rows = [NETWORK.hidden(params, states[i])[:, 2 * i] for i in range(2)]
+        return jnp.stack(rows, axis=1)
+
+    head_params, logits = NETWORK.head_params, NETWORK.logits
+
+
 def helper(causal):
     if causal is None:
         return None
+    if causal == "skeleton":
+        return Helper(OTHER, EveryOther(), 0)
     return Helper(OTHER, Causal(), 0) if causal else Helper(OTHER, NETWORK)
 
 
@@ -87,6 +103,7 @@ def test_without_relaxation_a_draft_changes_nothing_of_the_verifiers_law(causal,
         ("speculative:window=2,relaxation=0.3", False, 2),
         ("staged", False, 2),
         ("energy:candidates=2", True, 2),
+        ("skeleton:every=2", "skeleton", 2),
         ("refine:rounds=2,window=2,threshold=0.3", None, 4),
         ("blocks:length=1,cache=none", None, 3),
         ("remdm:eta=0.8,rule=forward-backward", None, 3),
@@ -156,6 +173,15 @@ def test_stages_are_each_drawn_from_the_model_whose_turn_it_is():
     """Three calls of a token; the first two thirds are the model's own."""
     law, calls = decoder_law(OWN, "staged:until=0.67", 3, THEIRS)
     exact = shuffled(lambda call: OWN if call < 2 else THEIRS, (1, 1, 1))
+    np.testing.assert_allclose(law, [exact[text] for text in TEXTS], atol=1e-12)
+    assert calls == 3
+
+
+def test_a_helper_plans_every_other_token_in_order_and_the_rest_is_filled():
+    law, calls = decoder_law(OWN, "skeleton:every=2", 2, THEIRS)
+    exact = {(MASK,) * LENGTH: 1.0}
+    for place, table in ((0, THEIRS), (2, THEIRS), (1, OWN)):
+        exact = drawn_at(exact, table, lambda _, place=place: (place,))
     np.testing.assert_allclose(law, [exact[text] for text in TEXTS], atol=1e-12)
     assert calls == 3
 

@@ -12,6 +12,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.laboratory.decoders import decoder_law, decoder_measures
+from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.world import (
     World,
     finished_states,
@@ -139,8 +140,7 @@ def test_one_token_a_call_is_the_chain_whatever_the_order() -> None:
 
 def test_a_text_that_is_never_written_has_an_infinite_divergence_and_is_none() -> None:
     """Sure of everything from 0 on, all is revealed at once; a second call has nothing to do."""
-    predictions, evidence = true_denoiser(WORLD)
-    found = decoder_measures(WORLD, predictions, evidence, ["confidence:threshold=1"], [1])
+    found = decoder_measures(Truth.of(WORLD), ["confidence:threshold=1"], [1])
     at_one = found["confidence:threshold=1"]["1"]
     assert at_one["kl_reverse"] is None
     assert at_one["calls"] == 2  # one token, then the most probable ones

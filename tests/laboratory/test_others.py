@@ -12,11 +12,16 @@ from sdtt_jax.laboratory.coupled import (
     sampled_measures,
 )
 from sdtt_jax.laboratory.distillers import DISTILLERS, Asked, measure_distillers
-from sdtt_jax.laboratory.masks import noise_information
-from sdtt_jax.laboratory.others import OthersConfig, chain_of, law_of, make_bench, plain_student
+from sdtt_jax.laboratory.others import (
+    OthersConfig,
+    law_of,
+    make_bench,
+    noise_information,
+    plain_student,
+)
 from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.student import table_params
-from sdtt_jax.laboratory.world import World, law_measures, reveal_sums, sample_distribution
+from sdtt_jax.laboratory.world import World, reveal_sums, sample_distribution
 from sdtt_jax.networks.config import NoiseConfig
 from sdtt_jax.ops.noise import LATENT
 from sdtt_jax.progress import make_progress
@@ -24,7 +29,6 @@ from tests.worlds import noisy_params
 
 WORLD = World((0.5, 0.5), ((0.9, 0.1), (0.2, 0.8)), 3, (0.1, 0.2), name="weather")
 TRUTH = Truth.of(WORLD)
-CHAIN = chain_of(TRUTH)
 SIZES = CoupledStudentConfig(num_layers=1, embed_dim=32, num_heads=2, num_samples=60_000, seed=1)
 CONFIG = OthersConfig(
     num_layers=1,
@@ -47,12 +51,12 @@ def asked():
 @pytest.fixture(scope="module")
 def teacher():
     sums = reveal_sums(TRUTH.teacher)
-    return {n: law_measures(sample_distribution(sums, int(n)), CHAIN, 3) for n in ("1", "2")}
+    return {n: TRUTH.measures_of(sample_distribution(sums, int(n))) for n in ("1", "2")}
 
 
 def test_the_start_is_the_true_denoiser(asked, teacher):
     law = law_of(asked.bench, plain_student(TRUTH, SIZES), asked.bench.start(), 2)
-    assert law_measures(law, CHAIN, 3) == pytest.approx(teacher["2"], abs=0.02)
+    assert TRUTH.measures_of(law) == pytest.approx(teacher["2"], abs=0.02)
 
 
 def test_a_mixtures_law_is_that_of_its_counted_samples():
@@ -61,8 +65,8 @@ def test_a_mixtures_law_is_that_of_its_counted_samples():
     student = make_coupled_diffusion(WORLD, sizes)
     params = noisy_params(student.denoiser.network, 2, spread=0.3)
     bench = make_bench(TRUTH, (2,), sizes, CONFIG, make_progress)
-    exact = law_measures(law_of(bench, student, params, 2), CHAIN, 3)
-    counted = sampled_measures(WORLD, student, params, CHAIN, [2], sizes, temperature=1.0)["2"]
+    exact = TRUTH.measures_of(law_of(bench, student, params, 2))
+    counted = sampled_measures(TRUTH, student, params, [2], sizes, temperature=1.0)["2"]
     assert counted == pytest.approx(exact, abs=0.02)
 
 

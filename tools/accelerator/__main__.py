@@ -35,20 +35,9 @@ from typing import Any
 from experiments.cli.app import exit_status, output_file, stopwatch
 from sdtt_jax.config import choose, positive, require
 from sdtt_jax.paths import as_path, read_json, write_json, write_text
+from tools.accelerator import PARTS
 from tools.accelerator.page import page
 
-# Part -> its share of the time.
-PARTS = {
-    "machine": 0.05,
-    "kernels": 0.14,
-    "training": 0.22,
-    "race": 0.12,
-    "sampling": 0.13,
-    "profile": 0.10,
-    "saving": 0.04,
-    "medium": 0.11,
-    "tuning": 0.09,
-}
 # A part looks at its clock between measurements; one that does not come back is ended so long after its time.
 GRACE_S = 40.0
 LEAST_S = 5.0
@@ -139,7 +128,9 @@ def measure(names: Sequence[str], minutes: float, folder: Path, *, tiny: bool) -
     for number, name in enumerate(names):
         left = until - time.monotonic()
         # What earlier parts left, or took too much, is shared by all later ones.
-        seconds = left * PARTS[name] / math.fsum(PARTS[later] for later in names[number:])
+        seconds = (
+            left * PARTS[name].share / math.fsum(PARTS[later].share for later in names[number:])
+        )
         log(f"part {number + 1} of {len(names)}, {name}: {seconds:.0f} s of the {left:.0f} s left")
         record["parts"][name] = _part(name, seconds, record["parts"], folder, tiny=tiny)
         write_json(folder / "accelerator.json", record)

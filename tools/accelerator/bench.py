@@ -22,22 +22,15 @@ MEASUREMENTS, MEASUREMENT_S = 5, 0.05
 
 @dataclasses.dataclass
 class Bench:
-    """One part's clock and record.
+    """One part's clock and record."""
 
-    Attributes:
-      until: by `time.monotonic`, when the part should have ended.
-      earlier: records of the parts before, by name.
-      file: where the record is written, after every row; None for nowhere.
-      folder: for further files.
-      tiny: sizes for a CPU.
-      record: "tables", rows by title; "skipped", sentences; "notes", sentences.
-    """
-
-    until: float
+    until: float  # by `time.monotonic`, when the part should have ended
+    # Records of the parts before, by name.
     earlier: dict[str, Any] = dataclasses.field(default_factory=dict)
-    file: Path | None = None
-    folder: Path = Path()
-    tiny: bool = False
+    file: Path | None = None  # where the record is written, after every row; None for nowhere
+    folder: Path = Path()  # for further files
+    tiny: bool = False  # sizes for a CPU
+    # "tables", rows by title; "skipped", sentences; "notes", sentences.
     record: dict[str, Any] = dataclasses.field(
         default_factory=lambda: {"tables": {}, "skipped": [], "notes": []}
     )

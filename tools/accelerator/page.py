@@ -3,19 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tools.accelerator import PARTS
 from tools.accelerator.bench import text
-
-TITLES = {
-    "machine": "The machine",
-    "kernels": "Kernels against the CPU",
-    "training": "Training, small size",
-    "race": "The race",
-    "sampling": "Sampling, small size",
-    "profile": "Where the time goes",
-    "saving": "Saving and restoring",
-    "medium": "Training, medium size",
-    "tuning": "Other settings",
-}
 
 
 def page(record: Mapping[str, Any]) -> str:
@@ -31,7 +20,7 @@ def page(record: Mapping[str, Any]) -> str:
     ]
     lines += _listed(note for part in parts.values() for note in part.get("notes", []))
     for name, part in parts.items():
-        lines += ["", f"## {TITLES[name]}"]
+        lines += ["", f"## {PARTS[name].title}"]
         failed = [f"This part failed. {part['error']}"] if "error" in part else []
         lines += _listed([*failed, *part.get("skipped", [])])
         for title, rows in part.get("tables", {}).items():

@@ -1,4 +1,4 @@
-"""Training steps of the paper's sizes: at growing batches, and under other settings.
+"""Training steps of the paper's sizes, at growing batches and under other settings; a state to disk and back.
 
 Cases are those of `experiments.benchmark`: a whole step with optimizer and moving average, about half of the
 tokens masked.
@@ -7,7 +7,9 @@ tokens masked.
 import contextlib
 import dataclasses
 import functools
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,9 +21,12 @@ from experiments.benchmarking.cases import Job, build
 from experiments.benchmarking.report import Measured, unavoidable_flops
 from experiments.configs.owt_small import owt
 from experiments.settings import RunConfig
+from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import to_mapping
-from sdtt_jax.networks import layers
+from sdtt_jax.networks import Denoiser, layers
 from sdtt_jax.ops import rows
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from sdtt_jax.training.state import StateSpec
 from tools.accelerator.bench import Bench, Row, chip, share_of_peak
 
 # What the benchmark calls the steps.
@@ -161,14 +166,10 @@ def _compiled_with(**options: Any) -> Iterator[None]:
 
 
 class Setting(NamedTuple):
-    """What is changed of a step.
+    """What is changed of a step."""
 
-    Attributes:
-      fields: of the network's config.
-      context: in which the step is built.
-    """
-
-    fields: Mapping[str, Any] = {}
+    fields: Mapping[str, Any] = {}  # of the network's config
+    # In which the step is built.
     context: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
 
@@ -226,3 +227,42 @@ def _tuned(bench: Bench, kind: str, batch: int, names: Sequence[str]) -> dict[st
         if "error" not in row:
             known[name] = row["tokens/s"]
     return known
+
+
+def saving(bench: Bench) -> None:
+    """The part "saving": the small size's teacher with moments and average."""
+    bench.row("saving", {"state": "teacher, small"}, lambda: _to_disk_and_back(bench))
+
+
+def _to_disk_and_back(bench: Bench) -> Row:
+    config = paper("small", tiny=bench.tiny)
+    denoiser = Denoiser(config.denoiser(TINY_VOCAB if bench.tiny else VOCAB))
+    spec = StateSpec(config.teacher.train, make_mesh(MeshConfig(), jax.devices()[:1]))
+    init = functools.partial(denoiser.init, jax.random.key(0))
+    state = jax.block_until_ready(spec.init(init))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9
+    with tempfile.TemporaryDirectory(dir=bench.folder) as folder, Checkpoints(folder) as store:
+        began = time.perf_counter()
+        store.save(state)
+        held = time.perf_counter() - began
+        store.wait()
+        saved = time.perf_counter() - began
+        on_disk = sum(
+            os.path.getsize(os.path.join(place, name))
+            for place, _, names in os.walk(folder)
+            for name in names
+        )
+        abstract = spec.abstract(init)
+        began = time.perf_counter()
+        restored = store.restore(abstract)
+        jax.block_until_ready(restored)
+        read = time.perf_counter() - began
+    return {
+        "GB": size,
+        "on disk GB": on_disk / 1e9,
+        "saving holds the loop s": held,
+        "saved s": saved,
+        "saved GB/s": size / saved,
+        "restored s": read,
+        "restored GB/s": size / read,
+    }

@@ -6,33 +6,21 @@ import time
 from pathlib import Path
 
 from sdtt_jax.paths import read_json
+from tools.accelerator import PARTS
 from tools.accelerator.bench import Bench
-
-# Part -> module and function; imported when it runs, so that what one part needs cannot hinder another.
-FUNCTIONS = {
-    "machine": ("machine", "machine"),
-    "kernels": ("kernels", "kernels"),
-    "training": ("steps", "training"),
-    "race": ("writing", "race"),
-    "sampling": ("writing", "sampling"),
-    "profile": ("profiling", "profile"),
-    "saving": ("saving", "saving"),
-    "medium": ("steps", "medium"),
-    "tuning": ("steps", "tuning"),
-}
 
 
 def run(part: str, bench: Bench) -> None:
     """Runs a part to its end, or to its first error that is not a single row's."""
-    module, function = FUNCTIONS[part]
-    getattr(importlib.import_module(f"tools.accelerator.{module}"), function)(bench)
+    module = importlib.import_module(f"tools.accelerator.{PARTS[part].module}")
+    getattr(module, part)(bench)
     bench.save()
 
 
 def main() -> None:
     """Runs the part that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=FUNCTIONS)
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("seconds", type=float)
     for name in ("earlier", "file", "folder"):
         parser.add_argument(name, type=Path)

@@ -35,19 +35,28 @@ from sdtt_jax.diffusion.decoders.confident import (
     confidence,
     negative_entropy,
 )
+from sdtt_jax.diffusion.decoders.doubting import DoubtingRemdm, doubting_step, nothing_written
 from sdtt_jax.diffusion.decoders.energy import Energy, energy_step
 from sdtt_jax.diffusion.decoders.planned import FirstHitting, Grid, grid_plan
 from sdtt_jax.diffusion.decoders.refine import Refine, check_rounds, draft_plan, refine_step
 from sdtt_jax.diffusion.decoders.remasking import Remdm, remask_chances
+from sdtt_jax.diffusion.decoders.skeleton import (
+    Skeleton,
+    check_skeleton,
+    skeleton_plan,
+    skeleton_step,
+)
 from sdtt_jax.diffusion.decoders.speculative import Speculative, speculate
 from sdtt_jax.diffusion.decoders.staged import Staged, staged_step
+from sdtt_jax.diffusion.decoders.stopping import Stop, parse_stop
 
 
 def parse_mode(text: str) -> tuple[Decoder, Any]:
     """The decoder and its options that a mode names.
 
     Args:
-      text: a name of `DECODERS`, and after a colon options `name=value` with commas.
+      text: a name of `DECODERS`, and after a colon options `name=value` with commas; `stop=` is for
+        `stop_of`.
 
     Raises:
       ConfigError: naming what is unknown or out of range.
@@ -56,9 +65,32 @@ def parse_mode(text: str) -> tuple[Decoder, Any]:
       >>> parse_mode("confidence:score=margin,threshold=0.9")[1]
       Confidence(score='margin', threshold=0.9, order_temperature=0.0)
     """
+    name, fields, _ = _parsed(text)
+    return DECODERS[name], from_mapping(DECODERS[name].options, fields, f"mode {name}")
+
+
+def stop_of(text: str) -> Stop | None:
+    """When a text is finished before the calls are used up, by the option `stop=` of a mode; None: never.
+
+    Args:
+      text: as `parse_mode` takes it.
+
+    Raises:
+      ConfigError: naming what is unknown or out of range.
+
+    Examples:
+      >>> stop_of("remdm:eta=0.1,stop=stable:2+eos:1")
+      Stop(filled=False, stable=2, entropy=0.0, eos=1)
+    """
+    name, _, stop = _parsed(text)
+    return None if stop is None else parse_stop(stop, picks=DECODERS[name].pick is not None)
+
+
+def _parsed(text: str) -> tuple[str, dict[str, Any], str | None]:
+    """Name, options and `stop=` of a mode."""
     name, colon, rest = str(text).partition(":")
     choose("mode", name, DECODERS)
-    fields = {}
+    fields: dict[str, Any] = {}
     for part in rest.split(",") if colon else ():
         field, equals, value = (word.strip() for word in part.partition("="))
         require(
@@ -68,7 +100,8 @@ def parse_mode(text: str) -> tuple[Decoder, Any]:
             fields[field] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             fields[field] = value
-    return DECODERS[name], from_mapping(DECODERS[name].options, fields, f"mode {name}")
+    stop = fields.pop("stop", None)
+    return name, fields, None if stop is None else str(stop)
 
 
 DECODERS: dict[str, Decoder] = {
@@ -77,11 +110,17 @@ DECODERS: dict[str, Decoder] = {
     "confidence": Decoder(Confidence, no_plan, Pick(confidence, accept_confident)),
     "entropy-bounded": Decoder(EntropyBounded, no_plan, Pick(negative_entropy, accept_bounded)),
     "remdm": Decoder(Remdm, no_plan, redo=remask_chances),
+    "remdm-confidence": Decoder(
+        DoubtingRemdm, no_plan, step=doubting_step, begin=nothing_written, finishes=False
+    ),
     "speculative": Decoder(Speculative, no_plan, step=speculate, helper=("causal", "denoiser")),
     "blocks": Decoder(
         Blocks, block_plan, step=write_block, begin=empty_memory, check=check_blocks, finishes=False
     ),
     "refine": Decoder(Refine, draft_plan, step=refine_step, check=check_rounds, finishes=False),
     "staged": Decoder(Staged, first_hitting_plan, step=staged_step, helper=("denoiser",)),
+    "skeleton": Decoder(
+        Skeleton, skeleton_plan, step=skeleton_step, check=check_skeleton, helper=("causal",)
+    ),
     "energy": Decoder(Energy, first_hitting_plan, step=energy_step, helper=("causal",)),
 }

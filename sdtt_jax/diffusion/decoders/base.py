@@ -24,10 +24,12 @@ class Pick(NamedTuple):
       score: `(options, log_probs [n, vocab]) -> [n]` float32, of masked positions.
       accept: `(options, key, score, due, calls_left) -> [batch, length]` bool: what is taken of the positions
         that are due.
+      columns: shape of the score of one position.
     """
 
     score: Callable[..., jax.Array]
     accept: Callable[..., jax.Array]
+    columns: tuple[int, ...] = ()
 
 
 @flax.struct.dataclass
@@ -52,14 +54,19 @@ class Scene(NamedTuple):
       diffusion, params: the model.
       helper: the other model, None where the decoder needs none.
       filters: of the token distribution.
-      num_steps: calls that may be made.
+      times: `[num_steps + 1]` float32, of the grid.
     """
 
     diffusion: MaskedDiffusion
     params: Params
     helper: Helper | None
     filters: Filters
-    num_steps: int
+    times: jax.Array
+
+    @property
+    def num_steps(self) -> int:
+        """Calls that may be made."""
+        return len(self.times) - 1
 
 
 class Now(NamedTuple):

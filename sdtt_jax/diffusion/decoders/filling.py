@@ -71,7 +71,7 @@ def fill(
 
     places = jnp.arange(x.size, dtype=jnp.int32).reshape(x.shape)
     rows, shared = (hidden, places, noise), (denoiser.head_params(params), key)
-    rest = x if pick is None else (x, jnp.zeros(x.shape, jnp.float32))
+    rest = x if pick is None else (x, jnp.zeros((*x.shape, *pick.columns), jnp.float32))
     found, _ = map_selected(read, selected, rows, shared, denoiser.padded_vocab, CHUNKS, fill=rest)
     if pick is None:
         return found

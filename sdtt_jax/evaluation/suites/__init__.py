@@ -30,17 +30,12 @@ class Table(NamedTuple):
 
 
 class Suite(NamedTuple):
-    """One row of the table of suites.
+    """One row of the table of suites."""
 
-    Attributes:
-      run: `run(subject, record)`; finished items are not computed again.
-      help: what it measures, for a command's help.
-      tables: of the report.
-    """
-
+    # `run(subject, record)`; finished items are not computed again.
     run: Callable[[Subject, Record], None]
-    help: str
-    tables: tuple[Table, ...]
+    help: str  # what it measures, for a command's help
+    tables: tuple[Table, ...]  # of the report
 
 
 TEXTS = (

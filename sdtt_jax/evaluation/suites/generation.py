@@ -23,18 +23,12 @@ EXAMPLES = 3
 
 
 class Setup(NamedTuple):
-    """What texts are written from.
+    """What texts are written from."""
 
-    Attributes:
-      name: "unconditional" or "prompted".
-      prompts: `[texts, given]` int32.
-      length: tokens of a text, prompt included.
-      real: `[real texts, length]` int32 to compare with; None where there is none.
-    """
-
-    name: str
-    prompts: np.ndarray
-    length: int
+    name: str  # "unconditional" or "prompted"
+    prompts: np.ndarray  # `[texts, given]` int32
+    length: int  # tokens of a text, prompt included
+    # `[real texts, length]` int32 to compare with; None where there is none.
     real: np.ndarray | None
 
     @property
@@ -43,37 +37,23 @@ class Setup(NamedTuple):
 
 
 class Writer(NamedTuple):
-    """Where a set-up's texts come from: a model at one setting, or the real world.
+    """Where a set-up's texts come from: a model at one setting, or the real world."""
 
-    Attributes:
-      name: of the item.
-      model: whose tokens the texts are.
-      batches: write them, batch by batch; the texts are the last tokens of each row.
-      facts: of the result.
-      inputs: everything that determines the texts.
-    """
-
-    name: str
-    model: Model | CausalModel
+    name: str  # of the item
+    model: Model | CausalModel  # whose tokens the texts are
+    # Write them, batch by batch; the texts are the last tokens of each row.
     batches: list[Callable[[], Written]]
-    facts: Json
-    inputs: Json
+    facts: Json  # of the result
+    inputs: Json  # everything that determines the texts
 
 
 class Judged(NamedTuple):
-    """Texts, and what the judge says of them.
+    """Texts, and what the judge says of them."""
 
-    Attributes:
-      tokens: `[texts, length]` int32.
-      nfe: `[texts]`, network calls; NaN for real texts.
-      reading: the texts as the judge reads them.
-      scores: None without a judge.
-    """
-
-    tokens: np.ndarray
-    nfe: np.ndarray
-    reading: Reading
-    scores: Scores | None
+    tokens: np.ndarray  # `[texts, length]` int32
+    nfe: np.ndarray  # `[texts]`, network calls; NaN for real texts
+    reading: Reading  # the texts as the judge reads them
+    scores: Scores | None  # None without a judge
 
 
 def suite(subject: Subject, record: Record) -> None:

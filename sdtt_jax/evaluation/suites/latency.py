@@ -21,21 +21,13 @@ from sdtt_jax.parallel.placement import tree_shardings, unbox
 
 
 class Racer(NamedTuple):
-    """Something to time.
+    """Something to time."""
 
-    Attributes:
-      name: of its items.
-      load: gives the model when it is needed.
-      config: a denoiser's sampler; None for a causal model.
-      facts: of the results.
-      inputs: what determines them.
-    """
-
-    name: str
-    load: Callable[[], Model | CausalModel]
-    config: SamplerConfig | None
-    facts: Json
-    inputs: Json
+    name: str  # of its items
+    load: Callable[[], Model | CausalModel]  # gives the model when it is needed
+    config: SamplerConfig | None  # a denoiser's sampler; None for a causal model
+    facts: Json  # of the results
+    inputs: Json  # what determines them
 
 
 def suite(subject: Subject, record: Record) -> None:

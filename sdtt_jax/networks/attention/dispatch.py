@@ -40,21 +40,16 @@ Axes = tuple[str | None, ...]
 
 
 class Form(NamedTuple):
-    """A form of attention.
+    """A form of attention."""
 
-    Attributes:
-      platform: that it is for; "any" for all.
-      takes: whether it can compute arrays of a shape `[batch, length, heads, head_dim]` and a dtype.
-      forward: `(query, key, value, causal, segments) -> (mixed, lse)`.
-      backward: `(saved, gradient, causal) -> (d_query, d_key, d_value)`.
-      confines: whether it takes segments.
-    """
-
-    platform: str
+    platform: str  # that it is for; "any" for all
+    # Whether it can compute arrays of a shape `[batch, length, heads, head_dim]` and a dtype.
     takes: Callable[[tuple[int, ...], jnp.dtype], bool]
+    # `(query, key, value, causal, segments) -> (mixed, lse)`.
     forward: Callable[..., tuple[jax.Array, jax.Array]]
+    # `(saved, gradient, causal) -> (d_query, d_key, d_value)`.
     backward: Callable[[Saved, jax.Array, bool], Grads]
-    confines: bool = True
+    confines: bool = True  # whether it takes segments
 
 
 def _cudnn_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
@@ -151,9 +146,7 @@ def backward(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
     return d_query, d_key, d_value
 
 
-def _segment_operands(
-    segments: jax.Array | None,
-) -> tuple[tuple[jax.Array, ...], tuple[Axes, ...]]:
+def _segment_operands(segments: jax.Array | None) -> tuple[tuple[jax.Array, ...], tuple[Axes, ...]]:
     """What segments add to the arrays of a primitive, and to the names of their axes."""
     return ((), ()) if segments is None else ((segments,), (SEGMENTS,))
 

@@ -1,0 +1,82 @@
+"""ReMDM that masks again what the network was least sure of when it wrote it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.diffusion.choices import choice
+from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
+from sdtt_jax.diffusion.decoders.filling import CHUNKS
+from sdtt_jax.diffusion.decoders.remasking import Remdm, remask_chances
+from sdtt_jax.ops.rows import map_selected
+from sdtt_jax.typing import Key, PerToken, Positions, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class DoubtingRemdm(Remdm):
+    """ReMDM whose chances of masking again are weighted by doubt (arXiv 2503.00307, confidence schedule)."""
+
+
+def nothing_written(options: DoubtingRemdm, scene: Scene, x: Tokens) -> Memory:
+    """`Decoder.begin`: the probability that each token had when it was written, `[batch, length]` float32."""
+    del options, scene
+    return jnp.zeros(x.shape, jnp.float32)
+
+
+def doubt(confidence: PerToken, shown: Positions, sigma: jax.Array) -> PerToken:
+    """What the chance of being masked again is multiplied by: proportional to `exp(-confidence)`, mean one.
+
+    The paper's weights sum to one over a text and leave the chance of revealing as it is, so that the share
+    of masked tokens drifts from the schedule. With the mean of one over the tokens that are shown, as many
+    are masked again on average as without weights, and ReMDM's theorem holds for that share. Where a chance
+    would exceed one, all weights of the text are drawn towards one until none does.
+
+    Args:
+      confidence: `[batch, length]` float32.
+      shown: `[batch, length]` bool, what may be masked again.
+      sigma: `[]` float32, the chance without weights.
+    """
+    weight = jnp.where(shown, jnp.exp(-confidence), 0.0)
+    count = jnp.maximum(shown.sum(axis=-1, keepdims=True), 1)
+    excess = weight * count / jnp.maximum(weight.sum(axis=-1, keepdims=True), 1e-30) - 1
+    largest = jnp.maximum(excess.max(axis=-1, keepdims=True), 1e-30)
+    room = 1 / jnp.maximum(sigma, 1e-30) - 1
+    return jnp.where(shown, 1 + excess * jnp.minimum(1.0, room / largest), 0.0)
+
+
+def doubting_step(
+    options: DoubtingRemdm, scene: Scene, key: Key, now: Now
+) -> tuple[Tokens, jax.Array, Memory]:
+    """`Decoder.step`: a reverse step, and what it masks again; no call where nothing is revealed."""
+    diffusion, network = scene.diffusion, scene.diffusion.denoiser
+    time, later = scene.times[now.call], scene.times[now.call + 1]
+    masked, (key_position, key_token) = now.x == diffusion.mask_id, jax.random.split(key)
+    reveal, sigma = remask_chances(
+        options, *diffusion.schedule.move_chance(jnp.stack([time, later]))
+    )
+    uniform = jax.random.uniform(key_position, now.x.shape, jnp.float32)
+    selected, shown = masked & (uniform < reveal), now.free & ~masked
+    again = shown & (uniform < sigma * doubt(now.memory, shown, sigma))
+    choose = choice(scene.filters, None, sees_noise=False)
+
+    def read(rows: tuple[Any, Any], shared: Any) -> tuple[Any, tuple[()]]:
+        (hidden, places), (head, key) = rows, shared
+        logits = network.logits(head, hidden)[:, : network.mask_id]
+        tokens = choose(key, logits, places, None)
+        probs = jnp.take_along_axis(jax.nn.softmax(logits), tokens[:, None], axis=-1)[:, 0]
+        return (tokens, probs), ()
+
+    def call(x: Tokens, confidence: PerToken) -> tuple[Tokens, PerToken]:
+        told = jnp.broadcast_to(diffusion.schedule.sigma(time), len(x))
+        places = jnp.arange(x.size, dtype=jnp.int32).reshape(x.shape)
+        rows = diffusion.hidden(scene.params, x, told), places
+        shared, columns = (network.head_params(scene.params), key_token), network.padded_vocab
+        found: tuple[Tokens, PerToken]
+        found, _ = map_selected(read, selected, rows, shared, columns, CHUNKS, fill=(x, confidence))
+        return found
+
+    needed = selected.any()
+    x, confidence = jax.lax.cond(needed, call, lambda *same: same, now.x, now.memory)
+    return jnp.where(again, diffusion.mask_id, x), needed.astype(jnp.int32), confidence

@@ -1,0 +1,102 @@
+"""Plan, then fill: a causal model writes every n-th token, the denoiser all between them (after ARLON,
+arXiv 2410.20502)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import require, whole
+from sdtt_jax.diffusion.choices import choice
+from sdtt_jax.diffusion.decoders.base import (
+    Memory,
+    Now,
+    Scene,
+    first_hitting_plan,
+)
+from sdtt_jax.diffusion.decoders.filling import reveal
+from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.ops.categorical import draw, filter_logits
+from sdtt_jax.ops.sequences import preceded
+from sdtt_jax.typing import Key, PerToken, Positions, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Skeleton:
+    """Which tokens are the helper's, a causal model of the texts that consist of every n-th token.
+
+    Attributes:
+      every: n; the helper writes positions 0, n, 2 n, … in the first step, the others fill the rest as
+        "first-hitting".
+    """
+
+    every: int = 8
+
+    def __post_init__(self) -> None:
+        whole(2, self, "every")
+
+
+def skeleton_plan(
+    options: Skeleton, share: PerToken, masked: Positions, schedule: Schedule, times: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`Decoder.plan`: the skeleton at step 0, the rest evenly over the others."""
+    bones = jnp.arange(masked.shape[1]) % options.every == 0
+    call, sigmas = first_hitting_plan(options, share, masked & ~bones, schedule, times[1:])
+    call = jnp.where(masked & bones, 0, call + 1)
+    return call, jnp.pad(sigmas, ((1, 0), (0, 0)))
+
+
+def check_skeleton(options: Skeleton, network: Any, num_steps: int, length: int) -> None:
+    """`Decoder.check`: a call is left for the rest, and there is a rest."""
+    del network
+    require(
+        num_steps > 1,
+        "mode=skeleton writes the plan in its first step; take num_steps of 2 or more.",
+    )
+    require(
+        options.every <= length,
+        f"mode=skeleton: every={options.every} is more than the {length} tokens of a text.",
+    )
+
+
+def skeleton_step(
+    options: Skeleton, scene: Scene, key: Key, now: Now
+) -> tuple[Tokens, jax.Array, Memory]:
+    """`Decoder.step`: all of the helper's calls, one for each token of the skeleton, or one of the model."""
+
+    def plan(x: Tokens) -> tuple[Tokens, jax.Array]:
+        bones, calls = _write(scene, key, x[:, :: options.every])
+        return x.at[:, :: options.every].set(bones), calls
+
+    def fill(x: Tokens) -> tuple[Tokens, jax.Array]:
+        choose = choice(scene.filters, None, sees_noise=False)
+        return reveal(scene.diffusion, scene.params, x, now.due, now.sigma(scene), choose, key)
+
+    x, calls = jax.lax.cond(now.call == 0, plan, fill, now.x)
+    return x, calls, now.memory
+
+
+def _write(scene: Scene, key: Key, x: Tokens) -> tuple[Tokens, jax.Array]:
+    """Fills `[batch, n]` from left to right by the helper, and says in how many calls."""
+    helper, mask_id = scene.helper, scene.diffusion.mask_id
+    assert helper is not None  # `serving.begin` has said so
+    assert helper.bos_id is not None
+    network, head, bos_id = helper.network, helper.network.head_params(helper.params), helper.bos_id
+
+    def write(place: jax.Array, carry: tuple[Tokens, jax.Array]) -> tuple[Tokens, jax.Array]:
+        x, calls = carry
+        free = x[:, place] == mask_id
+
+        def call(x: Tokens) -> Tokens:
+            # MASK stands only behind what is read, but it must be a token that the network knows.
+            seen = preceded(jnp.where(x == mask_id, 0, x), bos_id)
+            hidden = network.hidden(helper.params, seen)[:, place]
+            logits = filter_logits(network.logits(head, hidden)[:, :mask_id], scene.filters)
+            token = draw(jax.random.fold_in(key, place), logits)
+            return x.at[:, place].set(jnp.where(free, token, x[:, place]))
+
+        return jax.lax.cond(free.any(), call, lambda x: x, x), calls + free.any()
+
+    written: tuple[Tokens, jax.Array] = jax.lax.fori_loop(0, x.shape[1], write, (x, jnp.int32(0)))
+    return written

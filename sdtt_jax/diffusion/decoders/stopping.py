@@ -1,0 +1,161 @@
+"""When a text is finished before the calls are used up: predicates, of which any one stops it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import choose, require, whole, within
+from sdtt_jax.diffusion.decoders.base import Pick, entropy
+from sdtt_jax.typing import PerToken, Positions, Tokens
+
+# Predicates by name, and what follows the colon of those that need a number.
+PREDICATES = {"filled": None, "stable": int, "entropy": float, "eos": int}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """What ends a text, as `stop=` of a mode says it: predicates with "+" between them.
+
+    Attributes:
+      filled: "filled", nothing is masked: decoders that correct themselves then do so no more.
+      stable: "stable:2", nothing is masked, and so many steps in a row changed nothing; 0 is off.
+      entropy: "entropy:0.5", what a call finds masked has less than so many nats together; that call then
+        reveals all of it. 0 is off.
+      eos: "eos:1", this token was written and nothing before it is masked; what follows becomes EOS too.
+        -1 is off.
+    """
+
+    filled: bool = False
+    stable: int = 0
+    entropy: float = 0.0
+    eos: int = -1
+
+    def __post_init__(self) -> None:
+        whole(0, self, "stable")
+        within("[0, inf)", self, "entropy")
+        whole(-1, self, "eos")
+
+
+@flax.struct.dataclass
+class Watch:
+    """What a text is judged by.
+
+    Attributes:
+      stopped: `[batch]` bool.
+      steady: `[batch]` int32, steps without a change since all was revealed.
+    """
+
+    stopped: jax.Array
+    steady: jax.Array
+
+
+def parse_stop(text: str, *, picks: bool) -> Stop:
+    """The predicates of `stop=`.
+
+    Args:
+      text: as `Stop` has it, "stable:2+eos:1".
+      picks: whether the decoder reads all that is masked at each call, as "entropy" needs it.
+
+    Raises:
+      ConfigError: naming the predicate that is unknown, out of range or cannot be served.
+    """
+    fields: dict[str, bool | int | float] = {}
+    for part in text.split("+"):
+        name, _, value = part.strip().partition(":")
+        choose("stop", name, PREDICATES)
+        number = PREDICATES[name]
+        try:
+            fields[name] = True if number is None else number(value)
+        except ValueError:
+            fields[name] = -2
+        require(
+            fields[name] >= 0 and (number is None) == (not value),
+            f"stop={text}: {part!r} must be {name!r}"
+            + (" alone." if number is None else " with a number, as in 'stable:2'."),
+        )
+    require(
+        picks or "entropy" not in fields,
+        f"stop={text}: 'entropy' is for decoders that read all that is masked at each call, confidence and "
+        "entropy-bounded.",
+    )
+    return Stop(**fields)  # type: ignore[arg-type]
+
+
+def begin_watch(x: Tokens) -> Watch:
+    """Nothing has stopped yet."""
+    return Watch(jnp.zeros(len(x), bool), jnp.zeros(len(x), jnp.int32))
+
+
+def until_stopped(step: Callable[..., Any], state: Any, num_steps: int) -> Any:
+    """Steps 0 … num_steps, of which those before the last end when all texts have stopped.
+
+    Args:
+      step: `(state, index) -> state`, of states with a `watch`.
+      state: the first.
+      num_steps: steps.
+    """
+
+    def body(carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+        state, index = step(*carry), carry[1] + 1
+        return state, jnp.where(state.watch.stopped.all(), jnp.maximum(index, num_steps), index)
+
+    carry = state, jnp.int32(0)
+    return jax.lax.while_loop(lambda carry: carry[1] <= num_steps, body, carry)[0]
+
+
+def watched(
+    stop: Stop, mask_id: int, watch: Watch, before: Tokens, after: Tokens, free: Positions
+) -> Watch:
+    """Judges texts after a step; what has stopped stays so.
+
+    Args:
+      stop: when.
+      mask_id: id of MASK.
+      watch: the judgement so far.
+      before, after: `[batch, length]` int32, around the step.
+      free: `[batch, length]` bool, what was not given.
+    """
+    filled = ~(after == mask_id).any(axis=-1)
+    steady = jnp.where(filled & (before == after).all(axis=-1), watch.steady + 1, 0)
+    stopped = watch.stopped
+    if stop.filled or stop.entropy > 0:
+        stopped |= filled
+    if stop.stable > 0:
+        stopped |= steady >= stop.stable
+    if stop.eos >= 0:
+        stopped |= _end(stop, mask_id, after, free).any(axis=-1)
+    return Watch(stopped, steady)
+
+
+def ended(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Tokens:
+    """`x` with EOS where it is masked behind the EOS that stopped a text."""
+    if stop.eos < 0:
+        return x
+    behind = jnp.cumsum(_end(stop, mask_id, x, free), axis=-1) > 0
+    return jnp.where(behind & (x == mask_id), stop.eos, x)
+
+
+def _end(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Positions:
+    return free & (x == stop.eos) & (jnp.cumsum(x == mask_id, axis=-1) == 0)
+
+
+def finishing(pick: Pick, bound: float) -> Pick:
+    """`pick` that takes all that is due where its entropies have a sum below `bound` nats.
+
+    Args:
+      pick: with options and call given, so that `accept` takes `(score, due)`.
+      bound: nats.
+    """
+
+    def score(log_probs: jax.Array) -> jax.Array:
+        return jnp.stack([pick.score(log_probs), entropy(log_probs)], axis=-1)
+
+    def accept(score: PerToken, due: Positions) -> Positions:
+        left = jnp.where(due, score[..., 1], 0.0).sum(axis=-1, keepdims=True)
+        return pick.accept(score[..., 0], due) | (due & (left < bound))
+
+    return Pick(score, accept, (2,))

@@ -1,0 +1,88 @@
+"""Texts that stop early. Oracle: a loop in Python over the states of the same generation without `stop`."""
+
+import jax
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.schedule import make_schedule
+from tests.worlds import LENGTH, MASK, TableDenoiser, all_states, predictions, random_table
+
+NETWORK, PARAMS, KEY, BATCH = TableDenoiser(), random_table(2), jax.random.key(0), 64
+TABLE = predictions(NETWORK, PARAMS)
+NUMBER = {tuple(state): n for n, state in enumerate(all_states().tolist())}
+_sample = jax.jit(sample, static_argnames=("diffusion", "config", "keep_states"))
+
+
+def written(mode, *, keep_states=False):
+    config = SamplerConfig(8, mode=mode)
+    diffusion, x_init = MaskedDiffusion(NETWORK, make_schedule()), prior_sample(BATCH, LENGTH, MASK)
+    return _sample(diffusion, PARAMS, KEY, x_init, config, keep_states=keep_states)
+
+
+def filled(states, step):
+    return MASK not in states[step]
+
+
+def stable(states, step):
+    """Two steps in a row changed nothing of a text without MASK."""
+    return step >= 2 and filled(states, step) and (states[step - 2 : step] == states[step]).all()
+
+
+def eos(states, step):
+    """Token 1 stands somewhere, and nothing before it is masked."""
+    text = states[step].tolist()
+    return 1 in text and MASK not in text[: text.index(1)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "stop", "predicates"),
+    [
+        ("remdm:eta=0.5", "filled", [filled]),
+        ("remdm:eta=0.3", "stable:2", [stable]),
+        ("first-hitting", "eos:1", [eos]),
+        ("remdm:eta=0.5", "stable:2+eos:1", [stable, eos]),
+    ],
+)
+def test_each_text_stops_where_a_loop_in_python_does(mode, stop, predicates):
+    _, states = written(mode, keep_states=True)
+    mode = f"{mode}{',' if ':' in mode else ':'}stop={stop}"
+    state, stopped = written(mode, keep_states=True)
+    lengths = []
+    for row in range(BATCH):
+        text = np.asarray(states)[:, row]
+        steps = (s for s in range(1, 9) if any(holds(text, s) for holds in predicates))
+        lengths.append(next(steps, 9))
+        expected = text[lengths[-1]].copy()
+        if lengths[-1] < 9 and eos in predicates and eos(text, lengths[-1]):
+            expected[expected == MASK] = 1
+        np.testing.assert_array_equal(state.x[row], expected)
+    assert len(set(lengths)) > 2
+    looped, none = written(mode)
+    assert none is None
+    np.testing.assert_array_equal(looped.x, state.x)
+    assert int(looped.nfe) == int(state.nfe)
+    # Nothing is called when all have stopped.
+    longest = max(lengths)
+    np.testing.assert_array_equal(
+        stopped[longest:-1], np.asarray(stopped)[longest : longest + 1].repeat(9 - longest, 0)
+    )
+
+
+def test_what_is_left_is_revealed_at_once_where_it_has_little_entropy():
+    """One of three tokens at each call, or all that is masked where its entropies are below the bound."""
+    bound = 1.9
+    entropies = -(TABLE * np.log(TABLE)).sum(axis=-1)
+    state, states = written(f"confidence:stop=entropy:{bound}", keep_states=True)
+    counts = []
+    for row in range(BATCH):
+        text, calls = np.asarray(states)[:, row], 0
+        while MASK in text[calls]:
+            masked = text[calls] == MASK
+            left = entropies[NUMBER[tuple(text[calls].tolist())]][masked].sum()
+            calls += 1
+            assert (text[calls] == MASK).sum() == (0 if left < bound else masked.sum() - 1)
+        counts.append(calls)
+    assert set(counts) == {2, 3}
+    assert int(state.nfe) == 3
