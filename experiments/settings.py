@@ -30,6 +30,7 @@ from sdtt_jax.networks.config import (
 )
 from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.ops.noise import LATENT, MASKS
+from sdtt_jax.ops.packed import KINDS
 from sdtt_jax.parallel.mesh import MeshConfig
 from sdtt_jax.renamed import missing_name
 from sdtt_jax.training.config import TrainConfig
@@ -39,6 +40,11 @@ SDTT, COUPLED = "sdtt", "coupled"
 # Of one round, from the first teacher.
 ONE_ROUND = ("alpha", "mixture", "mmd", "idlm")
 DISTILLERS = (SDTT, COUPLED, *ONE_ROUND)
+# Kinds of `data.sequences` that a distiller cannot honour, and why.
+REFUSED_SEQUENCES = {
+    **dict.fromkeys((COUPLED, "mixture"), (KINDS[1:], "its student sees a sequence's noise")),
+    "mmd": (("documents",), "it compares whole sequences"),
+}
 
 
 def __getattr__(name: str) -> None:
@@ -262,8 +268,14 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         at_least(0, self, "watchdog_seconds")
-        for distiller in self.distillers:
-            choose("distillers", distiller, DISTILLERS)
+        kind = self.data.sequences
+        for name in self.distillers:
+            choose("distillers", name, DISTILLERS)
+            kinds, reason = REFUSED_SEQUENCES.get(name, ((), ""))
+            require(
+                kind not in kinds,
+                f"distillers: {name!r} cannot honour data.sequences={kind!r}, for {reason}; leave it out.",
+            )
         require(
             len(set(self.distillers)) == len(self.distillers) > 0, "distillers must be named, once."
         )
@@ -288,10 +300,6 @@ class RunConfig:
             not (self.published and seeing),
             f"distillers={seeing} need a teacher of this library; with teacher.init_from take sdtt or alpha.",
         )
-        require(
-            self.data.sequences == "packed" or self.distillers == (SDTT,),
-            f"distillers={self.distillers} with data.sequences={self.data.sequences!r}: take sdtt alone.",
-        )
         for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
             require(
                 sizes.vocab_size == sizes.length == 0,
@@ -309,13 +317,13 @@ class RunConfig:
     def vocab_size(self) -> int:
         """Tokens of the vocabulary, MASK not among them, before the data are there.
 
-        GPT-2's is known; a SentencePiece model may turn out smaller than it was asked to be.
+        GPT-2's is known, and a file's; a SentencePiece model may turn out smaller than it was asked to be.
         """
         require(
             self.tokenizer.kind != "hub",
             "The vocabulary of teacher.init_from is known only when that is loaded; leave it out here.",
         )
-        if self.tokenizer.kind == "gpt2":
+        if self.tokenizer.kind in ("gpt2", "file"):
             return train_tokenizer(self.tokenizer, []).vocab_size
         return self.tokenizer.vocab_size
 

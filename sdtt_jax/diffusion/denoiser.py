@@ -85,6 +85,12 @@ class Given:
         hidden: Hidden = network.hidden(params, tokens, sigma, *more, **inputs, **self.inputs)
         return hidden
 
+    def layer_states(self, params: Params, tokens: Tokens, layer: int) -> Hidden:
+        """As the network's own."""
+        network: Any = self.denoiser
+        states: Hidden = network.layer_states(params, tokens, layer, **self.inputs)
+        return states
+
     def __getattr__(self, name: str) -> Any:
         # Nothing else that computes from tokens, a cache for one, which would not see the inputs.
         if name in ("mask_id", "padded_vocab", "head_params", "logits", "noise_levels", "config"):

@@ -7,6 +7,7 @@ from typing import Any
 import tokenizers
 
 from sdtt_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
+from sdtt_jax.data.making import named_id
 from sdtt_jax.data.tokenizer import HubTokenizer, Special
 from sdtt_jax.errors import CheckpointError, DataError
 from sdtt_jax.interchange.gguf import GgufTensors, gguf_tokenizer
@@ -86,9 +87,7 @@ def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) ->
         found = found[0] if isinstance(found, list) and found else found
         if isinstance(found, int):
             return found
-        name = named.get(f"{which}_token")
-        name = name.get("content") if isinstance(name, dict) else name
-        return tokenizer.token_to_id(name) if isinstance(name, str) else None
+        return named_id(tokenizer, named, which)
 
     bos, eos = number("bos"), number("eos")
     if bos is None and eos is None:

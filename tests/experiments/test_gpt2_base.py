@@ -96,3 +96,12 @@ def test_sequences_that_are_longer_than_its_positions_are_refused(tmp_path):
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, length=32))
     with pytest.raises(ConfigError, match="length=32 exceeds the 20 positions"):
         run(config, tmp_path / "run", ("data", "teacher"))
+
+
+def test_where_its_vocabulary_is_gpt2s_no_file_is_needed(tmp_path):
+    sizes = {"vocab_size": 50_257, "n_positions": POSITIONS}
+    base = repository(tmp_path / "m", tensors(50_258, POSITIONS), **sizes)
+    with open_run(config_dict(taken(tmp_path, base)), tmp_path / "run") as opened:
+        run_stages(opened, ("data",))
+        assert opened.tokenizer.decode(opened.tokenizer.encode("the fox")) == "the fox"
+        assert opened.denoiser.mask_id == opened.tokenizer.vocab_size == 50_257
