@@ -22,9 +22,10 @@ from sdtt_jax.keys import check_seed
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.networks.config import (
     CoupledConfig,
-    LlamaConfig,
+    GPT2DenoiserConfig,
     LlamaDenoiserConfig,
     NoiseConfig,
+    PublishedConfig,
     as_denoiser,
 )
 from sdtt_jax.networks.lora import LoraConfig
@@ -58,8 +59,8 @@ class TeacherConfig(NelboConfig):
       weighting, antithetic, importance: of the loss, as `NelboConfig` explains them.
       checkpoint: a teacher that exists (a run's directory, a path, or a repository of the model hub):
         nothing is trained.
-      init_from: a model of the Llama family, causal or a denoiser, that training starts from. The run takes
-        its network and its tokenizer too (`tokenizer.kind` is then "hub"); of `config.model` only
+      init_from: a model of the Llama family or a GPT-2, causal or a denoiser, that training starts from. The
+        run takes its network and its tokenizer too (`tokenizer.kind` is then "hub"); of `config.model` only
         `compute_dtype`, `remat` and `unroll` count.
       init_layers: how many of its blocks, the first ones, are taken; 0: all.
       attention_annealing: steps in which a causal model's attention to later positions is opened.
@@ -307,7 +308,7 @@ class RunConfig:
 
     @property
     def published(self) -> str:
-        """The model of the Llama family whose network and tokenizer the run has; empty if it has none."""
+        """The model, of the Llama family or a GPT-2, whose network and tokenizer the run has; empty: none."""
         if self.tokenizer.kind != "hub":
             return ""
         return self.teacher.init_from or self.teacher.checkpoint
@@ -330,7 +331,7 @@ class RunConfig:
         """The denoiser's config for a vocabulary."""
         return dataclasses.replace(self.model, vocab_size=vocab_size, length=self.data.length)
 
-    def adapted(self, base: LlamaConfig) -> LlamaDenoiserConfig:
+    def adapted(self, base: PublishedConfig) -> LlamaDenoiserConfig | GPT2DenoiserConfig:
         """The denoiser's config that becomes of the model that is `published`.
 
         Args:

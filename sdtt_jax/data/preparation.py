@@ -23,6 +23,7 @@ from sdtt_jax.data.shards import TOKENIZER, DataInfo, write_shards
 from sdtt_jax.data.tokenizer import (
     CONFIG_FILE,
     PREPARE_AGAIN,
+    Gpt2Tokenizer,
     HubTokenizer,
     Tokenizer,
     load_tokenizer,
@@ -41,7 +42,7 @@ def prepare(
     data_dir: str | Path,
     tokenizer_dir: str | Path,
     track: Track = untracked,
-    tokenizer: HubTokenizer | None = None,
+    tokenizer: HubTokenizer | Gpt2Tokenizer | None = None,
     engine: Engine[Any] = in_process,
 ) -> DataInfo:
     """Writes `data_dir` and `tokenizer_dir`, or recognises that they are finished.

@@ -4,6 +4,7 @@ MASK belongs to neither: it is `mask_id == vocab_size`, one past the last id.
 """
 
 import abc
+import dataclasses
 import functools
 import hashlib
 import importlib.resources
@@ -186,6 +187,10 @@ class Gpt2Tokenizer(Tokenizer):
         self.vocab_size = len(self._bytes)
         self.digest = hashlib.sha256(b"\0".join(self._bytes)).hexdigest()
         self.bos_id = self.eos_id = self.vocab_size - 1
+
+    def normalising(self, config: TokenizerConfig, normalize: str) -> "Gpt2Tokenizer":
+        """The same tokenizer behind a normalisation of texts, whatever kind a run calls it."""
+        return Gpt2Tokenizer(dataclasses.replace(config, kind="gpt2"), normalize)
 
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [row.ids for row in self._tokenizer.encode_batch_fast(texts)]

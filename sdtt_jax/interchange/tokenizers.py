@@ -14,6 +14,7 @@ from sdtt_jax.interchange.gguf import GgufTensors, gguf_tokenizer
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
 from sdtt_jax.interchange.layouts import Published
 from sdtt_jax.interchange.tables.llama import LLADA, LLAMA
+from sdtt_jax.networks.config import GPT2Config
 from sdtt_jax.paths import read_json
 
 # Layouts whose models each have a tokenizer of their own.
@@ -33,8 +34,8 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
     """
     if isinstance(model.tensors, GgufTensors):
         return gguf_tokenizer(model.tensors)
-    if model.layout not in HUB_TOKENIZERS:
-        gpt2 = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+    if not has_its_own(model):
+        gpt2 = _gpt2()
         return gpt2 if gpt2.vocab_size == model.config.vocab_size else None
     file, beside = (folder / name for name in TOKENIZER_FILES)
     if not file.is_file():
@@ -51,6 +52,22 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
         raise CheckpointError(
             f"{file} cannot be read ({error}); it is cut short or damaged: download it again."
         ) from None
+
+
+def has_its_own(model: Published) -> bool:
+    """Whether a model's tokenizer is in its tokenizer.json, if anywhere: else it has GPT-2's or none.
+
+    Args:
+      model: as `open_published` found it.
+    """
+    of_gpt2 = isinstance(model.config, GPT2Config)
+    return model.layout in HUB_TOKENIZERS or (
+        of_gpt2 and model.config.vocab_size != _gpt2().vocab_size
+    )
+
+
+def _gpt2() -> Tokenizer:
+    return train_tokenizer(TokenizerConfig(kind="gpt2"), [])
 
 
 def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) -> Special:

@@ -21,7 +21,7 @@ from sdtt_jax.networks.attention import (
     rotate,
     rotate_neighbours,
 )
-from sdtt_jax.networks.base import Network, predicted_before
+from sdtt_jax.networks.base import Network, predicted_before, with_mask
 from sdtt_jax.networks.cache import LayerPast, attend_causally, attend_visible, empty_cache
 from sdtt_jax.networks.causal import CausalNetwork, scan_blocks
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
@@ -76,13 +76,8 @@ class LlamaDenoiser(Network):
         return _head_params(self.config, params)
 
     def init_from(self, params: Params) -> Params:
-        """Parameters that make a denoiser of a causal network's `params`, unboxed.
-
-        MASK becomes a new row behind the vocabulary: the mean of all tokens, which says least.
-        """
-        table = params["embed"]["embedding"]
-        mean = table[: self.mask_id].mean(axis=0)
-        return params | {"embed": {"embedding": table.at[self.mask_id].set(mean)}}
+        """Parameters that make a denoiser of a causal network's `params`, unboxed: with a row for MASK."""
+        return with_mask(params, self.mask_id)
 
     def hidden(
         self,
