@@ -78,33 +78,35 @@ def run_process(command: Sequence[str], seconds: float, env: Mapping[str, str]) 
     Returns:
       None, or how it ended otherwise than by itself and well, with the end of what it said.
     """
-    said: deque[str] = deque(maxlen=12)
-    late = threading.Event()
-
-    def end() -> None:
-        late.set()
-        process.kill()
-
-    timer = threading.Timer(seconds, end)
-    with subprocess.Popen(
+    process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, errors="replace", env=env
-    ) as process:
-        timer.start()
-        try:
-            for line in process.stderr or ():
-                said.append(line)
-                sys.stderr.write(line)
-                sys.stderr.flush()
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            timer.cancel()
-    if late.is_set():
-        return "did not end in its time, and was ended."
-    if process.returncode == 0:
+    )
+    said: deque[str] = deque(maxlen=12)
+
+    def pass_on() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.append(line)
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+    reader = threading.Thread(target=pass_on, daemon=True)
+    reader.start()
+    try:
+        status = process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        status = None
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+        assert process.stderr is not None
+        process.stderr.close()
+    if status == 0:
         return None
-    return f"ended with status {process.returncode}: {''.join(said).strip()[-1500:]}"
+    if status is None:
+        return "did not end in its time, and was ended."
+    return f"ended with status {status}: {''.join(said).strip()[-1500:]}"
 
 
 def measure(names: Sequence[str], minutes: float, folder: Path, *, tiny: bool) -> dict[str, Any]:
