@@ -15,7 +15,8 @@ experiments.run.
   data     tokenising, packing and loading the config's corpus
   demo     the steps of launch/demo.sh, at its batch: two minutes. Alone, its config is the demo's. What a
            student that sees noise costs for each network call is told beside SDTT's step and generation
-  race     a text by the student in each of --num_steps calls, and by a causal model of the same size with its
+  race     a text by the student in each of --num_steps calls, by each of the decoders --modes (what they ask
+           is the student itself or a causal model), and by a causal model of the same size with its
            key-value cache: a table for each of --race_dtypes and --race_batches. With float32, one text and
            --repeats=1 it takes four to five minutes on two cores
 
@@ -24,6 +25,7 @@ with them as the yardstick. If the memory does not hold two models, --nointerlea
 Where only one process may hold the accelerator, --in_process runs all in this one.
 """
 
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -39,7 +41,9 @@ from experiments.cli.fields import define_flags, from_flags
 from experiments.settings import check_overrides, run_config
 from sdtt_jax.config import require
 from sdtt_jax.data.corpora import find_corpus
+from sdtt_jax.diffusion.decoders.serving import check_served
 from sdtt_jax.errors import UserError
+from sdtt_jax.networks import Denoiser
 from sdtt_jax.paths import write_json
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -69,8 +73,11 @@ def with_default_config(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str]) -> None:
     """Measures what the flags ask for."""
     check_flags(argv)
-    plan = from_flags(Plan)
-    config = run_config(_CONFIG.value)
+    plan, config = from_flags(Plan), run_config(_CONFIG.value)
+    if "race" in plan.suite:
+        network = Denoiser(config.denoiser(config.vocab_size))
+        for steps, mode in itertools.product(plan.num_steps, plan.modes.split()):
+            check_served(mode, network, steps, config.data.length)
     if "data" in plan.suite:
         find_corpus(config.data.corpus)
     if {"teacher", "demo"} & set(plan.suite):

@@ -22,13 +22,15 @@ from sdtt_jax.keys import check_seed
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.networks.config import (
     CoupledConfig,
-    LlamaConfig,
+    GPT2DenoiserConfig,
     LlamaDenoiserConfig,
     NoiseConfig,
+    PublishedConfig,
     as_denoiser,
 )
 from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.ops.noise import LATENT, MASKS
+from sdtt_jax.ops.packed import KINDS
 from sdtt_jax.parallel.mesh import MeshConfig
 from sdtt_jax.renamed import missing_name
 from sdtt_jax.training.config import TrainConfig
@@ -38,6 +40,11 @@ SDTT, COUPLED = "sdtt", "coupled"
 # Of one round, from the first teacher.
 ONE_ROUND = ("alpha", "mixture", "mmd", "idlm")
 DISTILLERS = (SDTT, COUPLED, *ONE_ROUND)
+# Kinds of `data.sequences` that a distiller cannot honour, and why.
+REFUSED_SEQUENCES = {
+    **dict.fromkeys((COUPLED, "mixture"), (KINDS[1:], "its student sees a sequence's noise")),
+    "mmd": (("documents",), "it compares whole sequences"),
+}
 
 
 def __getattr__(name: str) -> None:
@@ -52,8 +59,8 @@ class TeacherConfig(NelboConfig):
       weighting, antithetic, importance: of the loss, as `NelboConfig` explains them.
       checkpoint: a teacher that exists (a run's directory, a path, or a repository of the model hub):
         nothing is trained.
-      init_from: a model of the Llama family, causal or a denoiser, that training starts from. The run takes
-        its network and its tokenizer too (`tokenizer.kind` is then "hub"); of `config.model` only
+      init_from: a model of the Llama family or a GPT-2, causal or a denoiser, that training starts from. The
+        run takes its network and its tokenizer too (`tokenizer.kind` is then "hub"); of `config.model` only
         `compute_dtype`, `remat` and `unroll` count.
       init_layers: how many of its blocks, the first ones, are taken; 0: all.
       attention_annealing: steps in which a causal model's attention to later positions is opened.
@@ -261,8 +268,14 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         at_least(0, self, "watchdog_seconds")
-        for distiller in self.distillers:
-            choose("distillers", distiller, DISTILLERS)
+        kind = self.data.sequences
+        for name in self.distillers:
+            choose("distillers", name, DISTILLERS)
+            kinds, reason = REFUSED_SEQUENCES.get(name, ((), ""))
+            require(
+                kind not in kinds,
+                f"distillers: {name!r} cannot honour data.sequences={kind!r}, for {reason}; leave it out.",
+            )
         require(
             len(set(self.distillers)) == len(self.distillers) > 0, "distillers must be named, once."
         )
@@ -287,10 +300,6 @@ class RunConfig:
             not (self.published and seeing),
             f"distillers={seeing} need a teacher of this library; with teacher.init_from take sdtt or alpha.",
         )
-        require(
-            self.data.sequences == "packed" or self.distillers == (SDTT,),
-            f"distillers={self.distillers} with data.sequences={self.data.sequences!r}: take sdtt alone.",
-        )
         for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
             require(
                 sizes.vocab_size == sizes.length == 0,
@@ -299,7 +308,7 @@ class RunConfig:
 
     @property
     def published(self) -> str:
-        """The model of the Llama family whose network and tokenizer the run has; empty if it has none."""
+        """The model, of the Llama family or a GPT-2, whose network and tokenizer the run has; empty: none."""
         if self.tokenizer.kind != "hub":
             return ""
         return self.teacher.init_from or self.teacher.checkpoint
@@ -308,13 +317,13 @@ class RunConfig:
     def vocab_size(self) -> int:
         """Tokens of the vocabulary, MASK not among them, before the data are there.
 
-        GPT-2's is known; a SentencePiece model may turn out smaller than it was asked to be.
+        GPT-2's is known, and a file's; a SentencePiece model may turn out smaller than it was asked to be.
         """
         require(
             self.tokenizer.kind != "hub",
             "The vocabulary of teacher.init_from is known only when that is loaded; leave it out here.",
         )
-        if self.tokenizer.kind == "gpt2":
+        if self.tokenizer.kind in ("gpt2", "file"):
             return train_tokenizer(self.tokenizer, []).vocab_size
         return self.tokenizer.vocab_size
 
@@ -322,7 +331,7 @@ class RunConfig:
         """The denoiser's config for a vocabulary."""
         return dataclasses.replace(self.model, vocab_size=vocab_size, length=self.data.length)
 
-    def adapted(self, base: LlamaConfig) -> LlamaDenoiserConfig:
+    def adapted(self, base: PublishedConfig) -> LlamaDenoiserConfig | GPT2DenoiserConfig:
         """The denoiser's config that becomes of the model that is `published`.
 
         Args:

@@ -242,7 +242,7 @@ def idlm_loss(diffusion: MaskedDiffusion, config: IdlmConfig) -> LossFn:
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
         fixed = context["teacher_params"]
         student, fake = idlm_terms(diffusion, params, fixed, batch, key, config)
-        count = jnp.float32(batch.size)
+        count = number_counted(batch, diffusion.free)
         each = {"student_loss": student / count, "fake_loss": fake / count}
         return Loss(student + fake, count, jax.lax.stop_gradient(each))
 

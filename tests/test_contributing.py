@@ -19,7 +19,8 @@ from sdtt_jax.checkpoints.store import save_params
 from sdtt_jax.config import from_mapping, to_mapping
 from sdtt_jax.data import DataConfig, TokenizerConfig
 from sdtt_jax.data.corpora import CORPORA, Corpus
-from sdtt_jax.data.tokenizer import save_tokenizer, train_tokenizer
+from sdtt_jax.data.making import train_tokenizer
+from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.diffusion.decoders import DECODERS
 from sdtt_jax.diffusion.decoders.base import Decoder
 from sdtt_jax.diffusion.schedule import SCHEDULES

@@ -3,7 +3,11 @@
     python -m tools.adaptation --workdir=runs/adaptation
 
 A small causal network of the Llama family is trained on the demo's text. A denoiser of the same sizes then
-starts from it, or from fresh parameters; texts, keys, optimizer and steps are the same.
+starts from it, or from fresh parameters; texts, keys, optimizer and steps are the same. A published model, or
+its first blocks, takes its place with
+
+    python -m tools.adaptation --workdir=runs/blocks --init_from=smollm2 --init_layers=2 --length=16
+        --batch=8 --learning_rate=5e-4 --held_out=64 --steps 0 10 20 40 80
 """
 
 import argparse
@@ -15,7 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.configs.demo import adam, demo
-from experiments.settings import config_dict
+from experiments.configs.english import english
+from experiments.settings import RunConfig, config_dict
 from experiments.stages.context import Run
 from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
@@ -24,7 +29,9 @@ from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.keys import purpose_key, purpose_seed
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.config import LlamaConfig, as_denoiser
-from sdtt_jax.networks.llama import LlamaDenoiser, LlamaNetwork
+from sdtt_jax.networks.kinds import kind_of, network_of
+from sdtt_jax.networks.llama import LlamaNetwork
+from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.objectives import judge_loss, teacher_loss
 from sdtt_jax.paths import as_path
 from sdtt_jax.training.config import TrainConfig
@@ -32,7 +39,7 @@ from sdtt_jax.training.loop import train
 from sdtt_jax.training.state import StateSpec, TrainState
 from sdtt_jax.training.step import LossFn, make_train_step
 
-HELD_OUT, MASKINGS, BATCH = 256, 2, 32
+MASKINGS = 2
 SIZES: dict[str, Any] = {"num_layers": 2, "embed_dim": 64, "num_heads": 2, "tied_head": True}
 
 
@@ -42,39 +49,38 @@ def steps_of(
     """The state after `config.num_steps` of a stage's stream of batches."""
     seed = purpose_seed(run.config.seed, f"adaptation.{name}")
     step = make_train_step(loss, dataclasses.replace(config, num_steps=1_000_000))
-    batch_at = functools.partial(_batch, run, seed)
+
+    def batch_at(number: int) -> Any:
+        return run.train_split.batch(seed, number, config.batch_size)
+
     return train(state, step, batch_at, purpose_key(run.config.seed, f"adaptation.{name}"), config)
 
 
-def _batch(run: Run, seed: int, step: int) -> Any:
-    return run.train_split.batch(seed, step, BATCH)
-
-
-def curve(run: Run, denoiser: LlamaDenoiser, params: Any, marks: list[int]) -> dict[int, float]:
+def curve(run: Run, denoiser: Any, params: Any, marks: list[int], texts: Any) -> dict[int, float]:
     """The bound in nats per token after each number of steps.
 
     Args:
-      run: for its data.
+      run: for its data, and how its teacher is trained.
       denoiser: the network.
       params: that it starts from, or None: fresh ones.
       marks: ascending numbers of steps.
+      texts: `[batch, length]` int32, held out.
     """
     diffusion = MaskedDiffusion(denoiser, make_schedule())
     loss = teacher_loss(diffusion, NelboConfig(weighting="even"))
-    config = TrainConfig(num_steps=max(marks), batch_size=BATCH, optimizer=_optimizer())
-    spec = StateSpec(config, run.mesh)
+    spec = StateSpec(run.config.teacher.train, run.mesh)
     fresh = functools.partial(denoiser.init, purpose_key(run.config.seed, "adaptation.init"))
     state = spec.init(fresh) if params is None else spec.from_params(params)
-    texts, found = run.validation_split.batch(0, 0, HELD_OUT), {}
+    found = {}
     for mark in marks:
         if mark:
-            config = dataclasses.replace(config, num_steps=mark)
+            config = dataclasses.replace(run.config.teacher.train, num_steps=mark)
             state = steps_of(run, "denoiser", loss, state, config)
-        model: Any = Model(
+        model = Model(
             params=state.params,
             tokenizer=run.tokenizer,
-            facts={"path": "adaptation", "kind": "llama-denoiser"},
-            denoiser=denoiser,  # type: ignore[arg-type]
+            facts={"path": "adaptation", "kind": kind_of(denoiser)},
+            denoiser=denoiser,
             schedule=diffusion.schedule,
         )
         found[mark] = float(jnp.mean(model.score(texts, jax.random.key(1), MASKINGS)))
@@ -83,8 +89,33 @@ def curve(run: Run, denoiser: LlamaDenoiser, params: Any, marks: list[int]) -> d
     return found
 
 
-def _optimizer() -> Any:
-    return dataclasses.replace(adam(2e-3), schedule="constant")
+def settings(given: argparse.Namespace) -> RunConfig:
+    """The run whose data, network and training are used."""
+    optimizer = dataclasses.replace(adam(given.learning_rate), schedule="constant")
+    train = TrainConfig(max(given.steps), batch_size=given.batch, optimizer=optimizer)
+    config = demo()
+    if given.init_from:
+        config = english()
+        named = {"init_from": given.init_from, "init_layers": given.init_layers}
+        teacher = dataclasses.replace(config.teacher, lora=LoraConfig(), **named)
+        config = dataclasses.replace(config, teacher=teacher)
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, length=given.length),
+        teacher=dataclasses.replace(config.teacher, train=train),
+    )
+
+
+def small_start(run: Run, num_steps: int) -> tuple[Any, Any]:
+    """A denoiser, and the parameters that a causal network of its sizes has after so many steps."""
+    sizes = LlamaConfig(run.info.vocab_size, run.config.data.length, **SIZES)
+    causal = LlamaNetwork(sizes)
+    config = dataclasses.replace(run.config.teacher.train, num_steps=num_steps)
+    init = functools.partial(causal.init, purpose_key(run.config.seed, "adaptation.causal"))
+    state = StateSpec(config, run.mesh).init(init)
+    state = steps_of(run, "causal", judge_loss(causal, run.tokenizer.bos_id), state, config)
+    denoiser = network_of(as_denoiser(sizes, shift=True))
+    return denoiser, denoiser.init_from(state.params)
 
 
 def main() -> None:
@@ -93,19 +124,22 @@ def main() -> None:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--causal_steps", type=int, default=300)
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 20, 40, 80, 160])
+    parser.add_argument("--init_from", default="")
+    parser.add_argument("--init_layers", type=int, default=0)
+    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--held_out", type=int, default=256)
     given = parser.parse_args()
-    with open_run(config_dict(demo()), as_path(given.workdir)) as run:
+    with open_run(config_dict(settings(given)), as_path(given.workdir)) as run:
         run_stages(run, ("data",))
-        sizes = LlamaConfig(run.info.vocab_size, run.config.data.length, **SIZES)
-        causal = LlamaNetwork(sizes)
-        config = TrainConfig(given.causal_steps, batch_size=BATCH, optimizer=_optimizer())
-        state = StateSpec(config, run.mesh).init(
-            functools.partial(causal.init, purpose_key(run.config.seed, "adaptation.causal"))
+        texts = run.validation_split.batch(0, 0, given.held_out)
+        denoiser, start = (
+            (run.denoiser, run.base_params())
+            if given.init_from
+            else small_start(run, given.causal_steps)
         )
-        state = steps_of(run, "causal", judge_loss(causal, run.tokenizer.bos_id), state, config)
-        denoiser = LlamaDenoiser(as_denoiser(sizes, shift=True))
-        starts = (denoiser.init_from(state.params), None)
-        curves = [curve(run, denoiser, params, given.steps) for params in starts]
+        curves = [curve(run, denoiser, params, given.steps, texts) for params in (start, None)]
     print("| steps | adapted | from scratch |\n|---|---|---|")
     for mark in given.steps:
         print(f"| {mark} | {curves[0][mark]:.3f} | {curves[1][mark]:.3f} |")

@@ -21,6 +21,8 @@ from sdtt_jax import objectives
 from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion import nelbo
+from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
@@ -62,15 +64,17 @@ class Job:
     vocab_size: int  # tokens of the vocabulary, MASK not among them
     batch_size: int  # sequences
     num_steps: int = 0  # sampling steps; 0 where there are none
-    # The decoder of the suite "sample"; of its naive variant "", which is plain code for the grid.
+    # The decoder of the suites "sample" and "race"; of the former's naive variant "", which is plain code for
+    # the grid.
     mode: str = SamplerConfig.mode
 
     @property
     def name(self) -> str:
         """What distinguishes this job from the others of its row."""
-        return (
-            f"{self.variant}, {self.num_steps} calls" if self.variant == STUDENT else self.variant
-        )
+        if self.variant != STUDENT:
+            return self.variant
+        who = self.variant if self.mode == SamplerConfig.mode else self.mode
+        return f"{who}, {self.num_steps} calls"
 
 
 class Case(NamedTuple):
@@ -245,22 +249,31 @@ def _racing(job: Job, config: RunConfig, log: Log) -> Case:
     sizes, denoiser, diffusion = _network(job, config)
     network = CausalNetwork(of_same_size(CausalConfig, sizes))
     entrant = denoiser if job.variant == STUDENT else network
-    params = _parameters(entrant, dtype=jnp.dtype(sizes.compute_dtype))
+    dtype = jnp.dtype(sizes.compute_dtype)
+    params = _parameters(entrant, dtype=dtype)
+    helper, (decoder, _) = None, parse_mode(job.mode)
+    if job.variant == STUDENT and decoder.helper:
+        helper = Helper(params, denoiser)
+        if "denoiser" not in decoder.helper:
+            helper = Helper(_parameters(network, dtype=dtype), network, bos_id=0)
     key, batch = purpose_key(config.seed, "benchmark.race"), job.batch_size
     x_init = prior_sample(batch, sizes.length, sizes.mask_id)
     begin = jnp.zeros((batch, 1), jnp.int32)
 
-    def student(params: Params, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state, _ = sample(diffusion, params, key, x_init, SamplerConfig(job.num_steps))
+    def student(
+        params: Params, key: jax.Array, helper: Helper | None
+    ) -> tuple[jax.Array, jax.Array]:
+        sampler = SamplerConfig(job.num_steps, mode=job.mode)
+        state, _ = sample(diffusion, params, key, x_init, sampler, helper=helper)
         return state.x, state.nfe
 
-    def causal(params: Params, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def causal(params: Params, key: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         x = generate(network, params, key, prompt=begin, num_tokens=sizes.length)
         return x, jnp.int32(sizes.length)
 
     log("compiling")
     write = student if job.variant == STUDENT else causal
-    return _compiled(write, lambda result: {"calls": float(result[1])}, params, key)
+    return _compiled(write, lambda result: {"calls": float(result[1])}, params, key, helper)
 
 
 def _matmul(job: Job, config: RunConfig, log: Log) -> Case:

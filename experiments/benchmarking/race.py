@@ -56,11 +56,12 @@ def _entrant(config: RunConfig, job: Job, measured: Measured, causal: float | No
 def table(title: str, race: Entry) -> Table:
     """Seconds, ratio, tokens per second and peak memory of each entrant."""
     shown = report.blank_table(title, "times as fast: as the causal model with its cache")
-    for column in ("seconds: median (range)", "times as fast", "tokens/s", "peak GB"):
+    for column in ("calls", "seconds: median (range)", "times as fast", "tokens/s", "peak GB"):
         shown.add_column(column, justify="right")
     for name, row in race["entrants"].items():
         shown.add_row(
             name,
+            report.number(row["calls"], ".0f"),
             report.spread(row["median_s"], row),
             report.number(row["ratio"], ".2f"),
             report.number(row["tokens_per_s"], ",.0f"),

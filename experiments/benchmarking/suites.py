@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -101,6 +102,7 @@ class Plan:
     against: str = setting(
         "", "Another decoder in place of the naive code, as --against=blocks:cache=none."
     )
+    modes: str = setting(SamplerConfig.mode, "Decoders of --suite=race, separated by blanks.")
     repeats: int = setting(5, "Timed repetitions, after one that is not.")
     interleave: bool = setting(True, "Let lean and naive code take turns.")
     # Peak memory is then the compiler's account of each program.
@@ -121,6 +123,7 @@ class Plan:
         )
         positive(**{"--batch_size": self.batch_size, "--repeats": self.repeats})
         positive(**{"--race_batches": min(self.race_batches)})
+        require(len(self.modes.split()) > 0, "--modes must name at least one decoder.")
         for steps in self.num_steps:
             for mode in filter(None, (self.mode, self.against)):
                 SamplerConfig(steps, mode=mode)
@@ -190,13 +193,16 @@ def _demo_rows(config: RunConfig) -> Iterator[Row]:
 
 
 def _race_rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
-    """A race for each dtype and batch: the student at each number of calls, and the causal model."""
+    """A race for each dtype and batch: each decoder at each number of calls, and the causal model."""
     for dtype in plan.race_dtypes:
         model = dataclasses.replace(config.model, compute_dtype=dtype)
         plain = to_mapping(dataclasses.replace(config, model=model))
         for batch in plan.race_batches:
             job = Job("race", STUDENT, plain, config.vocab_size, batch)
-            jobs = [dataclasses.replace(job, num_steps=calls) for calls in plan.num_steps]
+            jobs = [
+                dataclasses.replace(job, num_steps=calls, mode=mode)
+                for mode, calls in itertools.product(plan.modes.split(), plan.num_steps)
+            ]
             jobs.append(dataclasses.replace(job, variant=CAUSAL))
             yield Row("race", f"race, {batch} × {config.data.length} tokens, {dtype}", jobs)
 

@@ -24,7 +24,7 @@ def adopt_teacher(run: Run, checkpoint: str) -> None:
     # How it is computed may differ; what it is may not.
     free: dict[str, Any] = {"compute_dtype": "", "remat": "", "unroll": 0}
     if run.base is not None:
-        free["length"] = 0  # It has no embeddings of positions.
+        free["length"] = 0  # It has no embeddings of positions, or enough.
     lines = differences(to_mapping(model.config) | free, to_mapping(run.denoiser.config) | free)
     if lines:
         raise ConfigError(
@@ -37,7 +37,8 @@ def adopt_teacher(run: Run, checkpoint: str) -> None:
             "config.tokenizer and config.data give; use its tokenizer and corpus."
         )
     run.log(f"  taken from {checkpoint}")
-    run.deliver(run.workdir.teacher, run.denoiser, model.params, stage="teacher", source=checkpoint)
+    params = run.shortened(model.params)
+    run.deliver(run.workdir.teacher, run.denoiser, params, stage="teacher", source=checkpoint)
 
 
 def adopt_judge(run: Run, checkpoint: str) -> None:

@@ -26,10 +26,9 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalNetwork, Denoiser
 from sdtt_jax.networks.base import Network
-from sdtt_jax.networks.config import LlamaConfig
+from sdtt_jax.networks.config import PublishedConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser
-from sdtt_jax.networks.kinds import kind_of, stored_kind
-from sdtt_jax.networks.llama import LlamaDenoiser
+from sdtt_jax.networks.kinds import kind_of, network_of, stored_kind
 from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel import processes
@@ -117,10 +116,10 @@ class Run:
             return None
         model = load_network(name)
         require(
-            isinstance(model.config, LlamaConfig),
-            f"config.teacher.init_from={name} is not of the Llama family, whose networks alone can become "
-            "teachers so; leave it out, or take it as config.teacher.checkpoint with config.tokenizer of its "
-            "kind.",
+            isinstance(model.config, PublishedConfig),
+            f"config.teacher.init_from={name} is neither of the Llama family nor a GPT-2, whose networks "
+            "alone can become teachers so; leave it out, or take it as config.teacher.checkpoint with "
+            "config.tokenizer of its kind.",
         )
         layers, has = self.config.teacher.init_layers, model.config.num_layers
         require(layers <= has, f"teacher.init_layers={layers} exceeds the {has} of {name}.")
@@ -128,20 +127,27 @@ class Run:
 
     @functools.cached_property
     def denoiser(self) -> Any:
-        """The network of teacher and students: a `Denoiser`, or of the Llama family."""
+        """The network of teacher and students: a `Denoiser`, or what becomes of `base`."""
         if self.base is None:
             return Denoiser(self.config.denoiser(self.info.vocab_size))
         config: Any = self.base.config
-        return LlamaDenoiser(self.config.adapted(config))
+        return network_of(self.config.adapted(config))
 
     def base_params(self) -> Params:
         """The parameters that the teacher starts from, on the mesh."""
         model = load(self.config.teacher.init_from, mesh=self.mesh)
-        params: Params = model.params
+        params = self.shortened(model.params)
         if layers := self.config.teacher.init_layers:
             first = jax.tree.map(lambda x: x[:layers], params["blocks"])
             params = params | {"blocks": first}
         return params if isinstance(model, Model) else self.denoiser.init_from(params)
+
+    def shortened(self, params: Params) -> Params:
+        """The parameters of `base` with embeddings of as many positions as a sequence of the run has."""
+        if "positions" not in params:
+            return params
+        table = params["positions"]["embedding"][: self.config.data.length]
+        return params | {"positions": {"embedding": table}}
 
     @functools.cached_property
     def diffusion(self) -> MaskedDiffusion:

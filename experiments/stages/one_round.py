@@ -14,7 +14,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.distillation.idlm import FAKE, STUDENT
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks import Denoiser
-from sdtt_jax.objectives import alpha_loss, idlm_loss, mixture_loss, mmd_loss
+from sdtt_jax.objectives import alpha_loss, arranged, idlm_loss, mixture_loss, mmd_loss
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import tree_shardings, unbox
 from sdtt_jax.training.state import StateSpec, TrainState
@@ -88,16 +88,31 @@ def _mixture_loss(run: Run) -> LossFn:
     return mixture_loss(student, run.diffusion, run.config.mixture)
 
 
+def _alpha_loss(run: Run) -> LossFn:
+    loss_of = functools.partial(alpha_loss, config=run.config.alpha)
+    return arranged(loss_of, run.diffusion, run.sequences)
+
+
+def _idlm_loss(run: Run) -> LossFn:
+    loss_of = functools.partial(idlm_loss, config=run.config.idlm)
+    return arranged(loss_of, run.diffusion, run.sequences)
+
+
 def _mmd_loss(run: Run) -> LossFn:
     config = run.config.mmd
-    features = functools.partial(run.denoiser.layer_states, layer=config.layer)
-    return mmd_loss(run.diffusion, features, config)
+
+    def loss_of(diffusion: MaskedDiffusion) -> LossFn:
+        network: Any = diffusion.denoiser
+        features = functools.partial(network.layer_states, layer=config.layer)
+        return mmd_loss(diffusion, features, config)
+
+    return arranged(loss_of, run.diffusion, run.sequences)
 
 
 _PARTS = {
     "alpha": Parts(
         "blocks of real texts, without a teacher",
-        lambda run: alpha_loss(run.diffusion, run.config.alpha),
+        _alpha_loss,
         keeps_teacher=False,
     ),
     "mixture": Parts(
@@ -111,7 +126,7 @@ _PARTS = {
     ),
     "idlm": Parts(
         "a fake teacher learns the student's texts, and the student what the teacher says of them",
-        lambda run: idlm_loss(run.diffusion, run.config.idlm),
+        _idlm_loss,
         init=lambda network, key: {STUDENT: network.init(key), FAKE: network.init(key)},
         begin=lambda teacher, *_: {STUDENT: teacher, FAKE: teacher},
         student=lambda params: params[STUDENT],

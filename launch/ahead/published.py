@@ -1,11 +1,13 @@
 """The networks of runs, without their parameters: sizes of published models that are not at hand."""
 
+from typing import Any
+
 from experiments.settings import RunConfig
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange.load import load_network
-from sdtt_jax.networks import Denoiser
-from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
-from sdtt_jax.networks.llama import LlamaDenoiser
+from sdtt_jax.networks import CausalNetwork, Denoiser
+from sdtt_jax.networks.config import LlamaDenoiserConfig, PublishedConfig
+from sdtt_jax.networks.kinds import network_of
 
 _LLADA = LlamaDenoiserConfig(
     vocab_size=126_463, length=4096, num_layers=32, embed_dim=4096, num_heads=32, mlp_dim=12_288,
@@ -16,14 +18,14 @@ _QWEN3 = LlamaDenoiserConfig(
     head_dim=128, mlp_dim=3072, norm_epsilon=1e-6, rotary_base=1e6, qk_norm=True, tied_head=True,
 )  # fmt: skip
 # As their config.json says it, read in November 2026.
-KNOWN: dict[str, LlamaConfig] = {
+KNOWN: dict[str, PublishedConfig] = {
     "GSAI-ML/LLaDA-8B-Base": _LLADA,
     "GSAI-ML/LLaDA-8B-Instruct": _LLADA,
     "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1": _QWEN3,
 }
 
 
-def network_of_run(config: RunConfig) -> tuple[Denoiser | LlamaDenoiser, bool]:
+def network_of_run(config: RunConfig) -> tuple[Any, bool]:
     """The network of teacher and students, and whether it was a causal one.
 
     Args:
@@ -36,6 +38,6 @@ def network_of_run(config: RunConfig) -> tuple[Denoiser | LlamaDenoiser, bool]:
     if not name:
         return Denoiser(config.denoiser(config.vocab_size)), False
     base = KNOWN.get(name.partition("@")[0]) or load_network(name).config
-    if not isinstance(base, LlamaConfig):
-        raise CheckpointError(f"{name} is not of the Llama family.")
-    return LlamaDenoiser(config.adapted(base)), not isinstance(base, LlamaDenoiserConfig)
+    if not isinstance(base, PublishedConfig):
+        raise CheckpointError(f"{name} is neither of the Llama family nor a GPT-2.")
+    return network_of(config.adapted(base)), isinstance(network_of(base), CausalNetwork)

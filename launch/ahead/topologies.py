@@ -40,7 +40,14 @@ class Topology:
 def compile_only() -> None:
     """Restricts JAX to the CPU and keeps libtpu from looking for a TPU; to be called first."""
     jax.config.update("jax_platforms", "cpu")
-    os.environ.update({"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"})
+    os.environ.update(
+        {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            # Its lock is for processes that share chips; any program of JAX beside this one holds it.
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        }
+    )
 
 
 def parse_topology(name: str, slices: int = 1) -> Topology:

@@ -7,6 +7,7 @@ from sdtt_jax.data.config import DataConfig, TokenizerConfig
 from sdtt_jax.data.corpora import CORPORA, Corpus
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.loader import Split, open_split
+from sdtt_jax.data.making import train_tokenizer
 from sdtt_jax.data.normalize import NORMALIZERS
 from sdtt_jax.data.preparation import prepare
 from sdtt_jax.data.shards import DataInfo
@@ -15,7 +16,6 @@ from sdtt_jax.data.tokenizer import (
     SentencePieceTokenizer,
     Tokenizer,
     load_tokenizer,
-    train_tokenizer,
 )
 
 __all__ = [

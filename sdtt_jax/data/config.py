@@ -8,7 +8,7 @@ from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.normalize import NORMALIZERS
 from sdtt_jax.ops.packed import Sequences
 
-TOKENIZER_KINDS = ("sentencepiece", "gpt2", "hub")
+TOKENIZER_KINDS = ("sentencepiece", "gpt2", "hub", "file")
 MODEL_TYPES = ("unigram", "bpe", "char")
 
 
@@ -104,8 +104,10 @@ class TokenizerConfig:
     """Which vocabulary turns text into ids.
 
     Attributes:
-      kind: `sentencepiece` (trained on the train split), `gpt2` (GPT-2's byte-level BPE) or `hub` (what a
-        published model brings along, never learned); to the latter two the other fields do not apply.
+      kind: `sentencepiece` (trained on the train split), `gpt2` (GPT-2's byte-level BPE), `file` (that of
+        `file`) or `hub` (what a published model brings along); the fields below `file` are for the first.
+      file: path of a vocabulary that exists, a SentencePiece `.model` or a `tokenizer.json`; which token ends
+        a text it says itself, or a tokenizer_config.json beside it.
       model_type: SentencePiece model: `unigram`, `bpe` or `char`.
       vocab_size: number of ids, the specials unk, BOS and EOS included and MASK not. For `char`
         it is an upper bound, since there are only as many pieces as the text has characters.
@@ -116,6 +118,7 @@ class TokenizerConfig:
     """
 
     kind: str = "sentencepiece"
+    file: str = ""
     model_type: str = "unigram"
     vocab_size: int = 512
     byte_fallback: bool = False
@@ -124,6 +127,14 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         check_types(self)
         one_of(self, kind=TOKENIZER_KINDS, model_type=MODEL_TYPES)
+        require(
+            (self.kind == "file") == (self.file != ""),
+            f"file={self.file!r} and kind={self.kind!r}: kind='file' and a vocabulary's path go together.",
+        )
+        require(
+            self.file == "" or self.file.endswith((".model", ".json")),
+            f"file={self.file!r} must be a SentencePiece .model or a tokenizer.json.",
+        )
         within("[4, 65535]", self, "vocab_size")
         at_least(1, self, "max_sentences")
         require(

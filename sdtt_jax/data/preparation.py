@@ -17,16 +17,17 @@ from sdtt_jax.data.corpora import TRAIN
 from sdtt_jax.data.engines import Engine, in_process
 from sdtt_jax.data.ingest import Reading, Track, ingest, start_reading, untracked
 from sdtt_jax.data.loader import INFO_FILE, read_info
+from sdtt_jax.data.making import given_tokenizer, train_tokenizer
 from sdtt_jax.data.normalize import PROMPT_END
 from sdtt_jax.data.shards import TOKENIZER, DataInfo, write_shards
 from sdtt_jax.data.tokenizer import (
     CONFIG_FILE,
     PREPARE_AGAIN,
+    Gpt2Tokenizer,
     HubTokenizer,
     Tokenizer,
     load_tokenizer,
     save_tokenizer,
-    train_tokenizer,
 )
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.paths import as_path, is_remote, read_json, remove_tree, write_json
@@ -41,7 +42,7 @@ def prepare(
     data_dir: str | Path,
     tokenizer_dir: str | Path,
     track: Track = untracked,
-    tokenizer: HubTokenizer | None = None,
+    tokenizer: HubTokenizer | Gpt2Tokenizer | None = None,
     engine: Engine[Any] = in_process,
 ) -> DataInfo:
     """Writes `data_dir` and `tokenizer_dir`, or recognises that they are finished.
@@ -75,11 +76,16 @@ def prepare(
         partial = data_dir  # A bucket renames nothing; what stands there is finished when it has its info.
     if not (is_remote(data_dir) and (work / PLAN).exists()):
         _refuse_foreign(data_dir)
+    given: Tokenizer | None = None
+    if tokenizer is not None:
+        given = tokenizer.normalising(tokenizer_config, data_config.normalize)
+    elif tokenizer_config.kind == "file":
+        given = given_tokenizer(tokenizer_config, data_config.normalize)
     read = start_reading(data_config, work, engine, track)
-    given = None if tokenizer is None else tokenizer.digest
-    _continue(work, partial, _plan(asked, parts=read.parts, given=given))
+    digest = None if given is None else given.digest
+    _continue(work, partial, _plan(asked, parts=read.parts, given=digest))
     try:
-        vocabulary = _vocabulary(read, tokenizer_config, tokenizer, track)
+        vocabulary = _vocabulary(read, tokenizer_config, given, track)
         if (partial / INFO_FILE).exists():
             content = read_json(partial / INFO_FILE) | asked
         else:
@@ -118,15 +124,15 @@ def _continue(work: Path, partial: Path, plan: dict[str, Any]) -> None:
 
 
 def _vocabulary(
-    read: Reading, config: TokenizerConfig, ready: HubTokenizer | None, track: Track
+    read: Reading, config: TokenizerConfig, given: Tokenizer | None, track: Track
 ) -> Tokenizer:
     """The vocabulary: given, learned from the train split, or learned by a run that was stopped."""
     folder = read.work / TOKENIZER
     if (folder / CONFIG_FILE).exists():
         return load_tokenizer(folder)
     tokenizer: Tokenizer
-    if ready is not None:
-        tokenizer = ready.normalising(config, read.config.normalize)
+    if given is not None:
+        tokenizer = given
     elif config.kind != "sentencepiece":
         tokenizer = train_tokenizer(config, (), read.config.normalize)
     else:

@@ -4,6 +4,7 @@ MASK belongs to neither: it is `mask_id == vocab_size`, one past the last id.
 """
 
 import abc
+import dataclasses
 import functools
 import hashlib
 import importlib.resources
@@ -20,7 +21,7 @@ import tokenizers
 from sdtt_jax.config import from_mapping, require, to_mapping
 from sdtt_jax.data.config import TokenizerConfig
 from sdtt_jax.data.normalize import NORMALIZERS, require_characters
-from sdtt_jax.data.vocabulary import SPACE_SYMBOL, Sample, learn_pieces
+from sdtt_jax.data.vocabulary import SPACE_SYMBOL
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.paths import as_path, read_json, write_json
 
@@ -141,10 +142,11 @@ class Tokenizer(abc.ABC):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model without any normalisation of its own, so that text round-trips.
+    """A SentencePiece model. One that was learned here has no normalisation of its own: text round-trips.
 
     Two things do not: characters that the train split lacks (they decode to "⁇", unless the
-    model falls back to bytes), and U+2581, which SentencePiece uses for the space.
+    model falls back to bytes), and U+2581, which SentencePiece uses for the space. A model that was given
+    normalises as it was made to.
     """
 
     def __init__(self, config: TokenizerConfig, normalize: str, model: bytes):
@@ -153,8 +155,8 @@ class SentencePieceTokenizer(Tokenizer):
         self.digest = hashlib.sha256(model).hexdigest()
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._processor.vocab_size()
-        self.bos_id = self._processor.bos_id()
-        self.eos_id = self._processor.eos_id()
+        bos, eos = self._processor.bos_id(), self._processor.eos_id()  # -1: it has none
+        self.bos_id, self.eos_id = (eos if bos < 0 else bos), (bos if eos < 0 else eos)
         self.unk_id = self._processor.unk_id()
 
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -185,6 +187,10 @@ class Gpt2Tokenizer(Tokenizer):
         self.vocab_size = len(self._bytes)
         self.digest = hashlib.sha256(b"\0".join(self._bytes)).hexdigest()
         self.bos_id = self.eos_id = self.vocab_size - 1
+
+    def normalising(self, config: TokenizerConfig, normalize: str) -> "Gpt2Tokenizer":
+        """The same tokenizer behind a normalisation of texts, whatever kind a run calls it."""
+        return Gpt2Tokenizer(dataclasses.replace(config, kind="gpt2"), normalize)
 
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [row.ids for row in self._tokenizer.encode_batch_fast(texts)]
@@ -244,7 +250,7 @@ class HubTokenizer(Tokenizer):
     numbers that are smaller by one. Special tokens that a text spells out ("<|im_start|>") become their ids.
 
     Args:
-      config: of kind "hub".
+      config: of kind "hub" or "file".
       normalize: as every tokenizer's.
       model: a tokenizer.json.
       special: the numbers that it does not say.
@@ -260,6 +266,9 @@ class HubTokenizer(Tokenizer):
             self._tokenizer = tokenizers.Tokenizer.from_buffer(model)
         except Exception as error:  # `tokenizers` raises no narrower class
             raise DataError(f"The tokenizer cannot be read ({error}).") from None
+        # Some files say that texts are to be cut short, or filled up, for the model that they belong to.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         count = self._tokenizer.get_vocab_size()
         if count > special.rows:
             raise DataError(
@@ -269,6 +278,10 @@ class HubTokenizer(Tokenizer):
         self.vocab_size = special.rows - (special.mask_row is not None)
         self.digest = hashlib.sha256(model + repr(tuple(special)).encode()).hexdigest()
         self.bos_id, self.eos_id = self._ours([special.bos_id, special.eos_id])
+        unk = _unk_row(self._tokenizer, model)
+        # Byte-level vocabularies, which need none, often name the token that ends a text.
+        if unk is not None and unk not in (special.bos_id, special.eos_id):
+            [self.unk_id] = self._ours([unk])
 
     def normalising(self, config: TokenizerConfig, normalize: str) -> "HubTokenizer":
         """The same tokenizer behind a normalisation of texts."""
@@ -295,49 +308,12 @@ class HubTokenizer(Tokenizer):
         return self._decode_run([token])
 
 
-def train_tokenizer(
-    config: TokenizerConfig, texts: Iterable[str], normalize: str = "none"
-) -> Tokenizer:
-    """Learns a vocabulary from the train split.
-
-    Args:
-      config: kind and size.
-      texts: documents, already normalised; passed over once.
-      normalize: the normalisation that they went through; `encode` repeats it.
-
-    Raises:
-      ConfigError: `tokenizer.vocab_size` does not suit the text; says which sizes do.
-      DataError: there is no text, or a character that cannot be learned; says which and where.
-    """
-    require(
-        config.kind != "hub",
-        "tokenizer.kind='hub' is that of a published model, which brings it along; choose 'sentencepiece' or "
-        "'gpt2'.",
-    )
-    if config.kind == "gpt2":
-        return Gpt2Tokenizer(config, normalize)
-    sample = Sample(texts, config.max_sentences)
-    model = learn_pieces(config, sample)
-    tokenizer = SentencePieceTokenizer(config, normalize, model)
-    _require_known(tokenizer, sample.characters)
-    return tokenizer
-
-
-def _require_known(tokenizer: SentencePieceTokenizer, characters: dict[str, int]) -> None:
-    """Refuses a vocabulary that reads a character of its train split as unk, whatever its training did."""
-    alphabet = list(characters)
-    lost = [
-        character
-        for character, ids in zip(alphabet, tokenizer._encode_batch(alphabet), strict=True)
-        if tokenizer.unk_id in ids
-    ]
-    if lost:
-        named = ", ".join(f"U+{ord(character):04X}" for character in lost[:8])
-        raise DataError(
-            f"The vocabulary cannot hold {named}{', …' if len(lost) > 8 else ''}, which stands in document "
-            f"{characters[lost[0]]} of the train split; remove it from the corpus, or choose "
-            "tokenizer.byte_fallback=True or tokenizer.kind='gpt2'."
-        )
+def _unk_row(tokenizer: tokenizers.Tokenizer, content: bytes) -> int | None:
+    model: Any = tokenizer.model
+    if isinstance(model, tokenizers.models.Unigram):
+        # Which is the one kind that does not say it.
+        return json.loads(content)["model"].get("unk_id")  # type: ignore[no-any-return]
+    return tokenizer.token_to_id(model.unk_token) if model.unk_token else None
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: str | Path) -> None:
@@ -374,10 +350,11 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         raise DataError(f"{path} is damaged ({error}); {PREPARE_AGAIN}.") from None
     if config.kind == "gpt2":
         return Gpt2Tokenizer(config, normalize)
-    model = as_path(directory) / (HUB_FILE if config.kind == "hub" else MODEL_FILE)
+    published = config.kind == "hub" or config.file.endswith(".json")
+    model = as_path(directory) / (HUB_FILE if published else MODEL_FILE)
     tokenizer: SentencePieceTokenizer | HubTokenizer
     try:
-        if config.kind == "hub":
+        if published:
             special = Special(**content["special"])
             tokenizer = HubTokenizer(config, normalize, model.read_bytes(), special)
         else:

@@ -39,10 +39,39 @@ def even_calls(share: PerToken, masked: Positions, num_steps: int) -> tuple[jax.
       `call: [batch, length]` int32, `num_steps` where nothing is masked; and `first: [batch, num_steps]`
       float32, the share of the first position of each call (0 for a call that reveals nothing).
     """
+    rank, count = _ranked(share, masked)
+    return _with_first(share, masked, rank * num_steps // count, num_steps)
+
+
+def dealt_calls(
+    share: PerToken, masked: Positions, counts: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """`even_calls` with so many positions for each call, or these shares of what is masked.
+
+    Args:
+      share: `[batch, length]` float32, uniform in [0, 1).
+      masked: `[batch, length]` bool.
+      counts: of each call, together what a text with nothing given has.
+    """
+    rank, count = _ranked(share, masked)
+    ends = jnp.cumsum(jnp.array(counts))
+    # Position `rank` of `count` stands where `rank * ends[-1] / count` of the whole text does.
+    call = (rank[..., None] * ends[-1] >= ends * count[..., None]).sum(axis=-1)
+    return _with_first(share, masked, call, len(counts))
+
+
+def _ranked(share: PerToken, masked: Positions) -> tuple[jax.Array, jax.Array]:
+    """The place of each masked position in the falling order of `share`, and how many there are."""
     share = jnp.where(masked, share, -1.0)
     rank = jnp.argsort(jnp.argsort(-share, axis=-1), axis=-1)
-    count = jnp.maximum(masked.sum(axis=-1, keepdims=True), 1)
-    call = jnp.where(masked, rank * num_steps // count, num_steps).astype(jnp.int32)
+    return rank, jnp.maximum(masked.sum(axis=-1, keepdims=True), 1)
+
+
+def _with_first(
+    share: PerToken, masked: Positions, call: jax.Array, num_steps: int
+) -> tuple[jax.Array, jax.Array]:
+    share = jnp.where(masked, share, -1.0)
+    call = jnp.where(masked, call, num_steps).astype(jnp.int32)
     first = jnp.zeros((len(share), num_steps), jnp.float32)
     rows = jnp.arange(len(share))[:, None]
     return call, first.at[rows, call].max(share, mode="drop")

@@ -73,12 +73,23 @@ class Given:
     inputs: dict[str, jax.Array]
 
     def hidden(
-        self, params: Params, tokens: Tokens, sigma: PerSequence | None = None, *more: Any
+        self,
+        params: Params,
+        tokens: Tokens,
+        sigma: PerSequence | None = None,
+        *more: Any,
+        **inputs: jax.Array,
     ) -> Hidden:
-        """As the network's own; `more` is what it takes beside them, noise for one."""
+        """As the network's own; `more` and `inputs` are what it takes beside them, noise for one."""
         network: Any = self.denoiser
-        hidden: Hidden = network.hidden(params, tokens, sigma, *more, **self.inputs)
+        hidden: Hidden = network.hidden(params, tokens, sigma, *more, **inputs, **self.inputs)
         return hidden
+
+    def layer_states(self, params: Params, tokens: Tokens, layer: int) -> Hidden:
+        """As the network's own."""
+        network: Any = self.denoiser
+        states: Hidden = network.layer_states(params, tokens, layer, **self.inputs)
+        return states
 
     def __getattr__(self, name: str) -> Any:
         # Nothing else that computes from tokens, a cache for one, which would not see the inputs.

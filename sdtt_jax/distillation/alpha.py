@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from sdtt_jax.config import whole, within
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.distillation.block import draw_block, token_log_probs
+from sdtt_jax.ops.sequences import text_sums
 from sdtt_jax.typing import Key, Params, Scalar, Tokens
 
 
@@ -40,7 +41,7 @@ def alpha_terms(
     """`(1 - P^alpha) / alpha` of a block of each text, and how many positions the blocks have.
 
     Args:
-      diffusion, params: the student.
+      diffusion, params: the student; within an arrangement, each text of a sequence has a block of its own.
       x0: `[batch, length]` int32, clean tokens.
       key: PRNG key.
       config: alpha, and the sampler's calls.
@@ -56,7 +57,7 @@ def alpha_terms(
         block.revealed,
         x0,
     )
-    joint = log_probs.sum(axis=-1)
+    joint = text_sums(log_probs, diffusion.arrangement)
     # expm1: 1 - P^alpha is all rounding where alpha is small.
     losses = -jnp.expm1(config.alpha * joint) / config.alpha if config.alpha else -joint
     return losses.sum(), block.revealed.sum().astype(jnp.float32)

@@ -26,7 +26,8 @@ class Block(NamedTuple):
 def draw_block(diffusion: MaskedDiffusion, x0: Tokens, key: Key, num_calls: int) -> Block:
     """Texts before one of `num_calls` calls on the uniform grid of times, and that call's positions.
 
-    Every call is as likely as any other, and they are spread evenly over the batch.
+    Every call is as likely as any other, and they are spread evenly over the batch. What may not be masked
+    (`diffusion.free`) is shown.
 
     Args:
       diffusion: the model.
@@ -43,7 +44,7 @@ def draw_block(diffusion: MaskedDiffusion, x0: Tokens, key: Key, num_calls: int)
     # The first call sees MASK alone, also under a schedule that leaves some tokens clean at time 1.
     chance = jnp.where(t == 1.0, 1.0, chance)
     uniform = jax.random.uniform(key_mask, x0.shape, jnp.float32)
-    x_t = mask_tokens(x0, uniform, chance, diffusion.mask_id)
+    x_t = mask_tokens(x0, uniform, chance, diffusion.mask_id, diffusion.free)
     # The last call reveals what is left, also under a schedule that masks some tokens at time 0.
     last = (t - 1.0 / num_calls < 0.5 / num_calls)[:, None]
     revealed = (x_t == diffusion.mask_id) & (last | (uniform >= left[:, None]))

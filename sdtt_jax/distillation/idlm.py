@@ -70,7 +70,7 @@ def idlm_terms(
     drawn = reverse_step(diffusion, still[STUDENT], key_draw, block.x_t, drawn_from, ones)
     t = sample_t(key_t, len(x0))
     sigma = schedule.sigma(t)
-    x_again = q_xt(key_mask, drawn, schedule.move_chance(t), diffusion.mask_id)
+    x_again = q_xt(key_mask, drawn, schedule.move_chance(t), diffusion.mask_id, diffusion.free)
     masked = x_again == diffusion.mask_id
     weights = masked * nelbo_weight(schedule, t)[:, None]
     seen_by_fake = diffusion.hidden(params[FAKE], x_again, sigma)

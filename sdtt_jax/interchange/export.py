@@ -9,19 +9,21 @@ import numpy as np
 
 from sdtt_jax.checkpoints.store import save_params
 from sdtt_jax.config import to_mapping
-from sdtt_jax.data.tokenizer import save_tokenizer
+from sdtt_jax.data.tokenizer import HubTokenizer, save_tokenizer
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE
+from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE, TOKENIZER_FILES
 from sdtt_jax.interchange.layouts import LAYOUTS
 from sdtt_jax.interchange.llama_export import export_llama
 from sdtt_jax.interchange.load import FINAL
 from sdtt_jax.interchange.renaming import write_params
 from sdtt_jax.interchange.safetensors import FLOATS, write_tensors
+from sdtt_jax.interchange.tables.gpt2 import DIFFUGPT, hub_config
 from sdtt_jax.interchange.tables.llama import LLAMA_GGUF
 from sdtt_jax.interchange.tables.reference import HUB_PREFIX
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.networks.config import LlamaConfig
+from sdtt_jax.networks.config import GPT2Config, LlamaConfig
+from sdtt_jax.networks.kinds import GPT2_DENOISER
 from sdtt_jax.paths import PathLike, as_path, write_json
 
 
@@ -36,6 +38,7 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
     """
     directory, facts = as_path(directory), model.facts
     layout = facts.get("layout", facts["kind"])
+    layout = DIFFUGPT.name if layout == GPT2_DENOISER else layout
     if isinstance(model.config, LlamaConfig) and facts.get("layout") in (None, LLAMA_GGUF.name):
         return export_llama(model, directory)
     if layout not in LAYOUTS:
@@ -44,18 +47,26 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
             "has no place for its noise network. Export it as orbax."
         )
     params = jax.tree.map(np.asarray, model.params)
-    table = LAYOUTS[layout].table(model.config)
+    sizes, tokenizer = model.config, model.tokenizer
+    table = LAYOUTS[layout].table(sizes)
     table = dataclasses.replace(table, mask_row=facts.get("mask_row"))
-    tensors = write_params(table, params, facts.get("prefix", HUB_PREFIX))
+    prefix, config = HUB_PREFIX, facts.get("published_config")
+    if isinstance(sizes, GPT2Config):
+        prefix = ""
+        config = config or hub_config(sizes, None if tokenizer is None else tokenizer.bos_id)
+    tensors = write_params(table, params, facts.get("prefix", prefix))
     dtype = FLOATS[facts.get("dtype", "F32")]
-    config = facts.get("published_config") or reference_config(model)
     directory.mkdir(parents=True, exist_ok=True)
     write_tensors(
         directory / TENSORS_FILE,
         {name: x.astype(dtype, copy=False) for name, x in tensors.items()},
     )
-    write_json(directory / CONFIG_FILE, config)
-    return [directory / TENSORS_FILE, directory / CONFIG_FILE]
+    write_json(directory / CONFIG_FILE, config or reference_config(model))
+    written = [directory / TENSORS_FILE, directory / CONFIG_FILE]
+    if isinstance(tokenizer, HubTokenizer):
+        written.append(directory / TOKENIZER_FILES[0])
+        written[-1].write_bytes(tokenizer.model)
+    return written
 
 
 def export_orbax(model: Model | CausalModel, directory: PathLike) -> list[Path]:

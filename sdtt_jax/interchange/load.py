@@ -28,7 +28,7 @@ from sdtt_jax.interchange.layouts import (
     published_params,
 )
 from sdtt_jax.interchange.renaming import Given, Stored
-from sdtt_jax.interchange.tokenizers import HUB_TOKENIZERS, published_tokenizer
+from sdtt_jax.interchange.tokenizers import has_its_own, published_tokenizer
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalNetwork
@@ -117,7 +117,7 @@ def _found(
     if named is not None:
         tensors, config = hub.fetch(named["repo"], named["revision"])
         published = open_published(tensors, config, said)
-        for name in TOKENIZER_FILES if published.layout in HUB_TOKENIZERS else ():
+        for name in TOKENIZER_FILES if has_its_own(published) else ():
             hub.fetch_beside(named["repo"], named["revision"], name)
         return published, tensors.parent, named[0]
     where = as_path(text)

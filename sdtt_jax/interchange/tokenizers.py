@@ -7,12 +7,14 @@ from typing import Any
 import tokenizers
 
 from sdtt_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
+from sdtt_jax.data.making import named_id
 from sdtt_jax.data.tokenizer import HubTokenizer, Special
 from sdtt_jax.errors import CheckpointError, DataError
 from sdtt_jax.interchange.gguf import GgufTensors, gguf_tokenizer
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
 from sdtt_jax.interchange.layouts import Published
 from sdtt_jax.interchange.tables.llama import LLADA, LLAMA
+from sdtt_jax.networks.config import GPT2Config
 from sdtt_jax.paths import read_json
 
 # Layouts whose models each have a tokenizer of their own.
@@ -32,8 +34,8 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
     """
     if isinstance(model.tensors, GgufTensors):
         return gguf_tokenizer(model.tensors)
-    if model.layout not in HUB_TOKENIZERS:
-        gpt2 = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+    if not has_its_own(model):
+        gpt2 = _gpt2()
         return gpt2 if gpt2.vocab_size == model.config.vocab_size else None
     file, beside = (folder / name for name in TOKENIZER_FILES)
     if not file.is_file():
@@ -50,6 +52,22 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
         raise CheckpointError(
             f"{file} cannot be read ({error}); it is cut short or damaged: download it again."
         ) from None
+
+
+def has_its_own(model: Published) -> bool:
+    """Whether a model's tokenizer is in its tokenizer.json, if anywhere: else it has GPT-2's or none.
+
+    Args:
+      model: as `open_published` found it.
+    """
+    of_gpt2 = isinstance(model.config, GPT2Config)
+    return model.layout in HUB_TOKENIZERS or (
+        of_gpt2 and model.config.vocab_size != _gpt2().vocab_size
+    )
+
+
+def _gpt2() -> Tokenizer:
+    return train_tokenizer(TokenizerConfig(kind="gpt2"), [])
 
 
 def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) -> Special:
@@ -69,9 +87,7 @@ def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) ->
         found = found[0] if isinstance(found, list) and found else found
         if isinstance(found, int):
             return found
-        name = named.get(f"{which}_token")
-        name = name.get("content") if isinstance(name, dict) else name
-        return tokenizer.token_to_id(name) if isinstance(name, str) else None
+        return named_id(tokenizer, named, which)
 
     bos, eos = number("bos"), number("eos")
     if bos is None and eos is None:

@@ -20,6 +20,7 @@ from sdtt_jax.diffusion.decoders import parse_mode, stop_of
 from sdtt_jax.diffusion.decoders.base import Decoder, Pick
 from sdtt_jax.diffusion.decoders.blocks import Blocks
 from sdtt_jax.diffusion.decoders.doubting import DoubtingRemdm
+from sdtt_jax.diffusion.decoders.learnt import Learnt
 from sdtt_jax.diffusion.decoders.planned import Grid
 from sdtt_jax.diffusion.decoders.refine import Refine
 from sdtt_jax.diffusion.decoders.staged import Staged
@@ -185,6 +186,8 @@ def _by_chance(
         each = num_steps // (length // options.length)
         block = [p for p in pattern if p // options.length == index // each]
         yield from alike(even_count(options.length, each, index % each), block, source)
+    elif isinstance(options, Learnt):
+        yield from alike(options.tokens[index], pattern, source)
     else:
         yield from alike(even_count(length, num_steps, index), pattern, source)
 

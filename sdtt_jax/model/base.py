@@ -21,7 +21,7 @@ from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel.mesh import batch_pieces, mesh_if_any, use_mesh
 from sdtt_jax.parallel.placement import place_batch, place_whole
-from sdtt_jax.paths import read_json, with_target
+from sdtt_jax.paths import as_path, read_json, with_target
 from sdtt_jax.typing import Params
 
 # Facts of a checkpoint that results of its model repeat.
@@ -92,6 +92,14 @@ class Loaded(abc.ABC):
     def fingerprint(self) -> dict[str, Any]:
         """What the model's numbers depend on: the parameters' digest, and the dtype of the activations."""
         return {name: self.identity[name] for name in ("digest", "compute_dtype")}
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the parameters stand; None for what is no file or folder, a repository of the hub for one."""
+        place = as_path(self.facts["path"])
+        if not place.exists():
+            return None
+        return place if place.is_dir() else place.parent
 
     @functools.cached_property
     def run_folder(self) -> Path | None:

@@ -28,6 +28,7 @@ from sdtt_jax.diffusion.sampler import (
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
+from sdtt_jax.model.learnt import settled
 from sdtt_jax.model.prompts import Texts, closed, ended, given_batch
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.ops.categorical import NEG_INFINITY
@@ -174,6 +175,8 @@ class Model(Loaded):
           ConfigError: `x_init` has another shape, or an id that does not exist.
         """
 
+        config = settled(config, self)
+
         def write(params: Params, index: jax.Array, rows: jax.Array) -> Written:
             state = _denoise(
                 self.diffusion,
@@ -260,7 +263,7 @@ class Model(Loaded):
         Raises:
           ConfigError: `x_init` has another shape, or an id that does not exist.
         """
-        x_init = self.noisy(x_init)
+        x_init, config = self.noisy(x_init), settled(config, self)
         with self.on_mesh():
             return _denoise(
                 self.diffusion, self.params, key, x_init, config, self.sequences, helper
@@ -282,7 +285,7 @@ class Model(Loaded):
         Raises:
           ConfigError: `x_init` has another shape, or an id that does not exist.
         """
-        x_init = self.noisy(x_init)
+        x_init, config = self.noisy(x_init), settled(config, self)
         model = self.diffusion.within(arrange(x_init, self.sequences))
         begin = first_state(model, self.params, x_init, config, helper)
         return self._states(key, begin, config, helper)

@@ -83,6 +83,19 @@ def predicted_before(hidden: Hidden, segments: Segments | None) -> Hidden:
     return jnp.where(begins(segments)[..., None], hidden, shifted)
 
 
+def with_mask(params: Params, mask_id: int) -> Params:
+    """A causal network's parameters with a row for MASK in the embedding: the mean of all tokens, which says
+    least.
+
+    Args:
+      params: parameters, unboxed.
+      mask_id: the row behind the vocabulary.
+    """
+    table = params["embed"]["embedding"]
+    mean = table[:mask_id].mean(axis=0)
+    return params | {"embed": {"embedding": table.at[mask_id].set(mean)}}
+
+
 def variables(params: Params) -> dict[str, Params]:
     """Parameters as Linen takes them, adapters being a collection of their own."""
     own = {name: part for name, part in params.items() if name != ADAPTERS}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.networks.cache import LayerPast
 from sdtt_jax.networks.denoiser import Denoiser
+from sdtt_jax.networks.llama import LlamaDenoiser
 from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Tokens
 
 
@@ -28,7 +29,7 @@ class BlockCausal:
       block: positions of a block.
     """
 
-    network: Denoiser
+    network: Denoiser | LlamaDenoiser
     block: int
 
     @property

@@ -96,7 +96,7 @@ def attend_causally(
 
 
 def attend_visible(
-    query: jax.Array, key: jax.Array, value: jax.Array, past: LayerPast, visible: jax.Array
+    query: jax.Array, key: jax.Array, value: jax.Array, past: LayerPast, visible: jax.Array | None
 ) -> tuple[jax.Array, LayerPast]:
     """Attention of `n` positions over what they may see of a cache and of one another.
 
@@ -104,11 +104,14 @@ def attend_visible(
       query: `[batch, n, heads, kv]`.
       key, value: `[batch, n, kv_heads, kv]`; each serves the next `heads / kv_heads` query heads.
       past: this layer's cache, of any capacity.
-      visible: `[n, capacity + n]` bool.
+      visible: `[n, capacity + n]` bool; None: all of one another and nothing of the cache.
 
     Returns:
       As `attend_causally` with a cache.
     """
+    if visible is None:
+        new = LayerPast(*(x.transpose(0, 2, 1, 3) for x in (key, value)))
+        return attend(query, key, value), new
     n, shape = query.shape[1], query.shape
     # Per head and contiguous, the layout of the cache: one batched matmul reads it without a copy.
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))

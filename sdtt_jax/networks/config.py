@@ -163,6 +163,30 @@ class CausalConfig(TransformerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class GPT2Config(CausalConfig):
+    """Sizes of a GPT-2; `length` is its number of position embeddings."""
+
+    norm_epsilon: float = 1e-5  # epsilon of its layer norms
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "norm_epsilon")
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2DenoiserConfig(GPT2Config):
+    """A denoiser that was made from a GPT-2 and goes on predicting the next token (DiffuGPT)."""
+
+    @property
+    def is_causal(self) -> bool:
+        return False
+
+    @property
+    def columns(self) -> int:
+        return self.vocab_size + 1
+
+
+@dataclasses.dataclass(frozen=True)
 class LlamaConfig(CausalConfig):
     """A network of the Llama family (arXiv 2302.13971): Llama, SmolLM2, Qwen2, Qwen3 and their relatives.
 
@@ -252,17 +276,34 @@ class LlamaDenoiserConfig(LlamaConfig):
         return self.vocab_size + 1
 
 
-def as_denoiser(config: LlamaConfig, *, shift: bool, **changes: Any) -> LlamaDenoiserConfig:
+# Published networks that are denoisers or become denoisers.
+PublishedConfig = LlamaConfig | GPT2Config
+
+
+def as_denoiser(
+    config: PublishedConfig, *, shift: bool, **changes: Any
+) -> LlamaDenoiserConfig | GPT2DenoiserConfig:
     """The denoiser that a causal network becomes; MASK follows its vocabulary.
 
     Args:
       config: of the network; one that is a denoiser already stays the one that it is.
-      shift: whether it goes on predicting the next token.
+      shift: whether it goes on predicting the next token, as what becomes of a GPT-2 always does.
       **changes: fields of either kind that get other values.
+
+    Raises:
+      ConfigError: a `length` for which a GPT-2 has no embeddings of positions.
     """
-    if isinstance(config, LlamaDenoiserConfig):
+    longest = config.length if isinstance(config, GPT2Config) else None
+    require(
+        longest is None or changes.get("length", 0) <= longest,
+        f"length={changes.get('length')} exceeds the {longest} positions that the network has embeddings of.",
+    )
+    if isinstance(config, LlamaDenoiserConfig | GPT2DenoiserConfig):
         return dataclasses.replace(config, **changes)
-    return LlamaDenoiserConfig(**dataclasses.asdict(config) | changes, shift=shift)
+    fields = dataclasses.asdict(config) | changes
+    if isinstance(config, GPT2Config):
+        return GPT2DenoiserConfig(**fields)
+    return LlamaDenoiserConfig(**fields, shift=shift)
 
 
 Config = TypeVar("Config", bound=TransformerConfig)

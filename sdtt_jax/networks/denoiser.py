@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from sdtt_jax.networks.attention import attend, attend_rotated, rotary_tables, rotate
+from sdtt_jax.networks.attention import attend_rotated, rotary_tables, rotate
 from sdtt_jax.networks.base import ADAPTERS, Network, variables
 from sdtt_jax.networks.cache import LayerPast, attend_visible, empty_cache
 from sdtt_jax.networks.config import DenoiserConfig
@@ -110,13 +110,16 @@ class Denoiser(Network):
         hidden, new = decoded
         return hidden, new
 
-    def layer_states(self, params: Params, tokens: Tokens, layer: int) -> Hidden:
+    def layer_states(
+        self, params: Params, tokens: Tokens, layer: int, *, segments: Segments | None = None
+    ) -> Hidden:
         """What comes out of block `layer`, counted from 1, of clean texts; later blocks are not computed.
 
         Args:
           params: parameters, unboxed.
           tokens: `[batch, length]` int32.
           layer: at most `config.num_layers`.
+          segments: as `hidden` takes them.
 
         Returns:
           `[batch, length, embed]`, the compute dtype.
@@ -124,7 +127,8 @@ class Denoiser(Network):
         blocks = jax.tree.map(lambda x: x[:layer], params["blocks"])
         module = DiT(dataclasses.replace(self.config, num_layers=layer, unroll=1))
         variables = {"params": {**params, "blocks": blocks}}
-        states: Any = module.apply(variables, tokens, self._sigma_seen(None), method="states")
+        sigma = self._sigma_seen(None)
+        states: Any = module.apply(variables, tokens, sigma, segments, method="states")
         return states
 
     def _sigma_seen(self, sigma: PerSequence | None) -> PerSequence:
@@ -221,10 +225,7 @@ class DenoiserBlock(nn.Module):
     ) -> tuple[jax.Array, LayerPast]:
         query, key, value = queries_keys_values(self.config, y, bias=False)
         query, key = rotate(query, *rotary), rotate(key, *rotary)
-        if visible is not None:
-            return attend_visible(query, key, value, past, visible)
-        new = LayerPast(*(x.transpose(0, 2, 1, 3) for x in (key, value)))
-        return attend(query, key, value), new
+        return attend_visible(query, key, value, past, visible)
 
 
 class FinalNorm(nn.Module):
@@ -268,8 +269,10 @@ class DiT(nn.Module):
     ) -> jax.Array:
         return self.from_embedded(self.embed(tokens), sigma, segments)
 
-    def states(self, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
-        return self.through_blocks(self.embed(tokens), self.condition(sigma))
+    def states(
+        self, tokens: jax.Array, sigma: jax.Array, segments: jax.Array | None = None
+    ) -> jax.Array:
+        return self.through_blocks(self.embed(tokens), self.condition(sigma), segments)
 
     def from_embedded(
         self, x: jax.Array, sigma: jax.Array, segments: jax.Array | None = None

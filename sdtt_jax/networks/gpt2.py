@@ -12,40 +12,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import positive, require
-from sdtt_jax.networks.attention import attend
-from sdtt_jax.networks.base import Network, predicted_before
+from sdtt_jax.config import require
+from sdtt_jax.networks.attention import attend, attend_along
+from sdtt_jax.networks.base import Network, predicted_before, with_mask
 from sdtt_jax.networks.cache import LayerPast, attend_causally
 from sdtt_jax.networks.causal import CausalNetwork, scan_blocks
-from sdtt_jax.networks.config import CausalConfig
+from sdtt_jax.networks.config import GPT2Config as GPT2Config
+from sdtt_jax.networks.config import GPT2DenoiserConfig as GPT2DenoiserConfig
 from sdtt_jax.networks.layers import Mlp, merged_heads, queries_keys_values, without_padding
 from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
 
 INIT_SCALE = 0.02
-
-
-@dataclasses.dataclass(frozen=True)
-class GPT2Config(CausalConfig):
-    """Sizes of a GPT-2; `length` is its number of position embeddings."""
-
-    norm_epsilon: float = 1e-5  # epsilon of its layer norms
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "norm_epsilon")
-
-
-@dataclasses.dataclass(frozen=True)
-class GPT2DenoiserConfig(GPT2Config):
-    """A denoiser that was made from a GPT-2 and goes on predicting the next token (DiffuGPT)."""
-
-    @property
-    def is_causal(self) -> bool:
-        return False
-
-    @property
-    def columns(self) -> int:
-        return self.vocab_size + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +52,16 @@ class GPT2Denoiser(Network):
     def _module(self) -> nn.Module:
         return GPT2(self.config)
 
+    def init_from(self, params: Params) -> Params:
+        """Parameters that make a denoiser of a causal network's `params`, unboxed: with a row for MASK."""
+        return with_mask(params, self.mask_id)
+
     def hidden(
         self,
         params: Params,
         tokens: Tokens,
         sigma: PerSequence | None = None,
+        edges: jax.Array | None = None,
         *,
         segments: Segments | None = None,
     ) -> Hidden:
@@ -89,6 +71,7 @@ class GPT2Denoiser(Network):
           params: parameters, unboxed.
           tokens: `[batch, length]` int32, MASK included, at most `config.length` positions.
           sigma: not used: the network sees how much is masked.
+          edges: as of `LlamaDenoiser.hidden`.
           segments: none, for positions have embeddings.
 
         Returns:
@@ -100,7 +83,7 @@ class GPT2Denoiser(Network):
         del sigma
         length, most = tokens.shape[1], self.config.length
         require(length <= most, f"length={length} exceeds the {most} positions of this network.")
-        hidden: Any = self._apply(params, tokens, segments, method="hidden")
+        hidden: Any = self._apply(params, tokens, segments, edges, method="hidden")
         return predicted_before(hidden, None)
 
 
@@ -123,14 +106,17 @@ class GPT2Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, past: LayerPast | None, shared: jax.Array | None
+        self, x: jax.Array, past: LayerPast | None, shared: tuple[Any, Any]
     ) -> tuple[jax.Array, LayerPast | None]:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        used, edges = shared
         y = _norm(c, "norm1")(x)
         query, key, value = queries_keys_values(c, y, bias=True)
         new: LayerPast | None = None
-        if c.is_causal:
-            mixed, new = attend_causally(query, key, value, past, shared)
+        if edges is not None:
+            mixed = attend_along(query, key, value, edges)
+        elif c.is_causal:
+            mixed, new = attend_causally(query, key, value, past, used)
         else:
             mixed = attend(query, key, value)
         x = x + merged_heads(c, mixed, bias=True)
@@ -156,21 +142,30 @@ class GPT2(nn.Module):
         self.final = _norm(c)
 
     def decode(
-        self, tokens: jax.Array, past: LayerPast | None, used: jax.Array | None
+        self,
+        tokens: jax.Array,
+        past: LayerPast | None,
+        used: jax.Array | None,
+        edges: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerPast | None]:
         positions = jnp.arange(tokens.shape[1]) + (0 if used is None else used)
         x = self.embed(tokens) + self.positions(positions)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
-        x, new = self.blocks(x, past, used)
+        x, new = self.blocks(x, past, (used, edges))
         return self.final(x), new
 
-    def hidden(self, tokens: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+    def hidden(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array | None = None,
+        edges: jax.Array | None = None,
+    ) -> jax.Array:
         require(
             segments is None,
             "GPT-2 knows where in its sequence a token stands and cannot be confined to segments; give it "
             "one text for each sequence.",
         )
-        return self.decode(tokens, None, None)[0]
+        return self.decode(tokens, None, None, edges)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         logits = self.embed.attend(hidden).astype(jnp.float32)

@@ -11,13 +11,15 @@ from sdtt_jax.networks.config import (
     CausalConfig,
     CoupledConfig,
     DenoiserConfig,
+    GPT2Config,
+    GPT2DenoiserConfig,
     LlamaConfig,
     LlamaDenoiserConfig,
     TransformerConfig,
 )
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.denoiser import Denoiser
-from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Denoiser, GPT2DenoiserConfig, GPT2Network
+from sdtt_jax.networks.gpt2 import GPT2Denoiser, GPT2Network
 from sdtt_jax.networks.llama import LlamaDenoiser, LlamaNetwork
 
 DENOISER, COUPLED, CAUSAL, GPT2 = "denoiser", "coupled", "causal", "gpt2"

@@ -21,8 +21,8 @@ from sdtt_jax.networks.attention import (
     rotate,
     rotate_neighbours,
 )
-from sdtt_jax.networks.base import Network, predicted_before
-from sdtt_jax.networks.cache import LayerPast, attend_causally
+from sdtt_jax.networks.base import Network, predicted_before, with_mask
+from sdtt_jax.networks.cache import LayerPast, attend_causally, attend_visible, empty_cache
 from sdtt_jax.networks.causal import CausalNetwork, scan_blocks
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
 from sdtt_jax.networks.layers import (
@@ -76,13 +76,8 @@ class LlamaDenoiser(Network):
         return _head_params(self.config, params)
 
     def init_from(self, params: Params) -> Params:
-        """Parameters that make a denoiser of a causal network's `params`, unboxed.
-
-        MASK becomes a new row behind the vocabulary: the mean of all tokens, which says least.
-        """
-        table = params["embed"]["embedding"]
-        mean = table[: self.mask_id].mean(axis=0)
-        return params | {"embed": {"embedding": table.at[self.mask_id].set(mean)}}
+        """Parameters that make a denoiser of a causal network's `params`, unboxed: with a row for MASK."""
+        return with_mask(params, self.mask_id)
 
     def hidden(
         self,
@@ -113,6 +108,34 @@ class LlamaDenoiser(Network):
         del sigma
         hidden: Any = self._apply(params, tokens, segments, edges, method="hidden")
         return predicted_before(hidden, segments) if self.config.shift else hidden
+
+    def decode(
+        self,
+        params: Params,
+        tokens: Tokens,
+        past: LayerPast | None = None,
+        start: jax.Array | int = 0,
+        visible: jax.Array | None = None,
+    ) -> tuple[Hidden, LayerPast]:
+        """Hidden states of `n` positions in a row, and their keys and values for a cache.
+
+        Args:
+          params: parameters, unboxed; of a network that sees both ways and predicts no next token.
+          tokens: `[batch, n]` int32, MASK included.
+          past: keys and values of other positions, `[layers, batch, kv_heads, capacity, kv]`; None for none.
+          start: `[]` int32, the position of the first token.
+          visible: `[n, capacity + n]` bool, what each position sees of cache and others; None: all.
+
+        Returns:
+          `[batch, n, embed]`, and new keys and values `[layers, batch, kv_heads, n, kv]`.
+        """
+        c = self.config
+        if past is None:
+            dtype = jnp.dtype(c.compute_dtype)
+            past = empty_cache(c.num_layers, len(tokens), c.kv_heads, 0, c.head_dim, dtype).past
+        decoded: Any = self._apply(params, tokens, past, start, None, visible, method="decode")
+        hidden, new = decoded
+        return hidden, new
 
 
 class RMSNorm(nn.Module):
@@ -173,7 +196,9 @@ class LlamaBlock(nn.Module):
         key = self._rotated(self._heads("k", c.kv_heads, "kv_heads")(y), "k", *rotary)
         value = self._heads("v", c.kv_heads, "kv_heads")(y)
         new: LayerPast | None = None
-        if edges is not None:
+        if past is not None and not c.is_causal:
+            mixed, new = attend_visible(query, key, value, past, edges)
+        elif edges is not None:
             mixed = attend_along(query, key, value, edges, segments)
         elif c.is_causal:
             mixed, new = attend_causally(query, key, value, past, used, segments)

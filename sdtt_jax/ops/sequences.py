@@ -121,6 +121,19 @@ def mean_counted(values: PerToken, free: Positions | None) -> PerSequence:
     return values.sum(axis=-1) / jnp.maximum(free.sum(axis=-1), 1)
 
 
+def text_sums(values: PerToken, arrangement: Arrangement | None) -> jax.Array:
+    """The sum of each text's values: `[batch]` of sequences that are one, else `[batch, length]`.
+
+    Args:
+      values: `[batch, length]` float32, 0 at padding.
+      arrangement: of the positions; texts that a sequence does not have are 0.
+    """
+    if arrangement is None:
+        return values.sum(axis=-1)
+    rows = jnp.arange(len(values))[:, None]
+    return jnp.zeros_like(values).at[rows, jnp.maximum(arrangement.segments, 0)].add(values)
+
+
 def _before(where: jax.Array) -> jax.Array:
     """How many are True before each position: int32 of the shape of `where`."""
     return jnp.cumsum(where, axis=1, dtype=jnp.int32) - where.astype(jnp.int32)

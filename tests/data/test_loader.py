@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -19,6 +20,27 @@ def train(prepared):
 def copied(prepared, tmp_path):
     """A copy of the prepared data, to damage."""
     return shutil.copytree(prepared.data, tmp_path / "data")
+
+
+@pytest.mark.parametrize("length", [9, 17, 32])
+def test_a_record_of_another_length_is_named(copied, length):
+    """Its end would be taken for a sequence, or what is missing be made up."""
+    info = json.loads((copied / "info.json").read_text())
+    shard = info["shards"][1]
+    rows = [np.zeros(16, np.uint16)] * shard["records"]
+    rows[3] = np.zeros(length, np.uint16)
+    path, prefix = copied / shard["path"], builders.record_prefix(16, np.dtype(np.uint16))
+    path.unlink()
+    builders.write_shard(path, prefix, rows, len(rows))
+    shard["bytes"] = path.stat().st_size
+    (copied / "info.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match=rf"{path.name} is damaged \(a record of another length"):
+        open_split(copied, "train")
+    split = open_split(copied, "train", cache_bytes=0)
+    before = info["shards"][0]["records"]
+    assert not split.gather(np.array([before, before + 2])).any()
+    with pytest.raises(DataError, match="a record of another length"):
+        split.gather(np.array([before + 3]))
 
 
 def test_rows_are_the_documents_in_order(prepared, train, tmp_path):

@@ -13,6 +13,9 @@ from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.diffusion.nelbo import NelboConfig, masked_batch, masked_nll, nelbo
 from sdtt_jax.diffusion.sampler import SamplerConfig, sample
+from sdtt_jax.distillation.alpha import AlphaConfig
+from sdtt_jax.distillation.block import draw_block
+from sdtt_jax.distillation.idlm import IdlmConfig
 from sdtt_jax.distillation.loss import masked_batch as distillation_batch
 from sdtt_jax.distillation.targets import teacher_targets
 from sdtt_jax.errors import ConfigError
@@ -23,7 +26,14 @@ from sdtt_jax.networks.config import CoupledConfig, LlamaDenoiserConfig, NoiseCo
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from sdtt_jax.networks.llama import LlamaDenoiser
-from sdtt_jax.objectives import arranged, distill_loss, judge_loss, teacher_loss
+from sdtt_jax.objectives import (
+    alpha_loss,
+    arranged,
+    distill_loss,
+    idlm_loss,
+    judge_loss,
+    teacher_loss,
+)
 from sdtt_jax.ops.noise import draw_noise
 from sdtt_jax.ops.sequences import Sequences, arrange
 from tests.worlds import as_model, noisy_params
@@ -204,6 +214,51 @@ def test_distillation_is_that_of_a_loop_over_texts(kind):
     loss = jax.jit(arranged(loss_of, DIFFUSION, _sequences(kind)))(PARAMS, context, tokens, KEY)
     assert float(loss.weight) == count > 0
     np.testing.assert_allclose(loss.total, expected, rtol=1e-4)
+
+
+def test_the_teacher_free_loss_is_that_of_a_loop_over_texts():
+    """Each text's block has a probability of its own: a product over two texts is not their block's."""
+    config = AlphaConfig(0.3, num_calls=2)
+    tokens, model = _arranged("documents")
+    x_t, _, revealed = draw_block(model, tokens, KEY, config.num_calls)
+    expected = 0.0
+    for row, place in _slices("documents"):
+        hidden = HIDDEN(DENOISER, PARAMS, x_t[row, place][None], None)
+        log_p = np.asarray(jax.nn.log_softmax(DENOISER.logits(PARAMS, hidden)[0, :, :VOCAB]))
+        own = log_p[np.arange(place.stop - place.start), tokens[row, place]]
+        expected += (1 - np.exp(0.3 * own[revealed[row, place]].sum())) / 0.3
+    loss_of = functools.partial(alpha_loss, config=config)
+    loss = jax.jit(arranged(loss_of, DIFFUSION, _sequences("documents")))(PARAMS, {}, tokens, KEY)
+    np.testing.assert_allclose(loss.total, expected, rtol=1e-4)
+    assert float(loss.weight) == int(revealed.sum()) > 0
+
+
+def test_inverse_distillation_is_a_sum_over_texts_that_know_nothing_of_each_other():
+    """So what changes with the second text is the same whichever is the first; the draws are."""
+    key = jax.random.key(2)  # not the first call's, at which all is masked and texts do not matter
+    loss_of = functools.partial(idlm_loss, config=IdlmConfig(num_calls=2))
+    loss = jax.jit(arranged(loss_of, DIFFUSION, _sequences("documents")))
+    params = {"student": PARAMS, "fake": noisy_params(DENOISER, 2, spread=0.4)}
+    a, b, c, d = _texts((8, 8, 8, 8), 6)
+
+    def total(*texts):
+        clean = jnp.asarray(np.concatenate(texts))[None]
+        return float(loss(params, {"teacher_params": TEACHER}, clean, key).total)
+
+    assert abs(total(a, b) - total(a, c)) > 0.1
+    assert total(a, b) - total(a, c) == pytest.approx(total(d, b) - total(d, c), abs=1e-4)
+
+
+def test_blocks_and_features_leave_prompt_and_padding_alone():
+    """What `alpha`, `idlm` and `mmd` begin with, and what `mmd` compares."""
+    tokens, model = _arranged("prompted")
+    x_t, _, revealed = draw_block(model, tokens, KEY, 1)
+    np.testing.assert_array_equal(x_t == DIFFUSION.mask_id, model.free)
+    np.testing.assert_array_equal(revealed, model.free)
+    states = model.denoiser.layer_states(PARAMS, tokens, 1)
+    for row, place in _slices("prompted"):
+        alone = DENOISER.layer_states(PARAMS, tokens[row, place][None], 1)
+        np.testing.assert_allclose(states[row, place], alone[0], atol=1e-5)
 
 
 def test_two_steps_of_a_teacher_know_nothing_of_other_texts():

@@ -13,11 +13,24 @@ from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.blocks import BlockCausal
+from sdtt_jax.networks.config import LlamaDenoiserConfig
+from sdtt_jax.networks.llama import LlamaDenoiser
 from tests.worlds import noisy_params
 
 LENGTH, BLOCK, VOCAB = 12, 4, 20
 CONFIG = DenoiserConfig(VOCAB, length=LENGTH, num_layers=2, embed_dim=16, num_heads=2, cond_dim=8)
 NETWORK = Denoiser(CONFIG)
+LLAMA = LlamaDenoiser(
+    LlamaDenoiserConfig(
+        VOCAB,
+        length=LENGTH,
+        num_layers=2,
+        embed_dim=16,
+        num_heads=4,
+        num_kv_heads=2,
+        rotary_share=0.5,
+    )
+)
 PARAMS, KEY = noisy_params(NETWORK, 0), jax.random.key(1)
 X_INIT = prior_sample(
     16,
@@ -29,10 +42,10 @@ X_INIT = prior_sample(
 _sample = jax.jit(sample, static_argnames=("diffusion", "config", "keep_states"))
 
 
-def written(network, cache, num_steps=6):
+def written(network, cache, num_steps=6, params=PARAMS):
     config = SamplerConfig(num_steps, mode=f"blocks:length={BLOCK},cache={cache}")
     diffusion = MaskedDiffusion(network, make_schedule())
-    return _sample(diffusion, PARAMS, KEY, X_INIT, config, keep_states=True)
+    return _sample(diffusion, params, KEY, X_INIT, config, keep_states=True)
 
 
 @pytest.fixture(scope="module")
@@ -66,21 +79,28 @@ def test_the_prefix_cache_is_exact_for_block_causal_attention(plain):
     assert int(state.nfe) == 8
 
 
+def test_a_llama_denoiser_has_that_cache_too():
+    network, params = BlockCausal(LLAMA, BLOCK), noisy_params(LLAMA, 0)
+    cached, whole = (written(network, cache, params=params)[1] for cache in ("prefix", "none"))
+    np.testing.assert_array_equal(cached, whole)
+
+
 def test_the_dual_cache_is_exact_at_the_first_call_of_each_block_and_not_after_it():
     dual, none = written(NETWORK, "dual")[1], written(NETWORK, "none")[1]
     np.testing.assert_array_equal(dual[:2], none[:2])
     assert (dual[-1] != none[-1]).any()
 
 
-def test_decoding_with_a_cache_is_the_whole_network():
-    tokens = jax.random.randint(KEY, (2, LENGTH), 0, VOCAB)
-    whole, memory = NETWORK.decode(PARAMS, tokens)
-    np.testing.assert_allclose(whole, NETWORK.hidden(PARAMS, tokens), atol=1e-5)
+@pytest.mark.parametrize("network", [NETWORK, LLAMA], ids=["ours", "llama"])
+def test_decoding_with_a_cache_is_the_whole_network(network):
+    params, tokens = noisy_params(network, 0), jax.random.randint(KEY, (2, LENGTH), 0, VOCAB)
+    whole, memory = network.decode(params, tokens)
+    np.testing.assert_allclose(whole, network.hidden(params, tokens), atol=1e-5)
     outside = jnp.arange(LENGTH) // BLOCK != 1
     visible = jnp.broadcast_to(
         jnp.pad(outside, (0, BLOCK), constant_values=True), (BLOCK, LENGTH + BLOCK)
     )
-    block, _ = NETWORK.decode(PARAMS, tokens[:, 4:8], memory, 4, visible)
+    block, _ = network.decode(params, tokens[:, 4:8], memory, 4, visible)
     np.testing.assert_allclose(block, whole[:, 4:8], atol=1e-5)
 
 
@@ -100,10 +120,12 @@ def test_a_block_does_not_see_what_follows_it():
         ("blocks:length=4", 7, {}, "num_steps=7 must be a multiple of the 3 blocks; try 6"),
         ("blocks:length=4", 1, {}, "num_steps=1 must be a multiple of the 3 blocks; try 3"),
         ("blocks:length=4", 6, {"time_conditioned": True}, "told neither time nor noise"),
+        ("blocks:length=4", 6, {"shift": True}, "predicts no next token"),
     ],
 )
 def test_what_cannot_be_written_in_blocks_is_named(mode, steps, fields, said):
-    network = Denoiser(dataclasses.replace(CONFIG, **fields))
+    network = LLAMA if "shift" in fields else NETWORK
+    network = dataclasses.replace(network, config=dataclasses.replace(network.config, **fields))
     diffusion = MaskedDiffusion(network, make_schedule())
     with pytest.raises(ConfigError, match=said):
         sample(diffusion, PARAMS, KEY, X_INIT, SamplerConfig(steps, mode=mode))

@@ -15,7 +15,7 @@ from experiments.configs.english_smoke import english_smoke
 from experiments.settings import JudgeConfig, config_dict, run_config
 from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.checkpoints.digests import params_digest
-from sdtt_jax.errors import ConfigError
+from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.interchange.export import export_reference
 from sdtt_jax.networks.config import LlamaDenoiserConfig
 from sdtt_jax.objectives import open_share
@@ -101,10 +101,17 @@ def test_a_tokenizer_of_the_hub_is_that_of_the_base(tmp_path):
         dataclasses.replace(config.teacher, checkpoint="a", init_from="b")
 
 
-def test_a_base_of_another_family_is_refused(golden, tmp_path):
-    config = adapting(tmp_path, golden / "gpt2_tiny")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("reference_tiny/student_hub.safetensors", "is neither of the Llama family nor a GPT-2"),
+        ("gpt2_tiny", "no tokenizer"),
+    ],
+)
+def test_a_base_that_cannot_be_one_is_refused(name, said, golden, tmp_path):
+    config = adapting(tmp_path, golden / name)
     with (
-        pytest.raises(ConfigError, match="is not of the Llama family"),
+        pytest.raises(UserError, match=said),
         open_run(config, tmp_path / "run") as run,
     ):
         run_stages(run, ("data",))

@@ -315,8 +315,9 @@ def test_a_race_and_a_judge_in_this_process(monkeypatch):
         data=dataclasses.replace(config.data, length=16),
     )
     monkeypatch.setattr(worker.Worker, "run", None)  # no process is started
+    modes = "grid skeleton:every=4"
     plan = suites.Plan(
-        suite=("race",), num_steps=(2,), repeats=2, in_process=True, race_batches=(3,)
+        suite=("race",), num_steps=(2,), repeats=2, in_process=True, race_batches=(3,), modes=modes
     )
     saved, lines = [], []
     record = suites.benchmark(config, plan, lines.append, lambda r: saved.append(len(r["race"])))
@@ -325,6 +326,7 @@ def test_a_race_and_a_judge_in_this_process(monkeypatch):
     for race in record["race"].values():
         student, causal = race["entrants"]["student, 2 calls"], race["entrants"]["causal"]
         assert (student["calls"], causal["calls"]) == (2, 16)
+        assert race["entrants"]["skeleton:every=4, 2 calls"]["calls"] == 16 / 4 + 1
         assert student["ratio"] == causal["median_s"] / student["median_s"]
         assert causal["tokens_per_s"] == 3 * 16 / causal["median_s"]
         assert len(causal["seconds"]) == 2

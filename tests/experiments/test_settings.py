@@ -11,6 +11,8 @@ from ml_collections import config_flags
 
 from experiments.configs.smoke import smoke
 from experiments.settings import (
+    DISTILLERS,
+    REFUSED_SEQUENCES,
     EvaluationConfig,
     RunConfig,
     TeacherConfig,
@@ -127,12 +129,18 @@ def test_what_is_wrong_and_where(path, value, message):
         run_config(_with(path, value))
 
 
-def test_other_distillers_know_no_texts_within_a_sequence():
-    config = _with("data.sequences", "documents")
-    assert run_config(config).data.sequences == "documents"
-    config["distillers"] = ("sdtt", "coupled")
-    with pytest.raises(ConfigError, match=r"data.sequences='documents': take sdtt alone"):
-        run_config(config)
+def test_a_distiller_that_cannot_honour_the_sequences_is_refused_and_the_others_are_not():
+    for kind in ("documents", "padded"):
+        config = _with("data.sequences", kind) | {"mmd": {"layer": 1}}
+        for name in DISTILLERS:
+            config["distillers"] = ("sdtt", name)[name == "sdtt" :]
+            if kind in REFUSED_SEQUENCES.get(name, ((),))[0]:
+                message = f"distillers: '{name}' cannot honour data.sequences='{kind}', for it"
+                with pytest.raises(ConfigError, match=message):
+                    run_config(config)
+            else:
+                assert run_config(config).data.sequences == kind
+    assert set(REFUSED_SEQUENCES) == {"coupled", "mixture", "mmd"}
 
 
 def test_importance_sampling_needs_the_bound_as_objective():

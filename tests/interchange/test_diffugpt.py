@@ -26,15 +26,15 @@ MASK = ROWS - 1
 IDS = np.random.default_rng(0).integers(0, ROWS, (2, 6)).astype(np.int32)
 
 
-def tensors():
+def tensors(rows=ROWS, length=LENGTH):
     rng = np.random.default_rng(1)
 
     def numbers(*shape):
         return (0.4 * rng.standard_normal(shape)).astype(np.float32)
 
-    found = {"embed_tokens.weight": numbers(ROWS, EMBED)}
+    found = {"embed_tokens.weight": numbers(rows, EMBED)}
     start = "denoise_model."
-    found[f"{start}wpe.weight"] = numbers(LENGTH, EMBED)
+    found[f"{start}wpe.weight"] = numbers(length, EMBED)
     sizes = {"attn.c_attn": 3 * EMBED, "attn.c_proj": EMBED, "mlp.c_fc": 4 * EMBED}
     sizes["mlp.c_proj"] = EMBED
     for layer in range(LAYERS):
@@ -48,7 +48,7 @@ def tensors():
         for norm in ("ln_1", "ln_2"):
             found[f"{block}{norm}.weight"] = 1 + numbers(EMBED)
             found[f"{block}{norm}.bias"] = numbers(EMBED)
-        found[f"{block}attn.bias"] = np.ones((1, 1, LENGTH, LENGTH), np.bool_)
+        found[f"{block}attn.bias"] = np.ones((1, 1, length, length), np.bool_)
     found |= {f"{start}ln_f.weight": 1 + numbers(EMBED), f"{start}ln_f.bias": numbers(EMBED)}
     return found
 
@@ -99,6 +99,25 @@ def test_logits_are_those_of_the_plain_twin(model):
     assert model.mask_id == MASK
     for row, ids in zip(model.logits(IDS), IDS, strict=True):
         np.testing.assert_allclose(row, plain_logits(tensors(), ids), atol=1e-4)
+
+
+def test_attention_opens_from_that_of_the_causal_model(model):
+    """Oracle: a token that comes later changes what is seen of it, where its edge is open."""
+    later = IDS.copy()
+    later[:, 4] = (later[:, 4] + 1) % ROWS
+    closed = np.zeros((2, 6, 6), bool)
+    one = closed.copy()
+    one[:, 2, 4] = True
+    for edges, unmoved in ((closed, 5), (one, 3), (~closed, 0)):
+        before, after = (model.denoiser.hidden(model.params, x, edges=edges) for x in (IDS, later))
+        # The state at position 2 is what predicts token 3, and the first has none before it.
+        same = np.isclose(before, after, atol=1e-6).all((0, 2))
+        assert same.tolist() == [i < unmoved for i in range(6)] if unmoved else not same.any()
+    np.testing.assert_allclose(
+        model.denoiser.hidden(model.params, IDS, edges=~closed),
+        model.denoiser.hidden(model.params, IDS),
+        atol=1e-5,
+    )
 
 
 def test_it_writes_and_scores_up_to_its_positions(model):

@@ -1,5 +1,7 @@
 """Decoders that make calls of their own, as the sampler asks them: how they begin, and a step."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -28,9 +30,25 @@ def begin(mode: str, scene: Scene, x: Tokens) -> Memory:
         f"mode={mode} is for sequences whose positions all see each other, and this model's do not.",
     )
     _check_helper(mode, decoder.helper, scene)
-    if decoder.check is not None:
-        decoder.check(options, scene.diffusion.denoiser, scene.num_steps, x.shape[1])
+    check_served(mode, scene.diffusion.denoiser, scene.num_steps, x.shape[1])
     return None if decoder.begin is None else decoder.begin(options, scene, x)
+
+
+def check_served(mode: str, network: Any, num_steps: int, length: int) -> None:
+    """Checks what a decoder asks of a network, its calls and the length of a text.
+
+    Args:
+      mode: the decoder.
+      network: a denoiser.
+      num_steps: calls.
+      length: tokens of a text.
+
+    Raises:
+      ConfigError: it cannot be served.
+    """
+    decoder, options = parse_mode(mode)
+    if decoder.check is not None:
+        decoder.check(options, network, num_steps, length)
 
 
 def own_step(mode: str, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.Array, Memory]:

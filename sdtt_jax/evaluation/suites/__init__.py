@@ -9,7 +9,15 @@ from typing import NamedTuple
 
 from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.evaluation.suites import cloze, frontier, generation, given, latency, likelihood
+from sdtt_jax.evaluation.suites import (
+    cloze,
+    frontier,
+    generation,
+    given,
+    latency,
+    likelihood,
+    schedule,
+)
 
 
 class Table(NamedTuple):
@@ -103,6 +111,21 @@ SUITES: dict[str, Suite] = {
                     ("calls", "{clean_calls}"),
                     ("perplexity", "{gen_ppl}"),
                     ("best", "{best}"),
+                ),
+            ),
+        ),
+    ),
+    "schedule": Suite(
+        schedule.suite,
+        "how many tokens each of --num_steps calls should reveal, for --mode=learnt; stored",
+        (
+            Table(
+                "Learnt schedules: nats of a text above single tokens",
+                "schedule",
+                (
+                    ("calls", "{num_steps}"),
+                    ("learnt", "{gap:4}"),
+                    ("even counts", "{even_gap:4}"),
                 ),
             ),
         ),

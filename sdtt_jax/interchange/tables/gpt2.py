@@ -13,7 +13,7 @@ from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.claims import TANH_GELU, Allowed, check_claims
 from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table
 from sdtt_jax.networks import kinds
-from sdtt_jax.networks.gpt2 import GPT2Config, GPT2DenoiserConfig
+from sdtt_jax.networks.config import GPT2Config, GPT2DenoiserConfig
 
 ANCHOR = "wte.weight"
 # DiffuGPT's names: a denoiser's module around the transformer, whose embedding it took out.
@@ -77,6 +77,27 @@ def _config(_tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str
         raise CheckpointError(f"{where}: a size of GPT-2's is no number ({error}).") from None
 
 
+def hub_config(config: GPT2Config, bos_id: int | None) -> dict[str, Any]:
+    """The config that `sdtt_jax.load` reads, in the names of the hub's libraries; the inverse of `_config`.
+
+    Args:
+      config: of a network.
+      bos_id: of its tokenizer, where it is known; it ends a text too.
+    """
+    said = {
+        "model_type": "gpt2",
+        "activation_function": TANH_GELU[0],
+        "n_embd": config.embed_dim,
+        "n_head": config.num_heads,
+        "n_inner": config.mlp_ratio * config.embed_dim,
+        "n_layer": config.num_layers,
+        "n_positions": config.length,
+        "layer_norm_epsilon": config.norm_epsilon,
+        "vocab_size": config.vocab_size,
+    }
+    return said | ({} if bos_id is None else {"bos_token_id": bos_id, "eos_token_id": bos_id})
+
+
 def gpt2_table(config: GPT2Config, embed: str = ANCHOR, start: str = "") -> Table:
     """Where each tensor of the hub's GPT-2 goes.
 
@@ -134,4 +155,5 @@ DIFFUGPT = Layout(
     prefixes=("",),
     config=_denoiser,
     table=lambda config: gpt2_table(config, EMBED, DENOISES),
+    mask_row=lambda config, _stored: config.mask_id,
 )

@@ -1,0 +1,141 @@
+"""Makes a vocabulary: learned from the train split, or read from a file that the user gives."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tokenizers
+
+from sdtt_jax.config import require
+from sdtt_jax.data.config import TokenizerConfig
+from sdtt_jax.data.tokenizer import (
+    Gpt2Tokenizer,
+    HubTokenizer,
+    SentencePieceTokenizer,
+    Special,
+    Tokenizer,
+)
+from sdtt_jax.data.vocabulary import Sample, learn_pieces
+from sdtt_jax.errors import DataError
+from sdtt_jax.paths import as_path, read_json
+
+# Lies beside a tokenizer.json, and names its special tokens.
+NAMES_FILE = "tokenizer_config.json"
+# What they are called where nothing names them.
+_USUAL = {
+    "bos": ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]"),
+    "eos": ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[SEP]"),
+}
+
+
+def train_tokenizer(
+    config: TokenizerConfig, texts: Iterable[str], normalize: str = "none"
+) -> Tokenizer:
+    """Learns a vocabulary from the train split, unless the config says that there is one.
+
+    Args:
+      config: kind and size.
+      texts: documents, already normalised; passed over once, and by SentencePiece alone.
+      normalize: the normalisation that they went through; `encode` repeats it.
+
+    Raises:
+      ConfigError: `tokenizer.vocab_size` does not suit the text; says which sizes do. Or `tokenizer.file` is
+        not there.
+      DataError: there is no text, or a character that cannot be learned; says which and where. Or
+        `tokenizer.file` is no vocabulary.
+    """
+    require(
+        config.kind != "hub",
+        "tokenizer.kind='hub' is that of a published model, which brings it along; choose 'sentencepiece' or "
+        "'gpt2'.",
+    )
+    if config.kind == "gpt2":
+        return Gpt2Tokenizer(config, normalize)
+    if config.kind == "file":
+        return given_tokenizer(config, normalize)
+    sample = Sample(texts, config.max_sentences)
+    model = learn_pieces(config, sample)
+    tokenizer = SentencePieceTokenizer(config, normalize, model)
+    _require_known(tokenizer, sample.characters)
+    return tokenizer
+
+
+def _require_known(tokenizer: SentencePieceTokenizer, characters: dict[str, int]) -> None:
+    """Refuses a vocabulary that reads a character of its train split as unk, whatever its training did."""
+    alphabet = list(characters)
+    lost = [
+        character
+        for character, ids in zip(alphabet, tokenizer._encode_batch(alphabet), strict=True)
+        if tokenizer.unk_id in ids
+    ]
+    if lost:
+        named = ", ".join(f"U+{ord(character):04X}" for character in lost[:8])
+        raise DataError(
+            f"The vocabulary cannot hold {named}{', …' if len(lost) > 8 else ''}, which stands in document "
+            f"{characters[lost[0]]} of the train split; remove it from the corpus, or choose "
+            "tokenizer.byte_fallback=True or tokenizer.kind='gpt2'."
+        )
+
+
+def given_tokenizer(config: TokenizerConfig, normalize: str = "none") -> Tokenizer:
+    """The vocabulary of `config.file`, a SentencePiece model or a tokenizer.json.
+
+    Args:
+      config: of kind "file".
+      normalize: the normalisation that texts go through before the vocabulary's own.
+
+    Raises:
+      ConfigError: there is no such file.
+      DataError: it is damaged, or does not say which token ends a text.
+    """
+    path = as_path(config.file)
+    require(
+        path.is_file(),
+        f"tokenizer.file: {path} does not exist; give a SentencePiece .model or a tokenizer.json.",
+    )
+    content = path.read_bytes()
+    if path.suffix == ".model":
+        try:
+            pieces = SentencePieceTokenizer(config, normalize, content)
+        except RuntimeError:
+            raise DataError(
+                f"tokenizer.file: {path} is no SentencePiece model, or is damaged."
+            ) from None
+        if pieces.eos_id < 0:
+            raise DataError(
+                f"tokenizer.file: {path} has no token that begins or ends a text; train it with eos_id=…."
+            )
+        return pieces
+    try:
+        found = tokenizers.Tokenizer.from_buffer(content)
+    except Exception as error:  # `tokenizers` raises no narrower class
+        raise DataError(f"tokenizer.file: {path} cannot be read ({error}).") from None
+    beside = path.parent / NAMES_FILE
+    named: Any = read_json(beside, DataError) if beside.is_file() else {}
+    bos, eos = (_special_id(found, named, which) for which in ("bos", "eos"))
+    if bos is None and eos is None:
+        raise DataError(
+            f"tokenizer.file: {path} does not say which token ends a text; put {NAMES_FILE} with its "
+            "eos_token beside it."
+        )
+    rows = max(found.get_vocab().values()) + 1
+    first, last = (eos if bos is None else bos), (bos if eos is None else eos)
+    assert first is not None
+    assert last is not None
+    return HubTokenizer(config, normalize, content, Special(rows, first, last))
+
+
+def named_id(tokenizer: tokenizers.Tokenizer, named: Mapping[str, Any], which: str) -> int | None:
+    """The id of the token that tokenizer_config.json names as "bos" or "eos"; None if it names none."""
+    name = named.get(f"{which}_token")
+    name = name.get("content") if isinstance(name, dict) else name
+    return tokenizer.token_to_id(name) if isinstance(name, str) else None
+
+
+def _special_id(
+    tokenizer: tokenizers.Tokenizer, named: Mapping[str, Any], which: str
+) -> int | None:
+    found = named_id(tokenizer, named, which)
+    added = tokenizer.get_added_tokens_decoder()
+    special = {token.content: number for number, token in added.items() if token.special}
+    usual = (special[name] for name in _USUAL[which] if name in special)
+    return next(usual, None) if found is None else found

@@ -1,0 +1,122 @@
+"""Schedules learnt for a number of calls: how many tokens each should reveal.
+
+Where tokens are revealed in a random order, h(j) is the mean negative log-likelihood, under the model, of a
+masked token when j random others are shown. A call that takes the count from a to b draws its b - a tokens
+independently at h(a) each, where one at a time they would cost h(a), …, h(b - 1). So the calls cost
+
+    sum over calls of (b - a) h(a) - (h(a) + … + h(b - 1))
+
+nats more than single tokens. Of the true denoiser that is the divergence between the true law, together with
+the order, and what is sampled (arXiv 2511.04647, 2510.25544), so that it bounds KL(data || samples). It
+depends on the counts only, call by call, and its minimum over all of them is found by dynamic programming
+(as arXiv 2106.03802 finds times for a bound).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from sdtt_jax.config import require
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.nelbo import masked_nll
+from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.batches import map_batches
+from sdtt_jax.model.masked import Model
+
+
+def information_curve(
+    model: Model, tokens: np.ndarray, seed: int, *, num_maskings: int, batch_size: int
+) -> np.ndarray:
+    """h(0), …, h(L - 1), estimated on texts: `[length]` float64, nats, falling.
+
+    Each masking shows a number of tokens, spread evenly over 0 … L - 1, at random places. A falling curve is
+    fitted to what they cost, weighted by how many were masked: more context never hurts on average.
+
+    Args:
+      model: the denoiser, whose positions all see each other.
+      tokens: `[texts, length]` int32, no MASK.
+      seed: of the maskings.
+      num_maskings: of each text.
+      batch_size: texts at once.
+    """
+    model.require_likelihood()
+    require(
+        model.sequences is None,
+        "A schedule is learnt for sequences whose positions all see each other.",
+    )
+    length, rows = tokens.shape[1], np.repeat(tokens, num_maskings, axis=0)
+    rng = np.random.default_rng(seed)
+    shown = (np.arange(len(rows)) + rng.random()) / len(rows) * length
+    shown = np.minimum(shown, length - 1).astype(np.int32)
+    key = purpose_key(seed, "evaluate.schedule")
+    function = functools.partial(_mean_nll, model.diffusion, key)
+    order = rng.permutation(len(rows))
+    nll = map_batches(function, model.params, (rows[order], shown[order]), batch_size)
+    counts, group = np.unique(shown[order], return_inverse=True)
+    texts = np.bincount(group)
+    means = np.bincount(group, weights=nll) / texts
+    weights = texts * (length - counts).astype(float)
+    fitted = isotonic_regression(means, weights=weights, increasing=False)
+    return np.interp(np.arange(length), counts, fitted.x)
+
+
+@functools.partial(jax.jit, static_argnames="diffusion")
+def _mean_nll(
+    diffusion: MaskedDiffusion, key: jax.Array, params: Any, index: jax.Array, rows: Any
+) -> jax.Array:
+    x0, shown = rows
+    uniform = jax.random.uniform(jax.random.fold_in(key, index), x0.shape)
+    rank = jnp.argsort(jnp.argsort(uniform, axis=-1), axis=-1)
+    masked = rank >= shown[:, None]
+    share = masked.mean(axis=-1, dtype=jnp.float32)
+    sigma = -jnp.log1p(-diffusion.schedule.move_chance(jnp.float32(1.0)) * share)
+    x_t = jnp.where(masked, diffusion.mask_id, x0)
+    return masked_nll(diffusion, params, x0, x_t, sigma).sum(axis=-1) / masked.sum(axis=-1)
+
+
+def gap(curve: np.ndarray, counts: tuple[int, ...]) -> float:
+    """What calls that reveal so many tokens cost more than single tokens, in nats for a whole text.
+
+    Args:
+      curve: `[length]`, h(0) … h(length - 1).
+      counts: tokens of each call, together `length`.
+    """
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    return float(
+        sum(
+            (b - a) * curve[a] - curve[a:b].sum()
+            for a, b in zip(starts, ends, strict=True)
+            if b > a
+        )
+    )
+
+
+def best_counts(curve: np.ndarray, num_steps: int) -> tuple[int, ...]:
+    """The counts of the smallest `gap`; zeros at the end where there are more calls than tokens.
+
+    Args:
+      curve: `[length]`, falling.
+      num_steps: calls.
+    """
+    length = len(curve)
+    calls = min(num_steps, length)
+    before = np.concatenate([[0.0], np.cumsum(curve)])
+    places = np.arange(length + 1)
+    # cost[a, b] of one call from a to b tokens; none may reveal nothing.
+    cost = (places - places[:, None]) * np.append(curve, 0.0)[:, None] - (before - before[:, None])
+    cost = np.where(places > places[:, None], cost, np.inf)
+    best, came_from = cost[0], []
+    for _ in range(calls - 1):
+        through = best[:, None] + cost
+        came_from.append(through.argmin(axis=0))
+        best = through.min(axis=0)
+    ends = [length]
+    for table in reversed(came_from):
+        ends.append(int(table[ends[-1]]))
+    counts = np.diff([0, *reversed(ends)])
+    return (*(int(count) for count in counts), *(0,) * (num_steps - calls))

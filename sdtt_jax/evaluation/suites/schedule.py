@@ -1,0 +1,65 @@
+"""The suite "schedule": how many tokens each call should reveal, learnt on held-out text.
+
+It is stored beside the checkpoint, where `mode=learnt` finds it.
+"""
+
+import functools
+
+import numpy as np
+
+from sdtt_jax.config import require
+from sdtt_jax.diffusion.decoders.learnt import SCHEDULES, counts_text
+from sdtt_jax.evaluation.record import Json, Record, digest_of
+from sdtt_jax.evaluation.schedules import best_counts, gap, information_curve
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.texts import held_out, held_out_name
+from sdtt_jax.model.masked import Model
+from sdtt_jax.parallel import processes
+from sdtt_jax.paths import read_json, write_json
+
+
+def suite(subject: Subject, record: Record) -> None:
+    """Runs the suite; finished items are not computed again."""
+    settings, model, tokens = subject.settings, subject.model, held_out(subject)
+    require(isinstance(model, Model), "--suite=schedule is for denoisers; a causal model has none.")
+    assert isinstance(model, Model)
+    inputs = {"model": model.fingerprint, "texts": digest_of([tokens])}
+    inputs |= {name: getattr(settings, name) for name in ("seed", "num_maskings", "batch_size")}
+
+    @functools.cache
+    def curve() -> np.ndarray:
+        return information_curve(
+            model,
+            tokens,
+            settings.seed,
+            num_maskings=settings.num_maskings,
+            batch_size=settings.batch_size,
+        )
+
+    def learn(num_steps: int) -> Json:
+        counts, length = best_counts(curve(), num_steps), tokens.shape[1]
+        # As "first-hitting" deals them out.
+        dealt = np.bincount(np.arange(length) * num_steps // length, minlength=num_steps)
+        return {
+            "kind": "diffusion",
+            "num_steps": num_steps,
+            "counts": counts_text(counts),
+            "gap": gap(curve(), counts),
+            "even_gap": gap(curve(), tuple(dealt.tolist())),
+            "source": held_out_name(subject),
+        }
+
+    found = {}
+    for num_steps in settings.num_steps:
+        item = f"schedule/steps_{num_steps:04d}"
+        result = record.item(item, inputs, functools.partial(learn, num_steps))
+        found[str(num_steps)] = result["counts"]
+        record.log(
+            f"  {num_steps} calls: {result['gap']:.3f} nats above single tokens, "
+            f"{result['even_gap']:.3f} with even counts: {result['counts']}"
+        )
+    folder = model.folder
+    if folder is not None and tokens.shape[1] == model.config.length and processes.is_first():
+        path = folder / SCHEDULES
+        write_json(path, (read_json(path) if path.is_file() else {}) | found)
+        record.log(f"  written to {path}: --mode=learnt takes them")

@@ -1,0 +1,138 @@
+"""Vocabularies from files. Oracles: the library that wrote the file; counts of texts made for the purpose."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, prepare, train_tokenizer
+from sdtt_jax.data.inspection import inspect_data
+from sdtt_jax.errors import ConfigError, DataError
+
+# Thirty texts of eight words, of which the vocabularies below have "w0" to "w9", and not "strange".
+TEXTS = [" ".join(f"w{(i + j) % 10}" for j in range(6)) + f" w{i // 10} strange" for i in range(30)]
+KNOWN = {f"w{i}": i for i in range(10)}
+
+
+def _word_level(unk="[UNK]"):
+    model = models.WordLevel(KNOWN | {"[UNK]": 10, "</s>": 11, "end": 12}, unk_token=unk)
+    return tokenizers.Tokenizer(model)
+
+
+def _unigram():
+    pieces = [("<unk>", 0.0), *((word, -2.0) for word in KNOWN), ("</s>", 0.0), ("end", -9.0)]
+    return tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0))
+
+
+@pytest.fixture(params=["word-level", "unigram"])
+def tokenizer_json(request, tmp_path):
+    """A tokenizer.json as they come with encoders: texts are cut short, and filled up."""
+    made = _word_level() if request.param == "word-level" else _unigram()
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens(["</s>"])
+    made.enable_truncation(4)
+    made.enable_padding(length=16)
+    path = tmp_path / "tokenizer.json"
+    made.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_model(tmp_path_factory):
+    """A model as others train them: with normalisation, a space before each text, and no BOS."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.removesuffix(" strange") for text in TEXTS),
+        model_writer=written,
+        vocab_size=24,
+        hard_vocab_limit=False,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    path = tmp_path_factory.mktemp("given") / "spiece.model"
+    path.write_bytes(written.getvalue())
+    return path
+
+
+def _prepared(folder, file):
+    corpus = folder / "x.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), "utf-8")
+    config = TokenizerConfig(kind="file", file=str(file))
+    data = DataConfig(str(corpus), length=9, validation_fraction=0.1)
+    info = prepare(data, config, folder / "data", folder / "tokenizer")
+    return (
+        info,
+        load_tokenizer(folder / "tokenizer"),
+        inspect_data(folder / "data", folder / "tokenizer"),
+    )
+
+
+def test_a_tokenizer_json_is_prepared_with_and_its_unknowns_are_counted(tokenizer_json, tmp_path):
+    info, tokenizer, found = _prepared(tmp_path, tokenizer_json)
+    theirs = tokenizers.Tokenizer.from_file(str(tokenizer_json))
+    theirs.no_truncation()
+    theirs.no_padding()
+    assert [tokenizer.encode(text).tolist() for text in TEXTS] == [
+        theirs.encode(text).ids for text in TEXTS
+    ]
+    end = theirs.token_to_id("</s>")
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (end, end, info.vocab_size)
+    # A sequence is a text: eight words, one of them unknown, and EOS.
+    assert info.num_train == 27
+    assert found["splits"]["train"]["unknown"] == 1 / 9
+    assert found["splits"]["train"]["bytes_per_token"] > 1
+    assert found["manifest"]["tokenizer"]["kind"] == "file"
+
+
+def test_a_sentencepiece_model_is_prepared_with(sentencepiece_model, tmp_path):
+    _, tokenizer, found = _prepared(tmp_path, sentencepiece_model)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))
+    assert [tokenizer.encode(text).tolist() for text in TEXTS] == theirs.encode(TEXTS)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (theirs.eos_id(), theirs.eos_id())
+    lost = np.concatenate(theirs.encode(TEXTS)) == theirs.unk_id()
+    assert found["splits"]["train"]["unknown"] == pytest.approx(lost.mean(), rel=0.2)
+    assert lost.any()
+
+
+def test_data_of_another_file_are_not_gone_on_with(sentencepiece_model, tokenizer_json, tmp_path):
+    _prepared(tmp_path, tokenizer_json)
+    with pytest.raises(ConfigError, match=r"tokenizer\.file: .*tokenizer\.json.* -> .*\.model"):
+        _prepared(tmp_path, sentencepiece_model)
+
+
+def test_which_token_ends_a_text_is_said_beside_the_file_or_by_its_usual_name(tmp_path):
+    made, path = _word_level(), tmp_path / "tokenizer.json"
+    made.save(str(path))
+    config = TokenizerConfig(kind="file", file=str(path))
+    with pytest.raises(DataError, match=r"does not say which token ends .* tokenizer_config\.json"):
+        train_tokenizer(config, ())
+    beside = tmp_path / "tokenizer_config.json"
+    beside.write_text(json.dumps({"eos_token": {"content": "end"}}), "utf-8")
+    assert train_tokenizer(config, ()).eos_id == 12
+
+
+def test_a_byte_level_vocabulary_has_no_unknowns(tmp_path):
+    """It often calls the token that ends a text its unknown one."""
+    path = tmp_path / "tokenizer.json"
+    made = _word_level(unk="</s>")
+    made.add_special_tokens(["</s>"])
+    made.save(str(path))
+    assert train_tokenizer(TokenizerConfig(kind="file", file=str(path)), ()).unk_id is None
+
+
+def test_a_file_that_is_no_vocabulary_is_named(tmp_path):
+    config = TokenizerConfig(kind="file", file=str(tmp_path / "no.model"))
+    with pytest.raises(ConfigError, match=r"tokenizer\.file: .*no\.model does not exist"):
+        train_tokenizer(config, ())
+    for name, message in (("no.model", "is no SentencePiece model"), ("no.json", "cannot be read")):
+        (tmp_path / name).write_bytes(b"{}")
+        with pytest.raises(DataError, match=rf"tokenizer\.file: .*{name} {message}"):
+            train_tokenizer(dataclasses.replace(config, file=str(tmp_path / name)), ())
+    for wrong in ({"kind": "file"}, {"file": "x.json"}, {"kind": "file", "file": "vocab.txt"}):
+        with pytest.raises(ConfigError, match=r"go together|must be a SentencePiece"):
+            TokenizerConfig(**wrong)

@@ -1,0 +1,124 @@
+"""Schedules learnt for a number of calls. Oracles: the world's exact curve, all schedules one by one, and the
+divergence between law and samples, summed over every order.
+"""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.decoders.learnt import counts_text
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.schedules import best_counts, gap, information_curve
+from sdtt_jax.laboratory.decoders import decoder_law
+from sdtt_jax.laboratory.world import World, all_states, true_denoiser
+from tests.worlds import LENGTH, MASK, TableDenoiser, as_model, noisy_params, tiny_network
+
+WORLD = World((0.6, 0.4), ((0.95, 0.05), (0.2, 0.8)), 6, name="weather")
+PROBS, EVIDENCE = true_denoiser(WORLD)
+STATES = all_states(2, 6)
+
+
+def exact_curve(probs, evidence, size):
+    """h(j): over every set of j shown positions, every text and every masked position."""
+    length = probs.shape[1]
+    entropies = -(probs * np.log(np.maximum(probs, 1e-300))).sum(axis=-1)
+    masked = all_states(size, length) == size
+    shown = length - masked.sum(axis=1)
+    weight = evidence / np.array([math.comb(length, j) for j in shown])
+    mean = (entropies * masked).sum(axis=1) / np.maximum(masked.sum(axis=1), 1)
+    return np.array([(weight * mean)[shown == j].sum() for j in range(length)])
+
+
+@pytest.fixture(scope="module")
+def curve():
+    return exact_curve(PROBS, EVIDENCE, 2)
+
+
+def schedules(calls):
+    return [c for c in itertools.product(range(1, 7), repeat=calls) if sum(c) == 6]
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 5, 6])
+def test_no_schedule_is_better(curve, calls):
+    best = min(schedules(calls), key=lambda counts: gap(curve, counts))
+    assert best_counts(curve, calls) == best
+    assert best_counts(curve, 8) == (1,) * 6 + (0,) * 2
+
+
+def test_the_gap_is_the_divergence_of_law_and_order(curve):
+    """Over all orders and texts, log p(text) - log of what the calls draw it with; it bounds the KL."""
+    counts = (1, 2, 3)
+    number = {tuple(state): n for n, state in enumerate(STATES.tolist())}
+    total, texts = 0.0, [s for s in STATES.tolist() if 2 not in s]
+    for order, text in itertools.product(itertools.permutations(range(6)), texts):
+        state, drawn = [2] * 6, 0.0
+        for start, count in zip((0, 1, 3), counts, strict=True):
+            row = PROBS[number[tuple(state)]]
+            for place in order[start : start + count]:
+                drawn += math.log(row[place, text[place]])
+                state[place] = text[place]
+        p = EVIDENCE[number[tuple(text)]]
+        total += p * (math.log(p) - drawn) / math.factorial(6)
+    assert gap(curve, counts) == pytest.approx(total, abs=1e-9)
+    law, _ = decoder_law(PROBS, f"learnt:counts={counts_text(counts)}", 3)
+    chain = EVIDENCE[[number[tuple(t)] for t in texts]]
+    assert 0 < (chain * np.log(chain / law)).sum() < total
+
+
+def test_a_learnt_schedule_is_ahead_of_even_counts_in_the_world(curve):
+    chain = EVIDENCE[[n for n, s in enumerate(STATES.tolist()) if 2 not in s]]
+
+    def divergence(mode):
+        law, _ = decoder_law(PROBS, mode, 3)
+        return (chain * np.log(chain / law)).sum()
+
+    learnt = divergence(f"learnt:counts={counts_text(best_counts(curve, 3))}")
+    assert learnt < 0.95 * divergence("first-hitting")
+
+
+def test_the_curve_is_estimated_from_texts():
+    """n = 20,000 texts of a chain, one masking each; standard errors below 0.01, seed 0."""
+    rows = ((0.9, 0.05, 0.05), (0.1, 0.8, 0.1), (0.2, 0.2, 0.6))
+    probs, evidence = true_denoiser(World((0.5, 0.3, 0.2), rows, LENGTH))
+    model = as_model(TableDenoiser(), {"table": np.log(np.maximum(probs, 1e-30))})
+    states = all_states(3, LENGTH)
+    chance = np.where((states == MASK).any(axis=1), 0.0, evidence)
+    texts = states[np.random.default_rng(0).choice(len(states), 20_000, p=chance / chance.sum())]
+    found = information_curve(model, texts.astype(np.int32), 0, num_maskings=1, batch_size=20_000)
+    np.testing.assert_allclose(found, exact_curve(probs, evidence, 3), atol=0.04)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return as_model(tiny_network(), noisy_params(tiny_network(), 0))
+
+
+def written(model, mode, num_steps=2):
+    config = SamplerConfig(num_steps, mode=mode)
+    return model.denoise(jax.random.key(0), prior_sample(8, LENGTH, MASK), config)
+
+
+def test_what_is_stored_beside_a_checkpoint_is_taken_by_the_number_of_calls(model, tmp_path):
+    model = dataclasses.replace(model, facts=model.facts | {"path": str(tmp_path)})
+    (tmp_path / "schedules.json").write_text('{"2": "1/2/"}')
+    found, said = written(model, "learnt"), written(model, "learnt:counts=1/2/")
+    np.testing.assert_array_equal(found.x, said.x)
+    with pytest.raises(ConfigError, match=r"no schedule of 3 calls is stored .*there are 2\)"):
+        written(model, "learnt", 3)
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ("1/x", "whole numbers with '/' between them"),
+        ("1/1/", "2 calls for 2 tokens, where there are 2 for 3"),
+    ],
+)
+def test_counts_that_are_none_are_refused(model, counts, said):
+    with pytest.raises(ConfigError, match=said):
+        written(model, f"learnt:counts={counts}")
