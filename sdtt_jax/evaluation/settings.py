@@ -79,6 +79,9 @@ class Settings(Sampling):
         "",
         "Decoders of --suite=frontier, as for --mode, separated by blanks; by default that of --mode.",
     )
+    budget_delta: float = setting(
+        0.02, "Nats per token that --suite=budget may lose against the most steps."
+    )
     num_texts: int = setting(1024, "Texts for each number of steps.")
     length: int = setting(0, "Tokens of a text; 0 is the model's own length.")
     prompts: str = setting(
@@ -156,6 +159,7 @@ class Settings(Sampling):
         for name in ("num_steps", "latency_steps", "latency_batches"):
             for value in getattr(self, name):
                 positive(**{name: value})
+        within("[0, inf)", self, "budget_delta")
         within("(0, inf)", temperatures=min(self.temperatures, default=0.0))
         for mode in self.modes.split():
             parse_mode(mode)
