@@ -265,11 +265,8 @@ def _abstract_params(network: Network, mesh: Mesh, lora: LoraConfig = LoraConfig
 
 def state_bytes(config: RunConfig, mesh: Mesh) -> float:
     """Bytes per device that the state of a distillation step takes, before any compiling."""
-    return sum(build("distill", config, mesh, _least_batch(config, mesh), 1).state.values())
-
-
-def _least_batch(config: RunConfig, mesh: Mesh) -> int:
-    return batch_pieces(mesh) * config.distill.train.microbatches
+    least = batch_pieces(mesh) * config.distill.train.microbatches
+    return sum(build("distill", config, mesh, least, 1).state.values())
 
 
 def _rows_per_shard(batch: int, sizes: TransformerConfig, mesh: Mesh) -> int:
