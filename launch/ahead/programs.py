@@ -133,21 +133,17 @@ def _step(
         student = jax.eval_shape(lambda: next_round(config.distill, Student(unbox(init())), 1))
         context = student.context
     state = StateSpec(train, mesh).abstract(init, context)
-    if kind == COUPLED:
-        noise_key = jax.random.key(0)
-        length = config.data.length
-        loss = coupled_loss(diffusion, diffusion, config.coupled, 1, noise_key, length)
-    elif distills:
-        loss_of: Callable[..., LossFn] = functools.partial(distill_loss, config=config.distill)
-        loss = arranged(loss_of, diffusion, sequences)
-    elif opens:
+    loss_of: Callable[..., LossFn] = functools.partial(teacher_loss, config=config.teacher)
+    if distills:
+        loss_of = functools.partial(distill_loss, config=config.distill)
+    elif opens and kind == "teacher":
         loss_of = functools.partial(adaptation_loss, config=config.teacher)
-        loss = arranged(loss_of, diffusion, sequences)
         share = jax.ShapeDtypeStruct((batch,), jnp.float32, sharding=batch_sharding(mesh))
         tokens = {"tokens": tokens, "open": share}
-    else:
-        loss_of = functools.partial(teacher_loss, config=config.teacher)
-        loss = arranged(loss_of, diffusion, sequences)
+    loss = arranged(loss_of, diffusion, sequences)
+    if kind == COUPLED:
+        key, length = jax.random.key(0), config.data.length
+        loss = coupled_loss(diffusion, diffusion, config.coupled, 1, key, length)
     base: Tree = {}
     if lora.rank:
         loss, base = lora_loss(loss, lora), _abstract_params(denoiser, mesh, lora)
