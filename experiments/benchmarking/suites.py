@@ -16,7 +16,7 @@ from experiments.benchmarking.cases import CAUSAL, COUPLED, MATMUL, STUDENT, SUI
 from experiments.benchmarking.report import Entry, Measured
 from experiments.benchmarking.worker import Here, Worker, WorkerError
 from experiments.settings import RunConfig
-from sdtt_jax.config import choose, positive, require, to_mapping
+from sdtt_jax.config import changed, choose, positive, require, to_mapping
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import setting
 from sdtt_jax.networks.config import COMPUTE_DTYPES
@@ -195,8 +195,7 @@ def _demo_rows(config: RunConfig) -> Iterator[Row]:
 def _race_rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
     """A race for each dtype and batch: each decoder at each number of calls, and the causal model."""
     for dtype in plan.race_dtypes:
-        model = dataclasses.replace(config.model, compute_dtype=dtype)
-        plain = to_mapping(dataclasses.replace(config, model=model))
+        plain = to_mapping(changed(config, model={"compute_dtype": dtype}))
         for batch in plan.race_batches:
             job = Job("race", STUDENT, plain, config.vocab_size, batch)
             jobs = [

@@ -20,7 +20,6 @@ from sdtt_jax.networks.lora import LoraConfig, frozen, init_adapters
 from sdtt_jax.objectives import BASE, lora_loss
 from sdtt_jax.parallel.placement import place_batch, place_rows
 from sdtt_jax.training.config import TrainConfig
-from sdtt_jax.training.loop import Saver
 from sdtt_jax.training.state import TrainState
 from sdtt_jax.training.step import LossFn, TrainStep
 from sdtt_jax.typing import Params
@@ -151,10 +150,6 @@ class TrainingJob:
         restored = checkpoints.restore(self.abstract, expect=self.metadata, before=before)
         state = self.start() if restored is None else restored[0]
         return self.adapters.beside(state) if self.adapters else state
-
-    def saver(self, checkpoints: Checkpoints) -> Saver:
-        """What saves the states of this training."""
-        return WithoutBase(checkpoints) if self.adapters else checkpoints
 
     def batch_number(self, step: int) -> int:
         """The number, in the stage's stream of batches, of the batch that step `step` (from 0) takes."""

@@ -4,7 +4,6 @@ import functools
 import json
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +11,14 @@ import jax
 from experiments.settings import COUPLED, SDTT, RunConfig
 from experiments.stages import coupled, one_round
 from experiments.stages.context import Run
-from experiments.stages.job import Adapters, Distiller, TrainingJob, averaged, deliver_base
+from experiments.stages.job import (
+    Adapters,
+    Distiller,
+    TrainingJob,
+    WithoutBase,
+    averaged,
+    deliver_base,
+)
 from experiments.stages.workdir import final, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import differences, to_mapping
@@ -111,11 +117,6 @@ def delivered_rounds(run: Run, name: str) -> list[int]:
     return [n for n in numbers if final(run.workdir.round(n, name)).exists()]
 
 
-def round_teacher(run: Run, number: int) -> Path:
-    """The folder whose `final` is the teacher of a round: the round before it, or the first teacher."""
-    return run.workdir.teacher if number == 1 else run.workdir.round(number - 1)
-
-
 def _sdtt_steps(run: Run) -> Callable[[int], TrainStep]:
     """One compiled step for all rounds: dt and the teacher are arguments of it."""
     config = run.config.distill
@@ -189,7 +190,8 @@ def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
         if config.lora.rank and number == 1 and not run.config.teacher.lora.rank:
             teacher = spec.init(adapters.init).params
         else:
-            folder = round_teacher(run, number)
+            # The student of the round before is the teacher.
+            folder = run.workdir.teacher if number == 1 else run.workdir.round(number - 1)
             teacher = run.delivered(folder, run.denoiser, "distill", config.lora)
         previous: Trained = Student(teacher)
         if number > 1:
@@ -256,7 +258,7 @@ def _fit(job: TrainingJob) -> TrainState:
                 job.batch_at,
                 job.key,
                 config,
-                checkpoints=job.saver(checkpoints),
+                checkpoints=WithoutBase(checkpoints) if job.adapters else checkpoints,
                 log=TrainLog(
                     write=writer.write,
                     progress=progress.update,

@@ -175,21 +175,17 @@ def _step(
         student = jax.eval_shape(lambda: next_round(config.distill, Student(unbox(init())), 1))
         context = student.context
     state = StateSpec(train, mesh).abstract(init, context)
-    if kind == COUPLED:
-        noise_key = jax.random.key(0)
-        length = config.data.length
-        loss = coupled_loss(diffusion, diffusion, config.coupled, 1, noise_key, length)
-    elif distills:
-        loss_of: Callable[..., LossFn] = functools.partial(distill_loss, config=config.distill)
-        loss = arranged(loss_of, diffusion, sequences)
-    elif opens:
+    loss_of: Callable[..., LossFn] = functools.partial(teacher_loss, config=config.teacher)
+    if distills:
+        loss_of = functools.partial(distill_loss, config=config.distill)
+    elif opens and kind == "teacher":
         loss_of = functools.partial(adaptation_loss, config=config.teacher)
-        loss = arranged(loss_of, diffusion, sequences)
         opened = jax.ShapeDtypeStruct((batch,), jnp.float32, sharding=batch_sharding(mesh))
         tokens = {"tokens": tokens, "open": opened}
-    else:
-        loss_of = functools.partial(teacher_loss, config=config.teacher)
-        loss = arranged(loss_of, diffusion, sequences)
+    loss = arranged(loss_of, diffusion, sequences)
+    if kind == COUPLED:
+        key, length = jax.random.key(0), config.data.length
+        loss = coupled_loss(diffusion, diffusion, config.coupled, 1, key, length)
     base: Tree = {}
     if lora.rank:
         loss, base = lora_loss(loss, lora), _abstract_params(denoiser, mesh, lora)
@@ -313,11 +309,8 @@ def _abstract_params(network: Network, mesh: Mesh, lora: LoraConfig = LoraConfig
 
 def state_bytes(config: RunConfig, mesh: Mesh) -> float:
     """Bytes per device that the state of a distillation step takes, before any compiling."""
-    return sum(build("distill", config, mesh, _least_batch(config, mesh), 1).state.values())
-
-
-def _least_batch(config: RunConfig, mesh: Mesh) -> int:
-    return batch_pieces(mesh) * config.distill.train.microbatches
+    least = batch_pieces(mesh) * config.distill.train.microbatches
+    return sum(build("distill", config, mesh, least, 1).state.values())
 
 
 def _rows_per_shard(batch: int, sizes: TransformerConfig, mesh: Mesh) -> int:

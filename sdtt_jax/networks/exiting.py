@@ -9,13 +9,13 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import whole
 from sdtt_jax.networks.attention import rotary_tables
-from sdtt_jax.networks.base import variables
+from sdtt_jax.networks.base import Wrapped, variables
 from sdtt_jax.networks.denoiser import Denoiser, DenoiserBlock
-from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Segments, Tokens
+from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class Exiting:
+class Exiting(Wrapped):
     """`network`, each sequence of which leaves at the first layer whose states have settled.
 
     A layer's states go through the norm before the head, and so the one head reads them. They have settled
@@ -34,29 +34,6 @@ class Exiting:
 
     def __post_init__(self) -> None:
         whole(1, self, "least")
-
-    @property
-    def config(self) -> Any:
-        """Of the network."""
-        return self.network.config
-
-    @property
-    def mask_id(self) -> int:
-        """The id of MASK."""
-        return self.network.mask_id
-
-    @property
-    def padded_vocab(self) -> int:
-        """Columns of the logits."""
-        return self.network.padded_vocab
-
-    def head_params(self, params: Params) -> Params:
-        """What `logits` reads."""
-        return self.network.head_params(params)
-
-    def logits(self, params: Params, hidden: jax.Array) -> Logits:
-        """As the network's."""
-        return self.network.logits(params, hidden)
 
     def hidden(
         self,
