@@ -14,7 +14,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.distillation.idlm import FAKE, STUDENT
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks import Denoiser
-from sdtt_jax.objectives import alpha_loss, arranged, idlm_loss, mixture_loss, mmd_loss
+from sdtt_jax.objectives import alpha_loss, idlm_loss, mixture_loss, mmd_loss
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import tree_shardings, unbox
 from sdtt_jax.training.state import StateSpec, TrainState
@@ -88,16 +88,6 @@ def _mixture_loss(run: Run) -> LossFn:
     return mixture_loss(student, run.diffusion, run.config.mixture)
 
 
-def _alpha_loss(run: Run) -> LossFn:
-    loss_of = functools.partial(alpha_loss, config=run.config.alpha)
-    return arranged(loss_of, run.diffusion, run.sequences)
-
-
-def _idlm_loss(run: Run) -> LossFn:
-    loss_of = functools.partial(idlm_loss, config=run.config.idlm)
-    return arranged(loss_of, run.diffusion, run.sequences)
-
-
 def _mmd_loss(run: Run) -> LossFn:
     config = run.config.mmd
 
@@ -106,13 +96,13 @@ def _mmd_loss(run: Run) -> LossFn:
         features = functools.partial(network.layer_states, layer=config.layer)
         return mmd_loss(diffusion, features, config)
 
-    return arranged(loss_of, run.diffusion, run.sequences)
+    return run.arranged(loss_of)
 
 
 _PARTS = {
     "alpha": Parts(
         "blocks of real texts, without a teacher",
-        _alpha_loss,
+        lambda run: run.arranged(alpha_loss, config=run.config.alpha),
         keeps_teacher=False,
     ),
     "mixture": Parts(
@@ -126,7 +116,7 @@ _PARTS = {
     ),
     "idlm": Parts(
         "a fake teacher learns the student's texts, and the student what the teacher says of them",
-        _idlm_loss,
+        lambda run: run.arranged(idlm_loss, config=run.config.idlm),
         init=lambda network, key: {STUDENT: network.init(key), FAKE: network.init(key)},
         begin=lambda teacher, *_: {STUDENT: teacher, FAKE: teacher},
         student=lambda params: params[STUDENT],
