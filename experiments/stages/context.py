@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,10 @@ from sdtt_jax.networks.config import PublishedConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.kinds import kind_of, network_of, stored_kind
 from sdtt_jax.networks.lora import LoraConfig
-from sdtt_jax.objectives import arranged
 from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import is_remote
 from sdtt_jax.progress import track_text
-from sdtt_jax.training.step import LossFn
 from sdtt_jax.typing import Params
 
 
@@ -155,10 +152,6 @@ class Run:
     @functools.cached_property
     def diffusion(self) -> MaskedDiffusion:
         return MaskedDiffusion(self.denoiser, make_schedule(self.config.schedule))
-
-    def arranged(self, loss_of: Callable[..., LossFn], **options: Any) -> LossFn:
-        """The loss that `loss_of` makes of the run's model and `options`, on batches as they were packed."""
-        return arranged(functools.partial(loss_of, **options), self.diffusion, self.sequences)
 
     @functools.cached_property
     def coupled(self) -> CoupledDenoiser:

@@ -22,6 +22,7 @@ from experiments.stages.job import (
 from experiments.stages.workdir import final, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import differences, to_mapping
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, next_round, round_dt
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.load import load, load_denoiser, load_network
@@ -30,6 +31,7 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks.kinds import kind_of
 from sdtt_jax.objectives import (
     adaptation_loss,
+    arranged,
     distill_loss,
     judge_loss,
     open_share,
@@ -118,7 +120,8 @@ def delivered_rounds(run: Run, name: str) -> list[int]:
 def _sdtt_steps(run: Run) -> Callable[[int], TrainStep]:
     """One compiled step for all rounds: dt and the teacher are arguments of it."""
     config = run.config.distill
-    loss = Adapters(run, config.lora).loss(run.arranged(distill_loss, config=config))
+    loss_of = functools.partial(distill_loss, config=config)
+    loss = Adapters(run, config.lora).loss(arranged(loss_of, run.diffusion, run.sequences))
     step = make_train_step(loss, config.train)
     return lambda _number: step
 
@@ -334,11 +337,12 @@ def _adopt_judge(run: Run, checkpoint: str) -> None:
 def _teacher_objective(run: Run) -> tuple[LossFn, Callable[[int], float] | None]:
     """The loss of the teacher; where it was a causal model, also the share of the edges to later positions
     that are open at a step."""
-    config = run.config.teacher
-    if not isinstance(run.base, CausalModel):
-        return run.arranged(teacher_loss, config=config), None
-    share = functools.partial(open_share, annealing=config.attention_annealing)
-    return run.arranged(adaptation_loss, config=config), share
+    config, share = run.config.teacher, None
+    loss_of: Callable[[MaskedDiffusion], LossFn] = functools.partial(teacher_loss, config=config)
+    if isinstance(run.base, CausalModel):
+        loss_of = functools.partial(adaptation_loss, config=config)
+        share = functools.partial(open_share, annealing=config.attention_annealing)
+    return arranged(loss_of, run.diffusion, run.sequences), share
 
 
 DISTILLERS = {

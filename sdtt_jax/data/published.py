@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sdtt_jax.data.files import CODECS, SUFFIXES, Found, find_files
+from sdtt_jax.data.opening import HUB
 from sdtt_jax.data.reading import (
-    HUB,
     TFDS,
     BadInputError,
     Fields,
