@@ -263,9 +263,9 @@ def _abstract_params(network: Network, mesh: Mesh, lora: LoraConfig = LoraConfig
     )
 
 
-def state_bytes(config: RunConfig, mesh: Mesh) -> float:
-    """Bytes per device that the state of a distillation step takes, before any compiling."""
-    return sum(build("distill", config, mesh, _least_batch(config, mesh), 1).state.values())
+def state_of(config: RunConfig, mesh: Mesh) -> dict[str, float]:
+    """Bytes per device that the parts of a distillation step's state take, before any compiling."""
+    return build("distill", config, mesh, _least_batch(config, mesh), 1).state
 
 
 def _least_batch(config: RunConfig, mesh: Mesh) -> int:

@@ -8,9 +8,11 @@ import pytest
 from experiments.configs.llada_8b import of_published
 from launch.ahead.programs import build
 from launch.ahead.published import KNOWN, network_of_run
+from launch.ahead.topologies import parse_topology
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from tools.fits import published_row
 
 # Of a block: four maps of attention and three of the MLP, two norms; then embedding, head, last norm.
 BLOCKS = 32 * (4 * 4096**2 + 3 * 4096 * 12_288)
@@ -33,6 +35,16 @@ def test_a_distillation_of_eight_billion_parameters_holds_them_once():
     assert found["optimizer"] == pytest.approx(8 * ADAPTERS, rel=1e-6)
     assert found["teacher"] == pytest.approx(4 * ADAPTERS, rel=1e-6)
     assert sum(found.values()) - found["base"] < 0.11 * found["base"]
+
+
+def test_the_table_of_what_fits_takes_the_mesh_that_splits_least():
+    """One chip: the numbers of the two tests beside it, in GB; all parameters are too many for it."""
+    chip = parse_topology("h100:1"), jax.devices()[:1]
+    name = "GSAI-ML/LLaDA-8B-Base"
+    base, trained = (2 * BLOCKS + 4 * REST) / 1e9, 5 * 4 * ADAPTERS / 1e9
+    expected = f"| LLaDA-8B-Base | adapters | one H100 | 1 × 1 × 1 | {base:.2f} | {trained:.2f} | "
+    assert published_row(name, *chip, adapted=True) == f"{expected}{base + trained:.2f} of 80.0 |"
+    assert "| does not fit |" in published_row(name, *chip, adapted=False)
 
 
 def test_without_adapters_everything_is_held_five_times():
