@@ -35,17 +35,15 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.benchmarking.cases import SUITES
 from experiments.benchmarking.suites import Plan, benchmark, deaths, show
 from experiments.cli.app import check_flags, output_file, run_app, stopwatch, wide_console
+from experiments.cli.fields import define_flags, from_flags
 from experiments.settings import check_overrides, run_config
-from sdtt_jax.config import choose, positive, require
+from sdtt_jax.config import require
 from sdtt_jax.data.corpora import find_corpus
 from sdtt_jax.diffusion.decoders.serving import check_served
-from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import UserError
 from sdtt_jax.networks import Denoiser
-from sdtt_jax.networks.config import COMPUTE_DTYPES
 from sdtt_jax.paths import write_json
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -56,30 +54,8 @@ _CONFIG = config_flags.DEFINE_config_file(
     "A config file; default: experiments/configs/benchmark.py (demo.py for --suite=demo).",
     lock_config=True,
 )
-_SUITE = flags.DEFINE_list(
-    "suite",
-    ["train", "teacher", "sample", "judge", "data"],
-    f"What to measure, of: {', '.join(SUITES)}.",
-)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences per training step or generation.")
-_NUM_STEPS = flags.DEFINE_list(
-    "num_steps", ["8", "16", "32"], "Numbers of steps, separated by commas."
-)
-_MODE = flags.DEFINE_string("mode", SamplerConfig.mode, "Decoder of --suite=sample.")
-_MODES = flags.DEFINE_string(
-    "modes", SamplerConfig.mode, "Decoders of --suite=race, separated by blanks."
-)
-_AGAINST = flags.DEFINE_string(
-    "against", "", "Another decoder in place of the naive code, as --against=blocks:cache=none."
-)
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repetitions, after one that is not.")
-_INTERLEAVE = flags.DEFINE_bool("interleave", True, "Let lean and naive code take turns.")
-_IN_PROCESS = flags.DEFINE_bool("in_process", False, "Measure in this process, not in workers.")
-_RACE_DTYPES = flags.DEFINE_list(
-    "race_dtypes", list(COMPUTE_DTYPES), "Compute dtypes, a race for each."
-)
-_RACE_BATCHES = flags.DEFINE_list("race_batches", ["1", "4"], "Texts at once, a race for each.")
 _OUTPUT = flags.DEFINE_string("output", None, "Also write all results to this JSON file.")
+define_flags(Plan)
 
 
 def with_default_config(argv: Sequence[str]) -> list[str]:
@@ -94,42 +70,17 @@ def with_default_config(argv: Sequence[str]) -> list[str]:
     return [argv[0], f"--config={CONFIGS / ('demo.py' if demo else 'benchmark.py')}", *argv[1:]]
 
 
-def _numbers(flag: str, values: Sequence[str], what: str) -> list[int]:
-    for value in values:
-        require(
-            value.isdecimal() and int(value) > 0,
-            f"--{flag}={','.join(values)}: {value!r} is no positive number of {what}.",
-        )
-    require(len(values) > 0, f"--{flag} must name at least one number of {what}.")
-    return sorted({int(value) for value in values})
-
-
 def main(argv: Sequence[str]) -> None:
     """Measures what the flags ask for."""
     check_flags(argv)
-    suites = [suite.strip() for suite in _SUITE.value]
-    for suite in suites:
-        choose("--suite", suite, SUITES)
-    require(len(suites) > 0, f"--suite must name at least one of {', '.join(SUITES)}.")
-    require(
-        suites == ["demo"] or "demo" not in suites,
-        "--suite=demo is measured alone: its config differs.",
-    )
-    positive(**{"--batch_size": _BATCH_SIZE.value, "--repeats": _REPEATS.value})
-    num_steps = _numbers("num_steps", _NUM_STEPS.value, "steps")
-    batches = _numbers("race_batches", _RACE_BATCHES.value, "texts")
-    for dtype in _RACE_DTYPES.value:
-        choose("--race_dtypes", dtype, COMPUTE_DTYPES)
-    for steps in num_steps:
-        for mode in filter(None, (_MODE.value, _AGAINST.value)):
-            SamplerConfig(steps, mode=mode)
-    config, modes = run_config(_CONFIG.value), _MODES.value.split()
-    require(len(modes) > 0, "--modes must name at least one decoder.")
-    for steps, mode in itertools.product(num_steps if "race" in suites else (), modes):
-        check_served(mode, Denoiser(config.denoiser(config.vocab_size)), steps, config.data.length)
-    if "data" in suites:
+    plan, config = from_flags(Plan), run_config(_CONFIG.value)
+    if "race" in plan.suite:
+        network = Denoiser(config.denoiser(config.vocab_size))
+        for steps, mode in itertools.product(plan.num_steps, plan.modes.split()):
+            check_served(mode, network, steps, config.data.length)
+    if "data" in plan.suite:
         find_corpus(config.data.corpus)
-    if {"teacher", "demo"} & set(suites):
+    if {"teacher", "demo"} & set(plan.suite):
         require(
             not config.teacher.importance,
             "The naive twin has no importance sampling of t; add --config.teacher.importance=False.",
@@ -140,19 +91,6 @@ def main(argv: Sequence[str]) -> None:
         if output is not None:
             write_json(output, record)
 
-    plan = Plan(
-        suites=suites,
-        batch_size=_BATCH_SIZE.value,
-        num_steps=num_steps,
-        repeats=_REPEATS.value,
-        interleave=_INTERLEAVE.value,
-        in_process=_IN_PROCESS.value,
-        mode=_MODE.value,
-        against=_AGAINST.value,
-        modes=modes,
-        race_batches=batches,
-        race_dtypes=_RACE_DTYPES.value,
-    )
     record = benchmark(config, plan, stopwatch(), save)
     show(record, wide_console())
     if any(not name.endswith(": naive") for name in deaths(record)):

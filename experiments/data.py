@@ -31,6 +31,8 @@ from sdtt_jax.paths import as_path, write_json, write_text
 
 COMMANDS = ("prepare", "inspect")
 ENGINES = ("local", "beam")
+# Characters of a record on the terminal; page and JSON have all.
+SHOWN = 500
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; its data/ and tokenizer/.")
@@ -85,7 +87,7 @@ def _inspect() -> None:
         ("What each filter took away", ("", "rows"), taken_away(found)),
         ("The most frequent tokens", ("id", "text", "share"), most_frequent(found)),
     ):
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title, title_justify="left", min_width=len(title))
         for column in head:
             table.add_column(column, justify="left" if column in ("", "text") else "right")
         for row in rows:
@@ -95,7 +97,8 @@ def _inspect() -> None:
     for name, split in found["splits"].items():
         for text in split["texts"]:
             console.print(f"[bold]{name}[/bold]", end=" ")
-            console.print(text, markup=False, highlight=False)
+            shown = text[:SHOWN] + " …" * (len(text) > SHOWN)
+            console.print(shown, markup=False, highlight=False)
     print(f"digests of the shards: {found['digests']}")
     if output is not None and output.suffix == ".json":
         write_json(output, found)

@@ -2,9 +2,9 @@
 
   python -m launch.compile --config=experiments/configs/owt_small.py --topology=v5e:16x16 --batch_per_chip=32
 
-compiles the real distillation step, teacher step and sampler (`--programs=distill` for one of them,
-`--programs=coupled` for the step of a student that sees noise) with the TPU compiler, which needs no TPU
-(pip install 'sdtt_jax[tpu]'), and prints for each chip: memory by part, FLOPs, memory traffic
+compiles the real distillation step, teacher step and sampler (`--programs=distill` for one of them;
+`coupled`, `mixture`, `mmd`, `idlm` and `alpha` are the steps of the other distillers) with the TPU compiler,
+which needs no TPU (pip install 'sdtt_jax[tpu]'), and prints for each chip: memory by part, FLOPs, traffic
 (`--by_operation`: which operations of the source move it), collectives by kind and mesh axis, and the time
 that a roofline of the chip's published peak numbers predicts. `--search` finds the mesh and the largest batch
 per chip instead. The mesh is config.mesh; --config.mesh.fsdp=16 and the like change it. h100:8 is compiled by

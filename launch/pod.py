@@ -9,6 +9,7 @@ started: the files are written to --output, or with --dry_run only printed. Ther
 in docs/guides/pods.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,6 @@ def pod_spec(spec: Any, overrides: Sequence[str] = ()) -> PodSpec:
     return validated
 
 
-def check_spec_flags(argv: Sequence[str]) -> None:
-    """Raises `ConfigError` for a spec file, or a field in `--spec.FIELD=…`, that does not exist."""
-    check_fields(argv, "spec", PodSpec)
-
-
 def write(files: Files, directory: Path) -> None:
     """Writes the files, making the directory.
 
@@ -98,4 +94,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_app(main, check_spec_flags)
+    run_app(main, functools.partial(check_fields, flag="spec", kind=PodSpec))

@@ -55,6 +55,21 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return _plain(dataclasses.asdict(config))
 
 
+def changed(config: T, **fields: Any) -> T:
+    """The config with other values; a dict changes fields of the config that stands in a field.
+
+    Examples:
+      >>> import sdtt_jax
+      >>> changed(sdtt_jax.TrainConfig(10, 8), optimizer={"warmup_steps": 2}).optimizer.warmup_steps
+      2
+    """
+    values = {
+        name: changed(getattr(config, name), **value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+    }
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Lines `field: old -> new` for every leaf in which two plain configs differ.
 

@@ -20,6 +20,7 @@ MODULES = {
     "sdtt_jax.evaluation.bounds": "sdtt_jax.diffusion.estimators",
     "sdtt_jax.evaluation.diversity": "sdtt_jax.evaluation.quality",
     "sdtt_jax.evaluation.generation": "sdtt_jax.evaluation.suites.generation",
+    "sdtt_jax.evaluation.latency": "sdtt_jax.evaluation.suites.latency",
     "sdtt_jax.evaluation.judging": "sdtt_jax.evaluation.judge",
     "sdtt_jax.evaluation.exact_round": "sdtt_jax.laboratory.optimum",
     "sdtt_jax.evaluation.exact_student": "sdtt_jax.laboratory.student",

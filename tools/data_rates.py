@@ -120,13 +120,13 @@ def peak_memory(
 
 
 def random_access(folder: Path, records: int, reads: int) -> tuple[float, float, float]:
-    """Seconds that opening takes, MB that it takes, and the median of a random record's milliseconds.
+    """Seconds that opening takes, MB that it and the reads take, and a random record's median milliseconds.
 
     Records of 16 tokens in a hundred shards, which are one file that is linked a hundred times.
 
     Args:
       folder: an empty one.
-      records: of all shards together.
+      records: of all shards together, a multiple of a hundred.
       reads: how many random ones are read.
     """
     rows = np.zeros((records // SHARDS, 16), np.uint16)
@@ -137,11 +137,12 @@ def random_access(folder: Path, records: int, reads: int) -> tuple[float, float,
         os.link(folder / "one", folder / f"{number:03d}")
     size = (folder / "one").stat().st_size
     shards = [Shard(f"{number:03d}", "train", len(rows), size) for number in range(SHARDS)]
+    places = shuffled(records, seed=0, step=0, batch_size=reads)
     before, began = _share_of_memory(os.getpid()), time.perf_counter()
     opened = _Records(folder, shards, 16, rows.dtype)
     seconds = time.perf_counter() - began
     times = []
-    for index in shuffled(len(opened), seed=0, step=0, batch_size=reads):
+    for index in places:
         began = time.perf_counter()
         found = opened.read(np.array([index])).view(np.uint32)[0, 0]
         times.append(time.perf_counter() - began)

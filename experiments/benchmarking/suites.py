@@ -16,8 +16,9 @@ from experiments.benchmarking.cases import CAUSAL, COUPLED, MATMUL, STUDENT, SUI
 from experiments.benchmarking.report import Entry, Measured
 from experiments.benchmarking.worker import Here, Worker, WorkerError
 from experiments.settings import RunConfig
-from sdtt_jax.config import to_mapping
+from sdtt_jax.config import changed, choose, positive, require, to_mapping
 from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.evaluation.settings import setting
 from sdtt_jax.networks.config import COMPUTE_DTYPES
 
 Log = Callable[[str], None]
@@ -87,25 +88,45 @@ def _prepared(
         yield job.name, worker
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is measured, and how often."""
+    """What is measured, and how often: every field is a flag of `experiments.benchmark`."""
 
-    suites: Sequence[str]  # some of `SUITES`
-    batch_size: int = 1  # sequences per training step or generation; `demo` has the config's
-    # Sampling steps of each row of the suite `sample`, and of the students in `race`.
-    num_steps: Sequence[int] = (8, 16, 32)
-    repeats: int = 5  # timed repetitions
-    interleave: bool = True  # let the variants take turns
-    # Measure in this process, as where only one may hold the accelerator. Peak memory is then the
-    # compiler's account of each program.
-    in_process: bool = False
-    mode: str = SamplerConfig.mode  # the decoder of the suite `sample`
-    # What stands in its place as the naive variant; "" is plain code for the grid.
-    against: str = ""
-    modes: Sequence[str] = (SamplerConfig.mode,)  # decoders of the students in `race`
-    race_batches: Sequence[int] = (1, 4)  # texts at once, a race for each
-    race_dtypes: Sequence[str] = COMPUTE_DTYPES  # compute dtypes, a race for each
+    suite: tuple[str, ...] = setting(
+        ("train", "teacher", "sample", "judge", "data"),
+        f"What to measure, of: {', '.join(SUITES)}.",
+    )
+    batch_size: int = setting(1, "Sequences per training step or generation.")
+    num_steps: tuple[int, ...] = setting((8, 16, 32), "Numbers of steps, separated by commas.")
+    mode: str = setting(SamplerConfig.mode, "Decoder of --suite=sample.")
+    against: str = setting(
+        "", "Another decoder in place of the naive code, as --against=blocks:cache=none."
+    )
+    modes: str = setting(SamplerConfig.mode, "Decoders of --suite=race, separated by blanks.")
+    repeats: int = setting(5, "Timed repetitions, after one that is not.")
+    interleave: bool = setting(True, "Let lean and naive code take turns.")
+    # Peak memory is then the compiler's account of each program.
+    in_process: bool = setting(False, "Measure in this process, not in workers.")
+    race_dtypes: tuple[str, ...] = setting(COMPUTE_DTYPES, "Compute dtypes, a race for each.")
+    race_batches: tuple[int, ...] = setting((1, 4), "Texts at once, a race for each.")
+
+    def __post_init__(self) -> None:
+        for suite in self.suite:
+            choose("--suite", suite, SUITES)
+        for dtype in self.race_dtypes:
+            choose("--race_dtypes", dtype, COMPUTE_DTYPES)
+        for name in ("suite", "num_steps", "race_dtypes", "race_batches"):
+            require(len(getattr(self, name)) > 0, f"--{name} must name at least one.")
+        require(
+            self.suite == ("demo",) or "demo" not in self.suite,
+            "--suite=demo is measured alone: its config differs.",
+        )
+        positive(**{"--batch_size": self.batch_size, "--repeats": self.repeats})
+        positive(**{"--race_batches": min(self.race_batches)})
+        require(len(self.modes.split()) > 0, "--modes must name at least one decoder.")
+        for steps in self.num_steps:
+            for mode in filter(None, (self.mode, self.against)):
+                SamplerConfig(steps, mode=mode)
 
 
 class Row(NamedTuple):
@@ -119,7 +140,7 @@ class Row(NamedTuple):
 def rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
     """All rows of the plan's suites, in the order of `SUITES`."""
     plain, vocab_size = to_mapping(config), config.vocab_size
-    for suite in (suite for suite in SUITES if suite in plan.suites):
+    for suite in (suite for suite in SUITES if suite in plan.suite):
         if suite == "demo":
             yield from _demo_rows(config)
         elif suite == "race":
@@ -174,13 +195,12 @@ def _demo_rows(config: RunConfig) -> Iterator[Row]:
 def _race_rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
     """A race for each dtype and batch: each decoder at each number of calls, and the causal model."""
     for dtype in plan.race_dtypes:
-        model = dataclasses.replace(config.model, compute_dtype=dtype)
-        plain = to_mapping(dataclasses.replace(config, model=model))
+        plain = to_mapping(changed(config, model={"compute_dtype": dtype}))
         for batch in plan.race_batches:
             job = Job("race", STUDENT, plain, config.vocab_size, batch)
             jobs = [
                 dataclasses.replace(job, num_steps=calls, mode=mode)
-                for mode, calls in itertools.product(plan.modes, plan.num_steps)
+                for mode, calls in itertools.product(plan.modes.split(), plan.num_steps)
             ]
             jobs.append(dataclasses.replace(job, variant=CAUSAL))
             yield Row("race", f"race, {batch} × {config.data.length} tokens, {dtype}", jobs)

@@ -169,7 +169,9 @@ def main() -> None:
     # What libraries print must not mix with the answers.
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    _prefer_oom_kill()
+    # Where memory runs out, Linux should end this process, not another one of the user's.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")
     line = sys.stdin.readline()
     if not line:
         return
@@ -209,7 +211,8 @@ def _ready(job: Job, log: Callable[[str], None]) -> tuple[Callable[[], Repetitio
     log("warming up")
     case.repeat()
     setup_s = time.perf_counter() - began
-    device = _device() if _computes(job) else None
+    first = jax.devices()[0] if _computes(job) else None
+    device = first and {"platform": first.platform, "kind": first.device_kind}
     return case.repeat, {**case.setup, "setup_s": setup_s, "device": device}
 
 
@@ -243,17 +246,6 @@ def _reset_peak() -> bool:
     except OSError:
         return False
     return True
-
-
-def _prefer_oom_kill() -> None:
-    """Where memory runs out, Linux should end this process, not another one of the user's."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")
-
-
-def _device() -> dict[str, str]:
-    device = jax.devices()[0]
-    return {"platform": device.platform, "kind": device.device_kind}
 
 
 def _device_peak_gb() -> float | None:

@@ -36,7 +36,8 @@ def define_helper() -> flags.FlagHolder[str | None]:
         "helper",
         None,
         "The other model of a decoder that asks one, named as for --checkpoint: what verifies "
-        "--mode=speculative, a teacher or a causal model; that of energy; the later calls of staged.",
+        "--mode=speculative, a teacher or a causal model; that of energy; the later calls of "
+        "staged; the plan of skeleton.",
     )
 
 

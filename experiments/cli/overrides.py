@@ -28,7 +28,8 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
         file = re.fullmatch(rf"--?{flag}(?:=(.*))?", argument)
         if file is not None:
             name = following if file[1] is None else file[1]
-            require(as_path(name).is_file(), f"--{flag}={name}: there is no such file.")
+            path, _, _ = name.partition(":")  # what follows is the argument of get_config
+            require(as_path(path).is_file(), f"--{flag}={path}: there is no such file.")
         match = re.match(rf"--?{flag}\.([\w.]+)", argument)
         if match is None:
             continue

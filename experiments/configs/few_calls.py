@@ -5,14 +5,11 @@ make 4 × 120 steps × 64 texts × 13 calls (the student's three, the teacher's 
 The coupled student has 10,240 trajectories of 16 calls, and 1,220 steps × 64 texts × 3 calls: 398,080.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
-from experiments.configs.demo import muon
 from experiments.configs.evening import evening
 from experiments.settings import RunConfig, config_dict
-from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.config import changed
 
 CALLS = (1, 2, 4, 8, 16)
 
@@ -23,17 +20,13 @@ def get_config() -> ConfigDict:
 
 def few_calls() -> RunConfig:
     """The evening's run with a coupled student of as many network calls as SDTT's rounds."""
-    config = evening()
-    return dataclasses.replace(
-        config,
-        coupled=dataclasses.replace(
-            config.coupled,
-            num_calls=16,
-            num_trajectories=10_240,
-            calls=CALLS,
-            train=TrainConfig(
-                num_steps=1220, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=200
-            ),
-        ),
-        evaluation=dataclasses.replace(config.evaluation, num_steps=CALLS),
+    return changed(
+        evening(),
+        coupled={
+            "num_calls": 16,
+            "num_trajectories": 10_240,
+            "calls": CALLS,
+            "train": {"num_steps": 1220, "save_every": 200},
+        },
+        evaluation={"num_steps": CALLS},
     )

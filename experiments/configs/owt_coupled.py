@@ -6,12 +6,11 @@ million calls of one sequence, where the 10,000 steps of training are 3.8 millio
 two). The teacher is trained as in `owt_small.py`, or given: --config.teacher.checkpoint=PATH.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from experiments.configs.owt_small import owt
 from experiments.settings import COUPLED, RunConfig, config_dict
+from sdtt_jax.config import changed
 from sdtt_jax.networks.config import NoiseConfig
 
 
@@ -25,14 +24,12 @@ def owt_coupled(size: str) -> RunConfig:
     Args:
       size: one of `owt_small.SIZES`.
     """
-    config = owt(size)
-    return dataclasses.replace(
-        config,
+    return changed(
+        owt(size),
         distillers=(COUPLED,),
-        coupled=dataclasses.replace(
-            config.coupled,
-            num_calls=128,
-            noise=NoiseConfig(kind="two-level", hidden_dim=1024),
-            calls=(1, 2, 4, 8, 16, 32),
-        ),
+        coupled={
+            "num_calls": 128,
+            "noise": NoiseConfig(kind="two-level", hidden_dim=1024),
+            "calls": (1, 2, 4, 8, 16, 32),
+        },
     )

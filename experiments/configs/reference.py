@@ -1,19 +1,14 @@
 """The settings of the reference code instead of the paper's: 3e-4 after 2500 steps, its step times."""
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from experiments.configs.owt_small import owt
 from experiments.settings import config_dict
+from sdtt_jax.config import changed
 from sdtt_jax.training.optimizers import OptimizerConfig
 
 
 def get_config() -> ConfigDict:
-    config = owt("small")
-    train = dataclasses.replace(
-        config.distill.train,
-        optimizer=OptimizerConfig(name="adam", learning_rate=3e-4, warmup_steps=2500),
-    )
-    distill = dataclasses.replace(config.distill, train=train, reference_times=True)
-    return config_dict(dataclasses.replace(config, distill=distill))
+    adam = OptimizerConfig(name="adam", learning_rate=3e-4, warmup_steps=2500)
+    distill = {"train": {"optimizer": adam}, "reference_times": True}
+    return config_dict(changed(owt("small"), distill=distill))

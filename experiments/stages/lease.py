@@ -44,7 +44,9 @@ def lease(root: Path, owner: str, renew: float = RENEW) -> Iterator[None]:
         _refuse_if_renewed(path, before, renew)
     _write(path, token, owner, 0)
     time.sleep(min(SETTLE, renew))
-    _refuse_unless_mine(path, token)
+    now = _read(path)
+    if now.get("token") != token:
+        raise _refusal(path, now)
     over = threading.Event()
     thread = threading.Thread(
         target=_renew, args=(path, token, owner, renew, over), name="lease", daemon=True
@@ -83,12 +85,6 @@ def _refuse_if_renewed(path: Path, before: dict[str, Any], renew: float) -> None
             return
         if now != before:
             raise _refusal(path, now)
-
-
-def _refuse_unless_mine(path: Path, token: str) -> None:
-    now = _read(path)
-    if now.get("token") != token:
-        raise _refusal(path, now)
 
 
 def _refusal(path: Path, content: dict[str, Any]) -> UserError:

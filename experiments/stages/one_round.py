@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -13,8 +13,9 @@ from sdtt_jax.config import to_mapping
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.distillation.idlm import FAKE, STUDENT
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.networks import Denoiser
+from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.objectives import alpha_loss, arranged, idlm_loss, mixture_loss, mmd_loss
+from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import tree_shardings, unbox
 from sdtt_jax.training.state import StateSpec, TrainState
@@ -22,12 +23,31 @@ from sdtt_jax.training.step import LossFn, TrainStep, make_train_step
 from sdtt_jax.typing import Key, Params, Tree
 
 
+class Networks(Protocol):
+    """What a distiller reads of a run, or of one that is only compiled."""
+
+    @property
+    def config(self) -> RunConfig: ...
+
+    @property
+    def denoiser(self) -> Any: ...
+
+    @property
+    def diffusion(self) -> MaskedDiffusion: ...
+
+    @property
+    def mixture(self) -> CoupledDenoiser: ...
+
+    @property
+    def sequences(self) -> Sequences | None: ...
+
+
 class Parts(NamedTuple):
     """What makes one distiller another than the next."""
 
     told: str  # what happens, for the person who watches
-    loss: Callable[[Run], LossFn]  # of its training step
-    network: Callable[[Run], Denoiser] = lambda run: run.denoiser  # of the student
+    loss: Callable[[Networks], LossFn]  # of its training step
+    network: Callable[[Networks], Any] = lambda run: run.denoiser  # of the student
     # Fresh boxed parameters of all that trains, from the network and a key.
     init: Callable[[Any, Key], Params] = lambda network, key: network.init(key)
     # Makes the first of all that trains from the teacher's parameters, the network and a key.
@@ -35,6 +55,20 @@ class Parts(NamedTuple):
     # The student's, of the parameters that train.
     student: Callable[[Tree], Params] = lambda params: params
     keeps_teacher: bool = True  # whether the loss reads the teacher
+
+
+def abstract_state(parts: Parts, run: Networks, spec: StateSpec, key: Key) -> TrainState:
+    """The shapes and shardings of a distiller's state.
+
+    Args:
+      parts: of the distiller.
+      run: its networks.
+      spec: of training and mesh.
+      key: PRNG key.
+    """
+    shapes = jax.eval_shape(lambda: unbox(run.denoiser.init(key)))
+    init = functools.partial(parts.init, parts.network(run), key)
+    return spec.abstract(init, {"teacher_params": shapes} if parts.keeps_teacher else {})
 
 
 def one_round(name: str, parts: Parts) -> Distiller:
@@ -51,8 +85,7 @@ def one_round(name: str, parts: Parts) -> Distiller:
         config, network = stage(run).train, parts.network(run)
         spec, key = StateSpec(config, run.mesh), purpose_key(run.config.seed, f"{name}.init")
         init = functools.partial(parts.init, network, key)
-        shapes = jax.eval_shape(lambda: unbox(run.denoiser.init(key)))
-        abstract = spec.abstract(init, {"teacher_params": shapes} if parts.keeps_teacher else {})
+        abstract = abstract_state(parts, run, spec, key)
 
         def start() -> TrainState:
             teacher = run.delivered(run.workdir.teacher, run.denoiser, "distill")
@@ -83,22 +116,22 @@ def one_round(name: str, parts: Parts) -> Distiller:
     return Distiller(name, lambda _config: 1, steps, job, deliver, told)
 
 
-def _mixture_loss(run: Run) -> LossFn:
+def _mixture_loss(run: Networks) -> LossFn:
     student = MaskedDiffusion(run.mixture, run.diffusion.schedule)
     return mixture_loss(student, run.diffusion, run.config.mixture)
 
 
-def _alpha_loss(run: Run) -> LossFn:
+def _alpha_loss(run: Networks) -> LossFn:
     loss_of = functools.partial(alpha_loss, config=run.config.alpha)
     return arranged(loss_of, run.diffusion, run.sequences)
 
 
-def _idlm_loss(run: Run) -> LossFn:
+def _idlm_loss(run: Networks) -> LossFn:
     loss_of = functools.partial(idlm_loss, config=run.config.idlm)
     return arranged(loss_of, run.diffusion, run.sequences)
 
 
-def _mmd_loss(run: Run) -> LossFn:
+def _mmd_loss(run: Networks) -> LossFn:
     config = run.config.mmd
 
     def loss_of(diffusion: MaskedDiffusion) -> LossFn:
@@ -109,7 +142,7 @@ def _mmd_loss(run: Run) -> LossFn:
     return arranged(loss_of, run.diffusion, run.sequences)
 
 
-_PARTS = {
+PARTS = {
     "alpha": Parts(
         "blocks of real texts, without a teacher",
         _alpha_loss,
@@ -132,4 +165,4 @@ _PARTS = {
         student=lambda params: params[STUDENT],
     ),
 }
-DISTILLERS = {name: one_round(name, _PARTS[name]) for name in ONE_ROUND}
+DISTILLERS = {name: one_round(name, PARTS[name]) for name in ONE_ROUND}

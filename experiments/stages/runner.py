@@ -11,7 +11,7 @@ import jax
 from experiments.settings import run_config
 from experiments.stages import evaluation, training
 from experiments.stages.context import Run
-from experiments.stages.workdir import Workdir, claim, is_delivered, lock, timed
+from experiments.stages.workdir import Workdir, claimed, is_delivered, lock, timed
 from sdtt_jax.errors import UserError
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import make_mesh
@@ -113,7 +113,7 @@ def open_run(config: Any, root: Path, config_file: str = "") -> Iterator[Run]:
 
         def open_workdir() -> None:
             stack.enter_context(lock(root))
-            claim(root, validated, config_file)
+            stack.enter_context(claimed(root, validated, config_file))
 
         processes.on_first("Opening --workdir", open_workdir)
         workdir = Workdir(root)

@@ -4,22 +4,39 @@ import functools
 import json
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from experiments.settings import COUPLED, SDTT, RunConfig
 from experiments.stages import coupled, one_round
-from experiments.stages.adopting import adopt_judge, adopt_teacher, base_objective
 from experiments.stages.context import Run
-from experiments.stages.job import Distiller, TrainingJob, averaged
-from experiments.stages.lora import Adapters, deliver_base
+from experiments.stages.job import (
+    Adapters,
+    Distiller,
+    TrainingJob,
+    WithoutBase,
+    averaged,
+    deliver_base,
+)
 from experiments.stages.workdir import final, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
+from sdtt_jax.config import differences, to_mapping
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, next_round, round_dt
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.interchange.load import load, load_denoiser, load_network
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.objectives import arranged, distill_loss, judge_loss, teacher_loss
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.networks.kinds import kind_of
+from sdtt_jax.objectives import (
+    adaptation_loss,
+    arranged,
+    distill_loss,
+    judge_loss,
+    open_share,
+    teacher_loss,
+)
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import check_batch_size
 from sdtt_jax.parallel.placement import unbox
@@ -35,17 +52,14 @@ from sdtt_jax.training.watchdog import watchdog
 
 def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
     """The training of a stage or round."""
-    if stage == "teacher" and run.base is not None:
-        return _from_base(run)
     if stage == "teacher":
-        loss_of = functools.partial(teacher_loss, config=run.config.teacher)
-        loss = arranged(loss_of, run.diffusion, run.sequences)
-        config = run.config.teacher.train
-        return _from_scratch(run, stage, run.denoiser, loss, config)
+        loss, share = _teacher_objective(run)
+        if run.base is not None:
+            return _from_base(run, loss, share)
+        return _from_scratch(run, stage, run.denoiser, loss, run.config.teacher.train)
     if stage == "judge":
         loss = judge_loss(run.judge, run.tokenizer.bos_id, run.sequences)
-        config = run.config.judge.train
-        return _from_scratch(run, stage, run.judge, loss, config)
+        return _from_scratch(run, stage, run.judge, loss, run.config.judge.train)
     distiller = next(d for d in DISTILLERS.values() if d.stage == stage)
     return distiller.job(run, number, distiller.steps(run)(number))
 
@@ -54,7 +68,7 @@ def train_teacher(run: Run) -> None:
     """Trains the masked diffusion model that the first round distils."""
     config = run.config.teacher
     if config.checkpoint:
-        adopt_teacher(run, config.checkpoint)
+        _adopt_teacher(run, config.checkpoint)
         return
     if config.lora.rank:
         deliver_base(run)
@@ -66,7 +80,7 @@ def train_teacher(run: Run) -> None:
 def train_judge(run: Run) -> None:
     """Trains the causal model that is baseline and judge."""
     if run.config.judge.checkpoint:
-        adopt_judge(run, run.config.judge.checkpoint)
+        _adopt_judge(run, run.config.judge.checkpoint)
         return
     state = _fit(training_job(run, "judge"))
     run.deliver(run.workdir.judge, run.judge, averaged(state), stage="judge")
@@ -101,11 +115,6 @@ def delivered_rounds(run: Run, name: str) -> list[int]:
         return []
     numbers = range(1, DISTILLERS[name].rounds(run.config) + 1)
     return [n for n in numbers if final(run.workdir.round(n, name)).exists()]
-
-
-def round_teacher(run: Run, number: int) -> Path:
-    """The folder whose `final` is the teacher of a round: the round before it, or the first teacher."""
-    return run.workdir.teacher if number == 1 else run.workdir.round(number - 1)
 
 
 def _sdtt_steps(run: Run) -> Callable[[int], TrainStep]:
@@ -181,7 +190,8 @@ def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
         if config.lora.rank and number == 1 and not run.config.teacher.lora.rank:
             teacher = spec.init(adapters.init).params
         else:
-            folder = round_teacher(run, number)
+            # The student of the round before is the teacher.
+            folder = run.workdir.teacher if number == 1 else run.workdir.round(number - 1)
             teacher = run.delivered(folder, run.denoiser, "distill", config.lora)
         previous: Trained = Student(teacher)
         if number > 1:
@@ -207,7 +217,7 @@ def _from_scratch(
     return TrainingJob(run, stage, 0, config, step_fn, start, spec.abstract(init))
 
 
-def _from_base(run: Run) -> TrainingJob:
+def _from_base(run: Run, loss: LossFn, share: Callable[[int], float] | None) -> TrainingJob:
     """The training of a teacher that starts from a published model."""
     config, spec = run.config.teacher, StateSpec(run.config.teacher.train, run.mesh)
     adapters = Adapters(run, config.lora)
@@ -218,7 +228,6 @@ def _from_base(run: Run) -> TrainingJob:
             return spec.init(adapters.init)
         return spec.from_params(run.base_params())
 
-    loss, share = base_objective(run)
     step_fn = make_train_step(adapters.loss(loss), config.train)
     parts = run, "teacher", 0, config.train, step_fn, start, abstract
     return TrainingJob(*parts, open_share=share, adapters=adapters)
@@ -249,7 +258,7 @@ def _fit(job: TrainingJob) -> TrainState:
                 job.batch_at,
                 job.key,
                 config,
-                checkpoints=job.saver(checkpoints),
+                checkpoints=WithoutBase(checkpoints) if job.adapters else checkpoints,
                 log=TrainLog(
                     write=writer.write,
                     progress=progress.update,
@@ -284,6 +293,56 @@ def _report_rejected(job: TrainingJob, step: int, values: Mapping[str, float]) -
         # A run that is resumed before it comes to the same batch again.
         if line not in before:
             write_text(rejected, before + line)
+
+
+def _adopt_teacher(run: Run, checkpoint: str) -> None:
+    """Delivers a teacher that exists, if it is one for this run's sizes and tokens."""
+    model = load_denoiser(checkpoint, mesh=run.mesh)
+    if (kind := kind_of(model.denoiser)) != (wanted := kind_of(run.denoiser)):
+        raise ConfigError(
+            f"config.teacher.checkpoint={checkpoint} is a {kind} model; the first teacher must be a {wanted}."
+        )
+    # How it is computed may differ; what it is may not.
+    free: dict[str, Any] = {"compute_dtype": "", "remat": "", "unroll": 0}
+    if run.base is not None:
+        free["length"] = 0  # It has no embeddings of positions, or enough.
+    lines = differences(to_mapping(model.config) | free, to_mapping(run.denoiser.config) | free)
+    if lines:
+        raise ConfigError(
+            f"config.teacher.checkpoint={checkpoint} is another network than config.model and config.data "
+            "ask for; set these fields alike (the checkpoint's first):\n  " + "\n  ".join(lines)
+        )
+    if model.text_tokenizer.digest != run.tokenizer.digest:
+        raise ConfigError(
+            f"config.teacher.checkpoint={checkpoint} was trained on another vocabulary than "
+            "config.tokenizer and config.data give; use its tokenizer and corpus."
+        )
+    run.log(f"  taken from {checkpoint}")
+    params = run.shortened(model.params)
+    run.deliver(run.workdir.teacher, run.denoiser, params, stage="teacher", source=checkpoint)
+
+
+def _adopt_judge(run: Run, checkpoint: str) -> None:
+    """Delivers a judge that exists, if it has the run's tokens."""
+    if load_network(checkpoint).text_tokenizer.digest != run.tokenizer.digest:
+        raise ConfigError(
+            f"config.judge.checkpoint={checkpoint} has another vocabulary than the run; take a causal model "
+            "with its tokenizer, or leave it out and one is trained."
+        )
+    run.log(f"  taken from {checkpoint}")
+    params = load(checkpoint, mesh=run.mesh).params
+    run.deliver(run.workdir.judge, run.judge, params, stage="judge", source=checkpoint)
+
+
+def _teacher_objective(run: Run) -> tuple[LossFn, Callable[[int], float] | None]:
+    """The loss of the teacher; where it was a causal model, also the share of the edges to later positions
+    that are open at a step."""
+    config, share = run.config.teacher, None
+    loss_of: Callable[[MaskedDiffusion], LossFn] = functools.partial(teacher_loss, config=config)
+    if isinstance(run.base, CausalModel):
+        loss_of = functools.partial(adaptation_loss, config=config)
+        share = functools.partial(open_share, annealing=config.attention_annealing)
+    return arranged(loss_of, run.diffusion, run.sequences), share
 
 
 DISTILLERS = {

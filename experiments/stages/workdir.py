@@ -121,6 +121,28 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
     return workdir
 
 
+@contextlib.contextmanager
+def claimed(root: Path, config: RunConfig, config_file: str = "") -> Iterator[None]:
+    """Claims a directory, and gives it back if a run that begins here fails before it has made anything.
+
+    So a mistyped corpus, or a field that it lacks, can be set right in the same directory.
+
+    Args:
+      root, config, config_file: as of `claim`.
+    """
+    begins = not Workdir(root).config.exists()
+    workdir = claim(root, config, config_file)
+    try:
+        yield
+    except BaseException:
+        ours = {workdir.config, workdir.timing}
+        made = {path for path in root.iterdir() if path.name not in (LOCK, LEASE)}
+        if begins and made <= ours:
+            for path in made:
+                path.unlink()
+        raise
+
+
 def _stored_config(workdir: Workdir) -> dict[str, Any]:
     """What the run was begun with; fields that it lacks, because they are newer, have their defaults."""
     content = read_json(workdir.config)

@@ -35,14 +35,8 @@ ATTENTION_KERNELS = {
 _CHAIN = re.compile(r'chain_id="\d+"')
 # What has no name of its own: copies between memories, and parts of results.
 _COPIES = {
-    "copy",
-    "copy-start",
-    "copy-done",
-    "slice-start",
-    "slice-done",
-    "get-tuple-element",
-    "bitcast",
-}
+    "copy", "copy-start", "copy-done", "slice-start", "slice-done", "get-tuple-element", "bitcast",
+}  # fmt: skip
 # What reads no more of an operand than it returns.
 _SLICES = {"dynamic-slice", "gather", "slice"}
 # Which operand of what is done in place holds the new values.

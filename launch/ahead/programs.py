@@ -4,14 +4,23 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments.settings import COUPLED, RunConfig
+from experiments.settings import COUPLED, ONE_ROUND, RunConfig
+from experiments.stages import one_round
 from launch.ahead.hlo_text import Instruction
+from launch.ahead.one_round import (
+    MASKED_SHARE,
+    Planned,
+    drawn_share,
+    loss_share,
+    step_flops,
+    trained_calls,
+)
 from launch.ahead.published import network_of_run
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion import sampler
@@ -39,16 +48,14 @@ from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel.mesh import RULES, batch_pieces, check_batch_size, use_mesh
 from sdtt_jax.parallel.placement import batch_sharding, replicated, tree_shardings, unbox
 from sdtt_jax.training.config import TrainConfig
-from sdtt_jax.training.state import StateSpec
+from sdtt_jax.training.state import StateSpec, TrainState
 from sdtt_jax.training.step import LossFn, make_train_step
 from sdtt_jax.typing import Tree
 
 KINDS = ("distill", "teacher", "sample")
-# Compiled when asked for: what the sampler races against, and the step of a student that sees noise.
+# Compiled when asked for: what the sampler races against, and the steps of the other distillers.
 CAUSAL = "causal"
-ALL = (*KINDS, CAUSAL, COUPLED)
-# In the mean over times half of the tokens are masked (log-linear schedule, t uniform).
-MASKED_SHARE = 0.5
+ALL = (*KINDS, CAUSAL, COUPLED, *ONE_ROUND)
 # Attention's backward pass recomputes the scores: five products of [length, length] for the forward's two.
 ATTENTION_RECOMPUTED = 0.5
 
@@ -96,7 +103,11 @@ def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) 
         return _causal(denoiser, mesh, batch)
     if train is None:
         return _sampler(config, denoiser, mesh, batch, num_steps)
-    return _step(kind, config, denoiser, mesh, batch, opens=was_causal)
+    if kind in ONE_ROUND:
+        step = _one_round(kind, config, mesh, batch)
+    else:
+        step = _step(kind, config, denoiser, mesh, batch, opens=was_causal)
+    return _trained(kind, step, train, mesh, batch)
 
 
 def _training(kind: str, config: RunConfig) -> TrainConfig | None:
@@ -105,21 +116,52 @@ def _training(kind: str, config: RunConfig) -> TrainConfig | None:
         "distill": config.distill.train,
         "teacher": config.teacher.train,
         COUPLED: config.coupled.train,
+        **{name: getattr(config, name).train for name in ONE_ROUND},
     }
     return stages.get(kind)
 
 
+class _Step(NamedTuple):
+    """A training step: what goes into it, and what it costs by the sizes alone."""
+
+    denoiser: Any
+    loss: LossFn
+    state: TrainState
+    batch: Tree
+    flops: float  # over all devices
+    loss_share: float  # of positions
+    base: Tree  # of adapters
+    trained_calls: int = 1  # of the network
+    drawn_share: float = 0.0  # of all positions, by one call; a teacher's calls draw few
+
+
+def _one_round(kind: str, config: RunConfig, mesh: Mesh, batch: int) -> _Step:
+    planned, parts = Planned(config), one_round.PARTS[kind]
+    train = getattr(config, kind).train
+    return _Step(
+        planned.denoiser,
+        parts.loss(planned),
+        one_round.abstract_state(parts, planned, StateSpec(train, mesh), jax.random.key(0)),
+        _tokens(batch, planned.denoiser.config, mesh),
+        step_flops(kind, config, batch),
+        loss_share(kind, config),
+        {},
+        trained_calls(kind, config),
+        drawn_share(kind, config),
+    )
+
+
 def _step(
     kind: str, config: RunConfig, denoiser: Any, mesh: Mesh, batch: int, *, opens: bool
-) -> Program:
+) -> _Step:
     train = _training(kind, config)
     assert train is not None
-    distills, masked_share = kind == "distill", MASKED_SHARE
+    distills, share = kind == "distill", MASKED_SHARE
     lora = {"distill": config.distill.lora, "teacher": config.teacher.lora}.get(kind, LoraConfig())
     tokens: Tree = _tokens(batch, denoiser.config, mesh)
     if kind == COUPLED:
         denoiser = CoupledDenoiser(config.coupled_denoiser(config.vocab_size))
-        masked_share = config.coupled.full_share + (1 - config.coupled.full_share) * MASKED_SHARE
+        share = config.coupled.full_share + (1 - config.coupled.full_share) * MASKED_SHARE
         index = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
         tokens = {"index": index, "tokens": tokens}
     diffusion = MaskedDiffusion(denoiser, make_schedule(config.schedule))
@@ -133,32 +175,23 @@ def _step(
         student = jax.eval_shape(lambda: next_round(config.distill, Student(unbox(init())), 1))
         context = student.context
     state = StateSpec(train, mesh).abstract(init, context)
-    if kind == COUPLED:
-        noise_key = jax.random.key(0)
-        length = config.data.length
-        loss = coupled_loss(diffusion, diffusion, config.coupled, 1, noise_key, length)
-    elif distills:
-        loss_of: Callable[..., LossFn] = functools.partial(distill_loss, config=config.distill)
-        loss = arranged(loss_of, diffusion, sequences)
-    elif opens:
+    loss_of: Callable[..., LossFn] = functools.partial(teacher_loss, config=config.teacher)
+    if distills:
+        loss_of = functools.partial(distill_loss, config=config.distill)
+    elif opens and kind == "teacher":
         loss_of = functools.partial(adaptation_loss, config=config.teacher)
-        loss = arranged(loss_of, diffusion, sequences)
-        share = jax.ShapeDtypeStruct((batch,), jnp.float32, sharding=batch_sharding(mesh))
-        tokens = {"tokens": tokens, "open": share}
-    else:
-        loss_of = functools.partial(teacher_loss, config=config.teacher)
-        loss = arranged(loss_of, diffusion, sequences)
+        opened = jax.ShapeDtypeStruct((batch,), jnp.float32, sharding=batch_sharding(mesh))
+        tokens = {"tokens": tokens, "open": opened}
+    loss = arranged(loss_of, diffusion, sequences)
+    if kind == COUPLED:
+        key, length = jax.random.key(0), config.data.length
+        loss = coupled_loss(diffusion, diffusion, config.coupled, 1, key, length)
     base: Tree = {}
     if lora.rank:
         loss, base = lora_loss(loss, lora), _abstract_params(denoiser, mesh, lora)
         state = state.replace(context=state.context | {BASE: base})
-    step = make_train_step(loss, train)
-
-    def lower() -> Any:
-        return step.lower(state, tokens, _key(mesh))
-
     sizes = denoiser.config
-    masked = masked_share * batch * sizes.length
+    masked = share * batch * sizes.length
     needed = (
         flops.distill_flops(
             sizes,
@@ -171,9 +204,20 @@ def _step(
         if distills
         else flops.teacher_flops(sizes, batch, masked, frozen=bool(lora.rank))
     )
+    return _Step(denoiser, loss, state, tokens, needed, share, base)
+
+
+def _trained(kind: str, made: _Step, train: TrainConfig, mesh: Mesh, batch: int) -> Program:
+    state, base, sizes = made.state, made.base, made.denoiser.config
+    step = make_train_step(made.loss, train)
+
+    def lower() -> Any:
+        return step.lower(state, made.batch, _key(mesh))
+
     shard = _rows_per_shard(batch // train.microbatches, sizes, mesh)
-    chunk = rows.chunk_size(shard, denoiser.padded_vocab, head_loss.CHUNKS.parts)
-    attention = flops.attention_flops(sizes, batch)
+    chunk = rows.chunk_size(shard, made.denoiser.padded_vocab, head_loss.CHUNKS.parts)
+    drawing = rows.chunk_size(shard, made.denoiser.padded_vocab, filling.CHUNKS.parts)
+    attention = made.trained_calls * flops.attention_flops(sizes, batch)
     return Program(
         kind=kind,
         batch=batch,
@@ -184,12 +228,12 @@ def _step(
             "average": _bytes_per_device(state.ema_params),
             "teacher": _bytes_per_device(state.context) - _bytes_per_device(base),
         }
-        | ({"base": _bytes_per_device(base)} if lora.rank else {}),
+        | ({"base": _bytes_per_device(base)} if base else {}),
         trips={
-            head_loss.CHUNKS.scope: math.ceil(masked_share * shard / chunk),
-            filling.CHUNKS.scope: 1.0,
+            head_loss.CHUNKS.scope: math.ceil(made.loss_share * shard / chunk),
+            filling.CHUNKS.scope: max(1.0, math.ceil(made.drawn_share * shard / drawing)),
         },
-        flops=needed / mesh.size,
+        flops=made.flops / mesh.size,
         recomputed=ATTENTION_RECOMPUTED * attention / mesh.size,
         tokens=batch * sizes.length,
     )
@@ -265,11 +309,8 @@ def _abstract_params(network: Network, mesh: Mesh, lora: LoraConfig = LoraConfig
 
 def state_of(config: RunConfig, mesh: Mesh) -> dict[str, float]:
     """Bytes per device that the parts of a distillation step's state take, before any compiling."""
-    return build("distill", config, mesh, _least_batch(config, mesh), 1).state
-
-
-def _least_batch(config: RunConfig, mesh: Mesh) -> int:
-    return batch_pieces(mesh) * config.distill.train.microbatches
+    least = batch_pieces(mesh) * config.distill.train.microbatches
+    return build("distill", config, mesh, least, 1).state
 
 
 def _rows_per_shard(batch: int, sizes: TransformerConfig, mesh: Mesh) -> int:

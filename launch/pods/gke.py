@@ -50,7 +50,8 @@ def render(spec: PodSpec) -> Files:
         tolerations=tolerations,
         port=COORDINATOR_PORT,
         coordinator=f"{spec.name}-workers-0-0.{spec.name}:{COORDINATOR_PORT}",
-        command=[_literal(argument) for argument in spec.command],
+        # Kubernetes replaces `$(NAME)` in a command; `$$(NAME)` stands for itself.
+        command=[argument.replace("$(", "$$(") for argument in spec.command],
         resource="google.com/tpu" if tpu else "nvidia.com/gpu",
         chips_per_host=slice_.chips_per_host,
     )
@@ -75,8 +76,3 @@ def next_steps(spec: PodSpec, directory: str) -> list[str]:
         "# saves and stops; `apply` goes on from there",
         f"kubectl delete --cascade=foreground -f {file}",
     ]
-
-
-def _literal(argument: str) -> str:
-    """Kubernetes replaces `$(NAME)` in a command; `$$(NAME)` stands for itself."""
-    return argument.replace("$(", "$$(")

@@ -5,27 +5,22 @@ records of what TFDS has prepared. So parts do not depend on who reads them, and
 the corpus. What a row or file has wrong is a `BadInputError` in its place; the caller decides what it means.
 """
 
-import bz2
 import codecs
-import contextlib
-import gzip
-import io
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from sdtt_jax.data.files import CODECS, kind_of_file, listed
 from sdtt_jax.data.normalize import PROMPT_END
+from sdtt_jax.data.opening import first_line, is_compressed, open_file, size_of
 from sdtt_jax.errors import DataError
-from sdtt_jax.paths import as_path, decoded, is_remote, parse_json
+from sdtt_jax.paths import decoded, parse_json
 
 # A part of uncompressed text or Parquet: half a minute of one worker's time with GPT-2's vocabulary.
 PART_BYTES = 64 * 2**20
 # A longer line of JSON is no document of any corpus that is known here.
 MAX_LINE_BYTES = 64 * 2**20
-HUB = "hf://"
 # Kinds of pieces beside the suffixes of files.
 TFDS, NAMED = "tfds", "named"
 
@@ -136,9 +131,9 @@ def _pieces(path: str, part_bytes: int) -> Iterator[Piece]:
     kind = kind_of_file(path)
     assert kind is not None
     try:
-        size = _size(path)
+        size = size_of(path)
         if kind == ".parquet" and size:
-            with _open(path) as file:
+            with open_file(path) as file:
                 metadata = _parquet(file).metadata
                 groups = [
                     metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)
@@ -147,7 +142,7 @@ def _pieces(path: str, part_bytes: int) -> Iterator[Piece]:
             return
     except (OSError, ValueError):
         size = 0  # Whoever reads it says what is wrong.
-    if kind == ".jsonl" and size > part_bytes and not _is_compressed(path):
+    if kind == ".jsonl" and size > part_bytes and not is_compressed(path):
         for start in range(0, size, part_bytes):
             stop = min(start + part_bytes, size)
             yield Piece(kind, path, start, stop, stop - start)
@@ -159,14 +154,14 @@ def read_file(piece: Piece, fields: Fields) -> Iterator[Row]:
     """The rows of a piece of a file: a text file is one, and so is each line of JSON and row of Parquet."""
     path, broken = piece.path, "broken file"
     try:
-        if _size(path) == 0:
+        if size_of(path) == 0:
             yield BadInputError(
                 "empty file", f"{path} is empty; remove it or give a file that holds text."
             )
             return
-        if _is_compressed(path):
+        if is_compressed(path):
             broken = "broken " + CODECS[os.path.splitext(path.lower())[1]]
-        with _open(path) as file:
+        with open_file(path) as file:
             yield from _READERS[piece.kind](file, piece, fields)
     except (OSError, EOFError, zlib.error) as error:
         yield BadInputError(broken, f"{path} cannot be read: {first_line(error)}.")
@@ -324,49 +319,3 @@ def _or_bad(kind: str, function: Callable[..., Any], *arguments: Any, transform:
     except DataError as error:
         return BadInputError(kind, str(error))
     return value if transform is None else transform(value)
-
-
-def _is_compressed(path: str) -> bool:
-    return os.path.splitext(path.lower())[1] in CODECS
-
-
-def _hub() -> Any:
-    from huggingface_hub import HfFileSystem  # takes 0.3 s
-
-    return HfFileSystem()
-
-
-def _size(path: str) -> int:
-    if path.startswith(HUB):
-        return int(_hub().info(path)["size"])
-    found: Any = as_path(path).stat()
-    return int(found.st_size if isinstance(as_path(path), Path) else found.length)
-
-
-@contextlib.contextmanager
-def _open(path: str) -> Iterator[IO[bytes]]:
-    """A file of this machine, a bucket or the hub, decompressed on the way."""
-    codec = CODECS.get(os.path.splitext(path.lower())[1])
-    found: Any = _hub().open(path, "rb") if path.startswith(HUB) else as_path(path).open("rb")
-    if is_remote(path):
-        # Files of fsspec cannot read a line up to a length.
-        found = io.BufferedReader(found, 2**16)
-    with found as raw:
-        if codec == "gzip":
-            with gzip.open(raw) as file:
-                yield file  # type: ignore[misc]
-        elif codec == "bz2":
-            with bz2.open(raw) as file:
-                yield file  # type: ignore[misc]
-        elif codec is not None:
-            import pyarrow
-
-            with io.BufferedReader(pyarrow.CompressedInputStream(raw, codec)) as file:
-                yield file  # type: ignore[misc]
-        else:
-            yield raw
-
-
-def first_line(error: BaseException) -> str:
-    """An error of another library in one line, without its full stop."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

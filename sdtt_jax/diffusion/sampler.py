@@ -46,10 +46,11 @@ class SamplerConfig(Filters):
       final_denoise: greedily fill what is still masked after the last step.
       mode: the decoder, a name of `decoders.DECODERS` with its options. "grid" takes reverse steps on a grid
         of times, each of which reveals a random number of tokens. "first-hitting" reveals the tokens in a
-        random order, as evenly over `num_steps` network calls as whole numbers allow. "confidence" and
-        "entropy-bounded" take what the network is surest of, "remdm" masks tokens again. "blocks", "refine",
-        "speculative", "staged", "skeleton" and "energy" make calls of their own, the last four also of a
-        helper. `stop=` among its options ends a text early (`decoders.stopping`).
+        random order, as evenly over `num_steps` network calls as whole numbers allow, "learnt" as many at
+        each as were learnt. "confidence" and "entropy-bounded" take what the network is surest of, "remdm"
+        masks tokens again. "blocks", "refine", "speculative", "staged", "skeleton" and "energy" make calls of
+        their own, the last four also of a helper. `stop=` among its options ends a text early
+        (`decoders.stopping`).
       temperature, top_k, top_p: filters of the token distribution; 1, 0 and 1 are off. Of a network that
         sees noise, temperature 0 takes the tokens that the noise determines, and 1 draws from what the
         network says of them.

@@ -92,7 +92,11 @@ def losses(
         readings = [Reading(*flags) for flags in itertools.product((False, True), repeat=2)]
     if isinstance(model, CausalModel):
         rows = _pieces(tokens, num_maskings)
-        return {reading: _causal_loss(model, reading, rows) for reading in readings}
+        functions = {r: functools.partial(_nll, model.network, r) for r in readings}
+        return {
+            reading: float(map_batches(function, model.params, rows, BATCH).mean())
+            for reading, function in functions.items()
+        }
     config = BoundConfig("low-variance", num_maskings)
     found = {}
     for reading in readings:
@@ -117,11 +121,6 @@ def _read_as(model: Model, reading: Reading) -> Model:
         return model
     config = dataclasses.replace(sizes, **reading._asdict())
     return dataclasses.replace(model, denoiser=network_of(config))
-
-
-def _causal_loss(model: CausalModel, reading: Reading, tokens: np.ndarray) -> float:
-    function = functools.partial(_nll, model.network, reading)
-    return float(map_batches(function, model.params, tokens, BATCH).mean())
 
 
 @functools.partial(jax.jit, static_argnames=("network", "reading"))

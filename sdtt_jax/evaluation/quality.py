@@ -51,7 +51,7 @@ def quality(
         if any(len(text) >= n for text in texts):
             result[f"distinct_{n}"] = distinct_n(ids, n)
     if len(texts) > 1:
-        result["self_bleu"] = self_bleu(ids)
+        result["self_bleu"] = float(self_bleu(ids).mean())
     long = [text for text in texts if len(text) >= REPEATED]
     if long:
         rates = np.concatenate([repeated_ngram_rate(text[None], REPEATED) for text in long])
@@ -143,26 +143,15 @@ def repeated_ngram_rate(tokens: np.ndarray, n: int = 4) -> np.ndarray:
     return np.asarray(1 - distinct / grams.shape[1], np.float64)
 
 
-def self_bleu(texts: Texts, max_n: int = 4, *, epsilon: float = 0.1) -> float:
-    """Mean BLEU of each text against all others (Texygen, arXiv 1802.01886): 1 if all are one text.
+def self_bleu(texts: Texts, max_n: int = 4, *, epsilon: float = 0.1) -> np.ndarray:
+    """BLEU of each text with all others as its references (Texygen, arXiv 1802.01886): `[texts]` float64.
 
-    Args:
-      texts: rows of tokens, of any lengths.
-      max_n: n-grams up to this length count alike.
-      epsilon: what a text without any common n-gram of a length is given instead of 0.
-    """
-    return float(np.mean(self_bleu_scores(texts, max_n, epsilon=epsilon)))
-
-
-def self_bleu_scores(texts: Texts, max_n: int = 4, *, epsilon: float = 0.1) -> np.ndarray:
-    """BLEU of each text with all other texts as its references: `[texts]` float64.
-
-    BLEU with the geometric mean of the precisions of 1- to max_n-grams in equal parts, each n-gram
-    counted at most as often as in the reference that has it most often, and a brevity penalty by the
-    reference of the closest length (the shorter of two). The numbers are those of NLTK's
-    `sentence_bleu` with `SmoothingFunction(epsilon).method1`, as the field computes it; but which
-    reference has an n-gram most often is looked up in one table of all texts instead of counted anew
-    for every text, so that the time is linear in the amount of text (but for sorting).
+    1 if all are one text. BLEU with the geometric mean of the precisions of 1- to max_n-grams in equal parts,
+    each n-gram counted at most as often as in the reference that has it most often, and a brevity penalty by
+    the reference of the closest length (the shorter of two). The numbers are those of NLTK's `sentence_bleu`
+    with `SmoothingFunction(epsilon).method1`, as the field computes it; but which reference has an n-gram
+    most often is looked up in one table of all texts instead of counted anew for every text, so that the
+    time is linear in the amount of text (but for sorting).
 
     Args:
       texts: at least two.
@@ -177,12 +166,8 @@ def self_bleu_scores(texts: Texts, max_n: int = 4, *, epsilon: float = 0.1) -> n
     lengths = np.array([len(text) for text in texts])
     matches = np.stack([_clipped_matches(grams, len(texts)) for grams in _ngrams(texts, max_n)])
     closest = _closest_other_lengths(lengths)
-    return np.array(
-        [
-            _bleu(matches[:, i].tolist(), int(lengths[i]), int(closest[i]), epsilon)
-            for i in range(len(texts))
-        ]
-    )
+    rows = zip(matches.T.tolist(), lengths.tolist(), closest.tolist(), strict=True)
+    return np.array([_bleu(*row, epsilon) for row in rows])
 
 
 def _bleu(matches: list[int], length: int, reference_length: int, epsilon: float) -> float:

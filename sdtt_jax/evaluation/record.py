@@ -157,7 +157,9 @@ class Record:
 
     def _part(self, name: str, inputs: Json, part: int | str) -> Path:
         part = f"{part:05d}" if isinstance(part, int) else part
-        return self._parts / f"{_file_name(name)}-{_digest(inputs)}" / f"{part}.npz"
+        text = json.dumps(_plain(inputs), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return self._parts / f"{_file_name(name)}-{digest}" / f"{part}.npz"
 
     def _earlier(self, model: Json, replace: bool) -> Json:
         content = read_json(self.path, ConfigError, "remove it or give another file")
@@ -227,11 +229,6 @@ def _plain(content: Any) -> Any:
     if isinstance(content, float) and not np.isfinite(content):
         return None
     return content
-
-
-def _digest(inputs: Json) -> str:
-    text = json.dumps(_plain(inputs), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _file_name(item: str) -> str:

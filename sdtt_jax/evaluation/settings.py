@@ -31,9 +31,10 @@ class Sampling:
     mode: str = setting(
         SamplerConfig.mode,
         "Decoder. grid: steps on a grid of times. first-hitting: tokens in a random order, evenly over the "
-        "network calls. confidence, entropy-bounded: the surest first. remdm: masks tokens again. blocks: "
-        "from left to right, with a cache. refine: second thoughts. speculative, staged, energy: "
-        "with a --helper. Options follow a colon, as in confidence:score=margin,threshold=0.9.",
+        "network calls. learnt: so many at each call as --suite=schedule found. confidence, "
+        "entropy-bounded: the surest first. remdm: masks tokens again. blocks: from left to right, with a "
+        "cache. refine: second thoughts. speculative, staged, energy, skeleton: with a --helper. Options "
+        "follow a colon, as in confidence:score=margin,threshold=0.9.",
     )
     time_grid: str = setting(SamplerConfig.time_grid, "Times of the sampler: uniform or cosine.")
     temperature: float = setting(SamplerConfig.temperature, "Divides the logits; 0 is greedy.")
@@ -78,6 +79,9 @@ class Settings(Sampling):
     modes: str = setting(
         "",
         "Decoders of --suite=frontier, as for --mode, separated by blanks; by default that of --mode.",
+    )
+    budget_delta: float = setting(
+        0.02, "Nats per token that --suite=budget may lose against the most steps."
     )
     num_texts: int = setting(1024, "Texts for each number of steps.")
     length: int = setting(0, "Tokens of a text; 0 is the model's own length.")
@@ -156,6 +160,7 @@ class Settings(Sampling):
         for name in ("num_steps", "latency_steps", "latency_batches"):
             for value in getattr(self, name):
                 positive(**{name: value})
+        within("[0, inf)", self, "budget_delta")
         within("(0, inf)", temperatures=min(self.temperatures, default=0.0))
         for mode in self.modes.split():
             parse_mode(mode)

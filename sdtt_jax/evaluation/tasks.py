@@ -89,17 +89,15 @@ def _items(
         row = _without_traces(parse_json(line, where + ",", fault=fault))
         try:
             item = parse(row)
-            words = [cloze.suffix.strip() for cloze in _clozes(item)]
-            require(all(words), "an ending is empty or white space")
+            clozes = [item] if isinstance(item, Cloze) else item.clozes()
+            require(
+                all(cloze.suffix.strip() for cloze in clozes), "an ending is empty or white space"
+            )
             yield item
         except KeyError as error:
             raise DataError(f"{where}, has no field {error}.") from None
         except (ValueError, TypeError, AttributeError, ConfigError) as error:
             raise DataError(f"{where}, {fault} ({error}).") from None
-
-
-def _clozes(item: Cloze | Choice) -> list[Cloze]:
-    return [item] if isinstance(item, Cloze) else item.clozes()
 
 
 def _without_traces(value: Any) -> Any:

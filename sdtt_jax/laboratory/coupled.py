@@ -13,7 +13,7 @@ as it is, a bound from above.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -139,13 +139,11 @@ def train_coupled(
     teacher_params = table_params(true_denoiser(world)[0])
     shape = at_once, config.batch_size, world.length
     for round in range(1, distill.num_rounds + 1):
-        terms = functools.partial(_loss, student, teacher, distill, round)
-        step = make_train_step(terms, settings)
-        made = functools.partial(_made, student, teacher, distill.trajectory(round), shape)
+        step = _several_steps(student, teacher, distill, round, settings, shape)
         with progress(f"coupled, round {round}", turns.num_steps) as bar:
             state = train(
                 spec.from_params(params, {"teacher_params": teacher_params}),
-                TrainStep(functools.partial(_several_steps, step, made), step.rules),
+                step,
                 lambda _: {},
                 purpose_key(config.seed, "exact-coupled", round),
                 turns,
@@ -157,51 +155,45 @@ def train_coupled(
 
 
 def _several_steps(
-    step: TrainStep,
-    made: Callable[[Params, Key], Trajectories],
-    state: TrainState,
-    batch: Tree,
-    key: Key,
-) -> tuple[TrainState, Metrics]:
-    """As many training steps as `made` makes trajectories for, and the metrics of the last."""
-    key_noise, key_steps = jax.random.split(key)
-    key_noise = jax.random.fold_in(key_noise, state.step)
-    batches = batch | made(state.context["teacher_params"], key_noise)._asdict()
-    state, metrics = jax.lax.scan(lambda s, b: step.body(s, b, key_steps), state, batches)
-    return state, jax.tree.map(lambda values: values[-1], metrics)
-
-
-def _made(
-    student: MaskedDiffusion,
-    teacher: MaskedDiffusion,
-    sampler: SamplerConfig,
-    shape: tuple[int, int, int],
-    teacher_params: Params,
-    key: Key,
-) -> Trajectories:
-    """Fresh trajectories, with two leading axes: steps and batch."""
-    steps, batch, length = shape
-    assert student.noise_levels is not None
-    noise = draw_noise(key, (steps * batch, length), student.mask_id, student.noise_levels)
-    made = Trajectories(noise, trajectory_end(teacher, teacher_params, noise, sampler))
-    return jax.tree.map(lambda x: x.reshape(steps, batch, *x.shape[1:]), made)
-
-
-def _loss(
     student: MaskedDiffusion,
     teacher: MaskedDiffusion,
     distill: CoupledDistillConfig,
     round: int,
-    params: Params,
-    context: Tree,
-    batch: Tree,
-    key: Key,
-) -> Loss:
-    made_by = Teacher(teacher, context["teacher_params"])
-    trajectories = Trajectories(**batch)
-    return Loss(
-        *coupled_terms(student, params, trajectories, key, distill, round, made_by), metrics={}
-    )
+    settings: TrainConfig,
+    shape: tuple[int, int, int],
+) -> TrainStep:
+    """As many training steps as it makes fresh trajectories for, and the metrics of the last.
+
+    Args:
+      student, teacher: the round's.
+      distill, round: which trajectories.
+      settings: of a single step.
+      shape: steps, batch and length.
+    """
+    steps, batch_size, length = shape
+
+    def loss(params: Params, context: Tree, batch: Tree, key: Key) -> Loss:
+        made_by = Teacher(teacher, context["teacher_params"])
+        terms = coupled_terms(student, params, Trajectories(**batch), key, distill, round, made_by)
+        return Loss(*terms, metrics={})
+
+    step = make_train_step(loss, settings)
+
+    def body(state: TrainState, batch: Tree, key: Key) -> tuple[TrainState, Metrics]:
+        key_noise, key_steps = jax.random.split(key)
+        key_noise, levels = jax.random.fold_in(key_noise, state.step), student.noise_levels
+        assert levels is not None
+        noise = draw_noise(key_noise, (steps * batch_size, length), student.mask_id, levels)
+        teacher_params = state.context["teacher_params"]
+        tokens = trajectory_end(teacher, teacher_params, noise, distill.trajectory(round))
+        made = jax.tree.map(
+            lambda x: x.reshape(steps, batch_size, *x.shape[1:]), Trajectories(noise, tokens)
+        )
+        batches = batch | made._asdict()
+        state, metrics = jax.lax.scan(lambda s, b: step.body(s, b, key_steps), state, batches)
+        return state, jax.tree.map(lambda values: values[-1], metrics)
+
+    return TrainStep(body, step.rules)
 
 
 def sampled_measures(

@@ -67,6 +67,36 @@ class Network(abc.ABC):
         return self._module.apply(variables(params), *args, method=method)
 
 
+@dataclasses.dataclass(frozen=True)
+class Wrapped:
+    """A denoiser with the parameters and the head of `network`, and hidden states of its own."""
+
+    network: Any
+
+    @property
+    def config(self) -> Any:
+        """Of the network."""
+        return self.network.config
+
+    @property
+    def mask_id(self) -> int:
+        """The id of MASK."""
+        return self.network.mask_id
+
+    @property
+    def padded_vocab(self) -> int:
+        """Columns of the logits."""
+        return self.network.padded_vocab
+
+    def head_params(self, params: Params) -> Params:
+        """What `logits` reads."""
+        return self.network.head_params(params)
+
+    def logits(self, params: Params, hidden: jax.Array) -> Logits:
+        """As the network's."""
+        return self.network.logits(params, hidden)
+
+
 def predicted_before(hidden: Hidden, segments: Segments | None) -> Hidden:
     """States of a network that predicts the next token, each at the token that it predicts.
 

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sdtt_jax.networks.base import Wrapped
 from sdtt_jax.networks.cache import LayerPast
 from sdtt_jax.networks.denoiser import Denoiser
 from sdtt_jax.networks.llama import LlamaDenoiser
-from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Tokens
+from sdtt_jax.typing import Hidden, Params, PerSequence, Tokens
 
 
 def block_mask(length: int, block: int) -> jax.Array:
@@ -19,7 +20,7 @@ def block_mask(length: int, block: int) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockCausal:
+class BlockCausal(Wrapped):
     """A denoiser whose attention is block-causal, with the parameters of `network`.
 
     What a finished block says to the others never changes, so its keys and values can be kept.
@@ -31,29 +32,6 @@ class BlockCausal:
 
     network: Denoiser | LlamaDenoiser
     block: int
-
-    @property
-    def config(self) -> Any:
-        """Of the network."""
-        return self.network.config
-
-    @property
-    def mask_id(self) -> int:
-        """The id of MASK."""
-        return self.network.mask_id
-
-    @property
-    def padded_vocab(self) -> int:
-        """Columns of the logits."""
-        return self.network.padded_vocab
-
-    def head_params(self, params: Params) -> Params:
-        """What `logits` reads."""
-        return self.network.head_params(params)
-
-    def logits(self, params: Params, hidden: jax.Array) -> Logits:
-        """As the network's."""
-        return self.network.logits(params, hidden)
 
     def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
         """Hidden states of whole sequences, `[batch, length, embed]`."""

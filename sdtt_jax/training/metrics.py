@@ -76,13 +76,12 @@ class MetricsWriter:
         if not self.path.exists():
             return
         kept = [
-            record for record in read_metrics(self.path) if not self._superseded(record, start_step)
+            record
+            for record in read_metrics(self.path)
+            if record.get("step", 0) <= start_step
+            or any(record.get(name) != value for name, value in self._tags.items())
         ]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-
-    def _superseded(self, record: Mapping[str, Any], start_step: int) -> bool:
-        same = all(record.get(name) == value for name, value in self._tags.items())
-        return same and record.get("step", 0) > start_step
 
 
 class _Lines:

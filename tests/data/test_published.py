@@ -1,6 +1,7 @@
 """Published corpora. Oracles: small files of the hub's form, the detokenizers on their own."""
 
 import io
+import itertools
 import json
 from unittest import mock
 
@@ -12,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from sdtt_jax.data import DETOKENIZERS, DataConfig
 from sdtt_jax.data.corpora import documents, find_corpus
+from sdtt_jax.data.reading import BadInputError
 from sdtt_jax.errors import ConfigError, DataError
 
 TEXTS = ["the company 's shares rose N %", " ", "it is n't so"]
@@ -111,12 +113,40 @@ def test_large_corpora_are_streamed_and_not_stored(tmp_path, monkeypatch):
     assert hub.bytes < 0.1 * sum(path.stat().st_size for path in folder.iterdir())
 
 
+def test_a_network_that_fails_is_no_bad_input(tmp_path, monkeypatch):
+    """Which `skip_bad` would count, and the rest of the file be lost without a word."""
+    hub, calls = Hub(tmp_path), itertools.count()  # reads: two footers, and the texts in two
+    (tmp_path / "plain_text").mkdir()
+    path = tmp_path / "plain_text" / "train-00000-of-00001.parquet"
+    rng = np.random.default_rng(0)
+    texts = [rng.bytes(500).hex() for _ in range(3000)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=100)
+
+    class Lost(io.FileIO):
+        def readinto(self, buffer):
+            if next(calls) == 3:
+                raise ConnectionResetError("the line is dead")
+            return super().readinto(buffer)
+
+    monkeypatch.setattr(hub, "open", lambda name, mode: Lost(hub._local(name), mode))
+    monkeypatch.setattr("huggingface_hub.dataset_info", lambda *_, **__: mock.Mock(sha="c0ffee"))
+    monkeypatch.setattr("huggingface_hub.HfFileSystem", lambda: hub)
+    message = r"00001\.parquet cannot be reached: the line is dead\. The same command goes on"
+    with pytest.raises(DataError, match=message) as error:
+        list(documents(DataConfig("openwebtext", skip_bad=9)))
+    assert not isinstance(error.value, BadInputError)
+
+
 def test_without_a_network_the_message_says_which_files_to_fetch(tmp_path, monkeypatch):
-    download = mock.Mock(side_effect=OSError("no route"))
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    message = r"\(no route\).*penn_treebank/test/\*.*test/ of a folder ptb.*\$SDTT_JAX_CORPORA"
-    with pytest.raises(DataError, match=message):
-        list(documents(DataConfig("ptb"), "test"))
+    class ConnectError(Exception):
+        """As an HTTP client has it, of no class that Python knows."""
+
+    for error in (OSError("no route"), ConnectError("no route")):
+        download = mock.Mock(side_effect=error)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+        message = r"\(no route\).*penn_treebank/test/\*.*test/ of a folder ptb.*\$SDTT_JAX_CORPORA"
+        with pytest.raises(DataError, match=message):
+            list(documents(DataConfig("ptb"), "test"))
     monkeypatch.setattr("huggingface_hub.snapshot_download", mock.Mock(return_value=str(tmp_path)))
     with pytest.raises(DataError, match=r"has no penn_treebank/test/\*\.parquet"):
         list(documents(DataConfig("ptb"), "test"))

@@ -22,6 +22,7 @@ from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
 
 KEY = jax.random.key(0)
 OPTIONS = {
+    "learnt": ":counts=1/1/1/0/0/0",
     "remdm": ":eta=0.9",
     "remdm-confidence": ":eta=0.9",
     "blocks": ":length=1,cache=none",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from sdtt_jax.diffusion.sampler import SamplerConfig
-from sdtt_jax.evaluation.latency import (
+from sdtt_jax.evaluation.suites.latency import (
     Latency,
     Timing,
     measure_latency,

@@ -260,7 +260,7 @@ def test_a_sample_and_a_judge_side_by_side():
         model=dataclasses.replace(config.model, num_layers=1),
         data=dataclasses.replace(config.data, length=32),
     )
-    plan = suites.Plan(["sample", "judge"], num_steps=[2], repeats=2, in_process=True)
+    plan = suites.Plan(suite=("sample", "judge"), num_steps=(2,), repeats=2, in_process=True)
     record = suites.benchmark(config, plan, print, lambda _: None)
     [sample] = record["sample"]
     assert sample["num_steps"] == 2
@@ -271,7 +271,7 @@ def test_a_sample_and_a_judge_side_by_side():
 
 
 def test_the_demos_rows_are_its_steps_at_its_batch():
-    made = list(suites.rows(demo(), suites.Plan(["demo"])))
+    made = list(suites.rows(demo(), suites.Plan(suite=("demo",))))
     assert [(row.title, row.jobs[0].suite) for row in made] == [
         ("teacher step", "teacher"),
         ("distillation step", "train"),
@@ -315,9 +315,9 @@ def test_a_race_and_a_judge_in_this_process(monkeypatch):
         data=dataclasses.replace(config.data, length=16),
     )
     monkeypatch.setattr(worker.Worker, "run", None)  # no process is started
-    modes = ["grid", "skeleton:every=4"]
+    modes = "grid skeleton:every=4"
     plan = suites.Plan(
-        ["race"], num_steps=[2], repeats=2, in_process=True, race_batches=[3], modes=modes
+        suite=("race",), num_steps=(2,), repeats=2, in_process=True, race_batches=(3,), modes=modes
     )
     saved, lines = [], []
     record = suites.benchmark(config, plan, lines.append, lambda r: saved.append(len(r["race"])))
@@ -365,8 +365,8 @@ def test_data_suite(tmp_path):
 BAD = {
     "--suite=trian": "--suite='trian' is unknown (did you mean 'train'?); choose one of train, teacher, "
     "sample, judge, data, demo, race.",
-    "--num_steps=8,x": "--num_steps=8,x: 'x' is no positive number of steps.",
-    "--num_steps=0": "'0' is no positive number of steps.",
+    "--num_steps=8,x": "--num_steps: 'x' is no whole number.",
+    "--num_steps=0": "num_steps must be positive, not 0.",
     "--batch_size=0": "--batch_size must be positive, not 0.",
     "--output=README.md/b.json": "--output=README.md/b.json cannot be written to: ",
     "--config.model.num_layer=2": "config.model has no field 'num_layer'",

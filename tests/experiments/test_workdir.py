@@ -1,5 +1,6 @@
 """Whose a directory is. Oracle: the messages, and that nothing is overwritten."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,12 +9,13 @@ from experiments.configs.smoke import smoke
 from experiments.stages.workdir import (
     Workdir,
     claim,
+    claimed,
     final,
     read_json,
     timed,
     write_json,
 )
-from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.errors import ConfigError, DataError, UserError
 
 CONFIG = smoke()
 
@@ -29,6 +31,26 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is not empty and holds no run"):
         claim(tmp_path, CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_run_that_fails_before_it_has_made_anything_leaves_the_directory_free(tmp_path, made):
+    other = dataclasses.replace(CONFIG, seed=7)
+
+    def failing():
+        with claimed(tmp_path, CONFIG):
+            (tmp_path / "timing.json").write_text("{}")
+            (tmp_path / "data").mkdir() if made else None
+            raise DataError("no field 'text'")
+
+    with pytest.raises(DataError):
+        failing()
+    if made:
+        with pytest.raises(ConfigError, match="seed: 0 -> 7"):
+            claim(tmp_path, other)
+    else:
+        assert not list(tmp_path.iterdir())
+        claim(tmp_path, other)
 
 
 def test_a_damaged_config_is_named(tmp_path):

@@ -5,7 +5,6 @@ tokens masked.
 """
 
 import contextlib
-import dataclasses
 import functools
 import os
 import statistics
@@ -22,7 +21,7 @@ from experiments.benchmarking.report import Measured, unavoidable_flops
 from experiments.configs.owt_small import owt
 from experiments.settings import RunConfig
 from sdtt_jax.checkpoints.store import Checkpoints
-from sdtt_jax.config import to_mapping
+from sdtt_jax.config import changed, to_mapping
 from sdtt_jax.networks import Denoiser, layers
 from sdtt_jax.ops import rows
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
@@ -50,10 +49,8 @@ def medium(bench: Bench) -> None:
 
 def paper(size: str, *, tiny: bool, **model: Any) -> RunConfig:
     """The paper's run of a size, or one for a CPU; `model` replaces fields of the network's config."""
-    config = owt(size)
-    fields = (TINY if tiny else {}) | model
-    data = dataclasses.replace(config.data, length=TINY_LENGTH) if tiny else config.data
-    return dataclasses.replace(config, data=data, model=dataclasses.replace(config.model, **fields))
+    data = {"length": TINY_LENGTH} if tiny else {}
+    return changed(owt(size), data=data, model=(TINY if tiny else {}) | model)
 
 
 def job(bench: Bench, suite: str, config: RunConfig, batch: int, num_steps: int = 0) -> Job:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import (
+    budget,
     cloze,
     frontier,
     generation,
@@ -126,6 +127,23 @@ SUITES: dict[str, Suite] = {
                     ("calls", "{num_steps}"),
                     ("learnt", "{gap:4}"),
                     ("even counts", "{even_gap:4}"),
+                ),
+            ),
+        ),
+    ),
+    "budget": Suite(
+        budget.suite,
+        "whether the number of calls that a prompt needs can be told from the prompt (--num_prompts)",
+        (
+            Table(
+                "Calls by the prompt, on prompts that were not fitted",
+                "budget",
+                (
+                    ("nats that may be lost", "{delta:2}"),
+                    ("steps", "{steps:3}"),
+                    ("nats lost", "{excess:3}"),
+                    ("steps for all alike", "{fixed_steps}"),
+                    ("nats lost", "{fixed_excess:3}"),
                 ),
             ),
         ),

@@ -17,6 +17,7 @@ from sdtt_jax.evaluation.texts import held_out, held_out_name, openings
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.batches import Written, join
 from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.learnt import settled
 from sdtt_jax.model.masked import Model
 
 EXAMPLES = 3
@@ -99,9 +100,10 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
     name, free = f"evaluate.{setup.name}", setup.length - setup.given
     if isinstance(model, Model):
         masked = ((0, 0), (0, free))
-        x_init = np.pad(_behind_bos(model, setup.prompts), masked, constant_values=model.mask_id)
+        x_init = np.pad(behind_bos(model, setup.prompts), masked, constant_values=model.mask_id)
         for num_steps in settings.num_steps:
-            config, key = settings.sampler(num_steps), purpose_key(settings.seed, name, num_steps)
+            config = settled(settings.sampler(num_steps), model)
+            key = purpose_key(settings.seed, name, num_steps)
             helper = subject.helper if parse_mode(config.mode)[0].helper else None
             other = helper.as_helper if helper is not None else None
             batches = model.batches(key, x_init, config, settings.batch_size, other)
@@ -126,7 +128,7 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
     return result
 
 
-def _behind_bos(model: Model, prompts: np.ndarray) -> np.ndarray:
+def behind_bos(model: Model, prompts: np.ndarray) -> np.ndarray:
     """Prompts as the model has seen beginnings of text: behind BOS, which those of its own data have."""
     bos = model.first_token
     if bos is None or prompts.shape[1] == 0 or (prompts[:, 0] == bos).all():

@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from sdtt_jax.networks.attention import dispatch
@@ -19,13 +20,8 @@ ATTENTION = "attention"
 
 
 def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    causal: bool = False,
-    segments: jax.Array | None = None,
-) -> jax.Array:
+    query: Array, key: Array, value: Array, *, causal: bool = False, segments: Array | None = None
+) -> Array:
     """Softmax attention, the softmax in float32 at least, in the form that suits the platform.
 
     Probabilities are never stored: a backward pass recomputes them, once, from the output and the
@@ -45,12 +41,8 @@ def attend(
 
 
 def attend_along(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    edges: jax.Array,
-    segments: jax.Array | None = None,
-) -> jax.Array:
+    query: Array, key: Array, value: Array, edges: Array, segments: Array | None = None
+) -> Array:
     """`attend` causally and along further edges, in one form for all platforms.
 
     Args:
@@ -69,7 +61,7 @@ def attend_along(
     return plain_attention(query.swapaxes(1, 2), key, value, seen[:, None]).swapaxes(1, 2)
 
 
-def _for_each_query(query: jax.Array, x: jax.Array) -> jax.Array:
+def _for_each_query(query: Array, x: Array) -> Array:
     """Keys or values, one for each query head; they are small beside what is made of them."""
     group = query.shape[2] // x.shape[2]
     return x if group == 1 else jnp.repeat(x, group, axis=2)
@@ -77,34 +69,34 @@ def _for_each_query(query: jax.Array, x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    segments: jax.Array | None,
+    query: Array,
+    key: Array,
+    value: Array,
+    segments: Array | None,
     causal: bool,
     precision: str | None,
-) -> jax.Array:
+) -> Array:
     """`precision` of matrix products is for the backward pass, which may be traced in another context."""
     del precision
     return dispatch.forward(query, key, value, causal, segments)[0]
 
 
 def _attend_forward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    segments: jax.Array | None,
+    query: Array,
+    key: Array,
+    value: Array,
+    segments: Array | None,
     causal: bool,
     _precision: str | None,
-) -> tuple[jax.Array, Saved]:
+) -> tuple[Array, Saved]:
     mixed, lse = dispatch.forward(query, key, value, causal, segments)
     mixed, lse = saved_as(ATTENTION, mixed), checkpoint_name(lse, ATTENTION)
     return mixed, Saved(query, key, value, mixed, lse, segments)
 
 
 def _attend_backward(
-    causal: bool, precision: str | None, saved: Saved, gradient: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    causal: bool, precision: str | None, saved: Saved, gradient: Array
+) -> tuple[Array, Array, Array, None]:
     with jax.default_matmul_precision(precision):
         return *dispatch.backward(saved, gradient, causal), None
 
@@ -112,9 +104,7 @@ def _attend_backward(
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def attend_rotated(
-    qkv: jax.Array, cos: jax.Array, sin: jax.Array, segments: jax.Array | None = None
-) -> jax.Array:
+def attend_rotated(qkv: Array, cos: Array, sin: Array, segments: Array | None = None) -> Array:
     """`attend` of rotated queries and keys, from what one projection returned.
 
     On a TPU one kernel reads `qkv` as it lies in memory and rotates it; elsewhere it is `rotate`, `attend`.
@@ -133,30 +123,22 @@ def attend_rotated(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend_rotated(
-    qkv: jax.Array,
-    cos: jax.Array,
-    sin: jax.Array,
-    segments: jax.Array | None,
-    precision: str | None,
-) -> jax.Array:
+    qkv: Array, cos: Array, sin: Array, segments: Array | None, precision: str | None
+) -> Array:
     del precision
     return dispatch.forward_rotated(qkv, cos, sin, segments)[0]
 
 
 def _attend_rotated_forward(
-    qkv: jax.Array,
-    cos: jax.Array,
-    sin: jax.Array,
-    segments: jax.Array | None,
-    _precision: str | None,
-) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
+    qkv: Array, cos: Array, sin: Array, segments: Array | None, _precision: str | None
+) -> tuple[Array, tuple[Array | None, ...]]:
     mixed, lse = checkpoint_name(dispatch.forward_rotated(qkv, cos, sin, segments), ATTENTION)
     return mixed, (qkv, cos, sin, mixed, lse, segments)
 
 
 def _attend_rotated_backward(
-    precision: str | None, saved: tuple[jax.Array, ...], gradient: jax.Array
-) -> tuple[jax.Array, None, None, None]:
+    precision: str | None, saved: tuple[Array, ...], gradient: Array
+) -> tuple[Array, None, None, None]:
     with jax.default_matmul_precision(precision):
         return dispatch.backward_rotated(saved, gradient), None, None, None
 
@@ -164,7 +146,7 @@ def _attend_rotated_backward(
 _attend_rotated.defvjp(_attend_rotated_forward, _attend_rotated_backward)
 
 
-def saved_as(name: str, x: jax.Array) -> jax.Array:
+def saved_as(name: str, x: Array) -> Array:
     """`x` with a name for remat policies, which then save it as `[..., embed]`.
 
     A TPU pads the last axis to 128 and the one before to 16: of 12 heads of 64 the saved array would be
@@ -178,9 +160,7 @@ def saved_as(name: str, x: jax.Array) -> jax.Array:
     return checkpoint_name(flat, name).reshape(x.shape)
 
 
-def plain_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
-) -> jax.Array:
+def plain_attention(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
     """Softmax attention as it is written down, for any mask; `attend` is tested against it.
 
     Args:
@@ -201,6 +181,6 @@ def plain_attention(
     return jnp.einsum("bhqk,bhkd->bhqd", weights, value)
 
 
-def causal_mask(length: int) -> jax.Array:
+def causal_mask(length: int) -> Array:
     """`[length, length]` bool: position i sees positions 0 … i."""
     return jnp.tril(jnp.ones((length, length), dtype=bool))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jax.sharding import PartitionSpec
@@ -46,9 +47,9 @@ class Form(NamedTuple):
     # Whether it can compute arrays of a shape `[batch, length, heads, head_dim]` and a dtype.
     takes: Callable[[tuple[int, ...], jnp.dtype], bool]
     # `(query, key, value, causal, segments) -> (mixed, lse)`.
-    forward: Callable[..., tuple[jax.Array, jax.Array]]
+    forward: Callable[..., tuple[Array, Array]]
     # `(saved, gradient, causal) -> (d_query, d_key, d_value)`.
-    backward: Callable[[Saved, jax.Array, bool], Grads]
+    backward: Callable[[Saved, Array, bool], Grads]
     confines: bool = True  # whether it takes segments
 
 
@@ -101,12 +102,8 @@ def matmul_precision() -> str | None:
 
 
 def forward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    causal: bool,
-    segments: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+    query: Array, key: Array, value: Array, causal: bool, segments: Array | None = None
+) -> tuple[Array, Array]:
     """Attention, with what its backward pass needs.
 
     Args:
@@ -127,7 +124,7 @@ def forward(
     return mixed, lse
 
 
-def backward(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
+def backward(saved: Saved, gradient: Array, causal: bool) -> Grads:
     """Gradients of query, key and value.
 
     Args:
@@ -146,14 +143,14 @@ def backward(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
     return d_query, d_key, d_value
 
 
-def _segment_operands(segments: jax.Array | None) -> tuple[tuple[jax.Array, ...], tuple[Axes, ...]]:
+def _segment_operands(segments: Array | None) -> tuple[tuple[Array, ...], tuple[Axes, ...]]:
     """What segments add to the arrays of a primitive, and to the names of their axes."""
     return ((), ()) if segments is None else ((segments,), (SEGMENTS,))
 
 
 def forward_rotated(
-    qkv: jax.Array, cos: jax.Array, sin: jax.Array, segments: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+    qkv: Array, cos: Array, sin: Array, segments: Array | None = None
+) -> tuple[Array, Array]:
     """`forward` of rotated queries and keys: on a TPU one kernel does both where it can.
 
     Args:
@@ -172,7 +169,7 @@ def forward_rotated(
     return mixed, lse
 
 
-def backward_rotated(saved: tuple[Any, ...], gradient: jax.Array) -> jax.Array:
+def backward_rotated(saved: tuple[Any, ...], gradient: Array) -> Array:
     """Gradient of `qkv`.
 
     Args:
@@ -189,29 +186,29 @@ def backward_rotated(saved: tuple[Any, ...], gradient: jax.Array) -> jax.Array:
     return d_qkv
 
 
-def _forward_on(platform: str, *arrays: jax.Array, causal: bool) -> tuple[jax.Array, ...]:
+def _forward_on(platform: str, *arrays: Array, causal: bool) -> tuple[Array, ...]:
     query, key, value, *segments = arrays
     chosen = FORMS[form(platform, query.shape, query.dtype, segmented=bool(segments))]
     return chosen.forward(query, key, value, causal, *segments)
 
 
-def _backward_on(platform: str, *arrays: jax.Array, causal: bool) -> tuple[jax.Array, ...]:
+def _backward_on(platform: str, *arrays: Array, causal: bool) -> tuple[Array, ...]:
     query, key, value, mixed, lse, gradient, *segments = arrays
     chosen = FORMS[form(platform, mixed.shape, mixed.dtype, segmented=bool(segments))]
     return chosen.backward(Saved(query, key, value, mixed, lse, *segments), gradient, causal)
 
 
-def _sizes(x: jax.Array) -> tuple[int, int]:
+def _sizes(x: Array) -> tuple[int, int]:
     """Sequences and heads of `[batch, length, heads, head_dim]`."""
     return x.shape[0], x.shape[2]
 
 
-def _flat_sizes(qkv: jax.Array, cos: jax.Array) -> tuple[int, int]:
+def _flat_sizes(qkv: Array, cos: Array) -> tuple[int, int]:
     """Sequences and heads of `[batch, length, 3, heads * head_dim]`."""
     return qkv.shape[0], qkv.shape[3] // (2 * cos.shape[1])
 
 
-def _is_packed(platform: str, qkv: jax.Array, cos: jax.Array, segments: list[jax.Array]) -> bool:
+def _is_packed(platform: str, qkv: Array, cos: Array, segments: list[Array]) -> bool:
     """Whether the one kernel does it, which takes no segments: with them it is splash attention."""
     if segments:
         return False
@@ -219,7 +216,7 @@ def _is_packed(platform: str, qkv: jax.Array, cos: jax.Array, segments: list[jax
     return platform == "tpu" and packed.packed_takes((batch, length, heads, 2 * half), qkv.dtype)
 
 
-def _forward_rotated_on(platform: str, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+def _forward_rotated_on(platform: str, *arrays: Array) -> tuple[Array, ...]:
     qkv, cos, sin, *segments = arrays
     if _is_packed(platform, qkv, cos, segments):
         return packed.forward_packed(qkv, cos, sin)
@@ -227,7 +224,7 @@ def _forward_rotated_on(platform: str, *arrays: jax.Array) -> tuple[jax.Array, .
     return mixed.reshape(*qkv.shape[:2], -1), lse
 
 
-def _backward_rotated_on(platform: str, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+def _backward_rotated_on(platform: str, *arrays: Array) -> tuple[Array, ...]:
     qkv, cos, sin, mixed, lse, gradient, *segments = arrays
     if _is_packed(platform, qkv, cos, segments):
         return (packed.backward_packed(*arrays),)
@@ -240,7 +237,7 @@ def _backward_rotated_on(platform: str, *arrays: jax.Array) -> tuple[jax.Array, 
     return (jnp.stack(back, axis=2).reshape(qkv.shape),)
 
 
-def _rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, ...]:
+def _rotated(qkv: Array, cos: Array, sin: Array) -> tuple[Array, ...]:
     """Query, key and value, `[batch, length, heads, head_dim]` each."""
     heads = qkv.reshape(*qkv.shape[:3], -1, 2 * cos.shape[1])
     query, key, value = (jnp.squeeze(part, 2) for part in jnp.split(heads, 3, axis=2))
@@ -248,7 +245,7 @@ def _rotated(qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array,
 
 
 def _primitive(
-    name: str, run_on: Callable[..., tuple[jax.Array, ...]], alike: tuple[int, ...] = ()
+    name: str, run_on: Callable[..., tuple[Array, ...]], alike: tuple[int, ...] = ()
 ) -> Callable[..., Any]:
     """The forward or backward pass of one device, lowered to the form of each platform.
 
@@ -263,7 +260,7 @@ def _primitive(
     primitive = Primitive(name)
     primitive.multiple_results = True
 
-    def run(platform: str, *arrays: jax.Array, precision: str | None, **parameters: Any) -> Any:
+    def run(platform: str, *arrays: Array, precision: str | None, **parameters: Any) -> Any:
         with jax.default_matmul_precision(precision):
             return run_on(platform, *arrays, **parameters)
 
@@ -283,7 +280,7 @@ def _primitive(
         return jax.jit(functools.partial(primitive.bind, **parameters))
 
     @primitive.def_impl
-    def _(*arrays: jax.Array, **parameters: Any) -> Any:
+    def _(*arrays: Array, **parameters: Any) -> Any:
         # Without `jit` this would come back here for ever.
         with jax.disable_jit(False):
             return compiled(**parameters)(*arrays)
@@ -305,7 +302,7 @@ def _primitive(
 
     batching.primitive_batchers[primitive] = batched
 
-    def bind(*arrays: jax.Array, **parameters: Any) -> Any:
+    def bind(*arrays: Array, **parameters: Any) -> Any:
         # Products of 16-bit numbers are exact, and kernels of a TPU refuse to be asked for more.
         wide = arrays[0].dtype.itemsize >= 4
         precision = matmul_precision() if wide else None
@@ -320,7 +317,7 @@ def _on_mesh(
     names: tuple[Axes, ...],
     out_names: tuple[Axes, ...],
     sizes: tuple[int, int],
-    *arrays: jax.Array,
+    *arrays: Array,
 ) -> Any:
     """`local` on each device's share of batch and heads, by the mesh and the logical rules in context.
 

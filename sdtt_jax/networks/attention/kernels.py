@@ -16,31 +16,28 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-Grads = tuple[jax.Array, jax.Array, jax.Array]
+Grads = tuple[Array, Array, Array]
 
 
 class Saved(NamedTuple):
     """What a forward pass saves for the backward pass: its arguments and results."""
 
-    query: jax.Array
-    key: jax.Array
-    value: jax.Array
-    mixed: jax.Array
-    lse: jax.Array
-    segments: jax.Array | None = None
+    query: Array
+    key: Array
+    value: Array
+    mixed: Array
+    lse: Array
+    segments: Array | None = None
 
 
 # --- All heads at once: three plain batched matmuls, which any compiler can split over devices.
 
 
 def forward_at_once(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    causal: bool,
-    segments: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+    query: Array, key: Array, value: Array, causal: bool, segments: Array | None = None
+) -> tuple[Array, Array]:
     """Scores of all heads in one array `[batch, heads, length, length]`."""
     # Heads first: on CPU at batch 64, length 64, 4 heads of 32 the forward pass takes 4.6 ms, against
     # 25 ms with the heads left in third place.
@@ -51,7 +48,7 @@ def forward_at_once(
     return jnp.swapaxes(mixed, 1, 2).astype(value.dtype), lse
 
 
-def backward_at_once(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
+def backward_at_once(saved: Saved, gradient: Array, causal: bool) -> Grads:
     """The gradient of `forward_at_once`."""
     query, key, value, mixed, lse, segments = saved
     dtype, scale = query.dtype, _scale(query)
@@ -75,16 +72,12 @@ def backward_at_once(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
 
 
 def forward_by_head(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    causal: bool,
-    segments: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+    query: Array, key: Array, value: Array, causal: bool, segments: Array | None = None
+) -> tuple[Array, Array]:
     """Scores of one head at a time, `[length, length]`."""
     batch, length, heads, head_dim = query.shape
 
-    def one(head: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+    def one(head: tuple[Any, ...]) -> tuple[Array, Array]:
         (query, key, value), segments = head
         unscaled, total, lse = _softmax(_dot(query, key, 0, 0), causal, segments)
         # Divided after the product: [length, head_dim] values instead of [length, length].
@@ -96,7 +89,7 @@ def forward_by_head(
     return mixed, lse.reshape(batch, heads, length)
 
 
-def backward_by_head(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
+def backward_by_head(saved: Saved, gradient: Array, causal: bool) -> Grads:
     """The gradient of `forward_by_head`, from scores `[keys, queries]`.
 
     So each of the five products is of matrices as they lie in memory, query, key and gradient in both
@@ -108,11 +101,7 @@ def backward_by_head(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
     statistics = tuple(x.reshape(-1, length) for x in (lse, _row_products(mixed, gradient)))
 
     def one(
-        rows: tuple[jax.Array, ...],
-        columns: tuple[jax.Array, ...],
-        lse: Any,
-        delta: Any,
-        segments: Any,
+        rows: tuple[Array, ...], columns: tuple[Array, ...], lse: Any, delta: Any, segments: Any
     ) -> Grads:
         (query, key, value, gradient), (query_t, key_t, gradient_t) = rows, columns
         scores = _dot(key, query_t, 1, 0)
@@ -151,13 +140,13 @@ def splash_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
 
 
 def forward_splash(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Array,
+    key: Array,
+    value: Array,
     causal: bool,
-    segments: jax.Array | None = None,
+    segments: Array | None = None,
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Array, Array]:
     """Blocks of scores in the fast memory of a TPU; `interpret` runs it anywhere, slowly."""
     kernel = _splash(query.shape, causal, save_residuals=True, interpret=interpret)
     query, key, value = _heads_first(query * _scale(query), key, value)
@@ -165,9 +154,7 @@ def forward_splash(
     return jnp.swapaxes(mixed, 1, 2), lse
 
 
-def backward_splash(
-    saved: Saved, gradient: jax.Array, causal: bool, interpret: bool = False
-) -> Grads:
+def backward_splash(saved: Saved, gradient: Array, causal: bool, interpret: bool = False) -> Grads:
     """The gradient of `forward_splash`."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
@@ -177,7 +164,7 @@ def backward_splash(
     dtype, scale = query.dtype, _scale(query)
 
     @jax.vmap
-    def one(inputs: tuple[Any, ...], outputs: tuple[jax.Array, ...], do: jax.Array) -> Grads:
+    def one(inputs: tuple[Any, ...], outputs: tuple[Array, ...], do: Array) -> Grads:
         # The kernel's own rule, by its private name (JAX 0.10 to 0.12 have it): differentiating the kernel
         # instead would run its forward pass once more, for what is saved here already.
         grads = splash_attention_kernel._splash_attention_bwd(
@@ -194,7 +181,7 @@ def backward_splash(
     return _results(dtype, d_query * scale, d_key, d_value)
 
 
-def _splash_segments(segments: jax.Array | None) -> Any:
+def _splash_segments(segments: Array | None) -> Any:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
     return None if segments is None else splash_attention_kernel.SegmentIds(segments, segments)
@@ -256,8 +243,8 @@ def cudnn_is_here() -> bool:
 
 
 def forward_cudnn(
-    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, segments: None = None
-) -> tuple[jax.Array, jax.Array]:
+    query: Array, key: Array, value: Array, causal: bool, segments: None = None
+) -> tuple[Array, Array]:
     """cuDNN's kernel, with the statistics that its backward pass reads; it takes no segments."""
     del segments
     cudnn, unused, options = _cudnn_call(query, causal)
@@ -267,7 +254,7 @@ def forward_cudnn(
     return mixed, lse
 
 
-def backward_cudnn(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
+def backward_cudnn(saved: Saved, gradient: Array, causal: bool) -> Grads:
     """The gradient of `forward_cudnn`."""
     query, key, value, mixed, lse, _ = saved
     cudnn, unused, options = _cudnn_call(query, causal)
@@ -277,7 +264,7 @@ def backward_cudnn(saved: Saved, gradient: jax.Array, causal: bool) -> Grads:
     return d_query, d_key, d_value
 
 
-def _cudnn_call(query: jax.Array, causal: bool) -> tuple[Any, list[jax.Array], dict[str, Any]]:
+def _cudnn_call(query: Array, causal: bool) -> tuple[Any, list[Array], dict[str, Any]]:
     """JAX's module of cuDNN's primitives, the seven operands that are not used here, and the parameters.
 
     The primitives are called by their private names (JAX 0.10 to 0.12 have them).
@@ -303,7 +290,7 @@ def _cudnn_call(query: jax.Array, causal: bool) -> tuple[Any, list[jax.Array], d
     return cudnn, [jnp.zeros(0, query.dtype)] * 7, options
 
 
-def _scale(query: jax.Array) -> float:
+def _scale(query: Array) -> float:
     return query.shape[-1] ** -0.5
 
 
@@ -312,29 +299,29 @@ def _wide(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _dot(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
+def _dot(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
     """The matrix product over one axis of each, summed in `_wide`."""
     axes = (((left_axis,), (right_axis,)), ((), ()))
     return jax.lax.dot_general(left, right, axes, preferred_element_type=_wide(left.dtype))
 
 
-def _einsum(formula: str, left: jax.Array, right: jax.Array) -> jax.Array:
+def _einsum(formula: str, left: Array, right: Array) -> Array:
     return jnp.einsum(formula, left, right, preferred_element_type=_wide(left.dtype))
 
 
-def _of_all_heads(segments: jax.Array | None) -> jax.Array | None:
+def _of_all_heads(segments: Array | None) -> Array | None:
     """`[batch, length]` → `[batch, 1, length]`."""
     return None if segments is None else segments[:, None]
 
 
-def _of_each_head(segments: jax.Array | None, heads: int) -> jax.Array | None:
+def _of_each_head(segments: Array | None, heads: int) -> Array | None:
     """`[batch, length]` → `[batch * heads, length]`."""
     return None if segments is None else jnp.repeat(segments, heads, axis=0)
 
 
 def _visible(
-    scores: jax.Array, causal: bool, segments: jax.Array | None, *, keys_first: bool = False
-) -> jax.Array:
+    scores: Array, causal: bool, segments: Array | None, *, keys_first: bool = False
+) -> Array:
     """`scores: [..., queries, keys]`, or `keys_first`, with what is not seen made impossible.
 
     That is, later keys if `causal`, and keys of other segments if there are `segments: [..., length]`.
@@ -349,9 +336,7 @@ def _visible(
     return scores
 
 
-def _softmax(
-    scores: jax.Array, causal: bool, segments: jax.Array | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _softmax(scores: Array, causal: bool, segments: Array | None) -> tuple[Array, Array, Array]:
     """Softmax over the last axis as `unscaled / total`, and the log-sum-exp without that axis."""
     scores = _visible(scores, causal, segments)
     largest = scores.max(axis=-1, keepdims=True)
@@ -360,24 +345,24 @@ def _softmax(
     return unscaled, total, (largest + jnp.log(total))[..., 0]
 
 
-def _row_products(mixed: jax.Array, gradient: jax.Array) -> jax.Array:
+def _row_products(mixed: Array, gradient: Array) -> Array:
     """`[batch, heads, length]`: what the softmax's gradient subtracts, the row sums of W · dW."""
     wide = _wide(mixed.dtype)
     return jnp.swapaxes((mixed.astype(wide) * gradient.astype(wide)).sum(axis=-1), 1, 2)
 
 
-def _heads_first(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+def _heads_first(*arrays: Array) -> tuple[Array, ...]:
     """`[batch, length, heads, head_dim]` → `[batch, heads, length, head_dim]`, each."""
     return tuple(jnp.swapaxes(x, 1, 2) for x in arrays)
 
 
-def _features_first(x: jax.Array) -> jax.Array:
+def _features_first(x: Array) -> Array:
     """`[batch, length, heads, head_dim]` → `[batch * heads, head_dim, length]`."""
     batch, length, heads, head_dim = x.shape
     return x.transpose(0, 2, 3, 1).reshape(batch * heads, head_dim, length)
 
 
-def _results(dtype: jnp.dtype, *grads: jax.Array) -> Grads:
+def _results(dtype: jnp.dtype, *grads: Array) -> Grads:
     """Gradients `[batch, heads, length, head_dim]` in the layout and dtype of the arguments."""
     d_query, d_key, d_value = (x.astype(dtype) for x in _heads_first(*grads))
     return d_query, d_key, d_value

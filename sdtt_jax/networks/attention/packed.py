@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 LANES = 128
 # Queries of one turn: their [keys, queries] arrays in float32 are 1 MB each at length 1024, and the gradient
@@ -42,8 +43,8 @@ def packed_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
 
 
 def forward_packed(
-    qkv: jax.Array, cos: jax.Array, sin: jax.Array, *, interpret: bool = False
-) -> tuple[jax.Array, jax.Array]:
+    qkv: Array, cos: Array, sin: Array, *, interpret: bool = False
+) -> tuple[Array, Array]:
     """Attention of rotated queries and keys, and its log-sum-exp.
 
     Args:
@@ -77,15 +78,15 @@ def forward_packed(
 
 
 def backward_packed(
-    qkv: jax.Array,
-    cos: jax.Array,
-    sin: jax.Array,
-    mixed: jax.Array,
-    lse: jax.Array,
-    gradient: jax.Array,
+    qkv: Array,
+    cos: Array,
+    sin: Array,
+    mixed: Array,
+    lse: Array,
+    gradient: Array,
     *,
     interpret: bool = False,
-) -> jax.Array:
+) -> Array:
     """The gradient of `forward_packed` with respect to `qkv`, from its arguments and results.
 
     Args:
@@ -203,7 +204,7 @@ def _parts(table: Any, rows: int) -> list[slice]:
     return [slice(start, start + rows) for start in range(0, table.shape[0], rows)]
 
 
-def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, head_dim: int) -> jax.Array:
+def _rotate(x: Array, cos: Array, sin: Array, head_dim: int) -> Array:
     """`rotate` of heads side by side, `[length, width]` float32; `sin` has its sign from `_tables`."""
     from jax.experimental.pallas import tpu
 
@@ -214,7 +215,7 @@ def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, head_dim: int) -> jax.
     return x * cos + across * sin
 
 
-def _dot(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
+def _dot(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
     axes = (((left_axis,), (right_axis,)), ((), ()))
     exact = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     return jax.lax.dot_general(
@@ -222,7 +223,7 @@ def _dot(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> 
     )
 
 
-def _tables(cos: jax.Array, sin: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+def _tables(cos: Array, sin: Array, width: int) -> tuple[Array, Array]:
     """Tables for a strip, `[length, width]`; the sine of a head's first half is negative."""
     heads = width // (2 * cos.shape[1])
     return jnp.tile(cos, 2 * heads), jnp.tile(jnp.concatenate([-sin, sin], axis=1), heads)
@@ -231,7 +232,7 @@ def _tables(cos: jax.Array, sin: jax.Array, width: int) -> tuple[jax.Array, jax.
 def _call(
     kernel: Callable[..., None],
     name: str,
-    arrays: tuple[jax.Array, ...],
+    arrays: tuple[Array, ...],
     kinds: tuple[str, ...],
     results: tuple[jax.ShapeDtypeStruct, ...],
     result_kinds: tuple[str, ...],

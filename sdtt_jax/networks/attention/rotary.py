@@ -1,14 +1,14 @@
 """Rotary position embeddings."""
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 ROTARY_BASE = 10_000.0
 
 
 def rotary_tables(
-    positions: jax.Array, head_dim: int, base: float = ROTARY_BASE
-) -> tuple[jax.Array, jax.Array]:
+    positions: Array, head_dim: int, base: float = ROTARY_BASE
+) -> tuple[Array, Array]:
     """Cosines and sines for rotary embeddings (RoFormer, arXiv 2104.09864).
 
     Args:
@@ -24,7 +24,7 @@ def rotary_tables(
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
     """Rotary embeddings: turns the feature pairs `(i, i + head_dim / 2)` of each head.
 
     Args:
@@ -40,7 +40,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return (x.astype(jnp.float32) * cos + across.astype(jnp.float32) * sin).astype(x.dtype)
 
 
-def rotate_neighbours(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def rotate_neighbours(x: Array, cos: Array, sin: Array) -> Array:
     """`rotate` that turns the feature pairs `(2 i, 2 i + 1)` of each head."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     first, second = pairs[..., 0], pairs[..., 1]

@@ -1,0 +1,28 @@
+"""The paper's size with another distiller: 12 × 768 on OpenWebText, GPT-2's vocabulary.
+
+  python -m experiments.run --config=experiments/configs/owt_one_round.py:mmd --workdir=DIR
+
+The name after the colon is "mixture", "mmd", "idlm" or "alpha"; each is trained with its paper's recipe, for
+four network calls where the loss knows of their number. The teacher is trained as in `owt_small.py`, or
+given: --config.teacher.checkpoint=PATH.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from experiments.configs.owt_small import owt
+from experiments.settings import ONE_ROUND, config_dict
+from sdtt_jax.config import choose
+
+
+def get_config(distiller: str = "mixture") -> ConfigDict:
+    """The run.
+
+    Args:
+      distiller: one of `ONE_ROUND`.
+    """
+    choose("the config's distiller", distiller, ONE_ROUND)
+    config = owt("small")
+    evaluation = dataclasses.replace(config.evaluation, num_steps=(1, 2, 4, 8, 16, 32))
+    return config_dict(dataclasses.replace(config, distillers=(distiller,), evaluation=evaluation))

@@ -1,0 +1,99 @@
+"""The distillers of one round before their data are there: networks, and FLOPs from the sizes alone."""
+
+import dataclasses
+import functools
+
+from experiments.settings import RunConfig
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.networks import Denoiser, flops
+from sdtt_jax.networks.coupled import CoupledDenoiser
+from sdtt_jax.ops.sequences import Sequences
+
+# In the mean over times half of the tokens are masked (log-linear schedule, t uniform).
+MASKED_SHARE = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """The networks of a run whose vocabulary is known from its config."""
+
+    config: RunConfig
+
+    @functools.cached_property
+    def denoiser(self) -> Denoiser:
+        return Denoiser(self.config.denoiser(self.config.vocab_size))
+
+    @functools.cached_property
+    def diffusion(self) -> MaskedDiffusion:
+        return MaskedDiffusion(self.denoiser, make_schedule(self.config.schedule))
+
+    @functools.cached_property
+    def mixture(self) -> CoupledDenoiser:
+        return CoupledDenoiser(self.config.mixture_denoiser(self.config.vocab_size))
+
+    @property
+    def sequences(self) -> Sequences:
+        return Sequences(self.config.data.sequences, wrap=self.config.data.wrap)
+
+
+def begins(name: str, config: RunConfig) -> float:
+    """The share of masked positions in what a student is shown, in the mean."""
+    if name == "mixture":
+        full = config.mixture.full_share
+        return full + (1 - full) * MASKED_SHARE
+    # Before one of n calls, each as likely: (1/n + 2/n + … + 1) / n.
+    calls = getattr(config, name).num_calls
+    return (calls + 1) / (2 * calls)
+
+
+def loss_share(name: str, config: RunConfig) -> float:
+    """The share of positions that the head is applied to for a loss, in the mean over losses."""
+    asked = begins(name, config)
+    if name == "alpha":
+        return 1 / config.alpha.num_calls  # what a call reveals
+    if name == "mixture":
+        return asked * config.mixture.num_distill_calls / config.mixture.num_calls
+    # The fake's loss is at all that is masked anew, the student's where that was masked for it as well.
+    return MASKED_SHARE * (1 + asked) / 2 if name == "idlm" else asked
+
+
+def drawn_share(name: str, config: RunConfig) -> float:
+    """The share of positions that one call draws; the teacher's calls for a mixture draw few."""
+    return begins(name, config) if name in ("mmd", "idlm") else 0.0
+
+
+def trained_calls(name: str, config: RunConfig) -> int:
+    """Network calls with a backward pass in a step."""
+    return {"mixture": config.mixture.num_values, "idlm": 2}.get(name, 1)
+
+
+def step_flops(name: str, config: RunConfig, batch: int) -> float:
+    """FLOPs of a training step that cannot be avoided, as `networks.flops` counts them.
+
+    Args:
+      name: of the distiller.
+      config: of the run.
+      batch: sequences.
+    """
+    sizes = Planned(config).denoiser.config
+    blocks = flops.block_flops(sizes, batch)
+    head = flops.head_flops(sizes, batch * sizes.length)  # at every position
+    asked, at_loss = begins(name, config), loss_share(name, config)
+    both = flops.FORWARD_AND_BACKWARD
+    if name == "alpha":
+        return both * (blocks + at_loss * head)
+    if name == "mixture":
+        # Each value has a call, and the head for its tokens, its distributions and its weights; the teacher
+        # has its calls, and the head where they reveal.
+        values, calls = config.mixture.num_values, config.mixture.num_distill_calls
+        each = both * (blocks + 2 * at_loss * head) + (1 - asked) * head
+        return values * each + calls * blocks + 2 * at_loss * head
+    if name == "mmd":
+        # Completions are drawn from one call; features are of the real texts and of each completion.
+        count = config.mmd.num_groups * config.mmd.group_size
+        features = (1 + count) * blocks * config.mmd.layer / sizes.num_layers
+        return both * (blocks + at_loss * head) + count * asked * head + features
+    # Student and fake are trained, the teacher has a call; each loss reads the heads of the others.
+    student, fake = MASKED_SHARE * asked * head, MASKED_SHARE * head
+    return (2 * both + 1) * blocks + (both + 2) * student + (both + 1) * fake + asked * head

@@ -1,0 +1,106 @@
+"""Files of this machine, a bucket or the hub: their size, and what is in them, decompressed."""
+
+import bz2
+import contextlib
+import gzip
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from sdtt_jax.data.files import CODECS
+from sdtt_jax.errors import DataError
+from sdtt_jax.paths import as_path, is_remote
+
+HUB = "hf://"
+
+
+def is_compressed(path: str) -> bool:
+    """Whether a file's name says that it is compressed."""
+    return os.path.splitext(path.lower())[1] in CODECS
+
+
+def _hub() -> Any:
+    from huggingface_hub import HfFileSystem  # takes 0.3 s
+
+    return HfFileSystem()
+
+
+@contextlib.contextmanager
+def _network(path: str) -> Iterator[None]:
+    """Makes what goes wrong with a bucket or the hub an error that is no bad input, which might be skipped.
+
+    Which it is depends on the client that reads them.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        raise DataError(
+            f"{path} cannot be reached: {first_line(error)}. The same command goes on from what is finished."
+        ) from None
+
+
+class _Remote(io.RawIOBase):
+    """A file of a bucket or the hub, whose errors are those of `_network`."""
+
+    def __init__(self, path: str, file: Any):
+        self._path, self._file = path, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def readinto(self, buffer: Any) -> int:
+        with _network(self._path):
+            return int(self._file.readinto(buffer))
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file."""
+    with _network(path):
+        if path.startswith(HUB):
+            return int(_hub().info(path)["size"])
+        found: Any = as_path(path).stat()
+        return int(found.st_size if isinstance(as_path(path), Path) else found.length)
+
+
+@contextlib.contextmanager
+def open_file(path: str) -> Iterator[IO[bytes]]:
+    """A file of this machine, a bucket or the hub, decompressed on the way."""
+    codec = CODECS.get(os.path.splitext(path.lower())[1])
+    with _network(path):
+        found: Any = _hub().open(path, "rb") if path.startswith(HUB) else as_path(path).open("rb")
+    if is_remote(path):
+        # Files of fsspec cannot read a line up to a length.
+        found = io.BufferedReader(_Remote(path, found), 2**16)
+    with found as raw:
+        if codec == "gzip":
+            with gzip.open(raw) as file:
+                yield file  # type: ignore[misc]
+        elif codec == "bz2":
+            with bz2.open(raw) as file:
+                yield file  # type: ignore[misc]
+        elif codec is not None:
+            import pyarrow
+
+            with io.BufferedReader(pyarrow.CompressedInputStream(raw, codec)) as file:
+                yield file  # type: ignore[misc]
+        else:
+            yield raw
+
+
+def first_line(error: BaseException) -> str:
+    """An error of another library in one line, without its full stop."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,122 @@
+"""Nearest neighbours beside a denoiser: what stood where its states were alike (kNN-LM, arXiv 1911.00172).
+
+A `Datastore` holds the hidden states of masked positions of real text, and the tokens that stood there. A
+`Retrieving` denoiser mixes what the network says with what the nearest of them say, and is a denoiser like
+others, for samplers and bounds: its parameters are the network's and the datastore.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import positive, whole, within
+from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
+from sdtt_jax.diffusion.forward import q_xt
+from sdtt_jax.ops.categorical import NEG_INFINITY
+from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Tokens
+
+
+@flax.struct.dataclass
+class Datastore:
+    """States and what stood there; a mesh may hold them in parts along the first axis.
+
+    Attributes:
+      keys: `[entries, embed]`.
+      tokens: `[entries]` int32.
+      valid: `[entries]` bool; the others are never found.
+    """
+
+    keys: jax.Array
+    tokens: jax.Array
+    valid: jax.Array
+
+
+def remember(diffusion: MaskedDiffusion, params: Params, key: Key, x0: Tokens) -> Datastore:
+    """An entry for each position of texts that are masked at a time of their own; valid where it was masked.
+
+    Args:
+      diffusion, params: the model.
+      key: PRNG key.
+      x0: `[batch, length]` int32, no MASK.
+    """
+    key_t, key_mask = jax.random.split(key)
+    t = jax.random.uniform(key_t, x0.shape[:1])
+    x_t = q_xt(key_mask, x0, diffusion.schedule.move_chance(t), diffusion.mask_id)
+    hidden = diffusion.hidden(params, x_t, diffusion.schedule.sigma(t))
+    return Datastore(hidden.reshape(x0.size, -1), x0.ravel(), (x_t == diffusion.mask_id).ravel())
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieving:
+    """A denoiser whose parameters are `{"network": …, "store": Datastore}`.
+
+    Attributes:
+      network: the denoiser whose states the datastore holds.
+      neighbours: entries that are asked, at most as many as there are.
+      share: of what they say in the mixture; 0 is the network.
+      temperature: their weights are proportional to exp(-squared distance / temperature).
+      recall: share of the nearest that the search finds on a TPU; elsewhere it finds all.
+    """
+
+    network: DenoiserLike
+    neighbours: int = 16
+    share: float = 0.1
+    temperature: float = 1.0
+    recall: float = 0.95
+
+    def __post_init__(self) -> None:
+        whole(1, self, "neighbours")
+        within("[0, 1)", self, "share")
+        within("(0, 1]", self, "recall")
+        positive(self, "temperature")
+
+    @property
+    def config(self) -> Any:
+        """Of the network."""
+        network: Any = self.network
+        return network.config
+
+    @property
+    def mask_id(self) -> int:
+        """The id of MASK."""
+        return self.network.mask_id
+
+    @property
+    def padded_vocab(self) -> int:
+        """Columns of the logits."""
+        return self.network.padded_vocab
+
+    def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
+        """As the network's."""
+        return self.network.hidden(params["network"], tokens, sigma)
+
+    def head_params(self, params: Params) -> Params:
+        """The network's, and the datastore."""
+        return params | {"network": self.network.head_params(params["network"])}
+
+    def logits(self, params: Params, hidden: jax.Array) -> Logits:
+        """Log-probabilities of the mixture, those of MASK and padding at `NEG_INFINITY`."""
+        own = self.network.logits(params["network"], hidden)[..., : self.mask_id]
+        log_own, near = jax.nn.log_softmax(own), self._near(params["store"], hidden)
+        mixed = jnp.logaddexp(
+            log_own + jnp.log1p(-self.share),
+            jnp.log(jnp.maximum(near * self.share, 1e-37)) if self.share else -jnp.inf,
+        )
+        rest = [(0, 0)] * (mixed.ndim - 1) + [(0, self.padded_vocab - self.mask_id)]
+        return jnp.pad(mixed, rest, constant_values=NEG_INFINITY)
+
+    def _near(self, store: Datastore, hidden: jax.Array) -> jax.Array:
+        """What the neighbours of `[..., embed]` say: `[..., mask_id]`, with a sum of one."""
+        query = hidden.reshape(-1, hidden.shape[-1]).astype(jnp.float32)
+        keys = store.keys.astype(jnp.float32)
+        closeness = 2 * query @ keys.T - jnp.square(keys).sum(axis=-1)
+        closeness = jnp.where(store.valid, closeness, NEG_INFINITY)
+        count = min(self.neighbours, len(keys))
+        closest, places = jax.lax.approx_max_k(closeness, count, recall_target=self.recall)
+        weight = jax.nn.softmax(closest / self.temperature, axis=-1)
+        rows = jnp.arange(len(query))[:, None]
+        said = jnp.zeros((len(query), self.mask_id)).at[rows, store.tokens[places]].add(weight)
+        return said.reshape(*hidden.shape[:-1], self.mask_id)

@@ -1,0 +1,92 @@
+"""How many calls a prompt needs: the fewest whose text is expected to be nearly as good as with the most.
+
+The idea is that of routing by features of the question (EmbedLLM, arXiv 2410.02223), with calls in place of
+models: from what the network's first call says of a prompt, ridge regression predicts what each number of
+steps loses against the most.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdtt_jax.config import require
+from sdtt_jax.diffusion.decoders.base import entropy, sigma_of_share
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.model.batches import map_batches
+from sdtt_jax.model.masked import Model
+from sdtt_jax.ops.rows import Chunks, map_selected
+
+CHUNKS = Chunks(scope="budget_rows", parts=4)
+
+
+class Budget(NamedTuple):
+    """A linear prediction of what each number of steps loses, in nats per token."""
+
+    mean: np.ndarray  # `[features]`
+    scale: np.ndarray  # `[features]`
+    weights: np.ndarray  # `[features + 1, settings]`, the last row for the constant
+
+
+def fit(features: np.ndarray, excess: np.ndarray, ridge: float = 1.0) -> Budget:
+    """Ridge regression of the excess on standardised features; the constant is not shrunk.
+
+    Args:
+      features: `[prompts, features]` float64.
+      excess: `[prompts, settings]` float64, nats per token above the last setting; settings in rising order
+        of steps.
+      ridge: weight of the squares, in prompts.
+    """
+    require(len(features) > features.shape[1], "A budget needs more prompts than it has features.")
+    mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
+    x = (features - mean) / scale
+    slope = np.linalg.solve(
+        x.T @ x + ridge * np.eye(x.shape[1]), x.T @ (excess - excess.mean(axis=0))
+    )
+    return Budget(mean, scale, np.vstack([slope, excess.mean(axis=0)]))
+
+
+def fewest(budget: Budget, features: np.ndarray, delta: float) -> np.ndarray:
+    """The first setting that is expected to lose at most `delta`; the last if none is: `[prompts]` int.
+
+    Args:
+      budget: from `fit`.
+      features: `[prompts, features]`.
+      delta: nats per token.
+    """
+    x = (features - budget.mean) / budget.scale
+    near = x @ budget.weights[:-1] + budget.weights[-1] <= delta
+    near[:, -1] = True
+    return np.asarray(near.argmax(axis=1))
+
+
+def prompt_features(model: Model, x_init: np.ndarray, batch_size: int) -> np.ndarray:
+    """What the first call says of what is masked: mean, spread and largest entropy, `[prompts, 3]`.
+
+    Args:
+      model: the denoiser.
+      x_init: `[prompts, length]` int32, MASK where text is to be written.
+      batch_size: prompts at once.
+    """
+    function = functools.partial(_features, model.diffusion)
+    return np.asarray(map_batches(function, model.params, x_init, batch_size))
+
+
+@functools.partial(jax.jit, static_argnames="diffusion")
+def _features(diffusion: MaskedDiffusion, params: Any, index: jax.Array, x: jax.Array) -> jax.Array:
+    del index
+    network, masked = diffusion.denoiser, x == diffusion.mask_id
+    sigma = sigma_of_share(diffusion.schedule, masked.mean(axis=-1, dtype=jnp.float32))
+
+    def read(hidden: jax.Array, head: Any) -> tuple[jax.Array, tuple[()]]:
+        return entropy(jax.nn.log_softmax(network.logits(head, hidden)[:, : network.mask_id])), ()
+
+    hidden, head = diffusion.hidden(params, x, sigma), network.head_params(params)
+    none = jnp.zeros(x.shape, jnp.float32)
+    found, _ = map_selected(read, masked, hidden, head, network.padded_vocab, CHUNKS, fill=none)
+    count = jnp.maximum(masked.sum(axis=-1), 1)
+    mean = found.sum(axis=-1) / count
+    spread = jnp.where(masked, jnp.square(found - mean[:, None]), 0.0).sum(axis=-1) / count
+    return jnp.stack([mean, jnp.sqrt(spread), found.max(axis=-1)], axis=-1)

@@ -1,0 +1,137 @@
+"""Early exits that keep a promise: a threshold calibrated on held-out text by Learn then Test.
+
+The promise: with probability `1 - failure` over the texts of the calibration, the mean share of masked
+positions at which a text that left early has another likeliest token than the whole network is at most
+`bound`. Thresholds are tested one after the other, from the one that never leaves downwards, each by the
+p-value of "its share is above the bound"; the last before the first that is not rejected is taken
+(arXiv 2110.01052, fixed-sequence testing with the Hoeffding-Bentkus inequality, proposition 5).
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from sdtt_jax.config import require, within
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.forward import q_xt
+from sdtt_jax.model.batches import map_batches
+from sdtt_jax.model.masked import Model
+from sdtt_jax.networks import Denoiser
+from sdtt_jax.networks.exiting import layer_by_layer
+from sdtt_jax.ops.rows import Chunks, map_selected
+
+# From never to nearly always. They are fixed before any text is seen, as the test asks.
+THRESHOLDS = (1.01, *(1 - np.geomspace(1e-4, 0.5, 60)).tolist())
+CHUNKS = Chunks(scope="exit_rows", parts=4)
+
+
+class Calibrated(NamedTuple):
+    """A threshold for `networks.exiting.Exiting`, and what it did to the texts it was calibrated on."""
+
+    threshold: float
+    disagreement: float  # mean share of masked positions with another likeliest token
+    layers: float  # mean number of layers
+
+
+def hoeffding_bentkus(mean: float, count: int, bound: float) -> float:
+    """p-value of "the expectation is above `bound`" (arXiv 2110.01052, proposition 5).
+
+    Args:
+      mean: of `count` independent losses in [0, 1].
+      count: how many.
+      bound: in (0, 1).
+    """
+    low = min(mean, bound)
+    relative = (low * math.log(low / bound) if low > 0 else 0.0) + (
+        (1 - low) * math.log((1 - low) / (1 - bound)) if low < 1 else 0.0
+    )
+    bentkus = math.e * float(stats.binom.cdf(math.ceil(count * mean - 1e-9), count, bound))
+    return min(math.exp(-count * relative), bentkus, 1.0)
+
+
+def learn_then_test(losses: np.ndarray, bound: float, failure: float) -> int:
+    """The last column that is accepted, the first for which nothing is to be shown.
+
+    Args:
+      losses: `[count, settings]` in [0, 1], of independent texts; settings in the order of the test, the
+        first without loss.
+      bound: of the expected loss.
+      failure: the probability of being wrong.
+    """
+    within("(0, 1)", bound=bound, failure=failure)
+    accepted = 0
+    for column in range(1, losses.shape[1]):
+        if hoeffding_bentkus(float(losses[:, column].mean()), len(losses), bound) > failure:
+            break
+        accepted = column
+    return accepted
+
+
+def calibrate(
+    model: Model,
+    tokens: np.ndarray,
+    key: jax.Array,
+    *,
+    bound: float = 0.05,
+    failure: float = 0.05,
+    least: int = 2,
+    batch_size: int = 32,
+) -> Calibrated:
+    """The lowest threshold that keeps the promise, on texts masked at a time of their own.
+
+    (Its arguments are many because they are what the promise says.)
+
+    Args:
+      model: with a `Denoiser`.
+      tokens: `[texts, length]` int32, held-out and independent.
+      key: PRNG key.
+      bound, failure: the promise.
+      least: layers that every text goes through.
+      batch_size: texts at once.
+    """
+    require(type(model.denoiser) is Denoiser, "Early exits are for networks of the kind Denoiser.")
+    function = functools.partial(_profile, model.diffusion, key)
+    settled, differs = map_batches(function, model.params, tokens, batch_size)
+    layers = settled.shape[1]
+    # Of each threshold the first layer from `least` on that has settled, or the last.
+    may = settled[:, None, :] >= np.array(THRESHOLDS)[:, None]
+    may &= np.arange(layers) >= least - 1
+    may[..., -1] = True
+    leaves = may.argmax(axis=-1)
+    losses = np.take_along_axis(differs, leaves, axis=1)
+    chosen = learn_then_test(losses, bound, failure)
+    means = losses[:, chosen].mean(), leaves[:, chosen].mean() + 1
+    return Calibrated(THRESHOLDS[chosen], *(float(mean) for mean in means))
+
+
+@functools.partial(jax.jit, static_argnames="diffusion")
+def _profile(
+    diffusion: MaskedDiffusion, key: jax.Array, params: Any, index: jax.Array, x0: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Saturation, and the share of masked positions unlike the last layer's: `[texts, layers]` each."""
+    key_t, key_mask = jax.random.split(jax.random.fold_in(key, index))
+    t = jax.random.uniform(key_t, x0.shape[:1])
+    schedule, network = diffusion.schedule, diffusion.denoiser
+    x_t = q_xt(key_mask, x0, schedule.move_chance(t), diffusion.mask_id)
+    masked = x_t == diffusion.mask_id
+    assert isinstance(network, Denoiser)
+    states, settled = layer_by_layer(network, params, x_t, schedule.sigma(t))
+
+    def read(hidden: jax.Array, head: Any) -> tuple[jax.Array, tuple[()]]:
+        return jnp.argmax(network.logits(head, hidden)[:, : network.mask_id], axis=-1), ()
+
+    def likeliest(hidden: jax.Array) -> jax.Array:
+        head, none = network.head_params(params), jnp.zeros(x0.shape, jnp.int32)
+        tokens, _ = map_selected(
+            read, masked, hidden, head, network.padded_vocab, CHUNKS, fill=none
+        )
+        return tokens
+
+    tokens = jax.lax.map(likeliest, states)
+    differs = (masked & (tokens != tokens[-1])).sum(axis=-1) / jnp.maximum(masked.sum(axis=-1), 1)
+    return settled.T, differs.T

@@ -1,0 +1,75 @@
+"""The suite "budget": whether the number of calls that a prompt needs can be told from the prompt."""
+
+from typing import Any
+
+import numpy as np
+
+from sdtt_jax.config import require
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.budget import fewest, fit, prompt_features
+from sdtt_jax.evaluation.record import Json, Record
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.suites import generation
+from sdtt_jax.model.masked import Model
+
+
+def suite(subject: Subject, record: Record) -> None:
+    """Runs the suite: continuations of prompts at each of `num_steps`, judged; finished items are kept."""
+    settings, model = subject.settings, subject.model
+    require(isinstance(model, Model), "--suite=budget is for denoisers; a causal model has none.")
+    assert isinstance(model, Model)
+    if subject.judge is None:
+        raise ConfigError("--suite=budget needs a --judge.")
+    require(
+        settings.prompted and len(settings.num_steps) > 1,
+        "--suite=budget continues prompts at several numbers of steps; give --num_prompts and --num_steps.",
+    )
+    setup = next(s for s in generation.setups(subject) if s.name == "prompted")
+    every = [w for w in generation.writers(subject, setup) if w.facts["kind"] == "diffusion"]
+    every.sort(key=lambda writer: writer.facts["num_steps"])
+    inputs: Json = {"texts": [writer.inputs for writer in every], "delta": settings.budget_delta}
+
+    def compute() -> Json:
+        judged = [generation.judged_texts(subject, record, setup, writer) for writer in every]
+        nats = np.stack([_per_token(texts.scores) for texts in judged], axis=1)
+        nats = nats.reshape(-1, settings.continuations, len(every)).mean(axis=1)
+        free = ((0, 0), (0, setup.length - setup.given))
+        prompts = generation.behind_bos(model, setup.prompts[:: settings.continuations])
+        x_init = np.pad(prompts, free, constant_values=model.mask_id)
+        features = prompt_features(model, x_init, settings.batch_size)
+        steps = np.array([writer.facts["num_steps"] for writer in every])
+        return {"kind": "diffusion"} | halves(features, nats, steps, settings.budget_delta)
+
+    result = record.item("budget/prompted", inputs | generation.judging(subject), compute)
+    record.log(
+        f"  {result['steps']:.2f} steps on average lose {result['excess']:.4f} nats per token; the "
+        f"fewest for all alike, {result['fixed_steps']}, lose {result['fixed_excess']:.4f}"
+    )
+
+
+def halves(features: np.ndarray, nats: np.ndarray, steps: np.ndarray, delta: float) -> Json:
+    """A budget fitted on every other prompt, and what it does to the rest, beside one number for all.
+
+    Args:
+      features: `[prompts, features]`.
+      nats: `[prompts, settings]`, per token.
+      steps: `[settings]`, rising.
+      delta: nats per token that may be lost.
+    """
+    excess = nats - nats[:, -1:]
+    known, new = excess[::2], excess[1::2]
+    budget = fit(features[::2], known)
+    chosen = fewest(budget, features[1::2], delta)
+    fixed = int((known.mean(axis=0) <= delta).argmax())
+    return {
+        "delta": delta,
+        "prompts": len(new),
+        "steps": float(steps[chosen].mean()),
+        "excess": float(new[np.arange(len(new)), chosen].mean()),
+        "fixed_steps": int(steps[fixed]),
+        "fixed_excess": float(new[:, fixed].mean()),
+    }
+
+
+def _per_token(scores: Any) -> np.ndarray:
+    return np.asarray(scores.nll / np.maximum(scores.scored, 1))

@@ -1,0 +1,90 @@
+"""Nearest neighbours beside a denoiser. Oracle: NumPy, entry by entry."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.estimators import BoundConfig
+from sdtt_jax.diffusion.retrieval import Datastore, Retrieving, remember
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.likelihood import text_bounds
+from tests.worlds import LENGTH, MASK, VOCAB, as_model, noisy_params, tiny_network
+
+NETWORK = tiny_network()
+PARAMS, RNG = noisy_params(NETWORK, 0), np.random.default_rng(0)
+# Texts of a chain that a fresh network knows nothing of: token i + 1 follows token i.
+TEXTS = ((RNG.integers(0, VOCAB, (512, 1)) + np.arange(LENGTH)) % VOCAB).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def params():
+    diffusion = MaskedDiffusion(NETWORK, make_schedule())
+    store = jax.jit(lambda x: remember(diffusion, PARAMS, jax.random.key(0), x))(TEXTS[:256])
+    return {"network": PARAMS, "store": store}
+
+
+def test_what_is_masked_is_remembered_with_what_stood_there(params):
+    store = params["store"]
+    assert store.keys.shape == (256 * LENGTH, 16)
+    np.testing.assert_array_equal(store.tokens, TEXTS[:256].ravel())
+    assert 0.4 < float(store.valid.mean()) < 0.6
+
+
+def test_neighbours_are_mixed_in_by_their_distance():
+    """Five neighbours, in float64, one query after the other."""
+    share, temperature = 0.3, 2.0
+    network = Retrieving(NETWORK, neighbours=5, share=share, temperature=temperature)
+    # Texts of so few kinds have equal states; numbers of the same size have no ties.
+    keys = RNG.normal(size=(300, 16)).astype(np.float32)
+    store = Datastore(keys, RNG.integers(0, VOCAB, 300), RNG.random(300) < 0.5)
+    params = {"network": PARAMS, "store": store}
+    tokens = np.array([[MASK, 1, MASK], [MASK, MASK, MASK]], np.int32)
+    hidden = network.hidden(params, tokens)
+    found = np.asarray(network.logits(network.head_params(params), hidden))
+    own = np.asarray(jax.nn.softmax(NETWORK.logits(PARAMS, hidden)[..., :VOCAB]), np.float64)
+    keys, said = keys[store.valid].astype(float), store.tokens[store.valid]
+    for place in np.ndindex(2, LENGTH):
+        distance = np.square(keys - np.asarray(hidden[place], float)).sum(axis=-1)
+        nearest = np.argsort(distance)[:5]
+        weight = np.exp(-(distance[nearest] - distance[nearest[0]]) / temperature)
+        near = np.bincount(said[nearest], weight / weight.sum(), VOCAB)
+        expected = (1 - share) * own[place] + share * near
+        np.testing.assert_allclose(np.exp(found[place][:VOCAB]), expected, atol=1e-4)
+    assert (found[..., VOCAB:] < -1e4).all()
+
+
+def test_it_is_judged_by_the_bound_like_any_denoiser(params):
+    """Held-out texts of the same chain, which the datastore knows and the network does not."""
+
+    def bound(share):
+        model = as_model(Retrieving(NETWORK, share=share), params)
+        config = BoundConfig("low-variance", 2)
+        [estimate] = text_bounds(model, TEXTS[256:], jax.random.key(1), config, batch_size=256)
+        return estimate().nelbo.mean()
+
+    model = as_model(NETWORK, PARAMS)
+    config = BoundConfig("low-variance", 2)
+    [plain] = text_bounds(model, TEXTS[256:], jax.random.key(1), config, batch_size=256)
+    assert bound(0.0) == pytest.approx(plain().nelbo.mean(), abs=1e-5)
+    assert bound(0.8) < bound(0.0) - 0.2
+
+
+def test_it_writes(params):
+    diffusion = MaskedDiffusion(Retrieving(NETWORK, share=0.9), make_schedule())
+    x_init, config = prior_sample(64, LENGTH, MASK), SamplerConfig(LENGTH, mode="first-hitting")
+    state, _ = jax.jit(lambda p: sample(diffusion, p, jax.random.key(2), x_init, config))(params)
+    follows = (jnp.diff(state.x, axis=1) % VOCAB == 1).mean()
+    assert float(follows) > 0.5  # a third by chance
+
+
+def test_a_smaller_datastore_has_fewer_neighbours():
+    store = Datastore(jnp.zeros((2, 16)), jnp.array([0, 1]), jnp.array([True, True]))
+    network = Retrieving(NETWORK, neighbours=16, share=0.5)
+    near = network._near(store, jnp.ones((3, 16)))
+    np.testing.assert_allclose(near, np.tile([0.5, 0.5, 0.0], (3, 1)), atol=1e-6)
+    with pytest.raises(ConfigError, match="share must lie in"):
+        Retrieving(NETWORK, share=1.0)

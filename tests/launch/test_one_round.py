@@ -1,0 +1,47 @@
+"""The steps of the other distillers, compiled ahead. Oracle: FLOPs from the sizes alone."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from experiments.configs.owt_one_round import get_config
+from experiments.settings import ONE_ROUND, run_config
+from launch.ahead import hlo
+from launch.ahead.programs import build
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixture", "idlm"])
+def test_counted_flops_agree_with_those_from_the_sizes(name):
+    """Within a tenth: the time embedding of a small network is left out."""
+    config = run_config(get_config(name))
+    sizes = {"num_layers": 4, "embed_dim": 64, "num_heads": 2, "cond_dim": 16}
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, compute_dtype="float32", **sizes),
+        tokenizer=dataclasses.replace(config.tokenizer, kind="sentencepiece", vocab_size=800),
+        data=dataclasses.replace(config.data, length=64),
+    )
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    program = build(name, config, mesh, 16, 1)
+    text = program.lower().compile().as_text()
+    counted = hlo.Module(text, tuple(mesh.shape), (1, 1, 1), program.trips_of).cost().flops
+    assert counted / (program.flops + program.recomputed) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ONE_ROUND)
+def test_state_is_what_each_keeps(name):
+    """The fake of inverse distillation is as large as its student; alpha has no teacher."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    state = build(name, run_config(get_config(name)), mesh, 1, 1).state
+    teachers = {"alpha": 0.0, "idlm": 0.5}.get(name, 1.0)
+    assert state["teacher"] == pytest.approx(teachers * state["parameters"], rel=0.01)
+    assert state["optimizer"] == pytest.approx(2 * state["parameters"], rel=1e-3)
+
+
+def test_a_distiller_that_does_not_exist_is_named():
+    with pytest.raises(ConfigError, match="choose one of alpha, mixture, mmd, idlm"):
+        get_config("dmd")
