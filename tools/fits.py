@@ -19,8 +19,7 @@ from experiments.cli.app import check_flags, output_file, run_app, stopwatch
 from experiments.configs.llada_8b import of_published
 from experiments.configs.owt_small import SIZES, owt
 from launch.ahead.analysis import Record
-from launch.ahead.programs import state_of
-from launch.ahead.search import meshes, search
+from launch.ahead.search import least_split, search
 from launch.ahead.topologies import Topology, compile_only, describe_devices, parse_topology
 from sdtt_jax.config import choose
 from sdtt_jax.errors import ConfigError
@@ -82,10 +81,10 @@ def published_row(name: str, topology: Topology, devices: Sequence[Any], *, adap
     trained = "adapters" if adapted else "all parameters"
     place = SLICES.get(str(topology), str(topology))
     start = f"| {name.partition('/')[2]} | {trained} | {place} | "
-    mesh = next(meshes(config, topology, devices), None)
-    if mesh is None:
+    found = least_split(config, topology, devices)
+    if found is None:
         return f"{start}does not fit | | | |"
-    state = state_of(config, mesh)
+    mesh, state = found
     total, base = sum(state.values()), state.get("base", 0)
     return (
         f"{start}{' × '.join(map(str, mesh.shape.values()))} | {base / GB:.2f} | {(total - base) / GB:.2f} | "

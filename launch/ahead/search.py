@@ -53,6 +53,15 @@ def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Ite
             return
 
 
+def least_split(
+    config: RunConfig, topology: Topology, devices: Sequence[Any]
+) -> tuple[Mesh, dict[str, float]] | None:
+    """The first of `meshes`, and the bytes per device of each part of the state there; None: none fits."""
+    for mesh in meshes(config, topology, devices):
+        return mesh, state_of(config, mesh)
+    return None
+
+
 def search(
     kind: str,
     config: RunConfig,
