@@ -291,10 +291,10 @@ def _abstract_params(network: Network, mesh: Mesh, lora: LoraConfig = LoraConfig
     )
 
 
-def state_bytes(config: RunConfig, mesh: Mesh) -> float:
-    """Bytes per device that the state of a distillation step takes, before any compiling."""
+def state_of(config: RunConfig, mesh: Mesh) -> dict[str, float]:
+    """Bytes per device that the parts of a distillation step's state take, before any compiling."""
     least = batch_pieces(mesh) * config.distill.train.microbatches
-    return sum(build("distill", config, mesh, least, 1).state.values())
+    return build("distill", config, mesh, least, 1).state
 
 
 def _rows_per_shard(batch: int, sizes: TransformerConfig, mesh: Mesh) -> int:
