@@ -4,9 +4,9 @@
   python -m experiments.inspect --checkpoint=OWNER/NAME --held_out=text.jsonl --output=x.json
   python -m experiments.inspect --checkpoint=folder/ --mask_id=151666 --shift=true
 
-Of a network of the Llama family it prints the loss with and without shift, and with bidirectional and with
-causal attention. If that of the reading that was recognised is not by far the lowest, the checkpoint is
-something else than it was taken for.
+Of a network of the Llama family, or a GPT-2, it prints the loss with and without shift, and with
+bidirectional and with causal attention. If that of the reading that was recognised is not by far the lowest,
+the checkpoint is something else than it was taken for.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"\nloss on {held_out_name(subject)}, {len(tokens)} texts of {length} tokens:")
         key = purpose_key(settings.seed, "evaluate.bound")
         values = losses(model, tokens, key, num_maskings=_MASKINGS.value)
-        own, lowest = own_reading(model), min(values, key=lambda reading: values[reading])
+        own = own_reading(model)
+        lowest = min(values, key=lambda reading: (values[reading], reading != own))
         for reading, value in values.items():
             mark = "  as it was recognised" if reading == own else ""
             print(f"  {reading!s:<30}{value:8.3f} nats per token{mark}")

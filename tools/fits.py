@@ -3,41 +3,53 @@
   python -m tools.fits --output=docs/measurements/fits.md
 
 takes about a minute per cell on two cores (`--sizes` and `--slices` for some of them); needs the TPU
-compiler like `launch.compile`.
+compiler like `launch.compile`. With `--published` it is what the state of a step takes of published models,
+with adapters and with all parameters, and nothing is compiled:
+
+  python -m tools.fits --published --slices=v5p:2x4x4,v5e:16x16,v6e:8x8,v5e:2x4,h100:8,h100:1
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
 from experiments.cli.app import check_flags, output_file, run_app, stopwatch
+from experiments.configs.llada_8b import of_published
 from experiments.configs.owt_small import SIZES, owt
 from launch.ahead.analysis import Record
-from launch.ahead.search import search
-from launch.ahead.topologies import compile_only, describe_devices, parse_topology
+from launch.ahead.search import least_split, search
+from launch.ahead.topologies import Topology, compile_only, describe_devices, parse_topology
 from sdtt_jax.config import choose
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.networks.lora import LoraConfig
 
 SLICES = {
     "v5e:2x4": "v5e-8",
     "v5e:16x16": "v5e-256",
     "v6e:16x16": "v6e-256",
+    "v6e:8x8": "v6e-64",
+    "v5p:2x4x4": "v5p-64, 32 chips",
     "v5p:8x8x8": "v5p-512 chips",
     "h100:8": "8 × H100",
+    "h100:1": "one H100",
 }
+PAPER = ("v5e:2x4", "v5e:16x16", "v6e:16x16", "v5p:8x8x8", "h100:8")
+PUBLISHED = ("GSAI-ML/LLaDA-8B-Base", "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1")
 GB = 1e9
 
 _SIZES = flags.DEFINE_list("sizes", list(SIZES), "Sizes of the paper.")
-_SLICES = flags.DEFINE_list("slices", list(SLICES), "Topologies.")
+_SLICES = flags.DEFINE_list("slices", list(PAPER), "Topologies.")
 _SECONDS = flags.DEFINE_integer("seconds_per_cell", 100, "As --search_seconds of launch.compile.")
+_PUBLISHED = flags.DEFINE_bool("published", False, "Published models; nothing is compiled.")
 _OUTPUT = flags.DEFINE_string("output", None, "Write the table to this Markdown file too.")
 
 
-def cell(size: str, topology_name: str, seconds: float, log: Any) -> Record | None:
+def cell(
+    size: str, topology: Topology, devices: Sequence[Any], seconds: float, log: Any
+) -> Record | None:
     """The best distillation step of a size on a slice, or None if none fits."""
-    topology = parse_topology(topology_name)
-    devices = describe_devices(topology)
     try:
         return search("distill", owt(size), topology, devices, 16, log, seconds)[0].record
     except ConfigError:
@@ -60,6 +72,35 @@ def row(size: str, topology_name: str, record: Record | None) -> str:
     )
 
 
+def published_row(name: str, topology: Topology, devices: Sequence[Any], *, adapted: bool) -> str:
+    """A line of the table of published models, on the mesh that splits least of those that leave room."""
+    config = of_published(name)
+    if not adapted:
+        distill = dataclasses.replace(config.distill, lora=LoraConfig())
+        config = dataclasses.replace(config, distill=distill)
+    trained = "adapters" if adapted else "all parameters"
+    place = SLICES.get(str(topology), str(topology))
+    start = f"| {name.partition('/')[2]} | {trained} | {place} | "
+    found = least_split(config, topology, devices)
+    if found is None:
+        return f"{start}does not fit | | | |"
+    mesh, state = found
+    total, base = sum(state.values()), state.get("base", 0)
+    return (
+        f"{start}{' × '.join(map(str, mesh.shape.values()))} | {base / GB:.2f} | {(total - base) / GB:.2f} | "
+        f"{total / GB:.2f} of {topology.chip.usable / GB:.1f} |"
+    )
+
+
+PUBLISHED_COLUMNS = (
+    "model",
+    "trained",
+    "slice",
+    "mesh (data × fsdp × model)",
+    "base",
+    "trained, five times",
+    "together, GB",
+)
 COLUMNS = (
     "size",
     "slice",
@@ -70,7 +111,11 @@ COLUMNS = (
     "ms per step",
     "Mtokens/s at best",
 )
-HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
+
+
+def header(columns: Sequence[str]) -> str:
+    """The first two lines of a Markdown table."""
+    return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -81,11 +126,31 @@ def main(argv: Sequence[str]) -> None:
     output = output_file(_OUTPUT.value)
     compile_only()
     log = stopwatch()
-    lines = [HEADER]
-    for topology_name in _SLICES.value:
-        for size in _SIZES.value:
-            lines.append(row(size, topology_name, cell(size, topology_name, _SECONDS.value, log)))
-            print(lines[-1], flush=True)
+    topologies = [parse_topology(name) for name in _SLICES.value]
+    # Virtual devices first, the most of them: there are as many as are asked for before any is used.
+    order = sorted(topologies, key=lambda one: (not one.stand_in, -one.chips))
+    devices = {str(topology): describe_devices(topology) for topology in order}
+    lines = [header(PUBLISHED_COLUMNS if _PUBLISHED.value else COLUMNS)]
+    for topology in topologies:
+        rows = (
+            (
+                published_row(name, topology, devices[str(topology)], adapted=adapted)
+                for name in PUBLISHED
+                for adapted in (True, False)
+            )
+            if _PUBLISHED.value
+            else (
+                row(
+                    size,
+                    str(topology),
+                    cell(size, topology, devices[str(topology)], _SECONDS.value, log),
+                )
+                for size in _SIZES.value
+            )
+        )
+        for line in rows:
+            lines.append(line)
+            print(line, flush=True)
             if output is not None:
                 output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

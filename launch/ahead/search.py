@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from experiments.settings import RunConfig
 from launch.ahead.analysis import Analysis, analyse
-from launch.ahead.programs import build, state_bytes
+from launch.ahead.programs import build, state_of
 from launch.ahead.topologies import Topology
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
@@ -43,7 +43,7 @@ def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Ite
                 continue
             try:
                 mesh = make_mesh(MeshConfig(-1, fsdp, model), devices)
-                state = state_bytes(config, mesh)
+                state = sum(state_of(config, mesh).values())
             except ConfigError:
                 continue  # a size of the model that this mesh does not divide
             if state < (1 - ROOM) * topology.chip.usable:
@@ -51,6 +51,15 @@ def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Ite
                 yield mesh
         if any_fits:
             return
+
+
+def least_split(
+    config: RunConfig, topology: Topology, devices: Sequence[Any]
+) -> tuple[Mesh, dict[str, float]] | None:
+    """The first of `meshes`, and the bytes per device of each part of the state there; None: none fits."""
+    for mesh in meshes(config, topology, devices):
+        return mesh, state_of(config, mesh)
+    return None
 
 
 def search(

@@ -298,7 +298,12 @@ class HubTokenizer(Tokenizer):
         return list(ids) if mask is None else [i + (i >= mask) for i in ids]
 
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
-        rows = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            rows = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # `tokenizers` raises no narrower class
+            raise DataError(
+                f"The tokenizer cannot read a text ({error}); take the file that belongs to the model."
+            ) from None
         return [self._ours(row.ids) for row in rows]
 
     def _decode_run(self, ids: list[int]) -> str:

@@ -21,9 +21,8 @@ from sdtt_jax.evaluation.record import Json
 from sdtt_jax.model.batches import join, map_batches
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
+from sdtt_jax.networks.config import PublishedConfig, as_denoiser
 from sdtt_jax.networks.kinds import network_of
-from sdtt_jax.networks.llama import LlamaDenoiser, LlamaNetwork
 from sdtt_jax.ops.head_loss import selected_losses
 from sdtt_jax.typing import Params, PerSequence, Tokens
 
@@ -79,17 +78,17 @@ def losses(
     """The loss of real text under each reading, nats per token; under its own alone where there is one only.
 
     Of a denoiser it is the bound, by masks drawn as in `text_bounds`, the same for all readings. Of a causal
-    model of the Llama family it is the cross-entropy of the last tokens of pieces of text, in whose places
+    model it is the cross-entropy of the last tokens of pieces of text, in whose places
     other tokens are read: with bidirectional attention the network would else see what it is to predict.
 
     Args:
-      model: a network of the Llama family has four readings.
+      model: a network of the Llama family, or a GPT-2, has four readings.
       tokens: `[texts, length]` int32.
       key: PRNG key.
       num_maskings: maskings of each text, or pieces into which it is cut.
     """
     readings = [own_reading(model)]
-    if isinstance(model.config, LlamaConfig):
+    if isinstance(model.config, PublishedConfig):
         readings = [Reading(*flags) for flags in itertools.product((False, True), repeat=2)]
     if isinstance(model, CausalModel):
         rows = _pieces(tokens, num_maskings)
@@ -117,9 +116,10 @@ def _pieces(tokens: np.ndarray, count: int) -> np.ndarray:
 
 
 def _read_as(model: Model, reading: Reading) -> Model:
-    if not isinstance(model.config, LlamaDenoiserConfig):
+    sizes: Any = model.config
+    if not isinstance(sizes, PublishedConfig):
         return model
-    config = dataclasses.replace(model.config, **reading._asdict())
+    config = dataclasses.replace(sizes, **reading._asdict())
     return dataclasses.replace(model, denoiser=network_of(config))
 
 
@@ -130,12 +130,12 @@ def _nll(
     """-log p of the last token of each row: `[rows]` float32."""
     del index
     last = jnp.broadcast_to(jnp.arange(tokens.shape[1]) == tokens.shape[1] - 1, tokens.shape)
-    if not isinstance(network, LlamaNetwork):
+    if not isinstance(network.config, PublishedConfig):
         targets, before = jnp.roll(tokens, -1, axis=1), jnp.roll(last, -1, axis=1)
         return next_token_nll(network, params, tokens, targets, before)[:, -2]
-    config = LlamaDenoiserConfig(**dataclasses.asdict(network.config), **reading._asdict())
+    reader = network_of(as_denoiser(network.config, **reading._asdict()))
     # What stands there does not matter; the first token of the row does not say what the last one is.
-    hidden = LlamaDenoiser(config).hidden(params, jnp.where(last, tokens[:, :1], tokens))
+    hidden = reader.hidden(params, jnp.where(last, tokens[:, :1], tokens))
     loss = optax.softmax_cross_entropy_with_integer_labels
     head = network.head_params(params)
     return selected_losses(network.logits, loss, head, hidden, last, tokens)[:, -1]

@@ -175,11 +175,14 @@ class GPT2Config(CausalConfig):
 
 @dataclasses.dataclass(frozen=True)
 class GPT2DenoiserConfig(GPT2Config):
-    """A denoiser that was made from a GPT-2 and goes on predicting the next token (DiffuGPT)."""
+    """A denoiser that was made from a GPT-2 (DiffuGPT); the fields as of `LlamaDenoiserConfig`."""
+
+    shift: bool = True
+    causal: bool = False
 
     @property
     def is_causal(self) -> bool:
-        return False
+        return self.causal
 
     @property
     def columns(self) -> int:
@@ -287,7 +290,7 @@ def as_denoiser(
 
     Args:
       config: of the network; one that is a denoiser already stays the one that it is.
-      shift: whether it goes on predicting the next token, as what becomes of a GPT-2 always does.
+      shift: whether it goes on predicting the next token.
       **changes: fields of either kind that get other values.
 
     Raises:
@@ -300,10 +303,8 @@ def as_denoiser(
     )
     if isinstance(config, LlamaDenoiserConfig | GPT2DenoiserConfig):
         return dataclasses.replace(config, **changes)
-    fields = dataclasses.asdict(config) | changes
-    if isinstance(config, GPT2Config):
-        return GPT2DenoiserConfig(**fields)
-    return LlamaDenoiserConfig(**fields, shift=shift)
+    kind = GPT2DenoiserConfig if isinstance(config, GPT2Config) else LlamaDenoiserConfig
+    return kind(**dataclasses.asdict(config) | changes, shift=shift)
 
 
 Config = TypeVar("Config", bound=TransformerConfig)

@@ -84,7 +84,7 @@ class GPT2Denoiser(Network):
         length, most = tokens.shape[1], self.config.length
         require(length <= most, f"length={length} exceeds the {most} positions of this network.")
         hidden: Any = self._apply(params, tokens, segments, edges, method="hidden")
-        return predicted_before(hidden, None)
+        return predicted_before(hidden, None) if self.config.shift else hidden
 
 
 def _norm(config: GPT2Config, name: str | None = None) -> nn.LayerNorm:

@@ -8,7 +8,14 @@ from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.evaluation.inspection import Reading, losses, own_reading, recognised
 from sdtt_jax.evaluation.likelihood import text_bounds
 from sdtt_jax.networks import CausalConfig, CausalNetwork
-from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
+from sdtt_jax.networks.config import (
+    GPT2Config,
+    GPT2DenoiserConfig,
+    LlamaConfig,
+    LlamaDenoiserConfig,
+)
+from sdtt_jax.networks.gpt2 import GPT2Network
+from sdtt_jax.networks.kinds import network_of
 from sdtt_jax.networks.llama import LlamaDenoiser, LlamaNetwork
 from tests.worlds import as_causal, as_model, noisy_params
 
@@ -19,15 +26,23 @@ FOUR = [Reading(causal, shift) for causal in (False, True) for shift in (False, 
 
 
 NETWORKS = {
+    "gpt2": GPT2Network(GPT2Config(**SIZES)),
     "llama": LlamaNetwork(LlamaConfig(**SIZES)),
     "causal": CausalNetwork(CausalConfig(**SIZES)),
 }
 
 
-@pytest.mark.parametrize("own", FOUR, ids=str)
-def test_a_denoiser_has_its_own_bound_under_its_own_reading(own):
-    config = LlamaDenoiserConfig(**SIZES, causal=own.causal, shift=own.shift)
-    model = as_model(LlamaDenoiser(config), noisy_params(LlamaDenoiser(config), 1))
+GPT2_OWN = Reading(causal=False, shift=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [*((LlamaDenoiserConfig, own) for own in FOUR), (GPT2DenoiserConfig, GPT2_OWN)],
+    ids=str,
+)
+def test_a_denoiser_has_its_own_bound_under_its_own_reading(kind, own):
+    denoiser = network_of(kind(**SIZES, causal=own.causal, shift=own.shift))
+    model = as_model(denoiser, noisy_params(denoiser, 1))
     assert own_reading(model) == own
     found = losses(model, TEXTS, KEY, num_maskings=2)
     assert list(found) == FOUR
@@ -47,7 +62,7 @@ def test_a_causal_model_predicts_the_last_tokens_of_pieces(kind):
     log_probs = model.log_probs(pieces[:, :-1])[:, -1]
     expected = -np.asarray(log_probs)[np.arange(6), pieces[:, -1]].mean()
     assert found[own] == pytest.approx(expected, rel=1e-5)
-    assert list(found) == (FOUR if kind == "llama" else [own])
+    assert list(found) == ([own] if kind == "causal" else FOUR)
 
 
 def test_no_reading_of_a_causal_model_sees_what_it_predicts():

@@ -13,7 +13,7 @@ import tokenizers
 from safetensors.numpy import save_file
 
 import sdtt_jax
-from sdtt_jax.errors import CheckpointError
+from sdtt_jax.errors import CheckpointError, DataError
 from sdtt_jax.interchange.export import export_reference
 from sdtt_jax.model.causal import CausalModel
 from tests import plain_llama
@@ -245,6 +245,11 @@ class TestWhatTheUserSays:
             ({}, {"causal": False}, r"which token is MASK.*say mask_id"),
             ({}, {"causal": False, "mask_id": ROWS}, f"number {ROWS}, but the embedding {ROWS}"),
             ({"model_type": "gptj"}, {"mask_id": 1}, "say shift=False, or"),
+            (
+                {},
+                {"mask_id": MASK, "shift": True},
+                "shift and mask_id can be said of a denoiser only",
+            ),
         ],
     )
     def test_what_is_not_known_is_asked_for(self, tmp_path, change, given, said):
@@ -317,6 +322,12 @@ class TestTokenizers:
         self.put(folder)
         with pytest.raises(CheckpointError, match="which token ends a text"):
             sdtt_jax.load(folder)
+
+    def test_a_text_that_it_cannot_read_is_an_error_in_words(self, tmp_path):
+        folder = repository(tmp_path / "m", "llama")
+        self.put(folder, {word: i for word, i in self.WORDS.items() if word != "a"})
+        with pytest.raises(DataError, match=r"cannot read a text \(.*UNK"):
+            sdtt_jax.load(folder).tokenizer.encode("b zzz")
 
     def test_a_damaged_one_is_named(self, tmp_path):
         folder = repository(tmp_path / "m", "llama")

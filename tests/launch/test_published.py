@@ -8,6 +8,8 @@ import pytest
 from experiments.configs.llada_8b import of_published
 from launch.ahead.programs import build
 from launch.ahead.published import KNOWN, network_of_run
+from launch.ahead.search import least_split
+from launch.ahead.topologies import parse_topology
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
@@ -35,11 +37,23 @@ def test_a_distillation_of_eight_billion_parameters_holds_them_once():
     assert sum(found.values()) - found["base"] < 0.11 * found["base"]
 
 
-def test_without_adapters_everything_is_held_five_times():
-    config = of_published("GSAI-ML/LLaDA-8B-Base")
-    config = dataclasses.replace(
+def test_one_chip_takes_adapters_and_not_all_parameters():
+    config, chip = of_published("GSAI-ML/LLaDA-8B-Base"), parse_topology("h100:1")
+    found = least_split(config, chip, jax.devices()[:1])
+    assert found is not None
+    assert found[1] == state(config)
+    assert least_split(whole(config), chip, jax.devices()[:1]) is None
+
+
+def whole(config):
+    """Without adapters."""
+    return dataclasses.replace(
         config, distill=dataclasses.replace(config.distill, lora=LoraConfig())
     )
+
+
+def test_without_adapters_everything_is_held_five_times():
+    config = whole(of_published("GSAI-ML/LLaDA-8B-Base"))
     assert sum(state(config).values()) == pytest.approx(5 * 4 * (BLOCKS + REST), rel=1e-6)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import statistics
 import time
-from typing import Any
 
 from experiments.benchmarking.cases import CAUSAL, STUDENT, Job, build
 from experiments.settings import RunConfig
@@ -32,7 +31,7 @@ def sampling(bench: Bench) -> None:
             row = bench.row(
                 "sampling",
                 {"calls": calls, "batch": batch},
-                functools.partial(_written, bench, work, config),
+                functools.partial(_timed, bench, work, config),
             )
             took = 1.2 * (time.monotonic() - began)
             if (
@@ -63,7 +62,7 @@ def race(bench: Bench) -> None:
             row = bench.row(
                 "race",
                 {"batch": batch, "who": title},
-                functools.partial(_raced, bench, work, config, causal.get(batch)),
+                functools.partial(_timed, bench, work, config, causal.get(batch)),
             )
             took = 1.2 * (time.monotonic() - began)
             if calls is None and "error" not in row:
@@ -74,33 +73,19 @@ def race(bench: Bench) -> None:
                 )
 
 
-def _timed(bench: Bench, work: Job) -> tuple[dict[str, Any], float, float]:
-    """What building it has shown, the median of seconds, and the network calls."""
+def _timed(bench: Bench, work: Job, config: RunConfig, causal: float | None = None) -> Row:
+    """Median times of whole batches; in the race without the MFU, but over the causal model's seconds."""
     case = build(work, lambda _: None)
     case.repeat()
     runs = [case.repeat() for _ in range(2 if bench.tiny else REPEATS)]
-    return case.setup, statistics.median(run["seconds"] for run in runs), runs[0]["calls"]
-
-
-def _written(bench: Bench, work: Job, config: RunConfig) -> Row:
-    setup, seconds, calls = _timed(bench, work)
-    sizes = config.denoiser(work.vocab_size)
-    flops = sample_flops(sizes, work.batch_size, calls)
-    return {
+    seconds, calls = statistics.median(run["seconds"] for run in runs), runs[0]["calls"]
+    row: Row = {
         WHOLE: seconds,
         "ms per call": 1e3 * seconds / calls,
-        "tokens/s": work.batch_size * sizes.length / seconds,
-        "MFU": share_of_peak(flops / seconds),
-        "compile s": setup["compile_s"],
-    }
-
-
-def _raced(bench: Bench, work: Job, config: RunConfig, causal: float | None) -> Row:
-    setup, seconds, calls = _timed(bench, work)
-    return {
-        WHOLE: seconds,
-        "times as fast": None if causal is None else causal / seconds,
         "tokens/s": work.batch_size * config.data.length / seconds,
-        "ms per call": 1e3 * seconds / calls,
-        "compile s": setup["compile_s"],
+        "compile s": case.setup["compile_s"],
     }
+    if work.suite == "race":
+        return row | {"times as fast": None if causal is None else causal / seconds}
+    flops = sample_flops(config.denoiser(work.vocab_size), work.batch_size, calls)
+    return row | {"MFU": share_of_peak(flops / seconds)}

@@ -276,6 +276,12 @@ def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig
             "shift."
         )
     if causal:
+        denoisers = [name for name in given.said if name in ("mask_id", "shift")]
+        if denoisers:
+            raise CheckpointError(
+                f"{stored.where}: {' and '.join(denoisers)} can be said of a denoiser only, and this is read "
+                "as a causal model; say causal=False too, or leave it out."
+            )
         return LlamaConfig(**sizes, rotary_pairs="neighbours" if names is GGUF else "halves")
     if given.length is None:
         sizes["length"] = min(sizes["length"], LONGEST_DENOISED)
