@@ -13,6 +13,7 @@ MODULES = {
     "sdtt_jax.categorical": "sdtt_jax.ops.categorical",
     "sdtt_jax.configs": "sdtt_jax.config",
     "sdtt_jax.data.named": "sdtt_jax.data.corpora",
+    "sdtt_jax.diffusion.choices": "sdtt_jax.diffusion.decoders.filling",
     "sdtt_jax.diffusion.masking": "sdtt_jax.diffusion.forward",
     "experiments.evaluating": "sdtt_jax.evaluation",
     "experiments.evaluating.output": "sdtt_jax.evaluation.record",

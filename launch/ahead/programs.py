@@ -44,7 +44,6 @@ from sdtt_jax.objectives import (
     teacher_loss,
 )
 from sdtt_jax.ops import head_loss, rows
-from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel.mesh import RULES, batch_pieces, check_batch_size, use_mesh
 from sdtt_jax.parallel.placement import batch_sharding, replicated, tree_shardings, unbox
 from sdtt_jax.training.config import TrainConfig
@@ -97,7 +96,7 @@ def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) 
       ConfigError: sizes that the mesh does not divide.
     """
     denoiser, was_causal = network_of_run(config)
-    train = _training(kind, config)
+    train = None if kind in ("sample", CAUSAL) else getattr(config, kind).train
     check_batch_size(batch, mesh, train.microbatches if train else 1, "the global batch")
     if kind == CAUSAL:
         return _causal(denoiser, mesh, batch)
@@ -108,17 +107,6 @@ def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) 
     else:
         step = _step(kind, config, denoiser, mesh, batch, opens=was_causal)
     return _trained(kind, step, train, mesh, batch)
-
-
-def _training(kind: str, config: RunConfig) -> TrainConfig | None:
-    """How a kind trains; None of those that do not."""
-    stages = {
-        "distill": config.distill.train,
-        "teacher": config.teacher.train,
-        COUPLED: config.coupled.train,
-        **{name: getattr(config, name).train for name in ONE_ROUND},
-    }
-    return stages.get(kind)
 
 
 class _Step(NamedTuple):
@@ -154,8 +142,6 @@ def _one_round(kind: str, config: RunConfig, mesh: Mesh, batch: int) -> _Step:
 def _step(
     kind: str, config: RunConfig, denoiser: Any, mesh: Mesh, batch: int, *, opens: bool
 ) -> _Step:
-    train = _training(kind, config)
-    assert train is not None
     distills, share = kind == "distill", MASKED_SHARE
     lora = {"distill": config.distill.lora, "teacher": config.teacher.lora}.get(kind, LoraConfig())
     tokens: Tree = _tokens(batch, denoiser.config, mesh)
@@ -165,8 +151,6 @@ def _step(
         index = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
         tokens = {"index": index, "tokens": tokens}
     diffusion = MaskedDiffusion(denoiser, make_schedule(config.schedule))
-
-    sequences = Sequences(config.data.sequences, wrap=config.data.wrap)
     init = functools.partial(denoiser.init, jax.random.key(0))
     if lora.rank:
         init = functools.partial(init_adapters, denoiser, lora, jax.random.key(0))
@@ -174,7 +158,7 @@ def _step(
     if distills:
         student = jax.eval_shape(lambda: next_round(config.distill, Student(unbox(init())), 1))
         context = student.context
-    state = StateSpec(train, mesh).abstract(init, context)
+    state = StateSpec(getattr(config, kind).train, mesh).abstract(init, context)
     loss_of: Callable[..., LossFn] = functools.partial(teacher_loss, config=config.teacher)
     if distills:
         loss_of = functools.partial(distill_loss, config=config.distill)
@@ -182,7 +166,7 @@ def _step(
         loss_of = functools.partial(adaptation_loss, config=config.teacher)
         opened = jax.ShapeDtypeStruct((batch,), jnp.float32, sharding=batch_sharding(mesh))
         tokens = {"tokens": tokens, "open": opened}
-    loss = arranged(loss_of, diffusion, sequences)
+    loss = arranged(loss_of, diffusion, Planned(config).sequences)
     if kind == COUPLED:
         key, length = jax.random.key(0), config.data.length
         loss = coupled_loss(diffusion, diffusion, config.coupled, 1, key, length)

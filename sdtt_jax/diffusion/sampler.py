@@ -21,10 +21,17 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import one_of, whole
-from sdtt_jax.diffusion.choices import Choice, choice, drawn, greedy_at_last, most_probable
 from sdtt_jax.diffusion.decoders import parse_mode, serving, stop_of, stopping
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Pick, Scene, sigma_of_share
-from sdtt_jax.diffusion.decoders.filling import fill, reveal
+from sdtt_jax.diffusion.decoders.filling import (
+    Choice,
+    choice,
+    drawn,
+    fill,
+    greedy_at_last,
+    most_probable,
+    reveal,
+)
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.schedule import Schedule

@@ -18,9 +18,8 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import one_of, require, whole
 from sdtt_jax.diffusion.calls import even_calls
-from sdtt_jax.diffusion.choices import choice
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene, grid_sigmas
-from sdtt_jax.diffusion.decoders.filling import fill
+from sdtt_jax.diffusion.decoders.filling import choice, fill
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.typing import Hidden, Key, PerToken, Positions, Tokens
 

@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.diffusion.choices import choice
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
-from sdtt_jax.diffusion.decoders.filling import CHUNKS
+from sdtt_jax.diffusion.decoders.filling import CHUNKS, choice
 from sdtt_jax.diffusion.decoders.remasking import Remdm, remask_chances
 from sdtt_jax.ops.rows import map_selected
 from sdtt_jax.typing import Key, PerToken, Positions, Tokens

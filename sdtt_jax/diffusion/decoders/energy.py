@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import whole, within
-from sdtt_jax.diffusion.choices import choice
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
-from sdtt_jax.diffusion.decoders.filling import CHUNKS, reveal
+from sdtt_jax.diffusion.decoders.filling import CHUNKS, choice, reveal
 from sdtt_jax.ops.categorical import draw, filter_logits
 from sdtt_jax.ops.rows import map_selected
 from sdtt_jax.ops.sequences import preceded

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import require, whole, within
-from sdtt_jax.diffusion.choices import choice
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene, first_hitting_plan
-from sdtt_jax.diffusion.decoders.filling import reveal
+from sdtt_jax.diffusion.decoders.filling import choice, reveal
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.typing import Key, PerToken, Positions, Tokens
 

@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import require, whole
-from sdtt_jax.diffusion.choices import choice
 from sdtt_jax.diffusion.decoders.base import (
     Memory,
     Now,
     Scene,
     first_hitting_plan,
 )
-from sdtt_jax.diffusion.decoders.filling import reveal
+from sdtt_jax.diffusion.decoders.filling import choice, reveal
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import draw, filter_logits
 from sdtt_jax.ops.sequences import preceded

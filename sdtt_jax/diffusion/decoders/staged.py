@@ -5,9 +5,8 @@ import dataclasses
 import jax
 
 from sdtt_jax.config import within
-from sdtt_jax.diffusion.choices import choice
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
-from sdtt_jax.diffusion.decoders.filling import reveal
+from sdtt_jax.diffusion.decoders.filling import choice, reveal
 from sdtt_jax.typing import Key, Tokens
 
 
