@@ -6,7 +6,7 @@
 
 The text is sentences of the World English Bible in random order, as JSON lines. Rates are by time of the CPU,
 so that other programs on the machine count little. How fast batches come, beside training, is told by
-`python -m experiments.benchmark --suite=train,data`.
+`python -m experiments.benchmark --suite=train,data --config=experiments/configs/demo.py --batch_size=64`.
 """
 
 import argparse

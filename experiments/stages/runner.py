@@ -37,6 +37,8 @@ def _data(run: Run) -> None:
         f"  {info.num_characters:,} characters, {info.vocab_size} tokens, {info.num_train:,} sequences of "
         f"{info.length} to train on, {info.num_validation:,} held out"
     )
+    if info.num_unknown:
+        run.log(f"  {info.num_unknown:,} tokens of the text are unknown to the vocabulary")
 
 
 def _report(run: Run) -> None:

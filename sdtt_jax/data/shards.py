@@ -37,6 +37,8 @@ class DataInfo:
       characters_per_token: in the train split, EOS included.
       fingerprint: SHA-256 over all sequences, in order; equal fingerprints, equal batches.
       files: how many files of how many the text was read from; "" if from no folder of the user's.
+      num_unknown: tokens of all documents, copies that were left out too, that stand for what the vocabulary
+        cannot spell.
     """
 
     vocab_size: int
@@ -50,6 +52,7 @@ class DataInfo:
     characters_per_token: float
     fingerprint: str
     files: str = ""
+    num_unknown: int = 0
 
 
 def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str, Any]:
@@ -109,6 +112,7 @@ def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str
         characters_per_token=train["characters"] / train["tokens"],
         fingerprint=_fingerprint(tasks),
         files=files_read(config),
+        num_unknown=sum(division.store.record(i).get("unknown", 0) for i in range(len(read.parts))),
     )
     shards, digests = [], {}
     for task in tasks:

@@ -117,6 +117,7 @@ class ReadPart(NamedTuple):
         found: collections.deque[tuple[int, int, int, int]] = collections.deque()
         texts = self._texts(counts, bad, found)
         index: list[tuple[int, ...]] = []
+        unknown = 0
         if not self.tokenizer:
             index += [_entry(found.popleft(), 0) for _ in texts]
         else:
@@ -128,9 +129,11 @@ class ReadPart(NamedTuple):
                 for ids in fitted(documents, self.how.length, kind):
                     file.write(ids.astype(self.store.dtype).tobytes() + eos)
                     index.append(_entry(found.popleft(), len(ids)))
+                    if tokenizer.unk_id is not None:
+                        unknown += int(np.count_nonzero(ids == tokenizer.unk_id))
         with written(self.store.path(self.number, ".npy")) as file:
             np.save(file, np.array(index, DOCUMENT))
-        record = {"counts": dict(counts), "bad": bad}
+        record = {"counts": dict(counts), "bad": bad, "unknown": unknown}
         write_json(self.store.path(self.number, ".json"), record)
 
     def _texts(

@@ -84,6 +84,7 @@ def test_a_tokenizer_json_is_prepared_with_and_its_unknowns_are_counted(tokenize
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (end, end, info.vocab_size)
     # A sequence is a text: eight words, one of them unknown, and EOS.
     assert info.num_train == 27
+    assert info.num_unknown == len(TEXTS)
     assert found["splits"]["train"]["unknown"] == 1 / 9
     assert found["splits"]["train"]["bytes_per_token"] > 1
     assert found["manifest"]["tokenizer"]["kind"] == "file"
