@@ -304,14 +304,18 @@ def _check_names(table: Table, present: set[str], prefix: str, where: str) -> No
     extra = sorted(present - needed - allowed)
     if missing:
         raise CheckpointError(
-            f"{where}: {len(missing)} tensors are missing: {_shorten(missing)}; the file is "
+            f"{where}: {_number(missing)} missing: {_shorten(missing)}; the file is "
             "incomplete or belongs to another model."
         )
     if extra:
         raise CheckpointError(
-            f"{where}: {len(extra)} tensors are not part of this model: {_shorten(extra)}; it is a "
+            f"{where}: {_number(extra)} not part of this model: {_shorten(extra)}; it is a "
             "checkpoint of another model or of a deeper one."
         )
+
+
+def _number(names: list[str]) -> str:
+    return f"{len(names)} tensor{' is' if len(names) == 1 else 's are'}"
 
 
 def _shorten(names: list[str], most: int = 5) -> str:

@@ -60,10 +60,7 @@ class Comparison:
     @property
     def bounds(self) -> str:
         """The paired interval of the change, in words; empty if none was measured."""
-        if self.pair is None:
-            return ""
-        ends = (percent(math.expm1(v), sign=True) for v in (self.pair.low, self.pair.high))
-        return " to ".join(ends)
+        return self.pair.change[1] if self.pair else ""
 
 
 def equivalent_steps(curve: Mapping[int, Quality], gen_ppl: float, start: int) -> float:
@@ -226,8 +223,8 @@ def _highlights(run: Run, c: Comparison) -> tuple[Highlight, ...]:
     teacher, share = f"teacher {number(c.teacher.gen_ppl)}", run.rounds[-1].gain_share
     chosen = [Highlight(f"perplexity at {steps_text(c.steps)}", number(c.student.gen_ppl), teacher)]
     if c.pair:
-        change = percent(math.expm1(c.pair.log_ratio), sign=True)
-        chosen.append(Highlight("change, same keys", change, f"95\u202f%: {c.bounds}"))
+        change, interval = c.pair.change
+        chosen.append(Highlight("change, same keys", change, f"95\u202f%: {interval}"))
     if 0 < c.equal < math.inf:
         between = f" ({c.equal_bounds})" if c.equal_bounds else ""
         chosen.append(Highlight("the teacher needs", _steps_number(c.equal), f"steps{between}"))

@@ -40,6 +40,14 @@ class Paired:
     low: float
     high: float
 
+    @property
+    def change(self) -> tuple[str, str]:
+        """Of perplexity, and its interval, in words."""
+        middle, low, high = (
+            percent(math.expm1(value), sign=True) for value in (self.log_ratio, self.low, self.high)
+        )
+        return middle, f"{low} to {high}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Round:
@@ -84,11 +92,8 @@ class FewCalls:
     @property
     def change(self) -> str:
         """Of perplexity from the teacher to the matched student, with its 95 % interval, in words."""
-        middle, low, high = (
-            percent(math.expm1(value), sign=True)
-            for value in (self.paired.log_ratio, self.paired.low, self.paired.high)
-        )
-        return f"{middle} (95\u202f% {low} to {high})"
+        change, interval = self.paired.change
+        return f"{change} (95\u202f% {interval})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,22 +301,23 @@ def _few_calls(calls: Mapping[str, Any] | None) -> tuple[FewCalls, ...]:
     found = []
     for number, entry in sorted((calls or {}).items(), key=lambda item: int(item[0])):
         qualities = {name: _quality(entry.get(name)) for name in COUPLED_WAYS}
-        values = [_number(entry["matched"].get(name)) for name in ("log_ratio", "low", "high")]
-        if None not in qualities.values() and None not in values:
-            found.append(FewCalls(int(number), paired=Paired(*values), **qualities))  # type: ignore[arg-type]
+        paired = _paired(entry["matched"])
+        if None not in qualities.values() and paired is not None:
+            found.append(FewCalls(int(number), paired=paired, **qualities))  # type: ignore[arg-type]
     return tuple(found)
 
 
+def _paired(entry: Mapping[str, Any]) -> Paired | None:
+    values = [_number(entry.get(name)) for name in ("log_ratio", "low", "high")]
+    return None if None in values else Paired(*values)  # type: ignore[arg-type]
+
+
 def _round(entry: Mapping[str, Any]) -> Round:
-    paired = {}
-    for steps, pair in (entry.get("paired") or {}).items():
-        values = [_number(pair.get(name)) for name in ("log_ratio", "low", "high")]
-        if None not in values:
-            paired[int(steps)] = Paired(*values)  # type: ignore[arg-type]
+    paired = {int(k): _paired(v) for k, v in (entry.get("paired") or {}).items()}
     found = Round(
         number=int(entry["round"]),
         steps=_qualities(entry.get("steps")),
-        paired=dict(sorted(paired.items())),
+        paired={k: pair for k, pair in sorted(paired.items()) if pair is not None},
         dt=_number(entry.get("dt")),
         num_distill_steps=entry.get("num_distill_steps"),
         divergence=entry.get("divergence"),

@@ -258,9 +258,7 @@ def _quality_tip(steps: int, series: Sequence[Series]) -> Tip:
 
 
 def _forest_row(head: str, colour: str, round_: Round, pair: Paired) -> Row:
-    change, low, high = (
-        percent(math.expm1(value), sign=True) for value in (pair.log_ratio, pair.low, pair.high)
-    )
+    change, interval = pair.change
     return Row(
         head=head,
         name=f"round {round_.number}",
@@ -268,7 +266,7 @@ def _forest_row(head: str, colour: str, round_: Round, pair: Paired) -> Row:
         value=pair.log_ratio,
         low=pair.low,
         high=pair.high,
-        details=(("change", change), ("95 %", f"{low} to {high}")),
+        details=(("change", change), ("95 %", interval)),
     )
 
 

@@ -234,10 +234,10 @@ def scaled(writer):
     ("how", "said"),
     [
         ({"architecture": "gemma"}, "architecture 'gemma'; only 'llama' is read"),
-        ({"less": ["blk.1.ffn_up.weight"]}, r"1 tensors are missing: blk\.1\.ffn_up\.weight"),
+        ({"less": ["blk.1.ffn_up.weight"]}, r"1 tensor is missing: blk\.1\.ffn_up\.weight"),
         (
             {"more": {"rope_freqs.weight": np.ones(4, np.float32)}.items()},
-            r"1 tensors are not part of this model: rope_freqs\.weight",
+            r"1 tensor is not part of this model: rope_freqs\.weight",
         ),
         (
             {"more": {"blk.0.attn_k.weight": np.ones((16, 32), np.int8)}.items()},

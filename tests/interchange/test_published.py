@@ -140,7 +140,7 @@ def reconfigured(text):
 NAME = "backbone.blocks.1.mlp.2.weight"
 FAULTS = {
     "truncated": (truncated, "model.safetensors cannot be read as safetensors"),
-    "missing": (edited(lambda t: t.pop(NAME)), f"1 tensors are missing: {NAME}"),
+    "missing": (edited(lambda t: t.pop(NAME)), f"1 tensor is missing: {NAME}"),
     "extra": (
         edited(lambda t: t.update(more=np.zeros(2, np.float32))),
         "not part of this model: more",

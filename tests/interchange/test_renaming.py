@@ -73,7 +73,7 @@ def test_constants_may_be_absent_and_ignored_tensors_present():
 def test_missing_tensors_are_named():
     tensors = _tensors()
     del tensors["p.h.1.qkv"]
-    with pytest.raises(CheckpointError, match=r"here: 1 tensors are missing: p\.h\.1\.qkv;"):
+    with pytest.raises(CheckpointError, match=r"here: 1 tensor is missing: p\.h\.1\.qkv;"):
         read_params(TABLE, tensors, "p.", "here")
 
 
