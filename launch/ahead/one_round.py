@@ -37,11 +37,15 @@ class Planned:
         return Sequences(self.config.data.sequences, wrap=self.config.data.wrap)
 
 
+def with_full(full_share: float) -> float:
+    """The share of masked positions where so many of the states are masked as a whole, in the mean."""
+    return full_share + (1 - full_share) * MASKED_SHARE
+
+
 def begins(name: str, config: RunConfig) -> float:
     """The share of masked positions in what a student is shown, in the mean."""
     if name == "mixture":
-        full = config.mixture.full_share
-        return full + (1 - full) * MASKED_SHARE
+        return with_full(config.mixture.full_share)
     # Before one of n calls, each as likely: (1/n + 2/n + … + 1) / n.
     calls = getattr(config, name).num_calls
     return (calls + 1) / (2 * calls)

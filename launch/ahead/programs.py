@@ -20,6 +20,7 @@ from launch.ahead.one_round import (
     loss_share,
     step_flops,
     trained_calls,
+    with_full,
 )
 from launch.ahead.published import network_of_run
 from sdtt_jax.causal.sampler import generate
@@ -147,7 +148,7 @@ def _step(
     tokens: Tree = _tokens(batch, denoiser.config, mesh)
     if kind == COUPLED:
         denoiser = CoupledDenoiser(config.coupled_denoiser(config.vocab_size))
-        share = config.coupled.full_share + (1 - config.coupled.full_share) * MASKED_SHARE
+        share = with_full(config.coupled.full_share)
         index = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
         tokens = {"index": index, "tokens": tokens}
     diffusion = MaskedDiffusion(denoiser, make_schedule(config.schedule))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.networks.attention import attend, causal_mask, plain_attention
+from sdtt_jax.networks.config import TransformerConfig
 
 
 class LayerPast(NamedTuple):
@@ -46,6 +47,18 @@ def empty_cache(
     shape = (num_layers, batch, num_heads, capacity, head_dim)
     past = LayerPast(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
     return KVCache(past=past, used=jnp.zeros((), jnp.int32))
+
+
+def cache_for(config: TransformerConfig, batch: int, capacity: int) -> KVCache:
+    """An empty cache of a network's sizes, in its compute dtype.
+
+    Args:
+      config: of the network.
+      batch: sequences.
+      capacity: most positions that it can hold.
+    """
+    c, dtype = config, jnp.dtype(config.compute_dtype)
+    return empty_cache(c.num_layers, batch, c.kv_heads, capacity, c.head_dim, dtype)
 
 
 def extend(cache: KVCache, new: LayerPast) -> KVCache:

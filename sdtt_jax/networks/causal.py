@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from sdtt_jax.config import require
 from sdtt_jax.networks.attention import rotary_tables, rotate
 from sdtt_jax.networks.base import ADAPTERS, Network
-from sdtt_jax.networks.cache import KVCache, LayerPast, attend_causally, empty_cache, extend
+from sdtt_jax.networks.cache import KVCache, LayerPast, attend_causally, cache_for, extend
 from sdtt_jax.networks.config import CausalConfig, TransformerConfig
 from sdtt_jax.networks.layers import (
     Embedding,
@@ -73,9 +73,7 @@ class CausalNetwork(Network):
           ConfigError: when `length` exceeds `max_length`.
         """
         self._check_length(length)
-        c = self.config
-        dtype = jnp.dtype(c.compute_dtype)
-        return empty_cache(c.num_layers, batch, c.kv_heads, length, c.head_dim, dtype)
+        return cache_for(self.config, batch, length)
 
     def decode(self, params: Params, tokens: Tokens, cache: KVCache) -> tuple[Hidden, KVCache]:
         """Hidden states of the next `n` tokens, given those in the cache.

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from sdtt_jax.networks.attention import attend_rotated, rotary_tables, rotate
 from sdtt_jax.networks.base import ADAPTERS, Network, variables
-from sdtt_jax.networks.cache import LayerPast, attend_visible, empty_cache
+from sdtt_jax.networks.cache import LayerPast, attend_visible, cache_for
 from sdtt_jax.networks.config import DenoiserConfig
 from sdtt_jax.networks.layers import (
     Embedding,
@@ -99,11 +99,9 @@ class Denoiser(Network):
         Returns:
           `[batch, n, embed]`, and new keys and values `[layers, batch, heads, n, kv]`.
         """
-        c = self.config
         if past is None:
-            dtype = jnp.dtype(c.compute_dtype)
-            past = empty_cache(c.num_layers, len(tokens), c.num_heads, 0, c.head_dim, dtype).past
-        module = CachedDiT(dataclasses.replace(c, remat="none"))
+            past = cache_for(self.config, len(tokens), 0).past
+        module = CachedDiT(dataclasses.replace(self.config, remat="none"))
         decoded: Any = module.apply(
             variables(params), tokens, self._sigma_seen(None), past, start, visible, method="decode"
         )

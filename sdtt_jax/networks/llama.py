@@ -22,7 +22,7 @@ from sdtt_jax.networks.attention import (
     rotate_neighbours,
 )
 from sdtt_jax.networks.base import Network, predicted_before, with_mask
-from sdtt_jax.networks.cache import LayerPast, attend_causally, attend_visible, empty_cache
+from sdtt_jax.networks.cache import LayerPast, attend_causally, attend_visible, cache_for
 from sdtt_jax.networks.causal import CausalNetwork, scan_blocks
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
 from sdtt_jax.networks.layers import (
@@ -129,10 +129,8 @@ class LlamaDenoiser(Network):
         Returns:
           `[batch, n, embed]`, and new keys and values `[layers, batch, kv_heads, n, kv]`.
         """
-        c = self.config
         if past is None:
-            dtype = jnp.dtype(c.compute_dtype)
-            past = empty_cache(c.num_layers, len(tokens), c.kv_heads, 0, c.head_dim, dtype).past
+            past = cache_for(self.config, len(tokens), 0).past
         decoded: Any = self._apply(params, tokens, past, start, None, visible, method="decode")
         hidden, new = decoded
         return hidden, new
