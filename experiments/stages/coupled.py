@@ -18,12 +18,13 @@ from sdtt_jax.config import differences, require, to_mapping
 from sdtt_jax.data.loader import shuffled
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig
-from sdtt_jax.distillation.coupled import noise_of, trajectory_end
+from sdtt_jax.distillation.coupled import hindsight_noise, noise_of, trajectory_end
 from sdtt_jax.errors import MismatchError
-from sdtt_jax.keys import purpose_key
+from sdtt_jax.keys import purpose_key, purpose_seed
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.networks.base import Network
 from sdtt_jax.objectives import coupled_loss
+from sdtt_jax.ops.noise import Noise
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import place_rows, place_whole, replicated, tree_shardings, unbox
 from sdtt_jax.parallel.processes import to_host
@@ -38,22 +39,46 @@ POOL_BATCH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Where stored trajectories end. Their noise is drawn again from their numbers."""
+    """Stored trajectories. Their noise is drawn again from their numbers, unless it was inferred."""
 
-    tokens: np.ndarray  # `[trajectories, length]` int32
+    # "tokens", where they end, `[trajectories, length]` int32; in hindsight the texts, and their "noise".
+    rows: dict[str, Any]
     facts: dict[str, Any]  # everything that determined them
 
     def batch(self, seed: int, number: int, size: int, mesh: Mesh) -> Tree:
-        """Batch `number` of the epochs of a seed, on the mesh: the trajectories' numbers, and their ends."""
+        """Batch `number` of the epochs of a seed, on the mesh: trajectories' numbers, and what is stored."""
+
+        def placed(stored: np.ndarray) -> jax.Array:
+            shape = (size, *stored.shape[1:])
+            return place_rows(lambda rows: stored[chosen(rows)], shape, mesh)
 
         def chosen(rows: slice) -> np.ndarray:
-            return shuffled(len(self.tokens), seed, number, size, rows).astype(np.int32)
+            return shuffled(count, seed, number, size, rows).astype(np.int32)
 
-        shape = (size, self.tokens.shape[1])
-        return {
-            "index": place_rows(chosen, shape[:1], mesh),
-            "tokens": place_rows(lambda rows: self.tokens[chosen(rows)], shape, mesh),
-        }
+        count = len(self.rows["tokens"])
+        numbers = np.arange(count, dtype=np.int32)
+        return jax.tree.map(placed, {"index": numbers} | self.rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fresh:
+    """Trajectories that are made in the training step itself, and texts whose noise is inferred there."""
+
+    texts: Callable[[int, int, int, slice], np.ndarray] | None  # `Split.batch`, in hindsight
+    length: int
+    facts: dict[str, Any]  # everything that determines them
+
+    def batch(self, seed: int, number: int, size: int, mesh: Mesh) -> Tree:
+        """The numbers of the trajectories of batch `number`, on the mesh; in hindsight the texts as well."""
+
+        def numbers(rows: slice) -> np.ndarray:
+            return np.arange(number * size, (number + 1) * size, dtype=np.int32)[rows]
+
+        batch = {"index": place_rows(numbers, (size,), mesh)}
+        if self.texts is not None:
+            rows = functools.partial(self.texts, seed, number, size)
+            batch["tokens"] = place_rows(rows, (size, self.length), mesh)
+        return batch
 
 
 def round_loss(run: Run, number: int) -> LossFn:
@@ -65,13 +90,13 @@ def round_loss(run: Run, number: int) -> LossFn:
     return coupled_loss(student, _diffusion(run, teacher), config, number, key, length)
 
 
-def round_parts(run: Run, number: int) -> tuple[Pool, Callable[[], TrainState], TrainState]:
+def round_parts(run: Run, number: int) -> tuple[Pool | Fresh, Callable[[], TrainState], TrainState]:
     """A round's pool, what makes the state that it begins with, and that state's shapes and shardings."""
     config = run.config.coupled
     teacher = teacher_params(run, number)
     pool = open_pool(run, number, teacher)
     spec, context = StateSpec(config.train, run.mesh), {}
-    if config.soft_weight:
+    if config.soft_weight or not config.num_trajectories:
         _, network = _teacher(run, number)
         context["teacher_params"] = unbox(jax.eval_shape(network.init, jax.random.key(0)))
     abstract = spec.abstract(functools.partial(run.coupled.init, jax.random.key(0)), context)
@@ -109,8 +134,10 @@ def _begin(run: Run, number: int, teacher: Params) -> Params:
     return started
 
 
-def open_pool(run: Run, number: int, teacher: Params) -> Pool:
+def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
     """The trajectories of a round: those that are stored, or else they are made and stored.
+
+    With `num_trajectories=0` none is stored, and each training step makes its own.
 
     They are a function of the teacher and of the config's seed alone.
 
@@ -124,15 +151,6 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool:
       MismatchError: what is stored was made by another teacher, of another vocabulary or otherwise.
     """
     config = run.config.coupled
-    folder = run.workdir.round(number, COUPLED) / "pool"
-    given = number == 1 and config.pool != ""
-    if given:
-        folder = as_path(config.pool)
-        require(
-            folder.is_dir(),
-            f"config.coupled.pool={config.pool} is no stored pool; give DIR/coupled/01/pool of a run, or "
-            "leave it empty to have one made.",
-        )
     facts = {
         "teacher": params_digest(teacher),
         "tokenizer": run.tokenizer.digest,
@@ -143,31 +161,56 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool:
         "seed": run.config.seed,
         "round": number,
     }
+    if config.hindsight:
+        facts["texts"] = run.data_digest
+    if not config.num_trajectories:
+        texts = run.train_split.batch if config.hindsight else None
+        return Fresh(texts, run.config.data.length, facts)
+    folder = run.workdir.round(number, COUPLED) / "pool"
+    given = number == 1 and config.pool != ""
+    if given:
+        folder = as_path(config.pool)
+        require(
+            folder.is_dir(),
+            f"config.coupled.pool={config.pool} is no stored pool; give DIR/coupled/01/pool of a run, or "
+            "leave it empty to have one made.",
+        )
     if not given and not folder.exists():
-        tokens = _make(run, number, teacher)
-        save_params(folder, {"tokens": place_whole(tokens, run.mesh)}, facts)
-        return Pool(tokens, facts)
+        rows = _make(run, number, teacher)
+        save_params(folder, place_whole(rows, run.mesh), facts)
+        return Pool(_noise_in(rows), facts)
     stored, found = load_params(folder, replicated(run.mesh))
     if found != facts:
         raise MismatchError(
             f"{folder} holds trajectories of another teacher, tokenizer or setting; give another pool, or "
             "remove it to have it made again:\n  " + "\n  ".join(differences(found, facts))
         )
-    return Pool(to_host(stored["tokens"]), facts)
+    return Pool(_noise_in(jax.tree.map(to_host, stored)), facts)
 
 
-def _make(run: Run, number: int, params: Params) -> np.ndarray:
+def _noise_in(rows: dict[str, Any]) -> dict[str, Any]:
+    """A pool's arrays as its batches have them."""
+    return rows | {"noise": Noise(**rows["noise"])} if "noise" in rows else rows
+
+
+def _make(run: Run, number: int, params: Params) -> dict[str, Any]:
+    """A pool's arrays as they are stored."""
     config = run.config.coupled
-    run.log(
-        f"  round {number}: {config.num_trajectories:,} trajectories of {config.calls_of(number)} calls each"
-    )
+    count, length = config.num_trajectories, run.config.data.length
+    what = "texts in hindsight of" if config.hindsight else "trajectories of"
+    run.log(f"  round {number}: {count:,} {what} {config.calls_of(number)} calls each")
     _, network = _teacher(run, number)
     student, teacher = _diffusion(run, run.coupled), _diffusion(run, network)
-    key, length = _noise_key(run, number), run.config.data.length
-    function = functools.partial(_ends, student, teacher, config.trajectory(number), length, key)
-    rows = np.arange(config.num_trajectories, dtype=np.int32)
-    tokens: np.ndarray = map_batches(function, params, rows, POOL_BATCH)
-    return tokens
+    key, sampler = _noise_key(run, number), config.trajectory(number)
+    index = np.arange(count, dtype=np.int32)
+    if not config.hindsight:
+        function = functools.partial(_ends, student, teacher, sampler, length, key)
+        return {"tokens": map_batches(function, params, index, POOL_BATCH)}
+    seed = purpose_seed(run.config.seed, "coupled.texts", number)
+    texts: np.ndarray = run.train_split.batch(seed, 0, count)
+    function = functools.partial(_inferred, student, teacher, sampler, length, key)
+    noise = map_batches(function, params, (index, texts), POOL_BATCH)
+    return {"tokens": texts, "noise": jax.tree.map(np.float32, noise)}
 
 
 @functools.partial(jax.jit, static_argnames=("student", "teacher", "config", "length"))
@@ -184,6 +227,24 @@ def _ends(
     del batch
     noise = noise_of(student, jax.vmap(jax.random.fold_in, (None, 0))(key, rows), length)
     return trajectory_end(teacher, params, noise, config)
+
+
+@functools.partial(jax.jit, static_argnames=("student", "teacher", "config", "length"))
+def _inferred(
+    student: MaskedDiffusion,
+    teacher: MaskedDiffusion,
+    config: SamplerConfig,
+    length: int,
+    key: Key,
+    params: Params,
+    batch: jax.Array,
+    rows: tuple[jax.Array, Tokens],
+) -> dict[str, Any]:
+    del batch
+    index, texts = rows
+    noise = noise_of(student, jax.vmap(jax.random.fold_in, (None, 0))(key, index), length)
+    found = vars(hindsight_noise(teacher, params, noise, texts, config))
+    return {name: numbers for name, numbers in found.items() if numbers is not None}
 
 
 def _teacher(run: Run, number: int) -> tuple[Path, Network]:
