@@ -206,7 +206,7 @@ def _make(run: Run, number: int, params: Params) -> dict[str, Any]:
     if not config.hindsight:
         function = functools.partial(_ends, student, teacher, sampler, length, key)
         return {"tokens": map_batches(function, params, index, POOL_BATCH)}
-    seed = purpose_seed(run.config.seed, "coupled.texts", number)
+    seed = purpose_seed(run.config.seed, "coupled.texts")
     texts: np.ndarray = run.train_split.batch(seed, 0, count)
     function = functools.partial(_inferred, student, teacher, sampler, length, key)
     noise = map_batches(function, params, (index, texts), POOL_BATCH)

@@ -146,16 +146,20 @@ def _step(
     distills, share = kind == "distill", MASKED_SHARE
     lora = {"distill": config.distill.lora, "teacher": config.teacher.lora}.get(kind, LoraConfig())
     tokens: Tree = _tokens(batch, denoiser.config, mesh)
+    teacher, context = denoiser, {}
     if kind == COUPLED:
         denoiser = CoupledDenoiser(config.coupled_denoiser(config.vocab_size))
         share = with_full(config.coupled.full_share)
         index = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
-        tokens = {"index": index, "tokens": tokens}
+        made = not config.coupled.num_trajectories  # by the step itself
+        texts = {} if made and not config.coupled.hindsight else {"tokens": tokens}
+        tokens = {"index": index} | texts
+        if made:
+            context = {"teacher_params": unbox(jax.eval_shape(teacher.init, jax.random.key(0)))}
     diffusion = MaskedDiffusion(denoiser, make_schedule(config.schedule))
     init = functools.partial(denoiser.init, jax.random.key(0))
     if lora.rank:
         init = functools.partial(init_adapters, denoiser, lora, jax.random.key(0))
-    context: Tree = {}
     if distills:
         student = jax.eval_shape(lambda: next_round(config.distill, Student(unbox(init())), 1))
         context = student.context
@@ -170,7 +174,10 @@ def _step(
     loss = arranged(loss_of, diffusion, Planned(config).sequences)
     if kind == COUPLED:
         key, length = jax.random.key(0), config.data.length
-        loss = coupled_loss(diffusion, diffusion, config.coupled, 1, key, length)
+        # Noise that is stored with its texts is read, and here drawn.
+        stage = config.coupled if made else dataclasses.replace(config.coupled, hindsight=False)
+        first = dataclasses.replace(diffusion, denoiser=teacher)
+        loss = coupled_loss(diffusion, first, stage, 1, key, length)
     base: Tree = {}
     if lora.rank:
         loss, base = lora_loss(loss, lora), _abstract_params(denoiser, mesh, lora)

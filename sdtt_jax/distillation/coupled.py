@@ -154,7 +154,8 @@ def hindsight_noise(
       config: calls, and how positions fall to them.
     """
     denoiser = teacher.denoiser
-    x_init = prior_sample(*tokens.shape, teacher.mask_id)
+    batch, length = tokens.shape
+    x_init = prior_sample(batch, length, teacher.mask_id)
     plan = plan_generation(teacher, jax.random.key(0), x_init, config, noise)
 
     def call(index: jax.Array, seen: Hidden) -> Hidden:

@@ -5,6 +5,8 @@ whose noise is drawn before its first network call is therefore a function of th
 by a network that is shown it.
 """
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -104,11 +106,12 @@ def noise_given(log_probs: LogProbs, tokens: jax.Array, noise: Noise) -> Noise:
       Noise of the same shape; its `order` is that of `noise`.
     """
     if noise.entry is None:
-        return noise.replace(token=_given(log_probs, tokens, noise.token))
+        return dataclasses.replace(noise, token=_given(log_probs, tokens, noise.token))
     blocks, block, entry = in_blocks(log_probs), tokens // BLOCK, tokens % BLOCK
     of_blocks = jax.nn.logsumexp(blocks, axis=-1)
     entries = jnp.take_along_axis(blocks, block[:, None, None], axis=-2)[:, 0]
-    return noise.replace(
+    return dataclasses.replace(
+        noise,
         token=_given(of_blocks, block, noise.token),
         entry=_given(jax.nn.log_softmax(entries), entry, noise.entry),
     )
