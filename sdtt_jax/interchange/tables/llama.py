@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.claims import Allowed, check_claims, claimed
-from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table
+from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table, shape_of
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
 
 # The sequences of a denoiser whose config allows very long ones.
@@ -224,10 +224,10 @@ def _config(
             f"{file} holds a network of the Llama family, of which its config.json counts the heads: put it "
             "beside the file."
         )
-    rows, embed = _shape(tensors, f"{prefix}{names.embed}.weight", file)
+    rows, embed = shape_of(tensors, f"{prefix}{names.embed}.weight", file, dims=2)
     gate = f"{prefix}{names.gate}.weight".replace(LAYER, "0")
     sizes: dict[str, Any] = {"vocab_size": rows, "embed_dim": embed}
-    sizes["mlp_dim"], _ = _shape(tensors, gate, file)
+    sizes["mlp_dim"], _ = shape_of(tensors, gate, file, dims=2)
     for field, theirs in names.fields.items():
         value = _number(stored, theirs)
         if value is not None:
@@ -331,15 +331,6 @@ def _number(stored: Stored, names: tuple[str, ...]) -> Any:
         return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
     return claimed(stored, names, is_number, "a number", None)
-
-
-def _shape(tensors: Mapping[str, Any], name: str, file: str) -> tuple[int, int]:
-    if name not in tensors:
-        raise CheckpointError(f"{file}: tensor {name} is missing; the file is incomplete.")
-    shape = tensors[name].shape
-    if len(shape) != 2:
-        raise CheckpointError(f"{file}: {name} has shape {list(shape)}; the file is damaged.")
-    return int(shape[0]), int(shape[1])
 
 
 def _layout(name: str, names: Names) -> Layout:
