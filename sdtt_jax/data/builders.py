@@ -66,7 +66,6 @@ def record_prefix(length: int, dtype: np.dtype) -> bytes:
     """What TFDS puts before the bytes of a sequence: the same for all sequences of a length and dtype."""
     builder = PackedTokens(tempfile.gettempdir(), length, dtype)  # where nothing is written
     row = np.zeros(length, dtype)
-    row = np.zeros(length, dtype)
     serialised: bytes = builder.info.features.serialize_example({"tokens": row})
     return serialised[: -row.nbytes]
 
@@ -169,8 +168,3 @@ def decoded_by_tfds(
     info = tfds.builder_from_directory(os.fspath(folder)).info
     decoded: Any = info.features.deserialize_example_np(record)
     return int(info.splits[split].num_examples), decoded["tokens"]
-
-
-def open_source(folder: str | os.PathLike[str], split: str) -> Any:
-    """Random access to a written split: `len`, `[index]`, `__getitems__(indices)`."""
-    return tfds.builder_from_directory(os.fspath(folder)).as_data_source(split)

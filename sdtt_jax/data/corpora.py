@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -297,6 +297,21 @@ class Recipe(NamedTuple):
             for row in _read(piece, part.split, self.fields):
                 yield self._cleaned(row, detokenize, normalize) if isinstance(row, str) else row
 
+    def texts(self, parts: Iterable[Part]) -> Iterator[str]:
+        """The documents of some parts, in order: all rows but bad ones and those of which nothing is left.
+
+        Raises:
+          BadInputError: at the first bad row beyond `skip_bad`.
+        """
+        bad = 0
+        for part in parts:
+            for row in self.rows(part):
+                if isinstance(row, BadInputError):
+                    bad += 1
+                    refuse_bad(row, bad, self.skip_bad)
+                elif row:
+                    yield row
+
     def _cleaned(
         self, raw: str, detokenize: Callable[[str], str], normalize: Callable[[str], str]
     ) -> str:
@@ -351,16 +366,11 @@ def documents(
       ConfigError: no such corpus or split, or no such file in `folder`.
       DataError: the text is nowhere, or a file is empty, damaged, not UTF-8, or lacks the text field.
     """
-    how, bad, empty = recipe(config), 0, True
-    corpus = find_corpus(config.corpus)
-    for part in corpus.parts(split, None if folder is None else as_path(folder)):
-        for row in how.rows(part):
-            if isinstance(row, BadInputError):
-                bad += 1
-                refuse_bad(row, bad, config.skip_bad)
-            elif row:
-                empty = False
-                yield row
+    parts = find_corpus(config.corpus).parts(split, None if folder is None else as_path(folder))
+    empty = True
+    for text in recipe(config).texts(parts):
+        empty = False
+        yield text
     if empty:
         raise no_text(config)
 

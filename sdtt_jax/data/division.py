@@ -19,9 +19,8 @@ from sdtt_jax.data.corpora import (
     find_corpus,
     no_text,
     recipe,
-    refuse_bad,
 )
-from sdtt_jax.data.reading import BadInputError, Part
+from sdtt_jax.data.reading import Part
 from sdtt_jax.errors import DataError
 
 # Below this number of different documents, whole documents are too coarse a unit to hold out.
@@ -99,19 +98,13 @@ def first_rule(config: DataConfig, parts: Iterable[Part]) -> Rule:
     """
     divided = find_corpus(config.corpus).held_out is not None
     rule = Rule("tails", fraction=config.validation_fraction)
-    how, bad = recipe(config), 0
     seen: set[int] = set()
     splits: set[str] = set()
-    for part in parts:
-        for row in how.rows(part):
-            if isinstance(row, BadInputError):
-                bad += 1
-                refuse_bad(row, bad, config.skip_bad)
-            elif row:
-                seen.add(digest(row))
-                splits |= {split for split, _ in rule.cut(row, TRAIN)}
-                if divided or len(seen) >= FEWEST_DOCUMENTS:
-                    return Rule("own")
+    for text in recipe(config).texts(parts):
+        seen.add(digest(text))
+        splits |= {split for split, _ in rule.cut(text, TRAIN)}
+        if divided or len(seen) >= FEWEST_DOCUMENTS:
+            return Rule("own")
     if not seen:
         raise no_text(config)
     for split in SPLITS:

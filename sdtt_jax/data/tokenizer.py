@@ -116,13 +116,13 @@ class Tokenizer(abc.ABC):
                 texts[-1] += mask * len(list(run))
         return separator.join(texts if texts[-1] else texts[:-1])
 
-    def pieces(self, ids: Iterable[int], *, mask: str = MASK_PIECE) -> list[str]:
+    def pieces(self, ids: Iterable[int]) -> list[str]:
         """The text of each id on its own, as long as `ids`: what an animation shows.
 
-        BOS and EOS are `""`; MASK and ids out of range are `mask`. Joined, the pieces read like
+        BOS and EOS are `""`; MASK and ids out of range are `MASK_PIECE`. Joined, the pieces read like
         `decode`, except that a character spelled by several byte tokens shows as U+FFFD.
         """
-        read = {"end": lambda _: "", "text": self._piece, "mask": lambda _: mask}
+        read = {"end": lambda _: "", "text": self._piece, "mask": lambda _: MASK_PIECE}
         return [read[self._kind(token)](token) for token in map(int, ids)]
 
     def _kind(self, token: int) -> str:

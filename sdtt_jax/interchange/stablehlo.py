@@ -45,10 +45,8 @@ for row in np.asarray(sampler.call(load_file(folder / "params.safetensors"), key
 '''.replace("MAX_SEED", str(MAX_SEED))
 
 
-def exported_sampler(
-    model: Model, config: SamplerConfig, batch_size: int, platforms: tuple[str, ...] = PLATFORMS
-) -> export.Exported:
-    """The sampler for one batch size and number of steps, lowered for several platforms at once.
+def exported_sampler(model: Model, config: SamplerConfig, batch_size: int) -> export.Exported:
+    """The sampler for one batch size and number of steps, lowered for all of `PLATFORMS` at once.
 
     It is called with the parameters by path (`{"blocks/mlp/up/kernel": …}`), the key's data `[2]` uint32 of
     a threefry key, and `x_init: [batch_size, L]` int32, and returns the texts `[batch_size, L]` int32.
@@ -57,14 +55,13 @@ def exported_sampler(
       model: a denoiser.
       config: of the sampler.
       batch_size: texts at once.
-      platforms: on which it is to run.
     """
     positive(batch_size=batch_size)
     sampler = functools.partial(_sample, model.diffusion, config)
     params = jax.eval_shape(flat_leaves, model.params)
     key_data = jax.ShapeDtypeStruct((2,), np.uint32)
     x_init = jax.ShapeDtypeStruct((batch_size, model.config.length), np.int32)
-    return export.export(jax.jit(sampler), platforms=platforms)(params, key_data, x_init)
+    return export.export(jax.jit(sampler), platforms=PLATFORMS)(params, key_data, x_init)
 
 
 def export_stablehlo(

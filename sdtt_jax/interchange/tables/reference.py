@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.claims import TANH_GELU, Allowed, check_claims, claimed
+from sdtt_jax.interchange.claims import COUNT, FLAG, TANH_GELU, Allowed, check_claims, claimed
 from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table, shape_of
 from sdtt_jax.networks import kinds
 from sdtt_jax.networks.attention.rotary import ROTARY_BASE
@@ -153,13 +153,7 @@ def _denoiser_config(
     sizes = _sizes(tensors, prefix, file)
     sizes["cond_dim"] = shape_of(tensors, prefix + TIME_EMBEDDING, file)[0]
     # Published models do not say, and do not get sigma.
-    sizes["time_conditioned"] = claimed(
-        stored,
-        NAMES["time_conditioned"],
-        lambda value: isinstance(value, bool),
-        "true or false",
-        False,
-    )
+    sizes["time_conditioned"] = claimed(stored, NAMES["time_conditioned"], FLAG, default=False)
     return _config(DenoiserConfig, sizes, stored, file, "a masked denoiser", DENOISER_CLAIMS)
 
 
@@ -173,13 +167,7 @@ def _causal_config(
 def _config(
     cls: Any, sizes: dict[str, Any], stored: Stored, file: str, what: str, kind: Allowed
 ) -> Any:
-    length = claimed(
-        stored,
-        NAMES["length"],
-        lambda value: type(value) is int and value > 0,
-        "a positive whole number",
-        PUBLISHED_LENGTH,
-    )
+    length = claimed(stored, NAMES["length"], COUNT, PUBLISHED_LENGTH)
     sizes = sizes | {"length": length}
     rows, width = sizes["vocab_size"], sizes["mlp_ratio"] * sizes["embed_dim"]
     ours: dict[str, tuple[Any, ...]] = {
