@@ -28,7 +28,6 @@ from sdtt_jax.data.division import (
 from sdtt_jax.data.engines import Engine, in_process
 from sdtt_jax.data.reading import PART_BYTES, BadInputError, Part
 from sdtt_jax.data.tasks import ReadPart, Store, written
-from sdtt_jax.paths import as_path
 
 # Wraps the items of a pass to report its progress: its purpose, the bytes or characters of all items (0:
 # unknown), and a function that says those of one.
@@ -130,20 +129,6 @@ def start_reading(
     return Reading(
         config, parts, rule, work, functools.partial(run_tasks, engine=engine, track=track)
     )
-
-
-def divide(config: DataConfig, folder: str | Path) -> Callable[[str], Iterator[str]]:
-    """Divides a corpus: returns `documents_of(split)`, which starts a pass over a split of a preparation.
-
-    Args:
-      config: names the corpus, and how much of it is held out.
-      folder: an empty one, for the index of its documents.
-
-    Raises:
-      ConfigError: there is no such corpus.
-      DataError: it cannot be read, or is so small that one of the splits would be empty.
-    """
-    return ingest(start_reading(config, as_path(folder)), None).texts
 
 
 def run_tasks(tasks: Sequence[Any], purpose: str, *, engine: Engine[Any], track: Track) -> None:

@@ -13,9 +13,11 @@ import numpy as np
 from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, files_read, find_corpus, recipe
 from sdtt_jax.data.ingest import Ingested, Reading, ingest
 from sdtt_jax.data.loader import Shard
-from sdtt_jax.data.tasks import NAMED_OF_A_KIND, Packing, WriteShard
+from sdtt_jax.data.packing import chunk_length
+from sdtt_jax.data.tasks import NAMED_OF_A_KIND, WriteShard
 from sdtt_jax.data.tokenizer import Tokenizer
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.ops.packed import Sequences
 from sdtt_jax.paths import as_path, read_json, write_json
 
 MANIFEST_FILE = "manifest.json"
@@ -64,12 +66,13 @@ def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
     division = ingest(read, (read.work / TOKENIZER, dtype))
     totals = division.totals()
-    packing = Packing(config.length, config.wrap, tokenizer.bos_id, tokenizer.eos_id)
+    bos_id, eos_id = tokenizer.bos_id, tokenizer.eos_id
+    sequences = Sequences(config.sequences, bos_id, eos_id, config.wrap)
     prefix = builders.record_prefix(config.length, dtype)
     tasks: list[WriteShard] = []
     lengths: dict[str, list[int]] = {}
     for side, split in enumerate(SPLITS):
-        records = totals[split]["tokens"] // packing.stride
+        records = totals[split]["tokens"] // chunk_length(config.length, sequences)
         if not records:
             raise ConfigError(
                 f"data.length {config.length} is longer than the whole {split} split of "
@@ -91,7 +94,8 @@ def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str
                     stop,
                     ends,
                     division.store,
-                    packing,
+                    config.length,
+                    sequences,
                     prefix,
                     builders.group_size(records),
                 )
@@ -103,8 +107,8 @@ def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str
     info = DataInfo(
         vocab_size=tokenizer.vocab_size,
         length=config.length,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
+        bos_id=bos_id,
+        eos_id=eos_id,
         num_train=sum(lengths[TRAIN]),
         num_validation=sum(lengths[VALIDATION]),
         num_documents=train["documents"] + validation["documents"],

@@ -16,7 +16,7 @@ import numpy as np
 
 from sdtt_jax.data.corpora import SPLITS, Recipe, refuse_bad
 from sdtt_jax.data.division import DOCUMENT, Index, Rule, digest, split_number
-from sdtt_jax.data.packing import cut, encode_documents, fitted
+from sdtt_jax.data.packing import chunk_length, cut, encode_documents, fitted
 from sdtt_jax.data.reading import BadInputError, Part
 from sdtt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sdtt_jax.errors import DataError
@@ -170,20 +170,6 @@ def _tokenizer(folder: str) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-class Packing(NamedTuple):
-    """How a stream of tokens becomes sequences; as `packing.cut` has it."""
-
-    length: int
-    wrap: bool
-    bos_id: int
-    eos_id: int
-
-    @property
-    def stride(self) -> int:
-        """Tokens of the stream in a sequence."""
-        return self.length - 2 if self.wrap else self.length
-
-
 class WriteShard(NamedTuple):
     """Writes a shard of sequences.
 
@@ -194,7 +180,7 @@ class WriteShard(NamedTuple):
       first, last: its sequences, counted in the split, the last one excluded.
       ends: of every part of the corpus, the tokens of the split up to its end.
       store: of the tokens.
-      packing: of the sequences.
+      length, sequences: as for `packing.cut`.
       prefix: that TFDS puts before each.
       group: as `builders.write_shard` takes it.
     """
@@ -206,13 +192,14 @@ class WriteShard(NamedTuple):
     last: int
     ends: tuple[int, ...]
     store: Store
-    packing: Packing
+    length: int
+    sequences: Sequences
     prefix: bytes
     group: int
 
     @property
     def bytes(self) -> int:
-        row = self.packing.length * np.dtype(self.store.dtype).itemsize
+        row = self.length * np.dtype(self.store.dtype).itemsize
         return (self.last - self.first) * row
 
     @property
@@ -230,11 +217,11 @@ class WriteShard(NamedTuple):
 
     def rows(self) -> Iterator[np.ndarray]:
         """Its sequences `[length]`, of the store's dtype."""
-        stride = self.packing.stride
+        stride = chunk_length(self.length, self.sequences)
         stream = split_stream(
             self.store, self.split, self.ends, self.first * stride, self.last * stride
         )
-        return cut(stream, **self.packing._asdict())
+        return cut(stream, self.length, self.sequences)
 
 
 def split_stream(

@@ -50,13 +50,7 @@ def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
         kind = model.facts.get("sequences", "packed")
         sequences = Sequences(kind, tokenizer.bos_id, tokenizer.eos_id, settings.wrap)
         ids = encode_documents(tokenizer, _documents(subject, tokenizer))
-        packed = pack(
-            fitted(ids, length, sequences),
-            length=length,
-            wrap=settings.wrap,
-            bos_id=tokenizer.bos_id,
-            eos_id=tokenizer.eos_id,
-        )
+        packed = pack(fitted(ids, length, sequences), length, sequences)
         rows = list(itertools.islice(packed, limit))
         if not rows:
             raise DataError(
