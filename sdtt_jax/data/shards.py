@@ -1,4 +1,4 @@
-"""The last step of a preparation: shards of sequences from the tokens of a corpus, info and manifest."""
+"""The last step of a preparation: writes shards of sequences, their info and the manifest."""
 
 import collections
 import dataclasses
@@ -34,13 +34,12 @@ class DataInfo:
       length: tokens in a sequence.
       bos_id, eos_id: the ids that packing sets.
       num_train, num_validation: sequences.
-      num_documents: documents of both splits; one that gives its tail counts in both.
+      num_documents: documents of both splits; one whose tail is held out counts in both.
       num_characters: characters of both splits, after normalisation.
       characters_per_token: in the train split, EOS included.
       fingerprint: SHA-256 over all sequences, in order; equal fingerprints, equal batches.
-      files: how many files of how many the text was read from; "" if from no folder of the user's.
-      num_unknown: tokens of all documents, copies that were left out too, that stand for what the vocabulary
-        cannot spell.
+      files: "3 of 5 files", with what was not read, if the text is a folder of the user's; else "".
+      num_unknown: unk tokens in all documents, duplicates included.
     """
 
     vocab_size: int
@@ -58,7 +57,16 @@ class DataInfo:
 
 
 def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str, Any]:
-    """Writes the shards, what TFDS needs to read them, and the manifest; returns what the info says."""
+    """Writes the shards, the metadata of TFDS and the manifest.
+
+    Args:
+      read: the corpus.
+      tokenizer: of its sequences.
+      partial: the data folder, under construction.
+
+    Returns:
+      The content of `info.json`, but for the configs.
+    """
     from sdtt_jax.data import builders  # imports TFDS, which takes half a second
 
     config = read.config
@@ -150,7 +158,7 @@ def _manifest(
     lengths: dict[str, list[int]],
     shards: dict[str, str],
 ) -> dict[str, Any]:
-    """What was read, what each filter took away, and what was written."""
+    """The manifest: what was read, what each filter removed, and what was written."""
     config, parts = division.read.config, division.read.parts
     corpus, how = find_corpus(config.corpus), recipe(config)
     counts = collections.Counter[str]()
