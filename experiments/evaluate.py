@@ -30,15 +30,15 @@ from experiments.cli.fields import (
     given_flags,
     show_in_help,
 )
-from experiments.stages.mirror import local_root
+from experiments.stages.mirror import own_data
 from sdtt_jax.config import choose, require
-from sdtt_jax.data.loader import INFO_FILE
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.record import FOLDER, Record, own_path
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject, load_subject
 from sdtt_jax.evaluation.suites import SUITES
 from sdtt_jax.evaluation.texts import held_out_name
+from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import as_path
@@ -90,13 +90,6 @@ def evaluate(subject: Subject, suites: Sequence[str], path: Path) -> None:
     log(f"written to {record.path}")
 
 
-def own_data(subject: Subject) -> Path | None:
-    """The prepared data of the model's run, or its local copy if the run is in a bucket."""
-    root = subject.model.run_folder
-    data = None if root is None else local_root(root) / "data"
-    return data if data is not None and (data / INFO_FILE).is_file() else None
-
-
 def update_report(path: Path) -> None:
     """Writes the report of a run again, if it has one and `path` is among what its report shows."""
     report = path.parent.parent / "report.html"
@@ -118,6 +111,10 @@ def main(argv: Sequence[str]) -> None:
     for name, field in (("judge", "texts"), ("lambada", "task_file")):
         together = (name in suites) == bool(getattr(settings, field))
         require(together, f"--suite={name} and --{field} go together.")
+    require(
+        bool(_OUTPUT.value) or not settings.varied,
+        "--output is missing: with --early_exit or --neighbours results are not the run's; name a JSON file.",
+    )
     join_processes()
     subject = load_subject(
         settings,
@@ -127,7 +124,9 @@ def main(argv: Sequence[str]) -> None:
         chosen_mesh(),
         given_flags(),
     )
-    subject = dataclasses.replace(subject, data=own_data(subject))
+    data = own_data(subject.model)
+    model = variant(subject.model, settings, data)
+    subject = dataclasses.replace(subject, model=model, data=data)
     if _HELPER.value:
         helper = load(_HELPER.value, mesh=chosen_mesh())
         subject = dataclasses.replace(subject, helper=helper)

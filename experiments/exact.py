@@ -20,6 +20,11 @@ and entropy at each of --calls; all but SDTT's optimum are trained:
 
   python -m experiments.exact --distillers=sdtt,coupled --train --calls=1,2,4 --output=runs/exact
 
+With --matched, teacher, rounds and students are also measured at the temperature at which their samples
+have the chain's entropy:
+
+  python -m experiments.exact --matched=joint --calls=2,4,8,16 --output=runs/exact
+
 With --decoders, the exact law of every decoder that is named (separated by spaces), of the true denoiser:
 
   python -m experiments.exact --decoders="confidence remdm:eta=0.1" --calls=2,4,8 --output=runs/exact
@@ -30,9 +35,10 @@ step size of each round.
 """
 
 import dataclasses
+import functools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -46,12 +52,13 @@ from sdtt_jax.laboratory.coupled import CoupledStudentConfig
 from sdtt_jax.laboratory.decoders import decoder_measures, enumerable
 from sdtt_jax.laboratory.distillers import DISTILLERS, Asked, measure_distillers
 from sdtt_jax.laboratory.floor import find_floor
+from sdtt_jax.laboratory.matched import ENTROPIES, matched_measures
 from sdtt_jax.laboratory.optimum import OPTIMA
 from sdtt_jax.laboratory.others import OthersConfig, make_bench
 from sdtt_jax.laboratory.record import Record, Truth, closed_form, train_beside
 from sdtt_jax.laboratory.search import SearchConfig
 from sdtt_jax.laboratory.student import StudentConfig
-from sdtt_jax.laboratory.world import World, load_world, sticky_world
+from sdtt_jax.laboratory.world import Array, World, load_world, sticky_world
 from sdtt_jax.paths import as_path, write_json
 from sdtt_jax.progress import make_progress
 from sdtt_jax.reporting.picture import write_exact
@@ -131,14 +138,31 @@ def measures_table(record: Record, calls: Sequence[int]) -> Table:
       calls: of the sampler; what was not measured at one of them has no row there.
     """
     entropy = f"entropy per token; the chain's is {record['data_entropy']:.3f}"
-    table = Table(title=f"{record['world']['name']}, nats ({entropy})")
+    title = f"{record['world']['name']}, nats ({entropy})"
+    return _table(title, COLUMNS, {n: _measured(record, n) for n in map(str, calls)})
+
+
+def matched_table(record: Record, calls: Sequence[int]) -> Table:
+    """A section for each number of calls, of what --matched measures: teacher, every round, students."""
+    name, entropy = record["world"]["name"], record["matched"]
+    title = (
+        f"{name}, nats, at the chain's {entropy} entropy (* the nearest that a temperature gets)"
+    )
+    columns = {"temperature": "temperature", **COLUMNS}
+    return _table(title, columns, {n: _matched(record, n) for n in map(str, calls)})
+
+
+def _table(
+    title: str, columns: dict[str, str], rows: dict[str, Iterator[tuple[str, Record]]]
+) -> Table:
+    table = Table(title=title)
     table.add_column("calls", justify="right")
     table.add_column("samples of")
-    for heading in COLUMNS.values():
+    for heading in columns.values():
         table.add_column(heading, justify="right")
-    for n in map(str, calls):
-        for index, (name, measures) in enumerate(_measured(record, n)):
-            values = (_number(measures[column]) for column in COLUMNS)
+    for n, measured in rows.items():
+        for index, (name, measures) in enumerate(measured):
+            values = (_number(measures[column]) for column in columns)
             table.add_row("" if index else n, name, *values)
         table.add_section()
     return table
@@ -155,7 +179,7 @@ def _measured(record: Record, n: str) -> Iterator[tuple[str, Record]]:
             f"SDTT {divergence}, round {len(rounds)}": rounds[-1]["steps"]
             for divergence, rounds in record["rounds"].items()
         },
-        **record.get("distillers", {}),
+        **_distillers(record, matched=False),
     }
     yield from ((name, by_calls[n]) for name, by_calls in found.items() if n in by_calls)
     for mode, by_calls in record.get("decoders", {}).items():
@@ -166,6 +190,31 @@ def _measured(record: Record, n: str) -> Iterator[tuple[str, Record]]:
     for size, by_calls in record.get("mixtures", {}).items():
         for objective, measures in by_calls.get(n, {}).items():
             yield f"mixture of {size}, best {objective}", measures
+
+
+def _matched(record: Record, n: str) -> Iterator[tuple[str, Record]]:
+    found = {"teacher": record["teacher"]["matched"]}
+    for divergence, rounds in record["rounds"].items():
+        for entry in rounds:
+            name = f"SDTT {divergence}, round {entry['round']}"
+            found[name] = entry["matched"]
+            if "trained" in entry:
+                found[f"{name}, trained"] = entry["trained"]["matched"]
+    for name, by_calls in (found | _distillers(record, matched=True)).items():
+        yield name + ("" if by_calls[n]["reached"] else " *"), by_calls[n]
+
+
+def _distillers(record: Record, *, matched: bool) -> Record:
+    found = record.get("distillers", {})
+    return {name: found[name] for name in found if name.endswith("-matched") == matched}
+
+
+def add_matched(
+    entries: Sequence[Record], tables: Sequence[Array], measure: Callable[..., Record]
+) -> None:
+    """Adds to entries of the record, each of a table of predictions, what it is at the chain's entropy."""
+    for entry, table in zip(entries, tables, strict=True):
+        entry["matched"] = measure([table])
 
 
 def main(argv: Sequence[str]) -> None:
@@ -191,6 +240,12 @@ def main(argv: Sequence[str]) -> None:
     )
     truth = Truth.of(world)
     record, optima = closed_form(truth, divergences, dts, _print)
+    measure = functools.partial(matched_measures, truth, calls=calls, entropy=values.matched)
+    if values.matched:
+        record["matched"] = values.matched
+        add_matched([record["teacher"]], [truth.teacher], measure)
+        for divergence, tables in optima.items():
+            add_matched(record["rounds"][divergence], tables, measure)
     paths = write(record, as_path(values.output))
     if values.floor:
         starts = {divergence: rounds[-1] for divergence, rounds in optima.items()}
@@ -204,10 +259,14 @@ def main(argv: Sequence[str]) -> None:
         try:
             # Distillers that are named are all that is trained.
             if values.train and not distillers:
-                train_beside(truth, record, optima, config, make_progress, _print)
+                trained = train_beside(truth, record, optima, config, make_progress, _print)
+                for divergence, tables in trained.items() if values.matched else ():
+                    entries = [entry["trained"] for entry in record["rounds"][divergence]]
+                    add_matched(entries, tables, measure)
             if distillers:
                 bench = make_bench(truth, calls, coupled, others, make_progress)
-                asked = Asked(truth, optima[divergences[0]], calls, coupled, make_progress, bench)
+                last = optima[divergences[0]]
+                asked = Asked(truth, last, calls, coupled, make_progress, bench, values.matched)
                 began = time.monotonic()
                 record["distillers"] = measure_distillers(distillers, asked)
                 seconds = time.monotonic() - began
@@ -220,7 +279,10 @@ def main(argv: Sequence[str]) -> None:
                 "command to train again from the start."
             ) from stop
         paths = write(record, as_path(values.output))
-    Console(width=None if sys.stdout.isatty() else _WIDTH).print(measures_table(record, calls))
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    console.print(measures_table(record, calls))
+    if values.matched:
+        console.print(matched_table(record, calls))
     _print("\n".join(str(path) for path in paths))
 
 
@@ -244,6 +306,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_boolean(
         "floor", False, "Also search for the best factorised students there can be."
+    )
+    flags.DEFINE_enum(
+        "matched", None, ENTROPIES, "Also measure at the chain's entropy, the joint one or in-text."
     )
     flags.DEFINE_spaceseplist(
         "decoders",

@@ -33,10 +33,12 @@ from experiments.cli.fields import (
     show_in_help,
 )
 from experiments.cli.watch import watch
+from experiments.stages.mirror import own_data
 from sdtt_jax.config import positive, require
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import Sampling
+from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load, load_denoiser
 from sdtt_jax.keys import seed_key
 from sdtt_jax.model.batches import Written
@@ -87,6 +89,7 @@ def main(argv: Sequence[str]) -> None:
         mesh=chosen_mesh(),
         **given_flags(length=_LENGTH.value),
     )
+    model = variant(model, sampling, own_data(model))
     x_init = processes.to_host(
         model.prior(
             _NUM_SAMPLES.value, _texts(_PROMPT.value), _texts(_INFILL.value), _NUM_TOKENS.value

@@ -96,6 +96,13 @@ class JudgeConfig:
     checkpoint: str = ""
     model: CausalConfig = CausalConfig()  # of one that is trained
     train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512)  # steps, batch, optimizer
+    # n: also train a model of the same size on every n-th token, DIR/skeleton, the helper of mode=skeleton;
+    # 0: none.
+    skeleton: int = 0
+
+    def __post_init__(self) -> None:
+        whole(0, self, "skeleton")
+        require(self.skeleton != 1, "judge.skeleton=1 is the judge itself; take 2 or more, or 0.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,6 +301,11 @@ class RunConfig:
             or self.teacher.lora == self.distill.lora,
             "teacher.lora and distill.lora differ: students go on with the teacher's adapters, so set them "
             "alike, or distill.lora.rank=0 to train all parameters of the merged teacher.",
+        )
+        every = self.judge.skeleton
+        require(
+            not every or (kind == "packed" and every <= self.data.length),
+            f"judge.skeleton={every} is for data.sequences='packed' of at least as many tokens; set it to 0.",
         )
         seeing = [name for name in self.distillers if name in (COUPLED, "mixture", "mmd")]
         require(

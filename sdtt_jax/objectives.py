@@ -137,17 +137,21 @@ def open_share(step: int, annealing: int) -> float:
     return min(step / annealing, 1.0) if annealing else 1.0
 
 
-def judge_loss(network: CausalNetwork, bos_id: int, sequences: Sequences | None = None) -> LossFn:
+def judge_loss(
+    network: CausalNetwork, bos_id: int, sequences: Sequences | None = None, every: int = 1
+) -> LossFn:
     """Next-token negative log-likelihood in nats per token.
 
     Args:
       network: the causal network to train.
       bos_id: what stands before the first token of every text.
       sequences: how the batches were packed; None: each is one text.
+      every: n, of which a text's tokens 0, n, 2 n, … are learnt and the others left out.
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
         del context, key
+        batch = batch if every == 1 else batch[:, ::every]
         arrangement = arrange(batch, sequences)
         total = causal_loss(network, params, batch, bos_id, arrangement)
         free = None if arrangement is None else arrangement.free

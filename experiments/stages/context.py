@@ -179,6 +179,12 @@ class Run:
             return network
         return CausalNetwork(self.config.causal(self.info.vocab_size))
 
+    @functools.cached_property
+    def skeleton(self) -> CausalNetwork:
+        """The network of every n-th token."""
+        sizes, every = self.config.causal(self.info.vocab_size), self.config.judge.skeleton
+        return CausalNetwork(dataclasses.replace(sizes, length=-(-sizes.length // every)))
+
     def deliver(self, folder: Path, network: Network, params: Params, **facts: Any) -> None:
         """Writes what a stage delivers, with the facts that loading it needs.
 

@@ -84,7 +84,7 @@ class TrainingJob:
     """One training of a run: a stage, or a round of distillation."""
 
     run: Run  # what it is a part of
-    # stage, round: `teacher` 0, `judge` 0, `distill` 1, 2, …, or another distiller's name 1, 2, …
+    # stage, round: `teacher`, `judge` and `skeleton` 0, `distill` or another distiller's name 1, 2, …
     stage: str
     round: int
     config: TrainConfig  # steps, batch, optimizer
@@ -106,9 +106,8 @@ class TrainingJob:
     def folder(self) -> Path:
         """Where its checkpoints are."""
         workdir = self.run.workdir
-        folders = {"teacher": workdir.teacher, "judge": workdir.judge}
         if not self.round:
-            return folders[self.stage]
+            return workdir.root / self.stage
         return workdir.round(self.round, SDTT if self.stage == "distill" else self.stage)
 
     @property

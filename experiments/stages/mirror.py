@@ -12,7 +12,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from sdtt_jax.data.loader import INFO_FILE
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.model.base import Loaded
 from sdtt_jax.paths import as_path, home, is_remote
 
 CACHE = "SDTT_JAX_CACHE"
@@ -33,6 +35,13 @@ def local_root(root: Path) -> Path:
             f"There is no home directory for a local copy of {root}; set ${CACHE} to a folder."
         )
     return as_path(cache) / hashlib.sha256(os.fspath(root).encode()).hexdigest()[:16]
+
+
+def own_data(model: Loaded) -> Path | None:
+    """The prepared data of the model's run, or its local copy if the run is in a bucket; None for none."""
+    root = model.run_folder
+    data = None if root is None else local_root(root) / "data"
+    return data if data is not None and (data / INFO_FILE).is_file() else None
 
 
 def upload(local: Path, remote: Path, last: str) -> None:

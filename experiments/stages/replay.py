@@ -10,12 +10,13 @@ from experiments.stages.job import TrainingJob
 from experiments.stages.training import DISTILLERS, training_job
 from sdtt_jax.checkpoints.digests import leaf_digests
 from sdtt_jax.checkpoints.store import Checkpoints
+from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.parallel.placement import place_whole
 from sdtt_jax.training.state import TrainState
 from sdtt_jax.trees import flat_leaves
 
-NAME = re.compile(r"(teacher|judge|([a-z]+)/(\d+))(?:@(\d+))?")
+NAME = re.compile(r"(teacher|judge|skeleton|([a-z]+)/(\d+))(?:@(\d+))?")
 
 
 class ReplayError(UserError):
@@ -27,9 +28,9 @@ def replay(run: Run, name: str) -> None:
 
     Args:
       run: whose stage has started.
-      name: `teacher`, `judge`, `distill/ROUND`, or of another distiller `coupled/ROUND`, …; with `@STEP` for
-        one other than the one after the latest checkpoint; the steps between the checkpoint before it and
-        that one are taken too.
+      name: `teacher`, `judge`, `skeleton`, `distill/ROUND`, or of another distiller `coupled/ROUND`, …; with
+        `@STEP` for one other than the one after the latest checkpoint; the steps between the checkpoint
+        before it and that one are taken too.
 
     Raises:
       ConfigError: no such stage, round or step.
@@ -70,6 +71,10 @@ def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
         raise ConfigError(
             f"--replay={name} names no training; give teacher, judge, {known}, and @STEP after it."
         )
+    require(
+        match[1] != "skeleton" or run.config.judge.skeleton > 0,
+        "--replay=skeleton: the run trains none; config.judge.skeleton is 0.",
+    )
     number = int(match[3] or 0)
     rounds = stages[match[2]].rounds(run.config) if match[2] else 0
     if match[2] is not None and not 1 <= number <= rounds:

@@ -68,7 +68,7 @@ STAGES = (
         "judge",
         "training the causal model, baseline and judge",
         training.train_judge,
-        lambda run: is_delivered(run.workdir.judge),
+        training.is_judged,
     ),
     Stage("distill", "fewer steps, round by round", training.distill, training.is_distilled),
     Stage(

@@ -53,9 +53,12 @@ def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
         if run.base is not None:
             return _from_base(run, loss)
         return _from_scratch(run, stage, run.denoiser, loss, run.config.teacher.train)
-    if stage == "judge":
-        loss = judge_loss(run.judge, run.tokenizer.bos_id, run.sequences)
-        return _from_scratch(run, stage, run.judge, loss, run.config.judge.train)
+    if stage in ("judge", "skeleton"):
+        network, every = run.judge, 1
+        if stage == "skeleton":
+            network, every = run.skeleton, run.config.judge.skeleton
+        loss = judge_loss(network, run.tokenizer.bos_id, run.sequences, every)
+        return _from_scratch(run, stage, network, loss, run.config.judge.train)
     distiller = next(d for d in DISTILLERS.values() if d.stage == stage)
     return distiller.job(run, number, distiller.steps(run)(number))
 
@@ -74,12 +77,24 @@ def train_teacher(run: Run) -> None:
 
 
 def train_judge(run: Run) -> None:
-    """Trains the causal model that is baseline and judge."""
-    if run.config.judge.checkpoint:
+    """Trains the causal model that is baseline and judge, and the one that plans every n-th token."""
+    if is_delivered(run.workdir.judge):
+        run.log("  judge: finished before")
+    elif run.config.judge.checkpoint:
         _adopt_judge(run, run.config.judge.checkpoint)
-        return
-    state = _fit(training_job(run, "judge"))
-    run.deliver(run.workdir.judge, run.judge, averaged(state), stage="judge")
+    else:
+        state = _fit(training_job(run, "judge"))
+        run.deliver(run.workdir.judge, run.judge, averaged(state), stage="judge")
+    if every := run.config.judge.skeleton:
+        state = _fit(training_job(run, "skeleton"))
+        facts = {"stage": "skeleton", "every": every}
+        run.deliver(run.workdir.skeleton, run.skeleton, averaged(state), **facts)
+
+
+def is_judged(run: Run) -> bool:
+    """Whether the stage "judge" has delivered all that it trains."""
+    last = run.workdir.skeleton if run.config.judge.skeleton else run.workdir.judge
+    return is_delivered(run.workdir.judge) and is_delivered(last)
 
 
 def distill(run: Run) -> None:

@@ -41,6 +41,7 @@ class Workdir:
       config: what the run was begun with.
       data, tokenizer: the prepared data and their vocabulary.
       teacher, judge: the checkpoints of these stages.
+      skeleton: those of the judge's like of every n-th token, if the config asks for it.
       base: the frozen parameters beside which a teacher's adapters stand.
       metrics, rejected: a line for each logged step, and for each update that was rejected.
       results, samples: what was measured, and texts to look at.
@@ -52,7 +53,7 @@ class Workdir:
         self.config = root / "config.json"
         self.data, self.tokenizer = root / "data", root / "tokenizer"
         self.teacher, self.judge = root / "teacher", root / "judge"
-        self.base = root / "base"
+        self.skeleton, self.base = root / "skeleton", root / "base"
         self.metrics, self.rejected = root / "metrics.jsonl", root / "rejected.jsonl"
         self.results, self.samples = root / "results.json", root / "samples.json"
         self.timing, self.report = root / "timing.json", root / "report.html"

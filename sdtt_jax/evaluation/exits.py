@@ -25,6 +25,8 @@ from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.exiting import layer_by_layer
 from sdtt_jax.ops.rows import Chunks, map_selected
 
+# The file beside a checkpoint's parameters: thresholds by bound.
+EXITS = "exits.json"
 # From never to nearly always. They are fixed before any text is seen, as the test asks.
 THRESHOLDS = (1.01, *(1 - np.geomspace(1e-4, 0.5, 60)).tolist())
 CHUNKS = Chunks(scope="exit_rows", parts=4)
@@ -36,6 +38,11 @@ class Calibrated(NamedTuple):
     threshold: float
     disagreement: float  # mean share of masked positions with another likeliest token
     layers: float  # mean number of layers
+
+
+def check_exits(model: Model) -> None:
+    """Raises `ConfigError` if the network has no exits."""
+    require(type(model.denoiser) is Denoiser, "Early exits are for networks of the kind Denoiser.")
 
 
 def hoeffding_bentkus(mean: float, count: int, bound: float) -> float:
@@ -94,7 +101,7 @@ def calibrate(
       least: layers that every text goes through.
       batch_size: texts at once.
     """
-    require(type(model.denoiser) is Denoiser, "Early exits are for networks of the kind Denoiser.")
+    check_exits(model)
     function = functools.partial(_profile, model.diffusion, key)
     settled, differs = map_batches(function, model.params, tokens, batch_size)
     layers = settled.shape[1]

@@ -30,9 +30,9 @@ Arrays = dict[str, np.ndarray]
 
 
 def own_path(model: Model | CausalModel) -> Path | None:
-    """The record of a model in its run's directory; None for models from elsewhere."""
+    """The record of a model in its run's directory; None for models from elsewhere, and for variants."""
     root, facts = model.run_folder, model.facts
-    if root is None:
+    if root is None or "variant" in facts:
         return None
     stage = "round" if facts["stage"] == "distill" else facts["stage"]
     name = f"{stage}_{facts['round']:02d}" if facts.get("round") else stage

@@ -6,6 +6,7 @@ from typing import Any
 from sdtt_jax.config import choose, one_of, positive, require, within
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.estimators import ESTIMATORS
+from sdtt_jax.diffusion.retrieval import Retrieving
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.tasks import TASKS
 from sdtt_jax.keys import check_seed
@@ -21,13 +22,9 @@ def setting(default: Any, help_text: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How texts are drawn, whatever the number of steps."""
+class Decoding:
+    """Which tokens a call reveals, and how they are drawn, whatever the number of steps."""
 
-    seed: int = setting(0, "Equal seeds give equal texts.")
-    batch_size: int = setting(
-        32, "Texts at once, up to a multiple of the devices; part of what determines the draws."
-    )
     mode: str = setting(
         SamplerConfig.mode,
         "Decoder. grid: steps on a grid of times. first-hitting: tokens in a random order, evenly over the "
@@ -42,8 +39,6 @@ class Sampling:
     top_p: float = setting(SamplerConfig.top_p, "Nucleus filtering; 1 is off.")
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
-        positive(self, "batch_size")
         self.sampler(1)
 
     @property
@@ -56,6 +51,46 @@ class Sampling:
         return SamplerConfig(
             num_steps=num_steps, mode=self.mode, time_grid=self.time_grid, **self.filters
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling(Decoding):
+    """How texts are drawn, and what the network is helped with."""
+
+    seed: int = setting(0, "Equal seeds give equal texts.")
+    batch_size: int = setting(
+        32, "Texts at once, up to a multiple of the devices; part of what determines the draws."
+    )
+    early_exit: float = setting(
+        0.0,
+        "Leave the network where its states have settled: the share of likeliest tokens that may change, "
+        "for which --suite=exits has stored a threshold beside the checkpoint; 0 is off.",
+    )
+    neighbours: str = setting(
+        "",
+        "Mix in what stood where hidden states were alike, in this text: own (the training split of the "
+        "checkpoint's run), a file or folder, or a named set; empty is off.",
+    )
+    neighbour_texts: int = setting(256, "Sequences of --neighbours that are remembered at most.")
+    neighbour_count: int = setting(Retrieving.neighbours, "Nearest states that are asked.")
+    neighbour_share: float = setting(
+        Retrieving.share, "Weight of what neighbours say in the mixture; below 1."
+    )
+    neighbour_temperature: float = setting(
+        Retrieving.temperature,
+        "Neighbours count by exp(-squared distance / temperature).",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seed(self.seed)
+        positive(self, "batch_size", "neighbour_texts", "neighbour_count", "neighbour_temperature")
+        within("[0, 1)", self, "early_exit", "neighbour_share")
+
+    @property
+    def varied(self) -> bool:
+        """Whether the network is another function than the checkpoint's (`evaluation.variants`)."""
+        return bool(self.early_exit or self.neighbours)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +114,12 @@ class Settings(Sampling):
     modes: str = setting(
         "",
         "Decoders of --suite=frontier, as for --mode, separated by blanks; by default that of --mode.",
+    )
+    exit_bound: float = setting(
+        0.05, "--suite=exits: share of likeliest tokens that leaving early may change on average."
+    )
+    exit_failure: float = setting(
+        0.05, "--suite=exits: probability that the threshold does not keep to --exit_bound."
     )
     budget_delta: float = setting(
         0.02, "Nats per token that --suite=budget may lose against the most steps."
@@ -161,6 +202,7 @@ class Settings(Sampling):
             for value in getattr(self, name):
                 positive(**{name: value})
         within("[0, inf)", self, "budget_delta")
+        within("(0, 1)", self, "exit_bound", "exit_failure")
         within("(0, inf)", temperatures=min(self.temperatures, default=0.0))
         for mode in self.modes.split():
             parse_mode(mode)

@@ -89,6 +89,11 @@ def load_subject(
             return None
         loaded = load(name, mesh=mesh, compute_dtype=compute_dtype)
         if isinstance(loaded, CausalModel):
+            every = loaded.facts.get("every")
+            require(
+                every is None,
+                f"--{flag}={name} knows every {every}th token alone, for mode=skeleton; give another model.",
+            )
             return loaded
         raise CheckpointError(
             f"--{flag}={name} holds a denoiser; a {flag} is causal: smollm2, a GPT-2, a run's judge folder."

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from sdtt_jax.config import require
-from sdtt_jax.data import DataConfig, Tokenizer, open_split
+from sdtt_jax.data import DataConfig, Split, Tokenizer, open_split
 from sdtt_jax.data.corpora import CORPORA, TRAIN, Corpus, documents, find_corpus
 from sdtt_jax.data.normalize import without_traces_of_files
 from sdtt_jax.data.packing import encode_documents, fitted, pack
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.subject import OWN, Subject
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.ops.tokens import as_ids
 from sdtt_jax.paths import as_path, parse_json, text_lines
@@ -45,19 +47,8 @@ def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
     settings, length = subject.settings, subject.length
     limit = min((n for n in (limit, settings.held_out_texts) if n), default=None)
     if settings.held_out:
-        tokenizer = subject.model.text_tokenizer
-        model: Any = subject.model
-        kind = model.facts.get("sequences", "packed")
-        sequences = Sequences(kind, tokenizer.bos_id, tokenizer.eos_id, settings.wrap)
-        ids = encode_documents(tokenizer, _documents(subject, tokenizer))
-        packed = pack(fitted(ids, length, sequences), length, sequences)
-        rows = list(itertools.islice(packed, limit))
-        if not rows:
-            raise DataError(
-                f"--held_out={settings.held_out} has less text than one sequence of {length} tokens; give "
-                "more, or a smaller --length."
-            )
-        return np.stack(rows).astype(np.int32)
+        name, source = f"--held_out={settings.held_out}", _held_out_corpus(subject)
+        return _sequences(subject.model, source, name, length, limit, wrap=settings.wrap)
     if subject.data is None:
         raise ConfigError(
             "There is no held-out text: the checkpoint is not in a run with a data folder. Give "
@@ -68,8 +59,33 @@ def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
         length <= split.length,
         f"length={length} exceeds the {split.length} tokens of the run's sequences; shorten it.",
     )
-    count = min(limit or len(split), len(split))
-    return split.gather(np.arange(count) * len(split) // count)[:, :length].astype(np.int32)
+    return _spread(split, limit)[:, :length]
+
+
+def neighbour_texts(model: Model, name: str, data: Path | None, limit: int) -> np.ndarray:
+    """Sequences that a datastore of neighbours is made of: `[texts, length]` int32.
+
+    Args:
+      model: whose they are to be, of its length.
+      name: "own", the training split of the model's run; or a file, a folder, or a named corpus, of which the
+        training split is taken.
+      data: the prepared data of the model's run; None for none.
+      limit: how many at most.
+
+    Raises:
+      ConfigError: there is no such text, or the model has no tokenizer to read it with.
+      DataError: it holds less than one sequence.
+    """
+    if name != OWN:
+        _check_corpus("neighbours", name)
+        source, wrap = (find_corpus(name), TRAIN, None), bool(model.facts.get("begins_with_bos"))
+        flag = f"--neighbours={name}"
+        return _sequences(model, source, flag, model.config.length, limit, wrap=wrap)
+    if data is None:
+        raise ConfigError(
+            "--neighbours=own is for a checkpoint in a run with a data folder; give --neighbours=FILE."
+        )
+    return _spread(open_split(data, TRAIN), limit)
 
 
 def openings(subject: Subject) -> np.ndarray:
@@ -150,6 +166,36 @@ def _line_tokens(record: Any, tokenizer: Tokenizer | None, where: str, readable:
     raise DataError(f"{where} has no field {needed} (a list of whole numbers).")
 
 
+def _sequences(
+    model: Model | CausalModel,
+    source: tuple[Corpus, str, Path | None],
+    flag: str,
+    length: int,
+    limit: int | None,
+    *,
+    wrap: bool,
+) -> np.ndarray:
+    """The first sequences of a corpus, read as the model reads text: `[texts, length]` int32."""
+    tokenizer, kind = model.text_tokenizer, model.facts.get("sequences", "packed")
+    corpus, split, folder = source
+    texts = documents(DataConfig(corpus.name, normalize=tokenizer.normalize), split, folder)
+    sequences = Sequences(kind, tokenizer.bos_id, tokenizer.eos_id, wrap)
+    ids = encode_documents(tokenizer, texts)
+    packed = pack(fitted(ids, length, sequences), length, sequences)
+    rows = list(itertools.islice(packed, limit))
+    if not rows:
+        raise DataError(
+            f"{flag} has less text than one sequence of {length} tokens; give more, or a smaller --length."
+        )
+    return np.stack(rows).astype(np.int32)
+
+
+def _spread(split: Split, limit: int | None) -> np.ndarray:
+    """So many sequences, spread evenly over a split."""
+    count = min(limit or len(split), len(split))
+    return split.gather(np.arange(count) * len(split) // count).astype(np.int32)
+
+
 def _documents(subject: Subject, tokenizer: Tokenizer) -> Iterator[str]:
     corpus, split, folder = _held_out_corpus(subject)
     return documents(DataConfig(corpus.name, normalize=tokenizer.normalize), split, folder)
@@ -162,9 +208,13 @@ def _held_out_corpus(subject: Subject) -> tuple[Corpus, str, Path | None]:
         not folder or name in CORPORA,
         f"--held_out_folder is for named corpora, and {name} is none.",
     )
-    require(
-        name in CORPORA or as_path(name).exists(),
-        f"--held_out={name} is neither a file or folder nor one of the named corpora: {', '.join(CORPORA)}.",
-    )
+    _check_corpus("held_out", name)
     corpus = find_corpus(name)
     return corpus, corpus.held_out or TRAIN, as_path(folder) if folder else None
+
+
+def _check_corpus(flag: str, name: str) -> None:
+    require(
+        name in CORPORA or as_path(name).exists(),
+        f"--{flag}={name} is neither a file or folder nor one of the named corpora: {', '.join(CORPORA)}.",
+    )

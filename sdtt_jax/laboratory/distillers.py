@@ -5,7 +5,6 @@ predictions. A distiller is a row of `DISTILLERS`.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,9 +16,10 @@ from sdtt_jax.laboratory.coupled import (
     sampled_measures,
     train_coupled,
 )
+from sdtt_jax.laboratory.matched import matched_measures
 from sdtt_jax.laboratory.record import Record, Truth
 from sdtt_jax.laboratory.student import ProgressFactory
-from sdtt_jax.laboratory.world import Array, reveal_sums, sample_distribution
+from sdtt_jax.laboratory.world import Array
 from sdtt_jax.ops.noise import FULL, MASKS
 
 # In rounds, calls are halved; the first trajectory has the least power of two that is one for each token.
@@ -37,6 +37,8 @@ class Asked(NamedTuple):
     progress: ProgressFactory
     # Of the other distillers' students; needed for these alone.
     bench: others.Bench | None = None
+    # Of `matched.ENTROPIES`: which one students are also compared at; None for none.
+    matched: str | None = None
 
 
 class Distiller(NamedTuple):
@@ -51,7 +53,8 @@ def measure_distillers(names: Sequence[str], asked: Asked) -> Record:
     """`{name: {calls: {"kl", "kl_reverse", "tv", "entropy"}}}`, calls as strings.
 
     A coupled student is measured twice: as `coupled`, which takes the tokens that its noise determines, and
-    as `coupled-drawn`, which draws from its own distribution.
+    as `coupled-drawn`, which draws from its own distribution. With `asked.matched`, students whose law is
+    exact are measured again at the chain's entropy, as `NAME-matched`.
 
     Args:
       names: of `DISTILLERS`.
@@ -64,9 +67,7 @@ def measure_distillers(names: Sequence[str], asked: Asked) -> Record:
 
 
 def _sdtt(asked: Asked) -> dict[str, Record]:
-    sums = reveal_sums(asked.optima[-1])
-    laws = {n: sample_distribution(sums, n) for n in asked.calls}
-    return {"sdtt": {str(n): asked.truth.measures_of(law) for n, law in laws.items()}}
+    return _exactly(asked, "sdtt", {n: [asked.optima[-1]] for n in asked.calls})
 
 
 def _coupled_rounds(asked: Asked) -> dict[str, Record]:
@@ -95,27 +96,42 @@ def _trained(
     }
 
 
-def _other(name: str, measure: Callable[[others.Bench], Record]) -> Distiller:
+def _exactly(asked: Asked, name: str, students: others.Students) -> dict[str, Record]:
+    found: Record = {}
+    matched: Record = {}
+    for n, tables in students.items():
+        found[str(n)] = asked.truth.measures_of(others.law_of(tables, n))
+        if asked.matched:
+            matched |= matched_measures(asked.truth, tables, [n], asked.matched)
+    return {name: found} | ({f"{name}-matched": matched} if matched else {})
+
+
+def _other(name: str, students: Callable[[others.Bench], others.Students]) -> Distiller:
     def measures(asked: Asked) -> dict[str, Record]:
         assert asked.bench is not None
-        return {name: measure(asked.bench)}
+        return _exactly(asked, name, students(asked.bench))
 
     return Distiller(measures, trains=True)
 
 
 def _masks(name: str, kind: str, *, coupled: bool) -> Distiller:
-    return _other(name, functools.partial(others.masks_measures, kind=kind, coupled=coupled))
+    def measures(asked: Asked) -> dict[str, Record]:
+        assert asked.bench is not None
+        return {name: others.masks_measures(asked.bench, kind, coupled=coupled)}
+
+    return Distiller(measures, trains=True)
 
 
 DISTILLERS = {
     "sdtt": Distiller(_sdtt, trains=False),
     "coupled": Distiller(_trained, trains=True),
     "coupled-rounds": Distiller(_coupled_rounds, trains=True),
-    "alpha": _other("alpha", others.alpha_measures),
-    "mixture": _other("mixture", others.mixture_measures),
-    "mmd": _other("mmd", others.mmd_measures),
-    "idlm": _other("idlm", others.idlm_measures),
+    "alpha": _other("alpha", others.alpha_students),
+    "mixture": _other("mixture", others.mixture_students),
+    "mmd": _other("mmd", others.mmd_students),
+    "idlm": _other("idlm", others.idlm_students),
     "masks": _masks("masks", MASKS, coupled=True),
     "masks-uncoupled": _masks("masks-uncoupled", MASKS, coupled=False),
+    "infinite": _masks("infinite", FULL, coupled=True),
     "infinite-uncoupled": _masks("infinite-uncoupled", FULL, coupled=False),
 }

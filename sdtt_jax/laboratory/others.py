@@ -58,6 +58,10 @@ from sdtt_jax.training.state import StateSpec, TrainState
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
 from sdtt_jax.typing import Key, Params, Tokens, Tree
 
+Students = dict[
+    int, list[Array]
+]  # by number of calls, what `tables_of` gives of the student for it
+
 _STEPS_PER_DISPATCH = 100
 _NOISES = 1024
 
@@ -187,19 +191,22 @@ def fit(bench: Bench, title: str, loss: LossFn, params: Tree, context: Tree, rat
     return state.params
 
 
-def law_of(bench: Bench, diffusion: MaskedDiffusion, params: Params, calls: int) -> Array:
-    """The exact law of a student's samples: `[V^L]`; of a mixture, the mean over its values."""
+def tables_of(bench: Bench, diffusion: MaskedDiffusion, params: Params) -> list[Array]:
+    """A student's predictions `[states, L, V]`; of a mixture, those of each of its values."""
     world, levels = bench.truth.world, diffusion.noise_levels
     seen: list[Noise | None] = [None]
     if levels is not None:
         every = every_value(levels, 1, world.length)
         seen = [jax.tree.map(lambda x, i=i: x[i], every) for i in range(num_values(levels))]
-    tables = (predictions(diffusion, params, world, noise) for noise in seen)
-    laws = [sample_distribution(reveal_sums(table), calls) for table in tables]
-    return np.mean(laws, axis=0)
+    return [predictions(diffusion, params, world, noise) for noise in seen]
 
 
-def alpha_measures(bench: Bench) -> Record:
+def law_of(tables: Sequence[Array], calls: int) -> Array:
+    """The exact law of a student's samples, `[V^L]`, from `tables_of`: the mean over a mixture's values."""
+    return np.mean([sample_distribution(reveal_sums(table), calls) for table in tables], axis=0)
+
+
+def alpha_students(bench: Bench) -> Students:
     """The teacher-free student, one for each number of calls."""
     student, config = plain_student(bench.truth, bench.sizes), bench.config
 
@@ -210,7 +217,7 @@ def alpha_measures(bench: Bench) -> Record:
     return _by_calls(bench, student, trained)
 
 
-def mixture_measures(bench: Bench) -> Record:
+def mixture_students(bench: Bench) -> Students:
     """The mixture, which learns trajectories to their end: one student for all numbers of calls."""
     world, config = bench.truth.world, bench.config
     latent = dataclasses.replace(bench.sizes, noise=NoiseConfig(LATENT, num_values=config.values))
@@ -225,7 +232,7 @@ def mixture_measures(bench: Bench) -> Record:
     return _by_calls(bench, student, lambda _calls: params)
 
 
-def mmd_measures(bench: Bench) -> Record:
+def mmd_students(bench: Bench) -> Students:
     """Completions compared by the copied network's states; a student for each number of calls."""
     student, config = plain_student(bench.truth, bench.sizes), bench.config
     features = functools.partial(network_of(student).layer_states, layer=config.layer)
@@ -239,7 +246,7 @@ def mmd_measures(bench: Bench) -> Record:
     return _by_calls(bench, student, trained)
 
 
-def idlm_measures(bench: Bench) -> Record:
+def idlm_students(bench: Bench) -> Students:
     """Student and fake of inverse distillation, a pair for each number of calls."""
     student, config = plain_student(bench.truth, bench.sizes), bench.config
     context = {"teacher_params": table_params(bench.truth.teacher)}
@@ -323,8 +330,7 @@ def noise_information(diffusion: MaskedDiffusion, params: Params, length: int, k
     return float((jnp.exp(log_probs) * (log_probs - mean)).sum(axis=-1).mean())
 
 
-def _by_calls(bench: Bench, diffusion: MaskedDiffusion, trained: Callable[[int], Params]) -> Record:
-    return {
-        str(n): bench.truth.measures_of(law_of(bench, diffusion, trained(n), n))
-        for n in bench.calls
-    }
+def _by_calls(
+    bench: Bench, diffusion: MaskedDiffusion, trained: Callable[[int], Params]
+) -> Students:
+    return {n: tables_of(bench, diffusion, trained(n)) for n in bench.calls}

@@ -140,7 +140,7 @@ def train_beside(
     config: StudentConfig,
     progress: ProgressFactory,
     log: Log,
-) -> None:
+) -> dict[str, list[Array]]:
     """Distills a transformer for each divergence and adds what it reached to the record.
 
     Each round gets `"trained"`: `steps`, the measures; `kl_to_optimum`, KL(optimum || student) per
@@ -154,8 +154,12 @@ def train_beside(
       config: the student and its training.
       progress: makes what shows the progress of a stage, from its title and number of steps.
       log: called with a line for each round.
+
+    Returns:
+      The students' predictions [states, L, V] by divergence and round.
     """
     began = time.monotonic()
+    students: dict[str, list[Array]] = {}
     kl = functools.partial(mean_kl, probabilities=truth.probabilities)
     world = truth.world
     start = copy_teacher(world, config, progress)
@@ -184,4 +188,6 @@ def train_beside(
                 f"{kl(optimum, truth.teacher):.1e} from the first"
             )
             exact_teacher, own_teacher = optimum, student
+            students.setdefault(divergence, []).append(student)
     record["training"]["seconds"] = time.monotonic() - began
+    return students

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from sdtt_jax.checkpoints.digests import params_digest
+from sdtt_jax.checkpoints.digests import canonical_sha256, params_digest
 from sdtt_jax.config import to_mapping
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.errors import CheckpointError
@@ -25,7 +25,7 @@ from sdtt_jax.paths import as_path, read_json, with_target
 from sdtt_jax.typing import Params
 
 # Facts of a checkpoint that results of its model repeat.
-KNOWN = ("stage", "round", "dt", "source")
+KNOWN = ("stage", "round", "dt", "source", "variant")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,7 +35,8 @@ class Loaded(abc.ABC):
     Attributes:
       params: parameters, a nested dict.
       tokenizer: text to ids and back; None for a published model that came without one that can be read.
-      facts: what was stored beside the parameters (stage, round, dt, …), and `path`.
+      facts: what was stored beside the parameters (stage, round, dt, …), `path`, and of a variant of a model
+        what makes it one (`evaluation.variants`).
     """
 
     params: Params = dataclasses.field(repr=False)
@@ -78,11 +79,13 @@ class Loaded(abc.ABC):
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """What results are filed under: path, kind, sizes, and the digest of the parameters; JSON-ready."""
-        config = to_mapping(self.config)
+        config, digest = to_mapping(self.config), params_digest(self.params)
+        if "variant" in self.facts:  # other results from the same parameters
+            digest = canonical_sha256([digest, self.facts["variant"]])
         return {
             "path": self.facts["path"],
             "kind": self.facts["kind"],
-            "digest": params_digest(self.params),
+            "digest": digest,
             "compute_dtype": config["compute_dtype"],
             "config": config,
             "facts": {name: self.facts[name] for name in KNOWN if name in self.facts},

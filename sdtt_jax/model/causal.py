@@ -42,7 +42,8 @@ class CausalModel(Loaded):
         Raises:
           CheckpointError: the model has no tokenizer to say what BOS is.
         """
-        return Helper(self.params, self.network, self.text_tokenizer.bos_id)
+        every = self.facts.get("every", 1 if self.facts.get("stage") == "judge" else 0)
+        return Helper(self.params, self.network, self.text_tokenizer.bos_id, every)
 
     def logits(self, tokens: jax.Array) -> jax.Array:
         """`[B, L]` int32 → `[B, L, V]` float32: position i predicts token i + 1; V without MASK.

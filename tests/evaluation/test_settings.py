@@ -26,6 +26,9 @@ def test_the_sampler_is_that_of_the_fields():
         ({"task": "squad"}, "task='squad' is unknown; choose one of lambada"),
         ({"time_grid": "round"}, "time_grid"),
         ({"seed": -1}, "seed"),
+        ({"early_exit": 1.0}, "early_exit"),
+        ({"neighbour_share": 1.0}, "neighbour_share"),
+        ({"exit_bound": 0.0}, "exit_bound"),
     ],
 )
 def test_settings_that_cannot_work_are_named(fields, named):

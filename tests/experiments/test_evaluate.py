@@ -9,8 +9,9 @@ import pytest
 
 from experiments.cli.compare import compare
 from experiments.configs.smoke import smoke
-from experiments.evaluate import own_data, update_report
+from experiments.evaluate import update_report
 from experiments.settings import config_dict
+from experiments.stages.mirror import own_data
 from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError
@@ -82,7 +83,7 @@ def evaluated(root, tmp_path_factory):
     """Three suites of round 1, in this process."""
     path = tmp_path_factory.mktemp("evaluated") / "round.json"
     subject = load_subject(SETTINGS, root, "own", "own", None)
-    subject = dataclasses.replace(subject, data=own_data(subject))
+    subject = dataclasses.replace(subject, data=own_data(subject.model))
     said = []
     record = Record(path, subject.model.identity, said.append)
     for name in MEASURED:

@@ -1,5 +1,6 @@
 """The exact laboratory's command. Oracles: the record it writes, and the files it promises."""
 
+import functools
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from experiments import exact
 from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.laboratory.matched import matched_measures
 from sdtt_jax.laboratory.record import Truth, closed_form
 from sdtt_jax.laboratory.world import World
 
@@ -85,6 +87,26 @@ def test_the_table_has_a_section_for_each_number_of_calls() -> None:
         "mixture of 4, best sum",
     ]
     assert kl[4] == f"{record['teacher']['steps']['3']['kl']:.4f}"
+
+
+def test_what_is_matched_has_a_table_with_every_round() -> None:
+    truth = Truth.of(WORLD)
+    record, optima = closed_form(truth, ("kl-bwd",), WORLD.dts, print)
+    record["matched"] = "joint"
+    measure = functools.partial(matched_measures, truth, calls=(1, 2))
+    exact.add_matched([record["teacher"]], [truth.teacher], measure)
+    exact.add_matched(record["rounds"]["kl-bwd"], optima["kl-bwd"], measure)
+    record["distillers"] = {"alpha": {}, "alpha-matched": measure([truth.teacher])}
+    record["teacher"]["matched"]["2"]["reached"] = False
+    table = exact.matched_table(record, (1, 2))
+    calls, names, temperature = (list(column.cells) for column in table.columns[:3])
+    assert calls == ["1", "", "", "", "2", "", "", ""]
+    rounds = ["SDTT kl-bwd, round 1", "SDTT kl-bwd, round 2", "alpha-matched"]
+    assert names == ["teacher", *rounds, "teacher *", *rounds]
+    found = record["rounds"]["kl-bwd"][1]["matched"]["2"]
+    assert temperature[6] == f"{found['temperature']:.4f}"
+    assert found["entropy"] == pytest.approx(record["data_entropy"], abs=1e-3)
+    assert list(exact.measures_table(record, (1,)).columns[1].cells)[-1] == rounds[1]
 
 
 def test_an_output_that_is_a_file_is_named(tmp_path: Path) -> None:

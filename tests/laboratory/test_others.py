@@ -18,6 +18,7 @@ from sdtt_jax.laboratory.others import (
     make_bench,
     noise_information,
     plain_student,
+    tables_of,
 )
 from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.student import table_params
@@ -55,7 +56,7 @@ def teacher():
 
 
 def test_the_start_is_the_true_denoiser(asked, teacher):
-    law = law_of(asked.bench, plain_student(TRUTH, SIZES), asked.bench.start(), 2)
+    law = law_of(tables_of(asked.bench, plain_student(TRUTH, SIZES), asked.bench.start()), 2)
     assert TRUTH.measures_of(law) == pytest.approx(teacher["2"], abs=0.02)
 
 
@@ -65,14 +66,14 @@ def test_a_mixtures_law_is_that_of_its_counted_samples():
     student = make_coupled_diffusion(WORLD, sizes)
     params = noisy_params(student.denoiser.network, 2, spread=0.3)
     bench = make_bench(TRUTH, (2,), sizes, CONFIG, make_progress)
-    exact = TRUTH.measures_of(law_of(bench, student, params, 2))
+    exact = TRUTH.measures_of(law_of(tables_of(bench, student, params), 2))
     counted = sampled_measures(TRUTH, student, params, [2], sizes, temperature=1.0)["2"]
     assert counted == pytest.approx(exact, abs=0.02)
 
 
 def test_a_table_is_measured_without_noise():
     bench = make_bench(TRUTH, (2,), SIZES, CONFIG, make_progress)
-    law = law_of(bench, plain_student(TRUTH, SIZES), table_params(TRUTH.teacher), 2)
+    law = law_of(tables_of(bench, plain_student(TRUTH, SIZES), table_params(TRUTH.teacher)), 2)
     np.testing.assert_allclose(law, sample_distribution(reveal_sums(TRUTH.teacher), 2), rtol=1e-4)
 
 

@@ -40,11 +40,13 @@ class Helper:
       params: its parameters.
       network: a denoiser, or a causal network with `hidden(params, tokens)`, `logits` and `head_params`.
       bos_id: what stands before the first token for a causal network; None for a denoiser.
+      every: n of a causal network of every n-th token; 0: not known.
     """
 
     params: Params
     network: Any = flax.struct.field(pytree_node=False)
     bos_id: int | None = flax.struct.field(pytree_node=False, default=None)
+    every: int = flax.struct.field(pytree_node=False, default=0)
 
 
 class Scene(NamedTuple):

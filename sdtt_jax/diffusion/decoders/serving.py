@@ -30,6 +30,12 @@ def begin(mode: str, scene: Scene, x: Tokens) -> Memory:
         f"mode={mode} is for sequences whose positions all see each other, and this model's do not.",
     )
     _check_helper(mode, decoder.helper, scene)
+    if scene.helper is not None:
+        own, asked = scene.helper.every, getattr(options, "every", 1)
+        require(
+            own in (0, asked),
+            f"mode={mode} asks for every n-th token with n = {asked}, and the helper was trained with {own}.",
+        )
     check_served(mode, scene.diffusion.denoiser, scene.num_steps, x.shape[1])
     return None if decoder.begin is None else decoder.begin(options, scene, x)
 

@@ -12,6 +12,7 @@ from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import (
     budget,
     cloze,
+    exits,
     frontier,
     generation,
     given,
@@ -127,6 +128,23 @@ SUITES: dict[str, Suite] = {
                     ("calls", "{num_steps}"),
                     ("learnt", "{gap:4}"),
                     ("even counts", "{even_gap:4}"),
+                ),
+            ),
+        ),
+    ),
+    "exits": Suite(
+        exits.suite,
+        "the threshold of early exits that keeps to --exit_bound, for --early_exit; stored",
+        (
+            Table(
+                "Early exits, on the texts of the calibration",
+                "exits",
+                (
+                    ("likeliest tokens that may change", "{bound:3}"),
+                    ("that change", "{disagreement:3}"),
+                    ("layers", "{layers:3}"),
+                    ("of", "{num_layers}"),
+                    ("texts", "{num_texts}"),
                 ),
             ),
         ),

@@ -58,7 +58,7 @@ def suite(subject: Subject, record: Record) -> None:
             f"  {num_steps} calls: {result['gap']:.3f} nats above single tokens, "
             f"{result['even_gap']:.3f} with even counts: {result['counts']}"
         )
-    folder = model.folder
+    folder = None if "variant" in model.facts else model.folder
     if folder is not None and tokens.shape[1] == model.config.length and processes.is_first():
         path = folder / SCHEDULES
         write_json(path, (read_json(path) if path.is_file() else {}) | found)

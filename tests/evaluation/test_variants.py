@@ -1,0 +1,99 @@
+"""Models as flags want them. Oracles: a promise that all thresholds keep, and a text of one letter, of which
+neighbours can say nothing else."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from sdtt_jax.data import TokenizerConfig, train_tokenizer
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.exits import THRESHOLDS
+from sdtt_jax.evaluation.record import Record, own_path
+from sdtt_jax.evaluation.settings import Sampling, Settings
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.suites import SUITES
+from sdtt_jax.evaluation.variants import variant
+from sdtt_jax.networks.exiting import Exiting
+from tests.networks.test_exiting import LENGTH, NETWORK, PARAMS
+from tests.worlds import as_causal, as_model
+
+TOKENIZER = train_tokenizer(TokenizerConfig(model_type="char"), ["ab\n"])
+BOUND = 0.99
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("variants")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    model = as_model(NETWORK, PARAMS)
+    facts = model.facts | {"path": str(folder)}
+    return dataclasses.replace(model, tokenizer=TOKENIZER, facts=facts)
+
+
+@pytest.fixture(scope="module")
+def text(folder):
+    """400 sequences, so that a bound that everything keeps takes the lowest threshold."""
+    path = folder / "text.txt"
+    path.write_text("a" * 400 * LENGTH)
+    return str(path)
+
+
+def test_an_exit_is_calibrated_by_the_suite_and_then_used(model, text, folder):
+    settings = Settings(held_out=text, exit_bound=BOUND, batch_size=400)
+    record = Record(folder / "exits.out", model.identity)
+    SUITES["exits"].run(Subject(model, settings), record)
+    found = record.items[f"exits/bound_{BOUND}"]
+    assert (found["threshold"], found["num_texts"]) == (min(THRESHOLDS), 400)
+    assert json.loads((folder / "exits.json").read_text()).keys() == {str(BOUND)}
+    early = variant(model, Sampling(early_exit=BOUND), None)
+    assert early.denoiser == Exiting(NETWORK, found["threshold"])
+    assert early.facts["variant"]["early_exit"]["threshold"] == found["threshold"]
+    assert early.identity["digest"] != model.identity["digest"]
+    assert own_path(early) is None
+    with pytest.raises(ConfigError, match=r"early_exit=0.5: no threshold .*there are 0.99"):
+        variant(model, Sampling(early_exit=0.5), None)
+
+
+def test_neighbours_say_what_stood_in_the_text(model, text):
+    settings = Sampling(neighbours=text, neighbour_texts=32, neighbour_share=0.75)
+    near = variant(model, settings, None)
+    store = near.params["store"]
+    letter = TOKENIZER.encode("a")[0]
+    assert set(np.unique(store.tokens)) <= {letter, TOKENIZER.eos_id}
+    assert 0.25 * 32 * LENGTH < len(store.tokens) < 0.75 * 32 * LENGTH
+    nothing = np.full((1, LENGTH), NETWORK.mask_id, np.int32)
+    mixed, own = (np.exp(m.log_probs(nothing))[..., letter] for m in (near, model))
+    np.testing.assert_allclose(mixed, 0.75 + 0.25 * own, atol=1e-5)
+    written = near.sample(jax.random.key(0), 8, 4)
+    assert (written == letter).mean() > 0.6
+
+
+def test_without_a_flag_nothing_changes(model):
+    assert variant(model, Sampling(), None) is model
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"neighbours": "own"}, "a run with a data folder"),
+        ({"neighbours": "nowhere"}, "--neighbours=nowhere is neither a file"),
+    ],
+)
+def test_what_is_missing_is_said(model, fields, said):
+    with pytest.raises(ConfigError, match=said):
+        variant(model, Sampling(**fields), None)
+
+
+def test_what_a_model_cannot_do_is_said(model, text):
+    settings = Sampling(neighbours=text)
+    with pytest.raises(ConfigError, match="is causal"):
+        variant(as_causal(None, {}), settings, None)
+    single = dataclasses.replace(model, facts=model.facts | {"sequences": "padded"})
+    with pytest.raises(ConfigError, match="whole sequences"):
+        variant(single, settings, None)

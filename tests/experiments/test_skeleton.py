@@ -1,0 +1,76 @@
+"""A plan of every n-th token, from training to text. Oracle: a text that counts through ten letters, of which
+every fourth counts in fours."""
+
+import jax
+import numpy as np
+import pytest
+
+import sdtt_jax
+from experiments.settings import run_config
+from experiments.stages.runner import open_run, run_stages
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.subject import load_subject
+from tests.experiments.small import small
+from tests.worlds import noisy_params
+
+LETTERS, EVERY, MODE = "abcdefghij", 4, "skeleton:every=4"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Teacher and judge have learnt nothing; the skeleton is trained."""
+    folder = tmp_path_factory.mktemp("skeleton")
+    config = small(folder)
+    (folder / "corpus.txt").write_text(LETTERS * 1_000)
+    config.judge.skeleton, config.judge.train.num_steps = EVERY, 120
+    config.judge.train.save_every = config.judge.train.log_every = 60
+    config.judge.train.optimizer.warmup_steps = 1
+    config.judge.train.optimizer.learning_rate = 0.02
+    with open_run(config, folder / "run") as run:
+        run_stages(run, ["data"])
+        for path, network in ((run.workdir.teacher, run.denoiser), (run.workdir.judge, run.judge)):
+            run.deliver(path, network, noisy_params(network, 0), stage=path.name)
+        run_stages(run, ["judge"])
+    return folder / "run"
+
+
+def test_the_plan_counts_in_fours_and_the_model_fills_the_rest(root):
+    """32 texts of 16 tokens; of untrained models one step in ten would be right."""
+    helper = sdtt_jax.load(root / "skeleton").as_helper
+    model = sdtt_jax.load(root / "teacher")
+    texts = model.sample(jax.random.key(0), 32, 3, mode=MODE, helper=helper)
+    texts = [model.tokenizer.decode(row) for row in texts]
+    places = np.array([[LETTERS.find(letter) for letter in text[::EVERY]] for text in texts])
+    right = (places[:, 1:] - places[:, :-1]) % len(LETTERS) == EVERY
+    assert right.mean() > 0.8
+    assert all(len(text) == 16 for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "said"),
+    [
+        ("skeleton", "skeleton:every=8", "n = 8, and the helper was trained with 4"),
+        ("skeleton", "energy", "n = 1, and the helper was trained with 4"),
+        ("judge", MODE, "n = 4, and the helper was trained with 1"),
+    ],
+)
+def test_a_helper_of_other_texts_is_refused(root, name, mode, said):
+    helper, model = sdtt_jax.load(root / name).as_helper, sdtt_jax.load(root / "teacher")
+    with pytest.raises(ConfigError, match=said):
+        model.sample(jax.random.key(0), 1, 3, mode=mode, helper=helper)
+
+
+def test_it_judges_nothing(root):
+    with pytest.raises(ConfigError, match="knows every 4th token alone"):
+        load_subject(Settings(), None, str(root / "skeleton"), "none", None)
+
+
+@pytest.mark.parametrize(
+    ("every", "said"), [(1, "the judge itself"), (17, "at least as many tokens")]
+)
+def test_values_that_cannot_work_are_named(tmp_path, every, said):
+    config = small(tmp_path)
+    config.judge.skeleton = every
+    with pytest.raises(ConfigError, match=said):
+        run_config(config)
