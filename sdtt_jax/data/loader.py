@@ -107,9 +107,8 @@ def shuffled(
 class Mixture:
     """Several splits mixed by weights.
 
-    The batches of all steps, laid end to end, are a stream. Which split each position of the stream is taken
-    from, and which example of that split it is, is computed (by Grain) and not drawn. So every split goes
-    through its epochs evenly, and a batch depends on nothing but the arguments.
+    The batches of all steps, laid end to end, are a stream. Grain computes, without drawing anything, which
+    split and which of its examples each position of the stream takes, so that all splits advance evenly.
 
     Attributes:
       splits: whose sequences have one length.
