@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sdtt_jax.checkpoints.digests import canonical_sha256
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -157,8 +158,7 @@ class Record:
 
     def _part(self, name: str, inputs: Json, part: int | str) -> Path:
         part = f"{part:05d}" if isinstance(part, int) else part
-        text = json.dumps(_plain(inputs), sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        digest = canonical_sha256(_plain(inputs))[:12]
         return self._parts / f"{_file_name(name)}-{digest}" / f"{part}.npz"
 
     def _earlier(self, model: Json, replace: bool) -> Json:
