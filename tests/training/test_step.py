@@ -54,8 +54,9 @@ def test_a_step_is_the_optimizer_on_the_gradient_of_the_weighted_mean():
         key = jax.random.fold_in(jax.random.fold_in(KEY, i), 0)
         params, opt_state, *figures = plain_step(params, opt_state, toy.batch_at(i), key)
         state, metrics = step(state, toy.batch_at(i), KEY)
-        found = [metrics[name] for name in ("loss", "grad_norm", "param_norm")]
-        np.testing.assert_allclose(found, figures, rtol=1e-5)
+        tolerances = {"loss": 1e-5, "grad_norm": 1e-4, "param_norm": 1e-5}
+        for (name, rtol), figure in zip(tolerances.items(), figures, strict=True):
+            np.testing.assert_allclose(metrics[name], figure, rtol=rtol, err_msg=name)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
 
