@@ -115,6 +115,9 @@ class Settings(Sampling):
         "",
         "Decoders of --suite=frontier, as for --mode, separated by blanks; by default that of --mode.",
     )
+    call_temperatures: bool = setting(
+        True, "--suite=schedule: also learn a temperature for each call."
+    )
     exit_bound: float = setting(
         0.05, "--suite=exits: share of likeliest tokens that leaving early may change on average."
     )

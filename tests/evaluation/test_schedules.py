@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from sdtt_jax.diffusion.decoders.learnt import counts_text
+from sdtt_jax.diffusion.decoders.learnt import numbers_text
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.schedules import best_counts, gap, information_curve
@@ -65,7 +65,7 @@ def test_the_gap_is_the_divergence_of_law_and_order(curve):
         p = EVIDENCE[number[tuple(text)]]
         total += p * (math.log(p) - drawn) / math.factorial(6)
     assert gap(curve, counts) == pytest.approx(total, abs=1e-9)
-    law, _ = decoder_law(PROBS, f"learnt:counts={counts_text(counts)}", 3)
+    law, _ = decoder_law(PROBS, f"learnt:counts={numbers_text(counts)}", 3)
     chain = EVIDENCE[[number[tuple(t)] for t in texts]]
     assert 0 < (chain * np.log(chain / law)).sum() < total
 
@@ -77,7 +77,7 @@ def test_a_learnt_schedule_is_ahead_of_even_counts_in_the_world(curve):
         law, _ = decoder_law(PROBS, mode, 3)
         return (chain * np.log(chain / law)).sum()
 
-    learnt = divergence(f"learnt:counts={counts_text(best_counts(curve, 3))}")
+    learnt = divergence(f"learnt:counts={numbers_text(best_counts(curve, 3))}")
     assert learnt < 0.95 * divergence("first-hitting")
 
 
