@@ -28,8 +28,8 @@ class Decoding:
     mode: str = setting(
         SamplerConfig.mode,
         "Decoder. grid: steps on a grid of times. first-hitting: tokens in a random order, evenly over the "
-        "network calls. learnt: so many at each call as --suite=schedule found. confidence, "
-        "entropy-bounded: the surest first. remdm: masks tokens again. blocks: from left to right, with a "
+        "network calls. learnt: so many at each call, at such temperatures, as --suite=schedule found. "
+        "confidence, entropy-bounded: the surest first. remdm: masks tokens again. blocks: from left to right, with a "
         "cache. refine: second thoughts. speculative, staged, energy, skeleton: with a --helper. Options "
         "follow a colon, as in confidence:score=margin,threshold=0.9.",
     )

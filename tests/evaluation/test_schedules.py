@@ -108,17 +108,28 @@ def test_what_is_stored_beside_a_checkpoint_is_taken_by_the_number_of_calls(mode
     (tmp_path / "schedules.json").write_text('{"2": "1/2/"}')
     found, said = written(model, "learnt"), written(model, "learnt:counts=1/2/")
     np.testing.assert_array_equal(found.x, said.x)
+    (tmp_path / "schedules.json").write_text('{"2": {"counts": "1/2/", "temperatures": "1/0.2/"}}')
+    sharp, said = (
+        written(model, mode) for mode in ("learnt", "learnt:counts=1/2/,temperatures=1/0.2/")
+    )
+    np.testing.assert_array_equal(sharp.x, said.x)
+    assert (sharp.x != found.x).any()
+    plain = written(model, "learnt:temperatures=1/")
+    np.testing.assert_array_equal(plain.x, found.x)
     with pytest.raises(ConfigError, match=r"no schedule of 3 calls is stored .*there are 2\)"):
         written(model, "learnt", 3)
 
 
 @pytest.mark.parametrize(
-    ("counts", "said"),
+    ("options", "said"),
     [
-        ("1/x", "whole numbers with '/' between them"),
-        ("1/1/", "2 calls for 2 tokens, where there are 2 for 3"),
+        ("counts=1/x", "whole numbers with '/' between them"),
+        ("counts=1/1/", "2 calls for 2 tokens, where there are 2 for 3"),
+        ("counts=1/2/,temperatures=1/0/", "positive numbers with '/' behind them"),
+        ("counts=1/2/,temperatures=1/x/", "positive numbers with '/' behind them"),
+        ("counts=1/2/,temperatures=1/1/1/", "are 3, and there are 2 calls"),
     ],
 )
-def test_counts_that_are_none_are_refused(model, counts, said):
+def test_options_that_cannot_work_are_refused(model, options, said):
     with pytest.raises(ConfigError, match=said):
-        written(model, f"learnt:counts={counts}")
+        written(model, f"learnt:{options}")
