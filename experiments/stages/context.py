@@ -133,6 +133,11 @@ class Run:
         config: Any = self.base.config
         return network_of(self.config.adapted(config))
 
+    @property
+    def was_causal(self) -> bool:
+        """Whether the denoiser's network comes from a causal model."""
+        return isinstance(self.base, CausalModel)
+
     def base_params(self) -> Params:
         """The parameters that the teacher starts from, on the mesh."""
         model = load(self.config.teacher.init_from, mesh=self.mesh)

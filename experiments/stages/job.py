@@ -16,13 +16,12 @@ from experiments.stages.workdir import final, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints, load_params
 from sdtt_jax.interchange.adapters import adapter_facts, network_shardings
 from sdtt_jax.keys import purpose_key, purpose_seed
-from sdtt_jax.networks.lora import LoraConfig, frozen, init_adapters
-from sdtt_jax.objectives import BASE, lora_loss
+from sdtt_jax.networks.lora import LoraConfig, frozen
+from sdtt_jax.objectives import BASE
 from sdtt_jax.parallel.placement import place_batch, place_rows
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.state import TrainState
-from sdtt_jax.training.step import LossFn, TrainStep
-from sdtt_jax.typing import Params
+from sdtt_jax.training.step import TrainStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,17 +45,6 @@ class Adapters:
         if not self.config.rank:
             return {}
         return adapter_facts(self.config, self.run.workdir.root, self.folder)
-
-    def init(self) -> Params:
-        """Fresh ones, boxed."""
-        key = purpose_key(self.run.config.seed, "lora.init")
-        if not self.config.rank:
-            return self.run.denoiser.init(key)
-        return init_adapters(self.run.denoiser, self.config, key)
-
-    def loss(self, loss: LossFn) -> LossFn:
-        """A loss of all parameters, as one of what is trained."""
-        return lora_loss(loss, self.config) if self.config.rank else loss
 
     def beside(self, state: TrainState) -> TrainState:
         """A state with the base in its context, which nothing else holds: one copy is on the devices."""

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 from experiments.settings import RunConfig
+from launch.ahead.published import network_of_run
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.networks import Denoiser, flops
+from sdtt_jax.networks import flops
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.ops.sequences import Sequences
 
@@ -21,12 +23,24 @@ class Planned:
     config: RunConfig
 
     @functools.cached_property
-    def denoiser(self) -> Denoiser:
-        return Denoiser(self.config.denoiser(self.config.vocab_size))
+    def _network(self) -> tuple[Any, bool]:
+        return network_of_run(self.config)
+
+    @property
+    def denoiser(self) -> Any:
+        return self._network[0]
+
+    @property
+    def was_causal(self) -> bool:
+        return self._network[1]
 
     @functools.cached_property
     def diffusion(self) -> MaskedDiffusion:
         return MaskedDiffusion(self.denoiser, make_schedule(self.config.schedule))
+
+    @functools.cached_property
+    def coupled(self) -> CoupledDenoiser:
+        return CoupledDenoiser(self.config.coupled_denoiser(self.config.vocab_size))
 
     @functools.cached_property
     def mixture(self) -> CoupledDenoiser:

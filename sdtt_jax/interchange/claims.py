@@ -5,7 +5,7 @@ only the config tells them apart: whatever it says that the network is not is an
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdtt_jax.config import from_mapping
 from sdtt_jax.diffusion.schedule import SCHEDULES, ScheduleConfig, make_schedule
@@ -32,6 +32,22 @@ ASIDE = (
     "wandb",
 )
 Allowed = Mapping[str, tuple[Any, ...]]
+
+
+class Kind(NamedTuple):
+    """What the value of a field must be."""
+
+    accepts: Callable[[Any], bool]
+    words: str  # for errors
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+FLAG = Kind(lambda value: isinstance(value, bool), "true or false")
+COUNT = Kind(lambda value: type(value) is int and value > 0, "a positive whole number")
+NUMBER = Kind(lambda value: value is None or _is_number(value), "a number")
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_tanh")
 
 
@@ -47,29 +63,22 @@ def claims(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
         yield from claims(section, f"{path}{name}.")
 
 
-def claimed(
-    stored: Stored,
-    names: tuple[str, ...],
-    is_right: Callable[[Any], bool],
-    needed: str,
-    default: Any,
-) -> Any:
-    """The value of the first field that is called one of `names`; the default if there is none.
+def claimed(stored: Stored, names: tuple[str, ...], kind: Kind, default: Any) -> Any:
+    """The value of the first field with one of several names; the default if there is none.
 
     Args:
       stored: the config.
-      names: of the field, in any section.
-      is_right: whether a value can be used.
-      needed: what that is, in words.
-      default: where the config does not say.
+      names: that the field may have, in any section.
+      kind: what the value must be.
+      default: for a config without such a field.
 
     Raises:
       CheckpointError: naming the field and its value.
     """
     for path, value in claims(stored.content):
         name = path.split(".")[-1]
-        if name in names and not is_right(value):
-            raise CheckpointError(f"{stored.where} says {name}={value!r}; it must be {needed}.")
+        if name in names and not kind.accepts(value):
+            raise CheckpointError(f"{stored.where} says {name}={value!r}; it must be {kind.words}.")
         if name in names:
             return value
     return default

@@ -17,7 +17,7 @@ from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.adapters import network_shardings, read_delivered
-from sdtt_jax.interchange.claims import claimed, published_schedule
+from sdtt_jax.interchange.claims import FLAG, claimed, published_schedule
 from sdtt_jax.interchange.found import describe
 from sdtt_jax.interchange.gguf import SMOLLM2, smollm2_file
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
@@ -252,9 +252,7 @@ def _published(
         "path": where,
         "schedule": to_mapping(published_schedule(stored)),
         # So the reference's were all trained; ours say it when they are exported in that layout.
-        "begins_with_bos": claimed(
-            stored, ("begins_with_bos",), lambda x: isinstance(x, bool), "true or false", not llama
-        ),
+        "begins_with_bos": claimed(stored, ("begins_with_bos",), FLAG, not llama),
         "layout": published.layout.name,
         "mask_row": published.mask_row,
         "published_config": dict(published.stored),

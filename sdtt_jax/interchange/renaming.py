@@ -286,6 +286,28 @@ def find_prefix(
     )
 
 
+def shape_of(
+    tensors: Mapping[str, Any], name: str, where: str, dims: int | None = None
+) -> tuple[int, ...]:
+    """The shape of a tensor, of which a size of the network is read.
+
+    Args:
+      tensors: by full name.
+      name: of the tensor.
+      where: the file or repository that errors name.
+      dims: how many dimensions it must have; at least one if None.
+
+    Raises:
+      CheckpointError: it is missing, or has another number of dimensions.
+    """
+    if name not in tensors:
+        raise CheckpointError(f"{where}: tensor {name} is missing; the file is incomplete.")
+    shape = tuple(map(int, tensors[name].shape))
+    if not shape or dims not in (None, len(shape)):
+        raise CheckpointError(f"{where}: {name} has shape {list(shape)}; the file is damaged.")
+    return shape
+
+
 def _size(entry: Entry, num_layers: int) -> int:
     return math.prod(entry.shape) * (num_layers if LAYER in entry.name else 1)
 
