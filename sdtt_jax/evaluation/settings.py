@@ -29,9 +29,9 @@ class Decoding:
         SamplerConfig.mode,
         "Decoder. grid: steps on a grid of times. first-hitting: tokens in a random order, evenly over the "
         "network calls. learnt: so many at each call, at such temperatures, as --suite=schedule found. "
-        "confidence, entropy-bounded: the surest first. remdm: masks tokens again. blocks: from left to right, with a "
-        "cache. refine: second thoughts. speculative, staged, energy, skeleton: with a --helper. Options "
-        "follow a colon, as in confidence:score=margin,threshold=0.9.",
+        "confidence, entropy-bounded: the surest first. remdm: masks tokens again. blocks: from left to "
+        "right, with a cache. refine: second thoughts. speculative, staged, energy, skeleton: with a "
+        "--helper. Options follow a colon, as in confidence:score=margin,threshold=0.9.",
     )
     time_grid: str = setting(SamplerConfig.time_grid, "Times of the sampler: uniform or cosine.")
     temperature: float = setting(SamplerConfig.temperature, "Divides the logits; 0 is greedy.")
