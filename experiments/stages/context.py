@@ -1,4 +1,4 @@
-"""What all stages of a run share, made once: config, directory, mesh, data, networks."""
+"""Everything that the stages of a run share: config, directory, mesh, data and networks."""
 
 import dataclasses
 import functools

@@ -20,7 +20,7 @@ TEMPERATURES = {"argmax": 0.0, "drawn": 1.0}
 
 
 def measure(run: Run, number: int, teacher: Model, judge: CausalModel, entropy: float) -> Json:
-    """What results.json has under "coupled".
+    """The field "coupled" of results.json.
 
     Args:
       run: whose coupled student is measured.
@@ -62,7 +62,7 @@ def measure(run: Run, number: int, teacher: Model, judge: CausalModel, entropy: 
 def matched(judged: dict[str, generation.Judged], entropy: float, seed: int) -> Json:
     """The student at the entropy of real text, between what its noise determines and what it draws.
 
-    The log of its perplexity is taken as linear in its entropy between the two, and as constant beyond them.
+    The log of its perplexity is interpolated linearly in the entropy, and is constant beyond the two ends.
 
     Args:
       judged: texts of "teacher", "argmax" and "drawn".

@@ -23,14 +23,14 @@ from sdtt_jax.typing import Key, Params, Tree
 
 
 class Parts(NamedTuple):
-    """What makes one distiller another than the next."""
+    """The parts in which the distillers of one round differ."""
 
-    told: str  # what happens, for the person who watches
+    told: str  # a line of progress that says what the round does
     loss: Callable[[Networks], LossFn]  # of its training step
     network: Callable[[Networks], Any] = lambda run: run.denoiser  # of the student
     # Fresh boxed parameters of all that trains, from the network and a key.
     init: Callable[[Any, Key], Params] = lambda network, key: network.init(key)
-    # Makes the first of all that trains from the teacher's parameters, the network and a key.
+    # The first parameters of all that trains, from the teacher's parameters, the network and a key.
     begin: Callable[[Params, Any, Key], Tree] = lambda teacher, *_: teacher
     # The student's, of the parameters that train.
     student: Callable[[Tree], Params] = lambda params: params

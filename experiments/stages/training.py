@@ -121,7 +121,7 @@ def is_distilled(run: Run) -> bool:
 
 
 def delivered_rounds(run: Run, name: str) -> list[int]:
-    """The rounds of a distiller that have delivered, ascending; none of one that is not asked for."""
+    """The finished rounds of a distiller, ascending; none if the config does not ask for it."""
     if name not in run.config.distillers:
         return []
     numbers = range(1, DISTILLERS[name].rounds(run.config) + 1)
@@ -239,7 +239,7 @@ def _from_base(run: Run, loss: LossFn) -> TrainingJob:
 
 
 def _fit(job: TrainingJob) -> TrainState:
-    """Trains to the end from the latest checkpoint in the folder, or from the start."""
+    """Trains to the end, from the latest checkpoint in the folder or from the start."""
     run, config = job.run, job.config
     check_batch_size(
         config.batch_size, run.mesh, config.microbatches, f"{job.stage}.train.batch_size"
@@ -278,7 +278,7 @@ def _fit(job: TrainingJob) -> TrainState:
 
 
 def _report_rejected(job: TrainingJob, step: int, values: Mapping[str, float]) -> None:
-    """Says so, and writes down what `--replay` and a person need to look at that batch again."""
+    """Logs a rejected update, and records what `--replay` needs to look at its batch again."""
     rejected = job.run.workdir.rejected
     job.run.log(
         f"  step {step}: loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}: this update "
@@ -301,7 +301,7 @@ def _report_rejected(job: TrainingJob, step: int, values: Mapping[str, float]) -
 
 
 def _adopt_teacher(run: Run, checkpoint: str) -> None:
-    """Delivers a teacher that exists, if it is one for this run's sizes and tokens."""
+    """Delivers an existing teacher, after checking that its sizes and vocabulary are those of the run."""
     model = load_denoiser(checkpoint, mesh=run.mesh)
     if (kind := kind_of(model.denoiser)) != (wanted := kind_of(run.denoiser)):
         raise ConfigError(
@@ -328,7 +328,7 @@ def _adopt_teacher(run: Run, checkpoint: str) -> None:
 
 
 def _adopt_judge(run: Run, checkpoint: str) -> None:
-    """Delivers a judge that exists, if it has the run's tokens."""
+    """Delivers an existing judge, after checking that it has the run's vocabulary."""
     if load_network(checkpoint).text_tokenizer.digest != run.tokenizer.digest:
         raise ConfigError(
             f"config.judge.checkpoint={checkpoint} has another vocabulary than the run; take a causal model "

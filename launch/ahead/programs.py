@@ -1,4 +1,4 @@
-"""The programs of a run, lowered from abstract arguments for a mesh of devices that need not be there."""
+"""The programs of a run, lowered from abstract arguments for a mesh of devices that need not exist."""
 
 import dataclasses
 import functools
@@ -62,14 +62,14 @@ class Program:
     lower: Any  # lowers it
     # Bytes per device by part: "parameters", "optimizer", "average", "teacher", and the "base" of adapters.
     state: dict[str, float]
-    # Expected trips of a loop over chunks of rows, by the name of its scope.
+    # Expected number of iterations of each loop over chunks of rows, by the name of its scope.
     trips: dict[str, float]
     flops: float  # that cannot be avoided, of one device
     recomputed: float  # flops beyond them that the fast path chooses to spend, of one device
     tokens: int  # tokens per run of the program, over all devices
 
     def trips_of(self, loop: Instruction) -> float:
-        """Expected trips of a loop whose count depends on the data."""
+        """Expected iterations of a loop whose number of iterations depends on the data."""
         for scope, count in self.trips.items():
             if scope in loop.attributes:
                 return count
@@ -101,7 +101,7 @@ def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) 
 
 
 class _Step(NamedTuple):
-    """A training step: what goes into it, and what it costs by the sizes alone."""
+    """A training step: its parts, and its cost from the sizes alone."""
 
     denoiser: Any
     loss: LossFn
@@ -273,7 +273,7 @@ def _abstract_params(network: Network, mesh: Mesh, lora: LoraConfig = LoraConfig
 
 
 def state_of(config: RunConfig, mesh: Mesh) -> dict[str, float]:
-    """Bytes per device that the parts of a distillation step's state take, before any compiling."""
+    """Bytes per device of the parts of a distillation step's state; nothing is compiled."""
     least = batch_pieces(mesh) * config.distill.train.microbatches
     return build("distill", config, mesh, least, 1).state
 

@@ -29,8 +29,8 @@ from sdtt_jax.paths import PathLike, as_path
 def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Path]:
     """Writes `model.safetensors` and `config.json` as the reference's own loader reads them.
 
-    A model that came in a published layout goes out under the same names and dtype, bit for bit, with the
-    config that it came with (if it came with one); another one of the Llama family in the hub's layout.
+    A model that was read from a published layout is written with the same names, dtype and bits, and with
+    its own config if it had one. Other models of the Llama family are written in the hub's layout.
 
     Raises:
       CheckpointError: the reference has no such network.

@@ -29,8 +29,8 @@ class GgufTensors(TensorFile):
     """A GGUF file, its tensors dequantised to float32.
 
     Attributes:
-      fields: what the file says.
-      content: what it says of its network, the names without that of the architecture.
+      fields: all metadata of the file.
+      content: the metadata of the network, by names without the architecture's prefix.
 
     Raises:
       CheckpointError: the file is damaged, cut short, or of another architecture; on reading, a tensor of a
@@ -74,7 +74,7 @@ class GgufTensors(TensorFile):
 
 
 def gguf_tokenizer(tensors: GgufTensors) -> HubTokenizer | None:
-    """The file's byte-level BPE; None where it has another tokenizer than GPT-2's or SmolLM's.
+    """The file's byte-level BPE; None if its tokenizer is neither GPT-2's nor SmolLM's.
 
     Raises:
       CheckpointError: it lacks tokens, merges or special tokens.

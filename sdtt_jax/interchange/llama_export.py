@@ -23,8 +23,8 @@ from sdtt_jax.trees import flat_leaves, nested
 def export_llama(model: Model | CausalModel, directory: Path) -> list[Path]:
     """Writes `model.safetensors`, `config.json` and, of a published model, its `tokenizer.json`.
 
-    Tokens get the numbers back that the published model had. A network that turns neighbouring features is
-    written as one that turns halves, its rows being moved.
+    Tokens get the numbers of the published model back. A network whose rotary embedding turns neighbouring
+    features is written as one that turns halves, with its rows permuted.
     """
     config: Any = model.config
     params: Any = jax.tree.map(np.asarray, model.params)

@@ -90,7 +90,7 @@ def load(
 def load_network(
     path: str | os.PathLike[str], revision: str | None = None, **given: Any
 ) -> Model | CausalModel:
-    """`load` without the parameters, of which a published model's are not even read.
+    """As `load`, but without the parameters; those of a published model are not even read.
 
     Args:
       path: of a checkpoint, or "owner/name@revision".
@@ -106,7 +106,7 @@ def load_network(
 def _found(
     path: str | os.PathLike[str], revision: str | None, given: dict[str, Any]
 ) -> Path | tuple[Published, Path, str]:
-    """A folder of ours, or a published model, where it is, and what it is called."""
+    """Finds one of our folders, or a published model with its folder and its name."""
     text, said = os.fspath(path), Given(**given)
     if text == SMOLLM2 and not as_path(text).exists():
         text = str(smollm2_file())
@@ -140,7 +140,7 @@ def load_denoiser(
     compute_dtype: str | None = None,
     **given: Any,
 ) -> Model:
-    """`load` where only a denoiser will do.
+    """As `load`, for denoisers only.
 
     Args:
       path: of a checkpoint, or "owner/name@revision".
@@ -286,7 +286,7 @@ def _computing(config: Any, compute_dtype: str | None) -> Any:
 
 
 def _delivered(path: Path) -> Path:
-    """The folder of parameters that a path means: by what folders hold, not by what they are called."""
+    """The folder of parameters that a path stands for, judged by the contents of folders, not their names."""
     if not path.is_dir():
         raise CheckpointError(f"There is no checkpoint at {path}.")
     rounds = sorted((path / "rounds").glob(f"*/{FINAL}"), reverse=True)

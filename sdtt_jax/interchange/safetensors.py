@@ -31,7 +31,7 @@ WRAPPERS = ("_orig_mod", "module")
 class TensorFile(Mapping[str, np.ndarray]):
     """The tensors of a file by name. Each is read when it is asked for, and none is kept.
 
-    A subclass says in `_read` how. Asking whether a name is there, or for all names, reads nothing.
+    Subclasses implement `_read`. Looking up or listing names reads nothing.
 
     Args:
       path: of the file.
@@ -120,7 +120,7 @@ class Tensors(TensorFile):
 
 
 class ShardedTensors(collections.ChainMap[str, np.ndarray]):
-    """Safetensors in several files, by the index that says which tensor is in which.
+    """Safetensors in several files, with an index of which tensor is in which file.
 
     Raises:
       CheckpointError: the index is damaged, a file is missing, or does not hold what the index says.
@@ -141,7 +141,7 @@ class ShardedTensors(collections.ChainMap[str, np.ndarray]):
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """Name of each tensor to that of the file beside the index that holds it.
+    """For each tensor the name of the file, beside the index, that holds it.
 
     Raises:
       CheckpointError: it is damaged, or names files elsewhere.

@@ -218,7 +218,7 @@ def llama_table(names: Names, config: LlamaConfig) -> Table:
 def _config(
     names: Names, tensors: Mapping[str, Any], prefix: str, stored: Stored, file: str
 ) -> LlamaConfig:
-    """Our config, from the config beside the tensors and from the tensors themselves."""
+    """Our config, from the published config and the tensors' shapes."""
     if not stored.content:
         raise CheckpointError(
             f"{file} holds a network of the Llama family, of which its config.json counts the heads: put it "
@@ -257,7 +257,7 @@ def _config(
 
 
 def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig:
-    """A causal network or a denoiser, as config, family and user say."""
+    """A causal network or a denoiser, according to user, config and family."""
     given, family = stored.given, _family(names, stored)
     if given.length is not None:
         sizes["length"] = given.length
