@@ -119,7 +119,7 @@ SUITES: dict[str, Suite] = {
     ),
     "schedule": Suite(
         schedule.suite,
-        "how many tokens each of --num_steps calls should reveal, for --mode=learnt; stored",
+        "how many tokens each of --num_steps calls should reveal, and how sharply, for --mode=learnt; stored",
         (
             Table(
                 "Learnt schedules: nats of a text above single tokens",
