@@ -2,14 +2,17 @@
 
   python -m experiments.export --checkpoint=runs/demo --format=reference --output=DIR
   python -m experiments.export --checkpoint=runs/demo --format=stablehlo --num_steps=8 --output=DIR
+  python -m experiments.export --checkpoint=runs/demo --format=stablehlo --mode=speculative \\
+      --helper=runs/demo/teacher --output=DIR
   python -m experiments.export --checkpoint=runs/demo --format=reference --output=DIR --push=OWNER/NAME
 
 Formats: `reference`, model.safetensors and config.json as the reference implementation's loader takes them (a
 model that came in a published layout goes out bit for bit); `orbax`, the parameters alone with the tokenizer,
 for sdtt_jax.load; `stablehlo`, the sampler for a number of steps and texts as one artifact for CPU, CUDA and
-TPU, with a runner that needs no sdtt_jax. A model card, README.md, stands beside them, with what the run
-measured if it is one of ours. --push uploads the folder to the model hub, into a private repository unless
---public says otherwise; the token is taken from $HF_TOKEN.
+TPU (any --mode, with the parameters of its --helper beside the model's), with a runner that needs no
+sdtt_jax. A model card, README.md, stands beside them, with what the run measured if it is one of ours. --push
+uploads the folder to the model hub, into a private repository unless --public says otherwise; the token is
+taken from $HF_TOKEN.
 """
 
 from collections.abc import Sequence
@@ -18,10 +21,17 @@ from pathlib import Path
 from absl import flags
 
 from experiments.cli.app import check_flags, run_app
-from experiments.cli.fields import define_checkpoint, define_given, given_flags
+from experiments.cli.fields import (
+    define_checkpoint,
+    define_flags,
+    define_given,
+    define_helper,
+    from_flags,
+    given_flags,
+)
 from sdtt_jax.config import choose, require
-from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.evaluation.settings import Decoding
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.card import measured_results, model_card
 from sdtt_jax.interchange.export import export_orbax, export_reference, require_empty
@@ -38,6 +48,8 @@ define_given()
 _FORMAT = flags.DEFINE_string("format", "reference", f"One of: {', '.join(FORMATS)}.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist, or be empty.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "stablehlo: reverse steps of the sampler.")
+_HELPER = define_helper()
+define_flags(Decoding)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "stablehlo: texts at once.")
 _PUSH = flags.DEFINE_string(
     "push", None, "Then upload it to this repository of the hub, OWNER/NAME."
@@ -55,14 +67,20 @@ def write(model: Model | CausalModel, output: Path) -> list[Path]:
         raise CheckpointError(
             f"{model.facts['path']} holds a causal model; --format=stablehlo exports a denoiser's sampler."
         )
-    config = SamplerConfig(num_steps=_NUM_STEPS.value)
-    return export_stablehlo(model, output, config, _BATCH_SIZE.value)
+    config = from_flags(Decoding).sampler(_NUM_STEPS.value)
+    helper = load(_HELPER.value).as_helper if _HELPER.value else None
+    return export_stablehlo(model, output, config, _BATCH_SIZE.value, helper)
 
 
 def main(argv: Sequence[str]) -> None:
     """Exports as the flags ask."""
     check_flags(argv, "checkpoint", "output")
     choose("--format", _FORMAT.value, FORMATS)
+    require(
+        _FORMAT.value == "stablehlo" or not _HELPER.value,
+        "--helper is for the sampler of --format=stablehlo; leave it out.",
+    )
+    from_flags(Decoding)
     folder = str(_OUTPUT.value)
     require(not is_remote(folder), f"--output={folder} must be a local folder; copy it from there.")
     output = as_path(folder)

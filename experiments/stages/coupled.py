@@ -1,4 +1,4 @@
-"""What noise-coupled distillation needs beside its student: the teacher, and a pool of its trajectories."""
+"""The teacher of noise-coupled distillation, and the stored pool of its trajectories."""
 
 import dataclasses
 import functools
@@ -38,10 +38,10 @@ POOL_BATCH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Where stored trajectories end. Their noise is drawn again from their numbers."""
+    """The final tokens of stored trajectories; their noise is drawn again from their numbers."""
 
     tokens: np.ndarray  # `[trajectories, length]` int32
-    facts: dict[str, Any]  # everything that determined them
+    facts: dict[str, Any]  # everything that determines them
 
     def batch(self, seed: int, number: int, size: int, mesh: Mesh) -> Tree:
         """Batch `number` of the epochs of a seed, on the mesh: the trajectories' numbers, and their ends."""
@@ -66,7 +66,7 @@ def round_loss(run: Run, number: int) -> LossFn:
 
 
 def round_parts(run: Run, number: int) -> tuple[Pool, Callable[[], TrainState], TrainState]:
-    """A round's pool, what makes the state that it begins with, and that state's shapes and shardings."""
+    """A round's pool, a function that makes its first state, and that state's shapes and shardings."""
     config = run.config.coupled
     teacher = teacher_params(run, number)
     pool = open_pool(run, number, teacher)
@@ -95,8 +95,8 @@ def teacher_params(run: Run, number: int) -> Params:
 
 
 def _begin(run: Run, number: int, teacher: Params) -> Params:
-    """What a round's student starts from: its teacher. In the first round it gets a noise network, which
-    changes nothing."""
+    """The first parameters of a round's student: its teacher's, in the first round with a noise network added
+    that does not change its outputs yet."""
     if number > 1:
         return teacher
     key = purpose_key(run.config.seed, "coupled.init")
@@ -110,9 +110,9 @@ def _begin(run: Run, number: int, teacher: Params) -> Params:
 
 
 def open_pool(run: Run, number: int, teacher: Params) -> Pool:
-    """The trajectories of a round: those that are stored, or else they are made and stored.
+    """Reads the trajectories of a round, or makes and stores them.
 
-    They are a function of the teacher and of the config's seed alone.
+    They depend on the teacher and on the config's seed alone.
 
     Args:
       run: whose round it is.
@@ -121,7 +121,7 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool:
 
     Raises:
       ConfigError: the pool that the config names is not there.
-      MismatchError: what is stored was made by another teacher, of another vocabulary or otherwise.
+      MismatchError: the stored ones were made with another teacher, vocabulary or setting.
     """
     config = run.config.coupled
     folder = run.workdir.round(number, COUPLED) / "pool"

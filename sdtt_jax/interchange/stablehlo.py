@@ -1,5 +1,6 @@
 """The sampler as one artifact for all platforms, through `jax.export`, and a runner without sdtt_jax."""
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ import numpy as np
 from jax import export
 
 from sdtt_jax.config import positive, to_mapping
+from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.interchange.safetensors import write_tensors
 from sdtt_jax.keys import MAX_SEED
+from sdtt_jax.model.learnt import settled
 from sdtt_jax.model.masked import Model
+from sdtt_jax.ops.sequences import Sequences, arrange
 from sdtt_jax.paths import PathLike, as_path, write_json, write_text
 from sdtt_jax.trees import flat_leaves, nested
 
@@ -24,6 +28,7 @@ SAMPLER_FILE, PARAMS_FILE, DESCRIPTION_FILE, RUNNER_FILE = (
     "sampler.json",
     "run.py",
 )
+HELPER = "helper"  # where its parameters stand among the model's
 RUNNER = '''\
 """Writes texts with the exported sampler: python run.py [SEED]. Needs jax and safetensors alone."""
 import json, pathlib, signal, sys
@@ -46,29 +51,44 @@ for row in np.asarray(sampler.call(load_file(folder / "params.safetensors"), key
 
 
 def exported_sampler(
-    model: Model, config: SamplerConfig, batch_size: int, platforms: tuple[str, ...] = PLATFORMS
+    model: Model, config: SamplerConfig, batch_size: int, helper: Helper | None = None
 ) -> export.Exported:
-    """The sampler for one batch size and number of steps, lowered for several platforms at once.
+    """The sampler for one batch size and number of steps, lowered for all of `PLATFORMS` at once.
 
-    It is called with the parameters by path (`{"blocks/mlp/up/kernel": …}`), the key's data `[2]` uint32 of
-    a threefry key, and `x_init: [batch_size, L]` int32, and returns the texts `[batch_size, L]` int32.
+    It is called with the parameters by path (`all_params`), the key's data `[2]` uint32 of a threefry key,
+    and `x_init: [batch_size, L]` int32, and returns the texts `[batch_size, L]` int32.
 
     Args:
       model: a denoiser.
       config: of the sampler.
       batch_size: texts at once.
-      platforms: on which it is to run.
+      helper: the other model of a decoder that asks one.
+
+    Raises:
+      ConfigError: the model, or its helper, cannot do what the decoder asks of it.
     """
     positive(batch_size=batch_size)
-    sampler = functools.partial(_sample, model.diffusion, config)
-    params = jax.eval_shape(flat_leaves, model.params)
+    static = None if helper is None else dataclasses.replace(helper, params=None)
+    setting = model.diffusion, settled(config, model), model.sequences, static
+    sampler = functools.partial(_sample, *setting)
+    params = jax.eval_shape(lambda: all_params(model, helper))
     key_data = jax.ShapeDtypeStruct((2,), np.uint32)
     x_init = jax.ShapeDtypeStruct((batch_size, model.config.length), np.int32)
-    return export.export(jax.jit(sampler), platforms=platforms)(params, key_data, x_init)
+    return export.export(jax.jit(sampler), platforms=PLATFORMS)(params, key_data, x_init)
+
+
+def all_params(model: Model, helper: Helper | None = None) -> dict[str, jax.Array]:
+    """Parameters by path, `{"blocks/mlp/up/kernel": …}`, those of a helper below `helper/`."""
+    beside = {} if helper is None else {HELPER: helper.params}
+    return flat_leaves(model.params | beside)
 
 
 def export_stablehlo(
-    model: Model, directory: PathLike, config: SamplerConfig, batch_size: int
+    model: Model,
+    directory: PathLike,
+    config: SamplerConfig,
+    batch_size: int,
+    helper: Helper | None = None,
 ) -> list[Path]:
     """Writes the sampler, its parameters, their description, and a program that runs them.
 
@@ -77,12 +97,13 @@ def export_stablehlo(
       directory: where the files go.
       config: of the sampler.
       batch_size: texts at once.
+      helper: the other model of a decoder that asks one.
 
     Returns:
       Paths of the artifact, of the parameters, of the JSON that says sizes, settings and what each token
       reads, and of the program.
     """
-    exported = exported_sampler(model, config, batch_size)
+    exported = exported_sampler(model, config, batch_size, helper=helper)
     directory = as_path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     vocabulary = range(model.config.vocab_size)
@@ -91,11 +112,11 @@ def export_stablehlo(
         "length": model.config.length,
         "mask_id": model.mask_id,
         "platforms": list(exported.platforms),
-        "sampler": to_mapping(config),
+        "sampler": to_mapping(settled(config, model)),
         "pieces": model.tokenizer.pieces(vocabulary) if model.tokenizer is not None else None,
     }
     (directory / SAMPLER_FILE).write_bytes(exported.serialize())
-    params = {name: np.asarray(leaf) for name, leaf in flat_leaves(model.params).items()}
+    params = {name: np.asarray(leaf) for name, leaf in all_params(model, helper).items()}
     write_tensors(directory / PARAMS_FILE, params)
     write_json(directory / DESCRIPTION_FILE, description, indent=None)
     write_text(directory / RUNNER_FILE, RUNNER)
@@ -105,10 +126,16 @@ def export_stablehlo(
 def _sample(
     diffusion: MaskedDiffusion,
     config: SamplerConfig,
+    sequences: Sequences | None,
+    helper: Helper | None,
     params: dict[str, Any],
     key_data: jax.Array,
     x_init: jax.Array,
 ) -> jax.Array:
-    key = jax.random.wrap_key_data(key_data, impl="threefry2x32")
-    state, _ = sample(diffusion, nested(params), key, x_init, config)
+    key, own = jax.random.wrap_key_data(key_data, impl="threefry2x32"), nested(params)
+    theirs = own.pop(HELPER, None)
+    if helper is not None:
+        helper = dataclasses.replace(helper, params=theirs)
+    model = diffusion.within(arrange(x_init, sequences))
+    state, _ = sample(model, own, key, x_init, config, helper=helper)
     return state.x
