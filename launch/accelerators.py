@@ -1,4 +1,4 @@
-"""The one table of accelerators: the peak numbers of each chip, its slices, and what every tool calls them.
+"""The table of accelerators: peak numbers and slices of each chip, and their names in every tool.
 
 Sources, read in November 2026; those of the peak numbers stand in the table:
   topologies, GKE names, machine types: UserFacingNameToSystemCharacteristics in

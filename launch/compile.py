@@ -1,4 +1,4 @@
-"""Compiles a run's programs ahead, for a slice that need not be there: memory, speed, and what limits it.
+"""Compiles a run's programs for a slice that need not exist: memory, speed, and what limits it.
 
   python -m launch.compile --config=experiments/configs/owt_small.py --topology=v5e:16x16 --batch_per_chip=32
 

@@ -70,7 +70,7 @@ def environment(index: int, processes: int, devices: int, port: int) -> dict[str
 
 
 class Group:
-    """The processes, from start to the last one's end."""
+    """A group of processes, from their start until all have ended."""
 
     def __init__(self, command: Sequence[str], processes: int, devices: int):
         port = _free_port()
@@ -152,7 +152,7 @@ def describe(status: int) -> str:
 
 
 def without_noise(lines: Iterable[str]) -> Iterator[str]:
-    """The lines without gloo's, and without the ends of its lines that other lines have torn off."""
+    """The lines without those of gloo, and without the stray ends of gloo's lines."""
     unended = 0
     for line in lines:
         if any(noise in line for noise in NOISE):

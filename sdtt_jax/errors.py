@@ -10,7 +10,7 @@ EXIT_INTERRUPTED = os.EX_TEMPFAIL
 
 
 class UserError(Exception):
-    """Something that the user can mend; the message says what, where, and how."""
+    """An error that the user can fix; the message says what is wrong, where, and what to do."""
 
 
 class ConfigError(UserError):

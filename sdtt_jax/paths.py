@@ -214,17 +214,16 @@ def parse_json(
     raise error(f"{where} {fault} ({said})" + (f"; {remedy}." if remedy else "."))
 
 
-def text_lines(path: PathLike, error: type[UserError] = DataError) -> Iterator[tuple[str, str]]:
+def text_lines(path: PathLike) -> Iterator[tuple[str, str]]:
     """Place ("x.jsonl, line 3") and text of each line that is not blank; a line ends at a line feed alone.
 
     JSON lets U+2028, U+0085 and others stand in a string, at which Python's `splitlines` would cut.
 
     Args:
       path: of a file in UTF-8, with or without a byte-order mark, local or in a bucket.
-      error: what is raised.
 
     Raises:
-      UserError: of that kind: the file cannot be read, or a line is not UTF-8.
+      DataError: the file cannot be read, or a line is not UTF-8.
     """
     offset = 0
     try:
@@ -232,12 +231,12 @@ def text_lines(path: PathLike, error: type[UserError] = DataError) -> Iterator[t
             for number, raw in enumerate(lines, start=1):
                 where = f"{path}, line {number}"
                 body = raw.removeprefix(codecs.BOM_UTF8)
-                line = decoded(body, where + ",", error, offset + len(raw) - len(body))
+                line = decoded(body, where + ",", DataError, offset + len(raw) - len(body))
                 offset += len(raw)
                 if line.strip():
                     yield where, line
     except OSError as reason:
-        raise error(f"{path} cannot be read: {reason.strerror or reason}.") from None
+        raise DataError(f"{path} cannot be read: {reason.strerror or reason}.") from None
 
 
 def decoded(raw: bytes, where: str, error: type[UserError] = DataError, offset: int = 0) -> str:

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of a long task: training steps, and passes over text."""
+"""Progress of long tasks on the terminal: training steps, and passes over text."""
 
 import contextlib
 import sys
@@ -94,7 +94,7 @@ def tracked(
 
 
 class NoProgress:
-    """Says nothing."""
+    """Shows nothing."""
 
     def update(self, step: int, values: Values | None = None) -> None:
         """Does nothing."""

@@ -20,7 +20,7 @@ def flat_leaves(tree: Tree) -> dict[str, Any]:
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """`flat_leaves` undone, to nested dicts: the form in which trees of any kind are stored."""
+    """The inverse of `flat_leaves`: nested dicts, the form in which trees of any kind are stored."""
     out: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, name = path.split("/")

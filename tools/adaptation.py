@@ -1,4 +1,4 @@
-"""Measures what a causal model is worth to a denoiser: the bound on held-out text against training steps.
+"""Measures the gain from starting a denoiser at a causal model: held-out bounds by training steps.
 
     python -m tools.adaptation --workdir=runs/adaptation
 

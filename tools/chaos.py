@@ -8,8 +8,6 @@ parameters (teacher, judge, rounds), metrics, texts and results must be those of
 excepted. What follows `--` goes to `experiments.run`.
 """
 
-import hashlib
-import json
 import os
 import random
 import signal
@@ -23,7 +21,7 @@ from typing import Any
 from absl import flags
 
 from experiments.cli.app import run_app, stopwatch
-from sdtt_jax.checkpoints.digests import params_digest
+from sdtt_jax.checkpoints.digests import canonical_sha256, params_digest
 from sdtt_jax.checkpoints.store import load_params
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.paths import as_path, read_json
@@ -59,8 +57,7 @@ def outcome(root: Path) -> dict[str, str]:
     }
     contents["metrics.jsonl"] = read_metrics(root / "metrics.jsonl")
     for name, content in contents.items():
-        text = json.dumps(_timeless(content), sort_keys=True)
-        digests[name] = hashlib.sha256(text.encode()).hexdigest()
+        digests[name] = canonical_sha256(_timeless(content))
     return digests
 
 
@@ -73,7 +70,7 @@ def _timeless(content: Any) -> Any:
 
 
 class RestartedRun:
-    """A run in a directory, started as often as it takes to reach its end."""
+    """A run in a directory that is restarted until it reaches its end."""
 
     def __init__(self, directory: Path, config: str, options: Sequence[str]):
         self.directory = directory
@@ -87,7 +84,7 @@ class RestartedRun:
         ]
 
     def start(self) -> "subprocess.Popen[str]":
-        """The same command, once more; its output goes to a file beside the directory."""
+        """Starts the same command again; its output is appended to a file beside the directory."""
         with self.log_file.open("a", encoding="utf-8") as log:
             return subprocess.Popen(
                 self._command, stdout=log, stderr=log, text=True, start_new_session=True
@@ -98,7 +95,7 @@ class RestartedRun:
         return self.directory.with_suffix(".log")
 
     def lines(self) -> int:
-        """How far it is: lines of output, of all its starts, and of metrics."""
+        """Its progress: the number of lines of output, over all starts, and of metrics."""
         metrics = self.directory / "metrics.jsonl"
         return len(self._output()) + (metrics.read_bytes().count(b"\n") if metrics.exists() else 0)
 
@@ -116,14 +113,14 @@ class RestartedRun:
 
 
 def finish(run: RestartedRun, process: "subprocess.Popen[str]") -> None:
-    """Waits for the end, which must be a success."""
+    """Waits for the process, which must succeed."""
     status = process.wait()
     if status != 0:
         raise UserError(f"A run ended with status {status}; see {run.log_file}.")
 
 
 def compare(run: RestartedRun, expected: dict[str, str]) -> list[str]:
-    """What of a finished run differs from the undisturbed one."""
+    """The names of results in which a finished run differs from the undisturbed one."""
     actual = outcome(run.directory)
     return sorted(name for name in expected | actual if actual.get(name) != expected.get(name))
 

@@ -40,7 +40,7 @@ from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
 from sdtt_jax.typing import Params
 
-# What one repetition has shown: "seconds", and what the suite counts.
+# The measurements of one repetition: "seconds", and what the suite counts.
 Repetition = dict[str, float]
 Log = Callable[[str], None]
 
@@ -70,7 +70,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What distinguishes this job from the others of its row."""
+        """The name of the job within its row."""
         if self.variant != STUDENT:
             return self.variant
         who = self.variant if self.mode == SamplerConfig.mode else self.mode
@@ -81,7 +81,7 @@ class Case(NamedTuple):
     """A case that is ready to be repeated."""
 
     repeat: Callable[[], Repetition]  # runs once to the end
-    # What building it has shown: `compile_s`, and `memory`, the compiled program's GB.
+    # Measured while building: `compile_s`, and `memory`, the compiled program's in GB.
     setup: dict[str, Any]
     # What was compiled; None where it is not one program.
     program: jax.stages.Compiled | None = None
@@ -164,7 +164,7 @@ def _counted(loss_fn: LossFn, distills: bool) -> LossFn:
 def half_masked_key(
     job: Job, config: RunConfig, diffusion: MaskedDiffusion, tokens: jax.Array
 ) -> jax.Array:
-    """A stage's key whose first step masks a share of the tokens that is close to one half."""
+    """A key of the stage with which the first step masks about half of the tokens."""
 
     def masked(key: jax.Array) -> jax.Array:
         # What `make_train_step` hands to the loss at step 0, microbatch 0.
@@ -345,10 +345,10 @@ def _network(job: Job, config: RunConfig) -> tuple[DenoiserConfig, Denoiser, Mas
 
 
 def _parameters(network: Network, sharding: Any = None, dtype: jnp.dtype | None = None) -> Params:
-    """The same for every variant, and nothing at zero: fresh networks have losses that are trivial.
+    """Random parameters, the same for every variant; fresh networks have zeros, and so trivial losses.
 
-    Made by NumPy, leaf by leaf: nothing to compile, and never more than one leaf twice in memory. In float32,
-    or in `dtype`.
+    They are made by NumPy, leaf by leaf: nothing is compiled, and at most one leaf is in memory twice. Their
+    dtype is float32 or `dtype`.
     """
     rng = np.random.default_rng(0)
 
@@ -368,14 +368,14 @@ def _tokens(job: Job, sizes: TransformerConfig) -> np.ndarray:
 
 
 def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """What `function` returns, once it is computed, and the seconds that it took."""
+    """The computed result of `function`, and the seconds that it took."""
     began = time.perf_counter()
     result = jax.block_until_ready(function(*arguments))
     return result, time.perf_counter() - began
 
 
 def _memory(compiled: Any) -> dict[str, float] | None:
-    """The compiler's account of a program's memory in GB; None where a backend gives none."""
+    """A program's memory in GB according to the compiler; None if the backend does not report it."""
     memory = compiled.memory_analysis()
     if memory is None:
         return None

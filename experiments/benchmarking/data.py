@@ -22,6 +22,7 @@ from experiments.settings import RunConfig, run_config
 from sdtt_jax.data import DataConfig, Split, Tokenizer, open_split, prepare, train_tokenizer
 from sdtt_jax.data.corpora import documents
 from sdtt_jax.data.packing import encode_documents, pack
+from sdtt_jax.ops.packed import Sequences
 from sdtt_jax.paths import as_path
 
 PHASES = ("tokenise", "pack", "load", "load_from_files")
@@ -38,12 +39,7 @@ def build_data(job: Job, log: Log) -> Case:
     texts = first_texts(data, MAX_CHARACTERS)
     log("learning the vocabulary")
     tokenizer = train_tokenizer(config.tokenizer, texts, data.normalize)
-    packing: dict[str, Any] = {
-        "length": data.length,
-        "wrap": data.wrap,
-        "bos_id": tokenizer.bos_id,
-        "eos_id": tokenizer.eos_id,
-    }
+    sequences = Sequences(bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, wrap=data.wrap)
     setup: dict[str, Any] = {"compile_s": 0.0, "memory": None}
     folder = tempfile.TemporaryDirectory()
     encode: Callable[..., Iterable[Any]] = naive_encode
@@ -57,7 +53,7 @@ def build_data(job: Job, log: Log) -> Case:
 
     def repeat() -> Repetition:
         encoded, tokenise_s = _timed(lambda: list(encode(tokenizer, texts)))
-        rows, pack_s = _timed(lambda: list(join(encoded, **packing)))
+        rows, pack_s = _timed(lambda: list(join(encoded, data.length, sequences)))
         load_s = {name: _timed(load, rows, batch_size)[1] for name, load in loads.items()}
         assert folder.name, "the folder lives as long as the case"
         return {
@@ -90,14 +86,13 @@ def naive_encode(tokenizer: Tokenizer, texts: Iterable[str]) -> list[list[int]]:
     return [tokenizer.encode(text).tolist() for text in texts]
 
 
-def naive_pack(
-    encoded: Sequence[list[int]], *, length: int, wrap: bool, bos_id: int, eos_id: int
-) -> list[list[int]]:
+def naive_pack(encoded: Sequence[list[int]], length: int, sequences: Sequences) -> list[list[int]]:
     """The sequences of `sdtt_jax.data.packing.pack`, by lists."""
-    stream = list(itertools.chain.from_iterable([*ids, eos_id] for ids in encoded))
+    bos, eos, wrap = sequences.bos_id, sequences.eos_id, sequences.wrap
+    stream = list(itertools.chain.from_iterable([*ids, eos] for ids in encoded))
     size = length - 2 if wrap else length
     chunks = [stream[i : i + size] for i in range(0, len(stream) - size + 1, size)]
-    return [[bos_id, *chunk, eos_id] for chunk in chunks] if wrap else chunks
+    return [[bos, *chunk, eos] for chunk in chunks] if wrap else chunks
 
 
 def naive_batch(rows: Sequence[list[int]], indices: Iterable[int]) -> np.ndarray:

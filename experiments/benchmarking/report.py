@@ -1,4 +1,4 @@
-"""The benchmark's record (JSON) and its tables, from what the workers have measured: pure functions."""
+"""The benchmark's record (JSON) and tables, as pure functions of the workers' measurements."""
 
 import dataclasses
 import statistics
@@ -22,9 +22,9 @@ Entry = dict[str, Any]
 
 @dataclasses.dataclass
 class Measured:
-    """What one variant has shown."""
+    """The measurements of one variant."""
 
-    # From building it (`compile_s`, `setup_s`, `memory`, `device`, …); empty if that failed.
+    # From building it: `compile_s`, `setup_s`, `memory`, `device`, …; empty if that failed.
     setup: dict[str, Any] = dataclasses.field(default_factory=dict)
     # One for each repetition, with `peak_gb`.
     runs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -41,7 +41,7 @@ class Measured:
 
     @property
     def peak_gb(self) -> float | None:
-        """Most memory that was held: the device's where it counts, else the process's, or the program's."""
+        """Peak memory: as the device reports it, else of the process, else of the compiled program."""
         memory = self.setup.get("memory")
         peaks = [self.largest(name) for name in ("device_peak_gb", "peak_gb")]
         if memory:
@@ -82,7 +82,7 @@ def entry(config: RunConfig, job: Job, measured: dict[str, Measured]) -> Entry:
 
 
 def _coupled_entry(config: RunConfig, job: Job, coupled: Measured, lean: Measured) -> Entry:
-    """What a student that sees noise costs for each network call, over one that does not.
+    """The cost of a noise-coupled student for each network call, relative to an ordinary one.
 
     A forward pass is a call, a backward pass two. Both train with the same optimizer; the coupled student's
     trajectories are stored, the other's teacher is called in every step.
@@ -168,7 +168,7 @@ def loading_share(data: Entry, train: Entry, batch_size: int) -> float | None:
 
 
 def details(measured: Measured) -> Entry:
-    """All that one variant has shown, spread included."""
+    """All measurements of one variant, with their range."""
     seconds = [run["seconds"] for run in measured.runs]
     last = measured.runs[-1] if measured.runs else {}
     return {
@@ -182,7 +182,7 @@ def details(measured: Measured) -> Entry:
 
 
 def ratio(above: float | None, below: float | None) -> float | None:
-    """`above / below`; None where one is missing or there is nothing to divide by."""
+    """`above / below`; None if one is missing or the divisor is zero."""
     return above / below if above is not None and below else None
 
 
@@ -204,7 +204,7 @@ def computing_table(rows: dict[str, Entry]) -> Table:
 
 
 def memory_table(rows: dict[str, Entry]) -> Table:
-    """The compiler's account and the process's, one row per title and variant."""
+    """Memory according to the compiler and to the process, one row per title and variant."""
     table = blank_table("memory in GB, as compiled and as seen; seconds to compile", None)
     names = {
         "arguments": "arguments_gb",
@@ -242,7 +242,7 @@ def roofline_lines(rows: dict[str, Entry]) -> list[str]:
 
 
 def coupled_lines(rows: dict[str, Entry]) -> list[str]:
-    """One sentence for each row that a student which sees noise takes part in."""
+    """One sentence for each row with a noise-coupled student."""
     return [
         f"{title}: a student that sees noise takes {row['coupled_s']:.3g} s for {row['coupled_calls']:.3g} "
         f"network calls, lean {row['lean_s']:.3g} s for {row['lean_calls']:.3g}: "
@@ -295,7 +295,7 @@ def _rate(value: float | None, variant: Entry) -> str:
 
 
 def number(value: float | None, form: str) -> str:
-    """`value` by `form`, a dash where it is missing."""
+    """`value` formatted by `form`; a dash if it is missing."""
     return "–" if value is None else format(value, form)
 
 

@@ -1,4 +1,4 @@
-"""Runs the benchmark's suites: workers in turn, a record of what they counted, tables."""
+"""Runs the benchmark's suites: workers in turn, the record of their measurements, and tables."""
 
 import contextlib
 import dataclasses
@@ -74,7 +74,7 @@ def _prepared(
     stack: contextlib.ExitStack,
     log: Log,
 ) -> Iterator[tuple[str, Worker]]:
-    """Starts and warms up one after the other, so that none is compiled while another computes."""
+    """Starts and warms up the workers one by one, so that none compiles while another computes."""
     for job in jobs:
         worker = stack.enter_context(start(job))
         head = f"{title}: {job.name}"
@@ -130,7 +130,7 @@ class Plan:
 
 
 class Row(NamedTuple):
-    """What is measured together."""
+    """Jobs that are measured together."""
 
     suite: str  # whose row it is
     title: str  # in tables and lines of progress
@@ -263,7 +263,7 @@ def computing_rows(record: Entry) -> dict[str, Entry]:
 
 
 def deaths(record: Entry) -> dict[str, str]:
-    """Why each variant that died did, by row and variant."""
+    """The cause for each variant that died, by row and variant."""
     shown = computing_rows(record) | ({"data": record["data"]} if "data" in record else {})
     shown |= {title: row["entrants"] for title, row in record.get("race", {}).items()}
     return {

@@ -1,8 +1,8 @@
 """One variant of the benchmark in a process of its own, so that its peak memory is its own.
 
-The parent holds a `Worker`; the process runs `main` of this module. They talk in lines of JSON: the job goes
-in, phases and then what building it has shown come out; after that each "run" is answered with what one
-repetition has shown. The process ends when its input does, so it never outlives its parent.
+The parent holds a `Worker`; the process runs `main` of this module. They exchange lines of JSON: the job goes
+in, then phases and the measurements of building it come out; after that each "run" is answered with the
+measurements of one repetition. The process ends with its input, so it never outlives its parent.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ class Worker:
           on_phase: called with each phase as it begins.
 
         Returns:
-          What building it has shown.
+          The measurements of building it.
 
         Raises:
           WorkerError: the process ended.
@@ -93,7 +93,7 @@ class Worker:
         return message
 
     def run(self) -> dict[str, Any]:
-        """What one repetition has shown, and the peak memory so far.
+        """The measurements of one repetition, with the peak memory so far.
 
         Raises:
           WorkerError: the process ended.
@@ -133,7 +133,7 @@ class Worker:
 
 
 class Here(Worker):
-    """A job in this process; its repetitions say nothing of memory."""
+    """A job in this process, without measurements of memory."""
 
     def __init__(self, job: Job):
         self.job = job
@@ -157,7 +157,7 @@ class Here(Worker):
 
 @contextlib.contextmanager
 def _failing() -> Iterator[None]:
-    """What the device does not survive (its memory's end, first of all) is this job's failure alone."""
+    """Turns an error of the device (most often out of memory) into a failure of this job alone."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -205,7 +205,7 @@ def _serve(job: Job, requests: TextIO, channel: TextIO) -> None:
 
 
 def _ready(job: Job, log: Callable[[str], None]) -> tuple[Callable[[], Repetition], dict[str, Any]]:
-    """The job's work, built and warmed up, and what that has shown."""
+    """Builds and warms up a job: the function that repeats it, and the measurements of building it."""
     began = time.perf_counter()
     case = build(job, log) if _computes(job) else build_data(job, log)
     log("warming up")
@@ -217,7 +217,7 @@ def _ready(job: Job, log: Callable[[str], None]) -> tuple[Callable[[], Repetitio
 
 
 def _computes(job: Job) -> bool:
-    """The data suite computes nothing on a device, and should not wake one up."""
+    """Whether a job uses a device; the data suite does not, and should not initialise one."""
     return job.suite != "data"
 
 
@@ -227,7 +227,7 @@ def _answer(channel: TextIO, message: dict[str, Any]) -> None:
 
 
 def peak_bytes() -> int:
-    """The largest resident memory of this process so far, or since `_reset_peak`."""
+    """Peak resident memory of this process so far, or since `_reset_peak`."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text("utf-8").splitlines():
             if line.startswith("VmHWM:"):
@@ -237,7 +237,7 @@ def peak_bytes() -> int:
 
 
 def _reset_peak() -> bool:
-    """Lets the peak count from now on, so that it leaves out building; Linux only."""
+    """Restarts the measurement of peak memory, to leave out building; False where that is not possible."""
     # The compiler's memory is free by now, but the C library keeps it until it is asked.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -249,7 +249,7 @@ def _reset_peak() -> bool:
 
 
 def _device_peak_gb() -> float | None:
-    """What the first device's allocator reports; the CPU's reports nothing."""
+    """Peak memory according to the first device's allocator; the CPU reports none."""
     stats = jax.devices()[0].memory_stats()
     return stats["peak_bytes_in_use"] / 1e9 if stats and "peak_bytes_in_use" in stats else None
 

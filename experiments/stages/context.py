@@ -1,4 +1,4 @@
-"""What all stages of a run share, made once: config, directory, mesh, data, networks."""
+"""Everything that the stages of a run share: config, directory, mesh, data and networks."""
 
 import dataclasses
 import functools
@@ -132,6 +132,11 @@ class Run:
             return Denoiser(self.config.denoiser(self.info.vocab_size))
         config: Any = self.base.config
         return network_of(self.config.adapted(config))
+
+    @property
+    def was_causal(self) -> bool:
+        """Whether the denoiser's network comes from a causal model."""
+        return isinstance(self.base, CausalModel)
 
     def base_params(self) -> Params:
         """The parameters that the teacher starts from, on the mesh."""

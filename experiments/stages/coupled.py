@@ -1,4 +1,4 @@
-"""What noise-coupled distillation needs beside its student: the teacher, and a pool of its trajectories."""
+"""The teacher of noise-coupled distillation, and the stored pool of its trajectories."""
 
 import dataclasses
 import functools
@@ -91,7 +91,7 @@ def round_loss(run: Run, number: int) -> LossFn:
 
 
 def round_parts(run: Run, number: int) -> tuple[Pool | Fresh, Callable[[], TrainState], TrainState]:
-    """A round's pool, what makes the state that it begins with, and that state's shapes and shardings."""
+    """A round's pool, a function that makes its first state, and that state's shapes and shardings."""
     config = run.config.coupled
     teacher = teacher_params(run, number)
     pool = open_pool(run, number, teacher)
@@ -120,8 +120,8 @@ def teacher_params(run: Run, number: int) -> Params:
 
 
 def _begin(run: Run, number: int, teacher: Params) -> Params:
-    """What a round's student starts from: its teacher. In the first round it gets a noise network, which
-    changes nothing."""
+    """The first parameters of a round's student: its teacher's, in the first round with a noise network added
+    that does not change its outputs yet."""
     if number > 1:
         return teacher
     key = purpose_key(run.config.seed, "coupled.init")
@@ -135,11 +135,10 @@ def _begin(run: Run, number: int, teacher: Params) -> Params:
 
 
 def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
-    """The trajectories of a round: those that are stored, or else they are made and stored.
+    """Reads the trajectories of a round, or makes and stores them.
 
-    With `num_trajectories=0` none is stored, and each training step makes its own.
-
-    They are a function of the teacher and of the config's seed alone.
+    With `num_trajectories=0` none is stored, and each training step makes its own. They depend on the
+    teacher, on the config's seed and, in hindsight, on the texts of the training split.
 
     Args:
       run: whose round it is.
@@ -148,9 +147,18 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
 
     Raises:
       ConfigError: the pool that the config names is not there.
-      MismatchError: what is stored was made by another teacher, of another vocabulary or otherwise.
+      MismatchError: the stored ones were made with another teacher, vocabulary or setting.
     """
     config = run.config.coupled
+    folder = run.workdir.round(number, COUPLED) / "pool"
+    given = number == 1 and config.pool != ""
+    if given:
+        folder = as_path(config.pool)
+        require(
+            folder.is_dir(),
+            f"config.coupled.pool={config.pool} is no stored pool; give DIR/coupled/01/pool of a run, or "
+            "leave it empty to have one made.",
+        )
     facts = {
         "teacher": params_digest(teacher),
         "tokenizer": run.tokenizer.digest,
@@ -166,15 +174,6 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
     if not config.num_trajectories:
         texts = run.train_split.batch if config.hindsight else None
         return Fresh(texts, run.config.data.length, facts)
-    folder = run.workdir.round(number, COUPLED) / "pool"
-    given = number == 1 and config.pool != ""
-    if given:
-        folder = as_path(config.pool)
-        require(
-            folder.is_dir(),
-            f"config.coupled.pool={config.pool} is no stored pool; give DIR/coupled/01/pool of a run, or "
-            "leave it empty to have one made.",
-        )
     if not given and not folder.exists():
         rows = _make(run, number, teacher)
         save_params(folder, place_whole(rows, run.mesh), facts)

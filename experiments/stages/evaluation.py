@@ -1,4 +1,4 @@
-"""The stage that measures: the suites on every delivered model, gain and pairs, samples to look at."""
+"""The stage "evaluate": suites on every delivered model, gain, paired comparisons, and sample texts."""
 
 import dataclasses
 from typing import NamedTuple
@@ -31,19 +31,19 @@ ESTIMATOR = "antithetic"
 
 
 class Measured(NamedTuple):
-    """What the suites found out about a model."""
+    """The results of the suites for one model."""
 
     subject: Subject  # the model, its judge, perhaps its baseline
     record: Record  # where the items are
     texts: dict[str, generation.Judged]  # unconditional ones by the name of their item
 
     def figures(self, name: str) -> Json:
-        """Figures of some of the texts, as results.json has them."""
+        """The figures of some texts for results.json."""
         item = self.record.items[f"generation/unconditional/{name}"]
         return {figure: item[figure] for figure in few_calls.FIGURES if figure in item}
 
     def perplexity(self, name: str) -> float:
-        """Of held-out text."""
+        """Perplexity of held-out text."""
         return float(self.record.items[f"likelihood/{name}"]["perplexity"])
 
 
@@ -86,7 +86,7 @@ def add_timing(run: Run) -> None:
 
 
 def is_evaluated(run: Run) -> bool:
-    """Whether results.json speaks of the parameters that are there now."""
+    """Whether results.json covers the rounds that are delivered now."""
     if not (run.workdir.results.exists() and run.workdir.samples.exists()):
         return False
     results = read_json(run.workdir.results)
@@ -214,7 +214,7 @@ def _gain(run: Run, number: int, student: Measured) -> Json:
 
 
 def _samples(run: Run, teacher: Measured, student: Measured | None) -> Json:
-    """Texts to look at, and one generation state by state."""
+    """Sample texts, and the states of one generation."""
     count, tokenizer, shown = run.config.evaluation.show_texts, run.tokenizer, _shown_steps(run)
 
     def decode(tokens: np.ndarray) -> list[str]:

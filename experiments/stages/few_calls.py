@@ -10,6 +10,7 @@ from sdtt_jax.evaluation.record import FOLDER, Json, Record
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation
+from sdtt_jax.evaluation.suites.frontier import at_entropy
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 
@@ -19,7 +20,7 @@ TEMPERATURES = {"argmax": 0.0, "drawn": 1.0}
 
 
 def measure(run: Run, number: int, teacher: Model, judge: CausalModel, entropy: float) -> Json:
-    """What results.json has under "coupled".
+    """The field "coupled" of results.json.
 
     Args:
       run: whose coupled student is measured.
@@ -61,7 +62,7 @@ def measure(run: Run, number: int, teacher: Model, judge: CausalModel, entropy: 
 def matched(judged: dict[str, generation.Judged], entropy: float, seed: int) -> Json:
     """The student at the entropy of real text, between what its noise determines and what it draws.
 
-    The log of its perplexity is taken as linear in its entropy between the two, and as constant beyond them.
+    The log of its perplexity is interpolated linearly in the entropy, and is constant beyond the two ends.
 
     Args:
       judged: texts of "teacher", "argmax" and "drawn".
@@ -76,10 +77,11 @@ def matched(judged: dict[str, generation.Judged], entropy: float, seed: int) -> 
 
     def interpolated(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
         argmax, argmax_entropy, drawn, drawn_entropy = (c.mean(axis=-1) for c in columns[:4])
-        width = drawn_entropy - argmax_entropy
-        share = (entropy - argmax_entropy) / np.where(np.abs(width) > 1e-9, width, 1.0)
-        share = np.clip(share, 0.0, 1.0)
-        return argmax + share * (drawn - argmax), argmax_entropy + share * width, share
+        entropies = np.stack([argmax_entropy, drawn_entropy], axis=-1)
+        shares = np.broadcast_to([0.0, 1.0], entropies.shape)
+        share = at_entropy(shares, entropies, entropy).clip(0.0, 1.0)
+        at = argmax_entropy + share * (drawn_entropy - argmax_entropy)
+        return argmax + share * (drawn - argmax), at, share
 
     def log_ratio(*columns: np.ndarray) -> np.ndarray:
         return interpolated(*columns)[0] - columns[4].mean(axis=-1)

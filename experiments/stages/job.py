@@ -1,4 +1,4 @@
-"""One training of a run, of all parameters or of adapters, and what a distiller is."""
+"""One training of a run, of all parameters or of adapters, and the interface of distillers."""
 
 import dataclasses
 import functools
@@ -16,50 +16,37 @@ from experiments.stages.workdir import final, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints, load_params
 from sdtt_jax.interchange.adapters import adapter_facts, network_shardings
 from sdtt_jax.keys import purpose_key, purpose_seed
-from sdtt_jax.networks.lora import LoraConfig, frozen, init_adapters
-from sdtt_jax.objectives import BASE, lora_loss
+from sdtt_jax.networks.lora import LoraConfig, frozen
+from sdtt_jax.objectives import BASE
 from sdtt_jax.parallel.placement import place_batch, place_rows
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.state import TrainState
-from sdtt_jax.training.step import LossFn, TrainStep
-from sdtt_jax.typing import Params
+from sdtt_jax.training.step import TrainStep
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """What a stage trains: adapters beside frozen parameters, their base, or all parameters."""
+    """The adapters that a stage trains, and their frozen base; with rank 0 it trains all parameters."""
 
-    run: Run  # whose
-    # Of the adapters; with rank 0 there are none, and nothing here changes anything.
-    config: LoraConfig
+    run: Run
+    config: LoraConfig  # with rank 0 there are no adapters
 
     @property
     def folder(self) -> str:
-        """The folder of the run with the base: what the teacher started from, or the whole teacher."""
+        """The folder of the base within the run: what the teacher started from, or the whole teacher."""
         workdir = self.run.workdir
         stage = workdir.base if self.run.config.teacher.lora.rank else workdir.teacher
         return f"{stage.name}/{final(stage).name}"
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What is stored with what is trained."""
+        """Metadata to store with the adapters; empty without any."""
         if not self.config.rank:
             return {}
         return adapter_facts(self.config, self.run.workdir.root, self.folder)
 
-    def init(self) -> Params:
-        """Fresh ones, boxed."""
-        key = purpose_key(self.run.config.seed, "lora.init")
-        if not self.config.rank:
-            return self.run.denoiser.init(key)
-        return init_adapters(self.run.denoiser, self.config, key)
-
-    def loss(self, loss: LossFn) -> LossFn:
-        """A loss of all parameters, as one of what is trained."""
-        return lora_loss(loss, self.config) if self.config.rank else loss
-
     def beside(self, state: TrainState) -> TrainState:
-        """A state with the base in its context, which nothing else holds: one copy is on the devices."""
+        """The state with the base in its context, the only copy of it on the devices."""
         if not self.config.rank:
             return state
         shardings = network_shardings(self.run.denoiser, self.run.mesh)
@@ -69,7 +56,7 @@ class Adapters:
 
 @dataclasses.dataclass(frozen=True)
 class WithoutBase:
-    """Saves states without the base, which is on disk once."""
+    """Saves states without the base, which is stored only once."""
 
     checkpoints: Checkpoints
 
@@ -84,7 +71,7 @@ class WithoutBase:
 
 
 def deliver_base(run: Run) -> None:
-    """Writes the model that the teacher starts from, once, as adapters stand beside it."""
+    """Stores the model that the teacher's adapters are added to, unless that is done already."""
     folder = run.workdir.base
     if not is_delivered(folder):
         base = jax.jit(frozen, static_argnames="config")(run.base_params(), run.config.teacher.lora)
@@ -95,7 +82,7 @@ def deliver_base(run: Run) -> None:
 class TrainingJob:
     """One training of a run: a stage, or a round of distillation."""
 
-    run: Run  # what it is a part of
+    run: Run
     # stage, round: `teacher`, `judge` and `skeleton` 0, `distill` or another distiller's name 1, 2, …
     stage: str
     round: int
@@ -108,17 +95,17 @@ class TrainingJob:
     )
     # Of a network that was causal, the share of its attention to later positions at a step.
     open_share: Callable[[int], float] | None = None
-    # What is trained, where that may be adapters; `start` and `abstract` then lack their base.
+    # None for stages without adapters. `start` and `abstract` lack their base.
     adapters: Adapters | None = None
 
     @property
     def tags(self) -> dict[str, Any]:
-        """What names it in metrics and messages."""
+        """Stage and round, for metrics and messages."""
         return {"stage": self.stage, "round": self.round}
 
     @property
     def folder(self) -> Path:
-        """Where its checkpoints are."""
+        """The folder of its checkpoints."""
         workdir = self.run.workdir
         if not self.round:
             return workdir.root / self.stage
@@ -126,12 +113,12 @@ class TrainingJob:
 
     @property
     def key(self) -> jax.Array:
-        """The key that the training's steps fold their number into."""
+        """The key of the training; each step folds its number into it."""
         return purpose_key(self.run.config.seed, self.stage, self.round)
 
     @property
     def data_seed(self) -> int:
-        """Of the stage's stream of batches."""
+        """Seed of the stage's stream of batches."""
         return purpose_seed(self.run.config.seed, f"{self.stage}.data")
 
     @property
@@ -147,13 +134,13 @@ class TrainingJob:
         return self.tags | {"data": self.run.data_digest, "random": random} | pool | base
 
     def state(self, checkpoints: Checkpoints, before: int | None = None) -> TrainState:
-        """The state to go on from: that of the latest checkpoint below step `before`, or the first."""
+        """The state to continue from: of the latest checkpoint (below step `before`), or a new one."""
         restored = checkpoints.restore(self.abstract, expect=self.metadata, before=before)
         state = self.start() if restored is None else restored[0]
         return self.adapters.beside(state) if self.adapters else state
 
     def batch_number(self, step: int) -> int:
-        """The number, in the stage's stream of batches, of the batch that step `step` (from 0) takes."""
+        """The number in the stage's stream of batches of the one that step `step` (from 0) takes."""
         # Rounds go on in the data where the one before them ended.
         return max(self.round - 1, 0) * self.config.num_steps + step
 
@@ -171,13 +158,13 @@ class TrainingJob:
 
 
 class Distiller(NamedTuple):
-    """A way to distil: what its rounds are, and what each trains and delivers."""
+    """A way to distil: its rounds, and how each is trained and delivered."""
 
     stage: str  # what metrics and checkpoints call it
     rounds: Callable[[RunConfig], int]  # how many the config asks for
-    # Makes what makes the compiled training step of a round; SDTT's is one for all rounds.
+    # Returns the function from a round's number to its compiled step; SDTT has one step for all rounds.
     steps: Callable[[Run], Callable[[int], TrainStep]]
-    # A round's training, with all that it needs beside the student.
+    # The training of a round, from its number and its step.
     job: Callable[[Run, int, TrainStep], TrainingJob]
     deliver: Callable[[Run, int, TrainState], None]  # writes what a trained round delivers
     told: Callable[[RunConfig, int], str]  # a line about a round, for the person who watches

@@ -2,20 +2,19 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 
 from experiments.settings import ONE_ROUND, RunConfig
 from experiments.stages.context import Run
 from experiments.stages.job import Distiller, TrainingJob, averaged
+from experiments.stages.objective import Networks
 from sdtt_jax.config import to_mapping
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.distillation.idlm import FAKE, STUDENT
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.objectives import alpha_loss, arranged, idlm_loss, mixture_loss, mmd_loss
-from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import tree_shardings, unbox
 from sdtt_jax.training.state import StateSpec, TrainState
@@ -23,34 +22,15 @@ from sdtt_jax.training.step import LossFn, TrainStep, make_train_step
 from sdtt_jax.typing import Key, Params, Tree
 
 
-class Networks(Protocol):
-    """What a distiller reads of a run, or of one that is only compiled."""
-
-    @property
-    def config(self) -> RunConfig: ...
-
-    @property
-    def denoiser(self) -> Any: ...
-
-    @property
-    def diffusion(self) -> MaskedDiffusion: ...
-
-    @property
-    def mixture(self) -> CoupledDenoiser: ...
-
-    @property
-    def sequences(self) -> Sequences | None: ...
-
-
 class Parts(NamedTuple):
-    """What makes one distiller another than the next."""
+    """The parts in which the distillers of one round differ."""
 
-    told: str  # what happens, for the person who watches
+    told: str  # a line of progress that says what the round does
     loss: Callable[[Networks], LossFn]  # of its training step
     network: Callable[[Networks], Any] = lambda run: run.denoiser  # of the student
     # Fresh boxed parameters of all that trains, from the network and a key.
     init: Callable[[Any, Key], Params] = lambda network, key: network.init(key)
-    # Makes the first of all that trains from the teacher's parameters, the network and a key.
+    # The first parameters of all that trains, from the teacher's parameters, the network and a key.
     begin: Callable[[Params, Any, Key], Tree] = lambda teacher, *_: teacher
     # The student's, of the parameters that train.
     student: Callable[[Tree], Params] = lambda params: params

@@ -1,4 +1,4 @@
-"""One training step taken twice from the same state: do the bits agree, and what did a batch do?"""
+"""Takes one training step twice from the same state: to compare the bits, or to look at a batch again."""
 
 import re
 

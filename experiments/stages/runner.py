@@ -1,4 +1,4 @@
-"""A run, stage by stage: the table of stages, and what opens a run's directory."""
+"""Runs the stages: their table, and opening a run's directory."""
 
 import contextlib
 import dataclasses
@@ -24,9 +24,9 @@ class Stage:
     """A stage of a run."""
 
     name: str  # what the command line, metrics and results call it
-    title: str  # what it does, for the person who watches
-    run: Callable[[Run], None]  # does it, from where it was stopped
-    is_finished: Callable[[Run], bool]  # whether nothing of it is left to do
+    title: str  # what it does, for the log
+    run: Callable[[Run], None]  # runs it, or continues where it was stopped
+    is_finished: Callable[[Run], bool]  # whether nothing is left to do
 
 
 def _data(run: Run) -> None:
@@ -83,7 +83,7 @@ STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 
 def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
-    """Runs those of the named stages that are not finished yet, in the order of `STAGES`."""
+    """Runs the named stages that are not finished yet, in the order of `STAGES`."""
     for stage in STAGES:
         if stage.name not in names:
             continue

@@ -19,27 +19,23 @@ from experiments.stages.job import (
     averaged,
     deliver_base,
 )
+from experiments.stages.objective import (
+    abstract_round,
+    distill_objective,
+    fresh,
+    teacher_objective,
+)
 from experiments.stages.workdir import final, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import differences, to_mapping
-from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, next_round, round_dt
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.load import load, load_denoiser, load_network
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks.kinds import kind_of
-from sdtt_jax.objectives import (
-    adaptation_loss,
-    arranged,
-    distill_loss,
-    judge_loss,
-    open_share,
-    teacher_loss,
-)
+from sdtt_jax.objectives import judge_loss, open_share
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import check_batch_size
-from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.paths import write_text
 from sdtt_jax.progress import make_progress
 from sdtt_jax.training.config import TrainConfig
@@ -53,9 +49,9 @@ from sdtt_jax.training.watchdog import watchdog
 def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
     """The training of a stage or round."""
     if stage == "teacher":
-        loss, share = _teacher_objective(run)
+        loss = teacher_objective(run)
         if run.base is not None:
-            return _from_base(run, loss, share)
+            return _from_base(run, loss)
         return _from_scratch(run, stage, run.denoiser, loss, run.config.teacher.train)
     if stage in ("judge", "skeleton"):
         network, every = run.judge, 1
@@ -125,7 +121,7 @@ def is_distilled(run: Run) -> bool:
 
 
 def delivered_rounds(run: Run, name: str) -> list[int]:
-    """The rounds of a distiller that have delivered, ascending; none of one that is not asked for."""
+    """The finished rounds of a distiller, ascending; none if the config does not ask for it."""
     if name not in run.config.distillers:
         return []
     numbers = range(1, DISTILLERS[name].rounds(run.config) + 1)
@@ -134,10 +130,7 @@ def delivered_rounds(run: Run, name: str) -> list[int]:
 
 def _sdtt_steps(run: Run) -> Callable[[int], TrainStep]:
     """One compiled step for all rounds: dt and the teacher are arguments of it."""
-    config = run.config.distill
-    loss_of = functools.partial(distill_loss, config=config)
-    loss = Adapters(run, config.lora).loss(arranged(loss_of, run.diffusion, run.sequences))
-    step = make_train_step(loss, config.train)
+    step = make_train_step(distill_objective(run), run.config.distill.train)
     return lambda _number: step
 
 
@@ -170,6 +163,11 @@ def _coupled_steps(run: Run) -> Callable[[int], TrainStep]:
 
 def _coupled_told(config: RunConfig, number: int) -> str:
     calls, k = config.coupled.calls_of(number), config.coupled.num_distill_calls
+    if config.coupled.hindsight:
+        return (
+            f"the student sees the noise from which the teacher would write a text in {calls} calls, and "
+            "learns the text at once"
+        )
     ahead = f"{k} of them" if k else "all of them"
     return (
         f"the teacher makes {calls} calls; the student sees their noise and learns {ahead} at once"
@@ -185,6 +183,7 @@ def _deliver_coupled(run: Run, number: int, state: TrainState) -> None:
         round=number,
         num_calls=run.config.coupled.calls_of(number),
         num_distill_calls=run.config.coupled.num_distill_calls,
+        hindsight=run.config.coupled.hindsight,
     )
 
 
@@ -197,13 +196,11 @@ def _coupled_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
 def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
     config = run.config.distill
     spec = StateSpec(config.train, run.mesh)
-    adapters = Adapters(run, config.lora)
-    shapes = jax.eval_shape(lambda: next_round(config, Student(unbox(adapters.init())), number))
-    abstract = spec.abstract(adapters.init, shapes.context)
+    abstract = abstract_round(run, number, spec)
 
     def start() -> TrainState:
         if config.lora.rank and number == 1 and not run.config.teacher.lora.rank:
-            teacher = spec.init(adapters.init).params
+            teacher = spec.init(functools.partial(fresh, run, config.lora)).params
         else:
             # The student of the round before is the teacher.
             folder = run.workdir.teacher if number == 1 else run.workdir.round(number - 1)
@@ -219,7 +216,7 @@ def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
         return spec.from_params(**student._asdict())
 
     parts = run, "distill", number, config.train, step_fn, start, abstract
-    return TrainingJob(*parts, adapters=adapters)
+    return TrainingJob(*parts, adapters=Adapters(run, config.lora))
 
 
 def _from_scratch(
@@ -232,24 +229,23 @@ def _from_scratch(
     return TrainingJob(run, stage, 0, config, step_fn, start, spec.abstract(init))
 
 
-def _from_base(run: Run, loss: LossFn, share: Callable[[int], float] | None) -> TrainingJob:
+def _from_base(run: Run, loss: LossFn) -> TrainingJob:
     """The training of a teacher that starts from a published model."""
     config, spec = run.config.teacher, StateSpec(run.config.teacher.train, run.mesh)
-    adapters = Adapters(run, config.lora)
-    abstract = spec.abstract(adapters.init)
+    init, share = functools.partial(fresh, run, config.lora), None
+    if run.was_causal:
+        share = functools.partial(open_share, annealing=config.attention_annealing)
 
     def start() -> TrainState:
-        if config.lora.rank:
-            return spec.init(adapters.init)
-        return spec.from_params(run.base_params())
+        return spec.init(init) if config.lora.rank else spec.from_params(run.base_params())
 
-    step_fn = make_train_step(adapters.loss(loss), config.train)
-    parts = run, "teacher", 0, config.train, step_fn, start, abstract
-    return TrainingJob(*parts, open_share=share, adapters=adapters)
+    step_fn = make_train_step(loss, config.train)
+    parts = run, "teacher", 0, config.train, step_fn, start, spec.abstract(init)
+    return TrainingJob(*parts, open_share=share, adapters=Adapters(run, config.lora))
 
 
 def _fit(job: TrainingJob) -> TrainState:
-    """Trains to the end from the latest checkpoint in the folder, or from the start."""
+    """Trains to the end, from the latest checkpoint in the folder or from the start."""
     run, config = job.run, job.config
     check_batch_size(
         config.batch_size, run.mesh, config.microbatches, f"{job.stage}.train.batch_size"
@@ -288,7 +284,7 @@ def _fit(job: TrainingJob) -> TrainState:
 
 
 def _report_rejected(job: TrainingJob, step: int, values: Mapping[str, float]) -> None:
-    """Says so, and writes down what `--replay` and a person need to look at that batch again."""
+    """Logs a rejected update, and records what `--replay` needs to look at its batch again."""
     rejected = job.run.workdir.rejected
     job.run.log(
         f"  step {step}: loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}: this update "
@@ -311,7 +307,7 @@ def _report_rejected(job: TrainingJob, step: int, values: Mapping[str, float]) -
 
 
 def _adopt_teacher(run: Run, checkpoint: str) -> None:
-    """Delivers a teacher that exists, if it is one for this run's sizes and tokens."""
+    """Delivers an existing teacher, after checking that its sizes and vocabulary are those of the run."""
     model = load_denoiser(checkpoint, mesh=run.mesh)
     if (kind := kind_of(model.denoiser)) != (wanted := kind_of(run.denoiser)):
         raise ConfigError(
@@ -338,7 +334,7 @@ def _adopt_teacher(run: Run, checkpoint: str) -> None:
 
 
 def _adopt_judge(run: Run, checkpoint: str) -> None:
-    """Delivers a judge that exists, if it has the run's tokens."""
+    """Delivers an existing judge, after checking that it has the run's vocabulary."""
     if load_network(checkpoint).text_tokenizer.digest != run.tokenizer.digest:
         raise ConfigError(
             f"config.judge.checkpoint={checkpoint} has another vocabulary than the run; take a causal model "
@@ -347,17 +343,6 @@ def _adopt_judge(run: Run, checkpoint: str) -> None:
     run.log(f"  taken from {checkpoint}")
     params = load(checkpoint, mesh=run.mesh).params
     run.deliver(run.workdir.judge, run.judge, params, stage="judge", source=checkpoint)
-
-
-def _teacher_objective(run: Run) -> tuple[LossFn, Callable[[int], float] | None]:
-    """The loss of the teacher; where it was a causal model, also the share of the edges to later positions
-    that are open at a step."""
-    config, share = run.config.teacher, None
-    loss_of: Callable[[MaskedDiffusion], LossFn] = functools.partial(teacher_loss, config=config)
-    if isinstance(run.base, CausalModel):
-        loss_of = functools.partial(adaptation_loss, config=config)
-        share = functools.partial(open_share, annealing=config.attention_annealing)
-    return arranged(loss_of, run.diffusion, run.sequences), share
 
 
 DISTILLERS = {

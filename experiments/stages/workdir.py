@@ -1,4 +1,4 @@
-"""A run's directory: its paths, the config that it belongs to, and the lock that keeps others out."""
+"""A run's directory: its paths, its config, and a lock against other processes."""
 
 import contextlib
 import fcntl
@@ -64,12 +64,12 @@ class Workdir:
 
     @property
     def local(self) -> "Workdir":
-        """Where data and tokenizer are read: here, or in the local copy if this is in a bucket."""
+        """The directory from which data and tokenizer are read: this one, or the local copy of a bucket."""
         return Workdir(local_root(self.root))
 
 
 def final(stage: Path) -> Path:
-    """The parameters that a stage or round delivers; they are there only once it is finished."""
+    """The folder of the parameters that a stage or round delivers; it exists once that is finished."""
     return stage / FINAL
 
 
@@ -79,7 +79,7 @@ def is_delivered(stage: Path) -> bool:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content` on process 0; a reader, or a crash, sees the old file or the new one."""
+    """Writes `content` on process 0, atomically."""
     if processes.is_first():
         paths.write_json(path, content)
 
@@ -124,9 +124,9 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
 
 @contextlib.contextmanager
 def claimed(root: Path, config: RunConfig, config_file: str = "") -> Iterator[None]:
-    """Claims a directory, and gives it back if a run that begins here fails before it has made anything.
+    """Claims a directory, and releases it if a new run fails before it has produced anything.
 
-    So a mistyped corpus, or a field that it lacks, can be set right in the same directory.
+    So a mistyped corpus or field can be corrected in the same directory.
 
     Args:
       root, config, config_file: as of `claim`.
@@ -145,7 +145,7 @@ def claimed(root: Path, config: RunConfig, config_file: str = "") -> Iterator[No
 
 
 def _stored_config(workdir: Workdir) -> dict[str, Any]:
-    """What the run was begun with; fields that it lacks, because they are newer, have their defaults."""
+    """The config that the run was begun with; newer fields have their defaults."""
     content = read_json(workdir.config)
     stored = content.get("config") if isinstance(content, dict) else None
     if not isinstance(stored, dict):

@@ -1,4 +1,4 @@
-"""What a step costs on accelerators that are not there: compiled, counted and predicted.
+"""The cost of programs on accelerators that are not present: compiled, counted and predicted.
 
 It may use the library and `experiments`; only `launch.compile` and `tools` use it.
 """

@@ -220,7 +220,7 @@ class Module:
     def _fusion_traffic(self, name: str, operands: list[Instruction]) -> float:
         """A slice of an operand costs the slice alone, and an update in place what it writes.
 
-        A scanned block is given the parameters of all layers, of which only its own are counted thus.
+        A scanned block is given the parameters of all layers, and reads only its own.
         """
         body = self.computations[name]
         table = {inner.name: inner for inner in body}
@@ -270,7 +270,7 @@ class Module:
 
 
 def _operation(i: Instruction, table: dict[str, Instruction]) -> str:
-    """The operation of the source; the compiler's own copies count with what they copy, kernels by name."""
+    """The operation of the source; copies by the compiler count as what they copy, kernels by their name."""
     if i.source:
         return i.source
     if i.opcode in _COPIES and i.operands[0] in table:

@@ -1,12 +1,14 @@
-"""The distillers of one round before their data are there: networks, and FLOPs from the sizes alone."""
+"""The networks of a run without its data, and the FLOPs of distillers of one round from the sizes alone."""
 
 import dataclasses
 import functools
+from typing import Any
 
 from experiments.settings import RunConfig
+from launch.ahead.published import network_of_run
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.networks import Denoiser, flops
+from sdtt_jax.networks import flops
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.ops.sequences import Sequences
 
@@ -21,12 +23,24 @@ class Planned:
     config: RunConfig
 
     @functools.cached_property
-    def denoiser(self) -> Denoiser:
-        return Denoiser(self.config.denoiser(self.config.vocab_size))
+    def _network(self) -> tuple[Any, bool]:
+        return network_of_run(self.config)
+
+    @property
+    def denoiser(self) -> Any:
+        return self._network[0]
+
+    @property
+    def was_causal(self) -> bool:
+        return self._network[1]
 
     @functools.cached_property
     def diffusion(self) -> MaskedDiffusion:
         return MaskedDiffusion(self.denoiser, make_schedule(self.config.schedule))
+
+    @functools.cached_property
+    def coupled(self) -> CoupledDenoiser:
+        return CoupledDenoiser(self.config.coupled_denoiser(self.config.vocab_size))
 
     @functools.cached_property
     def mixture(self) -> CoupledDenoiser:
@@ -38,12 +52,12 @@ class Planned:
 
 
 def with_full(full_share: float) -> float:
-    """The share of masked positions where so many of the states are masked as a whole, in the mean."""
+    """The mean share of masked positions if a share `full_share` of the states is wholly masked."""
     return full_share + (1 - full_share) * MASKED_SHARE
 
 
 def begins(name: str, config: RunConfig) -> float:
-    """The share of masked positions in what a student is shown, in the mean."""
+    """The mean share of masked positions in a student's input."""
     if name == "mixture":
         return with_full(config.mixture.full_share)
     # Before one of n calls, each as likely: (1/n + 2/n + … + 1) / n.
@@ -52,7 +66,7 @@ def begins(name: str, config: RunConfig) -> float:
 
 
 def loss_share(name: str, config: RunConfig) -> float:
-    """The share of positions that the head is applied to for a loss, in the mean over losses."""
+    """The mean share of positions at which a loss applies the head."""
     asked = begins(name, config)
     if name == "alpha":
         return 1 / config.alpha.num_calls  # what a call reveals
@@ -63,7 +77,7 @@ def loss_share(name: str, config: RunConfig) -> float:
 
 
 def drawn_share(name: str, config: RunConfig) -> float:
-    """The share of positions that one call draws; the teacher's calls for a mixture draw few."""
+    """The share of positions that one call draws (few for the teacher of a mixture, counted as none)."""
     return begins(name, config) if name in ("mmd", "idlm") else 0.0
 
 

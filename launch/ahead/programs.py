@@ -1,9 +1,8 @@
-"""The programs of a run, lowered from abstract arguments for a mesh of devices that need not be there."""
+"""The programs of a run, lowered from abstract arguments for a mesh of devices that need not exist."""
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +11,12 @@ from jax.sharding import Mesh
 
 from experiments.settings import COUPLED, ONE_ROUND, RunConfig
 from experiments.stages import one_round
+from experiments.stages.objective import (
+    abstract_round,
+    distill_objective,
+    fresh,
+    teacher_objective,
+)
 from launch.ahead.hlo_text import Instruction
 from launch.ahead.one_round import (
     MASKED_SHARE,
@@ -22,28 +27,16 @@ from launch.ahead.one_round import (
     trained_calls,
     with_full,
 )
-from launch.ahead.published import network_of_run
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion import sampler
 from sdtt_jax.diffusion.decoders import filling
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.networks import CausalConfig, flops
 from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import LlamaConfig, TransformerConfig, of_same_size
-from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.kinds import network_of
-from sdtt_jax.networks.lora import LoraConfig, frozen, init_adapters
-from sdtt_jax.objectives import (
-    BASE,
-    adaptation_loss,
-    arranged,
-    coupled_loss,
-    distill_loss,
-    lora_loss,
-    teacher_loss,
-)
+from sdtt_jax.networks.lora import LoraConfig, frozen
+from sdtt_jax.objectives import BASE, coupled_loss
 from sdtt_jax.ops import head_loss, rows
 from sdtt_jax.parallel.mesh import RULES, batch_pieces, check_batch_size, use_mesh
 from sdtt_jax.parallel.placement import batch_sharding, replicated, tree_shardings, unbox
@@ -69,14 +62,14 @@ class Program:
     lower: Any  # lowers it
     # Bytes per device by part: "parameters", "optimizer", "average", "teacher", and the "base" of adapters.
     state: dict[str, float]
-    # Expected trips of a loop over chunks of rows, by the name of its scope.
+    # Expected number of iterations of each loop over chunks of rows, by the name of its scope.
     trips: dict[str, float]
     flops: float  # that cannot be avoided, of one device
     recomputed: float  # flops beyond them that the fast path chooses to spend, of one device
     tokens: int  # tokens per run of the program, over all devices
 
     def trips_of(self, loop: Instruction) -> float:
-        """Expected trips of a loop whose count depends on the data."""
+        """Expected iterations of a loop whose number of iterations depends on the data."""
         for scope, count in self.trips.items():
             if scope in loop.attributes:
                 return count
@@ -96,22 +89,19 @@ def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) 
     Raises:
       ConfigError: sizes that the mesh does not divide.
     """
-    denoiser, was_causal = network_of_run(config)
+    planned = Planned(config)
     train = None if kind in ("sample", CAUSAL) else getattr(config, kind).train
     check_batch_size(batch, mesh, train.microbatches if train else 1, "the global batch")
     if kind == CAUSAL:
-        return _causal(denoiser, mesh, batch)
+        return _causal(planned.denoiser, mesh, batch)
     if train is None:
-        return _sampler(config, denoiser, mesh, batch, num_steps)
-    if kind in ONE_ROUND:
-        step = _one_round(kind, config, mesh, batch)
-    else:
-        step = _step(kind, config, denoiser, mesh, batch, opens=was_causal)
-    return _trained(kind, step, train, mesh, batch)
+        return _sampler(planned, mesh, batch, num_steps)
+    make = _one_round if kind in ONE_ROUND else _step
+    return _trained(kind, make(kind, planned, mesh, batch), train, mesh, batch)
 
 
 class _Step(NamedTuple):
-    """A training step: what goes into it, and what it costs by the sizes alone."""
+    """A training step: its parts, and its cost from the sizes alone."""
 
     denoiser: Any
     loss: LossFn
@@ -124,8 +114,8 @@ class _Step(NamedTuple):
     drawn_share: float = 0.0  # of all positions, by one call; a teacher's calls draw few
 
 
-def _one_round(kind: str, config: RunConfig, mesh: Mesh, batch: int) -> _Step:
-    planned, parts = Planned(config), one_round.PARTS[kind]
+def _one_round(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
+    config, parts = planned.config, one_round.PARTS[kind]
     train = getattr(config, kind).train
     return _Step(
         planned.denoiser,
@@ -140,47 +130,35 @@ def _one_round(kind: str, config: RunConfig, mesh: Mesh, batch: int) -> _Step:
     )
 
 
-def _step(
-    kind: str, config: RunConfig, denoiser: Any, mesh: Mesh, batch: int, *, opens: bool
-) -> _Step:
-    distills, share = kind == "distill", MASKED_SHARE
-    lora = {"distill": config.distill.lora, "teacher": config.teacher.lora}.get(kind, LoraConfig())
+def _step(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
+    config, denoiser = planned.config, planned.denoiser
+    distills, share, lora = kind == "distill", MASKED_SHARE, LoraConfig()
+    spec = StateSpec(getattr(config, kind).train, mesh)
     tokens: Tree = _tokens(batch, denoiser.config, mesh)
-    teacher, context = denoiser, {}
     if kind == COUPLED:
-        denoiser = CoupledDenoiser(config.coupled_denoiser(config.vocab_size))
-        share = with_full(config.coupled.full_share)
-        index = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
-        made = not config.coupled.num_trajectories  # by the step itself
-        texts = {} if made and not config.coupled.hindsight else {"tokens": tokens}
-        tokens = {"index": index} | texts
-        if made:
-            context = {"teacher_params": unbox(jax.eval_shape(teacher.init, jax.random.key(0)))}
-    diffusion = MaskedDiffusion(denoiser, make_schedule(config.schedule))
-    init = functools.partial(denoiser.init, jax.random.key(0))
-    if lora.rank:
-        init = functools.partial(init_adapters, denoiser, lora, jax.random.key(0))
-    if distills:
-        student = jax.eval_shape(lambda: next_round(config.distill, Student(unbox(init())), 1))
-        context = student.context
-    state = StateSpec(getattr(config, kind).train, mesh).abstract(init, context)
-    loss_of: Callable[..., LossFn] = functools.partial(teacher_loss, config=config.teacher)
-    if distills:
-        loss_of = functools.partial(distill_loss, config=config.distill)
-    elif opens and kind == "teacher":
-        loss_of = functools.partial(adaptation_loss, config=config.teacher)
-        opened = jax.ShapeDtypeStruct((batch,), jnp.float32, sharding=batch_sharding(mesh))
-        tokens = {"tokens": tokens, "open": opened}
-    loss = arranged(loss_of, diffusion, Planned(config).sequences)
-    if kind == COUPLED:
-        key, length = jax.random.key(0), config.data.length
+        denoiser, share = planned.coupled, with_full(config.coupled.full_share)
+        diffusion, key = MaskedDiffusion(denoiser, planned.diffusion.schedule), jax.random.key(0)
+        stage, made, context = config.coupled, not config.coupled.num_trajectories, {}
+        if made:  # by the step itself, which the teacher is then a part of
+            context = {"teacher_params": unbox(jax.eval_shape(planned.denoiser.init, key))}
         # Noise that is stored with its texts is read, and here drawn.
-        stage = config.coupled if made else dataclasses.replace(config.coupled, hindsight=False)
-        first = dataclasses.replace(diffusion, denoiser=teacher)
-        loss = coupled_loss(diffusion, first, stage, 1, key, length)
+        stated = dataclasses.replace(stage, hindsight=stage.hindsight and made)
+        loss = coupled_loss(diffusion, planned.diffusion, stated, 1, key, config.data.length)
+        state = spec.abstract(functools.partial(denoiser.init, key), context)
+        index = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
+        tokens = {"index": index} | ({"tokens": tokens} if stage.hindsight or not made else {})
+    elif distills:
+        lora, loss = config.distill.lora, distill_objective(planned)
+        state = abstract_round(planned, 1, spec)
+    else:
+        lora, loss = config.teacher.lora, teacher_objective(planned)
+        state = spec.abstract(functools.partial(fresh, planned, lora))
+        if planned.was_causal:
+            opened = jax.ShapeDtypeStruct((batch,), jnp.float32, sharding=batch_sharding(mesh))
+            tokens = {"tokens": tokens, "open": opened}
     base: Tree = {}
     if lora.rank:
-        loss, base = lora_loss(loss, lora), _abstract_params(denoiser, mesh, lora)
+        base = _abstract_params(denoiser, mesh, lora)
         state = state.replace(context=state.context | {BASE: base})
     sizes = denoiser.config
     masked = share * batch * sizes.length
@@ -231,10 +209,10 @@ def _trained(kind: str, made: _Step, train: TrainConfig, mesh: Mesh, batch: int)
     )
 
 
-def _sampler(config: RunConfig, denoiser: Any, mesh: Mesh, batch: int, num_steps: int) -> Program:
-    sizes = denoiser.config
-    diffusion = MaskedDiffusion(denoiser, make_schedule(config.schedule))
-    settings = sampler.SamplerConfig(num_steps=num_steps, time_grid=config.evaluation.time_grid)
+def _sampler(planned: Planned, mesh: Mesh, batch: int, num_steps: int) -> Program:
+    diffusion, denoiser = planned.diffusion, planned.denoiser
+    sizes, time_grid = denoiser.config, planned.config.evaluation.time_grid
+    settings = sampler.SamplerConfig(num_steps=num_steps, time_grid=time_grid)
     params = _abstract_params(denoiser, mesh)
 
     def write(params: Tree, key: jax.Array, x_init: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -300,7 +278,7 @@ def _abstract_params(network: Network, mesh: Mesh, lora: LoraConfig = LoraConfig
 
 
 def state_of(config: RunConfig, mesh: Mesh) -> dict[str, float]:
-    """Bytes per device that the parts of a distillation step's state take, before any compiling."""
+    """Bytes per device of the parts of a distillation step's state; nothing is compiled."""
     least = batch_pieces(mesh) * config.distill.train.microbatches
     return build("distill", config, mesh, least, 1).state
 

@@ -1,4 +1,4 @@
-"""The networks of runs, without their parameters: sizes of published models that are not at hand."""
+"""The network of a run without its parameters; for published models from a table of their sizes."""
 
 from typing import Any
 

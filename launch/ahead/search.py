@@ -26,7 +26,7 @@ Log = Callable[[str], None]
 
 
 def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Iterator[Mesh]:
-    """Meshes whose state fits, those that communicate least first.
+    """Meshes on which the state fits, starting with the least communication.
 
     Parameters are replicated, or split over whole dimensions of the torus; tensor parallelism, which
     communicates within every layer, is tried only where that is not enough.

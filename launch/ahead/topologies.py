@@ -1,4 +1,4 @@
-"""Slices to compile for; no machine has to have them."""
+"""Slices to compile for, which need not exist on this machine."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ class Topology:
 
     @property
     def stand_in(self) -> bool:
-        """Whether XLA's CPU compiler stands in for the chip's own, which fuses otherwise."""
+        """Whether XLA's CPU compiler is used instead of the chip's own, which fuses differently."""
         return self.chip.kind == "gpu"
 
     @property
@@ -77,7 +77,7 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
 
 
 def describe_devices(topology: Topology) -> list[Any]:
-    """Devices to compile for; no machine has to have them.
+    """Devices to compile for, which need not exist on this machine.
 
     Raises:
       UserError: libtpu is not installed.

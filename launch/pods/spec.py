@@ -202,7 +202,7 @@ def require_cloud(spec: PodSpec, *fields: str) -> None:
 
 
 def template(name: str, spec: object, **values: object) -> str:
-    """The text of a file in `templates/`. Every value goes through `sh` or `json`; so none can break out.
+    """The text of a file in `templates/`. Every value is quoted by `sh` or `json`.
 
     Args:
       name: of the file.

@@ -53,7 +53,7 @@ class PackedTokens(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
 
 def shard_ends(records: int, num_shards: int) -> Sequence[int]:
-    """The record after the last of each shard: at most `num_shards` shards, and none without a record."""
+    """Where each shard ends (exclusive), for at most `num_shards` shards, none of them empty."""
     return shard_utils.get_shard_boundaries(records, max(1, min(num_shards, records)))
 
 
@@ -63,22 +63,21 @@ def shard_name(split: str, number: int, count: int) -> str:
 
 
 def record_prefix(length: int, dtype: np.dtype) -> bytes:
-    """What TFDS puts before the bytes of a sequence: the same for all sequences of a length and dtype."""
+    """The bytes that TFDS writes before each sequence; they depend on its length and dtype alone."""
     builder = PackedTokens(tempfile.gettempdir(), length, dtype)  # where nothing is written
-    row = np.zeros(length, dtype)
     row = np.zeros(length, dtype)
     serialised: bytes = builder.info.features.serialize_example({"tokens": row})
     return serialised[: -row.nbytes]
 
 
 def group_size(records: int) -> int:
-    """How many records of a split are compressed together: one, as TFDS has it, unless there are very many.
+    """How many records of a split are compressed together: one, as TFDS does, unless there are very many.
 
-    Of 100 million records it is 16: the index that a reader holds takes 70 MB, not 1.1 GB, and a random
-    record of 1024 tokens 62 µs of CPU time, not 11.
+    For 100 million records it is 16. The index that a reader holds then takes 70 MB instead of 1.1 GB, and
+    reading a random record of 1024 tokens takes 62 µs of CPU time instead of 11.
 
     Args:
-      records: of the split.
+      records: number of records in the split.
     """
     return 1 << max(0, -(-records // MOST_GROUPS) - 1).bit_length()
 
@@ -86,7 +85,7 @@ def group_size(records: int) -> int:
 def write_shard(
     path: Path, prefix: bytes, rows: Iterable[np.ndarray], records: int, group: int = 1
 ) -> None:
-    """Writes a file of records, and makes sure that they are in it.
+    """Writes a file of records, and checks that it holds all of them.
 
     Args:
       path: of the file, local.
@@ -116,7 +115,7 @@ def write_shard(
 
 @contextlib.contextmanager
 def _named_failure(path: Path) -> Iterator[None]:
-    """ArrayRecord raises nothing narrower than these, and does not say why: most often the disk is full."""
+    """Turns ArrayRecord's errors, which do not say why, into one with the file and the free disk space."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
@@ -133,7 +132,7 @@ def write_info(
     shards: Mapping[str, Sequence[int]],
     record_bytes: int,
 ) -> None:
-    """Writes the files by which TFDS knows the shards.
+    """Writes the metadata that TFDS needs to read the shards.
 
     Args:
       folder: the data folder, local or in a bucket.
@@ -165,12 +164,7 @@ def write_info(
 def decoded_by_tfds(
     folder: str | os.PathLike[str], split: str, record: bytes
 ) -> tuple[int, np.ndarray]:
-    """How many records TFDS knows of a written split, and the tokens that it finds in one."""
+    """The number of records of a written split according to TFDS, and the tokens that it reads from one."""
     info = tfds.builder_from_directory(os.fspath(folder)).info
     decoded: Any = info.features.deserialize_example_np(record)
     return int(info.splits[split].num_examples), decoded["tokens"]
-
-
-def open_source(folder: str | os.PathLike[str], split: str) -> Any:
-    """Random access to a written split: `len`, `[index]`, `__getitems__(indices)`."""
-    return tfds.builder_from_directory(os.fspath(folder)).as_data_source(split)

@@ -1,8 +1,8 @@
-"""The table of corpora, by name, that training and evaluation read from; how a corpus is divided."""
+"""The table of corpora that training and evaluation read, and how their rows become documents."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,14 +38,15 @@ class Corpus:
 
     Attributes:
       name: what `data.corpus` and `--held_out` call it.
-      source: where its texts are: a function that starts a pass over them, or a published data set. A text is
-        a row of the set's files: a sentence of PTB, a line of WikiText, an article elsewhere.
+      source: where its texts are: a function that starts a pass over them, a published data set, or the
+        user's files. A text is one row of the files: a sentence of PTB, a line of WikiText, an article
+        elsewhere.
       splits: names of its splits; one, "train", where nobody has divided it.
       detokenize: name of its detokenizer in `DETOKENIZERS`.
       licence: as its publisher states it.
-      held_out_rows: so many of its last rows are what the field evaluates on; of a corpus that has fewer than
-        ten times as many here, as of a few of its files, `data.validation_fraction` of its last rows. 0: the
-        corpus has its own split, or nobody has agreed on one.
+      held_out_rows: how many of its last rows others evaluate on. If fewer than ten times as many rows are
+        present (a few files of the corpus, say), `data.validation_fraction` of the last rows is held out
+        instead. 0: the corpus has a split for evaluation, or there is no convention.
     """
 
     name: str
@@ -78,7 +79,7 @@ class Corpus:
         return [Part(split, (Piece(NAMED, self.name, 0, -1, 0),))]
 
     def files(self, split: str, folder: Path | None = None) -> str:
-        """How many files of how many a split is read from; "" if it is no folder of the user's."""
+        """ "3 of 5 files", with what is not read, for a folder of the user's; "" for anything else."""
         found: Any = self.source
         if isinstance(found, Published):
             found = found.found(self.name, split, folder)
@@ -95,7 +96,7 @@ def _published(repo: str, config: str, text_field: str = "text", **fields: Any) 
 
 
 def _pile(subset: str) -> Published:
-    """The texts of The Pile that may be passed on, and of them one source's."""
+    """One source of The Pile, from the copy without copyrighted texts."""
     files = {
         TRAIN: "train/*.jsonl.zst",
         VALIDATION: "val.jsonl.zst",
@@ -257,8 +258,8 @@ def find_corpus(name: str) -> Corpus:
     """The corpus of that name, or the user's own at that path.
 
     Args:
-      name: of `CORPORA`, or the path of a .txt, .jsonl or .parquet file or of a folder of them; of a folder
-        that is called like a corpus, give a path with a slash, `./openwebtext`.
+      name: of `CORPORA`, or the path of a .txt, .jsonl or .parquet file or of a folder of them. For a folder
+        with the name of a corpus, give a path with a slash: `./openwebtext`.
 
     Raises:
       ConfigError: there is neither such a name nor such a path.
@@ -280,7 +281,7 @@ class Recipe(NamedTuple):
     Attributes:
       fields: where a row's text is.
       detokenize, normalize: names in `DETOKENIZERS` and `NORMALIZERS`.
-      skip_bad, sequences, length: as `DataConfig` has them.
+      skip_bad, sequences, length: as in `DataConfig`.
     """
 
     fields: Fields
@@ -296,6 +297,21 @@ class Recipe(NamedTuple):
         for piece in part.pieces:
             for row in _read(piece, part.split, self.fields):
                 yield self._cleaned(row, detokenize, normalize) if isinstance(row, str) else row
+
+    def texts(self, parts: Iterable[Part]) -> Iterator[str]:
+        """The documents of some parts, in order: all rows but bad and empty ones.
+
+        Raises:
+          BadInputError: at the first bad row beyond `skip_bad`.
+        """
+        bad = 0
+        for part in parts:
+            for row in self.rows(part):
+                if isinstance(row, BadInputError):
+                    bad += 1
+                    refuse_bad(row, bad, self.skip_bad)
+                elif row:
+                    yield row
 
     def _cleaned(
         self, raw: str, detokenize: Callable[[str], str], normalize: Callable[[str], str]
@@ -314,7 +330,7 @@ def _read(piece: Piece, split: str, fields: Fields) -> Iterator[Row]:
 def recipe(config: DataConfig) -> Recipe:
     """How the rows of a config's corpus become documents.
 
-    `detokenize` and `text_field` are for the user's own files, for a corpus of the table brings its own.
+    `detokenize` and `text_field` apply to the user's own files; a corpus of the table has its own.
     """
     corpus = find_corpus(config.corpus)
     published = isinstance(corpus.source, Published)
@@ -325,12 +341,12 @@ def recipe(config: DataConfig) -> Recipe:
 
 
 def refuse_bad(bad: BadInputError, count: int, allowed: int) -> None:
-    """Raises a fault of the input if it is one too many.
+    """Raises a fault of the input if there are more than are allowed.
 
     Args:
-      bad: the latest.
-      count: of all so far.
-      allowed: as `DataConfig.skip_bad` has it.
+      bad: the latest fault.
+      count: how many there were so far, this one included.
+      allowed: `DataConfig.skip_bad`.
     """
     if count > allowed:
         more = f" It is number {count}, and data.skip_bad allows {allowed}." if allowed else ""
@@ -343,7 +359,7 @@ def documents(
     """The documents of a split, detokenised and normalised, in order, empty ones left out.
 
     Args:
-      config: names the corpus and the normalisation, and says what is done about bad input.
+      config: the corpus, its normalisation, and how many bad rows are skipped.
       split: one of the corpus's splits.
       folder: holds the files of a published corpus, `SPLIT.parquet` or the like.
 
@@ -351,28 +367,23 @@ def documents(
       ConfigError: no such corpus or split, or no such file in `folder`.
       DataError: the text is nowhere, or a file is empty, damaged, not UTF-8, or lacks the text field.
     """
-    how, bad, empty = recipe(config), 0, True
-    corpus = find_corpus(config.corpus)
-    for part in corpus.parts(split, None if folder is None else as_path(folder)):
-        for row in how.rows(part):
-            if isinstance(row, BadInputError):
-                bad += 1
-                refuse_bad(row, bad, config.skip_bad)
-            elif row:
-                empty = False
-                yield row
+    parts = find_corpus(config.corpus).parts(split, None if folder is None else as_path(folder))
+    empty = True
+    for text in recipe(config).texts(parts):
+        empty = False
+        yield text
     if empty:
         raise no_text(config)
 
 
 def no_text(config: DataConfig) -> DataError:
-    """The error for a corpus of which nothing is left."""
+    """The error for a corpus without any text."""
     after = f" after normalize={config.normalize!r}" if config.normalize != "none" else ""
     return DataError(f"data.corpus: {config.corpus} holds no text{after}.")
 
 
 def files_read(config: DataConfig) -> str:
-    """How many files of how many the splits are read from; "" if it is no folder of the user's."""
+    """For each split "3 of 5 files", with what is not read; "" unless a folder of the user's is read."""
     corpus = find_corpus(config.corpus)
     if isinstance(corpus.source, Found):
         return corpus.files(TRAIN)

@@ -1,6 +1,6 @@
-"""Which documents are trained on: what is held out, and what is left out because it was there before.
+"""Which documents are trained on, which are held out, and which are dropped as duplicates.
 
-Decided from an index of the documents, 20-odd bytes each, so that the texts are read once.
+This is decided from an index with 21 bytes for each document, so that the texts are read only once.
 """
 
 import hashlib
@@ -19,14 +19,13 @@ from sdtt_jax.data.corpora import (
     find_corpus,
     no_text,
     recipe,
-    refuse_bad,
 )
-from sdtt_jax.data.reading import BadInputError, Part
+from sdtt_jax.data.reading import Part
 from sdtt_jax.errors import DataError
 
 # Below this number of different documents, whole documents are too coarse a unit to hold out.
 FEWEST_DOCUMENTS = 20
-# Digests that are compared at a time; a corpus of more is gone through several times.
+# Digests that are compared at a time; a larger corpus takes several passes over its index.
 DIGESTS_AT_ONCE = 2**23
 # A document: digest of its cleaned text, its number among the rows of its part, its characters and tokens
 # (without EOS), and the split (its number in SPLITS) that its part belongs to or that it was cut for.
@@ -66,7 +65,7 @@ class Rule(NamedTuple):
 
 
 def digest(text: str) -> int:
-    """64 bits that stand for a text."""
+    """64-bit digest of a text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
@@ -81,37 +80,31 @@ def corpus_parts(config: DataConfig, part_bytes: int) -> list[Part]:
 
 
 def split_number(part: Part) -> int:
-    """The number in SPLITS of a part's split: a corpus's test split is what it holds out, too."""
+    """The number in SPLITS of a part's split; a corpus's test split counts as its validation split."""
     return SPLITS.index(TRAIN if part.split == TRAIN else VALIDATION)
 
 
 def first_rule(config: DataConfig, parts: Iterable[Part]) -> Rule:
-    """How documents are cut when they are read: not at all, unless the corpus is one of few documents.
+    """How documents are cut as they are read: not at all, unless the corpus has only a few.
 
-    Reads no further than to the first document that settles it.
+    Reads only as many documents as it takes to decide that.
 
     Args:
       config: names the corpus.
-      parts: of it.
+      parts: of the corpus.
 
     Raises:
       DataError: there is no text, or so little that one of the splits would be empty.
     """
     divided = find_corpus(config.corpus).held_out is not None
     rule = Rule("tails", fraction=config.validation_fraction)
-    how, bad = recipe(config), 0
     seen: set[int] = set()
     splits: set[str] = set()
-    for part in parts:
-        for row in how.rows(part):
-            if isinstance(row, BadInputError):
-                bad += 1
-                refuse_bad(row, bad, config.skip_bad)
-            elif row:
-                seen.add(digest(row))
-                splits |= {split for split, _ in rule.cut(row, TRAIN)}
-                if divided or len(seen) >= FEWEST_DOCUMENTS:
-                    return Rule("own")
+    for text in recipe(config).texts(parts):
+        seen.add(digest(text))
+        splits |= {split for split, _ in rule.cut(text, TRAIN)}
+        if divided or len(seen) >= FEWEST_DOCUMENTS:
+            return Rule("own")
     if not seen:
         raise no_text(config)
     for split in SPLITS:
@@ -128,9 +121,9 @@ def make_rule(
     """The rule by which a corpus is divided.
 
     Args:
-      config: names it, and says how much is held out.
+      config: the corpus, and how much of it is held out.
       first: from `first_rule`.
-      rows: of each part, bad and empty ones counted.
+      rows: number of rows of each part, bad and empty ones included.
       indices: starts a pass over the indices of the parts.
     """
     corpus = find_corpus(config.corpus)
@@ -146,7 +139,7 @@ def make_rule(
 
 
 def _smallest_digests(indices: Callable[[], Iterable[Index]], fraction: float) -> int:
-    """The largest of the smallest different digests that make up a fraction of all."""
+    """The quantile of the distinct digests below which the given fraction of them lies."""
     counts = [len(different) for _, different in _different(indices)]
     total = sum(counts)
     wanted = min(max(1, round(total * fraction)), total - 1)
@@ -158,14 +151,14 @@ def _smallest_digests(indices: Callable[[], Iterable[Index]], fraction: float) -
 
 
 def _different(indices: Callable[[], Iterable[Index]]) -> Iterator[tuple[int, np.ndarray]]:
-    """The different digests, in order, a range of them at a time."""
+    """The distinct digests in ascending order, one range at a time: `(number of the range, digests)`."""
     for shift, bucket in _buckets(indices):
         found = [index["digest"][index["digest"] >> shift == bucket] for index in indices()]
         yield bucket, np.unique(np.concatenate(found))
 
 
 def _buckets(indices: Callable[[], Iterable[Index]]) -> Iterator[tuple[np.uint64, int]]:
-    """Ranges of digests by their first bits, each of about DIGESTS_AT_ONCE: (64 - bits, number)."""
+    """Ranges of digests by their leading bits, about DIGESTS_AT_ONCE in each: `(64 - bits, number)`."""
     total = sum(len(index) for index in indices())
     bits = max(1, (total // DIGESTS_AT_ONCE).bit_length())
     for bucket in range(2**bits):
@@ -175,12 +168,12 @@ def _buckets(indices: Callable[[], Iterable[Index]]) -> Iterator[tuple[np.uint64
 def choices(
     rule: Rule, deduplicate: bool, rows: Sequence[int], indices: Callable[[], Iterable[Index]]
 ) -> Iterator[np.ndarray]:
-    """What becomes of every document: for each part uint8 `[documents]`, numbers in SPLITS or DROPPED.
+    """The split of every document, or DROPPED: uint8 `[documents]` for each part.
 
     Args:
       rule: of the corpus.
-      deduplicate: as `DataConfig` has it.
-      rows: of each part.
+      deduplicate: `DataConfig.deduplicate`.
+      rows: number of rows of each part.
       indices: starts a pass over the indices of the parts.
     """
     dropped = _copies(rule, rows, indices) if deduplicate else None
@@ -202,7 +195,7 @@ def _sides(rule: Rule, index: Index, first_row: int) -> np.ndarray:
 
 
 def _copies(rule: Rule, rows: Sequence[int], indices: Callable[[], Iterable[Index]]) -> np.ndarray:
-    """Which documents are copies of held-out or of earlier ones: bool `[documents of all parts]`."""
+    """Which documents of the train split also stand earlier in it or in the held-out split: bool `[all]`."""
     dropped = np.zeros(sum(len(index) for index in indices()), bool)
     for shift, bucket in _buckets(indices):
         digests, places, held_out = [], [], []
@@ -226,14 +219,14 @@ def _copies(rule: Rule, rows: Sequence[int], indices: Callable[[], Iterable[Inde
 def pieces(
     how: Recipe, rule: Rule, parts: Iterable[Part], chosen: Iterable[np.ndarray], split: str
 ) -> Iterator[str]:
-    """The texts of a split, in order, from a pass over the corpus in which the bad rows are known.
+    """The texts of a split, in order; bad rows, which were counted before, are skipped.
 
     Args:
-      how: the corpus is read.
+      how: how the corpus is read.
       rule: of the corpus.
       parts: of the corpus.
-      chosen: for each of them, from `choices`.
-      split: the one that is wanted.
+      chosen: the splits of each part's documents, from `choices`.
+      split: which split's texts are wanted.
     """
     number = SPLITS.index(split)
     for part, sides in zip(parts, chosen, strict=True):

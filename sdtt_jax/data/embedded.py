@@ -1,4 +1,4 @@
-"""Texts that come with an installed package: nothing has to be downloaded."""
+"""Texts that come with an installed package, so that nothing has to be downloaded."""
 
 import importlib
 import itertools

@@ -1,7 +1,7 @@
-"""Who does the work of a preparation: this process, several of this machine, or Apache Beam's workers.
+"""Engines that run the tasks of a preparation: in this process, in several, or on Apache Beam's workers.
 
-An engine is given tasks, each of which reads files and writes files of its own, and yields each when it is
-done. It decides nothing about what is written, so all engines write the same bytes.
+An engine takes tasks, each of which reads files and writes its own, and yields each task once it is done.
+What is written does not depend on the engine.
 """
 
 import concurrent.futures
@@ -19,12 +19,12 @@ from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
 
 LOG = logging.getLogger(__name__)
-# After so many losses in a row without a finished task, it is the task that kills its workers.
+# After this many losses in a row without a finished task, the task itself is taken to kill its workers.
 LOSSES = 3
 
 
 class Task(Protocol):
-    """Work that can be done anywhere, and again: it has no effect but the files that it writes whole."""
+    """Work that any process can do and repeat. Its only effect is files, which appear when complete."""
 
     def run(self) -> None: ...
 
@@ -34,20 +34,19 @@ Engine = Callable[[Sequence[T]], Iterator[T]]
 
 
 def in_process(tasks: Sequence[T]) -> Iterator[T]:
-    """The engine of one process, this one."""
+    """The engine that runs everything in this process."""
     for task in tasks:
         task.run()
         yield task
 
 
 def local(workers: int) -> Engine:
-    """The engine of several processes of this machine.
+    """The engine that runs tasks in several processes on this machine.
 
-    A worker that is lost (killed by the system for its memory, say) is replaced, and what it had begun is
-    done again.
+    A worker that dies (killed by the system for its memory, say) is replaced, and its task is run again.
 
     Args:
-      workers: how many; 1 is this process itself.
+      workers: number of processes; 1 uses this process itself.
     """
     require(workers >= 1, f"There must be at least one worker, not {workers}.")
     if workers == 1:
@@ -91,7 +90,7 @@ def _pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
 
 
 def _start_worker() -> None:
-    """Of two ways to use many cores, processes and the tokenizer's threads, one is enough."""
+    """Prepares a worker: no threads of the tokenizer, no Ctrl-C of its own, an end with its parent."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
@@ -115,12 +114,12 @@ def _run_pickled(task: bytes) -> None:
 
 
 def beam(arguments: Sequence[str] = ()) -> Engine:
-    """The engine of Apache Beam: its local runner, Dataflow, Flink, Spark.
+    """The engine that runs tasks with Apache Beam: its local runner, Dataflow, Flink or Spark.
 
     All workers must reach the corpus, the data folder and this package.
 
     Args:
-      arguments: Beam's own, for example `--runner=DataflowRunner`.
+      arguments: options of Beam, for example `--runner=DataflowRunner`.
 
     Raises:
       ConfigError: Beam is not installed.

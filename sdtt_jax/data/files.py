@@ -1,4 +1,4 @@
-"""The files that a path stands for, and which kinds of them are read."""
+"""Finds the text files at a path, and says which kinds of files are read."""
 
 import os
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 
 class Found(NamedTuple):
-    """The files that a path stands for.
+    """The files at a path.
 
     Attributes:
       files: those that are read, in the order of their paths.
@@ -27,7 +27,7 @@ class Found(NamedTuple):
     is_folder: bool
 
     def __str__(self) -> str:
-        """How many are read of how many, and what the others are."""
+        """How many of the files are read, and of what kinds the others are."""
         total = len(self.files) + len(self.others)
         kinds = sorted({path.suffix or path.name for path in self.others})
         left_out = f" (not read: {listed(kinds)})" if kinds else ""
@@ -35,13 +35,13 @@ class Found(NamedTuple):
 
 
 def find_files(path: Path) -> Found:
-    """The files that an existing path stands for: itself, or those of a folder and of the folders in it.
+    """The files at an existing path: the file itself, or all files below a folder.
 
-    Links are followed, each folder and file once. What is hidden, and what is in a hidden folder, is a file
-    manager's or an editor's and not the user's text.
+    Links are followed, and each folder and file is visited once. Hidden files and folders are left out: they
+    belong to file managers and editors.
 
     Raises:
-      ConfigError: it is no file of a known kind, or a folder without any.
+      ConfigError: it is not a file of a known kind, nor a folder that holds one.
       DataError: a link leads nowhere, or a folder cannot be listed.
     """
     kinds = ", ".join(SUFFIXES)
@@ -102,10 +102,10 @@ def _is_read(file: Path) -> bool:
 
 
 def kind_of_file(path: str | os.PathLike[str]) -> str | None:
-    """Which of `SUFFIXES` a file is read as; None if it is of no kind that is read.
+    """Which of `SUFFIXES` a file is read as; None if it is not read.
 
-    Text and JSON lines may be compressed (`x.jsonl.gz`). `.json` means JSON lines only then: so C4 is
-    published, while an uncompressed one is rarely of lines.
+    Text and JSON lines may be compressed (`x.jsonl.gz`). A compressed `.json` is read as JSON lines, since
+    C4 is published so; an uncompressed `.json` rarely holds lines, and is not read.
     """
     stem, suffix = os.path.splitext(os.path.basename(path).lower())
     if suffix not in CODECS:
@@ -115,6 +115,6 @@ def kind_of_file(path: str | os.PathLike[str]) -> str | None:
 
 
 def listed(names: Iterable[object]) -> str:
-    """The first of some names, in order, for messages."""
+    """The first eight of some names, sorted, for messages."""
     ordered = sorted(map(str, names))
     return ", ".join(ordered[:8]) + (", …" if len(ordered) > 8 else "") if ordered else "none"

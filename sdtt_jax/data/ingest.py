@@ -1,7 +1,7 @@
-"""A corpus, read in parts into a store on disk, and what becomes of its documents.
+"""Reads a corpus in parts into a store on disk, and divides its documents into splits.
 
-Texts are read once where the vocabulary is known beforehand; where it is learned from the train split, twice
-before that: for the index that says what the split is, and to learn.
+Texts are read once if the vocabulary is known beforehand. If it is learned from the train split, they are
+read twice more before that: for the index that determines the split, and to learn from it.
 """
 
 import collections
@@ -28,10 +28,9 @@ from sdtt_jax.data.division import (
 from sdtt_jax.data.engines import Engine, in_process
 from sdtt_jax.data.reading import PART_BYTES, BadInputError, Part
 from sdtt_jax.data.tasks import ReadPart, Store, written
-from sdtt_jax.paths import as_path
 
-# Wraps the items of a pass to report its progress: its purpose, the bytes or characters of all items (0:
-# unknown), and a function that says those of one.
+# Wraps the items of a pass to report its progress. Arguments: items, purpose, the bytes or characters of all
+# items (0 if unknown), and a function that returns those of one item.
 Track = Callable[[Iterable[Any], str, int, Callable[[Any], int]], Iterable[Any]]
 # Folders of a preparation that is under way.
 INDEX, TOKENS = "index", "tokens"
@@ -50,9 +49,9 @@ class Reading:
     Attributes:
       config: of the data.
       parts: of the corpus.
-      rule: by which documents are cut when they are read.
-      work: folder of the files.
-      passes: `run_tasks`, with its engine.
+      rule: how documents are cut as they are read.
+      work: folder for intermediate files.
+      passes: `run_tasks` with its engine and progress.
     """
 
     config: DataConfig
@@ -64,12 +63,12 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Ingested:
-    """A corpus that was read, and what becomes of its documents.
+    """A corpus that was read and divided.
 
     Attributes:
-      read: what was read.
+      read: the corpus.
       rule: by which it is divided.
-      store: of its tokens and its index.
+      store: its tokens and its index.
     """
 
     read: Reading
@@ -77,11 +76,11 @@ class Ingested:
     store: Store
 
     def indices(self) -> Iterator[Index]:
-        """Of each part, its documents."""
+        """The index of each part's documents."""
         return map(self.store.documents, range(len(self.read.parts)))
 
     def sides(self) -> Iterator[np.ndarray]:
-        """Of each part, what becomes of its documents."""
+        """The splits of each part's documents, as `division.choices` gives them."""
         return map(self.store.sides, range(len(self.read.parts)))
 
     def texts(self, split: str) -> Iterator[str]:
@@ -90,7 +89,7 @@ class Ingested:
         return pieces(how, self.read.rule, self.read.parts, self.sides(), split)
 
     def totals(self) -> dict[str, "collections.Counter[str]"]:
-        """Documents, characters and tokens, EOS included, of each split, and of "dropped" ones."""
+        """Counts of documents, characters and tokens (with EOS) of each split, and of "dropped" documents."""
         names = (*SPLITS, "dropped")
         totals = {name: collections.Counter[str]() for name in names}
         for index, sides in zip(self.indices(), self.sides(), strict=True):
@@ -102,7 +101,7 @@ class Ingested:
         return totals
 
     def ends(self, side: int) -> tuple[int, ...]:
-        """The tokens of a split up to the end of each part."""
+        """How many tokens of a split there are up to the end of each part."""
         counts = (
             int((index["tokens"][sides == side].astype(np.int64) + 1).sum())
             for index, sides in zip(self.indices(), self.sides(), strict=True)
@@ -113,13 +112,13 @@ class Ingested:
 def start_reading(
     config: DataConfig, work: Path, engine: Engine[Any] = in_process, track: Track = untracked
 ) -> Reading:
-    """A corpus, cut into parts.
+    """Finds a corpus and cuts it into parts.
 
     Args:
-      config: names it.
-      work: folder of the files.
-      engine: who reads.
-      track: wraps every pass.
+      config: names the corpus.
+      work: folder for intermediate files.
+      engine: runs the tasks.
+      track: wraps every pass to report its progress.
 
     Raises:
       ConfigError: there is no such corpus.
@@ -132,22 +131,8 @@ def start_reading(
     )
 
 
-def divide(config: DataConfig, folder: str | Path) -> Callable[[str], Iterator[str]]:
-    """Divides a corpus: returns `documents_of(split)`, which starts a pass over a split of a preparation.
-
-    Args:
-      config: names the corpus, and how much of it is held out.
-      folder: an empty one, for the index of its documents.
-
-    Raises:
-      ConfigError: there is no such corpus.
-      DataError: it cannot be read, or is so small that one of the splits would be empty.
-    """
-    return ingest(start_reading(config, as_path(folder)), None).texts
-
-
 def run_tasks(tasks: Sequence[Any], purpose: str, *, engine: Engine[Any], track: Track) -> None:
-    """Has all tasks done that are not finished."""
+    """Runs all tasks that are not finished, and raises an error once there are too many bad rows."""
     finished: list[Any] = []
     todo: list[Any] = []
     for task in tasks:
@@ -167,7 +152,12 @@ def run_tasks(tasks: Sequence[Any], purpose: str, *, engine: Engine[Any], track:
 
 
 def ingest(read: Reading, tokenizer: tuple[Path, np.dtype] | None) -> Ingested:
-    """Reads a corpus, for its tokens or for its index alone, and decides what becomes of its documents."""
+    """Reads a corpus, for its tokens or (without a tokenizer) its index alone, and divides its documents.
+
+    Args:
+      read: the corpus.
+      tokenizer: its folder and the dtype of the stored tokens; None for the index alone.
+    """
     folder, dtype = (
         (read.work / INDEX, "") if tokenizer is None else (read.work / TOKENS, tokenizer[1].name)
     )

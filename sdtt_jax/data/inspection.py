@@ -1,4 +1,4 @@
-"""What a prepared corpus holds: counts, lengths, tokens, compression, texts; and whether it is whole."""
+"""Inspects a prepared corpus: counts, lengths, tokens, compression, sample texts, and its integrity."""
 
 import collections
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from sdtt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path, read_json
 
-# Tokens that are looked at, in so many stretches spread evenly over a split.
+# How many tokens of a split are looked at, and in how many evenly spaced stretches.
 MAX_TOKENS, STRETCHES = 4_000_000, 64
 MOST_FREQUENT = 20
 
@@ -23,14 +23,14 @@ MOST_FREQUENT = 20
 def inspect_data(
     data_dir: str | Path, tokenizer_dir: str | Path, records: int = 3, seed: int = 0
 ) -> dict[str, Any]:
-    """Looks at a prepared corpus.
+    """Inspects a prepared corpus.
 
-    Counts are of everything; lengths, tokens and compression of at most four million tokens a split, and
-    `looked_at` says of how many.
+    Counts cover everything. Lengths, tokens and compression are of at most four million tokens of each split;
+    `looked_at` is their number.
 
     Args:
       data_dir, tokenizer_dir: what `prepare` wrote.
-      records: of each split, so many random ones are decoded.
+      records: how many random sequences of each split are decoded.
       seed: of their choice.
 
     Returns:
@@ -40,7 +40,7 @@ def inspect_data(
       vocabulary), `unknown` (share of the tokens), `bytes_per_token` and `texts`.
 
     Raises:
-      DataError: a folder holds no such data, or they are damaged.
+      DataError: a folder does not hold such data, or they are damaged.
     """
     data_dir = as_path(data_dir)
     content, tokenizer = read_info(data_dir), load_tokenizer(tokenizer_dir)
@@ -121,7 +121,7 @@ def _stretches(split: Split) -> Iterator[np.ndarray]:
 
 
 def summary(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    """What `inspect_data` found as rows of a table: a name, and a value for each split."""
+    """The results of `inspect_data` as rows of a table: a name, and a value for each split."""
     splits = [found["splits"][name] for name in SPLITS]
     stored = found["manifest"].get("splits", {})
     totals = [stored.get(name, {}) for name in SPLITS]
@@ -142,7 +142,7 @@ def summary(found: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def taken_away(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """What each filter took away, in rows, as rows of a table."""
+    """How many rows each filter removed, as rows of a table."""
     manifest = found["manifest"]
     if not manifest:
         return []

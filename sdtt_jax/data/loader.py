@@ -25,7 +25,7 @@ _PREPARE_AGAIN = "remove the data folder and prepare the data again"
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One ArrayRecord file: its path within the data folder, and what it must hold."""
+    """One ArrayRecord file: its path within the data folder, its split, and its expected contents."""
 
     path: str
     split: str
@@ -89,7 +89,7 @@ class Split:
 def shuffled(
     size: int, seed: int, step: int, batch_size: int, rows: slice | None = None
 ) -> np.ndarray:
-    """Which of `size` records batch `step` holds, as `Split.indices` says it: int64 `[batch_size]`.
+    """Which of `size` records batch `step` holds, as in `Split.indices`: int64 `[batch_size]`.
 
     Args:
       size: how many records there are.
@@ -105,14 +105,14 @@ def shuffled(
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Several splits as one, with weights: the batches of all steps are a stream in which each has its share.
+    """Several splits mixed by weights.
 
-    Which split a place of the stream takes, and its how manieth that is, is counted (by Grain), not drawn,
-    so that every split goes through its epochs evenly, and nothing but the arguments enters.
+    The batches of all steps, laid end to end, are a stream. Grain computes, without drawing anything, which
+    split and which of its examples each position of the stream takes, so that all splits advance evenly.
 
     Attributes:
-      splits: of one length.
-      weights: share of each, above 0; only their proportions count, to a hundredth of the smallest.
+      splits: whose sequences have one length.
+      weights: above 0; only their proportions count, to a hundredth of the smallest.
     """
 
     splits: tuple[Split, ...]
@@ -132,7 +132,7 @@ class Mixture:
     def sources(
         self, step: int, batch_size: int, rows: slice | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Which split each place of batch `step` takes, and its how manieth: int64 `[batch_size]` each."""
+        """For each example of batch `step`, its split and its number within it: int64 `[batch_size]` each."""
         counted = _mixed(self.weights)
         pairs = [counted[place] for place in _places(step, batch_size, rows)]
         return tuple(np.array(pairs, np.int64).reshape(-1, 2).T)  # type: ignore[return-value]
@@ -152,11 +152,11 @@ class Mixture:
 
 
 def open_mixture(directory: str | Path, others: Mapping[str, float]) -> Split | Mixture:
-    """The train split of a data folder, and with it those of others.
+    """The train split of a data folder, mixed with those of others.
 
     Args:
-      directory: its split has weight 1.
-      others: further data folders, and their weights.
+      directory: a data folder, whose weight is 1.
+      others: further data folders with their weights.
 
     Raises:
       DataError: one of them is not whole, or was prepared with another vocabulary or kind of sequences.
@@ -177,17 +177,17 @@ def open_mixture(directory: str | Path, others: Mapping[str, float]) -> Split | 
 
 
 def _alike(directory: str | Path) -> tuple[str, str]:
-    """What data that are mixed must have in common: the tokenizer's digest, and what a sequence holds."""
+    """What mixed data must have in common: the tokenizer's digest and the kind of sequences."""
     content = read_info(directory)
     return content["tokenizer_digest"], content.get("data", {}).get("sequences", "packed")
 
 
 @functools.lru_cache(maxsize=8)
 def _mixed(weights: tuple[float, ...]) -> Any:
-    """Place of the stream to (split, how manieth of it)."""
+    """Maps a position of the stream to `(split, number within the split)`."""
     import grain
 
-    # No split ends: `_shuffled` makes epochs of the numbers.
+    # Endless, for `_shuffled` makes epochs of the numbers.
     endless = [
         grain.MapDataset.range(2**48).map(functools.partial(_pair, number))
         for number in range(len(weights))
@@ -229,8 +229,8 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 class _Records:
     """The raw sequences of a split's shards, with errors that name the file.
 
-    `seek` and `read` without threads take 8 µs a record. `read` of a list of places, which Grain's source
-    calls, copies the file's whole index each time: 9 ms of CPU time at a million records.
+    Seeking and reading without threads takes 8 µs for a record. Reading a list of records, as Grain's own
+    source does, copies the file's whole index each time: 9 ms of CPU time at a million records.
     """
 
     def __init__(self, directory: Path, shards: Sequence[Shard], length: int, dtype: np.dtype):
@@ -275,7 +275,7 @@ class _Records:
         return rows
 
     def record(self, index: int) -> Any:
-        """A record as it is in its file."""
+        """The raw bytes of a record."""
         number = bisect.bisect_right(self._ends, index)
         shard = self._shards[number]
         path = self._directory / shard.path
@@ -336,7 +336,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
 
 
 def _is_sound(shard: Shard) -> bool:
-    """Whether its fields are of their types, and its path stays within the folder."""
+    """Whether the fields of a shard have the right types, and its path stays within the folder."""
     path, sizes = as_path(shard.path), (shard.records, shard.bytes)
     inside = not path.is_absolute() and ".." not in path.parts
     return inside and all(type(size) is int and size >= 0 for size in sizes)
@@ -370,7 +370,7 @@ def open_split(directory: str | Path, split: str, cache_bytes: int = CACHE_BYTES
 
 
 def _refuse_extra(directory: Path, shards: Sequence[dict[str, Any]]) -> None:
-    """With a further shard beside the known ones it would be uncertain which data these are."""
+    """Refuses a folder with a shard that `info.json` does not list: it may belong to other data."""
     known = {directory / shard["path"] for shard in shards}
     for folder in sorted({path.parent for path in known}):
         for path in sorted(folder.glob("*.array_record*")):
@@ -383,7 +383,7 @@ def _refuse_extra(directory: Path, shards: Sequence[dict[str, Any]]) -> None:
 def _check_decoding(
     directory: Path, shards: Sequence[Shard], split: str, records: _Records
 ) -> None:
-    """One record through TFDS's own decoder: guards the loader's reading of the bytes."""
+    """Checks the loader's reading of the bytes against TFDS's own decoder, on one record."""
     from sdtt_jax.data import builders  # imports TFDS, which takes half a second
 
     folder = (directory / shards[0].path).parent

@@ -1,4 +1,4 @@
-"""Makes a vocabulary: learned from the train split, or read from a file that the user gives."""
+"""Makes a tokenizer: learned from the train split, or read from a file of the user's."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -60,7 +60,7 @@ def train_tokenizer(
 
 
 def _require_known(tokenizer: SentencePieceTokenizer, characters: dict[str, int]) -> None:
-    """Refuses a vocabulary that reads a character of its train split as unk, whatever its training did."""
+    """Refuses a vocabulary that encodes a character of its own train split as unk."""
     alphabet = list(characters)
     lost = [
         character

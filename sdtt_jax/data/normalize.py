@@ -1,4 +1,4 @@
-"""Normalisations of text: of what files leave in it, and to make a vocabulary smaller. All are idempotent."""
+"""Normalisations of text, all idempotent: line ends and byte-order marks, and text8's small alphabet."""
 
 import re
 from collections.abc import Callable
@@ -20,12 +20,12 @@ def text8(text: str) -> str:
 
 
 def without_traces_of_files(raw: str) -> str:
-    """A text as its writer meant it: one end of line, `\\n`, for all systems' and no byte-order mark."""
+    """The text with `\\n` for the line ends of all systems, and without a byte-order mark."""
     return raw.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def require_characters(text: str, error: type[UserError] = DataError) -> None:
-    """Raises `error` if a text holds half of a surrogate pair, which no file and no tokenizer can take."""
+    """Raises `error` if a text holds half of a surrogate pair, which UTF-8 cannot encode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as reason:

@@ -1,4 +1,4 @@
-"""Files of this machine, a bucket or the hub: their size, and what is in them, decompressed."""
+"""Opens files of this machine, a bucket or the hub, decompressed; and their sizes."""
 
 import bz2
 import contextlib
@@ -29,9 +29,9 @@ def _hub() -> Any:
 
 @contextlib.contextmanager
 def _network(path: str) -> Iterator[None]:
-    """Makes what goes wrong with a bucket or the hub an error that is no bad input, which might be skipped.
+    """Turns every error of a bucket or the hub into a `DataError`, so that it is not skipped as bad input.
 
-    Which it is depends on the client that reads them.
+    The types of these errors depend on the client that reads them.
     """
     try:
         yield
@@ -44,7 +44,7 @@ def _network(path: str) -> Iterator[None]:
 
 
 class _Remote(io.RawIOBase):
-    """A file of a bucket or the hub, whose errors are those of `_network`."""
+    """A file of a bucket or the hub, with errors as `_network` raises them."""
 
     def __init__(self, path: str, file: Any):
         self._path, self._file = path, file
@@ -68,7 +68,7 @@ class _Remote(io.RawIOBase):
 
 
 def size_of(path: str) -> int:
-    """Bytes of a file."""
+    """Size of a file in bytes."""
     with _network(path):
         if path.startswith(HUB):
             return int(_hub().info(path)["size"])
@@ -78,7 +78,7 @@ def size_of(path: str) -> int:
 
 @contextlib.contextmanager
 def open_file(path: str) -> Iterator[IO[bytes]]:
-    """A file of this machine, a bucket or the hub, decompressed on the way."""
+    """Opens a file of this machine, a bucket or the hub; a compressed one is decompressed on the way."""
     codec = CODECS.get(os.path.splitext(path.lower())[1])
     with _network(path):
         found: Any = _hub().open(path, "rb") if path.startswith(HUB) else as_path(path).open("rb")
@@ -102,5 +102,5 @@ def open_file(path: str) -> Iterator[IO[bytes]]:
 
 
 def first_line(error: BaseException) -> str:
-    """An error of another library in one line, without its full stop."""
+    """The first line of another library's error message, without its full stop."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

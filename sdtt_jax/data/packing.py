@@ -18,10 +18,10 @@ _BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
-    """Each document's int32 ids `[n]`, in order; between a prompt and what follows it stands BOS.
+    """Encodes documents: int32 ids `[n]` of each, in order; BOS separates a prompt from its completion.
 
-    A document of more than a million characters goes through GPT-2's vocabulary, or one of characters, in
-    stretches that give the same ids, so that memory does not grow with it as its ids do.
+    With GPT-2's vocabulary, or one of characters, a document of more than a million characters is encoded in
+    stretches. The ids are the same, and memory stays bounded.
     """
     waiting: list[str] = []
     size = 0
@@ -45,7 +45,7 @@ def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.
 
 
 def _encode_pair(tokenizer: Tokenizer, prompt: str, completion: str) -> np.ndarray:
-    """As `model.prompts` encodes what is given, so that a prompt has the ids that it had in training."""
+    """Encodes prompt and completion as `model.prompts` does, so that sampling sees the ids of training."""
     before, behind = (tokenizer.encode_part(part) for part in (prompt, completion))
     return np.concatenate([before, np.array([tokenizer.bos_id], np.int32), behind])
 
@@ -53,9 +53,9 @@ def _encode_pair(tokenizer: Tokenizer, prompt: str, completion: str) -> np.ndarr
 def fitted(
     documents: Iterable[np.ndarray], length: int, sequences: Sequences
 ) -> Iterator[np.ndarray]:
-    """Documents that `pack` puts into sequences of their own, if the kind of sequences asks for that.
+    """Pads documents so that `pack` gives each its own sequences, for the kinds of sequences that need it.
 
-    EOS is put behind each until it fills one or several sequences, all but the last EOS, which `pack` puts.
+    Each is padded with EOS to one or several whole sequences, less the last EOS, which `pack` adds.
 
     Args:
       documents: ids of each document, `[n]`.
@@ -102,39 +102,40 @@ def _stretches(tokenizer: Tokenizer, text: str) -> Iterator[str]:
         yield text[start:]
 
 
+def chunk_length(length: int, sequences: Sequences) -> int:
+    """How many tokens of the stream a sequence of `length` tokens holds: without BOS and EOS around them."""
+    return length - 2 if sequences.wrap else length
+
+
 def pack(
-    documents: Iterable[np.ndarray], *, length: int, wrap: bool, bos_id: int, eos_id: int
+    documents: Iterable[np.ndarray], length: int, sequences: Sequences
 ) -> Iterator[np.ndarray]:
     """Joins documents with EOS after each, and cuts the stream into sequences `[length]`.
 
-    With `wrap`, every sequence is `[BOS] chunk [EOS]` around `length - 2` tokens of the stream,
-    as MDLM (arXiv 2406.07524) and SDTT train on; otherwise the chunks themselves. The rest of
+    With `sequences.wrap`, every sequence is `[BOS] chunk [EOS]` around `length - 2` tokens of the stream, as
+    MDLM (arXiv 2406.07524) and SDTT train on; otherwise the sequences are the chunks themselves. The rest of
     the stream that does not fill a sequence is left out. An EOS within a chunk is the end of a document, and
-    where the vocabulary's EOS is no token of texts (all but published models') nothing else is: a reader
-    finds the boundaries of documents there, and nothing more need be stored.
+    unless texts can contain EOS themselves (with a published model's tokenizer) nothing else is: a reader
+    finds the boundaries of documents from the tokens alone.
 
     Args:
       documents: ids of each document, `[n]`.
       length: tokens in a sequence.
-      wrap: put BOS before and EOS after every chunk.
-      bos_id, eos_id: of the vocabulary.
+      sequences: whether they are wrapped, and the ids of BOS and EOS.
     """
-    ended = (part for tokens in documents for part in (tokens, np.array([eos_id], tokens.dtype)))
-    yield from cut(ended, length=length, wrap=wrap, bos_id=bos_id, eos_id=eos_id)
+    eos = sequences.eos_id
+    ended = (part for tokens in documents for part in (tokens, np.array([eos], tokens.dtype)))
+    yield from cut(ended, length, sequences)
 
 
-def cut(
-    stream: Iterable[np.ndarray], *, length: int, wrap: bool, bos_id: int, eos_id: int
-) -> Iterator[np.ndarray]:
+def cut(stream: Iterable[np.ndarray], length: int, sequences: Sequences) -> Iterator[np.ndarray]:
     """Cuts a stream of tokens, in arrays `[n]` of any length, into sequences `[length]`, as `pack` does.
 
     Args:
       stream: of ids, with EOS after each document.
-      length: tokens in a sequence.
-      wrap: put BOS before and EOS after every chunk.
-      bos_id, eos_id: of the vocabulary.
+      length, sequences: as for `pack`.
     """
-    size = length - 2 if wrap else length
+    size, ends = chunk_length(length, sequences), (sequences.bos_id, sequences.eos_id)
     waiting: list[np.ndarray] = []
     count = 0
     for tokens in stream:
@@ -145,7 +146,7 @@ def cut(
         joined = np.concatenate(waiting)
         whole = count // size * size
         rows = joined[:whole].reshape(-1, size)
-        if wrap:
-            rows = np.pad(rows, ((0, 0), (1, 1)), constant_values=((0, 0), (bos_id, eos_id)))
+        if sequences.wrap:
+            rows = np.pad(rows, ((0, 0), (1, 1)), constant_values=((0, 0), ends))
         yield from rows
         waiting, count = [joined[whole:]], count - whole

@@ -106,14 +106,14 @@ def prepare(
 
 
 def _plan(asked: dict[str, Any], **facts: Any) -> dict[str, Any]:
-    """What determines the tokens of every part; so not what is done about bad ones."""
+    """What determines the tokens of every part: everything but how many bad rows are skipped."""
     data = {name: value for name, value in asked["data"].items() if name != "skip_bad"}
     plan = asked | {"data": data, "version": __version__} | facts
     return json.loads(json.dumps(plan))  # type: ignore[no-any-return]
 
 
 def _continue(work: Path, partial: Path, plan: dict[str, Any]) -> None:
-    """Clears what an earlier preparation has left, unless it was of the same plan."""
+    """Removes the files of an earlier preparation, unless it followed the same plan."""
     with contextlib.suppress(DataError):
         if read_json(work / PLAN) == plan:
             return
@@ -126,7 +126,7 @@ def _continue(work: Path, partial: Path, plan: dict[str, Any]) -> None:
 def _vocabulary(
     read: Reading, config: TokenizerConfig, given: Tokenizer | None, track: Track
 ) -> Tokenizer:
-    """The vocabulary: given, learned from the train split, or learned by a run that was stopped."""
+    """The vocabulary: given, learned now, or learned by an earlier run that was stopped."""
     folder = read.work / TOKENIZER
     if (folder / CONFIG_FILE).exists():
         return load_tokenizer(folder)
@@ -189,7 +189,7 @@ def _refuse_foreign(directory: Path) -> None:
 
 
 def _holds(directory: Path, tokenizer: Tokenizer) -> bool:
-    """Whether `directory` has this tokenizer already, because a run was stopped between the renames.
+    """Whether `directory` already holds this tokenizer, as after a stop between the two renames.
 
     Raises:
       ConfigError, DataError: it has something else.

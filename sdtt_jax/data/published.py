@@ -1,4 +1,4 @@
-"""Published corpora: from a local folder, from what TFDS has prepared, or from the model hub."""
+"""Published corpora, read from a local folder, from data that TFDS prepared, or from the hub."""
 
 import dataclasses
 import itertools
@@ -41,7 +41,7 @@ class Published:
       tfds: its name in TFDS, with its config, and the feature that holds the text; None if TFDS lacks it.
       streamed: the hub's copy is read over the network, of Parquet the text's column alone, and never stored;
         otherwise it is downloaded once into the hub's cache.
-      subset: as `reading.Fields` has it.
+      subset: as in `reading.Fields`.
     """
 
     repo: str
@@ -85,10 +85,10 @@ class Published:
         return gather(_tfds_pieces(place, split, self.tfds[1], part_bytes), split, part_bytes)
 
     def found(self, name: str, split: str, folder: Path | None) -> Found | None:
-        """The files of a split in a folder that `texts` would read; None if TFDS or the hub reads it.
+        """The files of a split in the folder that is read; None if it is read by TFDS or from the hub.
 
         Args:
-          name, split, folder: as for `texts`.
+          name, split, folder: as for `parts`.
 
         Raises:
           ConfigError: the folder lacks the split; the message says which file to put there.
@@ -128,7 +128,7 @@ class Published:
         return max(versions, key=_version, default=None)
 
     def _from_hub(self, name: str, split: str) -> list[str]:
-        """The hub's files of a split: their addresses, or where they are once they are downloaded."""
+        """The hub's files of a split: addresses if they are streamed, else paths of the downloaded files."""
         # Here, for it takes 0.3 s: the table of corpora is imported by all commands.
         import huggingface_hub
 
@@ -199,7 +199,7 @@ def _tfds_pieces(folder: Path, split: str, feature: str, part_bytes: int) -> Ite
 
 
 def read_tfds(piece: Piece, split: str, fields: Fields) -> Iterator[Row]:
-    """The rows of a piece of what TFDS has prepared."""
+    """The rows of a piece of data that TFDS prepared."""
     source = _tfds_builder(piece.path, split, fields.feature).as_data_source(split)
     for index in range(piece.start, piece.stop):
         raw = source[index][fields.feature]

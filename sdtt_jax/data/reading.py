@@ -1,8 +1,8 @@
 """From files to rows of text, in parts that several workers can read, each on its own.
 
-A corpus is cut into parts by its files alone: by ranges of bytes of JSON lines, by row groups of Parquet, by
-records of what TFDS has prepared. So parts do not depend on who reads them, and the parts in their order are
-the corpus. What a row or file has wrong is a `BadInputError` in its place; the caller decides what it means.
+A corpus is cut into parts by its files alone: JSON lines by ranges of bytes, Parquet by row groups, data of
+TFDS by records. So the parts do not depend on the workers, and the parts in their order are the corpus. A row
+or file that cannot be read appears as a `BadInputError` in its place; the caller decides what to do about it.
 """
 
 import codecs
@@ -19,20 +19,20 @@ from sdtt_jax.paths import decoded, parse_json
 
 # A part of uncompressed text or Parquet: half a minute of one worker's time with GPT-2's vocabulary.
 PART_BYTES = 64 * 2**20
-# A longer line of JSON is no document of any corpus that is known here.
+# No corpus that is known here has a longer line of JSON.
 MAX_LINE_BYTES = 64 * 2**20
 # Kinds of pieces beside the suffixes of files.
 TFDS, NAMED = "tfds", "named"
 
 
 class Piece(NamedTuple):
-    """A stretch of one source.
+    """A range of one source.
 
     Attributes:
       kind: one of `files.SUFFIXES`; TFDS, or NAMED for a corpus that is a function of the table.
       path: of the file or TFDS's folder, or the corpus's name.
       start, stop: bytes of JSON lines, row groups of Parquet, records of TFDS; stop -1 is the end.
-      bytes: that it stands for, to measure progress.
+      bytes: its size, to measure progress.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Piece(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one worker reads at a time: pieces of one split, in order."""
+    """What one worker reads at a time: pieces of a single split, in order."""
 
     split: str
     pieces: tuple[Piece, ...]
@@ -60,8 +60,8 @@ class Fields(NamedTuple):
       text: the field of JSON, column of Parquet or feature of TFDS that holds it; or two of JSON, that of a
         prompt and that of what follows it, `prompt>completion`.
       feature: what TFDS calls it.
-      subset: rows of JSON lines are left out whose field named first (dots go into objects) has another value
-        than the one named second; None takes all.
+      subset: a field of JSON lines (with dots for nested objects) and the value that it must have; rows with
+        another value are left out. None takes all rows.
     """
 
     text: str = "text"
@@ -73,7 +73,7 @@ class BadInputError(DataError):
     """A row or file that cannot be read.
 
     Attributes:
-      kind: a few words that such faults are counted under.
+      kind: a few words by which such faults are counted.
     """
 
     def __init__(self, kind: str, message: str):
@@ -116,7 +116,7 @@ def gather(pieces: Iterable[Piece], split: str, part_bytes: int = PART_BYTES) ->
 
 
 def ranges(kind: str, path: str, sizes: Iterable[int], part_bytes: int) -> Iterator[Piece]:
-    """Pieces of a source that is made of items of these sizes, bytes."""
+    """Cuts a source whose items have these sizes, in bytes, into pieces of at least `part_bytes`."""
     start, size, stop = 0, 0, 0
     for stop, item in enumerate(sizes, start=1):
         size += item
@@ -151,7 +151,7 @@ def _pieces(path: str, part_bytes: int) -> Iterator[Piece]:
 
 
 def read_file(piece: Piece, fields: Fields) -> Iterator[Row]:
-    """The rows of a piece of a file: a text file is one, and so is each line of JSON and row of Parquet."""
+    """The rows of a piece of a file: a whole text file, each line of JSON, or each row of Parquet."""
     path, broken = piece.path, "broken file"
     try:
         if size_of(path) == 0:
@@ -199,7 +199,7 @@ def _json_lines(file: IO[bytes], piece: Piece, fields: Fields) -> Iterator[Row]:
 
 
 def _lines(file: IO[bytes], piece: Piece) -> Iterator[tuple[str, int, bytes | None]]:
-    """Place, offset and bytes of each line that begins in the piece; None for one that is too long."""
+    """Location, offset and bytes of each line that begins in the piece; no bytes if it is too long."""
     offset, number = piece.start, 1
     if offset:
         file.seek(offset - 1)
@@ -217,7 +217,7 @@ def _lines(file: IO[bytes], piece: Piece) -> Iterator[tuple[str, int, bytes | No
 
 
 def _skip_line(file: IO[bytes]) -> int:
-    """Reads to the end of a line, in little memory; how many bytes that were."""
+    """Reads to the end of a line in bounded memory, and returns how many bytes that was."""
     count = 0
     while chunk := file.readline(2**20):
         count += len(chunk)
@@ -227,7 +227,7 @@ def _skip_line(file: IO[bytes]) -> int:
 
 
 def _json_text(value: Any, fields: Fields, where: str) -> Row:
-    """A row's text; of the two fields of `prompt>completion`, both with `PROMPT_END` between them."""
+    """A row's text; for two fields, `prompt>completion`, both with `PROMPT_END` between them."""
     if not isinstance(value, dict):
         return BadInputError(
             "not JSON", f"{where} is not a JSON object but {type(value).__name__}."
@@ -313,7 +313,7 @@ _READERS: dict[str, Callable[[IO[bytes], Piece, Fields], Iterator[Row]]] = {
 
 
 def _or_bad(kind: str, function: Callable[..., Any], *arguments: Any, transform: Any = None) -> Any:
-    """What a function returns, or its `DataError` as a `BadInputError` of that kind."""
+    """The result of a function, or its `DataError` as a `BadInputError` of the given kind."""
     try:
         value = function(*arguments)
     except DataError as error:

@@ -1,4 +1,4 @@
-"""The last step of a preparation: shards of sequences from the tokens of a corpus, info and manifest."""
+"""The last step of a preparation: writes shards of sequences, their info and the manifest."""
 
 import collections
 import dataclasses
@@ -13,9 +13,11 @@ import numpy as np
 from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, files_read, find_corpus, recipe
 from sdtt_jax.data.ingest import Ingested, Reading, ingest
 from sdtt_jax.data.loader import Shard
-from sdtt_jax.data.tasks import NAMED_OF_A_KIND, Packing, WriteShard
+from sdtt_jax.data.packing import chunk_length
+from sdtt_jax.data.tasks import NAMED_OF_A_KIND, WriteShard
 from sdtt_jax.data.tokenizer import Tokenizer
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.ops.packed import Sequences
 from sdtt_jax.paths import as_path, read_json, write_json
 
 MANIFEST_FILE = "manifest.json"
@@ -32,13 +34,12 @@ class DataInfo:
       length: tokens in a sequence.
       bos_id, eos_id: the ids that packing sets.
       num_train, num_validation: sequences.
-      num_documents: documents of both splits; one that gives its tail counts in both.
+      num_documents: documents of both splits; one whose tail is held out counts in both.
       num_characters: characters of both splits, after normalisation.
       characters_per_token: in the train split, EOS included.
       fingerprint: SHA-256 over all sequences, in order; equal fingerprints, equal batches.
-      files: how many files of how many the text was read from; "" if from no folder of the user's.
-      num_unknown: tokens of all documents, copies that were left out too, that stand for what the vocabulary
-        cannot spell.
+      files: "3 of 5 files", with what was not read, if the text is a folder of the user's; else "".
+      num_unknown: unk tokens in all documents, duplicates included.
     """
 
     vocab_size: int
@@ -56,7 +57,16 @@ class DataInfo:
 
 
 def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str, Any]:
-    """Writes the shards, what TFDS needs to read them, and the manifest; returns what the info says."""
+    """Writes the shards, the metadata of TFDS and the manifest.
+
+    Args:
+      read: the corpus.
+      tokenizer: of its sequences.
+      partial: the data folder, under construction.
+
+    Returns:
+      The content of `info.json`, but for the configs.
+    """
     from sdtt_jax.data import builders  # imports TFDS, which takes half a second
 
     config = read.config
@@ -64,12 +74,13 @@ def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
     division = ingest(read, (read.work / TOKENIZER, dtype))
     totals = division.totals()
-    packing = Packing(config.length, config.wrap, tokenizer.bos_id, tokenizer.eos_id)
+    bos_id, eos_id = tokenizer.bos_id, tokenizer.eos_id
+    sequences = Sequences(config.sequences, bos_id, eos_id, config.wrap)
     prefix = builders.record_prefix(config.length, dtype)
     tasks: list[WriteShard] = []
     lengths: dict[str, list[int]] = {}
     for side, split in enumerate(SPLITS):
-        records = totals[split]["tokens"] // packing.stride
+        records = totals[split]["tokens"] // chunk_length(config.length, sequences)
         if not records:
             raise ConfigError(
                 f"data.length {config.length} is longer than the whole {split} split of "
@@ -91,7 +102,8 @@ def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str
                     stop,
                     ends,
                     division.store,
-                    packing,
+                    config.length,
+                    sequences,
                     prefix,
                     builders.group_size(records),
                 )
@@ -103,8 +115,8 @@ def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str
     info = DataInfo(
         vocab_size=tokenizer.vocab_size,
         length=config.length,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
+        bos_id=bos_id,
+        eos_id=eos_id,
         num_train=sum(lengths[TRAIN]),
         num_validation=sum(lengths[VALIDATION]),
         num_documents=train["documents"] + validation["documents"],
@@ -146,7 +158,7 @@ def _manifest(
     lengths: dict[str, list[int]],
     shards: dict[str, str],
 ) -> dict[str, Any]:
-    """What was read, what each filter took away, and what was written."""
+    """The manifest: what was read, what each filter removed, and what was written."""
     config, parts = division.read.config, division.read.parts
     corpus, how = find_corpus(config.corpus), recipe(config)
     counts = collections.Counter[str]()

@@ -1,7 +1,7 @@
-"""The work of a preparation, in pieces that any process can do: a part of the corpus, a shard of sequences.
+"""The tasks of a preparation, which any process can run: reading a part of the corpus, writing a shard.
 
-Each writes its files beside their place and moves them into it when they are whole, its record last. So a
-task whose record is there is finished, and one that was killed can be done again.
+Each task writes its files under temporary names and renames them when they are complete, its record last. So
+a task whose record exists is finished, and one that was killed can be run again.
 """
 
 import collections
@@ -16,24 +16,24 @@ import numpy as np
 
 from sdtt_jax.data.corpora import SPLITS, Recipe, refuse_bad
 from sdtt_jax.data.division import DOCUMENT, Index, Rule, digest, split_number
-from sdtt_jax.data.packing import cut, encode_documents, fitted
+from sdtt_jax.data.packing import chunk_length, cut, encode_documents, fitted
 from sdtt_jax.data.reading import BadInputError, Part
 from sdtt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sdtt_jax.errors import DataError
 from sdtt_jax.ops.packed import Sequences
 from sdtt_jax.paths import as_path, read_json, write_json, written_whole
 
-# Of each kind of bad input that a part holds, so many are named.
+# How many bad rows of each kind are named for each part.
 NAMED_OF_A_KIND = 5
 # Tokens that are read from the store at a time.
 _TOKENS_AT_ONCE = 2**20
 
 
 class Store(NamedTuple):
-    """Tokens of the documents of a corpus, in files by part, for as long as a preparation takes.
+    """The tokens of a corpus during its preparation, in files by part.
 
     Attributes:
-      folder: that holds the files; all workers must reach it.
+      folder: of the files; all workers must reach it.
       dtype: of the tokens; "" if there are none, only the index of documents.
     """
 
@@ -50,15 +50,15 @@ class Store(NamedTuple):
             return np.load(file)  # type: ignore[no-any-return]
 
     def sides(self, number: int) -> np.ndarray:
-        """What becomes of each of them, as `division.choices` says."""
+        """The split of each document of a part, as `division.choices` gives it."""
         return np.frombuffer(self.path(number, ".sides").read_bytes(), np.uint8)
 
     def record(self, number: int) -> dict[str, Any]:
-        """What a finished part says of itself."""
+        """The record that a finished part has written."""
         return read_json(self.path(number, ".json"))  # type: ignore[no-any-return]
 
     def stream(self, number: int, side: int, start: int, stop: int) -> Iterator[np.ndarray]:
-        """Tokens `[start, stop)` of what a part gives to a split, with EOS after each document.
+        """Tokens `[start, stop)` of those of a part's documents that are in a split, EOS after each.
 
         Args:
           number: of the part.
@@ -90,9 +90,9 @@ class ReadPart(NamedTuple):
     Attributes:
       number: of the part.
       part: what is read.
-      how: it is cleaned.
-      rule: by which documents are cut.
-      store: where it goes.
+      how: how it is read and cleaned.
+      rule: how documents are cut.
+      store: where the tokens and the index go.
       tokenizer: the folder of the vocabulary; "" to make the index alone.
     """
 
@@ -142,7 +142,7 @@ class ReadPart(NamedTuple):
         bad: dict[str, list[str]],
         found: "collections.deque[tuple[int, int, int, int]]",
     ) -> Iterator[str]:
-        """The documents, while the rows are counted and each document's facts put into `found`."""
+        """Yields the documents; counts rows, and appends digest, row, length and split of each to `found`."""
         side = split_number(self.part)
         for row, text in enumerate(self.how.rows(self.part)):
             counts["rows"] += 1
@@ -170,33 +170,18 @@ def _tokenizer(folder: str) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-class Packing(NamedTuple):
-    """How a stream of tokens becomes sequences; as `packing.cut` has it."""
-
-    length: int
-    wrap: bool
-    bos_id: int
-    eos_id: int
-
-    @property
-    def stride(self) -> int:
-        """Tokens of the stream in a sequence."""
-        return self.length - 2 if self.wrap else self.length
-
-
 class WriteShard(NamedTuple):
     """Writes a shard of sequences.
 
     Attributes:
       path: of the shard.
-      record: where its count and digest go, when it is finished.
+      record: file of its size and digest, written when the shard is finished.
       split: number of its split.
-      first, last: its sequences, counted in the split, the last one excluded.
-      ends: of every part of the corpus, the tokens of the split up to its end.
+      first, last: the range of its sequences within the split, `last` excluded.
+      ends: for every part of the corpus, the number of tokens of the split up to its end.
       store: of the tokens.
-      packing: of the sequences.
-      prefix: that TFDS puts before each.
-      group: as `builders.write_shard` takes it.
+      length, sequences: as for `packing.cut`.
+      prefix, group: as for `builders.write_shard`.
     """
 
     path: str
@@ -206,13 +191,14 @@ class WriteShard(NamedTuple):
     last: int
     ends: tuple[int, ...]
     store: Store
-    packing: Packing
+    length: int
+    sequences: Sequences
     prefix: bytes
     group: int
 
     @property
     def bytes(self) -> int:
-        row = self.packing.length * np.dtype(self.store.dtype).itemsize
+        row = self.length * np.dtype(self.store.dtype).itemsize
         return (self.last - self.first) * row
 
     @property
@@ -230,11 +216,11 @@ class WriteShard(NamedTuple):
 
     def rows(self) -> Iterator[np.ndarray]:
         """Its sequences `[length]`, of the store's dtype."""
-        stride = self.packing.stride
+        stride = chunk_length(self.length, self.sequences)
         stream = split_stream(
             self.store, self.split, self.ends, self.first * stride, self.last * stride
         )
-        return cut(stream, **self.packing._asdict())
+        return cut(stream, self.length, self.sequences)
 
 
 def split_stream(
@@ -256,7 +242,7 @@ def split_stream(
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is in its place when it is whole, and not before."""
+    """Opens a file for writing that appears under its name only once it is complete."""
     with written_whole(path) as partial, partial.open("wb") as file:
         yield file
         file.flush()

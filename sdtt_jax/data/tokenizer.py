@@ -1,6 +1,6 @@
-"""Vocabularies: SentencePiece trained on the corpus, GPT-2's byte-level BPE, and those of published models.
+"""Tokenizers: SentencePiece trained on the corpus, GPT-2's byte-level BPE, and those of published models.
 
-MASK belongs to neither: it is `mask_id == vocab_size`, one past the last id.
+MASK belongs to none of the vocabularies: it is `mask_id == vocab_size`, one past the last id.
 """
 
 import abc
@@ -70,9 +70,9 @@ class Tokenizer(abc.ABC):
         return [np.asarray(row, np.int32) for row in self._encode_batch(normalized)]
 
     def encode_part(self, text: str) -> np.ndarray:
-        """Part of a longer text to int32 ids `[n]`: spaces at its beginning and end are kept.
+        """Part of a longer text to int32 ids `[n]`, keeping spaces at its beginning and end.
 
-        Normalisation strips whole documents; a prompt, or what stands between two gaps, is none.
+        Normalisation strips whole documents, and a prompt or the text between two gaps is not one.
 
         Raises:
           ConfigError: nothing of it is left, as `reads` says.
@@ -85,13 +85,13 @@ class Tokenizer(abc.ABC):
         return ids
 
     def reads(self, text: str, ids: Iterable[int]) -> bool:
-        """Whether something of a text is left in its ids: not white space or unk alone, if it holds more."""
+        """Whether the ids keep something of the text: more than white space and unk, unless it is blank."""
         known = [int(token) for token in ids if token != self.unk_id]
         return not text.strip() or bool(self._decode_run(known).strip())
 
     @property
     def reads_nothing(self) -> str:
-        """What is wrong with a text of which nothing is left, for messages."""
+        """The end of an error message about a text of which `reads` is False."""
         dropped = f" after normalize={self.normalize!r}" * (self.normalize != "none")
         return (
             f"holds nothing that the vocabulary knows{dropped}; give text like that of the corpus"
@@ -116,13 +116,13 @@ class Tokenizer(abc.ABC):
                 texts[-1] += mask * len(list(run))
         return separator.join(texts if texts[-1] else texts[:-1])
 
-    def pieces(self, ids: Iterable[int], *, mask: str = MASK_PIECE) -> list[str]:
-        """The text of each id on its own, as long as `ids`: what an animation shows.
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The text of each id on its own, for animations; as many as there are ids.
 
-        BOS and EOS are `""`; MASK and ids out of range are `mask`. Joined, the pieces read like
+        BOS and EOS are `""`; MASK and ids out of range are `MASK_PIECE`. Joined, the pieces read like
         `decode`, except that a character spelled by several byte tokens shows as U+FFFD.
         """
-        read = {"end": lambda _: "", "text": self._piece, "mask": lambda _: mask}
+        read = {"end": lambda _: "", "text": self._piece, "mask": lambda _: MASK_PIECE}
         return [read[self._kind(token)](token) for token in map(int, ids)]
 
     def _kind(self, token: int) -> str:
@@ -189,7 +189,7 @@ class Gpt2Tokenizer(Tokenizer):
         self.bos_id = self.eos_id = self.vocab_size - 1
 
     def normalising(self, config: TokenizerConfig, normalize: str) -> "Gpt2Tokenizer":
-        """The same tokenizer behind a normalisation of texts, whatever kind a run calls it."""
+        """The same tokenizer with another normalisation, in a config of kind "gpt2"."""
         return Gpt2Tokenizer(dataclasses.replace(config, kind="gpt2"), normalize)
 
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -229,7 +229,7 @@ def _gpt2_byte_of_character() -> dict[str, int]:
 
 
 class Special(NamedTuple):
-    """What a published model's own numbering of its tokens says.
+    """The special tokens of a published model, by its own numbers.
 
     Attributes:
       rows: of its embedding, of which the last ones may belong to no token.
@@ -284,7 +284,7 @@ class HubTokenizer(Tokenizer):
             [self.unk_id] = self._ours([unk])
 
     def normalising(self, config: TokenizerConfig, normalize: str) -> "HubTokenizer":
-        """The same tokenizer behind a normalisation of texts."""
+        """The same tokenizer with another config and normalisation."""
         return HubTokenizer(config, normalize, self.model, self.special)
 
     def _ours(self, ids: Sequence[int]) -> list[int]:

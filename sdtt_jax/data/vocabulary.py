@@ -1,4 +1,4 @@
-"""SentencePiece's training: what it is given of a corpus, and what it says of the vocabulary's size."""
+"""Trains SentencePiece on a sample of the corpus, and explains its errors about the vocabulary's size."""
 
 import io
 import re

@@ -31,6 +31,7 @@ from sdtt_jax.diffusion.decoders.filling import (
     greedy_at_last,
     most_probable,
     reveal,
+    tempered,
 )
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
@@ -324,9 +325,11 @@ def _step(
         again = (plan.call == config.num_steps) & ~masked & ~last & (uniform < remask)
     if not config.final_denoise:
         selected &= ~last
-    choose = greedy_at_last(
-        choice(config, plan.noise, sees_noise=diffusion.noise_levels is not None)
-    )
+    choose = choice(config, plan.noise, sees_noise=diffusion.noise_levels is not None)
+    if decoder.temperature is not None:
+        temperature = decoder.temperature(options, index)
+        choose = choose if temperature is None else tempered(choose, temperature)
+    choose = greedy_at_last(choose)
     state = _call(diffusion, params, state, selected, sigma, choose, (key, last), plan.noise, pick)
     if again is None:
         return state

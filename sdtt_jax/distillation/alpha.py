@@ -19,7 +19,7 @@ from sdtt_jax.typing import Key, Params, Scalar, Tokens
 
 @dataclasses.dataclass(frozen=True)
 class AlphaConfig:
-    """The loss, and the sampler that the student is for.
+    """The loss, and the sampler that the student is trained for.
 
     Attributes:
       alpha: 0 is the cross-entropy of the block, 1 one minus its probability. A block of n nats has the

@@ -1,4 +1,4 @@
-"""What the distillers that look at several tokens at once have in common.
+"""Shared parts of the distillers that consider several tokens at once.
 
 A *block* is what one network call of a sampler reveals: some of the masked positions, all in the same call.
 """
@@ -16,7 +16,7 @@ from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, PerToken, 
 
 
 class Block(NamedTuple):
-    """Partly masked texts, and what the next call of a sampler with so many calls reveals of them."""
+    """Partly masked texts, and the positions that the sampler's next call reveals."""
 
     x_t: Tokens  # `[batch, length]` int32
     sigma: PerSequence  # `[batch]` float32, the total noise that the network is told
@@ -26,7 +26,7 @@ class Block(NamedTuple):
 def draw_block(diffusion: MaskedDiffusion, x0: Tokens, key: Key, num_calls: int) -> Block:
     """Texts before one of `num_calls` calls on the uniform grid of times, and that call's positions.
 
-    Every call is as likely as any other, and they are spread evenly over the batch. What may not be masked
+    All calls are equally likely, and they are spread evenly over the batch. What may not be masked
     (`diffusion.free`) is shown.
 
     Args:

@@ -33,7 +33,7 @@ from sdtt_jax.typing import Hidden, Key, Keys, Logits, Params, PerSequence, PerT
 
 @dataclasses.dataclass(frozen=True)
 class CoupledDistillConfig:
-    """What trajectories the student learns, and how far ahead.
+    """The trajectories that the student learns, and how far ahead.
 
     Attributes:
       num_calls: network calls of the first teacher's trajectory.
@@ -192,7 +192,7 @@ class Trajectories(NamedTuple):
 
 
 class States(NamedTuple):
-    """A state of each trajectory, and what the student is to learn there.
+    """A state of each trajectory, and the tokens that the student learns there.
 
     Attributes:
       x_t, sigma: `[batch, length]` int32, and `[batch]` float32, the total noise at which it is called.
@@ -264,7 +264,7 @@ def coupled_terms(
     round: int = 1,
     teacher: Teacher | None = None,
 ) -> tuple[Scalar, Scalar]:
-    """Cross-entropy on the tokens at which the teacher's trajectories arrive, and how many they are.
+    """Cross-entropy on the final tokens of the teacher's trajectories, and the number of tokens.
 
     With `config.soft_weight`, the positions that are not reached add KL(teacher ‖ student), where the teacher
     is told the tokens that are: its distribution given the noise so far.

@@ -28,7 +28,7 @@ STUDENT, FAKE = "student", "fake"
 
 @dataclasses.dataclass(frozen=True)
 class IdlmConfig:
-    """The sampler that the student is for."""
+    """The sampler that the student is trained for."""
 
     # Its calls; the student learns at the masked texts that one of them begins with.
     num_calls: int = 4

@@ -36,7 +36,7 @@ from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Scalar, To
 
 @dataclasses.dataclass(frozen=True)
 class MixtureConfig:
-    """What the mixture learns."""
+    """The teacher's calls that the mixture learns."""
 
     num_calls: int = 8  # the teacher's calls on its grid of times, `1 / num_calls` each
     # k, those of them that the student learns to take at once; with all of them it writes a text at one call.

@@ -21,7 +21,7 @@ from sdtt_jax.typing import Params
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig:
-    """What is distilled, and how fast the step grows.
+    """The distillation of all rounds: the targets, the divergence, and how the step grows.
 
     Attributes:
       num_rounds: rounds; after each the student becomes the teacher.
@@ -74,7 +74,7 @@ def round_dt(config: DistillConfig, round: int) -> float:
 
 
 class Trained(Protocol):
-    """How training leaves a student: a `TrainState` has these fields, and a `Student` has them too."""
+    """A trained student, as the next round needs it. `TrainState` and `Student` both have these fields."""
 
     @property
     def params(self) -> Params: ...
@@ -87,7 +87,7 @@ class Trained(Protocol):
 
 
 class Student(NamedTuple):
-    """A student before the steps of a round.
+    """A student at the beginning of a round.
 
     Attributes:
       params: its parameters.
@@ -106,8 +106,8 @@ class Student(NamedTuple):
 
 
 def delivered_params(config: DistillConfig, student: Trained) -> Params:
-    """What a round delivers and the next one learns from: the student's average where
-    `use_ema_on_growth` asks for it and there is one, else its parameters."""
+    """The parameters that a round delivers and the next one distils: the student's moving average
+    if `use_ema_on_growth` is set and there is one, else its parameters."""
     average = student.ema_params if config.use_ema_on_growth else None
     return student.params if average is None else average
 
@@ -120,7 +120,7 @@ def next_round(
     teacher_params: Params = None,
     dt: float | None = None,
 ) -> Student:
-    """Starts a round: the student becomes the teacher, whose step has grown, and goes on learning.
+    """Starts a round: the student becomes the teacher, with a longer step, and continues to learn.
 
     It goes on from its own parameters, not from their average. The average goes on too; the optimizer
     starts afresh where `reset_optimizer_on_growth` says so.

@@ -94,7 +94,7 @@ def teacher_targets(
 
 
 class Start(NamedTuple):
-    """Where a teacher's trajectories begin, and its first call, which they share."""
+    """The start of a teacher's trajectories, and its first call, which they share."""
 
     # x, hidden: `[batch, length]` int32, and the hidden states there.
     x: Tokens

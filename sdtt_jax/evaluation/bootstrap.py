@@ -1,4 +1,4 @@
-"""Percentile intervals by resampling texts: texts are what is independent, tokens within one are not."""
+"""Percentile intervals by resampling texts, which are independent; tokens within one text are not."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ CHUNK = 1 << 22  # numbers drawn at once
 
 
 class Interval(NamedTuple):
-    """An estimate and its 95 % interval, which is NaN where there is none: over a single text."""
+    """An estimate and its 95 % interval, which is NaN for a single text."""
 
     value: float
     low: float
@@ -20,21 +20,21 @@ class Interval(NamedTuple):
 
     @property
     def ends(self) -> tuple[float | None, float | None]:
-        """Low and high, as JSON has them: None where there is no interval."""
+        """Low and high for JSON: None if there is no interval."""
         known = not math.isnan(self.low)
         return (self.low, self.high) if known else (None, None)
 
     def named(self, name: str) -> dict[str, float | None]:
-        """`name`, `name_low` and `name_high`, as a record has them."""
+        """The record's fields `name`, `name_low` and `name_high`."""
         low, high = self.ends
         return {name: self.value, f"{name}_low": low, f"{name}_high": high}
 
     def widened(self, error: float, samples: int) -> "Interval":
-        """At least as wide as the estimator's own error makes it; nothing becomes of no interval.
+        """The interval, at least as wide as the estimator's own error makes it; no interval stays none.
 
         Args:
           error: standard error of `value` from the estimator's noise alone.
-          samples: how many independent values it was taken from, at least 2: Student's t has one less.
+          samples: the number of independent values behind it, at least 2: Student's t has one degree less.
         """
         from scipy.special import stdtrit  # 0.4 s of the start of every program that measures
 
@@ -45,11 +45,11 @@ class Interval(NamedTuple):
 
 
 def said(result: Mapping[str, Any], name: str, digits: int) -> str:
-    """A figure of a record with its interval, in words.
+    """A figure of a record with its interval, as text.
 
     Args:
-      result: has `name`, and `name_low` and `name_high`, which are both None where there is no interval; one
-        that is None alone is beyond float64.
+      result: holds `name`, `name_low` and `name_high`. Both ends are None if there is no interval; a single
+        None is a number too large for float64.
       name: of the figure.
       digits: after the point.
     """
@@ -61,13 +61,13 @@ def said(result: Mapping[str, Any], name: str, digits: int) -> str:
 def bootstrap(
     statistic: Callable[..., np.ndarray], *columns: np.ndarray, seed: int, resamples: int = 2000
 ) -> Interval:
-    """A statistic of some texts and its interval; a single text has none.
+    """A statistic of texts and its 95 % interval; a single text has no interval.
 
     Args:
       statistic: of one or several `[..., texts]`, reduces the last axis.
       *columns: `[texts]` each; row i of all of them belongs to text i.
       seed: of the resampling.
-      resamples: how many.
+      resamples: number of resamples.
 
     Raises:
       ConfigError: no texts.
@@ -88,10 +88,10 @@ def bootstrap(
 
 
 def share(hits: np.ndarray, *, seed: int) -> Interval:
-    """How many of `hits: [texts] bool` there are, from 0 to 1.
+    """The share of True in `hits: [texts] bool`, with its interval.
 
-    Where all are alike, resampling knows of nothing else: the interval then reaches to the share from which
-    so many alike come with a chance of 2.5 % (Clopper and Pearson's).
+    If all are equal, resampling gives no interval: it then reaches to the share at which this many equal
+    hits have a chance of 2.5 % (Clopper and Pearson).
     """
     interval = bootstrap(mean, hits, seed=seed)
     rare = 0.025 ** (1 / len(hits))
@@ -101,7 +101,7 @@ def share(hits: np.ndarray, *, seed: int) -> Interval:
 
 
 def mean(values: np.ndarray) -> np.ndarray:
-    """Over texts."""
+    """Mean over texts."""
     return np.asarray(values.mean(axis=-1))
 
 
@@ -111,10 +111,10 @@ def exp_mean(values: np.ndarray) -> np.ndarray:
 
 
 def exp_median(values: np.ndarray) -> np.ndarray:
-    """The perplexity of the text in the middle."""
+    """The perplexity of the median text."""
     return np.asarray(np.exp(np.median(values, axis=-1)))
 
 
 def exp_ratio(nll: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Perplexity over all tokens, from the nats and the tokens of each text."""
+    """Perplexity over all tokens, from the nats and the number of tokens of each text."""
     return np.asarray(np.exp(nll.sum(axis=-1) / count.sum(axis=-1)))

@@ -3,7 +3,7 @@
 A denoiser sees the whole row, `[BOS] prefix suffix [EOS]` with the EOS visible, as the reference puts it;
 its likelihood of the suffix is a bound, estimated over random maskings of the suffix, and its greedy
 answer is what it fills in for the whole suffix at once. A causal network's likelihood and greedy answer
-are exact. Rows of one length are worked off together, in batches of one size.
+are exact. Rows of one length are scored together, in batches of one size.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from sdtt_jax.networks.causal import CausalNetwork
 
 # Called with the rows done and the rows in all.
 Progress = Callable[[int, int], None]
-# Batches for which rows are laid out at a time, so that the maskings of a large set fit in memory.
+# For how many batches rows are made at a time, so that the maskings of a large set fit in memory.
 BATCHES_AT_ONCE = 32
 
 
@@ -104,9 +104,9 @@ def suffix_bounds(
       items: what to score.
       key: PRNG key; what an item draws depends on it and on the item's ids, neither on the batches nor on
         its place among the items.
-      config: how many maskings, and how each is drawn. Estimators that spread do so over the maskings of an
-        item. "counts" does without the weight 1/t of early times, so that for a suffix of one token a single
-        masking is exact.
+      config: how many maskings, and how each is drawn. Estimators that spread their times do so over the
+        maskings of an item. "counts" has no weight 1/t of early times, so that for a suffix of one token a
+        single masking is exact.
       layout: what stands around the texts; None is the model's own.
       batch_size: rows at once; a row is one masking of one item.
       progress: called with the rows done and the rows in all.
@@ -199,12 +199,12 @@ def causal_scores(
 
 
 class ChoiceHits(NamedTuple):
-    """Which items were answered rightly; the means are the accuracies.
+    """Which items were answered correctly; the means are the accuracies.
 
     Attributes:
-      plain: `[items]` bool, the most likely ending is the right one.
-      normalised: `[items]` bool, the ending that is most likely for each of its characters (leading spaces
-        not counted) is the right one, as lm-evaluation-harness normalises.
+      plain: `[items]` bool, whether the most likely ending is the right one.
+      normalised: `[items]` bool, the same with log-likelihoods divided by the number of characters (without
+        leading spaces), as lm-evaluation-harness normalises.
     """
 
     plain: np.ndarray
@@ -242,7 +242,7 @@ def _map_items(
     batch_size: int,
     progress: Progress | None,
 ) -> np.ndarray:
-    """`score` of `num_maskings` rows of every item: `[items, num_maskings, …]`, in the items' order."""
+    """Applies `score` to `num_maskings` rows of every item: `[items, num_maskings, …]`, in their order."""
     turn = max(batch_size, 1) * BATCHES_AT_ONCE
     total = num_maskings * sum(len(rows.item) for rows in groups)
     done, results, order = 0, [], []
@@ -285,7 +285,7 @@ def _bound_batch(
 def _noise(
     config: BoundConfig, key: jax.Array, length: int, digest: jax.Array, masking: jax.Array
 ) -> Noise:
-    """The noise of one masking of one item; its maskings share even parts of [0, 1), shifted alike."""
+    """The noise of one masking of an item. Times that spread divide [0, 1) evenly, with a common shift."""
     key_u, key_masks = jax.random.split(jax.random.fold_in(key, digest))
     tokens = jax.random.uniform(jax.random.fold_in(key_masks, masking), (length,), jnp.float32)
     if ESTIMATORS[config.estimator].spread:

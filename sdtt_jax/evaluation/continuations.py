@@ -1,4 +1,4 @@
-"""Beginnings and how they go on, as text, as ids, and as rows of tokens."""
+"""Prefixes and their continuations: as text, as ids, and as rows of tokens."""
 
 import dataclasses
 import zlib
@@ -16,7 +16,7 @@ CAUSAL_MULTIPLE = 32
 
 @dataclasses.dataclass(frozen=True)
 class Cloze:
-    """A beginning and how it goes on; joined, they are the text (a space between belongs to the suffix)."""
+    """A prefix and its suffix. Joined they are the text; a space between them belongs to the suffix."""
 
     prefix: str
     suffix: str
@@ -24,7 +24,7 @@ class Cloze:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Endings of which one is right."""
+    """Several endings, one of which is right."""
 
     context: str | tuple[str, ...]  # what all endings continue, or one context for each ending
     endings: tuple[str, ...]  # the texts to choose from; a space before them belongs to them
@@ -41,7 +41,7 @@ class Choice:
         )
 
     def clozes(self) -> list[Cloze]:
-        """Every ending after its context."""
+        """One cloze for every ending, after its context."""
         contexts = (
             [self.context] * len(self.endings) if isinstance(self.context, str) else self.context
         )
@@ -60,12 +60,12 @@ class Layout:
     """How a continuation becomes a row.
 
     Attributes:
-      bos_id: stands before the prefix; None for nothing. A causal network needs one.
-      eos_id: stands, visible, behind the suffix; None for nothing. For denoisers only.
-      max_length: longest row; what is too much goes from the prefix's beginning. None for no limit.
-      multiple: rows are filled up to a multiple of this, so that fewer lengths are compiled. A causal
-        network does not see what fills its rows. A denoiser does, as masked text that goes on behind the
-        EOS, and its values move a little; 1 scores every text at its own length, as the reference does.
+      bos_id: put before the prefix; None for nothing. A causal network needs it.
+      eos_id: put, unmasked, after the suffix; None for nothing. For denoisers only.
+      max_length: longest row; a prefix that is too long loses its beginning. None for no limit.
+      multiple: rows are padded to a multiple of this, so that fewer lengths are compiled. A causal network
+        does not see the padding. A denoiser sees it as masked text after the EOS, which changes its values a
+        little; with 1 every text is scored at its own length, as the reference does.
     """
 
     bos_id: int | None = None
@@ -78,20 +78,20 @@ class Layout:
 
 
 def denoiser_layout(tokenizer: Tokenizer, length: int) -> Layout:
-    """As the reference scores a denoiser of sequences of `length`: between BOS and a visible EOS."""
+    """How the reference scores a denoiser of sequences of `length`: between BOS and an unmasked EOS."""
     return Layout(tokenizer.bos_id, tokenizer.eos_id, length)
 
 
 def causal_layout(tokenizer: Tokenizer, max_length: int | None) -> Layout:
-    """Behind BOS; rows are filled up, unseen by a causal network, so that few lengths are compiled."""
+    """After BOS; rows are padded, which a causal network does not see, so that few lengths are compiled."""
     return Layout(tokenizer.bos_id, None, max_length, CAUSAL_MULTIPLE)
 
 
 def encode(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> list[Continuation]:
-    """Texts to ids, cut where the prefix ends.
+    """Encodes texts, and cuts the ids where the prefix ends.
 
-    Spaces at the end of a prefix go to its suffix, and the two are encoded as one text where that text's
-    ids begin with the prefix's own (else each by itself), so that words get their usual tokens.
+    Spaces at the end of a prefix are moved to its suffix. The two are encoded as one text if its ids begin
+    with those of the prefix, and separately otherwise, so that words get their usual tokens.
 
     Raises:
       ConfigError: a suffix has no tokens, or nothing is left of a prefix or a suffix.
@@ -128,7 +128,7 @@ class Rows(NamedTuple):
 def lay_out(
     items: Sequence[Continuation], layout: Layout, fill: int, num_ids: int | None = None
 ) -> list[Rows]:
-    """All items, one row each, those of one length together.
+    """Makes one row of each item, and groups rows of equal length.
 
     Args:
       items: at least one.

@@ -1,4 +1,4 @@
-"""How much of what a round could gain the student has learned: excess divergence over the floor.
+"""The share of a round's possible gain that its student has learned: excess divergence over the floor.
 
 For `kl-bwd` the optimum of a round is the normalised geometric mean of the targets over trajectories,
 and the loss there is not zero but `-log Z` of it, the floor; for `kl-fwd` it is their mean, and the floor

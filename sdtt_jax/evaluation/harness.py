@@ -1,6 +1,6 @@
-"""What lm-evaluation-harness asks of a model, answered by a denoiser or a causal model.
+"""Answers the requests of lm-evaluation-harness with a denoiser or a causal model.
 
-The harness is no dependency: `adapter` makes its model class from the base class that it is given.
+The harness is not a dependency: `adapter` is given its base class.
 """
 
 import collections
@@ -47,9 +47,9 @@ class Options:
 def log_likelihoods(
     model: Model | CausalModel, pairs: Sequence[tuple[str, str]], options: Options
 ) -> list[tuple[float, bool]]:
-    """log p(continuation | context) in nats, and whether it is what the model would write greedily.
+    """log p(continuation | context) in nats, and whether the continuation is the model's greedy answer.
 
-    Of a denoiser a bound from below, and what it fills in for all tokens at once; exact for a causal model.
+    For a denoiser a lower bound, and what it fills in for all tokens at once; exact for a causal model.
 
     Args:
       model: with a tokenizer.
@@ -69,7 +69,7 @@ def log_likelihoods(
 def rolling_log_likelihoods(
     model: Model | CausalModel, texts: Sequence[str], options: Options
 ) -> list[float]:
-    """log p of whole texts, in nats; a text that is longer than the model reads, window by window."""
+    """log p of whole texts, in nats; texts longer than the model's length are read in windows."""
     room = _most(model) - 2  # for BOS and EOS
     windows, owners = [], []
     for owner, text in enumerate(texts):
@@ -90,7 +90,7 @@ def rolling_log_likelihoods(
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What a request wants of the text that is written."""
+    """The settings of a request to generate text."""
 
     count: int | None  # tokens; None if it does not say
     until: tuple[str, ...]  # strings before which the text ends
@@ -99,7 +99,7 @@ class Wanted:
 
 
 def wanted(settings: Mapping[str, Any]) -> Wanted:
-    """The harness's settings of a request. None is a setting that is not given; 0 is a value.
+    """Reads the harness's settings of a request. None is a setting that is not given; 0 is a value.
 
     Args:
       settings: `until`, a string or several; `max_gen_toks` or one of its other names; `temperature`, 0 being
@@ -135,16 +135,16 @@ def wanted(settings: Mapping[str, Any]) -> Wanted:
 def generations(
     model: Model | CausalModel, requests: Iterable[tuple[str, dict[str, Any]]], options: Options
 ) -> list[str]:
-    """How contexts go on: each up to its end, or to the first of its `until` strings.
+    """Continues contexts, each until its end or the first of its `until` strings.
 
-    What is drawn depends on the context's ids, and on how many equal requests came before, so that repeats
-    of one differ (greedy ones do not); other requests do not matter. Settings that cannot be honoured are
-    warned of once.
+    What is drawn depends on the context's ids and on the number of equal requests before it, so that repeated
+    requests differ (unless they are greedy); other requests do not matter. One warning names all settings
+    that cannot be honoured.
 
     Args:
       model: with a tokenizer; a denoiser fills the positions behind the context in `options.num_steps` steps.
       requests: context and the harness's settings, as `wanted` reads them. A long context loses its beginning
-        for the tokens that are wanted; if no row has so many, it keeps half of a row.
+        to make room for the tokens that are wanted, but keeps half of a row.
       options: steps and seed, and how many tokens where a request does not say.
 
     Raises:
@@ -208,7 +208,7 @@ def _scores(model: Model | CausalModel, items: Sequence[Continuation], options: 
 
 
 def _most(model: Model | CausalModel) -> int:
-    """Tokens of a row at most."""
+    """The largest number of tokens in a row."""
     if isinstance(model, CausalModel):
         return model.network.max_length or model.config.length
     return model.config.length

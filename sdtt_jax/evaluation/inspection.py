@@ -1,7 +1,7 @@
-"""Whether a loaded model is what it was taken for: its loss on real text, read in every way that it might be.
+"""Checks how a loaded model was recognised, by its loss on real text under every possible reading.
 
-A checkpoint that is loaded wrongly (the other attention, predictions a position off) computes numbers like
-any other. Its loss says so at once: of the right reading it is the lowest, and by far.
+A checkpoint that is loaded wrongly (with the other kind of attention, or predictions off by one position)
+still computes plausible numbers. Its loss shows the mistake: that of the right reading is by far the lowest.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Reading(NamedTuple):
 
 
 def recognised(model: Model | CausalModel) -> Json:
-    """What a model was taken for, JSON-ready; the parameters without the padding of the vocabulary."""
+    """How a model was recognised, JSON-ready; parameters are counted without the vocabulary's padding."""
     tokenizer, facts = model.tokenizer, model.facts
     leaves = jax.tree_util.tree_leaves_with_path(model.params)
     padding = model.config.padded_vocab - (model.config.vocab_size + isinstance(model, Model))
@@ -65,7 +65,7 @@ def recognised(model: Model | CausalModel) -> Json:
 
 
 def own_reading(model: Model | CausalModel) -> Reading:
-    """How a model is read."""
+    """The reading under which a model was loaded."""
     if isinstance(model, CausalModel):
         return Reading(causal=True, shift=True)
     config: Any = model.config
@@ -75,11 +75,11 @@ def own_reading(model: Model | CausalModel) -> Reading:
 def losses(
     model: Model | CausalModel, tokens: np.ndarray, key: jax.Array, *, num_maskings: int
 ) -> dict[Reading, float]:
-    """The loss of real text under each reading, nats per token; under its own alone where there is one only.
+    """The loss of real text under each reading that a network allows, nats per token.
 
-    Of a denoiser it is the bound, by masks drawn as in `text_bounds`, the same for all readings. Of a causal
-    model it is the cross-entropy of the last tokens of pieces of text, in whose places
-    other tokens are read: with bidirectional attention the network would else see what it is to predict.
+    For a denoiser it is the bound, with the same masks for all readings, drawn as in `text_bounds`. For a
+    causal model it is the cross-entropy of the last token of pieces of text. The network reads another token
+    in its place, or with bidirectional attention it would see what it is to predict.
 
     Args:
       model: a network of the Llama family, or a GPT-2, has four readings.

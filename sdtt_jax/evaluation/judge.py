@@ -1,4 +1,4 @@
-"""What a causal judge says of texts of any length, from its own tokenizer or from another one."""
+"""Scores texts of any length with a causal judge, from its own tokenizer or from another one."""
 
 import functools
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from sdtt_jax.model.prompts import text_lengths
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.tokens import as_ids
 
-# Rows are padded to a multiple of it, so that texts of nearly the same length share one compiled program.
+# Rows are padded to a multiple of this, so that texts of similar length share one compiled program.
 WIDTH = 32
 
 
@@ -36,13 +36,13 @@ class Scores(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """Texts as a judge reads them."""
+    """Texts in the judge's tokens."""
 
-    # What is judged, in the model's tokens, cut where they end if that is asked for.
+    # The texts in the model's tokens, cut at their ends if that is asked for.
     texts: list[np.ndarray]
     seen: list[np.ndarray]  # the same in the judge's tokens; without a judge `texts` itself
     starts: np.ndarray  # `[texts]`, where in `seen` each prompt ends
-    facts: dict[str, Any]  # what had to be done to the texts, JSON-ready
+    facts: dict[str, Any]  # how the texts were converted, JSON-ready
 
 
 class Rows(NamedTuple):
@@ -61,17 +61,17 @@ def read(
     ends: str,
     given: int = 0,
 ) -> Reading:
-    """Texts as the judge is to read them.
+    """Converts texts to the judge's tokens.
 
     Args:
-      judge: a judge with another tokenizer gets the texts through text; None if nobody scores them.
+      judge: if its tokenizer is another one, texts are decoded and encoded again; None for no judge.
       tokens: int32 tokens `[n_i]` of each text.
-      tokenizer: of these tokens; None for text of which only the tokens are known.
+      tokenizer: of these tokens; None if only the tokens are known.
       ends: "keep", or "cut" to end each text at its first EOS.
       given: tokens at the start of each text that are a prompt.
 
     Raises:
-      ConfigError: a token is none of the judge's.
+      ConfigError: a token is not in the judge's vocabulary.
     """
     texts = [np.asarray(row, np.int32) for row in tokens]
     facts: dict[str, Any] = {}
@@ -139,7 +139,7 @@ def score_texts(
 
 
 def bos_of(model: CausalModel, first_token: str) -> int | None:
-    """What stands before a text: BOS, or nothing where the first token is "given".
+    """The token before a text: BOS, or None if the first token is "given".
 
     Raises:
       ConfigError: the model has no tokenizer to say what BOS is.
@@ -161,13 +161,13 @@ def make_rows(
     given: int | np.ndarray = 0,
     limit: int | None = None,
 ) -> tuple[Rows, np.ndarray]:
-    """Texts as rows of equal width, and which text each row is of: `[rows]` int64.
+    """Cuts texts into rows of equal width; also returns each row's text as `[rows]` int64.
 
-    Padding stands at the end, where a causal network sees it too late for it to matter, and is not scored.
+    Padding is at the end, where it does not influence a causal network's earlier states; it is not scored.
 
     Args:
       texts: int32 tokens `[n_i]`.
-      bos_id: stands before the first token, so that it is scored; None: the first token is given.
+      bos_id: put before the first token, so that it is scored; None if the first token is given.
       given: tokens at the start of the texts, or of each, that are not scored.
       limit: most positions of a row; None for no limit.
     """
@@ -226,9 +226,9 @@ def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
 
 
 def retokenise(tokens: np.ndarray, source: Tokenizer, target: Tokenizer) -> np.ndarray:
-    """Ids of one tokenizer to those of another, through text: `[n]` to `[m]` int32.
+    """Converts ids of one tokenizer to those of another through text: `[n]` to `[m]` int32.
 
-    Texts that BOS or EOS part stay parted, by the target's EOS; at the very ends they vanish.
+    Texts separated by BOS or EOS are separated by the target's EOS; at either end BOS and EOS are dropped.
     """
     special = np.isin(tokens, (source.bos_id, source.eos_id))
     cuts = np.flatnonzero(special)
@@ -245,6 +245,6 @@ def retokenise(tokens: np.ndarray, source: Tokenizer, target: Tokenizer) -> np.n
 
 
 def check_vocabulary(model: CausalModel, texts: Sequence[np.ndarray]) -> None:
-    """Raises `ConfigError` if a token is none of the judge's."""
+    """Raises `ConfigError` if a token is not in the judge's vocabulary."""
     for index, text in enumerate(texts):
         as_ids(text, model.config.vocab_size, f"text {index} for the judge")

@@ -19,10 +19,10 @@ from sdtt_jax.parallel.processes import to_host
 
 
 class Bounds(NamedTuple):
-    """What each masking of each text says of its bound."""
+    """One estimate of the bound for each masking of each text."""
 
     nelbo: Any  # `[texts, maskings]` float64, nats per token
-    # `[texts, maskings]` int32, how many tokens were masked; where it is 0, so is the estimate.
+    # `[texts, maskings]` int32, number of masked tokens; if it is 0, so is the estimate.
     masked: Any
 
 
@@ -33,7 +33,7 @@ def text_bounds(
 
     Args:
       model: the denoiser.
-      tokens: `[texts, length]` int32, no MASK; arranged as the model's sequences are.
+      tokens: `[texts, length]` int32 without MASK, packed like the model's sequences.
       key: PRNG key; batch i uses `fold_in(key, i)`.
       config: how many maskings, and how each is drawn. Estimators that spread do so over a batch's texts.
       batch_size: texts at once.

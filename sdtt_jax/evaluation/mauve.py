@@ -31,7 +31,7 @@ class MauveConfig:
     """How two sets of texts are compared."""
 
     seed: int = 0  # of the clustering
-    # Buckets of the histograms; None is a tenth of the smaller set, at least 2.
+    # Buckets of the histograms; None means a tenth of the smaller set, at least 2.
     num_buckets: int | None = None
     scaling: float = 5.0  # the c of the paper
     explained_variance: float = 0.9  # share of the variance that the features' projection keeps
@@ -67,7 +67,7 @@ def _feature_batch(
 def text_features(
     model: CausalModel, texts: Sequence[np.ndarray], *, batch_size: int
 ) -> np.ndarray:
-    """What a causal judge makes of each text: its final hidden state at the last token.
+    """Features of each text: the final hidden state of a causal judge at the last token.
 
     Args:
       model: the judge (the paper's is GPT-2 large).
@@ -120,7 +120,7 @@ def mauve_score(features_p: np.ndarray, features_q: np.ndarray, config: MauveCon
 def quantise(
     features_p: np.ndarray, features_q: np.ndarray, config: MauveConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The bucket of each text: features of length one, principal components, k-means over both sets.
+    """Assigns each text to a bucket: normalised features, principal components, k-means over both sets.
 
     Args:
       features_p, features_q: `[texts, features]`.
@@ -169,7 +169,7 @@ def _check_features(features_p: np.ndarray, features_q: np.ndarray) -> None:
 
 
 def _project(rows: np.ndarray, explained_variance: float) -> np.ndarray:
-    """`rows` on their first principal components, as few as have that share of the variance."""
+    """Projects rows on as few principal components as explain the given share of the variance."""
     centred = rows - rows.mean(axis=0)
     variances, directions = np.linalg.eigh(centred.T @ centred)
     variances, directions = np.maximum(variances[::-1], 0), directions[:, ::-1]
@@ -180,7 +180,7 @@ def _project(rows: np.ndarray, explained_variance: float) -> np.ndarray:
 
 
 def divergence_curve(p: np.ndarray, q: np.ndarray, *, scaling: float, points: int) -> np.ndarray:
-    """What two histograms have in common, seen from either.
+    """The curve of divergences of two histograms from their mixtures.
 
     Args:
       p, q: `[buckets]` float64, each of sum 1.
@@ -203,7 +203,7 @@ def divergence_curve(p: np.ndarray, q: np.ndarray, *, scaling: float, points: in
 
 
 def area_under(curve: np.ndarray) -> float:
-    """The area under a divergence curve by trapezoids: the mean of both ways to lay its axes."""
+    """The area under a divergence curve by trapezoids, averaged over both choices of the axes."""
     areas = []
     for x, y in (curve.T, curve.T[::-1]):
         order = np.argsort(x)

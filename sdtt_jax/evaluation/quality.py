@@ -1,7 +1,7 @@
-"""What generated texts are worth: perplexity with entropy beside it, and how much they repeat themselves.
+"""The quality of generated texts: perplexity together with entropy, and how much they repeat themselves.
 
-A text is a sequence of tokens, ids or words, and texts may differ in length. N-grams are counted once, in
-NumPy. What the field prints as a percentage is a share in [0, 1] here.
+A text is a sequence of ids or words, and texts may differ in length. N-grams are counted once, in NumPy.
+What papers print as a percentage is a share in [0, 1] here.
 """
 
 import math
@@ -23,16 +23,16 @@ REPEATED = 4
 def quality(
     texts: Sequence[np.ndarray], scores: Scores | None, *, seed: int, given: int = 0
 ) -> dict[str, Any]:
-    """Perplexity with entropy beside it, and how much the texts repeat themselves and each other.
+    """Perplexity together with entropy, and how much the texts repeat themselves and each other.
 
-    Texts of which the judge could score nothing (they were only EOS, say) count in no perplexity;
-    `texts_not_scored` is their number. If there is no other, there is no perplexity.
+    Texts in which the judge could score no token (only EOS, say) do not count for the perplexity;
+    `texts_not_scored` is their number. If there are no others, the perplexity is left out.
 
     Args:
       texts: int32 tokens `[n_i]`.
       scores: the judge's; None without a judge.
       seed: of the bootstrap.
-      given: tokens at the start of each text that are a prompt, which counts in none of it.
+      given: tokens of the prompt at the start of each text, which are left out of everything.
     """
     texts = [text[given:] for text in texts]
     ids = [text.tolist() for text in texts]
@@ -60,7 +60,7 @@ def quality(
 
 
 def perplexity(scores: Scores, *, seed: int) -> Interval:
-    """Over all tokens of all texts of which something was scored.
+    """Perplexity over all tokens of all texts in which a token was scored.
 
     Args:
       scores: of a causal model.
@@ -77,7 +77,7 @@ def perplexity(scores: Scores, *, seed: int) -> Interval:
 def unigram_entropy(texts: Iterable[np.ndarray]) -> np.ndarray:
     """Entropy of the tokens within each text: `[texts]` float64, nats.
 
-    The field's guard against repetition: a text of one repeated token has 0, and so has an empty one.
+    The usual guard against repetition: a text of one repeated token has 0, as has an empty one.
 
     Args:
       texts: `[texts, length]`, or arrays of different lengths.
@@ -92,7 +92,7 @@ def unigram_entropy(texts: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def paired_log_ratio(nll: np.ndarray, reference: np.ndarray, *, seed: int) -> Interval:
-    """Log of one model's generative perplexity over another's, text by text with the same keys.
+    """Log ratio of two models' generative perplexities, with texts paired by their keys.
 
     Args:
       nll, reference: `[texts]`, nats per token, row i of both drawn with the same key.
@@ -181,7 +181,7 @@ def _bleu(matches: list[int], length: int, reference_length: int, epsilon: float
 
 
 def _closest_other_lengths(lengths: np.ndarray) -> np.ndarray:
-    """For each text the length among the others that is closest, the shorter of two: `[texts]`."""
+    """For each text the closest length among the others, the shorter of two: `[texts]`."""
     values, counts = np.unique(lengths, return_counts=True)
     closest = {}
     for place, (value, count) in enumerate(zip(values.tolist(), counts.tolist(), strict=True)):

@@ -1,4 +1,4 @@
-"""The one JSON of an evaluation: items that are computed once, and the batches of the one in progress."""
+"""The JSON file of an evaluation: finished items, and beside it the batches of the one in progress."""
 
 import hashlib
 import importlib.metadata
@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sdtt_jax.checkpoints.digests import canonical_sha256
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -40,10 +41,10 @@ def own_path(model: Model | CausalModel) -> Path | None:
 
 
 class Record:
-    """A file of results that grows item by item, and beside it a folder of finished batches.
+    """A file of results that grows item by item, with a folder of finished batches beside it.
 
-    An item whose inputs are those of an item in the file is not computed again; one that was cut off goes on
-    after its last finished batch. Every process calls the same methods in the same order; the first one
+    An item that is in the file with the same inputs is not computed again, and an interrupted one continues
+    after its last finished batch. All processes call the same methods in the same order; the first one
     writes.
 
     Args:
@@ -86,7 +87,7 @@ class Record:
         return {name: item["result"] for name, item in self._content["items"].items()}
 
     def item(self, name: str, inputs: Json, compute: Callable[[], Json]) -> Json:
-        """The result of an item, computed if the file does not have it for these inputs.
+        """The result of an item; computed unless the file holds it for the same inputs.
 
         Args:
           name: of the item.
@@ -109,7 +110,7 @@ class Record:
     def part(
         self, name: str, inputs: Json, part: int | str, compute: Callable[[], Arrays]
     ) -> Arrays:
-        """One part of an item's work as arrays, from the folder if it is there and whole.
+        """One part of an item's work as arrays; read from the folder if it is there and undamaged.
 
         Args:
           name: of the item.
@@ -131,7 +132,7 @@ class Record:
         tokens: int,
         shown: bool = True,
     ) -> list[Arrays]:
-        """All batches of an item as arrays: those in the folder are read, the others computed in view.
+        """All batches of an item as arrays: read from the folder, or computed under a progress bar.
 
         Args:
           name: of the item.
@@ -139,7 +140,7 @@ class Record:
           batches: each computes one batch.
           arrays_of: names the arrays of what a batch has computed.
           tokens: of one batch, for the progress.
-          shown: False for work that is not worth a line.
+          shown: False for work that needs no progress bar.
         """
         paths = [self._part(name, inputs, number) for number in range(len(batches))]
         found = [_agreed(path) for path in paths]
@@ -157,8 +158,7 @@ class Record:
 
     def _part(self, name: str, inputs: Json, part: int | str) -> Path:
         part = f"{part:05d}" if isinstance(part, int) else part
-        text = json.dumps(_plain(inputs), sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        digest = canonical_sha256(_plain(inputs))[:12]
         return self._parts / f"{_file_name(name)}-{digest}" / f"{part}.npz"
 
     def _earlier(self, model: Json, replace: bool) -> Json:
@@ -190,7 +190,7 @@ def npz(arrays: Arrays) -> bytes:
 
 
 def digest_of(arrays: Iterable[np.ndarray]) -> str:
-    """Equal for equal arrays."""
+    """A digest of arrays: of their dtypes, shapes and contents."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(
@@ -219,7 +219,7 @@ def _version(name: str) -> str | None:
 
 
 def _plain(content: Any) -> Any:
-    """As it comes back from a file: tuples are lists, keys are text; a number that is none is null."""
+    """The content as JSON returns it: tuples become lists, keys text, and NaN and infinities null."""
     if isinstance(content, Mapping):
         return {str(key): _plain(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -246,7 +246,7 @@ def _stored(path: Path) -> Arrays | None:
 
 
 def _agreed(path: Path) -> Arrays | None:
-    """The arrays of a part if process 0 has them; then all processes must."""
+    """The stored arrays of a part if process 0 has them; the others must then have them too."""
     stored = _stored(path)
     return dict(_seen(stored, path)) if processes.agree(stored is not None) else None
 
@@ -258,7 +258,7 @@ def _kept(path: Path, arrays: Arrays) -> Arrays:
 
 
 def _seen(found: Any, path: Path) -> Any:
-    """What process 0 has found, which the others must find too."""
+    """What process 0 has found; an error if this process has not found it."""
     if found is None:
         raise UserError(f"Process {jax.process_index()} does not see {path}, but process 0 does.")
     return found

@@ -28,10 +28,10 @@ class Decoding:
     mode: str = setting(
         SamplerConfig.mode,
         "Decoder. grid: steps on a grid of times. first-hitting: tokens in a random order, evenly over the "
-        "network calls. learnt: so many at each call as --suite=schedule found. confidence, "
-        "entropy-bounded: the surest first. remdm: masks tokens again. blocks: from left to right, with a "
-        "cache. refine: second thoughts. speculative, staged, energy, skeleton: with a --helper. Options "
-        "follow a colon, as in confidence:score=margin,threshold=0.9.",
+        "network calls. learnt: so many at each call, at such temperatures, as --suite=schedule found. "
+        "confidence, entropy-bounded: the surest first. remdm: masks tokens again. blocks: from left to "
+        "right, with a cache. refine: second thoughts. speculative, staged, energy, skeleton: with a "
+        "--helper. Options follow a colon, as in confidence:score=margin,threshold=0.9.",
     )
     time_grid: str = setting(SamplerConfig.time_grid, "Times of the sampler: uniform or cosine.")
     temperature: float = setting(SamplerConfig.temperature, "Divides the logits; 0 is greedy.")
@@ -114,6 +114,9 @@ class Settings(Sampling):
     modes: str = setting(
         "",
         "Decoders of --suite=frontier, as for --mode, separated by blanks; by default that of --mode.",
+    )
+    call_temperatures: bool = setting(
+        True, "--suite=schedule: also learn a temperature for each call."
     )
     exit_bound: float = setting(
         0.05, "--suite=exits: share of likeliest tokens that leaving early may change on average."

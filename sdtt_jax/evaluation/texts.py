@@ -180,13 +180,8 @@ def _sequences(
     corpus, split, folder = source
     texts = documents(DataConfig(corpus.name, normalize=tokenizer.normalize), split, folder)
     sequences = Sequences(kind, tokenizer.bos_id, tokenizer.eos_id, wrap)
-    packed = pack(
-        fitted(encode_documents(tokenizer, texts), length, sequences),
-        length=length,
-        wrap=wrap,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-    )
+    ids = encode_documents(tokenizer, texts)
+    packed = pack(fitted(ids, length, sequences), length, sequences)
     rows = list(itertools.islice(packed, limit))
     if not rows:
         raise DataError(

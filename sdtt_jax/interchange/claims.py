@@ -1,11 +1,11 @@
-"""What the config beside published tensors says of their network, against what the tensors are read as.
+"""Checks the config of a published checkpoint against the network that its tensors are read as.
 
-Relatives of a network have tensors of the same names (SEDD, BD3-LM and MDLM share a transformer), so that
-only the config tells them apart: whatever it says that the network is not is an error.
+Related networks have tensors of the same names (SEDD, BD3-LM and MDLM share a transformer), and only the
+config tells them apart. So a config that contradicts the recognised network is an error.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdtt_jax.config import from_mapping
 from sdtt_jax.diffusion.schedule import SCHEDULES, ScheduleConfig, make_schedule
@@ -32,6 +32,22 @@ ASIDE = (
     "wandb",
 )
 Allowed = Mapping[str, tuple[Any, ...]]
+
+
+class Kind(NamedTuple):
+    """What the value of a field must be."""
+
+    accepts: Callable[[Any], bool]
+    words: str  # for errors
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+FLAG = Kind(lambda value: isinstance(value, bool), "true or false")
+COUNT = Kind(lambda value: type(value) is int and value > 0, "a positive whole number")
+NUMBER = Kind(lambda value: value is None or _is_number(value), "a number")
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_tanh")
 
 
@@ -47,36 +63,29 @@ def claims(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
         yield from claims(section, f"{path}{name}.")
 
 
-def claimed(
-    stored: Stored,
-    names: tuple[str, ...],
-    is_right: Callable[[Any], bool],
-    needed: str,
-    default: Any,
-) -> Any:
-    """The value of the first field that is called one of `names`; the default if there is none.
+def claimed(stored: Stored, names: tuple[str, ...], kind: Kind, default: Any) -> Any:
+    """The value of the first field with one of several names; the default if there is none.
 
     Args:
       stored: the config.
-      names: of the field, in any section.
-      is_right: whether a value can be used.
-      needed: what that is, in words.
-      default: where the config does not say.
+      names: that the field may have, in any section.
+      kind: what the value must be.
+      default: for a config without such a field.
 
     Raises:
       CheckpointError: naming the field and its value.
     """
     for path, value in claims(stored.content):
         name = path.split(".")[-1]
-        if name in names and not is_right(value):
-            raise CheckpointError(f"{stored.where} says {name}={value!r}; it must be {needed}.")
+        if name in names and not kind.accepts(value):
+            raise CheckpointError(f"{stored.where} says {name}={value!r}; it must be {kind.words}.")
         if name in names:
             return value
     return default
 
 
 def published_schedule(stored: Stored) -> ScheduleConfig:
-    """The noise schedule that a config says in its section "noise"; log-linear if it does not say.
+    """The noise schedule of a config, from its section "noise"; log-linear if there is none.
 
     Raises:
       CheckpointError: it says one that is not known, or with other values than it can have.
@@ -114,17 +123,17 @@ def _sections(content: Mapping[str, Any], name: str) -> Iterator[Any]:
 
 
 def check_claims(stored: Stored, what: str, file: str, allowed: Allowed) -> None:
-    """Checks that a config says of a network only what it is.
+    """Checks that no field of a config contradicts a network.
 
     Args:
       stored: the config.
       what: the network, in words.
-      file: with its tensors.
-      allowed: what a field of that name may say, in any section; of a section with that name, what its
-        `name` or `type` may. Text is compared without case, null says nothing.
+      file: of its tensors.
+      allowed: by name of a field in any section, the values that it may have; for a section of that name,
+        those of its `name` or `type`. Text is compared without case, and null counts as not given.
 
     Raises:
-      CheckpointError: naming the field, its value and what it would have to be.
+      CheckpointError: with the field, its value and the values that are allowed.
     """
     for path, value in claims(stored.content):
         name = _subject(path.split("."), allowed)
@@ -142,7 +151,7 @@ def check_claims(stored: Stored, what: str, file: str, allowed: Allowed) -> None
 
 
 def _subject(parts: list[str], allowed: Allowed) -> str | None:
-    """What a field speaks of: itself, or the section whose name or type it is."""
+    """The name in `allowed` that a field falls under: its own, or that of its section."""
     *sections, field = parts
     if field in allowed:
         return field

@@ -9,14 +9,13 @@ import numpy as np
 
 from sdtt_jax.checkpoints.store import save_params
 from sdtt_jax.config import to_mapping
-from sdtt_jax.data.tokenizer import HubTokenizer, save_tokenizer
+from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE, TOKENIZER_FILES
 from sdtt_jax.interchange.layouts import LAYOUTS
-from sdtt_jax.interchange.llama_export import export_llama
+from sdtt_jax.interchange.llama_export import export_llama, write_repository
 from sdtt_jax.interchange.load import FINAL
 from sdtt_jax.interchange.renaming import write_params
-from sdtt_jax.interchange.safetensors import FLOATS, write_tensors
+from sdtt_jax.interchange.safetensors import FLOATS
 from sdtt_jax.interchange.tables.gpt2 import DIFFUGPT, hub_config
 from sdtt_jax.interchange.tables.llama import LLAMA_GGUF
 from sdtt_jax.interchange.tables.reference import HUB_PREFIX
@@ -24,14 +23,14 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.config import GPT2Config, LlamaConfig
 from sdtt_jax.networks.kinds import GPT2_DENOISER
-from sdtt_jax.paths import PathLike, as_path, write_json
+from sdtt_jax.paths import PathLike, as_path
 
 
 def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Path]:
     """Writes `model.safetensors` and `config.json` as the reference's own loader reads them.
 
-    A model that came in a published layout goes out under the same names and dtype, bit for bit, with the
-    config that it came with (if it came with one); another one of the Llama family in the hub's layout.
+    A model that was read from a published layout is written with the same names, dtype and bits, and with
+    its own config if it had one. Other models of the Llama family are written in the hub's layout.
 
     Raises:
       CheckpointError: the reference has no such network.
@@ -56,17 +55,8 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
         config = config or hub_config(sizes, None if tokenizer is None else tokenizer.bos_id)
     tensors = write_params(table, params, facts.get("prefix", prefix))
     dtype = FLOATS[facts.get("dtype", "F32")]
-    directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(
-        directory / TENSORS_FILE,
-        {name: x.astype(dtype, copy=False) for name, x in tensors.items()},
-    )
-    write_json(directory / CONFIG_FILE, config or reference_config(model))
-    written = [directory / TENSORS_FILE, directory / CONFIG_FILE]
-    if isinstance(tokenizer, HubTokenizer):
-        written.append(directory / TOKENIZER_FILES[0])
-        written[-1].write_bytes(tokenizer.model)
-    return written
+    tensors = {name: x.astype(dtype, copy=False) for name, x in tensors.items()}
+    return write_repository(directory, tensors, config or reference_config(model), tokenizer)
 
 
 def export_orbax(model: Model | CausalModel, directory: PathLike) -> list[Path]:

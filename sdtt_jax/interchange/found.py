@@ -1,4 +1,4 @@
-"""What a place holds that no model can be read from, in words: for errors that say what to do about it."""
+"""Describes a folder without a readable model, for errors that say what to do about it."""
 
 import re
 from collections.abc import Collection
@@ -14,7 +14,7 @@ TO_SAFETENSORS = (
 
 
 def describe(names: Collection[str]) -> str:
-    """One sentence on the files and folders of these names, none of which is a model's.
+    """Describes files and folders, none of which is a model, in one sentence with a remedy.
 
     Args:
       names: of everything in a folder or repository, or of a single file.

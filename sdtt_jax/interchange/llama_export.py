@@ -1,13 +1,14 @@
-"""Writes networks of the Llama family in the hub's layout, with their tokenizer."""
+"""Writes networks of the Llama family as the hub publishes them, with config and tokenizer."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from sdtt_jax.data.tokenizer import HubTokenizer, Special
+from sdtt_jax.data.tokenizer import HubTokenizer, Special, Tokenizer
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE, TOKENIZER_FILES
 from sdtt_jax.interchange.renaming import write_params
 from sdtt_jax.interchange.safetensors import write_tensors
@@ -22,8 +23,8 @@ from sdtt_jax.trees import flat_leaves, nested
 def export_llama(model: Model | CausalModel, directory: Path) -> list[Path]:
     """Writes `model.safetensors`, `config.json` and, of a published model, its `tokenizer.json`.
 
-    Tokens get the numbers back that the published model had. A network that turns neighbouring features is
-    written as one that turns halves, its rows being moved.
+    Tokens get the numbers of the published model back. A network whose rotary embedding turns neighbouring
+    features is written as one that turns halves, with its rows permuted.
     """
     config: Any = model.config
     params: Any = jax.tree.map(np.asarray, model.params)
@@ -33,11 +34,29 @@ def export_llama(model: Model | CausalModel, directory: Path) -> list[Path]:
     special = None if tokenizer is None else tokenizer.special
     mask_row = None if special is None else special.mask_row
     table = dataclasses.replace(LLAMA.table(config), mask_row=mask_row)
+    tensors, content = write_params(table, params, ""), hub_config(config, special)
+    return write_repository(directory, tensors, content, tokenizer)
+
+
+def write_repository(
+    directory: Path,
+    tensors: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer | None,
+) -> list[Path]:
+    """Writes the files of a repository of the hub, and returns their paths.
+
+    Args:
+      directory: made if it is missing.
+      tensors: of `model.safetensors`, by name.
+      config: the content of `config.json`.
+      tokenizer: one that came with a published model is written to `tokenizer.json`.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     written = [directory / TENSORS_FILE, directory / CONFIG_FILE]
-    write_tensors(written[0], write_params(table, params, ""))
-    write_json(written[1], hub_config(config, special))
-    if tokenizer is not None:
+    write_tensors(written[0], tensors)
+    write_json(written[1], config)
+    if isinstance(tokenizer, HubTokenizer):
         written.append(directory / TOKENIZER_FILES[0])
         written[-1].write_bytes(tokenizer.model)
     return written

@@ -17,7 +17,7 @@ from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.adapters import network_shardings, read_delivered
-from sdtt_jax.interchange.claims import claimed, published_schedule
+from sdtt_jax.interchange.claims import FLAG, claimed, published_schedule
 from sdtt_jax.interchange.found import describe
 from sdtt_jax.interchange.gguf import SMOLLM2, smollm2_file
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
@@ -90,7 +90,7 @@ def load(
 def load_network(
     path: str | os.PathLike[str], revision: str | None = None, **given: Any
 ) -> Model | CausalModel:
-    """`load` without the parameters, of which a published model's are not even read.
+    """As `load`, but without the parameters; those of a published model are not even read.
 
     Args:
       path: of a checkpoint, or "owner/name@revision".
@@ -106,7 +106,7 @@ def load_network(
 def _found(
     path: str | os.PathLike[str], revision: str | None, given: dict[str, Any]
 ) -> Path | tuple[Published, Path, str]:
-    """A folder of ours, or a published model, where it is, and what it is called."""
+    """Finds one of our folders, or a published model with its folder and its name."""
     text, said = os.fspath(path), Given(**given)
     if text == SMOLLM2 and not as_path(text).exists():
         text = str(smollm2_file())
@@ -140,7 +140,7 @@ def load_denoiser(
     compute_dtype: str | None = None,
     **given: Any,
 ) -> Model:
-    """`load` where only a denoiser will do.
+    """As `load`, for denoisers only.
 
     Args:
       path: of a checkpoint, or "owner/name@revision".
@@ -252,9 +252,7 @@ def _published(
         "path": where,
         "schedule": to_mapping(published_schedule(stored)),
         # So the reference's were all trained; ours say it when they are exported in that layout.
-        "begins_with_bos": claimed(
-            stored, ("begins_with_bos",), lambda x: isinstance(x, bool), "true or false", not llama
-        ),
+        "begins_with_bos": claimed(stored, ("begins_with_bos",), FLAG, not llama),
         "layout": published.layout.name,
         "mask_row": published.mask_row,
         "published_config": dict(published.stored),
@@ -288,7 +286,7 @@ def _computing(config: Any, compute_dtype: str | None) -> Any:
 
 
 def _delivered(path: Path) -> Path:
-    """The folder of parameters that a path means: by what folders hold, not by what they are called."""
+    """The folder of parameters that a path stands for, judged by the contents of folders, not their names."""
     if not path.is_dir():
         raise CheckpointError(f"There is no checkpoint at {path}.")
     rounds = sorted((path / "rounds").glob(f"*/{FINAL}"), reverse=True)

@@ -84,7 +84,7 @@ class Table:
 
 
 class Given(NamedTuple):
-    """What a user says of a published model; None is nothing said.
+    """What a user specifies about a published model; None is not specified.
 
     Attributes:
       causal: it is a causal model, or else a denoiser.
@@ -100,7 +100,7 @@ class Given(NamedTuple):
 
     @property
     def said(self) -> list[str]:
-        """The names of what is said."""
+        """The names of the fields that are specified."""
         return [name for name, value in self._asdict().items() if value is not None]
 
 
@@ -108,7 +108,7 @@ NOTHING_GIVEN = Given()
 
 
 class Stored(NamedTuple):
-    """The config that a published model comes with, the file that errors name, and what the user says."""
+    """The config of a published model, the file that errors name, and what the user specifies."""
 
     content: Mapping[str, Any]
     where: str = "config.json"
@@ -120,7 +120,7 @@ NOTHING_STORED = Stored(types.MappingProxyType({}))
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How networks are published.
+    """The format of a family of published checkpoints.
 
     Attributes:
       name: of the layout.
@@ -191,7 +191,7 @@ def read_params(
 def _read_entry(
     entry: Entry, table: Table, tensors: Mapping[str, Any], prefix: str, where: str
 ) -> np.ndarray:
-    """One parameter of ours, each tensor written to its place in it as soon as it is read."""
+    """Reads one of our parameters, copying each tensor into it as soon as it is read."""
     names = entry.names(table.num_layers)
     value = np.zeros((len(names), *entry.flat_shape(table.padded_vocab)), np.float32)
     for layer, name in enumerate(names):
@@ -210,7 +210,7 @@ def _read_entry(
 
 
 def write_params(table: Table, params: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
-    """Tensors in their layout, by full name.
+    """Converts our parameters to tensors in the published layout, by full name.
 
     Args:
       table: which tensor goes where.
@@ -284,6 +284,28 @@ def find_prefix(
     raise CheckpointError(
         f"{where}: none of {tried} is there; this is not a checkpoint of this kind."
     )
+
+
+def shape_of(
+    tensors: Mapping[str, Any], name: str, where: str, dims: int | None = None
+) -> tuple[int, ...]:
+    """The shape of a tensor, from which a size of the network follows.
+
+    Args:
+      tensors: by full name.
+      name: of the tensor.
+      where: the file or repository that errors name.
+      dims: how many dimensions it must have; at least one if None.
+
+    Raises:
+      CheckpointError: it is missing, or has another number of dimensions.
+    """
+    if name not in tensors:
+        raise CheckpointError(f"{where}: tensor {name} is missing; the file is incomplete.")
+    shape = tuple(map(int, tensors[name].shape))
+    if not shape or dims not in (None, len(shape)):
+        raise CheckpointError(f"{where}: {name} has shape {list(shape)}; the file is damaged.")
+    return shape
 
 
 def _size(entry: Entry, num_layers: int) -> int:

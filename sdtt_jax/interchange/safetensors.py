@@ -1,5 +1,6 @@
 """Safetensors files: tensors read one at a time, files written whole or not at all."""
 
+import collections
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -27,8 +28,45 @@ LFS = b"version https://git-lfs"
 WRAPPERS = ("_orig_mod", "module")
 
 
-class Tensors(Mapping[str, np.ndarray]):
-    """A safetensors file as a mapping that reads a tensor when it is asked for, by its `unwrapped` name.
+class TensorFile(Mapping[str, np.ndarray]):
+    """The tensors of a file by name. Each is read when it is asked for, and none is kept.
+
+    Subclasses implement `_read`. Looking up or listing names reads nothing.
+
+    Args:
+      path: of the file.
+      entries: what `_read` needs to know of each tensor, by name.
+
+    Raises:
+      CheckpointError: on reading, a tensor with values that are not finite.
+    """
+
+    def __init__(self, path: Path, entries: Mapping[str, Any]):
+        self.path, self._entries = path, entries
+
+    def _read(self, name: str) -> np.ndarray:
+        raise NotImplementedError
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array = self._read(name)
+        # Checking the extremes needs no array of booleans: with a NaN both are NaN.
+        values = array.astype(np.float32, copy=False)
+        if values.size and not np.isfinite([values.min(), values.max()]).all():
+            raise CheckpointError(f"{self.path}: {name} holds NaN or infinite values.")
+        return array
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class Tensors(TensorFile):
+    """A safetensors file, its tensors by their `unwrapped` names.
 
     The library checks the file, and the bytes are read from it directly: the library's own reader maps the
     whole file into memory and copies from there, so that of 3.45 GB 2.4 times as much was resident instead
@@ -40,7 +78,6 @@ class Tensors(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, path: Path):
-        self.path = path
         try:
             with safe_open(path, framework="np"):  # type: ignore[no-untyped-call]
                 pass
@@ -56,15 +93,16 @@ class Tensors(Mapping[str, np.ndarray]):
                 f"{path} cannot be read as safetensors ({error}); download or export it again."
             ) from None
         self._start = LENGTH_BYTES + size
-        self._entries: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         for name, entry in header.items():
             bare = unwrapped(name)
-            if bare in self._entries:
+            if bare in entries:
                 raise CheckpointError(f"{path} has {bare} twice, once as {name}; keep one of them.")
             if name != "__metadata__":
-                self._entries[bare] = entry
+                entries[bare] = entry
+        super().__init__(path, entries)
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def _read(self, name: str) -> np.ndarray:
         entry = self._entries[name]
         if entry["dtype"] not in FLOATS:
             raise CheckpointError(
@@ -72,12 +110,7 @@ class Tensors(Mapping[str, np.ndarray]):
             )
         dtype, offset = FLOATS[entry["dtype"]], self._start + entry["data_offsets"][0]
         count = math.prod(entry["shape"])
-        array = np.fromfile(self.path, dtype, count, offset=offset).reshape(entry["shape"])
-        # Checking the extremes needs no array of booleans: with a NaN both are NaN.
-        values = array.astype(np.float32, copy=False)
-        if values.size and not np.isfinite([values.min(), values.max()]).all():
-            raise CheckpointError(f"{self.path}: {name} holds NaN or infinite values.")
-        return array
+        return np.fromfile(self.path, dtype, count, offset=offset).reshape(entry["shape"])
 
     @property
     def dtype(self) -> str:
@@ -85,19 +118,9 @@ class Tensors(Mapping[str, np.ndarray]):
         found = {str(entry["dtype"]) for entry in self._entries.values()}
         return found.pop() if len(found) == 1 else "F32"
 
-    # The inherited method would read the tensor.
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-
-class ShardedTensors(Mapping[str, np.ndarray]):
-    """Safetensors in several files, by the index that says which tensor is in which.
+class ShardedTensors(collections.ChainMap[str, np.ndarray]):
+    """Safetensors in several files, with an index of which tensor is in which file.
 
     Raises:
       CheckpointError: the index is damaged, a file is missing, or does not hold what the index says.
@@ -106,7 +129,7 @@ class ShardedTensors(Mapping[str, np.ndarray]):
     def __init__(self, index: Path):
         named = read_index(index)
         shards = {file: Tensors(index.with_name(file)) for file in sorted(set(named.values()))}
-        self._shard_of = {name: shard for shard in shards.values() for name in shard}
+        super().__init__(*shards.values())  # type: ignore[arg-type]
         lost = [name for name, file in named.items() if unwrapped(name) not in shards[file]]
         if lost:
             raise CheckpointError(
@@ -116,21 +139,9 @@ class ShardedTensors(Mapping[str, np.ndarray]):
         dtypes = {shard.dtype for shard in shards.values()}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._shard_of[name][name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._shard_of
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shard_of)
-
-    def __len__(self) -> int:
-        return len(self._shard_of)
-
 
 def read_index(index: Path) -> dict[str, str]:
-    """Name of each tensor to that of the file beside the index that holds it.
+    """For each tensor the name of the file, beside the index, that holds it.
 
     Raises:
       CheckpointError: it is damaged, or names files elsewhere.

@@ -51,13 +51,9 @@ for row in np.asarray(sampler.call(load_file(folder / "params.safetensors"), key
 
 
 def exported_sampler(
-    model: Model,
-    config: SamplerConfig,
-    batch_size: int,
-    platforms: tuple[str, ...] = PLATFORMS,
-    helper: Helper | None = None,
+    model: Model, config: SamplerConfig, batch_size: int, helper: Helper | None = None
 ) -> export.Exported:
-    """The sampler for one batch size and number of steps, lowered for several platforms at once.
+    """The sampler for one batch size and number of steps, lowered for all of `PLATFORMS` at once.
 
     It is called with the parameters by path (`all_params`), the key's data `[2]` uint32 of a threefry key,
     and `x_init: [batch_size, L]` int32, and returns the texts `[batch_size, L]` int32.
@@ -66,7 +62,6 @@ def exported_sampler(
       model: a denoiser.
       config: of the sampler.
       batch_size: texts at once.
-      platforms: on which it is to run.
       helper: the other model of a decoder that asks one.
 
     Raises:
@@ -79,7 +74,7 @@ def exported_sampler(
     params = jax.eval_shape(lambda: all_params(model, helper))
     key_data = jax.ShapeDtypeStruct((2,), np.uint32)
     x_init = jax.ShapeDtypeStruct((batch_size, model.config.length), np.int32)
-    return export.export(jax.jit(sampler), platforms=platforms)(params, key_data, x_init)
+    return export.export(jax.jit(sampler), platforms=PLATFORMS)(params, key_data, x_init)
 
 
 def all_params(model: Model, helper: Helper | None = None) -> dict[str, jax.Array]:

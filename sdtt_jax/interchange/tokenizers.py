@@ -1,4 +1,4 @@
-"""The tokenizer that a published model comes with."""
+"""Finds the tokenizer of a published model."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
 
 
 def has_its_own(model: Published) -> bool:
-    """Whether a model's tokenizer is in its tokenizer.json, if anywhere: else it has GPT-2's or none.
+    """Whether a model needs its own tokenizer.json; otherwise it has GPT-2's tokenizer or none.
 
     Args:
       model: as `open_published` found it.

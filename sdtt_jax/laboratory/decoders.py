@@ -26,6 +26,7 @@ from sdtt_jax.diffusion.decoders.refine import Refine
 from sdtt_jax.diffusion.decoders.staged import Staged
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.laboratory.decoder_steps import STEPS, Table, alike, even_count, step_law
+from sdtt_jax.laboratory.matched import tempered
 from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.world import (
     Array,
@@ -86,6 +87,8 @@ def decoder_law(
                 _by_chance, decoder, options, length, index, drafts or num_steps
             )
         drawn = table.own
+        if isinstance(options, Learnt) and options.scales:
+            drawn = tempered(drawn, options.scale(index))
         if isinstance(options, Staged) and index >= options.own_calls(num_steps):
             drawn = table.helper
         law, made = step_law(law, drawn, moves, length, size)

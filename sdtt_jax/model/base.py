@@ -30,7 +30,7 @@ KNOWN = ("stage", "round", "dt", "source", "variant")
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Loaded(abc.ABC):
-    """A network's parameters and what came with them.
+    """A network's parameters, with their tokenizer and metadata.
 
     Attributes:
       params: parameters, a nested dict.
@@ -49,11 +49,11 @@ class Loaded(abc.ABC):
         return mesh_if_any(self.params)
 
     def on_mesh(self) -> contextlib.AbstractContextManager[None]:
-        """The context in which the network computes: its mesh with the rules of training, or nothing."""
+        """The context to call the network in: its mesh with the rules of training, or an empty one."""
         return contextlib.nullcontext() if self.mesh is None else use_mesh(self.mesh)
 
     def placed(self, rows: ArrayLike) -> jax.Array:
-        """`rows: [B, …]` split over the mesh if B divides into its parts, or else whole on every device."""
+        """`rows: [B, …]` split over the mesh if the mesh divides B, else replicated on every device."""
         if self.mesh is None:
             return jnp.asarray(rows)
         host = np.asarray(rows)
@@ -69,7 +69,7 @@ class Loaded(abc.ABC):
 
     @property
     def sequences(self) -> Sequences | None:
-        """How the sequences of the training were packed, so who sees whom; None: all see each other."""
+        """How the training sequences were packed; None if all positions see each other."""
         kind = self.facts.get("sequences", "packed")
         if self.tokenizer is None or kind == "packed":
             return None
@@ -78,7 +78,7 @@ class Loaded(abc.ABC):
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """What results are filed under: path, kind, sizes, and the digest of the parameters; JSON-ready."""
+        """What identifies the model in results: path, kind, sizes and the parameters' digest; JSON-ready."""
         config, digest = to_mapping(self.config), params_digest(self.params)
         if "variant" in self.facts:  # other results from the same parameters
             digest = canonical_sha256([digest, self.facts["variant"]])
@@ -93,12 +93,12 @@ class Loaded(abc.ABC):
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What the model's numbers depend on: the parameters' digest, and the dtype of the activations."""
+        """What determines the model's outputs: the parameters' digest and the activations' dtype."""
         return {name: self.identity[name] for name in ("digest", "compute_dtype")}
 
     @property
     def folder(self) -> Path | None:
-        """Where the parameters stand; None for what is no file or folder, a repository of the hub for one."""
+        """The file or folder of the parameters; None for others, such as a repository of the hub."""
         place = as_path(self.facts["path"])
         if not place.exists():
             return None
@@ -108,7 +108,7 @@ class Loaded(abc.ABC):
     def run_folder(self) -> Path | None:
         """The directory of the run that the model was trained in; None for models from elsewhere.
 
-        A model stands in its run where its stage has delivered it, and not in any folder below it.
+        A model belongs to a run only at the place where its stage delivers it, not in any folder below.
 
         Raises:
           CheckpointError: it stands so in a run, but was trained on other data than that run has.
@@ -136,7 +136,7 @@ class Loaded(abc.ABC):
 
     @property
     def text_tokenizer(self) -> Tokenizer:
-        """The tokenizer, where text is asked for.
+        """The tokenizer; an error if there is none.
 
         Raises:
           CheckpointError: there is none.

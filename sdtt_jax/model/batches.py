@@ -23,7 +23,7 @@ Batch = Callable[[], Any]
 
 
 class Written(NamedTuple):
-    """Texts, as `batches` of a model write them."""
+    """Texts that `batches` of a model has written."""
 
     tokens: Any  # `[rows, length]` int32
     nfe: Any  # `[rows]` int32, network calls of the batch that each row was part of
@@ -55,7 +55,7 @@ def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) ->
 
 
 def map_batches(function: BatchFunction, params: Any, rows: Any, batch_size: int) -> Any:
-    """A function over all rows, batch by batch, its results laid end to end.
+    """Applies a function to all rows, batch by batch, and concatenates the results.
 
     Args:
       function: compiled, or calls what is; `function(params, index, batch)` gives a tree of `[rows, ...]`.
@@ -67,7 +67,7 @@ def map_batches(function: BatchFunction, params: Any, rows: Any, batch_size: int
 
 
 def join(results: list[Any]) -> Any:
-    """Trees of `[rows, ...]` laid end to end."""
+    """Concatenates trees of `[rows, ...]`."""
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 

@@ -37,7 +37,7 @@ class CausalModel(Loaded):
 
     @property
     def as_helper(self) -> Helper:
-        """This model as one that a denoiser's decoder asks.
+        """This model as the helper of a denoiser's decoder.
 
         Raises:
           CheckpointError: the model has no tokenizer to say what BOS is.

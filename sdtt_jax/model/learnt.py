@@ -11,7 +11,7 @@ from sdtt_jax.paths import read_json
 
 
 def settled(config: SamplerConfig, model: Loaded) -> SamplerConfig:
-    """`config` with the counts that are stored for its number of calls, where "learnt" names none.
+    """`config` with the schedule that is stored for its number of calls, where "learnt" names no counts.
 
     Args:
       config: of a sampler.
@@ -25,12 +25,14 @@ def settled(config: SamplerConfig, model: Loaded) -> SamplerConfig:
         return config
     path = None if model.folder is None else model.folder / SCHEDULES
     stored = read_json(path) if path is not None and path.is_file() else {}
-    counts = stored.get(str(config.num_steps))
+    found = stored.get(str(config.num_steps))
     require(
-        counts is not None,
+        found is not None,
         f"mode=learnt: no schedule of {config.num_steps} calls is stored beside {model.facts['path']} "
         f"(there are {', '.join(stored) or 'none'}); learn it with experiments.evaluate --suite=schedule.",
     )
     name, _, rest = config.mode.partition(":")
-    mode = ",".join(filter(None, (f"{name}:counts={counts}", rest)))
+    found = found if isinstance(found, dict) else {"counts": found}
+    fields = [f"{option}={value}" for option, value in found.items()]
+    mode = f"{name}:" + ",".join(filter(None, (*fields, rest)))
     return dataclasses.replace(config, mode=mode)

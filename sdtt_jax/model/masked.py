@@ -52,7 +52,7 @@ class Model(Loaded):
 
     @property
     def diffusion(self) -> MaskedDiffusion:
-        """Network and schedule, as samplers, losses and measures take them."""
+        """Network and schedule as one object for samplers, losses and measures."""
         return MaskedDiffusion(self.denoiser, self.schedule)
 
     @property
@@ -65,7 +65,7 @@ class Model(Loaded):
 
     @property
     def as_helper(self) -> Helper:
-        """This model as one that another model's decoder asks."""
+        """This model as the helper of another model's decoder."""
         return Helper(self.params, self.denoiser)
 
     def logits(self, tokens: Tokens, sigma: float = 0.0) -> Logits:

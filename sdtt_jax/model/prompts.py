@@ -20,7 +20,7 @@ def given_tokens(
     infill: str | None = None,
     mark: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What is given of one text: `(tokens, fixed)`, `[length]` int32 and bool.
+    """The given part of one text: `(tokens, fixed)`, `[length]` int32 and bool.
 
     Args:
       tokenizer: of the model.

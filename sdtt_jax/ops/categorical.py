@@ -18,7 +18,7 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Which part of a token distribution is drawn from; the defaults leave it as it is.
+    """Filters of a token distribution; the defaults change nothing.
 
     Attributes:
       temperature: logits are divided by it; 1 is off. 0, and what float32 cannot tell from it (below
@@ -40,7 +40,7 @@ class Filters:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most probable token is taken, so that nothing is drawn."""
+        """Whether the most probable token is taken instead of a draw."""
         return self.temperature < SMALLEST
 
 
@@ -115,7 +115,7 @@ def draw(key: jax.Array, logits: jax.Array) -> jax.Array:
 
 
 def in_blocks(logits: jax.Array) -> jax.Array:
-    """`[..., vocab]` to `[..., blocks, BLOCK]`, the last block filled up with what is impossible."""
+    """`[..., vocab]` to `[..., blocks, BLOCK]`; the last block is padded with impossible entries."""
     widths = [(0, 0)] * (logits.ndim - 1) + [(0, -logits.shape[-1] % BLOCK)]
     blocks = jnp.pad(logits, widths, constant_values=NEG_INFINITY)
     return blocks.reshape(*logits.shape[:-1], -1, BLOCK)

@@ -101,7 +101,7 @@ def _forward(
     per_row: Tree,
     shared: tuple[Tree, ...] = (),
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[Tree, jax.Array]]:
-    """What `weighted_loss` returns, and the gradients of the total with respect to head and hidden."""
+    """The results of `weighted_loss`, and the gradients of the total with respect to head and hidden."""
 
     def losses_and_gradients(rows: Tree, shared: Tree) -> tuple[Tree, Tree]:
         (hidden, weight, per_row), (head, constants) = rows, shared
@@ -143,5 +143,5 @@ def _columns(apply_head: ApplyHead, head: Tree, hidden: Hidden) -> int:
 
 
 def _loss_dtype(hidden: jax.Array) -> jnp.dtype:
-    """float32, or what the hidden states have, if that is wider."""
+    """The wider of float32 and the dtype of the hidden states."""
     return jnp.promote_types(hidden.dtype, jnp.float32)

@@ -60,7 +60,7 @@ def draw_noise(key: Key, shape: tuple[int, ...], vocab: int, levels: str) -> Noi
 
 
 def num_values(levels: str) -> int:
-    """How many values "latent:4" or "masks:4" has; 0 for noise that is numbers."""
+    """The number of values of noise like "latent:4" or "masks:4"; 0 for continuous noise."""
     return int(levels.split(":")[1]) if ":" in levels else 0
 
 

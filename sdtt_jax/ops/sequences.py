@@ -19,7 +19,7 @@ PADDING = -1
 
 
 class Arrangement(NamedTuple):
-    """What the positions of a batch are.
+    """The roles of the positions of a batch.
 
     Attributes:
       segments: `[batch, length]` int32, the text that each position belongs to, `PADDING` for none.
@@ -31,7 +31,7 @@ class Arrangement(NamedTuple):
 
 
 def arrange(tokens: Tokens, sequences: Sequences | None) -> Arrangement | None:
-    """What the positions of clean `tokens` are; None if all are alike and see each other.
+    """Determines the roles of the positions of clean `tokens`; None if all are alike and see each other.
 
     - "documents": an EOS belongs to the text that it ends, and the BOS of a wrapped sequence to its first.
     - "padded": what follows the first EOS is padding.
@@ -67,7 +67,7 @@ def arrange(tokens: Tokens, sequences: Sequences | None) -> Arrangement | None:
 def single_texts(
     tokens: np.ndarray, sequences: Sequences | None
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """The texts of a batch, each alone and without padding, and how many tokens of each are its prompt.
+    """Splits a batch into single texts without padding; also returns the length of each text's prompt.
 
     Args:
       tokens: `[batch, length]` int32, on the host.
@@ -95,12 +95,12 @@ def begins(segments: Segments) -> Positions:
 
 
 def preceded(tokens: Tokens, bos_id: int) -> Tokens:
-    """BOS and all tokens but the last, what a causal network reads to predict `tokens`: `[batch, length]`."""
+    """BOS and all tokens but the last: the inputs with which a causal network predicts `tokens`."""
     return jnp.concatenate([jnp.full_like(tokens[:, :1], bos_id), tokens[:, :-1]], axis=1)
 
 
 def number_counted(tokens: Tokens, free: Positions | None) -> Scalar:
-    """How many tokens of a batch count: `[]` float32.
+    """The number of tokens of a batch that count for the loss: `[]` float32.
 
     Args:
       tokens: `[batch, length]` int32.
@@ -110,7 +110,7 @@ def number_counted(tokens: Tokens, free: Positions | None) -> Scalar:
 
 
 def mean_counted(values: PerToken, free: Positions | None) -> PerSequence:
-    """The mean of each sequence over what counts: `[batch]` float32.
+    """The mean of each sequence over the positions that count: `[batch]` float32.
 
     Args:
       values: `[batch, length]` float32, 0 where nothing counts.
@@ -135,5 +135,5 @@ def text_sums(values: PerToken, arrangement: Arrangement | None) -> jax.Array:
 
 
 def _before(where: jax.Array) -> jax.Array:
-    """How many are True before each position: int32 of the shape of `where`."""
+    """The number of True entries before each position: int32, the shape of `where`."""
     return jnp.cumsum(where, axis=1, dtype=jnp.int32) - where.astype(jnp.int32)

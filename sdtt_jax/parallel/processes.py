@@ -1,4 +1,4 @@
-"""Several processes that run the same program: how they find each other and take the same decisions.
+"""Several processes that run the same program: joining them, and agreeing on decisions.
 
 Everything here is a no-op in a single process. What differs between processes (what one finds on disk,
 whether one failed) must never decide on its own whether a collective computation is run: the others would

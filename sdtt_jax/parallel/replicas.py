@@ -1,4 +1,4 @@
-"""Compares what devices hold copies of: silent data corruption has no other symptom."""
+"""Compares the copies of arrays that devices hold: silent data corruption has no other symptom."""
 
 import functools
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a run found, shown: one self-contained HTML page and its figures.
+"""Shows the results of a run: one self-contained HTML page and its figures.
 
 It may use everything else in the package; only entry points use it. Of its modules only `picture`
 imports Matplotlib, which takes a second.

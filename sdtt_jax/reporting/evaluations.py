@@ -1,4 +1,4 @@
-"""What `experiments.evaluate` measured, read back: rows of tables, and quality against latency."""
+"""Reads the results of `experiments.evaluate`, for tables and for quality against latency."""
 
 import dataclasses
 import re
@@ -41,7 +41,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A model at one setting: how long a batch takes, and what it is worth."""
+    """A model at one setting: its latency and its quality."""
 
     model: str  # its name
     num_steps: int  # of the sampler; 0 for a causal model
@@ -69,7 +69,7 @@ def read_evaluation(path: Path | str) -> Evaluation:
 
 
 def read_evaluations(workdir: Path | str) -> list[Evaluation]:
-    """Those in a run's directory: the teacher's, those of the rounds, others, and the causal judge's.
+    """The evaluations in a run's directory: teacher, rounds, others, and last the causal judge.
 
     Raises:
       DataError: a file cannot be read, or is something else.
@@ -87,10 +87,10 @@ def tables(evaluations: Sequence[Evaluation]) -> list[Table]:
 
 
 def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
-    """Everything whose texts were judged and whose speed was measured at a batch size.
+    """All models whose texts were judged and whose speed was measured at a batch size.
 
-    A causal model that is judged is timed as itself where its size differs from the denoiser's. The one of a
-    run stands in the results of each of its rounds, and counts once.
+    The causal baseline has a timing of its own only if its size differs from the denoiser's. It appears in
+    the results of every round of its run, and is taken once.
     """
     points = []
     causal_seen = set()
@@ -130,10 +130,10 @@ def race_batches(evaluations: Iterable[Evaluation]) -> list[int]:
 
 
 def _table(table: suites.Table, evaluations: Sequence[Evaluation]) -> Table:
-    """One table of a suite, without columns in which nothing was measured.
+    """One table of a suite, without columns that have no value.
 
-    Models stand in the order of their evaluations, then causal ones, then real text; what is the same in
-    several evaluations (a run's causal model, real text) stands there once.
+    Denoisers come first, in the order of their evaluations, then causal models, then real text. Rows that are
+    the same in several evaluations (a run's causal model, real text) appear once.
     """
     items = [
         (_order(item, place), evaluation.name, item)
@@ -173,7 +173,7 @@ def _cell(template: str, item: Item) -> str:
 
 
 def _who(item: Item) -> str:
-    """The model, setting or text that an item is of."""
+    """The model, setting or text that an item describes."""
     if "num_steps" in item:
         return f"{item['num_steps']} steps"
     if item.get("kind") == "real":
@@ -185,12 +185,12 @@ def _who(item: Item) -> str:
 
 
 def _rank(item: Item) -> int:
-    """Of denoisers 0, of causal models 1, of real text 2."""
+    """0 for denoisers, 1 for causal models, 2 for real text."""
     return {"autoregressive": 1, "real": 2}.get(item.get("kind", ""), 0)
 
 
 def _order(item: Item, place: int) -> tuple[int, ...]:
-    """All causal models after all denoisers, real text at the end; times by model and batch size."""
+    """Sort key: denoisers, causal models, real text; for timings, model and batch size first."""
     rank, steps = _rank(item), item.get("num_steps", 0)
     if "batch" in item:
         return place, item["batch"], rank, steps

@@ -1,4 +1,4 @@
-"""What a run left in its directory, read into small frozen records.
+"""Reads the results in a run's directory into small frozen dataclasses.
 
 Everything except `config.json` may be missing: a run that has only trained its teacher has no
 results yet, and a report of it must still be possible. What is there must be well formed.
@@ -42,7 +42,7 @@ class Paired:
 
     @property
     def change(self) -> tuple[str, str]:
-        """Of perplexity, and its interval, in words."""
+        """The change of perplexity and its interval, as text."""
         middle, low, high = (
             percent(math.expm1(value), sign=True) for value in (self.log_ratio, self.low, self.high)
         )
@@ -91,7 +91,7 @@ class FewCalls:
 
     @property
     def change(self) -> str:
-        """Of perplexity from the teacher to the matched student, with its 95 % interval, in words."""
+        """The change of perplexity from the teacher to the matched student with its interval, as text."""
         change, interval = self.paired.change
         return f"{change} (95\u202f% {interval})"
 

@@ -1,4 +1,4 @@
-"""Writes the report of a run: one HTML page that needs nothing but itself."""
+"""Writes the report of a run: one self-contained HTML page."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +36,7 @@ PAIRS_SHOWN = 3
 def write_report(workdir: Path | str) -> Path:
     """Writes `report.html` into the directory of a run.
 
-    What the run has not produced yet is left out with a word.
+    The page says what the run has not produced yet.
 
     Args:
       workdir: holds at least `config.json`.
@@ -106,7 +106,7 @@ def render(run: Run) -> str:
 
 
 def figures(run: Run) -> dict[str, Markup | list[Markup]]:
-    """All figures by name; an empty one means that there is nothing to draw."""
+    """All figures by name; an empty one has nothing to draw."""
     perplexity, entropy = quality_panel(run), quality_panel(run, entropy=True)
     forest, gain = forest_chart(run), gain_chart(run)
     losses = [draw_panel(loss_panel(c, *_title_and_colour(c)), 336, 190) for c in run.curves]
@@ -135,7 +135,7 @@ def races(run: Run) -> list[Markup]:
 
 
 def _colours(run: Run) -> dict[str, str]:
-    """Of the models of a run, by the names of their evaluations."""
+    """The colours of a run's models, by the names of their evaluations."""
     colours = {f"round_{r.number:02d}": f"r{i}" for i, r in enumerate(run.rounds, start=1)}
     return colours | {"teacher": "teacher"}
 

@@ -28,7 +28,7 @@ class Curve:
 
 
 def quality_curves(run: Run) -> list[Curve]:
-    """Teacher and rounds, in order, as far as they were measured."""
+    """The curves of teacher and rounds that were measured, in order."""
     curves = [Curve("teacher", "teacher", run.teacher)] if run.teacher else []
     curves += [
         Curve(f"round {r.number}", f"r{i}", r.steps)
@@ -217,13 +217,13 @@ def running_mean(values: Sequence[float]) -> list[float]:
 
 
 def _reference_perplexities(run: Run) -> tuple[float | None, float | None]:
-    """Of the causal model and of real text."""
+    """Generative perplexities of the causal model and of real text."""
     causal, data = run.autoregressive, run.data
     return causal.gen_ppl if causal else None, data.gen_ppl if data else None
 
 
 def _references(causal: float | None, data: float | None) -> list[Series]:
-    """Horizontal lines of what was measured of the causal model and of real text."""
+    """Horizontal reference lines for the causal model and for real text, if they were measured."""
     known = (("causal", "causal", causal), ("real text", "data", data))
     return [
         Series(label, colour, (), (value,), line="reference", marker="")
@@ -233,7 +233,7 @@ def _references(causal: float | None, data: float | None) -> list[Series]:
 
 
 def _quality_series(curve: Curve, entropy: bool) -> Series:
-    """The curve as far as it was measured; where only the interval is unknown it has no width."""
+    """The measured points of a curve; where the interval is not known, it has no width."""
     values = {k: q.entropy if entropy else q.gen_ppl for k, q in curve.steps.items()}
     known = {float(k): v for k, v in values.items() if v is not None}
     low: tuple[float, ...] = ()

@@ -1,4 +1,4 @@
-"""What a training is: steps, batch, optimizer, averages, and how often what is looked at and saved."""
+"""The config of a training: steps, batch, optimizer, averages, and how often to log and save."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The training loop, the only one: teacher, judge and every round of distillation use it."""
+"""The only training loop: teacher, judge and every round of distillation use it."""
 
 import collections
 import concurrent.futures
@@ -43,7 +43,7 @@ class NonFiniteError(UserError):
 
 
 class Saver(Protocol):
-    """What the loop needs of `sdtt_jax.checkpoints.store.Checkpoints`."""
+    """The interface of `sdtt_jax.checkpoints.store.Checkpoints` that the loop needs."""
 
     def save(self, state: Any) -> bool: ...
 

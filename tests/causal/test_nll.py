@@ -1,8 +1,9 @@
 """Likelihood of text under a causal network. Oracles: one prefix after the other, all sequences at once."""
 
+import functools
 import itertools
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
@@ -22,45 +23,56 @@ def judge():
     return model, noisy_params(model, 0, spread=0.7)
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def _nll(model, params, tokens):
+    return causal_nll(model, params, tokens, BOS)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _logits(model, params, tokens):
+    return model.logits(params, model.hidden(params, tokens))
+
+
 def test_each_token_is_scored_from_the_tokens_before_it(judge):
     model, params = judge
     tokens = np.array([[3, 0, 2]], np.int32)
-    nll = np.asarray(causal_nll(model, params, jnp.asarray(tokens), BOS))[0]
+    nll = np.asarray(_nll(model, params, tokens))[0]
     for i in range(3):
-        prefix = jnp.array([[BOS, *tokens[0, :i]]])
-        logits = np.asarray(model.logits(params, model.hidden(params, prefix)), np.float64)[
-            0, -1, :4
-        ]
+        prefix = np.array([[BOS, *tokens[0, :i]]], np.int32)
+        logits = np.asarray(_logits(model, params, prefix), np.float64)[0, -1, :4]
         expected = np.log(np.exp(logits).sum()) - logits[tokens[0, i]]
         assert nll[i] == pytest.approx(expected, rel=1e-5)
 
 
 def test_probabilities_of_all_sequences_sum_to_one(judge):
     model, params = judge
-    tokens = jnp.array(list(itertools.product(range(4), repeat=3)))
-    nll = np.asarray(causal_nll(model, params, tokens, BOS), np.float64).sum(axis=1)
+    tokens = np.array(list(itertools.product(range(4), repeat=3)), np.int32)
+    nll = np.asarray(_nll(model, params, tokens), np.float64).sum(axis=1)
     assert np.exp(-nll).sum() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_scores_of_given_rows_are_those_of_whole_texts(judge):
     """The same tokens as inputs and targets of rows; what is not scored is 0 and not missed."""
     model, params = judge
-    tokens = jnp.array(list(itertools.product(range(4), repeat=3)))
-    inputs = jnp.concatenate([jnp.full_like(tokens[:, :1], BOS), tokens[:, :2]], axis=1)
-    scored = jnp.arange(3) > 0
-    scored = jnp.broadcast_to(scored, tokens.shape)
-    nll, missed = next_token_scores(model, params, inputs, tokens, scored)
-    expected = jnp.where(scored, causal_nll(model, params, tokens, BOS), 0)
+    tokens = np.array(list(itertools.product(range(4), repeat=3)), np.int32)
+    inputs = np.concatenate([np.full_like(tokens[:, :1], BOS), tokens[:, :2]], axis=1)
+    scored = np.broadcast_to(np.arange(3) > 0, tokens.shape)
+
+    @jax.jit
+    def both(params, *rows):
+        return next_token_scores(model, params, *rows), next_token_nll(model, params, *rows)
+
+    (nll, missed), alone = both(params, inputs, tokens, scored)
+    expected = np.where(scored, _nll(model, params, tokens), 0)
     np.testing.assert_allclose(nll, expected, rtol=1e-6)
-    np.testing.assert_allclose(
-        next_token_nll(model, params, inputs, tokens, scored), expected, rtol=1e-6
-    )
-    best = model.logits(params, model.hidden(params, inputs))[..., :4].argmax(axis=-1)
+    np.testing.assert_allclose(alone, expected, rtol=1e-6)
+    best = np.asarray(_logits(model, params, inputs))[..., :4].argmax(axis=-1)
     np.testing.assert_array_equal(missed, scored & (best != tokens))
 
 
 def test_the_loss_to_train_on_is_the_sum(judge):
     model, params = judge
-    tokens = jnp.array([[3, 0, 2], [1, 1, 0]])
-    total = float(causal_loss(model, params, tokens, BOS))
-    assert total == pytest.approx(float(causal_nll(model, params, tokens, BOS).sum()), rel=1e-6)
+    tokens = np.array([[3, 0, 2], [1, 1, 0]], np.int32)
+    total = jax.jit(lambda params, tokens: causal_loss(model, params, tokens, BOS))(params, tokens)
+    expected = np.asarray(_nll(model, params, tokens), np.float64).sum()
+    assert float(total) == pytest.approx(expected, rel=1e-6)

@@ -3,13 +3,14 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from sdtt_jax.data import DataConfig, DataInfo, TokenizerConfig, prepare
 from sdtt_jax.data.embedded import bible_chapters
+from sdtt_jax.data.ingest import ingest, start_reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Prepared:
     data: Path
     tokenizer: Path
     info: DataInfo
+
+
+def divide(config: DataConfig, folder: str | Path) -> Callable[[str], Iterator[str]]:
+    """`documents_of(split)` of a corpus whose index is made in an empty folder."""
+    return ingest(start_reading(config, Path(folder)), None).texts
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ def test_tfds_reads_the_tokens_in_order_and_they_end_their_records(tmp_path, dty
     """With more shards than records, too."""
     rows = np.arange(35, dtype=dtype).reshape(5, 7)
     folder, paths = write(tmp_path, rows, num_shards)
-    source = builders.open_source(folder, "train")
+    source = tfds.builder_from_directory(str(folder)).as_data_source("train")
     np.testing.assert_array_equal([example["tokens"] for example in source], rows)
     raw = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
     assert [record[-rows[0].nbytes :] for record in raw] == [row.tobytes() for row in rows]

@@ -7,9 +7,9 @@ import pytest
 
 from sdtt_jax.data import DETOKENIZERS, DataConfig
 from sdtt_jax.data.corpora import CORPORA, Corpus, documents, find_corpus
-from sdtt_jax.data.ingest import divide
 from sdtt_jax.data.published import Published
 from sdtt_jax.errors import ConfigError, DataError
+from tests.data.conftest import divide
 
 TEXTS = ["the company 's shares rose N %", " ", "it is n't so"]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from sdtt_jax.data import DataConfig, Split, builders, load_tokenizer, open_split, prepare
-from sdtt_jax.data.ingest import divide
 from sdtt_jax.data.loader import Mixture, open_mixture
 from sdtt_jax.errors import ConfigError, DataError
+from tests.data.conftest import divide
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdtt_jax.data.packing import pack
+from sdtt_jax.ops.packed import Sequences
 
 BOS, EOS = 1, 2
 
@@ -19,7 +20,7 @@ def _pack_by_definition(documents, length, wrap):
 
 def _pack(documents, length, wrap):
     arrays = [np.array(document, np.int32) for document in documents]
-    return list(pack(arrays, length=length, wrap=wrap, bos_id=BOS, eos_id=EOS))
+    return list(pack(arrays, length, Sequences(bos_id=BOS, eos_id=EOS, wrap=wrap)))
 
 
 @settings(deadline=None)

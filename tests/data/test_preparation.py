@@ -10,8 +10,8 @@ import pytest
 
 from experiments.configs.owt_small import owt
 from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, load_tokenizer, open_split, prepare
-from sdtt_jax.data.ingest import divide
 from sdtt_jax.errors import ConfigError, DataError
+from tests.data.conftest import divide
 
 
 def _tree(folder):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 import sdtt_jax
 from sdtt_jax.causal.nll import causal_nll
@@ -46,6 +47,12 @@ PARAMS, TEACHER = noisy_params(DENOISER, 0, spread=0.4), noisy_params(DENOISER, 
 KEY = jax.random.key(7)
 HIDDEN = jax.jit(
     lambda network, params, tokens, segments: network.hidden(params, tokens, segments=segments),
+    static_argnums=0,
+)
+LOGITS = jax.jit(
+    lambda network, params, tokens, segments=None: network.logits(
+        params, network.hidden(params, tokens, segments=segments)
+    )[..., :VOCAB],
     static_argnums=0,
 )
 MASKED_NLL = jax.jit(masked_nll, static_argnames="diffusion")
@@ -91,9 +98,22 @@ def _slices(kind):
             start = stop
 
 
-def _arranged(kind, diffusion=DIFFUSION):
-    tokens = jnp.asarray(BATCHES[kind])
-    return tokens, diffusion.within(arrange(tokens, _sequences(kind)))
+def _within(kind, tokens):
+    return DIFFUSION.within(arrange(tokens, _sequences(kind)))
+
+
+def _on_batch(kind, function):
+    """`function(model, tokens)` of a kind's batch, compiled, as NumPy's arrays."""
+    return jax.device_get(jax.jit(lambda x: function(_within(kind, x), x))(BATCHES[kind]))
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _segments(tokens, kind="documents"):
+    return arrange(tokens, _sequences(kind)).segments
+
+
+def _free(kind):
+    return _on_batch(kind, lambda model, _: model.free)
 
 
 def _model(kind, params=PARAMS):
@@ -125,12 +145,6 @@ NETWORKS = {
 }
 
 
-def _logits(network, params, tokens, segments=None):
-    """`[batch, length, VOCAB]`; the eager head compiles once for all of them."""
-    hidden = HIDDEN(network, params, tokens, segments)
-    return network.logits(params, hidden)[..., :VOCAB]
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_of_a_text_packed_with_others_are_those_of_it_alone(name):
     """Rotations go on through all texts, and in float32 they round otherwise at other places.
@@ -139,23 +153,21 @@ def test_logits_of_a_text_packed_with_others_are_those_of_it_alone(name):
     """
     network, lengths = NETWORKS[name]
     params, texts = noisy_params(network, 2, spread=0.15), _texts(lengths)
-    tokens = jnp.asarray(np.concatenate(texts))[None]
-    segments = arrange(tokens, _sequences("documents")).segments
-    together = _logits(network, params, tokens, segments)[0]
+    tokens = np.concatenate(texts)[None]
+    together = np.asarray(LOGITS(network, params, tokens, _segments(tokens)))[0]
     ends = np.cumsum(lengths)
     for text, found in zip(texts, np.split(together, ends[:-1]), strict=True):
-        alone = _logits(network, params, jnp.asarray(text)[None])[0]
-        assert float(jnp.abs(alone).max()) < 10
+        alone = np.asarray(LOGITS(network, params, text[None]))[0]
+        assert np.abs(alone).max() < 10
         np.testing.assert_allclose(found, alone, atol=1e-5)
     # Without segments they see each other.
-    assert float(jnp.abs(together - _logits(network, params, tokens)[0]).max()) > 1e-3
+    assert np.abs(together - np.asarray(LOGITS(network, params, tokens))[0]).max() > 1e-3
 
 
 def test_open_edges_stay_within_a_text():
     network = _llama()
-    params, tokens = noisy_params(network, 3, spread=0.3), jnp.asarray(BATCHES["documents"])
-    segments = arrange(tokens, _sequences("documents")).segments
-    edges = jnp.ones((*tokens.shape, LENGTH), bool)
+    params, tokens = noisy_params(network, 3, spread=0.3), BATCHES["documents"]
+    segments, edges = _segments(tokens), np.ones((*tokens.shape, LENGTH), bool)
     opened = jax.jit(network.hidden)(params, tokens, None, edges, segments=segments)
     np.testing.assert_allclose(opened, HIDDEN(network, params, tokens, segments), atol=2e-6)
 
@@ -163,37 +175,37 @@ def test_open_edges_stay_within_a_text():
 @pytest.mark.parametrize("kind", ["documents", "prompted"])
 def test_the_denoising_loss_is_that_of_a_loop_over_texts(kind):
     """With the masks of the batch; a text's own loss is that of `masked_nll`, and the weight its row's."""
-    tokens, model = _arranged(kind)
-    config = NelboConfig(antithetic=False)
-    _, weight, x_t = masked_batch(model, tokens, KEY, config)
-    sigma = DIFFUSION.schedule.sigma(jnp.full(1, 0.5))
+    tokens, free, config = BATCHES[kind], _free(kind), NelboConfig(antithetic=False)
+    _, weight, x_t = _on_batch(kind, lambda model, x: masked_batch(model, x, KEY, config))
+    sigma = np.asarray(DIFFUSION.schedule.sigma(jnp.full(1, 0.5)))
     expected = counted = 0.0
     for row, place in _slices(kind):
         clean, noisy = tokens[row, place][None], x_t[row, place][None]
         prompt = int(np.argmax(clean[0] == BOS)) + 1 if kind == "prompted" else 0
-        assert not bool((noisy[:, :prompt] == DIFFUSION.mask_id).any())
-        nll = MASKED_NLL(DIFFUSION, PARAMS, clean, noisy, sigma)
+        assert not (noisy[:, :prompt] == DIFFUSION.mask_id).any()
+        nll = np.asarray(MASKED_NLL(DIFFUSION, PARAMS, clean, noisy, sigma))
         expected += float(weight[row] * nll.sum())
         counted += clean.shape[1] - prompt
     loss_of = functools.partial(teacher_loss, config=config)
     loss = jax.jit(arranged(loss_of, DIFFUSION, _sequences(kind)))(PARAMS, {}, tokens, KEY)
     assert float(loss.weight) == counted
     np.testing.assert_allclose(loss.total, expected, rtol=1e-5)
-    assert not bool(((x_t == DIFFUSION.mask_id) & ~model.free).any())
-    bound = jax.jit(lambda x: nelbo(_arranged(kind)[1], PARAMS, x, KEY, config))(tokens)
-    np.testing.assert_allclose((bound * model.free.sum(axis=1)).sum(), expected, rtol=1e-5)
+    assert not ((x_t == DIFFUSION.mask_id) & ~free).any()
+    bound = _on_batch(kind, lambda model, x: nelbo(model, PARAMS, x, KEY, config))
+    np.testing.assert_allclose((bound * free.sum(axis=1)).sum(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["documents", "prompted"])
 def test_distillation_is_that_of_a_loop_over_texts(kind):
     """Targets of a teacher whose steps reveal nothing, for their draws are a whole row's; the divergence."""
-    config = sdtt_jax.DistillConfig(divergence="kl-fwd")
-    tokens, model = _arranged(kind)
-    t, x_t, key = distillation_batch(model, tokens, KEY, config)
-    keys, dt = jax.random.split(key, 1), jnp.float32(0.0)
-    together = jax.jit(
-        lambda x: teacher_targets(_arranged(kind)[1], TEACHER, keys, x, t, dt, config)[0]
-    )(x_t)
+    config, dt = sdtt_jax.DistillConfig(divergence="kl-fwd"), np.float32(0.0)
+
+    def targets(model, tokens):
+        t, x_t, key = distillation_batch(model, tokens, KEY, config)
+        keys = jax.random.split(key, 1)
+        return x_t, teacher_targets(model, TEACHER, keys, x_t, t, jnp.float32(dt), config)[0]
+
+    x_t, together = _on_batch(kind, targets)
     expected = count = 0.0
     for row, place in _slices(kind):
         noisy = x_t[row, place][None]
@@ -201,30 +213,29 @@ def test_distillation_is_that_of_a_loop_over_texts(kind):
         np.testing.assert_allclose(together[row, place], alone[0], atol=1e-5)
         masked = noisy[0] == DIFFUSION.mask_id
         log_p, log_q = (
-            jax.nn.log_softmax(DENOISER.logits(params, hidden)[..., :VOCAB])[0]
-            for params, hidden in (
-                (TEACHER, alone),
-                (PARAMS, HIDDEN(DENOISER, PARAMS, noisy, None)),
-            )
+            log_softmax(np.asarray(LOGITS(DENOISER, params, noisy), np.float64), axis=-1)[0]
+            for params in (TEACHER, PARAMS)
         )
-        expected += float(((jnp.exp(log_p) * (log_p - log_q)).sum(-1) * masked).sum())
+        expected += ((np.exp(log_p) * (log_p - log_q)).sum(-1) * masked).sum()
         count += int(masked.sum())
     loss_of = functools.partial(distill_loss, config=config)
     context = {"teacher_params": TEACHER, "dt": dt}
-    loss = jax.jit(arranged(loss_of, DIFFUSION, _sequences(kind)))(PARAMS, context, tokens, KEY)
+    loss = jax.jit(arranged(loss_of, DIFFUSION, _sequences(kind)))
+    loss = loss(PARAMS, context, BATCHES[kind], KEY)
     assert float(loss.weight) == count > 0
     np.testing.assert_allclose(loss.total, expected, rtol=1e-4)
 
 
 def test_the_teacher_free_loss_is_that_of_a_loop_over_texts():
     """Each text's block has a probability of its own: a product over two texts is not their block's."""
-    config = AlphaConfig(0.3, num_calls=2)
-    tokens, model = _arranged("documents")
-    x_t, _, revealed = draw_block(model, tokens, KEY, config.num_calls)
+    config, tokens = AlphaConfig(0.3, num_calls=2), BATCHES["documents"]
+    x_t, _, revealed = _on_batch(
+        "documents", lambda model, x: draw_block(model, x, KEY, config.num_calls)
+    )
     expected = 0.0
     for row, place in _slices("documents"):
-        hidden = HIDDEN(DENOISER, PARAMS, x_t[row, place][None], None)
-        log_p = np.asarray(jax.nn.log_softmax(DENOISER.logits(PARAMS, hidden)[0, :, :VOCAB]))
+        logits = np.asarray(LOGITS(DENOISER, PARAMS, x_t[row, place][None]), np.float64)
+        log_p = log_softmax(logits[0], axis=-1)
         own = log_p[np.arange(place.stop - place.start), tokens[row, place]]
         expected += (1 - np.exp(0.3 * own[revealed[row, place]].sum())) / 0.3
     loss_of = functools.partial(alpha_loss, config=config)
@@ -242,7 +253,7 @@ def test_inverse_distillation_is_a_sum_over_texts_that_know_nothing_of_each_othe
     a, b, c, d = _texts((8, 8, 8, 8), 6)
 
     def total(*texts):
-        clean = jnp.asarray(np.concatenate(texts))[None]
+        clean = np.concatenate(texts)[None]
         return float(loss(params, {"teacher_params": TEACHER}, clean, key).total)
 
     assert abs(total(a, b) - total(a, c)) > 0.1
@@ -251,13 +262,14 @@ def test_inverse_distillation_is_a_sum_over_texts_that_know_nothing_of_each_othe
 
 def test_blocks_and_features_leave_prompt_and_padding_alone():
     """What `alpha`, `idlm` and `mmd` begin with, and what `mmd` compares."""
-    tokens, model = _arranged("prompted")
-    x_t, _, revealed = draw_block(model, tokens, KEY, 1)
-    np.testing.assert_array_equal(x_t == DIFFUSION.mask_id, model.free)
-    np.testing.assert_array_equal(revealed, model.free)
-    states = model.denoiser.layer_states(PARAMS, tokens, 1)
+    tokens, free = BATCHES["prompted"], _free("prompted")
+    x_t, _, revealed = _on_batch("prompted", lambda model, x: draw_block(model, x, KEY, 1))
+    np.testing.assert_array_equal(x_t == DIFFUSION.mask_id, free)
+    np.testing.assert_array_equal(revealed, free)
+    states = _on_batch("prompted", lambda model, x: model.denoiser.layer_states(PARAMS, x, 1))
+    layer_states = jax.jit(lambda x: DENOISER.layer_states(PARAMS, x, 1))
     for row, place in _slices("prompted"):
-        alone = DENOISER.layer_states(PARAMS, tokens[row, place][None], 1)
+        alone = layer_states(tokens[row, place][None])
         np.testing.assert_allclose(states[row, place], alone[0], atol=1e-5)
 
 
@@ -272,9 +284,9 @@ def test_two_steps_of_a_teacher_know_nothing_of_other_texts():
         x_t = clean.at[:, jnp.array([1, 3, 9, 12])].set(DIFFUSION.mask_id)
         return teacher_targets(model, TEACHER, KEY[None], x_t, jnp.full(1, 0.7), dt, config)[0, 0]
 
-    one, other = (targets(jnp.asarray(np.concatenate([first, text]))[None]) for text in others)
+    one, other = (np.asarray(targets(np.concatenate([first, text])[None])) for text in others)
     np.testing.assert_allclose(one[:8], other[:8], atol=1e-6)
-    assert float(jnp.abs(one[8:] - other[8:]).max()) > 1e-2
+    assert np.abs(one[8:] - other[8:]).max() > 1e-2
 
 
 @pytest.mark.parametrize("estimator", ["antithetic", "low-variance"])
@@ -283,14 +295,13 @@ def test_bounds_count_what_is_free_alone(estimator):
 
     n = 2 x 2048 maskings, seed 7; within 4 standard errors.
     """
-    tokens, sequences = BATCHES["prompted"], _sequences("prompted")
-    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    tokens, zeros = BATCHES["prompted"], jax.tree.map(np.zeros_like, PARAMS)
     config = BoundConfig(estimator, 2048)
     [bounds] = [
         batch()
         for batch in text_bounds(_model("prompted", zeros), tokens, KEY, config, batch_size=2)
     ]
-    masked, free = np.asarray(bounds.masked), np.asarray(arrange(tokens, sequences).free)
+    masked, free = np.asarray(bounds.masked), _free("prompted")
     assert (masked <= free.sum(axis=1)[:, None]).all()
     nats = np.asarray(bounds.nelbo)
     error = nats.std(axis=1) / np.sqrt(nats.shape[1])
@@ -300,10 +311,10 @@ def test_bounds_count_what_is_free_alone(estimator):
 @pytest.mark.parametrize("kind", ["documents", "padded"])
 def test_the_causal_loss_is_that_of_a_loop_over_texts(kind):
     network, _ = NETWORKS["causal"]
-    params, tokens = noisy_params(network, 4, spread=0.3), jnp.asarray(BATCHES[kind])
+    params, tokens = noisy_params(network, 4, spread=0.3), BATCHES[kind]
     alone = jax.jit(causal_nll, static_argnames="network")
     expected = sum(
-        float(alone(network, params, tokens[row, place][None], BOS).sum())
+        np.asarray(alone(network, params, tokens[row, place][None], BOS)).sum()
         for row, place in _slices(kind)
     )
     loss = jax.jit(judge_loss(network, BOS, _sequences(kind)))(params, {}, tokens, KEY)
@@ -315,32 +326,34 @@ def test_the_sampler_fills_a_given_layout_text_by_text():
     """At one call and with the most probable token, each text is that of a sequence of its own."""
     config = SamplerConfig(1, top_k=1)
     tokens = BATCHES["documents"]
-    x_init = jnp.where(tokens == EOS, EOS, DIFFUSION.mask_id).at[:, 1].set(tokens[:, 1])
-    run = jax.jit(
-        lambda x, model_of: sample(model_of(x), PARAMS, KEY, x, config)[0].x, static_argnums=1
-    )
-    together = run(x_init, lambda x: DIFFUSION.within(arrange(x, _sequences("documents"))))
+    x_init = np.where(tokens == EOS, EOS, DIFFUSION.mask_id).astype(np.int32)
+    x_init[:, 1] = tokens[:, 1]
+    in_rows = jax.jit(lambda x: sample(_within("documents", x), PARAMS, KEY, x, config)[0].x)
+    by_itself = jax.jit(lambda x: sample(DIFFUSION, PARAMS, KEY, x, config)[0].x)
+    together = np.asarray(in_rows(x_init))
     for row, place in _slices("documents"):
-        alone = run(x_init[row, place][None], lambda _: DIFFUSION)
+        alone = by_itself(x_init[row, place][None])
         np.testing.assert_array_equal(together[row, place], alone[0])
 
 
 def test_a_model_leaves_prompt_and_padding_as_they_are():
     model, given = _model("prompted"), [0, 1, 2, 3, *range(8, LENGTH)]
-    x_init = jnp.asarray([[5, 6, 7, BOS, *4 * [DIFFUSION.mask_id], *8 * [EOS]]])
-    longer = jnp.pad(x_init[:, :9], ((0, 0), (0, LENGTH - 9)), constant_values=3)
-    found, config = model.denoise(KEY, x_init, SamplerConfig(4)).x, SamplerConfig(4)
+    x_init = np.array([[5, 6, 7, BOS, *4 * [DIFFUSION.mask_id], *8 * [EOS]]], np.int32)
+    longer = np.pad(x_init[:, :9], ((0, 0), (0, LENGTH - 9)), constant_values=3)
+    config = SamplerConfig(4)
+    found = np.asarray(model.denoise(KEY, x_init, config).x)
     np.testing.assert_array_equal(found[:, given], x_init[:, given])
     *_, last = model.states(KEY, x_init, config)
     np.testing.assert_array_equal(found, last.x)
     # Behind the EOS that ends the text nothing is seen, whatever stands there.
-    np.testing.assert_array_equal(found[:, :8], model.denoise(KEY, longer, config).x[:, :8])
+    others = np.asarray(model.denoise(KEY, longer, config).x)
+    np.testing.assert_array_equal(found[:, :8], others[:, :8])
 
 
 def test_networks_that_read_the_whole_sequence_refuse_segments_by_name():
     gpt2 = GPT2Network(GPT2Config(VOCAB, length=LENGTH, **SIZES))
-    tokens = jnp.asarray(BATCHES["documents"])
-    segments = arrange(tokens, _sequences("documents")).segments
+    tokens = BATCHES["documents"]
+    segments = _segments(tokens)
     with pytest.raises(ConfigError, match=r"GPT-2 .* cannot be confined to segments"):
         jax.eval_shape(lambda: gpt2.hidden(noisy_params(gpt2, 0), tokens, segments))
     sizes = sdtt_jax.DenoiserConfig(VOCAB, length=LENGTH, **SIZES)

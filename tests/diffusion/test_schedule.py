@@ -9,7 +9,7 @@ from sdtt_jax.diffusion.nelbo import nelbo_weight
 from sdtt_jax.diffusion.schedule import SCHEDULES, ScheduleConfig, make_schedule
 from sdtt_jax.errors import ConfigError
 
-INSIDE = jnp.linspace(0.02, 0.98, 97)
+INSIDE = np.linspace(0.02, 0.98, 97, dtype=np.float32)
 CONFIGS = [ScheduleConfig(kind) for kind in SCHEDULES] + [
     ScheduleConfig("linear", sigma_min=1e-4, sigma_max=20.0),
     ScheduleConfig("log-linear", eps=1e-2),
@@ -20,31 +20,33 @@ IDS = [f"{c.kind}-{c.eps}-{c.sigma_min}" for c in CONFIGS]
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
 def test_dsigma_is_the_derivative_of_sigma(config):
     schedule = make_schedule(config)
-    slope = jax.vmap(jax.grad(schedule.sigma))(INSIDE)
-    np.testing.assert_allclose(schedule.dsigma(INSIDE), slope, rtol=1e-4)
+    slope = jax.jit(jax.vmap(jax.grad(schedule.sigma)))(INSIDE)
+    np.testing.assert_allclose(jax.jit(schedule.dsigma)(INSIDE), slope, rtol=1e-4)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
 def test_alpha_falls_from_one(config):
     schedule = make_schedule(config)
-    t = jnp.linspace(0.0, 1.0, 101)
-    alpha = np.asarray(schedule.alpha(t))
+    t = np.linspace(0.0, 1.0, 101, dtype=np.float32)
+    alpha, move_chance = jax.jit(lambda t: (schedule.alpha(t), schedule.move_chance(t)))(t)
+    alpha = np.asarray(alpha)
     # geometric starts at sigma_min = 1e-3 by definition, hence not 1 exactly
     assert alpha[0] == pytest.approx(1.0, abs=2e-3)
     assert np.all(np.diff(alpha) < 0)
-    np.testing.assert_allclose(alpha + np.asarray(schedule.move_chance(t)), 1.0, atol=1e-6)
+    np.testing.assert_allclose(alpha + np.asarray(move_chance), 1.0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["log-linear", "cosine", "cosine-squared"])
 @pytest.mark.parametrize("eps", [1e-3, 0.05])
 def test_eps_is_what_is_left_at_time_one(kind, eps):
     schedule = make_schedule(ScheduleConfig(kind, eps=eps))
-    assert float(schedule.alpha(jnp.float32(1.0))) == pytest.approx(eps, rel=1e-3)
+    assert float(jax.jit(schedule.alpha)(np.float32(1.0))) == pytest.approx(eps, rel=1e-3)
 
 
 def test_log_linear_alpha_is_linear():
     schedule = make_schedule()
-    np.testing.assert_allclose(schedule.alpha(INSIDE), 1 - (1 - 1e-3) * INSIDE, rtol=1e-5)
+    alpha = jax.jit(schedule.alpha)(INSIDE)
+    np.testing.assert_allclose(alpha, 1 - (1 - 1e-3) * INSIDE, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["log-linear", "cosine", "cosine-squared"])
@@ -59,10 +61,9 @@ def test_the_weight_of_early_times_is_finite_and_right(kind):
         "cosine-squared": (keep * np.sin(half_pi * t) ** 2, half_pi * keep * np.sin(np.pi * t)),
     }[kind]
     # dsigma / expm1(sigma), with alpha = 1 - moved.
-    weight = nelbo_weight(schedule, jnp.asarray(t, jnp.float32))
-    np.testing.assert_allclose(weight, rate / moved, rtol=1e-4)
-    at_end = nelbo_weight(schedule, jnp.float32(1.0))
-    assert abs(at_end) < 2
+    weight = jax.jit(lambda t: nelbo_weight(schedule, t))(np.append(t, 1.0).astype(np.float32))
+    np.testing.assert_allclose(weight[:-1], rate / moved, rtol=1e-4)
+    assert abs(weight[-1]) < 2
 
 
 def test_move_chance_does_not_cancel_near_time_zero():
@@ -77,14 +78,17 @@ def test_move_chance_does_not_cancel_near_time_zero():
 def test_importance_sampling_flattens_the_weight(config):
     """In u the NELBO's weight is weight(t) dt/du = d log(1 - alpha) / du, which should be one constant."""
     schedule = make_schedule(config)
-    u = jnp.linspace(0.05, 0.95, 19)
-    dt_du = jax.vmap(jax.grad(schedule.importance_t))(u)
-    t = schedule.importance_t(u)
-    # weight(t) = dsigma / expm1(sigma) is the rate of log(1 - alpha) in t.
-    flat = np.asarray(nelbo_weight(schedule, t) * dt_du)
+
+    @jax.jit
+    def figures(u):
+        dt_du, t = jax.vmap(jax.grad(schedule.importance_t))(u), schedule.importance_t(u)
+        # weight(t) = dsigma / expm1(sigma) is the rate of log(1 - alpha) in t.
+        ends = schedule.importance_t(jnp.array([0.0, 1.0]))
+        spread = jnp.diff(jnp.log(schedule.move_chance(ends)))[0]
+        return nelbo_weight(schedule, t) * dt_du, spread
+
+    flat, spread = jax.device_get(figures(np.linspace(0.05, 0.95, 19, dtype=np.float32)))
     np.testing.assert_allclose(flat, flat.mean(), rtol=2e-3)
-    ends = schedule.importance_t(jnp.array([0.0, 1.0]))
-    spread = jnp.diff(jnp.log(schedule.move_chance(ends)))[0]
     assert flat.mean() == pytest.approx(float(spread), rel=2e-3)
 
 

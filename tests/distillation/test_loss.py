@@ -26,8 +26,8 @@ from tests.worlds import (
 SCHEDULE = make_schedule()
 WORLD, STUDENT, TEACHER = TableDenoiser(), random_table(20), random_table(21)
 DIFFUSION = MaskedDiffusion(WORLD, SCHEDULE)
-X_T = jnp.array([[MASK, 1, MASK], [0, MASK, 2], [2, 1, 0]])
-TARGETS = TEACHER["table"][jnp.array([[5, 17, 40], [8, 9, 63]])]  # two trajectories
+X_T = np.array([[MASK, 1, MASK], [0, MASK, 2], [2, 1, 0]], np.int32)
+TARGETS = np.asarray(TEACHER["table"])[np.array([[5, 17, 40], [8, 9, 63]])]  # two trajectories
 
 
 @functools.partial(jax.jit, static_argnames="divergence")
@@ -56,24 +56,25 @@ def test_sum_over_masked_positions_and_mean_over_trajectories():
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_unmasked_positions_get_no_gradient(name):
-    gradient = jax.grad(lambda params: _terms(params, name)[0])(STUDENT)["table"]
-    assert bool(jnp.isfinite(gradient).all())
-    touched = np.argwhere(np.asarray(jnp.abs(gradient).sum(axis=-1)) > 0)
+    gradient = jax.jit(jax.grad(lambda params: _terms(params, name)[0]))(STUDENT)["table"]
+    gradient = np.asarray(gradient)
+    assert np.isfinite(gradient).all()
+    touched = np.argwhere(np.abs(gradient).sum(axis=-1) > 0)
     expected = [[2 * 0 + MASK * 16 + 4 + MASK, 0], [MASK * 16 + 4 + MASK, 2], [MASK * 4 + 2, 1]]
     assert sorted(touched.tolist()) == sorted(expected)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_a_batch_without_masks_gives_zero(name):
-    x_t = jnp.zeros((2, LENGTH), jnp.int32)
+    x_t = np.zeros((2, LENGTH), np.int32)
 
     def total(params):
         value, count = _terms(params, name, x_t, TARGETS[:, :2])
         return value / jnp.maximum(count, 1)
 
-    value, gradient = jax.value_and_grad(total)(STUDENT)
+    value, gradient = jax.jit(jax.value_and_grad(total))(STUDENT)
     assert float(value) == 0
-    assert bool(jnp.all(gradient["table"] == 0))
+    assert (np.asarray(gradient["table"]) == 0).all()
 
 
 @pytest.mark.parametrize("k", [2, 4])
@@ -111,12 +112,13 @@ def test_gradient_reaches_the_student_and_not_the_teacher():
         )
         return total / count
 
-    to_student, to_teacher = jax.grad(loss, argnums=(0, 1))(student, teacher)
-    assert all(bool(jnp.all(leaf == 0)) for leaf in jax.tree.leaves(to_teacher))
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(student, teacher)
+    to_student, to_teacher = jax.device_get(gradients)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(to_teacher))
     moved = jax.tree_util.tree_leaves_with_path(to_student)
-    still = [jax.tree_util.keystr(path) for path, leaf in moved if not bool(jnp.any(leaf != 0))]
+    still = [jax.tree_util.keystr(path) for path, leaf in moved if not (leaf != 0).any()]
     assert still == [], "every parameter of the student should learn"
-    assert all(bool(jnp.isfinite(leaf).all()) for _, leaf in moved)
+    assert all(np.isfinite(leaf).all() for _, leaf in moved)
 
 
 def test_one_compilation_serves_all_rounds():

@@ -34,6 +34,7 @@ def targets_of(denoiser, params, keys, x_t, t, dt, **options):
     return _targets(diffusion, params, keys, x_t, t, jnp.float32(dt), config)
 
 
+@jax.jit
 def _batch(seed):
     """Times in [0.05, 1], and texts of the world masked at them."""
     key_t, key_x, key_mask = jax.random.split(jax.random.key(seed), 3)
@@ -116,7 +117,7 @@ def test_no_gradient_reaches_the_teacher():
     def total(params):
         return targets_of(TIMED, params, _keys(9), x_t, t, DT).sum()
 
-    assert bool(jnp.all(jax.grad(total)(TABLE)["table"] == 0))
+    assert (np.asarray(jax.jit(jax.grad(total))(TABLE)["table"]) == 0).all()
 
 
 def test_one_compilation_serves_all_step_sizes():
@@ -130,7 +131,7 @@ def test_one_compilation_serves_all_step_sizes():
 
     small, large = targets(jnp.float32(0.01)), targets(jnp.float32(0.2))
     assert len(traces) == 1
-    assert bool(jnp.any(small != large))
+    assert (np.asarray(small) != np.asarray(large)).any()
 
 
 def test_a_huge_step_reveals_everything_at_once():
@@ -138,7 +139,7 @@ def test_a_huge_step_reveals_everything_at_once():
     t, x_t = _batch(12)
     targets = targets_of(TIMED, TABLE, _keys(13), x_t, t, 1.0)
     first = TIMED.hidden(TABLE, x_t, SCHEDULE.sigma(t))
-    np.testing.assert_allclose(targets, jnp.broadcast_to(first, targets.shape), rtol=1e-6)
+    np.testing.assert_allclose(targets, np.broadcast_to(first, targets.shape), rtol=1e-6)
 
 
 def test_share_of_positions_that_keep_the_first_call():
@@ -147,11 +148,11 @@ def test_share_of_positions_that_keep_the_first_call():
     t = 0.5; n = 60,000 positions in 20,000 texts, standard error below 3e-3, seed 14.
     """
     plain, table = TableDenoiser(), random_table(3)
-    x_t = jnp.full((20_000, LENGTH), MASK)
-    t = jnp.full((20_000,), 0.5)
+    x_t = np.full((20_000, LENGTH), MASK, np.int32)
+    t = np.full(20_000, 0.5, np.float32)
     [target] = targets_of(plain, table, _keys(14, 1), x_t, t, DT)
     first = plain.hidden(table, x_t[:1])
-    same = jnp.all(target == first, axis=-1)
+    same = (np.asarray(target) == np.asarray(first)).all(axis=-1)
     r = DT / 0.5
     expected = r + (1 - r) ** LENGTH
     # Positions of a text go along with each other: as if there were only as many draws as texts.
@@ -160,8 +161,8 @@ def test_share_of_positions_that_keep_the_first_call():
 
 
 def test_stitch_keeps_what_is_revealed():
-    x = jnp.array([[MASK, 1, MASK]])
-    old, new = jnp.zeros((1, 3, 2)), jnp.ones((1, 3, 2))
+    x = np.array([[MASK, 1, MASK]], np.int32)
+    old, new = np.zeros((1, 3, 2), np.float32), np.ones((1, 3, 2), np.float32)
     np.testing.assert_array_equal(stitch(old, new, x, MASK)[0, :, 0], [1, 0, 1])
 
 
@@ -183,4 +184,4 @@ def test_reference_times_change_the_targets():
     arguments = (TIMED, TABLE, _keys(16), x_t, t, DT)
     paper = targets_of(*arguments)
     reference = targets_of(*arguments, reference_times=True)
-    assert bool(jnp.any(paper != reference))
+    assert (np.asarray(paper) != np.asarray(reference)).any()

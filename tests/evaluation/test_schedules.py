@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from sdtt_jax.diffusion.decoders.learnt import counts_text
+from sdtt_jax.diffusion.decoders.learnt import numbers_text
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.schedules import best_counts, gap, information_curve
@@ -65,7 +65,7 @@ def test_the_gap_is_the_divergence_of_law_and_order(curve):
         p = EVIDENCE[number[tuple(text)]]
         total += p * (math.log(p) - drawn) / math.factorial(6)
     assert gap(curve, counts) == pytest.approx(total, abs=1e-9)
-    law, _ = decoder_law(PROBS, f"learnt:counts={counts_text(counts)}", 3)
+    law, _ = decoder_law(PROBS, f"learnt:counts={numbers_text(counts)}", 3)
     chain = EVIDENCE[[number[tuple(t)] for t in texts]]
     assert 0 < (chain * np.log(chain / law)).sum() < total
 
@@ -77,7 +77,7 @@ def test_a_learnt_schedule_is_ahead_of_even_counts_in_the_world(curve):
         law, _ = decoder_law(PROBS, mode, 3)
         return (chain * np.log(chain / law)).sum()
 
-    learnt = divergence(f"learnt:counts={counts_text(best_counts(curve, 3))}")
+    learnt = divergence(f"learnt:counts={numbers_text(best_counts(curve, 3))}")
     assert learnt < 0.95 * divergence("first-hitting")
 
 
@@ -108,17 +108,28 @@ def test_what_is_stored_beside_a_checkpoint_is_taken_by_the_number_of_calls(mode
     (tmp_path / "schedules.json").write_text('{"2": "1/2/"}')
     found, said = written(model, "learnt"), written(model, "learnt:counts=1/2/")
     np.testing.assert_array_equal(found.x, said.x)
+    (tmp_path / "schedules.json").write_text('{"2": {"counts": "1/2/", "temperatures": "1/0.2/"}}')
+    sharp, said = (
+        written(model, mode) for mode in ("learnt", "learnt:counts=1/2/,temperatures=1/0.2/")
+    )
+    np.testing.assert_array_equal(sharp.x, said.x)
+    assert (sharp.x != found.x).any()
+    plain = written(model, "learnt:temperatures=1/")
+    np.testing.assert_array_equal(plain.x, found.x)
     with pytest.raises(ConfigError, match=r"no schedule of 3 calls is stored .*there are 2\)"):
         written(model, "learnt", 3)
 
 
 @pytest.mark.parametrize(
-    ("counts", "said"),
+    ("options", "said"),
     [
-        ("1/x", "whole numbers with '/' between them"),
-        ("1/1/", "2 calls for 2 tokens, where there are 2 for 3"),
+        ("counts=1/x", "whole numbers with '/' between them"),
+        ("counts=1/1/", "2 calls for 2 tokens, where there are 2 for 3"),
+        ("counts=1/2/,temperatures=1/0/", "positive numbers with '/' behind them"),
+        ("counts=1/2/,temperatures=1/x/", "positive numbers with '/' behind them"),
+        ("counts=1/2/,temperatures=1/1/1/", "are 3, and there are 2 calls"),
     ],
 )
-def test_counts_that_are_none_are_refused(model, counts, said):
+def test_options_that_cannot_work_are_refused(model, options, said):
     with pytest.raises(ConfigError, match=said):
-        written(model, f"learnt:counts={counts}")
+        written(model, f"learnt:{options}")

@@ -34,6 +34,7 @@ from sdtt_jax.networks.flops import (
     sample_flops,
     teacher_flops,
 )
+from sdtt_jax.ops.packed import Sequences
 from tests.experiments.processes import call, call_each
 
 SMALL = DenoiserConfig(vocab_size=50_257, length=1024)
@@ -102,9 +103,9 @@ def test_half_of_the_tokens_are_masked_by_the_chosen_key():
 def test_naive_data_path_gives_the_same_sequences(wrap):
     tokenizer = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
     texts = ["In the beginning", " was the word, and", "so on; and so on. " * 9]
-    packing = {"length": 7, "wrap": wrap, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
-    ours = np.stack(list(pack(encode_documents(tokenizer, texts), **packing)))
-    rows = naive_pack(naive_encode(tokenizer, texts), **packing)
+    sequences = Sequences(bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, wrap=wrap)
+    ours = np.stack(list(pack(encode_documents(tokenizer, texts), 7, sequences)))
+    rows = naive_pack(naive_encode(tokenizer, texts), 7, sequences)
     np.testing.assert_array_equal(ours, rows)
     batch = naive_batch(rows, [2, 0])
     assert batch.dtype == np.int32

@@ -5,6 +5,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
+from experiments.stages import objective
 from experiments.stages import replay as module
 from experiments.stages import training as training_stages
 from experiments.stages.replay import ReplayError, replay
@@ -34,7 +35,7 @@ def run(tmp_path, monkeypatch, capsys):
 
             return loss
 
-        monkeypatch.setattr(training_stages, "teacher_loss", failing)
+        monkeypatch.setattr(objective, "teacher_loss", failing)
         run_stages(run, ["data", "teacher"])
         yield run
 

@@ -35,6 +35,7 @@ MODES = (
     "entropy-bounded:bound=0.8",
     "remdm:eta=0.3",
     "remdm:eta=0.7,rule=rescale",
+    "learnt:counts=1/2/,temperatures=2/0.5/",
 )
 _sample = jax.jit(sample, static_argnames=("diffusion", "config"))
 

@@ -20,10 +20,21 @@ from sdtt_jax.networks.attention import (
 
 
 def _arrays(batch, length, heads, head_dim, dtype=jnp.float32):
-    features = heads * head_dim
-    qkv = jax.random.normal(jax.random.key(0), (batch, length, 3, features)).astype(dtype)
-    gradient = jax.random.normal(jax.random.key(1), (batch, length, features)).astype(dtype)
-    return qkv, rotary_tables(jnp.arange(length), head_dim), gradient
+    features, rng = heads * head_dim, np.random.default_rng(0)
+    qkv = rng.standard_normal((batch, length, 3, features), np.float32).astype(dtype)
+    gradient = rng.standard_normal((batch, length, features), np.float32).astype(dtype)
+    return qkv, rotary_tables(np.arange(length), head_dim), gradient
+
+
+def _with_gradient(function, qkv, gradient):
+    """The value, and the pull-back of a gradient."""
+
+    @jax.jit
+    def both(qkv, gradient):
+        mixed, pull_back = jax.vjp(function, qkv)
+        return mixed, *pull_back(gradient)
+
+    return jax.device_get(both(qkv, gradient))
 
 
 def _plain(qkv, cos, sin, segments=None):
@@ -50,11 +61,11 @@ def _lowered(function, qkv, tables, gradient, platform):
 @pytest.mark.parametrize("shape", [(2, 16, 3, 8), (1, 512, 2, 8)], ids=["at_once", "by_head"])
 def test_values_and_gradients_equal_rotation_and_plain_attention(shape, segmented):
     qkv, tables, gradient = _arrays(*shape)
-    segments = jnp.tile(jnp.arange(shape[1]) // 7, (shape[0], 1)) if segmented else None
-    mixed, pull_back = jax.vjp(lambda x: attend_rotated(x, *tables, segments), qkv)
-    expected, expected_back = jax.vjp(lambda x: _plain(x, *tables, segments), qkv)
-    np.testing.assert_allclose(mixed, expected, atol=2e-6)
-    np.testing.assert_allclose(pull_back(gradient)[0], expected_back(gradient)[0], atol=5e-6)
+    segments = np.tile(np.arange(shape[1]) // 7, (shape[0], 1)) if segmented else None
+    ours = _with_gradient(lambda x: attend_rotated(x, *tables, segments), qkv, gradient)
+    plain = _with_gradient(lambda x: _plain(x, *tables, segments), qkv, gradient)
+    np.testing.assert_allclose(ours[0], plain[0], atol=2e-6)
+    np.testing.assert_allclose(ours[1], plain[1], atol=5e-6)
 
 
 def _kernel(qkv, tables, gradient):
@@ -67,25 +78,21 @@ def test_the_kernel_equals_the_plain_form(shape, monkeypatch):
     """Strips of two heads, and of four; two turns of 128 queries."""
     monkeypatch.setattr(packed, "ROWS", 128)
     qkv, tables, gradient = _arrays(*shape)
-    mixed, d_qkv = _kernel(qkv, tables, gradient)
-    expected, pull_back = jax.vjp(lambda x: _plain(x, *tables), qkv)
-    np.testing.assert_allclose(mixed, expected, atol=2e-6)
-    np.testing.assert_allclose(d_qkv, pull_back(gradient)[0], atol=5e-6)
+    ours = jax.jit(_kernel)(qkv, tables, gradient)
+    plain = _with_gradient(lambda x: _plain(x, *tables), qkv, gradient)
+    np.testing.assert_allclose(ours[0], plain[0], atol=2e-6)
+    np.testing.assert_allclose(ours[1], plain[1], atol=5e-6)
 
 
 def test_the_kernel_rounds_no_more_than_the_other_forms():
     """bfloat16, one head of 128: its mean error beside that of `rotate` and `attend`, from float32."""
     qkv, tables, gradient = _arrays(1, 128, 1, 128, jnp.bfloat16)
-    found = _kernel(qkv, tables, gradient)
-
-    def others(qkv, gradient):
-        mixed, pull_back = jax.vjp(lambda x: attend_rotated(x, *tables), qkv)
-        return mixed, *pull_back(gradient)
-
-    exact = others(qkv.astype(jnp.float32), gradient.astype(jnp.float32))
+    found = jax.device_get(jax.jit(_kernel)(qkv, tables, gradient))
+    others = functools.partial(_with_gradient, lambda x: attend_rotated(x, *tables))
+    exact = others(qkv.astype(np.float32), gradient.astype(np.float32))
     for one, other, true in zip(found, others(qkv, gradient), exact, strict=True):
         assert one.dtype == jnp.bfloat16
-        errors = [float(jnp.abs(x.astype(jnp.float32) - true).mean()) for x in (one, other)]
+        errors = [np.abs(x.astype(np.float32) - true).mean() for x in (one, other)]
         assert errors[0] <= 1.1 * errors[1]
 
 
@@ -96,7 +103,7 @@ def test_a_tpu_takes_the_kernel(function):
     for platform in ("cpu", "cuda"):
         assert packed.FORWARD not in _lowered(function, *arrays, platform)
     # It has no segments; splash attention has.
-    segmented = functools.partial(function, segments=jnp.zeros((1, 256), jnp.int32))
+    segmented = functools.partial(function, segments=np.zeros((1, 256), np.int32))
     text = _lowered(segmented, *arrays, "tpu")
     assert packed.FORWARD not in text
     assert "tpu_custom_call" in text
@@ -122,7 +129,7 @@ def test_the_kernel_takes_whole_strips_that_fit(shape, dtype, takes):
 def test_mapping_over_a_further_axis_equals_a_loop():
     qkv, tables, gradient = _arrays(4, 16, 2, 8)
     qkv, gradient = (x.reshape(2, 2, *x.shape[1:]) for x in (qkv, gradient))
-    gradient_of = jax.grad(_loss)
-    mapped = jax.vmap(gradient_of, in_axes=(0, None, None, 0))(qkv, *tables, gradient)
+    gradient_of = jax.jit(jax.grad(_loss))
+    mapped = jax.jit(jax.vmap(gradient_of, in_axes=(0, None, None, 0)))(qkv, *tables, gradient)
     for i in range(2):
         np.testing.assert_allclose(mapped[i], gradient_of(qkv[i], *tables, gradient[i]), atol=1e-6)

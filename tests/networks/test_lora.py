@@ -34,15 +34,22 @@ INPUTS = {"attn_out": 2}
 
 def trained_adapters(network, config=LORA, spread=0.3):
     """Adapters of which no part is zero."""
-    adapters = unbox(init_adapters(network, config, jax.random.key(1)))
     rng = np.random.default_rng(2)
-    return jax.tree.map(lambda x: x + spread * rng.standard_normal(x.shape, np.float32), adapters)
+    return jax.tree.map(
+        lambda x: x + np.float32(spread) * rng.standard_normal(x.shape, np.float32),
+        fresh_adapters(network, config),
+    )
+
+
+def fresh_adapters(network, config=LORA):
+    init = jax.jit(lambda key: unbox(init_adapters(network, config, key)))
+    return jax.device_get(init(jax.random.key(1)))
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_merged_adapters_compute_what_adapters_beside_the_base_do(kind):
     network = NETWORKS[kind]
-    base, adapters = noisy_params(network, 0), trained_adapters(network)
+    base, adapters = jax.device_get(noisy_params(network, 0)), trained_adapters(network)
     leaves = flat_leaves(base)
     for path, a in flat_leaves(adapters).items():
         if path.endswith("/b"):
@@ -53,22 +60,20 @@ def test_merged_adapters_compute_what_adapters_beside_the_base_do(kind):
         assert np.asarray(a).ndim == count + 2
         leaves[f"{where}/kernel"] = leaves[f"{where}/kernel"] + 6.0 / 3 * np.stack(products)
     hidden = jax.jit(network.hidden)
-    beside = hidden(with_adapters(base, adapters, LORA), TOKENS)
-    together = merged(base, adapters, LORA)
+    beside = np.asarray(hidden(with_adapters(base, adapters, LORA), TOKENS))
+    together = jax.jit(merged, static_argnames="config")(base, adapters, config=LORA)
     for path, leaf in flat_leaves(together).items():
         np.testing.assert_allclose(leaf, leaves[path], rtol=1e-5, atol=1e-6, err_msg=path)
     np.testing.assert_allclose(beside, hidden(together, TOKENS), atol=1e-5)
-    assert float(jnp.abs(beside - hidden(base, TOKENS)).max()) > 0.1
+    assert np.abs(beside - np.asarray(hidden(base, TOKENS))).max() > 0.1
 
 
 def test_fresh_adapters_change_nothing_and_only_targets_have_them():
     base = noisy_params(LLAMA, 0)
-    fresh = unbox(init_adapters(LLAMA, LORA, jax.random.key(1)))
-    beside = LLAMA.hidden(with_adapters(base, fresh, LORA), TOKENS)
-    np.testing.assert_array_equal(beside, LLAMA.hidden(base, TOKENS))
-    some = unbox(
-        init_adapters(LLAMA, dataclasses.replace(LORA, targets=("attn_q",)), jax.random.key(1))
-    )
+    hidden = jax.jit(LLAMA.hidden)
+    beside = hidden(with_adapters(base, fresh_adapters(LLAMA), LORA), TOKENS)
+    np.testing.assert_array_equal(beside, hidden(base, TOKENS))
+    some = fresh_adapters(LLAMA, dataclasses.replace(LORA, targets=("attn_q",)))
     assert {path: leaf.shape for path, leaf in flat_leaves(some).items()} == {
         "blocks/attn_q/a": (2, 16, 3),
         "blocks/attn_q/b": (2, 3, 4, 4),
@@ -77,17 +82,18 @@ def test_fresh_adapters_change_nothing_and_only_targets_have_them():
 
 def test_a_base_in_bfloat16_has_narrow_matrices_and_the_logits_of_the_rounded_ones():
     config = dataclasses.replace(LORA, base_dtype="bfloat16")
-    base = frozen(noisy_params(LLAMA, 0), config)
+    base = jax.jit(frozen, static_argnames="config")(noisy_params(LLAMA, 0), config=config)
     narrow = {path for path, leaf in flat_leaves(base).items() if leaf.dtype == jnp.bfloat16}
     assert narrow == {
         f"blocks/{name}/kernel"
         for name in ("attn_q", "attn_k", "attn_v", "attn_out", "mlp/gate", "mlp/up", "mlp/down")
     }
     adapters = trained_adapters(LLAMA)
-    together = merged(base, adapters, config)
+    together = jax.jit(merged, static_argnames="config")(base, adapters, config=config)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(together)} == {"float32"}
-    beside = LLAMA.hidden(with_adapters(base, adapters, config), TOKENS)
-    np.testing.assert_allclose(beside, LLAMA.hidden(together, TOKENS), atol=1e-5)
+    hidden = jax.jit(LLAMA.hidden)
+    beside = hidden(with_adapters(base, adapters, config), TOKENS)
+    np.testing.assert_allclose(beside, hidden(together, TOKENS), atol=1e-5)
 
 
 def test_adapters_are_split_as_the_matrices_that_they_stand_beside():

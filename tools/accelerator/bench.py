@@ -1,4 +1,4 @@
-"""What a part is given: its time, its sizes, the parts before it, and the tables that it fills."""
+"""The clock, the sizes and the record of one part of the measurements."""
 
 import dataclasses
 import gc
@@ -37,11 +37,11 @@ class Bench:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Seconds left."""
         return self.until - time.monotonic()
 
     def has(self, seconds: float, what: str) -> bool:
-        """Whether there is time for something; if not, a sentence says that it was left out."""
+        """Whether there is time for something; if not, the record says that it was skipped."""
         if self.left >= seconds:
             return True
         self.record["skipped"].append(
@@ -51,7 +51,7 @@ class Bench:
         return False
 
     def row(self, table: str, what: Row, measure: Callable[[], Row]) -> Row:
-        """Adds a row: `what` and what `measure` returns, or its error; returns it."""
+        """Adds and returns a row: `what` with the result of `measure`, or with its error."""
         began = time.monotonic()
         try:
             row = what | measure()
@@ -105,8 +105,7 @@ def seconds_of(
 ) -> float:
     """Median seconds of a call, after one that compiles and one that warms up.
 
-    Calls follow one another without waiting, as in a training loop, so that what the host does beside the
-    device does not count.
+    Calls are dispatched without waiting, as in a training loop, so that the host's own work does not count.
     """
     jax.block_until_ready(function(*arguments))
     began = time.perf_counter()

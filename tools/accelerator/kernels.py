@@ -118,7 +118,7 @@ def _random(kind: str, *shape: int, count: int) -> list[jax.Array]:
 
 
 def _form_equals(name: str | None, dtype: str, causal: bool, shape: tuple[int, ...]) -> Row:
-    """Values and gradients beside plain attention's."""
+    """Compares values and gradients with plain attention."""
     kind = dtype.split(",")[0]
 
     def both(*arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -158,7 +158,7 @@ def _with_gradients(name: str | None, causal: bool, *arrays: jax.Array) -> tuple
 
 
 def _speed(bench: Bench) -> None:
-    """All forms at the small size's shape; a pass forward and backward is three of a pass forward."""
+    """Times all forms at the small size's shape; forward and backward count as three times the forward."""
     shape = (1, 128, 2, 64) if bench.tiny else (16, 1024, 12, 64)
     batch, length, heads, head_dim = shape
     flops = 4 * batch * heads * length**2 * head_dim
@@ -266,7 +266,7 @@ def _loss(name: str) -> Row:
 
 
 def _generation() -> Row:
-    """Tokens that agree: rounding may turn a draw that is nearly a tie, and then what follows it."""
+    """The share of equal tokens; rounding may flip a draw that is nearly a tie, and all that follows."""
     diffusion, params = _small()
 
     def write(params: Tree) -> jax.Array:
@@ -291,7 +291,7 @@ def _digests() -> Row:
 
 
 def _draws(tiny: bool) -> Row:
-    """One key, equal logits: equal tokens, but for ties within rounding."""
+    """Draws with one key and equal logits, which must be equal but for ties within rounding."""
     logits = 3 * jax.random.normal(jax.random.key(SEED), (64 if tiny else 1024, 50_257))
     return _agreement(*on_both(lambda x: draw(jax.random.key(SEED + 1), x), logits), 0.99)
 

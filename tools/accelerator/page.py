@@ -1,4 +1,4 @@
-"""The page of Markdown that a record becomes: pure functions."""
+"""Formats a record as a page of Markdown."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from tools.accelerator.bench import text
 
 
 def page(record: Mapping[str, Any]) -> str:
-    """The page of a record: what was found, then a section of tables for each part."""
+    """The page of a record: its notes, then a section of tables for each part."""
     parts = record["parts"]
     device = parts.get("machine", {}).get("device", "an accelerator")
     lines = [
@@ -29,7 +29,7 @@ def page(record: Mapping[str, Any]) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a cell stands at the right; an empty one may."""
+    """Whether a cell may be aligned at the right: a number, or nothing."""
     return isinstance(value, int | float | None) and not isinstance(value, bool)
 
 

@@ -117,7 +117,7 @@ def origins(program: str) -> dict[str, str]:
 
 
 def readable(origin: str) -> str:
-    """An origin without what every operation has: the loops and transformations that it stands in."""
+    """An origin without the loops and transformations around it."""
     parts = re.sub(r"(jit|jvp|transpose|vmap)\([^/]*\)|\(|\)", "", origin).split("/")
     noise = {"", "while", "body", "eval_jaxpr", "checkpoint", "rematted_computation", "closed_call"}
     return "/".join(part for part in parts if part not in noise and "." not in part)

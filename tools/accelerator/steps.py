@@ -136,14 +136,14 @@ def _next_batch(tried: list[Row], largest: int) -> int:
 
 @contextlib.contextmanager
 def _head_rows(turns: int, most: int) -> Iterator[None]:
-    """Chunks of at most `most` rows, so large that all rows make up `turns` of them."""
+    """Divides rows into `turns` chunks of at most `most` rows."""
     with mock.patch.multiple(rows, MAX_TURNS=turns, MAX_ROWS=most):
         yield
 
 
 @contextlib.contextmanager
 def _kept_apart() -> Iterator[None]:
-    """What a block recomputes is not merged with its forward pass, though no loop lies between."""
+    """Keeps a block's recomputation apart from its forward pass without a loop between them."""
     linen: Any = layers.nn  # type: ignore[attr-defined]
     plain = linen.remat
 
@@ -208,7 +208,7 @@ def tuning(bench: Bench) -> None:
 
 
 def _tuned(bench: Bench, kind: str, batch: int, names: Sequence[str]) -> dict[str, float]:
-    """Setting -> tokens/s, of those that there was time for and that did not fail."""
+    """Tokens/s by setting, of those that were measured and did not fail."""
     known = {}
     for name in names:
         setting = SETTINGS[name]

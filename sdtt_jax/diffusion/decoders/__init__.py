@@ -37,7 +37,12 @@ from sdtt_jax.diffusion.decoders.confident import (
 )
 from sdtt_jax.diffusion.decoders.doubting import DoubtingRemdm, doubting_step, nothing_written
 from sdtt_jax.diffusion.decoders.energy import Energy, energy_step
-from sdtt_jax.diffusion.decoders.learnt import Learnt, check_learnt, learnt_plan
+from sdtt_jax.diffusion.decoders.learnt import (
+    Learnt,
+    call_temperature,
+    check_learnt,
+    learnt_plan,
+)
 from sdtt_jax.diffusion.decoders.planned import FirstHitting, Grid, grid_plan
 from sdtt_jax.diffusion.decoders.refine import Refine, check_rounds, draft_plan, refine_step
 from sdtt_jax.diffusion.decoders.remasking import Remdm, remask_chances
@@ -108,7 +113,7 @@ def _parsed(text: str) -> tuple[str, dict[str, Any], str | None]:
 DECODERS: dict[str, Decoder] = {
     "grid": Decoder(Grid, grid_plan),
     "first-hitting": Decoder(FirstHitting, first_hitting_plan),
-    "learnt": Decoder(Learnt, learnt_plan, check=check_learnt),
+    "learnt": Decoder(Learnt, learnt_plan, check=check_learnt, temperature=call_temperature),
     "confidence": Decoder(Confidence, no_plan, Pick(confidence, accept_confident)),
     "entropy-bounded": Decoder(EntropyBounded, no_plan, Pick(negative_entropy, accept_bounded)),
     "remdm": Decoder(Remdm, no_plan, redo=remask_chances),

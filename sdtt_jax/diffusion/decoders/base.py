@@ -111,6 +111,8 @@ class Decoder(NamedTuple):
       finishes: whether a step has nothing to do where nothing is masked; it is then not asked.
       check: `(options, network, num_steps, length)` raises `ConfigError` for what cannot be served.
       helper: kinds of another model that it takes, "causal" or "denoiser"; none if it needs none.
+      temperature: `(options, call [] int32) -> [] float32`, what divides the logits of a call beside the
+        sampler's own temperature; or None.
     """
 
     options: type
@@ -122,6 +124,7 @@ class Decoder(NamedTuple):
     finishes: bool = True
     check: Callable[..., None] | None = None
     helper: tuple[str, ...] = ()
+    temperature: Callable[..., jax.Array | None] | None = None
 
 
 def sigma_of_share(schedule: Schedule, share: jax.Array) -> jax.Array:

@@ -107,6 +107,15 @@ def choice(filters: Filters, noise: Noise | None, *, sees_noise: bool) -> Choice
     return choose
 
 
+def tempered(choose: Choice, temperature: jax.Array) -> Choice:
+    """`choose` from logits that are divided by `temperature: [] float32`."""
+
+    def scaled(key: Any, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
+        return choose(key, logits / temperature, places, noise)
+
+    return scaled
+
+
 def drawn(filters: Filters) -> Choice:
     """Draws from the filtered distribution, each position with the key of its place in the batch, so that
     neither the size of the chunks nor the number of devices changes what is drawn."""

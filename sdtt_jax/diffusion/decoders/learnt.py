@@ -1,6 +1,8 @@
-"""A schedule that was learnt for a number of calls: how many tokens each of them reveals."""
+"""A schedule that was learnt for a number of calls: how many tokens each reveals, and its temperature."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.typing import PerToken, Positions
 
-# The file beside a checkpoint's parameters: counts by number of calls.
+# The file beside a checkpoint's parameters: options of `Learnt`, or counts alone, by number of calls.
 SCHEDULES = "schedules.json"
 
 
@@ -25,12 +27,16 @@ class Learnt:
       counts: tokens of a whole text that each call reveals, "1/2/5/8"; of a text with fewer masked tokens the
         same shares. Empty: what `experiments.evaluate --suite=schedule` has stored beside the checkpoint for
         this number of calls (`evaluation.schedules` says what it is the best of).
+      temperatures: what divides the logits of each call, beside the sampler's own temperature, "1/0.9/0.8/",
+        or of all of them, "1/". Empty: what is stored with the counts, or else 1.
     """
 
     counts: str = ""
+    temperatures: str = ""
 
     def __post_init__(self) -> None:
         self.tokens  # noqa: B018
+        self.scales  # noqa: B018
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -42,10 +48,35 @@ class Learnt:
             )
         return tuple(int(part) for part in parts)
 
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The temperatures as numbers; none: 1 at every call."""
+        try:
+            scales = tuple(float(part) for part in self.temperatures.split("/") if part)
+        except ValueError:
+            scales = (0.0,)
+        require(
+            all(0 < scale < math.inf for scale in scales),
+            f"temperatures={self.temperatures!r} must be positive numbers with '/' behind them, as in "
+            "'1/0.9/'.",
+        )
+        return scales
 
-def counts_text(counts: tuple[int, ...]) -> str:
-    """`Learnt.counts` of such numbers; the last "/" keeps a single one from being read as a number."""
-    return "/".join(str(count) for count in counts) + "/"
+    def scale(self, call: int) -> float:
+        """The temperature of a call, where there are any."""
+        return self.scales[call if len(self.scales) > 1 else 0]
+
+
+def numbers_text(numbers: Sequence[float]) -> str:
+    """Such numbers as options of `Learnt`; the last "/" keeps a single one from being read as a number."""
+    return "/".join(f"{number:.4g}" for number in numbers) + "/"
+
+
+def call_temperature(options: Learnt, call: jax.Array) -> jax.Array | None:
+    """`Decoder.temperature`: that of the call, and 1 after the last; None if all are 1."""
+    if not options.scales:
+        return None
+    return jnp.array([*map(options.scale, range(len(options.tokens))), 1.0])[call]
 
 
 def learnt_plan(
@@ -61,6 +92,11 @@ def check_learnt(options: Learnt, network: Any, num_steps: int, length: int) -> 
     """`Decoder.check`: a count for each call, for all tokens."""
     del network
     tokens = options.tokens
+    require(
+        len(options.scales) in (0, 1, num_steps),
+        f"mode=learnt: temperatures={options.temperatures!r} are {len(options.scales)}, and there are "
+        f"{num_steps} calls; give one for each, or one for all.",
+    )
     require(
         len(tokens) == num_steps and sum(tokens) == length,
         f"mode=learnt: counts={options.counts!r} are {len(tokens)} calls for {sum(tokens)} tokens, where "

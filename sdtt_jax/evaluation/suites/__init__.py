@@ -27,10 +27,10 @@ class Table(NamedTuple):
 
     Attributes:
       title: of the table.
-      items: those whose names begin with `items/`.
-      columns: heads and cells. A cell names fields of an item in braces: "{who}" is the model or
-        setting, and a number is shown with its interval if it has one. ":4" asks for so many digits and no
-        interval, ":ms" for milliseconds, ":bound" for "≤" before what is a bound. Columns without a value are
+      items: the rows are the items whose names begin with this and a slash.
+      columns: head and cell of each. A cell names fields of an item in braces: "{who}" is the model or
+        setting, and a number is shown with its interval if it has one. ":4" asks for four digits and no
+        interval, ":ms" for milliseconds, ":bound" for "≤" in front of bounds. Columns without any value are
         left out.
     """
 
@@ -119,7 +119,7 @@ SUITES: dict[str, Suite] = {
     ),
     "schedule": Suite(
         schedule.suite,
-        "how many tokens each of --num_steps calls should reveal, for --mode=learnt; stored",
+        "how many tokens each of --num_steps calls should reveal, and how sharply, for --mode=learnt; stored",
         (
             Table(
                 "Learnt schedules: nats of a text above single tokens",

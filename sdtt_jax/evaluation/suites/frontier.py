@@ -21,7 +21,7 @@ from sdtt_jax.evaluation.suites import generation
 from sdtt_jax.evaluation.texts import held_out, held_out_name
 from sdtt_jax.model.masked import Model
 
-# So much above the best perplexity of a checkpoint is still called clean.
+# A perplexity up to this factor above the checkpoint's best still counts as clean.
 CLEAN = 1.05
 
 
@@ -51,7 +51,7 @@ def suite(subject: Subject, record: Record) -> None:
 
 
 def at_entropy(nats: np.ndarray, entropies: np.ndarray, target: float) -> np.ndarray:
-    """Nats per token at an entropy, linear in it between neighbours and beyond the outermost two.
+    """Nats per token at a given entropy, by linear interpolation, and extrapolation at the ends.
 
     Args:
       nats, entropies: `[..., points]`, at least two.
@@ -122,7 +122,7 @@ def _point(judged: generation.Judged, seed: int) -> Json:
 
 
 def _matched(judged: list[generation.Judged], settings: Any, target: float) -> Json:
-    """Perplexity and temperature at the entropy of real text, which is taken as known.
+    """Perplexity and temperature at the entropy of real text, which is treated as exact.
 
     Text i of all temperatures is drawn with one key, so they are resampled together.
     """
@@ -144,14 +144,14 @@ def _matched(judged: list[generation.Judged], settings: Any, target: float) -> J
 
 
 def _columns(judged: generation.Judged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Nats, tokens that were scored, and entropy of each text."""
+    """For each text its nats, the number of scored tokens, and its entropy."""
     scores = judged.scores
     assert scores is not None
     return scores.nll, scores.scored, unigram_entropy(judged.reading.texts)
 
 
 def _clean_calls(record: Record, found: dict[tuple[str, int], Json]) -> None:
-    """For each decoder the fewest steps within `CLEAN` of the checkpoint's best, as an item of its own."""
+    """Records for each decoder the fewest steps whose perplexity is within `CLEAN` of the best."""
     known = [item for item in found.values() if item["gen_ppl"] is not None]
     best = min((item["gen_ppl"] for item in known), default=0.0)
     for mode in dict.fromkeys(mode for mode, _ in found):

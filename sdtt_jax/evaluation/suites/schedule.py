@@ -1,4 +1,5 @@
-"""The suite "schedule": how many tokens each call should reveal, learnt on held-out text.
+"""The suite "schedule": how many tokens each call should reveal, and at which temperature, learnt on held-out
+text.
 
 It is stored beside the checkpoint, where `mode=learnt` finds it.
 """
@@ -8,10 +9,11 @@ import functools
 import numpy as np
 
 from sdtt_jax.config import require
-from sdtt_jax.diffusion.decoders.learnt import SCHEDULES, counts_text
+from sdtt_jax.diffusion.decoders.learnt import SCHEDULES, numbers_text
 from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.schedules import best_counts, gap, information_curve
 from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.temperatures import best_temperatures
 from sdtt_jax.evaluation.texts import held_out, held_out_name
 from sdtt_jax.model.masked import Model
 from sdtt_jax.parallel import processes
@@ -24,7 +26,10 @@ def suite(subject: Subject, record: Record) -> None:
     require(isinstance(model, Model), "--suite=schedule is for denoisers; a causal model has none.")
     assert isinstance(model, Model)
     inputs = {"model": model.fingerprint, "texts": digest_of([tokens])}
-    inputs |= {name: getattr(settings, name) for name in ("seed", "num_maskings", "batch_size")}
+    inputs |= {
+        name: getattr(settings, name)
+        for name in ("seed", "num_maskings", "batch_size", "call_temperatures")
+    }
 
     @functools.cache
     def curve() -> np.ndarray:
@@ -40,10 +45,13 @@ def suite(subject: Subject, record: Record) -> None:
         counts, length = best_counts(curve(), num_steps), tokens.shape[1]
         # As "first-hitting" deals them out.
         dealt = np.bincount(np.arange(length) * num_steps // length, minlength=num_steps)
-        return {
+        found: Json = {"counts": numbers_text(counts)}
+        if settings.call_temperatures:
+            scales = best_temperatures(model, tokens, counts, settings.seed, settings.batch_size)
+            found["temperatures"] = numbers_text(scales)
+        return found | {
             "kind": "diffusion",
             "num_steps": num_steps,
-            "counts": counts_text(counts),
             "gap": gap(curve(), counts),
             "even_gap": gap(curve(), tuple(dealt.tolist())),
             "source": held_out_name(subject),
@@ -53,10 +61,12 @@ def suite(subject: Subject, record: Record) -> None:
     for num_steps in settings.num_steps:
         item = f"schedule/steps_{num_steps:04d}"
         result = record.item(item, inputs, functools.partial(learn, num_steps))
-        found[str(num_steps)] = result["counts"]
+        names = ("counts", "temperatures")
+        learnt = {name: result[name] for name in names if name in result}
+        found[str(num_steps)] = learnt
         record.log(
             f"  {num_steps} calls: {result['gap']:.3f} nats above single tokens, "
-            f"{result['even_gap']:.3f} with even counts: {result['counts']}"
+            f"{result['even_gap']:.3f} with even counts: {', '.join(learnt.values())}"
         )
     folder = None if "variant" in model.facts else model.folder
     if folder is not None and tokens.shape[1] == model.config.length and processes.is_first():

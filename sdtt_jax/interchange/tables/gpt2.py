@@ -44,7 +44,7 @@ def _denoiser(
 
 
 def _config(_tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str) -> GPT2Config:
-    """Our config for the hub's, which says all sizes."""
+    """Our config from the hub's, which states all sizes."""
     mapping, where = stored.content, stored.where
     if not mapping:
         raise CheckpointError(

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.claims import Allowed, check_claims, claimed
-from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table
+from sdtt_jax.interchange.claims import FLAG, NUMBER, Allowed, check_claims, claimed
+from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table, shape_of
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
 
 # The sequences of a denoiser whose config allows very long ones.
@@ -218,18 +218,18 @@ def llama_table(names: Names, config: LlamaConfig) -> Table:
 def _config(
     names: Names, tensors: Mapping[str, Any], prefix: str, stored: Stored, file: str
 ) -> LlamaConfig:
-    """Our config, from the config beside the tensors and from the tensors themselves."""
+    """Our config, from the published config and the tensors' shapes."""
     if not stored.content:
         raise CheckpointError(
             f"{file} holds a network of the Llama family, of which its config.json counts the heads: put it "
             "beside the file."
         )
-    rows, embed = _shape(tensors, f"{prefix}{names.embed}.weight", file)
+    rows, embed = shape_of(tensors, f"{prefix}{names.embed}.weight", file, dims=2)
     gate = f"{prefix}{names.gate}.weight".replace(LAYER, "0")
     sizes: dict[str, Any] = {"vocab_size": rows, "embed_dim": embed}
-    sizes["mlp_dim"], _ = _shape(tensors, gate, file)
+    sizes["mlp_dim"], _ = shape_of(tensors, gate, file, dims=2)
     for field, theirs in names.fields.items():
-        value = _number(stored, theirs)
+        value = claimed(stored, theirs, NUMBER, None)
         if value is not None:
             sizes[field] = value
     for field in ("num_layers", "num_heads", "length"):
@@ -241,13 +241,8 @@ def _config(
     q, q_norm = (f"{prefix}{name}".replace(LAYER, "0") for name in (names.q, names.q_norm))
     sizes["qkv_bias"] = f"{q}.bias" in tensors
     sizes["qk_norm"] = f"{q_norm}.weight" in tensors
-    sizes["tied_head"] = claimed(
-        stored,
-        ("tie_word_embeddings", "weight_tying"),
-        lambda value: isinstance(value, bool),
-        "true or false",
-        f"{prefix}{names.head}.weight" not in tensors,
-    )
+    no_head = f"{prefix}{names.head}.weight" not in tensors
+    sizes["tied_head"] = claimed(stored, ("tie_word_embeddings", "weight_tying"), FLAG, no_head)
     allowed = {**CLAIMS, **dict.fromkeys(("vocab_size", "embedding_size"), (rows,))}
     if names is OLMO:
         del allowed["vocab_size"]  # that of the tokenizer
@@ -262,7 +257,7 @@ def _config(
 
 
 def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig:
-    """A causal network or a denoiser, as config, family and user say."""
+    """A causal network or a denoiser, according to user, config and family."""
     given, family = stored.given, _family(names, stored)
     if given.length is not None:
         sizes["length"] = given.length
@@ -285,7 +280,7 @@ def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig
         return LlamaConfig(**sizes, rotary_pairs="neighbours" if names is GGUF else "halves")
     if given.length is None:
         sizes["length"] = min(sizes["length"], LONGEST_DENOISED)
-    said = claimed(stored, ("shift",), lambda x: isinstance(x, bool), "true or false", None)
+    said = claimed(stored, ("shift",), FLAG, None)
     known = (given.shift, said, family and family.shift)
     shift = next((value for value in known if value is not None), None)
     if shift is None:
@@ -303,7 +298,7 @@ def _mask_row(names: Names, config: LlamaConfig, stored: Stored) -> int | None:
     """MASK in the published numbering; None for a causal model."""
     if not isinstance(config, LlamaDenoiserConfig):
         return None
-    family, said = _family(names, stored), _number(stored, ("mask_token_id",))
+    family, said = _family(names, stored), claimed(stored, ("mask_token_id",), NUMBER, None)
     known = (stored.given.mask_id, said, family and family.mask_id)
     mask = next((value for value in known if value is not None), None)
     if mask is None:
@@ -322,24 +317,6 @@ def _family(names: Names, stored: Stored) -> Family | None:
         return FAMILIES["llama"]
     name = str(stored.content.get("model_type")).lower()
     return FAMILIES.get(name)
-
-
-def _number(stored: Stored, names: tuple[str, ...]) -> Any:
-    """The first number of one of these names; None where there is none."""
-
-    def is_number(value: Any) -> bool:
-        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-    return claimed(stored, names, is_number, "a number", None)
-
-
-def _shape(tensors: Mapping[str, Any], name: str, file: str) -> tuple[int, int]:
-    if name not in tensors:
-        raise CheckpointError(f"{file}: tensor {name} is missing; the file is incomplete.")
-    shape = tensors[name].shape
-    if len(shape) != 2:
-        raise CheckpointError(f"{file}: {name} has shape {list(shape)}; the file is damaged.")
-    return int(shape[0]), int(shape[1])
 
 
 def _layout(name: str, names: Names) -> Layout:

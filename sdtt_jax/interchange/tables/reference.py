@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.claims import TANH_GELU, Allowed, check_claims, claimed
-from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table
+from sdtt_jax.interchange.claims import COUNT, FLAG, TANH_GELU, Allowed, check_claims, claimed
+from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table, shape_of
 from sdtt_jax.networks import kinds
 from sdtt_jax.networks.attention.rotary import ROTARY_BASE
 from sdtt_jax.networks.config import CausalConfig, DenoiserConfig, TransformerConfig
@@ -151,15 +151,9 @@ def _denoiser_config(
     tensors: Mapping[str, Any], prefix: str, stored: Stored, file: str
 ) -> DenoiserConfig:
     sizes = _sizes(tensors, prefix, file)
-    sizes["cond_dim"] = _shape(tensors, prefix + TIME_EMBEDDING, file)[0]
+    sizes["cond_dim"] = shape_of(tensors, prefix + TIME_EMBEDDING, file)[0]
     # Published models do not say, and do not get sigma.
-    sizes["time_conditioned"] = claimed(
-        stored,
-        NAMES["time_conditioned"],
-        lambda value: isinstance(value, bool),
-        "true or false",
-        False,
-    )
+    sizes["time_conditioned"] = claimed(stored, NAMES["time_conditioned"], FLAG, default=False)
     return _config(DenoiserConfig, sizes, stored, file, "a masked denoiser", DENOISER_CLAIMS)
 
 
@@ -173,13 +167,7 @@ def _causal_config(
 def _config(
     cls: Any, sizes: dict[str, Any], stored: Stored, file: str, what: str, kind: Allowed
 ) -> Any:
-    length = claimed(
-        stored,
-        NAMES["length"],
-        lambda value: type(value) is int and value > 0,
-        "a positive whole number",
-        PUBLISHED_LENGTH,
-    )
+    length = claimed(stored, NAMES["length"], COUNT, PUBLISHED_LENGTH)
     sizes = sizes | {"length": length}
     rows, width = sizes["vocab_size"], sizes["mlp_ratio"] * sizes["embed_dim"]
     ours: dict[str, tuple[Any, ...]] = {
@@ -197,9 +185,9 @@ def _config(
 
 
 def _sizes(tensors: Mapping[str, Any], prefix: str, where: str) -> dict[str, Any]:
-    rows, d = _shape(tensors, prefix + ANCHOR, where, dims=2)
-    hidden = _shape(tensors, prefix + "blocks.0.mlp.0.weight", where)[0]
-    half_head = _shape(tensors, prefix + ROTARY_FREQUENCY, where)[0]
+    rows, d = shape_of(tensors, prefix + ANCHOR, where, dims=2)
+    hidden = shape_of(tensors, prefix + "blocks.0.mlp.0.weight", where)[0]
+    half_head = shape_of(tensors, prefix + ROTARY_FREQUENCY, where)[0]
     if d % (2 * half_head):
         raise CheckpointError(
             f"{where}: {prefix}{ROTARY_FREQUENCY} implies heads of {2 * half_head} features, which "
@@ -214,15 +202,6 @@ def _sizes(tensors: Mapping[str, Any], prefix: str, where: str) -> dict[str, Any
         "num_layers": len(layers),
         "mlp_ratio": hidden // d,
     }
-
-
-def _shape(tensors: Mapping[str, Any], name: str, where: str, dims: int = 0) -> tuple[int, ...]:
-    if name not in tensors:
-        raise CheckpointError(f"{where}: tensor {name} is missing; the file is incomplete.")
-    shape = tuple(tensors[name].shape)
-    if not shape or (dims and len(shape) != dims):
-        raise CheckpointError(f"{where}: {name} has shape {list(shape)}; the file is damaged.")
-    return shape
 
 
 DENOISER = Layout(

@@ -1,0 +1,88 @@
+"""What the teacher and the rounds of SDTT train: the loss and the state, from the networks of a run alone.
+
+Runs train with them. `launch.ahead` compiles the same for runs whose data and parameters are not there.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+
+from experiments.settings import RunConfig
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.distillation.rounds import Student, next_round
+from sdtt_jax.keys import purpose_key
+from sdtt_jax.networks.coupled import CoupledDenoiser
+from sdtt_jax.networks.lora import LoraConfig, init_adapters
+from sdtt_jax.objectives import adaptation_loss, arranged, distill_loss, lora_loss, teacher_loss
+from sdtt_jax.ops.sequences import Sequences
+from sdtt_jax.parallel.placement import unbox
+from sdtt_jax.training.state import StateSpec, TrainState
+from sdtt_jax.training.step import LossFn
+from sdtt_jax.typing import Params
+
+
+class Networks(Protocol):
+    """The networks of a run, or of one that is only compiled."""
+
+    @property
+    def config(self) -> RunConfig: ...
+
+    @property
+    def denoiser(self) -> Any: ...
+
+    @property
+    def was_causal(self) -> bool: ...
+
+    @property
+    def diffusion(self) -> MaskedDiffusion: ...
+
+    @property
+    def coupled(self) -> CoupledDenoiser: ...
+
+    @property
+    def mixture(self) -> CoupledDenoiser: ...
+
+    @property
+    def sequences(self) -> Sequences | None: ...
+
+
+def fresh(run: Networks, lora: LoraConfig) -> Params:
+    """Fresh boxed parameters of what a stage trains: adapters, or with rank 0 the whole denoiser."""
+    key = purpose_key(run.config.seed, "lora.init")
+    return init_adapters(run.denoiser, lora, key) if lora.rank else run.denoiser.init(key)
+
+
+def teacher_objective(run: Networks) -> LossFn:
+    """The loss of the teacher. If its network was causal, batches say how far its attention is opened."""
+    loss = adaptation_loss if run.was_causal else teacher_loss
+    return _objective(
+        run, functools.partial(loss, config=run.config.teacher), run.config.teacher.lora
+    )
+
+
+def distill_objective(run: Networks) -> LossFn:
+    """The loss of all rounds: dt and the teacher are in the state's context."""
+    config = run.config.distill
+    return _objective(run, functools.partial(distill_loss, config=config), config.lora)
+
+
+def abstract_round(run: Networks, number: int, spec: StateSpec) -> TrainState:
+    """The shapes and shardings of the state in a round of SDTT, adapters without their base.
+
+    Args:
+      run: whose networks are distilled.
+      number: of the round, from 1.
+      spec: of training and mesh.
+    """
+    init, config = functools.partial(fresh, run, run.config.distill.lora), run.config.distill
+    student = jax.eval_shape(lambda: next_round(config, Student(unbox(init())), number))
+    return spec.abstract(init, student.context)
+
+
+def _objective(
+    run: Networks, loss_of: Callable[[MaskedDiffusion], LossFn], lora: LoraConfig
+) -> LossFn:
+    loss = arranged(loss_of, run.diffusion, run.sequences)
+    return lora_loss(loss, lora) if lora.rank else loss
