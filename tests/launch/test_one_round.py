@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import pytest
 
+from experiments.configs import owt_coupled
 from experiments.configs.owt_one_round import get_config
 from experiments.settings import ONE_ROUND, run_config
 from launch.ahead import hlo
@@ -40,6 +41,17 @@ def test_state_is_what_each_keeps(name):
     teachers = {"alpha": 0.0, "idlm": 0.5}.get(name, 1.0)
     assert state["teacher"] == pytest.approx(teachers * state["parameters"], rel=0.01)
     assert state["optimizer"] == pytest.approx(2 * state["parameters"], rel=1e-3)
+
+
+def test_a_coupled_step_that_infers_its_noise_holds_the_teacher_beside_the_student():
+    config = run_config(owt_coupled.get_config())
+    stage = dataclasses.replace(config.coupled, num_calls=2, num_trajectories=0, hindsight=True)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    stored = build("coupled", config, mesh, 1, 1)
+    made = build("coupled", dataclasses.replace(config, coupled=stage), mesh, 1, 1)
+    assert stored.state["teacher"] == 0
+    assert 0.97 < made.state["teacher"] / made.state["parameters"] < 1  # without a noise network
+    assert "while" in made.lower().as_text()
 
 
 def test_a_distiller_that_does_not_exist_is_named():
