@@ -129,7 +129,9 @@ class CoupledStage(CoupledDistillConfig):
 
     Attributes:
       noise: what the student sees of the noise.
-      num_trajectories: teacher trajectories that are stored for each round; each serves many states.
+      num_trajectories: teacher trajectories that are stored for each round; each serves many states. In
+        hindsight as many texts, with their noise: 4 bytes for each of its numbers. 0 stores none; each
+        training step then makes its own, which takes the teacher's `num_calls` calls.
       pool: trajectories of the first round that another run stored with the same settings,
         `DIR/coupled/01/pool`; made if empty.
       calls: numbers of network calls at which teacher and student are measured.
@@ -149,7 +151,7 @@ class CoupledStage(CoupledDistillConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole(1, self, "num_trajectories")
+        whole(0, self, "num_trajectories")
         require(
             list(self.calls) == sorted(set(self.calls)) and all(n > 0 for n in self.calls),
             f"calls={self.calls} must be positive and ascend.",

@@ -20,6 +20,7 @@ from sdtt_jax.distillation.coupled import (
     Teacher,
     Trajectories,
     coupled_terms,
+    hindsight_noise,
     noise_of,
     trajectory_end,
 )
@@ -264,8 +265,10 @@ def coupled_loss(
     """Cross-entropy on where the teacher's trajectories arrive, in nats per reached token.
 
     The batch is `{"index": [batch] int32}`, the numbers of the trajectories, whose noise is drawn with
-    `fold_in(noise_key, index)`; and their ends, `"tokens": [batch, length]` int32, unless they are to be made
-    on the spot. Then, and for soft targets, the context has the `teacher_params`.
+    `fold_in(noise_key, index)`; and their ends, `"tokens": [batch, length]` int32, unless the teacher is to
+    make them on the spot. In hindsight it has the texts as `tokens`, and their noise, unless it is to be
+    inferred on the spot. For all that is made on the spot, and for soft targets, the context has the
+    `teacher_params`.
 
     Args:
       diffusion: the student; it sees noise.
@@ -281,13 +284,18 @@ def coupled_loss(
     words, impl = jax.device_get(jax.random.key_data(noise_key)), jax.random.key_impl(noise_key)
 
     def loss(params: Tree, context: Tree, batch: Tree, key: Key) -> Loss:
-        all_noise = jax.random.wrap_key_data(words, impl=impl)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(all_noise, batch["index"])
-        noise = noise_of(diffusion, keys, length)
-        tokens = batch.get("tokens")
-        if tokens is None:
-            trajectory = config.trajectory(round)
-            tokens = trajectory_end(teacher, context["teacher_params"], noise, trajectory)
+        trajectory, tokens = config.trajectory(round), batch.get("tokens")
+        if "noise" in batch:
+            noise = batch["noise"]
+        else:
+            all_noise = jax.random.wrap_key_data(words, impl=impl)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(all_noise, batch["index"])
+            noise = noise_of(diffusion, keys, length)
+            if tokens is None:
+                tokens = trajectory_end(teacher, context["teacher_params"], noise, trajectory)
+            elif config.hindsight:
+                fixed = context["teacher_params"]
+                noise = hindsight_noise(teacher, fixed, noise, tokens, trajectory)
         made_by = Teacher(teacher, context["teacher_params"]) if config.soft_weight else None
         trajectories = Trajectories(noise, tokens)
         return Loss(

@@ -18,12 +18,13 @@ from sdtt_jax.config import differences, require, to_mapping
 from sdtt_jax.data.loader import shuffled
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig
-from sdtt_jax.distillation.coupled import noise_of, trajectory_end
+from sdtt_jax.distillation.coupled import hindsight_noise, noise_of, trajectory_end
 from sdtt_jax.errors import MismatchError
-from sdtt_jax.keys import purpose_key
+from sdtt_jax.keys import purpose_key, purpose_seed
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.networks.base import Network
 from sdtt_jax.objectives import coupled_loss
+from sdtt_jax.ops.noise import Noise
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import place_rows, place_whole, replicated, tree_shardings, unbox
 from sdtt_jax.parallel.processes import to_host
@@ -38,22 +39,46 @@ POOL_BATCH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """The final tokens of stored trajectories; their noise is drawn again from their numbers."""
+    """Stored trajectories. Their noise is drawn again from their numbers, unless it was inferred."""
 
-    tokens: np.ndarray  # `[trajectories, length]` int32
+    # "tokens", where they end, `[trajectories, length]` int32; in hindsight the texts, and their "noise".
+    rows: dict[str, Any]
+    facts: dict[str, Any]  # everything that determined them
+
+    def batch(self, seed: int, number: int, size: int, mesh: Mesh) -> Tree:
+        """Batch `number` of the epochs of a seed, on the mesh: trajectories' numbers, and what is stored."""
+
+        def placed(stored: np.ndarray) -> jax.Array:
+            shape = (size, *stored.shape[1:])
+            return place_rows(lambda rows: stored[chosen(rows)], shape, mesh)
+
+        def chosen(rows: slice) -> np.ndarray:
+            return shuffled(count, seed, number, size, rows).astype(np.int32)
+
+        count = len(self.rows["tokens"])
+        numbers = np.arange(count, dtype=np.int32)
+        return jax.tree.map(placed, {"index": numbers} | self.rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fresh:
+    """Trajectories that are made in the training step itself, and texts whose noise is inferred there."""
+
+    texts: Callable[[int, int, int, slice], np.ndarray] | None  # `Split.batch`, in hindsight
+    length: int
     facts: dict[str, Any]  # everything that determines them
 
     def batch(self, seed: int, number: int, size: int, mesh: Mesh) -> Tree:
-        """Batch `number` of the epochs of a seed, on the mesh: the trajectories' numbers, and their ends."""
+        """The numbers of the trajectories of batch `number`, on the mesh; in hindsight the texts as well."""
 
-        def chosen(rows: slice) -> np.ndarray:
-            return shuffled(len(self.tokens), seed, number, size, rows).astype(np.int32)
+        def numbers(rows: slice) -> np.ndarray:
+            return np.arange(number * size, (number + 1) * size, dtype=np.int32)[rows]
 
-        shape = (size, self.tokens.shape[1])
-        return {
-            "index": place_rows(chosen, shape[:1], mesh),
-            "tokens": place_rows(lambda rows: self.tokens[chosen(rows)], shape, mesh),
-        }
+        batch = {"index": place_rows(numbers, (size,), mesh)}
+        if self.texts is not None:
+            rows = functools.partial(self.texts, seed, number, size)
+            batch["tokens"] = place_rows(rows, (size, self.length), mesh)
+        return batch
 
 
 def round_loss(run: Run, number: int) -> LossFn:
@@ -65,13 +90,13 @@ def round_loss(run: Run, number: int) -> LossFn:
     return coupled_loss(student, _diffusion(run, teacher), config, number, key, length)
 
 
-def round_parts(run: Run, number: int) -> tuple[Pool, Callable[[], TrainState], TrainState]:
+def round_parts(run: Run, number: int) -> tuple[Pool | Fresh, Callable[[], TrainState], TrainState]:
     """A round's pool, a function that makes its first state, and that state's shapes and shardings."""
     config = run.config.coupled
     teacher = teacher_params(run, number)
     pool = open_pool(run, number, teacher)
     spec, context = StateSpec(config.train, run.mesh), {}
-    if config.soft_weight:
+    if config.soft_weight or not config.num_trajectories:
         _, network = _teacher(run, number)
         context["teacher_params"] = unbox(jax.eval_shape(network.init, jax.random.key(0)))
     abstract = spec.abstract(functools.partial(run.coupled.init, jax.random.key(0)), context)
@@ -109,10 +134,11 @@ def _begin(run: Run, number: int, teacher: Params) -> Params:
     return started
 
 
-def open_pool(run: Run, number: int, teacher: Params) -> Pool:
+def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
     """Reads the trajectories of a round, or makes and stores them.
 
-    They depend on the teacher and on the config's seed alone.
+    With `num_trajectories=0` none is stored, and each training step makes its own. They depend on the
+    teacher, on the config's seed and, in hindsight, on the texts of the training split.
 
     Args:
       run: whose round it is.
@@ -143,31 +169,47 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool:
         "seed": run.config.seed,
         "round": number,
     }
+    if config.hindsight:
+        facts["texts"] = run.data_digest
+    if not config.num_trajectories:
+        texts = run.train_split.batch if config.hindsight else None
+        return Fresh(texts, run.config.data.length, facts)
     if not given and not folder.exists():
-        tokens = _make(run, number, teacher)
-        save_params(folder, {"tokens": place_whole(tokens, run.mesh)}, facts)
-        return Pool(tokens, facts)
+        rows = _make(run, number, teacher)
+        save_params(folder, place_whole(rows, run.mesh), facts)
+        return Pool(_noise_in(rows), facts)
     stored, found = load_params(folder, replicated(run.mesh))
     if found != facts:
         raise MismatchError(
             f"{folder} holds trajectories of another teacher, tokenizer or setting; give another pool, or "
             "remove it to have it made again:\n  " + "\n  ".join(differences(found, facts))
         )
-    return Pool(to_host(stored["tokens"]), facts)
+    return Pool(_noise_in(jax.tree.map(to_host, stored)), facts)
 
 
-def _make(run: Run, number: int, params: Params) -> np.ndarray:
+def _noise_in(rows: dict[str, Any]) -> dict[str, Any]:
+    """A pool's arrays as its batches have them."""
+    return rows | {"noise": Noise(**rows["noise"])} if "noise" in rows else rows
+
+
+def _make(run: Run, number: int, params: Params) -> dict[str, Any]:
+    """A pool's arrays as they are stored."""
     config = run.config.coupled
-    run.log(
-        f"  round {number}: {config.num_trajectories:,} trajectories of {config.calls_of(number)} calls each"
-    )
+    count, length = config.num_trajectories, run.config.data.length
+    what = "texts in hindsight of" if config.hindsight else "trajectories of"
+    run.log(f"  round {number}: {count:,} {what} {config.calls_of(number)} calls each")
     _, network = _teacher(run, number)
     student, teacher = _diffusion(run, run.coupled), _diffusion(run, network)
-    key, length = _noise_key(run, number), run.config.data.length
-    function = functools.partial(_ends, student, teacher, config.trajectory(number), length, key)
-    rows = np.arange(config.num_trajectories, dtype=np.int32)
-    tokens: np.ndarray = map_batches(function, params, rows, POOL_BATCH)
-    return tokens
+    key, sampler = _noise_key(run, number), config.trajectory(number)
+    index = np.arange(count, dtype=np.int32)
+    if not config.hindsight:
+        function = functools.partial(_ends, student, teacher, sampler, length, key)
+        return {"tokens": map_batches(function, params, index, POOL_BATCH)}
+    seed = purpose_seed(run.config.seed, "coupled.texts")
+    texts: np.ndarray = run.train_split.batch(seed, 0, count)
+    function = functools.partial(_inferred, student, teacher, sampler, length, key)
+    noise = map_batches(function, params, (index, texts), POOL_BATCH)
+    return {"tokens": texts, "noise": jax.tree.map(np.float32, noise)}
 
 
 @functools.partial(jax.jit, static_argnames=("student", "teacher", "config", "length"))
@@ -184,6 +226,24 @@ def _ends(
     del batch
     noise = noise_of(student, jax.vmap(jax.random.fold_in, (None, 0))(key, rows), length)
     return trajectory_end(teacher, params, noise, config)
+
+
+@functools.partial(jax.jit, static_argnames=("student", "teacher", "config", "length"))
+def _inferred(
+    student: MaskedDiffusion,
+    teacher: MaskedDiffusion,
+    config: SamplerConfig,
+    length: int,
+    key: Key,
+    params: Params,
+    batch: jax.Array,
+    rows: tuple[jax.Array, Tokens],
+) -> dict[str, Any]:
+    del batch
+    index, texts = rows
+    noise = noise_of(student, jax.vmap(jax.random.fold_in, (None, 0))(key, index), length)
+    found = vars(hindsight_noise(teacher, params, noise, texts, config))
+    return {name: numbers for name, numbers in found.items() if numbers is not None}
 
 
 def _teacher(run: Run, number: int) -> tuple[Path, Network]:

@@ -90,7 +90,9 @@ class TrainingJob:
     step_fn: TrainStep  # the compiled step
     start: Callable[[], TrainState]  # makes the state to begin with
     abstract: TrainState  # shapes and shardings of the state
-    pool: coupled.Pool | None = None  # of trajectories, where they and not texts are trained on
+    pool: coupled.Pool | coupled.Fresh | None = (
+        None  # of trajectories, where they and not texts are trained on
+    )
     # Of a network that was causal, the share of its attention to later positions at a step.
     open_share: Callable[[int], float] | None = None
     # None for stages without adapters. `start` and `abstract` lack their base.

@@ -163,6 +163,11 @@ def _coupled_steps(run: Run) -> Callable[[int], TrainStep]:
 
 def _coupled_told(config: RunConfig, number: int) -> str:
     calls, k = config.coupled.calls_of(number), config.coupled.num_distill_calls
+    if config.coupled.hindsight:
+        return (
+            f"the student sees the noise from which the teacher would write a text in {calls} calls, and "
+            "learns the text at once"
+        )
     ahead = f"{k} of them" if k else "all of them"
     return (
         f"the teacher makes {calls} calls; the student sees their noise and learns {ahead} at once"
@@ -178,6 +183,7 @@ def _deliver_coupled(run: Run, number: int, state: TrainState) -> None:
         round=number,
         num_calls=run.config.coupled.calls_of(number),
         num_distill_calls=run.config.coupled.num_distill_calls,
+        hindsight=run.config.coupled.hindsight,
     )
 
 

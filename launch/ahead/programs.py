@@ -138,10 +138,15 @@ def _step(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
     if kind == COUPLED:
         denoiser, share = planned.coupled, with_full(config.coupled.full_share)
         diffusion, key = MaskedDiffusion(denoiser, planned.diffusion.schedule), jax.random.key(0)
-        loss = coupled_loss(diffusion, diffusion, config.coupled, 1, key, config.data.length)
-        state = spec.abstract(functools.partial(denoiser.init, key))
+        stage, made, context = config.coupled, not config.coupled.num_trajectories, {}
+        if made:  # by the step itself, which the teacher is then a part of
+            context = {"teacher_params": unbox(jax.eval_shape(planned.denoiser.init, key))}
+        # Noise that is stored with its texts is read, and here drawn.
+        stated = dataclasses.replace(stage, hindsight=stage.hindsight and made)
+        loss = coupled_loss(diffusion, planned.diffusion, stated, 1, key, config.data.length)
+        state = spec.abstract(functools.partial(denoiser.init, key), context)
         index = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
-        tokens = {"index": index, "tokens": tokens}
+        tokens = {"index": index} | ({"tokens": tokens} if stage.hindsight or not made else {})
     elif distills:
         lora, loss = config.distill.lora, distill_objective(planned)
         state = abstract_round(planned, 1, spec)

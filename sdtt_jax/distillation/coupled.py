@@ -6,6 +6,10 @@ each token and a uniform number for its place in the order. The teacher's whole 
 deterministic function of (x_t, noise): the positions that are due at a call take `argmax(logits + g)`. A
 student that is shown the noise learns a function and not a distribution, the tokens at which the trajectory
 arrives, however many come at once; over random noise its texts have the law of the teacher's many steps.
+
+In *hindsight* the same function is learnt from real texts: for each of them, the noise is drawn with which
+the teacher would have written it. The student is then shown only noise of which the teacher makes real text.
+Gumbel Distillation (arXiv 2603.22216) does so with an autoregressive teacher.
 """
 
 import dataclasses
@@ -23,7 +27,7 @@ from sdtt_jax.distillation.block import token_nll
 from sdtt_jax.distillation.divergence import kl_fwd
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.head_loss import weighted_loss
-from sdtt_jax.ops.noise import Noise, draw_noise
+from sdtt_jax.ops.noise import Noise, draw_noise, noise_given
 from sdtt_jax.typing import Hidden, Key, Keys, Logits, Params, PerSequence, PerToken, Scalar, Tokens
 
 
@@ -38,6 +42,8 @@ class CoupledDistillConfig:
         take at once; each round divides the calls by k, and the student becomes the teacher.
       num_rounds: rounds; one for one-shot.
       full_share: share of the states that are fully masked; the others lie along the trajectory.
+      hindsight: learn real texts, with the noise from which the teacher would have made them, and not the
+        texts that the teacher makes; only one-shot.
       soft_weight: in rounds, weight of the positions that the k calls do not reach; the student learns what
         the teacher says of them after these calls, a distribution. 0 leaves them out.
     """
@@ -49,6 +55,7 @@ class CoupledDistillConfig:
     num_rounds: int = 1
     full_share: float = 0.4
     soft_weight: float = 0.0
+    hindsight: bool = False
 
     def __post_init__(self) -> None:
         whole(1, self, "num_calls", "num_rounds")
@@ -64,6 +71,10 @@ class CoupledDistillConfig:
             k > 0 or self.num_rounds == 1,
             f"num_rounds={self.num_rounds} needs num_distill_calls=2 or more: with 0 the one round already "
             "learns the trajectory to its end.",
+        )
+        require(
+            k == 0 or not self.hindsight,
+            f"hindsight=True learns whole texts at once and needs num_distill_calls=0, not {k}.",
         )
         require(
             k > 0 or self.soft_weight == 0,
@@ -125,6 +136,45 @@ def trajectory_end(
     # What remains to be drawn with this key is nothing.
     state, _ = sample(teacher, params, jax.random.key(0), x_init, config, noise=noise)
     return jax.lax.stop_gradient(state.x)
+
+
+def hindsight_noise(
+    teacher: MaskedDiffusion, params: Params, noise: Noise, tokens: Tokens, config: SamplerConfig
+) -> Noise:
+    """The noise with which the teacher would have written given texts: a draw of its posterior.
+
+    `trajectory_end` of the result is `tokens`, up to ties in float32. Over texts that the teacher makes in
+    this order the result has the law of fresh noise. Over real texts it is as far from that, in KL
+    divergence, as these are from the teacher's.
+
+    Args:
+      teacher, params: the model; one that sees no noise.
+      noise: fresh noise of `[batch, length]` positions, from which the posterior's is made; its order stays.
+      tokens: `[batch, length]` int32, the texts.
+      config: calls, and how positions fall to them.
+    """
+    denoiser = teacher.denoiser
+    batch, length = tokens.shape
+    x_init = prior_sample(batch, length, teacher.mask_id)
+    plan = plan_generation(teacher, jax.random.key(0), x_init, config, noise)
+
+    def call(index: jax.Array, seen: Hidden) -> Hidden:
+        """Keeps the teacher's states at the positions that this call reveals."""
+        x = jnp.where(plan.call >= index, teacher.mask_id, tokens)
+        hidden = teacher.hidden(params, x, plan.sigmas[index])
+        return jnp.where((plan.call == index)[..., None], hidden, seen)
+
+    first = teacher.hidden(params, x_init, plan.sigmas[0])
+    seen = jax.lax.fori_loop(1, config.num_steps, call, first)
+    head = denoiser.head_params(params)
+
+    def of_text(text: tuple[Hidden, Tokens, Noise]) -> Noise:
+        hidden, own, fresh = text
+        log_probs = masked_log_probs(denoiser.logits(head, hidden), teacher.mask_id)
+        return noise_given(log_probs[:, : teacher.mask_id], own, fresh)
+
+    # Text by text, for the logits of a batch are large.
+    return jax.lax.stop_gradient(jax.lax.map(of_text, (seen, tokens, noise)))
 
 
 class Teacher(NamedTuple):

@@ -106,7 +106,7 @@ def train_coupled(
     config: CoupledStudentConfig,
     progress: ProgressFactory,
     distill: CoupledDistillConfig | None = None,
-) -> Params:
+) -> list[Params]:
     """Distils the true denoiser's trajectories, one-shot or in rounds.
 
     Args:
@@ -116,7 +116,7 @@ def train_coupled(
       distill: rounds and calls; one-shot from as many calls as a sequence has tokens if None.
 
     Returns:
-      The last student's parameters.
+      The parameters of each round's student.
     """
     if distill is None:
         distill = CoupledDistillConfig(world.length, full_share=config.full_share)
@@ -138,6 +138,7 @@ def train_coupled(
     teacher = make_diffusion(world, StudentConfig())
     teacher_params = table_params(true_denoiser(world)[0])
     shape = at_once, config.batch_size, world.length
+    students = []
     for round in range(1, distill.num_rounds + 1):
         step = _several_steps(student, teacher, distill, round, settings, shape)
         with progress(f"coupled, round {round}", turns.num_steps) as bar:
@@ -151,7 +152,8 @@ def train_coupled(
             )
         params = state.params
         teacher, teacher_params = student, params
-    return params
+        students.append(params)
+    return students
 
 
 def _several_steps(
@@ -203,6 +205,7 @@ def sampled_measures(
     calls: Sequence[int],
     config: CoupledStudentConfig,
     temperature: float = 0.0,
+    mode: str = "grid",
 ) -> dict[str, dict[str, float]]:
     """Both KLs, total variation and entropy of what a model writes, by number of calls, as a string.
 
@@ -212,10 +215,11 @@ def sampled_measures(
       calls: numbers of network calls.
       config: how many samples, and their seed.
       temperature: 0 takes what the noise determines, 1 draws from the student's own distribution.
+      mode: of `SamplerConfig`: how positions fall to calls.
     """
     measures = {}
     for number in calls:
-        sampler = SamplerConfig(number, temperature=temperature)
+        sampler = SamplerConfig(number, temperature=temperature, mode=mode)
         key = purpose_key(config.seed, "exact-coupled-samples", number)
         turns = -(-config.num_samples // (2 * _SAMPLES_PER_CALL))
         halves = [

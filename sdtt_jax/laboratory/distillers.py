@@ -5,6 +5,7 @@ predictions. A distiller is a row of `DISTILLERS`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -70,8 +71,8 @@ def _sdtt(asked: Asked) -> dict[str, Record]:
     return _exactly(asked, "sdtt", {n: [asked.optima[-1]] for n in asked.calls})
 
 
-def _coupled_rounds(asked: Asked) -> dict[str, Record]:
-    """As many steps in all as one-shot."""
+def _coupled_rounds(asked: Asked, name: str, soft_weight: float) -> dict[str, Record]:
+    """As many steps in all as one-shot; each number of calls has the student of the round that is for it."""
     rounds = (asked.truth.world.length - 1).bit_length()
     steps = max(asked.config.num_steps // rounds, 1)
     config = CoupledDistillConfig(
@@ -79,21 +80,34 @@ def _coupled_rounds(asked: Asked) -> dict[str, Record]:
         num_distill_calls=ROUNDS_OF,
         num_rounds=rounds,
         full_share=asked.config.full_share,
+        soft_weight=soft_weight,
     )
     fewer = asked._replace(config=dataclasses.replace(asked.config, num_steps=steps))
-    return _trained(fewer, "coupled-rounds", config)
+    return _trained(fewer, name, config)
 
 
 def _trained(
     asked: Asked, name: str = "coupled", distill: CoupledDistillConfig | None = None
 ) -> dict[str, Record]:
     truth, config = asked.truth, asked.config
-    params = train_coupled(truth.world, config, asked.progress, distill)
+    students = train_coupled(truth.world, config, asked.progress, distill)
     diffusion = make_coupled_diffusion(truth.world, config)
-    return {
-        of: sampled_measures(truth, diffusion, params, asked.calls, config, temperature)
-        for of, temperature in ((name, 0.0), (f"{name}-drawn", 1.0))
-    }
+    found: Record = {name: {}, f"{name}-drawn": {}}
+    for n in asked.calls:
+        params, mode = students[-1], "grid"
+        if distill is not None:
+            # A round has seen the states of its own trajectories alone: so many calls, in their mode.
+            rounds = range(1, distill.num_rounds + 1)
+            fit = (students[r - 1] for r in rounds if distill.calls_of(r + 1) <= n)
+            params, mode = next(fit), distill.mode
+        for of, temperature in ((name, 0.0), (f"{name}-drawn", 1.0)):
+            found[of] |= sampled_measures(truth, diffusion, params, [n], config, temperature, mode)
+    return found
+
+
+def _in_rounds(name: str, soft_weight: float) -> Distiller:
+    measure = functools.partial(_coupled_rounds, name=name, soft_weight=soft_weight)
+    return Distiller(measure, trains=True)
 
 
 def _exactly(asked: Asked, name: str, students: others.Students) -> dict[str, Record]:
@@ -125,7 +139,8 @@ def _masks(name: str, kind: str, *, coupled: bool) -> Distiller:
 DISTILLERS = {
     "sdtt": Distiller(_sdtt, trains=False),
     "coupled": Distiller(_trained, trains=True),
-    "coupled-rounds": Distiller(_coupled_rounds, trains=True),
+    "coupled-rounds": _in_rounds("coupled-rounds", soft_weight=0.0),
+    "coupled-soft": _in_rounds("coupled-soft", soft_weight=1.0),
     "alpha": _other("alpha", others.alpha_students),
     "mixture": _other("mixture", others.mixture_students),
     "mmd": _other("mmd", others.mmd_students),

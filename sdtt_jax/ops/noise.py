@@ -5,12 +5,14 @@ whose noise is drawn before its first network call is therefore a function of th
 by a network that is shown it.
 """
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from sdtt_jax.ops.categorical import BLOCK, in_blocks
-from sdtt_jax.typing import Key, Logits
+from sdtt_jax.typing import Key, Logits, LogProbs
 
 FULL, TWO_LEVEL = "full", "two-level"
 # Not numbers to draw tokens with, but one of so many values: the same for a whole text, or of each position.
@@ -86,6 +88,41 @@ def noisy_argmax(logits: Logits, noise: Noise) -> jax.Array:
     block = jnp.argmax(jax.nn.logsumexp(blocks, axis=-1) + noise.token, axis=-1)
     entries = jnp.take_along_axis(blocks, block[:, None, None], axis=-2)[:, 0]
     return (block * BLOCK + jnp.argmax(entries + noise.entry, axis=-1)).astype(jnp.int32)
+
+
+def noise_given(log_probs: LogProbs, tokens: jax.Array, noise: Noise) -> Noise:
+    """The noise's posterior, given the tokens that it draws from these distributions.
+
+    `noisy_argmax(log_probs, result)` is `tokens`. For tokens that are themselves drawn from `log_probs` the
+    result has the law of fresh noise: the largest of the sums `log_probs + g` is a Gumbel number whichever
+    entry has it, and the others are Gumbel numbers cut off there (Maddison et al., arXiv 1411.0030).
+
+    Args:
+      log_probs: `[n, vocab]` float32, normalised.
+      tokens: `[n]` int32.
+      noise: fresh noise of as many positions, `[n]`, from which the posterior's is made.
+
+    Returns:
+      Noise of the same shape; its `order` is that of `noise`.
+    """
+    if noise.entry is None:
+        return dataclasses.replace(noise, token=_given(log_probs, tokens, noise.token))
+    blocks, block, entry = in_blocks(log_probs), tokens // BLOCK, tokens % BLOCK
+    of_blocks = jax.nn.logsumexp(blocks, axis=-1)
+    entries = jnp.take_along_axis(blocks, block[:, None, None], axis=-2)[:, 0]
+    return dataclasses.replace(
+        noise,
+        token=_given(of_blocks, block, noise.token),
+        entry=_given(jax.nn.log_softmax(entries), entry, noise.entry),
+    )
+
+
+def _given(log_probs: LogProbs, chosen: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Gumbel numbers with which `chosen` has the largest sum: `[n, entries]`."""
+    own = jnp.arange(numbers.shape[-1]) == chosen[:, None]
+    largest = jnp.where(own, numbers, 0.0).sum(axis=-1, keepdims=True)
+    below = -jnp.logaddexp(-numbers, log_probs - largest)
+    return jnp.where(own, numbers - log_probs, below)
 
 
 def _draw_value(key: Key, shape: tuple[int, ...], values: int, levels: str) -> Noise:

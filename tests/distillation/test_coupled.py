@@ -16,6 +16,7 @@ from sdtt_jax.distillation.coupled import (
     Teacher,
     Trajectories,
     coupled_terms,
+    hindsight_noise,
     noise_of,
     states_along,
     trajectory_end,
@@ -47,6 +48,7 @@ _end = jax.jit(trajectory_end, static_argnames=("teacher", "config"))
 _noise = jax.jit(noise_of, static_argnames=("diffusion", "length"))
 _states = jax.jit(states_along, static_argnames=("diffusion", "config", "round"))
 _terms = jax.jit(coupled_terms, static_argnames=("diffusion", "config", "round"))
+_hindsight = jax.jit(hindsight_noise, static_argnames=("teacher", "config"))
 _sample = jax.jit(sample, static_argnames=("diffusion", "config"))
 
 
@@ -75,6 +77,23 @@ def test_a_trajectory_is_the_argmax_with_noise_in_the_order_of_the_noise():
         chosen = np.argmax(table[x @ [16, 4, 1]] + noise.token, axis=-1)
         x = np.where(ranks == rank, chosen, x)
     np.testing.assert_array_equal(end, x)
+
+
+@pytest.mark.parametrize("mode", ["grid", "first-hitting"])
+def test_in_hindsight_the_teacher_makes_the_given_texts_of_the_noise(mode):
+    """Oracles: the trajectories themselves, and the enumerated law of another teacher's texts.
+
+    Of texts that the teacher made in this order the noise has the law of fresh noise. n = 100,000.
+    """
+    config, other = SamplerConfig(2, mode=mode), random_table(7)
+    fresh, again = (draw_noise(jax.random.key(s), (100_000, LENGTH), VOCAB, "full") for s in (4, 6))
+    texts, again = _end(TEACHER, TABLE, fresh, config), again.replace(order=fresh.order)
+    noise = _hindsight(TEACHER, TABLE, again, texts, config)
+    np.testing.assert_array_equal(noise.order, again.order)
+    assert (_end(TEACHER, TABLE, noise, config) != texts).mean() < 1e-4
+    exact = exact_texts if mode == "grid" else lambda t, c: exact_first_hitting(t, c.num_steps)
+    law = exact(predictions(TEACHER.denoiser, other), SamplerConfig(2))
+    assert_fits(text_counts(_end(TEACHER, other, noise, config)), law)
 
 
 def test_the_last_rounds_student_is_a_teacher_without_draws_of_its_own():
@@ -196,6 +215,20 @@ def test_the_objective_is_the_loss_of_its_trajectories_and_holds_nothing_on_a_de
     assert float(found.weight) == float(count)
 
 
+def test_in_hindsight_the_objective_infers_the_noise_of_its_texts_or_is_given_it():
+    config, index, key = CoupledDistillConfig(3, hindsight=True), jnp.arange(4), jax.random.key(0)
+    loss = coupled_loss(STUDENT, TEACHER, config, 1, KEYS[0], LENGTH)
+    texts = jax.random.randint(jax.random.key(9), (4, LENGTH), 0, VOCAB)
+    fresh = _noise(STUDENT, jax.vmap(jax.random.fold_in, (None, 0))(KEYS[0], index), LENGTH)
+    noise = _hindsight(TEACHER, TABLE, fresh, texts, config.trajectory(1))
+    total, count = _terms(STUDENT, PARAMS, Trajectories(noise, texts), key, config)
+    given = {"index": index, "tokens": texts}
+    for context, batch in (({"teacher_params": TABLE}, given), ({}, given | {"noise": noise})):
+        found = jax.jit(loss)(PARAMS, context, batch, key)
+        assert float(found.total) == pytest.approx(float(total), rel=1e-5)
+        assert float(found.weight) == float(count)
+
+
 def test_a_network_without_noise_features_is_refused():
     with pytest.raises(ConfigError, match="needs a student that sees noise"):
         noise_of(TEACHER, KEYS, LENGTH)
@@ -209,6 +242,10 @@ def test_a_network_without_noise_features_is_refused():
         ({"num_calls": 6, "num_distill_calls": 2, "num_rounds": 2}, "num_calls=6"),
         ({"soft_weight": 1.0}, "soft_weight=1.0 needs num_distill_calls"),
         ({"soft_weight": -1.0, "num_distill_calls": 2}, "soft_weight"),
+        (
+            {"hindsight": True, "num_distill_calls": 2},
+            "hindsight=True .* num_distill_calls=0, not 2",
+        ),
         ({"mode": "left"}, "mode='left'"),
         ({"full_share": 1.5}, "full_share"),
     ],

@@ -64,9 +64,9 @@ def test_a_pool_is_the_teachers_trajectories_and_each_round_has_its_own(unbroken
         noise = noise_of(student, keys, run.config.data.length)
         params = run.delivered(run.workdir.teacher, run.denoiser, "a test")
         end = trajectory_end(run.diffusion, params, noise, run.config.coupled.trajectory(1))
-    np.testing.assert_array_equal(first.tokens, end)
+    np.testing.assert_array_equal(first.rows["tokens"], end)
     assert first.facts["teacher"] != second.facts["teacher"]
-    assert (first.tokens != second.tokens).any()
+    assert (first.rows["tokens"] != second.rows["tokens"]).any()
 
 
 def test_stopped_in_a_round_it_ends_in_the_same_bits(unbroken, tmp_path, monkeypatch):
@@ -97,6 +97,35 @@ def test_stopped_in_a_round_it_ends_in_the_same_bits(unbroken, tmp_path, monkeyp
     assert [digest(tmp_path / "run", n) for n in (1, 2)] == [
         digest(unbroken / "run", n) for n in (1, 2)
     ]
+
+
+@pytest.mark.parametrize("num_trajectories", [16, 0])
+def test_in_hindsight_texts_are_real_and_the_teacher_writes_them_from_their_noise(
+    unbroken, tmp_path, capsys, num_trajectories
+):
+    """Stored with their noise, and without a pool, where each step infers it. Oracle: the trajectory."""
+    config = coupled(
+        tmp_path,
+        hindsight=True,
+        num_distill_calls=0,
+        num_rounds=1,
+        soft_weight=0.0,
+        num_trajectories=num_trajectories,
+    )
+    config.teacher.checkpoint = str(unbroken / "run" / "teacher")
+    with open_run(config, tmp_path / "run") as run:
+        run_stages(run, STAGES)
+        replay(run, "coupled/1@3")
+        assert "the same bits in all" in capsys.readouterr().out
+        params = teacher_params(run, 1)
+        batch = open_pool(run, 1, params).batch(1, 0, 8, run.mesh)
+        known = {text.tobytes() for text in run.train_split.batch(0, 0, len(run.train_split))}
+        assert all(np.asarray(text).tobytes() in known for text in batch["tokens"])
+        assert ("noise" in batch) == (num_trajectories > 0)
+        if "noise" in batch:
+            sampler = run.config.coupled.trajectory(1)
+            end = trajectory_end(run.diffusion, params, batch["noise"], sampler)
+            np.testing.assert_array_equal(end, batch["tokens"])
 
 
 def test_a_step_of_a_round_is_taken_again(unbroken, capsys):

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from sdtt_jax.distillation.coupled import CoupledDistillConfig
+from sdtt_jax.laboratory import distillers
 from sdtt_jax.laboratory.coupled import (
     CoupledStudentConfig,
     sampled_measures,
@@ -61,3 +63,28 @@ def test_a_coupled_student_passes_below_the_factorised_teacher():
     assert measured["sdtt"]["1"]["kl"] > 0.3
     assert measured["coupled"]["1"]["kl"] < 0.1
     assert measured["coupled"]["1"]["tv"] < 0.5 * measured["sdtt"]["1"]["tv"]
+
+
+def test_in_rounds_calls_are_halved_down_to_one_with_as_many_steps_in_all(monkeypatch):
+    """Three tokens: four calls in two rounds of 75 steps each, for two calls and for one; by hand."""
+    asked_of = {}
+
+    def train(_world, config, _progress, distill):
+        asked_of[distill.soft_weight] = config.num_steps, distill
+        return ["first", "second"]
+
+    def measured(_truth, _diffusion, params, calls, _config, _temperature, mode):
+        return {str(calls[0]): (params, mode)}
+
+    monkeypatch.setattr(distillers, "train_coupled", train)
+    monkeypatch.setattr(distillers, "sampled_measures", measured)
+    asked = Asked(TRUTH, (), (1, 2, 3), TINY, make_progress)
+    names = {"coupled-rounds", "coupled-soft"}
+    found = measure_distillers(names, asked)
+    assert set(found) == names | {f"{name}-drawn" for name in names}
+    students = {n: student for n, (student, _) in found["coupled-rounds"].items()}
+    assert students == {"1": "second", "2": "first", "3": "first"}
+    assert {mode for _, mode in found["coupled-soft"].values()} == {"first-hitting"}
+    for weight in (0.0, 1.0):
+        distill = CoupledDistillConfig(4, num_distill_calls=2, num_rounds=2, soft_weight=weight)
+        assert asked_of[weight] == (75, distill)
