@@ -148,25 +148,23 @@ def rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
         else:
             variants = VARIANTS if suite == "data" else (MATMUL, *VARIANTS)
             for steps in plan.num_steps if suite == "sample" else [0]:
-                jobs = [
-                    Job(
-                        suite,
-                        variant,
-                        plain,
-                        vocab_size,
-                        plan.batch_size,
-                        steps,
-                        plan.against if variant == "naive" else plan.mode,
-                    )
-                    for variant in variants
-                ]
+                lean = Job(suite, "lean", plain, vocab_size, plan.batch_size, steps, plan.mode)
+                jobs = _variants_of(lean, variants, plan.against)
                 yield Row(suite, f"{suite}, {steps} steps" if steps else suite, jobs)
+
+
+def _variants_of(lean: Job, variants: Sequence[str], naive_mode: str = "") -> list[Job]:
+    """A job for each variant; the naive one has a decoder of its own."""
+    return [
+        dataclasses.replace(lean, variant=v, mode=naive_mode if v == "naive" else lean.mode)
+        for v in variants
+    ]
 
 
 def _demo_rows(config: RunConfig) -> Iterator[Row]:
     """A run's steps, each at the batch that the run has."""
-    # What the Bible's text in 27 characters turns out to need, with three special pieces: the tokenizer of
-    # the demo is told 64 at most.
+    # The Bible's text in 27 characters needs 30 pieces, three special ones included; the demo's tokenizer is
+    # allowed 64.
     few = config.tokenizer.model_type == "char" and config.data.normalize == "text8"
     vocab_size = min(config.vocab_size, 30) if few else config.vocab_size
     plain, written = to_mapping(config), config.evaluation.batch_size
@@ -176,20 +174,8 @@ def _demo_rows(config: RunConfig) -> Iterator[Row]:
         ("8-step generation", "sample", written, 8, (COUPLED,)),
         ("judging", "own_judge", written, 0, ()),
     ):
-        variants = (MATMUL, *VARIANTS, *more)
-        jobs = [
-            Job(
-                suite,
-                v,
-                plain,
-                vocab_size,
-                batch_size,
-                steps,
-                "" if v == "naive" else SamplerConfig.mode,
-            )
-            for v in variants
-        ]
-        yield Row("demo", title, jobs)
+        lean = Job(suite, "lean", plain, vocab_size, batch_size, steps)
+        yield Row("demo", title, _variants_of(lean, (MATMUL, *VARIANTS, *more)))
 
 
 def _race_rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
