@@ -1,6 +1,6 @@
 """About seventy minutes on two cores: the demo with a stronger teacher, so a larger effect.
 
-The README's picture and docs/figures/evening.html are a run of this config.
+docs/figures/evening.html is a run of `few_calls.py`: this one, with a noise-coupled student at equal cost.
 """
 
 from ml_collections import ConfigDict
