@@ -1,6 +1,6 @@
-"""About seventy minutes on two cores: the demo with a stronger teacher, so a larger effect.
+"""About an hour on two cores: the demo with a stronger teacher, so a larger effect.
 
-docs/figures/evening.html is a run of `few_calls.py`: this one, with a noise-coupled student at equal cost.
+docs/figures/evening.html is a run of `few_calls.py`, which has a noise-coupled student at equal cost.
 """
 
 from ml_collections import ConfigDict
