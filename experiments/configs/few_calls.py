@@ -2,7 +2,8 @@
 
 Cost is counted in network calls of one sequence, where a backward pass is two. SDTT's four rounds
 make 4 × 120 steps × 64 texts × 13 calls (the student's three, the teacher's 1 + 3 trajectories × 3), 399,360.
-The coupled student has 10,240 texts, whose noise takes 16 calls each, and 1,220 steps × 64 texts × 3 calls: 398,080.
+The coupled student has 10,240 texts, whose noise takes 16 calls each, and 1,220 steps × 64 texts × 3 calls:
+398,080.
 """
 
 from ml_collections import ConfigDict
