@@ -70,10 +70,13 @@ def demo() -> RunConfig:
                 num_steps=120, batch_size=64, optimizer=adam(5e-4), log_every=5, save_every=40
             ),
         ),
-        # One-shot: it sees the noise of the teacher's eight calls, and learns where they arrive.
+        # One-shot and in hindsight: it sees the noise from which the teacher would have written a real text
+        # in eight calls, and learns the text. From the teacher's own texts it learns less:
+        # docs/measurements/few_calls.md.
         distillers=("sdtt", "coupled"),
         coupled=CoupledStage(
             num_calls=8,
+            hindsight=True,
             num_trajectories=2560,
             calls=(1, 2, 4),
             train=TrainConfig(
