@@ -34,7 +34,7 @@ def coupled(folder, **fields):
     """Two rounds of four steps with soft targets, from four calls to one, on a pool of 16 trajectories."""
     config = run_config(small(folder))
     values = {"num_calls": 4, "num_distill_calls": 2, "num_rounds": 2, "num_trajectories": 16}
-    values |= {"soft_weight": 0.5}
+    values |= {"soft_weight": 0.5, "hindsight": False}
     stage = dataclasses.replace(
         config.coupled,
         train=dataclasses.replace(config.distill.train, num_steps=4),
