@@ -20,9 +20,8 @@ from sdtt_jax.distillation.coupled import (
     Teacher,
     Trajectories,
     coupled_terms,
-    hindsight_noise,
+    make_trajectories,
     noise_of,
-    trajectory_end,
 )
 from sdtt_jax.distillation.idlm import IdlmConfig, idlm_terms
 from sdtt_jax.distillation.loss import distillation_terms
@@ -284,22 +283,19 @@ def coupled_loss(
     words, impl = jax.device_get(jax.random.key_data(noise_key)), jax.random.key_impl(noise_key)
 
     def loss(params: Tree, context: Tree, batch: Tree, key: Key) -> Loss:
-        trajectory, tokens = config.trajectory(round), batch.get("tokens")
+        tokens = batch.get("tokens")
         if "noise" in batch:
-            noise = batch["noise"]
+            trajectories = Trajectories(batch["noise"], tokens)
         else:
             all_noise = jax.random.wrap_key_data(words, impl=impl)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(all_noise, batch["index"])
-            noise = noise_of(diffusion, keys, length)
-            if tokens is None:
-                tokens = trajectory_end(teacher, context["teacher_params"], noise, trajectory)
-            elif config.hindsight:
-                fixed = context["teacher_params"]
-                noise = hindsight_noise(teacher, fixed, noise, tokens, trajectory)
-        made_by = Teacher(teacher, context["teacher_params"]) if config.soft_weight else None
-        trajectories = Trajectories(noise, tokens)
-        return Loss(
-            *coupled_terms(diffusion, params, trajectories, key, config, round, made_by), {}
-        )
+            if tokens is None or config.hindsight:
+                made_by = Teacher(teacher, context["teacher_params"])
+                calls = config.trajectory(round)
+                trajectories = make_trajectories(diffusion, made_by, keys, length, calls, tokens)
+            else:
+                trajectories = Trajectories(noise_of(diffusion, keys, length), tokens)
+        soft = Teacher(teacher, context["teacher_params"]) if config.soft_weight else None
+        return Loss(*coupled_terms(diffusion, params, trajectories, key, config, round, soft), {})
 
     return loss

@@ -18,7 +18,7 @@ from sdtt_jax.config import differences, require, to_mapping
 from sdtt_jax.data.loader import shuffled
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig
-from sdtt_jax.distillation.coupled import hindsight_noise, noise_of, trajectory_end
+from sdtt_jax.distillation.coupled import Teacher, make_trajectories
 from sdtt_jax.errors import MismatchError
 from sdtt_jax.keys import purpose_key, purpose_seed
 from sdtt_jax.model.batches import map_batches
@@ -31,7 +31,7 @@ from sdtt_jax.parallel.processes import to_host
 from sdtt_jax.paths import as_path
 from sdtt_jax.training.state import StateSpec, TrainState
 from sdtt_jax.training.step import LossFn
-from sdtt_jax.typing import Key, Params, Tokens, Tree
+from sdtt_jax.typing import Key, Params, Tree
 
 # Texts of which the teacher makes trajectories at once.
 POOL_BATCH = 64
@@ -201,19 +201,20 @@ def _make(run: Run, number: int, params: Params) -> dict[str, Any]:
     _, network = _teacher(run, number)
     student, teacher = _diffusion(run, run.coupled), _diffusion(run, network)
     key, sampler = _noise_key(run, number), config.trajectory(number)
-    index = np.arange(count, dtype=np.int32)
-    if not config.hindsight:
-        function = functools.partial(_ends, student, teacher, sampler, length, key)
-        return {"tokens": map_batches(function, params, index, POOL_BATCH)}
-    seed = purpose_seed(run.config.seed, "coupled.texts")
-    texts: np.ndarray = run.train_split.batch(seed, 0, count)
-    function = functools.partial(_inferred, student, teacher, sampler, length, key)
-    noise = map_batches(function, params, (index, texts), POOL_BATCH)
-    return {"tokens": texts, "noise": jax.tree.map(np.float32, noise)}
+    rows = {"index": np.arange(count, dtype=np.int32)}
+    if config.hindsight:
+        rows["tokens"] = run.train_split.batch(
+            purpose_seed(run.config.seed, "coupled.texts"), 0, count
+        )
+    function = functools.partial(_made, student, teacher, sampler, length, key)
+    made: dict[str, Any] = map_batches(function, params, rows, POOL_BATCH)
+    if config.hindsight:
+        made["noise"] = jax.tree.map(np.float32, made["noise"])
+    return made
 
 
 @functools.partial(jax.jit, static_argnames=("student", "teacher", "config", "length"))
-def _ends(
+def _made(
     student: MaskedDiffusion,
     teacher: MaskedDiffusion,
     config: SamplerConfig,
@@ -221,29 +222,18 @@ def _ends(
     key: Key,
     params: Params,
     batch: jax.Array,
-    rows: jax.Array,
-) -> Tokens:
-    del batch
-    noise = noise_of(student, jax.vmap(jax.random.fold_in, (None, 0))(key, rows), length)
-    return trajectory_end(teacher, params, noise, config)
-
-
-@functools.partial(jax.jit, static_argnames=("student", "teacher", "config", "length"))
-def _inferred(
-    student: MaskedDiffusion,
-    teacher: MaskedDiffusion,
-    config: SamplerConfig,
-    length: int,
-    key: Key,
-    params: Params,
-    batch: jax.Array,
-    rows: tuple[jax.Array, Tokens],
+    rows: dict[str, jax.Array],
 ) -> dict[str, Any]:
+    """What is stored of some trajectories: where they end, and noise that no key gives again."""
     del batch
-    index, texts = rows
-    noise = noise_of(student, jax.vmap(jax.random.fold_in, (None, 0))(key, index), length)
-    found = vars(hindsight_noise(teacher, params, noise, texts, config))
-    return {name: numbers for name, numbers in found.items() if numbers is not None}
+    keys, texts = jax.vmap(jax.random.fold_in, (None, 0))(key, rows["index"]), rows.get("tokens")
+    noise, tokens = make_trajectories(
+        student, Teacher(teacher, params), keys, length, config, texts
+    )
+    if texts is None:
+        return {"tokens": tokens}
+    stored = {name: numbers for name, numbers in vars(noise).items() if numbers is not None}
+    return {"tokens": tokens, "noise": stored}
 
 
 def _teacher(run: Run, number: int) -> tuple[Path, Network]:

@@ -191,6 +191,30 @@ class Trajectories(NamedTuple):
     tokens: Tokens
 
 
+def make_trajectories(
+    student: MaskedDiffusion,
+    teacher: Teacher,
+    keys: Keys,
+    length: int,
+    config: SamplerConfig,
+    texts: Tokens | None = None,
+) -> Trajectories:
+    """The teacher's trajectories from fresh noise; or given texts, with their noise in hindsight.
+
+    Args:
+      student: a model that sees noise; says of which kind.
+      teacher: the model whose calls they are.
+      keys: `[batch]` PRNG keys, one for the noise of each.
+      length: positions of a sequence.
+      config: calls, and how positions fall to them.
+      texts: `[batch, length]` int32; None: those that the teacher makes.
+    """
+    noise = noise_of(student, keys, length)
+    if texts is None:
+        return Trajectories(noise, trajectory_end(*teacher, noise, config))
+    return Trajectories(hindsight_noise(*teacher, noise, texts, config), texts)
+
+
 class States(NamedTuple):
     """A state of each trajectory, and the tokens that the student learns there.
 

@@ -1,5 +1,6 @@
 """Safetensors files: tensors read one at a time, files written whole or not at all."""
 
+import abc
 import collections
 import json
 import math
@@ -44,8 +45,9 @@ class TensorFile(Mapping[str, np.ndarray]):
     def __init__(self, path: Path, entries: Mapping[str, Any]):
         self.path, self._entries = path, entries
 
+    @abc.abstractmethod
     def _read(self, name: str) -> np.ndarray:
-        raise NotImplementedError
+        """The tensor as the file has it."""
 
     def __getitem__(self, name: str) -> np.ndarray:
         array = self._read(name)
