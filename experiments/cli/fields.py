@@ -19,10 +19,10 @@ _DEFINE: dict[type, Any] = {
 }
 
 
-def define_checkpoint(name: str = "checkpoint") -> flags.FlagHolder[str | None]:
+def define_checkpoint() -> flags.FlagHolder[str | None]:
     """Defines the flag that names a model."""
     return flags.DEFINE_string(
-        name,
+        "checkpoint",
         None,
         "A run (its last finished round), a round, a teacher, a judge or a final folder (local or gs://); a "
         ".safetensors or .gguf file or its folder; a repository of the hub, OWNER/NAME[@REVISION]; or "

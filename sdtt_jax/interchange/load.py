@@ -87,17 +87,9 @@ def load(
     return _published(*found, mesh, compute_dtype)
 
 
-def load_network(
-    path: str | os.PathLike[str], revision: str | None = None, **given: Any
-) -> Model | CausalModel:
-    """As `load`, but without the parameters; those of a published model are not even read.
-
-    Args:
-      path: of a checkpoint, or "owner/name@revision".
-      revision: of a repository, where `path` does not say it.
-      **given: of a network of the Llama family, the fields of `Given`.
-    """
-    found = _found(path, revision, given)
+def load_network(path: str | os.PathLike[str]) -> Model | CausalModel:
+    """`load` without the parameters; those of a published model are not even read."""
+    found = _found(path, None, {})
     if not isinstance(found, tuple):  # a path of a bucket is no `Path`
         return dataclasses.replace(_own(found, None, None), params={})
     return _published(*found, None, None, read=False)
