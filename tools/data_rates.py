@@ -30,7 +30,8 @@ from tokenizers import models, pre_tokenizers
 from sdtt_jax.data import DataConfig, TokenizerConfig, builders, engines, prepare, train_tokenizer
 from sdtt_jax.data.corpora import documents
 from sdtt_jax.data.embedded import bible_chapters
-from sdtt_jax.data.loader import Shard, _Records, shuffled
+from sdtt_jax.data.loader import shuffled
+from sdtt_jax.data.records import Records, Shard
 from sdtt_jax.markdown import table
 from sdtt_jax.paths import as_path
 
@@ -140,7 +141,7 @@ def random_access(folder: Path, records: int, reads: int) -> tuple[float, float,
     shards = [Shard(f"{number:03d}", "train", len(rows), size) for number in range(SHARDS)]
     places = shuffled(records, seed=0, step=0, batch_size=reads)
     before, began = _share_of_memory(os.getpid()), time.perf_counter()
-    opened = _Records(folder, shards, 16, rows.dtype)
+    opened = Records(folder, shards, 16, rows.dtype)
     seconds = time.perf_counter() - began
     times = []
     for index in places:

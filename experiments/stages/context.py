@@ -15,7 +15,8 @@ from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.config import require, to_mapping
 from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
 from sdtt_jax.data.engines import Engine, in_process
-from sdtt_jax.data.loader import INFO_FILE, Mixture, open_mixture, read_info
+from sdtt_jax.data.loader import Mixture, open_mixture
+from sdtt_jax.data.records import INFO_FILE, read_info
 from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
