@@ -95,7 +95,10 @@ def main(argv: Sequence[str]) -> None:
     record = benchmark(config, plan, stopwatch(), save)
     show(record, wide_console())
     if any(not name.endswith(": naive") for name in deaths(record)):
-        raise UserError("A variant died; its row is incomplete.")
+        raise UserError(
+            "A variant died, so its row is incomplete; the table says of what. Give it a smaller batch "
+            "or model."
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
     Raises:
       DataError: a file is something else, or the folder cannot be written to.
     """
-    require(len(set(paths)) == len(paths), "--compare names a file twice.")
+    require(len(set(paths)) == len(paths), "--compare names a file twice; give each once.")
     evaluations = [read_evaluation(path) for path in paths]
     if len({evaluation.name for evaluation in evaluations}) < len(evaluations):
         evaluations = [

@@ -88,10 +88,16 @@ def _items(field: Any, value: list[str] | None) -> tuple[Any, ...]:
         return tuple(texts)
     if isinstance(field.default[0], float):
         for text in texts:
-            require(_is_number(text), f"--{field.name}: {text!r} is no number.")
+            require(
+                _is_number(text),
+                f"--{field.name}: {text!r} is no number; give numbers with commas.",
+            )
         return tuple(sorted({float(text) for text in texts}))
     for text in texts:
-        require(text.isdecimal(), f"--{field.name}: {text!r} is no whole number.")
+        require(
+            text.isdecimal(),
+            f"--{field.name}: {text!r} is no whole number; give whole numbers with commas.",
+        )
     return tuple(sorted({int(text) for text in texts}))
 
 

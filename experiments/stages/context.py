@@ -174,7 +174,8 @@ class Run:
             model = load_network(name)
             require(
                 isinstance(model, CausalModel),
-                f"config.judge.checkpoint={name} is a denoiser; a judge reads token by token.",
+                f"config.judge.checkpoint={name} is a denoiser; give a causal model, which reads token "
+                "by token.",
             )
             network: CausalNetwork = model.network  # type: ignore[union-attr]
             return network

@@ -226,7 +226,7 @@ def open_split(directory: str | Path, split: str, cache_bytes: int = CACHE_BYTES
     content = read_info(directory)
     shards = [Shard(**shard) for shard in content["shards"] if shard["split"] == split]
     if not shards:
-        raise DataError(f"{directory} has no split {split!r}.")
+        raise DataError(f"{directory} has no split {split!r}; it is train or validation.")
     refuse_extra(directory, content["shards"])
     length = content["info"]["length"]
     records = Records(directory, shards, length, np.dtype(content["dtype"]))

@@ -46,7 +46,7 @@ def variant(model: AnyModel, wanted: Variation, data: Path | None) -> AnyModel:
         return model
     if isinstance(model, CausalModel):
         raise ConfigError(
-            f"{model.facts['path']} is causal; --early_exit and --neighbours are for denoisers."
+            f"{model.facts['path']} is causal; leave --early_exit and --neighbours out."
         )
     varied: Any = model
     told: dict[str, Any] = {}
@@ -75,7 +75,8 @@ def _retrieving(model: Model, wanted: Variation, data: Path | None) -> Model:
     where = model.facts["path"]
     require(
         model.diffusion.noise_levels is None and model.sequences is None,
-        f"--neighbours is for denoisers that see no noise and whole sequences, which {where} is not.",
+        f"--neighbours is for denoisers that see no noise and whole sequences, which {where} is not; "
+        "leave it out.",
     )
     tokens = neighbour_texts(model, wanted.neighbours, data, wanted.neighbour_texts)
     key = purpose_key(wanted.seed, "neighbours")

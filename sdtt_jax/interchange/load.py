@@ -105,7 +105,9 @@ def _found(
     local = is_remote(text) or as_path(text).exists()
     named = None if local else NAMED.fullmatch(text if revision is None else f"{text}@{revision}")
     if revision is not None and named is None:
-        raise CheckpointError(f"revision={revision!r} is for repositories, and {text} is a path.")
+        raise CheckpointError(
+            f"revision={revision!r} is for repositories, and {text} is a path; leave it out."
+        )
     if named is not None:
         tensors, config = hub.fetch(named["repo"], named["revision"])
         published = open_published(tensors, config, said)
@@ -119,7 +121,8 @@ def _found(
         return published, folder, str(where)
     if said.said:
         raise CheckpointError(
-            f"{', '.join(said.said)} is for published networks of the Llama family; {text} is none."
+            f"{', '.join(said.said)} is for published networks of the Llama family, and {text} is "
+            "none; leave it out."
         )
     return where
 
@@ -280,7 +283,9 @@ def _computing(config: Any, compute_dtype: str | None) -> Any:
 def _delivered(path: Path) -> Path:
     """The folder of parameters that a path stands for, judged by the contents of folders, not their names."""
     if not path.is_dir():
-        raise CheckpointError(f"There is no checkpoint at {path}.")
+        raise CheckpointError(
+            f"There is no checkpoint at {path}; give a run, a round, a file, or OWNER/NAME of the hub."
+        )
     rounds = sorted((path / "rounds").glob(f"*/{FINAL}"), reverse=True)
     numbered = sorted(path.glob(f"[0-9][0-9]/{FINAL}"), reverse=True)
     for candidate in (path, *rounds, path / "teacher" / FINAL, path / FINAL, *numbered):

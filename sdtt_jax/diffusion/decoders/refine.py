@@ -52,7 +52,8 @@ def check_rounds(options: Refine, network: Any, num_steps: int, length: int) -> 
     )
     require(
         options.window <= length,
-        f"mode=refine: window={options.window} is longer than the {length} tokens of a text.",
+        f"mode=refine: window={options.window} is longer than the {length} tokens of a text; take a "
+        "shorter one.",
     )
 
 

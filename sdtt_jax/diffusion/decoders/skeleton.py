@@ -51,7 +51,7 @@ def check_skeleton(options: Skeleton, network: Any, num_steps: int, length: int)
     )
     require(
         options.every <= length,
-        f"mode=skeleton: every={options.every} is more than the {length} tokens of a text.",
+        f"mode=skeleton: every={options.every} is more than the {length} tokens of a text; take fewer.",
     )
 
 

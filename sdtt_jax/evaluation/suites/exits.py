@@ -17,7 +17,10 @@ from sdtt_jax.parallel import processes
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; a finished item is not computed again."""
     settings, model = subject.settings, subject.model
-    require(isinstance(model, Model), "--suite=exits is for denoisers; a causal model has none.")
+    require(
+        isinstance(model, Model),
+        "--suite=exits is for denoisers; a causal model has none; leave it out.",
+    )
     assert isinstance(model, Model)
     check_exits(model)
     tokens = held_out(subject)

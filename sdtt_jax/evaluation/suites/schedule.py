@@ -23,7 +23,10 @@ from sdtt_jax.parallel import processes
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
     settings, model, tokens = subject.settings, subject.model, held_out(subject)
-    require(isinstance(model, Model), "--suite=schedule is for denoisers; a causal model has none.")
+    require(
+        isinstance(model, Model),
+        "--suite=schedule is for denoisers; a causal model has none; leave it out.",
+    )
     assert isinstance(model, Model)
     inputs = {"model": model.fingerprint, "texts": digest_of([tokens])}
     inputs |= {

@@ -265,7 +265,8 @@ def _mask_row(names: Names, config: LlamaConfig, stored: Stored) -> int | None:
         )
     if not 0 <= mask < config.columns:
         raise CheckpointError(
-            f"{stored.where}: MASK has the number {mask}, but the embedding {config.columns} rows."
+            f"{stored.where}: MASK has the number {mask}, but the embedding {config.columns} rows; say "
+            "another mask_id."
         )
     return int(mask)
 
