@@ -87,7 +87,10 @@ def main(argv: Sequence[str]) -> None:
     require_empty(output)
     token = ""
     if _PUSH.value is not None:
-        require(bool(REPOSITORY.fullmatch(_PUSH.value)), f"--push={_PUSH.value} is not OWNER/NAME.")
+        require(
+            bool(REPOSITORY.fullmatch(_PUSH.value)),
+            f"--push={_PUSH.value} is not OWNER/NAME; name a repository so.",
+        )
         token = hub.push_token()
     model = load(str(_CHECKPOINT.value), **given_flags())
     written = write(model, output)

@@ -4,8 +4,9 @@
   python -m experiments.harness --checkpoint=OWNER/NAME --tasks=my_task --include=folder/ --limit=100
 
 Likelihoods of a denoiser are bounds from below (--num_maskings each, exact for a single token); those of a
-causal model (GPT-2, a run's judge) are exact. The harness fetches its data sets from the hub; --include names
-a folder with task files of your own, which may read local files.
+causal model (GPT-2, a run's judge) are exact. --early_exit and --neighbours are as for experiments.sample.
+The harness fetches its data sets from the hub; --include names a folder with task files of your own, which
+may read local files.
 """
 
 from collections.abc import Sequence
@@ -23,9 +24,11 @@ from experiments.cli.fields import (
     from_flags,
     given_flags,
 )
+from experiments.stages.mirror import own_data
 from sdtt_jax.config import require
 from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.harness import Options, adapter
+from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load
 from sdtt_jax.paths import as_path, write_json
 
@@ -72,6 +75,7 @@ def main(argv: Sequence[str]) -> None:
             "lm-evaluation-harness is not installed; pip install 'sdtt_jax[eval]'."
         ) from None
     model = load(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value, **given_flags())
+    model = variant(model, options, own_data(model))
     results: Any = lm_eval.simple_evaluate(
         model=adapter(LM)(model, options),
         tasks=_TASKS.value,

@@ -15,7 +15,8 @@ from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.config import require, to_mapping
 from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
 from sdtt_jax.data.engines import Engine, in_process
-from sdtt_jax.data.loader import INFO_FILE, Mixture, open_mixture, read_info
+from sdtt_jax.data.loader import Mixture, open_mixture
+from sdtt_jax.data.records import INFO_FILE, read_info
 from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
@@ -173,7 +174,8 @@ class Run:
             model = load_network(name)
             require(
                 isinstance(model, CausalModel),
-                f"config.judge.checkpoint={name} is a denoiser; a judge reads token by token.",
+                f"config.judge.checkpoint={name} is a denoiser; give a causal model, which reads token "
+                "by token.",
             )
             network: CausalNetwork = model.network  # type: ignore[union-attr]
             return network

@@ -210,14 +210,12 @@ def _trained(kind: str, made: _Step, train: TrainConfig, mesh: Mesh, batch: int)
 
 
 def _sampler(planned: Planned, mesh: Mesh, batch: int, num_steps: int) -> Program:
-    diffusion, denoiser = planned.diffusion, planned.denoiser
+    denoiser = planned.denoiser
     sizes, time_grid = denoiser.config, planned.config.evaluation.time_grid
     settings = sampler.SamplerConfig(num_steps=num_steps, time_grid=time_grid)
     params = _abstract_params(denoiser, mesh)
 
-    def write(params: Tree, key: jax.Array, x_init: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state, _ = sampler.sample(diffusion, params, key, x_init, settings)
-        return state.x, state.nfe
+    write = functools.partial(sampler.sample, planned.diffusion, config=settings)
 
     def lower() -> Any:
         with use_mesh(mesh):
@@ -246,8 +244,7 @@ def _causal(denoiser: Any, mesh: Mesh, batch: int) -> Program:
     params = _abstract_params(network, mesh)
     prompt = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=batch_sharding(mesh))
 
-    def write(params: Tree, key: jax.Array, prompt: jax.Array) -> jax.Array:
-        return generate(network, params, key, prompt=prompt, num_tokens=sizes.length)
+    write = functools.partial(generate, network, num_tokens=sizes.length)
 
     def lower() -> Any:
         with use_mesh(mesh):

@@ -276,7 +276,7 @@ def load_params(
     """
     path = absolute(directory)
     if not path.is_dir():
-        raise CheckpointError(f"There are no parameters at {directory}.")
+        raise CheckpointError(f"There are no parameters at {directory}; give a folder named final.")
     try:
         metadata, table = _stored_metadata(path)
         shapes = {p: jax.ShapeDtypeStruct(s, jax.numpy.dtype(d)) for p, (d, s, _) in table.items()}

@@ -379,7 +379,9 @@ def documents(
 def no_text(config: DataConfig) -> DataError:
     """The error for a corpus without any text."""
     after = f" after normalize={config.normalize!r}" if config.normalize != "none" else ""
-    return DataError(f"data.corpus: {config.corpus} holds no text{after}.")
+    return DataError(
+        f"data.corpus: {config.corpus} holds no text{after}; give another file or folder."
+    )
 
 
 def files_read(config: DataConfig) -> str:

@@ -20,7 +20,7 @@ from sdtt_jax.config import require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, Noise, masking_bound
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
-from sdtt_jax.diffusion.sampler import SamplerState, final_denoise
+from sdtt_jax.diffusion.reverse import final_denoise
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.continuations import (
     Choice,
@@ -307,8 +307,7 @@ def _hit_batch(diffusion: MaskedDiffusion, params: Any, index: jax.Array, rows: 
     del index
     inside = _inside(rows)
     x_t = jnp.where(inside, diffusion.mask_id, rows.tokens)
-    state = SamplerState(x_t, jnp.int32(0))
-    filled = final_denoise(diffusion, params, state, jnp.float32(SAMPLING_EPS)).x
+    filled, _ = final_denoise(diffusion, params, x_t, jnp.float32(SAMPLING_EPS))
     return jnp.all((filled == rows.tokens) | ~inside, axis=-1)
 
 

@@ -87,17 +87,9 @@ def load(
     return _published(*found, mesh, compute_dtype)
 
 
-def load_network(
-    path: str | os.PathLike[str], revision: str | None = None, **given: Any
-) -> Model | CausalModel:
-    """As `load`, but without the parameters; those of a published model are not even read.
-
-    Args:
-      path: of a checkpoint, or "owner/name@revision".
-      revision: of a repository, where `path` does not say it.
-      **given: of a network of the Llama family, the fields of `Given`.
-    """
-    found = _found(path, revision, given)
+def load_network(path: str | os.PathLike[str]) -> Model | CausalModel:
+    """`load` without the parameters; those of a published model are not even read."""
+    found = _found(path, None, {})
     if not isinstance(found, tuple):  # a path of a bucket is no `Path`
         return dataclasses.replace(_own(found, None, None), params={})
     return _published(*found, None, None, read=False)
@@ -113,7 +105,9 @@ def _found(
     local = is_remote(text) or as_path(text).exists()
     named = None if local else NAMED.fullmatch(text if revision is None else f"{text}@{revision}")
     if revision is not None and named is None:
-        raise CheckpointError(f"revision={revision!r} is for repositories, and {text} is a path.")
+        raise CheckpointError(
+            f"revision={revision!r} is for repositories, and {text} is a path; leave it out."
+        )
     if named is not None:
         tensors, config = hub.fetch(named["repo"], named["revision"])
         published = open_published(tensors, config, said)
@@ -127,7 +121,8 @@ def _found(
         return published, folder, str(where)
     if said.said:
         raise CheckpointError(
-            f"{', '.join(said.said)} is for published networks of the Llama family; {text} is none."
+            f"{', '.join(said.said)} is for published networks of the Llama family, and {text} is "
+            "none; leave it out."
         )
     return where
 
@@ -288,7 +283,9 @@ def _computing(config: Any, compute_dtype: str | None) -> Any:
 def _delivered(path: Path) -> Path:
     """The folder of parameters that a path stands for, judged by the contents of folders, not their names."""
     if not path.is_dir():
-        raise CheckpointError(f"There is no checkpoint at {path}.")
+        raise CheckpointError(
+            f"There is no checkpoint at {path}; give a run, a round, a file, or OWNER/NAME of the hub."
+        )
     rounds = sorted((path / "rounds").glob(f"*/{FINAL}"), reverse=True)
     numbered = sorted(path.glob(f"[0-9][0-9]/{FINAL}"), reverse=True)
     for candidate in (path, *rounds, path / "teacher" / FINAL, path / FINAL, *numbered):

@@ -301,10 +301,14 @@ def shape_of(
       CheckpointError: it is missing, or has another number of dimensions.
     """
     if name not in tensors:
-        raise CheckpointError(f"{where}: tensor {name} is missing; the file is incomplete.")
+        raise CheckpointError(
+            f"{where}: tensor {name} is missing; the file is incomplete: download it again."
+        )
     shape = tuple(map(int, tensors[name].shape))
     if not shape or dims not in (None, len(shape)):
-        raise CheckpointError(f"{where}: {name} has shape {list(shape)}; the file is damaged.")
+        raise CheckpointError(
+            f"{where}: {name} has shape {list(shape)}; the file is damaged: download it again."
+        )
     return shape
 
 

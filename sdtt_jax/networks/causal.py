@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import require
 from sdtt_jax.networks.attention import rotary_tables, rotate
-from sdtt_jax.networks.base import ADAPTERS, Network
+from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.cache import KVCache, LayerPast, attend_causally, cache_for, extend
-from sdtt_jax.networks.config import CausalConfig, TransformerConfig
+from sdtt_jax.networks.config import CausalConfig
 from sdtt_jax.networks.layers import (
     Embedding,
     Head,
@@ -24,7 +24,7 @@ from sdtt_jax.networks.layers import (
     Mlp,
     merged_heads,
     queries_keys_values,
-    rematerialised,
+    scan_blocks,
 )
 from sdtt_jax.typing import Hidden, Params, Segments, Tokens
 
@@ -96,27 +96,6 @@ class CausalNetwork(Network):
             self.max_length is None or length <= self.max_length,
             f"length={length} exceeds the {self.max_length} positions of this network; shorten it.",
         )
-
-
-def scan_blocks(block: type[nn.Module], config: TransformerConfig) -> nn.Module:
-    """`config.num_layers` of `block` as one scanned module, called with `(x, past, shared)`.
-
-    Parameters and `past` (a `LayerPast` with a leading layer axis, or None) are split over layers,
-    `shared` goes to each of them; it returns `x` and the stacked new keys and values.
-
-    Args:
-      block: class of the module of one layer.
-      config: its sizes, remat policy and `unroll`.
-    """
-    return nn.scan(
-        rematerialised(block, config.remat),
-        variable_axes={"params": 0, ADAPTERS: 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast),
-        length=config.num_layers,
-        unroll=config.unroll,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )(config)
 
 
 class CausalBlock(nn.Module):

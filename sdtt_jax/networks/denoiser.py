@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sdtt_jax.networks.attention import attend_rotated, rotary_tables, rotate
-from sdtt_jax.networks.base import ADAPTERS, Network, variables
+from sdtt_jax.networks.base import Network, variables
 from sdtt_jax.networks.cache import LayerPast, attend_visible, cache_for
 from sdtt_jax.networks.config import DenoiserConfig
 from sdtt_jax.networks.layers import (
@@ -26,7 +26,7 @@ from sdtt_jax.networks.layers import (
     attention_inputs,
     merged_heads,
     queries_keys_values,
-    rematerialised,
+    scan_blocks,
 )
 from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Segments, Tokens
 
@@ -250,15 +250,7 @@ class DiT(nn.Module):
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         self.embed = Embedding(c.padded_vocab, c.embed_dim, dtype)
         self.sigma_map = SigmaMap(c.cond_dim)
-        self.blocks = nn.scan(
-            rematerialised(DenoiserBlock, c.remat),
-            variable_axes={"params": 0, ADAPTERS: 0},
-            split_rngs={"params": True},
-            in_axes=self.in_axes,
-            length=c.num_layers,
-            unroll=c.unroll,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c)
+        self.blocks = scan_blocks(DenoiserBlock, c, self.in_axes)
         self.final = FinalNorm(c)
         self.head = Head(c.embed_dim, c.vocab_size + 1, c.padded_vocab, dtype)
 

@@ -14,13 +14,18 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import require
 from sdtt_jax.networks.attention import attend, attend_along
-from sdtt_jax.networks.base import Network, predicted_before, with_mask
+from sdtt_jax.networks.base import AdaptedDenoiser
 from sdtt_jax.networks.cache import LayerPast, attend_causally
-from sdtt_jax.networks.causal import CausalNetwork, scan_blocks
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import GPT2Config as GPT2Config
 from sdtt_jax.networks.config import GPT2DenoiserConfig as GPT2DenoiserConfig
-from sdtt_jax.networks.layers import Mlp, merged_heads, queries_keys_values, without_padding
-from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
+from sdtt_jax.networks.layers import (
+    Mlp,
+    merged_heads,
+    queries_keys_values,
+    scan_blocks,
+    without_padding,
+)
 
 INIT_SCALE = 0.02
 
@@ -42,7 +47,7 @@ class GPT2Network(CausalNetwork):
 
 
 @dataclasses.dataclass(frozen=True)
-class GPT2Denoiser(Network):
+class GPT2Denoiser(AdaptedDenoiser):
     """DiffuGPT (arXiv 2410.17891) as pure functions of its parameters; its head is the token embedding."""
 
     config: GPT2DenoiserConfig  # sizes; `length` is the most positions that it has embeddings for
@@ -51,40 +56,6 @@ class GPT2Denoiser(Network):
     @functools.cached_property
     def _module(self) -> nn.Module:
         return GPT2(self.config)
-
-    def init_from(self, params: Params) -> Params:
-        """Parameters that make a denoiser of a causal network's `params`, unboxed: with a row for MASK."""
-        return with_mask(params, self.mask_id)
-
-    def hidden(
-        self,
-        params: Params,
-        tokens: Tokens,
-        sigma: PerSequence | None = None,
-        edges: jax.Array | None = None,
-        *,
-        segments: Segments | None = None,
-    ) -> Hidden:
-        """Final hidden states, that of position i being the one whose logits predict token i.
-
-        Args:
-          params: parameters, unboxed.
-          tokens: `[batch, length]` int32, MASK included, at most `config.length` positions.
-          sigma: not used: the network sees how much is masked.
-          edges: as of `LlamaDenoiser.hidden`.
-          segments: none, for positions have embeddings.
-
-        Returns:
-          `[batch, length, embed]`, the compute dtype.
-
-        Raises:
-          ConfigError: segments, or more positions than there are embeddings for.
-        """
-        del sigma
-        length, most = tokens.shape[1], self.config.length
-        require(length <= most, f"length={length} exceeds the {most} positions of this network.")
-        hidden: Any = self._apply(params, tokens, segments, edges, method="hidden")
-        return predicted_before(hidden, None) if self.config.shift else hidden
 
 
 def _norm(config: GPT2Config, name: str | None = None) -> nn.LayerNorm:
@@ -164,6 +135,11 @@ class GPT2(nn.Module):
             segments is None,
             "GPT-2 knows where in its sequence a token stands and cannot be confined to segments; give it "
             "one text for each sequence.",
+        )
+        length, most = tokens.shape[1], self.config.length
+        require(
+            length <= most,
+            f"length={length} exceeds the {most} positions of this network; shorten it.",
         )
         return self.decode(tokens, None, None, edges)[0]
 

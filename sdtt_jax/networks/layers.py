@@ -287,6 +287,31 @@ def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
     return nn.remat(block, prevent_cse=False, policy=saved)
 
 
+def scan_blocks(
+    block: type[nn.Module], config: TransformerConfig, in_axes: Any = (0, nn.broadcast)
+) -> nn.Module:
+    """`config.num_layers` of `block` as one scanned module, whose parameters have a leading layer axis.
+
+    It is called as a block is, with `x` and further arguments, and returns `x` and what the blocks return
+    beside it, stacked.
+
+    Args:
+      block: class of the module of one layer.
+      config: its sizes, remat policy and `unroll`.
+      in_axes: of each argument but `x`: 0 if it has a layer axis too, or `nn.broadcast`; by default of
+        `(past, shared)`.
+    """
+    return nn.scan(
+        rematerialised(block, config.remat),
+        variable_axes={"params": 0, ADAPTERS: 0},
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        length=config.num_layers,
+        unroll=config.unroll,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )(config)
+
+
 class LayerNorm(nn.Module):
     """Layer normalisation with a scale and no bias, computed in float32."""
 

@@ -21,9 +21,9 @@ from sdtt_jax.networks.attention import (
     rotate,
     rotate_neighbours,
 )
-from sdtt_jax.networks.base import Network, predicted_before, with_mask
+from sdtt_jax.networks.base import AdaptedDenoiser
 from sdtt_jax.networks.cache import LayerPast, attend_causally, attend_visible, cache_for
-from sdtt_jax.networks.causal import CausalNetwork, scan_blocks
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
 from sdtt_jax.networks.layers import (
     Embedding,
@@ -31,9 +31,10 @@ from sdtt_jax.networks.layers import (
     Linear,
     merged_heads,
     parameter,
+    scan_blocks,
     without_padding,
 )
-from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
+from sdtt_jax.typing import Hidden, Params, Tokens
 
 
 def _head_params(config: LlamaConfig, params: Params) -> Params:
@@ -56,16 +57,10 @@ class LlamaNetwork(CausalNetwork):
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaDenoiser(Network):
-    """A denoiser of the Llama family as pure functions of its parameters.
+class LlamaDenoiser(AdaptedDenoiser):
+    """A denoiser of the Llama family as pure functions of its parameters."""
 
-    Its logits have a column for MASK too, which means nothing: losses and samplers leave it out (SUBS).
-
-    Attributes:
-      config: sizes; vocabulary and length must be set.
-    """
-
-    config: LlamaDenoiserConfig
+    config: LlamaDenoiserConfig  # sizes; vocabulary and length must be set
 
     @functools.cached_property
     def _module(self) -> nn.Module:
@@ -74,40 +69,6 @@ class LlamaDenoiser(Network):
     def head_params(self, params: Params) -> Params:
         """The part of `params` that `logits` reads: the head, or the embedding that it is tied to."""
         return _head_params(self.config, params)
-
-    def init_from(self, params: Params) -> Params:
-        """Parameters that make a denoiser of a causal network's `params`, unboxed: with a row for MASK."""
-        return with_mask(params, self.mask_id)
-
-    def hidden(
-        self,
-        params: Params,
-        tokens: Tokens,
-        sigma: PerSequence | None = None,
-        edges: jax.Array | None = None,
-        *,
-        segments: Segments | None = None,
-    ) -> Hidden:
-        """Final hidden states, that of position i being the one whose logits predict token i.
-
-        Where the network predicts the next token (`shift`), that is what it computes at position i - 1
-        (`predicted_before`). So losses, targets, samplers and bounds need to know nothing of it.
-
-        Args:
-          params: parameters, unboxed.
-          tokens: `[batch, length]` int32, MASK included.
-          sigma: not used: the network sees how much is masked.
-          edges: `[batch, length, length]` bool; position i sees position j where they are True or j <= i.
-            None: what the config says.
-          segments: attention is confined to each, and the first token of each has none before it; None: all
-            of a sequence are one.
-
-        Returns:
-          `[batch, length, embed]`, the compute dtype.
-        """
-        del sigma
-        hidden: Any = self._apply(params, tokens, segments, edges, method="hidden")
-        return predicted_before(hidden, segments) if self.config.shift else hidden
 
     def decode(
         self,

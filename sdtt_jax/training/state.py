@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from sdtt_jax.parallel.mesh import RULES, Rules, use_mesh
+from sdtt_jax.parallel.mesh import RULES, use_mesh
 from sdtt_jax.parallel.placement import mirror_shardings, tree_shardings, unbox
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import make_optimizer
@@ -64,14 +64,12 @@ class StateSpec:
     Attributes:
       config: its optimizer has a state; the parameters have an average where `ema_decay` is not 0, the
         loss where `spike_factor` is not 0.
-      mesh: what the arrays lie on.
-      rules: logical axes of the parameters to mesh axes. What mirrors the parameters, such as moments,
-        average and a teacher in the context, lies where they do.
+      mesh: what the arrays lie on, the parameters by `RULES`. What mirrors them, such as moments, average and
+        a teacher in the context, lies where they do.
     """
 
     config: TrainConfig
     mesh: Mesh
-    rules: Rules = RULES
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -94,7 +92,7 @@ class StateSpec:
         """
         context = _as_arrays(context)
         shardings = self._shardings(init_fn, context)
-        with use_mesh(self.mesh, self.rules):
+        with use_mesh(self.mesh):
             placed = _copy(context, shardings.context)
             fresh = jax.jit(
                 lambda: self._fresh(unbox(init_fn())), out_shardings=shardings.replace(context={})
@@ -168,7 +166,7 @@ class StateSpec:
 
     def _shardings(self, init_fn: Callable[[], Tree], context: Tree) -> TrainState:
         boxed = jax.eval_shape(init_fn)
-        placement = tree_shardings(boxed, self.rules, self.mesh)
+        placement = tree_shardings(boxed, RULES, self.mesh)
         return self._mirrored(unbox(boxed), placement, context)
 
     def _mirrored(self, params: Tree, placement: Tree, context: Tree) -> TrainState:

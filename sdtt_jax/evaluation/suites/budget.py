@@ -16,7 +16,10 @@ from sdtt_jax.model.masked import Model
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite: continuations of prompts at each of `num_steps`, judged; finished items are kept."""
     settings, model = subject.settings, subject.model
-    require(isinstance(model, Model), "--suite=budget is for denoisers; a causal model has none.")
+    require(
+        isinstance(model, Model),
+        "--suite=budget is for denoisers; a causal model has none; leave it out.",
+    )
     assert isinstance(model, Model)
     if subject.judge is None:
         raise ConfigError("--suite=budget needs a --judge.")

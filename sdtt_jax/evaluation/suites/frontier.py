@@ -28,7 +28,10 @@ CLEAN = 1.05
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; texts and items that the record has are not computed again."""
     settings, model = subject.settings, subject.model
-    require(isinstance(model, Model), "--suite=frontier is for denoisers; a causal model has none.")
+    require(
+        isinstance(model, Model),
+        "--suite=frontier is for denoisers; a causal model has none; leave it out.",
+    )
     if subject.judge is None:
         raise ConfigError("--suite=frontier needs a --judge.")
     require(
