@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The two halves of an array's digest, `[] uint32` each, and whether an element is not finite, `[] bool`.
-Digest = tuple[jax.Array, jax.Array, jax.Array]
+# The two halves of an array's digest, `[] uint32` each, and whether an element is not finite, `[] bool`; of JAX
+# or NumPy.
+Digest = tuple[Any, Any, Any]
 
 
 def digest(x: jax.Array) -> Digest:
@@ -48,14 +49,14 @@ def digest(x: jax.Array) -> Digest:
     )
 
 
-def digest_on_host(x: np.ndarray) -> tuple[np.uint32, np.uint32, bool]:
+def digest_on_host(x: np.ndarray) -> Digest:
     """`digest` of an array in memory, by NumPy: no key, and nothing to compile."""
     word = np.dtype({1: "<u1", 2: "<u2"}.get(x.dtype.itemsize, "<u4"))
     bits = np.ascontiguousarray(x).reshape(-1).view(word).astype(np.uint32)
     # In this order, an element's position is its number.
     one, two = _halves(bits, np.arange(bits.size, dtype=np.uint32))
     bad = jnp.issubdtype(x.dtype, jnp.inexact) and not np.isfinite(x).all()
-    return one.sum(dtype=np.uint32), two.sum(dtype=np.uint32), bool(bad)
+    return one.sum(dtype=np.uint32), two.sum(dtype=np.uint32), bad
 
 
 def _halves(bits: Any, position: Any) -> tuple[Any, Any]:
