@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The two halves of an array's digest, `[] uint32` each, and whether an element is not finite, `[] bool`; of JAX
-# or NumPy.
+# The two halves of an array's digest, `[] uint32` each, and whether an element is not finite, `[] bool`;
+# of JAX or NumPy.
 Digest = tuple[Any, Any, Any]
 
 
