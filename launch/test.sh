@@ -36,7 +36,7 @@ check "format" "$bin/ruff" format --check .
 check "imports" "$bin/lint-imports"
 # Each of the next two takes one core.
 types=$(mktemp)
-(check "types" "$bin/mypy" && [ ${#failed[@]} = 0 ]) >"$types" 2>&1 &
+(failed=() && check "types" "$bin/mypy" && [ ${#failed[@]} = 0 ]) >"$types" 2>&1 &
 # A link, an anchor, a name of the API or an argument that does not exist fails the build.
 check "documentation" env NO_MKDOCS_2_WARNING=1 "$bin/mkdocs" build --quiet --strict
 wait $! || failed+=("types")
