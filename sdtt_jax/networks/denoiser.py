@@ -18,7 +18,7 @@ from sdtt_jax.networks.attention import attend_rotated, rotary_tables, rotate
 from sdtt_jax.networks.base import Network, variables
 from sdtt_jax.networks.cache import LayerPast, attend_visible, cache_for
 from sdtt_jax.networks.config import DenoiserConfig
-from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Segments, Tokens
+from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
 
 TIME_FEATURES = 256
 TIME_BASE = 10_000.0
@@ -39,11 +39,6 @@ class Denoiser(Network):
     @functools.cached_property
     def _module(self) -> "DiT":
         return DiT(self.config)
-
-    def init(self, key: Key) -> Params:
-        """Fresh parameters, each leaf boxed with its logical axes (`sdtt_jax.unbox` removes them)."""
-        tokens = jnp.zeros((1, self.config.length), jnp.int32)
-        return self._module.init(key, tokens, jnp.zeros((1,), jnp.float32))["params"]
 
     def hidden(
         self,
@@ -276,8 +271,8 @@ class DiT(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         return self.head(hidden)
 
-    def __call__(self, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
-        return self.logits(self.hidden(tokens, sigma))
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return self.logits(self.hidden(tokens, jnp.zeros((1,), jnp.float32)))
 
 
 class CachedDiT(DiT):

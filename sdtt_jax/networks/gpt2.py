@@ -6,7 +6,7 @@ embedding (Radford et al. 2019). Interface and cache are those of `CausalNetwork
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -29,7 +29,6 @@ class GPT2Network(CausalNetwork):
     """A GPT-2 as pure functions of its parameters; its head is the token embedding."""
 
     config: GPT2Config
-    head: ClassVar[str] = "embed"
 
     @property
     def max_length(self) -> int:
@@ -45,7 +44,6 @@ class GPT2Denoiser(AdaptedDenoiser):
     """DiffuGPT (arXiv 2410.17891) as pure functions of its parameters; its head is the token embedding."""
 
     config: GPT2DenoiserConfig  # sizes; `length` is the most positions that it has embeddings for
-    head: ClassVar[str] = "embed"
 
     @functools.cached_property
     def _module(self) -> nn.Module:

@@ -29,11 +29,6 @@ from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
 from sdtt_jax.typing import Hidden, Params, Tokens
 
 
-def _head_params(config: LlamaConfig, params: Params) -> Params:
-    name = "embed" if config.tied_head else "head"
-    return {name: params[name]}
-
-
 @dataclasses.dataclass(frozen=True)
 class LlamaNetwork(CausalNetwork):
     """A causal network of the Llama family as pure functions of its parameters."""
@@ -43,9 +38,6 @@ class LlamaNetwork(CausalNetwork):
     @functools.cached_property
     def _module(self) -> nn.Module:
         return Llama(self.config)
-
-    def head_params(self, params: Params) -> Params:
-        return _head_params(self.config, params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +49,6 @@ class LlamaDenoiser(AdaptedDenoiser):
     @functools.cached_property
     def _module(self) -> nn.Module:
         return Llama(self.config)
-
-    def head_params(self, params: Params) -> Params:
-        """The part of `params` that `logits` reads: the head, or the embedding that it is tied to."""
-        return _head_params(self.config, params)
 
     def decode(
         self,
