@@ -10,13 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from experiments.settings import COUPLED, ONE_ROUND, RunConfig
-from experiments.stages import one_round
-from experiments.stages.objective import (
-    abstract_round,
-    distill_objective,
-    fresh,
-    teacher_objective,
-)
+from experiments.stages import objective, one_round
 from launch.ahead.hlo_text import Instruction
 from launch.ahead.one_round import (
     MASKED_SHARE,
@@ -148,11 +142,11 @@ def _step(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
         index = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
         tokens = {"index": index} | ({"tokens": tokens} if stage.hindsight or not made else {})
     elif distills:
-        lora, loss = config.distill.lora, distill_objective(planned)
-        state = abstract_round(planned, 1, spec)
+        lora, loss = config.distill.lora, objective.distill_objective(planned)
+        state = objective.abstract_round(planned, 1, spec)
     else:
-        lora, loss = config.teacher.lora, teacher_objective(planned)
-        state = spec.abstract(functools.partial(fresh, planned, lora))
+        lora, loss = config.teacher.lora, objective.teacher_objective(planned)
+        state = spec.abstract(functools.partial(objective.fresh, planned, lora))
         if planned.was_causal:
             opened = jax.ShapeDtypeStruct((batch,), jnp.float32, sharding=batch_sharding(mesh))
             tokens = {"tokens": tokens, "open": opened}

@@ -14,6 +14,7 @@ function of it. A network that sees noise is shown the same noise at every call.
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -27,7 +28,7 @@ from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.ops.categorical import Filters
 from sdtt_jax.ops.noise import Noise, draw_noise
 from sdtt_jax.ops.tokens import as_rows
-from sdtt_jax.typing import Key, Params, Positions, Tokens
+from sdtt_jax.typing import Key, Params, PerSequence, Positions, Tokens
 
 TIME_GRIDS = ("uniform", "cosine")
 
@@ -273,6 +274,15 @@ def take_step(
     )
 
 
+class _Due(NamedTuple):
+    """What a step does beside a decoder's own calls."""
+
+    selected: Positions  # positions whose tokens are drawn, in one network call
+    sigma: PerSequence  # the total noise that the network is told
+    pick: Pick | None = None  # takes some of them by what the network says
+    again: Positions | None = None  # positions that are masked afterwards
+
+
 def _step(
     diffusion: MaskedDiffusion,
     params: Params,
@@ -285,43 +295,63 @@ def _step(
     """`take_step` of all texts, whatever has stopped."""
     decoder, options = parse_mode(config.mode)
     key, last = jax.random.fold_in(plan.key, index), index == config.num_steps
-    selected, sigma, schedule = plan.call == index, plan.sigmas[index], diffusion.schedule
-    pick, again = None, None
+    due = _Due(plan.call == index, plan.sigmas[index])
     if decoder.step is not None:
         scene = Scene(diffusion, params, helper, config, time_grid(config))
-        now = Now(state.x, selected, plan.call <= config.num_steps, index, state.memory)
+        now = Now(state.x, due.selected, plan.call <= config.num_steps, index, state.memory)
         x, calls, memory = serving.own_step(config.mode, scene, key, now)
         state = dataclasses.replace(state, x=x, nfe=state.nfe + calls, memory=memory)
-        selected = last & (state.x == diffusion.mask_id)
-    if decoder.pick is not None or decoder.redo is not None:
-        masked = state.x == diffusion.mask_id
+        due = due._replace(selected=last & (x == diffusion.mask_id))
+    elif decoder.pick is not None:
         key, key_position = jax.random.split(key)
-    if decoder.pick is not None:
-        selected = masked
-        sigma = sigma_of_share(schedule, masked.mean(axis=-1, dtype=jnp.float32))
-        score, accept = (functools.partial(function, options) for function in decoder.pick[:2])
-        calls_left, stop = jnp.maximum(config.num_steps - index, 1), stop_of(config.mode)
-        pick = Pick(score, lambda *seen: accept(key_position, *seen, calls_left) | (last & masked))
-        if stop is not None and stop.entropy > 0:
-            pick = stopping.finishing(pick, stop.entropy)
+        due = _picked(diffusion, state.x, key_position, index, config)
     elif decoder.redo is not None:
-        times = time_grid(config)
-        later = jnp.minimum(index + 1, config.num_steps)
-        reveal, remask = decoder.redo(
-            options, *schedule.move_chance(times[jnp.stack([index, later])])
-        )
-        uniform = jax.random.uniform(key_position, state.x.shape, jnp.float32)
-        selected = masked & (last | (uniform < reveal))
-        again = (plan.call == config.num_steps) & ~masked & ~last & (uniform < remask)
-    if not config.final_denoise:
-        selected &= ~last
+        key, key_position = jax.random.split(key)
+        due = _redone(diffusion, plan, state.x, key_position, index, config)
+    selected = due.selected if config.final_denoise else due.selected & ~last
     choose = filling.choice(config, plan.noise, sees_noise=diffusion.noise_levels is not None)
     if decoder.temperature is not None:
         temperature = decoder.temperature(options, index)
         choose = choose if temperature is None else filling.tempered(choose, temperature)
-    choose = filling.greedy_at_last(choose)
+    choose, keys = filling.greedy_at_last(choose), (key, last)
     x, calls = filling.reveal(
-        diffusion, params, state.x, selected, sigma, choose, (key, last), plan.noise, pick
+        diffusion, params, state.x, selected, due.sigma, choose, keys, plan.noise, due.pick
     )
-    x = x if again is None else jnp.where(again, diffusion.mask_id, x)
+    x = x if due.again is None else jnp.where(due.again, diffusion.mask_id, x)
     return dataclasses.replace(state, x=x, nfe=state.nfe + calls)
+
+
+def _picked(
+    diffusion: MaskedDiffusion, x: Tokens, key: Key, index: jax.Array, config: SamplerConfig
+) -> _Due:
+    """All that is masked, of which `Decoder.pick` takes some, and the last step the rest."""
+    decoder, options = parse_mode(config.mode)
+    assert decoder.pick is not None
+    masked, stop = x == diffusion.mask_id, stop_of(config.mode)
+    sigma = sigma_of_share(diffusion.schedule, masked.mean(axis=-1, dtype=jnp.float32))
+    score, accept = (functools.partial(function, options) for function in decoder.pick[:2])
+    calls_left, last = jnp.maximum(config.num_steps - index, 1), index == config.num_steps
+    pick = Pick(score, lambda *seen: accept(key, *seen, calls_left) | (last & masked))
+    if stop is not None and stop.entropy > 0:
+        pick = stopping.finishing(pick, stop.entropy)
+    return _Due(masked, sigma, pick)
+
+
+def _redone(
+    diffusion: MaskedDiffusion,
+    plan: Plan,
+    x: Tokens,
+    key: Key,
+    index: jax.Array,
+    config: SamplerConfig,
+) -> _Due:
+    """What `Decoder.redo` reveals by chance and masks again; the last step reveals all."""
+    decoder, options = parse_mode(config.mode)
+    assert decoder.redo is not None
+    masked, last = x == diffusion.mask_id, index == config.num_steps
+    steps = jnp.stack([index, jnp.minimum(index + 1, config.num_steps)])
+    chances = diffusion.schedule.move_chance(time_grid(config)[steps])
+    reveal, remask = decoder.redo(options, *chances)
+    uniform = jax.random.uniform(key, x.shape, jnp.float32)
+    again = (plan.call == config.num_steps) & ~masked & ~last & (uniform < remask)
+    return _Due(masked & (last | (uniform < reveal)), plan.sigmas[index], again=again)

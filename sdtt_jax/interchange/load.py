@@ -81,24 +81,24 @@ def load(
       >>> model.tokenizer.decode(model.tokenizer.encode_part("and he said"))
       'and he said'
     """
-    found = _found(path, revision, given)
-    if not isinstance(found, tuple):  # a path of a bucket is no `Path`
-        return _own(found, mesh, compute_dtype)
-    return _published(*found, mesh, compute_dtype)
+    published = _find_published(path, revision, given)
+    if published is None:
+        return _own(as_path(path), mesh, compute_dtype)
+    return _published(*published, mesh, compute_dtype)
 
 
 def load_network(path: str | os.PathLike[str]) -> Model | CausalModel:
     """`load` without the parameters; those of a published model are not even read."""
-    found = _found(path, None, {})
-    if not isinstance(found, tuple):  # a path of a bucket is no `Path`
-        return dataclasses.replace(_own(found, None, None), params={})
-    return _published(*found, None, None, read=False)
+    published = _find_published(path, None, {})
+    if published is None:
+        return dataclasses.replace(_own(as_path(path), None, None), params={})
+    return _published(*published, None, None, read=False)
 
 
-def _found(
+def _find_published(
     path: str | os.PathLike[str], revision: str | None, given: dict[str, Any]
-) -> Path | tuple[Published, Path, str]:
-    """Finds one of our folders, or a published model with its folder and its name."""
+) -> tuple[Published, Path, str] | None:
+    """A published model, with its folder and its name; None for a path that is not one, but may be ours."""
     text, said = os.fspath(path), Given(**given)
     if text == SMOLLM2 and not as_path(text).exists():
         text = str(smollm2_file())
@@ -124,7 +124,7 @@ def _found(
             f"{', '.join(said.said)} is for published networks of the Llama family, and {text} is "
             "none; leave it out."
         )
-    return where
+    return None
 
 
 def load_denoiser(

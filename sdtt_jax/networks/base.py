@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,6 @@ class Network(abc.ABC):
     """A network as pure functions of its parameters (plain nested dicts)."""
 
     config: TransformerConfig  # sizes; vocabulary and length must be set
-    head: ClassVar[str] = "head"  # the name of the submodule whose parameters `logits` reads
 
     def __post_init__(self) -> None:
         self.config.check_filled()
@@ -46,8 +45,9 @@ class Network(abc.ABC):
         return params
 
     def head_params(self, params: Params) -> Params:
-        """The part of `params` that `logits` reads, and all that it needs."""
-        return {self.head: params[self.head]}
+        """The part of `params` that `logits` reads: the head, or the embedding that it is tied to."""
+        name = "head" if "head" in params else "embed"
+        return {name: params[name]}
 
     def logits(self, params: Params, hidden: jax.Array) -> Logits:
         """Logits, with the columns of the padding at `NEG_INFINITY`.

@@ -6,26 +6,20 @@ embedding (Radford et al. 2019). Interface and cache are those of `CausalNetwork
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import require
+from sdtt_jax.networks import layers
 from sdtt_jax.networks.attention import attend, attend_along
 from sdtt_jax.networks.base import AdaptedDenoiser
 from sdtt_jax.networks.cache import LayerPast, attend_causally
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import GPT2Config as GPT2Config
 from sdtt_jax.networks.config import GPT2DenoiserConfig as GPT2DenoiserConfig
-from sdtt_jax.networks.layers import (
-    Mlp,
-    merged_heads,
-    queries_keys_values,
-    scan_blocks,
-    without_padding,
-)
 
 INIT_SCALE = 0.02
 
@@ -35,7 +29,6 @@ class GPT2Network(CausalNetwork):
     """A GPT-2 as pure functions of its parameters; its head is the token embedding."""
 
     config: GPT2Config
-    head: ClassVar[str] = "embed"
 
     @property
     def max_length(self) -> int:
@@ -51,7 +44,6 @@ class GPT2Denoiser(AdaptedDenoiser):
     """DiffuGPT (arXiv 2410.17891) as pure functions of its parameters; its head is the token embedding."""
 
     config: GPT2DenoiserConfig  # sizes; `length` is the most positions that it has embeddings for
-    head: ClassVar[str] = "embed"
 
     @functools.cached_property
     def _module(self) -> nn.Module:
@@ -82,7 +74,7 @@ class GPT2Block(nn.Module):
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         used, edges = shared
         y = _norm(c, "norm1")(x)
-        query, key, value = queries_keys_values(c, y, bias=True)
+        query, key, value = layers.queries_keys_values(c, y, bias=True)
         new: LayerPast | None = None
         if edges is not None:
             mixed = attend_along(query, key, value, edges)
@@ -90,10 +82,10 @@ class GPT2Block(nn.Module):
             mixed, new = attend_causally(query, key, value, past, used)
         else:
             mixed = attend(query, key, value)
-        x = x + merged_heads(c, mixed, bias=True)
+        x = x + layers.merged_heads(c, mixed, bias=True)
 
         y = _norm(c, "norm2")(x)
-        x = x + Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)
+        x = x + layers.Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
 
 
@@ -109,7 +101,7 @@ class GPT2(nn.Module):
         position_init = nn.with_logical_partitioning(init, (None, "embed"))
         self.embed = nn.Embed(c.padded_vocab, c.embed_dim, dtype, embedding_init=token_init)
         self.positions = nn.Embed(c.length, c.embed_dim, dtype, embedding_init=position_init)
-        self.blocks = scan_blocks(GPT2Block, c)
+        self.blocks = layers.scan_blocks(GPT2Block, c)
         self.final = _norm(c)
 
     def decode(
@@ -145,7 +137,7 @@ class GPT2(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         logits = self.embed.attend(hidden).astype(jnp.float32)
-        return without_padding(logits, self.config.columns)
+        return layers.without_padding(logits, self.config.columns)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         return self.logits(self.hidden(tokens))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from sdtt_jax.networks import layers
 from sdtt_jax.networks.attention import (
     attend,
     attend_along,
@@ -25,21 +26,7 @@ from sdtt_jax.networks.base import AdaptedDenoiser
 from sdtt_jax.networks.cache import LayerPast, attend_causally, attend_visible, cache_for
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
-from sdtt_jax.networks.layers import (
-    Embedding,
-    Head,
-    Linear,
-    merged_heads,
-    parameter,
-    scan_blocks,
-    without_padding,
-)
 from sdtt_jax.typing import Hidden, Params, Tokens
-
-
-def _head_params(config: LlamaConfig, params: Params) -> Params:
-    name = "embed" if config.tied_head else "head"
-    return {name: params[name]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +39,6 @@ class LlamaNetwork(CausalNetwork):
     def _module(self) -> nn.Module:
         return Llama(self.config)
 
-    def head_params(self, params: Params) -> Params:
-        return _head_params(self.config, params)
-
 
 @dataclasses.dataclass(frozen=True)
 class LlamaDenoiser(AdaptedDenoiser):
@@ -65,10 +49,6 @@ class LlamaDenoiser(AdaptedDenoiser):
     @functools.cached_property
     def _module(self) -> nn.Module:
         return Llama(self.config)
-
-    def head_params(self, params: Params) -> Params:
-        """The part of `params` that `logits` reads: the head, or the embedding that it is tied to."""
-        return _head_params(self.config, params)
 
     def decode(
         self,
@@ -112,7 +92,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = parameter(self, "scale", nn.initializers.ones, (self.axis,), (self.dim,))
+        scale = layers.parameter(self, "scale", nn.initializers.ones, (self.axis,), (self.dim,))
         wide = x.astype(jnp.float32)
         mean_square = jnp.square(wide).mean(axis=-1, keepdims=True)
         return (wide * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(x.dtype)
@@ -127,8 +107,10 @@ class GatedMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        def linear(name: str, sizes: tuple[int, int], axes: tuple[str, str]) -> Linear:
-            return Linear(sizes[:1], sizes[1:], axes, bias=False, dtype=self.dtype, name=name)
+        def linear(name: str, sizes: tuple[int, int], axes: tuple[str, str]) -> layers.Linear:
+            return layers.Linear(
+                sizes[:1], sizes[1:], axes, bias=False, dtype=self.dtype, name=name
+            )
 
         inwards, outwards = (self.dim, self.hidden), (self.hidden, self.dim)
         gate = linear("gate", inwards, ("embed", "mlp"))(x)
@@ -163,18 +145,18 @@ class LlamaBlock(nn.Module):
             mixed, new = attend_causally(query, key, value, past, used, segments)
         else:
             mixed = attend(query, key, value, segments=segments)
-        x = x + merged_heads(c, mixed, bias=False)
+        x = x + layers.merged_heads(c, mixed, bias=False)
 
         y = RMSNorm(c.embed_dim, c.norm_epsilon, name="norm2")(x)
         x = x + GatedMlp(c.embed_dim, c.mlp_dim, dtype, name="mlp")(y)
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
 
-    def _heads(self, name: str, count: int, axis: str) -> Linear:
+    def _heads(self, name: str, count: int, axis: str) -> layers.Linear:
         c = self.config
         shape, axes = (count, c.head_dim), ("embed", axis, "kv")
         dtype = jnp.dtype(c.compute_dtype)
         name = f"attn_{name}"
-        return Linear((c.embed_dim,), shape, axes, bias=c.qkv_bias, dtype=dtype, name=name)
+        return layers.Linear((c.embed_dim,), shape, axes, bias=c.qkv_bias, dtype=dtype, name=name)
 
     def _rotated(self, x: jax.Array, name: str, cos: jax.Array, sin: jax.Array) -> jax.Array:
         """Queries or keys, normalised where the config says so, their first features turned."""
@@ -195,11 +177,11 @@ class Llama(nn.Module):
 
     def setup(self) -> None:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        self.embed = Embedding(c.padded_vocab, c.embed_dim, dtype)
-        self.blocks = scan_blocks(LlamaBlock, c)
+        self.embed = layers.Embedding(c.padded_vocab, c.embed_dim, dtype)
+        self.blocks = layers.scan_blocks(LlamaBlock, c)
         self.final = RMSNorm(c.embed_dim, c.norm_epsilon)
         if not c.tied_head:
-            self.head = Head(c.embed_dim, c.columns, c.padded_vocab, dtype, bias=False)
+            self.head = layers.Head(c.embed_dim, c.columns, c.padded_vocab, dtype, bias=False)
 
     def decode(
         self,
@@ -226,7 +208,7 @@ class Llama(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         if self.config.tied_head:
-            return without_padding(self.embed.attend(hidden), self.config.columns)
+            return layers.without_padding(self.embed.attend(hidden), self.config.columns)
         return self.head(hidden)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:

@@ -3,25 +3,18 @@
 It is stored beside the checkpoint, where `early_exit` finds it by its bound.
 """
 
-from sdtt_jax.config import require
 from sdtt_jax.evaluation.exits import EXITS, calibrate, check_exits
 from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.learnt import store_fitted
-from sdtt_jax.model.masked import Model
 from sdtt_jax.parallel import processes
 
 
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; a finished item is not computed again."""
-    settings, model = subject.settings, subject.model
-    require(
-        isinstance(model, Model),
-        "--suite=exits is for denoisers; a causal model has none; leave it out.",
-    )
-    assert isinstance(model, Model)
+    settings, model = subject.settings, subject.denoiser("exits")
     check_exits(model)
     tokens = held_out(subject)
     bound, failure = settings.exit_bound, settings.exit_failure

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.claims import FLAG, NUMBER, Allowed, check_claims, claimed
-from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table, shape_of
+from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table, kernel, shape_of
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
 
 # The sequences of a denoiser whose config allows very long ones.
@@ -127,10 +127,6 @@ def llama_table(names: Names, config: LlamaConfig) -> Table:
     d, mlp, rows = config.embed_dim, config.mlp_dim, config.columns
     heads, kv_heads = (config.num_heads, config.head_dim), (config.kv_heads, config.head_dim)
 
-    def linear(name: str, path: str, out: int, into: int, **how: Any) -> Entry:
-        shape = (out, into)
-        return Entry(f"{name}.weight", f"{path}/kernel", shape, transpose=True, **how)
-
     def scale(name: str, path: str, size: int) -> Entry:
         return Entry(f"{name}.weight", f"{path}/scale", (size,))
 
@@ -147,11 +143,11 @@ def llama_table(names: Names, config: LlamaConfig) -> Table:
         (names.v, "v", kv_heads),
     ):
         size, path = shape[0] * shape[1], f"blocks/attn_{letter}"
-        entries.append(linear(name, path, size, d, reshape=(d, *shape)))
+        entries.append(kernel(name, path, size, d, reshape=(d, *shape)))
         if config.qkv_bias:
             entries.append(Entry(f"{name}.bias", f"{path}/bias", (size,), reshape=shape))
     entries.append(
-        linear(names.out, "blocks/attn_out", d, heads[0] * heads[1], reshape=(*heads, d))
+        kernel(names.out, "blocks/attn_out", d, heads[0] * heads[1], reshape=(*heads, d))
     )
     if config.qk_norm:
         entries += [
@@ -159,15 +155,15 @@ def llama_table(names: Names, config: LlamaConfig) -> Table:
             scale(names.k_norm, "blocks/k_norm", config.head_dim),
         ]
     entries += [
-        linear(names.gate, "blocks/mlp/gate", mlp, d),
-        linear(names.up, "blocks/mlp/up", mlp, d),
-        linear(names.down, "blocks/mlp/down", d, mlp),
+        kernel(names.gate, "blocks/mlp/gate", mlp, d),
+        kernel(names.up, "blocks/mlp/up", mlp, d),
+        kernel(names.down, "blocks/mlp/down", d, mlp),
     ]
     head, tied = f"{names.head}.weight", {}
     if config.tied_head:
         tied = {head: embed}
     else:
-        entries.append(linear(names.head, "head/linear", rows, d, vocab_axis=0))
+        entries.append(kernel(names.head, "head/linear", rows, d, vocab_axis=0))
     # Older exports carry their rotary frequencies along.
     ignored = (f"{names.q.rsplit('.', 1)[0]}.rotary_emb.inv_freq",)
     return Table(entries, config.num_layers, config.padded_vocab, ignored=ignored, tied=tied)
