@@ -58,8 +58,7 @@ def parameter(
     Raises:
       ValueError: the parameter that was given has another shape.
     """
-    # Linen would trace the initializer of a given parameter, each time, to compare the shapes: a twelfth of
-    # what it takes to trace and lower a training step.
+    # Linen would trace the initializer to compare shapes: 7 % of tracing and lowering a training step.
     if module.has_variable("params", name):
         given: Any = nn.meta.unbox(module.get_variable("params", name))
         if given.shape != shape:
