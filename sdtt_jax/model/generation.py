@@ -35,7 +35,9 @@ def generate(
     common = common_config(config)
     if common is None:
         return _sampled(diffusion, params, key, x_init, config, sequences, helper)
-    plan = _wide_plan(diffusion, key, x_init, config)
+    # How tokens are drawn has no part in the plan.
+    spread = SamplerConfig(config.num_steps, config.time_grid, mode=config.mode)
+    plan = _wide_plan(diffusion, key, x_init, spread)
     steps = jnp.int32(config.num_steps)
     return _followed(diffusion, params, plan, x_init, steps, common, sequences)
 
