@@ -10,7 +10,8 @@ experiments.run.
 
   train    a step of distillation: loss, gradients, optimizer, moving average
   teacher  a step of the teacher's training
-  sample   a whole generation, for each of --num_steps
+  sample   a whole generation, for each of --num_steps (experiments.evaluate --suite=latency times a
+           checkpoint's, also with --early_exit or --neighbours)
   judge    -log p of every token of generated text under a GPT-2 of these sizes
   data     tokenising, packing and loading the config's corpus
   demo     the steps of launch/demo.sh, at its batch: two minutes. Alone, its config is the demo's. What a
@@ -94,7 +95,10 @@ def main(argv: Sequence[str]) -> None:
     record = benchmark(config, plan, stopwatch(), save)
     show(record, wide_console())
     if any(not name.endswith(": naive") for name in deaths(record)):
-        raise UserError("A variant died; its row is incomplete.")
+        raise UserError(
+            "A variant died, so its row is incomplete; the table says of what. Give it a smaller batch "
+            "or model."
+        )
 
 
 if __name__ == "__main__":

@@ -18,18 +18,10 @@ from pathlib import Path
 
 from absl import flags
 
+from experiments.cli import fields
 from experiments.cli.app import check_flags, join_processes, run_app, stopwatch
 from experiments.cli.compare import compare
 from experiments.cli.devices import chosen_mesh
-from experiments.cli.fields import (
-    define_checkpoint,
-    define_flags,
-    define_given,
-    define_helper,
-    from_flags,
-    given_flags,
-    show_in_help,
-)
 from experiments.stages.mirror import own_data
 from sdtt_jax.config import choose, require
 from sdtt_jax.errors import ConfigError
@@ -48,7 +40,7 @@ __doc__ = (__doc__ or "").replace(
     "SUITES\n", "".join(f"  {name:<12} {suite.help}\n" for name, suite in SUITES.items())
 )
 
-_CHECKPOINT = define_checkpoint()
+_CHECKPOINT = fields.define_checkpoint()
 _SUITE = flags.DEFINE_list("suite", [], f"What to measure, with commas, of: {', '.join(SUITES)}.")
 _OUTPUT = flags.DEFINE_string(
     "output",
@@ -68,13 +60,13 @@ _BASELINE = flags.DEFINE_string(
     "The causal model that writes texts beside the checkpoint: named as for --judge; own is that of the "
     "checkpoint's run; none.",
 )
-_HELPER = define_helper()
-define_given()
+_HELPER = fields.define_helper()
+fields.define_given()
 _COMPARE = flags.DEFINE_list(
     "compare", [], "Results to lay side by side; more files may follow without a flag."
 )
-define_flags(Settings)
-show_in_help("mesh", "distributed", "compilation_cache")
+fields.define_flags(Settings)
+fields.show_in_help("mesh", "distributed", "compilation_cache")
 
 
 def evaluate(subject: Subject, suites: Sequence[str], path: Path) -> None:
@@ -107,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
     require(bool(suites), f"--suite is missing; choose from {', '.join(SUITES)}.")
     for suite in suites:
         choose("--suite", suite, SUITES)
-    settings = from_flags(Settings)
+    settings = fields.from_flags(Settings)
     for name, field in (("judge", "texts"), ("lambada", "task_file")):
         together = (name in suites) == bool(getattr(settings, field))
         require(together, f"--suite={name} and --{field} go together.")
@@ -122,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
         str(_JUDGE.value),
         str(_BASELINE.value),
         chosen_mesh(),
-        given_flags(),
+        fields.given_flags(),
     )
     data = own_data(subject.model)
     model = variant(subject.model, settings, data)

@@ -79,7 +79,9 @@ def parse_divergences(text: str) -> tuple[str, ...]:
     names = tuple(OPTIMA) if text == "all" else tuple(name.strip() for name in text.split(","))
     for name in names:
         known = f"{', '.join(OPTIMA)} (or all)"
-        require(name in OPTIMA, f"--divergence={text}: {name!r} is none of {known}.")
+        require(
+            name in OPTIMA, f"--divergence={text}: {name!r} is none of {known}; choose of these."
+        )
     return tuple(dict.fromkeys(names))
 
 

@@ -20,15 +20,8 @@ from pathlib import Path
 
 from absl import flags
 
+from experiments.cli import fields
 from experiments.cli.app import check_flags, run_app
-from experiments.cli.fields import (
-    define_checkpoint,
-    define_flags,
-    define_given,
-    define_helper,
-    from_flags,
-    given_flags,
-)
 from sdtt_jax.config import choose, require
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.evaluation.settings import Decoding
@@ -43,13 +36,13 @@ from sdtt_jax.paths import as_path, is_remote
 
 FORMATS = ("reference", "orbax", "stablehlo")
 
-_CHECKPOINT = define_checkpoint()
-define_given()
+_CHECKPOINT = fields.define_checkpoint()
+fields.define_given()
 _FORMAT = flags.DEFINE_string("format", "reference", f"One of: {', '.join(FORMATS)}.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist, or be empty.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "stablehlo: reverse steps of the sampler.")
-_HELPER = define_helper()
-define_flags(Decoding)
+_HELPER = fields.define_helper()
+fields.define_flags(Decoding)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "stablehlo: texts at once.")
 _PUSH = flags.DEFINE_string(
     "push", None, "Then upload it to this repository of the hub, OWNER/NAME."
@@ -67,7 +60,7 @@ def write(model: Model | CausalModel, output: Path) -> list[Path]:
         raise CheckpointError(
             f"{model.facts['path']} holds a causal model; --format=stablehlo exports a denoiser's sampler."
         )
-    config = from_flags(Decoding).sampler(_NUM_STEPS.value)
+    config = fields.from_flags(Decoding).sampler(_NUM_STEPS.value)
     helper = load(_HELPER.value).as_helper if _HELPER.value else None
     return export_stablehlo(model, output, config, _BATCH_SIZE.value, helper)
 
@@ -80,16 +73,19 @@ def main(argv: Sequence[str]) -> None:
         _FORMAT.value == "stablehlo" or not _HELPER.value,
         "--helper is for the sampler of --format=stablehlo; leave it out.",
     )
-    from_flags(Decoding)
+    fields.from_flags(Decoding)
     folder = str(_OUTPUT.value)
     require(not is_remote(folder), f"--output={folder} must be a local folder; copy it from there.")
     output = as_path(folder)
     require_empty(output)
     token = ""
     if _PUSH.value is not None:
-        require(bool(REPOSITORY.fullmatch(_PUSH.value)), f"--push={_PUSH.value} is not OWNER/NAME.")
+        require(
+            bool(REPOSITORY.fullmatch(_PUSH.value)),
+            f"--push={_PUSH.value} is not OWNER/NAME; name a repository so.",
+        )
         token = hub.push_token()
-    model = load(str(_CHECKPOINT.value), **given_flags())
+    model = load(str(_CHECKPOINT.value), **fields.given_flags())
     written = write(model, output)
     card = output / "README.md"
     card.write_text(model_card(model, _FORMAT.value, measured_results(model)), "utf-8")

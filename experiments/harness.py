@@ -4,8 +4,9 @@
   python -m experiments.harness --checkpoint=OWNER/NAME --tasks=my_task --include=folder/ --limit=100
 
 Likelihoods of a denoiser are bounds from below (--num_maskings each, exact for a single token); those of a
-causal model (GPT-2, a run's judge) are exact. The harness fetches its data sets from the hub; --include names
-a folder with task files of your own, which may read local files.
+causal model (GPT-2, a run's judge) are exact. --early_exit and --neighbours are as for experiments.sample.
+The harness fetches its data sets from the hub; --include names a folder with task files of your own, which
+may read local files.
 """
 
 from collections.abc import Sequence
@@ -15,21 +16,17 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from experiments.cli import fields
 from experiments.cli.app import check_flags, output_file, run_app
-from experiments.cli.fields import (
-    define_checkpoint,
-    define_flags,
-    define_given,
-    from_flags,
-    given_flags,
-)
+from experiments.stages.mirror import own_data
 from sdtt_jax.config import require
 from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.harness import Options, adapter
+from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load
 from sdtt_jax.paths import as_path, write_json
 
-_CHECKPOINT = define_checkpoint()
+_CHECKPOINT = fields.define_checkpoint()
 _TASKS = flags.DEFINE_list("tasks", [], "Tasks of the harness, with commas.")
 _INCLUDE = flags.DEFINE_string("include", None, "A folder with more task files.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Only so many items of each task.")
@@ -38,8 +35,8 @@ _DTYPE = flags.DEFINE_string(
     "compute_dtype", None, "float32 or bfloat16; as it was trained if not given."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the results to this JSON file.")
-define_flags(Options)
-define_given()
+fields.define_flags(Options)
+fields.define_given()
 
 
 def _table(results: dict[str, Any]) -> Table:
@@ -62,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     require(bool(_TASKS.value), "--tasks is missing; for example --tasks=lambada_openai.")
     output = output_file(_OUTPUT.value)
     include = None if _INCLUDE.value is None else str(as_path(_INCLUDE.value))
-    options = from_flags(Options)
+    options = fields.from_flags(Options)
     try:
         import lm_eval
         from lm_eval.api.model import LM
@@ -71,7 +68,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             "lm-evaluation-harness is not installed; pip install 'sdtt_jax[eval]'."
         ) from None
-    model = load(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value, **given_flags())
+    model = load(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value, **fields.given_flags())
+    model = variant(model, options, own_data(model))
     results: Any = lm_eval.simple_evaluate(
         model=adapter(LM)(model, options),
         tasks=_TASKS.value,

@@ -21,17 +21,9 @@ import jax
 import numpy as np
 from absl import flags
 
+from experiments.cli import fields
 from experiments.cli.app import check_flags, join_processes, json_lines, output_file, run_app
 from experiments.cli.devices import chosen_mesh
-from experiments.cli.fields import (
-    define_checkpoint,
-    define_flags,
-    define_given,
-    define_helper,
-    from_flags,
-    given_flags,
-    show_in_help,
-)
 from experiments.cli.watch import watch
 from experiments.stages.mirror import own_data
 from sdtt_jax.config import positive, require
@@ -46,9 +38,9 @@ from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import ended, reading_notes
 from sdtt_jax.parallel import processes
 
-_CHECKPOINT = define_checkpoint()
-define_given()
-_HELPER = define_helper()
+_CHECKPOINT = fields.define_checkpoint()
+fields.define_given()
+_HELPER = fields.define_helper()
 _LENGTH = flags.DEFINE_integer(
     "length", None, "Tokens of a text, for a published denoiser of the Llama family."
 )
@@ -68,15 +60,15 @@ _DTYPE = flags.DEFINE_string(
 _WATCH = flags.DEFINE_bool("watch", False, "Show each text appear, one after the other.")
 _PAUSE = flags.DEFINE_float("pause", 0.15, "With --watch: seconds that a step is shown at least.")
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the texts to this file, as JSON lines.")
-define_flags(Sampling)
-show_in_help("mesh", "distributed", "compilation_cache")
+fields.define_flags(Sampling)
+fields.show_in_help("mesh", "distributed", "compilation_cache")
 
 
 def main(argv: Sequence[str]) -> None:
     """Samples as the flags ask."""
     check_flags(argv, "checkpoint")
     positive(**{"--num_samples": _NUM_SAMPLES.value})
-    sampling = from_flags(Sampling)
+    sampling = fields.from_flags(Sampling)
     config = sampling.sampler(_NUM_STEPS.value)
     join_processes()
     file = processes.on_first("Looking at --output", lambda: output_file(_OUTPUT.value))
@@ -87,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         str(_CHECKPOINT.value),
         compute_dtype=_DTYPE.value,
         mesh=chosen_mesh(),
-        **given_flags(length=_LENGTH.value),
+        **fields.given_flags(length=_LENGTH.value),
     )
     model = variant(model, sampling, own_data(model))
     x_init = processes.to_host(

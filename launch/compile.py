@@ -21,7 +21,7 @@ from experiments.settings import check_overrides, run_config
 from launch.ahead import report
 from launch.ahead.analysis import Record, analyse
 from launch.ahead.programs import ALL, KINDS, build
-from launch.ahead.search import search
+from launch.ahead.search import Target, search
 from launch.ahead.topologies import compile_only, describe_devices, parse_topology
 from sdtt_jax.config import choose
 from sdtt_jax.parallel.mesh import make_mesh
@@ -67,9 +67,8 @@ def main(argv: Sequence[str]) -> None:
     records: list[Record] = []
     for kind in kinds:
         if _SEARCH.value:
-            analyses = search(
-                kind, config, topology, devices, _NUM_STEPS.value, log, _SEARCH_SECONDS.value
-            )
+            target = Target(kind, config, topology, devices, _NUM_STEPS.value)
+            analyses = search(target, _SEARCH_SECONDS.value, log)
             records += [analysis.record for analysis in analyses]
             report.show(analyses[0].record, console)
         else:

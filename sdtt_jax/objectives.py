@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.causal.nll import causal_loss
-from sdtt_jax.diffusion.denoiser import Given, MaskedDiffusion
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion, WithInputs
 from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms
 from sdtt_jax.distillation.alpha import AlphaConfig, alpha_terms
 from sdtt_jax.distillation.coupled import (
@@ -119,7 +119,7 @@ def adaptation_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
         tokens, share = batch["tokens"], batch["open"]
         key_edges, key = jax.random.split(key)
         uniform = jax.random.uniform(key_edges, (*tokens.shape, tokens.shape[1]), jnp.float32)
-        opened: Any = Given(denoiser, {"edges": uniform < share[:, None, None]})
+        opened: Any = WithInputs(denoiser, {"edges": uniform < share[:, None, None]})
         found = teacher_loss(dataclasses.replace(diffusion, denoiser=opened), config)
         total, weight, metrics = found(params, context, tokens, key)
         return Loss(total, weight, metrics | {"open_share": share.mean()})

@@ -27,6 +27,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.keys import purpose_key, purpose_seed
+from sdtt_jax.markdown import table
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.config import LlamaConfig, as_denoiser
 from sdtt_jax.networks.kinds import kind_of, network_of
@@ -140,9 +141,8 @@ def main() -> None:
             else small_start(run, given.causal_steps)
         )
         curves = [curve(run, denoiser, params, given.steps, texts) for params in (start, None)]
-    print("| steps | adapted | from scratch |\n|---|---|---|")
-    for mark in given.steps:
-        print(f"| {mark} | {curves[0][mark]:.3f} | {curves[1][mark]:.3f} |")
+    rows = ((mark, *(f"{found[mark]:.3f}" for found in curves)) for mark in given.steps)
+    print(table(["steps", "adapted", "from scratch"], rows))
 
 
 if __name__ == "__main__":

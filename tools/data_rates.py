@@ -30,7 +30,9 @@ from tokenizers import models, pre_tokenizers
 from sdtt_jax.data import DataConfig, TokenizerConfig, builders, engines, prepare, train_tokenizer
 from sdtt_jax.data.corpora import documents
 from sdtt_jax.data.embedded import bible_chapters
-from sdtt_jax.data.loader import Shard, _Records, shuffled
+from sdtt_jax.data.loader import shuffled
+from sdtt_jax.data.records import Records, Shard
+from sdtt_jax.markdown import table
 from sdtt_jax.paths import as_path
 
 GPT2 = TokenizerConfig(kind="gpt2")
@@ -139,7 +141,7 @@ def random_access(folder: Path, records: int, reads: int) -> tuple[float, float,
     shards = [Shard(f"{number:03d}", "train", len(rows), size) for number in range(SHARDS)]
     places = shuffled(records, seed=0, step=0, batch_size=reads)
     before, began = _share_of_memory(os.getpid()), time.perf_counter()
-    opened = _Records(folder, shards, 16, rows.dtype)
+    opened = Records(folder, shards, 16, rows.dtype)
     seconds = time.perf_counter() - began
     times = []
     for index in places:
@@ -197,22 +199,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.part == "rate":
             found = np.array(rates(folder, given.megabytes, given.repeats))
             share, (bare, whole) = found[:, 1] / found[:, 0], np.median(found, axis=0)
-            print("| bare, MB/s | whole, MB/s | share | in single turns |\n|---|---|---|---|")
-            low, middle, high = share.min(), np.median(share), share.max()
-            print(f"| {bare:.2f} | {whole:.2f} | {middle:.0%} | {low:.0%} to {high:.0%} |")
+            turns = f"{share.min():.0%} to {share.max():.0%}"
+            columns = ["bare, MB/s", "whole, MB/s", "share", "in single turns"]
+            rows = [[f"{bare:.2f}", f"{whole:.2f}", f"{np.median(share):.0%}", turns]]
         elif given.part == "memory":
             tokenizer = words(folder / "words.json") if given.words else GPT2
-            print("| MB of text | documents | MB of memory |\n|---|---|---|")
+            columns, rows = ["MB of text", "documents", "MB of memory"], []
             for megabytes in given.megabytes:
                 with tempfile.TemporaryDirectory(dir=folder) as own:
                     documents_, most = peak_memory(
                         as_path(own), megabytes, tokenizer, given.workers
                     )
-                print(f"| {megabytes:g} | {documents_:,} | {most:.0f} |", flush=True)
+                rows.append([f"{megabytes:g}", f"{documents_:,}", f"{most:.0f}"])
         else:
             seconds, more, milliseconds = random_access(folder, given.records, given.reads)
-            print("| records | opened, s | MB | a random record, ms |\n|---|---|---|---|")
-            print(f"| {given.records:,} | {seconds:.2f} | {more:.0f} | {milliseconds:.3f} |")
+            columns = ["records", "opened, s", "MB", "a random record, ms"]
+            rows = [[f"{given.records:,}", f"{seconds:.2f}", f"{more:.0f}", f"{milliseconds:.3f}"]]
+        print(table(columns, rows))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ with adapters and with all parameters, and nothing is compiled:
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,11 +19,11 @@ from absl import flags
 from experiments.cli.app import check_flags, output_file, run_app, stopwatch
 from experiments.configs.llada_8b import of_published
 from experiments.configs.owt_small import SIZES, owt
-from launch.ahead.analysis import Record
-from launch.ahead.search import least_split, search
+from launch.ahead.search import Target, least_split, search
 from launch.ahead.topologies import Topology, compile_only, describe_devices, parse_topology
 from sdtt_jax.config import choose
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.markdown import table
 from sdtt_jax.networks.lora import LoraConfig
 
 SLICES = {
@@ -46,52 +47,6 @@ _PUBLISHED = flags.DEFINE_bool("published", False, "Published models; nothing is
 _OUTPUT = flags.DEFINE_string("output", None, "Write the table to this Markdown file too.")
 
 
-def cell(
-    size: str, topology: Topology, devices: Sequence[Any], seconds: float, log: Any
-) -> Record | None:
-    """The best distillation step of a size on a slice, or None if none fits."""
-    try:
-        return search("distill", owt(size), topology, devices, 16, log, seconds)[0].record
-    except ConfigError:
-        return None
-
-
-def row(size: str, topology_name: str, record: Record | None) -> str:
-    """A line of the Markdown table."""
-    name = SLICES.get(topology_name, topology_name)
-    if record is None:
-        return f"| {size} | {name} | does not fit | | | | | |"
-    predicted = record["predicted"]
-    mesh = " × ".join(str(n) for n in record["mesh"].values())
-    network = sum(entry["bytes"] for entry in record["collectives"]) / GB
-    return (
-        f"| {size} | {name} | {mesh} | {record['batch_per_chip']:g} | "
-        f"{record['peak_bytes'] / GB:.1f} of {record['usable_bytes'] / GB:.1f} | {network:.2f} | "
-        f"{predicted['seconds'] * 1e3:.0f}–{predicted['seconds_without_overlap'] * 1e3:.0f} | "
-        f"{predicted['tokens_per_second'] / 1e6:.1f} |"
-    )
-
-
-def published_row(name: str, topology: Topology, devices: Sequence[Any], *, adapted: bool) -> str:
-    """A line of the table of published models, on the mesh that splits least of those that leave room."""
-    config = of_published(name)
-    if not adapted:
-        distill = dataclasses.replace(config.distill, lora=LoraConfig())
-        config = dataclasses.replace(config, distill=distill)
-    trained = "adapters" if adapted else "all parameters"
-    place = SLICES.get(str(topology), str(topology))
-    start = f"| {name.partition('/')[2]} | {trained} | {place} | "
-    found = least_split(config, topology, devices)
-    if found is None:
-        return f"{start}does not fit | | | |"
-    mesh, state = found
-    total, base = sum(state.values()), state.get("base", 0)
-    return (
-        f"{start}{' × '.join(map(str, mesh.shape.values()))} | {base / GB:.2f} | {(total - base) / GB:.2f} | "
-        f"{total / GB:.2f} of {topology.chip.usable / GB:.1f} |"
-    )
-
-
 PUBLISHED_COLUMNS = (
     "model",
     "trained",
@@ -113,9 +68,45 @@ COLUMNS = (
 )
 
 
-def header(columns: Sequence[str]) -> str:
-    """The first two lines of a Markdown table."""
-    return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
+def row(target: Target, size: str, seconds: float, log: Any) -> list[str]:
+    """The cells of the best distillation step of a size on a slice."""
+    name = SLICES.get(str(target.topology), str(target.topology))
+    try:
+        record = search(target, seconds, log)[0].record
+    except ConfigError:
+        return [size, name, "does not fit", *[""] * 5]
+    predicted = record["predicted"]
+    network = sum(entry["bytes"] for entry in record["collectives"]) / GB
+    return [
+        size,
+        name,
+        " × ".join(str(n) for n in record["mesh"].values()),
+        f"{record['batch_per_chip']:g}",
+        f"{record['peak_bytes'] / GB:.1f} of {record['usable_bytes'] / GB:.1f}",
+        f"{network:.2f}",
+        f"{predicted['seconds'] * 1e3:.0f}–{predicted['seconds_without_overlap'] * 1e3:.0f}",
+        f"{predicted['tokens_per_second'] / 1e6:.1f}",
+    ]
+
+
+def published_row(
+    name: str, topology: Topology, devices: Sequence[Any], *, adapted: bool
+) -> list[str]:
+    """The cells of a published model, on the mesh that splits least of those that leave room."""
+    config = of_published(name)
+    if not adapted:
+        distill = dataclasses.replace(config.distill, lora=LoraConfig())
+        config = dataclasses.replace(config, distill=distill)
+    trained = "adapters" if adapted else "all parameters"
+    start = [name.partition("/")[2], trained, SLICES.get(str(topology), str(topology))]
+    found = least_split(config, topology, devices)
+    if found is None:
+        return [*start, "does not fit", *[""] * 3]
+    mesh, state = found
+    total, base = sum(state.values()), state.get("base", 0)
+    together = f"{total / GB:.2f} of {topology.chip.usable / GB:.1f}"
+    shape = " × ".join(map(str, mesh.shape.values()))
+    return [*start, shape, f"{base / GB:.2f}", f"{(total - base) / GB:.2f}", together]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -130,29 +121,19 @@ def main(argv: Sequence[str]) -> None:
     # Virtual devices first, the most of them: there are as many as are asked for before any is used.
     order = sorted(topologies, key=lambda one: (not one.stand_in, -one.chips))
     devices = {str(topology): describe_devices(topology) for topology in order}
-    lines = [header(PUBLISHED_COLUMNS if _PUBLISHED.value else COLUMNS)]
+    columns = PUBLISHED_COLUMNS if _PUBLISHED.value else COLUMNS
+    rows: list[list[str]] = []
     for topology in topologies:
-        rows = (
-            (
-                published_row(name, topology, devices[str(topology)], adapted=adapted)
-                for name in PUBLISHED
-                for adapted in (True, False)
-            )
-            if _PUBLISHED.value
-            else (
-                row(
-                    size,
-                    str(topology),
-                    cell(size, topology, devices[str(topology)], _SECONDS.value, log),
-                )
-                for size in _SIZES.value
-            )
-        )
-        for line in rows:
-            lines.append(line)
-            print(line, flush=True)
-            if output is not None:
-                output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        there = devices[str(topology)]
+        if _PUBLISHED.value:
+            for name, adapted in itertools.product(PUBLISHED, (True, False)):
+                rows.append(published_row(name, topology, there, adapted=adapted))
+        for size in () if _PUBLISHED.value else _SIZES.value:
+            target = Target("distill", owt(size), topology, there)
+            rows.append(row(target, size, _SECONDS.value, log))
+        if output is not None:
+            output.write_text(table(columns, rows) + "\n", encoding="utf-8")
+    print(table(columns, rows))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from launch.ahead.topologies import compile_only, describe_devices, parse_topology
+from sdtt_jax.markdown import table
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.config import REMAT_POLICIES
 
@@ -76,11 +77,14 @@ def measure_here() -> None:
                 times[policy].append(passed)
         sizes = f"{config.num_layers} × {config.embed_dim} × {config.length}, batch {batch}"
         print(f"\n{name}: {sizes}, {config.compute_dtype}, {jax.default_backend()}\n")
-        print("| remat | seconds | CPU seconds | temporaries, MB |\n| --- | ---: | ---: | ---: |")
+        rows = []
         for policy, function in compiled.items():
             # The first one warms up.
             wall, busy = map(statistics.median, zip(*times[policy][1:], strict=True))
-            print(f"| {policy} | {wall:.2f} | {busy:.2f} | {temporaries(function) / 1e6:.0f} |")
+            megabytes = f"{temporaries(function) / 1e6:.0f}"
+            rows.append([policy, f"{wall:.2f}", f"{busy:.2f}", megabytes])
+        columns = ["remat", "seconds", "CPU seconds", "temporaries, MB"]
+        print(table(columns, rows, right=columns[1:]))
 
 
 def compile_ahead(topology: str) -> None:
@@ -90,13 +94,14 @@ def compile_ahead(topology: str) -> None:
     sharding = NamedSharding(Mesh(np.array(devices[:1]), ("data",)), PartitionSpec())
     config = dataclasses.replace(SMALL, compute_dtype="bfloat16")
     print(f"\nsmall, bfloat16, batch {CHIP_BATCH}, one chip of {topology}\n")
-    print("| remat | temporaries, GB |\n| --- | ---: |")
+    rows = []
     for policy in REMAT_POLICIES:
         try:
             compiled, _ = gradient(dataclasses.replace(config, remat=policy), CHIP_BATCH, sharding)
-            print(f"| {policy} | {temporaries(compiled) / 1e9:.1f} |", flush=True)
+            rows.append([policy, f"{temporaries(compiled) / 1e9:.1f}"])
         except jax.errors.JaxRuntimeError as error:
-            print(f"| {policy} | {str(error).split('.  ')[0].splitlines()[0]} |", flush=True)
+            rows.append([policy, str(error).split(".  ")[0].splitlines()[0]])
+    print(table(["remat", "temporaries, GB"], rows, right=["temporaries, GB"]))
 
 
 def main() -> None:

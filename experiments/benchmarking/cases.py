@@ -7,6 +7,7 @@ nearly as a choice among `NOISE_SEEDS` keys allows.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from sdtt_jax.diffusion import nelbo
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.sampler import SamplerConfig, SamplerState, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation import loss as distillation
 from sdtt_jax.distillation.rounds import Student, next_round
@@ -192,21 +193,17 @@ def _sampling(job: Job, config: RunConfig, log: Log) -> Case:
     mode = job.mode or SamplerConfig.mode
     sampler = SamplerConfig(job.num_steps, mode=mode, temperature=temperature)
 
-    def lean(params: Params, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state, _ = sample(diffusion, params, key, x, sampler)
-        return state.x, state.nfe
+    write: Any = functools.partial(sample, diffusion, config=sampler)
+    if not job.mode:
+        write = functools.partial(naive.sample, diffusion, num_steps=job.num_steps)
 
-    def twin(params: Params, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return naive.sample(diffusion, params, key, x, job.num_steps)
-
-    def count(result: tuple[jax.Array, jax.Array]) -> Repetition:
-        x, calls = result
-        left = int((x == sizes.mask_id).sum())
+    def count(result: tuple[SamplerState, None]) -> Repetition:
+        left = int((result[0].x == sizes.mask_id).sum())
         assert left == 0, f"{left} tokens are still masked"
-        return {"calls": float(calls)}
+        return {"calls": float(result[0].nfe)}
 
     log("compiling")
-    return _compiled(lean if job.mode else twin, count, params, key, x_init)
+    return _compiled(write, count, params, key, x_init)
 
 
 def _judging(job: Job, config: RunConfig, log: Log) -> Case:
@@ -221,17 +218,10 @@ def _judging(job: Job, config: RunConfig, log: Log) -> Case:
     params = _parameters(network)
     tokens = jnp.asarray(_tokens(job, sizes))
 
-    def lean(params: Params, tokens: jax.Array) -> jax.Array:
-        return causal_nll(network, params, tokens, job.vocab_size - 1)
-
-    def twin(params: Params, tokens: jax.Array) -> jax.Array:
-        return naive.causal_nll(network, params, tokens, job.vocab_size - 1)
-
-    def count(nll: jax.Array) -> Repetition:
-        return {"loss": float(nll.mean())}
-
+    score = causal_nll if job.variant == "lean" else naive.causal_nll
+    score = functools.partial(score, network, bos_id=job.vocab_size - 1)
     log("compiling")
-    return _compiled(lean if job.variant == "lean" else twin, count, params, tokens)
+    return _compiled(score, lambda nll: {"loss": float(nll.mean())}, params, tokens)
 
 
 def judge_sizes(job: Job, config: RunConfig) -> TransformerConfig:
@@ -257,23 +247,20 @@ def _racing(job: Job, config: RunConfig, log: Log) -> Case:
         if "denoiser" not in decoder.helper:
             helper = Helper(_parameters(network, dtype=dtype), network, bos_id=0)
     key, batch = purpose_key(config.seed, "benchmark.race"), job.batch_size
-    x_init = prior_sample(batch, sizes.length, sizes.mask_id)
-    begin = jnp.zeros((batch, 1), jnp.int32)
-
-    def student(
-        params: Params, key: jax.Array, helper: Helper | None
-    ) -> tuple[jax.Array, jax.Array]:
-        sampler = SamplerConfig(job.num_steps, mode=job.mode)
-        state, _ = sample(diffusion, params, key, x_init, sampler, helper=helper)
-        return state.x, state.nfe
-
-    def causal(params: Params, key: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        x = generate(network, params, key, prompt=begin, num_tokens=sizes.length)
-        return x, jnp.int32(sizes.length)
-
     log("compiling")
-    write = student if job.variant == STUDENT else causal
-    return _compiled(write, lambda result: {"calls": float(result[1])}, params, key, helper)
+    if job.variant == CAUSAL:
+        write = functools.partial(generate, network, num_tokens=sizes.length)
+        begin, calls = jnp.zeros((batch, 1), jnp.int32), float(sizes.length)
+        return _compiled(write, lambda _: {"calls": calls}, params, key, begin)
+    sampler = SamplerConfig(job.num_steps, mode=job.mode)
+    return _compiled(
+        functools.partial(sample, diffusion, config=sampler),
+        lambda result: {"calls": float(result[0].nfe)},
+        params,
+        key,
+        prior_sample(batch, sizes.length, sizes.mask_id),
+        helper=helper,
+    )
 
 
 def _matmul(job: Job, config: RunConfig, log: Log) -> Case:
@@ -322,14 +309,17 @@ CASES = {
 
 
 def _compiled(
-    function: Callable[..., Any], count: Callable[[Any], Repetition], *arguments: Any
+    function: Callable[..., Any],
+    count: Callable[[Any], Repetition],
+    *arguments: Any,
+    **named: Any,
 ) -> Case:
     """`function` of `arguments`, compiled; `count` takes from its result what a repetition reports."""
-    compiled, compile_s = _timed(lambda: jax.jit(function).lower(*arguments).compile())
+    compiled, compile_s = _timed(lambda: jax.jit(function).lower(*arguments, **named).compile())
 
     def repeat() -> Repetition:
         began = time.process_time()
-        result, seconds = _timed(compiled, *arguments)
+        result, seconds = _timed(functools.partial(compiled, **named), *arguments)
         # Beside other programs it is the processor's time that compares.
         return {"seconds": seconds, "cpu_s": time.process_time() - began} | count(result)
 

@@ -16,6 +16,7 @@ from sdtt_jax.diffusion import nelbo
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.nelbo import NelboConfig
+from sdtt_jax.diffusion.sampler import SamplerState
 from sdtt_jax.distillation import loss as distillation
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.rounds import DistillConfig
@@ -136,8 +137,8 @@ def reverse_step(
 
 def sample(
     diffusion: MaskedDiffusion, params: Params, key: jax.Array, x_init: jax.Array, num_steps: int
-) -> tuple[jax.Array, jax.Array]:
-    """A whole generation on the uniform time grid, the network called at every step.
+) -> tuple[SamplerState, None]:
+    """`sdtt_jax.sample` on the uniform time grid, the network called at every step.
 
     What is still masked at the end is filled greedily by one more call, if anything is.
 
@@ -148,7 +149,7 @@ def sample(
       num_steps: reverse steps; static under `jit`.
 
     Returns:
-      `x: [batch, length]` int32, and the number of network calls, `[]` int32.
+      As `sample`: the final state, and None.
     """
     grid = jnp.linspace(1.0, SAMPLING_EPS, num_steps + 1)
     batch = x_init.shape[:1]
@@ -165,7 +166,8 @@ def sample(
 
     x, _ = jax.lax.scan(body, x_init, (jnp.arange(num_steps), grid[:-1], grid[1:]))
     left = (x == diffusion.mask_id).any()
-    return jax.lax.cond(left, fill, lambda x: x, x), num_steps + left.astype(jnp.int32)
+    x = jax.lax.cond(left, fill, lambda x: x, x)
+    return SamplerState(x, num_steps + left.astype(jnp.int32)), None
 
 
 def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:

@@ -5,15 +5,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table as RichTable
+from rich.table import Table
 
 from experiments.cli.app import wide_console
+from sdtt_jax import markdown
 from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path, write_text
 from sdtt_jax.reporting.evaluations import (
     Evaluation,
-    Table,
     race,
     race_batches,
     read_evaluation,
@@ -31,7 +31,7 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
     Raises:
       DataError: a file is something else, or the folder cannot be written to.
     """
-    require(len(set(paths)) == len(paths), "--compare names a file twice.")
+    require(len(set(paths)) == len(paths), "--compare names a file twice; give each once.")
     evaluations = [read_evaluation(path) for path in paths]
     if len({evaluation.name for evaluation in evaluations}) < len(evaluations):
         evaluations = [
@@ -40,7 +40,7 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
         ]
     console = wide_console(150)
     for table in tables(evaluations):
-        shown = RichTable(*table.columns, title=table.title)
+        shown = Table(*table.columns, title=table.title)
         for row in table.rows:
             shown.add_row(*row)
         console.print(shown)
@@ -65,20 +65,10 @@ def write_comparison(evaluations: Sequence[Evaluation], folder: Path) -> list[Pa
             pictures.append(write_race(points, batch, folder / f"race_batch_{batch:03d}.png"))
     frontier = write_frontier(evaluations, folder / "frontier.png")
     page = folder / "comparison.md"
-    parts = [markdown(table) for table in tables(evaluations)]
+    parts = [f"## {t.title}\n\n{markdown.table(t.columns, t.rows)}" for t in tables(evaluations)]
     parts += [f"![Quality against latency]({picture.name})" for picture in pictures]
     if frontier is not None:
         parts.append(f"![Perplexity against entropy]({frontier.name})")
         pictures.append(frontier)
     write_text(page, "\n\n".join(parts) + "\n")
     return [page, *pictures]
-
-
-def markdown(table: Table) -> str:
-    """A table as Markdown."""
-    lines = [f"## {table.title}", "", "| " + " | ".join(table.columns) + " |"]
-    lines.append("|" + "---|" * len(table.columns))
-    lines += [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows
-    ]
-    return "\n".join(lines)

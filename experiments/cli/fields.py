@@ -19,10 +19,10 @@ _DEFINE: dict[type, Any] = {
 }
 
 
-def define_checkpoint(name: str = "checkpoint") -> flags.FlagHolder[str | None]:
+def define_checkpoint() -> flags.FlagHolder[str | None]:
     """Defines the flag that names a model."""
     return flags.DEFINE_string(
-        name,
+        "checkpoint",
         None,
         "A run (its last finished round), a round, a teacher, a judge or a final folder (local or gs://); a "
         ".safetensors or .gguf file or its folder; a repository of the hub, OWNER/NAME[@REVISION]; or "
@@ -88,10 +88,16 @@ def _items(field: Any, value: list[str] | None) -> tuple[Any, ...]:
         return tuple(texts)
     if isinstance(field.default[0], float):
         for text in texts:
-            require(_is_number(text), f"--{field.name}: {text!r} is no number.")
+            require(
+                _is_number(text),
+                f"--{field.name}: {text!r} is no number; give numbers with commas.",
+            )
         return tuple(sorted({float(text) for text in texts}))
     for text in texts:
-        require(text.isdecimal(), f"--{field.name}: {text!r} is no whole number.")
+        require(
+            text.isdecimal(),
+            f"--{field.name}: {text!r} is no whole number; give whole numbers with commas.",
+        )
     return tuple(sorted({int(text) for text in texts}))
 
 

@@ -29,7 +29,10 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
         if file is not None:
             name = following if file[1] is None else file[1]
             path, _, _ = name.partition(":")  # what follows is the argument of get_config
-            require(as_path(path).is_file(), f"--{flag}={path}: there is no such file.")
+            require(
+                as_path(path).is_file(),
+                f"--{flag}={path}: there is no such file; experiments/configs has some.",
+            )
         match = re.match(rf"--?{flag}\.([\w.]+)", argument)
         if match is None:
             continue

@@ -11,7 +11,6 @@ from experiments.settings import DistillStage, RunConfig, TeacherConfig, config_
 from sdtt_jax.data import DataConfig, TokenizerConfig
 from sdtt_jax.networks import DenoiserConfig
 from sdtt_jax.networks.lora import LoraConfig
-from sdtt_jax.parallel.mesh import MeshConfig
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
 
@@ -20,14 +19,8 @@ def get_config() -> ConfigDict:
     return config_dict(of_published("GSAI-ML/LLaDA-8B-Base"))
 
 
-def of_published(name: str, remat: str = "full", **mesh: int) -> RunConfig:
-    """The paper's rounds with a published denoiser of the Llama family as teacher.
-
-    Args:
-      name: of its repository, or a path.
-      remat: what a block's backward pass recomputes.
-      **mesh: fields of the mesh.
-    """
+def of_published(name: str) -> RunConfig:
+    """The paper's rounds with a published denoiser of the Llama family, a repository or path, as teacher."""
     paper = owt("small")
     lora = LoraConfig(rank=32, alpha=64.0, base_dtype="bfloat16")
     adam = OptimizerConfig(name="adam", learning_rate=1e-4, warmup_steps=100)
@@ -37,7 +30,7 @@ def of_published(name: str, remat: str = "full", **mesh: int) -> RunConfig:
         ),
         tokenizer=TokenizerConfig(kind="hub"),
         # Of it only how the published network is computed.
-        model=DenoiserConfig(compute_dtype="bfloat16", remat=remat),
+        model=DenoiserConfig(compute_dtype="bfloat16", remat="full"),
         teacher=TeacherConfig(checkpoint=name),
         judge=paper.judge,
         distill=DistillStage(
@@ -46,6 +39,5 @@ def of_published(name: str, remat: str = "full", **mesh: int) -> RunConfig:
                 num_steps=2000, batch_size=64, optimizer=adam, ema_decay=0.999, save_every=200
             ),
         ),
-        mesh=MeshConfig(**mesh),
         evaluation=paper.evaluation,
     )

@@ -10,15 +10,15 @@ from jax.sharding import Mesh
 
 from experiments.settings import RunConfig
 from experiments.stages import mirror
+from experiments.stages.objective import Networks
 from experiments.stages.workdir import Workdir, final, is_delivered
 from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.config import require, to_mapping
 from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
 from sdtt_jax.data.engines import Engine, in_process
-from sdtt_jax.data.loader import INFO_FILE, Mixture, open_mixture, read_info
+from sdtt_jax.data.loader import Mixture, open_mixture
+from sdtt_jax.data.records import INFO_FILE, read_info
 from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
-from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import MismatchError, UserError
 from sdtt_jax.interchange.adapters import network_shardings, read_delivered
 from sdtt_jax.interchange.load import load, load_network
@@ -27,7 +27,6 @@ from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalNetwork, Denoiser
 from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import PublishedConfig
-from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.kinds import kind_of, network_of, stored_kind
 from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.ops.sequences import Sequences
@@ -38,7 +37,7 @@ from sdtt_jax.typing import Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(Networks):
     """A run in progress."""
 
     config: RunConfig
@@ -82,13 +81,16 @@ class Run:
         mirror.download(self.workdir.data, local.data, INFO_FILE)
         return prepared()
 
+    @property
+    def vocab_size(self) -> int:
+        return self.info.vocab_size
+
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.workdir.local.tokenizer)
 
     @functools.cached_property
     def sequences(self) -> Sequences | None:
-        """How sequences are packed; None where all positions of one are alike."""
         data = self.config.data
         if data.sequences == "packed":
             return None
@@ -129,13 +131,12 @@ class Run:
     def denoiser(self) -> Any:
         """The network of teacher and students: a `Denoiser`, or what becomes of `base`."""
         if self.base is None:
-            return Denoiser(self.config.denoiser(self.info.vocab_size))
+            return Denoiser(self.config.denoiser(self.vocab_size))
         config: Any = self.base.config
         return network_of(self.config.adapted(config))
 
     @property
     def was_causal(self) -> bool:
-        """Whether the denoiser's network comes from a causal model."""
         return isinstance(self.base, CausalModel)
 
     def base_params(self) -> Params:
@@ -155,34 +156,23 @@ class Run:
         return params | {"positions": {"embedding": table}}
 
     @functools.cached_property
-    def diffusion(self) -> MaskedDiffusion:
-        return MaskedDiffusion(self.denoiser, make_schedule(self.config.schedule))
-
-    @functools.cached_property
-    def coupled(self) -> CoupledDenoiser:
-        return CoupledDenoiser(self.config.coupled_denoiser(self.info.vocab_size))
-
-    @functools.cached_property
-    def mixture(self) -> CoupledDenoiser:
-        return CoupledDenoiser(self.config.mixture_denoiser(self.info.vocab_size))
-
-    @functools.cached_property
     def judge(self) -> CausalNetwork:
         name = self.config.judge.checkpoint
         if name:
             model = load_network(name)
             require(
                 isinstance(model, CausalModel),
-                f"config.judge.checkpoint={name} is a denoiser; a judge reads token by token.",
+                f"config.judge.checkpoint={name} is a denoiser; give a causal model, which reads token "
+                "by token.",
             )
             network: CausalNetwork = model.network  # type: ignore[union-attr]
             return network
-        return CausalNetwork(self.config.causal(self.info.vocab_size))
+        return CausalNetwork(self.config.causal(self.vocab_size))
 
     @functools.cached_property
     def skeleton(self) -> CausalNetwork:
         """The network of every n-th token."""
-        sizes, every = self.config.causal(self.info.vocab_size), self.config.judge.skeleton
+        sizes, every = self.config.causal(self.vocab_size), self.config.judge.skeleton
         return CausalNetwork(dataclasses.replace(sizes, length=-(-sizes.length // every)))
 
     def deliver(self, folder: Path, network: Network, params: Params, **facts: Any) -> None:

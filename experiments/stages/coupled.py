@@ -47,17 +47,14 @@ class Pool:
 
     def batch(self, seed: int, number: int, size: int, mesh: Mesh) -> Tree:
         """Batch `number` of the epochs of a seed, on the mesh: trajectories' numbers, and what is stored."""
+        chosen = shuffled(len(self.rows["tokens"]), seed, number, size).astype(np.int32)
 
         def placed(stored: np.ndarray) -> jax.Array:
             shape = (size, *stored.shape[1:])
-            return place_rows(lambda rows: stored[chosen(rows)], shape, mesh)
+            return place_rows(lambda rows: stored[chosen[rows]], shape, mesh)
 
-        def chosen(rows: slice) -> np.ndarray:
-            return shuffled(count, seed, number, size, rows).astype(np.int32)
-
-        count = len(self.rows["tokens"])
-        numbers = np.arange(count, dtype=np.int32)
-        return jax.tree.map(placed, {"index": numbers} | self.rows)
+        index = place_rows(lambda rows: chosen[rows], (size,), mesh)
+        return {"index": index} | jax.tree.map(placed, self.rows)
 
 
 @dataclasses.dataclass(frozen=True)

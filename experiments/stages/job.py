@@ -112,6 +112,12 @@ class TrainingJob:
         return workdir.round(self.round, SDTT if self.stage == "distill" else self.stage)
 
     @property
+    def tokens_per_batch(self) -> int:
+        """Tokens that a step trains; of every n-th alone only those count."""
+        every = self.run.config.judge.skeleton if self.stage == "skeleton" else 1
+        return self.config.batch_size * len(range(0, self.run.config.data.length, every))
+
+    @property
     def key(self) -> jax.Array:
         """The key of the training; each step folds its number into it."""
         return purpose_key(self.run.config.seed, self.stage, self.round)

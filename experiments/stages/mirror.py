@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdtt_jax.data.loader import INFO_FILE
+from sdtt_jax.data.records import INFO_FILE
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.paths import as_path, home, is_remote

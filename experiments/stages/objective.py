@@ -3,14 +3,16 @@
 Runs train with them. `launch.ahead` compiles the same for runs whose data and parameters are not there.
 """
 
+import abc
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
 from experiments.settings import RunConfig
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks.coupled import CoupledDenoiser
@@ -23,29 +25,45 @@ from sdtt_jax.training.step import LossFn
 from sdtt_jax.typing import Params
 
 
-class Networks(Protocol):
+class Networks(abc.ABC):
     """The networks of a run, or of one that is only compiled."""
 
-    @property
-    def config(self) -> RunConfig: ...
+    config: RunConfig
 
     @property
-    def denoiser(self) -> Any: ...
+    @abc.abstractmethod
+    def vocab_size(self) -> int:
+        """Tokens of the vocabulary, MASK not among them."""
 
     @property
-    def was_causal(self) -> bool: ...
+    @abc.abstractmethod
+    def denoiser(self) -> Any:
+        """The network of teacher and students."""
 
     @property
-    def diffusion(self) -> MaskedDiffusion: ...
+    @abc.abstractmethod
+    def was_causal(self) -> bool:
+        """Whether the denoiser's network comes from a causal model."""
 
     @property
-    def coupled(self) -> CoupledDenoiser: ...
+    @abc.abstractmethod
+    def sequences(self) -> Sequences | None:
+        """How sequences are packed; None where all positions of one are alike."""
 
-    @property
-    def mixture(self) -> CoupledDenoiser: ...
+    @functools.cached_property
+    def diffusion(self) -> MaskedDiffusion:
+        """Denoiser and noise schedule."""
+        return MaskedDiffusion(self.denoiser, make_schedule(self.config.schedule))
 
-    @property
-    def sequences(self) -> Sequences | None: ...
+    @functools.cached_property
+    def coupled(self) -> CoupledDenoiser:
+        """The noise-coupled student."""
+        return CoupledDenoiser(self.config.coupled_denoiser(self.vocab_size))
+
+    @functools.cached_property
+    def mixture(self) -> CoupledDenoiser:
+        """The mixture's student."""
+        return CoupledDenoiser(self.config.mixture_denoiser(self.vocab_size))
 
 
 def fresh(run: Networks, lora: LoraConfig) -> Params:

@@ -78,7 +78,7 @@ def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
     number = int(match[3] or 0)
     rounds = stages[match[2]].rounds(run.config) if match[2] else 0
     if match[2] is not None and not 1 <= number <= rounds:
-        raise ConfigError(f"--replay={name}: rounds are 1 to {rounds}.")
+        raise ConfigError(f"--replay={name}: rounds are 1 to {rounds}; choose one of them.")
     job = training_job(run, match[2] or match[1], number)
     step = None if match[4] is None else int(match[4])
     if step is not None and not 1 <= step <= job.config.num_steps:

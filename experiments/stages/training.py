@@ -275,7 +275,7 @@ def _fit(job: TrainingJob) -> TrainState:
                     progress=progress.update,
                     on_rejected=functools.partial(_report_rejected, job),
                     alive=alive,
-                    tokens_per_batch=config.batch_size * run.config.data.length,
+                    tokens_per_batch=job.tokens_per_batch,
                 ),
             )
         seconds = time.monotonic() - began

@@ -178,7 +178,9 @@ def lock(root: Path) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True)
         handle = open(root / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - held until the end
     except OSError as error:
-        raise UserError(f"Cannot write to --workdir={root}: {error.strerror}.") from None
+        raise UserError(
+            f"Cannot write to --workdir={root}: {error.strerror}; give another folder."
+        ) from None
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,6 +10,7 @@ BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "f8e4m3fn": 8, "f8e5
 _SHAPE = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\](?:{([^}]*)})?")
 # Memory space 1 is on the chip itself: what lies there moves no bytes of the large memory.
 _ON_CHIP = "S(1)"
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* {$")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 # What JAX adds to the scopes of the source: transformations, and the bodies of control flow.
 _WRAPPED = re.compile(r"(?:jvp|transpose|vmap|remat)\((.*)\)")
@@ -130,8 +131,8 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", ""
     for line in text.splitlines():
-        header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* {$", line)
-        if header and not line.startswith(" "):
+        header = not line.startswith(" ") and _HEADER.match(line)
+        if header:
             current = header[2]
             computations[current] = []
             entry = current if header[1] else entry
@@ -163,8 +164,8 @@ def _instruction(line: str) -> Instruction | None:
 def _balanced(text: str) -> int:
     """Length of the parenthesis that `text` begins with."""
     depth = 0
-    for position, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
+    for parenthesis in re.finditer(r"[()]", text):
+        depth += 1 if parenthesis[0] == "(" else -1
         if depth == 0:
-            return position + 1
+            return parenthesis.end()
     raise ValueError(f"unbalanced: {text[:80]}")

@@ -5,11 +5,9 @@ import functools
 from typing import Any
 
 from experiments.settings import RunConfig
+from experiments.stages.objective import Networks
 from launch.ahead.published import network_of_run
-from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.networks import flops
-from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.ops.sequences import Sequences
 
 # In the mean over times half of the tokens are masked (log-linear schedule, t uniform).
@@ -17,7 +15,7 @@ MASKED_SHARE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
+class Planned(Networks):
     """The networks of a run whose vocabulary is known from its config."""
 
     config: RunConfig
@@ -27,24 +25,16 @@ class Planned:
         return network_of_run(self.config)
 
     @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
     def denoiser(self) -> Any:
         return self._network[0]
 
     @property
     def was_causal(self) -> bool:
         return self._network[1]
-
-    @functools.cached_property
-    def diffusion(self) -> MaskedDiffusion:
-        return MaskedDiffusion(self.denoiser, make_schedule(self.config.schedule))
-
-    @functools.cached_property
-    def coupled(self) -> CoupledDenoiser:
-        return CoupledDenoiser(self.config.coupled_denoiser(self.config.vocab_size))
-
-    @functools.cached_property
-    def mixture(self) -> CoupledDenoiser:
-        return CoupledDenoiser(self.config.mixture_denoiser(self.config.vocab_size))
 
     @property
     def sequences(self) -> Sequences:

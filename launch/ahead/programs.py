@@ -10,13 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from experiments.settings import COUPLED, ONE_ROUND, RunConfig
-from experiments.stages import one_round
-from experiments.stages.objective import (
-    abstract_round,
-    distill_objective,
-    fresh,
-    teacher_objective,
-)
+from experiments.stages import objective, one_round
 from launch.ahead.hlo_text import Instruction
 from launch.ahead.one_round import (
     MASKED_SHARE,
@@ -148,11 +142,11 @@ def _step(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
         index = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh))
         tokens = {"index": index} | ({"tokens": tokens} if stage.hindsight or not made else {})
     elif distills:
-        lora, loss = config.distill.lora, distill_objective(planned)
-        state = abstract_round(planned, 1, spec)
+        lora, loss = config.distill.lora, objective.distill_objective(planned)
+        state = objective.abstract_round(planned, 1, spec)
     else:
-        lora, loss = config.teacher.lora, teacher_objective(planned)
-        state = spec.abstract(functools.partial(fresh, planned, lora))
+        lora, loss = config.teacher.lora, objective.teacher_objective(planned)
+        state = spec.abstract(functools.partial(objective.fresh, planned, lora))
         if planned.was_causal:
             opened = jax.ShapeDtypeStruct((batch,), jnp.float32, sharding=batch_sharding(mesh))
             tokens = {"tokens": tokens, "open": opened}
@@ -210,14 +204,12 @@ def _trained(kind: str, made: _Step, train: TrainConfig, mesh: Mesh, batch: int)
 
 
 def _sampler(planned: Planned, mesh: Mesh, batch: int, num_steps: int) -> Program:
-    diffusion, denoiser = planned.diffusion, planned.denoiser
+    denoiser = planned.denoiser
     sizes, time_grid = denoiser.config, planned.config.evaluation.time_grid
     settings = sampler.SamplerConfig(num_steps=num_steps, time_grid=time_grid)
     params = _abstract_params(denoiser, mesh)
 
-    def write(params: Tree, key: jax.Array, x_init: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state, _ = sampler.sample(diffusion, params, key, x_init, settings)
-        return state.x, state.nfe
+    write = functools.partial(sampler.sample, planned.diffusion, config=settings)
 
     def lower() -> Any:
         with use_mesh(mesh):
@@ -246,8 +238,7 @@ def _causal(denoiser: Any, mesh: Mesh, batch: int) -> Program:
     params = _abstract_params(network, mesh)
     prompt = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=batch_sharding(mesh))
 
-    def write(params: Tree, key: jax.Array, prompt: jax.Array) -> jax.Array:
-        return generate(network, params, key, prompt=prompt, num_tokens=sizes.length)
+    write = functools.partial(generate, network, num_tokens=sizes.length)
 
     def lower() -> Any:
         with use_mesh(mesh):

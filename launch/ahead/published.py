@@ -39,5 +39,7 @@ def network_of_run(config: RunConfig) -> tuple[Any, bool]:
         return Denoiser(config.denoiser(config.vocab_size)), False
     base = KNOWN.get(name.partition("@")[0]) or load_network(name).config
     if not isinstance(base, PublishedConfig):
-        raise CheckpointError(f"{name} is neither of the Llama family nor a GPT-2.")
+        raise CheckpointError(
+            f"{name} is neither of the Llama family nor a GPT-2; name one that is."
+        )
     return network_of(config.adapted(base)), isinstance(network_of(base), CausalNetwork)

@@ -1,5 +1,6 @@
 """Finds the best mesh of a slice and the largest batch per chip in few compilations."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,17 @@ ROOM = 0.1
 MESHES = 2
 
 Log = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A program of a run, and the slice that it is compiled for."""
+
+    kind: str  # one of `launch.ahead.programs.ALL`
+    config: RunConfig
+    topology: Topology
+    devices: Sequence[Any]  # of the topology
+    num_steps: int = 16  # of the sampler
 
 
 def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Iterator[Mesh]:
@@ -62,27 +74,16 @@ def least_split(
     return None
 
 
-def search(
-    kind: str,
-    config: RunConfig,
-    topology: Topology,
-    devices: Sequence[Any],
-    num_steps: int,
-    log: Log,
-    seconds: float,
-) -> list[Analysis]:
+def search(target: Target, seconds: float, log: Log) -> list[Analysis]:
     """Analyses of the largest batch on each mesh that was tried, the best first.
 
     The best takes the least time per token if nothing overlaps: with perfect overlap most meshes would be
     equal, bound by computing.
 
     Args:
-      kind: the program, one of `launch.ahead.programs.ALL`.
-      config: of the run.
-      topology, devices: the slice.
-      num_steps: sampling steps.
-      log: called with a line when a compilation begins.
+      target: what is compiled, and for what.
       seconds: after so many no further compilation begins, once a batch that fits is known.
+      log: called with a line when a compilation begins.
 
     Raises:
       ConfigError: the state fits on no mesh.
@@ -93,47 +94,41 @@ def search(
     def in_time() -> bool:
         return not analyses or time.monotonic() - began < seconds
 
-    for number, mesh in enumerate(meshes(config, topology, devices)):
+    tried = meshes(target.config, target.topology, target.devices)
+    for number, mesh in enumerate(tried):
         if number == MESHES or not in_time():
             break
-        best = largest_batch(kind, config, topology, mesh, num_steps, log, in_time)
+        best = largest_batch(target, mesh, log, in_time)
         if best is not None:
             analyses.append(best)
     if not analyses:
         raise ConfigError(
-            f"Parameters, optimizer, average and teacher do not fit on {topology} with any mesh; take a "
-            "larger slice, or a smaller config.model."
+            f"Parameters, optimizer, average and teacher do not fit on {target.topology} with any mesh; "
+            "take a larger slice, or a smaller config.model."
         )
     return sorted(analyses, key=_seconds_per_token)
 
 
 def largest_batch(
-    kind: str,
-    config: RunConfig,
-    topology: Topology,
-    mesh: Mesh,
-    num_steps: int,
-    log: Log,
-    in_time: Callable[[], bool],
+    target: Target, mesh: Mesh, log: Log, in_time: Callable[[], bool]
 ) -> Analysis | None:
     """The analysis at the largest batch per chip of `LADDER` that fits; None if none does.
 
     Args:
-      kind: the program, one of `launch.ahead.programs.ALL`.
-      config: of the run.
-      topology, mesh: the slice, and how its chips are used.
-      num_steps: sampling steps.
+      target: what is compiled, and for what.
+      mesh: how the slice's chips are used.
       log: called with a line when a compilation begins.
       in_time: whether a further compilation may begin.
     """
     tried: dict[int, Analysis] = {}
+    topology = target.topology
     guess: int | None = FIRST
     while guess is not None and len(tried) < COMPILATIONS and (in_time() or not _fitting(tried)):
         shape = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-        log(f"{kind} on {topology}, mesh {shape}, {guess} sequences per chip: compiling")
-        tried[guess] = analyse(
-            build(kind, config, mesh, guess * topology.chips, num_steps), topology, mesh
-        )
+        log(f"{target.kind} on {topology}, mesh {shape}, {guess} sequences per chip: compiling")
+        batch = guess * topology.chips
+        program = build(target.kind, target.config, mesh, batch, target.num_steps)
+        tried[guess] = analyse(program, topology, mesh)
         guess = next_guess(
             {batch: a.record["peak_bytes"] for batch, a in tried.items()},
             sum(next(iter(tried.values())).record["state_bytes"].values()),

@@ -23,7 +23,6 @@ def generate(
     network: CausalNetwork,
     params: Params,
     key: Key,
-    *,
     prompt: Tokens,
     num_tokens: int,
     **filters: Any,

@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.ops.digest import Digest, digest
+from sdtt_jax.ops.digest import Digest, digest, digest_on_host
 from sdtt_jax.parallel.processes import to_host
 from sdtt_jax.trees import flat_leaves
 from sdtt_jax.typing import Tree
+
+# Elements of all leaves together that NumPy digests in about 0.1 s. Of 90 small leaves, half a million
+# elements, it takes 6 ms; a compiled program 8, and 1.2 s before it first runs.
+ON_HOST = 2**22
 
 
 def params_digest(params: Tree) -> str:
@@ -32,14 +37,15 @@ def describe(leaves: Mapping[str, jax.Array]) -> dict[str, Any]:
     """Per leaf `[dtype, shape, digest]`, JSON-ready.
 
     The digest is made on the devices that hold the leaf, piece by piece, so it costs no transfer
-    and no process needs the whole array. It has 64 bits: sums over the elements of their bits mixed
-    with their position. Sums of integers do not depend on their order, hence not on the mesh; a
-    change of a single element always changes them, since the mixing is a bijection.
+    and no process needs the whole array; that of a small tree on CPUs, by NumPy. It has 64 bits: sums
+    over the elements of their bits mixed with their position. Sums of integers do not depend on their
+    order, hence not on the mesh; a change of a single element always changes them, since the mixing is
+    a bijection.
 
     Raises:
       CheckpointError: naming a leaf that holds a NaN or infinity.
     """
-    digests = jax.device_get(_digests(dict(leaves)))
+    digests = _digests(leaves)
     for path, (*_, not_finite) in digests.items():
         if not_finite:
             raise CheckpointError(
@@ -53,7 +59,7 @@ def describe(leaves: Mapping[str, jax.Array]) -> dict[str, Any]:
 
 def leaf_digests(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
     """The digests of `describe` alone, of leaves that need not be finite."""
-    return {path: _hex(digest) for path, digest in jax.device_get(_digests(dict(leaves))).items()}
+    return {path: _hex(digest) for path, digest in _digests(leaves).items()}
 
 
 def _hex(digest: Digest) -> str:
@@ -66,6 +72,26 @@ def canonical_sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def _digests(leaves: Mapping[str, jax.Array]) -> dict[str, Digest]:
+    if sum(x.size for x in leaves.values()) <= ON_HOST and all(map(_in_memory, leaves.values())):
+        return {path: digest_on_host(_words(leaf)) for path, leaf in leaves.items()}
+    return jax.device_get(_compiled(dict(leaves)))
+
+
+def _in_memory(leaf: Any) -> bool:
+    return (
+        isinstance(leaf, jax.Array)
+        and leaf.is_fully_addressable
+        and next(iter(leaf.devices())).platform == "cpu"
+    )
+
+
+def _words(leaf: jax.Array) -> np.ndarray:
+    keys = jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return np.asarray(jax.random.key_data(leaf) if keys else leaf)
+
+
 @jax.jit
-def _digests(leaves: dict[str, jax.Array]) -> dict[str, Digest]:
-    return jax.tree.map(digest, leaves)
+def _compiled(leaves: dict[str, jax.Array]) -> dict[str, Digest]:
+    # A function of its own is traced once for all leaves of one shape.
+    return jax.tree.map(jax.jit(digest), leaves)

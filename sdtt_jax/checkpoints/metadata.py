@@ -48,7 +48,8 @@ def verified(content: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise DamagedError("its metadata were altered")
     if version != FORMAT_VERSION:
         raise MismatchError(
-            f"Checkpoint {path} has format {version}; this version reads format {FORMAT_VERSION}."
+            f"Checkpoint {path} has format {version}; this version reads format {FORMAT_VERSION}; use "
+            "the version that wrote it."
         )
     # The hash finds accidents; metadata that somebody wrote on purpose have a good one.
     for name, entry in leaves.items():

@@ -7,24 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdtt_jax.config import choose, require
+from sdtt_jax.data import reading
 from sdtt_jax.data.config import DataConfig
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.embedded import bible_chapters
 from sdtt_jax.data.files import SUFFIXES, Found, find_files
 from sdtt_jax.data.normalize import NORMALIZERS, without_traces_of_files
 from sdtt_jax.data.published import Published, read_tfds
-from sdtt_jax.data.reading import (
-    NAMED,
-    PART_BYTES,
-    TFDS,
-    BadInputError,
-    Fields,
-    Part,
-    Piece,
-    Row,
-    plan,
-    read_file,
-)
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.paths import as_path
 
@@ -62,8 +51,8 @@ class Corpus:
         return next((split for split in (VALIDATION, TEST) if split in self.splits), None)
 
     def parts(
-        self, split: str, folder: Path | None = None, part_bytes: int = PART_BYTES
-    ) -> list[Part]:
+        self, split: str, folder: Path | None = None, part_bytes: int = reading.PART_BYTES
+    ) -> list[reading.Part]:
         """A split, from `folder` or wherever it is found, cut into parts.
 
         Raises:
@@ -75,8 +64,8 @@ class Corpus:
             return self.source.parts(self.name, split, folder, part_bytes)
         require(folder is None, f"{self.name} is no published corpus; give no folder of its files.")
         if isinstance(self.source, Found):
-            return plan(self.source.files, split, part_bytes)
-        return [Part(split, (Piece(NAMED, self.name, 0, -1, 0),))]
+            return reading.plan(self.source.files, split, part_bytes)
+        return [reading.Part(split, (reading.Piece(reading.NAMED, self.name, 0, -1, 0),))]
 
     def files(self, split: str, folder: Path | None = None) -> str:
         """ "3 of 5 files", with what is not read, for a folder of the user's; "" for anything else."""
@@ -284,21 +273,21 @@ class Recipe(NamedTuple):
       skip_bad, sequences, length: as in `DataConfig`.
     """
 
-    fields: Fields
+    fields: reading.Fields
     detokenize: str
     normalize: str
     skip_bad: int
     sequences: str = "packed"
     length: int = 0
 
-    def rows(self, part: Part) -> Iterator[Row]:
+    def rows(self, part: reading.Part) -> Iterator[reading.Row]:
         """The cleaned text of every row of a part, "" where nothing is left of it."""
         detokenize, normalize = DETOKENIZERS[self.detokenize], NORMALIZERS[self.normalize]
         for piece in part.pieces:
             for row in _read(piece, part.split, self.fields):
                 yield self._cleaned(row, detokenize, normalize) if isinstance(row, str) else row
 
-    def texts(self, parts: Iterable[Part]) -> Iterator[str]:
+    def texts(self, parts: Iterable[reading.Part]) -> Iterator[str]:
         """The documents of some parts, in order: all rows but bad and empty ones.
 
         Raises:
@@ -307,7 +296,7 @@ class Recipe(NamedTuple):
         bad = 0
         for part in parts:
             for row in self.rows(part):
-                if isinstance(row, BadInputError):
+                if isinstance(row, reading.BadInputError):
                     bad += 1
                     refuse_bad(row, bad, self.skip_bad)
                 elif row:
@@ -320,11 +309,15 @@ class Recipe(NamedTuple):
         return text if text.strip() else ""
 
 
-def _read(piece: Piece, split: str, fields: Fields) -> Iterator[Row]:
-    if piece.kind == NAMED:
+def _read(piece: reading.Piece, split: str, fields: reading.Fields) -> Iterator[reading.Row]:
+    if piece.kind == reading.NAMED:
         source: Any = CORPORA[piece.path].source
         return source()  # type: ignore[no-any-return]
-    return read_tfds(piece, split, fields) if piece.kind == TFDS else read_file(piece, fields)
+    return (
+        read_tfds(piece, split, fields)
+        if piece.kind == reading.TFDS
+        else reading.read_file(piece, fields)
+    )
 
 
 def recipe(config: DataConfig) -> Recipe:
@@ -334,13 +327,13 @@ def recipe(config: DataConfig) -> Recipe:
     """
     corpus = find_corpus(config.corpus)
     published = isinstance(corpus.source, Published)
-    fields = corpus.source.fields if published else Fields(config.text_field)  # type: ignore[union-attr]
+    fields = corpus.source.fields if published else reading.Fields(config.text_field)  # type: ignore[union-attr]
     own = corpus.detokenize if config.detokenize == "none" else config.detokenize
     kind, length = config.sequences, config.length
     return Recipe(fields, own, config.normalize, config.skip_bad, kind, length)
 
 
-def refuse_bad(bad: BadInputError, count: int, allowed: int) -> None:
+def refuse_bad(bad: reading.BadInputError, count: int, allowed: int) -> None:
     """Raises a fault of the input if there are more than are allowed.
 
     Args:
@@ -350,7 +343,7 @@ def refuse_bad(bad: BadInputError, count: int, allowed: int) -> None:
     """
     if count > allowed:
         more = f" It is number {count}, and data.skip_bad allows {allowed}." if allowed else ""
-        raise BadInputError(bad.kind, str(bad) + more)
+        raise reading.BadInputError(bad.kind, str(bad) + more)
 
 
 def documents(
@@ -379,7 +372,9 @@ def documents(
 def no_text(config: DataConfig) -> DataError:
     """The error for a corpus without any text."""
     after = f" after normalize={config.normalize!r}" if config.normalize != "none" else ""
-    return DataError(f"data.corpus: {config.corpus} holds no text{after}.")
+    return DataError(
+        f"data.corpus: {config.corpus} holds no text{after}; give another file or folder."
+    )
 
 
 def files_read(config: DataConfig) -> str:

@@ -110,7 +110,8 @@ def first_rule(config: DataConfig, parts: Iterable[Part]) -> Rule:
     for split in SPLITS:
         if split not in splits:
             raise DataError(
-                f"data.corpus is too small to be divided: no text is left for the {split} split."
+                f"data.corpus is too small to be divided: no text is left for the {split} split; give "
+                "more text."
             )
     return rule
 

@@ -48,7 +48,9 @@ def find_files(path: Path) -> Found:
     _refuse_dangling(path)
     if not path.is_dir():
         if kind_of_file(path) is None:
-            raise ConfigError(f"data.corpus: {path} is not a {kinds} file.")
+            raise ConfigError(
+                f"data.corpus: {path} is not a {kinds} file; convert it, or give another."
+            )
         return Found([path], [], is_folder=False)
     seen: dict[str, Path] = {}
     _walk(path, {_real(path)}, seen)
@@ -56,7 +58,9 @@ def find_files(path: Path) -> Found:
     for file in sorted(seen.values()):
         (found.files if _is_read(file) else found.others).append(file)
     if not found.files:
-        raise ConfigError(f"data.corpus: the folder {path} holds no {kinds} file.")
+        raise ConfigError(
+            f"data.corpus: the folder {path} holds no {kinds} file; give a folder that does."
+        )
     return found
 
 

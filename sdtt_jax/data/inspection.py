@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sdtt_jax.data.corpora import SPLITS, TRAIN
-from sdtt_jax.data.loader import Split, open_split, read_info
+from sdtt_jax.data.loader import Split, open_split
+from sdtt_jax.data.records import read_info
 from sdtt_jax.data.shards import MANIFEST_FILE
 from sdtt_jax.data.tasks import check_sha256
 from sdtt_jax.data.tokenizer import Tokenizer, load_tokenizer

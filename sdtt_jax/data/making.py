@@ -98,7 +98,7 @@ def given_tokenizer(config: TokenizerConfig, normalize: str = "none") -> Tokeniz
             pieces = SentencePieceTokenizer(config, normalize, content)
         except RuntimeError:
             raise DataError(
-                f"tokenizer.file: {path} is no SentencePiece model, or is damaged."
+                f"tokenizer.file: {path} is no SentencePiece model, or is damaged; give a .model file."
             ) from None
         if pieces.eos_id < 0:
             raise DataError(

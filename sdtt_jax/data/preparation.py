@@ -16,9 +16,9 @@ from sdtt_jax.data.config import DataConfig, TokenizerConfig
 from sdtt_jax.data.corpora import TRAIN
 from sdtt_jax.data.engines import Engine, in_process
 from sdtt_jax.data.ingest import Reading, Track, ingest, start_reading, untracked
-from sdtt_jax.data.loader import INFO_FILE, read_info
 from sdtt_jax.data.making import given_tokenizer, train_tokenizer
 from sdtt_jax.data.normalize import PROMPT_END
+from sdtt_jax.data.records import INFO_FILE, read_info
 from sdtt_jax.data.shards import TOKENIZER, DataInfo, write_shards
 from sdtt_jax.data.tokenizer import (
     CONFIG_FILE,

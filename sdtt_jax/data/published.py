@@ -7,19 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sdtt_jax.data import reading
 from sdtt_jax.data.files import CODECS, SUFFIXES, Found, find_files
 from sdtt_jax.data.opening import HUB
-from sdtt_jax.data.reading import (
-    TFDS,
-    BadInputError,
-    Fields,
-    Part,
-    Piece,
-    Row,
-    gather,
-    plan,
-    ranges,
-)
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.paths import as_path, home
 
@@ -53,11 +43,13 @@ class Published:
     subset: tuple[str, str] | None = None
 
     @property
-    def fields(self) -> Fields:
+    def fields(self) -> reading.Fields:
         """Where a row's text is."""
-        return Fields(self.text_field, self.tfds[1] if self.tfds else "", self.subset)
+        return reading.Fields(self.text_field, self.tfds[1] if self.tfds else "", self.subset)
 
-    def parts(self, name: str, split: str, folder: Path | None, part_bytes: int) -> list[Part]:
+    def parts(
+        self, name: str, split: str, folder: Path | None, part_bytes: int
+    ) -> list[reading.Part]:
         """A split, as parts of at least `part_bytes`.
 
         They are read from the first of these that exists: `folder`; the folder `name` in
@@ -77,12 +69,14 @@ class Published:
         """
         place = self._place(name, folder)
         if place is None:
-            return plan(self._from_hub(name, split), split, part_bytes)
+            return reading.plan(self._from_hub(name, split), split, part_bytes)
         found = self.found(name, split, folder)
         if found is not None:
-            return plan(found.files, split, part_bytes)
+            return reading.plan(found.files, split, part_bytes)
         assert self.tfds is not None
-        return gather(_tfds_pieces(place, split, self.tfds[1], part_bytes), split, part_bytes)
+        return reading.gather(
+            _tfds_pieces(place, split, self.tfds[1], part_bytes), split, part_bytes
+        )
 
     def found(self, name: str, split: str, folder: Path | None) -> Found | None:
         """The files of a split in the folder that is read; None if it is read by TFDS or from the hub.
@@ -192,13 +186,17 @@ def _tfds_builder(folder: str, split: str, feature: str) -> Any:
     return builder
 
 
-def _tfds_pieces(folder: Path, split: str, feature: str, part_bytes: int) -> Iterator[Piece]:
+def _tfds_pieces(
+    folder: Path, split: str, feature: str, part_bytes: int
+) -> Iterator[reading.Piece]:
     found = _tfds_builder(str(folder), split, feature).info.splits[split]
     size = max(1, found.num_bytes // max(1, found.num_examples))
-    return ranges(TFDS, str(folder), itertools.repeat(size, found.num_examples), part_bytes)
+    return reading.ranges(
+        reading.TFDS, str(folder), itertools.repeat(size, found.num_examples), part_bytes
+    )
 
 
-def read_tfds(piece: Piece, split: str, fields: Fields) -> Iterator[Row]:
+def read_tfds(piece: reading.Piece, split: str, fields: reading.Fields) -> Iterator[reading.Row]:
     """The rows of a piece of data that TFDS prepared."""
     source = _tfds_builder(piece.path, split, fields.feature).as_data_source(split)
     for index in range(piece.start, piece.stop):
@@ -206,6 +204,6 @@ def read_tfds(piece: Piece, split: str, fields: Fields) -> Iterator[Row]:
         try:
             yield raw.decode("utf-8") if isinstance(raw, bytes) else str(raw)
         except UnicodeDecodeError as error:
-            yield BadInputError(
+            yield reading.BadInputError(
                 "invalid UTF-8", f"{piece.path}, record {index} of {split}: {error}."
             )

@@ -12,8 +12,8 @@ import numpy as np
 
 from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, files_read, find_corpus, recipe
 from sdtt_jax.data.ingest import Ingested, Reading, ingest
-from sdtt_jax.data.loader import Shard
 from sdtt_jax.data.packing import chunk_length
+from sdtt_jax.data.records import Shard
 from sdtt_jax.data.tasks import NAMED_OF_A_KIND, WriteShard
 from sdtt_jax.data.tokenizer import Tokenizer
 from sdtt_jax.errors import ConfigError

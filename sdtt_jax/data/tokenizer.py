@@ -346,7 +346,9 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     """
     path = as_path(directory) / CONFIG_FILE
     if not path.exists():
-        raise DataError(f"{path} is missing: {directory} holds no tokenizer.")
+        raise DataError(
+            f"{path} is missing: {directory} holds no tokenizer; give a run's tokenizer folder."
+        )
     content = read_json(path, DataError, PREPARE_AGAIN, "is damaged")
     try:
         config = from_mapping(TokenizerConfig, content["config"], "tokenizer")

@@ -87,7 +87,7 @@ def learn_pieces(config: TokenizerConfig, sample: Sample) -> bytes:
     if size < smallest:
         raise ConfigError(
             f"tokenizer.vocab_size {size} is too small for the corpus: {len(alphabet)} "
-            f"characters and {specials} special pieces need at least {smallest}."
+            f"characters and {specials} special pieces need at least {smallest}; set it so."
         )
     try:
         sentencepiece.SentencePieceTrainer.train(

@@ -61,7 +61,7 @@ class DenoiserLike(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Given:
+class WithInputs:
     """A denoiser with inputs that belong to one batch, beside its tokens.
 
     Attributes:
@@ -134,7 +134,7 @@ class MaskedDiffusion:
         """
         if arrangement is None:
             return self
-        network: Any = Given(self.denoiser, {"segments": arrangement.segments})
+        network: Any = WithInputs(self.denoiser, {"segments": arrangement.segments})
         return MaskedDiffusion(network, self.schedule, arrangement)
 
     @property

@@ -46,7 +46,7 @@ class Masking(NamedTuple):
     weight: jax.Array
 
 
-class Noise(NamedTuple):
+class MaskNoise(NamedTuple):
     """What a masking is made from."""
 
     u: jax.Array  # `[rows]` float32 in [0, 1), decides how much is masked
@@ -59,10 +59,10 @@ class Estimator(NamedTuple):
 
     Attributes:
       mask: `mask(diffusion, x0, noise)` gives a `Masking`.
-      spread: whether `Noise.u` of rows that belong together lies on an even grid (each is still uniform).
+      spread: whether `MaskNoise.u` of rows that belong together lies on an even grid (each is still uniform).
     """
 
-    mask: Callable[[MaskedDiffusion, jax.Array, Noise], Masking]
+    mask: Callable[[MaskedDiffusion, jax.Array, MaskNoise], Masking]
     spread: bool
 
 
@@ -112,14 +112,14 @@ def count_weight(n: jax.Array, length: jax.Array, low: float, high: float) -> ja
     return (betainc(n, behind, high) - betainc(n, behind, low)) * length / n
 
 
-def _by_time(diffusion: MaskedDiffusion, x0: jax.Array, noise: Noise) -> Masking:
+def _by_time(diffusion: MaskedDiffusion, x0: jax.Array, noise: MaskNoise) -> Masking:
     schedule = diffusion.schedule
     t = SAMPLING_EPS + (1.0 - SAMPLING_EPS) * noise.u
     x_t = mask_tokens(x0, noise.tokens, schedule.move_chance(t), diffusion.mask_id)
     return Masking(x_t, schedule.sigma(t), nelbo_weight(schedule, t))
 
 
-def _by_weight(diffusion: MaskedDiffusion, x0: jax.Array, noise: Noise) -> Masking:
+def _by_weight(diffusion: MaskedDiffusion, x0: jax.Array, noise: MaskNoise) -> Masking:
     low, high = (jnp.log(jnp.float32(m)) for m in _move_chances(diffusion.schedule))
     move_chance = jnp.exp(low + (high - low) * noise.u)
     x_t = mask_tokens(x0, noise.tokens, move_chance, diffusion.mask_id)
@@ -127,7 +127,7 @@ def _by_weight(diffusion: MaskedDiffusion, x0: jax.Array, noise: Noise) -> Maski
 
 
 def _by_count(
-    diffusion: MaskedDiffusion, x0: jax.Array, noise: Noise, *, whole_range: bool
+    diffusion: MaskedDiffusion, x0: jax.Array, noise: MaskNoise, *, whole_range: bool
 ) -> Masking:
     """Masks exactly n tokens, n uniform.
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.typing import Key, Logits, LogProbs, PerSequence, PerToken, Positions, Tokens
@@ -103,6 +104,17 @@ def masked_log_probs(logits: Logits, mask_id: int) -> LogProbs:
     # Not `log_softmax`, which subtracts the maximum first: at -1e6 float32 resolves 1/16, and rounding
     # MASK's entry twice moves divergences that look at it (mse, log-l1) off the reference by 5e-5.
     return logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def token_nll(mask_id: int, logits: Logits, tokens: jax.Array) -> jax.Array:
+    """-log p of tokens at masked positions, MASK impossible: `[n]` float32, nats.
+
+    Args:
+      mask_id: the id of MASK.
+      logits: `[n, vocab]` float32.
+      tokens: `[n]` int32.
+    """
+    return optax.softmax_cross_entropy_with_integer_labels(without_mask(logits, mask_id), tokens)
 
 
 def subs_log_probs(logits: Logits, x_t: Tokens, mask_id: int) -> LogProbs:

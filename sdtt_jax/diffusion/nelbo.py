@@ -26,16 +26,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from sdtt_jax.config import one_of, require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.forward import q_xt, sample_t, without_mask
+from sdtt_jax.diffusion.forward import q_xt, sample_t, token_nll
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
 from sdtt_jax.ops.sequences import mean_counted
 from sdtt_jax.ops.tokens import as_rows
-from sdtt_jax.typing import Key, Logits, Params, PerSequence, PerToken, Positions, Scalar, Tokens
+from sdtt_jax.typing import Key, Params, PerSequence, PerToken, Positions, Scalar, Tokens
 
 WEIGHTINGS = ("nelbo", "even")
 
@@ -97,17 +96,12 @@ def masked_nll(
     denoiser = diffusion.denoiser
     return selected_losses(
         denoiser.logits,
-        functools.partial(_nll, denoiser.mask_id),
+        functools.partial(token_nll, denoiser.mask_id),
         denoiser.head_params(params),
         denoiser.hidden(params, x_t, sigma),
         x_t == denoiser.mask_id,
         x0,
     )
-
-
-def _nll(mask_id: int, logits: Logits, x0: jax.Array) -> jax.Array:
-    """-log p of the tokens `x0: [n]` from `logits: [n, vocab]`, MASK impossible: `[n]`."""
-    return optax.softmax_cross_entropy_with_integer_labels(without_mask(logits, mask_id), x0)
 
 
 def denoising_terms(
@@ -147,7 +141,7 @@ def denoising_terms(
     masked = x_t == denoiser.mask_id
     total, nll = weighted_loss(
         denoiser.logits,
-        functools.partial(_nll, denoiser.mask_id),
+        functools.partial(token_nll, denoiser.mask_id),
         denoiser.head_params(params),
         denoiser.hidden(params, x_t, diffusion.schedule.sigma(t)),
         jnp.where(masked, weight[:, None] if config.weighting == "nelbo" else 1.0, 0.0),

@@ -1,4 +1,4 @@
-"""The reverse process: whole generations, and the single step that a teacher's trajectory is made of.
+"""The reverse process: whole generations.
 
 Between the times t and s < t a masked position is revealed with probability
 `(alpha_s - alpha_t) / (1 - alpha_t)`, and its token is drawn from the SUBS distribution (MDLM,
@@ -14,32 +14,21 @@ function of it. A network that sees noise is shown the same noise at every call.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import one_of, whole
-from sdtt_jax.diffusion.decoders import parse_mode, serving, stop_of, stopping
+from sdtt_jax.diffusion.decoders import filling, parse_mode, serving, stop_of, stopping
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Pick, Scene, sigma_of_share
-from sdtt_jax.diffusion.decoders.filling import (
-    Choice,
-    choice,
-    drawn,
-    fill,
-    greedy_at_last,
-    most_probable,
-    reveal,
-    tempered,
-)
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
-from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import Filters
 from sdtt_jax.ops.noise import Noise, draw_noise
 from sdtt_jax.ops.tokens import as_rows
-from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Positions, Tokens
+from sdtt_jax.typing import Key, Params, PerSequence, Positions, Tokens
 
 TIME_GRIDS = ("uniform", "cosine")
 
@@ -155,12 +144,14 @@ def sample(
         return state, state.x if keep_states else None
 
     if state.watch is not None and not keep_states:
-        return stopping.until_stopped(lambda *now: body(*now)[0], state, config.num_steps), None
-    steps = jnp.arange(config.num_steps + 1)
-    state, states = jax.lax.scan(body, state, steps.astype(jnp.int32))
+        state = stopping.until_stopped(lambda *now: body(*now)[0], state, config.num_steps)
+        states = None
+    else:
+        state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps + 1))
     if states is not None:
         states = jnp.concatenate([x_init[None], states])
-    return state, states
+    # What a decoder remembers, such as keys and values, is of no use any more.
+    return SamplerState(state.x, state.nfe), states
 
 
 def prior_sample(
@@ -283,6 +274,15 @@ def take_step(
     )
 
 
+class _Due(NamedTuple):
+    """What a step does beside a decoder's own calls."""
+
+    selected: Positions  # positions whose tokens are drawn, in one network call
+    sigma: PerSequence  # the total noise that the network is told
+    pick: Pick | None = None  # takes some of them by what the network says
+    again: Positions | None = None  # positions that are masked afterwards
+
+
 def _step(
     diffusion: MaskedDiffusion,
     params: Params,
@@ -295,106 +295,63 @@ def _step(
     """`take_step` of all texts, whatever has stopped."""
     decoder, options = parse_mode(config.mode)
     key, last = jax.random.fold_in(plan.key, index), index == config.num_steps
-    selected, sigma, schedule = plan.call == index, plan.sigmas[index], diffusion.schedule
-    pick, again = None, None
+    due = _Due(plan.call == index, plan.sigmas[index])
     if decoder.step is not None:
         scene = Scene(diffusion, params, helper, config, time_grid(config))
-        now = Now(state.x, selected, plan.call <= config.num_steps, index, state.memory)
+        now = Now(state.x, due.selected, plan.call <= config.num_steps, index, state.memory)
         x, calls, memory = serving.own_step(config.mode, scene, key, now)
         state = dataclasses.replace(state, x=x, nfe=state.nfe + calls, memory=memory)
-        selected = last & (state.x == diffusion.mask_id)
-    if decoder.pick is not None or decoder.redo is not None:
-        masked = state.x == diffusion.mask_id
+        due = due._replace(selected=last & (x == diffusion.mask_id))
+    elif decoder.pick is not None:
         key, key_position = jax.random.split(key)
-    if decoder.pick is not None:
-        selected = masked
-        sigma = sigma_of_share(schedule, masked.mean(axis=-1, dtype=jnp.float32))
-        score, accept = (functools.partial(function, options) for function in decoder.pick[:2])
-        calls_left, stop = jnp.maximum(config.num_steps - index, 1), stop_of(config.mode)
-        pick = Pick(score, lambda *seen: accept(key_position, *seen, calls_left) | (last & masked))
-        if stop is not None and stop.entropy > 0:
-            pick = stopping.finishing(pick, stop.entropy)
+        due = _picked(diffusion, state.x, key_position, index, config)
     elif decoder.redo is not None:
-        times = time_grid(config)
-        later = jnp.minimum(index + 1, config.num_steps)
-        reveal, remask = decoder.redo(
-            options, *schedule.move_chance(times[jnp.stack([index, later])])
-        )
-        uniform = jax.random.uniform(key_position, state.x.shape, jnp.float32)
-        selected = masked & (last | (uniform < reveal))
-        again = (plan.call == config.num_steps) & ~masked & ~last & (uniform < remask)
-    if not config.final_denoise:
-        selected &= ~last
-    choose = choice(config, plan.noise, sees_noise=diffusion.noise_levels is not None)
+        key, key_position = jax.random.split(key)
+        due = _redone(diffusion, plan, state.x, key_position, index, config)
+    selected = due.selected if config.final_denoise else due.selected & ~last
+    choose = filling.choice(config, plan.noise, sees_noise=diffusion.noise_levels is not None)
     if decoder.temperature is not None:
         temperature = decoder.temperature(options, index)
-        choose = choose if temperature is None else tempered(choose, temperature)
-    choose = greedy_at_last(choose)
-    state = _call(diffusion, params, state, selected, sigma, choose, (key, last), plan.noise, pick)
-    if again is None:
-        return state
-    return dataclasses.replace(state, x=jnp.where(again, diffusion.mask_id, state.x))
-
-
-def final_denoise(
-    diffusion: MaskedDiffusion, params: Params, state: SamplerState, t: jax.Array
-) -> SamplerState:
-    """Fills what is masked with the most probable tokens in one network call; none if nothing is masked.
-
-    Args:
-      diffusion, params: the model.
-      state: `x` and the count of network calls.
-      t: `[]` float32, the time that a time-conditioned network is told.
-    """
-    sigma = jnp.broadcast_to(diffusion.schedule.sigma(t), state.x.shape[:1])
-    masked = state.x == diffusion.mask_id
-    return _call(diffusion, params, state, masked, sigma, most_probable)
-
-
-def reverse_step(
-    diffusion: MaskedDiffusion,
-    params: Params,
-    key: Key,
-    x_t: Tokens,
-    hidden: Hidden,
-    prob: jax.Array,
-) -> Tokens:
-    """One reverse step from hidden states that are there already: `x_s: [batch, length]` int32.
-
-    Args:
-      diffusion, params: the model.
-      key: PRNG key of this step.
-      x_t: `[batch, length]` int32.
-      hidden: `[batch, length, embed]`, the network's hidden states at `x_t`.
-      prob: `[batch]` or `[]` float32, chance of being revealed, from `unmask_prob`.
-    """
-    key_position, key_token = jax.random.split(key)
-    uniform = jax.random.uniform(key_position, x_t.shape, jnp.float32)
-    revealed = (x_t == diffusion.mask_id) & (uniform < jnp.asarray(prob)[..., None])
-    return fill(diffusion, params, x_t, hidden, revealed, drawn(Filters()), key_token)
-
-
-def unmask_prob(schedule: Schedule, t: jax.Array, s: jax.Array) -> jax.Array:
-    """`(alpha_s - alpha_t) / (1 - alpha_t)`: chance that a masked token is revealed from t to s < t.
-
-    `s` is clamped at 0, where everything is revealed.
-    """
-    masked_t = schedule.move_chance(t)
-    masked_s = schedule.move_chance(jnp.maximum(s, 0.0))
-    return jnp.clip((masked_t - masked_s) / jnp.maximum(masked_t, 1e-30), 0.0, 1.0)
-
-
-def _call(
-    diffusion: MaskedDiffusion,
-    params: Params,
-    state: SamplerState,
-    selected: Positions,
-    sigma: PerSequence,
-    choose: Choice,
-    key: Any = None,
-    noise: Noise | None = None,
-    pick: Pick | None = None,
-) -> SamplerState:
-    """`reveal` as a step of a state. (More than seven arguments: what a step has settled, one by one.)"""
-    x, calls = reveal(diffusion, params, state.x, selected, sigma, choose, key, noise, pick)
+        choose = choose if temperature is None else filling.tempered(choose, temperature)
+    choose, keys = filling.greedy_at_last(choose), (key, last)
+    x, calls = filling.reveal(
+        diffusion, params, state.x, selected, due.sigma, choose, keys, plan.noise, due.pick
+    )
+    x = x if due.again is None else jnp.where(due.again, diffusion.mask_id, x)
     return dataclasses.replace(state, x=x, nfe=state.nfe + calls)
+
+
+def _picked(
+    diffusion: MaskedDiffusion, x: Tokens, key: Key, index: jax.Array, config: SamplerConfig
+) -> _Due:
+    """All that is masked, of which `Decoder.pick` takes some, and the last step the rest."""
+    decoder, options = parse_mode(config.mode)
+    assert decoder.pick is not None
+    masked, stop = x == diffusion.mask_id, stop_of(config.mode)
+    sigma = sigma_of_share(diffusion.schedule, masked.mean(axis=-1, dtype=jnp.float32))
+    score, accept = (functools.partial(function, options) for function in decoder.pick[:2])
+    calls_left, last = jnp.maximum(config.num_steps - index, 1), index == config.num_steps
+    pick = Pick(score, lambda *seen: accept(key, *seen, calls_left) | (last & masked))
+    if stop is not None and stop.entropy > 0:
+        pick = stopping.finishing(pick, stop.entropy)
+    return _Due(masked, sigma, pick)
+
+
+def _redone(
+    diffusion: MaskedDiffusion,
+    plan: Plan,
+    x: Tokens,
+    key: Key,
+    index: jax.Array,
+    config: SamplerConfig,
+) -> _Due:
+    """What `Decoder.redo` reveals by chance and masks again; the last step reveals all."""
+    decoder, options = parse_mode(config.mode)
+    assert decoder.redo is not None
+    masked, last = x == diffusion.mask_id, index == config.num_steps
+    steps = jnp.stack([index, jnp.minimum(index + 1, config.num_steps)])
+    chances = diffusion.schedule.move_chance(time_grid(config)[steps])
+    reveal, remask = decoder.redo(options, *chances)
+    uniform = jax.random.uniform(key, x.shape, jnp.float32)
+    again = (plan.call == config.num_steps) & ~masked & ~last & (uniform < remask)
+    return _Due(masked & (last | (uniform < reveal)), plan.sigmas[index], again=again)

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
-from sdtt_jax.diffusion.forward import mask_tokens, masked_log_probs, sample_t
+from sdtt_jax.diffusion.forward import mask_tokens, sample_t, token_nll
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
-from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, PerToken, Positions, Tokens
+from sdtt_jax.typing import Hidden, Key, Params, PerSequence, PerToken, Positions, Tokens
 
 
 class Block(NamedTuple):
@@ -93,9 +93,3 @@ def _backward(denoiser: DenoiserLike, saved: tuple, cotangent: PerToken) -> tupl
 
 
 token_log_probs.defvjp(_forward, _backward)
-
-
-def token_nll(mask_id: int, logits: Logits, tokens: jax.Array) -> jax.Array:
-    """`-log p` of `tokens: [n]` under `logits: [n, vocab]`, MASK left out: `[n]` float32, nats."""
-    log_probs = masked_log_probs(logits, mask_id)
-    return -jnp.take_along_axis(log_probs, tokens[:, None], axis=-1)[:, 0]

@@ -21,9 +21,8 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import at_least, require, whole, within
 from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
-from sdtt_jax.diffusion.forward import masked_log_probs, sample_t
+from sdtt_jax.diffusion.forward import masked_log_probs, sample_t, token_nll
 from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sample, sample
-from sdtt_jax.distillation.block import token_nll
 from sdtt_jax.distillation.divergence import kl_fwd
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.head_loss import weighted_loss

@@ -18,7 +18,7 @@ from sdtt_jax.config import whole
 from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, q_xt, sample_t
 from sdtt_jax.diffusion.nelbo import nelbo_weight
-from sdtt_jax.diffusion.sampler import reverse_step
+from sdtt_jax.diffusion.reverse import reverse_step
 from sdtt_jax.distillation.block import draw_block
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.typing import Key, Logits, Params, Scalar, Tokens, Tree

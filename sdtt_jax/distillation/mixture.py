@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from sdtt_jax.config import require, whole, within
 from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS, masked_log_probs, q_xt, sample_t
-from sdtt_jax.diffusion.sampler import prior_sample, reverse_step
+from sdtt_jax.diffusion.reverse import reverse_step
+from sdtt_jax.diffusion.sampler import prior_sample
 from sdtt_jax.distillation.block import token_log_probs
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import first_call, walk

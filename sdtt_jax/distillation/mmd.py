@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from sdtt_jax.config import positive, whole
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs
-from sdtt_jax.diffusion.sampler import reverse_step
+from sdtt_jax.diffusion.reverse import reverse_step
 from sdtt_jax.distillation.block import draw_block
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.typing import Key, Logits, Params, Positions, Scalar, Tokens

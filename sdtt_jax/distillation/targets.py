@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
-from sdtt_jax.diffusion.sampler import reverse_step, unmask_prob
+from sdtt_jax.diffusion.reverse import reverse_step, unmask_prob
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.typing import Hidden, Key, Keys, Params, PerSequence, Scalar, Tokens
 

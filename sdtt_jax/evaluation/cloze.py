@@ -18,9 +18,9 @@ import numpy as np
 from sdtt_jax.causal.nll import next_token_scores
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, Noise, masking_bound
+from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, MaskNoise, masking_bound
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
-from sdtt_jax.diffusion.sampler import SamplerState, final_denoise
+from sdtt_jax.diffusion.reverse import final_denoise
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.continuations import (
     Choice,
@@ -276,7 +276,7 @@ def _bound_batch(
     noise = jax.vmap(functools.partial(_noise, config, key, rows.tokens.shape[1]))
     u, tokens = noise(rows.digest, rows.masking)
     tokens = jnp.where(_inside(rows), tokens, NEVER)
-    masking = ESTIMATORS[config.estimator].mask(diffusion, rows.tokens, Noise(u, tokens))
+    masking = ESTIMATORS[config.estimator].mask(diffusion, rows.tokens, MaskNoise(u, tokens))
     nats = masking_bound(diffusion, params, rows.tokens, masking)
     masked = ((masking.x_t == diffusion.mask_id) & _inside(rows)).sum(axis=-1)
     return jnp.stack([nats, masked.astype(jnp.float32)], axis=-1)
@@ -284,7 +284,7 @@ def _bound_batch(
 
 def _noise(
     config: BoundConfig, key: jax.Array, length: int, digest: jax.Array, masking: jax.Array
-) -> Noise:
+) -> MaskNoise:
     """The noise of one masking of an item. Times that spread divide [0, 1) evenly, with a common shift."""
     key_u, key_masks = jax.random.split(jax.random.fold_in(key, digest))
     tokens = jax.random.uniform(jax.random.fold_in(key_masks, masking), (length,), jnp.float32)
@@ -293,7 +293,7 @@ def _noise(
         u = (jax.random.uniform(key_u, (), jnp.float32) + part) % 1.0
     else:
         u = jax.random.uniform(jax.random.fold_in(key_u, masking), (), jnp.float32)
-    return Noise(u, tokens)
+    return MaskNoise(u, tokens)
 
 
 def _inside(rows: Rows) -> jax.Array:
@@ -307,8 +307,7 @@ def _hit_batch(diffusion: MaskedDiffusion, params: Any, index: jax.Array, rows: 
     del index
     inside = _inside(rows)
     x_t = jnp.where(inside, diffusion.mask_id, rows.tokens)
-    state = SamplerState(x_t, jnp.int32(0))
-    filled = final_denoise(diffusion, params, state, jnp.float32(SAMPLING_EPS)).x
+    filled, _ = final_denoise(diffusion, params, x_t, jnp.float32(SAMPLING_EPS))
     return jnp.all((filled == rows.tokens) | ~inside, axis=-1)
 
 

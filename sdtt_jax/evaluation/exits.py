@@ -42,7 +42,10 @@ class Calibrated(NamedTuple):
 
 def check_exits(model: Model) -> None:
     """Raises `ConfigError` if the network has no exits."""
-    require(type(model.denoiser) is Denoiser, "Early exits are for networks of the kind Denoiser.")
+    require(
+        type(model.denoiser) is Denoiser,
+        "Early exits are for networks of the kind Denoiser; leave --early_exit and --suite=exits out.",
+    )
 
 
 def hoeffding_bentkus(mean: float, count: int, bound: float) -> float:

@@ -18,8 +18,8 @@ from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.cloze import Scores, scores
 from sdtt_jax.evaluation.continuations import Cloze, Continuation, encode
-from sdtt_jax.evaluation.settings import setting
-from sdtt_jax.keys import check_seed, purpose_key
+from sdtt_jax.evaluation.settings import Variation, setting
+from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.categorical import Filters
@@ -29,19 +29,18 @@ COUNTS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens
 FILTERS = tuple(field.name for field in dataclasses.fields(Filters))
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Variation):
     """How requests are answered."""
 
     num_steps: int = setting(32, "Sampling steps of generated text.")
     num_maskings: int = setting(32, "Maskings of each item for the bound on its likelihood.")
     max_tokens: int = setting(256, "Tokens of generated text, where a request does not say.")
     batch_size: int = setting(16, "Rows at once.")
-    seed: int = setting(0, "Of everything that is drawn.")
 
     def __post_init__(self) -> None:
-        positive(self, "num_steps", "num_maskings", "max_tokens", "batch_size")
-        check_seed(self.seed)
+        super().__post_init__()
+        positive(self, "num_steps", "num_maskings", "max_tokens")
 
 
 def log_likelihoods(

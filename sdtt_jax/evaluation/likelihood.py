@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, Noise, masking_bound
+from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, MaskNoise, masking_bound
 from sdtt_jax.diffusion.forward import sample_t
 from sdtt_jax.model.batches import batched
 from sdtt_jax.model.masked import Model
@@ -68,7 +68,7 @@ def _estimates(
         key_u, key_mask = jax.random.split(key)
         u = sample_t(key_u, x0.shape[0], antithetic=estimator.spread, eps=0.0)
         uniform = jax.random.uniform(key_mask, x0.shape, jnp.float32)
-        noise = Noise(u, uniform if free is None else jnp.where(free, uniform, NEVER))
+        noise = MaskNoise(u, uniform if free is None else jnp.where(free, uniform, NEVER))
         masking = estimator.mask(diffusion, x0, noise)
         nats = masking_bound(diffusion, params, x0, masking)
         masked = (masking.x_t == diffusion.mask_id).sum(axis=-1, dtype=jnp.int32)

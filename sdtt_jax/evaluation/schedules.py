@@ -51,7 +51,7 @@ def information_curve(
     model.require_likelihood()
     require(
         model.sequences is None,
-        "A schedule is learnt for sequences whose positions all see each other.",
+        "A schedule is learnt for sequences whose positions all see each other; take mode=first-hitting.",
     )
     length, rows = tokens.shape[1], np.repeat(tokens, num_maskings, axis=0)
     rng = np.random.default_rng(seed)

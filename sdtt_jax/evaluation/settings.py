@@ -54,8 +54,8 @@ class Decoding:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling(Decoding):
-    """How texts are drawn, and what the network is helped with."""
+class Variation:
+    """What makes of a checkpoint's network another function (`evaluation.variants`)."""
 
     seed: int = setting(0, "Equal seeds give equal texts.")
     batch_size: int = setting(
@@ -82,15 +82,23 @@ class Sampling(Decoding):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_seed(self.seed)
         positive(self, "batch_size", "neighbour_texts", "neighbour_count", "neighbour_temperature")
         within("[0, 1)", self, "early_exit", "neighbour_share")
 
     @property
     def varied(self) -> bool:
-        """Whether the network is another function than the checkpoint's (`evaluation.variants`)."""
+        """Whether there is any."""
         return bool(self.early_exit or self.neighbours)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling(Decoding, Variation):
+    """How texts are drawn, and by which variation of a network."""
+
+    def __post_init__(self) -> None:
+        Decoding.__post_init__(self)
+        Variation.__post_init__(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

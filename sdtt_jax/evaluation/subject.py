@@ -47,6 +47,16 @@ class Subject:
         """Tokens of a text."""
         return self.settings.length or int(self.model.config.length)
 
+    def denoiser(self, suite: str) -> Model:
+        """The model, for a suite that measures denoisers alone.
+
+        Raises:
+          ConfigError: it is a causal model.
+        """
+        if not isinstance(self.model, Model):
+            raise ConfigError(f"--suite={suite} is for denoisers; leave it out for a causal model.")
+        return self.model
+
     @property
     def causal(self) -> CausalModel | None:
         """The model that writes token by token: the one that is evaluated if it does, or the baseline."""

@@ -14,79 +14,74 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.retrieval import Datastore, Retrieving, remember
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.exits import EXITS, check_exits
-from sdtt_jax.evaluation.settings import Sampling
+from sdtt_jax.evaluation.settings import Variation
 from sdtt_jax.evaluation.texts import neighbour_texts
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.learnt import read_fitted
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.exiting import Exiting
 from sdtt_jax.parallel.mesh import full_batch
 from sdtt_jax.parallel.placement import place_batch
-from sdtt_jax.paths import read_json
 from sdtt_jax.typing import Key, Params, Tokens
 
 AnyModel = TypeVar("AnyModel", bound=Model | CausalModel)
 
 
-def variant(model: AnyModel, sampling: Sampling, data: Path | None) -> AnyModel:
-    """`model` with what `sampling` asks for; itself if that is nothing.
+def variant(model: AnyModel, wanted: Variation, data: Path | None) -> AnyModel:
+    """`model` as it is wanted; itself if nothing else is.
 
     Results of a variant are filed under an identity of its own.
 
     Args:
       model: as it was loaded.
-      sampling: `early_exit`, `neighbours` and what belongs to them.
+      wanted: `early_exit`, `neighbours` and what belongs to them.
       data: the prepared data of the model's run, for `neighbours="own"`; None for none.
 
     Raises:
       ConfigError: the model cannot do that, or something is missing.
     """
-    if not sampling.varied:
+    if not wanted.varied:
         return model
     if isinstance(model, CausalModel):
         raise ConfigError(
-            f"{model.facts['path']} is causal; --early_exit and --neighbours are for denoisers."
+            f"{model.facts['path']} is causal; leave --early_exit and --neighbours out."
         )
     varied: Any = model
     told: dict[str, Any] = {}
-    if sampling.early_exit:
-        varied, told["early_exit"] = _exiting(varied, sampling.early_exit)
-    if sampling.neighbours:
-        varied = _retrieving(varied, sampling, data)
-        names = (field.name for field in dataclasses.fields(Sampling))
-        told |= {name: getattr(sampling, name) for name in names if name.startswith("neighbour")}
-    result: AnyModel = dataclasses.replace(varied, facts=model.facts | {"variant": told})
+    if wanted.early_exit:
+        varied, told["early_exit"] = _exiting(varied, wanted.early_exit)
+    if wanted.neighbours:
+        varied = _retrieving(varied, wanted, data)
+        names = (field.name for field in dataclasses.fields(Variation))
+        told |= {name: getattr(wanted, name) for name in names if name.startswith("neighbour")}
+    facts = model.facts | {"checkpoint_digest": model.params_digest, "variant": told}
+    result: AnyModel = dataclasses.replace(varied, facts=facts)
     return result
 
 
 def _exiting(model: Model, bound: float) -> tuple[Model, dict[str, float]]:
     """`model` with the threshold that is stored beside its checkpoint, and what that is."""
     check_exits(model)
-    path = None if model.folder is None else model.folder / EXITS
-    stored = read_json(path) if path is not None and path.is_file() else {}
-    found = stored.get(str(bound))
-    if found is None:
-        raise ConfigError(
-            f"early_exit={bound}: no threshold for it is stored beside {model.facts['path']} (there are "
-            f"{', '.join(stored) or 'none'}); calibrate one with experiments.evaluate --suite=exits "
-            f"--exit_bound={bound}."
-        )
+    remedy = f"calibrate it with experiments.evaluate --suite=exits --exit_bound={bound}"
+    found = read_fitted(model, EXITS, str(bound), f"early_exit={bound}: its threshold", remedy)
     network: Any = Exiting(model.denoiser, found["threshold"])
     return dataclasses.replace(model, denoiser=network), {"bound": bound} | found
 
 
-def _retrieving(model: Model, sampling: Sampling, data: Path | None) -> Model:
+def _retrieving(model: Model, wanted: Variation, data: Path | None) -> Model:
     """`model` beside the states of real text, which lie in parts on the mesh's devices."""
     where = model.facts["path"]
     require(
         model.diffusion.noise_levels is None and model.sequences is None,
-        f"--neighbours is for denoisers that see no noise and whole sequences, which {where} is not.",
+        f"--neighbours is for denoisers that see no noise and whole sequences, which {where} is not; "
+        "leave it out.",
     )
-    tokens = neighbour_texts(model, sampling.neighbours, data, sampling.neighbour_texts)
-    key = purpose_key(sampling.seed, "neighbours")
+    tokens = neighbour_texts(model, wanted.neighbours, data, wanted.neighbour_texts)
+    key = purpose_key(wanted.seed, "neighbours")
     keys, valid = map_batches(
-        functools.partial(_states, model.diffusion, key), model.params, tokens, sampling.batch_size
+        functools.partial(_states, model.diffusion, key), model.params, tokens, wanted.batch_size
     )
     store: Any = Datastore(keys[valid].astype(np.float32), tokens[valid], valid[valid])
     if model.mesh is not None:
@@ -96,9 +91,9 @@ def _retrieving(model: Model, sampling: Sampling, data: Path | None) -> Model:
         store = place_batch(store, model.mesh)
     network: Any = Retrieving(
         model.denoiser,
-        sampling.neighbour_count,
-        sampling.neighbour_share,
-        sampling.neighbour_temperature,
+        wanted.neighbour_count,
+        wanted.neighbour_share,
+        wanted.neighbour_temperature,
     )
     params = {"network": model.params, "store": jax.tree.map(jnp.asarray, store)}
     return dataclasses.replace(model, denoiser=network, params=params)

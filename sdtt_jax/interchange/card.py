@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sdtt_jax.markdown import table
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.paths import read_json
@@ -39,25 +40,23 @@ def model_card(model: Model | CausalModel, format_name: str, results: dict[str, 
         "",
         f"    {USE[format_name]}",
         "",
-        "| | |",
-        "|---|---|",
-        f"| network | {'DiT' if denoiser else 'transformer'}, {c.num_layers} layers of {c.embed_dim}, "
-        f"{c.num_heads} heads |",
-        f"| sequences | {c.length} tokens of {c.vocab_size}, and MASK (id {c.mask_id}) |",
     ]
+    network = f"{'DiT' if denoiser else 'transformer'}, {c.num_layers} layers of {c.embed_dim}"
+    rows = [("network", f"{network}, {c.num_heads} heads")]
+    rows += [("sequences", f"{c.length} tokens of {c.vocab_size}, and MASK (id {c.mask_id})")]
     if denoiser:
-        lines.append(f"| noise schedule | {facts['schedule']['kind']} |")
+        rows.append(("noise schedule", facts["schedule"]["kind"]))
     told = ("stage", "round", "dt", "divergence", "num_distill_steps")
-    lines += [f"| {name.replace('_', ' ')} | {facts[name]} |" for name in told if name in facts]
+    rows += [(name.replace("_", " "), facts[name]) for name in told if name in facts]
+    lines.append(table(["", ""], rows))
     steps = _measured(model, results)
     if steps:
+        measured = ((n, f"{s['gen_ppl']:.2f}", f"{s['entropy']:.3f}") for n, s in steps.items())
         lines += [
             "",
             "Generative perplexity under the run's own judge, and entropy of the tokens within a text:",
             "",
-            "| steps | generative perplexity | entropy, nats |",
-            "|---|---|---|",
-            *(f"| {n} | {s['gen_ppl']:.2f} | {s['entropy']:.3f} |" for n, s in steps.items()),
+            table(["steps", "generative perplexity", "entropy, nats"], measured),
         ]
     return "\n".join(lines) + "\n"
 

@@ -151,5 +151,5 @@ def published_params(model: Published, place: Place | None = None) -> dict[str, 
 def _stored(path: Path) -> Stored:
     content = read_json(path, CheckpointError, fault="cannot be read as JSON")
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object.")
+        raise CheckpointError(f"{path} holds no JSON object; download it again.")
     return Stored(content, str(path))

@@ -12,7 +12,7 @@ from sdtt_jax.data.tokenizer import HubTokenizer, Special, Tokenizer
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE, TOKENIZER_FILES
 from sdtt_jax.interchange.renaming import write_params
 from sdtt_jax.interchange.safetensors import write_tensors
-from sdtt_jax.interchange.tables.llama import LLAMA
+from sdtt_jax.interchange.tables.llama import HUB, LLAMA
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
@@ -92,17 +92,10 @@ def hub_config(config: LlamaConfig, special: Special | None) -> dict[str, Any]:
         "model_type": family,
         "hidden_size": config.embed_dim,
         "intermediate_size": config.mlp_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rotary_base,
-        "partial_rotary_factor": config.rotary_share,
-        "max_position_embeddings": config.length,
         "vocab_size": config.columns,
         "tie_word_embeddings": config.tied_head,
+        **{theirs: getattr(config, ours) for ours, theirs in HUB.fields.items()},
     }
     if special is not None:
         said |= {"bos_token_id": special.bos_id, "eos_token_id": special.eos_id}

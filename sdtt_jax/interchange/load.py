@@ -81,39 +81,33 @@ def load(
       >>> model.tokenizer.decode(model.tokenizer.encode_part("and he said"))
       'and he said'
     """
-    found = _found(path, revision, given)
-    if not isinstance(found, tuple):  # a path of a bucket is no `Path`
-        return _own(found, mesh, compute_dtype)
-    return _published(*found, mesh, compute_dtype)
+    published = _find_published(path, revision, given)
+    if published is None:
+        return _own(as_path(path), mesh, compute_dtype)
+    return _published(*published, mesh, compute_dtype)
 
 
-def load_network(
-    path: str | os.PathLike[str], revision: str | None = None, **given: Any
-) -> Model | CausalModel:
-    """As `load`, but without the parameters; those of a published model are not even read.
-
-    Args:
-      path: of a checkpoint, or "owner/name@revision".
-      revision: of a repository, where `path` does not say it.
-      **given: of a network of the Llama family, the fields of `Given`.
-    """
-    found = _found(path, revision, given)
-    if not isinstance(found, tuple):  # a path of a bucket is no `Path`
-        return dataclasses.replace(_own(found, None, None), params={})
-    return _published(*found, None, None, read=False)
+def load_network(path: str | os.PathLike[str]) -> Model | CausalModel:
+    """`load` without the parameters; those of a published model are not even read."""
+    published = _find_published(path, None, {})
+    if published is None:
+        return dataclasses.replace(_own(as_path(path), None, None), params={})
+    return _published(*published, None, None, read=False)
 
 
-def _found(
+def _find_published(
     path: str | os.PathLike[str], revision: str | None, given: dict[str, Any]
-) -> Path | tuple[Published, Path, str]:
-    """Finds one of our folders, or a published model with its folder and its name."""
+) -> tuple[Published, Path, str] | None:
+    """A published model, with its folder and its name; None for a path that is not one, but may be ours."""
     text, said = os.fspath(path), Given(**given)
     if text == SMOLLM2 and not as_path(text).exists():
         text = str(smollm2_file())
     local = is_remote(text) or as_path(text).exists()
     named = None if local else NAMED.fullmatch(text if revision is None else f"{text}@{revision}")
     if revision is not None and named is None:
-        raise CheckpointError(f"revision={revision!r} is for repositories, and {text} is a path.")
+        raise CheckpointError(
+            f"revision={revision!r} is for repositories, and {text} is a path; leave it out."
+        )
     if named is not None:
         tensors, config = hub.fetch(named["repo"], named["revision"])
         published = open_published(tensors, config, said)
@@ -127,9 +121,10 @@ def _found(
         return published, folder, str(where)
     if said.said:
         raise CheckpointError(
-            f"{', '.join(said.said)} is for published networks of the Llama family; {text} is none."
+            f"{', '.join(said.said)} is for published networks of the Llama family, and {text} is "
+            "none; leave it out."
         )
-    return where
+    return None
 
 
 def load_denoiser(
@@ -288,7 +283,9 @@ def _computing(config: Any, compute_dtype: str | None) -> Any:
 def _delivered(path: Path) -> Path:
     """The folder of parameters that a path stands for, judged by the contents of folders, not their names."""
     if not path.is_dir():
-        raise CheckpointError(f"There is no checkpoint at {path}.")
+        raise CheckpointError(
+            f"There is no checkpoint at {path}; give a run, a round, a file, or OWNER/NAME of the hub."
+        )
     rounds = sorted((path / "rounds").glob(f"*/{FINAL}"), reverse=True)
     numbered = sorted(path.glob(f"[0-9][0-9]/{FINAL}"), reverse=True)
     for candidate in (path, *rounds, path / "teacher" / FINAL, path / FINAL, *numbered):

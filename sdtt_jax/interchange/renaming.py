@@ -58,6 +58,17 @@ class Entry:
         return self.flat_shape(padded_vocab) if self.reshape is None else self.reshape
 
 
+def kernel(name: str, path: str, out_dim: int, in_dim: int, **how: Any) -> Entry:
+    """The weight of a PyTorch linear map, `[out, in]`, whose kernel here is `[in, out]`.
+
+    Args:
+      name, path: of the linear map, theirs and ours.
+      out_dim, in_dim: its sizes.
+      **how: further fields of `Entry`.
+    """
+    return Entry(f"{name}.weight", f"{path}/kernel", (out_dim, in_dim), transpose=True, **how)
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """All tensors of one kind of network.
@@ -301,10 +312,14 @@ def shape_of(
       CheckpointError: it is missing, or has another number of dimensions.
     """
     if name not in tensors:
-        raise CheckpointError(f"{where}: tensor {name} is missing; the file is incomplete.")
+        raise CheckpointError(
+            f"{where}: tensor {name} is missing; the file is incomplete: download it again."
+        )
     shape = tuple(map(int, tensors[name].shape))
     if not shape or dims not in (None, len(shape)):
-        raise CheckpointError(f"{where}: {name} has shape {list(shape)}; the file is damaged.")
+        raise CheckpointError(
+            f"{where}: {name} has shape {list(shape)}; the file is damaged: download it again."
+        )
     return shape
 
 

@@ -151,7 +151,9 @@ def read_index(index: Path) -> dict[str, str]:
     content: Any = read_json(index, CheckpointError, fault="cannot be read as JSON")
     named = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(named, dict) or not named:
-        raise CheckpointError(f"{index} is no index of safetensors: it has no weight_map.")
+        raise CheckpointError(
+            f"{index} is no index of safetensors: it has no weight_map; download it again."
+        )
     files = {name: str(file) for name, file in named.items()}
     if any("/" in file or "\\" in file for file in files.values()):
         raise CheckpointError(f"{index} names files outside its folder; it is not read.")

@@ -195,7 +195,7 @@ def _several_steps(
         state, metrics = jax.lax.scan(lambda s, b: step.body(s, b, key_steps), state, batches)
         return state, jax.tree.map(lambda values: values[-1], metrics)
 
-    return TrainStep(body, step.rules)
+    return TrainStep(body)
 
 
 def sampled_measures(

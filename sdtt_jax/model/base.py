@@ -77,11 +77,16 @@ class Loaded(abc.ABC):
         return Sequences(kind, self.tokenizer.bos_id, self.tokenizer.eos_id, wrap)
 
     @functools.cached_property
+    def params_digest(self) -> str:
+        """Digest of the checkpoint's parameters, which a variant of the model may have added to."""
+        return self.facts.get("checkpoint_digest") or params_digest(self.params)
+
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """What identifies the model in results: path, kind, sizes and the parameters' digest; JSON-ready."""
-        config, digest = to_mapping(self.config), params_digest(self.params)
+        config, digest = to_mapping(self.config), self.params_digest
         if "variant" in self.facts:  # other results from the same parameters
-            digest = canonical_sha256([digest, self.facts["variant"]])
+            digest = canonical_sha256([params_digest(self.params), self.facts["variant"]])
         return {
             "path": self.facts["path"],
             "kind": self.facts["kind"],

@@ -1,13 +1,66 @@
-"""What was learnt of a model and is stored beside its checkpoint: the schedule for a number of calls."""
+"""What was fitted to a model is stored in files beside its checkpoint: schedules, thresholds of early exits.
+
+Each entry bears the digest of the parameters it was fitted to, and is for those alone. Earlier versions
+stored none; their entries are taken as they are.
+"""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.learnt import SCHEDULES, Learnt
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.model.base import Loaded
-from sdtt_jax.paths import read_json
+from sdtt_jax.paths import read_json, write_json
+
+DIGEST = "params_digest"
+
+
+def store_fitted(model: Loaded, file: str, entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Adds entries to a file beside a checkpoint, and returns its path.
+
+    Args:
+      model: what they were fitted to, which has a folder.
+      file: its name.
+      entries: JSON-ready, by name.
+    """
+    assert model.folder is not None
+    path = model.folder / file
+    stored = read_json(path) if path.is_file() else {}
+    digest = {DIGEST: model.params_digest}
+    write_json(path, stored | {name: {**entry, **digest} for name, entry in entries.items()})
+    return str(path)
+
+
+def read_fitted(model: Loaded, file: str, name: str, what: str, remedy: str) -> Any:
+    """An entry of a file beside a checkpoint, without its digest.
+
+    Args:
+      model: whose checkpoint it is.
+      file, name: of the entry.
+      what: the entry in words, for errors.
+      remedy: how to make it, for errors.
+
+    Raises:
+      ConfigError: there is none, or it was fitted to other parameters.
+    """
+    path = None if model.folder is None else model.folder / file
+    stored = read_json(path) if path is not None and path.is_file() else {}
+    found = stored.get(name)
+    require(
+        found is not None,
+        f"{what} is not stored beside {model.facts['path']} (there are {', '.join(stored) or 'none'}); "
+        f"{remedy}.",
+    )
+    if not isinstance(found, dict) or DIGEST not in found:
+        return found
+    require(
+        found[DIGEST] == model.params_digest,
+        f"{what}, stored in {path}, was fitted to other parameters than {model.facts['path']} has; {remedy}.",
+    )
+    return {field: value for field, value in found.items() if field != DIGEST}
 
 
 def settled(config: SamplerConfig, model: Loaded) -> SamplerConfig:
@@ -18,18 +71,17 @@ def settled(config: SamplerConfig, model: Loaded) -> SamplerConfig:
       model: whose checkpoint it is.
 
     Raises:
-      ConfigError: nothing was learnt for so many calls.
+      ConfigError: nothing was learnt for so many calls, or of another model.
     """
     _, options = parse_mode(config.mode)
     if not isinstance(options, Learnt) or options.counts:
         return config
-    path = None if model.folder is None else model.folder / SCHEDULES
-    stored = read_json(path) if path is not None and path.is_file() else {}
-    found = stored.get(str(config.num_steps))
-    require(
-        found is not None,
-        f"mode=learnt: no schedule of {config.num_steps} calls is stored beside {model.facts['path']} "
-        f"(there are {', '.join(stored) or 'none'}); learn it with experiments.evaluate --suite=schedule.",
+    found = read_fitted(
+        model,
+        SCHEDULES,
+        str(config.num_steps),
+        f"mode=learnt: a schedule of {config.num_steps} calls",
+        "learn it with experiments.evaluate --suite=schedule",
     )
     name, _, rest = config.mode.partition(":")
     found = found if isinstance(found, dict) else {"counts": found}

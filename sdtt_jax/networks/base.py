@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.ops.sequences import begins
-from sdtt_jax.typing import Hidden, Key, Logits, Params, Segments
+from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Segments, Tokens
 
 # The name of the collection of adapters (`networks.lora`), and where they stand in the parameters' tree.
 ADAPTERS = "adapters"
@@ -21,7 +21,6 @@ class Network(abc.ABC):
     """A network as pure functions of its parameters (plain nested dicts)."""
 
     config: TransformerConfig  # sizes; vocabulary and length must be set
-    head: ClassVar[str] = "head"  # the name of the submodule whose parameters `logits` reads
 
     def __post_init__(self) -> None:
         self.config.check_filled()
@@ -46,8 +45,9 @@ class Network(abc.ABC):
         return params
 
     def head_params(self, params: Params) -> Params:
-        """The part of `params` that `logits` reads, and all that it needs."""
-        return {self.head: params[self.head]}
+        """The part of `params` that `logits` reads: the head, or the embedding that it is tied to."""
+        name = "head" if "head" in params else "embed"
+        return {name: params[name]}
 
     def logits(self, params: Params, hidden: jax.Array) -> Logits:
         """Logits, with the columns of the padding at `NEG_INFINITY`.
@@ -65,6 +65,58 @@ class Network(abc.ABC):
     def _apply(self, params: Params, *args: Any, method: str) -> Any:
         """A method of the module, with parameters that may have adapters among them."""
         return self._module.apply(variables(params), *args, method=method)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptedDenoiser(Network):
+    """A denoiser with a causal network's parameters; with `shift` it predicts the next token, as that does.
+
+    Its logits have a column for MASK too, which means nothing: losses and samplers leave it out (SUBS).
+    """
+
+    config: Any
+
+    def init_from(self, params: Params) -> Params:
+        """Parameters that make a denoiser of a causal network's `params`, unboxed.
+
+        The embedding's row for MASK is the mean of all tokens, which says least.
+        """
+        table = params["embed"]["embedding"]
+        mean = table[: self.mask_id].mean(axis=0)
+        return params | {"embed": {"embedding": table.at[self.mask_id].set(mean)}}
+
+    def hidden(
+        self,
+        params: Params,
+        tokens: Tokens,
+        sigma: PerSequence | None = None,
+        edges: jax.Array | None = None,
+        *,
+        segments: Segments | None = None,
+    ) -> Hidden:
+        """Final hidden states, that of position i being the one whose logits predict token i.
+
+        Where the network predicts the next token (`shift`), that is what it computes at position i - 1
+        (`predicted_before`). So losses, targets, samplers and bounds need to know nothing of it.
+
+        Args:
+          params: parameters, unboxed.
+          tokens: `[batch, length]` int32, MASK included.
+          sigma: not used: the network sees how much is masked.
+          edges: `[batch, length, length]` bool; position i sees position j where they are True or j <= i.
+            None: what the config says.
+          segments: attention is confined to each, and the first token of each has none before it; None: all
+            of a sequence are one.
+
+        Returns:
+          `[batch, length, embed]`, the compute dtype.
+
+        Raises:
+          ConfigError: of a GPT-2, segments, or more positions than it has embeddings for.
+        """
+        del sigma
+        hidden: Any = self._apply(params, tokens, segments, edges, method="hidden")
+        return predicted_before(hidden, segments) if self.config.shift else hidden
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,19 +163,6 @@ def predicted_before(hidden: Hidden, segments: Segments | None) -> Hidden:
     if segments is None:
         return shifted
     return jnp.where(begins(segments)[..., None], hidden, shifted)
-
-
-def with_mask(params: Params, mask_id: int) -> Params:
-    """A causal network's parameters with a row for MASK in the embedding: the mean of all tokens, which says
-    least.
-
-    Args:
-      params: parameters, unboxed.
-      mask_id: the row behind the vocabulary.
-    """
-    table = params["embed"]["embedding"]
-    mean = table[:mask_id].mean(axis=0)
-    return params | {"embed": {"embedding": table.at[mask_id].set(mean)}}
 
 
 def variables(params: Params) -> dict[str, Params]:

@@ -13,19 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import require
+from sdtt_jax.networks import layers
 from sdtt_jax.networks.attention import rotary_tables, rotate
-from sdtt_jax.networks.base import ADAPTERS, Network
+from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.cache import KVCache, LayerPast, attend_causally, cache_for, extend
-from sdtt_jax.networks.config import CausalConfig, TransformerConfig
-from sdtt_jax.networks.layers import (
-    Embedding,
-    Head,
-    LayerNorm,
-    Mlp,
-    merged_heads,
-    queries_keys_values,
-    rematerialised,
-)
+from sdtt_jax.networks.config import CausalConfig
 from sdtt_jax.typing import Hidden, Params, Segments, Tokens
 
 
@@ -98,27 +90,6 @@ class CausalNetwork(Network):
         )
 
 
-def scan_blocks(block: type[nn.Module], config: TransformerConfig) -> nn.Module:
-    """`config.num_layers` of `block` as one scanned module, called with `(x, past, shared)`.
-
-    Parameters and `past` (a `LayerPast` with a leading layer axis, or None) are split over layers,
-    `shared` goes to each of them; it returns `x` and the stacked new keys and values.
-
-    Args:
-      block: class of the module of one layer.
-      config: its sizes, remat policy and `unroll`.
-    """
-    return nn.scan(
-        rematerialised(block, config.remat),
-        variable_axes={"params": 0, ADAPTERS: 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast),
-        length=config.num_layers,
-        unroll=config.unroll,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )(config)
-
-
 class CausalBlock(nn.Module):
     """Attention and MLP, each after a norm and added to its input."""
 
@@ -130,14 +101,14 @@ class CausalBlock(nn.Module):
     ) -> tuple[jax.Array, LayerPast | None]:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         cos, sin, used, segments = shared
-        y = LayerNorm(c.embed_dim, name="norm1")(x)
-        query, key, value = queries_keys_values(c, y, bias=False)
+        y = layers.LayerNorm(c.embed_dim, name="norm1")(x)
+        query, key, value = layers.queries_keys_values(c, y, bias=False)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         mixed, new = attend_causally(query, key, value, past, used, segments)
-        x = x + merged_heads(c, mixed, bias=False)
+        x = x + layers.merged_heads(c, mixed, bias=False)
 
-        y = LayerNorm(c.embed_dim, name="norm2")(x)
-        x = x + Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)
+        y = layers.LayerNorm(c.embed_dim, name="norm2")(x)
+        x = x + layers.Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
 
 
@@ -148,11 +119,11 @@ class CausalTransformer(nn.Module):
 
     def setup(self) -> None:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        self.embed = Embedding(c.padded_vocab, c.embed_dim, dtype)
-        self.blocks = scan_blocks(CausalBlock, c)
-        self.final = LayerNorm(c.embed_dim)
+        self.embed = layers.Embedding(c.padded_vocab, c.embed_dim, dtype)
+        self.blocks = layers.scan_blocks(CausalBlock, c)
+        self.final = layers.LayerNorm(c.embed_dim)
         # The kernel has MASK's column, as the reference's; no prediction can use it.
-        self.head = Head(c.embed_dim, c.vocab_size, c.padded_vocab, dtype)
+        self.head = layers.Head(c.embed_dim, c.vocab_size, c.padded_vocab, dtype)
 
     def decode(
         self,

@@ -299,7 +299,8 @@ def as_denoiser(
     longest = config.length if isinstance(config, GPT2Config) else None
     require(
         longest is None or changes.get("length", 0) <= longest,
-        f"length={changes.get('length')} exceeds the {longest} positions that the network has embeddings of.",
+        f"length={changes.get('length')} exceeds the {longest} positions that the network has "
+        "embeddings of; shorten it.",
     )
     if isinstance(config, LlamaDenoiserConfig | GPT2DenoiserConfig):
         return dataclasses.replace(config, **changes)

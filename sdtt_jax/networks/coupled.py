@@ -96,10 +96,10 @@ class CoupledDiT(DiT):
         features = self.noise(noise, masked)
         return self.from_embedded(self.embed(tokens) + masked[..., None] * features, sigma)
 
-    def __call__(self, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
+    def __call__(self, tokens: jax.Array) -> jax.Array:
         c = self.config
         noise = draw_noise(jax.random.key(0), tokens.shape, c.vocab_size, c.noise.levels)
-        return self.logits(self.hidden_given(tokens, sigma, noise))
+        return self.logits(self.hidden_given(tokens, jnp.zeros((1,), jnp.float32), noise))
 
 
 class NoiseFeatures(nn.Module):

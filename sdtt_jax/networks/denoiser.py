@@ -13,22 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from sdtt_jax.networks import layers
 from sdtt_jax.networks.attention import attend_rotated, rotary_tables, rotate
-from sdtt_jax.networks.base import ADAPTERS, Network, variables
+from sdtt_jax.networks.base import Network, variables
 from sdtt_jax.networks.cache import LayerPast, attend_visible, cache_for
 from sdtt_jax.networks.config import DenoiserConfig
-from sdtt_jax.networks.layers import (
-    Embedding,
-    Head,
-    LayerNorm,
-    Linear,
-    Mlp,
-    attention_inputs,
-    merged_heads,
-    queries_keys_values,
-    rematerialised,
-)
-from sdtt_jax.typing import Hidden, Key, Params, PerSequence, Segments, Tokens
+from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
 
 TIME_FEATURES = 256
 TIME_BASE = 10_000.0
@@ -49,11 +39,6 @@ class Denoiser(Network):
     @functools.cached_property
     def _module(self) -> "DiT":
         return DiT(self.config)
-
-    def init(self, key: Key) -> Params:
-        """Fresh parameters, each leaf boxed with its logical axes (`sdtt_jax.unbox` removes them)."""
-        tokens = jnp.zeros((1, self.config.length), jnp.int32)
-        return self._module.init(key, tokens, jnp.zeros((1,), jnp.float32))["params"]
 
     def hidden(
         self,
@@ -164,9 +149,9 @@ class Modulation(nn.Module):
     def __call__(self, condition: jax.Array) -> list[jax.Array]:
         shape = (self.count, self.dim)
         axes = (None, None, "embed")
-        out = Linear((self.cond_dim,), shape, axes, zero=True, dtype=self.dtype, name="linear")(
-            condition
-        )
+        out = layers.Linear(
+            (self.cond_dim,), shape, axes, zero=True, dtype=self.dtype, name="linear"
+        )(condition)
         return [out[:, None, i, :] for i in range(self.count)]
 
 
@@ -178,8 +163,10 @@ class SigmaMap(nn.Module):
     @nn.compact
     def __call__(self, sigma: jax.Array) -> jax.Array:
         x = time_features(sigma)
-        x = Linear((TIME_FEATURES,), (self.cond_dim,), (None, None), name="up")(x)
-        x = Linear((self.cond_dim,), (self.cond_dim,), (None, None), name="down")(jax.nn.silu(x))
+        x = layers.Linear((TIME_FEATURES,), (self.cond_dim,), (None, None), name="up")(x)
+        x = layers.Linear((self.cond_dim,), (self.cond_dim,), (None, None), name="down")(
+            jax.nn.silu(x)
+        )
         return jax.nn.silu(x)
 
 
@@ -202,16 +189,16 @@ class DenoiserBlock(nn.Module):
             c.cond_dim, c.embed_dim, 6, dtype, name="adaln"
         )(condition)
 
-        y = LayerNorm(c.embed_dim, name="norm1")(x) * (1 + scale_a) + shift_a
+        y = layers.LayerNorm(c.embed_dim, name="norm1")(x) * (1 + scale_a) + shift_a
         new: LayerPast | None = None
         if past is None:
-            mixed = attend_rotated(attention_inputs(c, y, bias=False), *shared)
+            mixed = attend_rotated(layers.attention_inputs(c, y, bias=False), *shared)
         else:
             mixed, new = self._with_past(y, shared[:2], past, visible)
-        x = x + gate_a * merged_heads(c, mixed, bias=False)
+        x = x + gate_a * layers.merged_heads(c, mixed, bias=False)
 
-        y = LayerNorm(c.embed_dim, name="norm2")(x) * (1 + scale_m) + shift_m
-        x = x + gate_m * Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)
+        y = layers.LayerNorm(c.embed_dim, name="norm2")(x) * (1 + scale_m) + shift_m
+        x = x + gate_m * layers.Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
 
     def _with_past(
@@ -221,7 +208,7 @@ class DenoiserBlock(nn.Module):
         past: LayerPast,
         visible: jax.Array | None,
     ) -> tuple[jax.Array, LayerPast]:
-        query, key, value = queries_keys_values(self.config, y, bias=False)
+        query, key, value = layers.queries_keys_values(self.config, y, bias=False)
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         return attend_visible(query, key, value, past, visible)
 
@@ -237,7 +224,7 @@ class FinalNorm(nn.Module):
         shift, scale = Modulation(
             c.cond_dim, c.embed_dim, 2, jnp.dtype(c.compute_dtype), name="adaln"
         )(condition)
-        return LayerNorm(c.embed_dim, name="norm")(x) * (1 + scale) + shift
+        return layers.LayerNorm(c.embed_dim, name="norm")(x) * (1 + scale) + shift
 
 
 class DiT(nn.Module):
@@ -248,19 +235,11 @@ class DiT(nn.Module):
 
     def setup(self) -> None:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        self.embed = Embedding(c.padded_vocab, c.embed_dim, dtype)
+        self.embed = layers.Embedding(c.padded_vocab, c.embed_dim, dtype)
         self.sigma_map = SigmaMap(c.cond_dim)
-        self.blocks = nn.scan(
-            rematerialised(DenoiserBlock, c.remat),
-            variable_axes={"params": 0, ADAPTERS: 0},
-            split_rngs={"params": True},
-            in_axes=self.in_axes,
-            length=c.num_layers,
-            unroll=c.unroll,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c)
+        self.blocks = layers.scan_blocks(DenoiserBlock, c, self.in_axes)
         self.final = FinalNorm(c)
-        self.head = Head(c.embed_dim, c.vocab_size + 1, c.padded_vocab, dtype)
+        self.head = layers.Head(c.embed_dim, c.vocab_size + 1, c.padded_vocab, dtype)
 
     def hidden(
         self, tokens: jax.Array, sigma: jax.Array, segments: jax.Array | None = None
@@ -292,8 +271,8 @@ class DiT(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         return self.head(hidden)
 
-    def __call__(self, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
-        return self.logits(self.hidden(tokens, sigma))
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return self.logits(self.hidden(tokens, jnp.zeros((1,), jnp.float32)))
 
 
 class CachedDiT(DiT):

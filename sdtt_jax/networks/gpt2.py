@@ -6,21 +6,20 @@ embedding (Radford et al. 2019). Interface and cache are those of `CausalNetwork
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import require
+from sdtt_jax.networks import layers
 from sdtt_jax.networks.attention import attend, attend_along
-from sdtt_jax.networks.base import Network, predicted_before, with_mask
+from sdtt_jax.networks.base import AdaptedDenoiser
 from sdtt_jax.networks.cache import LayerPast, attend_causally
-from sdtt_jax.networks.causal import CausalNetwork, scan_blocks
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import GPT2Config as GPT2Config
 from sdtt_jax.networks.config import GPT2DenoiserConfig as GPT2DenoiserConfig
-from sdtt_jax.networks.layers import Mlp, merged_heads, queries_keys_values, without_padding
-from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
 
 INIT_SCALE = 0.02
 
@@ -30,7 +29,6 @@ class GPT2Network(CausalNetwork):
     """A GPT-2 as pure functions of its parameters; its head is the token embedding."""
 
     config: GPT2Config
-    head: ClassVar[str] = "embed"
 
     @property
     def max_length(self) -> int:
@@ -42,49 +40,14 @@ class GPT2Network(CausalNetwork):
 
 
 @dataclasses.dataclass(frozen=True)
-class GPT2Denoiser(Network):
+class GPT2Denoiser(AdaptedDenoiser):
     """DiffuGPT (arXiv 2410.17891) as pure functions of its parameters; its head is the token embedding."""
 
     config: GPT2DenoiserConfig  # sizes; `length` is the most positions that it has embeddings for
-    head: ClassVar[str] = "embed"
 
     @functools.cached_property
     def _module(self) -> nn.Module:
         return GPT2(self.config)
-
-    def init_from(self, params: Params) -> Params:
-        """Parameters that make a denoiser of a causal network's `params`, unboxed: with a row for MASK."""
-        return with_mask(params, self.mask_id)
-
-    def hidden(
-        self,
-        params: Params,
-        tokens: Tokens,
-        sigma: PerSequence | None = None,
-        edges: jax.Array | None = None,
-        *,
-        segments: Segments | None = None,
-    ) -> Hidden:
-        """Final hidden states, that of position i being the one whose logits predict token i.
-
-        Args:
-          params: parameters, unboxed.
-          tokens: `[batch, length]` int32, MASK included, at most `config.length` positions.
-          sigma: not used: the network sees how much is masked.
-          edges: as of `LlamaDenoiser.hidden`.
-          segments: none, for positions have embeddings.
-
-        Returns:
-          `[batch, length, embed]`, the compute dtype.
-
-        Raises:
-          ConfigError: segments, or more positions than there are embeddings for.
-        """
-        del sigma
-        length, most = tokens.shape[1], self.config.length
-        require(length <= most, f"length={length} exceeds the {most} positions of this network.")
-        hidden: Any = self._apply(params, tokens, segments, edges, method="hidden")
-        return predicted_before(hidden, None) if self.config.shift else hidden
 
 
 def _norm(config: GPT2Config, name: str | None = None) -> nn.LayerNorm:
@@ -111,7 +74,7 @@ class GPT2Block(nn.Module):
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         used, edges = shared
         y = _norm(c, "norm1")(x)
-        query, key, value = queries_keys_values(c, y, bias=True)
+        query, key, value = layers.queries_keys_values(c, y, bias=True)
         new: LayerPast | None = None
         if edges is not None:
             mixed = attend_along(query, key, value, edges)
@@ -119,10 +82,10 @@ class GPT2Block(nn.Module):
             mixed, new = attend_causally(query, key, value, past, used)
         else:
             mixed = attend(query, key, value)
-        x = x + merged_heads(c, mixed, bias=True)
+        x = x + layers.merged_heads(c, mixed, bias=True)
 
         y = _norm(c, "norm2")(x)
-        x = x + Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)
+        x = x + layers.Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
 
 
@@ -138,7 +101,7 @@ class GPT2(nn.Module):
         position_init = nn.with_logical_partitioning(init, (None, "embed"))
         self.embed = nn.Embed(c.padded_vocab, c.embed_dim, dtype, embedding_init=token_init)
         self.positions = nn.Embed(c.length, c.embed_dim, dtype, embedding_init=position_init)
-        self.blocks = scan_blocks(GPT2Block, c)
+        self.blocks = layers.scan_blocks(GPT2Block, c)
         self.final = _norm(c)
 
     def decode(
@@ -165,11 +128,16 @@ class GPT2(nn.Module):
             "GPT-2 knows where in its sequence a token stands and cannot be confined to segments; give it "
             "one text for each sequence.",
         )
+        length, most = tokens.shape[1], self.config.length
+        require(
+            length <= most,
+            f"length={length} exceeds the {most} positions of this network; shorten it.",
+        )
         return self.decode(tokens, None, None, edges)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         logits = self.embed.attend(hidden).astype(jnp.float32)
-        return without_padding(logits, self.config.columns)
+        return layers.without_padding(logits, self.config.columns)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         return self.logits(self.hidden(tokens))

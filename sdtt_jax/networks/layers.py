@@ -54,7 +54,16 @@ def parameter(
       init: its initializer.
       axes: a logical name, or None, for each axis.
       shape: its shape.
+
+    Raises:
+      ValueError: the parameter that was given has another shape.
     """
+    # Linen would trace the initializer to compare shapes: 7 % of tracing and lowering a training step.
+    if module.has_variable("params", name):
+        given: Any = nn.meta.unbox(module.get_variable("params", name))
+        if given.shape != shape:
+            raise ValueError(f"The parameter {name} has shape {given.shape}, its layer {shape}.")
+        return given
     value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
     return value
 
@@ -285,6 +294,31 @@ def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
     saved = jax.checkpoint_policies.save_only_these_names(*SAVED[policy])
     # Within a scan nothing is merged across the boundary anyway, so that merging need not be prevented.
     return nn.remat(block, prevent_cse=False, policy=saved)
+
+
+def scan_blocks(
+    block: type[nn.Module], config: TransformerConfig, in_axes: Any = (0, nn.broadcast)
+) -> nn.Module:
+    """`config.num_layers` of `block` as one scanned module, whose parameters have a leading layer axis.
+
+    It is called as a block is, with `x` and further arguments, and returns `x` and what the blocks return
+    beside it, stacked.
+
+    Args:
+      block: class of the module of one layer.
+      config: its sizes, remat policy and `unroll`.
+      in_axes: of each argument but `x`: 0 if it has a layer axis too, or `nn.broadcast`; by default of
+        `(past, shared)`.
+    """
+    return nn.scan(
+        rematerialised(block, config.remat),
+        variable_axes={"params": 0, ADAPTERS: 0},
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        length=config.num_layers,
+        unroll=config.unroll,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )(config)
 
 
 class LayerNorm(nn.Module):

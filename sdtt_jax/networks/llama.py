@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from sdtt_jax.networks import layers
 from sdtt_jax.networks.attention import (
     attend,
     attend_along,
@@ -21,24 +22,11 @@ from sdtt_jax.networks.attention import (
     rotate,
     rotate_neighbours,
 )
-from sdtt_jax.networks.base import Network, predicted_before, with_mask
+from sdtt_jax.networks.base import AdaptedDenoiser
 from sdtt_jax.networks.cache import LayerPast, attend_causally, attend_visible, cache_for
-from sdtt_jax.networks.causal import CausalNetwork, scan_blocks
+from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
-from sdtt_jax.networks.layers import (
-    Embedding,
-    Head,
-    Linear,
-    merged_heads,
-    parameter,
-    without_padding,
-)
-from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
-
-
-def _head_params(config: LlamaConfig, params: Params) -> Params:
-    name = "embed" if config.tied_head else "head"
-    return {name: params[name]}
+from sdtt_jax.typing import Hidden, Params, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,63 +39,16 @@ class LlamaNetwork(CausalNetwork):
     def _module(self) -> nn.Module:
         return Llama(self.config)
 
-    def head_params(self, params: Params) -> Params:
-        return _head_params(self.config, params)
-
 
 @dataclasses.dataclass(frozen=True)
-class LlamaDenoiser(Network):
-    """A denoiser of the Llama family as pure functions of its parameters.
+class LlamaDenoiser(AdaptedDenoiser):
+    """A denoiser of the Llama family as pure functions of its parameters."""
 
-    Its logits have a column for MASK too, which means nothing: losses and samplers leave it out (SUBS).
-
-    Attributes:
-      config: sizes; vocabulary and length must be set.
-    """
-
-    config: LlamaDenoiserConfig
+    config: LlamaDenoiserConfig  # sizes; vocabulary and length must be set
 
     @functools.cached_property
     def _module(self) -> nn.Module:
         return Llama(self.config)
-
-    def head_params(self, params: Params) -> Params:
-        """The part of `params` that `logits` reads: the head, or the embedding that it is tied to."""
-        return _head_params(self.config, params)
-
-    def init_from(self, params: Params) -> Params:
-        """Parameters that make a denoiser of a causal network's `params`, unboxed: with a row for MASK."""
-        return with_mask(params, self.mask_id)
-
-    def hidden(
-        self,
-        params: Params,
-        tokens: Tokens,
-        sigma: PerSequence | None = None,
-        edges: jax.Array | None = None,
-        *,
-        segments: Segments | None = None,
-    ) -> Hidden:
-        """Final hidden states, that of position i being the one whose logits predict token i.
-
-        Where the network predicts the next token (`shift`), that is what it computes at position i - 1
-        (`predicted_before`). So losses, targets, samplers and bounds need to know nothing of it.
-
-        Args:
-          params: parameters, unboxed.
-          tokens: `[batch, length]` int32, MASK included.
-          sigma: not used: the network sees how much is masked.
-          edges: `[batch, length, length]` bool; position i sees position j where they are True or j <= i.
-            None: what the config says.
-          segments: attention is confined to each, and the first token of each has none before it; None: all
-            of a sequence are one.
-
-        Returns:
-          `[batch, length, embed]`, the compute dtype.
-        """
-        del sigma
-        hidden: Any = self._apply(params, tokens, segments, edges, method="hidden")
-        return predicted_before(hidden, segments) if self.config.shift else hidden
 
     def decode(
         self,
@@ -151,7 +92,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = parameter(self, "scale", nn.initializers.ones, (self.axis,), (self.dim,))
+        scale = layers.parameter(self, "scale", nn.initializers.ones, (self.axis,), (self.dim,))
         wide = x.astype(jnp.float32)
         mean_square = jnp.square(wide).mean(axis=-1, keepdims=True)
         return (wide * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(x.dtype)
@@ -166,8 +107,10 @@ class GatedMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        def linear(name: str, sizes: tuple[int, int], axes: tuple[str, str]) -> Linear:
-            return Linear(sizes[:1], sizes[1:], axes, bias=False, dtype=self.dtype, name=name)
+        def linear(name: str, sizes: tuple[int, int], axes: tuple[str, str]) -> layers.Linear:
+            return layers.Linear(
+                sizes[:1], sizes[1:], axes, bias=False, dtype=self.dtype, name=name
+            )
 
         inwards, outwards = (self.dim, self.hidden), (self.hidden, self.dim)
         gate = linear("gate", inwards, ("embed", "mlp"))(x)
@@ -202,18 +145,18 @@ class LlamaBlock(nn.Module):
             mixed, new = attend_causally(query, key, value, past, used, segments)
         else:
             mixed = attend(query, key, value, segments=segments)
-        x = x + merged_heads(c, mixed, bias=False)
+        x = x + layers.merged_heads(c, mixed, bias=False)
 
         y = RMSNorm(c.embed_dim, c.norm_epsilon, name="norm2")(x)
         x = x + GatedMlp(c.embed_dim, c.mlp_dim, dtype, name="mlp")(y)
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
 
-    def _heads(self, name: str, count: int, axis: str) -> Linear:
+    def _heads(self, name: str, count: int, axis: str) -> layers.Linear:
         c = self.config
         shape, axes = (count, c.head_dim), ("embed", axis, "kv")
         dtype = jnp.dtype(c.compute_dtype)
         name = f"attn_{name}"
-        return Linear((c.embed_dim,), shape, axes, bias=c.qkv_bias, dtype=dtype, name=name)
+        return layers.Linear((c.embed_dim,), shape, axes, bias=c.qkv_bias, dtype=dtype, name=name)
 
     def _rotated(self, x: jax.Array, name: str, cos: jax.Array, sin: jax.Array) -> jax.Array:
         """Queries or keys, normalised where the config says so, their first features turned."""
@@ -234,11 +177,11 @@ class Llama(nn.Module):
 
     def setup(self) -> None:
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        self.embed = Embedding(c.padded_vocab, c.embed_dim, dtype)
-        self.blocks = scan_blocks(LlamaBlock, c)
+        self.embed = layers.Embedding(c.padded_vocab, c.embed_dim, dtype)
+        self.blocks = layers.scan_blocks(LlamaBlock, c)
         self.final = RMSNorm(c.embed_dim, c.norm_epsilon)
         if not c.tied_head:
-            self.head = Head(c.embed_dim, c.columns, c.padded_vocab, dtype, bias=False)
+            self.head = layers.Head(c.embed_dim, c.columns, c.padded_vocab, dtype, bias=False)
 
     def decode(
         self,
@@ -265,7 +208,7 @@ class Llama(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         if self.config.tied_head:
-            return without_padding(self.embed.attend(hidden), self.config.columns)
+            return layers.without_padding(self.embed.attend(hidden), self.config.columns)
         return self.head(hidden)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""A digest of an array's bits that any mesh computes alike, piece by piece."""
+"""A digest of an array's bits that any mesh computes alike, piece by piece, and the host too."""
 
 import functools
 from typing import Any
@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The two halves of an array's digest, `[] uint32` each, and whether an element is not finite, `[] bool`.
-Digest = tuple[jax.Array, jax.Array, jax.Array]
+# The two halves of an array's digest, `[] uint32` each, and whether an element is not finite, `[] bool`;
+# of JAX or NumPy.
+Digest = tuple[Any, Any, Any]
 
 
 def digest(x: jax.Array) -> Digest:
@@ -34,9 +35,7 @@ def digest(x: jax.Array) -> Digest:
         ),
         jnp.zeros(bits.shape, jnp.uint32),
     )
-    # The multipliers are odd, so each line is a bijection of `bits` at a given position.
-    one = _mix(bits ^ _mix(position + np.uint32(0x9E3779B9)))
-    two = _mix(bits * np.uint32(0x85EBCA6B) + _mix(position ^ np.uint32(0xC2B2AE35)))
+    one, two = _halves(bits, position)
     bad = jnp.zeros(bits.shape, jnp.bool_)
     if jnp.issubdtype(x.dtype, jnp.inexact):
         # 64 bits are two words, along an axis of their own.
@@ -50,11 +49,29 @@ def digest(x: jax.Array) -> Digest:
     )
 
 
+def digest_on_host(x: np.ndarray) -> Digest:
+    """`digest` of an array in memory, by NumPy: no key, and nothing to compile."""
+    word = np.dtype({1: "<u1", 2: "<u2"}.get(x.dtype.itemsize, "<u4"))
+    bits = np.ascontiguousarray(x).reshape(-1).view(word).astype(np.uint32)
+    # In this order, an element's position is its number.
+    one, two = _halves(bits, np.arange(bits.size, dtype=np.uint32))
+    bad = jnp.issubdtype(x.dtype, jnp.inexact) and not np.isfinite(x).all()
+    return one.sum(dtype=np.uint32), two.sum(dtype=np.uint32), bad
+
+
+def _halves(bits: Any, position: Any) -> tuple[Any, Any]:
+    """What the elements add to the two halves; uint32, of JAX or NumPy."""
+    # The multipliers are odd, so each line is a bijection of `bits` at a given position.
+    one = _mix(bits ^ _mix(position + np.uint32(0x9E3779B9)))
+    two = _mix(bits * np.uint32(0x85EBCA6B) + _mix(position ^ np.uint32(0xC2B2AE35)))
+    return one, two
+
+
 def _add_digests(a: Digest, b: Digest) -> Digest:
     return a[0] + b[0], a[1] + b[1], a[2] | b[2]
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def _mix(x: Any) -> Any:
     """Bijection of uint32 (xor-shift, multiply): every input bit reaches every output bit."""
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)

@@ -39,7 +39,9 @@ def as_ids(ids: ArrayLike, num_ids: int, name: str = "tokens") -> Any:
         ends = int(values.min()), int(values.max())
         wrong = next((end for end in ends if not 0 <= end < num_ids), None)
         require(
-            wrong is None, f"{name}: there is no token {wrong}; ids are 0 … {num_ids - 1} here."
+            wrong is None,
+            f"{name}: there is no token {wrong}; ids are 0 … {num_ids - 1} here; use the tokenizer of "
+            "this model.",
         )
     return array.astype(np.int32)
 

@@ -121,9 +121,9 @@ def hybrid_devices(
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
-    """Makes `mesh` and `rules` those that logical constraints refer to while tracing."""
-    with jax.set_mesh(mesh), spmd.logical_axis_rules(tuple(rules)):
+def use_mesh(mesh: Mesh) -> Iterator[None]:
+    """Makes `mesh` and `RULES` those that logical constraints refer to while tracing."""
+    with jax.set_mesh(mesh), spmd.logical_axis_rules(tuple(RULES)):
         yield
 
 

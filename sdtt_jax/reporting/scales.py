@@ -3,7 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+
+import numpy as np
+from scipy.optimize import isotonic_regression
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,13 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
     """Moves labels as little as needed so that they stay in order, `gap` apart, in [low, high].
 
     Less one gap for each label before it, a label's place may not fall from one to the next: the
-    least squares under that rule are means of blocks (isotonic regression, by pooling neighbours).
+    least squares under that rule are an isotonic regression.
     """
-    order = sorted(range(len(positions)), key=lambda i: positions[i])
-    blocks: list[list[float]] = []
-    for rank, index in enumerate(order):
-        blocks.append([positions[index] - gap * rank])
-        while len(blocks) > 1 and fmean(blocks[-2]) > fmean(blocks[-1]):
-            upper = blocks.pop()
-            blocks[-1] += upper
-    means = [fmean(block) for block in blocks for _ in block]
-    last = high - gap * (len(order) - 1)
-    places = {i: max(low, min(last, means[rank])) + gap * rank for rank, i in enumerate(order)}
-    return [places[index] for index in range(len(positions))]
+    if not len(positions):
+        return []
+    order = np.argsort(positions, kind="stable")
+    before = gap * np.arange(len(order))
+    fitted = isotonic_regression(np.asarray(positions)[order] - before).x
+    places = np.empty(len(order))
+    places[order] = np.maximum(low, np.minimum(high - before[-1], fitted)) + before
+    return [float(place) for place in places]

@@ -52,7 +52,7 @@ class TrainConfig:
         within("[0, 1)", self, "ema_decay")
         require(
             self.batch_size % self.microbatches == 0,
-            f"microbatches={self.microbatches} does not divide batch_size={self.batch_size}.",
+            f"microbatches={self.microbatches} does not divide batch_size={self.batch_size}; take a divisor.",
         )
         # A schedule that the steps leave no room for is an error now, not when its stage begins.
         learning_rate_schedule(self.optimizer, self.num_steps)

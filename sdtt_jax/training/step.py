@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdtt_jax.parallel.mesh import RULES, Rules, mesh_of, use_mesh
+from sdtt_jax.parallel.mesh import mesh_of, use_mesh
 from sdtt_jax.parallel.placement import replicated
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import learning_rate_schedule, make_optimizer
@@ -57,22 +57,21 @@ class TrainStep:
     rejected (0 or 1), rejected_in_a_row, and the loss function's own.
     """
 
-    def __init__(self, body: Callable[..., Any], rules: Rules):
+    def __init__(self, body: Callable[..., Any]):
         self.body = body
-        self.rules = rules
         self._jitted = functools.lru_cache(maxsize=8)(self._jit)
 
     @in_32_bits()
     def __call__(
         self, state: TrainState, batch: Tree, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        with use_mesh(mesh_of(state.step), self.rules):
+        with use_mesh(mesh_of(state.step)):
             return self._for(state)(state, batch, key)
 
     @in_32_bits()
     def lower(self, state: TrainState, batch: Tree, key: Any) -> Any:
         """The lowered step, from arrays or from `jax.ShapeDtypeStruct`s with shardings."""
-        with use_mesh(mesh_of(state.step), self.rules):
+        with use_mesh(mesh_of(state.step)):
             return self._for(state).lower(state, batch, key)
 
     def _for(self, state: TrainState) -> Any:
@@ -86,13 +85,12 @@ class TrainStep:
         return jax.jit(self.body, donate_argnames="state", out_shardings=out)
 
 
-def make_train_step(loss_fn: LossFn, config: TrainConfig, rules: Rules = RULES) -> TrainStep:
+def make_train_step(loss_fn: LossFn, config: TrainConfig) -> TrainStep:
     """Compiles `loss_fn` into a training step.
 
     Args:
       loss_fn: `(params, context, batch, key) -> Loss`, pure.
       config: optimizer, microbatches, moving average; that of the state's `StateSpec`.
-      rules: what logical axis names in the network mean.
 
     Returns:
       `TrainStep`. `batch` is a tree of arrays `[batch, ...]`; `key` a typed key of the stage and round:
@@ -153,7 +151,7 @@ def make_train_step(loss_fn: LossFn, config: TrainConfig, rules: Rules = RULES) 
         }
         return chosen, metrics
 
-    return TrainStep(body, rules)
+    return TrainStep(body)
 
 
 def _is_spike(state: TrainState, loss: jax.Array, factor: float) -> jax.Array:

@@ -13,6 +13,14 @@ from sdtt_jax.checkpoints import digests as it
 from sdtt_jax.errors import CheckpointError
 
 DTYPES = ("float32", "bfloat16", "int32", "uint8", "bool")
+NAMES = ["by a compiled program", "by NumPy"]
+
+
+@pytest.fixture(autouse=True, scope="module", params=[0, it.ON_HOST], ids=NAMES)
+def _by(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(it, "ON_HOST", request.param)
+        yield
 
 
 def digest(array) -> str:
@@ -34,6 +42,22 @@ def test_every_type_of_leaf_has_one(dtype):
     assert digest(x) == digest(x.copy())
     assert digest(x) != digest(x[::-1])
     assert len(digest(x)) == 16
+
+
+def test_it_is_the_one_that_earlier_versions_wrote():
+    """A few numbers of every type and one key, digested on devices before NumPy did it."""
+    leaves = {name: jnp.arange(6).reshape(2, 3).astype(name) for name in DTYPES}
+    leaves |= {"scalar": jnp.float32(-2.5), "key": jax.random.key(3), "none": jnp.zeros((0, 2))}
+    assert {name: found for name, (*_, found) in it.describe(leaves).items()} == {
+        "float32": "f14d9f09b871b1a1",
+        "bfloat16": "2e810d2d8fe3dd1a",
+        "int32": "21cdc90b70bf9d6a",
+        "uint8": "21cdc90b70bf9d6a",
+        "bool": "5410c62a0bf1d6c5",
+        "scalar": "d6d84a978af69143",
+        "key": "70ff705632551814",
+        "none": "0000000000000000",
+    }
 
 
 def test_exchanged_elements_change_it():

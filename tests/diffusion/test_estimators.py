@@ -16,7 +16,7 @@ from sdtt_jax.diffusion.estimators import (
     NEVER,
     BoundConfig,
     Masking,
-    Noise,
+    MaskNoise,
     count_weight,
     masking_bound,
 )
@@ -63,7 +63,7 @@ def test_tokens_that_never_mask_are_given(estimator):
     tokens = rng.random((64, 3), np.float32)
     tokens[:, 0] = NEVER
     x0 = np.tile(np.array([2, 0, 1], np.int32), (64, 1))
-    x_t = np.asarray(_mask(estimator, x0, Noise(rng.random(64, np.float32), tokens)).x_t)
+    x_t = np.asarray(_mask(estimator, x0, MaskNoise(rng.random(64, np.float32), tokens)).x_t)
     assert np.all(x_t[:, 0] == 2)
     assert np.any(x_t[:, 1:] == MASK)
 
@@ -73,7 +73,7 @@ def test_counts_mask_as_many_tokens_as_they_say(estimator):
     """u = (n - 1/2) / L masks n of L tokens, those with the smallest noise."""
     u = np.array([1 / 6, 3 / 6, 5 / 6], np.float32)
     tokens = np.tile(np.array([0.7, 0.1, 0.4], np.float32), (3, 1))
-    masking = jax.device_get(_mask(estimator, np.zeros((3, 3), np.int32), Noise(u, tokens)))
+    masking = jax.device_get(_mask(estimator, np.zeros((3, 3), np.int32), MaskNoise(u, tokens)))
     expected = np.array([[0, 1, 0], [0, 1, 1], [1, 1, 1]])
     np.testing.assert_array_equal(masking.x_t == MASK, expected)
     np.testing.assert_allclose(-np.expm1(-masking.sigma), [0.1, 0.4, 0.7], rtol=1e-5)

@@ -8,7 +8,7 @@ import pytest
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt, sample_t
 from sdtt_jax.diffusion.nelbo import nelbo_weight
-from sdtt_jax.diffusion.sampler import reverse_step
+from sdtt_jax.diffusion.reverse import reverse_step
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.block import draw_block
 from sdtt_jax.distillation.idlm import FAKE, STUDENT, IdlmConfig, idlm_terms

@@ -16,6 +16,7 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.schedules import best_counts, gap, information_curve
 from sdtt_jax.laboratory.decoders import decoder_law
 from sdtt_jax.laboratory.world import World, all_states, true_denoiser
+from sdtt_jax.model.learnt import settled, store_fitted
 from tests.worlds import LENGTH, MASK, TableDenoiser, as_model, noisy_params, tiny_network
 
 WORLD = World((0.6, 0.4), ((0.95, 0.05), (0.2, 0.8)), 6, name="weather")
@@ -116,8 +117,23 @@ def test_what_is_stored_beside_a_checkpoint_is_taken_by_the_number_of_calls(mode
     assert (sharp.x != found.x).any()
     plain = written(model, "learnt:temperatures=1/")
     np.testing.assert_array_equal(plain.x, found.x)
-    with pytest.raises(ConfigError, match=r"no schedule of 3 calls is stored .*there are 2\)"):
+    with pytest.raises(ConfigError, match=r"a schedule of 3 calls is not stored .*there are 2\)"):
         written(model, "learnt", 3)
+
+
+def test_a_schedule_is_for_the_parameters_it_was_fitted_to(model, tmp_path):
+    """Also where a variant of the model has more parameters; entries of earlier versions bear no digest."""
+    model = dataclasses.replace(model, facts=model.facts | {"path": str(tmp_path)})
+    store_fitted(model, "schedules.json", {"2": {"counts": "1/2/"}})
+    config = SamplerConfig(2, mode="learnt")
+    told = model.facts | {"checkpoint_digest": model.params_digest}
+    varied = dataclasses.replace(model, params={"network": model.params}, facts=told)
+    assert settled(config, varied) == settled(config, model)
+    other = dataclasses.replace(model, params={"network": model.params})
+    with pytest.raises(ConfigError, match=r"schedules.json, was fitted to other parameters"):
+        settled(config, other)
+    (tmp_path / "schedules.json").write_text('{"2": {"counts": "1/2/"}}')
+    assert settled(config, other) == settled(config, model)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.exits import THRESHOLDS
+from sdtt_jax.evaluation.harness import Options
 from sdtt_jax.evaluation.record import Record, own_path
 from sdtt_jax.evaluation.settings import Sampling, Settings
 from sdtt_jax.evaluation.subject import Subject
@@ -51,13 +52,16 @@ def test_an_exit_is_calibrated_by_the_suite_and_then_used(model, text, folder):
     found = record.items[f"exits/bound_{BOUND}"]
     assert (found["threshold"], found["num_texts"]) == (min(THRESHOLDS), 400)
     assert json.loads((folder / "exits.json").read_text()).keys() == {str(BOUND)}
-    early = variant(model, Sampling(early_exit=BOUND), None)
+    early = variant(model, Options(early_exit=BOUND), None)
     assert early.denoiser == Exiting(NETWORK, found["threshold"])
     assert early.facts["variant"]["early_exit"]["threshold"] == found["threshold"]
     assert early.identity["digest"] != model.identity["digest"]
     assert own_path(early) is None
-    with pytest.raises(ConfigError, match=r"early_exit=0.5: no threshold .*there are 0.99"):
+    with pytest.raises(ConfigError, match=r"early_exit=0.5: its threshold is not .*there are 0.99"):
         variant(model, Sampling(early_exit=0.5), None)
+    other = dataclasses.replace(model, params=jax.tree.map(lambda x: x + 1, PARAMS))
+    with pytest.raises(ConfigError, match=r"exits.json, was fitted to other parameters"):
+        variant(other, Sampling(early_exit=BOUND), None)
 
 
 def test_neighbours_say_what_stood_in_the_text(model, text):

@@ -11,18 +11,20 @@ import sdtt_jax
 from experiments.settings import config_dict, run_config
 from experiments.stages import coupled as coupled_stage
 from experiments.stages import training as training_stages
-from experiments.stages.coupled import open_pool, teacher_params
+from experiments.stages.coupled import Pool, open_pool, teacher_params
 from experiments.stages.few_calls import matched
 from experiments.stages.replay import replay
 from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import load_params, save_params
+from sdtt_jax.data.loader import shuffled
 from sdtt_jax.distillation.coupled import noise_of, trajectory_end
 from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
 from sdtt_jax.evaluation.judge import Scores
 from sdtt_jax.evaluation.suites.generation import Judged
 from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.training import loop
 from tests.experiments.small import small
 from tests.training import toy
@@ -44,7 +46,7 @@ def coupled(folder, **fields):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(compiled_once, tmp_path_factory):  # noqa: ARG001
     folder = tmp_path_factory.mktemp("coupled")
     with open_run(coupled(folder), folder / "run") as run:
         run_stages(run, STAGES)
@@ -171,6 +173,22 @@ def test_the_student_is_measured_at_the_entropy_of_real_text():
     assert (found["log_ratio"], found["low"], found["high"]) == pytest.approx((-1.5, -1.5, -1.5))
     beyond = matched(texts, 5.0, seed=0)
     assert beyond["gen_ppl"] == pytest.approx(np.exp(2.0))
+
+
+def test_a_batch_of_a_pool_draws_its_order_once(monkeypatch):
+    """However many arrays are stored, and rows of one trajectory stay together."""
+    drawn = []
+
+    def counted(*given):
+        drawn.append(given)
+        return shuffled(*given)
+
+    monkeypatch.setattr(coupled_stage, "shuffled", counted)
+    rows = {"tokens": np.arange(8)[:, None], "noise": np.arange(8) * 10}
+    batch = Pool(rows, {}).batch(1, 0, 4, make_mesh(MeshConfig(), jax.devices()[:1]))
+    assert len(drawn) == 1
+    np.testing.assert_array_equal(batch["tokens"][:, 0], batch["index"])
+    np.testing.assert_array_equal(batch["noise"], batch["index"] * 10)
 
 
 def test_a_pool_of_another_teacher_is_refused(unbroken, tmp_path):

@@ -213,6 +213,7 @@ def test_a_renamed_flag_is_answered_by_its_new_name():
 
 
 def test_without_the_harness_it_says_what_to_install():
-    done = call("harness", "--checkpoint=x", "--tasks=piqa")
+    varied = ("--early_exit=0.05", "--neighbours=own")
+    done = call("harness", "--checkpoint=x", "--tasks=piqa", *varied)
     assert done.status == 1
     assert "pip install 'sdtt_jax[eval]'" in done.stderr

@@ -12,7 +12,8 @@ import pytest
 from experiments.benchmarking import naive
 from experiments.settings import TeacherConfig
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.sampler import prior_sample, unmask_prob
+from sdtt_jax.diffusion.reverse import unmask_prob
+from sdtt_jax.diffusion.sampler import prior_sample
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks import Denoiser, DenoiserConfig
@@ -162,7 +163,8 @@ def test_reverse_distribution_is_the_lean_ones_on_an_enumerable_world(t, s):
 def test_sampler_fills_everything_and_calls_the_network_at_every_step(params):
     x_init = prior_sample(4, CONFIG.length, CONFIG.mask_id).at[:, 0].set(5)
     draw = jax.jit(functools.partial(naive.sample, DIFFUSION, num_steps=20))
-    x, calls = draw(params, jax.random.key(6), x_init)
+    state, _ = draw(params, jax.random.key(6), x_init)
+    x, calls = state.x, state.nfe
     assert x.shape == x_init.shape
     assert x.dtype == jnp.int32
     assert bool((x[:, 0] == 5).all())

@@ -8,6 +8,7 @@ import pytest
 import sdtt_jax
 from experiments.settings import run_config
 from experiments.stages.runner import open_run, run_stages
+from experiments.stages.training import training_job
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import load_subject
@@ -17,17 +18,22 @@ from tests.worlds import noisy_params
 LETTERS, EVERY, MODE = "abcdefghij", 4, "skeleton:every=4"
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """Teacher and judge have learnt nothing; the skeleton is trained."""
-    folder = tmp_path_factory.mktemp("skeleton")
+def configured(folder):
+    """A run in `folder` whose text counts."""
     config = small(folder)
     (folder / "corpus.txt").write_text(LETTERS * 1_000)
     config.judge.skeleton, config.judge.train.num_steps = EVERY, 120
     config.judge.train.save_every = config.judge.train.log_every = 60
     config.judge.train.optimizer.warmup_steps = 1
     config.judge.train.optimizer.learning_rate = 0.02
-    with open_run(config, folder / "run") as run:
+    return config
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Teacher and judge have learnt nothing; the skeleton is trained."""
+    folder = tmp_path_factory.mktemp("skeleton")
+    with open_run(configured(folder), folder / "run") as run:
         run_stages(run, ["data"])
         for path, network in ((run.workdir.teacher, run.denoiser), (run.workdir.judge, run.judge)):
             run.deliver(path, network, noisy_params(network, 0), stage=path.name)
@@ -59,6 +65,12 @@ def test_a_helper_of_other_texts_is_refused(root, name, mode, said):
     helper, model = sdtt_jax.load(root / name).as_helper, sdtt_jax.load(root / "teacher")
     with pytest.raises(ConfigError, match=said):
         model.sample(jax.random.key(0), 1, 3, mode=mode, helper=helper)
+
+
+def test_only_tokens_that_are_trained_count_for_its_speed(root):
+    with open_run(configured(root.parent), root) as run:
+        jobs = [training_job(run, stage) for stage in ("judge", "skeleton")]
+    assert [job.tokens_per_batch // job.config.batch_size for job in jobs] == [16, 16 // EVERY]
 
 
 def test_it_judges_nothing(root):

@@ -125,10 +125,15 @@ def scattered(network: Any, seed: int) -> Any:
 
     Draws of JAX's for every leaf take as long to compile as a step.
     """
-    shapes, structure = jax.tree.flatten(jax.eval_shape(network.init, jax.random.key(0)))
+    shapes, structure = jax.tree.flatten(_abstract(network))
     return jax.tree.unflatten(
         structure, [_bits(x, 1000 * seed + index) for index, x in enumerate(shapes)]
     )
+
+
+@functools.cache
+def _abstract(network: Any) -> Any:
+    return jax.eval_shape(network.init, jax.random.key(0))
 
 
 def _bits(x: jax.ShapeDtypeStruct, seed: int) -> jax.Array:

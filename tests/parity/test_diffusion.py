@@ -11,7 +11,7 @@ import pytest
 
 from sdtt_jax.diffusion.forward import mask_tokens, masked_log_probs
 from sdtt_jax.diffusion.nelbo import masked_nll, nelbo_weight
-from sdtt_jax.diffusion.sampler import unmask_prob
+from sdtt_jax.diffusion.reverse import unmask_prob
 from tests.parity.reference import SCHEDULE, arrays, network
 
 

@@ -88,6 +88,7 @@ def test_the_page_has_a_section_for_each_part():
 
 def test_columns_are_those_of_all_rows():
     lines = table([{"what": "a|b", "ms": 0.123456}, {"what": "c", "error": "out of memory"}])
+    lines = lines.splitlines()
     assert lines[0] == "| what | ms | error |"
     assert lines[2:] == ["| a\\|b | 0.1235 |  |", "| c |  | out of memory |"]
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sdtt_jax import markdown
 from tools.accelerator import PARTS
 from tools.accelerator.bench import text
 
@@ -24,7 +25,7 @@ def page(record: Mapping[str, Any]) -> str:
         failed = [f"This part failed. {part['error']}"] if "error" in part else []
         lines += _listed([*failed, *part.get("skipped", [])])
         for title, rows in part.get("tables", {}).items():
-            lines += ["", f"### {title[0].upper()}{title[1:]}", "", *table(rows)]
+            lines += ["", f"### {title[0].upper()}{title[1:]}", "", table(rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -38,15 +39,9 @@ def _listed(sentences: Iterable[str]) -> list[str]:
     return ["", *items] if items else []
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of a Markdown table; its columns are the names in the rows, in the order of their appearance."""
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table; its columns are the names in the rows, in the order of their appearance."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    numeric = [all(_is_number(row.get(column)) for row in rows) for column in columns]
-    lines = [
-        f"| {' | '.join(columns)} |",
-        f"|{'|'.join(' ---: ' if right else ' --- ' for right in numeric)}|",
-    ]
-    for row in rows:
-        cells = [text(row[c]).replace("|", "\\|") if c in row else "" for c in columns]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    right = [c for c in columns if all(_is_number(row.get(c)) for row in rows)]
+    cells = ([text(row[c]) if c in row else "" for c in columns] for row in rows)
+    return markdown.table(columns, cells, right)

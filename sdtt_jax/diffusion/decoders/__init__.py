@@ -100,7 +100,8 @@ def _parsed(text: str) -> tuple[str, dict[str, Any], str | None]:
     for part in rest.split(",") if colon else ():
         field, equals, value = (word.strip() for word in part.partition("="))
         require(
-            bool(field and equals and value), f"mode={text!r}: {part!r} is no option name=value."
+            bool(field and equals and value),
+            f"mode={text!r}: {part!r} is no option name=value, as in confidence:score=margin.",
         )
         try:
             fields[field] = ast.literal_eval(value)

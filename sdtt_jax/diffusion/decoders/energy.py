@@ -1,6 +1,7 @@
 """Energy: whole candidates from the denoiser, one of which is picked by what a causal model makes of it."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import whole, within
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
-from sdtt_jax.diffusion.decoders.filling import CHUNKS, choice, reveal
+from sdtt_jax.diffusion.decoders.filling import CHUNKS, reveal_due
 from sdtt_jax.ops.categorical import draw, filter_logits
 from sdtt_jax.ops.rows import map_selected
 from sdtt_jax.ops.sequences import preceded
@@ -40,19 +41,15 @@ def energy_step(
     `E(x_0) = -log p_causal(x_0) + log p_denoiser(x_0 | x_t)` (section 4.1 of the paper; their code has the
     opposite sign), so that with many candidates the pick has the causal model's law given what is known.
     """
-    diffusion, sigma = scene.diffusion, now.sigma(scene)
 
     def compare(x: Tokens) -> tuple[Tokens, jax.Array]:
         key_tokens, key_pick = jax.random.split(key)
-        texts, own = _candidates(options.candidates, scene, key_tokens, x, sigma)
+        texts, own = _candidates(options.candidates, scene, key_tokens, x, now.sigma(scene))
         picked = draw(key_pick, _causal_log_prob(scene, texts) - own)
         chosen = jnp.take_along_axis(texts, picked[:, None, None], axis=1)[:, 0]
         return jnp.where(now.due, chosen, x), jnp.int32(2)
 
-    def plainly(x: Tokens) -> tuple[Tokens, jax.Array]:
-        choose = choice(scene.filters, None, sees_noise=False)
-        return reveal(diffusion, scene.params, x, now.due, sigma, choose, key)
-
+    plainly = functools.partial(reveal_due, scene, key, now)
     within_window = now.call < round(options.window * scene.num_steps)
     x, calls = jax.lax.cond(now.due.any() & within_window, compare, plainly, now.x)
     return x, calls, now.memory

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.diffusion.decoders.base import Pick
+from sdtt_jax.diffusion.decoders.base import Now, Pick, Scene
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.ops.categorical import Filters, draw, filter_logits
 from sdtt_jax.ops.noise import Noise, noisy_argmax
@@ -48,6 +48,12 @@ def reveal(
 
     needed = selected.any()
     return jax.lax.cond(needed, call, lambda x: x, x), needed.astype(jnp.int32)
+
+
+def reveal_due(scene: Scene, key: Key, now: Now, x: Tokens) -> tuple[Tokens, jax.Array]:
+    """`x` with tokens drawn where the plan has this call reveal, and how many network calls that took."""
+    choose = choice(scene.filters, None, sees_noise=False)
+    return reveal(scene.diffusion, scene.params, x, now.due, now.sigma(scene), choose, key)
 
 
 def fill(

@@ -1,6 +1,7 @@
 """A draft, and then second thoughts: tokens that the rest of the text makes improbable are drawn again."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import require, whole, within
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene, first_hitting_plan
-from sdtt_jax.diffusion.decoders.filling import choice, reveal
+from sdtt_jax.diffusion.decoders.filling import choice, reveal, reveal_due
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.typing import Key, PerToken, Positions, Tokens
 
@@ -51,7 +52,8 @@ def check_rounds(options: Refine, network: Any, num_steps: int, length: int) -> 
     )
     require(
         options.window <= length,
-        f"mode=refine: window={options.window} is longer than the {length} tokens of a text.",
+        f"mode=refine: window={options.window} is longer than the {length} tokens of a text; take a "
+        "shorter one.",
     )
 
 
@@ -63,10 +65,6 @@ def refine_step(
     The first of the two shows the network the text once for each position of the window, as one batch.
     """
     diffusion, drafts = scene.diffusion, scene.num_steps - options.rounds
-    choose = choice(scene.filters, None, sees_noise=False)
-
-    def draw(x: Tokens, selected: Positions, sigma: jax.Array) -> tuple[Tokens, jax.Array]:
-        return reveal(diffusion, scene.params, x, selected, sigma, choose, key)
 
     def refine(x: Tokens) -> tuple[Tokens, jax.Array]:
         start = (now.call - drafts) * options.window
@@ -83,11 +81,11 @@ def refine_step(
         probs = jax.nn.softmax(logits)
         own = jnp.take_along_axis(probs, x[:, places][..., None], axis=-1)[..., 0]
         doubted = jnp.zeros(x.shape, bool).at[:, places].set(own < options.threshold) & now.free
-        sigma = jnp.broadcast_to(single, len(x))
-        x, calls = draw(jnp.where(doubted, diffusion.mask_id, x), doubted, sigma)
+        x, sigma = jnp.where(doubted, diffusion.mask_id, x), jnp.broadcast_to(single, len(x))
+        choose = choice(scene.filters, None, sees_noise=False)
+        x, calls = reveal(diffusion, scene.params, x, doubted, sigma, choose, key)
         return x, calls + 1
 
-    x, calls = jax.lax.cond(
-        now.call < drafts, lambda x: draw(x, now.due, now.sigma(scene)), refine, now.x
-    )
+    draft = functools.partial(reveal_due, scene, key, now)
+    x, calls = jax.lax.cond(now.call < drafts, draft, refine, now.x)
     return x, calls, now.memory

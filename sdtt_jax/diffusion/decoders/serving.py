@@ -27,7 +27,8 @@ def begin(mode: str, scene: Scene, x: Tokens) -> Memory:
     decoder, options = parse_mode(mode)
     require(
         decoder.step is None or scene.diffusion.arrangement is None,
-        f"mode={mode} is for sequences whose positions all see each other, and this model's do not.",
+        f"mode={mode} is for sequences whose positions all see each other, and this model's do not; "
+        "take a decoder without calls of its own, such as grid.",
     )
     _check_helper(mode, decoder.helper, scene)
     if scene.helper is not None:
@@ -88,7 +89,10 @@ def _check_helper(mode: str, kinds: tuple[str, ...], scene: Scene) -> None:
     require(helper is not None, f"mode={name} asks another model; give it a helper, a {wanted}.")
     assert helper is not None
     kind = "denoiser" if helper.bos_id is None else "causal"
-    require(kind in kinds, f"mode={name} asks a {wanted}, and the helper is a {HELPERS[kind]}.")
+    require(
+        kind in kinds,
+        f"mode={name} asks a {wanted}, and the helper is a {HELPERS[kind]}; give another.",
+    )
     size = helper.network.mask_id if helper.bos_id is None else helper.network.config.vocab_size
     require(
         size == scene.diffusion.mask_id,

@@ -2,19 +2,15 @@
 arXiv 2410.20502)."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import require, whole
-from sdtt_jax.diffusion.decoders.base import (
-    Memory,
-    Now,
-    Scene,
-    first_hitting_plan,
-)
-from sdtt_jax.diffusion.decoders.filling import choice, reveal
+from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene, first_hitting_plan
+from sdtt_jax.diffusion.decoders.filling import reveal_due
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import draw, filter_logits
 from sdtt_jax.ops.sequences import preceded
@@ -55,7 +51,7 @@ def check_skeleton(options: Skeleton, network: Any, num_steps: int, length: int)
     )
     require(
         options.every <= length,
-        f"mode=skeleton: every={options.every} is more than the {length} tokens of a text.",
+        f"mode=skeleton: every={options.every} is more than the {length} tokens of a text; take fewer.",
     )
 
 
@@ -68,10 +64,7 @@ def skeleton_step(
         bones, calls = _write(scene, key, x[:, :: options.every])
         return x.at[:, :: options.every].set(bones), calls
 
-    def fill(x: Tokens) -> tuple[Tokens, jax.Array]:
-        choose = choice(scene.filters, None, sees_noise=False)
-        return reveal(scene.diffusion, scene.params, x, now.due, now.sigma(scene), choose, key)
-
+    fill = functools.partial(reveal_due, scene, key, now)
     x, calls = jax.lax.cond(now.call == 0, plan, fill, now.x)
     return x, calls, now.memory
 

@@ -1,12 +1,13 @@
 """Two models, one after the other: the model itself makes the first calls, its helper the rest."""
 
 import dataclasses
+import functools
 
 import jax
 
 from sdtt_jax.config import within
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
-from sdtt_jax.diffusion.decoders.filling import choice, reveal
+from sdtt_jax.diffusion.decoders.filling import reveal_due
 from sdtt_jax.typing import Key, Tokens
 
 
@@ -35,13 +36,7 @@ def staged_step(
     helper = scene.helper
     assert helper is not None  # `serving.begin` has said so
     theirs = dataclasses.replace(scene.diffusion, denoiser=helper.network)
-    choose, sigma = choice(scene.filters, None, sees_noise=False), now.sigma(scene)
-
-    def own(x: Tokens) -> tuple[Tokens, jax.Array]:
-        return reveal(scene.diffusion, scene.params, x, now.due, sigma, choose, key)
-
-    def other(x: Tokens) -> tuple[Tokens, jax.Array]:
-        return reveal(theirs, helper.params, x, now.due, sigma, choose, key)
-
-    x, calls = jax.lax.cond(now.call < options.own_calls(scene.num_steps), own, other, now.x)
+    other = scene._replace(diffusion=theirs, params=helper.params)
+    own, others = (functools.partial(reveal_due, who, key, now) for who in (scene, other))
+    x, calls = jax.lax.cond(now.call < options.own_calls(scene.num_steps), own, others, now.x)
     return x, calls, now.memory

@@ -10,14 +10,11 @@ from sdtt_jax.evaluation.budget import fewest, fit, prompt_features
 from sdtt_jax.evaluation.record import Json, Record
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation
-from sdtt_jax.model.masked import Model
 
 
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite: continuations of prompts at each of `num_steps`, judged; finished items are kept."""
-    settings, model = subject.settings, subject.model
-    require(isinstance(model, Model), "--suite=budget is for denoisers; a causal model has none.")
-    assert isinstance(model, Model)
+    settings, model = subject.settings, subject.denoiser("budget")
     if subject.judge is None:
         raise ConfigError("--suite=budget needs a --judge.")
     require(

@@ -3,22 +3,18 @@
 It is stored beside the checkpoint, where `early_exit` finds it by its bound.
 """
 
-from sdtt_jax.config import require
 from sdtt_jax.evaluation.exits import EXITS, calibrate, check_exits
 from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.model.masked import Model
+from sdtt_jax.model.learnt import store_fitted
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import read_json, write_json
 
 
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; a finished item is not computed again."""
-    settings, model = subject.settings, subject.model
-    require(isinstance(model, Model), "--suite=exits is for denoisers; a causal model has none.")
-    assert isinstance(model, Model)
+    settings, model = subject.settings, subject.denoiser("exits")
     check_exits(model)
     tokens = held_out(subject)
     bound, failure = settings.exit_bound, settings.exit_failure
@@ -44,7 +40,6 @@ def suite(subject: Subject, record: Record) -> None:
         f"{result['disagreement']:.4f} of the likeliest tokens change"
     )
     if model.folder is not None and processes.is_first():
-        path = model.folder / EXITS
-        stored = {name: result[name] for name in ("threshold", "failure")}
-        write_json(path, (read_json(path) if path.is_file() else {}) | {str(bound): stored})
+        entry = {name: result[name] for name in ("threshold", "failure")}
+        path = store_fitted(model, EXITS, {str(bound): entry})
         record.log(f"  written to {path}: --early_exit={bound} takes it")

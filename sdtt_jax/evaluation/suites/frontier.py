@@ -19,7 +19,6 @@ from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation
 from sdtt_jax.evaluation.texts import held_out, held_out_name
-from sdtt_jax.model.masked import Model
 
 # A perplexity up to this factor above the checkpoint's best still counts as clean.
 CLEAN = 1.05
@@ -27,8 +26,8 @@ CLEAN = 1.05
 
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; texts and items that the record has are not computed again."""
-    settings, model = subject.settings, subject.model
-    require(isinstance(model, Model), "--suite=frontier is for denoisers; a causal model has none.")
+    settings = subject.settings
+    subject.denoiser("frontier")
     if subject.judge is None:
         raise ConfigError("--suite=frontier needs a --judge.")
     require(

@@ -36,7 +36,10 @@ def suite(subject: Subject, record: Record) -> None:
     require(bool(settings.texts), "--suite=judge needs --texts.")
     num_ids = model.config.vocab_size
     texts = list(read_texts(settings.texts, model.tokenizer, num_ids, readable=False))
-    require(len(texts) > 0, f"--texts={settings.texts} holds no texts.")
+    require(
+        len(texts) > 0,
+        f"--texts={settings.texts} holds no texts; give a file of JSON lines with texts.",
+    )
     reading = read(model, texts, model.tokenizer, settings.ends)
     kept = [i for i, text in enumerate(reading.seen) if _scorable(model, text, settings)]
     left_out = [str(i + 1) for i in sorted({*range(len(texts))} - {*kept})]

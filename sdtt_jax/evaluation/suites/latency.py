@@ -15,13 +15,14 @@ from sdtt_jax.config import to_mapping
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.evaluation.record import Json, Record, environment
 from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.interchange.adapters import network_shardings
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalConfig, CausalNetwork
 from sdtt_jax.networks.config import of_same_size
-from sdtt_jax.parallel.mesh import RULES, full_batch
-from sdtt_jax.parallel.placement import place_batch, place_whole, tree_shardings, unbox
+from sdtt_jax.parallel.mesh import full_batch
+from sdtt_jax.parallel.placement import place_batch, place_whole, unbox
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,35 +68,26 @@ def measure_latency(
       timing: sizes and repetitions.
     """
     if isinstance(model, CausalModel):
-        network = model.network
+        write: Any = functools.partial(generate, model.network, num_tokens=timing.length)
         rows = jnp.zeros((timing.batch, 1), jnp.int32)
-
-        def write(params: Any, key: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-            tokens = generate(network, params, key, prompt=rows, num_tokens=timing.length)
-            return tokens, jnp.int32(timing.length)
-
     else:
         assert config is not None
-        diffusion = model.diffusion
+        write = functools.partial(sample, model.diffusion, config=config)
         rows = prior_sample(timing.batch, timing.length, model.mask_id)
-
-        def write(params: Any, key: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-            state, _ = sample(diffusion, params, key, rows, config)
-            return state.x, state.nfe
-
     if model.mesh is not None:
         key, rows = place_whole(key, model.mesh), place_batch(rows, model.mesh)
     began = time.perf_counter()
     with model.on_mesh():
         program = jax.jit(write).lower(model.params, key, rows).compile()
     compile_s = time.perf_counter() - began
-    _, calls = jax.block_until_ready(program(model.params, key, rows))
+    written = jax.block_until_ready(program(model.params, key, rows))
+    calls = timing.length if isinstance(model, CausalModel) else int(written[0].nfe)
     seconds: list[float] = []
     while len(seconds) < timing.repeats and (not seconds or sum(seconds) < timing.budget_s):
         began = time.perf_counter()
         jax.block_until_ready(program(model.params, key, rows))
         seconds.append(time.perf_counter() - began)
-    return Latency(compile_s, tuple(seconds), int(calls))
+    return Latency(compile_s, tuple(seconds), calls)
 
 
 class Racer(NamedTuple):
@@ -180,9 +172,7 @@ def _machine() -> Json:
 
 def _fresh(network: CausalNetwork, key: jax.Array, beside: Model) -> CausalModel:
     """A model as training begins with it: how long a call takes does not depend on the parameters."""
-    shardings = None
-    if beside.mesh is not None:
-        shardings = tree_shardings(jax.eval_shape(network.init, key), RULES, beside.mesh)
+    shardings = None if beside.mesh is None else network_shardings(network, beside.mesh)
     with beside.on_mesh():
         params = jax.jit(lambda key: unbox(network.init(key)), out_shardings=shardings)(key)
     return CausalModel(params=params, tokenizer=None, facts=beside.facts, network=network)

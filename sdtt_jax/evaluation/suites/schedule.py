@@ -8,23 +8,19 @@ import functools
 
 import numpy as np
 
-from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders.learnt import SCHEDULES, numbers_text
 from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.schedules import best_counts, gap, information_curve
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.temperatures import best_temperatures
 from sdtt_jax.evaluation.texts import held_out, held_out_name
-from sdtt_jax.model.masked import Model
+from sdtt_jax.model.learnt import store_fitted
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import read_json, write_json
 
 
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
-    settings, model, tokens = subject.settings, subject.model, held_out(subject)
-    require(isinstance(model, Model), "--suite=schedule is for denoisers; a causal model has none.")
-    assert isinstance(model, Model)
+    settings, model, tokens = subject.settings, subject.denoiser("schedule"), held_out(subject)
     inputs = {"model": model.fingerprint, "texts": digest_of([tokens])}
     inputs |= {
         name: getattr(settings, name)
@@ -70,6 +66,5 @@ def suite(subject: Subject, record: Record) -> None:
         )
     folder = None if "variant" in model.facts else model.folder
     if folder is not None and tokens.shape[1] == model.config.length and processes.is_first():
-        path = folder / SCHEDULES
-        write_json(path, (read_json(path) if path.is_file() else {}) | found)
+        path = store_fitted(model, SCHEDULES, found)
         record.log(f"  written to {path}: --mode=learnt takes them")

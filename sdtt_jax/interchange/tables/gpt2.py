@@ -20,6 +20,14 @@ ANCHOR = "wte.weight"
 EMBED, DENOISES = "embed_tokens.weight", "denoise_model."
 # Causal masks that older exports carry along; they are not parameters.
 BUFFERS = ("h.{layer}.attn.bias", "h.{layer}.attn.masked_bias")
+# Our field -> the hub's; these must be there.
+FIELDS = {
+    "vocab_size": "vocab_size",
+    "length": "n_positions",
+    "num_layers": "n_layer",
+    "embed_dim": "n_embd",
+    "num_heads": "n_head",
+}
 # What a config may say beside the sizes (null is nothing said); see `check_claims`.
 CLAIMS: Allowed = {
     "model_type": ("gpt2",),
@@ -59,11 +67,7 @@ def _config(_tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str
                 f"{where}: n_inner={hidden} must be a multiple of n_embd={embed}."
             )
         return GPT2Config(
-            vocab_size=mapping["vocab_size"],
-            length=mapping["n_positions"],
-            num_layers=mapping["n_layer"],
-            embed_dim=embed,
-            num_heads=mapping["n_head"],
+            **{ours: mapping[theirs] for ours, theirs in FIELDS.items()},
             mlp_ratio=hidden // embed,
             norm_epsilon=mapping.get("layer_norm_epsilon", 1e-5),
         )
@@ -87,13 +91,9 @@ def hub_config(config: GPT2Config, bos_id: int | None) -> dict[str, Any]:
     said = {
         "model_type": "gpt2",
         "activation_function": TANH_GELU[0],
-        "n_embd": config.embed_dim,
-        "n_head": config.num_heads,
         "n_inner": config.mlp_ratio * config.embed_dim,
-        "n_layer": config.num_layers,
-        "n_positions": config.length,
         "layer_norm_epsilon": config.norm_epsilon,
-        "vocab_size": config.vocab_size,
+        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
     }
     return said | ({} if bos_id is None else {"bos_token_id": bos_id, "eos_token_id": bos_id})
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.claims import FLAG, NUMBER, Allowed, check_claims, claimed
-from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table, shape_of
+from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table, kernel, shape_of
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
 
 # The sequences of a denoiser whose config allows very long ones.
@@ -19,11 +19,7 @@ LONGEST_DENOISED = 1024
 
 
 class Names(NamedTuple):
-    """What one layout calls the tensors (without ".weight") and the fields of the config.
-
-    Attributes:
-      fields: our field to theirs, of which the first that is there counts.
-    """
+    """What one layout calls the tensors (without ".weight"), and the fields of the config by our names."""
 
     embed: str
     final: str
@@ -39,87 +35,49 @@ class Names(NamedTuple):
     down: str
     q_norm: str
     k_norm: str
-    fields: Mapping[str, tuple[str, ...]]
+    fields: Mapping[str, str]
 
 
-_BLOCK, _ATTENTION = "model.layers.{layer}.", "model.layers.{layer}.self_attn."
-HUB = Names(
-    embed="model.embed_tokens",
-    final="model.norm",
-    head="lm_head",
-    norm1=f"{_BLOCK}input_layernorm",
-    q=f"{_ATTENTION}q_proj",
-    k=f"{_ATTENTION}k_proj",
-    v=f"{_ATTENTION}v_proj",
-    out=f"{_ATTENTION}o_proj",
-    norm2=f"{_BLOCK}post_attention_layernorm",
-    gate=f"{_BLOCK}mlp.gate_proj",
-    up=f"{_BLOCK}mlp.up_proj",
-    down=f"{_BLOCK}mlp.down_proj",
-    q_norm=f"{_ATTENTION}q_norm",
-    k_norm=f"{_ATTENTION}k_norm",
-    fields={
-        "num_layers": ("num_hidden_layers",),
-        "num_heads": ("num_attention_heads",),
-        "num_kv_heads": ("num_key_value_heads",),
-        "head_dim": ("head_dim",),
-        "norm_epsilon": ("rms_norm_eps",),
-        "rotary_base": ("rope_theta",),
-        "rotary_share": ("partial_rotary_factor",),
-        "length": ("max_position_embeddings",),
-    },
-)
-_BLOCK = "model.transformer.blocks.{layer}."
-OLMO = Names(
-    embed="model.transformer.wte",
-    final="model.transformer.ln_f",
-    head="model.transformer.ff_out",
-    norm1=f"{_BLOCK}attn_norm",
-    q=f"{_BLOCK}q_proj",
-    k=f"{_BLOCK}k_proj",
-    v=f"{_BLOCK}v_proj",
-    out=f"{_BLOCK}attn_out",
-    norm2=f"{_BLOCK}ff_norm",
-    gate=f"{_BLOCK}ff_proj",
-    up=f"{_BLOCK}up_proj",
-    down=f"{_BLOCK}ff_out",
-    q_norm=f"{_BLOCK}q_norm",
-    k_norm=f"{_BLOCK}k_norm",
-    fields={
-        "num_layers": ("n_layers",),
-        "num_heads": ("n_heads",),
-        "num_kv_heads": ("n_kv_heads",),
-        "norm_epsilon": ("rms_norm_eps",),
-        "rotary_base": ("rope_theta",),
-        "length": ("max_sequence_length",),
-    },
-)
-_BLOCK = "blk.{layer}."
-GGUF = Names(
-    embed="token_embd",
-    final="output_norm",
-    head="output",
-    norm1=f"{_BLOCK}attn_norm",
-    q=f"{_BLOCK}attn_q",
-    k=f"{_BLOCK}attn_k",
-    v=f"{_BLOCK}attn_v",
-    out=f"{_BLOCK}attn_output",
-    norm2=f"{_BLOCK}ffn_norm",
-    gate=f"{_BLOCK}ffn_gate",
-    up=f"{_BLOCK}ffn_up",
-    down=f"{_BLOCK}ffn_down",
-    q_norm=f"{_BLOCK}attn_q_norm",
-    k_norm=f"{_BLOCK}attn_k_norm",
-    fields={
-        "num_layers": ("block_count",),
-        "num_heads": ("head_count",),
-        "num_kv_heads": ("head_count_kv",),
-        "head_dim": ("key_length",),
-        "norm_epsilon": ("layer_norm_rms_epsilon",),
-        "rotary_base": ("freq_base",),
-        "length": ("context_length",),
-    },
-)
+# What the hub, OLMo and GGUF files call each of them; those of a block follow the layout's `_BLOCKS`.
+_OUTSIDE = {
+    "embed": ("model.embed_tokens", "model.transformer.wte", "token_embd"),
+    "final": ("model.norm", "model.transformer.ln_f", "output_norm"),
+    "head": ("lm_head", "model.transformer.ff_out", "output"),
+}
+_BLOCKS = ("model.layers.{layer}.", "model.transformer.blocks.{layer}.", "blk.{layer}.")
+_INSIDE = {
+    "norm1": ("input_layernorm", "attn_norm", "attn_norm"),
+    "q": ("self_attn.q_proj", "q_proj", "attn_q"),
+    "k": ("self_attn.k_proj", "k_proj", "attn_k"),
+    "v": ("self_attn.v_proj", "v_proj", "attn_v"),
+    "out": ("self_attn.o_proj", "attn_out", "attn_output"),
+    "norm2": ("post_attention_layernorm", "ff_norm", "ffn_norm"),
+    "gate": ("mlp.gate_proj", "ff_proj", "ffn_gate"),
+    "up": ("mlp.up_proj", "up_proj", "ffn_up"),
+    "down": ("mlp.down_proj", "ff_out", "ffn_down"),
+    "q_norm": ("self_attn.q_norm", "q_norm", "attn_q_norm"),
+    "k_norm": ("self_attn.k_norm", "k_norm", "attn_k_norm"),
+}
+_FIELDS = {
+    "num_layers": ("num_hidden_layers", "n_layers", "block_count"),
+    "num_heads": ("num_attention_heads", "n_heads", "head_count"),
+    "num_kv_heads": ("num_key_value_heads", "n_kv_heads", "head_count_kv"),
+    "head_dim": ("head_dim", None, "key_length"),
+    "norm_epsilon": ("rms_norm_eps", "rms_norm_eps", "layer_norm_rms_epsilon"),
+    "rotary_base": ("rope_theta", "rope_theta", "freq_base"),
+    "rotary_share": ("partial_rotary_factor", None, None),
+    "length": ("max_position_embeddings", "max_sequence_length", "context_length"),
+}
+
+
+def _names(column: int) -> Names:
+    outside = {role: names[column] for role, names in _OUTSIDE.items()}
+    inside = {role: _BLOCKS[column] + names[column] for role, names in _INSIDE.items()}
+    fields = {ours: name for ours, names in _FIELDS.items() if (name := names[column])}
+    return Names(**outside, **inside, fields=fields)
+
+
+HUB, OLMO, GGUF = map(_names, range(3))
 
 
 class Family(NamedTuple):
@@ -169,10 +127,6 @@ def llama_table(names: Names, config: LlamaConfig) -> Table:
     d, mlp, rows = config.embed_dim, config.mlp_dim, config.columns
     heads, kv_heads = (config.num_heads, config.head_dim), (config.kv_heads, config.head_dim)
 
-    def linear(name: str, path: str, out: int, into: int, **how: Any) -> Entry:
-        shape = (out, into)
-        return Entry(f"{name}.weight", f"{path}/kernel", shape, transpose=True, **how)
-
     def scale(name: str, path: str, size: int) -> Entry:
         return Entry(f"{name}.weight", f"{path}/scale", (size,))
 
@@ -189,11 +143,11 @@ def llama_table(names: Names, config: LlamaConfig) -> Table:
         (names.v, "v", kv_heads),
     ):
         size, path = shape[0] * shape[1], f"blocks/attn_{letter}"
-        entries.append(linear(name, path, size, d, reshape=(d, *shape)))
+        entries.append(kernel(name, path, size, d, reshape=(d, *shape)))
         if config.qkv_bias:
             entries.append(Entry(f"{name}.bias", f"{path}/bias", (size,), reshape=shape))
     entries.append(
-        linear(names.out, "blocks/attn_out", d, heads[0] * heads[1], reshape=(*heads, d))
+        kernel(names.out, "blocks/attn_out", d, heads[0] * heads[1], reshape=(*heads, d))
     )
     if config.qk_norm:
         entries += [
@@ -201,15 +155,15 @@ def llama_table(names: Names, config: LlamaConfig) -> Table:
             scale(names.k_norm, "blocks/k_norm", config.head_dim),
         ]
     entries += [
-        linear(names.gate, "blocks/mlp/gate", mlp, d),
-        linear(names.up, "blocks/mlp/up", mlp, d),
-        linear(names.down, "blocks/mlp/down", d, mlp),
+        kernel(names.gate, "blocks/mlp/gate", mlp, d),
+        kernel(names.up, "blocks/mlp/up", mlp, d),
+        kernel(names.down, "blocks/mlp/down", d, mlp),
     ]
     head, tied = f"{names.head}.weight", {}
     if config.tied_head:
         tied = {head: embed}
     else:
-        entries.append(linear(names.head, "head/linear", rows, d, vocab_axis=0))
+        entries.append(kernel(names.head, "head/linear", rows, d, vocab_axis=0))
     # Older exports carry their rotary frequencies along.
     ignored = (f"{names.q.rsplit('.', 1)[0]}.rotary_emb.inv_freq",)
     return Table(entries, config.num_layers, config.padded_vocab, ignored=ignored, tied=tied)
@@ -229,13 +183,13 @@ def _config(
     sizes: dict[str, Any] = {"vocab_size": rows, "embed_dim": embed}
     sizes["mlp_dim"], _ = shape_of(tensors, gate, file, dims=2)
     for field, theirs in names.fields.items():
-        value = claimed(stored, theirs, NUMBER, None)
+        value = claimed(stored, (theirs,), NUMBER, None)
         if value is not None:
             sizes[field] = value
     for field in ("num_layers", "num_heads", "length"):
         if field not in sizes:
             raise CheckpointError(
-                f"{stored.where}: field {names.fields[field][0]!r} is missing; this is not the config of a "
+                f"{stored.where}: field {names.fields[field]!r} is missing; this is not the config of a "
                 "network of the Llama family."
             )
     q, q_norm = (f"{prefix}{name}".replace(LAYER, "0") for name in (names.q, names.q_norm))
@@ -307,7 +261,8 @@ def _mask_row(names: Names, config: LlamaConfig, stored: Stored) -> int | None:
         )
     if not 0 <= mask < config.columns:
         raise CheckpointError(
-            f"{stored.where}: MASK has the number {mask}, but the embedding {config.columns} rows."
+            f"{stored.where}: MASK has the number {mask}, but the embedding {config.columns} rows; say "
+            "another mask_id."
         )
     return int(mask)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.claims import COUNT, FLAG, TANH_GELU, Allowed, check_claims, claimed
-from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table, shape_of
+from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table, kernel, shape_of
 from sdtt_jax.networks import kinds
 from sdtt_jax.networks.attention.rotary import ROTARY_BASE
 from sdtt_jax.networks.config import CausalConfig, DenoiserConfig, TransformerConfig
@@ -103,47 +103,26 @@ def _transformer(config: TransformerConfig) -> list[Entry]:
         Entry(ANCHOR, "embed/embedding", (rows, d), vocab_axis=0),
         Entry(f"{block}.norm1.weight", "blocks/norm1/scale", (d,)),
         Entry(f"{block}.norm2.weight", "blocks/norm2/scale", (d,)),
-        Entry(
-            f"{block}.attn_qkv.weight",
-            "blocks/attn_qkv/kernel",
-            (3 * d, d),
-            transpose=True,
-            reshape=(d, 3, *heads),
-        ),
-        Entry(
-            f"{block}.attn_out.weight",
-            "blocks/attn_out/kernel",
-            (d, d),
-            transpose=True,
-            reshape=(*heads, d),
-        ),
+        kernel(f"{block}.attn_qkv", "blocks/attn_qkv", 3 * d, d, reshape=(d, 3, *heads)),
+        kernel(f"{block}.attn_out", "blocks/attn_out", d, d, reshape=(*heads, d)),
         *_linear(f"{block}.mlp.0", "blocks/mlp/up", hidden, d),
         *_linear(f"{block}.mlp.2", "blocks/mlp/down", d, hidden),
-        Entry(
-            "output_layer.linear.weight",
-            "head/linear/kernel",
-            (rows, d),
-            transpose=True,
-            vocab_axis=0,
-        ),
+        kernel("output_layer.linear", "head/linear", rows, d, vocab_axis=0),
         Entry("output_layer.linear.bias", "head/linear/bias", (rows,), vocab_axis=0),
     ]
 
 
 def _linear(name: str, path: str, out_dim: int, in_dim: int) -> list[Entry]:
     return [
-        Entry(f"{name}.weight", f"{path}/kernel", (out_dim, in_dim), transpose=True),
+        kernel(name, path, out_dim, in_dim),
         Entry(f"{name}.bias", f"{path}/bias", (out_dim,)),
     ]
 
 
 def _modulation(name: str, path: str, count: int, d: int, cond: int) -> list[Entry]:
-    kernel, bias = f"{path}/linear/kernel", f"{path}/linear/bias"
     return [
-        Entry(
-            f"{name}.weight", kernel, (count * d, cond), transpose=True, reshape=(cond, count, d)
-        ),
-        Entry(f"{name}.bias", bias, (count * d,), reshape=(count, d)),
+        kernel(name, f"{path}/linear", count * d, cond, reshape=(cond, count, d)),
+        Entry(f"{name}.bias", f"{path}/linear/bias", (count * d,), reshape=(count, d)),
     ]
 
 
