@@ -222,7 +222,7 @@ def mixture_students(bench: Bench) -> Students:
     world, config = bench.truth.world, bench.config
     latent = dataclasses.replace(bench.sizes, noise=NoiseConfig(LATENT, num_values=config.values))
     student, teacher = make_coupled_diffusion(world, latent), plain_student(bench.truth, latent)
-    begin = network_of(student).init_from(
+    begin = jax.jit(network_of(student).init_from)(
         bench.start(), purpose_key(latent.seed, "exact-mixture-init")
     )
     calls = MixtureConfig(config.teacher_calls, config.teacher_calls)
@@ -296,7 +296,8 @@ def masks_measures(bench: Bench, kind: str, *, coupled: bool) -> Record:
         return Loss(*terms, {})
 
     title = f"{kind}, {'coupled' if coupled else 'uncoupled'}"
-    begin = network_of(student).init_from(bench.start(), purpose_key(sizes.seed, "exact-masks"))
+    key = purpose_key(sizes.seed, "exact-masks")
+    begin = jax.jit(network_of(student).init_from)(bench.start(), key)
     context = {"teacher_params": table_params(bench.truth.teacher)}
     params = fit(bench, title, loss, begin, context, config.learning_rate)
     found = sampled_measures(bench.truth, student, params, bench.calls, sizes, temperature=1.0)
@@ -320,14 +321,20 @@ def noise_information(diffusion: MaskedDiffusion, params: Params, length: int, k
       length: tokens of a text.
       key: PRNG key of the draws.
     """
-    assert diffusion.noise_levels is not None
-    x = prior_sample(_NOISES, length, diffusion.mask_id)
-    noise = draw_noise(key, x.shape, diffusion.mask_id, diffusion.noise_levels)
-    hidden = diffusion.hidden(params, x, None, noise)
-    logits = diffusion.denoiser.logits(params, hidden)[..., : diffusion.mask_id]
-    log_probs = jax.nn.log_softmax(logits)
-    mean = jax.nn.logsumexp(log_probs, axis=0) - np.log(_NOISES)
-    return float((jnp.exp(log_probs) * (log_probs - mean)).sum(axis=-1).mean())
+    levels = diffusion.noise_levels
+    assert levels is not None
+
+    @jax.jit
+    def information(params: Params, key: Key) -> jax.Array:
+        x = prior_sample(_NOISES, length, diffusion.mask_id)
+        noise = draw_noise(key, x.shape, diffusion.mask_id, levels)
+        hidden = diffusion.hidden(params, x, None, noise)
+        logits = diffusion.denoiser.logits(params, hidden)[..., : diffusion.mask_id]
+        log_probs = jax.nn.log_softmax(logits)
+        mean = jax.nn.logsumexp(log_probs, axis=0) - np.log(_NOISES)
+        return (jnp.exp(log_probs) * (log_probs - mean)).sum(axis=-1).mean()
+
+    return float(information(params, key))
 
 
 def _by_calls(

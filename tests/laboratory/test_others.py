@@ -102,7 +102,7 @@ def test_masks_help_only_where_the_teachers_draws_depend_on_them(asked, teacher)
 def test_noise_that_a_network_does_not_see_says_nothing():
     student = make_coupled_diffusion(WORLD, SIZES)
     network = student.denoiser.network
-    params = network.init_from(noisy_params(network, 0), jax.random.key(0))
+    params = jax.jit(network.init_from)(noisy_params(network, 0), jax.random.key(0))
     found = noise_information(student, params, WORLD.length, jax.random.key(1))
     assert found == pytest.approx(0.0, abs=1e-5)
 
