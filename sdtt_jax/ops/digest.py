@@ -1,6 +1,7 @@
 """A digest of an array's bits that any mesh computes alike, piece by piece, and the host too."""
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -10,6 +11,10 @@ import numpy as np
 # The two halves of an array's digest, `[] uint32` each, and whether an element is not finite, `[] bool`;
 # of JAX or NumPy.
 Digest = tuple[Any, Any, Any]
+
+# Elements of all arrays together that NumPy digests in about 0.1 s. Of 90 small ones, half a million
+# elements, it takes 6 ms; a compiled program 8, and 1.2 s before it first runs.
+ON_HOST = 2**22
 
 
 def digest(x: jax.Array) -> Digest:
@@ -49,12 +54,42 @@ def digest(x: jax.Array) -> Digest:
     )
 
 
-def digest_on_host(x: np.ndarray) -> Digest:
-    """`digest` of an array in memory, by NumPy: no key, and nothing to compile."""
+def is_for_host(arrays: Iterable[Any]) -> bool:
+    """Whether these are few numbers that CPUs hold: then all processes digest what they have by NumPy."""
+    arrays = list(arrays)
+    return sum(x.size for x in arrays) <= ON_HOST and all(
+        isinstance(x, jax.Array)
+        and next(iter(x.devices())).platform == "cpu"
+        and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+        for x in arrays
+    )
+
+
+def digest_on_host(
+    x: np.ndarray, index: tuple[slice, ...] | None = None, shape: tuple[int, ...] = ()
+) -> Digest:
+    """`digest` of an array in memory, by NumPy: nothing is compiled.
+
+    Args:
+      x: any array but keys.
+      index: where `x` lies in an array of this `shape`, if it is a piece of one; the pieces' digests add up
+        to that of the whole.
+      shape: of the whole.
+    """
     word = np.dtype({1: "<u1", 2: "<u2"}.get(x.dtype.itemsize, "<u4"))
     bits = np.ascontiguousarray(x).reshape(-1).view(word).astype(np.uint32)
-    # In this order, an element's position is its number.
-    one, two = _halves(bits, np.arange(bits.size, dtype=np.uint32))
+    if index is None:
+        position = np.arange(bits.size, dtype=np.uint32)
+    else:
+        sizes = (*x.shape, bits.size // max(x.size, 1))
+        strides = np.cumprod([1, *(*shape, sizes[-1])[:0:-1]], dtype=np.uint64)[::-1]
+        starts = (*(piece.start or 0 for piece in index), 0)
+        axes = [
+            (np.arange(start, start + size, dtype=np.uint64) * stride).astype(np.uint32)
+            for start, size, stride in zip(starts, sizes, strides, strict=True)
+        ]
+        position = functools.reduce(np.add.outer, axes).reshape(-1)
+    one, two = _halves(bits, position)
     bad = jnp.issubdtype(x.dtype, jnp.inexact) and not np.isfinite(x).all()
     return one.sum(dtype=np.uint32), two.sum(dtype=np.uint32), bad
 

@@ -158,6 +158,13 @@ def to_host(array: jax.Array) -> np.ndarray:
     return np.asarray(array)
 
 
+def gathered(values: np.ndarray) -> np.ndarray:
+    """What every process has: `[processes, *values.shape]`."""
+    if jax.process_count() == 1:
+        return values[None]
+    return np.asarray(multihost_utils.process_allgather(values))
+
+
 def _number(name: str) -> int | None:
     text = os.environ.get(name)
     if text is None:

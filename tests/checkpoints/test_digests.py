@@ -11,15 +11,16 @@ import pytest
 
 from sdtt_jax.checkpoints import digests as it
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.ops import digest as ops
 
 DTYPES = ("float32", "bfloat16", "int32", "uint8", "bool")
 NAMES = ["by a compiled program", "by NumPy"]
 
 
-@pytest.fixture(autouse=True, scope="module", params=[0, it.ON_HOST], ids=NAMES)
+@pytest.fixture(autouse=True, scope="module", params=[0, ops.ON_HOST], ids=NAMES)
 def _by(request):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(it, "ON_HOST", request.param)
+        patch.setattr(ops, "ON_HOST", request.param)
         yield
 
 
@@ -58,6 +59,19 @@ def test_it_is_the_one_that_earlier_versions_wrote():
         "key": "70ff705632551814",
         "none": "0000000000000000",
     }
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_those_of_the_pieces_that_processes_hold_add_up_to_the_wholes(dtype):
+    whole = np.random.default_rng(0).normal(size=(6, 4, 5)).astype(dtype)
+    pieces = [
+        (slice(rows, rows + 3), slice(columns, columns + 2), slice(None))
+        for rows in (0, 3)
+        for columns in (0, 2)
+    ]
+    found = [ops.digest_on_host(whole[piece], piece, whole.shape) for piece in pieces]
+    total = np.sum(np.array(found, np.uint32), axis=0, dtype=np.uint32)
+    assert tuple(total) == ops.digest_on_host(whole)
 
 
 def test_exchanged_elements_change_it():
