@@ -34,12 +34,17 @@ check() { # TITLE COMMAND…
 check "lint" "$bin/ruff" check .
 check "format" "$bin/ruff" format --check .
 check "imports" "$bin/lint-imports"
-check "types" "$bin/mypy"
+# Each of the next two takes one core.
+types=$(mktemp)
+(failed=() && check "types" "$bin/mypy" && [ ${#failed[@]} = 0 ]) >"$types" 2>&1 &
+# A link, an anchor, a name of the API or an argument that does not exist fails the build.
+check "documentation" env NO_MKDOCS_2_WARNING=1 "$bin/mkdocs" build --quiet --strict
+wait $! || failed+=("types")
+cat "$types"
+rm "$types"
 if command -v shellcheck >/dev/null 2>&1; then
   check "scripts" shellcheck launch/*.sh .ci/run
 fi
-# A link, an anchor, a name of the API or an argument that does not exist fails the build.
-check "documentation" env NO_MKDOCS_2_WARNING=1 "$bin/mkdocs" build --quiet --strict
 check "tests" "$PYTHON_IN_VENV" -m pytest \
   --numprocesses="${WORKERS:-auto}" --dist=worksteal --durations=10 "$@"
 

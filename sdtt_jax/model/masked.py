@@ -22,12 +22,12 @@ from sdtt_jax.diffusion.sampler import (
     first_state,
     plan_generation,
     prior_sample,
-    sample,
     take_step,
 )
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
+from sdtt_jax.model.generation import generate
 from sdtt_jax.model.learnt import settled
 from sdtt_jax.model.prompts import Texts, closed, ended, given_batch
 from sdtt_jax.networks import Denoiser, DenoiserConfig
@@ -178,7 +178,7 @@ class Model(Loaded):
         config = settled(config, self)
 
         def write(params: Params, index: jax.Array, rows: jax.Array) -> Written:
-            state = _denoise(
+            state = generate(
                 self.diffusion,
                 params,
                 jax.random.fold_in(key, index),
@@ -265,7 +265,7 @@ class Model(Loaded):
         """
         x_init, config = self.noisy(x_init), settled(config, self)
         with self.on_mesh():
-            return _denoise(
+            return generate(
                 self.diffusion, self.params, key, x_init, config, self.sequences, helper
             )
 
@@ -343,21 +343,6 @@ class Model(Loaded):
 def _logits(denoiser: Denoiser, params: Params, tokens: Tokens, sigma: jax.Array) -> jax.Array:
     hidden = denoiser.hidden(params, tokens, jnp.broadcast_to(sigma, tokens.shape[:1]))
     return denoiser.logits(params, hidden)[..., : denoiser.mask_id + 1]
-
-
-@functools.partial(jax.jit, static_argnames=("diffusion", "config", "sequences"))
-def _denoise(
-    diffusion: MaskedDiffusion,
-    params: Params,
-    key: Key,
-    x_init: jax.Array,
-    config: SamplerConfig,
-    sequences: Sequences | None,
-    helper: Helper | None,
-) -> SamplerState:
-    model = diffusion.within(arrange(x_init, sequences))
-    state, _ = sample(model, params, key, x_init, config, helper=helper)
-    return state
 
 
 @functools.partial(jax.jit, static_argnames=("diffusion", "sequences"))

@@ -91,7 +91,7 @@ class StateSpec:
           `TrainState` at step 0; an average starts at the parameters.
         """
         context = _as_arrays(context)
-        shardings = self._shardings(init_fn, context)
+        _, shardings = self._described(init_fn, context)
         with use_mesh(self.mesh):
             placed = _copy(context, shardings.context)
             fresh = jax.jit(
@@ -103,11 +103,9 @@ class StateSpec:
     def abstract(self, init_fn: Callable[[], Tree], context: Tree = None) -> TrainState:
         """The result of `init` as `jax.ShapeDtypeStruct`s with shardings, to restore into."""
         context = jax.eval_shape(lambda x: x, {} if context is None else context)
-        shapes = jax.eval_shape(lambda: self._fresh(unbox(init_fn()))).replace(context=context)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            shapes,
-            self._shardings(init_fn, context),
+            *self._described(init_fn, context),
         )
 
     @in_32_bits()
@@ -134,7 +132,7 @@ class StateSpec:
         """
         context = _as_arrays(context)
         placement = jax.tree.map(lambda x: x.sharding, params)
-        shardings = self._mirrored(jax.eval_shape(lambda: params), placement, context)
+        _, shardings = self._mirrored(jax.eval_shape(lambda: params), placement, context)
         with use_mesh(self.mesh):
             state = jax.jit(
                 lambda p: jax.tree.map(jnp.copy, self._fresh(p)),
@@ -164,15 +162,19 @@ class StateSpec:
             loss_mean=jnp.zeros((), jnp.float32) if self.config.spike_factor else None,
         )
 
-    def _shardings(self, init_fn: Callable[[], Tree], context: Tree) -> TrainState:
+    def _described(
+        self, init_fn: Callable[[], Tree], context: Tree
+    ) -> tuple[TrainState, TrainState]:
+        """Shapes and shardings of what `init` makes; traces `init_fn` once."""
         boxed = jax.eval_shape(init_fn)
-        placement = tree_shardings(boxed, RULES, self.mesh)
-        return self._mirrored(unbox(boxed), placement, context)
+        return self._mirrored(unbox(boxed), tree_shardings(boxed, RULES, self.mesh), context)
 
-    def _mirrored(self, params: Tree, placement: Tree, context: Tree) -> TrainState:
-        """Shardings of a state with these (abstract) parameters, themselves placed like this."""
+    def _mirrored(
+        self, params: Tree, placement: Tree, context: Tree
+    ) -> tuple[TrainState, TrainState]:
+        """Shapes and shardings of a state with these (abstract) parameters, themselves placed like this."""
         state = jax.eval_shape(self._fresh, params).replace(context=context)
-        return mirror_shardings(state, placement, params, self.mesh)
+        return state, mirror_shardings(state, placement, params, self.mesh)
 
 
 def ema_decay_at(count: jax.Array | int, decay: float) -> jax.Array:

@@ -1,10 +1,12 @@
-"""One whole run of the smoke config, made once for all tests that look at it."""
+"""What tests of runs share: a whole run of the smoke config, and compiled steps."""
 
+import types
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
+from experiments.stages import one_round, training
 from tests.experiments.processes import SMOKE, Finished, call
 from tests.sharing import once
 
@@ -25,3 +27,28 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
 
     root, finished = once(tmp_path_factory, "smoke", make)
     return SmokeRun(root, Finished(*finished))
+
+
+@pytest.fixture(scope="module")
+def compiled_once():
+    """Runs in this process whose losses mean the same share their compiled steps, as rounds of one run do."""
+    make, steps = training.make_train_step, {}
+
+    def made_once(loss, config):
+        name = _meaning(loss), config
+        if name not in steps:
+            steps[name] = make(loss, config)
+        return steps[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (training, one_round):
+            patch.setattr(module, "make_train_step", made_once)
+        yield
+
+
+def _meaning(value: Any) -> Any:
+    """What a loss is: its name and all that it closes over; of what says nothing of itself, where it lies."""
+    if not isinstance(value, types.FunctionType):
+        return repr(value)
+    cells = value.__closure__ or ()
+    return value.__qualname__, *(_meaning(cell.cell_contents) for cell in cells)

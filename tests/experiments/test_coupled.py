@@ -46,7 +46,7 @@ def coupled(folder, **fields):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(compiled_once, tmp_path_factory):  # noqa: ARG001
     folder = tmp_path_factory.mktemp("coupled")
     with open_run(coupled(folder), folder / "run") as run:
         run_stages(run, STAGES)

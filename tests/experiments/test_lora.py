@@ -51,23 +51,7 @@ def config(base, tmp_path_factory):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def compiled():
-    """The steps of teacher and students, compiled once for all runs of this config."""
-    make, steps = training_stages.make_train_step, {}
-
-    def made_once(loss, train_config):
-        name = loss.__qualname__, train_config
-        if name not in steps:
-            steps[name] = make(loss, train_config)
-        return steps[name]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_stages, "make_train_step", made_once)
-        yield
-
-
-@pytest.fixture(scope="module")
-def done(config, compiled, tmp_path_factory):  # noqa: ARG001
+def done(config, compiled_once, tmp_path_factory):  # noqa: ARG001
     root = tmp_path_factory.mktemp("done") / "run"
     with opened(config, root) as run:
         run_stages(run, STAGES)

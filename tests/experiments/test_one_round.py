@@ -37,7 +37,7 @@ def every_distiller(folder):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(compiled_once, tmp_path_factory):  # noqa: ARG001
     folder = tmp_path_factory.mktemp("one_round")
     with open_run(every_distiller(folder), folder / "run") as run:
         run_stages(run, STAGES)

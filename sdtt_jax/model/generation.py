@@ -1,0 +1,74 @@
+"""Whole generations, compiled: all that are settled before their first call are one program."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.diffusion.decoders.base import Helper
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.planned import common_config, follow, wide_plan
+from sdtt_jax.diffusion.sampler import Plan, SamplerConfig, SamplerState, sample
+from sdtt_jax.ops.sequences import Sequences, arrange
+from sdtt_jax.typing import Key, Params, Tokens
+
+
+def generate(
+    diffusion: MaskedDiffusion,
+    params: Params,
+    key: Key,
+    x_init: Tokens,
+    config: SamplerConfig,
+    sequences: Sequences | None,
+    helper: Helper | None,
+) -> SamplerState:
+    """`sampler.sample`, compiled; its final state.
+
+    Args:
+      diffusion, params: the model.
+      key: PRNG key.
+      x_init: `[batch, length]` int32; what is not MASK stays as it is.
+      config: steps, grid and filters.
+      sequences: how the model's sequences are packed; None: each is one text.
+      helper: the other model of a decoder that asks one.
+    """
+    common = common_config(config)
+    if common is None:
+        return _sampled(diffusion, params, key, x_init, config, sequences, helper)
+    # How tokens are drawn has no part in the plan.
+    spread = SamplerConfig(config.num_steps, config.time_grid, mode=config.mode)
+    plan = _wide_plan(diffusion, key, x_init, spread)
+    steps = jnp.int32(config.num_steps)
+    return _followed(diffusion, params, plan, x_init, steps, common, sequences)
+
+
+@functools.partial(jax.jit, static_argnames=("diffusion", "config", "sequences"))
+def _sampled(
+    diffusion: MaskedDiffusion,
+    params: Params,
+    key: Key,
+    x_init: Tokens,
+    config: SamplerConfig,
+    sequences: Sequences | None,
+    helper: Helper | None,
+) -> SamplerState:
+    model = diffusion.within(arrange(x_init, sequences))
+    state, _ = sample(model, params, key, x_init, config, helper=helper)
+    return state
+
+
+@functools.partial(jax.jit, static_argnames=("diffusion", "config", "sequences"))
+def _followed(
+    diffusion: MaskedDiffusion,
+    params: Params,
+    plan: Plan,
+    x_init: Tokens,
+    num_steps: jax.Array,
+    config: SamplerConfig,
+    sequences: Sequences | None,
+) -> SamplerState:
+    model = diffusion.within(arrange(x_init, sequences))
+    return follow(model, params, plan, x_init, num_steps, config)
+
+
+_wide_plan = jax.jit(wide_plan, static_argnames=("diffusion", "config"))

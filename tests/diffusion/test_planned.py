@@ -1,0 +1,47 @@
+"""One program for any number of steps. Oracle: `sampler.sample` with the same key, token by token."""
+
+import jax
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion import planned
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.planned import common_config, follow, wide_plan
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.schedule import make_schedule
+from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
+
+DIFFUSION, PARAMS = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(1)
+CONFIGS = [
+    SamplerConfig(1),
+    SamplerConfig(3, time_grid="cosine", temperature=0.7),
+    SamplerConfig(2, mode="first-hitting"),
+    SamplerConfig(2, final_denoise=False),
+]
+_follow = jax.jit(follow, static_argnames=("diffusion", "config"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_it_writes_what_the_sampler_writes(config):
+    x_init, key = prior_sample(64, LENGTH, MASK).at[:, 0].set(1), jax.random.key(3)
+    plan = wide_plan(DIFFUSION, key, x_init, config)
+    steps = np.int32(config.num_steps)
+    found = _follow(DIFFUSION, PARAMS, plan, x_init, steps, common_config(config))
+    wanted, _ = sample(DIFFUSION, PARAMS, key, x_init, config)
+    np.testing.assert_array_equal(found.x, wanted.x)
+    assert found.nfe == wanted.nfe
+
+
+def test_numbers_of_steps_and_ways_to_spread_them_share_a_program():
+    shared = {common_config(c) for c in (SamplerConfig(1), SamplerConfig(2, mode="first-hitting"))}
+    assert len(shared) == 1
+
+
+@pytest.mark.parametrize("mode", ["learnt", "confidence", "remdm", "blocks", "grid:stop=eos:1"])
+def test_what_the_network_decides_needs_a_program_of_its_own(mode):
+    assert common_config(SamplerConfig(4, mode=mode)) is None
+
+
+def test_more_steps_than_a_plan_has_room_for():
+    assert common_config(SamplerConfig(planned.CAPACITY)) is not None
+    assert common_config(SamplerConfig(planned.CAPACITY + 1)) is None
