@@ -31,7 +31,7 @@ from sdtt_jax.distillation import loss as distillation
 from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
-from sdtt_jax.networks.base import Network
+from sdtt_jax.networks.base import Network, abstract_params
 from sdtt_jax.networks.config import TransformerConfig, of_same_size
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
@@ -348,7 +348,7 @@ def _parameters(network: Network, sharding: Any = None, dtype: jnp.dtype | None 
         values += path[-1].key == "scale"
         return jax.device_put(values if dtype is None else values.astype(dtype), sharding)
 
-    shapes = unbox(jax.eval_shape(network.init, jax.random.key(0)))
+    shapes = unbox(abstract_params(network))
     return jax.block_until_ready(jax.tree_util.tree_map_with_path(leaf, shapes))
 
 

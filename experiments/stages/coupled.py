@@ -22,7 +22,7 @@ from sdtt_jax.distillation.coupled import Teacher, make_trajectories
 from sdtt_jax.errors import MismatchError
 from sdtt_jax.keys import purpose_key, purpose_seed
 from sdtt_jax.model.batches import map_batches
-from sdtt_jax.networks.base import Network
+from sdtt_jax.networks.base import Network, abstract_params
 from sdtt_jax.objectives import coupled_loss
 from sdtt_jax.ops.noise import Noise
 from sdtt_jax.parallel.mesh import RULES
@@ -95,7 +95,7 @@ def round_parts(run: Run, number: int) -> tuple[Pool | Fresh, Callable[[], Train
     spec, context = StateSpec(config.train, run.mesh), {}
     if config.soft_weight or not config.num_trajectories:
         _, network = _teacher(run, number)
-        context["teacher_params"] = unbox(jax.eval_shape(network.init, jax.random.key(0)))
+        context["teacher_params"] = unbox(abstract_params(network))
     abstract = spec.abstract(functools.partial(run.coupled.init, jax.random.key(0)), context)
     with Checkpoints(run.workdir.round(number, COUPLED)) as checkpoints:
         begun = bool(checkpoints.steps)
@@ -122,10 +122,9 @@ def _begin(run: Run, number: int, teacher: Params) -> Params:
     if number > 1:
         return teacher
     key = purpose_key(run.config.seed, "coupled.init")
-    boxed = jax.eval_shape(run.coupled.init, key)
     begin = jax.jit(
         lambda params: run.coupled.init_from(params, key),
-        out_shardings=tree_shardings(boxed, RULES, run.mesh),
+        out_shardings=tree_shardings(abstract_params(run.coupled), RULES, run.mesh),
     )
     started: Params = begin(teacher)
     return started

@@ -14,6 +14,7 @@ from sdtt_jax.config import to_mapping
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.distillation.idlm import FAKE, STUDENT
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.objectives import alpha_loss, arranged, idlm_loss, mixture_loss, mmd_loss
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import tree_shardings, unbox
@@ -46,7 +47,7 @@ def abstract_state(parts: Parts, run: Networks, spec: StateSpec, key: Key) -> Tr
       spec: of training and mesh.
       key: PRNG key.
     """
-    shapes = jax.eval_shape(lambda: unbox(run.denoiser.init(key)))
+    shapes = unbox(abstract_params(run.denoiser))
     init = functools.partial(parts.init, parts.network(run), key)
     return spec.abstract(init, {"teacher_params": shapes} if parts.keeps_teacher else {})
 

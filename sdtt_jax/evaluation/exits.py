@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from sdtt_jax.config import require, within
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
@@ -56,6 +55,8 @@ def hoeffding_bentkus(mean: float, count: int, bound: float) -> float:
       count: how many.
       bound: in (0, 1).
     """
+    from scipy import stats  # half a second of the start of every program that samples or measures
+
     low = min(mean, bound)
     relative = (low * math.log(low / bound) if low > 0 else 0.0) + (
         (1 - low) * math.log((1 - low) / (1 - bound)) if low < 1 else 0.0

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
@@ -81,6 +80,8 @@ def falling(counts: np.ndarray, means: np.ndarray, weights: np.ndarray, length: 
       means, weights: `[n]` float64.
       length: of the curve.
     """
+    from scipy.optimize import isotonic_regression  # as SciPy everywhere, when it is asked for
+
     fitted = isotonic_regression(means, weights=weights, increasing=False)
     block = np.repeat(np.arange(len(fitted.blocks) - 1), np.diff(fitted.blocks))
     middle = np.bincount(block, weights * counts) / np.bincount(block, weights)

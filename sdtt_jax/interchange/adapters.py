@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from sdtt_jax.checkpoints.store import load_params, stored_digest
 from sdtt_jax.config import from_mapping, to_mapping
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.networks.base import Network
+from sdtt_jax.networks.base import Network, abstract_params
 from sdtt_jax.networks.lora import LoraConfig, frozen, init_adapters, merged
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import tree_shardings
@@ -66,9 +66,10 @@ def read_delivered(
 
 def network_shardings(network: Network, mesh: Mesh, lora: LoraConfig | None = None) -> Tree:
     """Where a network's parameters, or the adapters of `lora`, lie on a mesh by the rules of training."""
-    key = jax.random.key(0)
-    init = network.init if lora is None else functools.partial(init_adapters, network, lora)
-    return tree_shardings(jax.eval_shape(init, key), RULES, mesh)
+    if lora is None:
+        return tree_shardings(abstract_params(network), RULES, mesh)
+    adapters = jax.eval_shape(functools.partial(init_adapters, network, lora), jax.random.key(0))
+    return tree_shardings(adapters, RULES, mesh)
 
 
 def _joined(base: Params, adapters: Params, config: LoraConfig) -> Params:

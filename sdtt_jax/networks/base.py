@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -65,6 +66,12 @@ class Network(abc.ABC):
     def _apply(self, params: Params, *args: Any, method: str) -> Any:
         """A method of the module, with parameters that may have adapters among them."""
         return self._module.apply(variables(params), *args, method=method)
+
+
+@functools.lru_cache(maxsize=32)
+def abstract_params(network: Network) -> Params:
+    """Shapes and dtypes of a network's parameters, boxed as `init` boxes them; traced once."""
+    return jax.eval_shape(network.init, jax.random.key(0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import choose, one_of, positive, require, whole
-from sdtt_jax.networks.base import ADAPTERS, Network
+from sdtt_jax.networks.base import ADAPTERS, Network, abstract_params
 from sdtt_jax.networks.config import COMPUTE_DTYPES
 from sdtt_jax.networks.layers import fan_in_uniform
 from sdtt_jax.trees import flat_leaves, leaf_name, nested
@@ -135,7 +135,7 @@ def _kernels(network: Network, config: LoraConfig) -> dict[str, Any]:
     """The boxed abstract kernels that have adapters, by the path of their linear map."""
     found = {}
     for path, box in jax.tree_util.tree_leaves_with_path(
-        jax.eval_shape(network.init, jax.random.key(0)),
+        abstract_params(network),
         is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
     ):
         room, *parents, name = leaf_name(path).split("/")

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,8 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
     Less one gap for each label before it, a label's place may not fall from one to the next: the
     least squares under that rule are an isotonic regression.
     """
+    from scipy.optimize import isotonic_regression  # as SciPy everywhere, when it is asked for
+
     if not len(positions):
         return []
     order = np.argsort(positions, kind="stable")

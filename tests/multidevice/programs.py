@@ -24,7 +24,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.networks.base import ADAPTERS
+from sdtt_jax.networks.base import ADAPTERS, abstract_params
 from sdtt_jax.networks.config import (
     CoupledConfig,
     DenoiserConfig,
@@ -125,15 +125,10 @@ def scattered(network: Any, seed: int) -> Any:
 
     Draws of JAX's for every leaf take as long to compile as a step.
     """
-    shapes, structure = jax.tree.flatten(_abstract(network))
+    shapes, structure = jax.tree.flatten(abstract_params(network))
     return jax.tree.unflatten(
         structure, [_bits(x, 1000 * seed + index) for index, x in enumerate(shapes)]
     )
-
-
-@functools.cache
-def _abstract(network: Any) -> Any:
-    return jax.eval_shape(network.init, jax.random.key(0))
 
 
 def _bits(x: jax.ShapeDtypeStruct, seed: int) -> jax.Array:
