@@ -14,7 +14,7 @@ from rich.console import Console
 from experiments.benchmarking import race, report
 from experiments.benchmarking.cases import CAUSAL, COUPLED, MATMUL, STUDENT, SUITES, VARIANTS, Job
 from experiments.benchmarking.report import Entry, Measured
-from experiments.benchmarking.worker import Here, Worker, WorkerError
+from experiments.benchmarking.worker import Here, Runner, Worker, WorkerError
 from experiments.settings import RunConfig
 from sdtt_jax.config import changed, choose, positive, require, to_mapping
 from sdtt_jax.diffusion.sampler import SamplerConfig
@@ -69,11 +69,11 @@ def measure(
 def _prepared(
     title: str,
     jobs: Sequence[Job],
-    start: type[Worker],
+    start: Callable[[Job], Runner],
     measured: dict[str, Measured],
     stack: contextlib.ExitStack,
     log: Log,
-) -> Iterator[tuple[str, Worker]]:
+) -> Iterator[tuple[str, Runner]]:
     """Starts and warms up the workers one by one, so that none compiles while another computes."""
     for job in jobs:
         worker = stack.enter_context(start(job))

@@ -5,6 +5,7 @@ in, then phases and the measurements of building it come out; after that each "r
 measurements of one repetition. The process ends with its input, so it never outlives its parent.
 """
 
+import abc
 import contextlib
 import ctypes
 import dataclasses
@@ -18,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 import jax
 
@@ -37,8 +38,40 @@ class WorkerError(UserError):
     """A worker process that ended before it was asked to; the message says why."""
 
 
-class Worker:
-    """The parent's end of one worker process; a context manager that ends it."""
+class Runner(abc.ABC):
+    """A job that is made ready once and then repeated; a context manager that ends it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abc.abstractmethod
+    def __exit__(self, *exception: Any) -> None: ...
+
+    @abc.abstractmethod
+    def prepare(self, on_phase: Callable[[str], None]) -> dict[str, Any]:
+        """Compiles the job and runs it once.
+
+        Args:
+          on_phase: called with each phase as it begins.
+
+        Returns:
+          The measurements of building it.
+
+        Raises:
+          WorkerError: it failed.
+        """
+
+    @abc.abstractmethod
+    def run(self) -> dict[str, Any]:
+        """The measurements of one repetition.
+
+        Raises:
+          WorkerError: it failed.
+        """
+
+
+class Worker(Runner):
+    """The parent's end of one worker process, which measures its peak memory too."""
 
     def __init__(self, job: Job):
         self.job = job
@@ -62,9 +95,6 @@ class Worker:
     def pid(self) -> int:
         return self._process.pid
 
-    def __enter__(self) -> "Worker":
-        return self
-
     def __exit__(self, *exception: Any) -> None:
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
@@ -76,28 +106,12 @@ class Worker:
         self._stderr.close()
 
     def prepare(self, on_phase: Callable[[str], None]) -> dict[str, Any]:
-        """Sends the job and waits until it is compiled and warm.
-
-        Args:
-          on_phase: called with each phase as it begins.
-
-        Returns:
-          The measurements of building it.
-
-        Raises:
-          WorkerError: the process ended.
-        """
         self._send(dataclasses.asdict(self.job))
         while "phase" in (message := self._receive()):
             on_phase(message["phase"])
         return message
 
     def run(self) -> dict[str, Any]:
-        """The measurements of one repetition, with the peak memory so far.
-
-        Raises:
-          WorkerError: the process ended.
-        """
         self._send("run")
         return self._receive()
 
@@ -132,7 +146,7 @@ class Worker:
         return f"ended with {how}: {last}"
 
 
-class Here(Worker):
+class Here(Runner):
     """A job in this process, without measurements of memory."""
 
     def __init__(self, job: Job):
@@ -143,13 +157,11 @@ class Here(Worker):
         self._repeat = None  # and with it the parameters
 
     def prepare(self, on_phase: Callable[[str], None]) -> dict[str, Any]:
-        """As `Worker.prepare`."""
         with _failing():
             self._repeat, setup = _ready(self.job, on_phase)
         return setup
 
     def run(self) -> dict[str, Any]:
-        """As `Worker.run`."""
         assert self._repeat is not None
         with _failing():
             return dict(self._repeat())

@@ -58,16 +58,17 @@ def demo() -> RunConfig:
                 num_steps=220, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=100
             ),
         ),
-        # Few and large rounds, for a small teacher has little to give in each. Several trajectories per text
-        # and a decaying rate are what lets so few steps take away more noise than they bring.
+        # Few and large rounds, for a small teacher has little to give in each. Many trajectories per text and
+        # a low, decaying rate are what lets so few steps take away more noise than they bring:
+        # docs/measurements/speed.md.
         distill=DistillStage(
             num_rounds=2,
             num_distill_steps=2,
             teacher_num_steps=8,
-            num_trajectories=4,
+            num_trajectories=8,
             use_ema_on_growth=False,
             train=TrainConfig(
-                num_steps=120, batch_size=64, optimizer=adam(5e-4), log_every=5, save_every=40
+                num_steps=120, batch_size=32, optimizer=adam(3e-4), log_every=5, save_every=40
             ),
         ),
         # One-shot and in hindsight: it sees the noise from which the teacher would have written a real text

@@ -32,7 +32,7 @@ def evening() -> RunConfig:
             "teacher_num_steps": 16,
             "min_num_steps": 2,
             "num_trajectories": 3,
-            "train": {"optimizer": adam(4e-4)},
+            "train": {"batch_size": 64, "optimizer": adam(4e-4)},
         },
         evaluation={
             "num_steps": (4, 8, 16, 32),

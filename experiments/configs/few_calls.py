@@ -3,11 +3,15 @@
 Cost is counted in network calls of one sequence, where a backward pass is two. SDTT's four rounds
 make 4 × 120 steps × 64 texts × 13 calls (the student's three, the teacher's 1 + 3 trajectories × 3), 399,360.
 The coupled student has 10,240 texts, whose noise takes 16 calls each, and 1,220 steps × 64 texts × 3 calls:
-398,080.
+398,080. The others, by `--config.distillers="('idlm',)"`: 3 calls for each text of a step of alpha, 20 of
+mixture, 12 of mmd and of idlm.
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.configs.demo import adam
 from experiments.configs.evening import evening
 from experiments.settings import RunConfig, config_dict
 from sdtt_jax.config import changed
@@ -20,9 +24,18 @@ def get_config() -> ConfigDict:
 
 
 def few_calls() -> RunConfig:
-    """The evening's run with a coupled student of as many network calls as SDTT's rounds."""
+    """The evening's run with students of as many network calls as SDTT's rounds."""
+
+    def others(num_steps: int, learning_rate: float) -> dict[str, Any]:
+        train = {"num_steps": num_steps, "batch_size": 64, "save_every": 100, "ema_decay": 0.0}
+        return {"train": train | {"optimizer": adam(learning_rate)}}
+
     return changed(
         evening(),
+        alpha=others(2080, 4e-4),
+        mixture=others(312, 1.5e-3),
+        mmd=others(520, 1e-4),
+        idlm=others(520, 1e-4),
         coupled={
             "num_calls": 16,
             "num_trajectories": 10_240,

@@ -25,7 +25,7 @@ def smoke() -> RunConfig:
             "train": short | {"num_steps": 20},
         },
         distillers=("sdtt",),
-        distill={"num_rounds": 2, "train": short | {"num_steps": 12}},
+        distill={"num_rounds": 2, "num_trajectories": 4, "train": short | {"num_steps": 12}},
         evaluation={
             "num_texts": 64,
             "batch_size": 32,

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.settings import COUPLED, SDTT
+from experiments.settings import COUPLED, ONE_ROUND, SDTT
 from experiments.stages import few_calls
 from experiments.stages.context import Run
+from experiments.stages.one_round import PARTS
 from experiments.stages.training import delivered_rounds
 from experiments.stages.workdir import final, read_json, write_json
 from sdtt_jax.diffusion.sampler import SamplerConfig
@@ -69,6 +70,13 @@ def evaluate(run: Run) -> None:
         "length": run.config.data.length,
         "data_info": dataclasses.asdict(run.info),
     }
+    others = {name: _measure(run, _other(run, name), judge, baseline=None) for name in _others(run)}
+    if others:
+        last = last or next(iter(others.values()))
+        results["others"] = {
+            name: {"paired": _paired(student, teacher), **_denoiser_record(student)}
+            for name, student in others.items()
+        }
     for number in delivered_rounds(run, COUPLED)[-1:]:
         model = teacher.subject.model
         assert isinstance(model, Model)
@@ -92,7 +100,20 @@ def is_evaluated(run: Run) -> bool:
     results = read_json(run.workdir.results)
     coupled = [results["coupled"]["round"]] if "coupled" in results else []
     rounds = [record["round"] for record in results["rounds"]]
-    return rounds == delivered_rounds(run, SDTT) and coupled == delivered_rounds(run, COUPLED)[-1:]
+    return (
+        rounds == delivered_rounds(run, SDTT)
+        and coupled == delivered_rounds(run, COUPLED)[-1:]
+        and set(results.get("others", ())) == set(_others(run))
+    )
+
+
+def _others(run: Run) -> list[str]:
+    """The finished distillers of one round."""
+    return [name for name in ONE_ROUND if delivered_rounds(run, name)]
+
+
+def _other(run: Run, name: str) -> Model:
+    return run.model(run.workdir.round(1, name), PARTS[name].network(run), stage=name, round=1)
 
 
 def _model(run: Run, number: int) -> Model:
@@ -138,30 +159,37 @@ def _shown_steps(run: Run) -> list[int]:
 
 def _denoiser_record(measured: Measured) -> Json:
     steps = measured.subject.settings.num_steps
+    # A function of its noise has no likelihood.
+    bounded = f"likelihood/{ESTIMATOR}" in measured.record.items
     return {
         "steps": {str(n): measured.figures(f"steps_{n:04d}") for n in steps},
-        "val_ppl": measured.perplexity(ESTIMATOR),
+        "val_ppl": measured.perplexity(ESTIMATOR) if bounded else None,
         "params_digest": measured.subject.model.identity["digest"],
     }
 
 
-def _round_record(run: Run, number: int, student: Measured, teacher: Measured) -> Json:
-    config = run.config.distill
-    paired = {}
-    for num_steps in student.subject.settings.num_steps:
+def _paired(student: Measured, teacher: Measured) -> Json:
+    """The log of a student's perplexity over the teacher's, texts of the same keys, by number of steps."""
+    settings, paired = student.subject.settings, {}
+    for num_steps in settings.num_steps:
         name = f"steps_{num_steps:04d}"
         ours, theirs = student.texts[name].scores, teacher.texts[name].scores
         assert ours is not None
         assert theirs is not None
-        ratio = paired_log_ratio(ours.per_token, theirs.per_token, seed=run.config.seed)
+        ratio = paired_log_ratio(ours.per_token, theirs.per_token, seed=settings.seed)
         low, high = ratio.ends
         paired[str(num_steps)] = {"log_ratio": ratio.value, "low": low, "high": high}
+    return paired
+
+
+def _round_record(run: Run, number: int, student: Measured, teacher: Measured) -> Json:
+    config = run.config.distill
     return {
         "round": number,
         "dt": round_dt(config, number),
         "num_distill_steps": config.num_distill_steps,
         "divergence": config.divergence,
-        "paired": paired,
+        "paired": _paired(student, teacher),
         **_denoiser_record(student),
         **_gain(run, number, student),
     }

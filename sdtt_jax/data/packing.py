@@ -26,21 +26,17 @@ def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.
     waiting: list[str] = []
     size = 0
     for text in texts:
+        alone = PROMPT_END in text or len(text) > 2 * _CHARACTERS_AT_ONCE
+        if not alone:
+            waiting.append(text)
+            size += len(text)
+        if alone or len(waiting) >= _DOCUMENTS_AT_ONCE or size >= _CHARACTERS_AT_ONCE:
+            yield from tokenizer.encode_batch(waiting)
+            waiting, size = [], 0
         if PROMPT_END in text:
-            yield from tokenizer.encode_batch(waiting)
             yield _encode_pair(tokenizer, *text.split(PROMPT_END))
-            waiting, size = [], 0
-            continue
-        if len(text) > 2 * _CHARACTERS_AT_ONCE:
-            yield from tokenizer.encode_batch(waiting)
+        elif alone:
             yield np.concatenate([tokenizer.encode(s) for s in _stretches(tokenizer, text)])
-            waiting, size = [], 0
-            continue
-        waiting.append(text)
-        size += len(text)
-        if len(waiting) >= _DOCUMENTS_AT_ONCE or size >= _CHARACTERS_AT_ONCE:
-            yield from tokenizer.encode_batch(waiting)
-            waiting, size = [], 0
     yield from tokenizer.encode_batch(waiting)
 
 

@@ -58,9 +58,8 @@ from sdtt_jax.training.state import StateSpec, TrainState
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
 from sdtt_jax.typing import Key, Params, Tokens, Tree
 
-Students = dict[
-    int, list[Array]
-]  # by number of calls, what `tables_of` gives of the student for it
+# By number of calls, what `tables_of` gives of the student for it.
+Students = dict[int, list[Array]]
 
 _STEPS_PER_DISPATCH = 100
 _NOISES = 1024

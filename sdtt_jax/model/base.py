@@ -122,8 +122,10 @@ class Loaded(abc.ABC):
             return None
         for path in with_target(self.facts["path"]):
             stage = path.parent
-            root = stage.parent.parent if stage.parent.name == "rounds" else stage.parent
-            own = stage.name in ("teacher", "judge") or stage.parent.name == "rounds"
+            # A round of any distiller is RUN/DISTILLER/NUMBER, of SDTT RUN/rounds/NUMBER.
+            numbered = stage.name.isdigit()
+            root = stage.parent.parent if numbered else stage.parent
+            own = numbered or stage.name in ("teacher", "judge")
             if path.name == "final" and own and (root / "config.json").is_file():
                 self._check_data(root)
                 return root

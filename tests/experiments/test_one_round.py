@@ -1,6 +1,7 @@
 """The distillers of one round in a run. Oracles: the unbroken run, and what the teacher says."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -8,12 +9,15 @@ import pytest
 
 import sdtt_jax
 from experiments.settings import ONE_ROUND, config_dict, run_config
+from experiments.stages import evaluation
 from experiments.stages import training as training_stages
 from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import load_params
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.export import export_reference
+from sdtt_jax.paths import read_json
+from sdtt_jax.reporting.evaluations import read_evaluations
 from sdtt_jax.training import loop
 from tests.experiments.small import small
 from tests.training import toy
@@ -82,6 +86,22 @@ def test_each_moves_its_student_which_is_loaded_and_writes(unbroken, name):
     texts = model.sample(jax.random.key(0), 2, 2)
     assert texts.shape == (2, 16)
     assert int(np.max(texts)) < model.denoiser.mask_id
+
+
+def test_each_is_measured_beside_the_teacher(unbroken):
+    with open_run(every_distiller(unbroken.parent), unbroken) as run:
+        run_stages(run, ("judge", "evaluate"))
+        assert evaluation.is_evaluated(run)
+    results = read_json(unbroken / "results.json")
+    assert list(results["others"]) == list(ONE_ROUND)
+    for name, found in results["others"].items():
+        student, teacher = found["steps"]["4"], results["teacher"]["steps"]["4"]
+        ratio = math.log(student["gen_ppl"] / teacher["gen_ppl"])
+        assert found["paired"]["4"]["log_ratio"] == pytest.approx(ratio, abs=1e-5)
+        assert (found["val_ppl"] is None) == (name == "mixture")
+        # It finds the run that it is of, whose judge and data measure it again.
+        assert sdtt_jax.load(unbroken / name).run_folder == unbroken
+    assert {e.name for e in read_evaluations(unbroken)} >= {f"{name}_01" for name in ONE_ROUND}
 
 
 def test_a_mixture_carries_its_latent_and_the_references_format_refuses_it(unbroken, tmp_path):
