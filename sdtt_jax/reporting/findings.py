@@ -92,9 +92,9 @@ def equivalent_steps(curve: Mapping[int, Quality], gen_ppl: float, start: int) -
 
 def focus_steps(run: Run) -> int | None:
     """Steps of the headline: FOCUS_STEPS or the nearest (by ratio) that both sides have."""
-    if not run.rounds:
+    if run.student is None:
         return None
-    shared = sorted(set(run.teacher) & set(run.rounds[-1].steps))
+    shared = sorted(set(run.teacher) & set(run.student.steps))
     if not shared:
         return None
     return min(shared, key=lambda steps: abs(math.log(steps / FOCUS_STEPS)))
@@ -120,7 +120,8 @@ def find(run: Run) -> Findings:
 
 def compare(run: Run, steps: int) -> Comparison:
     """The last student of a run beside its first teacher, both measured at `steps` steps."""
-    teacher, last = run.teacher[steps], run.rounds[-1]
+    teacher, last = run.teacher[steps], run.student
+    assert last is not None
     student, pair = last.steps[steps], last.paired.get(steps)
 
     def equal(log_ratio: float) -> float:
@@ -144,7 +145,7 @@ def _calls(number_of: int) -> str:
 
 
 def _without_student(run: Run) -> Findings:
-    if run.rounds and any(r.steps for r in run.rounds):
+    if any(student.steps for student in run.students):
         headline = "Teacher and student were not measured at the same numbers of steps"
         sentence = "Their curves stand below, but there is no pair to compare."
     elif run.teacher:
@@ -224,7 +225,8 @@ def _lost_variety(run: Run, c: Comparison) -> str:
 
 
 def _highlights(run: Run, c: Comparison) -> tuple[Highlight, ...]:
-    teacher, share = f"teacher {number(c.teacher.gen_ppl)}", run.rounds[-1].gain_share
+    teacher = f"teacher {number(c.teacher.gen_ppl)}"
+    share = run.student.gain_share if run.student else None
     chosen = [Highlight(f"perplexity at {steps_text(c.steps)}", number(c.student.gen_ppl), teacher)]
     if c.pair:
         change, interval = c.pair.change

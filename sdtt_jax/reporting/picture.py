@@ -56,9 +56,9 @@ def write_quality(workdir: Path | str, path: Path | str) -> Path:
     panels = [quality_panel(run), quality_panel(run, entropy=True)]
     if run.few_calls:
         return _write(
-            [[few_calls_panel(run), *panels]], (470, 470, 400), 400, path, len(run.rounds)
+            [[few_calls_panel(run), *panels]], (470, 470, 400), 400, path, len(run.students)
         )
-    return _write([panels], (560, 440), 400, path, len(run.rounds))
+    return _write([panels], (560, 440), 400, path, len(run.students))
 
 
 def write_race(points: Sequence[Point], batch: int, path: Path | str) -> Path:

@@ -51,8 +51,12 @@ class Paired:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """One distillation round: its setting, the quality of its student, and what it learned."""
+    """A student: its setting, the quality of its texts, and what it learned.
 
+    `name` is "round 2", say, or for the one round of another distiller that distiller's.
+    """
+
+    name: str
     number: int
     steps: dict[int, Quality]
     paired: dict[int, Paired]
@@ -139,6 +143,17 @@ class Run:
     data_info: Mapping[str, Any]
     evaluations: tuple[Evaluation, ...] = ()
     few_calls: tuple[FewCalls, ...] = ()
+    others: tuple[Round, ...] = ()  # students of other distillers
+
+    @property
+    def students(self) -> tuple[Round, ...]:
+        """All students: the rounds, and those of other distillers."""
+        return self.rounds + self.others
+
+    @property
+    def student(self) -> Round | None:
+        """The student that the page speaks of: the last round's, or if there is none the last other."""
+        return (self.rounds or self.others or (None,))[-1]
 
 
 def read_run(workdir: Path | str) -> Run:
@@ -180,6 +195,7 @@ def read_run(workdir: Path | str) -> Run:
             data_info=results.get("data_info") or {},
             evaluations=tuple(read_evaluations(workdir)),
             few_calls=_few_calls((results.get("coupled") or {}).get("calls")),
+            others=tuple(_round(r, name) for name, r in (results.get("others") or {}).items()),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
@@ -312,10 +328,12 @@ def _paired(entry: Mapping[str, Any]) -> Paired | None:
     return None if None in values else Paired(*values)  # type: ignore[arg-type]
 
 
-def _round(entry: Mapping[str, Any]) -> Round:
+def _round(entry: Mapping[str, Any], name: str = "") -> Round:
+    """A round; with a `name` the one round of another distiller."""
     paired = {int(k): _paired(v) for k, v in (entry.get("paired") or {}).items()}
     found = Round(
-        number=int(entry["round"]),
+        name=name or f"round {int(entry['round'])}",
+        number=1 if name else int(entry["round"]),
         steps=_qualities(entry.get("steps")),
         paired={k: pair for k, pair in sorted(paired.items()) if pair is not None},
         dt=_number(entry.get("dt")),

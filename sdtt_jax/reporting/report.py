@@ -86,7 +86,7 @@ def page(template: str, rounds: int = 1, **values: Any) -> str:
 
 def render(run: Run) -> str:
     """The page as text."""
-    rounds = max(1, len(run.rounds), *(curve.round for curve in run.curves))
+    rounds = max(1, len(run.students), *(curve.round for curve in run.curves))
     return page(
         "report.html",
         rounds,
@@ -136,7 +136,9 @@ def races(run: Run) -> list[Markup]:
 
 def _colours(run: Run) -> dict[str, str]:
     """The colours of a run's models, by the names of their evaluations."""
-    colours = {f"round_{r.number:02d}": f"r{i}" for i, r in enumerate(run.rounds, start=1)}
+    rounds = [f"round_{r.number:02d}" for r in run.rounds]
+    names = [*rounds, *(f"{r.name}_{r.number:02d}" for r in run.others)]
+    colours = {name: f"r{i}" for i, name in enumerate(names, start=1)}
     return colours | {"teacher": "teacher"}
 
 

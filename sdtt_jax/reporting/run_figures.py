@@ -28,12 +28,12 @@ class Curve:
 
 
 def quality_curves(run: Run) -> list[Curve]:
-    """The curves of teacher and rounds that were measured, in order."""
+    """The curves of teacher and students that were measured, in order."""
     curves = [Curve("teacher", "teacher", run.teacher)] if run.teacher else []
     curves += [
-        Curve(f"round {r.number}", f"r{i}", r.steps)
-        for i, r in enumerate(run.rounds, start=1)
-        if r.steps
+        Curve(student.name, f"r{i}", student.steps)
+        for i, student in enumerate(run.students, start=1)
+        if student.steps
     ]
     return curves
 
@@ -112,11 +112,11 @@ def few_calls_panel(run: Run) -> Panel | None:
 
 
 def forest_chart(run: Run) -> RowChart | None:
-    """Paired change against the first teacher, same steps and keys: a row for each round, by steps."""
+    """Paired change against the first teacher, same steps and keys: a row for each student, by steps."""
     rows = []
-    for steps in sorted({k for r in run.rounds for k in r.paired}):
+    for steps in sorted({k for student in run.students for k in student.paired}):
         head = steps_text(steps)
-        for index, round_ in enumerate(run.rounds, start=1):
+        for index, round_ in enumerate(run.students, start=1):
             if steps in round_.paired:
                 rows.append(_forest_row(head, f"r{index}", round_, round_.paired[steps]))
                 head = ""
@@ -130,8 +130,8 @@ def forest_chart(run: Run) -> RowChart | None:
     )
     return RowChart(
         title="Perplexity against the first teacher",
-        description="Paired change of generative perplexity with 95 % intervals, by round and "
-        "number of steps",
+        description="Paired change of generative perplexity with 95 % intervals, by student "
+        "and number of steps",
         rows=tuple(rows),
         span=(low, high),
         ticks=ticks,
@@ -261,7 +261,7 @@ def _forest_row(head: str, colour: str, round_: Round, pair: Paired) -> Row:
     change, interval = pair.change
     return Row(
         head=head,
-        name=f"round {round_.number}",
+        name=round_.name,
         colour=colour,
         value=pair.log_ratio,
         low=pair.low,
@@ -279,7 +279,7 @@ def _gain_row(index: int, round_: Round) -> Row:
         "floor": round_.floor,
     }
     known = [(name, number(value, 4)) for name, value in divergences.items() if value is not None]
-    name = f"round {round_.number}"
+    name = round_.name
     return Row(
         head=name,
         name=name,

@@ -6,6 +6,8 @@ import pytest
 
 from sdtt_jax.reporting.findings import equivalent_steps, find
 from sdtt_jax.reporting.record import Quality, read_run
+from sdtt_jax.reporting.report import render
+from sdtt_jax.reporting.run_figures import forest_chart, quality_curves
 
 POWER_LAW = {k: Quality(gen_ppl=1000.0 * k**-0.5) for k in (4, 8, 16, 32, 64)}
 
@@ -95,3 +97,29 @@ def test_a_run_without_a_measured_student_claims_nothing(make_workdir, evaluated
     findings = find(read_run(make_workdir(evaluated=evaluated, rounds=rounds)))
     assert findings.headline in ("Trained, not yet measured", "A teacher, and no student yet")
     assert findings.highlights == ()
+
+
+def test_without_rounds_the_page_speaks_of_the_other_distillers_student(make_workdir):
+    def only_idlm(results):
+        [last] = results["rounds"][-1:]
+        results["rounds"] = []
+        results["others"] = {"idlm": {"steps": last["steps"], "paired": last["paired"]}}
+
+    run = read_run(make_workdir(change_results=only_idlm))
+    assert find(run).headline == "The student at 8 steps writes as well as its teacher at 13"
+    assert [curve.label for curve in quality_curves(run)] == ["teacher", "idlm"]
+    assert {row.name for row in forest_chart(run).rows} == {"idlm"}
+    page = render(run)
+    assert "What each student changed" in page
+    assert "No gain share" not in page
+
+
+def test_beside_rounds_it_speaks_of_the_last_round(make_workdir):
+    def and_alpha(results):
+        results["others"] = {"alpha": {"steps": results["teacher"]["steps"], "paired": {}}}
+
+    run = read_run(make_workdir(rounds=2, change_results=and_alpha))
+    assert find(run).headline.startswith("The student at 8 steps writes as well as")
+    labels = [curve.label for curve in quality_curves(run)]
+    assert labels == ["teacher", "round 1", "round 2", "alpha"]
+    assert "What each student changed" in render(run)
