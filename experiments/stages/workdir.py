@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.settings import SDTT, RunConfig
+from experiments.settings import DISTILLERS, SDTT, RunConfig
 from experiments.stages.lease import FILE as LEASE
 from experiments.stages.lease import lease
 from experiments.stages.mirror import local_root
@@ -104,11 +104,17 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
     workdir = Workdir(root)
     mapping = to_mapping(config)
     if workdir.config.exists():
-        changed = [
-            line
-            for line in differences(_stored_config(workdir), mapping)
-            if not any(part in FREE_FIELDS for part in line.split(":")[0].split("."))
-        ]
+        # Nothing comes of the settings of a distiller that the run does not have.
+        idle = {
+            "distill" if name == SDTT else name
+            for name in DISTILLERS
+            if name not in config.distillers
+        }
+        changed = []
+        for line in differences(_stored_config(workdir), mapping):
+            fields = line.split(":")[0].split(".")
+            if fields[0] not in idle and not any(field in FREE_FIELDS for field in fields):
+                changed.append(line)
         if changed:
             raise ConfigError(
                 f"{root} holds a run of another config; give another --workdir, or set these fields "

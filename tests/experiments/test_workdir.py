@@ -15,6 +15,7 @@ from experiments.stages.workdir import (
     timed,
     write_json,
 )
+from sdtt_jax.config import changed
 from sdtt_jax.errors import ConfigError, DataError, UserError
 
 CONFIG = smoke()
@@ -31,6 +32,14 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is not empty and holds no run"):
         claim(tmp_path, CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_settings_of_a_distiller_that_the_run_does_not_have_may_change(tmp_path):
+    claim(tmp_path / "run", CONFIG)
+    other = changed(CONFIG, idlm={"num_calls": CONFIG.idlm.num_calls + 1})
+    claim(tmp_path / "run", other)
+    with pytest.raises(ConfigError, match="distillers"):
+        claim(tmp_path / "run", changed(other, distillers=(*CONFIG.distillers, "idlm")))
 
 
 @pytest.mark.parametrize("made", [False, True])
