@@ -35,7 +35,7 @@ def few_calls() -> RunConfig:
         alpha=others(2080, 4e-4),
         mixture=others(312, 1.5e-3),
         mmd=others(520, 1e-4),
-        idlm=others(520, 1e-4),
+        idlm=others(520, 1e-4) | {"num_calls": 2},
         coupled={
             "num_calls": 16,
             "num_trajectories": 10_240,
