@@ -72,7 +72,7 @@ def evaluate(run: Run) -> None:
     }
     others = {name: _measure(run, _other(run, name), judge, baseline=None) for name in _others(run)}
     if others:
-        last = last or next(iter(others.values()))
+        last = last or list(others.values())[-1]  # as the report, `reporting.record.Run.student`
         results["others"] = {
             name: {"paired": _paired(student, teacher), **_denoiser_record(student)}
             for name, student in others.items()
@@ -277,6 +277,7 @@ def _animation(run: Run, measured: Measured) -> Json:
         [tokens] = processes.to_host(state.x)
         pieces = zip(tokens, run.tokenizer.pieces(tokens), strict=True)
         frames.append([None if token == model.mask_id else piece for token, piece in pieces])
-    number = model.facts.get("round")
-    who = f"student of round {number}" if number else "teacher"
+    stage = model.facts["stage"]
+    told = {"teacher": "teacher", "distill": f"student of round {model.facts.get('round')}"}
+    who = told.get(stage, f"student of {stage}")
     return {"title": f"{who}, {ANIMATED_STEPS} steps", "frames": frames}

@@ -18,6 +18,7 @@ from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.export import export_reference
 from sdtt_jax.paths import read_json
 from sdtt_jax.reporting.evaluations import read_evaluations
+from sdtt_jax.reporting.record import read_run
 from sdtt_jax.training import loop
 from tests.experiments.small import small
 from tests.training import toy
@@ -101,6 +102,9 @@ def test_each_is_measured_beside_the_teacher(unbroken):
         assert (found["val_ppl"] is None) == (name == "mixture")
         # It finds the run that it is of, whose judge and data measure it again.
         assert sdtt_jax.load(unbroken / name).run_folder == unbroken
+    # The texts that are shown are those of the student that the report speaks of.
+    assert read_run(unbroken).student.name == ONE_ROUND[-1]
+    assert read_run(unbroken).animation.title == f"student of {ONE_ROUND[-1]}, 8 steps"
     assert {e.name for e in read_evaluations(unbroken)} >= {f"{name}_01" for name in ONE_ROUND}
 
 
