@@ -133,10 +133,12 @@ def test_constraints_that_are_missing(checkout):
 
 @pytest.mark.slow
 def test_installs_once_and_again_when_the_requirements_change(checkout):
-    first = run(checkout)
+    first = run(checkout, PYTHONDONTWRITEBYTECODE="1")
     assert first.returncode == 0, first.stderr
     assert "[job] installing packages" in first.stdout
     assert f"imported from {checkout}" in first.stdout
+    compiled = list((checkout / "sdtt_jax" / "__pycache__").glob("__init__.*.pyc"))
+    assert compiled, "modules stay compiled from one program to the next"
 
     again = run(checkout)
     assert again.returncode == 0, again.stderr
