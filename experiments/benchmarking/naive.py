@@ -33,16 +33,13 @@ TIME_FEATURES = 256
 def forward(
     config: DenoiserConfig, params: Params, tokens: jax.Array, sigma: jax.Array | None = None
 ) -> jax.Array:
-    """The network, head included.
+    """The network, head included: raw logits `[batch, length, vocab]` float32.
 
     Args:
       config: sizes; `remat` is ignored (everything is stored).
       params: parameters, unboxed.
       tokens: `[batch, length]` int32, MASK included.
       sigma: `[batch]` float32, total noise; used only if the config says `time_conditioned`.
-
-    Returns:
-      Raw logits, `[batch, length, vocab]` float32.
     """
     batch, length = tokens.shape
     dtype = jnp.dtype(config.compute_dtype)
@@ -94,13 +91,7 @@ def reverse_log_probs(
 ) -> jax.Array:
     """The whole categorical q(x_s | x_t) of masked positions (MDLM, arXiv 2406.07524, equation 6).
 
-    Args:
-      log_p_x0: `[batch, length, vocab]`, from `log_probs`.
-      move_chance_t, move_chance_s: `[batch]` float32, probability of MASK at times t and s < t.
-      mask_id: the id of MASK.
-
-    Returns:
-      `[batch, length, vocab]` float32, normalised; MASK's share is `move_chance_s / move_chance_t`.
+    As `log_p_x0`, from `log_probs`; MASK's share is `move_chance_s / move_chance_t`, `[batch]` each.
     """
     stays = (move_chance_s / move_chance_t)[:, None, None]
     is_mask = jnp.arange(log_p_x0.shape[-1]) == mask_id
@@ -115,16 +106,13 @@ def reverse_step(
     t: jax.Array,
     s: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """One reverse step from t to s < t.
+    """One reverse step from t to s < t: `x_s: [batch, length]` int32, and log-probabilities as `log_probs`.
 
     Args:
       diffusion, params: the model.
       key: PRNG key.
       x_t: `[batch, length]` int32.
       t, s: `[batch]` float32; `s` is clamped at 0, where everything is revealed.
-
-    Returns:
-      `x_s: [batch, length]` int32, and the network's log-probabilities `[batch, length, vocab]`.
     """
     schedule, mask_id = diffusion.schedule, diffusion.mask_id
     log_p_x0 = log_probs(_sizes(diffusion), params, x_t, schedule.sigma(t))
@@ -147,9 +135,6 @@ def sample(
       key: PRNG key.
       x_init: `[batch, length]` int32, MASK where tokens are wanted.
       num_steps: reverse steps; static under `jit`.
-
-    Returns:
-      As `sample`: the final state, and None.
     """
     grid = jnp.linspace(1.0, SAMPLING_EPS, num_steps + 1)
     batch = x_init.shape[:1]

@@ -12,17 +12,11 @@ from sdtt_jax.networks.flops import judge_flops, sample_flops
 
 
 def entry(config: RunConfig, jobs: Sequence[Job], measured: dict[str, Measured]) -> Entry:
-    """The record of one race.
+    """The record of one race, from what its jobs have shown, by their names.
 
-    Args:
-      config: of the run.
-      jobs: the students' and the causal model's.
-      measured: by the jobs' names.
-
-    Returns:
-      Batch, length, dtype, device, and under `entrants` for each job's name the median seconds, how many
-      times as fast as the causal model it is (`ratio`), tokens per second, the GFLOP that it cannot avoid,
-      peak memory, and all details.
+    Batch, length, dtype, device, and under `entrants` for each job's name the median seconds, how many times
+    as fast as the causal model it is (`ratio`), tokens per second, the GFLOP that it cannot avoid, peak
+    memory, and all details.
     """
     first = jobs[0]
     causal = measured[CAUSAL].median()
@@ -30,7 +24,7 @@ def entry(config: RunConfig, jobs: Sequence[Job], measured: dict[str, Measured])
         "batch_size": first.batch_size,
         "length": config.data.length,
         "compute_dtype": first.config["model"]["compute_dtype"],
-        "device": next((m.setup["device"] for m in measured.values() if m.setup), None),
+        "device": report.device(measured),
         "entrants": {job.name: _entrant(config, job, measured[job.name], causal) for job in jobs},
     }
 
@@ -55,9 +49,9 @@ def _entrant(config: RunConfig, job: Job, measured: Measured, causal: float | No
 
 def table(title: str, race: Entry) -> Table:
     """Seconds, ratio, tokens per second and peak memory of each entrant."""
-    shown = report.blank_table(title, "times as fast: as the causal model with its cache")
-    for column in ("calls", "seconds: median (range)", "times as fast", "tokens/s", "peak GB"):
-        shown.add_column(column, justify="right")
+    columns = ("calls", "seconds: median (range)", "times as fast", "tokens/s", "peak GB")
+    caption = "times as fast: as the causal model with its cache"
+    shown = report.table_of(title, caption, *columns)
     for name, row in race["entrants"].items():
         shown.add_row(
             name,

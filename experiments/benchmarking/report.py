@@ -52,10 +52,7 @@ class Measured:
 def entry(config: RunConfig, job: Job, measured: dict[str, Measured]) -> Entry:
     """The record of one row with a lean and a naive variant on the device.
 
-    Args:
-      config: of the run.
-      job: any of the row's jobs.
-      measured: by variant, the yardstick `matmul` included.
+    `job` is any of the row's; `measured` is by variant, the yardstick `matmul` included.
     """
     lean, naive = measured["lean"], measured["naive"]
     flops = unavoidable_flops(config, job, measured)
@@ -74,7 +71,7 @@ def entry(config: RunConfig, job: Job, measured: dict[str, Measured]) -> Entry:
         "naive_peak_gb": naive.peak_gb,
         "unavoidable_gflop": None if flops is None else flops / 1e9,
         "matmul_gflop_per_s": None if rate is None else rate / 1e9,
-        "device": next((m.setup["device"] for m in measured.values() if m.setup), None),
+        "device": device(measured),
         "lean": details(lean),
         "naive": details(naive),
         MATMUL: details(measured[MATMUL]),
@@ -106,31 +103,20 @@ def _coupled_entry(config: RunConfig, job: Job, coupled: Measured, lean: Measure
 
 def unavoidable_flops(config: RunConfig, job: Job, measured: dict[str, Measured]) -> float | None:
     """FLOPs of one repetition, from the counts of the lean variant, or of the naive one if it died."""
-    sizes = config.denoiser(job.vocab_size)
-    lean = measured["lean"]
-    counted = lean if lean.median() is not None else measured["naive"]
+    sizes, batch, lean = config.denoiser(job.vocab_size), job.batch_size, measured["lean"]
     if "judge" in job.suite:
-        return judge_flops(judge_sizes(job, config), job.batch_size)
-    if job.suite == "sample":
-        calls = counted.median("calls")
-        # A call in blocks computes a part of the text.
-        return (
-            None
-            if calls is None or job.mode.startswith("blocks")
-            else sample_flops(sizes, job.batch_size, calls)
-        )
-    masked = counted.median("masked")
-    if masked is None:
+        return judge_flops(judge_sizes(job, config), batch)
+    counted = lean if lean.median() is not None else measured["naive"]
+    count = counted.median("calls" if job.suite == "sample" else "masked")
+    # A call in blocks computes a part of the text.
+    if count is None or job.mode.startswith("blocks"):
         return None
+    if job.suite == "sample":
+        return sample_flops(sizes, batch, count)
     if job.suite == "teacher":
-        return teacher_flops(sizes, job.batch_size, masked)
-    return distill_flops(
-        sizes,
-        job.batch_size,
-        masked,
-        num_distill_steps=config.distill.num_distill_steps,
-        num_trajectories=config.distill.num_trajectories,
-    )
+        return teacher_flops(sizes, batch, count)
+    k, trajectories = config.distill.num_distill_steps, config.distill.num_trajectories
+    return distill_flops(sizes, batch, count, num_distill_steps=k, num_trajectories=trajectories)
 
 
 def data_entry(config: RunConfig, measured: dict[str, Measured]) -> Entry:
@@ -167,6 +153,11 @@ def loading_share(data: Entry, train: Entry, batch_size: int) -> float | None:
     return ratio(per_batch / data["batch_size"] * batch_size, train["lean_s"])
 
 
+def device(measured: dict[str, Measured]) -> Any:
+    """The device that jobs ran on; None where none was set up."""
+    return next((m.setup["device"] for m in measured.values() if m.setup), None)
+
+
 def details(measured: Measured) -> Entry:
     """All measurements of one variant, with their range."""
     seconds = [run["seconds"] for run in measured.runs]
@@ -188,9 +179,8 @@ def ratio(above: float | None, below: float | None) -> float | None:
 
 def computing_table(rows: dict[str, Entry]) -> Table:
     """Times, shares and memory of what runs on the device, one row per title."""
-    table = blank_table("seconds: median (smallest–largest)", "a | b: lean | naive")
-    for column in ("lean", "naive", "naive / lean", "share of matmul", "peak GB"):
-        table.add_column(column, justify="right")
+    columns = ("lean", "naive", "naive / lean", "share of matmul", "peak GB")
+    table = table_of("seconds: median (smallest–largest)", "a | b: lean | naive", *columns)
     for title, row in rows.items():
         table.add_row(
             title,
@@ -205,15 +195,14 @@ def computing_table(rows: dict[str, Entry]) -> Table:
 
 def memory_table(rows: dict[str, Entry]) -> Table:
     """Memory according to the compiler and to the process, one row per title and variant."""
-    table = blank_table("memory in GB, as compiled and as seen; seconds to compile", None)
     names = {
         "arguments": "arguments_gb",
         "outputs": "outputs_gb",
         "in place": "alias_gb",
         "temporaries": "temporaries_gb",
     }
-    for column in (*names, "peak, running", "peak", "compile s"):
-        table.add_column(column, justify="right")
+    title = "memory in GB, as compiled and as seen; seconds to compile"
+    table = table_of(title, None, *names, "peak, running", "peak", "compile s")
     for title, row in rows.items():
         for variant in VARIANTS:
             shown = row[variant]
@@ -255,9 +244,8 @@ def coupled_lines(rows: dict[str, Entry]) -> list[str]:
 def data_table(data: Entry) -> Table:
     """Tokens per second of each phase."""
     caption = f"batches of {data['batch_size']}; a | b: lean | naive"
-    table = blank_table("data: tokens per second", caption)
-    for column in ("lean", "naive", "lean / naive", "seconds per batch"):
-        table.add_column(column, justify="right")
+    columns = ("lean", "naive", "lean / naive", "seconds per batch")
+    table = table_of("data: tokens per second", caption, *columns)
     for phase in PHASES:
         row = data[phase]
         per_batch = (row.get("lean_s_per_batch"), row.get("naive_s_per_batch"))
@@ -276,10 +264,12 @@ def _first(measured: dict[str, Measured], name: str) -> float | None:
     return next((value for value in medians if value is not None), None)
 
 
-def blank_table(title: str, caption: str | None) -> Table:
-    """A table whose first column names the rows."""
+def table_of(title: str, caption: str | None, *columns: str) -> Table:
+    """An empty table, with a column before these that names the rows."""
     table = Table(title=title, caption=caption)
     table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
     return table
 
 

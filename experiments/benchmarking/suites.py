@@ -12,16 +12,23 @@ from typing import NamedTuple
 from rich.console import Console
 
 from experiments.benchmarking import race, report
-from experiments.benchmarking.cases import CAUSAL, COUPLED, MATMUL, STUDENT, SUITES, VARIANTS, Job
+from experiments.benchmarking.cases import (
+    CAUSAL,
+    COUPLED,
+    MATMUL,
+    STUDENT,
+    SUITES,
+    VARIANTS,
+    Job,
+    Log,
+)
 from experiments.benchmarking.report import Entry, Measured
-from experiments.benchmarking.worker import Here, Runner, Worker, WorkerError
+from experiments.benchmarking.worker import Here, Worker, WorkerError
 from experiments.settings import RunConfig
 from sdtt_jax.config import changed, choose, positive, require, to_mapping
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import setting
 from sdtt_jax.networks.config import COMPUTE_DTYPES
-
-Log = Callable[[str], None]
 
 
 def measure(
@@ -33,24 +40,16 @@ def measure(
     interleave: bool = True,
     in_process: bool = False,
 ) -> dict[str, Measured]:
-    """Runs the jobs, each in its own process, `repeats` times.
+    """Runs the jobs, each in its own process, `repeats` times after one to warm up.
 
-    Args:
-      title: what progress lines begin with.
-      jobs: of different names.
-      repeats: repetitions after the one that warms up.
-      log: called with each line of progress.
-      interleave: keep all jobs, and let them run in turn; each round reverses the order.
-      in_process: run all of them in this process.
-
-    Returns:
-      What each job has shown, by its name; one that died says so, and the others went on.
+    Interleaved, all are kept and run in turn; each round reverses the order. Returns what each job has shown,
+    by its name; one that died says so, and the others went on.
     """
-    start = Here if in_process else Worker
     measured = {job.name: Measured() for job in jobs}
     for group in [list(jobs)] if interleave else [[job] for job in jobs]:
         with contextlib.ExitStack() as stack:
-            workers = dict(_prepared(title, group, start, measured, stack, log))
+            ready = _prepared(title, group, Here if in_process else Worker, measured, stack, log)
+            workers = dict(ready)
             for number in range(repeats):
                 order = list(workers) if number % 2 == 0 else list(reversed(workers))
                 for variant in order:
@@ -69,14 +68,15 @@ def measure(
 def _prepared(
     title: str,
     jobs: Sequence[Job],
-    start: Callable[[Job], Runner],
+    start: Callable[[Job], Here | Worker],
     measured: dict[str, Measured],
     stack: contextlib.ExitStack,
     log: Log,
-) -> Iterator[tuple[str, Runner]]:
+) -> Iterator[tuple[str, Here | Worker]]:
     """Starts and warms up the workers one by one, so that none compiles while another computes."""
     for job in jobs:
-        worker = stack.enter_context(start(job))
+        worker = start(job)
+        stack.enter_context(worker)
         head = f"{title}: {job.name}"
         try:
             setup = worker.prepare(lambda phase, head=head: log(f"{head}: {phase}"))  # type: ignore[misc]
@@ -195,11 +195,7 @@ def _race_rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
 def benchmark(config: RunConfig, plan: Plan, log: Log, save: Callable[[Entry], None]) -> Entry:
     """The whole record, JSON-ready: under each suite's name its row, or its rows by title (`sample`: a list).
 
-    Args:
-      config: of a run, whose networks and data are taken.
-      plan: what is measured.
-      log: called with each line of progress.
-      save: called with the record after every row, so that a stop loses little.
+    `save` is called with it after every row, so that a stop loses little.
     """
     record: Entry = {
         "jax": importlib.metadata.version("jax"),
@@ -211,26 +207,20 @@ def benchmark(config: RunConfig, plan: Plan, log: Log, save: Callable[[Entry], N
         "interleaved": plan.interleave,
     }
     for suite, title, jobs in rows(config, plan):
+        here = plan.in_process and suite != "data"
         measured = measure(
-            title,
-            jobs,
-            plan.repeats,
-            log,
-            interleave=plan.interleave,
-            in_process=plan.in_process and suite != "data",
+            title, jobs, plan.repeats, log, interleave=plan.interleave, in_process=here
         )
         if suite == "data":
             record["data"] = report.data_entry(config, measured)
         elif suite == "race":
             record.setdefault("race", {})[title] = race.entry(config, jobs, measured)
+        elif suite == "demo":
+            record.setdefault("demo", {})[title] = report.entry(config, jobs[0], measured)
+        elif suite == "sample":
+            record.setdefault("sample", []).append(report.entry(config, jobs[0], measured))
         else:
-            row = report.entry(config, jobs[0], measured)
-            if suite == "demo":
-                record.setdefault("demo", {})[title] = row
-            elif suite == "sample":
-                record.setdefault("sample", []).append(row)
-            else:
-                record[suite] = row
+            record[suite] = report.entry(config, jobs[0], measured)
         if "data" in record and "train" in record:
             share = report.loading_share(record["data"], record["train"], plan.batch_size)
             record["data"]["share_of_train_step"] = share

@@ -5,7 +5,6 @@ in, then phases and the measurements of building it come out; after that each "r
 measurements of one repetition. The process ends with its input, so it never outlives its parent.
 """
 
-import abc
 import contextlib
 import ctypes
 import dataclasses
@@ -38,40 +37,11 @@ class WorkerError(UserError):
     """A worker process that ended before it was asked to; the message says why."""
 
 
-class Runner(abc.ABC):
-    """A job that is made ready once and then repeated; a context manager that ends it."""
+class Worker:
+    """The parent's end of one worker process, which measures its peak memory too.
 
-    def __enter__(self) -> Self:
-        return self
-
-    @abc.abstractmethod
-    def __exit__(self, *exception: Any) -> None: ...
-
-    @abc.abstractmethod
-    def prepare(self, on_phase: Callable[[str], None]) -> dict[str, Any]:
-        """Compiles the job and runs it once.
-
-        Args:
-          on_phase: called with each phase as it begins.
-
-        Returns:
-          The measurements of building it.
-
-        Raises:
-          WorkerError: it failed.
-        """
-
-    @abc.abstractmethod
-    def run(self) -> dict[str, Any]:
-        """The measurements of one repetition.
-
-        Raises:
-          WorkerError: it failed.
-        """
-
-
-class Worker(Runner):
-    """The parent's end of one worker process, which measures its peak memory too."""
+    A context manager that ends the process. What fails raises `WorkerError`.
+    """
 
     def __init__(self, job: Job):
         self.job = job
@@ -91,9 +61,8 @@ class Worker(Runner):
             },
         )
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *exception: Any) -> None:
         with contextlib.suppress(OSError):
@@ -105,13 +74,22 @@ class Worker(Runner):
         self._process.stdout.close()
         self._stderr.close()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def prepare(self, on_phase: Callable[[str], None]) -> dict[str, Any]:
+        """Compiles the job and runs it once; the measurements of building it.
+
+        `on_phase` is called with each phase as it begins.
+        """
         self._send(dataclasses.asdict(self.job))
         while "phase" in (message := self._receive()):
             on_phase(message["phase"])
         return message
 
     def run(self) -> dict[str, Any]:
+        """The measurements of one repetition."""
         self._send("run")
         return self._receive()
 
@@ -146,15 +124,17 @@ class Worker(Runner):
         return f"ended with {how}: {last}"
 
 
-class Here(Runner):
-    """A job in this process, without measurements of memory."""
+class Here:
+    """As `Worker`, but in this process and without measurements of memory."""
 
     def __init__(self, job: Job):
         self.job = job
-        self._repeat: Callable[[], Repetition] | None = None
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._repeat = None  # and with it the parameters
+        self._repeat: Callable[[], Repetition] | None = None  # and with it the parameters
 
     def prepare(self, on_phase: Callable[[str], None]) -> dict[str, Any]:
         with _failing():
