@@ -58,14 +58,10 @@ def steps_of(
 
 
 def curve(run: Run, denoiser: Any, params: Any, marks: list[int], texts: Any) -> dict[int, float]:
-    """The bound in nats per token after each number of steps.
+    """The bound in nats per token of held-out `texts: [batch, length]` int32, after each number of steps.
 
-    Args:
-      run: for its data, and how its teacher is trained.
-      denoiser: the network.
-      params: that it starts from, or None: fresh ones.
-      marks: ascending numbers of steps.
-      texts: `[batch, length]` int32, held out.
+    The network starts from `params`, or with None from fresh ones, and is trained as the run's teacher;
+    `marks` are the numbers of steps, ascending.
     """
     diffusion = MaskedDiffusion(denoiser, make_schedule())
     loss = teacher_loss(diffusion, NelboConfig(weighting="even"))

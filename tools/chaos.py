@@ -40,14 +40,7 @@ TIMES = ("timing", "seconds", "tokens_per_second", "data_wait")
 
 
 def outcome(root: Path) -> dict[str, str]:
-    """Digests of every result of a run, by file or folder.
-
-    Args:
-      root: of a finished run.
-
-    Returns:
-      The folder of each `final` -> digest of its parameters; each file of results -> that of its content.
-    """
+    """Digests of a finished run: of the parameters in each folder `final`, of each file of results."""
     digests = {
         str(folder.relative_to(root)): params_digest(load_params(folder)[0])
         for folder in sorted(root.glob("**/final"))
@@ -74,14 +67,8 @@ class RestartedRun:
 
     def __init__(self, directory: Path, config: str, options: Sequence[str]):
         self.directory = directory
-        self._command = [
-            sys.executable,
-            "-m",
-            "experiments.run",
-            f"--config={config}",
-            f"--workdir={directory}",
-            *options,
-        ]
+        flags = f"--config={config}", f"--workdir={directory}"
+        self._command = [sys.executable, "-m", "experiments.run", *flags, *options]
 
     def start(self) -> "subprocess.Popen[str]":
         """Starts the same command again; its output is appended to a file beside the directory."""
@@ -128,7 +115,7 @@ def compare(run: RestartedRun, expected: dict[str, str]) -> list[str]:
 def disturb(
     run: RestartedRun, moments: random.Random, lines: int, kills: int, log: Callable[[str], None]
 ) -> int:
-    """Takes a run to its end, killing it on the way.
+    """Takes a run to its end, killing it on the way; returns the number of kills that it took.
 
     Args:
       run: to be killed.
@@ -137,9 +124,6 @@ def disturb(
         or on a busier machine, a run takes quite another time than the first.
       kills: at most so many.
       log: called with a line per kill.
-
-    Returns:
-      The kills that it took.
     """
     for number in range(kills):
         start, process = run.lines(), run.start()

@@ -63,13 +63,7 @@ def words(path: Path) -> TokenizerConfig:
 
 
 def rates(folder: Path, megabytes: float, repeats: int) -> list[tuple[float, float]]:
-    """MB a CPU second of the bare tokenizer and of the whole preparation, in turns, in one process.
-
-    Args:
-      folder: an empty one.
-      megabytes: of text.
-      repeats: turns.
-    """
+    """MB a CPU second of the bare tokenizer and of the whole preparation, in turns, in one process."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     config = write_corpus(folder / "corpus.jsonl", megabytes)
     texts = list(documents(config))
@@ -93,14 +87,7 @@ def rates(folder: Path, megabytes: float, repeats: int) -> list[tuple[float, flo
 def peak_memory(
     folder: Path, megabytes: float, tokenizer: TokenizerConfig, workers: int
 ) -> tuple[int, float]:
-    """Documents, and the largest sum of this and its workers' shares of memory while preparing, MB.
-
-    Args:
-      folder: an empty one.
-      megabytes: of text.
-      tokenizer: the vocabulary.
-      workers: processes.
-    """
+    """Documents, and the largest sum of this and its workers' shares of memory while preparing, MB."""
     config = write_corpus(folder / "corpus.jsonl", megabytes)
     config = dataclasses.replace(config, num_shards=4)
     largest, done = 0.0, threading.Event()
@@ -124,12 +111,8 @@ def peak_memory(
 def random_access(folder: Path, records: int, reads: int) -> tuple[float, float, float]:
     """Seconds that opening takes, MB that it and the reads take, and a random record's median milliseconds.
 
-    Records of 16 tokens in a hundred shards, which are one file that is linked a hundred times.
-
-    Args:
-      folder: an empty one.
-      records: of all shards together, a multiple of a hundred.
-      reads: how many random ones are read.
+    Records of 16 tokens in a hundred shards, which are one file that is linked a hundred times; `records` is
+    the number of all, a multiple of a hundred, and `reads` that of the random ones that are read.
     """
     rows = np.zeros((records // SHARDS, 16), np.uint16)
     rows[:, :2] = np.arange(len(rows), dtype=np.uint32).view(np.uint16).reshape(-1, 2)

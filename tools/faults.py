@@ -48,11 +48,7 @@ class Promise:
 
 
 def promises(folder: Path = TESTS) -> list[Promise]:
-    """All promises of the tests in a folder, by row; read from the text, nothing is imported.
-
-    Raises:
-      ValueError: a marker lacks a field.
-    """
+    """All promises of the tests in a folder, by row; read from the text, nothing is imported."""
     listed = []
     for path in sorted(folder.glob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -73,12 +69,7 @@ def missing_rows(tested: Sequence[Promise]) -> list[int]:
 
 
 def page(tested: Sequence[Promise], outcomes: Mapping[tuple[str, str], Sequence[str]]) -> str:
-    """The whole of docs/guides/faults.md.
-
-    Args:
-      tested: the promises, by row.
-      outcomes: file and test -> "passed", "failed" or "skipped" of each of its cases.
-    """
+    """The whole of docs/guides/faults.md, from the promises and `read_outcomes`."""
     return HEAD + "".join(p.line(_result(outcomes.get((p.file, p.test), []))) for p in tested)
 
 
@@ -92,7 +83,7 @@ def _result(outcomes: Sequence[str]) -> str:
 
 
 def read_outcomes(report: Path) -> dict[tuple[str, str], list[str]]:
-    """File and test -> how each of its cases ended, from a report that pytest wrote with --junitxml."""
+    """File and test -> "passed", "failed" or "skipped" of each of its cases, from pytest's --junitxml."""
     outcomes: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
     for case in xml.etree.ElementTree.parse(report).iter("testcase"):
         file = f"{case.attrib['classname'].rpartition('.')[2]}.py"

@@ -126,11 +126,13 @@ def main(argv: Sequence[str]) -> None:
     for topology in topologies:
         there = devices[str(topology)]
         if _PUBLISHED.value:
-            for name, adapted in itertools.product(PUBLISHED, (True, False)):
-                rows.append(published_row(name, topology, there, adapted=adapted))
-        for size in () if _PUBLISHED.value else _SIZES.value:
-            target = Target("distill", owt(size), topology, there)
-            rows.append(row(target, size, _SECONDS.value, log))
+            rows += [
+                published_row(name, topology, there, adapted=adapted)
+                for name, adapted in itertools.product(PUBLISHED, (True, False))
+            ]
+        else:
+            targets = {size: Target("distill", owt(size), topology, there) for size in _SIZES.value}
+            rows += [row(target, size, _SECONDS.value, log) for size, target in targets.items()]
         if output is not None:
             output.write_text(table(columns, rows) + "\n", encoding="utf-8")
     print(table(columns, rows))

@@ -18,15 +18,7 @@ _SETUP = pathlib.Path(__file__).resolve().parent.parent / "setup.cfg"
 
 
 def floors(setup: pathlib.Path, extras: tuple[str, ...] = ()) -> dict[str, str]:
-    """The floors by requirement, in the order of the file.
-
-    Args:
-      setup: a setup.cfg; `install_requires` is read, and `extras_require` for `extras`.
-      extras: names of extras to include.
-
-    Raises:
-      SystemExit: an extra is unknown, or a requirement has no `>=` floor.
-    """
+    """The floors by requirement, in the order of the file: of `install_requires`, and of these extras."""
     parser = configparser.ConfigParser(comment_prefixes=("#",))
     with setup.open(encoding="utf-8") as file:
         parser.read_file(file)
@@ -39,10 +31,7 @@ def floors(setup: pathlib.Path, extras: tuple[str, ...] = ()) -> dict[str, str]:
 
     minimums: dict[str, str] = {}
     for where, requirements in sections:
-        for line in requirements.split("\n"):
-            requirement = line.strip()
-            if not requirement:
-                continue
+        for requirement in filter(None, map(str.strip, requirements.split("\n"))):
             match = _REQUIREMENT.fullmatch(requirement)
             if match is None:
                 raise SystemExit(

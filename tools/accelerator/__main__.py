@@ -20,7 +20,6 @@ many there are. On a CPU everything runs too, slowly: --tiny takes sizes at whic
 """
 
 import argparse
-import math
 import os
 import subprocess
 import sys
@@ -47,9 +46,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def environment(name: str, earlier: Mapping[str, Any]) -> dict[str, str]:
     """The environment of a part: nearly all of the device's memory, and compiled programs kept.
 
-    Args:
-      name: of the part.
-      earlier: records of the parts before.
+    `earlier` are the records of the parts before.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if name == "profile" and earlier.get("machine", {}).get("platform") == "gpu":
@@ -68,15 +65,9 @@ def environment(name: str, earlier: Mapping[str, Any]) -> dict[str, str]:
 
 
 def run_process(command: Sequence[str], seconds: float, env: Mapping[str, str]) -> str | None:
-    """Runs a part's process, whose stderr passes through.
+    """Runs a part's process, whose stderr passes through, for at most so many seconds.
 
-    Args:
-      command: of the process.
-      seconds: after which it is killed.
-      env: its environment.
-
-    Returns:
-      None, or how it ended otherwise than by itself and well, with the end of what it said.
+    Returns None, or how it ended otherwise than by itself and well, with the end of what it said.
     """
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, errors="replace", env=env
@@ -110,13 +101,9 @@ def run_process(command: Sequence[str], seconds: float, env: Mapping[str, str]) 
 
 
 def measure(names: Sequence[str], minutes: float, folder: Path, *, tiny: bool) -> dict[str, Any]:
-    """Runs the parts one after the other, and writes record and page after each.
+    """Runs the parts one after the other, and writes record and page into `folder` after each.
 
-    Args:
-      names: of the parts.
-      minutes: for all of them.
-      folder: of the record and the page.
-      tiny: sizes for a CPU.
+    `minutes` are for all of them; `tiny` takes sizes for a CPU.
     """
     log = stopwatch()
     until = time.monotonic() + 60 * minutes
@@ -128,9 +115,7 @@ def measure(names: Sequence[str], minutes: float, folder: Path, *, tiny: bool) -
     for number, name in enumerate(names):
         left = until - time.monotonic()
         # What earlier parts left, or took too much, is shared by all later ones.
-        seconds = (
-            left * PARTS[name].share / math.fsum(PARTS[later].share for later in names[number:])
-        )
+        seconds = left * PARTS[name].share / sum(PARTS[later].share for later in names[number:])
         log(f"part {number + 1} of {len(names)}, {name}: {seconds:.0f} s of the {left:.0f} s left")
         record["parts"][name] = _part(name, seconds, record["parts"], folder, tiny=tiny)
         write_json(folder / "accelerator.json", record)
@@ -181,12 +166,8 @@ def main(argv: Sequence[str]) -> None:
         choose("--parts", name, PARTS)
     file = output_file(str(as_path(arguments.output) / "accelerator.json"))
     assert file is not None
-    measure(
-        sorted(set(names), key=list(PARTS).index),
-        arguments.minutes,
-        file.parent,
-        tiny=arguments.tiny,
-    )
+    names = sorted(set(names), key=list(PARTS).index)
+    measure(names, arguments.minutes, file.parent, tiny=arguments.tiny)
 
 
 if __name__ == "__main__":

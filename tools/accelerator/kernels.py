@@ -42,16 +42,15 @@ def kernels(bench: Bench) -> None:
     for dtype in ("bfloat16", "float32, highest"):
         what = {"what": "weighted_loss", "dtype": dtype}
         bench.row("head and loss", what, functools.partial(_head, dtype, bench.tiny))
-    bench.row("draws and digests", {"what": "digests of nine dtypes"}, _digests)
-    bench.row("draws and digests", {"what": "categorical draws"}, lambda: _draws(bench.tiny))
-    bench.row(
-        "draws and digests", {"what": "frequencies of draws"}, lambda: _frequencies(bench.tiny)
-    )
+    draws = functools.partial(bench.row, "draws and digests")
+    draws({"what": "digests of nine dtypes"}, _digests)
+    draws({"what": "categorical draws"}, lambda: _draws(bench.tiny))
+    draws({"what": "frequencies of draws"}, lambda: _frequencies(bench.tiny))
     if bench.has(0 if bench.tiny else 25, "whole losses and a generation"):
         for name in ("teacher_loss", "distill_loss"):
             what = {"what": name, "dtype": "float32, highest"}
             bench.row("head and loss", what, functools.partial(_loss, name))
-        bench.row("draws and digests", {"what": "tokens of a generation"}, _generation)
+        draws({"what": "tokens of a generation"}, _generation)
     _speed(bench)
 
 
@@ -87,6 +86,11 @@ def platform() -> str:
     return "cuda" if name == "gpu" else name
 
 
+def _runs(name: str, shape: tuple[int, ...], kind: jnp.dtype) -> bool:
+    """Whether a form of attention is for this platform and these arrays."""
+    return FORMS[name].platform in (platform(), "any") and FORMS[name].takes(shape, kind)
+
+
 def _precision(dtype: str) -> Any:
     return jax.default_matmul_precision("highest" if "highest" in dtype else None)
 
@@ -96,12 +100,7 @@ def _attention(bench: Bench) -> None:
     for dtype in ("bfloat16", "float32") if bench.tiny else BOUNDS:
         kind = jnp.dtype(dtype.split(",")[0])
         chosen = form(platform(), shape, kind)
-        names = [
-            n
-            for n, f in FORMS.items()
-            if f.platform in (platform(), "any") and f.takes(shape, kind)
-        ]
-        for name in names:
+        for name in (n for n in FORMS if _runs(n, shape, kind)):
             for causal in (True,) if bench.tiny else (False, True):
                 what = {"form": name, "chosen": name == chosen, "dtype": dtype, "causal": causal}
                 check = functools.partial(_form_equals, name, dtype, causal, shape)
@@ -164,8 +163,7 @@ def _speed(bench: Bench) -> None:
     flops = 4 * batch * heads * length**2 * head_dim
     for dtype in ("bfloat16",) if bench.tiny else ("bfloat16", "float32"):
         for name in (*FORMS, *(["cudnn, differentiated by JAX"] if dtype == "bfloat16" else [])):
-            form = FORMS[name.split(",")[0]]
-            if form.platform not in (platform(), "any") or not form.takes(shape, jnp.dtype(dtype)):
+            if not _runs(name.split(",")[0], shape, jnp.dtype(dtype)):
                 continue
             if not bench.has(4, f"the speed of {name} in {dtype}"):
                 continue
@@ -202,13 +200,8 @@ def _speed_of(name: str, dtype: str, shape: tuple[int, ...], flops: float) -> Ro
 
 def _head(dtype: str, tiny: bool) -> Row:
     """Value and gradients of the fused head with a cross-entropy, at half of the positions."""
-    config = DenoiserConfig(
-        300 if tiny else 50_257,
-        32 if tiny else 256,
-        embed_dim=64,
-        num_heads=2,
-        compute_dtype=dtype.split(",")[0],
-    )
+    sizes, kind = (300, 32) if tiny else (50_257, 256), dtype.split(",")[0]
+    config = DenoiserConfig(*sizes, embed_dim=64, num_heads=2, compute_dtype=kind)
     denoiser = Denoiser(config)
     keys = jax.random.split(jax.random.key(SEED), 4)
     shape = (4, config.length)

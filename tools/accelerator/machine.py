@@ -48,9 +48,8 @@ def machine(bench: Bench) -> None:
     for dtype in ("bfloat16", "float32"):
         for size in sizes:
             if bench.has(2, f"the matmul of {size} in {dtype}"):
-                bench.row(
-                    "matmul", {"dtype": dtype, "n": size}, functools.partial(_matmul, size, dtype)
-                )  # type: ignore[misc]
+                measure = functools.partial(_matmul, size, dtype)
+                bench.row("matmul", {"dtype": dtype, "n": size}, measure)
     bench.row("copying", {"what": "on the device, read and write"}, lambda: _copy(bench.tiny))
     bench.row("copying", {"what": "host to device"}, lambda: _transfer(bench.tiny))
     bench.row("copying", {"what": "a call that does nothing"}, _nothing)

@@ -6,11 +6,10 @@ tokens masked.
 
 import contextlib
 import functools
-import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -25,6 +24,7 @@ from sdtt_jax.config import changed, to_mapping
 from sdtt_jax.networks import Denoiser, layers
 from sdtt_jax.ops import rows
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from sdtt_jax.paths import as_path
 from sdtt_jax.training.state import StateSpec
 from tools.accelerator.bench import Bench, Row, chip, share_of_peak
 
@@ -33,18 +33,20 @@ SUITES = {"teacher": "teacher", "distill": "train"}
 VOCAB = 50_257
 TINY = {"num_layers": 2, "embed_dim": 32, "num_heads": 2}
 TINY_VOCAB, TINY_LENGTH = 100, 16
-REPEATS, LARGEST = 8, 512
+REPEATS, SMALLEST, LARGEST = 8, 16, 512
 ENOUGH_S = 3.0
+
+Context = contextlib.AbstractContextManager[Any]
 
 
 def training(bench: Bench) -> None:
     """The part "training": the small size."""
-    _search(bench, "small", 16)
+    _search(bench, "small")
 
 
 def medium(bench: Bench) -> None:
     """The part "medium"."""
-    _search(bench, "medium", 16)
+    _search(bench, "medium")
 
 
 def paper(size: str, *, tiny: bool, **model: Any) -> RunConfig:
@@ -60,14 +62,7 @@ def job(bench: Bench, suite: str, config: RunConfig, batch: int, num_steps: int 
 
 
 def step(bench: Bench, kind: str, config: RunConfig, batch: int) -> Row:
-    """Times a step: tokens/s, MFU, and what the compiler says of memory.
-
-    Args:
-      bench: whose sizes.
-      kind: a key of `SUITES`.
-      config: of the run.
-      batch: sequences.
-    """
+    """Times a step of a kind in `SUITES`: tokens/s, MFU, and what the compiler says of memory."""
     work = job(bench, SUITES[kind], config, batch)
     case = build(work, lambda _: None)
     case.repeat()
@@ -91,19 +86,16 @@ def step(bench: Bench, kind: str, config: RunConfig, batch: int) -> Row:
     }
 
 
-def _search(bench: Bench, size: str, start: int) -> None:
+def _search(bench: Bench, size: str) -> None:
     """Doubles the batch while it fits; two batches tell how much memory the next ones will take."""
     config = paper(size, tiny=bench.tiny)
     largest = 2 if bench.tiny else LARGEST
     for kind in SUITES:
-        batch, tried, took = (2 if bench.tiny else start), [], 60.0
+        batch, tried, took = (2 if bench.tiny else SMALLEST), [], 60.0
         while batch <= largest and bench.has(0 if bench.tiny else took, f"{kind} at batch {batch}"):
             began = time.monotonic()
-            row = bench.row(
-                "steps",
-                {"step": kind, "batch": batch},
-                functools.partial(step, bench, kind, config, batch),
-            )
+            measure = functools.partial(step, bench, kind, config, batch)
+            row = bench.row("steps", {"step": kind, "batch": batch}, measure)
             took = 1.3 * (time.monotonic() - began)
             if "error" in row:
                 break
@@ -125,24 +117,19 @@ def _next_batch(tried: list[Row], largest: int) -> int:
         return 2 * last["batch"]
     before = tried[-2]
     each = (last["compiled GB"] - before["compiled GB"]) / (last["batch"] - before["batch"])
+    room = known.usable / 1e9 - last["compiled GB"]
     batch = 2 * last["batch"]
-    while (
-        2 * batch <= largest
-        and last["compiled GB"] + each * (2 * batch - last["batch"]) < known.usable / 1e9
-    ):
+    while 2 * batch <= largest and each * (2 * batch - last["batch"]) < room:
         batch *= 2
     return batch
 
 
-@contextlib.contextmanager
-def _head_rows(turns: int, most: int) -> Iterator[None]:
+def _head_rows(turns: int, most: int) -> Context:
     """Divides rows into `turns` chunks of at most `most` rows."""
-    with mock.patch.multiple(rows, MAX_TURNS=turns, MAX_ROWS=most):
-        yield
+    return mock.patch.multiple(rows, MAX_TURNS=turns, MAX_ROWS=most)
 
 
-@contextlib.contextmanager
-def _kept_apart() -> Iterator[None]:
+def _kept_apart() -> Context:
     """Keeps a block's recomputation apart from its forward pass without a loop between them."""
     linen: Any = layers.nn  # type: ignore[attr-defined]
     plain = linen.remat
@@ -150,16 +137,13 @@ def _kept_apart() -> Iterator[None]:
     def remat(block: Any, **options: Any) -> Any:
         return plain(block, **options | {"prevent_cse": True})
 
-    with mock.patch.object(linen, "remat", remat):
-        yield
+    return mock.patch.object(linen, "remat", remat)
 
 
-@contextlib.contextmanager
-def _compiled_with(**options: Any) -> Iterator[None]:
+def _compiled_with(**options: Any) -> Context:
     """Programs compiled with options of XLA."""
     plain = jax.stages.Lowered.compile
-    with mock.patch.object(jax.stages.Lowered, "compile", lambda self: plain(self, options)):
-        yield
+    return mock.patch.object(jax.stages.Lowered, "compile", lambda self: plain(self, options))
 
 
 class Setting(NamedTuple):
@@ -167,7 +151,7 @@ class Setting(NamedTuple):
 
     fields: Mapping[str, Any] = {}  # of the network's config
     # In which the step is built.
-    context: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    context: Callable[[], Context] = contextlib.nullcontext
 
 
 ALL = {"unroll": 12}
@@ -244,11 +228,7 @@ def _to_disk_and_back(bench: Bench) -> Row:
         held = time.perf_counter() - began
         store.wait()
         saved = time.perf_counter() - began
-        on_disk = sum(
-            os.path.getsize(os.path.join(place, name))
-            for place, _, names in os.walk(folder)
-            for name in names
-        )
+        on_disk = sum(file.stat().st_size for file in as_path(folder).rglob("*") if file.is_file())
         abstract = spec.abstract(init)
         began = time.perf_counter()
         restored = store.restore(abstract)

@@ -28,18 +28,11 @@ def sampling(bench: Bench) -> None:
                 continue
             began = time.monotonic()
             work = job(bench, "sample", config, batch, calls)
-            row = bench.row(
-                "sampling",
-                {"calls": calls, "batch": batch},
-                functools.partial(_timed, bench, work, config),
-            )
+            measure = functools.partial(_timed, bench, work, config)
+            row = bench.row("sampling", {"calls": calls, "batch": batch}, measure)
             took = 1.2 * (time.monotonic() - began)
-            if (
-                calls == CALLS[0]
-                and "error" not in row
-                and (best is None or row["tokens/s"] > best["tokens/s"])
-            ):
-                best = row
+            if calls == CALLS[0] and "error" not in row:
+                best = max(best or row, row, key=lambda row: row["tokens/s"])
     if best is not None:
         bench.note(
             f"{best['calls']} calls, small: best at batch {best['batch']}, {best['tokens/s']:,.0f} tokens/s."
@@ -59,11 +52,8 @@ def race(bench: Bench) -> None:
             began = time.monotonic()
             work = job(bench, "race", config, batch, calls or 0)
             work = dataclasses.replace(work, variant=CAUSAL if calls is None else STUDENT)
-            row = bench.row(
-                "race",
-                {"batch": batch, "who": title},
-                functools.partial(_timed, bench, work, config, causal.get(batch)),
-            )
+            measure = functools.partial(_timed, bench, work, config, causal.get(batch))
+            row = bench.row("race", {"batch": batch, "who": title}, measure)
             took = 1.2 * (time.monotonic() - began)
             if calls is None and "error" not in row:
                 causal[batch] = row[WHOLE]
