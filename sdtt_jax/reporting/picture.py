@@ -39,11 +39,7 @@ ALIGNMENTS = {"start": "left", "middle": "center", "end": "right"}
 def write_quality(workdir: Path | str, path: Path | str) -> Path:
     """Draws the main figure of a run: perplexity and entropy against number of steps.
 
-    A run with a noise-coupled student has its few calls beside them.
-
-    Args:
-      workdir: of the run.
-      path: .png or .svg; returned.
+    A run with a noise-coupled student has its few calls beside them. Returns the path, a .png or .svg.
 
     Raises:
       DataError: the run has not been evaluated yet, or its files are malformed.
@@ -54,20 +50,16 @@ def write_quality(workdir: Path | str, path: Path | str) -> Path:
             f"{workdir} holds no measured quality to draw: run the evaluate stage first."
         )
     panels = [quality_panel(run), quality_panel(run, entropy=True)]
+    widths: Sequence[float] = (560, 440)
     if run.few_calls:
-        return _write(
-            [[few_calls_panel(run), *panels]], (470, 470, 400), 400, path, len(run.students)
-        )
-    return _write([panels], (560, 440), 400, path, len(run.students))
+        panels, widths = [few_calls_panel(run), *panels], (470, 470, 400)
+    return _write([panels], widths, 400, path, len(run.students))
 
 
 def write_race(points: Sequence[Point], batch: int, path: Path | str) -> Path:
-    """Draws perplexity and entropy against latency.
+    """Draws perplexity and entropy against latency, of two or more points of one batch size.
 
-    Args:
-      points: at least two, of one batch size.
-      batch: that size.
-      path: .png or .svg; returned.
+    Returns the path, a .png or .svg.
     """
     panels = [race_panel(points, batch), race_panel(points, batch, entropy=True)]
     return _write([panels], (560, 440), 420, path, len({p.model for p in points if not p.causal}))
@@ -76,12 +68,7 @@ def write_race(points: Sequence[Point], batch: int, path: Path | str) -> Path:
 def write_frontier(evaluations: Sequence[Evaluation], path: Path | str) -> Path | None:
     """Draws perplexity against entropy, two numbers of steps in each row.
 
-    Args:
-      evaluations: with or without items of the suite "frontier".
-      path: .png or .svg.
-
-    Returns:
-      The path; None if there is nothing to draw.
+    Returns the path, a .png or .svg; None if no evaluation has items of the suite "frontier".
     """
     panels = frontier_panels(evaluations)
     if not panels:
@@ -91,13 +78,9 @@ def write_frontier(evaluations: Sequence[Evaluation], path: Path | str) -> Path 
 
 
 def write_exact(record: Mapping[str, Any], path: Path | str) -> Path:
-    """Draws the record of the exact laboratory: a row for each measure, a panel for each divergence.
+    """Draws what `experiments.exact` writes to results.json: a row a measure, a panel a divergence.
 
-    With one divergence the measures stand side by side.
-
-    Args:
-      record: what `experiments.exact` writes to results.json.
-      path: .png or .svg; returned.
+    With one divergence the measures stand side by side. Returns the path, a .png or .svg.
     """
     rows = [exact_panels(record, measure) for measure in measured(record)]
     rounds = max(len(entries) for entries in record["rounds"].values())
@@ -115,11 +98,8 @@ def _write(
 ) -> Path:
     """Paints rows of panels, in light colours. The same panels give the same file."""
     drawn = [
-        [
-            d
-            for panel, width in zip(row, widths, strict=True)
-            if (d := draw_panel(panel, width, height))
-        ]
+        # A last row may be shorter.
+        [draw_panel(panel, w, height) for panel, w in zip(row, widths, strict=False) if panel]
         for row in rows
     ]
     width = max(sum(d.width + GAP for d in row) for row in drawn) - GAP + 2 * EDGE
@@ -151,12 +131,8 @@ def _paint(axes: Axes, drawing: Drawing, colours: dict[str, str]) -> None:
         stroke = named[style.stroke] if style.stroke else "none"
         if isinstance(mark, marks.Text):
             size, weight = style.size * POINT, "bold" if style.weight >= 600 else "normal"
-            look: dict[str, Any] = {
-                "fontsize": size,
-                "fontweight": weight,
-                "ha": ALIGNMENTS[mark.anchor],
-            }
-            axes.text(mark.x, mark.y, mark.text, color=fill, va="baseline", zorder=order, **look)
+            font: Any = {"fontsize": size, "fontweight": weight, "ha": ALIGNMENTS[mark.anchor]}
+            axes.text(mark.x, mark.y, mark.text, color=fill, va="baseline", zorder=order, **font)
             continue
         patch = _patch(mark, facecolor=fill, edgecolor=stroke, alpha=style.opacity, zorder=order)
         patch.set_linewidth(style.width * POINT if style.stroke else 0)

@@ -3,6 +3,7 @@
 from sdtt_jax.reporting.evaluations import Evaluation, tables
 from sdtt_jax.reporting.frontier import frontier_panels
 from sdtt_jax.reporting.layout import draw_panel
+from sdtt_jax.reporting.picture import write_frontier
 
 
 def item(mode, steps, perplexity):
@@ -16,11 +17,11 @@ def item(mode, steps, perplexity):
     }  # fmt: skip
 
 
-def evaluation(name, factor):
+def evaluation(name, factor, numbers=(4, 8)):
     matched = {
         f"frontier/matched/{mode}/steps_{steps:04d}": item(mode, steps, factor * 64 / steps)
         for mode in ("grid", "confidence")
-        for steps in (4, 8)
+        for steps in numbers
     }
     clean = {"kind": "diffusion", "mode": "grid", "clean_calls": 8.0, "gen_ppl": 7.2, "best": 7.0}
     return Evaluation(name, matched | {"frontier/clean/grid": clean})
@@ -48,6 +49,11 @@ def test_tables_have_a_row_for_each_setting_and_each_checkpoint():
     assert matched.columns == ("model", "decoder", "steps", "calls", "perplexity", "temperature")
     assert len(matched.rows) == 8
     assert clean.rows[0] == ("teacher", "grid", "8.00", "7.20", "7.00")
+
+
+def test_an_odd_number_of_panels_leaves_a_place_free(tmp_path):
+    path = write_frontier([evaluation("teacher", 1.0, (4, 8, 16))], tmp_path / "frontier.svg")
+    assert path.read_text().count("Perplexity against entropy") == 3
 
 
 def test_without_the_suite_there_is_no_figure():
