@@ -12,12 +12,7 @@ from sdtt_jax.reporting.report import NARROW, WIDE, page
 
 
 def render_data(found: dict[str, Any], name: str) -> str:
-    """The page as text.
-
-    Args:
-      found: from `inspect_data`.
-      name: of the folder.
-    """
+    """The page as text, from what `inspect_data` found in the folder of that name."""
     return page(
         "data.html",
         name=name,
@@ -38,6 +33,8 @@ def _lengths(found: dict[str, Any]) -> Markup:
         if total:
             x = tuple(float(length) for length in lengths)
             series.append(Series(split, colour, x, tuple(n / total for n in lengths.values())))
+    if not series:
+        return Markup("")
     panel = Panel(
         title="Documents by their length",
         description="share of the documents by their number of tokens, up to each power of two",
@@ -46,7 +43,6 @@ def _lengths(found: dict[str, Any]) -> Markup:
         series=tuple(series),
         note="share of those that were looked at",
     )
-    drawn = panel if series else None
     return both_widths(
-        lambda narrow: draw_panel(drawn, *((NARROW, 300) if narrow else (WIDE, 340)))
+        lambda narrow: draw_panel(panel, *((NARROW, 300) if narrow else (WIDE, 340)))
     )

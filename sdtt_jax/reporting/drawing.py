@@ -134,19 +134,16 @@ def css() -> str:
     return "\n".join(f"svg .{name} {{ {_rule(s)} }}" for name, s in STYLES.items())
 
 
-def both_widths(draw: Callable[[bool], Drawing | None]) -> Markup:
+def both_widths(draw: Callable[[bool], Drawing]) -> Markup:
     """A figure for wide and for narrow screens; the style sheet shows the one that fits.
 
     Two drawings instead of one that is scaled, so that text keeps its size on a telephone.
 
     Args:
-      draw: makes the drawing, given whether it is the narrow one; None if there is none.
+      draw: makes the drawing, given whether it is the narrow one.
     """
-    wide, narrow = draw(False), draw(True)
-    if wide is None or narrow is None:
-        return Markup("")
     page = Markup('<div class="wide">{}</div><div class="narrow">{}</div>')
-    return page.format(wide.svg(), narrow.svg())
+    return page.format(draw(False).svg(), draw(True).svg())
 
 
 def _element(name: str, mark: Mark, text: str = "", **attributes: object) -> Markup:

@@ -41,16 +41,14 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A model at one setting: its latency and its quality."""
+    """A model at one setting: its latency, and the quality of its unconditional texts."""
 
     model: str  # its name
     num_steps: int  # of the sampler; 0 for a causal model
     causal: bool  # whether it writes token by token
     seconds: float  # per batch, median
-    # gen_ppl, entropy: of its unconditional texts.
     gen_ppl: float
-    # low, high: 95 % interval of `gen_ppl`.
-    low: float
+    low: float  # with `high`, the 95 % interval of `gen_ppl`
     high: float
     entropy: float
 
@@ -94,8 +92,7 @@ def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
     The causal baseline has a timing of its own only if its size differs from the denoiser's. It appears in
     the results of every round of its run, and is taken once.
     """
-    points = []
-    causal_seen = set()
+    points: dict[tuple[object, ...], Point] = {}
     for evaluation in evaluations:
         quality = evaluation.under("generation/unconditional")
         speed = evaluation.under("latency")
@@ -106,24 +103,19 @@ def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
                 timed = speed.get(f"baseline_batch_{batch:03d}", timed)
             if timed is None or item.get("gen_ppl") is None:
                 continue
-            model = "causal" if causal else evaluation.name
-            if causal and item["gen_ppl"] in causal_seen:
-                continue
-            causal_seen |= {item["gen_ppl"]} if causal else set()
-            points.append(
-                Point(
-                    model=model,
-                    num_steps=0 if causal else item["num_steps"],
-                    causal=causal,
-                    seconds=timed["seconds"],
-                    gen_ppl=item["gen_ppl"],
-                    # Over a single text there is no interval.
-                    low=item["gen_ppl_low"] or item["gen_ppl"],
-                    high=item["gen_ppl_high"] or item["gen_ppl"],
-                    entropy=item["entropy"],
-                )
+            point = Point(
+                model="causal" if causal else evaluation.name,
+                num_steps=0 if causal else item["num_steps"],
+                causal=causal,
+                seconds=timed["seconds"],
+                gen_ppl=item["gen_ppl"],
+                # Over a single text there is no interval.
+                low=item["gen_ppl_low"] or item["gen_ppl"],
+                high=item["gen_ppl_high"] or item["gen_ppl"],
+                entropy=item["entropy"],
             )
-    return points
+            points.setdefault((item["gen_ppl"],) if causal else (evaluation.name, name), point)
+    return list(points.values())
 
 
 def race_batches(evaluations: Iterable[Evaluation]) -> list[int]:

@@ -14,8 +14,7 @@ def frontier_panels(
 
     Args:
       evaluations: those with items of the suite "frontier" are drawn.
-      colours: of the palette, by model, "accent" for one that has none; default: one of the rounds' colours
-        for each.
+      colours: by model, "accent" for one that has none; default: one of the rounds' colours for each.
     """
     found = [
         (evaluation.name, item)
@@ -48,9 +47,9 @@ def frontier_panels(
                 y=Axis(log=True, reaches=spans["gen_ppl"]),
                 series=(*series, upright),
                 tips=tuple(
-                    tip
+                    _tip(s, point)
                     for s, (_, item) in zip(series, shown, strict=True)
-                    for tip in _tips(s, item)
+                    for point in _points(item)
                 ),
             )
         )
@@ -58,9 +57,8 @@ def frontier_panels(
 
 
 def _series(name: str, item: Item, modes: Sequence[str], colour: str) -> Series:
-    points = sorted(item["points"], key=lambda point: point["entropy"])
     x, y, low, high = (
-        tuple(point[field] for point in points)
+        tuple(point[field] for point in _points(item))
         for field in ("entropy", "gen_ppl", "gen_ppl_low", "gen_ppl_high")
     )
     place = modes.index(item["mode"])
@@ -73,16 +71,12 @@ MARKERS = ("dot", "ring", "square", "open")
 """Of decoders, in the order in which they were asked for."""
 
 
-def _tips(series: Series, item: Item) -> list[Tip]:
-    points = sorted(item["points"], key=lambda point: point["entropy"])
-    return [
-        Tip(
-            point["entropy"],
-            f"{series.label}, temperature {point['temperature']:g}",
-            (
-                (series.colour, "perplexity", number(point["gen_ppl"])),
-                ("", "entropy", number(point["entropy"])),
-            ),
-        )
-        for point in points
-    ]
+def _points(item: Item) -> list[Item]:
+    return sorted(item["points"], key=lambda point: point["entropy"])
+
+
+def _tip(series: Series, point: Item) -> Tip:
+    perplexity = series.colour, "perplexity", number(point["gen_ppl"])
+    entropy = "", "entropy", number(point["entropy"])
+    title = f"{series.label}, temperature {point['temperature']:g}"
+    return Tip(point["entropy"], title, (perplexity, entropy))

@@ -25,18 +25,8 @@ HEAD, PITCH, BAR_PITCH, BAR, GROUP_GAP = 74.0, 19.0, 54.0, 18.0, 12.0
 between groups, in pixels."""
 
 
-def draw_panel(panel: Panel | None, width: float, height: float) -> Drawing | None:
-    """Draws a panel.
-
-    Args:
-      panel: None if there is nothing to draw.
-      width, height: of the whole, pixels.
-
-    Returns:
-      The drawing; None for no panel.
-    """
-    if panel is None:
-        return None
+def draw_panel(panel: Panel, width: float, height: float) -> Drawing:
+    """Draws a panel; width and height are those of the whole, in pixels."""
     left, right = LEFT, width - _margin(panel, width)
     top, bottom = TOP + (18 if panel.note else 0), height - (42 if panel.x.label else 24)
     inset = 12 if any(s.marker for s in panel.series) else 0
@@ -61,19 +51,11 @@ def draw_panel(panel: Panel | None, width: float, height: float) -> Drawing | No
     return Drawing(width, height, _shown(marks), panel.description, tuple(tips), "x", (top, bottom))
 
 
-def draw_rows(chart: RowChart | None, width: float, *, narrow: bool = False) -> Drawing | None:
-    """Draws rows; the height follows from their number.
+def draw_rows(chart: RowChart, width: float, *, narrow: bool = False) -> Drawing:
+    """Draws rows in a width of pixels; the height follows from their number.
 
-    Args:
-      chart: None if there is nothing to draw.
-      width: pixels.
-      narrow: without the names and values at the right of points.
-
-    Returns:
-      The drawing; None for no chart.
+    Narrow, the names and values at the right of points are left out.
     """
-    if chart is None:
-        return None
     bars = chart.bars
     left, right = HEAD, width - (60 if bars else 12 if narrow else 190)
     x = Scale(*chart.span, left, right)

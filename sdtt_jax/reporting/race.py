@@ -14,19 +14,16 @@ def race_panel(
     *,
     entropy: bool = False,
 ) -> Panel | None:
-    """Generative perplexity against seconds per batch on log axes.
+    """Generative perplexity against seconds per batch on log axes; None for less than two points, no race.
 
     Squares are causal models; words at points are numbers of steps.
 
     Args:
       points: of one batch size.
       batch: that size.
-      colours: of the palette, by model, "accent" for one that has none; default: one of the
-        rounds' colours for each. Causal models have a colour of their own.
+      colours: by model, "accent" for one that has none; default: one of the rounds' colours for each. Causal
+        models have a colour of their own.
       entropy: draws the entropy of the texts, in nats, instead.
-
-    Returns:
-      The panel; None for fewer than two points, which are no race.
     """
     if len(points) < 2:
         return None

@@ -6,6 +6,7 @@ results yet, and a report of it must still be possible. What is there must be we
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -233,18 +234,10 @@ def read_curves(path: Path) -> tuple[LossCurve, ...]:
         if speed is not None:
             speeds.setdefault(curve, []).append(speed)
     curves = []
-    for (stage, number), by_step in losses.items():
-        steps = tuple(sorted(by_step))
-        speed_list = sorted(speeds.get((stage, number), ()))
-        curves.append(
-            LossCurve(
-                stage=stage,
-                round=number,
-                steps=steps,
-                losses=tuple(by_step[step] for step in steps),
-                tokens_per_second=speed_list[len(speed_list) // 2] if speed_list else None,
-            )
-        )
+    for curve, by_step in losses.items():
+        steps, values = zip(*sorted(by_step.items()), strict=True)
+        speed = statistics.median_high(speeds[curve]) if curve in speeds else None
+        curves.append(LossCurve(*curve, steps, values, speed))
     return tuple(curves)
 
 
@@ -299,13 +292,8 @@ def _quality(entry: Mapping[str, Any] | None) -> Quality | None:
     gen_ppl = _number(entry.get("gen_ppl")) if entry else None
     if not entry or gen_ppl is None or gen_ppl <= 0:
         return None
-    return Quality(
-        gen_ppl=gen_ppl,
-        low=_number(entry.get("gen_ppl_low")),
-        high=_number(entry.get("gen_ppl_high")),
-        entropy=_number(entry.get("entropy")),
-        nfe=_number(entry.get("nfe")),
-    )
+    names = ("gen_ppl_low", "gen_ppl_high", "entropy", "nfe")
+    return Quality(gen_ppl, *(_number(entry.get(name)) for name in names))
 
 
 def _qualities(steps: Mapping[str, Any] | None) -> dict[int, Quality]:

@@ -34,15 +34,9 @@ PAIRS_SHOWN = 3
 
 
 def write_report(workdir: Path | str) -> Path:
-    """Writes `report.html` into the directory of a run.
+    """Writes `report.html` into the directory of a run, whole or not at all, and returns its path.
 
     The page says what the run has not produced yet.
-
-    Args:
-      workdir: holds at least `config.json`.
-
-    Returns:
-      The path of the page, which is written whole or not at all.
 
     Raises:
       DataError: there is no `config.json`, or a file of the run is malformed.
@@ -53,12 +47,9 @@ def write_report(workdir: Path | str) -> Path:
 
 
 def page(template: str, rounds: int = 1, **values: Any) -> str:
-    """A page in the report's style. Every value is escaped by the template.
+    """A page in the report's style, from one of `templates`, which escapes every value that it shows.
 
-    Args:
-      template: its name among `templates`.
-      rounds: how many rounds have colours.
-      **values: what the template shows.
+    `rounds` is how many rounds have colours.
     """
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("sdtt_jax.reporting", "templates"),
@@ -109,7 +100,7 @@ def figures(run: Run) -> dict[str, Markup | list[Markup]]:
     """All figures by name; an empty one has nothing to draw."""
     perplexity, entropy = quality_panel(run), quality_panel(run, entropy=True)
     forest, gain = forest_chart(run), gain_chart(run)
-    losses = [draw_panel(loss_panel(c, *_title_and_colour(c)), 336, 190) for c in run.curves]
+    losses = [loss_panel(curve, *_title_and_colour(curve)) for curve in run.curves]
     return {
         "perplexity": _panel_figure(perplexity, (610, 440), (NARROW, 340)),
         "entropy": _panel_figure(entropy, (430, 440), (NARROW, 280)),
@@ -121,7 +112,7 @@ def figures(run: Run) -> dict[str, Markup | list[Markup]]:
             _panel_figure(panel, (WIDE, 400), (NARROW, 320))
             for panel in frontier_panels(run.evaluations, _colours(run))
         ],
-        "losses": [loss.svg() for loss in losses if loss],
+        "losses": [draw_panel(loss, 336, 190).svg() for loss in losses if loss],
     }
 
 
@@ -145,10 +136,14 @@ def _colours(run: Run) -> dict[str, str]:
 def _panel_figure(
     panel: Panel | None, wide: tuple[float, float], narrow: tuple[float, float]
 ) -> Markup:
+    if panel is None:
+        return Markup("")
     return both_widths(lambda is_narrow: draw_panel(panel, *(narrow if is_narrow else wide)))
 
 
 def _rows_figure(rows: RowChart | None) -> Markup:
+    if rows is None:
+        return Markup("")
     return both_widths(lambda narrow: draw_rows(rows, NARROW if narrow else WIDE, narrow=narrow))
 
 

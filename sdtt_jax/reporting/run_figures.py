@@ -39,29 +39,19 @@ def quality_curves(run: Run) -> list[Curve]:
 
 
 def quality_panel(run: Run, *, entropy: bool = False) -> Panel | None:
-    """Generative perplexity against number of steps on log axes, with 95 % bands.
+    """Generative perplexity against number of steps on log axes, with 95 % bands; None without measures.
 
-    Args:
-      run: with or without results.
-      entropy: draws the entropy of the texts, in nats, instead, with a strip around that of the
-        data: it also keeps the axis from making much of differences that are small.
-
-    Returns:
-      The panel; None if nothing was measured.
+    With `entropy` that of the texts, in nats, and a strip around that of the data: it also keeps the axis
+    from making much of differences that are small.
     """
     series = [s for curve in quality_curves(run) if (s := _quality_series(curve, entropy)).x]
     if not series:
         return None
     strip = None
-    if entropy:
-        causal = run.autoregressive
-        values = (causal.entropy if causal else None, run.data_entropy)
-        if run.data_entropy is not None:
-            margin = abs(run.data_entropy) * ENTROPY_TOLERANCE
-            strip = (run.data_entropy - margin, run.data_entropy + margin)
-    else:
-        values = _reference_perplexities(run)
-    references = _references(*values)
+    if entropy and run.data_entropy is not None:
+        margin = abs(run.data_entropy) * ENTROPY_TOLERANCE
+        strip = (run.data_entropy - margin, run.data_entropy + margin)
+    references = _references(run, entropy)
     steps = sorted({k for s in series for k in s.x})
     what = "Entropy of the sampled texts" if entropy else "Generative perplexity"
     return Panel(
@@ -76,12 +66,9 @@ def quality_panel(run: Run, *, entropy: bool = False) -> Panel | None:
 
 
 def few_calls_panel(run: Run) -> Panel | None:
-    """Teacher and noise-coupled student at very few calls, on log axes, with 95 % bars.
+    """Teacher and noise-coupled student, if one was measured, at very few calls, on log axes, with 95 % bars.
 
     The student stands at the entropy of real text, its bars are those of the pair with the teacher.
-
-    Returns:
-      The panel; None if no coupled student was measured.
     """
     if not run.few_calls:
         return None
@@ -99,7 +86,7 @@ def few_calls_panel(run: Run) -> Panel | None:
         _quality_series(Curve("teacher", "teacher", teacher), entropy=False),
         Series("noise-coupled", "coupled", calls, tuple(matched), low, high),
     )
-    references = _references(*_reference_perplexities(run))
+    references = _references(run, entropy=False)
     return Panel(
         title="Perplexity at very few calls",
         description="Generative perplexity against number of network calls: teacher and noise-coupled "
@@ -169,14 +156,8 @@ def gain_chart(run: Run) -> RowChart | None:
 def loss_panel(curve: LossCurve, title: str, colour: str) -> Panel | None:
     """Training loss on a log axis: the raw values pale, their running mean over them.
 
-    Args:
-      curve: of one stage or round. A loss that no log axis can show, such as a divergence
-        estimated by sampling that dips below zero, is left out.
-      title: above the chart.
-      colour: of the palette.
-
-    Returns:
-      The panel; None if there is no loss to show.
+    A loss that no log axis can show, such as a divergence estimated by sampling that dips below zero, is left
+    out; None if no other is left.
     """
     logged = [(s, v) for s, v in zip(curve.steps, curve.losses, strict=True) if v > 0]
     if not logged:
@@ -216,15 +197,13 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return means
 
 
-def _reference_perplexities(run: Run) -> tuple[float | None, float | None]:
-    """Generative perplexities of the causal model and of real text."""
-    causal, data = run.autoregressive, run.data
-    return causal.gen_ppl if causal else None, data.gen_ppl if data else None
-
-
-def _references(causal: float | None, data: float | None) -> list[Series]:
+def _references(run: Run, entropy: bool) -> list[Series]:
     """Horizontal reference lines for the causal model and for real text, if they were measured."""
-    known = (("causal", "causal", causal), ("real text", "data", data))
+    causal, data = run.autoregressive, run.data
+    known = (
+        ("causal", "causal", getattr(causal, "entropy" if entropy else "gen_ppl", None)),
+        ("real text", "data", run.data_entropy if entropy else getattr(data, "gen_ppl", None)),
+    )
     return [
         Series(label, colour, (), (value,), line="reference", marker="")
         for label, colour, value in known

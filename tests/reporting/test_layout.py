@@ -135,8 +135,3 @@ def test_ticks_are_told_apart_with_no_digit_too_many():
     assert tick_texts([2.5, 2.55, 2.6]) == ["2.5", "2.55", "2.6"]
     assert tick_texts([0.001, 10.0, 2000.0]) == ["0.001", "10", "2\u202f000"]
     assert tick_texts([0.0, 5e-5]) == ["0", "5.0·10⁻⁵"]
-
-
-def test_nothing_to_show_is_nothing_drawn():
-    assert draw_panel(None, 600, 400) is None
-    assert draw_rows(None, 600) is None
