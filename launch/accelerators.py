@@ -5,7 +5,7 @@ Sources, read in November 2026; those of the peak numbers stand in the table:
     https://github.com/AI-Hypercomputer/xpk/blob/main/src/xpk/core/system_characteristics.py and
     https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
   runtime versions: https://cloud.google.com/tpu/docs/runtimes
-  sizes of Cloud TPU: https://docs.cloud.google.com/tpu/docs/v5e, …/v6e, …/v5p, …/v4
+  sizes of Cloud TPU, the largest too: https://docs.cloud.google.com/tpu/docs/v5e, …/v6e, …/v5p, …/v4
   SkyPilot: https://docs.skypilot.co/en/latest/reference/tpu.html (tpu-NAME), `sky show-gpus`
 """
 
@@ -40,6 +40,7 @@ class Chip:
     network: float
     # Dimensions of the network; each has an equal share of `network`. 1 is a switch.
     torus: int = 1
+    largest: int  # chips of the largest slice or node
     prefix: str = ""  # of Cloud TPU's accelerator types, `v5litepod-256`; empty for GPUs
     # That an accelerator type counts for a chip: TensorCores for some, chips for others.
     cores: int = 1
@@ -63,7 +64,7 @@ CHIPS = {
     for chip in (
         Chip(
             name="v5e", flops=197e12, memory=16 * GIB, usable=15.75 * GIB,
-            bandwidth=819e9, network=400e9 / 2, torus=2,
+            bandwidth=819e9, network=400e9 / 2, torus=2, largest=256,
             prefix="v5litepod", cores=1, slices=_PLANE, runtime="v2-alpha-tpuv5-lite",
             gke="tpu-v5-lite-podslice", machine="ct5lp-hightpu",
             source="https://docs.cloud.google.com/tpu/docs/v5e",
@@ -71,7 +72,7 @@ CHIPS = {
         ),
         Chip(
             name="v6e", flops=918e12, memory=32 * GIB, usable=31.25 * GIB,
-            bandwidth=1638e9, network=800e9 / 2, torus=2,
+            bandwidth=1638e9, network=800e9 / 2, torus=2, largest=256,
             prefix="v6e", cores=1, slices=_PLANE, runtime="v2-alpha-tpuv6e",
             gke="tpu-v6e-slice", machine="ct6e-standard",
             source="https://docs.cloud.google.com/tpu/docs/v6e",
@@ -79,7 +80,7 @@ CHIPS = {
         ),
         Chip(
             name="v5p", flops=459e12, memory=95 * GIB, usable=95.74 * GIB,
-            bandwidth=2765e9, network=1200e9 / 2, torus=3,
+            bandwidth=2765e9, network=1200e9 / 2, torus=3, largest=6144,
             prefix="v5p", cores=2, slices=_CUBE, runtime="v2-alpha-tpuv5",
             gke="tpu-v5p-slice", machine="ct5p-hightpu",
             source="https://docs.cloud.google.com/tpu/docs/v5p",
@@ -87,7 +88,7 @@ CHIPS = {
         ),
         Chip(
             name="v4", flops=275e12, memory=32 * GIB, usable=30.75 * GIB,
-            bandwidth=1228e9, network=600e9 / 2, torus=3,
+            bandwidth=1228e9, network=600e9 / 2, torus=3, largest=4096,
             prefix="v4", cores=2, slices=_CUBE, runtime="tpu-ubuntu2204-base",
             gke="tpu-v4-podslice", machine="ct4p-hightpu",
             source="https://docs.cloud.google.com/tpu/docs/v4",
@@ -95,21 +96,21 @@ CHIPS = {
         ),
         Chip(
             name="h100", flops=989e12, memory=80e9, usable=80e9,
-            bandwidth=3350e9, network=900e9 / 2, slices=_NODE,
+            bandwidth=3350e9, network=900e9 / 2, slices=_NODE, largest=8,
             gke="nvidia-h100-80gb", machine="a3-highgpu-8g",
             source="https://www.nvidia.com/en-us/data-center/h100",
             devices=("NVIDIA H100 80GB HBM3",),
         ),
         Chip(
             name="h200", flops=989e12, memory=141e9, usable=141e9,
-            bandwidth=4800e9, network=900e9 / 2, slices=_NODE,
+            bandwidth=4800e9, network=900e9 / 2, slices=_NODE, largest=8,
             gke="nvidia-h200-141gb", machine="a3-ultragpu-8g",
             source="https://www.nvidia.com/en-us/data-center/h200",
             devices=("NVIDIA H200",),
         ),
         Chip(
             name="b200", flops=2250e12, memory=180e9, usable=180e9,
-            bandwidth=8000e9, network=1800e9 / 2, slices=_NODE,
+            bandwidth=8000e9, network=1800e9 / 2, slices=_NODE, largest=8,
             gke="nvidia-b200", machine="a4-highgpu-8g",
             source="https://www.nvidia.com/en-us/data-center/dgx-b200",
             devices=("NVIDIA B200",),

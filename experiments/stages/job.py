@@ -13,8 +13,8 @@ from experiments.settings import SDTT, RunConfig
 from experiments.stages import coupled
 from experiments.stages.context import Run
 from experiments.stages.workdir import final, is_delivered
-from sdtt_jax.checkpoints.store import Checkpoints, load_params
-from sdtt_jax.interchange.adapters import adapter_facts, network_shardings
+from sdtt_jax.checkpoints.store import Checkpoints
+from sdtt_jax.interchange.adapters import adapter_facts, read_base
 from sdtt_jax.keys import purpose_key, purpose_seed
 from sdtt_jax.networks.lora import LoraConfig, frozen
 from sdtt_jax.objectives import BASE
@@ -49,9 +49,9 @@ class Adapters:
         """The state with the base in its context, the only copy of it on the devices."""
         if not self.config.rank:
             return state
-        shardings = network_shardings(self.run.denoiser, self.run.mesh)
-        base, _ = load_params(self.run.workdir.root / self.folder, shardings)
-        return state.replace(context=state.context | {BASE: frozen(base, self.config)})
+        folder = self.run.workdir.root / self.folder
+        base = read_base(folder, self.run.denoiser, self.config, self.run.mesh)
+        return state.replace(context=state.context | {BASE: base})
 
 
 @dataclasses.dataclass(frozen=True)

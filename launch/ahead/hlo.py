@@ -41,6 +41,7 @@ _COPIES = {
 _SLICES = {"dynamic-slice", "gather", "slice"}
 # Which operand of what is done in place holds the new values.
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
+_INDEX = re.compile(r"\bindex=(\d+)")
 _TRIPS = re.compile(r'known_trip_count":\s*{\s*"n":\s*"(\d+)"')
 
 
@@ -155,15 +156,29 @@ class Module:
         known = _TRIPS.search(loop.attributes)
         if known:
             return float(known[1])
-        # The TPU compiler writes no count, but JAX's loops run from 0 while an index is below a constant.
+        # The TPU compiler writes no count, but loops run from 0 while an index is below a constant.
         (name,) = loop.called("condition")
-        condition = {i.name: i for i in self.computations[name]}
-        root = next(i for i in condition.values() if i.root)
+        root, condition = self._root(name)
         operands = [condition[name] for name in root.operands]
         bounds = [float(operand.literal) for operand in operands if operand.opcode == "constant"]
         if root.opcode == "compare" and "direction=LT" in root.attributes and bounds:
-            return bounds[0]
+            return math.ceil(bounds[0] / self._step(loop, operands[0]))
         return self._trips_of_loop(loop)
+
+    def _step(self, loop: Instruction, index: Instruction) -> float:
+        """What a turn adds to the index: 2 where a product whose operand is passed round is unrolled."""
+        (name,) = loop.called("body")
+        root, body = self._root(name)
+        place = _INDEX.search(index.attributes)
+        added = body[root.operands[int(place[1])]] if place and root.opcode == "tuple" else root
+        terms = [body[name] for name in added.operands if name in body]
+        steps = [float(term.literal) for term in terms if term.opcode == "constant"]
+        return steps[0] if added.opcode == "add" and steps else 1.0
+
+    def _root(self, name: str) -> tuple[Instruction, dict[str, Instruction]]:
+        """What a computation returns, and its instructions by their names."""
+        table = {i.name: i for i in self.computations[name]}
+        return next(i for i in table.values() if i.root), table
 
     def _add_collective(
         self, total: Cost, i: Instruction, kind: str, table: dict[str, Instruction]

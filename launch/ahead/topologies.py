@@ -11,7 +11,7 @@ import jax
 from jax.experimental import topologies
 
 from launch.accelerators import CHIPS, Accelerator, Chip
-from sdtt_jax.config import choose
+from sdtt_jax.config import choose, require
 from sdtt_jax.errors import ConfigError, UserError
 
 
@@ -73,6 +73,20 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
         raise ConfigError(
             f"--topology={name}: {chip.name} has {chip.torus} side(s), for example {chip.name}:{example}."
         )
+    count = math.prod(sides)
+    require(
+        count <= chip.largest,
+        f"--topology={name} has {count} chips, and the largest slice of {chip.name} has {chip.largest}; take "
+        "several slices with --slices.",
+    )
+    # A host has two by two chips, but for a slice of a single one. The compiler ends the process for what
+    # does not exist, or says nothing of use.
+    even = "x".join(str(side + side % 2 if place < 2 else side) for place, side in enumerate(sides))
+    require(
+        chip.kind == "gpu" or count == 1 or f"{chip.name}:{even}" == name,
+        f"--topology={name}: hosts of {chip.name} have 2x2 chips, so the first two sides must be even; the "
+        f"nearest slice is {chip.name}:{even}.",
+    )
     return Topology(chip, sides, slices)
 
 
@@ -91,6 +105,7 @@ def describe_devices(topology: Topology) -> list[Any]:
             platform="tpu",
             topology_name=f"{topology.chip.name}:{'x'.join(map(str, topology.sides))}",
             **({"num_slices": topology.slices} if topology.slices > 1 else {}),
+            **({"chips_per_host_bounds": (1, 1, 1)} if math.prod(topology.sides) == 1 else {}),
         )
     except Exception as error:  # What libtpu raises has many types.
         text = str(error).strip() or type(error).__name__

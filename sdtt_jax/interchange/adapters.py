@@ -14,7 +14,7 @@ from sdtt_jax.errors import CheckpointError
 from sdtt_jax.networks.base import Network, abstract_params
 from sdtt_jax.networks.lora import LoraConfig, frozen, init_adapters, merged
 from sdtt_jax.parallel.mesh import RULES
-from sdtt_jax.parallel.placement import tree_shardings
+from sdtt_jax.parallel.placement import spread_shardings, tree_shardings, unbox
 from sdtt_jax.paths import with_target
 from sdtt_jax.typing import Params, Tree
 
@@ -58,10 +58,26 @@ def read_delivered(
         return params, facts
     network = network_of(facts)
     whole = None if mesh is None else network_shardings(network, mesh)
-    base, _ = load_params(_base_of(folder, facts["base"]), whole)
+    base, _ = load_params(_base_of(folder, facts["base"]), mesh and _spread(network, mesh))
     join = jax.jit(functools.partial(_joined, config=lora), out_shardings=whole)
     # Merged, they need no base any more.
     return join(base, params), {n: x for n, x in facts.items() if n not in ("lora", "base")}
+
+
+def read_base(folder: Path, network: Network, config: LoraConfig, mesh: Mesh) -> Params:
+    """The base of adapters, placed as a step of training holds it.
+
+    Stored in float32 it may be twice what stays, so it is read in pieces, cast, and only then put together.
+
+    Args:
+      folder: that `save_params` wrote.
+      network: whose parameters they are.
+      config: of the adapters, which says the base's dtype.
+      mesh: over which they are spread.
+    """
+    base, _ = load_params(folder, _spread(network, mesh))
+    cast = functools.partial(frozen, config=config)
+    return jax.jit(cast, out_shardings=network_shardings(network, mesh))(base)
 
 
 def network_shardings(network: Network, mesh: Mesh, lora: LoraConfig | None = None) -> Tree:
@@ -70,6 +86,10 @@ def network_shardings(network: Network, mesh: Mesh, lora: LoraConfig | None = No
         return tree_shardings(abstract_params(network), RULES, mesh)
     adapters = jax.eval_shape(functools.partial(init_adapters, network, lora), jax.random.key(0))
     return tree_shardings(adapters, RULES, mesh)
+
+
+def _spread(network: Network, mesh: Mesh) -> Tree:
+    return spread_shardings(unbox(abstract_params(network)), mesh)
 
 
 def _joined(base: Params, adapters: Params, config: LoraConfig) -> Params:

@@ -79,6 +79,27 @@ def tree_shardings(boxed_abstract: Tree, rules: Rules, mesh: Mesh) -> Tree:
     return jax.tree_util.tree_map_with_path(sharding, boxed_abstract, is_leaf=_is_box)
 
 
+def spread_shardings(abstract: Tree, mesh: Mesh) -> Tree:
+    """Each array split over all devices along one of its axes, whole where they divide none.
+
+    It is for arrays that are only read, cast or joined: no device need hold what the rules of training would
+    put there whole.
+
+    Args:
+      abstract: tree of what has a `shape`.
+      mesh: of the devices.
+    """
+
+    def sharding(leaf: Any) -> NamedSharding:
+        fitting = [axis for axis, size in enumerate(leaf.shape) if size and size % mesh.size == 0]
+        longest = max(fitting, key=lambda axis: leaf.shape[axis], default=None)
+        if longest is None:
+            return replicated(mesh)
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, mesh.axis_names))
+
+    return jax.tree.map(sharding, abstract)
+
+
 def unbox(tree: Tree) -> Tree:
     """The tree without the boxes that carry logical axis names, values untouched."""
     return jax.tree.map(lambda x: x.value if _is_box(x) else x, tree, is_leaf=_is_box)

@@ -61,6 +61,44 @@ def test_a_loop_whose_count_only_the_data_know_is_asked_for():
     assert found.flops == 7 * 2 * 16 * 32 * 32
 
 
+# As the TPU compiler writes the product of [8, 64] and a matrix that is split over 16 devices by rows: its
+# parts go round, and a turn multiplies with two of them.
+PASSED_ROUND = """HloModule passed_round
+
+%condition (p: (f32[8,32], s32[])) -> pred[] {
+  %p = (f32[8,32]{1,0}, s32[]) parameter(0)
+  %bound = s32[] constant(16)
+  %index = s32[] get-tuple-element(%p), index=1
+  ROOT %compare = pred[] compare(%index, %bound), direction=LT
+}
+
+%body (q: (f32[8,32], s32[])) -> (f32[8,32], s32[]) {
+  %q = (f32[8,32]{1,0}, s32[]) parameter(0)
+  %two = s32[] constant(2)
+  %sum = f32[8,32]{1,0} get-tuple-element(%q), index=0
+  %old = s32[] get-tuple-element(%q), index=1
+  %new = s32[] add(%old, %two)
+  %rows = f32[8,4]{1,0} constant({...})
+  %part = f32[4,32]{1,0} constant({...})
+  %first = f32[8,32]{1,0} dot(%rows, %part), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %second = f32[8,32]{1,0} dot(%rows, %part), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %both = f32[8,32]{1,0} add(%first, %second)
+  %total = f32[8,32]{1,0} add(%sum, %both)
+  ROOT %tuple = (f32[8,32]{1,0}, s32[]) tuple(%total, %new)
+}
+
+ENTRY %main (a: (f32[8,32], s32[])) -> (f32[8,32], s32[]) {
+  %a = (f32[8,32]{1,0}, s32[]) parameter(0)
+  ROOT %while = (f32[8,32]{1,0}, s32[]) while(%a), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_product_whose_operand_is_passed_round_is_as_dear_as_the_whole():
+    found = Module(PASSED_ROUND, ("data",), (1,), lambda _: 1.0).cost()
+    assert found.flops == 2 * 8 * 64 * 32
+
+
 def test_of_a_condition_the_dearer_branch_counts():
     def choose(x, kernel, flag):
         return jax.lax.cond(flag, lambda x: jnp.tanh(x @ kernel) @ kernel, lambda x: x @ kernel, x)

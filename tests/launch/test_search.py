@@ -37,6 +37,10 @@ def test_a_chip_too_small_for_one_sequence_ends_the_search():
         ("v5x:4x4", "did you mean 'v5"),
         ("v5e:0x4", "2 side"),
         ("v5e:axb", "CHIP:SIDES"),
+        ("v5e:100x100", "10000 chips, and the largest slice of v5e has 256"),
+        ("v5p:3x3x3", "the nearest slice is v5p:4x4x3"),
+        ("v5e:1x4", "the nearest slice is v5e:2x4"),
+        ("h100:16", "--slices"),
     ],
 )
 def test_a_wrong_topology_is_one_line_that_says_what_to_change(name, fault):
@@ -50,6 +54,8 @@ def test_a_topology_counts_its_chips():
     assert parse_topology("v5p:8x8x8").chips == 512
     assert parse_topology("v5e:4x4", slices=4).chips == 64
     assert str(parse_topology("v6e:2x4")) == "v6e:2x4"
+    assert parse_topology("v5e:1x1").chips == 1
+    assert parse_topology("h100:3").chips == 3
 
 
 def test_every_chip_has_its_source():

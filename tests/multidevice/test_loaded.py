@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,16 +15,29 @@ from tests.sharing import virtual_devices
 pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
 
 
-def test_it_computes_and_writes_the_same_on_every_mesh(golden):
-    """Logits and bounds to float32 rounding; tokens but for ties that rounding decides, at most 1 %."""
+def printed_by(program: str, folder: Path) -> Any:
     environment = os.environ | virtual_devices(8)
-    command = [sys.executable, "-m", "tests.multidevice.loaded", str(golden)]
+    command = [sys.executable, "-m", f"tests.multidevice.{program}", str(folder)]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for record in json.loads(done.stdout.splitlines()[-1]):
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_it_computes_and_writes_the_same_on_every_mesh(golden):
+    """Logits and bounds to float32 rounding; tokens but for ties that rounding decides, at most 1 %."""
+    for record in printed_by("loaded", golden):
         assert record["spread"] == 8, record
         assert record["states"], record
         assert record["differing"] <= 0.01, record
         assert max(record["logits"], record["score"], record["causal"]) < 2e-5, record
+
+
+def test_no_device_holds_the_whole_base_of_adapters_in_float32(tmp_path):
+    """Eight copies are trained beside; in float32 each device reads an eighth, but for small leaves."""
+    found = printed_by("adapted", tmp_path)
+    assert found["read for training"] < 0.2, found
+    assert found["read to be merged"] < 0.2, found
+    assert found["base"] == found["merged"] == 0, found
+    assert found["whole"], found
