@@ -23,26 +23,19 @@ SPLITS = (TRAIN, VALIDATION)
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A named text and how it is read.
+    """A named text and how it is read."""
 
-    Attributes:
-      name: what `data.corpus` and `--held_out` call it.
-      source: where its texts are: a function that starts a pass over them, a published data set, or the
-        user's files. A text is one row of the files: a sentence of PTB, a line of WikiText, an article
-        elsewhere.
-      splits: names of its splits; one, "train", where nobody has divided it.
-      detokenize: name of its detokenizer in `DETOKENIZERS`.
-      licence: as its publisher states it.
-      held_out_rows: how many of its last rows others evaluate on. If fewer than ten times as many rows are
-        present (a few files of the corpus, say), `data.validation_fraction` of the last rows is held out
-        instead. 0: the corpus has a split for evaluation, or there is no convention.
-    """
-
-    name: str
+    name: str  # what `data.corpus` and `--held_out` call it
+    # Where its texts are: a function that starts a pass over them, a published data set, or the user's files.
+    # A text is one row of the files: a sentence of PTB, a line of WikiText, an article elsewhere.
     source: Callable[[], Iterator[str]] | Published | Found
+    # Names of its splits; one, "train", where nobody has divided it.
     splits: tuple[str, ...] = (TRAIN,)
-    detokenize: str = "none"
-    licence: str = "not stated"
+    detokenize: str = "none"  # name of its detokenizer in `DETOKENIZERS`
+    licence: str = "not stated"  # as its publisher states it
+    # How many of its last rows others evaluate on. If fewer than ten times as many rows are present (a few
+    # files of the corpus, say), `data.validation_fraction` of the last rows is held out instead. 0: the
+    # corpus has a split for evaluation, or there is no convention.
     held_out_rows: int = 0
 
     @property
@@ -86,17 +79,10 @@ def _published(repo: str, config: str, text_field: str = "text", **fields: Any) 
 
 def _pile(subset: str) -> Published:
     """One source of The Pile, from the copy without copyrighted texts."""
-    files = {
-        TRAIN: "train/*.jsonl.zst",
-        VALIDATION: "val.jsonl.zst",
-        TEST: "test.jsonl.zst",
-    }
+    files = {TRAIN: "train/*.jsonl.zst", VALIDATION: "val.jsonl.zst", TEST: "test.jsonl.zst"}
+    one = "meta.pile_set_name", subset
     return Published(
-        "monology/pile-uncopyrighted",
-        files,
-        revision="main",
-        streamed=True,
-        subset=("meta.pile_set_name", subset),
+        "monology/pile-uncopyrighted", files, revision="main", streamed=True, subset=one
     )
 
 
@@ -265,17 +251,13 @@ def find_corpus(name: str) -> Corpus:
 
 
 class Recipe(NamedTuple):
-    """How the rows of a corpus become documents.
+    """How the rows of a corpus become documents."""
 
-    Attributes:
-      fields: where a row's text is.
-      detokenize, normalize: names in `DETOKENIZERS` and `NORMALIZERS`.
-      skip_bad, sequences, length: as in `DataConfig`.
-    """
-
-    fields: reading.Fields
+    fields: reading.Fields  # where a row's text is
+    # detokenize, normalize: names in `DETOKENIZERS` and `NORMALIZERS`.
     detokenize: str
     normalize: str
+    # skip_bad, sequences, length: as in `DataConfig`.
     skip_bad: int
     sequences: str = "packed"
     length: int = 0
@@ -285,14 +267,13 @@ class Recipe(NamedTuple):
         detokenize, normalize = DETOKENIZERS[self.detokenize], NORMALIZERS[self.normalize]
         for piece in part.pieces:
             for row in _read(piece, part.split, self.fields):
-                yield self._cleaned(row, detokenize, normalize) if isinstance(row, str) else row
+                if isinstance(row, str):
+                    row = normalize(detokenize(without_traces_of_files(row)))
+                    row = row if row.strip() else ""
+                yield row
 
     def texts(self, parts: Iterable[reading.Part]) -> Iterator[str]:
-        """The documents of some parts, in order: all rows but bad and empty ones.
-
-        Raises:
-          BadInputError: at the first bad row beyond `skip_bad`.
-        """
+        """The documents of some parts, in order: all rows but empty ones, and up to `skip_bad` bad ones."""
         bad = 0
         for part in parts:
             for row in self.rows(part):
@@ -302,22 +283,14 @@ class Recipe(NamedTuple):
                 elif row:
                     yield row
 
-    def _cleaned(
-        self, raw: str, detokenize: Callable[[str], str], normalize: Callable[[str], str]
-    ) -> str:
-        text = normalize(detokenize(without_traces_of_files(raw)))
-        return text if text.strip() else ""
-
 
 def _read(piece: reading.Piece, split: str, fields: reading.Fields) -> Iterator[reading.Row]:
     if piece.kind == reading.NAMED:
         source: Any = CORPORA[piece.path].source
         return source()  # type: ignore[no-any-return]
-    return (
-        read_tfds(piece, split, fields)
-        if piece.kind == reading.TFDS
-        else reading.read_file(piece, fields)
-    )
+    if piece.kind == reading.TFDS:
+        return read_tfds(piece, split, fields)
+    return reading.read_file(piece, fields)
 
 
 def recipe(config: DataConfig) -> Recipe:
@@ -334,13 +307,7 @@ def recipe(config: DataConfig) -> Recipe:
 
 
 def refuse_bad(bad: reading.BadInputError, count: int, allowed: int) -> None:
-    """Raises a fault of the input if there are more than are allowed.
-
-    Args:
-      bad: the latest fault.
-      count: how many there were so far, this one included.
-      allowed: `DataConfig.skip_bad`.
-    """
+    """Raises the latest fault of the input if there were more, this one included, than are allowed."""
     if count > allowed:
         more = f" It is number {count}, and data.skip_bad allows {allowed}." if allowed else ""
         raise reading.BadInputError(bad.kind, str(bad) + more)

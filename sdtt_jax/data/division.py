@@ -39,19 +39,14 @@ Index = np.ndarray  # [documents] of DOCUMENT
 
 
 class Rule(NamedTuple):
-    """How a corpus is divided.
+    """How a corpus is divided."""
 
-    Attributes:
-      kind: `own` (it has a split for evaluation), `tails` (of every document the end is held out), `rows`
-        (the last ones are) or `digests` (the smallest are: which documents they are does not depend on their
-        order, and copies of one never land on both sides).
-      value: of `rows` the first that is held out, of `digests` the largest.
-      fraction: of `tails`.
-    """
-
+    # `own` (it has a split for evaluation), `tails` (of every document the end is held out), `rows` (the last
+    # ones are) or `digests` (the smallest are: which documents they are does not depend on their order, and
+    # copies of one never land on both sides).
     kind: str
-    value: int = 0
-    fraction: float = 0.0
+    value: int = 0  # of `rows` the first that is held out, of `digests` the largest
+    fraction: float = 0.0  # of `tails`
 
     def cut(self, text: str, split: str) -> Iterator[tuple[str, str]]:
         """A document's pieces, each with its split; `split` is that of its part."""
@@ -74,8 +69,7 @@ def corpus_parts(config: DataConfig, part_bytes: int) -> list[Part]:
     corpus = find_corpus(config.corpus)
     parts = corpus.parts(TRAIN, part_bytes=part_bytes)
     if corpus.held_out is not None:
-        found = corpus.parts(corpus.held_out, part_bytes=part_bytes)
-        parts += found
+        parts += corpus.parts(corpus.held_out, part_bytes=part_bytes)
     return parts
 
 
@@ -88,10 +82,6 @@ def first_rule(config: DataConfig, parts: Iterable[Part]) -> Rule:
     """How documents are cut as they are read: not at all, unless the corpus has only a few.
 
     Reads only as many documents as it takes to decide that.
-
-    Args:
-      config: names the corpus.
-      parts: of the corpus.
 
     Raises:
       DataError: there is no text, or so little that one of the splits would be empty.
@@ -135,27 +125,26 @@ def make_rule(
         enough = total >= 10 * corpus.held_out_rows
         held_out = corpus.held_out_rows if enough else round(total * config.validation_fraction)
         return Rule("rows", total - max(1, held_out))
-    smallest = _smallest_digests(indices, config.validation_fraction)
-    return Rule("digests", smallest)
+    return Rule("digests", _smallest_digests(indices, config.validation_fraction))
 
 
 def _smallest_digests(indices: Callable[[], Iterable[Index]], fraction: float) -> int:
     """The quantile of the distinct digests below which the given fraction of them lies."""
-    counts = [len(different) for _, different in _different(indices)]
+    counts = [len(different) for different in _different(indices)]
     total = sum(counts)
     wanted = min(max(1, round(total * fraction)), total - 1)
-    for count, (_, different) in zip(counts, _different(indices), strict=True):
+    for count, different in zip(counts, _different(indices), strict=True):
         if wanted <= count:
             return int(different[wanted - 1])
         wanted -= count
     raise AssertionError("there are fewer digests than were counted")
 
 
-def _different(indices: Callable[[], Iterable[Index]]) -> Iterator[tuple[int, np.ndarray]]:
-    """The distinct digests in ascending order, one range at a time: `(number of the range, digests)`."""
+def _different(indices: Callable[[], Iterable[Index]]) -> Iterator[np.ndarray]:
+    """The distinct digests in ascending order, one range at a time."""
     for shift, bucket in _buckets(indices):
         found = [index["digest"][index["digest"] >> shift == bucket] for index in indices()]
-        yield bucket, np.unique(np.concatenate(found))
+        yield np.unique(np.concatenate(found))
 
 
 def _buckets(indices: Callable[[], Iterable[Index]]) -> Iterator[tuple[np.uint64, int]]:

@@ -41,12 +41,9 @@ def in_process(tasks: Sequence[T]) -> Iterator[T]:
 
 
 def local(workers: int) -> Engine:
-    """The engine that runs tasks in several processes on this machine.
+    """The engine that runs tasks in several processes on this machine; one is this process itself.
 
     A worker that dies (killed by the system for its memory, say) is replaced, and its task is run again.
-
-    Args:
-      workers: number of processes; 1 uses this process itself.
     """
     require(workers >= 1, f"There must be at least one worker, not {workers}.")
     if workers == 1:
@@ -92,9 +89,8 @@ def _pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
 def _start_worker() -> None:
     """Prepares a worker: no threads of the tokenizer, no Ctrl-C of its own, an end with its parent."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # which reaches the parent too, and it ends its workers
+    # It reaches the parent too, which ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

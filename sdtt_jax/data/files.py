@@ -14,17 +14,11 @@ CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 
 class Found(NamedTuple):
-    """The files at a path.
+    """The files at a path."""
 
-    Attributes:
-      files: those that are read, in the order of their paths.
-      others: files of other kinds beside them, hidden ones not counted.
-      is_folder: whether the path is a folder.
-    """
-
-    files: list[Path]
-    others: list[Path]
-    is_folder: bool
+    files: list[Path]  # those that are read, in the order of their paths
+    others: list[Path]  # files of other kinds beside them, hidden ones not counted
+    is_folder: bool  # whether the path is a folder
 
     def __str__(self) -> str:
         """How many of the files are read, and of what kinds the others are."""

@@ -44,36 +44,22 @@ def untracked(items: Iterable[Any], purpose: str, total: int, size: Callable[[An
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """A corpus that is being read.
+    """A corpus that is being read."""
 
-    Attributes:
-      config: of the data.
-      parts: of the corpus.
-      rule: how documents are cut as they are read.
-      work: folder for intermediate files.
-      passes: `run_tasks` with its engine and progress.
-    """
-
-    config: DataConfig
-    parts: Sequence[Part]
-    rule: Rule
-    work: Path
-    passes: Callable[..., None]
+    config: DataConfig  # of the data
+    parts: Sequence[Part]  # of the corpus
+    rule: Rule  # how documents are cut as they are read
+    work: Path  # folder for intermediate files
+    passes: Callable[..., None]  # `run_tasks` with its engine and progress
 
 
 @dataclasses.dataclass(frozen=True)
 class Ingested:
-    """A corpus that was read and divided.
+    """A corpus that was read and divided."""
 
-    Attributes:
-      read: the corpus.
-      rule: by which it is divided.
-      store: its tokens and its index.
-    """
-
-    read: Reading
-    rule: Rule
-    store: Store
+    read: Reading  # the corpus
+    rule: Rule  # by which it is divided
+    store: Store  # its tokens and its index
 
     def indices(self) -> Iterator[Index]:
         """The index of each part's documents."""
@@ -112,23 +98,10 @@ class Ingested:
 def start_reading(
     config: DataConfig, work: Path, engine: Engine[Any] = in_process, track: Track = untracked
 ) -> Reading:
-    """Finds a corpus and cuts it into parts.
-
-    Args:
-      config: names the corpus.
-      work: folder for intermediate files.
-      engine: runs the tasks.
-      track: wraps every pass to report its progress.
-
-    Raises:
-      ConfigError: there is no such corpus.
-      DataError: it cannot be read.
-    """
+    """Finds a corpus and cuts it into parts; `work` is the folder for intermediate files."""
     parts = corpus_parts(config, PART_BYTES)
-    rule = first_rule(config, parts)
-    return Reading(
-        config, parts, rule, work, functools.partial(run_tasks, engine=engine, track=track)
-    )
+    passes = functools.partial(run_tasks, engine=engine, track=track)
+    return Reading(config, parts, first_rule(config, parts), work, passes)
 
 
 def run_tasks(tasks: Sequence[Any], purpose: str, *, engine: Engine[Any], track: Track) -> None:
@@ -158,11 +131,10 @@ def ingest(read: Reading, tokenizer: tuple[Path, np.dtype] | None) -> Ingested:
       read: the corpus.
       tokenizer: its folder and the dtype of the stored tokens; None for the index alone.
     """
-    folder, dtype = (
-        (read.work / INDEX, "") if tokenizer is None else (read.work / TOKENS, tokenizer[1].name)
-    )
-    store, how = Store(str(folder), dtype), recipe(read.config)
-    where = "" if tokenizer is None else str(tokenizer[0])
+    store, where = Store(str(read.work / INDEX), ""), ""
+    if tokenizer is not None:
+        store, where = Store(str(read.work / TOKENS), tokenizer[1].name), str(tokenizer[0])
+    how = recipe(read.config)
     tasks = [
         ReadPart(number, part, how, read.rule, store, where)
         for number, part in enumerate(read.parts)

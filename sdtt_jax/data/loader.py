@@ -19,16 +19,11 @@ CACHE_BYTES = 256 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Sequences of one split, in random access.
+    """Sequences of one split, in random access."""
 
-    Attributes:
-      name: `train` or `validation`.
-      length: tokens in a sequence.
-      cached: the sequences `[records, length]` in memory, or None if they are read as needed.
-    """
-
-    name: str
-    length: int
+    name: str  # `train` or `validation`
+    length: int  # tokens in a sequence
+    # The sequences `[records, length]` in memory, or None if they are read as needed.
     cached: np.ndarray | None
     _records: Records = dataclasses.field(repr=False)
 
@@ -44,28 +39,13 @@ class Split:
     def indices(
         self, seed: int, step: int, batch_size: int, rows: slice | None = None
     ) -> np.ndarray:
-        """Which sequences batch `step` holds: int64 `[batch_size]`, or its `rows`.
-
-        The batches of all steps, laid end to end, are epochs, each a random permutation of the
-        split. An epoch's end may fall within a batch. Nothing but the arguments enters, so a
-        resumed run needs no state and any number of hosts sees the same global batches.
-
-        Args:
-          seed: of the permutations, at least 0.
-          step: number of the batch, from 0.
-          batch_size: sequences of the global batch.
-          rows: those of the batch that are wanted; all if None.
-        """
+        """Which sequences batch `step` holds, as `shuffled`: int64 `[batch_size]`, or its `rows`."""
         return shuffled(len(self), seed, step, batch_size, rows)
 
     def batch(self, seed: int, step: int, batch_size: int, rows: slice | None = None) -> np.ndarray:
-        """The sequences of batch `step`: int32 `[batch_size, length]`, or its `rows`.
+        """The sequences of batch `step`: int32 `[batch_size, length]`, or its `rows`, a host's slice.
 
-        Args:
-          seed: of the permutations, at least 0.
-          step: number of the batch, from 0.
-          batch_size: sequences of the global batch.
-          rows: a host's slice of them; all if None.
+        Arguments and order are those of `shuffled`.
         """
         return self.gather(self.indices(seed, step, batch_size, rows))
 
@@ -73,7 +53,11 @@ class Split:
 def shuffled(
     size: int, seed: int, step: int, batch_size: int, rows: slice | None = None
 ) -> np.ndarray:
-    """Which of `size` records batch `step` holds, as in `Split.indices`: int64 `[batch_size]`.
+    """Which of `size` records batch `step` holds: int64 `[batch_size]`, or its `rows`.
+
+    The batches of all steps, laid end to end, are epochs, each a random permutation of the records. An
+    epoch's end may fall within a batch. Nothing but the arguments enters, so a resumed run needs no state and
+    any number of hosts sees the same global batches.
 
     Args:
       size: how many records there are.
@@ -93,13 +77,10 @@ class Mixture:
 
     The batches of all steps, laid end to end, are a stream. Grain computes, without drawing anything, which
     split and which of its examples each position of the stream takes, so that all splits advance evenly.
-
-    Attributes:
-      splits: whose sequences have one length.
-      weights: above 0; only their proportions count, to a hundredth of the smallest.
     """
 
-    splits: tuple[Split, ...]
+    splits: tuple[Split, ...]  # whose sequences have one length
+    # Above 0; only their proportions count, to a hundredth of the smallest.
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:

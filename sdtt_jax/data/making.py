@@ -79,9 +79,7 @@ def _require_known(tokenizer: SentencePieceTokenizer, characters: dict[str, int]
 def given_tokenizer(config: TokenizerConfig, normalize: str = "none") -> Tokenizer:
     """The vocabulary of `config.file`, a SentencePiece model or a tokenizer.json.
 
-    Args:
-      config: of kind "file".
-      normalize: the normalisation that texts go through before the vocabulary's own.
+    `normalize` names the normalisation that texts go through before the vocabulary's own.
 
     Raises:
       ConfigError: there is no such file.

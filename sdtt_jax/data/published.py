@@ -20,27 +20,20 @@ TFDS_INFO = "dataset_info.json"
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """Where a published corpus is and how its files are read.
+    """Where a published corpus is and how its files are read."""
 
-    Attributes:
-      repo: data set of the model hub, "owner/name".
-      files: glob pattern of a split's files in the repository, with `{split}` for its name; or one of each
-        split.
-      text_field: the field or column that holds the text.
-      revision: branch of the repository; `refs/convert/parquet` is the hub's own conversion.
-      tfds: its name in TFDS, with its config, and the feature that holds the text; None if TFDS lacks it.
-      streamed: the hub's copy is read over the network, of Parquet the text's column alone, and never stored;
-        otherwise it is downloaded once into the hub's cache.
-      subset: as in `reading.Fields`.
-    """
-
-    repo: str
+    repo: str  # data set of the model hub, "owner/name"
+    # Glob pattern of a split's files in the repository, with `{split}` for its name; or one of each split.
     files: str | Mapping[str, str]
-    text_field: str = "text"
+    text_field: str = "text"  # the field or column that holds the text
+    # Branch of the repository; `refs/convert/parquet` is the hub's own conversion.
     revision: str = "refs/convert/parquet"
+    # Its name in TFDS, with its config, and the feature that holds the text; None if TFDS lacks it.
     tfds: tuple[str, str] | None = None
+    # The hub's copy is read over the network, of Parquet the text's column alone, and never stored; otherwise
+    # it is downloaded once into the hub's cache.
     streamed: bool = False
-    subset: tuple[str, str] | None = None
+    subset: tuple[str, str] | None = None  # as in `reading.Fields`
 
     @property
     def fields(self) -> reading.Fields:
@@ -81,11 +74,7 @@ class Published:
     def found(self, name: str, split: str, folder: Path | None) -> Found | None:
         """The files of a split in the folder that is read; None if it is read by TFDS or from the hub.
 
-        Args:
-          name, split, folder: as for `parts`.
-
-        Raises:
-          ConfigError: the folder lacks the split; the message says which file to put there.
+        Arguments and errors are those of `parts`.
         """
         place = self._place(name, folder)
         if place is None or (self.tfds is not None and (place / TFDS_INFO).is_file()):

@@ -26,20 +26,15 @@ TFDS, NAMED = "tfds", "named"
 
 
 class Piece(NamedTuple):
-    """A range of one source.
+    """A range of one source."""
 
-    Attributes:
-      kind: one of `files.SUFFIXES`; TFDS, or NAMED for a corpus that is a function of the table.
-      path: of the file or TFDS's folder, or the corpus's name.
-      start, stop: bytes of JSON lines, row groups of Parquet, records of TFDS; stop -1 is the end.
-      bytes: its size, to measure progress.
-    """
-
+    # One of `files.SUFFIXES`; TFDS, or NAMED for a corpus that is a function of the table.
     kind: str
-    path: str
+    path: str  # of the file or TFDS's folder, or the corpus's name
+    # start, stop: bytes of JSON lines, row groups of Parquet, records of TFDS; stop -1 is the end.
     start: int
     stop: int
-    bytes: int
+    bytes: int  # its size, to measure progress
 
 
 class Part(NamedTuple):
@@ -54,18 +49,14 @@ class Part(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """Where a row's text is.
+    """Where a row's text is."""
 
-    Attributes:
-      text: the field of JSON, column of Parquet or feature of TFDS that holds it; or two of JSON, that of a
-        prompt and that of what follows it, `prompt>completion`.
-      feature: what TFDS calls it.
-      subset: a field of JSON lines (with dots for nested objects) and the value that it must have; rows with
-        another value are left out. None takes all rows.
-    """
-
+    # The field of JSON, column of Parquet or feature of TFDS that holds it; or two of JSON, that of a prompt
+    # and that of what follows it, `prompt>completion`.
     text: str = "text"
-    feature: str = "text"
+    feature: str = "text"  # what TFDS calls it
+    # A field of JSON lines (with dots for nested objects) and the value that it must have; rows with another
+    # value are left out. None takes all rows.
     subset: tuple[str, str] | None = None
 
 
@@ -134,20 +125,18 @@ def _pieces(path: str, part_bytes: int) -> Iterator[Piece]:
         size = size_of(path)
         if kind == ".parquet" and size:
             with open_file(path) as file:
-                metadata = _parquet(file).metadata
-                groups = [
-                    metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)
-                ]
-            yield from ranges(kind, path, groups, part_bytes)
+                found = _parquet(file).metadata
+            sizes = [found.row_group(i).total_byte_size for i in range(found.num_row_groups)]
+            yield from ranges(kind, path, sizes, part_bytes)
             return
     except (OSError, ValueError):
         size = 0  # Whoever reads it says what is wrong.
-    if kind == ".jsonl" and size > part_bytes and not is_compressed(path):
-        for start in range(0, size, part_bytes):
-            stop = min(start + part_bytes, size)
-            yield Piece(kind, path, start, stop, stop - start)
+    if kind != ".jsonl" or size <= part_bytes or is_compressed(path):
+        yield Piece(kind, path, 0, -1, size)
         return
-    yield Piece(kind, path, 0, -1, size)
+    for start in range(0, size, part_bytes):
+        stop = min(start + part_bytes, size)
+        yield Piece(kind, path, start, stop, stop - start)
 
 
 def read_file(piece: Piece, fields: Fields) -> Iterator[Row]:
@@ -169,12 +158,8 @@ def read_file(piece: Piece, fields: Fields) -> Iterator[Row]:
 
 def _text(file: IO[bytes], piece: Piece, fields: Fields) -> Iterator[Row]:
     del fields
-    raw = file.read()
-    yield _or_bad("invalid UTF-8", decoded, raw, piece.path, transform=_stripped)
-
-
-def _stripped(text: str) -> str:
-    return text.removeprefix("\ufeff").strip()
+    text = _or_bad("invalid UTF-8", decoded, file.read(), piece.path)
+    yield text.removeprefix("\ufeff").strip() if isinstance(text, str) else text
 
 
 def _json_lines(file: IO[bytes], piece: Piece, fields: Fields) -> Iterator[Row]:
@@ -191,11 +176,8 @@ def _json_lines(file: IO[bytes], piece: Piece, fields: Fields) -> Iterator[Row]:
         elif line.strip():
             remedy = "each line must be one JSON object"
             value = _or_bad("not JSON", parse_json, line, where + ",", DataError, remedy)
-            yield (
-                value
-                if isinstance(value, BadInputError)
-                else _json_text(value, fields, where + ",")
-            )
+            bad = isinstance(value, BadInputError)
+            yield value if bad else _json_text(value, fields, where + ",")
 
 
 def _lines(file: IO[bytes], piece: Piece) -> Iterator[tuple[str, int, bytes | None]]:
@@ -312,10 +294,9 @@ _READERS: dict[str, Callable[[IO[bytes], Piece, Fields], Iterator[Row]]] = {
 }
 
 
-def _or_bad(kind: str, function: Callable[..., Any], *arguments: Any, transform: Any = None) -> Any:
+def _or_bad(kind: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a function, or its `DataError` as a `BadInputError` of the given kind."""
     try:
-        value = function(*arguments)
+        return function(*arguments)
     except DataError as error:
         return BadInputError(kind, str(error))
-    return value if transform is None else transform(value)

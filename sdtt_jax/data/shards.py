@@ -27,33 +27,23 @@ SHARDS, TOKENIZER = "shards", "tokenizer"
 
 @dataclasses.dataclass(frozen=True)
 class DataInfo:
-    """What a prepared data folder holds.
+    """What a prepared data folder holds."""
 
-    Attributes:
-      vocab_size: number of ids without MASK; `mask_id == vocab_size`.
-      length: tokens in a sequence.
-      bos_id, eos_id: the ids that packing sets.
-      num_train, num_validation: sequences.
-      num_documents: documents of both splits; one whose tail is held out counts in both.
-      num_characters: characters of both splits, after normalisation.
-      characters_per_token: in the train split, EOS included.
-      fingerprint: SHA-256 over all sequences, in order; equal fingerprints, equal batches.
-      files: "3 of 5 files", with what was not read, if the text is a folder of the user's; else "".
-      num_unknown: unk tokens in all documents, duplicates included.
-    """
-
-    vocab_size: int
-    length: int
+    vocab_size: int  # number of ids without MASK; `mask_id == vocab_size`
+    length: int  # tokens in a sequence
+    # bos_id, eos_id: the ids that packing sets.
     bos_id: int
     eos_id: int
+    # num_train, num_validation: sequences.
     num_train: int
     num_validation: int
-    num_documents: int
-    num_characters: int
-    characters_per_token: float
-    fingerprint: str
+    num_documents: int  # documents of both splits; one whose tail is held out counts in both
+    num_characters: int  # characters of both splits, after normalisation
+    characters_per_token: float  # in the train split, EOS included
+    fingerprint: str  # SHA-256 over all sequences, in order; equal fingerprints, equal batches
+    # "3 of 5 files", with what was not read, if the text is a folder of the user's; else "".
     files: str = ""
-    num_unknown: int = 0
+    num_unknown: int = 0  # unk tokens in all documents, duplicates included
 
 
 def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str, Any]:

@@ -30,15 +30,10 @@ _TOKENS_AT_ONCE = 2**20
 
 
 class Store(NamedTuple):
-    """The tokens of a corpus during its preparation, in files by part.
+    """The tokens of a corpus during its preparation, in files by part."""
 
-    Attributes:
-      folder: of the files; all workers must reach it.
-      dtype: of the tokens; "" if there are none, only the index of documents.
-    """
-
-    folder: str
-    dtype: str
+    folder: str  # of the files; all workers must reach it
+    dtype: str  # of the tokens; "" if there are none, only the index of documents
 
     def path(self, number: int, suffix: str) -> Path:
         """The file of a part: `.json` its record, `.npy` its index, `.tokens`, `.sides`."""
@@ -85,23 +80,14 @@ class Store(NamedTuple):
 
 
 class ReadPart(NamedTuple):
-    """Reads and cleans a part of a corpus, and stores its tokens and an index of its documents.
+    """Reads and cleans a part of a corpus, and stores its tokens and an index of its documents."""
 
-    Attributes:
-      number: of the part.
-      part: what is read.
-      how: how it is read and cleaned.
-      rule: how documents are cut.
-      store: where the tokens and the index go.
-      tokenizer: the folder of the vocabulary; "" to make the index alone.
-    """
-
-    number: int
-    part: Part
-    how: Recipe
-    rule: Rule
-    store: Store
-    tokenizer: str
+    number: int  # of the part
+    part: Part  # what is read
+    how: Recipe  # how it is read and cleaned
+    rule: Rule  # how documents are cut
+    store: Store  # where the tokens and the index go
+    tokenizer: str  # the folder of the vocabulary; "" to make the index alone
 
     @property
     def bytes(self) -> int:
@@ -171,28 +157,21 @@ def _tokenizer(folder: str) -> Tokenizer:
 
 
 class WriteShard(NamedTuple):
-    """Writes a shard of sequences.
+    """Writes a shard of sequences."""
 
-    Attributes:
-      path: of the shard.
-      record: file of its size and digest, written when the shard is finished.
-      split: number of its split.
-      first, last: the range of its sequences within the split, `last` excluded.
-      ends: for every part of the corpus, the number of tokens of the split up to its end.
-      store: of the tokens.
-      length, sequences: as for `packing.cut`.
-      prefix, group: as for `builders.write_shard`.
-    """
-
-    path: str
-    record: str
-    split: int
+    path: str  # of the shard
+    record: str  # file of its size and digest, written when the shard is finished
+    split: int  # number of its split
+    # first, last: the range of its sequences within the split, `last` excluded.
     first: int
     last: int
+    # For every part of the corpus, the number of tokens of the split up to its end.
     ends: tuple[int, ...]
-    store: Store
+    store: Store  # of the tokens
+    # length, sequences: as for `packing.cut`.
     length: int
     sequences: Sequences
+    # prefix, group: as for `builders.write_shard`.
     prefix: bytes
     group: int
 

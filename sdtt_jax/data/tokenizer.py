@@ -29,6 +29,8 @@ MASK_PIECE = "▒"
 MODEL_FILE = "sentencepiece.model"
 HUB_FILE = "tokenizers.json"
 CONFIG_FILE = "tokenizer.json"
+# SHA-256 of the bytes of GPT-2's tokens, in the order of their ids and with a zero byte between them.
+GPT2_DIGEST = "80fc72dae333882a37b202858853685b0232e9dd624396c1024fb93536a62a83"
 
 PREPARE_AGAIN = "remove the data and tokenizer folders and prepare the data again"
 
@@ -166,13 +168,10 @@ class SentencePieceTokenizer(Tokenizer):
         return self._processor.decode(ids)
 
     def _piece(self, token: int) -> str:
+        piece: str = self._processor.id_to_piece(token)
         if self._processor.is_byte(token):
-            return bytes([int(self._processor.id_to_piece(token)[1:-1], 16)]).decode(
-                "utf-8", errors="replace"
-            )
-        if self._processor.is_unknown(token):
-            return "⁇"
-        return self._processor.id_to_piece(token).replace(SPACE_SYMBOL, " ")
+            return bytes([int(piece[1:-1], 16)]).decode("utf-8", errors="replace")
+        return "⁇" if self._processor.is_unknown(token) else piece.replace(SPACE_SYMBOL, " ")
 
 
 class Gpt2Tokenizer(Tokenizer):
@@ -183,9 +182,9 @@ class Gpt2Tokenizer(Tokenizer):
 
     def __init__(self, config: TokenizerConfig, normalize: str):
         self.config, self.normalize = config, normalize
-        self._tokenizer, self._bytes = _gpt2()
-        self.vocab_size = len(self._bytes)
-        self.digest = hashlib.sha256(b"\0".join(self._bytes)).hexdigest()
+        self._tokenizer = _gpt2()
+        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.digest = GPT2_DIGEST
         self.bos_id = self.eos_id = self.vocab_size - 1
 
     def normalising(self, config: TokenizerConfig, normalize: str) -> "Gpt2Tokenizer":
@@ -196,14 +195,14 @@ class Gpt2Tokenizer(Tokenizer):
         return [row.ids for row in self._tokenizer.encode_batch_fast(texts)]
 
     def _decode_run(self, ids: list[int]) -> str:
-        return b"".join(self._bytes[token] for token in ids).decode("utf-8", errors="replace")
+        return self._tokenizer.decode(ids)
 
     def _piece(self, token: int) -> str:
-        return self._bytes[token].decode("utf-8", errors="replace")
+        return self._decode_run([token])
 
 
 @functools.cache
-def _gpt2() -> tuple[tokenizers.Tokenizer, list[bytes]]:
+def _gpt2() -> tokenizers.Tokenizer:
     folder = importlib.resources.files("sdtt_jax.data") / "gpt2_bpe"
     vocabulary = json.loads((folder / "encoder.json").read_text("utf-8"))
     # The first line says the version.
@@ -211,35 +210,18 @@ def _gpt2() -> tuple[tokenizers.Tokenizer, list[bytes]]:
     merges = [(left, right) for left, right in (line.split(" ") for line in lines if line)]
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=merges))
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    byte_of = _gpt2_byte_of_character()
-    table = [b""] * len(vocabulary)
-    for piece, token in vocabulary.items():
-        special = piece == "<|endoftext|>"
-        table[token] = piece.encode() if special else bytes(byte_of[char] for char in piece)
-    return bpe, table
-
-
-def _gpt2_byte_of_character() -> dict[str, int]:
-    """GPT-2 writes the 188 printable Latin-1 bytes as themselves, the others from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {
-        chr(0x100 + index): byte for index, byte in enumerate(others)
-    }
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    return bpe
 
 
 class Special(NamedTuple):
-    """The special tokens of a published model, by its own numbers.
+    """The special tokens of a published model, by its own numbers."""
 
-    Attributes:
-      rows: of its embedding, of which the last ones may belong to no token.
-      bos_id, eos_id: begin and end of a text.
-      mask_row: MASK; None for a causal model.
-    """
-
-    rows: int
+    rows: int  # of its embedding, of which the last ones may belong to no token
+    # bos_id, eos_id: begin and end of a text.
     bos_id: int
     eos_id: int
+    # MASK; None for a causal model.
     mask_row: int | None = None
 
 
@@ -254,9 +236,6 @@ class HubTokenizer(Tokenizer):
       normalize: as every tokenizer's.
       model: a tokenizer.json.
       special: the numbers that it does not say.
-
-    Raises:
-      DataError: `model` is none, or has more tokens than there are rows.
     """
 
     def __init__(self, config: TokenizerConfig, normalize: str, model: bytes, special: Special):

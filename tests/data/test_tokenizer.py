@@ -1,4 +1,8 @@
+import functools
+import hashlib
+import importlib.resources
 import itertools
+import json
 import re
 
 import numpy as np
@@ -213,13 +217,35 @@ def test_damage_to_a_saved_tokenizer_is_named(sentencepiece, tmp_path):
 _PATTERN = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
 
 
-def _bpe_by_definition(gpt2, text):
+@functools.cache
+def gpt2_bytes():
+    """The bytes of each of GPT-2's tokens, which writes the 188 printable bytes of Latin-1 as themselves, the
+    others from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable}
+    byte_of |= {chr(0x100 + index): byte for index, byte in enumerate(others)}
+    file = importlib.resources.files("sdtt_jax.data") / "gpt2_bpe" / "encoder.json"
+    pieces = sorted(json.loads(file.read_text("utf-8")).items(), key=lambda item: item[1])
+    return [bytes(byte_of[char] for char in piece) for piece, _ in pieces]
+
+
+def test_gpt2_digest_and_pieces_are_those_of_the_bytes(gpt2):
+    assert gpt2.digest == hashlib.sha256(b"\0".join(gpt2_bytes())).hexdigest()
+    texts = [piece.decode("utf-8", errors="replace") for piece in gpt2_bytes()]
+    assert gpt2.pieces(range(50256)) == texts[:-1]
+    ids = np.random.default_rng(0).integers(0, 50256, 2000).tolist()
+    joined = b"".join(gpt2_bytes()[token] for token in ids)
+    assert gpt2.decode(ids) == joined.decode("utf-8", errors="replace")
+
+
+def _bpe_by_definition(text):
     """Merges, word by word, the adjacent pair that comes first in vocab.bpe, until none is left.
 
-    `gpt2` gives only the bytes of each id; ranks of merges follow from the ids, since GPT-2
+    `gpt2_bytes` gives only the bytes of each id; ranks of merges follow from the ids, since GPT-2
     numbers its pieces in the order of the merges that make them, after the 256 bytes.
     """
-    id_of = {piece: token for token, piece in enumerate(gpt2._bytes[:-1])}
+    id_of = {piece: token for token, piece in enumerate(gpt2_bytes()[:-1])}
     ids = []
     for word in _PATTERN.findall(text):
         parts = [bytes([byte]) for byte in word.encode()]
@@ -249,12 +275,12 @@ def _bpe_by_definition(gpt2, text):
 @settings(deadline=None, max_examples=200)
 @given(st.text(st.sampled_from(" \n'abcdeilmnorstuvw THE0189.,!?-_é日ж🎉"), max_size=60))
 def test_gpt2_ids_are_those_of_the_algorithm_by_definition(gpt2, text):
-    assert gpt2.encode(text).tolist() == _bpe_by_definition(gpt2, text)
+    assert gpt2.encode(text).tolist() == _bpe_by_definition(text)
 
 
 def test_gpt2_ids_of_real_text_are_those_of_the_algorithm_by_definition(gpt2, chapters):
     for text in chapters[:3]:
-        assert gpt2.encode(text).tolist() == _bpe_by_definition(gpt2, text)
+        assert gpt2.encode(text).tolist() == _bpe_by_definition(text)
 
 
 def test_gpt2_published_ids(gpt2):
