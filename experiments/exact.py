@@ -60,7 +60,6 @@ from sdtt_jax.laboratory.search import SearchConfig
 from sdtt_jax.laboratory.student import StudentConfig
 from sdtt_jax.laboratory.world import Array, World, load_world, sticky_world
 from sdtt_jax.paths import as_path, write_json
-from sdtt_jax.progress import make_progress
 from sdtt_jax.reporting.picture import write_exact
 from sdtt_jax.training.loop import Interrupted
 
@@ -252,7 +251,7 @@ def main(argv: Sequence[str]) -> None:
     if values.floor:
         starts = {divergence: rounds[-1] for divergence, rounds in optima.items()}
         search = SearchConfig(seed=values.seed)
-        record |= find_floor(truth, calls, starts, mixtures, search, make_progress, _print)
+        record |= find_floor(truth, calls, starts, mixtures, search, _print)
         paths = write(record, as_path(values.output))
     if values.decoders:
         record["decoders"] = decoder_measures(truth, values.decoders, calls)
@@ -261,14 +260,14 @@ def main(argv: Sequence[str]) -> None:
         try:
             # Distillers that are named are all that is trained.
             if values.train and not distillers:
-                trained = train_beside(truth, record, optima, config, make_progress, _print)
+                trained = train_beside(truth, record, optima, config, _print)
                 for divergence, tables in trained.items() if values.matched else ():
                     entries = [entry["trained"] for entry in record["rounds"][divergence]]
                     add_matched(entries, tables, measure)
             if distillers:
-                bench = make_bench(truth, calls, coupled, others, make_progress)
+                bench = make_bench(truth, calls, coupled, others)
                 last = optima[divergences[0]]
-                asked = Asked(truth, last, calls, coupled, make_progress, bench, values.matched)
+                asked = Asked(truth, last, calls, coupled, bench, values.matched)
                 began = time.monotonic()
                 record["distillers"] = measure_distillers(distillers, asked)
                 seconds = time.monotonic() - began

@@ -35,7 +35,6 @@ from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.student import (
     SCHEDULE,
     EnumeratedDenoiser,
-    ProgressFactory,
     StudentConfig,
     make_diffusion,
     network_config,
@@ -48,6 +47,7 @@ from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.ops.noise import draw_noise
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import unbox
+from sdtt_jax.progress import make_progress
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.loop import TrainLog, train
 from sdtt_jax.training.optimizers import OptimizerConfig
@@ -81,16 +81,8 @@ class CoupledStudentConfig:
     seed: int = 0  # of parameters, noise and states
 
     def __post_init__(self) -> None:
-        whole(
-            1,
-            self,
-            "num_layers",
-            "embed_dim",
-            "num_heads",
-            "batch_size",
-            "num_steps",
-            "num_samples",
-        )
+        whole(1, self, "num_layers", "embed_dim", "num_heads")
+        whole(1, self, "batch_size", "num_steps", "num_samples")
         positive(self, "learning_rate", "adam_learning_rate")
 
 
@@ -104,19 +96,14 @@ def make_coupled_diffusion(world: World, config: CoupledStudentConfig) -> Masked
 def train_coupled(
     world: World,
     config: CoupledStudentConfig,
-    progress: ProgressFactory,
     distill: CoupledDistillConfig | None = None,
 ) -> list[Params]:
-    """Distils the true denoiser's trajectories, one-shot or in rounds.
+    """Distils the true denoiser's trajectories in rounds: the parameters of each round's student.
 
     Args:
       world: the language.
       config: the student and its training.
-      progress: makes what shows the progress of a stage, from its title and number of steps.
       distill: rounds and calls; one-shot from as many calls as a sequence has tokens if None.
-
-    Returns:
-      The parameters of each round's student.
     """
     if distill is None:
         distill = CoupledDistillConfig(world.length, full_share=config.full_share)
@@ -141,7 +128,7 @@ def train_coupled(
     students = []
     for round in range(1, distill.num_rounds + 1):
         step = _several_steps(student, teacher, distill, round, settings, shape)
-        with progress(f"coupled, round {round}", turns.num_steps) as bar:
+        with make_progress(f"coupled, round {round}", turns.num_steps) as bar:
             state = train(
                 spec.from_params(params, {"teacher_params": teacher_params}),
                 step,
@@ -164,13 +151,9 @@ def _several_steps(
     settings: TrainConfig,
     shape: tuple[int, int, int],
 ) -> TrainStep:
-    """As many training steps as it makes fresh trajectories for, and the metrics of the last.
+    """Training steps, each with fresh trajectories, and the metrics of the last.
 
-    Args:
-      student, teacher: the round's.
-      distill, round: which trajectories.
-      settings: of a single step.
-      shape: steps, batch and length.
+    `settings` are those of a single step, `shape` is their number, the batch and the length.
     """
     steps, batch_size, length = shape
 
@@ -222,16 +205,13 @@ def sampled_measures(
         sampler = SamplerConfig(number, temperature=temperature, mode=mode)
         key = purpose_key(config.seed, "exact-coupled-samples", number)
         turns = -(-config.num_samples // (2 * _SAMPLES_PER_CALL))
-        halves = [
-            np.sum(
-                [
-                    _counts(diffusion, params, jax.random.fold_in(key, i), sampler, truth.world)
-                    for i in range(half, 2 * turns, 2)
-                ],
-                axis=0,
-            )
-            for half in range(2)
-        ]
+        counts = np.array(
+            [
+                _counts(diffusion, params, jax.random.fold_in(key, turn), sampler, truth.world)
+                for turn in range(2 * turns)
+            ]
+        )
+        halves = [counts[half::2].sum(axis=0) for half in range(2)]
         measures[str(number)] = _measures_of_counts(halves, truth)
     return measures
 

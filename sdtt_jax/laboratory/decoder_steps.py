@@ -63,9 +63,7 @@ def speculative_step(options: Speculative, table: Table, law: Array) -> tuple[Ar
             continue
         calls += 2 * float(law[source].sum())
         count = min(options.window, len(pattern))
-        windows = (
-            [pattern[:count]] if table.causal else list(itertools.permutations(pattern, count))
-        )
+        windows = [pattern[:count]] if table.causal else [*itertools.permutations(pattern, count)]
         for window in windows:
             context, weight = source[:, None], law[source][:, None] / len(windows)
             for position in window:

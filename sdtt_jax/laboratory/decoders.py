@@ -38,9 +38,8 @@ from sdtt_jax.laboratory.world import (
 # are equal, and the first position comes first.
 _DIGITS = 5
 
-Move = tuple[
-    tuple[int, ...], tuple[int, ...], Any
-]  # revealed, masked again, chance [states] or a number
+# Positions that are revealed, that are masked again, and the chance: [states] or a number.
+Move = tuple[tuple[int, ...], tuple[int, ...], Any]
 
 
 def decoder_law(
@@ -101,11 +100,7 @@ def decoder_law(
 
 
 def enumerable(mode: str) -> tuple[Decoder, Any]:
-    """`parse_mode`, of decoders whose law is computed here.
-
-    Raises:
-      ConfigError: the mode is unknown, or its law is computed nowhere.
-    """
+    """`parse_mode`, of decoders whose law is computed here; `ConfigError` for any other."""
     decoder, options = parse_mode(mode)
     require(stop_of(mode) is None, f"mode={mode}: the law is that of all steps; leave `stop` out.")
     remembers = isinstance(options, DoubtingRemdm)

@@ -19,7 +19,6 @@ from sdtt_jax.laboratory.coupled import (
 )
 from sdtt_jax.laboratory.matched import matched_measures
 from sdtt_jax.laboratory.record import Record, Truth
-from sdtt_jax.laboratory.student import ProgressFactory
 from sdtt_jax.laboratory.world import Array
 from sdtt_jax.ops.noise import FULL, MASKS
 
@@ -34,8 +33,6 @@ class Asked(NamedTuple):
     optima: Sequence[Array]  # predictions of SDTT's rounds, the last of which is measured
     calls: Sequence[int]  # numbers of network calls
     config: CoupledStudentConfig  # the coupled student and its training
-    # Makes what shows the progress of a stage, from its title and number of steps.
-    progress: ProgressFactory
     # Of the other distillers' students; needed for these alone.
     bench: others.Bench | None = None
     # Of `matched.ENTROPIES`: which one students are also compared at; None for none.
@@ -90,7 +87,7 @@ def _trained(
     asked: Asked, name: str = "coupled", distill: CoupledDistillConfig | None = None
 ) -> dict[str, Record]:
     truth, config = asked.truth, asked.config
-    students = train_coupled(truth.world, config, asked.progress, distill)
+    students = train_coupled(truth.world, config, distill)
     diffusion = make_coupled_diffusion(truth.world, config)
     found: Record = {name: {}, f"{name}-drawn": {}}
     for n in asked.calls:

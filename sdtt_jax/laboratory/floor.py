@@ -36,7 +36,6 @@ from sdtt_jax.laboratory.search import (
     search,
     single,
 )
-from sdtt_jax.laboratory.student import ProgressFactory
 from sdtt_jax.laboratory.world import (
     Array,
     all_states,
@@ -45,6 +44,7 @@ from sdtt_jax.laboratory.world import (
     reveal_ways,
     sample_distribution,
 )
+from sdtt_jax.progress import make_progress
 
 MIXTURE_OBJECTIVE = "sum"
 SETTLED = 1e-3  # how far apart the best of the two optimizers may be
@@ -73,7 +73,6 @@ def find_floor(
     optima: Mapping[str, Array],
     components: Sequence[int],
     config: SearchConfig,
-    progress: ProgressFactory,
     log: Log,
 ) -> Record:
     """The best table, and the best mixtures of tables, for each number of calls.
@@ -84,7 +83,6 @@ def find_floor(
       optima: tables of predictions `[states, L, V]` to start from, beside the teacher.
       components: sizes of mixtures, each at least 2.
       config: the search.
-      progress: makes what shows the progress, from its title and number of steps.
       log: called with a line for each number of calls.
 
     Returns:
@@ -114,7 +112,7 @@ def find_floor(
     total, done = sum((len(ways[n]) - 1) * cost for n, cost in costs.items()), 0
     record: Record = {"floor": {}, "mixtures": {str(k): {} for k in components}, "floor_search": {}}
     with (
-        progress("floor", total) as bar,
+        make_progress("floor", total) as bar,
         ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_WORKERS)) as pool,
     ):
         bar.update(0)

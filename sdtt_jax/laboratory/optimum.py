@@ -18,7 +18,8 @@ log-l1   E sum |log q - log p|          medians, bent by sum q = 1
 =======  =============================  ============================================
 
 (p: target, E: over targets, sums over the vocabulary.)
-Each function's docstring says how it is solved. NumPy float64 throughout.
+Each function's docstring says how it is solved: from weights `[n, K]` and values `[n, K, V]` of the atoms to
+probabilities `[n, V]`. NumPy float64 throughout.
 """
 
 from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ class Atoms(NamedTuple):
 
 
 def subset_weights(length: int, masked: int, dt: float) -> Array:
-    """Expected probability that the first step reveals exactly one given set of positions.
+    """Expected probability that the first step reveals exactly one given set of j positions: `[m + 1]`, by j.
 
     Given a state with m of L positions masked, t is Beta(m + 1, L - m + 1); the expectation of
     `r^j (1 - r)^(m - j)` with r = min(1, dt / t) is
@@ -64,9 +65,6 @@ def subset_weights(length: int, masked: int, dt: float) -> Array:
       length: L, positions.
       masked: m, masked ones.
       dt: the step.
-
-    Returns:
-      `[m + 1]`, by the size j of the set.
     """
     j = np.arange(masked + 1)
     rest = length - masked + 1
@@ -116,15 +114,9 @@ def round_optimum(teacher: Array, dt: float, divergence: str) -> Array:
     """The predictions of a student of unlimited capacity after one round.
 
     Args:
-      teacher: [states, L, V] predictions, positive at masked positions, one-hot elsewhere.
+      teacher: [states, L, V] predictions, positive at masked positions, one-hot elsewhere, as the result.
       dt: step size of the two teacher steps, in (0, 1].
       divergence: one of `OPTIMA`.
-
-    Returns:
-      [states, L, V].
-
-    Raises:
-      ConfigError: for an unknown divergence.
     """
     choose("divergence", divergence, OPTIMA)
     solve = OPTIMA[divergence]
@@ -135,18 +127,12 @@ def round_optimum(teacher: Array, dt: float, divergence: str) -> Array:
 
 
 def expected_divergence(student: Array, teacher: Array, dt: float, divergence: str) -> Array:
-    """The round's expected loss at each state and position.
+    """The round's expected loss at each state and position: `[states, L]` nats, zero where unmasked.
 
     Args:
       student, teacher: `[states, L, V]` predictions, positive at masked positions.
       dt: step size of the two teacher steps, in (0, 1].
       divergence: one of `DIVERGENCES`.
-
-    Returns:
-      `[states, L]` nats, zero where unmasked.
-
-    Raises:
-      ConfigError: for an unknown divergence.
     """
     choose("divergence", divergence, DIVERGENCES)
     loss = np.zeros(student.shape[:2])
@@ -161,13 +147,11 @@ def mean_kl(first: Array, second: Array, probabilities: Array) -> float:
     """KL(first || second) per masked position, nats, over states as masking produces them.
 
     Args:
-      first: [states, L, V].
-      second: [states, L, V].
+      first, second: [states, L, V].
       probabilities: [states], from `state_probabilities`.
     """
-    return mean_over_masked(
-        special.rel_entr(first, second).sum(axis=-1), probabilities, first.shape[-1]
-    )
+    kl = special.rel_entr(first, second).sum(axis=-1)
+    return mean_over_masked(kl, probabilities, first.shape[-1])
 
 
 def mean_over_masked(values: Array, probabilities: Array, vocab_size: int) -> float:
@@ -197,9 +181,6 @@ def nearest_log_probs(weights: Array, values: Array) -> Array:
     tokens there would gain by moving apart). So y of the largest token is the unknown, from a to
     0: it gives mu, mu gives the others, and the sum is brought to one by Newton steps that fall
     back to bisection.
-
-    Returns:
-      [n, V] probabilities.
     """
     mean = _mean_log(weights, values)
     top = np.argmax(mean, axis=-1)[:, None]
@@ -237,19 +218,16 @@ def common_quantiles(weights: Array, values: Array) -> Array:
     that level the lower and the upper quantiles enclose the optimum; where they differ it need
     not be unique, and the point with sum one on the segment between the two is taken. In
     particular an atom of weight above one half keeps the teacher exactly as it is.
-
-    Returns:
-      [n, V] probabilities.
     """
     result, rows = _medians(weights, values)
     if not len(rows):
         return result
     ordered, cumulative = _distribution(weights[rows], values[rows])
-    low, high = _bisect(
-        lambda level: _quantiles(ordered, cumulative, level).sum(axis=-1) > 1,
-        np.zeros(len(rows)),
-        np.ones(len(rows)),
-    )
+
+    def too_high(level: Array) -> Array:
+        return _quantiles(ordered, cumulative, level).sum(axis=-1) > 1
+
+    low, high = _bisect(too_high, np.zeros(len(rows)), np.ones(len(rows)))
     lower = _quantiles(ordered, cumulative, low)
     width = _quantiles(ordered, cumulative, high) - lower
     missing = 1 - lower.sum(axis=-1, keepdims=True)
@@ -273,9 +251,6 @@ def bent_medians(weights: Array, values: Array) -> Array:
     concave, so at the optimum all tokens but at most one are at atoms. `_raised` searches among
     such points by exchange between two tokens; nothing proves that it ends at the best of them
     (tests compare it with brute force). On Markov worlds of a few tokens the case does not arise.
-
-    Returns:
-      [n, V] probabilities.
     """
     result, rows = _medians(weights, values)
     over = rows[result[rows].sum(axis=-1) > 1]
@@ -376,8 +351,7 @@ def _normalised(values: Array) -> Array:
     return np.asarray(values / values.sum(axis=-1, keepdims=True))
 
 
-# The optimum of a position's expected divergence, from its atoms: (weights [n, K],
-# values [n, K, V]) -> [n, V].
+# The optimum of a position's expected divergence, from its atoms.
 OPTIMA: dict[str, Callable[[Array, Array], Array]] = {
     "kl-bwd": geometric_mean,
     "kl-fwd": arithmetic_mean,

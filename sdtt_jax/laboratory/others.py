@@ -35,7 +35,6 @@ from sdtt_jax.laboratory.coupled import (
 )
 from sdtt_jax.laboratory.record import Record, Truth
 from sdtt_jax.laboratory.student import (
-    ProgressFactory,
     StudentConfig,
     make_diffusion,
     network_of,
@@ -52,6 +51,7 @@ from sdtt_jax.objectives import alpha_loss, distill_loss, idlm_loss, mixture_los
 from sdtt_jax.ops.noise import FULL, LATENT, MASKS, Noise, draw_noise, every_value, num_values
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import unbox
+from sdtt_jax.progress import make_progress
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
 from sdtt_jax.training.state import StateSpec, TrainState
@@ -97,8 +97,6 @@ class Bench(NamedTuple):
     sizes: CoupledStudentConfig  # of network and batch, and the seed
     config: OthersConfig  # settings of the distillers
     start: Callable[[], Params]  # makes the parameters that they begin with, once
-    # Makes what shows the progress of a stage, from its title and number of steps.
-    progress: ProgressFactory
 
 
 def make_bench(
@@ -106,16 +104,10 @@ def make_bench(
     calls: Sequence[int],
     sizes: CoupledStudentConfig,
     config: OthersConfig,
-    progress: ProgressFactory,
 ) -> Bench:
     """A bench whose start is a network that has copied the true denoiser.
 
-    Args:
-      truth: the world, enumerated.
-      calls: numbers of network calls to measure at.
-      sizes: whose seed, number of samples and share of fully masked states are taken.
-      config: the students.
-      progress: makes what shows the progress of a stage, from its title and number of steps.
+    Of `sizes` the seed, the number of samples and the share of fully masked states are taken.
     """
     sizes = dataclasses.replace(
         sizes,
@@ -134,10 +126,10 @@ def make_bench(
         context = {"teacher_params": table_params(truth.teacher), "dt": jnp.float32(1.0)}
         params = init(purpose_key(sizes.seed, "exact-others-init"))
         steps = dataclasses.replace(config, num_steps=config.copy_steps)
-        copying = Bench(truth, calls, sizes, steps, lambda: params, progress)
+        copying = Bench(truth, calls, sizes, steps, lambda: params)
         return fit(copying, "copy of the teacher", loss, params, context, config.copy_rate)
 
-    return Bench(truth, calls, sizes, config, start, progress)
+    return Bench(truth, calls, sizes, config, start)
 
 
 def plain_student(truth: Truth, sizes: CoupledStudentConfig) -> MaskedDiffusion:
@@ -182,7 +174,7 @@ def fit(bench: Bench, title: str, loss: LossFn, params: Tree, context: Tree, rat
         return jax.lax.scan(body, state, length=count)[0]
 
     state, key = spec.from_params(params, context), purpose_key(bench.sizes.seed, f"exact-{title}")
-    with bench.progress(title, num_steps) as bar:
+    with make_progress(title, num_steps) as bar:
         for done in range(0, num_steps, _STEPS_PER_DISPATCH):
             count = min(_STEPS_PER_DISPATCH, num_steps - done)
             state = jax.block_until_ready(many(state, key, count=count))

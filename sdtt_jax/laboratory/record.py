@@ -17,7 +17,6 @@ from sdtt_jax.laboratory.optimum import (
     round_optimum,
 )
 from sdtt_jax.laboratory.student import (
-    ProgressFactory,
     StudentConfig,
     copy_teacher,
     make_diffusion,
@@ -138,7 +137,6 @@ def train_beside(
     record: Record,
     optima: dict[str, list[Array]],
     config: StudentConfig,
-    progress: ProgressFactory,
     log: Log,
 ) -> dict[str, list[Array]]:
     """Distills a transformer for each divergence and adds what it reached to the record.
@@ -152,7 +150,6 @@ def train_beside(
       truth: the world, enumerated.
       record, optima: what `closed_form` returned; the record is changed.
       config: the student and its training.
-      progress: makes what shows the progress of a stage, from its title and number of steps.
       log: called with a line for each round.
 
     Returns:
@@ -162,7 +159,7 @@ def train_beside(
     students: dict[str, list[Array]] = {}
     kl = functools.partial(mean_kl, probabilities=truth.probabilities)
     world = truth.world
-    start = copy_teacher(world, config, progress)
+    start = copy_teacher(world, config)
     copy_kl = kl(truth.teacher, predictions(make_diffusion(world, config), start, world))
     record["training"] = {**dataclasses.asdict(config), "copy_kl": copy_kl}
     log(f"copy of the teacher: KL {copy_kl:.1e} nats per masked token")
@@ -170,17 +167,16 @@ def train_beside(
         entries = record["rounds"][divergence]
         dts = tuple(entry["dt"] for entry in entries)
         exact_teacher = own_teacher = truth.teacher
-        trained_rounds = train_rounds(world, config, start, dts, divergence, progress)
-        for entry, optimum, trained in zip(entries, best, trained_rounds, strict=True):
-            student = trained.predictions
+        trained_rounds = train_rounds(world, config, start, dts, divergence)
+        for entry, optimum, (student, loss) in zip(entries, best, trained_rounds, strict=True):
             distance, gain = kl(optimum, student), kl(optimum, exact_teacher)
             entry["trained"] = {
                 "steps": truth.measures(student, TRAINED_STEPS),
                 "kl_to_optimum": distance,
                 "relative": distance / gain,
                 "relative_to_first": distance / kl(optimum, truth.teacher),
-                "own_kl": kl(round_optimum(own_teacher, trained.dt, divergence), student),
-                "loss": trained.loss,
+                "own_kl": kl(round_optimum(own_teacher, entry["dt"], divergence), student),
+                "loss": loss,
             }
             log(
                 f"{divergence}, round {entry['round']}: KL(optimum || student) {distance:.1e} nats "

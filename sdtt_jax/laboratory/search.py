@@ -156,9 +156,6 @@ def search(
       objective: of `OBJECTIVES`.
       optimizer: of `OPTIMIZERS`.
       config: steps and rates.
-
-    Raises:
-      ConfigError: for an unknown objective or optimizer.
     """
     choose("objective", objective, OBJECTIVES)
     choose("optimizer", optimizer, OPTIMIZERS)

@@ -11,11 +11,10 @@ rounds copies it: distillation with dt = 1, where the first teacher step reveals
 every target is the teacher at x_t itself, without noise.
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +34,7 @@ from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.ops.noise import Noise
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import unbox
-from sdtt_jax.progress import Progress
+from sdtt_jax.progress import Progress, make_progress
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.loop import TrainLog, train
 from sdtt_jax.training.optimizers import OptimizerConfig
@@ -43,7 +42,6 @@ from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import make_train_step
 from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Tokens
 
-ProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[Progress]]
 # (params, teacher, number, dt, bar) -> the student's parameters and its last logged loss.
 Trainer = Callable[[Params, Params, int, float, Progress], tuple[Params, float]]
 # alpha_t = 1 - t up to the schedule's alpha_1; smaller than its default so that it is far below
@@ -74,14 +72,6 @@ class StudentConfig:
         fields = (field.name for field in dataclasses.fields(self))
         positive(self, *(name for name in fields if name != "seed"))
         check_seed(self.seed)
-
-
-class TrainedRound(NamedTuple):
-    """What training made of a round."""
-
-    dt: float
-    predictions: Array  # [states, L, V] float64, the student's
-    loss: float  # of the last logged step, nats per masked token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,16 +127,7 @@ def table_params(predictions: Array) -> Params:
 
 
 def sample_sequences(world: World, seed: int, round: int, step: int, batch_size: int) -> Array:
-    """Draws sequences of the chain.
-
-    Args:
-      world: the chain.
-      seed, round, step: what the draws depend on, and nothing else.
-      batch_size: how many.
-
-    Returns:
-      `[batch_size, L]` int32.
-    """
+    """Draws sequences of the chain: `[batch_size, L]` int32, which depend on the other numbers alone."""
     rng = np.random.default_rng((seed, round, step))
     initial = np.cumsum(world.initial)[:-1]
     transition = np.cumsum(world.transition, axis=1)[:, :-1]
@@ -176,21 +157,15 @@ def network_of(diffusion: MaskedDiffusion) -> Any:
     return enumerated.network
 
 
-def copy_teacher(world: World, config: StudentConfig, progress: ProgressFactory) -> Params:
-    """Parameters of the network that predict what the true denoiser predicts, by distillation.
-
-    Args:
-      world: the language.
-      config: the student and its training.
-      progress: makes what shows the progress of a stage, from its title and number of steps.
-    """
+def copy_teacher(world: World, config: StudentConfig) -> Params:
+    """Parameters of the network that predict what the true denoiser predicts, by distillation."""
     network = network_of(make_diffusion(world, config))
     params = jax.jit(lambda key: unbox(network.init(key)))(purpose_key(config.seed, "exact-init"))
     train_round = _make_trainer(
         world, config, "kl-fwd", config.copy_learning_rate, config.copy_steps, num_trajectories=1
     )
     teacher = table_params(true_denoiser(world)[0])
-    with progress("copy of the teacher", config.copy_steps) as bar:
+    with make_progress("copy of the teacher", config.copy_steps) as bar:
         return train_round(params, teacher, 0, 1.0, bar)[0]
 
 
@@ -200,8 +175,7 @@ def train_rounds(
     params: Params,
     dts: Sequence[float],
     divergence: str,
-    progress: ProgressFactory,
-) -> Iterator[TrainedRound]:
+) -> Iterator[tuple[Array, float]]:
     """Distills round after round.
 
     Args:
@@ -210,10 +184,10 @@ def train_rounds(
       params: where the first student starts, from `copy_teacher`.
       dts: step size of each round.
       divergence: what the rounds minimise.
-      progress: makes what shows the progress of a stage, from its title and number of steps.
 
     Yields:
-      What training made of each round.
+      Of each round the student's predictions, [states, L, V] float64, and the last logged loss, in nats per
+      masked token.
     """
     num_steps = config.steps_per_round
     train_round = _make_trainer(
@@ -221,10 +195,10 @@ def train_rounds(
     )
     teacher, diffusion = table_params(true_denoiser(world)[0]), make_diffusion(world, config)
     for number, dt in enumerate(dts, start=1):
-        with progress(f"{divergence}, round {number}", num_steps) as bar:
+        with make_progress(f"{divergence}, round {number}", num_steps) as bar:
             params, loss = train_round(params, teacher, number, dt, bar)
         predicted = predictions(diffusion, params, world)
-        yield TrainedRound(dt, predicted, loss)
+        yield predicted, loss
         teacher = table_params(predicted)
 
 
@@ -244,9 +218,7 @@ def predictions(
     # the last call wraps around, so that all calls have one shape
     rows = np.arange(-(-len(states) // count) * count) % len(states)
     calls = jnp.asarray(states[rows], jnp.int32).reshape(-1, count, world.length)
-    logs = np.concatenate(
-        [np.asarray(_logits(diffusion, params, tokens, noise)) for tokens in calls]
-    )
+    logs = np.concatenate([_logits(diffusion, params, tokens, noise) for tokens in calls])
     probabilities = special.softmax(logs[: len(states)].astype(np.float64), axis=-1)
     shown = states[:, :, None] == np.arange(world.vocab_size)
     return np.where(states[:, :, None] == world.vocab_size, probabilities, shown)

@@ -43,24 +43,19 @@ _RESULTS = ("data_entropy", "teacher", "rounds", "probe_states", "teacher_probab
 class World:
     """A Markov chain, the length of its sequences and the step sizes of the rounds.
 
-    Attributes:
-      initial: `[V]` probabilities of the first token, all positive.
-      transition: `[V, V]` probabilities of the next token (column) given this one (row), all
-        positive: tokens that are revealed together are drawn independently, so a forbidden pair
-        would be sampled and KL(samples || chain) would be infinite.
-      length: L, tokens in a sequence.
-      dts: the step size of each round, in units of the diffusion time, each in (0, 1].
-      name: what figures and messages call it.
-
     Raises:
       ConfigError: when one of these does not hold or the world is too large to enumerate.
     """
 
-    initial: tuple[float, ...]
+    initial: tuple[float, ...]  # `[V]` probabilities of the first token, all positive
+    # `[V, V]` probabilities of the next token (column) given this one (row), all positive: tokens that are
+    # revealed together are drawn independently, so a forbidden pair would be sampled and KL(samples || chain)
+    # would be infinite.
     transition: tuple[tuple[float, ...], ...]
-    length: int
+    length: int  # L, tokens in a sequence
+    # The step size of each round, in units of the diffusion time, each in (0, 1].
     dts: tuple[float, ...] = DEFAULT_DTS
-    name: str = "world"
+    name: str = "world"  # what figures and messages call it
 
     def __post_init__(self) -> None:
         size, rows = len(self.initial), [len(row) for row in self.transition]
@@ -115,15 +110,10 @@ def sticky_world() -> World:
 
 
 def world_from_mapping(mapping: Mapping[str, Any], where: str = "world") -> World:
-    """A world from the fields of a world file.
+    """A world from the fields of a world file; errors name the field, and `where` it is.
 
-    Args:
-      mapping: `initial`, `transition`, `length`, and optionally `dts`, `name`, `alpha` (only
-        "1 - t") and `num_distill_steps` (only 2). Reference results may stand beside them.
-      where: named in errors.
-
-    Raises:
-      ConfigError: naming the field that is missing, unknown or wrong.
+    They are `initial`, `transition`, `length`, and optionally `dts`, `name`, `alpha` (only "1 - t") and
+    `num_distill_steps` (only 2). Reference results may stand beside them.
     """
     require(isinstance(mapping, Mapping), f"{where}: a world is a JSON object, not {mapping!r}.")
     for name in ("initial", "transition", "length"):

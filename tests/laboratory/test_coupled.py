@@ -19,7 +19,6 @@ from sdtt_jax.laboratory.world import (
     sample_distribution,
 )
 from sdtt_jax.networks.config import NoiseConfig
-from sdtt_jax.progress import make_progress
 
 WORLD = World((0.5, 0.5), ((0.9, 0.1), (0.2, 0.8)), 3, (0.1, 0.2), name="weather")
 TRUTH = Truth.of(WORLD)
@@ -56,7 +55,7 @@ def test_counted_measures_are_those_of_the_exact_law():
 def test_a_coupled_student_passes_below_the_factorised_teacher():
     """At one call the true denoiser is 0.35 nats from the chain."""
     _, optima = closed_form(TRUTH, ("kl-bwd",), WORLD.dts, print)
-    asked = Asked(TRUTH, optima["kl-bwd"], (1, 2), TINY, make_progress)
+    asked = Asked(TRUTH, optima["kl-bwd"], (1, 2), TINY)
     measured = measure_distillers(("sdtt", "coupled"), asked)
     assert set(measured) == {"sdtt", "coupled", "coupled-drawn"}
     assert set(measured["coupled"]) == {"1", "2"}
@@ -69,7 +68,7 @@ def test_in_rounds_calls_are_halved_down_to_one_with_as_many_steps_in_all(monkey
     """Three tokens: four calls in two rounds of 75 steps each, for two calls and for one; by hand."""
     asked_of = {}
 
-    def train(_world, config, _progress, distill):
+    def train(_world, config, distill):
         asked_of[distill.soft_weight] = config.num_steps, distill
         return ["first", "second"]
 
@@ -78,7 +77,7 @@ def test_in_rounds_calls_are_halved_down_to_one_with_as_many_steps_in_all(monkey
 
     monkeypatch.setattr(distillers, "train_coupled", train)
     monkeypatch.setattr(distillers, "sampled_measures", measured)
-    asked = Asked(TRUTH, (), (1, 2, 3), TINY, make_progress)
+    asked = Asked(TRUTH, (), (1, 2, 3), TINY)
     names = {"coupled-rounds", "coupled-soft"}
     found = measure_distillers(names, asked)
     assert set(found) == names | {f"{name}-drawn" for name in names}

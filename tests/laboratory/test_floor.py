@@ -14,7 +14,6 @@ from sdtt_jax.laboratory.optimum import round_optimum
 from sdtt_jax.laboratory.record import Record, Truth
 from sdtt_jax.laboratory.search import OBJECTIVES, SearchConfig, make_problem, search, single
 from sdtt_jax.laboratory.world import World, finished_states
-from sdtt_jax.progress import make_progress
 
 WORLD = World((0.5, 0.5), ((0.9, 0.1), (0.2, 0.8)), 3, (0.2, 0.4), name="weather")
 CONFIG = SearchConfig(lbfgs_steps=30, adam_steps=100)
@@ -36,10 +35,7 @@ def rounds(truth: Truth) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def found(truth: Truth, rounds: list[np.ndarray]) -> Record:
-    def progress(title: str, steps: int) -> object:
-        return make_progress(title, steps, shown=False)
-
-    return find_floor(truth, (1, 2), {"kl-bwd": rounds[-1]}, (2,), CONFIG, progress, print)
+    return find_floor(truth, (1, 2), {"kl-bwd": rounds[-1]}, (2,), CONFIG, print)
 
 
 def test_no_teacher_and_no_round_is_below_the_floor(
@@ -121,4 +117,4 @@ def test_a_world_that_is_too_large_is_one_sentence() -> None:
     uniform = tuple([1 / 16] * 16)
     truth = Truth(World(uniform, (uniform,) * 16, 5), *[np.empty(0)] * 3)
     with pytest.raises(ConfigError, match=r"39,135,393 steps between states"):
-        find_floor(truth, (1,), {}, (), CONFIG, make_progress, print)
+        find_floor(truth, (1,), {}, (), CONFIG, print)

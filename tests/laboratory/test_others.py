@@ -25,7 +25,6 @@ from sdtt_jax.laboratory.student import table_params
 from sdtt_jax.laboratory.world import World, reveal_sums, sample_distribution
 from sdtt_jax.networks.config import NoiseConfig
 from sdtt_jax.ops.noise import LATENT
-from sdtt_jax.progress import make_progress
 from tests.worlds import noisy_params
 
 WORLD = World((0.5, 0.5), ((0.9, 0.1), (0.2, 0.8)), 3, (0.1, 0.2), name="weather")
@@ -45,8 +44,8 @@ CONFIG = OthersConfig(
 
 @pytest.fixture(scope="module")
 def asked():
-    bench = make_bench(TRUTH, (1,), SIZES, CONFIG, make_progress)
-    return Asked(TRUTH, (), (1,), SIZES, make_progress, bench)
+    bench = make_bench(TRUTH, (1,), SIZES, CONFIG)
+    return Asked(TRUTH, (), (1,), SIZES, bench)
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +64,14 @@ def test_a_mixtures_law_is_that_of_its_counted_samples():
     sizes = dataclasses.replace(SIZES, noise=NoiseConfig(LATENT, num_values=3))
     student = make_coupled_diffusion(WORLD, sizes)
     params = noisy_params(student.denoiser.network, 2, spread=0.3)
-    bench = make_bench(TRUTH, (2,), sizes, CONFIG, make_progress)
+    bench = make_bench(TRUTH, (2,), sizes, CONFIG)
     exact = TRUTH.measures_of(law_of(tables_of(bench, student, params), 2))
     counted = sampled_measures(TRUTH, student, params, [2], sizes, temperature=1.0)["2"]
     assert counted == pytest.approx(exact, abs=0.02)
 
 
 def test_a_table_is_measured_without_noise():
-    bench = make_bench(TRUTH, (2,), SIZES, CONFIG, make_progress)
+    bench = make_bench(TRUTH, (2,), SIZES, CONFIG)
     law = law_of(tables_of(bench, plain_student(TRUTH, SIZES), table_params(TRUTH.teacher)), 2)
     np.testing.assert_allclose(law, sample_distribution(reveal_sums(TRUTH.teacher), 2), rtol=1e-4)
 
