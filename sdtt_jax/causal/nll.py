@@ -21,14 +21,11 @@ _cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
 
 class TokenScores(NamedTuple):
-    """What a causal network says of each target.
+    """What a causal network says of each target."""
 
-    Attributes:
-      nll: `[batch, length]` float32, -log p of the target in nats; 0 where it is not scored.
-      missed: `[batch, length]` bool, the most probable token is another one; False where it is not scored.
-    """
-
+    # `[batch, length]` float32, -log p of the target in nats; 0 where it is not scored.
     nll: PerToken
+    # `[batch, length]` bool, the most probable token is another one; False where it is not scored.
     missed: Positions
 
 

@@ -62,15 +62,10 @@ class DenoiserLike(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WithInputs:
-    """A denoiser with inputs that belong to one batch, beside its tokens.
+    """A denoiser with inputs that belong to one batch, beside its tokens."""
 
-    Attributes:
-      denoiser: the network.
-      inputs: further arguments of its `hidden`, by name: `segments`, `edges`.
-    """
-
-    denoiser: DenoiserLike
-    inputs: dict[str, jax.Array]
+    denoiser: DenoiserLike  # the network
+    inputs: dict[str, jax.Array]  # further arguments of its `hidden`, by name: `segments`, `edges`
 
     def hidden(
         self,

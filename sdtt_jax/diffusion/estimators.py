@@ -55,14 +55,11 @@ class MaskNoise(NamedTuple):
 
 
 class Estimator(NamedTuple):
-    """One way to mask.
+    """One way to mask."""
 
-    Attributes:
-      mask: `mask(diffusion, x0, noise)` gives a `Masking`.
-      spread: whether `MaskNoise.u` of rows that belong together lies on an even grid (each is still uniform).
-    """
-
+    # `mask(diffusion, x0, noise)` gives a `Masking`.
     mask: Callable[[MaskedDiffusion, jax.Array, MaskNoise], Masking]
+    # Whether `MaskNoise.u` of rows that belong together lies on an even grid (each is still uniform).
     spread: bool
 
 

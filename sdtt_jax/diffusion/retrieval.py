@@ -21,17 +21,11 @@ from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Tokens
 
 @flax.struct.dataclass
 class Datastore:
-    """States and what stood there; a mesh may hold them in parts along the first axis.
+    """States and what stood there; a mesh may hold them in parts along the first axis."""
 
-    Attributes:
-      keys: `[entries, embed]`.
-      tokens: `[entries]` int32.
-      valid: `[entries]` bool; the others are never found.
-    """
-
-    keys: jax.Array
-    tokens: jax.Array
-    valid: jax.Array
+    keys: jax.Array  # `[entries, embed]`
+    tokens: jax.Array  # `[entries]` int32
+    valid: jax.Array  # `[entries]` bool; the others are never found
 
 
 def remember(diffusion: MaskedDiffusion, params: Params, key: Key, x0: Tokens) -> Datastore:
@@ -51,20 +45,14 @@ def remember(diffusion: MaskedDiffusion, params: Params, key: Key, x0: Tokens) -
 
 @dataclasses.dataclass(frozen=True)
 class Retrieving:
-    """A denoiser whose parameters are `{"network": …, "store": Datastore}`.
+    """A denoiser whose parameters are `{"network": …, "store": Datastore}`."""
 
-    Attributes:
-      network: the denoiser whose states the datastore holds.
-      neighbours: entries that are asked, at most as many as there are.
-      share: of what they say in the mixture; 0 is the network.
-      temperature: their weights are proportional to exp(-squared distance / temperature).
-      recall: share of the nearest that the search finds on a TPU; elsewhere it finds all.
-    """
-
-    network: DenoiserLike
-    neighbours: int = 16
-    share: float = 0.1
+    network: DenoiserLike  # the denoiser whose states the datastore holds
+    neighbours: int = 16  # entries that are asked, at most as many as there are
+    share: float = 0.1  # of what they say in the mixture; 0 is the network
+    # Their weights are proportional to exp(-squared distance / temperature).
     temperature: float = 1.0
+    # Share of the nearest that the search finds on a TPU; elsewhere it finds all.
     recall: float = 0.95
 
     def __post_init__(self) -> None:

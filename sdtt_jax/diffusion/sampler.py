@@ -85,19 +85,15 @@ class SamplerState:
 
 @flax.struct.dataclass
 class Plan:
-    """What a generation has settled before its first network call.
+    """What a generation has settled before its first network call."""
 
-    Attributes:
-      key: PRNG key; step i draws its tokens with `fold_in(key, i)`.
-      call: `[batch, length]` int32, the step that reveals each position: `num_steps` for those that no step
-        was chosen for, beyond that for those that were never masked.
-      sigmas: `[num_steps + 1, batch]` float32, total noise at each step, and after the last one.
-      noise: what tokens are drawn with, or what the network sees, at every step; None draws anew at each.
-    """
-
-    key: Key
+    key: Key  # PRNG key; step i draws its tokens with `fold_in(key, i)`
+    # `[batch, length]` int32, the step that reveals each position: `num_steps` for those that no step was
+    # chosen for, beyond that for those that were never masked.
     call: jax.Array
+    # `[num_steps + 1, batch]` float32, total noise at each step, and after the last one.
     sigmas: jax.Array
+    # What tokens are drawn with, or what the network sees, at every step; None draws anew at each.
     noise: Noise | None = None
 
 

@@ -33,29 +33,18 @@ LAYOUTS = {layout.name: layout for layout in (DENOISER, CAUSAL, GPT2, DIFFUGPT, 
 
 
 class Published(NamedTuple):
-    """A published model, recognised; its parameters are not read yet.
+    """A published model, recognised; its parameters are not read yet."""
 
-    Attributes:
-      layout: in which it is stored.
-      tensors: name to array.
-      prefix: of the names.
-      config: of our network.
-      stored: the config that it came with, empty if it came without.
-      file: that errors name.
-      dtype: of the tensors, by safetensors' name.
-      mask_row: MASK in the published numbering of tokens, where it is not the last.
-      given: what the user says of it.
-    """
-
-    layout: Layout
-    tensors: Mapping[str, np.ndarray]
-    prefix: str
-    config: Any
-    stored: Mapping[str, Any]
-    file: str
-    dtype: str = "F32"
+    layout: Layout  # in which it is stored
+    tensors: Mapping[str, np.ndarray]  # name to array
+    prefix: str  # of the names
+    config: Any  # of our network
+    stored: Mapping[str, Any]  # the config that it came with, empty if it came without
+    file: str  # that errors name
+    dtype: str = "F32"  # of the tensors, by safetensors' name
+    # MASK in the published numbering of tokens, where it is not the last.
     mask_row: int | None = None
-    given: Given = NOTHING_GIVEN
+    given: Given = NOTHING_GIVEN  # what the user says of it
 
 
 def is_published(path: Path) -> bool:

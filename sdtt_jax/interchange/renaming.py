@@ -22,24 +22,17 @@ Place = Callable[[str, np.ndarray], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One tensor, or with `{layer}` in its name one tensor per layer, which are stacked on axis 0.
+    """One tensor, or with `{layer}` in its name one tensor per layer, which are stacked on axis 0."""
 
-    Attributes:
-      name: their name without prefix, for example `"blocks.{layer}.attn_qkv.weight"`.
-      path: into our parameter tree, `"blocks/attn_qkv/kernel"`.
-      shape: their shape, of one layer.
-      transpose: whether our array is the transpose of theirs (a linear map is `[out, in]` in
-        PyTorch).
-      vocab_axis: axis of *their* array that counts vocabulary entries, padded with zeros up to
-        `padded_vocab` on our side.
-      reshape: our shape of one layer where it is not merely padded or transposed (split heads).
-    """
-
-    name: str
-    path: str
-    shape: tuple[int, ...]
+    name: str  # their name without prefix, for example `"blocks.{layer}.attn_qkv.weight"`
+    path: str  # into our parameter tree, `"blocks/attn_qkv/kernel"`
+    shape: tuple[int, ...]  # their shape, of one layer
+    # Whether our array is the transpose of theirs (a linear map is `[out, in]` in PyTorch).
     transpose: bool = False
+    # Axis of *their* array that counts vocabulary entries, padded with zeros up to `padded_vocab` on our
+    # side.
     vocab_axis: int | None = None
+    # Our shape of one layer where it is not merely padded or transposed (split heads).
     reshape: tuple[int, ...] | None = None
 
     def names(self, num_layers: int) -> list[str]:
@@ -71,43 +64,30 @@ def kernel(name: str, path: str, out_dim: int, in_dim: int, **how: Any) -> Entry
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """All tensors of one kind of network.
+    """All tensors of one kind of network."""
 
-    Attributes:
-      entries: what both sides hold.
-      num_layers: how many tensors a `{layer}` name stands for.
-      padded_vocab: our vocabulary size, at least theirs.
-      constants: tensors that follow from the config (rotary frequencies): checked where they are
-        present, always written.
-      ignored: names (with `{layer}`) that may be present and carry nothing, such as causal masks.
-      tied: full names of tensors that may repeat another, and that one's name without prefix.
-      mask_row: the row of the vocabulary that is MASK on their side, where it is not the last. On ours it
-        follows all others.
-    """
-
-    entries: Sequence[Entry]
-    num_layers: int
-    padded_vocab: int
+    entries: Sequence[Entry]  # what both sides hold
+    num_layers: int  # how many tensors a `{layer}` name stands for
+    padded_vocab: int  # our vocabulary size, at least theirs
+    # Tensors that follow from the config (rotary frequencies): checked where they are present, always
+    # written.
     constants: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    # Names (with `{layer}`) that may be present and carry nothing, such as causal masks.
     ignored: Sequence[str] = ()
+    # Full names of tensors that may repeat another, and that one's name without prefix.
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # The row of the vocabulary that is MASK on their side, where it is not the last. On ours it follows all
+    # others.
     mask_row: int | None = None
 
 
 class Given(NamedTuple):
-    """What a user specifies about a published model; None is not specified.
+    """What a user specifies about a published model; None is not specified."""
 
-    Attributes:
-      causal: it is a causal model, or else a denoiser.
-      shift: a denoiser predicts token i at position i - 1.
-      mask_id: MASK, in the published model's own numbering.
-      length: tokens of a sequence.
-    """
-
-    causal: bool | None = None
-    shift: bool | None = None
-    mask_id: int | None = None
-    length: int | None = None
+    causal: bool | None = None  # it is a causal model, or else a denoiser
+    shift: bool | None = None  # a denoiser predicts token i at position i - 1
+    mask_id: int | None = None  # MASK, in the published model's own numbering
+    length: int | None = None  # tokens of a sequence
 
     @property
     def said(self) -> list[str]:
@@ -131,24 +111,18 @@ NOTHING_STORED = Stored(types.MappingProxyType({}))
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The format of a family of published checkpoints.
+    """The format of a family of published checkpoints."""
 
-    Attributes:
-      name: of the layout.
-      anchor: name, without prefix, of a tensor that tells this layout from the others.
-      prefixes: what all names may begin with; the first under which the anchor stands is taken.
-      config: the config of our network, given the tensors, their prefix, the stored config, and the
-        file that errors name; raises `CheckpointError` if they make no such network.
-      table: where each tensor goes, given that config.
-      mask_row: MASK in the published numbering, given config and stored config; None where it is the last row
-        or there is none.
-    """
-
-    name: str
-    anchor: str
+    name: str  # of the layout
+    anchor: str  # name, without prefix, of a tensor that tells this layout from the others
+    # What all names may begin with; the first under which the anchor stands is taken.
     prefixes: tuple[str, ...]
+    # The config of our network, given the tensors, their prefix, the stored config, and the file that errors
+    # name; raises `CheckpointError` if they make no such network.
     config: Callable[[Mapping[str, Any], str, Stored, str], Any]
-    table: Callable[[Any], Table]
+    table: Callable[[Any], Table]  # where each tensor goes, given that config
+    # MASK in the published numbering, given config and stored config; None where it is the last row or there
+    # is none.
     mask_row: Callable[[Any, Stored], int | None] = lambda _config, _stored: None
 
 

@@ -24,14 +24,10 @@ class BlockCausal(Wrapped):
     """A denoiser whose attention is block-causal, with the parameters of `network`.
 
     What a finished block says to the others never changes, so its keys and values can be kept.
-
-    Attributes:
-      network: the denoiser, not conditioned on time.
-      block: positions of a block.
     """
 
-    network: Denoiser | LlamaDenoiser
-    block: int
+    network: Denoiser | LlamaDenoiser  # the denoiser, not conditioned on time
+    block: int  # positions of a block
 
     def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
         """Hidden states of whole sequences, `[batch, length, embed]`."""

@@ -21,16 +21,12 @@ class Exiting(Wrapped):
     A layer's states go through the norm before the head, and so the one head reads them. They have settled
     where, on average over the masked positions, they have a cosine of at least `threshold` with those of the
     layer before. That costs a norm; to ask the head itself would cost as much as several layers.
-
-    Attributes:
-      network: the denoiser, without adapters.
-      threshold: above 1 nothing leaves early. `evaluation.exits.calibrate` finds one that keeps a promise.
-      least: layers that every sequence goes through.
     """
 
-    network: Denoiser
+    network: Denoiser  # the denoiser, without adapters
+    # Above 1 nothing leaves early. `evaluation.exits.calibrate` finds one that keeps a promise.
     threshold: float
-    least: int = 2
+    least: int = 2  # layers that every sequence goes through
 
     def __post_init__(self) -> None:
         whole(1, self, "least")

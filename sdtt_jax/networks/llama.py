@@ -78,17 +78,11 @@ class LlamaDenoiser(AdaptedDenoiser):
 
 
 class RMSNorm(nn.Module):
-    """Division by the root of the mean square, and a scale; computed in float32.
+    """Division by the root of the mean square, and a scale; computed in float32."""
 
-    Attributes:
-      dim: features, all of the last axis.
-      epsilon: added to the mean square.
-      axis: logical name of the scale's axis.
-    """
-
-    dim: int
-    epsilon: float
-    axis: str = "embed"
+    dim: int  # features, all of the last axis
+    epsilon: float  # added to the mean square
+    axis: str = "embed"  # logical name of the scale's axis
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -26,19 +26,14 @@ TARGETS = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "gate", "up", "
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which linear maps of the blocks have an adapter, and how large it is.
+    """Which linear maps of the blocks have an adapter, and how large it is."""
 
-    Attributes:
-      rank: of the adapters; 0: there are none, and all parameters are trained.
-      alpha: an adapter counts `alpha / rank`.
-      targets: names of linear maps; those that a network does not have are left out.
-      base_dtype: in which the blocks' frozen matrices are kept. Norms, embedding and head, whose sums are
-        float32, stay float32.
-    """
-
-    rank: int = 0
-    alpha: float = 16.0
+    rank: int = 0  # of the adapters; 0: there are none, and all parameters are trained
+    alpha: float = 16.0  # an adapter counts `alpha / rank`
+    # Names of linear maps; those that a network does not have are left out.
     targets: tuple[str, ...] = TARGETS
+    # In which the blocks' frozen matrices are kept. Norms, embedding and head, whose sums are float32, stay
+    # float32.
     base_dtype: str = "float32"
 
     def __post_init__(self) -> None:

@@ -18,19 +18,15 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Filters of a token distribution; the defaults change nothing.
+    """Filters of a token distribution; the defaults change nothing."""
 
-    Attributes:
-      temperature: logits are divided by it; 1 is off. 0, and what float32 cannot tell from it (below
-        1.2e-38), keeps only the largest entry (greedy).
-      top_k: keep the k largest entries, ties with the k-th included; 0 is off.
-      top_p: keep the smallest set of the most probable entries whose probability reaches `top_p`, the
-        entry that crosses it included, and as in the reference also the one that follows if it is reached
-        exactly; 1 is off.
-    """
-
+    # Logits are divided by it; 1 is off. 0, and what float32 cannot tell from it (below 1.2e-38), keeps only
+    # the largest entry (greedy).
     temperature: float = 1.0
-    top_k: int = 0
+    top_k: int = 0  # keep the k largest entries, ties with the k-th included; 0 is off
+    # Keep the smallest set of the most probable entries whose probability reaches `top_p`, the entry that
+    # crosses it included, and as in the reference also the one that follows if it is reached exactly; 1 is
+    # off.
     top_p: float = 1.0
 
     def __post_init__(self) -> None:

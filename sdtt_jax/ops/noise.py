@@ -21,18 +21,15 @@ LATENT, MASKS = "latent", "masks"
 
 @flax.struct.dataclass
 class Noise:
-    """The noise of every position of a batch, or of one sequence.
+    """The noise of every position of a batch, or of one sequence."""
 
-    Attributes:
-      order: `[..., length]` float32, uniform in [0, 1): positions are revealed in the falling order of it.
-      token: `[..., length, vocab]` float32, a Gumbel number for every token; or for every block of tokens; or
-        a one where the value is, of "latent" and "masks".
-      entry: `[..., length, BLOCK]` float32, where `token` is of blocks: a Gumbel number for every entry of
-        whichever block is chosen. Else None.
-    """
-
+    # `[..., length]` float32, uniform in [0, 1): positions are revealed in the falling order of it.
     order: jax.Array
+    # `[..., length, vocab]` float32, a Gumbel number for every token; or for every block of tokens; or a one
+    # where the value is, of "latent" and "masks".
     token: jax.Array
+    # `[..., length, BLOCK]` float32, where `token` is of blocks: a Gumbel number for every entry of whichever
+    # block is chosen. Else None.
     entry: jax.Array | None = None
 
 

@@ -33,15 +33,11 @@ LANE = 8
 
 
 class Chunks(NamedTuple):
-    """How the selected rows of a batch are cut into chunks.
+    """How the selected rows of a batch are cut into chunks."""
 
-    Attributes:
-      scope: name of the loop over chunks in profiles and compiled programs.
-      parts: how finely to cut, about that many chunks if all rows were selected. The last
-        chunk may be nearly empty: many parts where few rows are selected.
-    """
-
-    scope: str
+    scope: str  # name of the loop over chunks in profiles and compiled programs
+    # How finely to cut, about that many chunks if all rows were selected. The last chunk may be nearly empty:
+    # many parts where few rows are selected.
     parts: int
 
 

@@ -19,14 +19,11 @@ PADDING = -1
 
 
 class Arrangement(NamedTuple):
-    """The roles of the positions of a batch.
+    """The roles of the positions of a batch."""
 
-    Attributes:
-      segments: `[batch, length]` int32, the text that each position belongs to, `PADDING` for none.
-      free: `[batch, length]` bool, positions that may be masked, and that count: not padding, no prompt.
-    """
-
+    # `[batch, length]` int32, the text that each position belongs to, `PADDING` for none.
     segments: Segments
+    # `[batch, length]` bool, positions that may be masked, and that count: not padding, no prompt.
     free: Positions
 
 

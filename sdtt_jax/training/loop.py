@@ -56,23 +56,18 @@ def _ignore(*_: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class TrainLog:
-    """Functions that the loop calls to report; each may be left out.
+    """Functions that the loop calls to report; each may be left out."""
 
-    Attributes:
-      write: `(step, metrics)` of every `log_every`-th step and of the last: loss, grad_norm, lr, seconds,
-        data_wait (seconds that a step has waited for its batch, the mean since the last of them) …
-      progress: `(step, metrics or None)` after every step, the metrics where they are written; and once
-        at the start.
-      on_rejected: `(step, metrics)` of every update that was rejected, at the next log point.
-      alive: called after every step and every save, e.g. the function that `watchdog` yields.
-      tokens_per_batch: makes `tokens_per_second` one of the metrics; 0 leaves it out.
-    """
-
+    # `(step, metrics)` of every `log_every`-th step and of the last: loss, grad_norm, lr, seconds, data_wait
+    # (seconds that a step has waited for its batch, the mean since the last of them) ….
     write: Callable[[int, Mapping[str, float]], None] = _ignore
+    # `(step, metrics or None)` after every step, the metrics where they are written; and once at the start.
     progress: Callable[[int, Mapping[str, float] | None], None] = _ignore
+    # `(step, metrics)` of every update that was rejected, at the next log point.
     on_rejected: Callable[[int, Mapping[str, float]], None] = _ignore
+    # Called after every step and every save, e.g. the function that `watchdog` yields.
     alive: Callable[[], None] = _ignore
-    tokens_per_batch: int = 0
+    tokens_per_batch: int = 0  # makes `tokens_per_second` one of the metrics; 0 leaves it out
 
 
 SILENT = TrainLog()

@@ -18,52 +18,38 @@ Memory = Any
 
 
 class Pick(NamedTuple):
-    """How a call takes some of the masked positions.
+    """How a call takes some of the masked positions."""
 
-    Attributes:
-      score: `(options, log_probs [n, vocab]) -> [n]` float32, of masked positions.
-      accept: `(options, key, score, due, calls_left) -> [batch, length]` bool: what is taken of the positions
-        that are due.
-      columns: shape of the score of one position.
-    """
-
+    # `(options, log_probs [n, vocab]) -> [n]` float32, of masked positions.
     score: Callable[..., jax.Array]
+    # `(options, key, score, due, calls_left) -> [batch, length]` bool: what is taken of the positions that
+    # are due.
     accept: Callable[..., jax.Array]
-    columns: tuple[int, ...] = ()
+    columns: tuple[int, ...] = ()  # shape of the score of one position
 
 
 @flax.struct.dataclass
 class Helper:
-    """Another model that a decoder asks.
+    """Another model that a decoder asks."""
 
-    Attributes:
-      params: its parameters.
-      network: a denoiser, or a causal network with `hidden(params, tokens)`, `logits` and `head_params`.
-      bos_id: what stands before the first token for a causal network; None for a denoiser.
-      every: n of a causal network of every n-th token; 0: not known.
-    """
-
-    params: Params
+    params: Params  # its parameters
+    # A denoiser, or a causal network with `hidden(params, tokens)`, `logits` and `head_params`.
     network: Any = flax.struct.field(pytree_node=False)
+    # What stands before the first token for a causal network; None for a denoiser.
     bos_id: int | None = flax.struct.field(pytree_node=False, default=None)
+    # The n of a causal network of every n-th token; 0: not known.
     every: int = flax.struct.field(pytree_node=False, default=0)
 
 
 class Scene(NamedTuple):
-    """Who writes, and how tokens are drawn: what a decoder's own calls are made with.
+    """Who writes, and how tokens are drawn: what a decoder's own calls are made with."""
 
-    Attributes:
-      diffusion, params: the model.
-      helper: the other model, None where the decoder needs none.
-      filters: of the token distribution.
-      times: `[num_steps + 1]` float32, of the grid.
-    """
-
+    # diffusion, params: the model.
     diffusion: MaskedDiffusion
     params: Params
-    helper: Helper | None
-    filters: Filters
-    times: jax.Array
+    helper: Helper | None  # the other model, None where the decoder needs none
+    filters: Filters  # of the token distribution
+    times: jax.Array  # `[num_steps + 1]` float32, of the grid
 
     @property
     def num_steps(self) -> int:
@@ -72,20 +58,13 @@ class Scene(NamedTuple):
 
 
 class Now(NamedTuple):
-    """What a decoder's own call is told.
+    """What a decoder's own call is told."""
 
-    Attributes:
-      x: `[batch, length]` int32.
-      due: `[batch, length]` bool, what its plan reveals at this call.
-      free: `[batch, length]` bool, what was not given at the start.
-      call: `[]` int32, number of the step.
-      memory: what the steps before have left; None where a decoder keeps nothing.
-    """
-
-    x: Tokens
-    due: Positions
-    free: Positions
-    call: jax.Array
+    x: Tokens  # `[batch, length]` int32
+    due: Positions  # `[batch, length]` bool, what its plan reveals at this call
+    free: Positions  # `[batch, length]` bool, what was not given at the start
+    call: jax.Array  # `[]` int32, number of the step
+    # What the steps before have left; None where a decoder keeps nothing.
     memory: Memory = None
 
     def sigma(self, scene: Scene) -> jax.Array:
@@ -95,35 +74,30 @@ class Now(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """One row of `DECODERS`; each function takes the options first.
+    """One row of `DECODERS`; each function takes the options first."""
 
-    Attributes:
-      options: a frozen dataclass.
-      plan: `(options, share, masked, schedule, times) -> (call, sigmas)`: `[batch, length]` int32, the call
-        that reveals a position, `num_steps` for none of them; `[num_steps + 1, batch]` float32, the total
-        noise that the network is told at each call, and after the last.
-      pick: takes some of all that is masked, in place of the plan.
-      redo: `(options, masked_t, masked_s) -> (reveal, remask)`, `[]` float32: the chance that a masked
-        position is revealed from t to s < t, and that a revealed one is masked again; in place of the plan.
-      step: `(options, scene, key, now) -> (x, calls, memory)`: calls of its own, `[batch, length]` and `[]`
-        int32, in place of the reveal of what the plan has for this call.
-      begin: `(options, scene, x) -> memory`: what is remembered before the first step.
-      finishes: whether a step has nothing to do where nothing is masked; it is then not asked.
-      check: `(options, network, num_steps, length)` raises `ConfigError` for what cannot be served.
-      helper: kinds of another model that it takes, "causal" or "denoiser"; none if it needs none.
-      temperature: `(options, call [] int32) -> [] float32`, what divides the logits of a call beside the
-        sampler's own temperature; or None.
-    """
-
-    options: type
+    options: type  # a frozen dataclass
+    # `(options, share, masked, schedule, times) -> (call, sigmas)`: `[batch, length]` int32, the call that
+    # reveals a position, `num_steps` for none of them; `[num_steps + 1, batch]` float32, the total noise that
+    # the network is told at each call, and after the last.
     plan: Callable[..., tuple[jax.Array, jax.Array]]
-    pick: Pick | None = None
+    pick: Pick | None = None  # takes some of all that is masked, in place of the plan
+    # `(options, masked_t, masked_s) -> (reveal, remask)`, `[]` float32: the chance that a masked position is
+    # revealed from t to s < t, and that a revealed one is masked again; in place of the plan.
     redo: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+    # `(options, scene, key, now) -> (x, calls, memory)`: calls of its own, `[batch, length]` and `[]` int32,
+    # in place of the reveal of what the plan has for this call.
     step: Callable[..., tuple[Tokens, jax.Array, Memory]] | None = None
+    # `(options, scene, x) -> memory`: what is remembered before the first step.
     begin: Callable[..., Memory] | None = None
+    # Whether a step has nothing to do where nothing is masked; it is then not asked.
     finishes: bool = True
+    # `(options, network, num_steps, length)` raises `ConfigError` for what cannot be served.
     check: Callable[..., None] | None = None
+    # Kinds of another model that it takes, "causal" or "denoiser"; none if it needs none.
     helper: tuple[str, ...] = ()
+    # `(options, call [] int32) -> [] float32`, what divides the logits of a call beside the sampler's own
+    # temperature; or None.
     temperature: Callable[..., jax.Array | None] | None = None
 
 

@@ -28,15 +28,10 @@ CACHES = ("prefix", "dual", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """How a text is cut into blocks, and what is remembered of those that are not being written.
+    """How a text is cut into blocks, and what is remembered of those that are not being written."""
 
-    Attributes:
-      length: positions of a block.
-      cache: one of `CACHES`.
-    """
-
-    length: int = 32
-    cache: str = "prefix"
+    length: int = 32  # positions of a block
+    cache: str = "prefix"  # one of `CACHES`
 
     def __post_init__(self) -> None:
         whole(1, self, "length")

@@ -14,18 +14,15 @@ SCORES = ("probability", "margin", "entropy")
 
 @dataclasses.dataclass(frozen=True)
 class Confidence:
-    """What the network is surest of comes first (MaskGIT, arXiv 2202.04200; LLaDA, arXiv 2502.09992).
+    """What the network is surest of comes first (MaskGIT, arXiv 2202.04200; LLaDA, arXiv 2502.09992)."""
 
-    Attributes:
-      score: "probability" of the most probable token, its "margin" over the next one (arXiv 2502.06768), or
-        the negative "entropy" of the position.
-      threshold: reveal what is at least so sure, and at least one position of each text, however many calls
-        that takes; for "entropy" the exponential of the score is compared. 0 spreads the positions evenly.
-      order_temperature: of Gumbel noise that is added to the score (log for the first two); 0 is none.
-    """
-
+    # "probability" of the most probable token, its "margin" over the next one (arXiv 2502.06768), or the
+    # negative "entropy" of the position.
     score: str = "probability"
+    # Reveal what is at least so sure, and at least one position of each text, however many calls that takes;
+    # for "entropy" the exponential of the score is compared. 0 spreads the positions evenly.
     threshold: float = 0.0
+    # Of Gumbel noise that is added to the score (log for the first two); 0 is none.
     order_temperature: float = 0.0
 
     def __post_init__(self) -> None:

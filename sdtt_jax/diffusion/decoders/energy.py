@@ -18,14 +18,10 @@ from sdtt_jax.typing import Key, Tokens
 
 @dataclasses.dataclass(frozen=True)
 class Energy:
-    """Candidates and when they are compared (EDLM, arXiv 2410.21357); reveals as "first-hitting" does.
+    """Candidates and when they are compared (EDLM, arXiv 2410.21357); reveals as "first-hitting" does."""
 
-    Attributes:
-      candidates: texts of which one is picked, with probability proportional to `exp(-E)`.
-      window: share of the steps, from the first, that compare candidates; the others draw plainly.
-    """
-
-    candidates: int = 4
+    candidates: int = 4  # texts of which one is picked, with probability proportional to `exp(-E)`
+    # Share of the steps, from the first, that compare candidates; the others draw plainly.
     window: float = 1.0
 
     def __post_init__(self) -> None:

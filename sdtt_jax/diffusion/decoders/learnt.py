@@ -21,17 +21,14 @@ SCHEDULES = "schedules.json"
 
 @dataclasses.dataclass(frozen=True)
 class Learnt:
-    """Tokens in a random order, so many at each call.
+    """Tokens in a random order, so many at each call."""
 
-    Attributes:
-      counts: tokens of a whole text that each call reveals, "1/2/5/8"; of a text with fewer masked tokens the
-        same shares. Empty: what `experiments.evaluate --suite=schedule` has stored beside the checkpoint for
-        this number of calls (`evaluation.schedules` says what it is the best of).
-      temperatures: what divides the logits of each call, beside the sampler's own temperature, "1/0.9/0.8/",
-        or of all of them, "1/". Empty: what is stored with the counts, or else 1.
-    """
-
+    # Tokens of a whole text that each call reveals, "1/2/5/8"; of a text with fewer masked tokens the same
+    # shares. Empty: what `experiments.evaluate --suite=schedule` has stored beside the checkpoint for this
+    # number of calls (`evaluation.schedules` says what it is the best of).
     counts: str = ""
+    # What divides the logits of each call, beside the sampler's own temperature, "1/0.9/0.8/", or of all of
+    # them, "1/". Empty: what is stored with the counts, or else 1.
     temperatures: str = ""
 
     def __post_init__(self) -> None:

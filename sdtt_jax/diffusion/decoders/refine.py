@@ -16,16 +16,12 @@ from sdtt_jax.typing import Key, PerToken, Positions, Tokens
 
 @dataclasses.dataclass(frozen=True)
 class Refine:
-    """How the last steps go over what the others have drafted (after COrAL, arXiv 2410.09675).
+    """How the last steps go over what the others have drafted (after COrAL, arXiv 2410.09675)."""
 
-    Attributes:
-      rounds: steps of the refinement, each a window further on; the steps before draft as "first-hitting".
-      window: neighbouring positions that a step looks at.
-      threshold: a token is drawn again if its probability given all others is below this.
-    """
-
+    # Steps of the refinement, each a window further on; the steps before draft as "first-hitting".
     rounds: int = 2
-    window: int = 8
+    window: int = 8  # neighbouring positions that a step looks at
+    # A token is drawn again if its probability given all others is below this.
     threshold: float = 0.1
 
     def __post_init__(self) -> None:

@@ -12,22 +12,17 @@ RULES = ("cap", "rescale", "forward-backward")
 
 @dataclasses.dataclass(frozen=True)
 class Remdm:
-    """Reverse steps that also mask tokens again, with the right marginals (ReMDM, arXiv 2503.00307).
+    """Reverse steps that also mask tokens again, with the right marginals (ReMDM, arXiv 2503.00307)."""
 
-    Attributes:
-      eta: "cap" masks a token again with at most this chance in each step, "rescale" with this share of the
-        largest chance that leaves the marginals right, "forward-backward" with this share of the chance that
-        a step of the forward process and one back leave it masked (section 4.3). 0 is the grid.
-      rule: one of the three.
-      loop: share of the steps that stay at the time at which `still` is masked, and reveal as much as they
-        mask again; the others then mask nothing again (ReMDM-loop, section 4.2).
-      still: share of the tokens that is masked in the loop.
-    """
-
+    # "cap" masks a token again with at most this chance in each step, "rescale" with this share of the
+    # largest chance that leaves the marginals right, "forward-backward" with this share of the chance that a
+    # step of the forward process and one back leave it masked (section 4.3). 0 is the grid.
     eta: float = 0.02
-    rule: str = "cap"
+    rule: str = "cap"  # one of the three
+    # Share of the steps that stay at the time at which `still` is masked, and reveal as much as they mask
+    # again; the others then mask nothing again (ReMDM-loop, section 4.2).
     loop: float = 0.0
-    still: float = 0.1
+    still: float = 0.1  # share of the tokens that is masked in the loop
 
     def __post_init__(self) -> None:
         within("[0, 1]", self, "eta")

@@ -19,13 +19,10 @@ from sdtt_jax.typing import Key, PerToken, Positions, Tokens
 
 @dataclasses.dataclass(frozen=True)
 class Skeleton:
-    """Which tokens are the helper's, a causal model of the texts that consist of every n-th token.
+    """Which tokens are the helper's, a causal model of the texts that consist of every n-th token."""
 
-    Attributes:
-      every: n; the helper writes positions 0, n, 2 n, … in the first step, the others fill the rest as
-        "first-hitting".
-    """
-
+    # The n for which the helper writes positions 0, n, 2 n, … in the first step; the others fill the rest as
+    # "first-hitting".
     every: int = 8
 
     def __post_init__(self) -> None:

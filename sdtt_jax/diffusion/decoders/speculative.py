@@ -24,15 +24,11 @@ from sdtt_jax.typing import Key, LogProbs, Positions, Tokens
 
 @dataclasses.dataclass(frozen=True)
 class Speculative:
-    """What the model drafts and the helper verifies.
+    """What the model drafts and the helper verifies."""
 
-    Attributes:
-      window: tokens of a draft.
-      relaxation: how much probability, in total variation, a drafted token may borrow from its nearest
-        neighbours (LANTERN, arXiv 2410.03355, its delta); 0 is exactly the helper's law.
-    """
-
-    window: int = 4
+    window: int = 4  # tokens of a draft
+    # How much probability, in total variation, a drafted token may borrow from its nearest neighbours
+    # (LANTERN, arXiv 2410.03355, its delta); 0 is exactly the helper's law.
     relaxation: float = 0.0
 
     def __post_init__(self) -> None:

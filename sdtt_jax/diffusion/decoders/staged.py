@@ -13,13 +13,9 @@ from sdtt_jax.typing import Key, Tokens
 
 @dataclasses.dataclass(frozen=True)
 class Staged:
-    """Which calls are whose; tokens are revealed as by "first-hitting".
+    """Which calls are whose; tokens are revealed as by "first-hitting"."""
 
-    Attributes:
-      until: share of the calls that the model makes before its helper takes over.
-    """
-
-    until: float = 0.5
+    until: float = 0.5  # share of the calls that the model makes before its helper takes over
 
     def __post_init__(self) -> None:
         within("[0, 1]", self, "until")

@@ -18,20 +18,17 @@ PREDICATES = {"filled": None, "stable": int, "entropy": float, "eos": int}
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """What ends a text, as `stop=` of a mode says it: predicates with "+" between them.
+    """What ends a text, as `stop=` of a mode says it: predicates with "+" between them."""
 
-    Attributes:
-      filled: "filled", nothing is masked: decoders that correct themselves then do so no more.
-      stable: "stable:2", nothing is masked, and so many steps in a row changed nothing; 0 is off.
-      entropy: "entropy:0.5", what a call finds masked has less than so many nats together; that call then
-        reveals all of it. 0 is off.
-      eos: "eos:1", this token was written and nothing before it is masked; what follows becomes EOS too.
-        -1 is off.
-    """
-
+    # "filled", nothing is masked: decoders that correct themselves then do so no more.
     filled: bool = False
+    # "stable:2", nothing is masked, and so many steps in a row changed nothing; 0 is off.
     stable: int = 0
+    # "entropy:0.5", what a call finds masked has less than so many nats together; that call then reveals all
+    # of it. 0 is off.
     entropy: float = 0.0
+    # "eos:1", this token was written and nothing before it is masked; what follows becomes EOS too. -1 is
+    # off.
     eos: int = -1
 
     def __post_init__(self) -> None:
@@ -42,15 +39,10 @@ class Stop:
 
 @flax.struct.dataclass
 class Watch:
-    """What a text is judged by.
+    """What a text is judged by."""
 
-    Attributes:
-      stopped: `[batch]` bool.
-      steady: `[batch]` int32, steps without a change since all was revealed.
-    """
-
-    stopped: jax.Array
-    steady: jax.Array
+    stopped: jax.Array  # `[batch]` bool
+    steady: jax.Array  # `[batch]` int32, steps without a change since all was revealed
 
 
 def parse_stop(text: str, *, picks: bool) -> Stop:

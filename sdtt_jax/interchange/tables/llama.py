@@ -81,17 +81,11 @@ HUB, OLMO, GGUF = map(_names, range(3))
 
 
 class Family(NamedTuple):
-    """What is known of the models of one `model_type`.
+    """What is known of the models of one `model_type`."""
 
-    Attributes:
-      causal: they are causal models.
-      shift: as denoisers they predict the next token.
-      mask_id: MASK, in their own numbering.
-    """
-
-    causal: bool
-    shift: bool = False
-    mask_id: int | None = None
+    causal: bool  # they are causal models
+    shift: bool = False  # as denoisers they predict the next token
+    mask_id: int | None = None  # MASK, in their own numbering
 
 
 FAMILIES = {
