@@ -75,9 +75,6 @@ def group_size(records: int) -> int:
 
     For 100 million records it is 16. The index that a reader holds then takes 70 MB instead of 1.1 GB, and
     reading a random record of 1024 tokens takes 62 µs of CPU time instead of 11.
-
-    Args:
-      records: number of records in the split.
     """
     return 1 << max(0, -(-records // MOST_GROUPS) - 1).bit_length()
 
@@ -132,14 +129,9 @@ def write_info(
     shards: Mapping[str, Sequence[int]],
     record_bytes: int,
 ) -> None:
-    """Writes the metadata that TFDS needs to read the shards.
+    """Writes the metadata that TFDS needs to read the shards into a data folder, local or in a bucket.
 
-    Args:
-      folder: the data folder, local or in a bucket.
-      length: tokens in a sequence.
-      dtype: of the ids.
-      shards: records of each shard of each split.
-      record_bytes: size of a record.
+    `length` and `dtype` are those of a sequence, `shards` the numbers of records by split.
     """
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder / FOLDER, dataset_name=NAME, split=None, filetype_suffix=FILE_FORMAT

@@ -235,9 +235,6 @@ def find_corpus(name: str) -> Corpus:
     Args:
       name: of `CORPORA`, or the path of a .txt, .jsonl or .parquet file or of a folder of them. For a folder
         with the name of a corpus, give a path with a slash: `./openwebtext`.
-
-    Raises:
-      ConfigError: there is neither such a name nor such a path.
     """
     if name in CORPORA:
         return CORPORA[name]

@@ -109,13 +109,10 @@ def first_rule(config: DataConfig, parts: Iterable[Part]) -> Rule:
 def make_rule(
     config: DataConfig, first: Rule, rows: Sequence[int], indices: Callable[[], Iterable[Index]]
 ) -> Rule:
-    """The rule by which a corpus is divided.
+    """The rule by which a corpus is divided, given that of `first_rule`.
 
-    Args:
-      config: the corpus, and how much of it is held out.
-      first: from `first_rule`.
-      rows: number of rows of each part, bad and empty ones included.
-      indices: starts a pass over the indices of the parts.
+    `rows` are the numbers of rows of the parts, bad and empty ones included; `indices` starts a pass over
+    their indices.
     """
     corpus = find_corpus(config.corpus)
     if corpus.held_out is not None or first.kind == "tails":
@@ -160,11 +157,7 @@ def choices(
 ) -> Iterator[np.ndarray]:
     """The split of every document, or DROPPED: uint8 `[documents]` for each part.
 
-    Args:
-      rule: of the corpus.
-      deduplicate: `DataConfig.deduplicate`.
-      rows: number of rows of each part.
-      indices: starts a pass over the indices of the parts.
+    `rows` and `indices` are as for `make_rule`.
     """
     dropped = _copies(rule, rows, indices) if deduplicate else None
     first, done = 0, 0
@@ -211,12 +204,7 @@ def pieces(
 ) -> Iterator[str]:
     """The texts of a split, in order; bad rows, which were counted before, are skipped.
 
-    Args:
-      how: how the corpus is read.
-      rule: of the corpus.
-      parts: of the corpus.
-      chosen: the splits of each part's documents, from `choices`.
-      split: which split's texts are wanted.
+    `chosen` are the splits of each part's documents, from `choices`.
     """
     number = SPLITS.index(split)
     for part, sides in zip(parts, chosen, strict=True):

@@ -20,13 +20,7 @@ def bible_chapters(version: str = "web") -> Iterator[str]:
     """The chapters of an English Bible, one document each.
 
     Verse numbers, psalm headings of the package's own, marks, and the spacing of poetry and paragraphs are
-    removed; its backticks become apostrophes.
-
-    Args:
-      version: names the package that holds it, `pythonbible-VERSION`.
-
-    Raises:
-      DataError: that is not installed.
+    removed; its backticks become apostrophes. The package that holds it is `pythonbible-VERSION`.
     """
     try:
         module: Any = importlib.import_module(f"pythonbible_{version}.plain_text_bible")

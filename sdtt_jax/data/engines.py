@@ -112,13 +112,8 @@ def _run_pickled(task: bytes) -> None:
 def beam(arguments: Sequence[str] = ()) -> Engine:
     """The engine that runs tasks with Apache Beam: its local runner, Dataflow, Flink or Spark.
 
-    All workers must reach the corpus, the data folder and this package.
-
-    Args:
-      arguments: options of Beam, for example `--runner=DataflowRunner`.
-
-    Raises:
-      ConfigError: Beam is not installed.
+    All workers must reach the corpus, the data folder and this package. Beam must be installed; its options
+    are the arguments, for example `--runner=DataflowRunner`.
     """
     try:
         import apache_beam

@@ -127,9 +127,7 @@ def run_tasks(tasks: Sequence[Any], purpose: str, *, engine: Engine[Any], track:
 def ingest(read: Reading, tokenizer: tuple[Path, np.dtype] | None) -> Ingested:
     """Reads a corpus, for its tokens or (without a tokenizer) its index alone, and divides its documents.
 
-    Args:
-      read: the corpus.
-      tokenizer: its folder and the dtype of the stored tokens; None for the index alone.
+    Of the tokenizer the folder is given, and the dtype in which its tokens are stored.
     """
     store, where = Store(str(read.work / INDEX), ""), ""
     if tokenizer is not None:

@@ -39,9 +39,6 @@ def inspect_data(
       is wrong), and for each split `sequences`, `tokens`, `looked_at`, `lengths` (documents by their number
       of tokens, up to each power of two), `frequent` (token, its text, its share), `used` (share of the
       vocabulary), `unknown` (share of the tokens), `bytes_per_token` and `texts`.
-
-    Raises:
-      DataError: a folder does not hold such data, or they are damaged.
     """
     data_dir = as_path(data_dir)
     content, tokenizer = read_info(data_dir), load_tokenizer(tokenizer_dir)

@@ -117,11 +117,7 @@ class Mixture:
 
 
 def open_mixture(directory: str | Path, others: Mapping[str, float]) -> Split | Mixture:
-    """The train split of a data folder, mixed with those of others.
-
-    Args:
-      directory: a data folder, whose weight is 1.
-      others: further data folders with their weights.
+    """The train split of a data folder, whose weight is 1, mixed with those of others by their weights.
 
     Raises:
       DataError: one of them is not whole, or was prepared with another vocabulary or kind of sequences.

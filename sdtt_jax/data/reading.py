@@ -82,12 +82,9 @@ Row = str | BadInputError | None
 def plan(
     files: Iterable[str | os.PathLike[str]], split: str, part_bytes: int = PART_BYTES
 ) -> list[Part]:
-    """Cuts files into parts of at least `part_bytes`, which depend on nothing else.
+    """Cuts the files of a split, in their order, into parts that depend on nothing else.
 
-    Args:
-      files: in the order in which they are read.
-      split: of all of them.
-      part_bytes: small files are read together up to this size; large ones are cut if they can be.
+    Small files are read together up to `part_bytes`; large ones are cut if they can be.
     """
     return gather(
         (piece for file in files for piece in _pieces(str(file), part_bytes)), split, part_bytes

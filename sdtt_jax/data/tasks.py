@@ -53,12 +53,9 @@ class Store(NamedTuple):
         return read_json(self.path(number, ".json"))  # type: ignore[no-any-return]
 
     def stream(self, number: int, side: int, start: int, stop: int) -> Iterator[np.ndarray]:
-        """Tokens `[start, stop)` of those of a part's documents that are in a split, EOS after each.
+        """Tokens of those of a part's documents that are in split number `side`, EOS after each.
 
-        Args:
-          number: of the part.
-          side: number of the split.
-          start, stop: counted from the part's first token of the split.
+        `start` and `stop` are counted from the part's first token of the split.
         """
         lengths = self.documents(number)["tokens"].astype(np.int64) + 1
         ends = np.cumsum(lengths)
@@ -205,13 +202,9 @@ class WriteShard(NamedTuple):
 def split_stream(
     store: Store, split: int, ends: tuple[int, ...], start: int, stop: int
 ) -> Iterator[np.ndarray]:
-    """Tokens `[start, stop)` of a split, from all parts of a store.
+    """Tokens `[start, stop)` of a split, given by its number, from all parts of a store.
 
-    Args:
-      store: of the tokens.
-      split: its number.
-      ends: of every part, the tokens of the split up to its end.
-      start, stop: counted in the split.
+    `ends` are, of every part, the tokens of the split up to its end.
     """
     begins = (0, *ends[:-1])
     for number, (begin, end) in enumerate(zip(begins, ends, strict=True)):

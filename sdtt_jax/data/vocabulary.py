@@ -58,14 +58,7 @@ class Sample:
 
 
 def learn_pieces(config: TokenizerConfig, sample: Sample) -> bytes:
-    """Trains a SentencePiece model, without any normalisation of its own.
-
-    Args:
-      config: kind and size.
-      sample: of the train split.
-
-    Returns:
-      The model's file.
+    """Trains a SentencePiece model, without any normalisation of its own, and returns its file.
 
     Raises:
       ConfigError: `tokenizer.vocab_size` does not suit the text; says which sizes do.

@@ -1,4 +1,7 @@
-"""The exact laws of decoders that make calls of their own: what each does to every partly masked sequence."""
+"""The exact laws of decoders that make calls of their own: what each does to every partly masked sequence.
+
+A law is `[states]`, in the order of `all_states`. A step gives the law after it and the mean number of calls.
+"""
 
 import functools
 import itertools
@@ -45,14 +48,9 @@ class Table(NamedTuple):
 
 
 def speculative_step(options: Speculative, table: Table, law: Array) -> tuple[Array, float]:
-    """A draft and its verification: the law after it, and the mean number of calls.
+    """A draft and its verification.
 
     The neighbours of a token are all alike, so that they are taken in the order of their ids.
-
-    Args:
-      options: window and relaxation.
-      table: of the drafting model and of the verifying one.
-      law: `[states]`, in the order of `all_states`.
     """
     length, size = table.length, table.size
     step, after, calls = strides(size, length), np.zeros_like(law), 0.0

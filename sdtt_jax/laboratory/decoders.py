@@ -50,10 +50,11 @@ def decoder_law(
     *,
     causal: bool = False,
 ) -> tuple[Array, float]:
-    """The law of the texts that a decoder writes, and the mean number of its network calls.
+    """The law of the texts that a decoder writes, `[V^L]`, and the mean number of its network calls for one.
 
-    Times are those of the uniform grid from 1 to 0 with alpha = 1 - t. What the last step leaves masked is
-    filled with the most probable tokens in one more call, as `sampler.take_step` does.
+    It is in the order of `finished_states`. Times are those of the uniform grid from 1 to 0, alpha = 1 - t.
+    What the last step leaves masked is filled with the most probable tokens in one more call, as
+    `sampler.take_step` does.
 
     Args:
       probabilities: `[states, L, V]`, what the sampler draws from, in the order of `all_states`.
@@ -61,9 +62,6 @@ def decoder_law(
       num_steps: calls that it may make; a decoder that makes several at a time makes so many times more.
       helper: `[states, L, V]` of the other model of a decoder that asks one; None: the same.
       causal: whether the helper is a causal model, of which only what has nothing masked on the left is read.
-
-    Returns:
-      `[V^L]` in the order of `finished_states`, and the mean number of calls for one text.
     """
     decoder, options = enumerable(mode)
     _, length, size = probabilities.shape
@@ -117,13 +115,8 @@ def decoder_measures(
 ) -> dict[str, dict[str, dict[str, float | None]]]:
     """`law_measures` of each decoder at each number of steps, with its mean number of "calls".
 
-    A measure is None where it is infinite: the decoder never writes something that the chain does. Numbers of
-    steps that a decoder cannot make are left out.
-
-    Args:
-      truth: the chain, enumerated; its true denoiser is what the decoders draw from.
-      modes: of `SamplerConfig`.
-      steps: numbers of steps.
+    The decoders draw from the chain's true denoiser. A measure is None where it is infinite: the decoder
+    never writes something that the chain does. Numbers of steps that a decoder cannot make are left out.
     """
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for mode, num_steps in itertools.product(modes, steps):

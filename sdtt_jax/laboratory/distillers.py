@@ -53,10 +53,6 @@ def measure_distillers(names: Sequence[str], asked: Asked) -> Record:
     A coupled student is measured twice: as `coupled`, which takes the tokens that its noise determines, and
     as `coupled-drawn`, which draws from its own distribution. With `asked.matched`, students whose law is
     exact are measured again at the chain's entropy, as `NAME-matched`.
-
-    Args:
-      names: of `DISTILLERS`.
-      asked: the world, and what is measured.
     """
     measured: Record = {}
     for name in names:

@@ -75,7 +75,7 @@ def find_floor(
     config: SearchConfig,
     log: Log,
 ) -> Record:
-    """The best table, and the best mixtures of tables, for each number of calls.
+    """The best table, and the best mixtures of tables, for each number of calls, in a small world.
 
     Args:
       truth: the world, enumerated.
@@ -89,9 +89,6 @@ def find_floor(
       `floor`, the measures of the best table by calls and objective; `mixtures`, those of the best
       mixture by size, calls and objective; `floor_search`, by calls and objective: each
       optimizer's best, and where it came to from each start.
-
-    Raises:
-      ConfigError: the world is too large.
     """
     world = truth.world
     pairs = (2 * world.vocab_size + 1) ** world.length
@@ -181,13 +178,10 @@ def _longer(config: SearchConfig) -> SearchConfig:
 
 
 def likely_sequences(truth: Truth, count: int) -> Array:
-    """The likeliest sequences of the language that are far apart, the likeliest first.
+    """The likeliest sequences of the language that are far apart, the likeliest first: `[count, L]`.
 
-    Each differs from those before it at more than half of its positions, where there is such a
-    one.
-
-    Returns:
-      `[count, L]`; sequences repeat when there are fewer.
+    Each differs from those before it at more than half of its positions, where there is such a one; sequences
+    repeat when there are fewer.
     """
     numbers = finished_states(truth.world)
     sequences = all_states(truth.world.vocab_size, truth.world.length)[numbers]

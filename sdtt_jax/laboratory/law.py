@@ -90,12 +90,9 @@ def to_logits(layout: Layout, predictions: Array, calls: int) -> Table:
 
 
 def to_predictions(layout: Layout, logits: Table, otherwise: Array) -> Array:
-    """The predictions, `[states, L, V]` float64, of a table of logits.
+    """The predictions, `[states, L, V]` float64, of a table of logits that `to_logits` made.
 
-    Args:
-      layout: of the world.
-      logits: in the form that `to_logits` returns.
-      otherwise: `[states, L, V]`, the predictions of states that the logits leave out.
+    States that it leaves out have those of `otherwise`, of the same shape.
     """
     predictions = otherwise.copy()
     for states, masked, rows in zip(layout.states, layout.positions, logits, strict=False):

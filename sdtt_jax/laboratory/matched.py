@@ -66,9 +66,6 @@ def matched_measures(
     Returns:
       `{calls: {"kl", "kl_reverse", "tv", "entropy", "temperature", "reached"}}`. Where no temperature makes
       the entropies equal, `reached` is False, and all is of the one that comes nearest.
-
-    Raises:
-      ConfigError: for an unknown entropy.
     """
     choose("entropy", entropy, ENTROPIES)
     length, of_text = truth.world.length, in_text_entropy(truth)

@@ -80,11 +80,7 @@ def target_atoms(teacher: Array, dt: float) -> Iterator[Atoms]:
     For m masked positions there are (V + 1)^(m - 1) atoms: each of the other masked positions
     stays masked or becomes one of V tokens. What the position itself would show after the step
     does not matter: if it is revealed its target is the teacher at x_t, which is also the atom of
-    the empty step, so the two share their weight.
-
-    Args:
-      teacher: [states, L, V], positive at masked positions.
-      dt: step size.
+    the empty step, so the two share their weight. Arguments are those of `round_optimum`.
     """
     _, length, size = teacher.shape
     step = strides(size, length)

@@ -251,7 +251,7 @@ def idlm_students(bench: Bench) -> Students:
 
 
 def masks_measures(bench: Bench, kind: str, *, coupled: bool) -> Record:
-    """Measures of a student with stochastic masks, counted over samples.
+    """Measures of a student with stochastic masks, counted over samples, with `noise_information`, by calls.
 
     Multi-mask and infinite-mask diffusion show the network which of several masks, or what continuous noise,
     stands at each masked position. Here the student learns the true denoiser's trajectories twice: *coupled*,
@@ -264,9 +264,6 @@ def masks_measures(bench: Bench, kind: str, *, coupled: bool) -> Record:
       bench: world, sizes and steps.
       kind: "masks", as many as the world has tokens; or "full", continuous noise, infinitely many.
       coupled: whether the teacher's draws depend on what is shown.
-
-    Returns:
-      The measures by number of calls, each with `noise_information`.
     """
     world, config = bench.truth.world, bench.config
     noise = NoiseConfig(kind, num_values=world.vocab_size)
@@ -305,13 +302,7 @@ def told(noise: Noise, kind: str) -> Noise:
 
 
 def noise_information(diffusion: MaskedDiffusion, params: Params, length: int, key: Key) -> float:
-    """Mean KL of the first call's predictions from their mean over noise, nats per token.
-
-    Args:
-      diffusion, params: a student that sees noise.
-      length: tokens of a text.
-      key: PRNG key of the draws.
-    """
+    """Mean KL of the first call's predictions from their mean over noise, nats per token."""
     levels = diffusion.noise_levels
     assert levels is not None
 

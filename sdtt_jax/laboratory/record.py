@@ -141,19 +141,16 @@ def train_beside(
 ) -> dict[str, list[Array]]:
     """Distills a transformer for each divergence and adds what it reached to the record.
 
-    Each round gets `"trained"`: `steps`, the measures; `kl_to_optimum`, KL(optimum || student) per
-    masked token; `relative`, that over KL(optimum || teacher of the round); `relative_to_first`,
-    over KL(optimum || first teacher); `own_kl`, KL to the optimum of the teacher that the student
-    really had; `loss`, the last logged one.
+    Returns its predictions [states, L, V] by divergence and round. Each round gets `"trained"`: `steps`, the
+    measures; `kl_to_optimum`, KL(optimum || student) per masked token; `relative`, that over KL(optimum ||
+    teacher of the round); `relative_to_first`, over KL(optimum || first teacher); `own_kl`, KL to the optimum
+    of the teacher that the student really had; `loss`, the last logged one.
 
     Args:
       truth: the world, enumerated.
       record, optima: what `closed_form` returned; the record is changed.
       config: the student and its training.
       log: called with a line for each round.
-
-    Returns:
-      The students' predictions [states, L, V] by divergence and round.
     """
     began = time.monotonic()
     students: dict[str, list[Array]] = {}

@@ -148,14 +148,9 @@ def make_problem(paths: Paths, example: Mixture, ways: Array, chain: Array) -> P
 def search(
     problem: Problem, start: Mixture, objective: str, optimizer: str, config: SearchConfig
 ) -> Found:
-    """Follows the gradient from a start; returns the better of its end and the start.
+    """Follows the gradient from a mixture of the problem's size; returns the better of its end and the start.
 
-    Args:
-      problem: from `make_problem`.
-      start: a mixture of the problem's size.
-      objective: of `OBJECTIVES`.
-      optimizer: of `OPTIMIZERS`.
-      config: steps and rates.
+    `objective` and `optimizer` are names in `OBJECTIVES` and `OPTIMIZERS`.
     """
     choose("objective", objective, OBJECTIVES)
     choose("optimizer", optimizer, OPTIMIZERS)
