@@ -68,9 +68,6 @@ def bootstrap(
       *columns: `[texts]` each; row i of all of them belongs to text i.
       seed: of the resampling.
       resamples: number of resamples.
-
-    Raises:
-      ConfigError: no texts.
     """
     columns = tuple(np.asarray(column, np.float64) for column in columns)
     size = len(columns[0])

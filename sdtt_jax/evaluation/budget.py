@@ -49,12 +49,9 @@ def fit(features: np.ndarray, excess: np.ndarray, ridge: float = 1.0) -> Budget:
 
 
 def fewest(budget: Budget, features: np.ndarray, delta: float) -> np.ndarray:
-    """The first setting that is expected to lose at most `delta`; the last if none is: `[prompts]` int.
+    """The first setting that is expected to lose at most `delta`, nats per token; the last if none is.
 
-    Args:
-      budget: from `fit`.
-      features: `[prompts, features]`.
-      delta: nats per token.
+    `[prompts]` int, from features `[prompts, features]`.
     """
     x = (features - budget.mean) / budget.scale
     near = x @ budget.weights[:-1] + budget.weights[-1] <= delta

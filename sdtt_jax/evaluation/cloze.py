@@ -43,16 +43,13 @@ BATCHES_AT_ONCE = 32
 
 
 class Scores(NamedTuple):
-    """What a model says of each item.
+    """What a model says of each item."""
 
-    Attributes:
-      nll: `[items]` float64, -log p(suffix | prefix) in nats: exact for a causal model, a bound from above
-        for a denoiser.
-      greedy: `[items]` bool, whether the suffix is what the model itself would write: by greedy decoding, or
-        in one call for the whole suffix.
-    """
-
+    # `[items]` float64, -log p(suffix | prefix) in nats: exact for a causal model, a bound from above for a
+    # denoiser.
     nll: np.ndarray
+    # `[items]` bool, whether the suffix is what the model itself would write: by greedy decoding, or in one
+    # call for the whole suffix.
     greedy: np.ndarray
 
 
@@ -74,14 +71,11 @@ def scores(
       config: how a denoiser's bound is estimated.
       batch_size: rows at once.
       progress: called with the rows done and the rows in all.
-
-    Raises:
-      ConfigError: no items, or a suffix that the model cannot read whole.
     """
+    how: Any = {"batch_size": batch_size, "progress": progress}
     if isinstance(model, CausalModel):
-        return causal_scores(model, items, batch_size=batch_size, progress=progress)
-    nll = suffix_bounds(model, items, key, config, batch_size=batch_size, progress=progress)
-    return Scores(nll, greedy_hits(model, items, batch_size=batch_size, progress=progress))
+        return causal_scores(model, items, **how)
+    return Scores(suffix_bounds(model, items, key, config, **how), greedy_hits(model, items, **how))
 
 
 def suffix_bounds(
@@ -100,20 +94,16 @@ def suffix_bounds(
     the mean over texts, with the estimator "antithetic".
 
     Args:
-      model: the denoiser.
-      items: what to score.
+      model, items, batch_size, progress: as for `scores`; a row is one masking of one item.
       key: PRNG key; what an item draws depends on it and on the item's ids, neither on the batches nor on
         its place among the items.
       config: how many maskings, and how each is drawn. Estimators that spread their times do so over the
         maskings of an item. "counts" has no weight 1/t of early times, so that for a suffix of one token a
         single masking is exact.
       layout: what stands around the texts; None is the model's own.
-      batch_size: rows at once; a row is one masking of one item.
-      progress: called with the rows done and the rows in all.
 
     Raises:
-      ConfigError: no items, an id that does not exist, a suffix that exceeds `layout.max_length`, or no draw
-        masked anything.
+      ConfigError: as `lay_out`, or no draw masked anything.
     """
     layout = layout or denoiser_layout(model.text_tokenizer, model.config.length)
     score = functools.partial(_bound_batch, model.diffusion, config, key)
@@ -138,17 +128,7 @@ def greedy_hits(
 ) -> np.ndarray:
     """Whether one call of the denoiser finds every token of the masked suffix: `[items]` bool.
 
-    Their mean is LAMBADA's accuracy.
-
-    Args:
-      model: the denoiser.
-      items: what to score.
-      layout: what stands around the texts; None is the model's own.
-      batch_size: rows at once; every item is one row.
-      progress: called with the rows done and the rows in all.
-
-    Raises:
-      ConfigError: no items, an id that does not exist, or a suffix that exceeds `layout.max_length`.
+    Their mean is LAMBADA's accuracy. Every item is one row; arguments and errors as for `suffix_bounds`.
     """
     layout = layout or denoiser_layout(model.text_tokenizer, model.config.length)
     score = functools.partial(_hit_batch, model.diffusion)
@@ -167,16 +147,12 @@ def causal_scores(
     """Likelihood of each suffix after its prefix under a causal model, and whether it is greedy.
 
     Args:
-      model: the causal model.
-      items: what to score.
+      model, items, batch_size, progress: as for `scores`; every item is one row.
       layout: BOS is needed, EOS must be None; rows are at most as long as the network has positions. None is
         the model's own.
-      batch_size: rows at once; every item is one row.
-      progress: called with the rows done and the rows in all.
 
     Raises:
-      ConfigError: no items, an id that does not exist, a layout without BOS or with EOS, or a suffix that is
-        too long.
+      ConfigError: as `lay_out`, or a layout without BOS or with EOS.
     """
     network = model.network
     layout = layout or causal_layout(model.text_tokenizer, network.max_length)
@@ -199,15 +175,11 @@ def causal_scores(
 
 
 class ChoiceHits(NamedTuple):
-    """Which items were answered correctly; the means are the accuracies.
+    """Which items were answered correctly, `[items]` bool each; the means are the accuracies."""
 
-    Attributes:
-      plain: `[items]` bool, whether the most likely ending is the right one.
-      normalised: `[items]` bool, the same with log-likelihoods divided by the number of characters (without
-        leading spaces), as lm-evaluation-harness normalises.
-    """
-
-    plain: np.ndarray
+    plain: np.ndarray  # whether the most likely ending is the right one
+    # The same with log-likelihoods divided by the number of characters (without leading spaces), as
+    # lm-evaluation-harness normalises.
     normalised: np.ndarray
 
 
@@ -218,9 +190,6 @@ def choice_hits(choices: Sequence[Choice], nll: np.ndarray) -> ChoiceHits:
       choices: the items.
       nll: `[endings of all items]`, nats of each ending, in the order of
         `[c for choice in choices for c in choice.clozes()]`: the `Scores.nll` of the encoded clozes.
-
-    Raises:
-      ConfigError: there are more or fewer values than endings.
     """
     counts = [len(choice.endings) for choice in choices]
     require(

@@ -57,20 +57,17 @@ class Continuation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a continuation becomes a row.
+    """How a continuation becomes a row."""
 
-    Attributes:
-      bos_id: put before the prefix; None for nothing. A causal network needs it.
-      eos_id: put, unmasked, after the suffix; None for nothing. For denoisers only.
-      max_length: longest row; a prefix that is too long loses its beginning. None for no limit.
-      multiple: rows are padded to a multiple of this, so that fewer lengths are compiled. A causal network
-        does not see the padding. A denoiser sees it as masked text after the EOS, which changes its values a
-        little; with 1 every text is scored at its own length, as the reference does.
-    """
-
+    # Put before the prefix; None for nothing. A causal network needs it.
     bos_id: int | None = None
+    # Put, unmasked, after the suffix; None for nothing. For denoisers only.
     eos_id: int | None = None
+    # Longest row; a prefix that is too long loses its beginning. None for no limit.
     max_length: int | None = None
+    # Rows are padded to a multiple of this, so that fewer lengths are compiled. A causal network does not see
+    # the padding. A denoiser sees it as masked text after the EOS, which changes its values a little; with 1
+    # every text is scored at its own length, as the reference does.
     multiple: int = 1
 
     def __post_init__(self) -> None:

@@ -48,12 +48,9 @@ def check_exits(model: Model) -> None:
 
 
 def hoeffding_bentkus(mean: float, count: int, bound: float) -> float:
-    """p-value of "the expectation is above `bound`" (arXiv 2110.01052, proposition 5).
+    """p-value of "the expectation is above `bound`", in (0, 1) (arXiv 2110.01052, proposition 5).
 
-    Args:
-      mean: of `count` independent losses in [0, 1].
-      count: how many.
-      bound: in (0, 1).
+    `mean` is that of `count` independent losses in [0, 1].
     """
     from scipy import stats  # half a second of the start of every program that samples or measures
 
@@ -94,8 +91,6 @@ def calibrate(
     batch_size: int = 32,
 ) -> Calibrated:
     """The lowest threshold that keeps the promise, on texts masked at a time of their own.
-
-    (Its arguments are many because they are what the promise says.)
 
     Args:
       model: with a `Denoiser`.

@@ -44,17 +44,13 @@ class Gain(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GainConfig:
-    """How a round is measured.
+    """How a round is measured."""
 
-    Attributes:
-      distill: k, the divergence (one of `FLOORED`), and which times the teacher sees.
-      num_trajectories: M, even. The estimate of the floor from M trajectories has a bias of order 1/M,
-        which `2 floor(M) - floor(M / 2)` takes out. `floor(M / 2)` is the mean over both halves: with
-        one of them its noise would not go along with that of the student's divergence, and the share
-        of a perfect student would scatter several times as much.
-    """
-
-    distill: DistillConfig
+    distill: DistillConfig  # k, the divergence (one of `FLOORED`), and which times the teacher sees
+    # M, even. The estimate of the floor from M trajectories has a bias of order 1/M, which `2 floor(M) -
+    # floor(M / 2)` takes out. `floor(M / 2)` is the mean over both halves: with one of them its noise would
+    # not go along with that of the student's divergence, and the share of a perfect student would scatter
+    # several times as much.
     num_trajectories: int
 
     def __post_init__(self) -> None:
@@ -87,9 +83,6 @@ def measure_gain(
       key: PRNG key; batch i uses `fold_in(key, i)`.
       config: the round's distillation, and how many trajectories.
       batch_size: texts at once; `num_trajectories` hidden states of every position are held.
-
-    Raises:
-      ConfigError: `x0` are no such texts.
     """
     x0 = to_host(as_rows(x0, teacher.mask_id, "x0"))
     step = jnp.float32(dt)
@@ -159,7 +152,7 @@ def _divergences(
       backward: `kl-bwd`, else `kl-fwd`.
       student_logits: `[n, vocab]` float32 at x_t.
       states: the teacher's hidden states at x_t, `[n, embed]`, and the targets', `[n, M, embed]`.
-      teacher_head: parameters of the teacher's head.
+      teacher_head: parameters.
     """
     at_x_t, targets = states
 

@@ -49,14 +49,7 @@ def log_likelihoods(
     """log p(continuation | context) in nats, and whether the continuation is the model's greedy answer.
 
     For a denoiser a lower bound, and what it fills in for all tokens at once; exact for a causal model.
-
-    Args:
-      model: with a tokenizer.
-      pairs: contexts and continuations.
-      options: how a bound is estimated.
-
-    Raises:
-      ConfigError: a continuation has no tokens, or more than the model reads.
+    `ConfigError` if a continuation has no tokens, or more than the model reads.
     """
     if not pairs:
         return []
@@ -104,9 +97,6 @@ def wanted(settings: Mapping[str, Any]) -> Wanted:
       settings: `until`, a string or several; `max_gen_toks` or one of its other names; `temperature`, 0 being
         greedy; `top_k`, `top_p`; and `do_sample`, which without a temperature draws at 1, and which is false
         if neither it nor a temperature is given.
-
-    Raises:
-      ConfigError: naming a setting that cannot be used.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     counts = {name: given[name] for name in COUNTS if name in given}
@@ -145,9 +135,6 @@ def generations(
       requests: context and the harness's settings, as `wanted` reads them. A long context loses its beginning
         to make room for the tokens that are wanted, but keeps half of a row.
       options: steps and seed, and how many tokens where a request does not say.
-
-    Raises:
-      ConfigError: naming a setting that cannot be used.
     """
     tokenizer = model.text_tokenizer
     # Behind BOS. A causal network does not read the last token, so that its row has one more.
@@ -214,11 +201,7 @@ def _most(model: Model | CausalModel) -> int:
 
 
 def adapter(base: type) -> Callable[[Model | CausalModel, Options], Any]:
-    """The harness's model class, made from a model and options.
-
-    Args:
-      base: `lm_eval.api.model.LM`.
-    """
+    """The harness's model class, made from a model and options; its base is `lm_eval.api.model.LM`."""
 
     class Adapter(base):  # type: ignore[misc]
         """Answers the harness's requests, each an object with `args`."""

@@ -61,7 +61,7 @@ def read(
     ends: str,
     given: int = 0,
 ) -> Reading:
-    """Converts texts to the judge's tokens.
+    """Converts texts to the judge's tokens; `ConfigError` if one of them is not in its vocabulary.
 
     Args:
       judge: if its tokenizer is another one, texts are decoded and encoded again; None for no judge.
@@ -69,9 +69,6 @@ def read(
       tokenizer: of these tokens; None if only the tokens are known.
       ends: "keep", or "cut" to end each text at its first EOS.
       given: tokens at the start of each text that are a prompt.
-
-    Raises:
-      ConfigError: a token is not in the judge's vocabulary.
     """
     texts = [np.asarray(row, np.int32) for row in tokens]
     facts: dict[str, Any] = {}
@@ -113,14 +110,14 @@ def score_texts(
 ) -> Scores:
     """Negative log-likelihood of texts of any lengths.
 
+    A text longer than the judge can see is cut into windows, each read on its own.
+
     Args:
       model: the judge.
       texts: int32 tokens `[n_i]` of the judge's vocabulary.
       batch_size: texts at once.
       first_token: "scored" after BOS, or "given": read without BOS and not scored.
       given: tokens at the start of the texts, or of each, that are read but not scored (a prompt).
-
-    A text longer than the judge can see is cut into windows, each read on its own.
 
     Raises:
       ConfigError: BOS is asked for and not known, or a token is none of the judge's.
@@ -139,11 +136,7 @@ def score_texts(
 
 
 def bos_of(model: CausalModel, first_token: str) -> int | None:
-    """The token before a text: BOS, or None if the first token is "given".
-
-    Raises:
-      ConfigError: the model has no tokenizer to say what BOS is.
-    """
+    """The token before a text: BOS, or None if the first token is "given"."""
     if first_token == "given":
         return None
     if model.tokenizer is None:
@@ -186,11 +179,8 @@ def make_rows(
     longest = max((len(window) - 1 for window, _ in pieces), default=1)
     width = -(-max(longest, 1) // WIDTH) * WIDTH
     width = min(width, limit) if limit else width
-    rows = Rows(
-        np.zeros((len(pieces), width), np.int32),
-        np.zeros((len(pieces), width), np.int32),
-        np.zeros((len(pieces), width), bool),
-    )
+    shape = len(pieces), width
+    rows = Rows(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, bool))
     for row, (window, first) in enumerate(pieces):
         size = max(len(window) - 1, 0)
         rows.inputs[row, :size], rows.targets[row, :size] = window[:-1], window[1:]
@@ -199,16 +189,7 @@ def make_rows(
 
 
 def token_nll(model: CausalModel, rows: Rows, batch_size: int) -> np.ndarray:
-    """-log p of every scored token.
-
-    Args:
-      model: the judge.
-      rows: from `make_rows`.
-      batch_size: rows at once.
-
-    Returns:
-      `[rows, width]` float64, nats; 0 where a token is not scored.
-    """
+    """-log p of every token of `make_rows`: `[rows, width]` float64, nats; 0 where it is not scored."""
     function = functools.partial(_token_nll, model.network)
     nll: np.ndarray = map_batches(function, model.params, rows, batch_size)
     return nll
@@ -231,17 +212,12 @@ def retokenise(tokens: np.ndarray, source: Tokenizer, target: Tokenizer) -> np.n
     Texts separated by BOS or EOS are separated by the target's EOS; at either end BOS and EOS are dropped.
     """
     special = np.isin(tokens, (source.bos_id, source.eos_id))
-    cuts = np.flatnonzero(special)
-    parts = np.split(tokens, np.unique(np.concatenate([cuts, cuts + 1])))
-    texts = [
-        source.decode(part)
-        for part in parts
-        if len(part) and not np.isin(part[0], (source.bos_id, source.eos_id))
-    ]
-    pieces: list[np.ndarray] = []
-    for ids in target.encode_batch(texts):
-        pieces += [np.array([target.eos_id], np.int32), ids] if pieces else [ids]
-    return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+    edges = np.flatnonzero(np.diff(special)) + 1
+    runs = zip(np.split(tokens, edges), np.split(special, edges), strict=True)
+    texts = [source.decode(run) for run, between in runs if len(run) and not between[0]]
+    end = np.array([target.eos_id], np.int32)
+    pieces = [part for ids in target.encode_batch(texts) for part in (end, ids)]
+    return np.concatenate(pieces[1:]) if texts else np.zeros(0, np.int32)
 
 
 def check_vocabulary(model: CausalModel, texts: Sequence[np.ndarray]) -> None:

@@ -29,7 +29,7 @@ class Bounds(NamedTuple):
 def text_bounds(
     model: Model, tokens: np.ndarray, key: jax.Array, config: BoundConfig, *, batch_size: int
 ) -> list[Callable[[], Bounds]]:
-    """Estimates of the bound of each text, batch by batch.
+    """Functions that estimate the bound of each text, one for each batch.
 
     Args:
       model: the denoiser.
@@ -37,9 +37,6 @@ def text_bounds(
       key: PRNG key; batch i uses `fold_in(key, i)`.
       config: how many maskings, and how each is drawn. Estimators that spread do so over a batch's texts.
       batch_size: texts at once.
-
-    Returns:
-      One function for each batch, which returns the estimates of its texts.
 
     Raises:
       ConfigError: `tokens` are no such texts, or the model is a function of noise.

@@ -67,18 +67,12 @@ def _feature_batch(
 def text_features(
     model: CausalModel, texts: Sequence[np.ndarray], *, batch_size: int
 ) -> np.ndarray:
-    """Features of each text: the final hidden state of a causal judge at the last token.
+    """Features of each text, `[texts, embed]` float64: a causal judge's last hidden state, after the norm.
 
     Args:
       model: the judge (the paper's is GPT-2 large).
       texts: int32 tokens `[n_i]`, in the judge's vocabulary and without BOS, as the paper has it.
       batch_size: texts at once.
-
-    Returns:
-      `[texts, embed]` float64, after the final norm.
-
-    Raises:
-      ConfigError: no texts, one without tokens, or a token that the judge does not have.
     """
     lengths = np.array([len(text) for text in texts])
     require(
@@ -104,10 +98,6 @@ def mauve_score(features_p: np.ndarray, features_q: np.ndarray, config: MauveCon
       features_p, features_q: `[texts, features]`, of generated and of real text (or the other way round:
         the value is the same).
       config: clustering and curve.
-
-    Raises:
-      ConfigError: sets of less than two texts or of different widths, values that are not finite, or more
-        buckets than texts.
     """
     labels_p, labels_q = quantise(features_p, features_q, config)
     buckets = int(max(labels_p.max(), labels_q.max())) + 1
@@ -122,12 +112,8 @@ def quantise(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Assigns each text to a bucket: normalised features, principal components, k-means over both sets.
 
-    Args:
-      features_p, features_q: `[texts, features]`.
-      config: clustering.
-
-    Returns:
-      Two arrays `[texts]` of integers below the number of buckets; a bucket may be empty.
+    Two arrays `[texts]` of integers below the number of buckets, from `[texts, features]` each; a bucket may
+    be empty.
     """
     features_p, features_q = np.asarray(features_p), np.asarray(features_q)
     _check_features(features_p, features_q)
@@ -189,9 +175,6 @@ def divergence_curve(p: np.ndarray, q: np.ndarray, *, scaling: float, points: in
 
     Returns:
       `[points + 2, 2]` float64: exp(-c KL(q ‖ r)) and exp(-c KL(p ‖ r)), with the ends (1, 0) and (0, 1).
-
-    Raises:
-      ConfigError: histograms of different size.
     """
     from scipy.special import rel_entr
 

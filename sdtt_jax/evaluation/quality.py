@@ -60,15 +60,7 @@ def quality(
 
 
 def perplexity(scores: Scores, *, seed: int) -> Interval:
-    """Perplexity over all tokens of all texts in which a token was scored.
-
-    Args:
-      scores: of a causal model.
-      seed: of the bootstrap.
-
-    Raises:
-      ConfigError: nothing was scored.
-    """
+    """Perplexity over all tokens of all texts in which a token was scored, of which there must be one."""
     kept = scores.scored > 0
     require(bool(kept.any()), "the texts hold nothing to score.")
     return bootstrap(exp_ratio, scores.nll[kept], scores.scored[kept], seed=seed)
@@ -112,12 +104,9 @@ def distinct_n(texts: Texts, n: int) -> float:
     """Distinct n-grams over all n-grams, of all texts together (Li et al., arXiv 1510.03055).
 
     It falls as the amount of text grows, so compare equal amounts.
-
-    Raises:
-      ConfigError: n is not positive, or no text has n tokens.
     """
     positive(n=n)
-    gram = _last(_ngrams(texts, n)).gram
+    *_, (gram, _) = _ngrams(texts, n)
     require(len(gram) > 0, f"no text has the {n} tokens of an n-gram; give longer texts.")
     return int(gram.max() + 1) / len(gram)
 
@@ -125,22 +114,18 @@ def distinct_n(texts: Texts, n: int) -> float:
 def repeated_ngram_rate(tokens: np.ndarray, n: int = 4) -> np.ndarray:
     """Share of each text's n-grams that stood in it before (seq-rep-n of arXiv 1908.04319).
 
+    `[texts]` float64: 0 if no n-gram occurs twice, near 1 if one is all there is.
+
     Args:
       tokens: `[texts, length]` int32.
       n: tokens of an n-gram.
-
-    Returns:
-      `[texts]` float64: 0 if no n-gram occurs twice, near 1 if one is all there is.
-
-    Raises:
-      ConfigError: n is not positive, or the texts are shorter than n.
     """
     length = tokens.shape[1]
     require(1 <= n <= length, f"n must lie between 1 and the texts' length of {length}, not {n}.")
-    grams = _last(_ngrams(tokens, n)).gram.reshape(len(tokens), -1)
-    ordered = np.sort(grams, axis=1)
+    *_, (gram, _) = _ngrams(tokens, n)
+    ordered = np.sort(gram.reshape(len(tokens), -1), axis=1)
     distinct = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(axis=1)
-    return np.asarray(1 - distinct / grams.shape[1], np.float64)
+    return np.asarray(1 - distinct / ordered.shape[1], np.float64)
 
 
 def self_bleu(texts: Texts, max_n: int = 4, *, epsilon: float = 0.1) -> np.ndarray:
@@ -157,9 +142,6 @@ def self_bleu(texts: Texts, max_n: int = 4, *, epsilon: float = 0.1) -> np.ndarr
       texts: at least two.
       max_n: the longest n-grams that count.
       epsilon: stands for a count of matches that is 0.
-
-    Raises:
-      ConfigError: fewer than two texts, or max_n or epsilon is not positive.
     """
     require(len(texts) > 1, f"self-BLEU compares texts with each other; {len(texts)} is too few.")
     positive(max_n=max_n, epsilon=epsilon)
@@ -209,9 +191,8 @@ def _clipped_matches(grams: _Grams, num_texts: int) -> np.ndarray:
     second = np.where((last > 0) & (gram[before] == gram[last]), counts[before], 0)
     limit = largest.copy()
     limit[last] = second
-    return np.bincount(text, weights=np.minimum(counts, limit), minlength=num_texts).astype(
-        np.int64
-    )
+    clipped = np.bincount(text, np.minimum(counts, limit), num_texts)
+    return clipped.astype(np.int64)
 
 
 def _ngrams(texts: Texts, max_n: int) -> Iterator[_Grams]:
@@ -232,19 +213,11 @@ def _ngrams(texts: Texts, max_n: int) -> Iterator[_Grams]:
         yield _Grams(gram, text[start])
 
 
-def _last(grams: Iterator[_Grams]) -> _Grams:
-    *_, last = grams
-    return last
-
-
 def _token_ids(texts: Texts) -> np.ndarray:
     """All tokens of all texts in a row, numbered from 0 without gaps: `[tokens]` int64."""
     if isinstance(texts, np.ndarray):
         return np.unique(texts.reshape(-1), return_inverse=True)[1].astype(np.int64)
     numbers: dict[int | str, int] = {}
-    found = [numbers.setdefault(token, len(numbers)) for text in texts for token in _plain(text)]
+    plain = (text.tolist() if isinstance(text, np.ndarray) else text for text in texts)
+    found = [numbers.setdefault(token, len(numbers)) for text in plain for token in text]
     return np.array(found, np.int64)
-
-
-def _plain(text: Sequence[int] | Sequence[str]) -> Sequence[int | str]:
-    return text.tolist() if isinstance(text, np.ndarray) else text

@@ -89,10 +89,7 @@ class Record:
     def item(self, name: str, inputs: Json, compute: Callable[[], Json]) -> Json:
         """The result of an item; computed unless the file holds it for the same inputs.
 
-        Args:
-          name: of the item.
-          inputs: everything that determines it, JSON-ready.
-          compute: gives the result, JSON-ready.
+        The inputs are everything that determines it; they and the result are JSON-ready.
         """
         stored = self._content["items"].get(name)
         if processes.agree(stored is not None and stored["inputs"] == _plain(inputs)):
@@ -112,11 +109,7 @@ class Record:
     ) -> Arrays:
         """One part of an item's work as arrays; read from the folder if it is there and undamaged.
 
-        Args:
-          name: of the item.
-          inputs: everything that determines the arrays, JSON-ready.
-          part: number of a batch, or a name.
-          compute: gives the arrays.
+        The inputs are everything that determines the arrays, the part is the number of a batch, or a name.
         """
         path = self._part(name, inputs, part)
         stored = _agreed(path)
@@ -135,8 +128,7 @@ class Record:
         """All batches of an item as arrays: read from the folder, or computed under a progress bar.
 
         Args:
-          name: of the item.
-          inputs: everything that determines the arrays, JSON-ready.
+          name, inputs: as for `part`.
           batches: each computes one batch.
           arrays_of: names the arrays of what a batch has computed.
           tokens: of one batch, for the progress.

@@ -118,22 +118,14 @@ def gap(curve: np.ndarray, counts: tuple[int, ...]) -> float:
       counts: tokens of each call, together `length`.
     """
     ends = np.cumsum(counts)
-    starts = ends - counts
-    return float(
-        sum(
-            (b - a) * curve[a] - curve[a:b].sum()
-            for a, b in zip(starts, ends, strict=True)
-            if b > a
-        )
-    )
+    calls = zip(ends - counts, ends, strict=True)
+    return float(sum((b - a) * curve[a] - curve[a:b].sum() for a, b in calls if b > a))
 
 
 def best_counts(curve: np.ndarray, num_steps: int) -> tuple[int, ...]:
-    """The counts of the smallest `gap`; zeros at the end where there are more calls than tokens.
+    """The counts, one a call, of the smallest `gap` of a falling curve `[length]`.
 
-    Args:
-      curve: `[length]`, falling.
-      num_steps: calls.
+    They are zeros at the end where there are more calls than tokens.
     """
     length = len(curve)
     calls = min(num_steps, length)

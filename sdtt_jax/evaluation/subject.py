@@ -1,14 +1,16 @@
 """The models of one evaluation: the subject, its judge and its causal baseline."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from sdtt_jax.config import require
 from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.evaluation.record import Json, digest_of
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.interchange.load import load
 from sdtt_jax.model.causal import CausalModel
@@ -20,27 +22,21 @@ NONE = "none"
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What a suite measures, and with whose help.
+    """What a suite measures, and with whose help."""
 
-    Attributes:
-      model: what is evaluated.
-      settings: what is asked for.
-      judge: scores generated text; None if nobody does.
-      baseline: a causal model that writes text beside a denoiser; None for none.
-      data: the prepared data of the model's run, whose validation split is held-out text unless the settings
-        name another; None for none.
-      real_text: whether held-out text is judged beside what the model writes. It is the same for all models
-        of a run, which judges it with the first teacher alone.
-      helper: the other model of a decoder that asks one.
-    """
-
-    model: Model | CausalModel
-    settings: Settings
+    model: Model | CausalModel  # what is evaluated
+    settings: Settings  # what is asked for
+    # Scores generated text; None if nobody does.
     judge: CausalModel | None = None
+    # A causal model that writes text beside a denoiser; None for none.
     baseline: CausalModel | None = None
+    # The prepared data of the model's run, whose validation split is held-out text unless the settings name
+    # another; None for none.
     data: Path | None = None
+    # Whether held-out text is judged beside what the model writes. It is the same for all models of a run,
+    # which judges it with the first teacher alone.
     real_text: bool = True
-    helper: Model | CausalModel | None = None
+    helper: Model | CausalModel | None = None  # the other model of a decoder that asks one
 
     @property
     def length(self) -> int:
@@ -48,14 +44,17 @@ class Subject:
         return self.settings.length or int(self.model.config.length)
 
     def denoiser(self, suite: str) -> Model:
-        """The model, for a suite that measures denoisers alone.
-
-        Raises:
-          ConfigError: it is a causal model.
-        """
+        """The model, for a suite that measures denoisers alone; `ConfigError` if it is causal."""
         if not isinstance(self.model, Model):
             raise ConfigError(f"--suite={suite} is for denoisers; leave it out for a causal model.")
         return self.model
+
+    def inputs(
+        self, model: Model | CausalModel, arrays: Iterable[np.ndarray], name: str = "texts"
+    ) -> Json:
+        """What determines a result of a model on some arrays, which the record keeps under `name`."""
+        own = {"batch_size": self.settings.batch_size, "seed": self.settings.seed}
+        return {"model": model.fingerprint, name: digest_of(arrays)} | own
 
     @property
     def causal(self) -> CausalModel | None:

@@ -81,11 +81,7 @@ def two_sided(
 
 
 def lowest(curve: np.ndarray) -> float:
-    """The temperature at which a cubic in its logarithm, fitted to a noisy curve, is lowest.
-
-    Args:
-      curve: `[TEMPERATURES]`.
-    """
+    """The temperature at which a cubic in its logarithm, fitted to a curve `[TEMPERATURES]`, is lowest."""
     cubic = np.polyfit(np.log(TEMPERATURES), curve, 3)
     between = np.linspace(np.log(TEMPERATURES[0]), np.log(TEMPERATURES[-1]), 200)
     return float(np.exp(between[np.polyval(cubic, between).argmin()]))

@@ -20,6 +20,9 @@ from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.ops.tokens import as_ids
 from sdtt_jax.paths import as_path, parse_json, text_lines
 
+# A corpus, its split, and the folder of its files, if one is given.
+Source = tuple[Corpus, str, Path | None]
+
 
 def held_out_name(subject: Subject) -> str:
     """Where held-out text comes from, for messages and for the record; "" if there is none.
@@ -36,9 +39,7 @@ def held_out_name(subject: Subject) -> str:
 def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
     """Held-out sequences of the evaluation's length: `[texts, length]` int32.
 
-    Args:
-      subject: says where the text comes from, and how many sequences there are at most.
-      limit: fewer than that. Those of a run's split are spread evenly over it.
+    As many as the settings say, or `limit` if that is less; those of a run's split are spread evenly over it.
 
     Raises:
       ConfigError: there is no such text, or the model has no tokenizer to read it with.
@@ -94,9 +95,6 @@ def openings(subject: Subject) -> np.ndarray:
 
     From `--prompts`, the beginnings of its lines; else the beginnings of the held-out documents (of the
     sequences, in a run's own split).
-
-    Raises:
-      ConfigError: no text is as long as a prompt.
     """
     settings = subject.settings
     size = settings.prompt_tokens
@@ -107,7 +105,7 @@ def openings(subject: Subject) -> np.ndarray:
         sources = read_texts(settings.prompts, model.tokenizer, model.config.vocab_size)
     elif settings.held_out:
         tokenizer = subject.model.text_tokenizer
-        sources = encode_documents(tokenizer, _documents(subject, tokenizer))
+        sources = encode_documents(tokenizer, _documents(tokenizer, _held_out_corpus(subject)))
     else:
         sources = iter(held_out(subject))
     # With a whole continuation beside them if enough have one, for MAUVE compares with it.
@@ -168,7 +166,7 @@ def _line_tokens(record: Any, tokenizer: Tokenizer | None, where: str, readable:
 
 def _sequences(
     model: Model | CausalModel,
-    source: tuple[Corpus, str, Path | None],
+    source: Source,
     flag: str,
     length: int,
     limit: int | None,
@@ -177,10 +175,8 @@ def _sequences(
 ) -> np.ndarray:
     """The first sequences of a corpus, read as the model reads text: `[texts, length]` int32."""
     tokenizer, kind = model.text_tokenizer, model.facts.get("sequences", "packed")
-    corpus, split, folder = source
-    texts = documents(DataConfig(corpus.name, normalize=tokenizer.normalize), split, folder)
     sequences = Sequences(kind, tokenizer.bos_id, tokenizer.eos_id, wrap)
-    ids = encode_documents(tokenizer, texts)
+    ids = encode_documents(tokenizer, _documents(tokenizer, source))
     packed = pack(fitted(ids, length, sequences), length, sequences)
     rows = list(itertools.islice(packed, limit))
     if not rows:
@@ -196,13 +192,13 @@ def _spread(split: Split, limit: int | None) -> np.ndarray:
     return split.gather(np.arange(count) * len(split) // count).astype(np.int32)
 
 
-def _documents(subject: Subject, tokenizer: Tokenizer) -> Iterator[str]:
-    corpus, split, folder = _held_out_corpus(subject)
+def _documents(tokenizer: Tokenizer, source: Source) -> Iterator[str]:
+    corpus, split, folder = source
     return documents(DataConfig(corpus.name, normalize=tokenizer.normalize), split, folder)
 
 
-def _held_out_corpus(subject: Subject) -> tuple[Corpus, str, Path | None]:
-    """The corpus that --held_out names, its split, and the folder of its files, if one is given."""
+def _held_out_corpus(subject: Subject) -> Source:
+    """What --held_out names."""
     name, folder = subject.settings.held_out, subject.settings.held_out_folder
     require(
         not folder or name in CORPORA,

@@ -38,9 +38,6 @@ def variant(model: AnyModel, wanted: Variation, data: Path | None) -> AnyModel:
       model: as it was loaded.
       wanted: `early_exit`, `neighbours` and what belongs to them.
       data: the prepared data of the model's run, for `neighbours="own"`; None for none.
-
-    Raises:
-      ConfigError: the model cannot do that, or something is missing.
     """
     if not wanted.varied:
         return model

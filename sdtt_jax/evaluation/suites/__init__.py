@@ -23,19 +23,13 @@ from sdtt_jax.evaluation.suites import (
 
 
 class Table(NamedTuple):
-    """How a report lays out items of a record.
+    """How a report lays out items of a record."""
 
-    Attributes:
-      title: of the table.
-      items: the rows are the items whose names begin with this and a slash.
-      columns: head and cell of each. A cell names fields of an item in braces: "{who}" is the model or
-        setting, and a number is shown with its interval if it has one. ":4" asks for four digits and no
-        interval, ":ms" for milliseconds, ":bound" for "≤" in front of bounds. Columns without any value are
-        left out.
-    """
-
-    title: str
-    items: str
+    title: str  # of the table
+    items: str  # the rows are the items whose names begin with this and a slash
+    # Head and cell of each. A cell names fields of an item in braces: "{who}" is the model or setting, and a
+    # number is shown with its interval if it has one. ":4" asks for four digits and no interval, ":ms" for
+    # milliseconds, ":bound" for "≤" in front of bounds. Columns without any value are left out.
     columns: tuple[tuple[str, str], ...]
 
 

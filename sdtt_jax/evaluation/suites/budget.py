@@ -1,7 +1,5 @@
 """The suite "budget": whether the number of calls that a prompt needs can be told from the prompt."""
 
-from typing import Any
-
 import numpy as np
 
 from sdtt_jax.config import require
@@ -28,7 +26,7 @@ def suite(subject: Subject, record: Record) -> None:
 
     def compute() -> Json:
         judged = [generation.judged_texts(subject, record, setup, writer) for writer in every]
-        nats = np.stack([_per_token(texts.scores) for texts in judged], axis=1)
+        nats = np.stack([texts.scores.per_token for texts in judged if texts.scores], axis=1)
         nats = nats.reshape(-1, settings.continuations, len(every)).mean(axis=1)
         free = ((0, 0), (0, setup.length - setup.given))
         prompts = generation.behind_bos(model, setup.prompts[:: settings.continuations])
@@ -66,7 +64,3 @@ def halves(features: np.ndarray, nats: np.ndarray, steps: np.ndarray, delta: flo
         "fixed_steps": int(steps[fixed]),
         "fixed_excess": float(new[:, fixed].mean()),
     }
-
-
-def _per_token(scores: Any) -> np.ndarray:
-    return np.asarray(scores.nll / np.maximum(scores.scored, 1))

@@ -7,7 +7,7 @@ from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_mean, said, share
 from sdtt_jax.evaluation.cloze import Scores, choice_hits, scores
 from sdtt_jax.evaluation.continuations import Choice, encode
-from sdtt_jax.evaluation.record import Json, Record, digest_of
+from sdtt_jax.evaluation.record import Json, Record
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.tasks import read_task
@@ -37,12 +37,7 @@ def _item(
     choices = [item for item in task if isinstance(item, Choice)]
     clozes = [cloze for choice in choices for cloze in choice.clozes()] if choices else task
     items = encode(model.text_tokenizer, clozes)
-    inputs: Json = {
-        "model": model.fingerprint,
-        "texts": digest_of([ids for item in items for ids in item]),
-        "batch_size": settings.batch_size,
-        "seed": settings.seed,
-    }
+    inputs = subject.inputs(model, [ids for item in items for ids in item])
     if how == "bound":
         inputs["num_maskings"] = settings.num_maskings
 

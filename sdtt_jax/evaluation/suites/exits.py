@@ -4,7 +4,7 @@ It is stored beside the checkpoint, where `early_exit` finds it by its bound.
 """
 
 from sdtt_jax.evaluation.exits import EXITS, calibrate, check_exits
-from sdtt_jax.evaluation.record import Json, Record, digest_of
+from sdtt_jax.evaluation.record import Json, Record
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name
 from sdtt_jax.keys import purpose_key
@@ -16,20 +16,13 @@ def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; a finished item is not computed again."""
     settings, model = subject.settings, subject.denoiser("exits")
     check_exits(model)
-    tokens = held_out(subject)
+    tokens, batch_size = held_out(subject), settings.batch_size
     bound, failure = settings.exit_bound, settings.exit_failure
-    inputs = {"model": model.fingerprint, "texts": digest_of([tokens]), "failure": failure}
-    inputs |= {name: getattr(settings, name) for name in ("seed", "batch_size")}
+    inputs = subject.inputs(model, [tokens]) | {"failure": failure}
 
     def compute() -> Json:
-        found = calibrate(
-            model,
-            tokens,
-            purpose_key(settings.seed, "evaluate.exits"),
-            bound=bound,
-            failure=failure,
-            batch_size=settings.batch_size,
-        )
+        key = purpose_key(settings.seed, "evaluate.exits")
+        found = calibrate(model, tokens, key, bound=bound, failure=failure, batch_size=batch_size)
         facts = {"kind": "diffusion", "bound": bound, "failure": failure, "num_texts": len(tokens)}
         source = {"num_layers": model.config.num_layers, "source": held_out_name(subject)}
         return facts | found._asdict() | source

@@ -50,14 +50,11 @@ def suite(subject: Subject, record: Record) -> None:
 
 
 def at_entropy(nats: np.ndarray, entropies: np.ndarray, target: float) -> np.ndarray:
-    """Nats per token at a given entropy, by linear interpolation, and extrapolation at the ends.
+    """Nats per token at a given entropy, by linear interpolation, and extrapolation at the ends: `[...]`.
 
     Args:
       nats, entropies: `[..., points]`, at least two.
       target: the entropy.
-
-    Returns:
-      `[...]`.
     """
     order = np.argsort(entropies, axis=-1, kind="stable")
     x, y = (np.take_along_axis(values, order, axis=-1) for values in (entropies, nats))

@@ -98,6 +98,10 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
     settings, model, causal = subject.settings, subject.model, subject.causal
     result = [] if setup.real is None else [_real(subject, setup, setup.real)]
     name, free = f"evaluate.{setup.name}", setup.length - setup.given
+
+    def drawn(model: Model | CausalModel, start: np.ndarray) -> Json:
+        return subject.inputs(model, [start], "start") | {"length": setup.length}
+
     if isinstance(model, Model):
         masked = ((0, 0), (0, free))
         x_init = np.pad(behind_bos(model, setup.prompts), masked, constant_values=model.mask_id)
@@ -108,7 +112,7 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
             other = helper.as_helper if helper is not None else None
             batches = model.batches(key, x_init, config, settings.batch_size, other)
             facts: Json = {"kind": "diffusion", "num_steps": num_steps}
-            inputs = _drawn(subject, setup, model, x_init) | {"sampler": to_mapping(config)}
+            inputs = drawn(model, x_init) | {"sampler": to_mapping(config)}
             if helper is not None:
                 inputs["helper"] = helper.fingerprint
             result.append(Writer(f"steps_{num_steps:04d}", model, batches, facts, facts | inputs))
@@ -123,7 +127,7 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
         key = purpose_key(settings.seed, name)
         batches = causal.batches(key, prompts, free, settings.batch_size, **settings.filters)
         facts = {"kind": "autoregressive"}
-        inputs = _drawn(subject, setup, causal, prompts) | {"sampler": settings.filters}
+        inputs = drawn(causal, prompts) | {"sampler": settings.filters}
         result.append(Writer("autoregressive", causal, batches, facts, facts | inputs))
     return result
 
@@ -216,11 +220,8 @@ def _mauve(
     theirs = record.part(_name(setup, writer), inputs, "features", lambda: features(theirs_seen))
     ours, seed = features(seen), subject.settings.seed
     score = mauve_score(ours["features"], theirs["features"], MauveConfig(seed))
-    return {
-        "mauve": score.value,
-        "mauve_buckets": len(score.p),
-        "mauve_real_texts": len(real.tokens),
-    }
+    facts = {"mauve_buckets": len(score.p), "mauve_real_texts": len(real.tokens)}
+    return {"mauve": score.value} | facts
 
 
 def _name(setup: Setup, writer: Writer) -> str:
@@ -230,21 +231,8 @@ def _name(setup: Setup, writer: Writer) -> str:
 def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
     facts = {"kind": "real", "source": held_out_name(subject)}
     inputs = {"texts": digest_of([real]), "given": setup.given}
-    nothing_called = np.full(len(real), np.nan)
-    return Writer(
-        "real_text", subject.model, [lambda: Written(real, nothing_called)], facts, inputs
-    )
-
-
-def _drawn(subject: Subject, setup: Setup, model: Model | CausalModel, start: np.ndarray) -> Json:
-    """What texts are drawn from, but for the sampler."""
-    return {
-        "model": model.fingerprint,
-        "start": digest_of([start]),
-        "length": setup.length,
-        "batch_size": subject.settings.batch_size,
-        "seed": subject.settings.seed,
-    }
+    written = Written(real, np.full(len(real), np.nan))  # no calls
+    return Writer("real_text", subject.model, [lambda: written], facts, inputs)
 
 
 def judging(subject: Subject) -> Json:

@@ -10,7 +10,7 @@ from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, mean, said
 from sdtt_jax.evaluation.judge import score_texts
 from sdtt_jax.evaluation.likelihood import Bounds, text_bounds
 from sdtt_jax.evaluation.quality import perplexity
-from sdtt_jax.evaluation.record import Json, Record, digest_of
+from sdtt_jax.evaluation.record import Json, Record
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name
 from sdtt_jax.keys import purpose_key
@@ -38,10 +38,8 @@ def _bound(
 ) -> None:
     settings, name = subject.settings, f"likelihood/{estimator}"
     config = BoundConfig(estimator, settings.num_maskings)
-    inputs = _inputs(subject, model, tokens) | {
-        "estimator": estimator,
-        "num_maskings": settings.num_maskings,
-    }
+    inputs = subject.inputs(model, [tokens])
+    inputs |= {"estimator": estimator, "num_maskings": settings.num_maskings}
 
     def compute() -> Json:
         key = purpose_key(settings.seed, "evaluate.bound")
@@ -93,7 +91,7 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
         facts = {"kind": "autoregressive", "estimator": "exact", **_text(subject, tokens)}
         return _measures(nats) | facts
 
-    inputs = _inputs(subject, model, tokens) | {"first_token": settings.first_token}
+    inputs = subject.inputs(model, [tokens]) | {"first_token": settings.first_token}
     result = record.item("likelihood/autoregressive", inputs, compute)
     record.log(
         f"  autoregressive: perplexity {said(result, 'perplexity', 3)}, "
@@ -123,15 +121,6 @@ def _measures(nats: Interval) -> Json:
         perplexity = Interval(*np.exp(nats).tolist())
     bits = Interval(*(value / math.log(2) for value in nats))
     return nats.named("nelbo") | perplexity.named("perplexity") | bits.named("bits_per_token")
-
-
-def _inputs(subject: Subject, model: Model | CausalModel, tokens: np.ndarray) -> Json:
-    return {
-        "model": model.fingerprint,
-        "texts": digest_of([tokens]),
-        "batch_size": subject.settings.batch_size,
-        "seed": subject.settings.seed,
-    }
 
 
 def _text(subject: Subject, tokens: np.ndarray) -> Json:

@@ -9,7 +9,7 @@ import functools
 import numpy as np
 
 from sdtt_jax.diffusion.decoders.learnt import SCHEDULES, numbers_text
-from sdtt_jax.evaluation.record import Json, Record, digest_of
+from sdtt_jax.evaluation.record import Json, Record
 from sdtt_jax.evaluation.schedules import best_counts, gap, information_curve
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.temperatures import best_temperatures
@@ -21,21 +21,13 @@ from sdtt_jax.parallel import processes
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
     settings, model, tokens = subject.settings, subject.denoiser("schedule"), held_out(subject)
-    inputs = {"model": model.fingerprint, "texts": digest_of([tokens])}
-    inputs |= {
-        name: getattr(settings, name)
-        for name in ("seed", "num_maskings", "batch_size", "call_temperatures")
-    }
+    seed, maskings, batch_size = settings.seed, settings.num_maskings, settings.batch_size
+    inputs = subject.inputs(model, [tokens]) | {"num_maskings": maskings}
+    inputs["call_temperatures"] = settings.call_temperatures
 
     @functools.cache
     def curve() -> np.ndarray:
-        return information_curve(
-            model,
-            tokens,
-            settings.seed,
-            num_maskings=settings.num_maskings,
-            batch_size=settings.batch_size,
-        )
+        return information_curve(model, tokens, seed, num_maskings=maskings, batch_size=batch_size)
 
     def learn(num_steps: int) -> Json:
         counts, length = best_counts(curve(), num_steps), tokens.shape[1]
@@ -43,7 +35,7 @@ def suite(subject: Subject, record: Record) -> None:
         dealt = np.bincount(np.arange(length) * num_steps // length, minlength=num_steps)
         found: Json = {"counts": numbers_text(counts)}
         if settings.call_temperatures:
-            scales = best_temperatures(model, tokens, counts, settings.seed, settings.batch_size)
+            scales = best_temperatures(model, tokens, counts, seed, batch_size)
             found["temperatures"] = numbers_text(scales)
         return found | {
             "kind": "diffusion",
