@@ -134,9 +134,7 @@ def write(record: Record, folder: Path) -> list[Path]:
 def measures_table(record: Record, calls: Sequence[int]) -> Table:
     """A section for each number of calls: teacher, last rounds, distillers, floors and mixtures.
 
-    Args:
-      record: what is written to results.json.
-      calls: of the sampler; what was not measured at one of them has no row there.
+    What was not measured at one of them has no row there.
     """
     entropy = f"entropy per token; the chain's is {record['data_entropy']:.3f}"
     title = f"{record['world']['name']}, nats ({entropy})"

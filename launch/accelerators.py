@@ -174,11 +174,7 @@ def chip_of_device(device_kind: str) -> Chip | None:
 
 
 def find(name: str) -> Accelerator:
-    """The accelerator of that name.
-
-    Raises:
-      ConfigError: with the nearest names.
-    """
+    """The accelerator of that name; an error names the nearest ones."""
     if name not in ACCELERATORS:
         meant = name.lower().replace("v5e", "v5litepod")
         near = difflib.get_close_matches(meant, ACCELERATORS, n=3)

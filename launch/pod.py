@@ -43,14 +43,9 @@ _OUTPUT = flags.DEFINE_string(
 
 
 def pod_spec(spec: Any, overrides: Sequence[str] = ()) -> PodSpec:
-    """Validates what a spec file and the command line made.
+    """Validates what a spec file and the command line made; errors name the field, also of the run's config.
 
-    Args:
-      spec: a `ConfigDict`.
-      overrides: added to the spec's.
-
-    Raises:
-      ConfigError: naming the field, also one of the run's config in `overrides`.
+    `overrides` are added to the spec's.
     """
     mapping = spec.to_dict()
     mapping["overrides"] = (*mapping["overrides"], *overrides)
@@ -60,11 +55,7 @@ def pod_spec(spec: Any, overrides: Sequence[str] = ()) -> PodSpec:
 
 
 def write(files: Files, directory: Path) -> None:
-    """Writes the files, making the directory.
-
-    Raises:
-      UserError: if that is not possible.
-    """
+    """Writes the files, making the directory."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():

@@ -66,14 +66,7 @@ def keep_compiled_programs() -> None:
 
 
 def output_file(path: str | None) -> Path | None:
-    """The file that --output names, checked to be writable before any work is done.
-
-    Args:
-      path: the flag's value, or None.
-
-    Raises:
-      ConfigError: the file cannot be written.
-    """
+    """The file that --output names, if any, checked to be writable before any work is done."""
     if path is None:
         return None
     file = as_path(path)
@@ -96,11 +89,7 @@ def output_file(path: str | None) -> Path | None:
 
 @contextlib.contextmanager
 def json_lines(file: Path | None) -> Iterator[Callable[[Any], None]]:
-    """A function that adds a line of JSON to the file that --output names; None is for no file.
-
-    Raises:
-      UserError: the file cannot be written to, with the reason (a full disk, say).
-    """
+    """A function that adds a line of JSON to the file that --output names; None is for no file."""
     if file is None:
         yield lambda _: None
         return
@@ -144,11 +133,7 @@ def stopwatch() -> Callable[[str], None]:
 
 
 def wide_console(width: int = 120) -> Console:
-    """The terminal; where there is none, Rich assumes 80 columns, which would wrap the cells of tables.
-
-    Args:
-      width: columns where there is no terminal.
-    """
+    """The terminal; where there is none, Rich assumes 80 columns, which would wrap the cells of tables."""
     console = Console()
     return console if console.is_terminal else Console(width=width)
 
@@ -229,15 +214,7 @@ def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) 
 
 
 def check_flags(argv: Sequence[str], *required: str) -> None:
-    """Checks that there are flags only, and among them the required ones.
-
-    Args:
-      argv: what `main` was called with.
-      *required: names of flags.
-
-    Raises:
-      ConfigError: there is another argument, or a required flag is missing.
-    """
+    """Checks that there are flags only, and among them the required ones."""
     require(len(argv) == 1, f"Unknown argument {' '.join(argv[1:])!r}; see --help.")
     for name in required:
         require(flags.FLAGS[name].value not in (None, ""), f"--{name} is missing; see --help.")
@@ -251,10 +228,7 @@ def run_app(
 ) -> None:
     """`absl.app.run` with one-line errors; JAX's and Orbax's INFO lines only with --verbosity=0.
 
-    Args:
-      main: as for absl.
-      check: called with the command line before absl parses it; may raise `ConfigError`.
-      cache: keep compiled programs for the next call.
+    `check` is called with the command line before absl parses it; `cache` keeps compiled programs for later.
     """
 
     def quiet(argv: Sequence[str]) -> int:

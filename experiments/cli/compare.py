@@ -22,14 +22,9 @@ from sdtt_jax.reporting.evaluations import (
 
 
 def compare(paths: Sequence[str], folder: str | None) -> None:
-    """Prints the tables of several files of results.
+    """Prints the tables of several files of results that `experiments.evaluate` wrote.
 
-    Args:
-      paths: files that `experiments.evaluate` wrote.
-      folder: gets comparison.md, and a picture of the race for each batch size; None for neither.
-
-    Raises:
-      DataError: a file is something else, or the folder cannot be written to.
+    A folder gets comparison.md, and a picture of the race for each batch size.
     """
     require(len(set(paths)) == len(paths), "--compare names a file twice; give each once.")
     evaluations = [read_evaluation(path) for path in paths]

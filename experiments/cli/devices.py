@@ -15,11 +15,7 @@ _MESH = flags.DEFINE_list(
 
 
 def chosen_mesh() -> Mesh | None:
-    """The mesh that --mesh asks for; None if there is a single device and no flag.
-
-    Raises:
-      ConfigError: the flag is not three whole numbers, or there are not as many devices.
-    """
+    """The mesh that --mesh asks for; None if there is a single device and no flag."""
     sizes = [text.strip() for text in _MESH.value or []]
     if not sizes:
         return make_mesh(MeshConfig()) if jax.device_count() > 1 else None

@@ -70,11 +70,7 @@ def define_flags(kind: type) -> None:
 
 
 def from_flags(kind: type[T]) -> T:
-    """The dataclass that the flags describe.
-
-    Raises:
-      ConfigError: naming the flag.
-    """
+    """The dataclass that the flags describe; errors name the flag."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         value = flags.FLAGS[field.name].value

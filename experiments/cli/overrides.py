@@ -16,13 +16,7 @@ from sdtt_jax.paths import as_path
 def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
     """Checks a command line's config file and fields before absl does, whose errors are less clear.
 
-    Args:
-      argv: the command line.
-      flag: name of the flag: `--FLAG=FILE` and `--FLAG.FIELD=VALUE`.
-      kind: the dataclass that has the fields.
-
-    Raises:
-      ConfigError: a file or field that does not exist.
+    `flag` is the name in `--FLAG=FILE` and `--FLAG.FIELD=VALUE`, `kind` the dataclass that has the fields.
     """
     for argument, following in zip_longest(argv, argv[1:], fillvalue=""):
         file = re.fullmatch(rf"--?{flag}(?:=(.*))?", argument)

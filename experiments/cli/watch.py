@@ -39,14 +39,8 @@ def watch(
 ) -> SamplerState:
     """Shows the first text of each state in place of the one before it, and returns the last state.
 
-    If standard output is not a terminal, only the last state is written.
-
-    Args:
-      states: of the sampler, at least one.
-      tokenizer: of the model.
-      num_steps: of the sampler, for the line below the text.
-      pause: least seconds for which a state is shown.
-      console: to write to; standard output if None.
+    If standard output is not a terminal, only the last state is written. A state is shown for `pause`
+    seconds at least; `num_steps`, of the sampler, is for the line below the text.
     """
     console = console or Console()
     before: np.ndarray | None = None

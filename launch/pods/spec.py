@@ -204,9 +204,6 @@ def require_cloud(spec: PodSpec, *fields: str) -> None:
 def template(name: str, spec: object, **values: object) -> str:
     """The text of a file in `templates/`. Every value is quoted by `sh` or `json`.
 
-    Args:
-      name: of the file.
-      spec: whose fields the template may name.
-      **values: what else it may name; they come before fields of the same name.
+    It may name fields of the spec, and what else is given, which comes before fields of the same name.
     """
     return _ENVIRONMENT.get_template(name).render(vars(spec) | values)

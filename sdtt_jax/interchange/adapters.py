@@ -22,10 +22,7 @@ from sdtt_jax.typing import Params, Tree
 def adapter_facts(config: LoraConfig, root: Path, base: str) -> dict[str, Any]:
     """What is stored with adapters: their config, and the name and digest of their base.
 
-    Args:
-      config: of the adapters.
-      root: of the run.
-      base: the folder, from there, with the parameters that they stand beside.
+    `base` is its folder, from the root of the run.
     """
     return {
         "lora": to_mapping(config),
@@ -65,15 +62,9 @@ def read_delivered(
 
 
 def read_base(folder: Path, network: Network, config: LoraConfig, mesh: Mesh) -> Params:
-    """The base of adapters, placed as a step of training holds it.
+    """The base of adapters, placed as a step of training holds it, in the dtype that their config says.
 
     Stored in float32 it may be twice what stays, so it is read in pieces, cast, and only then put together.
-
-    Args:
-      folder: that `save_params` wrote.
-      network: whose parameters they are.
-      config: of the adapters, which says the base's dtype.
-      mesh: over which they are spread.
     """
     base, _ = load_params(folder, _spread(network, mesh))
     cast = functools.partial(frozen, config=config)

@@ -17,13 +17,7 @@ USE = {
 
 
 def model_card(model: Model | CausalModel, format_name: str, results: dict[str, Any] | None) -> str:
-    """Markdown that says what the files are, how to use them, and what was measured.
-
-    Args:
-      model: that was exported.
-      format_name: one of `USE`.
-      results: of the run that the model is from, or None.
-    """
+    """Markdown that says what the files of a format in `USE` are, how to use them, what was measured."""
     c, facts = model.config, model.facts
     denoiser = isinstance(model, Model)
     kind = "Masked diffusion" if denoiser else "Causal"

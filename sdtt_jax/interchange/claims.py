@@ -64,17 +64,7 @@ def claims(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
 
 
 def claimed(stored: Stored, names: tuple[str, ...], kind: Kind, default: Any) -> Any:
-    """The value of the first field with one of several names; the default if there is none.
-
-    Args:
-      stored: the config.
-      names: that the field may have, in any section.
-      kind: what the value must be.
-      default: for a config without such a field.
-
-    Raises:
-      CheckpointError: naming the field and its value.
-    """
+    """The value, of a kind, of the first field with one of several names in any section; else the default."""
     for path, value in claims(stored.content):
         name = path.split(".")[-1]
         if name in names and not kind.accepts(value):

@@ -14,11 +14,7 @@ TO_SAFETENSORS = (
 
 
 def describe(names: Collection[str]) -> str:
-    """Describes files and folders, none of which is a model, in one sentence with a remedy.
-
-    Args:
-      names: of everything in a folder or repository, or of a single file.
-    """
+    """Describes files and folders, none of which is a model, by their names, in a sentence with a remedy."""
     names = sorted(names)
 
     def ending(*suffixes: str) -> str:

@@ -97,16 +97,9 @@ def recognised(
     stored: Stored = NOTHING_STORED,
     file: str = "the checkpoint",
 ) -> Published:
-    """A published model whose layout is known.
+    """A published model whose layout is known, of its tensors by their full names and the config beside them.
 
-    Args:
-      layout: one of `LAYOUTS`.
-      tensors: full name to array.
-      stored: the config that they came with.
-      file: that errors name.
-
-    Raises:
-      CheckpointError: naming the tensor or field that does not belong to such a model.
+    Errors name `file`, and the tensor or field that does not belong to such a model.
     """
     if stored.given != NOTHING_GIVEN and layout not in LLAMA_LAYOUTS:
         raise CheckpointError(

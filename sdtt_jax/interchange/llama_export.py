@@ -46,11 +46,7 @@ def write_repository(
 ) -> list[Path]:
     """Writes the files of a repository of the hub, and returns their paths.
 
-    Args:
-      directory: made if it is missing.
-      tensors: of `model.safetensors`, by name.
-      config: the content of `config.json`.
-      tokenizer: one that came with a published model is written to `tokenizer.json`.
+    A tokenizer that came with a published model is written to `tokenizer.json`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     written = [directory / TENSORS_FILE, directory / CONFIG_FILE]
@@ -65,9 +61,7 @@ def write_repository(
 def in_halves(params: Any, config: LlamaConfig) -> tuple[Any, LlamaConfig]:
     """The same network, which turns features i and i + head_dim / 2 where it turned 2 i and 2 i + 1.
 
-    Args:
-      params: NumPy arrays.
-      config: of the network.
+    The parameters are NumPy arrays.
     """
     turned = np.arange(config.rotary_dim)
     order = np.concatenate([turned[::2], turned[1::2], np.arange(len(turned), config.head_dim)])
@@ -81,11 +75,8 @@ def in_halves(params: Any, config: LlamaConfig) -> tuple[Any, LlamaConfig]:
 def hub_config(config: LlamaConfig, special: Special | None) -> dict[str, Any]:
     """The config that `sdtt_jax.load` reads, in the names of the hub's libraries.
 
-    `shift` is a name of this library's: no other has one.
-
-    Args:
-      config: of a network that turns halves.
-      special: the published numbers of special tokens, where they are known.
+    The network turns halves. `shift` is a name of this library's: no other has one. `special` are the
+    published numbers of special tokens, where they are known.
     """
     family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     said: dict[str, Any] = {

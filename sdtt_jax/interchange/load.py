@@ -135,18 +135,7 @@ def load_denoiser(
     compute_dtype: str | None = None,
     **given: Any,
 ) -> Model:
-    """As `load`, for denoisers only.
-
-    Args:
-      path: of a checkpoint, or "owner/name@revision".
-      revision: of a repository, where `path` does not say it.
-      mesh: spreads the parameters over it; the first device if None.
-      compute_dtype: of the activations; what the model was trained with if None.
-      **given: of a network of the Llama family, the fields of `Given`.
-
-    Raises:
-      CheckpointError: nothing there, nothing that can be loaded, or a causal model.
-    """
+    """As `load`, with its arguments and errors, for denoisers only."""
     model = load(path, revision, mesh=mesh, compute_dtype=compute_dtype, **given)
     if isinstance(model, CausalModel):
         raise CheckpointError(

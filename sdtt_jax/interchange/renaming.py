@@ -251,17 +251,7 @@ def _to_theirs(entry: Entry, array: np.ndarray, padded_vocab: int) -> np.ndarray
 def find_prefix(
     tensors: Mapping[str, Any], anchor: str, prefixes: Sequence[str], where: str
 ) -> str:
-    """The first of `prefixes` under which the tensor `anchor` stands.
-
-    Args:
-      tensors: by full name.
-      anchor: a name without prefix.
-      prefixes: to try, in this order.
-      where: the file or repository that errors name.
-
-    Raises:
-      CheckpointError: when it stands under none of them.
-    """
+    """The first of `prefixes` under which the tensor `anchor` stands; errors name the file `where`."""
     for prefix in prefixes:
         if prefix + anchor in tensors:
             return prefix
@@ -276,14 +266,7 @@ def shape_of(
 ) -> tuple[int, ...]:
     """The shape of a tensor, from which a size of the network follows.
 
-    Args:
-      tensors: by full name.
-      name: of the tensor.
-      where: the file or repository that errors name.
-      dims: how many dimensions it must have; at least one if None.
-
-    Raises:
-      CheckpointError: it is missing, or has another number of dimensions.
+    It must have `dims` dimensions, or at least one if None; errors name the file or repository `where`.
     """
     if name not in tensors:
         raise CheckpointError(

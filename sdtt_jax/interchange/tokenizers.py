@@ -55,11 +55,7 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
 
 
 def has_its_own(model: Published) -> bool:
-    """Whether a model needs its own tokenizer.json; otherwise it has GPT-2's tokenizer or none.
-
-    Args:
-      model: as `open_published` found it.
-    """
+    """Whether a model needs its own tokenizer.json; otherwise it has GPT-2's tokenizer or none."""
     of_gpt2 = isinstance(model.config, GPT2Config)
     return model.layout in HUB_TOKENIZERS or (
         of_gpt2 and model.config.vocab_size != _gpt2().vocab_size

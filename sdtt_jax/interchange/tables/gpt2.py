@@ -84,9 +84,7 @@ def _config(_tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str
 def hub_config(config: GPT2Config, bos_id: int | None) -> dict[str, Any]:
     """The config that `sdtt_jax.load` reads, in the names of the hub's libraries; the inverse of `_config`.
 
-    Args:
-      config: of a network.
-      bos_id: of its tokenizer, where it is known; it ends a text too.
+    `bos_id` is its tokenizer's, where it is known; it ends a text too.
     """
     said = {
         "model_type": "gpt2",
@@ -101,10 +99,7 @@ def hub_config(config: GPT2Config, bos_id: int | None) -> dict[str, Any]:
 def gpt2_table(config: GPT2Config, embed: str = ANCHOR, start: str = "") -> Table:
     """Where each tensor of the hub's GPT-2 goes.
 
-    Args:
-      config: of our network.
-      embed: the name of the token embedding.
-      start: what all other names begin with.
+    `embed` is the name of the token embedding, `start` what all other names begin with.
     """
     d, hidden = config.embed_dim, config.mlp_ratio * config.embed_dim
     heads = (config.num_heads, config.head_dim)

@@ -112,12 +112,7 @@ CLAIMS: Allowed = {
 
 
 def llama_table(names: Names, config: LlamaConfig) -> Table:
-    """Where each tensor goes.
-
-    Args:
-      names: of the layout.
-      config: of our network.
-    """
+    """Where each tensor of a layout's names goes."""
     d, mlp, rows = config.embed_dim, config.mlp_dim, config.columns
     heads, kv_heads = (config.num_heads, config.head_dim), (config.kv_heads, config.head_dim)
 
