@@ -38,6 +38,9 @@ class Chip:
     # Bytes/s that a chip can send to its neighbours, over all its links; half of what is published as
     # "bidirectional", which counts both directions.
     network: float
+    # Bytes/s that a chip can send to other slices or nodes: its share of what a pod or DGX has. Of a v4, for
+    # which nothing is published, what a v5p has.
+    between: float
     # Dimensions of the network; each has an equal share of `network`. 1 is a switch.
     torus: int = 1
     largest: int  # chips of the largest slice or node
@@ -64,7 +67,7 @@ CHIPS = {
     for chip in (
         Chip(
             name="v5e", flops=197e12, memory=16 * GIB, usable=15.75 * GIB,
-            bandwidth=819e9, network=400e9 / 2, torus=2, largest=256,
+            bandwidth=819e9, network=400e9 / 2, between=6.4e12 / 8 / 256, torus=2, largest=256,
             prefix="v5litepod", cores=1, slices=_PLANE, runtime="v2-alpha-tpuv5-lite",
             gke="tpu-v5-lite-podslice", machine="ct5lp-hightpu",
             source="https://docs.cloud.google.com/tpu/docs/v5e",
@@ -72,7 +75,7 @@ CHIPS = {
         ),
         Chip(
             name="v6e", flops=918e12, memory=32 * GIB, usable=31.25 * GIB,
-            bandwidth=1638e9, network=800e9 / 2, torus=2, largest=256,
+            bandwidth=1638e9, network=800e9 / 2, between=25.6e12 / 8 / 256, torus=2, largest=256,
             prefix="v6e", cores=1, slices=_PLANE, runtime="v2-alpha-tpuv6e",
             gke="tpu-v6e-slice", machine="ct6e-standard",
             source="https://docs.cloud.google.com/tpu/docs/v6e",
@@ -80,7 +83,7 @@ CHIPS = {
         ),
         Chip(
             name="v5p", flops=459e12, memory=95 * GIB, usable=95.74 * GIB,
-            bandwidth=2765e9, network=1200e9 / 2, torus=3, largest=6144,
+            bandwidth=2765e9, network=1200e9 / 2, between=50e9 / 8, torus=3, largest=6144,
             prefix="v5p", cores=2, slices=_CUBE, runtime="v2-alpha-tpuv5",
             gke="tpu-v5p-slice", machine="ct5p-hightpu",
             source="https://docs.cloud.google.com/tpu/docs/v5p",
@@ -88,7 +91,7 @@ CHIPS = {
         ),
         Chip(
             name="v4", flops=275e12, memory=32 * GIB, usable=30.75 * GIB,
-            bandwidth=1228e9, network=600e9 / 2, torus=3, largest=4096,
+            bandwidth=1228e9, network=600e9 / 2, between=50e9 / 8, torus=3, largest=4096,
             prefix="v4", cores=2, slices=_CUBE, runtime="tpu-ubuntu2204-base",
             gke="tpu-v4-podslice", machine="ct4p-hightpu",
             source="https://docs.cloud.google.com/tpu/docs/v4",
@@ -96,21 +99,21 @@ CHIPS = {
         ),
         Chip(
             name="h100", flops=989e12, memory=80e9, usable=80e9,
-            bandwidth=3350e9, network=900e9 / 2, slices=_NODE, largest=8,
+            bandwidth=3350e9, network=900e9 / 2, between=400e9 / 8, slices=_NODE, largest=8,
             gke="nvidia-h100-80gb", machine="a3-highgpu-8g",
             source="https://www.nvidia.com/en-us/data-center/h100",
             devices=("NVIDIA H100 80GB HBM3",),
         ),
         Chip(
             name="h200", flops=989e12, memory=141e9, usable=141e9,
-            bandwidth=4800e9, network=900e9 / 2, slices=_NODE, largest=8,
+            bandwidth=4800e9, network=900e9 / 2, between=400e9 / 8, slices=_NODE, largest=8,
             gke="nvidia-h200-141gb", machine="a3-ultragpu-8g",
             source="https://www.nvidia.com/en-us/data-center/h200",
             devices=("NVIDIA H200",),
         ),
         Chip(
             name="b200", flops=2250e12, memory=180e9, usable=180e9,
-            bandwidth=8000e9, network=1800e9 / 2, slices=_NODE, largest=8,
+            bandwidth=8000e9, network=1800e9 / 2, between=400e9 / 8, slices=_NODE, largest=8,
             gke="nvidia-b200", machine="a4-highgpu-8g",
             source="https://www.nvidia.com/en-us/data-center/dgx-b200",
             devices=("NVIDIA B200",),

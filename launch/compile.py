@@ -2,7 +2,7 @@
 
   python -m launch.compile --config=experiments/configs/owt_small.py --topology=v5e:16x16 --batch_per_chip=32
 
-compiles the real distillation step, teacher step and sampler (`--programs=distill` for one of them;
+compiles the real distillation step, teacher step (if one is trained) and sampler (`--programs=distill`: one;
 `coupled`, `mixture`, `mmd`, `idlm` and `alpha` are the steps of the other distillers) with the TPU compiler,
 which needs no TPU (pip install 'sdtt_jax[tpu]'), and prints for each chip: memory by part, FLOPs, traffic
 (`--by_operation`: which operations of the source move it), collectives by kind and mesh axis, and the time
@@ -20,7 +20,7 @@ from experiments.cli.app import check_flags, output_file, run_app, stopwatch, wi
 from experiments.settings import check_overrides, run_config
 from launch.ahead import report
 from launch.ahead.analysis import Record, analyse
-from launch.ahead.programs import ALL, KINDS, build
+from launch.ahead.programs import ALL, build, kinds_of
 from launch.ahead.search import Target, search
 from launch.ahead.topologies import compile_only, describe_devices, parse_topology
 from sdtt_jax.config import choose
@@ -37,7 +37,11 @@ _SLICES = flags.DEFINE_integer(
     "slices", 1, "Number of slices, connected by the data-centre network.", lower_bound=1
 )
 _BATCH = flags.DEFINE_integer("batch_per_chip", 32, "Sequences per chip.", lower_bound=1)
-_PROGRAMS = flags.DEFINE_list("programs", list(KINDS), f"What to compile, of: {', '.join(ALL)}.")
+_PROGRAMS = flags.DEFINE_list(
+    "programs",
+    None,
+    f"What to compile, of: {', '.join(ALL)}; if not given, the first three, but no teacher that is loaded.",
+)
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Sampling steps.", lower_bound=1)
 _BY_OPERATION = flags.DEFINE_bool(
     "by_operation", False, "Also show which operations of the source move how many bytes."
@@ -54,10 +58,11 @@ _OUTPUT = flags.DEFINE_string("output", None, "Also write everything to this fil
 def main(argv: Sequence[str]) -> None:
     """Compiles what the flags ask for."""
     check_flags(argv, "config", "topology")
-    kinds = [kind.strip() for kind in _PROGRAMS.value]
-    for kind in kinds:
+    asked = [kind.strip() for kind in _PROGRAMS.value or ()]
+    for kind in asked:
         choose("--programs", kind, ALL)
     config = run_config(_CONFIG.value)
+    kinds = asked or kinds_of(config)
     output = output_file(_OUTPUT.value)
     compile_only()
     topology = parse_topology(str(_TOPOLOGY.value), _SLICES.value)

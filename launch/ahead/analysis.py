@@ -66,7 +66,11 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
         + memory.temp_size_in_bytes
     )
     cost = hlo.Module(
-        compiled.as_text(), tuple(mesh.shape), tuple(mesh.shape.values()), program.trips_of
+        compiled.as_text(),
+        tuple(mesh.shape),
+        tuple(mesh.shape.values()),
+        program.trips_of,
+        topology.slices,
     ).cost()
     expected = program.flops + program.recomputed
     fits = peak <= topology.chip.usable
@@ -128,15 +132,20 @@ def _collectives(cost: hlo.Cost, topology: Topology) -> list[Record]:
             "calls": cost.count[what],
             "bytes": cost.data[what],
             "sent_bytes": sent,
-            "seconds": sent / _bandwidth(topology, what.group),
+            "seconds": sent / _bandwidth(topology, what),
         }
         for what, sent in sorted(cost.sent.items(), key=lambda item: -item[1])
     ]
 
 
-def _bandwidth(topology: Topology, group: int) -> float:
-    """Bytes/s that a chip sends within a group: one ring for each dimension of the torus it spans."""
+def _bandwidth(topology: Topology, what: hlo.Collective) -> float:
+    """Bytes/s that a chip sends within a group: one ring for each dimension of the torus it spans.
+
+    What does not stay within a slice, or a node of GPUs, is as fast as the data-centre network.
+    """
     chip = topology.chip
+    if hlo.SLICES in what.axes or what.group > math.prod(topology.sides):
+        return chip.between
     side = max(topology.sides)
-    dimensions = min(chip.torus, max(1, math.ceil(math.log(group, side) - 1e-9))) if side > 1 else 1
-    return chip.network * dimensions / chip.torus
+    spanned = math.ceil(math.log(what.group, side) - 1e-9) if side > 1 else 1
+    return chip.network * min(chip.torus, max(1, spanned)) / chip.torus

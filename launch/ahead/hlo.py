@@ -33,6 +33,9 @@ ATTENTION_KERNELS = {
     packed.BACKWARD: (5, 3),
 }
 _CHAIN = re.compile(r'chain_id="\d+"')
+# Over what the slices of several exchange; no axis of a mesh.
+SLICES = "slices"
+_BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 # What has no name of its own: copies between memories, and parts of results.
 _COPIES = {
     "copy", "copy-start", "copy-done", "slice-start", "slice-done", "get-tuple-element", "bitcast",
@@ -82,6 +85,19 @@ class Cost:
         """Bytes read from and written to memory."""
         return sum(self.traffic.values())
 
+    def exchange(self, what: Collective, data: float, part: float = 1) -> None:
+        """Adds a part of one exchange of `data` bytes of the device."""
+        size = what.group
+        if size > 1:
+            share = {
+                "all-reduce": 2 * (size - 1) / size,
+                "all-gather": size - 1,
+                "collective-permute": 1,
+            }.get(what.kind, (size - 1) / size)
+            self.data[what] += data * part
+            self.sent[what] += data * share * part
+            self.count[what] += part
+
     def add(self, other: "Cost", times: float = 1) -> None:
         self.flops += other.flops * times
         for name in ("traffic", "data", "sent", "count"):
@@ -100,10 +116,14 @@ class Module:
       text: `compiled.as_text()`.
       axes, sizes: the mesh, in the order of its devices.
       trips: the expected trips of a `while` whose count the compiler does not know.
+      slices: among which the mesh is divided. The TPU compiler sends between them by way of the hosts.
     """
 
-    def __init__(self, text: str, axes: Sequence[str], sizes: Sequence[int], trips: Trips):
+    def __init__(
+        self, text: str, axes: Sequence[str], sizes: Sequence[int], trips: Trips, slices: int = 1
+    ):
         self.computations, self.entry = parse(text)
+        self._slices = slices
         self._axes, self._sizes, self._trips_of_loop = tuple(axes), tuple(sizes), trips
         self._chains = collections.Counter(
             match[0]
@@ -143,6 +163,9 @@ class Module:
             for name in i.called("calls"):
                 inner = dataclasses.replace(self._cost(name, True), traffic={})
                 total.add(_scattered(inner) if name.startswith("all-reduce-scatter") else inner)
+        elif i.opcode == "send" and (between := _BETWEEN.search(i.attributes)):
+            kind = between[1].lower().replace("_", "-")
+            total.exchange(Collective(kind, (SLICES,), self._slices), i.shapes[0].bytes)
         elif i.opcode == "dot":
             total.flops += dot_flops(i, table)
         elif i.opcode == "convolution":
@@ -191,20 +214,10 @@ class Module:
         else:
             axes, size = self._crossed([members]), len(members)
         data = sum(table[name].bytes for name in i.operands if name in table)
-        share = {
-            "all-reduce": 2 * (size - 1) / size,
-            "all-gather": size - 1,
-            "reduce-scatter": (size - 1) / size,
-            "collective-permute": 1,
-        }.get(kind, (size - 1) / size)
         # One exchange may be spread over several fusions, to be hidden behind them: a chain.
         chain = _CHAIN.search(i.attributes)
         part = 1 / self._chains[chain[0]] if chain else 1.0
-        if size > 1:
-            what = Collective(kind, axes, size)
-            total.data[what] += data * part
-            total.sent[what] += data * share * part
-            total.count[what] += part
+        total.exchange(Collective(kind, axes, size), data, part)
 
     def _crossed(self, groups: Iterable[np.ndarray]) -> tuple[str, ...]:
         crossed = set()

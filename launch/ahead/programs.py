@@ -43,8 +43,6 @@ KINDS = ("distill", "teacher", "sample")
 # Compiled when asked for: what the sampler races against, and the steps of the other distillers.
 CAUSAL = "causal"
 ALL = (*KINDS, CAUSAL, COUPLED, *ONE_ROUND)
-# Attention's backward pass recomputes the scores: five products of [length, length] for the forward's two.
-ATTENTION_RECOMPUTED = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +66,11 @@ class Program:
             if scope in loop.attributes:
                 return count
         return 1.0
+
+
+def kinds_of(config: RunConfig) -> tuple[str, ...]:
+    """Those of `KINDS` that a run has: a teacher that is loaded takes no steps."""
+    return tuple(kind for kind in KINDS if kind != "teacher" or not config.teacher.checkpoint)
 
 
 def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) -> Program:
@@ -181,7 +184,6 @@ def _trained(kind: str, made: _Step, train: TrainConfig, mesh: Mesh, batch: int)
     shard = _rows_per_shard(batch // train.microbatches, sizes, mesh)
     chunk = rows.chunk_size(shard, made.denoiser.padded_vocab, head_loss.CHUNKS.parts)
     drawing = rows.chunk_size(shard, made.denoiser.padded_vocab, filling.CHUNKS.parts)
-    attention = made.trained_calls * flops.attention_flops(sizes, batch)
     return Program(
         kind=kind,
         batch=batch,
@@ -198,7 +200,7 @@ def _trained(kind: str, made: _Step, train: TrainConfig, mesh: Mesh, batch: int)
             filling.CHUNKS.scope: max(1.0, math.ceil(made.drawn_share * shard / drawing)),
         },
         flops=made.flops / mesh.size,
-        recomputed=ATTENTION_RECOMPUTED * attention / mesh.size,
+        recomputed=made.trained_calls * flops.recomputed_flops(sizes, batch) / mesh.size,
         tokens=batch * sizes.length,
     )
 

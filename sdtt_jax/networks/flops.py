@@ -27,6 +27,14 @@ def attention_flops(config: TransformerConfig, batch: int) -> int:
     return batch * config.num_layers * config.length**2 * per_pair
 
 
+def recomputed_flops(config: TransformerConfig, batch: int) -> float:
+    """What the backward pass of all blocks computes again: scores, and what `remat` does not keep."""
+    attention = attention_flops(config, batch)
+    again = matrix_flops(config, batch) if config.remat in ("attention", "full") else 0
+    # A backward pass of attention has five products of [length, length] for the forward's two.
+    return again + (1.5 if config.remat == "full" else 0.5) * attention
+
+
 def head_flops(config: TransformerConfig, positions: float) -> float:
     """Forward pass of the head at `positions` tokens (all sequences together), padding left out."""
     return 2 * config.embed_dim * (config.mask_id + 1) * positions

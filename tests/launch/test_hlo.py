@@ -99,6 +99,29 @@ def test_a_product_whose_operand_is_passed_round_is_as_dear_as_the_whole():
     assert found.flops == 2 * 8 * 64 * 32
 
 
+# As the TPU compiler sends a gradient between slices: by way of the hosts.
+BETWEEN_SLICES = """HloModule between_slices
+
+ENTRY %main (a: f32[256]) -> f32[256] {
+  %a = f32[256]{0} parameter(0)
+  %go = token[] after-all()
+  %send = (f32[256]{0}, u32[], token[]) send(%a, %go), ATTRIBUTES
+  %sent = token[] send-done(%send)
+  %recv = (f32[256]{0}, u32[], token[]) recv(%go), ATTRIBUTES
+  %received = (f32[256]{0}, token[]) recv-done(%recv)
+  ROOT %sum = f32[256]{0} get-tuple-element(%received), index=0
+}
+""".replace("ATTRIBUTES", 'frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}')
+
+
+def test_what_is_sent_between_slices_counts_by_itself():
+    found = Module(BETWEEN_SLICES, ("data",), (8,), lambda _: 1.0, slices=4).cost()
+    what = Collective("all-reduce", ("slices",), 4)
+    assert found.data == {what: 1024}
+    assert found.sent == {what: 2 * 3 / 4 * 1024}
+    assert found.count == {what: 1}
+
+
 def test_of_a_condition_the_dearer_branch_counts():
     def choose(x, kernel, flag):
         return jax.lax.cond(flag, lambda x: jnp.tanh(x @ kernel) @ kernel, lambda x: x @ kernel, x)

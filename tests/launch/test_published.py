@@ -6,7 +6,9 @@ import jax
 import pytest
 
 from experiments.configs.llada_8b import of_published
-from launch.ahead.programs import build
+from experiments.configs.owt_small import owt
+from launch.ahead import hlo
+from launch.ahead.programs import build, kinds_of
 from launch.ahead.published import KNOWN, network_of_run
 from launch.ahead.search import least_split
 from launch.ahead.topologies import parse_topology
@@ -57,6 +59,11 @@ def test_without_adapters_everything_is_held_five_times():
     assert sum(state(config).values()) == pytest.approx(5 * 4 * (BLOCKS + REST), rel=1e-6)
 
 
+def test_a_teacher_that_is_loaded_takes_no_steps():
+    assert kinds_of(of_published("GSAI-ML/LLaDA-8B-Base")) == ("distill", "sample")
+    assert kinds_of(owt("small")) == ("distill", "teacher", "sample")
+
+
 @pytest.mark.parametrize(("name", "billions"), [("GSAI-ML/LLaDA-8B-Base", 8.02), ("qwen3", 0.596)])
 def test_published_sizes(name, billions):
     name = next(known for known in KNOWN if name.lower() in known.lower())
@@ -66,6 +73,32 @@ def test_published_sizes(name, billions):
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert count / 1e9 == pytest.approx(billions, rel=2e-3)
     assert network.config.padded_vocab == network.config.columns
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapted", [True, False])
+def test_counted_flops_agree_with_those_from_the_sizes(monkeypatch, adapted):
+    """With what `remat="full"` computes again; within a tenth, for adapters' own products are left out."""
+    name = "GSAI-ML/LLaDA-8B-Base"
+    sizes = {
+        "num_layers": 4, "embed_dim": 128, "num_heads": 2, "num_kv_heads": 2, "head_dim": 64, "mlp_dim": 384,
+        "vocab_size": 799,
+    }  # fmt: skip
+    monkeypatch.setitem(KNOWN, name, dataclasses.replace(KNOWN[name], **sizes))
+    config = of_published(name)
+    lora = dataclasses.replace(config.distill.lora, rank=1 if adapted else 0, base_dtype="float32")
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, length=64),
+        model=dataclasses.replace(config.model, compute_dtype="float32"),
+        distill=dataclasses.replace(config.distill, lora=lora),
+    )
+    assert config.model.remat == "full"
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    program = build("distill", config, mesh, 16, 1)
+    text = program.lower().compile().as_text()
+    counted = hlo.Module(text, tuple(mesh.shape), (1, 1, 1), program.trips_of).cost().flops
+    assert counted / (program.flops + program.recomputed) == pytest.approx(1, abs=0.1)
 
 
 def test_a_model_that_is_neither_known_nor_there_is_named(tmp_path):
