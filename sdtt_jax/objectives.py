@@ -23,6 +23,7 @@ from sdtt_jax.distillation.coupled import (
     make_trajectories,
     noise_of,
 )
+from sdtt_jax.distillation.coupled_idlm import CoupledIdlmConfig, coupled_idlm_terms
 from sdtt_jax.distillation.idlm import IdlmConfig, idlm_terms
 from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.mixture import MixtureConfig, mixture_terms
@@ -245,12 +246,34 @@ def idlm_loss(diffusion: MaskedDiffusion, config: IdlmConfig) -> LossFn:
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
         fixed = context["teacher_params"]
-        student, fake = idlm_terms(diffusion, params, fixed, batch, key, config)
-        count = number_counted(batch, diffusion.free)
-        each = {"student_loss": student / count, "fake_loss": fake / count}
-        return Loss(student + fake, count, jax.lax.stop_gradient(each))
+        terms = idlm_terms(diffusion, params, fixed, batch, key, config)
+        return _student_and_fake(*terms, number_counted(batch, diffusion.free))
 
     return loss
+
+
+def coupled_idlm_loss(
+    student: MaskedDiffusion, diffusion: MaskedDiffusion, config: CoupledIdlmConfig
+) -> LossFn:
+    """`idlm_loss` of a student that sees noise; of the batch only its shape counts.
+
+    Args:
+      student: the student.
+      diffusion: teacher and fake.
+      config: the states at which it learns.
+    """
+
+    def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
+        (size, length), fixed = batch.shape, context["teacher_params"]
+        terms = coupled_idlm_terms(student, diffusion, params, fixed, (size, length), key, config)
+        return _student_and_fake(*terms, jnp.float32(size * length))
+
+    return loss
+
+
+def _student_and_fake(student: jax.Array, fake: jax.Array, count: jax.Array) -> Loss:
+    each = {"student_loss": student / count, "fake_loss": fake / count}
+    return Loss(student + fake, count, jax.lax.stop_gradient(each))
 
 
 def coupled_loss(

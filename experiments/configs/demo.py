@@ -2,9 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from experiments.distillers import CoupledStage, DistillStage
 from experiments.settings import (
-    CoupledStage,
-    DistillStage,
     EvaluationConfig,
     JudgeConfig,
     RunConfig,

@@ -7,8 +7,8 @@ The text is the World English Bible in SmolLM2's own tokens; the original is jud
 from ml_collections import ConfigDict
 
 from experiments.configs.demo import adam
+from experiments.distillers import DistillStage
 from experiments.settings import (
-    DistillStage,
     EvaluationConfig,
     JudgeConfig,
     RunConfig,

@@ -7,7 +7,8 @@ mesh and batch fit which slice: docs/measurements/ahead.md.
 from ml_collections import ConfigDict
 
 from experiments.configs.owt_small import owt
-from experiments.settings import DistillStage, RunConfig, TeacherConfig, config_dict
+from experiments.distillers import DistillStage
+from experiments.settings import RunConfig, TeacherConfig, config_dict
 from sdtt_jax.data import DataConfig, TokenizerConfig
 from sdtt_jax.networks import DenoiserConfig
 from sdtt_jax.networks.lora import LoraConfig

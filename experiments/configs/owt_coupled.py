@@ -9,7 +9,8 @@ two). The teacher is trained as in `owt_small.py`, or given: --config.teacher.ch
 from ml_collections import ConfigDict
 
 from experiments.configs.owt_small import owt
-from experiments.settings import COUPLED, RunConfig, config_dict
+from experiments.distillers import COUPLED
+from experiments.settings import RunConfig, config_dict
 from sdtt_jax.config import changed
 from sdtt_jax.networks.config import NoiseConfig
 

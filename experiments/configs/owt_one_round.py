@@ -12,7 +12,8 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from experiments.configs.owt_small import owt
-from experiments.settings import ONE_ROUND, config_dict
+from experiments.distillers import ONE_ROUND
+from experiments.settings import config_dict
 from sdtt_jax.config import choose
 
 

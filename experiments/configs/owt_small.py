@@ -8,8 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.distillers import DistillStage
 from experiments.settings import (
-    DistillStage,
     EvaluationConfig,
     JudgeConfig,
     RunConfig,

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.settings import COUPLED
+from experiments.distillers import COUPLED
 from experiments.stages.context import Run
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import Checkpoints, load_params, save_params

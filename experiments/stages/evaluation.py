@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.settings import COUPLED, ONE_ROUND, SDTT
+from experiments.distillers import COUPLED, COUPLED_IDLM, ONE_ROUND, SDTT
 from experiments.stages import few_calls
 from experiments.stages.context import Run
 from experiments.stages.one_round import PARTS
@@ -77,11 +77,11 @@ def evaluate(run: Run) -> None:
             name: {"paired": _paired(student, teacher), **_denoiser_record(student)}
             for name, student in others.items()
         }
-    for number in delivered_rounds(run, COUPLED)[-1:]:
-        model = teacher.subject.model
-        assert isinstance(model, Model)
-        entropy = results["data"]["entropy"]
-        results["coupled"] = few_calls.measure(run, number, model, judge, entropy)
+    model, entropy = teacher.subject.model, results["data"]["entropy"]
+    assert isinstance(model, Model)
+    for name, numbers in _few_calls(run).items():
+        for number in numbers:
+            results[name] = few_calls.measure(run, name, number, model, judge, entropy)
     write_json(run.workdir.samples, _samples(run, teacher, last))
     write_json(run.workdir.results, results)
 
@@ -98,18 +98,23 @@ def is_evaluated(run: Run) -> bool:
     if not (run.workdir.results.exists() and run.workdir.samples.exists()):
         return False
     results = read_json(run.workdir.results)
-    coupled = [results["coupled"]["round"]] if "coupled" in results else []
+    few = {name: [results[name]["round"]] if name in results else [] for name in _few_calls(run)}
     rounds = [record["round"] for record in results["rounds"]]
     return (
         rounds == delivered_rounds(run, SDTT)
-        and coupled == delivered_rounds(run, COUPLED)[-1:]
+        and few == _few_calls(run)
         and set(results.get("others", ())) == set(_others(run))
     )
 
 
+def _few_calls(run: Run) -> dict[str, list[int]]:
+    """The last round, if one is finished, of the distillers that are measured at very few calls."""
+    return {name: delivered_rounds(run, name)[-1:] for name in (COUPLED, COUPLED_IDLM)}
+
+
 def _others(run: Run) -> list[str]:
-    """The finished distillers of one round."""
-    return [name for name in ONE_ROUND if delivered_rounds(run, name)]
+    """The other finished distillers of one round."""
+    return [name for name in ONE_ROUND if name != COUPLED_IDLM and delivered_rounds(run, name)]
 
 
 def _other(run: Run, name: str) -> Model:

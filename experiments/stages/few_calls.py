@@ -1,8 +1,8 @@
-"""The noise-coupled student and the first teacher at very few calls, also at the entropy of real text."""
+"""Noise-coupled students and the first teacher at very few calls, also at the entropy of real text."""
 
 import numpy as np
 
-from experiments.settings import COUPLED
+from experiments.distillers import COUPLED
 from experiments.stages.context import Run
 from sdtt_jax.evaluation.bootstrap import bootstrap
 from sdtt_jax.evaluation.quality import quality, unigram_entropy
@@ -19,11 +19,14 @@ FIGURES = ("gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "nfe")
 TEMPERATURES = {"argmax": 0.0, "drawn": 1.0}
 
 
-def measure(run: Run, number: int, teacher: Model, judge: CausalModel, entropy: float) -> Json:
-    """The field "coupled" of results.json.
+def measure(
+    run: Run, name: str, number: int, teacher: Model, judge: CausalModel, entropy: float
+) -> Json:
+    """The field `name` of results.json.
 
     Args:
-      run: whose coupled student is measured.
+      run: whose noise-coupled student is measured.
+      name: of its distiller, "coupled" or "coupled_idlm".
       number: of the round that it has finished.
       teacher: the first one.
       judge: of the texts.
@@ -35,19 +38,19 @@ def measure(run: Run, number: int, teacher: Model, judge: CausalModel, entropy: 
       log of its perplexity over the teacher's and a 95 % interval.
     """
     config = run.config.coupled
-    folder = run.workdir.round(number, COUPLED)
-    student = run.model(folder, run.coupled, stage=COUPLED, round=number)
+    student = run.model(run.workdir.round(number, name), run.coupled, stage=name, round=number)
     texts = {"teacher": _texts(run, teacher, judge, "teacher", 1.0)}
-    for name, temperature in TEMPERATURES.items():
-        texts[name] = _texts(run, student, judge, name, temperature)
+    for way, temperature in TEMPERATURES.items():
+        title = way if name == COUPLED else f"{name}_{way}"
+        texts[way] = _texts(run, student, judge, title, temperature)
     calls: Json = {}
     for n in config.calls:
-        judged = {name: found[n] for name, found in texts.items()}
-        calls[str(n)] = {name: _figures(run, found) for name, found in judged.items()}
+        judged = {way: found[n] for way, found in texts.items()}
+        calls[str(n)] = {way: _figures(run, found) for way, found in judged.items()}
         calls[str(n)]["matched"] = matched(judged, entropy, run.config.seed)
         found = calls[str(n)]
         run.log(
-            f"  {n} calls: teacher {found['teacher']['gen_ppl']:.2f}, coupled student "
+            f"  {n} calls: teacher {found['teacher']['gen_ppl']:.2f}, student of {name} "
             f"{found['matched']['gen_ppl']:.2f} at the entropy {found['matched']['entropy']:.3f}"
         )
     return {

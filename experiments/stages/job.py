@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.settings import SDTT, RunConfig
+from experiments.distillers import SDTT
+from experiments.settings import RunConfig
 from experiments.stages import coupled
 from experiments.stages.context import Run
 from experiments.stages.workdir import final, is_delivered

@@ -1,4 +1,4 @@
-"""The distillers of one round: each takes the first teacher, a loss, and what it needs beside the student."""
+"""The distillers of one round: the first teacher, a loss, and what it needs beside the student."""
 
 import functools
 from collections.abc import Callable
@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.settings import ONE_ROUND, RunConfig
+from experiments.distillers import COUPLED, ONE_ROUND
+from experiments.settings import RunConfig
 from experiments.stages.context import Run
 from experiments.stages.job import Distiller, TrainingJob, averaged
 from experiments.stages.objective import Networks
@@ -15,7 +16,14 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.distillation.idlm import FAKE, STUDENT
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks.base import abstract_params
-from sdtt_jax.objectives import alpha_loss, arranged, idlm_loss, mixture_loss, mmd_loss
+from sdtt_jax.objectives import (
+    alpha_loss,
+    arranged,
+    coupled_idlm_loss,
+    idlm_loss,
+    mixture_loss,
+    mmd_loss,
+)
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import tree_shardings, unbox
 from sdtt_jax.training.state import StateSpec, TrainState
@@ -29,10 +37,12 @@ class Parts(NamedTuple):
     told: str  # a line of progress that says what the round does
     loss: Callable[[Networks], LossFn]  # of its training step
     network: Callable[[Networks], Any] = lambda run: run.denoiser  # of the student
-    # Fresh boxed parameters of all that trains, from the network and a key.
-    init: Callable[[Any, Key], Params] = lambda network, key: network.init(key)
-    # The first parameters of all that trains, from the teacher's parameters, the network and a key.
-    begin: Callable[[Params, Any, Key], Tree] = lambda teacher, *_: teacher
+    # Fresh boxed parameters of all that trains, from a key.
+    init: Callable[[Networks, Key], Params] = lambda run, key: run.denoiser.init(key)
+    # Another student that this one goes on from, delivered before; None: it goes on from the teacher.
+    source: Callable[[Run], Params] | None = None
+    # The first parameters of all that trains, from the teacher's, those that the student goes on from, a key.
+    begin: Callable[[Networks, Params, Params, Key], Tree] = lambda *given: given[2]
     # The student's, of the parameters that train.
     student: Callable[[Tree], Params] = lambda params: params
     keeps_teacher: bool = True  # whether the loss reads the teacher
@@ -48,7 +58,7 @@ def abstract_state(parts: Parts, run: Networks, spec: StateSpec, key: Key) -> Tr
       key: PRNG key.
     """
     shapes = unbox(abstract_params(run.denoiser))
-    init = functools.partial(parts.init, parts.network(run), key)
+    init = functools.partial(parts.init, run, key)
     return spec.abstract(init, {"teacher_params": shapes} if parts.keeps_teacher else {})
 
 
@@ -63,19 +73,20 @@ def one_round(name: str, parts: Parts) -> Distiller:
         return lambda _number: step
 
     def job(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
-        config, network = stage(run).train, parts.network(run)
+        config = stage(run).train
         spec, key = StateSpec(config, run.mesh), purpose_key(run.config.seed, f"{name}.init")
-        init = functools.partial(parts.init, network, key)
+        init = functools.partial(parts.init, run, key)
         abstract = abstract_state(parts, run, spec, key)
 
         def start() -> TrainState:
             teacher = run.delivered(run.workdir.teacher, run.denoiser, "distill")
+            source = parts.source(run) if parts.source else teacher
             begin = jax.jit(
-                lambda params: parts.begin(params, network, key),
+                lambda teacher, source: parts.begin(run, teacher, source, key),
                 out_shardings=tree_shardings(jax.eval_shape(init), RULES, run.mesh),
             )
             context = {"teacher_params": teacher} if parts.keeps_teacher else {}
-            return spec.from_params(begin(teacher), context)
+            return spec.from_params(begin(teacher, source), context)
 
         return TrainingJob(run, name, number, config, step_fn, start, abstract)
 
@@ -112,6 +123,16 @@ def _idlm_loss(run: Networks) -> LossFn:
     return arranged(loss_of, run.diffusion, run.sequences)
 
 
+def _coupled_idlm_loss(run: Networks) -> LossFn:
+    student = MaskedDiffusion(run.coupled, run.diffusion.schedule)
+    return coupled_idlm_loss(student, run.diffusion, run.config.coupled_idlm)
+
+
+def _coupled_student(run: Run) -> Params:
+    folder = run.workdir.round(run.config.coupled.num_rounds, COUPLED)
+    return run.delivered(folder, run.coupled, "distill")
+
+
 def _mmd_loss(run: Networks) -> LossFn:
     config = run.config.mmd
 
@@ -121,6 +142,10 @@ def _mmd_loss(run: Networks) -> LossFn:
         return mmd_loss(diffusion, features, config)
 
     return arranged(loss_of, run.diffusion, run.sequences)
+
+
+def _with_fake(_run: Networks, teacher: Params, source: Params, _key: Key) -> Tree:
+    return {STUDENT: source, FAKE: teacher}
 
 
 PARTS = {
@@ -133,7 +158,7 @@ PARTS = {
         "one of several students for each text learns what the teacher's calls reveal together",
         _mixture_loss,
         network=lambda run: run.mixture,
-        begin=lambda teacher, network, key: network.init_from(teacher, key),
+        begin=lambda run, _teacher, source, key: run.mixture.init_from(source, key),
     ),
     "mmd": Parts(
         "completions are compared with real texts by the teacher's hidden states", _mmd_loss
@@ -141,8 +166,18 @@ PARTS = {
     "idlm": Parts(
         "a fake teacher learns the student's texts, and the student what the teacher says of them",
         _idlm_loss,
-        init=lambda network, key: {STUDENT: network.init(key), FAKE: network.init(key)},
-        begin=lambda teacher, *_: {STUDENT: teacher, FAKE: teacher},
+        init=lambda run, key: {STUDENT: run.denoiser.init(key), FAKE: run.denoiser.init(key)},
+        begin=_with_fake,
+        student=lambda params: params[STUDENT],
+    ),
+    "coupled_idlm": Parts(
+        "a fake teacher learns the noise-coupled student's texts, and the student what the teacher says of "
+        "them",
+        _coupled_idlm_loss,
+        network=lambda run: run.coupled,
+        init=lambda run, key: {STUDENT: run.coupled.init(key), FAKE: run.denoiser.init(key)},
+        source=_coupled_student,
+        begin=_with_fake,
         student=lambda params: params[STUDENT],
     ),
 }

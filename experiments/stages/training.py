@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 
-from experiments.settings import COUPLED, SDTT, RunConfig
+from experiments.distillers import COUPLED, SDTT
+from experiments.settings import RunConfig
 from experiments.stages import coupled, one_round
 from experiments.stages.context import Run
 from experiments.stages.job import (

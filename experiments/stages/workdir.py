@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.settings import DISTILLERS, SDTT, RunConfig
+from experiments.distillers import DISTILLERS, SDTT
+from experiments.settings import RunConfig
 from experiments.stages.lease import FILE as LEASE
 from experiments.stages.lease import lease
 from experiments.stages.mirror import local_root

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments.settings import COUPLED, ONE_ROUND, RunConfig
+from experiments.distillers import COUPLED, ONE_ROUND
+from experiments.settings import RunConfig
 from experiments.stages import objective, one_round
 from launch.ahead.hlo_text import Instruction
 from launch.ahead.one_round import (

@@ -10,6 +10,7 @@ are drawn from `alpha p + (1 - alpha) MASK`.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from sdtt_jax.diffusion.nelbo import nelbo_weight
 from sdtt_jax.diffusion.reverse import reverse_step
 from sdtt_jax.distillation.block import draw_block
 from sdtt_jax.ops.head_loss import weighted_loss
-from sdtt_jax.typing import Key, Logits, Params, Scalar, Tokens, Tree
+from sdtt_jax.typing import Hidden, Key, Logits, Params, Scalar, Tokens, Tree
 
 STUDENT, FAKE = "student", "fake"
 
@@ -59,26 +60,52 @@ def idlm_terms(
     Returns:
       `(student, fake)`: `[]` float32 each, sums over the batch.
     """
-    denoiser, schedule = diffusion.denoiser, diffusion.schedule
-    key_block, key_draw, key_t, key_mask = jax.random.split(key, 4)
+    key_block, *keys = jax.random.split(key, 4)
     block = draw_block(diffusion, x0, key_block, config.num_calls)
     hidden = diffusion.hidden(params[STUDENT], block.x_t, block.sigma)
-    asked = block.x_t == diffusion.mask_id
+    return inverse_terms(diffusion, diffusion, params, teacher_params, block.x_t, hidden, keys)
+
+
+def inverse_terms(
+    student: MaskedDiffusion,
+    diffusion: MaskedDiffusion,
+    params: Tree,
+    teacher_params: Params,
+    x_t: Tokens,
+    hidden: Hidden,
+    keys: Sequence[Key],
+) -> tuple[Scalar, Scalar]:
+    """Both losses, at what the student makes of partly masked texts.
+
+    Args:
+      student: the student but for its parameters.
+      diffusion: teacher and fake, but for their parameters.
+      params, teacher_params: as of `idlm_terms`.
+      x_t: `[batch, length]` int32, what the student saw.
+      hidden: `[batch, length, embed]`, its states there; the gradient flows through them.
+      keys: PRNG keys of the tokens that it draws, of the times, and of what is masked anew.
+
+    Returns:
+      `(student, fake)`: `[]` float32 each, sums over the batch.
+    """
+    denoiser, schedule = diffusion.denoiser, diffusion.schedule
+    key_draw, key_t, key_mask = keys
+    asked = x_t == student.mask_id
     fixed = jax.lax.stop_gradient((params, teacher_params, hidden))
     still, teacher, drawn_from = fixed
-    ones = jnp.ones(len(x0), jnp.float32)
-    drawn = reverse_step(diffusion, still[STUDENT], key_draw, block.x_t, drawn_from, ones)
-    t = sample_t(key_t, len(x0))
+    ones = jnp.ones(len(x_t), jnp.float32)
+    drawn = reverse_step(student, still[STUDENT], key_draw, x_t, drawn_from, ones)
+    t = sample_t(key_t, len(x_t))
     sigma = schedule.sigma(t)
     x_again = q_xt(key_mask, drawn, schedule.move_chance(t), diffusion.mask_id, diffusion.free)
     masked = x_again == diffusion.mask_id
     weights = masked * nelbo_weight(schedule, t)[:, None]
     seen_by_fake = diffusion.hidden(params[FAKE], x_again, sigma)
     seen_by_teacher = diffusion.hidden(teacher, x_again, sigma)
-    student, _ = weighted_loss(
-        denoiser.logits,
+    total, _ = weighted_loss(
+        student.denoiser.logits,
         functools.partial(_student_loss, denoiser),
-        denoiser.head_params(params[STUDENT]),
+        student.denoiser.head_params(params[STUDENT]),
         hidden,
         weights * asked,
         (jax.lax.stop_gradient(seen_by_fake), seen_by_teacher),
@@ -86,14 +113,14 @@ def idlm_terms(
     )
     fake, _ = weighted_loss(
         denoiser.logits,
-        functools.partial(_fake_loss, denoiser),
+        functools.partial(_fake_loss, student.denoiser),
         denoiser.head_params(params[FAKE]),
         seen_by_fake,
         weights,
         (drawn_from, drawn, asked),
-        (denoiser.head_params(still[STUDENT]),),
+        (student.denoiser.head_params(still[STUDENT]),),
     )
-    return student, fake
+    return total, fake
 
 
 def _student_loss(

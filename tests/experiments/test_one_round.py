@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import sdtt_jax
-from experiments.settings import ONE_ROUND, config_dict, run_config
+from experiments.distillers import ONE_ROUND
+from experiments.settings import config_dict, run_config
 from experiments.stages import evaluation
 from experiments.stages import training as training_stages
 from experiments.stages.runner import open_run, run_stages

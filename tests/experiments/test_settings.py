@@ -10,9 +10,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments.configs.smoke import smoke
+from experiments.distillers import DISTILLERS, REFUSED_SEQUENCES
 from experiments.settings import (
-    DISTILLERS,
-    REFUSED_SEQUENCES,
     EvaluationConfig,
     RunConfig,
     TeacherConfig,

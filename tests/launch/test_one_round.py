@@ -7,7 +7,8 @@ import pytest
 
 from experiments.configs import owt_coupled
 from experiments.configs.owt_one_round import get_config
-from experiments.settings import ONE_ROUND, run_config
+from experiments.distillers import ONE_ROUND
+from experiments.settings import run_config
 from launch.ahead import hlo
 from launch.ahead.programs import build
 from sdtt_jax.errors import ConfigError

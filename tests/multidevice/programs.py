@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.settings import CoupledStage, DistillStage, TeacherConfig
+from experiments.distillers import CoupledStage, DistillStage
+from experiments.settings import TeacherConfig
 from launch.ahead.hlo import Module
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import Checkpoints

@@ -1,0 +1,148 @@
+"""The distillers that a run may have, and the settings of each."""
+
+import dataclasses
+
+from sdtt_jax.config import require, whole
+from sdtt_jax.distillation.alpha import AlphaConfig
+from sdtt_jax.distillation.coupled import CoupledDistillConfig
+from sdtt_jax.distillation.coupled_idlm import CoupledIdlmConfig
+from sdtt_jax.distillation.idlm import IdlmConfig
+from sdtt_jax.distillation.mixture import MixtureConfig
+from sdtt_jax.distillation.mmd import MmdConfig
+from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.networks.config import NoiseConfig
+from sdtt_jax.networks.lora import LoraConfig
+from sdtt_jax.ops.noise import LATENT, MASKS
+from sdtt_jax.ops.packed import KINDS
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.optimizers import OptimizerConfig
+
+SDTT, COUPLED, COUPLED_IDLM = "sdtt", "coupled", "coupled_idlm"
+# Those of one round, from the first teacher; the last one also from the coupled student.
+ONE_ROUND = ("alpha", "mixture", "mmd", "idlm", COUPLED_IDLM)
+DISTILLERS = (SDTT, COUPLED, *ONE_ROUND)
+SEE_NOISE = (COUPLED, COUPLED_IDLM, "mixture")
+# Kinds of `data.sequences` that a distiller cannot honour, and why.
+REFUSED_SEQUENCES = {
+    **dict.fromkeys(SEE_NOISE, (KINDS[1:], "its student sees a sequence's noise")),
+    "mmd": (("documents",), "it compares whole sequences"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillStage(DistillConfig):
+    """The rounds, with the fields of `DistillConfig`, and the training of each.
+
+    Attributes:
+      lora: students' adapters, which are trained beside the first teacher's parameters, frozen.
+      train: steps of each round, batch, optimizer. The default is the paper's recipe.
+    """
+
+    lora: LoraConfig = LoraConfig()
+    train: TrainConfig = TrainConfig(
+        num_steps=10_000,
+        batch_size=128,
+        optimizer=OptimizerConfig(name="adam", learning_rate=6e-5, warmup_steps=500),
+        ema_decay=0.9999,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CoupledStage(CoupledDistillConfig):
+    """Noise-coupled distillation, with the fields of `CoupledDistillConfig`, and its training.
+
+    Attributes:
+      noise: what the student sees of the noise.
+      num_trajectories: teacher trajectories that are stored for each round; each serves many states. In
+        hindsight as many texts, with their noise: 4 bytes for each of its numbers. 0 stores none; each
+        training step then makes its own, which takes the teacher's `num_calls` calls.
+      pool: trajectories of the first round that another run stored with the same settings,
+        `DIR/coupled/01/pool`; made if empty.
+      calls: numbers of network calls at which teacher and student are measured.
+      train: steps of each round, batch, optimizer.
+    """
+
+    noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)
+    num_trajectories: int = 65_536
+    pool: str = ""
+    calls: tuple[int, ...] = (1, 2, 4, 8)
+    train: TrainConfig = TrainConfig(
+        num_steps=10_000,
+        batch_size=128,
+        optimizer=OptimizerConfig(name="adam", learning_rate=3e-4, warmup_steps=500),
+        ema_decay=0.999,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(0, self, "num_trajectories")
+        require(
+            list(self.calls) == sorted(set(self.calls)) and all(n > 0 for n in self.calls),
+            f"calls={self.calls} must be positive and ascend.",
+        )
+        require(
+            self.noise.kind not in (LATENT, MASKS),
+            f"noise.kind={self.noise.kind!r} is no noise that a teacher can draw its tokens with; take "
+            '"full", "two-level" or "projected".',
+        )
+
+
+_ONE_ROUND = TrainConfig(
+    num_steps=10_000,
+    batch_size=128,
+    optimizer=OptimizerConfig(name="adam", learning_rate=6e-5, warmup_steps=500),
+    ema_decay=0.999,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlphaStage(AlphaConfig):
+    """Teacher-free few-call training from the teacher on, with the fields of `AlphaConfig`."""
+
+    train: TrainConfig = _ONE_ROUND
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureStage(MixtureConfig):
+    """A mixture of students, with the fields of `MixtureConfig`."""
+
+    # Of a text's latent, the size of the mixture; training costs as many times more.
+    num_values: int = 4
+    train: TrainConfig = _ONE_ROUND
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        NoiseConfig(LATENT, num_values=self.num_values)
+
+
+@dataclasses.dataclass(frozen=True)
+class MmdStage(MmdConfig):
+    """Discrepancy of completions, with the fields of `MmdConfig`. The default is the paper's recipe."""
+
+    train: TrainConfig = TrainConfig(
+        num_steps=4_000,
+        batch_size=128,
+        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-4, warmup_steps=500),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class IdlmStage(IdlmConfig):
+    """Inverse distillation, with the fields of `IdlmConfig`. The default is the paper's recipe."""
+
+    train: TrainConfig = TrainConfig(
+        num_steps=10_000,
+        batch_size=128,
+        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-6, warmup_steps=500),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CoupledIdlmStage(CoupledIdlmConfig):
+    """Inverse distillation of the coupled student, with the fields of `CoupledIdlmConfig`."""
+
+    train: TrainConfig = TrainConfig(
+        num_steps=10_000,
+        batch_size=128,
+        optimizer=OptimizerConfig(name="adam", learning_rate=1e-4, warmup_steps=500),
+    )

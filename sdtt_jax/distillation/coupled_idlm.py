@@ -1,0 +1,76 @@
+"""Inverse distillation of a noise-coupled student: bound neither by real texts nor by a product of marginals.
+
+What a student in hindsight (`coupled`) cannot foresee of a text from its noise it can only average, so that
+its few calls stay behind its teacher's many. Inverse distillation (`idlm`) asks for no certain text, but for
+texts that the teacher would have written. Alone it cannot make tokens agree that are revealed together, for
+they are drawn independently; a student that sees their noise can.
+
+Nothing but noise goes in. The student writes a text from it in one call. A part of that text, in the order
+that the noise gives, is the state at which it learns, with the noise of what is left. That is how a
+generation of two calls comes to its second one, and a longer one nearly so.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.config import within
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.reverse import reverse_step
+from sdtt_jax.diffusion.sampler import prior_sample
+from sdtt_jax.distillation.coupled import (
+    CoupledDistillConfig,
+    Trajectories,
+    noise_of,
+    states_along,
+)
+from sdtt_jax.distillation.idlm import STUDENT, inverse_terms
+from sdtt_jax.typing import Key, Params, Scalar, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class CoupledIdlmConfig:
+    """The states at which the student learns."""
+
+    # Share of them that is fully masked, where a generation begins; the others lie within a text.
+    full_share: float = 0.4
+
+    def __post_init__(self) -> None:
+        within("[0, 1]", self, "full_share")
+
+
+def coupled_idlm_terms(
+    student: MaskedDiffusion,
+    diffusion: MaskedDiffusion,
+    params: Tree,
+    teacher_params: Params,
+    shape: tuple[int, int],
+    key: Key,
+    config: CoupledIdlmConfig,
+) -> tuple[Scalar, Scalar]:
+    """The student's loss and the fake's, in nats per token.
+
+    Args:
+      student: the student but for its parameters; it sees noise.
+      diffusion: teacher and fake, but for their parameters; they see none.
+      params: `{"student": …, "fake": …}`, whose losses have no gradient for each other, as in `idlm`.
+      teacher_params: no gradient flows into them.
+      shape: `(batch, length)` of the texts that the student writes.
+      key: PRNG key.
+      config: the states at which it learns.
+
+    Returns:
+      `(student, fake)`: `[]` float32 each, sums over the batch.
+    """
+    batch, length = shape
+    key_noise, key_text, key_state, *keys = jax.random.split(key, 6)
+    noise = noise_of(student, jax.random.split(key_noise, batch), length)
+    still = jax.lax.stop_gradient(params[STUDENT])
+    begin, ones = prior_sample(batch, length, student.mask_id), jnp.ones(batch, jnp.float32)
+    hidden = student.hidden(still, begin, student.schedule.sigma(ones), noise)
+    texts = reverse_step(student, still, key_text, begin, hidden, ones)
+    along = CoupledDistillConfig(full_share=config.full_share)
+    states = states_along(student, Trajectories(noise, texts), key_state, along, 1)
+    hidden = student.hidden(params[STUDENT], states.x_t, states.sigma, noise)
+    return inverse_terms(student, diffusion, params, teacher_params, states.x_t, hidden, keys)
