@@ -113,8 +113,7 @@ def find(run: Run) -> Findings:
     sentences += _context(run, comparison.student, bool(warning))
     few = _fewest_gained(run)
     if few:
-        gain = percent(abs(math.expm1(few.paired.log_ratio)))
-        headline += f"; at {_calls(few.calls)} a noise-coupled student gains {gain}"
+        headline += f"; at {_calls(few.calls)} a noise-coupled student {_gained(run, few)}"
     return Findings(headline, tuple(sentences), warning, _highlights(run, comparison))
 
 
@@ -138,6 +137,18 @@ def _fewest_gained(run: Run) -> FewCalls | None:
     """The coupled student at the number of calls nearest to FOCUS_CALLS, if it surely beats the teacher."""
     gained = [few for few in run.few_calls if few.paired.high < 0]
     return min(gained, key=lambda few: abs(math.log(few.calls / FOCUS_CALLS)), default=None)
+
+
+def _gained(run: Run, few: FewCalls) -> str:
+    """What a noise-coupled student gains: the teacher's calls that it is worth, or if these are no more,
+    perplexity."""
+    teacher = {entry.calls: entry.teacher for entry in run.few_calls}
+    equal = equivalent_steps(teacher, few.matched.gen_ppl, few.calls)
+    if math.isinf(equal) and few.calls < max(teacher):
+        return f"writes better than its teacher at {_calls(max(teacher))}"
+    if math.isfinite(equal) and round(equal) > few.calls:
+        return f"writes as well as its teacher at {_calls(round(equal))}"
+    return f"gains {percent(abs(math.expm1(few.paired.log_ratio)))}"
 
 
 def _calls(number_of: int) -> str:

@@ -16,6 +16,7 @@ LIGHT = {
     "data": "#1c7c5c",
     "judge": "#8a5a9c",
     "coupled": "#b3246b",
+    "coupled_first": "#d98bb2",
 }
 DARK = {
     "ink": "#ecebe6",
@@ -29,6 +30,7 @@ DARK = {
     "data": "#62cda3",
     "judge": "#c79bd8",
     "coupled": "#f27bb5",
+    "coupled_first": "#8f4a6d",
 }
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

@@ -17,6 +17,8 @@ from sdtt_jax.reporting.evaluations import Evaluation, read_evaluations
 from sdtt_jax.reporting.palette import percent
 
 COUPLED_WAYS = ("teacher", "argmax", "drawn", "matched")
+# Distillers whose students see noise, by the fields of results.json: the last one first.
+COUPLED_STUDENTS = ("coupled_idlm", "coupled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,8 @@ class Run:
     animation: Animation | None
     data_info: Mapping[str, Any]
     evaluations: tuple[Evaluation, ...] = ()
-    few_calls: tuple[FewCalls, ...] = ()
+    few_calls: tuple[FewCalls, ...] = ()  # of the last noise-coupled student
+    first_few_calls: tuple[FewCalls, ...] = ()  # of the one that it went on from, if there is one
     others: tuple[Round, ...] = ()  # students of other distillers
 
     @property
@@ -175,6 +178,8 @@ def read_run(workdir: Path | str) -> Run:
     try:
         teacher = results.get("teacher") or {}
         data = results.get("data") or {}
+        found = [_few_calls((results.get(name) or {}).get("calls")) for name in COUPLED_STUDENTS]
+        coupled = [*filter(None, found), (), ()]
         return Run(
             name=workdir.resolve().name,
             config=config,
@@ -195,7 +200,8 @@ def read_run(workdir: Path | str) -> Run:
             animation=read_animation(samples.get("animation"), workdir / "samples.json"),
             data_info=results.get("data_info") or {},
             evaluations=tuple(read_evaluations(workdir)),
-            few_calls=_few_calls((results.get("coupled") or {}).get("calls")),
+            few_calls=coupled[0],
+            first_few_calls=coupled[1],
             others=tuple(_round(r, name) for name, r in (results.get("others") or {}).items()),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

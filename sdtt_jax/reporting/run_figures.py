@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sdtt_jax.reporting.figures import Axis, Panel, Row, RowChart, Series, Tip
 from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE
 from sdtt_jax.reporting.palette import number, percent, steps_text
-from sdtt_jax.reporting.record import LossCurve, Paired, Quality, Round, Run
+from sdtt_jax.reporting.record import FewCalls, LossCurve, Paired, Quality, Round, Run
 from sdtt_jax.reporting.scales import linear_ticks, padded
 
 SHARES_SHOWN = (-1.0, 1.5)
@@ -66,26 +66,21 @@ def quality_panel(run: Run, *, entropy: bool = False) -> Panel | None:
 
 
 def few_calls_panel(run: Run) -> Panel | None:
-    """Teacher and noise-coupled student, if one was measured, at very few calls, on log axes, with 95 % bars.
+    """Teacher and noise-coupled students, if any was measured, at very few calls, with 95 % bars.
 
-    The student stands at the entropy of real text, its bars are those of the pair with the teacher.
+    The students stand at the entropy of real text, their bars are those of the pair with the teacher.
     """
     if not run.few_calls:
         return None
     calls = tuple(float(few.calls) for few in run.few_calls)
     teacher = {few.calls: few.teacher for few in run.few_calls}
-    matched = [few.matched.gen_ppl for few in run.few_calls]
-    low, high = (
-        tuple(
-            few.matched.gen_ppl * math.exp(getattr(few.paired, end) - few.paired.log_ratio)
-            for few in run.few_calls
-        )
-        for end in ("low", "high")
-    )
-    series = (
-        _quality_series(Curve("teacher", "teacher", teacher), entropy=False),
-        Series("noise-coupled", "coupled", calls, tuple(matched), low, high),
-    )
+    students = [_matched("noise-coupled", "coupled", run.few_calls)]
+    if run.first_few_calls:
+        students = [
+            _matched("noise-coupled", "coupled_first", run.first_few_calls),
+            _matched("and IDLM", "coupled", run.few_calls),
+        ]
+    series = (_quality_series(Curve("teacher", "teacher", teacher), entropy=False), *students)
     references = _references(run, entropy=False)
     return Panel(
         title="Perplexity at very few calls",
@@ -96,6 +91,19 @@ def few_calls_panel(run: Run) -> Panel | None:
         series=(*series, *references),
         tips=tuple(_quality_tip(few.calls, [*series, *references]) for few in run.few_calls),
     )
+
+
+def _matched(label: str, colour: str, found: Sequence[FewCalls]) -> Series:
+    """A noise-coupled student at the entropy of real text, with the bars of its pair with the teacher."""
+    low, high = (
+        tuple(
+            few.matched.gen_ppl * math.exp(getattr(few.paired, end) - few.paired.log_ratio)
+            for few in found
+        )
+        for end in ("low", "high")
+    )
+    calls = tuple(float(few.calls) for few in found)
+    return Series(label, colour, calls, tuple(few.matched.gen_ppl for few in found), low, high)
 
 
 def forest_chart(run: Run) -> RowChart | None:

@@ -185,6 +185,7 @@ def make_workdir(tmp_path: Path) -> Workdir:
         rounds: int = 3,
         log_ratio: float = -0.06,
         coupled_log_ratios: dict[int, float] | None = None,
+        idlm_log_ratios: dict[int, float] | None = None,
         evaluated: bool = True,
         change_results: Callable[[dict[str, Any]], object] | None = None,
         change_samples: Callable[[dict[str, Any]], object] | None = None,
@@ -199,6 +200,8 @@ def make_workdir(tmp_path: Path) -> Workdir:
             measured, drawn = results(rounds, log_ratio), samples(rounds)
             if coupled_log_ratios:
                 measured["coupled"] = coupled(coupled_log_ratios)
+            if idlm_log_ratios:
+                measured["coupled_idlm"] = coupled(idlm_log_ratios)
             if change_results:
                 change_results(measured)
             if change_samples:

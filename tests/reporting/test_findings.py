@@ -53,13 +53,32 @@ def test_a_loss_is_called_a_loss(make_workdir):
     assert findings.headline == "At 8 steps the student writes 16\u202f% worse than its teacher"
 
 
-def test_a_noise_coupled_gain_stands_in_the_headline_at_the_calls_nearest_to_two(make_workdir):
-    findings = find(read_run(make_workdir(coupled_log_ratios={1: -0.8, 2: -0.5, 4: -0.1})))
+@pytest.mark.parametrize(
+    ("log_ratios", "said"),
+    [
+        # The teacher's perplexity is 80 over the number of its calls.
+        ({1: -0.8, 2: -0.5, 4: -0.1}, "writes as well as its teacher at 3 calls"),
+        ({1: -0.8, 2: -1.2, 4: -0.9}, "writes better than its teacher at 4 calls"),
+        ({1: -0.8, 2: -0.1, 4: -0.1}, "gains 9.5\u202f%"),
+    ],
+)
+def test_what_a_noise_coupled_student_gains_stands_in_the_headline_at_the_calls_nearest_to_two(
+    make_workdir, log_ratios, said
+):
+    findings = find(read_run(make_workdir(coupled_log_ratios=log_ratios)))
     assert findings.headline == (
         "The student at 8 steps writes as well as its teacher at 13; "
-        "at 2 calls a noise-coupled student gains 39\u202f%"
+        f"at 2 calls a noise-coupled student {said}"
     )
     assert findings.highlights[-2].name == "noise-coupled, 2 calls"
+
+
+def test_of_two_noise_coupled_students_the_headline_is_about_the_last(make_workdir):
+    first, last = {2: -0.5, 4: -0.1}, {2: -0.9, 4: -0.5}
+    findings = find(read_run(make_workdir(coupled_log_ratios=first, idlm_log_ratios=last)))
+    assert findings.headline.endswith(
+        "at 2 calls a noise-coupled student writes better than its teacher at 4 calls"
+    )
 
 
 def test_a_noise_coupled_student_that_may_be_no_better_is_not_in_the_headline(make_workdir):

@@ -69,6 +69,15 @@ def test_few_calls_show_the_teacher_beside_the_noise_coupled_student_with_the_pa
     assert student.high == pytest.approx((80 * math.exp(-0.75), 40 * math.exp(-0.45)))
 
 
+def test_a_noise_coupled_student_stands_beside_the_one_that_it_went_on_from(make_workdir):
+    first, last = {1: -0.8, 2: -0.5}, {1: -1.2, 2: -0.9}
+    run = read_run(make_workdir(coupled_log_ratios=first, idlm_log_ratios=last))
+    _, before, student = few_calls_panel(run).series[:3]
+    assert (before.label, student.label) == ("noise-coupled", "and IDLM")
+    assert before.y == pytest.approx((80 * math.exp(-0.8), 40 * math.exp(-0.5)))
+    assert student.y == pytest.approx((80 * math.exp(-1.2), 40 * math.exp(-0.9)))
+
+
 def test_a_run_without_a_noise_coupled_student_has_no_figure_of_few_calls(run):
     assert few_calls_panel(run) is None
 
