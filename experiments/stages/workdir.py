@@ -105,14 +105,15 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
     workdir = Workdir(root)
     mapping = to_mapping(config)
     if workdir.config.exists():
-        # Nothing comes of the settings of a distiller that the run does not have.
-        idle = {
-            "distill" if name == SDTT else name
-            for name in DISTILLERS
-            if name not in config.distillers
-        }
+        # Nothing comes of the settings of a distiller that the run does not have, or had not yet: others may
+        # be added behind those with which it was begun.
+        stored = _stored_config(workdir)
+        had = stored.get("distillers", [])
+        idle = {"distill" if name == SDTT else name for name in DISTILLERS if name not in had}
+        if list(config.distillers[: len(had)]) == list(had):
+            idle.add("distillers")
         changed = []
-        for line in differences(_stored_config(workdir), mapping):
+        for line in differences(stored, mapping):
             fields = line.split(":")[0].split(".")
             if fields[0] not in idle and not any(field in FREE_FIELDS for field in fields):
                 changed.append(line)

@@ -34,12 +34,16 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_settings_of_a_distiller_that_the_run_does_not_have_may_change(tmp_path):
+def test_a_distiller_may_be_added_with_its_settings_and_none_be_taken_away(tmp_path):
     claim(tmp_path / "run", CONFIG)
-    other = changed(CONFIG, idlm={"num_calls": CONFIG.idlm.num_calls + 1})
-    claim(tmp_path / "run", other)
+    idlm = {"num_calls": CONFIG.idlm.num_calls + 1}
+    claim(tmp_path / "run", changed(CONFIG, idlm=idlm))
+    more = changed(CONFIG, idlm=idlm, distillers=(*CONFIG.distillers, "idlm"))
+    claim(tmp_path / "run", more)
+    with pytest.raises(ConfigError, match="idlm"):
+        claim(tmp_path / "run", changed(more, idlm=dataclasses.asdict(CONFIG.idlm)))
     with pytest.raises(ConfigError, match="distillers"):
-        claim(tmp_path / "run", changed(other, distillers=(*CONFIG.distillers, "idlm")))
+        claim(tmp_path / "run", changed(more, distillers=CONFIG.distillers))
 
 
 @pytest.mark.parametrize("made", [False, True])
