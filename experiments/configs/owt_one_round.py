@@ -3,18 +3,18 @@
   python -m experiments.run --config=experiments/configs/owt_one_round.py:mmd --workdir=DIR
 
 The name after the colon is "mixture", "mmd", "idlm" or "alpha"; each is trained with its paper's recipe, for
-four network calls where the loss knows of their number. The teacher is trained as in `owt_small.py`, or
+four network calls where the loss knows of their number. "coupled_idlm" goes on from the student of
+`owt_coupled.py`, which is trained before it. The teacher is trained as in `owt_small.py`, or
 given: --config.teacher.checkpoint=PATH.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
+from experiments.configs.owt_coupled import owt_coupled
 from experiments.configs.owt_small import owt
-from experiments.distillers import ONE_ROUND
+from experiments.distillers import COUPLED, COUPLED_IDLM, ONE_ROUND
 from experiments.settings import config_dict
-from sdtt_jax.config import choose
+from sdtt_jax.config import changed, choose
 
 
 def get_config(distiller: str = "mixture") -> ConfigDict:
@@ -24,6 +24,8 @@ def get_config(distiller: str = "mixture") -> ConfigDict:
       distiller: one of `ONE_ROUND`.
     """
     choose("the config's distiller", distiller, ONE_ROUND)
-    config = owt("small")
-    evaluation = dataclasses.replace(config.evaluation, num_steps=(1, 2, 4, 8, 16, 32))
-    return config_dict(dataclasses.replace(config, distillers=(distiller,), evaluation=evaluation))
+    evaluation = {"num_steps": (1, 2, 4, 8, 16, 32)}
+    if distiller == COUPLED_IDLM:
+        both = COUPLED, COUPLED_IDLM
+        return config_dict(changed(owt_coupled("small"), distillers=both, evaluation=evaluation))
+    return config_dict(changed(owt("small"), distillers=(distiller,), evaluation=evaluation))

@@ -158,6 +158,7 @@ PARTS = {
         "one of several students for each text learns what the teacher's calls reveal together",
         _mixture_loss,
         network=lambda run: run.mixture,
+        init=lambda run, key: run.mixture.init(key),
         begin=lambda run, _teacher, source, key: run.mixture.init_from(source, key),
     ),
     "mmd": Parts(

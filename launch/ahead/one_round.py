@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from experiments.distillers import COUPLED_IDLM
 from experiments.settings import RunConfig
 from experiments.stages.objective import Networks
 from launch.ahead.published import network_of_run
@@ -48,8 +49,8 @@ def with_full(full_share: float) -> float:
 
 def begins(name: str, config: RunConfig) -> float:
     """The mean share of masked positions in a student's input."""
-    if name == "mixture":
-        return with_full(config.mixture.full_share)
+    if name in ("mixture", COUPLED_IDLM):
+        return with_full(getattr(config, name).full_share)
     # Before one of n calls, each as likely: (1/n + 2/n + … + 1) / n.
     calls = getattr(config, name).num_calls
     return (calls + 1) / (2 * calls)
@@ -63,17 +64,19 @@ def loss_share(name: str, config: RunConfig) -> float:
     if name == "mixture":
         return asked * config.mixture.num_distill_calls / config.mixture.num_calls
     # The fake's loss is at all that is masked anew, the student's where that was masked for it as well.
-    return MASKED_SHARE * (1 + asked) / 2 if name == "idlm" else asked
+    return MASKED_SHARE * (1 + asked) / 2 if name in ("idlm", COUPLED_IDLM) else asked
 
 
 def drawn_share(name: str, config: RunConfig) -> float:
-    """The share of positions that one call draws (few for the teacher of a mixture, counted as none)."""
+    """The share of positions that are drawn (few for the teacher of a mixture, counted as none)."""
+    if name == COUPLED_IDLM:
+        return 1 + begins(name, config)  # a whole text first
     return begins(name, config) if name in ("mmd", "idlm") else 0.0
 
 
 def trained_calls(name: str, config: RunConfig) -> int:
     """Network calls with a backward pass in a step."""
-    return {"mixture": config.mixture.num_values, "idlm": 2}.get(name, 1)
+    return {"mixture": config.mixture.num_values, "idlm": 2, COUPLED_IDLM: 2}.get(name, 1)
 
 
 def step_flops(name: str, config: RunConfig, batch: int) -> float:
@@ -104,4 +107,5 @@ def step_flops(name: str, config: RunConfig, batch: int) -> float:
         return both * (blocks + at_loss * head) + count * asked * head + features
     # Student and fake are trained, the teacher has a call; each loss reads the heads of the others.
     student, fake = MASKED_SHARE * asked * head, MASKED_SHARE * head
-    return (2 * both + 1) * blocks + (both + 2) * student + (both + 1) * fake + asked * head
+    calls, drawn = 2 * both + 1 + (name == COUPLED_IDLM), drawn_share(name, config)
+    return calls * blocks + (both + 2) * student + (both + 1) * fake + drawn * head

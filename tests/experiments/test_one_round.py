@@ -30,7 +30,9 @@ SMALL = {
     "mixture": {"num_calls": 4, "num_distill_calls": 2, "num_values": 2},
     "mmd": {"num_calls": 2, "num_groups": 2, "layer": 1},
     "idlm": {"num_calls": 2},
+    "coupled_idlm": {"full_share": 0.5},
 }
+MEASURED = [name for name in ONE_ROUND if name != "coupled_idlm"]
 
 
 def every_distiller(folder):
@@ -39,7 +41,11 @@ def every_distiller(folder):
         name: dataclasses.replace(getattr(config, name), train=config.distill.train, **fields)
         for name, fields in SMALL.items()
     }
-    return config_dict(dataclasses.replace(config, distillers=ONE_ROUND, **stages))
+    stages["coupled"] = dataclasses.replace(
+        config.coupled, train=config.distill.train, num_calls=2, num_trajectories=16, calls=(1, 2)
+    )
+    distillers = ("coupled", *ONE_ROUND)
+    return config_dict(dataclasses.replace(config, distillers=distillers, **stages))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +86,7 @@ def test_each_moves_its_student_which_is_loaded_and_writes(unbroken, name):
     teacher = load_params(unbroken / "teacher" / "final")[0]
     model = sdtt_jax.load(unbroken / name)
     assert (model.facts["stage"], model.facts["round"]) == (name, 1)
-    assert model.facts["settings"]["num_calls"] == SMALL[name]["num_calls"]
+    assert SMALL[name].items() <= model.facts["settings"].items()
     moved = jax.tree.map(
         lambda a, b: bool((a != b).any()), teacher, {k: model.params[k] for k in teacher}
     )
@@ -95,7 +101,7 @@ def test_each_is_measured_beside_the_teacher(unbroken):
         run_stages(run, ("judge", "evaluate"))
         assert evaluation.is_evaluated(run)
     results = read_json(unbroken / "results.json")
-    assert list(results["others"]) == list(ONE_ROUND)
+    assert list(results["others"]) == MEASURED
     for name, found in results["others"].items():
         student, teacher = found["steps"]["4"], results["teacher"]["steps"]["4"]
         ratio = math.log(student["gen_ppl"] / teacher["gen_ppl"])
@@ -104,9 +110,37 @@ def test_each_is_measured_beside_the_teacher(unbroken):
         # It finds the run that it is of, whose judge and data measure it again.
         assert sdtt_jax.load(unbroken / name).run_folder == unbroken
     # The texts that are shown are those of the student that the report speaks of.
-    assert read_run(unbroken).student.name == ONE_ROUND[-1]
-    assert read_run(unbroken).animation.title == f"student of {ONE_ROUND[-1]}, 8 steps"
-    assert {e.name for e in read_evaluations(unbroken)} >= {f"{name}_01" for name in ONE_ROUND}
+    assert read_run(unbroken).student.name == MEASURED[-1]
+    assert read_run(unbroken).animation.title == f"student of {MEASURED[-1]}, 8 steps"
+    assert {e.name for e in read_evaluations(unbroken)} >= {f"{name}_01" for name in MEASURED}
+
+
+def test_both_noise_coupled_students_are_measured_at_few_calls(unbroken):
+    """After the measurement above. Their teacher's texts are the same."""
+    results = read_json(unbroken / "results.json")
+    first, last = results["coupled"]["calls"], results["coupled_idlm"]["calls"]
+    assert list(first) == list(last) == ["1", "2"]
+    for calls, found in last.items():
+        assert found["teacher"] == first[calls]["teacher"]
+        assert found["matched"] != first[calls]["matched"]
+    assert [few.calls for few in read_run(unbroken).first_few_calls] == [1, 2]
+
+
+def test_the_student_of_coupled_idlm_goes_on_from_that_of_coupled(unbroken):
+    first, last = (
+        load_params(unbroken / name / "01" / "final")[0] for name in ("coupled", "coupled_idlm")
+    )
+    teacher = load_params(unbroken / "teacher" / "final")[0]
+
+    def distance(params, other):
+        return sum(
+            float(np.abs(a - b).sum())
+            for a, b in zip(
+                jax.tree.leaves(params["blocks"]), jax.tree.leaves(other["blocks"]), strict=True
+            )
+        )
+
+    assert 0 < distance(last, first) < distance(last, teacher)
 
 
 def test_a_mixture_carries_its_latent_and_the_references_format_refuses_it(unbroken, tmp_path):
@@ -129,6 +163,7 @@ def test_a_mixture_carries_its_latent_and_the_references_format_refuses_it(unbro
             },
             "distillers=.*mixture.* need a teacher",
         ),
+        ({"distillers": ("coupled_idlm", "coupled")}, "name that before it"),
         ({"mixture": {"num_values": 1}}, "num_values"),
         ({"coupled": {"noise": {"kind": "latent"}}}, "noise.kind='latent' is no noise"),
         ({"alpha": {"alpha": 1.5}}, "alpha"),

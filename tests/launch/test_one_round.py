@@ -12,13 +12,14 @@ from experiments.settings import run_config
 from launch.ahead import hlo
 from launch.ahead.programs import build
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.networks.config import NoiseConfig
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mixture", "idlm"])
+@pytest.mark.parametrize("name", ["mixture", "idlm", "coupled_idlm"])
 def test_counted_flops_agree_with_those_from_the_sizes(name):
-    """Within a tenth: the time embedding of a small network is left out."""
+    """Within a tenth: time embedding and noise network of a small network are left out."""
     config = run_config(get_config(name))
     sizes = {"num_layers": 4, "embed_dim": 64, "num_heads": 2, "cond_dim": 16}
     config = dataclasses.replace(
@@ -26,6 +27,7 @@ def test_counted_flops_agree_with_those_from_the_sizes(name):
         model=dataclasses.replace(config.model, compute_dtype="float32", **sizes),
         tokenizer=dataclasses.replace(config.tokenizer, kind="sentencepiece", vocab_size=800),
         data=dataclasses.replace(config.data, length=64),
+        coupled=dataclasses.replace(config.coupled, noise=NoiseConfig("two-level", hidden_dim=8)),
     )
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     program = build(name, config, mesh, 16, 1)
@@ -39,7 +41,7 @@ def test_state_is_what_each_keeps(name):
     """The fake of inverse distillation is as large as its student; alpha has no teacher."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     state = build(name, run_config(get_config(name)), mesh, 1, 1).state
-    teachers = {"alpha": 0.0, "idlm": 0.5}.get(name, 1.0)
+    teachers = {"alpha": 0.0, "idlm": 0.5, "coupled_idlm": 0.5}.get(name, 1.0)
     assert state["teacher"] == pytest.approx(teachers * state["parameters"], rel=0.01)
     assert state["optimizer"] == pytest.approx(2 * state["parameters"], rel=1e-3)
 

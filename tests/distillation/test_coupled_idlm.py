@@ -1,0 +1,107 @@
+"""Inverse distillation of a noise-coupled student. Oracles: a generation of two calls, and sums by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation import coupled_idlm
+from sdtt_jax.distillation.coupled import noise_of
+from sdtt_jax.distillation.coupled_idlm import CoupledIdlmConfig, coupled_idlm_terms
+from sdtt_jax.distillation.idlm import FAKE, STUDENT
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
+from sdtt_jax.networks.coupled import CoupledDenoiser
+from sdtt_jax.objectives import coupled_idlm_loss
+from tests.worlds import LENGTH, MASK, TableDenoiser, noisy_params, random_table, tiny_network
+
+# As many columns as the network, which pads its vocabulary.
+DIFFUSION = MaskedDiffusion(TableDenoiser(padded_vocab=128), make_schedule())
+NETWORK = CoupledDenoiser(CoupledConfig.of(tiny_network().config, NoiseConfig(hidden_dim=8)))
+STUDENT_MODEL = MaskedDiffusion(NETWORK, make_schedule())
+TEACHER = random_table(1)
+PARAMS = {STUDENT: noisy_params(NETWORK, 2), FAKE: random_table(3)}
+SHAPE, KEY, CONFIG = (32, LENGTH), jax.random.key(4), CoupledIdlmConfig()
+
+
+def terms(params, teacher, config=CONFIG):
+    return coupled_idlm_terms(STUDENT_MODEL, DIFFUSION, params, teacher, SHAPE, KEY, config)
+
+
+def seen(monkeypatch, full_share):
+    """What the student saw: the noise, the masked texts, and its states at them."""
+    found = []
+
+    def captured(student, diffusion, params, teacher, x_t, hidden, keys):
+        del student, diffusion, params, teacher, keys
+        found.append((x_t, hidden))
+        return jnp.float32(0), jnp.float32(0)
+
+    monkeypatch.setattr(coupled_idlm, "inverse_terms", captured)
+    terms(PARAMS, TEACHER, CoupledIdlmConfig(full_share))
+    keys = jax.random.split(jax.random.split(KEY, 6)[0], SHAPE[0])
+    return noise_of(STUDENT_MODEL, keys, LENGTH), *found[0]
+
+
+def test_it_learns_where_a_generation_begins_and_within_its_own_text(monkeypatch):
+    """The first positions in the order of the noise are revealed, and at full share none."""
+    noise, x_t, _ = seen(monkeypatch, full_share=0.0)
+    ranks = np.argsort(np.argsort(-np.asarray(noise.order), axis=-1), axis=-1)
+    masked = np.asarray(x_t) == MASK
+    count = LENGTH - masked.sum(axis=-1)
+    np.testing.assert_array_equal(~masked, ranks < count[:, None])
+    assert set(count) == set(range(LENGTH))
+    _, x_t, _ = seen(monkeypatch, full_share=1.0)
+    assert bool((x_t == MASK).all())
+
+
+def test_the_student_is_shown_the_noise_that_its_text_was_made_of(monkeypatch):
+    noise, x_t, hidden = seen(monkeypatch, full_share=0.0)
+    sigma = jnp.ones(SHAPE[0])  # this network does not look at it
+    np.testing.assert_allclose(
+        STUDENT_MODEL.hidden(PARAMS[STUDENT], x_t, sigma, noise), hidden, atol=1e-5
+    )
+    other = jax.tree.map(lambda x: x[::-1], noise)
+    unlike = STUDENT_MODEL.hidden(PARAMS[STUDENT], x_t, sigma, other)
+    assert float(jnp.abs(unlike - hidden).max()) > 1e-2
+
+
+def test_each_loss_trains_its_own_network_and_neither_the_teacher():
+    gradient = jax.jit(
+        jax.jacrev(lambda params, teacher: jnp.stack(terms(params, teacher)), argnums=(0, 1))
+    )
+    of_params, of_teacher = gradient(PARAMS, TEACHER)
+    moved = jax.tree.map(lambda g: jnp.abs(g).reshape(2, -1).max(axis=1), of_params)
+    assert bool(jnp.isfinite(jnp.stack(jax.tree.leaves(moved))).all())
+    by_network = {name: sum(jax.tree.leaves(moved[name])) for name in PARAMS}
+    assert by_network[STUDENT][0] > 0 == by_network[STUDENT][1]
+    assert by_network[FAKE][1] > 0 == by_network[FAKE][0]
+    # What it is shown of the noise is trained too.
+    assert sum(jax.tree.leaves(moved[STUDENT]["noise"]))[0] > 0
+    assert not bool(jnp.any(of_teacher["table"] != 0))
+
+
+def test_a_fake_that_is_the_teacher_teaches_nothing():
+    student, _ = terms({STUDENT: PARAMS[STUDENT], FAKE: TEACHER}, TEACHER)
+    assert float(student) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_the_objective_is_the_mean_over_tokens_of_both():
+    found = coupled_idlm_loss(STUDENT_MODEL, DIFFUSION, CONFIG)(
+        PARAMS, {"teacher_params": TEACHER}, jnp.zeros(SHAPE, jnp.int32), KEY
+    )
+    student, fake = terms(PARAMS, TEACHER)
+    assert float(found.total) == pytest.approx(float(student + fake), rel=1e-5)
+    assert float(found.weight) == SHAPE[0] * SHAPE[1]
+    assert float(found.metrics["student_loss"]) == pytest.approx(
+        float(student) / (SHAPE[0] * SHAPE[1]), rel=1e-5
+    )
+
+
+def test_a_student_that_sees_no_noise_and_a_wrong_field_are_refused():
+    with pytest.raises(ConfigError, match="needs a student that sees noise"):
+        coupled_idlm_terms(DIFFUSION, DIFFUSION, PARAMS, TEACHER, SHAPE, KEY, CONFIG)
+    with pytest.raises(ConfigError, match="full_share must lie in"):
+        CoupledIdlmConfig(1.5)
