@@ -36,22 +36,20 @@ from sdtt_jax.laboratory.student import (
     SCHEDULE,
     EnumeratedDenoiser,
     StudentConfig,
+    fresh,
     make_diffusion,
     network_config,
-    network_of,
     table_params,
+    training,
 )
 from sdtt_jax.laboratory.world import Array, World, true_denoiser
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.ops.noise import draw_noise
-from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
-from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.progress import make_progress
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.loop import TrainLog, train
-from sdtt_jax.training.optimizers import OptimizerConfig
-from sdtt_jax.training.state import StateSpec, TrainState
+from sdtt_jax.training.state import TrainState
 from sdtt_jax.training.step import Loss, Metrics, TrainStep, make_train_step
 from sdtt_jax.typing import Key, Params, Tree
 
@@ -107,21 +105,17 @@ def train_coupled(
     """
     if distill is None:
         distill = CoupledDistillConfig(world.length, full_share=config.full_share)
-    optimizer = OptimizerConfig(
+    settings, spec = training(
+        config.num_steps,
+        config.batch_size,
         name="muon",
         learning_rate=config.learning_rate,
         adam_learning_rate=config.adam_learning_rate,
-        schedule="cosine",
-        warmup_steps=config.num_steps // 20,
-        b2=0.99,
     )
-    settings = TrainConfig(config.num_steps, config.batch_size, optimizer=optimizer)
     at_once = max(n for n in range(1, _STEPS_AT_ONCE + 1) if config.num_steps % n == 0)
     turns = TrainConfig(config.num_steps // at_once, config.batch_size, log_every=1)
-    spec = StateSpec(settings, make_mesh(MeshConfig(), jax.devices()[:1]))
     student = make_coupled_diffusion(world, config)
-    init = jax.jit(lambda key: unbox(network_of(student).init(key)))
-    params = init(purpose_key(config.seed, "exact-coupled-init"))
+    params = fresh(student, purpose_key(config.seed, "exact-coupled-init"))
     teacher = make_diffusion(world, StudentConfig())
     teacher_params = table_params(true_denoiser(world)[0])
     shape = at_once, config.batch_size, world.length

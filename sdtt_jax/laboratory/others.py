@@ -36,10 +36,12 @@ from sdtt_jax.laboratory.coupled import (
 from sdtt_jax.laboratory.record import Record, Truth
 from sdtt_jax.laboratory.student import (
     StudentConfig,
+    fresh,
     make_diffusion,
     network_of,
     predictions,
     table_params,
+    training,
 )
 from sdtt_jax.laboratory.world import (
     Array,
@@ -49,12 +51,8 @@ from sdtt_jax.laboratory.world import (
 from sdtt_jax.networks.config import NoiseConfig
 from sdtt_jax.objectives import alpha_loss, distill_loss, idlm_loss, mixture_loss, mmd_loss
 from sdtt_jax.ops.noise import FULL, LATENT, MASKS, Noise, draw_noise, every_value, num_values
-from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
-from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.progress import make_progress
-from sdtt_jax.training.config import TrainConfig
-from sdtt_jax.training.optimizers import OptimizerConfig
-from sdtt_jax.training.state import StateSpec, TrainState
+from sdtt_jax.training.state import TrainState
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
 from sdtt_jax.typing import Key, Params, Tokens, Tree
 
@@ -120,11 +118,10 @@ def make_bench(
     @functools.cache
     def start() -> Params:
         diffusion = plain_student(truth, sizes)
-        init = jax.jit(lambda key: unbox(network_of(diffusion).init(key)))
         # With dt = 1 the first teacher step reveals everything: every target is the teacher's at x_t itself.
         loss = distill_loss(diffusion, DistillConfig(divergence="kl-fwd"))
         context = {"teacher_params": table_params(truth.teacher), "dt": jnp.float32(1.0)}
-        params = init(purpose_key(sizes.seed, "exact-others-init"))
+        params = fresh(diffusion, purpose_key(sizes.seed, "exact-others-init"))
         steps = dataclasses.replace(config, num_steps=config.copy_steps)
         copying = Bench(truth, calls, sizes, steps, lambda: params)
         return fit(copying, "copy of the teacher", loss, params, context, config.copy_rate)
@@ -149,11 +146,7 @@ def fit(bench: Bench, title: str, loss: LossFn, params: Tree, context: Tree, rat
       rate: Adam's peak rate, decayed to zero along a cosine.
     """
     world, num_steps = bench.truth.world, bench.config.num_steps
-    optimizer = OptimizerConfig(
-        name="adam", learning_rate=rate, schedule="cosine", warmup_steps=num_steps // 20, b2=0.99
-    )
-    settings = TrainConfig(num_steps, bench.sizes.batch_size, optimizer=optimizer)
-    spec = StateSpec(settings, make_mesh(MeshConfig(), jax.devices()[:1]))
+    settings, spec = training(num_steps, bench.sizes.batch_size, name="adam", learning_rate=rate)
     step = make_train_step(loss, settings).body
     shares = jnp.asarray(np.cumsum(bench.truth.chain), jnp.float32)
     place = jnp.asarray(world.vocab_size ** np.arange(world.length - 1, -1, -1), jnp.int32)

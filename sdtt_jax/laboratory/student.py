@@ -40,7 +40,7 @@ from sdtt_jax.training.loop import TrainLog, train
 from sdtt_jax.training.optimizers import OptimizerConfig
 from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import make_train_step
-from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Tokens
+from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Tokens
 
 # (params, teacher, number, dt, bar) -> the student's parameters and its last logged loss.
 Trainer = Callable[[Params, Params, int, float, Progress], tuple[Params, float]]
@@ -157,10 +157,21 @@ def network_of(diffusion: MaskedDiffusion) -> Any:
     return enumerated.network
 
 
+def fresh(diffusion: MaskedDiffusion, key: Key) -> Params:
+    """Parameters of a student's network as training begins with them."""
+    return jax.jit(lambda key: unbox(network_of(diffusion).init(key)))(key)
+
+
+def training(num_steps: int, batch_size: int, **optimizer: Any) -> tuple[TrainConfig, StateSpec]:
+    """Steps whose rates fall along a cosine after a short rise, and the state on the first device."""
+    rates = OptimizerConfig(schedule="cosine", warmup_steps=num_steps // 20, b2=0.99, **optimizer)
+    settings = TrainConfig(num_steps, batch_size, optimizer=rates, log_every=50)
+    return settings, StateSpec(settings, make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
 def copy_teacher(world: World, config: StudentConfig) -> Params:
     """Parameters of the network that predict what the true denoiser predicts, by distillation."""
-    network = network_of(make_diffusion(world, config))
-    params = jax.jit(lambda key: unbox(network.init(key)))(purpose_key(config.seed, "exact-init"))
+    params = fresh(make_diffusion(world, config), purpose_key(config.seed, "exact-init"))
     train_round = _make_trainer(
         world, config, "kl-fwd", config.copy_learning_rate, config.copy_steps, num_trajectories=1
     )
@@ -245,12 +256,8 @@ def _make_trainer(
 ) -> Trainer:
     """The training of a round: one compiled step, of which teacher and dt are arguments."""
     distill = DistillConfig(divergence=divergence, num_trajectories=num_trajectories)
-    optimizer = OptimizerConfig(
-        name="adam", learning_rate=rate, schedule="cosine", warmup_steps=num_steps // 20, b2=0.99
-    )
-    settings = TrainConfig(num_steps, config.batch_size, optimizer=optimizer, log_every=50)
+    settings, spec = training(num_steps, config.batch_size, name="adam", learning_rate=rate)
     step_fn = make_train_step(distill_loss(make_diffusion(world, config), distill), settings)
-    spec = StateSpec(settings, make_mesh(MeshConfig(), jax.devices()[:1]))
 
     def train_round(
         params: Params, teacher: Params, number: int, dt: float, bar: Progress
