@@ -160,7 +160,7 @@ def test_a_suite_of_the_evaluation(monkeypatch, bag_model, tmp_path):
         nats = subject.model.score(tokens, jax.random.key(subject.settings.seed))
         record.item("certainty/b", {"token": token}, lambda: {"nelbo": float(nats[0])})
 
-    table = Table("Certainty", "certainty", (("text", "{who}"), ("nats", "{nelbo:2}")))
+    table = Table("Certainty", "certainty", "text {who} | nats {nelbo:2}")
     monkeypatch.setitem(SUITES, "certainty", Suite(suite, "how sure the model is", (table,)))
     evaluate(Subject(bag_model, Settings()), ["certainty"], tmp_path / "b.json")
     items = json.loads((tmp_path / "b.json").read_text())["items"]

@@ -27,9 +27,8 @@ from sdtt_jax.evaluation.continuations import (
     Continuation,
     Layout,
     Rows,
-    causal_layout,
-    denoiser_layout,
     lay_out,
+    layout_of,
 )
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
@@ -105,7 +104,7 @@ def suffix_bounds(
     Raises:
       ConfigError: as `lay_out`, or no draw masked anything.
     """
-    layout = layout or denoiser_layout(model.text_tokenizer, model.config.length)
+    layout = layout or layout_of(model)
     score = functools.partial(_bound_batch, model.diffusion, config, key)
     rows = lay_out(items, layout, model.mask_id)
     values = _map_items(score, model.params, rows, config.num_maskings, batch_size, progress)
@@ -130,7 +129,7 @@ def greedy_hits(
 
     Their mean is LAMBADA's accuracy. Every item is one row; arguments and errors as for `suffix_bounds`.
     """
-    layout = layout or denoiser_layout(model.text_tokenizer, model.config.length)
+    layout = layout or layout_of(model)
     score = functools.partial(_hit_batch, model.diffusion)
     rows = lay_out(items, layout, model.mask_id)
     return _map_items(score, model.params, rows, 1, batch_size, progress)[:, 0].astype(bool)
@@ -155,7 +154,7 @@ def causal_scores(
       ConfigError: as `lay_out`, or a layout without BOS or with EOS.
     """
     network = model.network
-    layout = layout or causal_layout(model.text_tokenizer, network.max_length)
+    layout = layout or layout_of(model)
     bos_id = layout.bos_id
     if bos_id is None:
         raise ConfigError("a causal network needs layout.bos_id before the text.")

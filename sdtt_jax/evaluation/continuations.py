@@ -9,6 +9,8 @@ import numpy as np
 
 from sdtt_jax.config import positive, require
 from sdtt_jax.data import Tokenizer
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.tokens import as_ids
 
 CAUSAL_MULTIPLE = 32
@@ -74,14 +76,16 @@ class Layout:
         positive(self, "multiple")
 
 
-def denoiser_layout(tokenizer: Tokenizer, length: int) -> Layout:
-    """How the reference scores a denoiser of sequences of `length`: between BOS and an unmasked EOS."""
-    return Layout(tokenizer.bos_id, tokenizer.eos_id, length)
+def layout_of(model: Model | CausalModel) -> Layout:
+    """What stands around the texts of a model.
 
-
-def causal_layout(tokenizer: Tokenizer, max_length: int | None) -> Layout:
-    """After BOS; rows are padded, which a causal network does not see, so that few lengths are compiled."""
-    return Layout(tokenizer.bos_id, None, max_length, CAUSAL_MULTIPLE)
+    A denoiser's stand, as the reference scores it, between BOS and an unmasked EOS. A causal network's stand
+    after BOS, in rows that are padded, which it does not see, so that few lengths are compiled.
+    """
+    tokenizer = model.text_tokenizer
+    if isinstance(model, CausalModel):
+        return Layout(tokenizer.bos_id, None, model.network.max_length, CAUSAL_MULTIPLE)
+    return Layout(tokenizer.bos_id, tokenizer.eos_id, model.config.length)
 
 
 def encode(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> list[Continuation]:

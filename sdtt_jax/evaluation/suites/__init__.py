@@ -27,10 +27,17 @@ class Table(NamedTuple):
 
     title: str  # of the table
     items: str  # the rows are the items whose names begin with this and a slash
-    # Head and cell of each. A cell names fields of an item in braces: "{who}" is the model or setting, and a
-    # number is shown with its interval if it has one. ":4" asks for four digits and no interval, ":ms" for
-    # milliseconds, ":bound" for "≤" in front of bounds. Columns without any value are left out.
-    columns: tuple[tuple[str, str], ...]
+    # Head and cell of each column, as in "texts {num_texts} | nats {nelbo:4}". Braces name a field of an
+    # item: "{who}" is the model or setting, and a number is shown with its interval if it has one. ":4" asks
+    # for four digits and no interval, ":ms" for milliseconds, ":bound" for "≤" in front of bounds. Columns
+    # without any value are left out.
+    row: str
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """Head and cell of each."""
+        split = (column.partition("{") for column in self.row.split(" | "))
+        return [(head.strip(), brace + cell) for head, brace, cell in split]
 
 
 class Suite(NamedTuple):
@@ -43,16 +50,9 @@ class Suite(NamedTuple):
 
 
 TEXTS = (
-    ("texts", "{who}"),
-    ("calls", "{nfe}"),
-    ("tokens", "{scored_tokens}"),
-    ("perplexity", "{gen_ppl}"),
-    ("of the median text", "{gen_ppl_median:3}"),
-    ("entropy", "{entropy}"),
-    ("distinct-2", "{distinct_2}"),
-    ("self-BLEU", "{self_bleu}"),
-    ("repeated 4-grams", "{repeated_4gram_rate}"),
-    ("MAUVE", "{mauve}"),
+    "texts {who} | calls {nfe} | tokens {scored_tokens} | perplexity {gen_ppl} | "
+    "of the median text {gen_ppl_median:3} | entropy {entropy} | distinct-2 {distinct_2} | "
+    "self-BLEU {self_bleu} | repeated 4-grams {repeated_4gram_rate} | MAUVE {mauve}"
 )
 
 SUITES: dict[str, Suite] = {
@@ -74,13 +74,8 @@ SUITES: dict[str, Suite] = {
             Table(
                 "Likelihood of held-out text",
                 "likelihood",
-                (
-                    ("estimator", "{who}"),
-                    ("text", "{num_texts} × {length}, {source}"),
-                    ("perplexity", "{perplexity:bound}"),
-                    ("bits per token", "{bits_per_token:4}"),
-                    ("error of the masks", "{masking_error}"),
-                ),
+                "estimator {who} | text {num_texts} × {length}, {source} | perplexity {perplexity:bound} | "
+                "bits per token {bits_per_token:4} | error of the masks {masking_error}",
             ),
         ),
     ),
@@ -91,23 +86,13 @@ SUITES: dict[str, Suite] = {
             Table(
                 "Perplexity at the entropy of real text",
                 "frontier/matched",
-                (
-                    ("decoder", "{mode}"),
-                    ("steps", "{num_steps}"),
-                    ("calls", "{nfe}"),
-                    ("perplexity", "{gen_ppl}"),
-                    ("temperature", "{temperature}"),
-                ),
+                "decoder {mode} | steps {num_steps} | calls {nfe} | perplexity {gen_ppl} | "
+                "temperature {temperature}",
             ),
             Table(
                 "Lowest clean number of calls: perplexity within 5 % of the checkpoint's best",
                 "frontier/clean",
-                (
-                    ("decoder", "{mode}"),
-                    ("calls", "{clean_calls}"),
-                    ("perplexity", "{gen_ppl}"),
-                    ("best", "{best}"),
-                ),
+                "decoder {mode} | calls {clean_calls} | perplexity {gen_ppl} | best {best}",
             ),
         ),
     ),
@@ -118,11 +103,7 @@ SUITES: dict[str, Suite] = {
             Table(
                 "Learnt schedules: nats of a text above single tokens",
                 "schedule",
-                (
-                    ("calls", "{num_steps}"),
-                    ("learnt", "{gap:4}"),
-                    ("even counts", "{even_gap:4}"),
-                ),
+                "calls {num_steps} | learnt {gap:4} | even counts {even_gap:4}",
             ),
         ),
     ),
@@ -133,13 +114,8 @@ SUITES: dict[str, Suite] = {
             Table(
                 "Early exits, on the texts of the calibration",
                 "exits",
-                (
-                    ("likeliest tokens that may change", "{bound:3}"),
-                    ("that change", "{disagreement:3}"),
-                    ("layers", "{layers:3}"),
-                    ("of", "{num_layers}"),
-                    ("texts", "{num_texts}"),
-                ),
+                "likeliest tokens that may change {bound:3} | that change {disagreement:3} | "
+                "layers {layers:3} | of {num_layers} | texts {num_texts}",
             ),
         ),
     ),
@@ -150,13 +126,8 @@ SUITES: dict[str, Suite] = {
             Table(
                 "Calls by the prompt, on prompts that were not fitted",
                 "budget",
-                (
-                    ("nats that may be lost", "{delta:2}"),
-                    ("steps", "{steps:3}"),
-                    ("nats lost", "{excess:3}"),
-                    ("steps for all alike", "{fixed_steps}"),
-                    ("nats lost", "{fixed_excess:3}"),
-                ),
+                "nats that may be lost {delta:2} | steps {steps:3} | nats lost {excess:3} | "
+                "steps for all alike {fixed_steps} | nats lost {fixed_excess:3}",
             ),
         ),
     ),
@@ -167,14 +138,8 @@ SUITES: dict[str, Suite] = {
             Table(
                 "Last words and choices",
                 "lambada",
-                (
-                    ("task", "{task}"),
-                    ("how", "{who}"),
-                    ("texts", "{num_texts}"),
-                    ("perplexity", "{perplexity}"),
-                    ("accuracy", "{accuracy}"),
-                    ("by character", "{accuracy_normalised}"),
-                ),
+                "task {task} | how {who} | texts {num_texts} | perplexity {perplexity} | "
+                "accuracy {accuracy} | by character {accuracy_normalised}",
             ),
         ),
     ),
@@ -185,15 +150,8 @@ SUITES: dict[str, Suite] = {
             Table(
                 "Latency",
                 "latency",
-                (
-                    ("what", "{who}"),
-                    ("batch", "{batch}"),
-                    ("seconds", "{seconds}"),
-                    ("tokens/s", "{tokens_per_second}"),
-                    ("ms per call", "{seconds_per_call:ms}"),
-                    ("calls", "{nfe}"),
-                    ("compile s", "{compile_s}"),
-                ),
+                "what {who} | batch {batch} | seconds {seconds} | tokens/s {tokens_per_second} | "
+                "ms per call {seconds_per_call:ms} | calls {nfe} | compile s {compile_s}",
             ),
         ),
     ),
