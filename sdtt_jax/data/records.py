@@ -41,8 +41,6 @@ class Records:
         self._length, self._dtype = length, np.dtype(dtype)
         self._ends = list(itertools.accumulate(shard.records for shard in shards))
         self._size, self._record_bytes = self._ends[-1], 0
-        for shard in shards:
-            self._check(shard)
         self._readers = [self._open(shard) for shard in shards]
         self._lock = threading.Lock()
 
@@ -52,15 +50,6 @@ class Records:
     @property
     def bytes(self) -> int:
         return self._size * self._length * self._dtype.itemsize
-
-    def _check(self, shard: Shard) -> None:
-        path = self._directory / shard.path
-        if not path.is_file():
-            raise DataError(f"{path} is missing; {_PREPARE_AGAIN}.")
-        if path.stat().st_size != shard.bytes:
-            raise DataError(
-                f"{path} has {path.stat().st_size} bytes instead of {shard.bytes}; {_PREPARE_AGAIN}."
-            )
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Sequences `[n, length]` in the stored dtype."""
@@ -99,6 +88,12 @@ class Records:
         from array_record.python.array_record_module import ArrayRecordReader
 
         path = self._directory / shard.path
+        if not path.is_file():
+            raise DataError(f"{path} is missing; {_PREPARE_AGAIN}.")
+        if path.stat().st_size != shard.bytes:
+            raise DataError(
+                f"{path} has {path.stat().st_size} bytes instead of {shard.bytes}; {_PREPARE_AGAIN}."
+            )
         options = "readahead_buffer_size:0,max_parallelism:0"
         try:
             reader = ArrayRecordReader(f"{path}", options=options, file_reader_buffer_size=2**15)

@@ -131,12 +131,12 @@ def _part(
         return {"skipped": [f"{name} was left out: no time was left for it"]}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        files = [as_path(scratch) / name for name in ("earlier.json", "record.json")]
-        write_json(files[0], earlier)
-        command = [sys.executable, "-m", "tools.accelerator.worker", name, f"{seconds:.0f}"]
-        command += [*map(str, files), str(folder), *(["--tiny"] if tiny else [])]
+        job, file = (as_path(scratch) / f"{what}.json" for what in ("job", "record"))
+        asked = {"part": name, "seconds": seconds, "earlier": earlier, "tiny": tiny}
+        write_json(job, asked | {"file": str(file), "folder": str(folder)})
+        command = [sys.executable, "-m", "tools.accelerator.worker", str(job)]
         error = run_process(command, seconds + GRACE_S, environment(name, earlier))
-        record: dict[str, Any] = read_json(files[1]) if files[1].exists() else {}
+        record: dict[str, Any] = read_json(file) if file.exists() else {}
     record["seconds"] = time.monotonic() - began
     if error is not None:
         record["error"] = f"The process {error}"

@@ -1,11 +1,10 @@
-"""One part in a process of its own: python -m tools.accelerator.worker PART SECONDS EARLIER RECORD FOLDER."""
+"""One part in a process of its own: python -m tools.accelerator.worker FILE, whose JSON says which."""
 
-import argparse
 import importlib
+import sys
 import time
-from pathlib import Path
 
-from sdtt_jax.paths import read_json
+from sdtt_jax.paths import as_path, read_json
 from tools.accelerator import PARTS
 from tools.accelerator.bench import Bench
 
@@ -18,22 +17,10 @@ def run(part: str, bench: Bench) -> None:
 
 
 def main() -> None:
-    """Runs the part that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=PARTS)
-    parser.add_argument("seconds", type=float)
-    for name in ("earlier", "file", "folder"):
-        parser.add_argument(name, type=Path)
-    parser.add_argument("--tiny", action="store_true")
-    arguments = parser.parse_args()
-    bench = Bench(
-        until=time.monotonic() + arguments.seconds,
-        earlier=read_json(arguments.earlier),
-        file=arguments.file,
-        folder=arguments.folder,
-        tiny=arguments.tiny,
-    )
-    run(arguments.part, bench)
+    """Runs the part that the file names."""
+    job = read_json(sys.argv[1])
+    until, file, folder = time.monotonic() + job["seconds"], as_path(job["file"]), job["folder"]
+    run(job["part"], Bench(until, job["earlier"], file, as_path(folder), job["tiny"]))
 
 
 if __name__ == "__main__":
