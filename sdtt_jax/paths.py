@@ -217,10 +217,8 @@ def parse_json(
 def text_lines(path: PathLike) -> Iterator[tuple[str, str]]:
     """Place ("x.jsonl, line 3") and text of each line that is not blank; a line ends at a line feed alone.
 
-    JSON lets U+2028, U+0085 and others stand in a string, at which Python's `splitlines` would cut.
-
-    Args:
-      path: of a file in UTF-8, with or without a byte-order mark, local or in a bucket.
+    JSON lets U+2028, U+0085 and others stand in a string, at which Python's `splitlines` would cut. A
+    byte-order mark may begin the file.
 
     Raises:
       DataError: the file cannot be read, or a line is not UTF-8.
@@ -240,17 +238,7 @@ def text_lines(path: PathLike) -> Iterator[tuple[str, str]]:
 
 
 def decoded(raw: bytes, where: str, error: type[UserError] = DataError, offset: int = 0) -> str:
-    """Text in UTF-8.
-
-    Args:
-      raw: its bytes.
-      where: they stand, for the message.
-      error: what is raised.
-      offset: of their first in the file.
-
-    Raises:
-      UserError: of that kind: they are not UTF-8.
-    """
+    """Text in UTF-8; `error` if it is none, which says `where`, and at which byte, counted from `offset`."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as reason:

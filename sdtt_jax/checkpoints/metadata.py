@@ -28,11 +28,7 @@ def signed(metadata: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, 
 
 
 def verified(content: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`(metadata, leaves)` of the JSON that `signed` made.
-
-    Args:
-      content: what was stored.
-      path: named in errors.
+    """`(metadata, leaves)` of the JSON that `signed` made; errors name `path`.
 
     Raises:
       DamagedError: it was altered, or does not have this form at all.

@@ -143,11 +143,7 @@ class Loaded(abc.ABC):
 
     @property
     def text_tokenizer(self) -> Tokenizer:
-        """The tokenizer; an error if there is none.
-
-        Raises:
-          CheckpointError: there is none.
-        """
+        """The tokenizer; `CheckpointError` if there is none."""
         if self.tokenizer is None:
             raise CheckpointError(
                 f"{self.facts['path']} comes without a tokenizer: its vocabulary is not GPT-2's, and no "

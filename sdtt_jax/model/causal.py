@@ -25,6 +25,8 @@ from sdtt_jax.parallel.processes import to_host
 class CausalModel(Loaded):
     """A causal network with its parameters.
 
+    Methods raise `ConfigError` for arrays of another shape than they say, and for ids that do not exist.
+
     Attributes:
       network: the network, as pure functions.
     """
@@ -37,20 +39,12 @@ class CausalModel(Loaded):
 
     @property
     def as_helper(self) -> Helper:
-        """This model as the helper of a denoiser's decoder.
-
-        Raises:
-          CheckpointError: the model has no tokenizer to say what BOS is.
-        """
+        """This model, which must have a tokenizer, as the helper of a denoiser's decoder."""
         every = self.facts.get("every", 1 if self.facts.get("stage") == "judge" else 0)
         return Helper(self.params, self.network, self.text_tokenizer.bos_id, every)
 
     def logits(self, tokens: jax.Array) -> jax.Array:
-        """`[B, L]` int32 → `[B, L, V]` float32: position i predicts token i + 1; V without MASK.
-
-        Raises:
-          ConfigError: another shape, or an id that does not exist.
-        """
+        """`[B, L]` int32 → `[B, L, V]` float32: position i predicts token i + 1; V without MASK."""
         tokens = self.placed(as_rows(tokens, self.config.vocab_size))
         with self.on_mesh():
             return _logits(self.network, self.params, tokens)
@@ -60,11 +54,10 @@ class CausalModel(Loaded):
         return jax.nn.log_softmax(self.logits(tokens))
 
     def score(self, tokens: jax.Array) -> jax.Array:
-        """-log p of each sequence after BOS: `[B]` float32, nats per token.
+        """-log p of each sequence `[B, L]` after BOS: `[B]` float32, nats per token.
 
         Raises:
           CheckpointError: the model has no tokenizer to say what BOS is.
-          ConfigError: another shape than `[B, L]`, or an id that does not exist.
         """
         bos_id = self.text_tokenizer.bos_id
         tokens = self.placed(as_rows(tokens, self.config.vocab_size))
@@ -109,7 +102,7 @@ class CausalModel(Loaded):
         batch_size: int = 32,
         **filters: Any,
     ) -> list[Callable[[], Written]]:
-        """Continues `prompts: [B, n]` int32 batch by batch, each when it is called.
+        """Continues `prompts: [B, n]` int32: a function for each batch, with texts `[rows, n + num_tokens]`.
 
         Args:
           key: PRNG key; batch i is drawn with `fold_in(key, i)`.
@@ -117,12 +110,6 @@ class CausalModel(Loaded):
           num_tokens: how many tokens follow; as many network calls.
           batch_size: texts at once, up to a multiple of the mesh's parts.
           **filters: temperature, top_k, top_p.
-
-        Returns:
-          One function for each batch, which returns its texts `[rows, n + num_tokens]`.
-
-        Raises:
-          ConfigError: `prompts` have another shape, or an id that does not exist.
         """
         prompts = to_host(as_rows(prompts, self.config.vocab_size, "prompts"))
 

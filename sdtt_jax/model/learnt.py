@@ -19,13 +19,7 @@ DIGEST = "params_digest"
 
 
 def store_fitted(model: Loaded, file: str, entries: Mapping[str, Mapping[str, Any]]) -> str:
-    """Adds entries to a file beside a checkpoint, and returns its path.
-
-    Args:
-      model: what they were fitted to, which has a folder.
-      file: its name.
-      entries: JSON-ready, by name.
-    """
+    """Adds JSON-ready entries to a file beside the checkpoint that they were fitted to; returns its path."""
     assert model.folder is not None
     path = model.folder / file
     stored = read_json(path) if path.is_file() else {}
@@ -37,14 +31,7 @@ def store_fitted(model: Loaded, file: str, entries: Mapping[str, Mapping[str, An
 def read_fitted(model: Loaded, file: str, name: str, what: str, remedy: str) -> Any:
     """An entry of a file beside a checkpoint, without its digest.
 
-    Args:
-      model: whose checkpoint it is.
-      file, name: of the entry.
-      what: the entry in words, for errors.
-      remedy: how to make it, for errors.
-
-    Raises:
-      ConfigError: there is none, or it was fitted to other parameters.
+    Errors, that there is none, or that it was fitted to other parameters, say `what` it is and the remedy.
     """
     path = None if model.folder is None else model.folder / file
     stored = read_json(path) if path is not None and path.is_file() else {}
@@ -65,10 +52,6 @@ def read_fitted(model: Loaded, file: str, name: str, what: str, remedy: str) -> 
 
 def settled(config: SamplerConfig, model: Loaded) -> SamplerConfig:
     """`config` with the schedule that is stored for its number of calls, where "learnt" names no counts.
-
-    Args:
-      config: of a sampler.
-      model: whose checkpoint it is.
 
     Raises:
       ConfigError: nothing was learnt for so many calls, or of another model.

@@ -42,6 +42,8 @@ from sdtt_jax.typing import Key, Logits, LogProbs, Params, PerSequence, Tokens
 class Model(Loaded):
     """A denoiser with its parameters.
 
+    Methods raise `ConfigError` for arrays of another shape than they say, and for ids that do not exist.
+
     Attributes:
       denoiser: the network, as pure functions.
       schedule: the noise schedule that it was trained with.
@@ -69,21 +71,13 @@ class Model(Loaded):
         return Helper(self.params, self.denoiser)
 
     def logits(self, tokens: Tokens, sigma: float = 0.0) -> Logits:
-        """`[B, L]` int32, MASK or tokens → `[B, L, V]` float32, V with MASK and without padding.
-
-        Raises:
-          ConfigError: another shape, or an id that does not exist.
-        """
+        """`[B, L]` int32, MASK or tokens → `[B, L, V]` float32, V with MASK and without padding."""
         tokens = self.noisy(tokens)
         with self.on_mesh():
             return _logits(self.denoiser, self.params, tokens, jnp.float32(sigma))
 
     def log_probs(self, x_t: Tokens, sigma: float = 0.0) -> LogProbs:
-        """SUBS log-probabilities `[B, L, V]` float32, -inf where a token is impossible.
-
-        Raises:
-          ConfigError: another shape, or an id that does not exist.
-        """
+        """SUBS log-probabilities `[B, L, V]` float32, -inf where a token is impossible."""
         x_t = jnp.asarray(as_rows(x_t, self.mask_id + 1))
         log_probs = subs_log_probs(self.logits(x_t, sigma), x_t, self.mask_id)
         return jnp.where(log_probs > 0.5 * NEG_INFINITY, log_probs, -jnp.inf)
@@ -158,7 +152,7 @@ class Model(Loaded):
         batch_size: int = 32,
         helper: Helper | None = None,
     ) -> list[Callable[[], Written]]:
-        """Fills the MASK positions of `x_init: [B, L]` int32 batch by batch, each when it is called.
+        """Fills the MASK positions of `x_init: [B, L]` int32: a function for each batch writes its texts.
 
         Args:
           key: PRNG key; batch i is drawn with `fold_in(key, i)`, so that two models with one key share all
@@ -167,12 +161,6 @@ class Model(Loaded):
           config: sampler.
           batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows.
           helper: the other model of a decoder that asks one.
-
-        Returns:
-          One function for each batch, which returns its texts.
-
-        Raises:
-          ConfigError: `x_init` has another shape, or an id that does not exist.
         """
 
         config = settled(config, self)
@@ -249,19 +237,13 @@ class Model(Loaded):
     def denoise(
         self, key: Key, x_init: ArrayLike, config: SamplerConfig, helper: Helper | None = None
     ) -> SamplerState:
-        """Fills MASK positions in one batch.
+        """Fills MASK positions in one batch: `x: [B, L]` int32, and the number of network calls, `nfe`.
 
         Args:
           key: PRNG key.
           x_init: `[B, L]` int32, for example from `prior`.
           config: sampler.
           helper: the other model of a decoder that asks one.
-
-        Returns:
-          The texts, `x: [B, L]` int32, and the number of network calls, `nfe`.
-
-        Raises:
-          ConfigError: `x_init` has another shape, or an id that does not exist.
         """
         x_init, config = self.noisy(x_init), settled(config, self)
         with self.on_mesh():
@@ -272,18 +254,9 @@ class Model(Loaded):
     def states(
         self, key: Key, x_init: ArrayLike, config: SamplerConfig, helper: Helper | None = None
     ) -> Iterator[SamplerState]:
-        """`denoise` step by step, each state as soon as it is there: for watching a text appear.
+        """`denoise`, with its arguments, step by step: each state as soon as it is there.
 
         The last of the `num_steps + 2` states is what `denoise` returns for the same key.
-
-        Args:
-          key: PRNG key.
-          x_init: `[B, L]` int32, for example from `prior`.
-          config: sampler.
-          helper: the other model of a decoder that asks one.
-
-        Raises:
-          ConfigError: `x_init` has another shape, or an id that does not exist.
         """
         x_init, config = self.noisy(x_init), settled(config, self)
         model = self.diffusion.within(arrange(x_init, self.sequences))
@@ -317,9 +290,6 @@ class Model(Loaded):
           tokens: `[B, L]` int32, text: no MASK.
           key: PRNG key.
           num_samples: maskings per sequence, at least 1.
-
-        Raises:
-          ConfigError: another shape, an id that does not exist, MASK, or no maskings.
 
         Examples:
           >>> import sdtt_jax
