@@ -82,11 +82,7 @@ class DataConfig:
         )
 
     def mixed(self) -> dict[str, float]:
-        """The folders of `mixture`, and their weights.
-
-        Raises:
-          ConfigError: one has no weight above 0.
-        """
+        """The folders of `mixture`, and their weights, all above 0."""
         found = {}
         for item in self.mixture:
             folder, _, weight = item.rpartition("=")

@@ -46,12 +46,7 @@ class Corpus:
     def parts(
         self, split: str, folder: Path | None = None, part_bytes: int = reading.PART_BYTES
     ) -> list[reading.Part]:
-        """A split, from `folder` or wherever it is found, cut into parts.
-
-        Raises:
-          ConfigError: no such split, or the corpus is none whose files lie in a folder.
-          DataError: the text is nowhere.
-        """
+        """A split, from `folder` or wherever it is found, cut into parts; `DataError` if it is nowhere."""
         choose(f"split of {self.name}", split, self.splits)
         if isinstance(self.source, Published):
             return self.source.parts(self.name, split, folder, part_bytes)

@@ -51,15 +51,13 @@ def fitted(
 ) -> Iterator[np.ndarray]:
     """Pads documents so that `pack` gives each its own sequences, for the kinds of sequences that need it.
 
-    Each is padded with EOS to one or several whole sequences, less the last EOS, which `pack` adds.
+    Each is padded with EOS to one or several whole sequences, less the last EOS, which `pack` adds. One of
+    the kind "prompted" must have a prompt, and fit a sequence.
 
     Args:
       documents: ids of each document, `[n]`.
       length: tokens in a sequence.
       sequences: their kind, and the ids of BOS and EOS.
-
-    Raises:
-      DataError: a document of the kind "prompted" has no prompt, or is longer than a sequence.
     """
     if sequences.kind in ("packed", "documents"):
         yield from documents

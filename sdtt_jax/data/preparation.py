@@ -189,11 +189,7 @@ def _refuse_foreign(directory: Path) -> None:
 
 
 def _holds(directory: Path, tokenizer: Tokenizer) -> bool:
-    """Whether `directory` already holds this tokenizer, as after a stop between the two renames.
-
-    Raises:
-      ConfigError, DataError: it has something else.
-    """
+    """Whether `directory` holds this tokenizer already, as after a stop between two renames; or raises."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
     if not directory.is_dir():

@@ -112,11 +112,7 @@ def _reason(error: Exception) -> str:
 
 
 def read_info(directory: str | Path) -> dict[str, Any]:
-    """The content of a finished data folder's `info.json`.
-
-    Raises:
-      DataError: it is missing or damaged.
-    """
+    """The content of a finished data folder's `info.json`; `DataError` if it is missing or damaged."""
     path = as_path(directory) / INFO_FILE
     if not path.exists():
         raise DataError(f"{path} is missing: {directory} holds no prepared data.")

@@ -74,10 +74,8 @@ class Tokenizer(abc.ABC):
     def encode_part(self, text: str) -> np.ndarray:
         """Part of a longer text to int32 ids `[n]`, keeping spaces at its beginning and end.
 
-        Normalisation strips whole documents, and a prompt or the text between two gaps is not one.
-
-        Raises:
-          ConfigError: nothing of it is left, as `reads` says.
+        Normalisation strips whole documents, and a prompt or the text between two gaps is not one. It is a
+        `ConfigError` if nothing of it is left, as `reads` says.
         """
         # Between two letters, which every normalisation leaves alone.
         normalized = NORMALIZERS[self.normalize](f"a{text}a")[1:-1]
@@ -318,11 +316,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: str | Path) -> None:
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
-    """Loads a saved tokenizer.
-
-    Raises:
-      DataError: a file of it is missing or damaged.
-    """
+    """Loads a saved tokenizer; `DataError` if a file of it is missing or damaged."""
     path = as_path(directory) / CONFIG_FILE
     if not path.exists():
         raise DataError(

@@ -93,9 +93,6 @@ def encode(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> list[Continuation]:
 
     Spaces at the end of a prefix are moved to its suffix. The two are encoded as one text if its ids begin
     with those of the prefix, and separately otherwise, so that words get their usual tokens.
-
-    Raises:
-      ConfigError: a suffix has no tokens, or nothing is left of a prefix or a suffix.
     """
     stripped = [cloze.prefix.rstrip() for cloze in clozes]
     whole = tokenizer.encode_batch([cloze.prefix + cloze.suffix for cloze in clozes])

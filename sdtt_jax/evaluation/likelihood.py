@@ -37,9 +37,6 @@ def text_bounds(
       key: PRNG key; batch i uses `fold_in(key, i)`.
       config: how many maskings, and how each is drawn. Estimators that spread do so over a batch's texts.
       batch_size: texts at once.
-
-    Raises:
-      ConfigError: `tokens` are no such texts, or the model is a function of noise.
     """
     model.require_likelihood()
     tokens = to_host(as_rows(tokens, model.mask_id))

@@ -74,8 +74,7 @@ def neighbour_texts(model: Model, name: str, data: Path | None, limit: int) -> n
       limit: how many at most.
 
     Raises:
-      ConfigError: there is no such text, or the model has no tokenizer to read it with.
-      DataError: it holds less than one sequence.
+      ConfigError, DataError: as `held_out`.
     """
     if name != OWN:
         _check_corpus("neighbours", name)
@@ -131,16 +130,13 @@ def read_texts(
 ) -> Iterator[np.ndarray]:
     """Token ids of JSON lines with the field "text" or "tokens", one line after the other: `[n]` int32.
 
-    Text counts where there is a tokenizer, tokens where there is none or no text.
+    Text counts where there is a tokenizer, tokens where there is none or no text. Errors name the line.
 
     Args:
       path: of the file.
       tokenizer: of the model that reads them, if it has one.
       num_ids: size of its vocabulary, without MASK.
       readable: refuse a text of which the tokenizer can read nothing.
-
-    Raises:
-      DataError: naming the line.
     """
     for where, line in text_lines(path):
         ids = _line_tokens(parse_json(line, where), tokenizer, where, readable)

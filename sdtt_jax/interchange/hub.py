@@ -27,11 +27,7 @@ TOKEN_VARIABLE = "HF_TOKEN"
 
 
 def student_revision(loss: str, round: int) -> str:
-    """Revision of the paper's small student after a round, distilled with a loss.
-
-    Raises:
-      ConfigError: no such loss or round.
-    """
+    """Revision of the paper's small student after a round, distilled with a loss."""
     choose("loss", loss, LOSSES)
     require(round in ROUNDS, f"round={round} is not among the published rounds, 1 to {ROUNDS[-1]}.")
     return f"baselines_{loss}_step_{round * STEPS_PER_ROUND}"
@@ -96,11 +92,7 @@ def fetch_beside(repo: str, revision: str | None, name: str) -> Path | None:
 
 
 def push_token() -> str:
-    """The token to write with, from the environment.
-
-    Raises:
-      ConfigError: there is none.
-    """
+    """The token to write with, from the environment, where there must be one."""
     token = os.environ.get(TOKEN_VARIABLE, "")
     require(
         bool(token),

@@ -143,11 +143,7 @@ class ShardedTensors(collections.ChainMap[str, np.ndarray]):
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """For each tensor the name of the file, beside the index, that holds it.
-
-    Raises:
-      CheckpointError: it is damaged, or names files elsewhere.
-    """
+    """For each tensor the name of the file, beside the index, that holds it."""
     content: Any = read_json(index, CheckpointError, fault="cannot be read as JSON")
     named = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(named, dict) or not named:
@@ -173,12 +169,7 @@ def unwrapped(name: str) -> str:
 def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes a safetensors file; it appears under its name only once it is complete.
 
-    Args:
-      path: of the file.
-      tensors: name to array, of any shape and dtype that the format has.
-
-    Raises:
-      CheckpointError: the file cannot be written, with the reason (a full disk, say).
+    Arrays may be of any shape and dtype that the format has.
     """
     path = as_path(path)
     partial = path.with_name(path.name + ".partial")

@@ -92,16 +92,8 @@ def export_stablehlo(
 ) -> list[Path]:
     """Writes the sampler, its parameters, their description, and a program that runs them.
 
-    Args:
-      model: a denoiser.
-      directory: where the files go.
-      config: of the sampler.
-      batch_size: texts at once.
-      helper: the other model of a decoder that asks one.
-
-    Returns:
-      Paths of the artifact, of the parameters, of the JSON that says sizes, settings and what each token
-      reads, and of the program.
+    Arguments are those of `exported_sampler`, and where the files go. Returns the paths of the artifact, of
+    the parameters, of the JSON that says sizes, settings and what each token reads, and of the program.
     """
     exported = exported_sampler(model, config, batch_size, helper=helper)
     directory = as_path(directory)

@@ -24,9 +24,7 @@ HUB_TOKENIZERS = (LLAMA, LLADA)
 def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
     """The tokenizer of a published model; None where there is none that can be read.
 
-    Args:
-      model: as `open_published` found it.
-      folder: which may hold a tokenizer.json.
+    The folder may hold a tokenizer.json.
 
     Raises:
       CheckpointError: it is damaged, has more tokens than the model's embedding rows, or does not say what

@@ -128,12 +128,7 @@ def world_from_mapping(mapping: Mapping[str, Any], where: str = "world") -> Worl
 
 
 def load_world(path: str | Path) -> World:
-    """Reads a world file (JSON); its name is the file's unless it says another.
-
-    Raises:
-      DataError: when the file cannot be read or is not JSON.
-      ConfigError: when what it says is not a world.
-    """
+    """Reads a world file (JSON); its name is the file's unless it says another."""
     mapping = read_json(path)
     if isinstance(mapping, Mapping):
         mapping = {"name": as_path(path).stem, **mapping}
