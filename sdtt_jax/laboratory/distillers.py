@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.distillation.coupled import CoupledDistillConfig
 from sdtt_jax.laboratory import others
 from sdtt_jax.laboratory.coupled import (
@@ -21,6 +22,7 @@ from sdtt_jax.laboratory.matched import matched_measures
 from sdtt_jax.laboratory.record import Record, Truth
 from sdtt_jax.laboratory.world import Array
 from sdtt_jax.ops.noise import FULL, MASKS
+from sdtt_jax.typing import Params
 
 # In rounds, calls are halved; the first trajectory has the least power of two that is one for each token.
 ROUNDS_OF = 2
@@ -85,7 +87,7 @@ def _trained(
     truth, config = asked.truth, asked.config
     students = train_coupled(truth.world, config, distill)
     diffusion = make_coupled_diffusion(truth.world, config)
-    found: Record = {name: {}, f"{name}-drawn": {}}
+    found: Record = {}
     for n in asked.calls:
         params, mode = students[-1], "grid"
         if distill is not None:
@@ -93,8 +95,34 @@ def _trained(
             rounds = range(1, distill.num_rounds + 1)
             fit = (students[r - 1] for r in rounds if distill.calls_of(r + 1) <= n)
             params, mode = next(fit), distill.mode
-        for of, temperature in ((name, 0.0), (f"{name}-drawn", 1.0)):
-            found[of] |= sampled_measures(truth, diffusion, params, [n], config, temperature, mode)
+        _add_both_ways(found, asked, name, diffusion, params, [n], mode)
+    return found
+
+
+def _add_both_ways(
+    found: Record,
+    asked: Asked,
+    name: str,
+    diffusion: MaskedDiffusion,
+    params: Params,
+    calls: Sequence[int],
+    mode: str = "grid",
+) -> None:
+    """Adds the measures of a student's argmax and of its draws."""
+    for of, temperature in ((name, 0.0), (f"{name}-drawn", 1.0)):
+        measures = sampled_measures(
+            asked.truth, diffusion, params, calls, asked.config, temperature, mode
+        )
+        found.setdefault(of, {}).update(measures)
+
+
+def _coupled_idlm(asked: Asked) -> dict[str, Record]:
+    assert asked.bench is not None
+    student = make_coupled_diffusion(asked.truth.world, asked.config)
+    [params] = train_coupled(asked.truth.world, asked.config)
+    found: Record = {}
+    params = others.coupled_idlm_params(asked.bench, student, params)
+    _add_both_ways(found, asked, "coupled-idlm", student, params, asked.calls)
     return found
 
 
@@ -134,6 +162,7 @@ DISTILLERS = {
     "coupled": Distiller(_trained, trains=True),
     "coupled-rounds": _in_rounds("coupled-rounds", soft_weight=0.0),
     "coupled-soft": _in_rounds("coupled-soft", soft_weight=1.0),
+    "coupled-idlm": Distiller(_coupled_idlm, trains=True),
     "alpha": _other("alpha", others.alpha_students),
     "mixture": _other("mixture", others.mixture_students),
     "mmd": _other("mmd", others.mmd_students),

@@ -23,6 +23,7 @@ from sdtt_jax.distillation.coupled import (
     coupled_terms,
     trajectory_end,
 )
+from sdtt_jax.distillation.coupled_idlm import CoupledIdlmConfig
 from sdtt_jax.distillation.idlm import FAKE, STUDENT, IdlmConfig
 from sdtt_jax.distillation.mixture import MixtureConfig
 from sdtt_jax.distillation.mmd import MmdConfig
@@ -49,7 +50,14 @@ from sdtt_jax.laboratory.world import (
     sample_distribution,
 )
 from sdtt_jax.networks.config import NoiseConfig
-from sdtt_jax.objectives import alpha_loss, distill_loss, idlm_loss, mixture_loss, mmd_loss
+from sdtt_jax.objectives import (
+    alpha_loss,
+    coupled_idlm_loss,
+    distill_loss,
+    idlm_loss,
+    mixture_loss,
+    mmd_loss,
+)
 from sdtt_jax.ops.noise import FULL, LATENT, MASKS, Noise, draw_noise, every_value, num_values
 from sdtt_jax.progress import make_progress
 from sdtt_jax.training.state import TrainState
@@ -241,6 +249,21 @@ def idlm_students(bench: Bench) -> Students:
         return fit(bench, f"idlm, {calls} calls", loss, begin, context, config.slow_rate)[STUDENT]
 
     return _by_calls(bench, student, trained)
+
+
+def coupled_idlm_params(bench: Bench, student: MaskedDiffusion, params: Params) -> Params:
+    """A noise-coupled student after inverse distillation: one for all numbers of calls.
+
+    Args:
+      bench: world, steps and rate; its network is the fake.
+      student: the student but for its parameters.
+      params: those that it goes on from.
+    """
+    settings = CoupledIdlmConfig(bench.sizes.full_share)
+    loss = coupled_idlm_loss(student, plain_student(bench.truth, bench.sizes), settings)
+    context = {"teacher_params": table_params(bench.truth.teacher)}
+    begin = {STUDENT: params, FAKE: bench.start()}
+    return fit(bench, "coupled-idlm", loss, begin, context, bench.config.slow_rate)[STUDENT]
 
 
 def masks_measures(bench: Bench, kind: str, *, coupled: bool) -> Record:
