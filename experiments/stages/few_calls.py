@@ -15,8 +15,8 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 
 FIGURES = ("gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "nfe")
-# Tokens that the noise determines, and tokens drawn from what the student says of them.
-TEMPERATURES = {"argmax": 0.0, "drawn": 1.0}
+# Tokens that the noise determines, and tokens drawn from what the student says of them, also more evenly.
+TEMPERATURES = {"argmax": 0.0, "drawn": 1.0, "warm": 1.3}
 
 
 def measure(
@@ -34,8 +34,8 @@ def measure(
 
     Returns:
       The student's round, digest and trajectories, and for each number of calls the figures of the teacher,
-      of the student's two ways of writing, and of the two interpolated at the entropy of real text, with the
-      log of its perplexity over the teacher's and a 95 % interval.
+      of the student's ways of writing, and of these interpolated at the entropy of real text, with the log of
+      its perplexity over the teacher's and a 95 % interval.
     """
     config = run.config.coupled
     student = run.model(run.workdir.round(number, name), run.coupled, stage=name, round=number)
@@ -63,39 +63,39 @@ def measure(
 
 
 def matched(judged: dict[str, generation.Judged], entropy: float, seed: int) -> Json:
-    """The student at the entropy of real text, between what its noise determines and what it draws.
+    """The student at the entropy of real text, between its ways of writing.
 
     The log of its perplexity is interpolated linearly in the entropy, and is constant beyond the two ends.
 
     Args:
-      judged: texts of "teacher", "argmax" and "drawn".
+      judged: texts of "teacher", and of at least two of `TEMPERATURES`.
       entropy: to be matched, nats.
       seed: of the bootstrap over texts.
     """
+    ways = [way for way in TEMPERATURES if way in judged]
     columns = []
-    for name in ("argmax", "drawn", "teacher"):
-        scores = judged[name].scores
+    for way in (*ways, "teacher"):
+        scores = judged[way].scores
         assert scores is not None
-        columns += [scores.per_token, unigram_entropy(judged[name].tokens)]
+        columns += [scores.per_token, unigram_entropy(judged[way].tokens)]
 
     def interpolated(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
-        argmax, argmax_entropy, drawn, drawn_entropy = (c.mean(axis=-1) for c in columns[:4])
-        entropies = np.stack([argmax_entropy, drawn_entropy], axis=-1)
-        shares = np.broadcast_to([0.0, 1.0], entropies.shape)
-        share = at_entropy(shares, entropies, entropy).clip(0.0, 1.0)
-        at = argmax_entropy + share * (drawn_entropy - argmax_entropy)
-        return argmax + share * (drawn - argmax), at, share
+        means = [column.mean(axis=-1) for column in columns[: 2 * len(ways)]]
+        nats, entropies = np.stack(means[::2], axis=-1), np.stack(means[1::2], axis=-1)
+        temperatures = np.broadcast_to([TEMPERATURES[way] for way in ways], nats.shape)
+        at = np.clip(entropy, entropies.min(axis=-1), entropies.max(axis=-1))
+        return at_entropy(nats, entropies, at), at, at_entropy(temperatures, entropies, at)
 
     def log_ratio(*columns: np.ndarray) -> np.ndarray:
-        return interpolated(*columns)[0] - columns[4].mean(axis=-1)
+        return interpolated(*columns)[0] - columns[-2].mean(axis=-1)
 
-    nats, at, share = (float(value) for value in interpolated(*columns))
+    nats, at, temperature = (float(value) for value in interpolated(*columns))
     ratio = bootstrap(log_ratio, *columns, seed=seed)
     low, high = ratio.ends
     return {
         "gen_ppl": float(np.exp(nats)),
         "entropy": at,
-        "share_drawn": share,
+        "temperature": temperature,
         "log_ratio": ratio.value,
         "low": low,
         "high": high,

@@ -168,11 +168,25 @@ def test_the_student_is_measured_at_the_entropy_of_real_text():
     texts = {"argmax": judged(one, 1.0), "drawn": judged(two, 2.0), "teacher": judged(two, 3.0)}
     found = matched(texts, np.log(2) / 2, seed=0)
     assert found["gen_ppl"] == pytest.approx(np.exp(1.5))
-    assert found["share_drawn"] == pytest.approx(0.5)
+    assert found["temperature"] == pytest.approx(0.5)
     assert found["entropy"] == pytest.approx(np.log(2) / 2)
     assert (found["log_ratio"], found["low"], found["high"]) == pytest.approx((-1.5, -1.5, -1.5))
     beyond = matched(texts, 5.0, seed=0)
     assert beyond["gen_ppl"] == pytest.approx(np.exp(2.0))
+    assert beyond["entropy"] == pytest.approx(np.log(2))
+
+
+def test_a_student_without_enough_variety_is_measured_at_a_higher_temperature():
+    """Oracle: three points by hand, of which the upper two enclose the entropy."""
+    one, two, four = (np.tile(np.arange(8) % n, (4, 1)).astype(np.int32) for n in (1, 2, 4))
+
+    def judged(tokens, nats):
+        return Judged(tokens, np.ones(4), None, Scores(np.full(4, 8 * nats), np.full(4, 8), None))
+
+    texts = {"argmax": judged(one, 1.0), "drawn": judged(two, 2.0), "warm": judged(four, 4.0)}
+    found = matched(texts | {"teacher": judged(two, 3.0)}, 1.5 * np.log(2), seed=0)
+    assert found["gen_ppl"] == pytest.approx(np.exp(3.0))
+    assert found["temperature"] == pytest.approx(1.15)
 
 
 def test_a_batch_of_a_pool_draws_its_order_once(monkeypatch):

@@ -49,16 +49,18 @@ def suite(subject: Subject, record: Record) -> None:
     _clean_calls(record, found)
 
 
-def at_entropy(nats: np.ndarray, entropies: np.ndarray, target: float) -> np.ndarray:
+def at_entropy(nats: np.ndarray, entropies: np.ndarray, target: float | np.ndarray) -> np.ndarray:
     """Nats per token at a given entropy, by linear interpolation, and extrapolation at the ends: `[...]`.
 
     Args:
       nats, entropies: `[..., points]`, at least two.
-      target: the entropy.
+      target: the entropy, one or `[...]`.
     """
     order = np.argsort(entropies, axis=-1, kind="stable")
     x, y = (np.take_along_axis(values, order, axis=-1) for values in (entropies, nats))
-    right = np.clip((x < target).sum(axis=-1, keepdims=True), 1, x.shape[-1] - 1)
+    right = np.clip(
+        (x < np.asarray(target)[..., None]).sum(axis=-1, keepdims=True), 1, x.shape[-1] - 1
+    )
     (x0, x1), (y0, y1) = (
         [np.take_along_axis(values, at, axis=-1)[..., 0] for at in (right - 1, right)]
         for values in (x, y)
