@@ -1,5 +1,7 @@
 """Filters and draws. Oracles: NumPy on sorted probabilities, exact probabilities."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,22 @@ import pytest
 
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.categorical import NEG_INFINITY, Filters, draw, filter_logits
+from tests.compiling import optimized
 from tests.statistics import assert_fits
 
 LOGITS = 2 * jax.random.normal(jax.random.key(0), (50, 12))
+
+
+@functools.partial(optimized, static_argnames="count")
+def _at_once(key, logits, count):
+    """`count` draws from the same logits, with one key."""
+    return draw(key, jnp.broadcast_to(logits, (count, *logits.shape)))
+
+
+@functools.partial(optimized, static_argnames="batch_size")
+def _one_by_one(keys, logits, batch_size):
+    """A draw from the same logits for each key."""
+    return jax.lax.map(lambda key: draw(key, logits), keys, batch_size=batch_size)
 
 
 def _kept(logits):
@@ -90,7 +105,7 @@ def test_draws_have_their_probabilities_rare_ones_too():
     """n = 2,000,000 of p = 0.9 … 2e-5: 40 of the rarest expected, standard error 6.3; seed 1."""
     probs = np.array([0.9, 0.09, 0.009, 9.8e-4, 2e-5])
     probs[0] += 1 - probs.sum()
-    tokens = draw(jax.random.key(1), jnp.broadcast_to(jnp.log(probs), (2_000_000, 5)))
+    tokens = _at_once(jax.random.key(1), np.log(probs).astype(np.float32), 2_000_000)
     assert tokens.dtype == jnp.int32
     assert_fits(np.bincount(tokens, minlength=5), probs)
 
@@ -98,8 +113,9 @@ def test_draws_have_their_probabilities_rare_ones_too():
 def test_many_rare_tokens_together():
     """1,023 tokens of 4.9e-6 share 0.5 %: n = 20,000, 100 expected, standard error 10; seed 2."""
     rare = 0.005 / 1023
-    logits = jnp.full(1024, np.log(rare)).at[7].set(np.log(0.995))
-    tokens = np.asarray(draw(jax.random.key(2), jnp.broadcast_to(logits, (20_000, 1024))))
+    logits = np.full(1024, np.log(rare), np.float32)
+    logits[7] = np.log(0.995)
+    tokens = np.asarray(_at_once(jax.random.key(2), logits, 20_000))
     found = (tokens != 7).sum()
     assert abs(found - 100) < 4 * np.sqrt(100 * 0.995)
 
@@ -109,20 +125,16 @@ def test_draws_in_two_levels_have_their_probabilities(vocab):
     """n = 400,000 over peaked logits, one row after the other; the merged tail is one outcome; seed 5."""
     logits = 3 * jax.random.normal(jax.random.key(0), (vocab,))
     keys = jax.random.split(jax.random.key(5), 400_000)
-    tokens = jax.jit(lambda keys: jax.lax.map(lambda k: draw(k, logits), keys, batch_size=500))(
-        keys
-    )
+    tokens = np.asarray(_one_by_one(keys, logits, 500))
     probs = np.exp(np.asarray(logits, np.float64))
     assert_fits(np.bincount(tokens, minlength=vocab), probs / probs.sum())
 
 
 def test_rare_tokens_of_a_large_vocabulary():
     """Blocks of nothing but rare tokens: 4,095 of them share 0.5 %; n = 20,000, 100 expected; seed 6."""
-    logits = jnp.full(4096, np.log(0.005 / 4095)).at[7].set(np.log(0.995))
-    keys = jax.random.split(jax.random.key(6), 20_000)
-    tokens = np.asarray(
-        jax.jit(lambda k: jax.lax.map(lambda i: draw(i, logits), k, batch_size=500))(keys)
-    )
+    logits = np.full(4096, np.log(0.005 / 4095), np.float32)
+    logits[7] = np.log(0.995)
+    tokens = np.asarray(_one_by_one(jax.random.split(jax.random.key(6), 20_000), logits, 500))
     assert abs((tokens != 7).sum() - 100) < 4 * np.sqrt(100 * 0.995)
     assert (tokens >= 128).sum() > 0.8 * (tokens != 7).sum(), "most of them lie in other blocks"
 
@@ -188,8 +200,7 @@ def test_our_draws_of_a_peaked_vocabulary_do_not(tail, seed):
     entropy = -(p * np.log(p)).sum()
     error = np.sqrt(((p * np.log(p) ** 2).sum() - entropy**2) / 20_000)
     keys = jax.random.split(jax.random.key(seed), 20_000)
-    each = jax.jit(lambda k: jax.lax.map(lambda i: draw(i, jnp.asarray(logits)), k, batch_size=64))
-    drawn = -np.log(p[np.asarray(each(keys))]).mean()
+    drawn = -np.log(p[np.asarray(_one_by_one(keys, logits, 64))]).mean()
     assert abs(drawn - entropy) < 3 * error
     assert error < 0.08 * entropy + 0.004
 

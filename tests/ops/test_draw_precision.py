@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiling import optimized
+
 VOCAB = 50_257
 LIKELY = 7
 # All but one entry share this much: 3.6e-8 each, a Gumbel value of 17.2 away from the likely one.
@@ -32,9 +34,9 @@ def _share_above(low_noise, value):
     return 1 - np.searchsorted(low_noise, value, side="right") / len(low_noise)
 
 
-def _tokens(function, count):
-    keys = jax.random.split(jax.random.key(11), count)
-    return np.asarray(jax.jit(lambda k: jax.lax.map(function, k, batch_size=64))(keys))
+@optimized
+def _default_draws(keys, logits):
+    return jax.lax.map(lambda key: jax.random.categorical(key, logits), keys, batch_size=64)
 
 
 def test_default_draws_have_too_low_a_perplexity(low_noise):
@@ -47,7 +49,7 @@ def test_default_draws_have_too_low_a_perplexity(low_noise):
     entropy = (TRUTH * NLL).sum()
     assert cross_entropy < 0.25 * entropy
 
-    tokens = _tokens(lambda key: jax.random.categorical(key, LOGITS), 4096)
+    tokens = np.asarray(_default_draws(jax.random.split(jax.random.key(11), 4096), LOGITS))
     assert (tokens != LIKELY).sum() <= 2
 
 
