@@ -19,6 +19,7 @@ import numpy as np
 from sdtt_jax.diffusion.schedule import Schedule, make_schedule
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
+from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.networks.config import DenoiserConfig
 from sdtt_jax.networks.denoiser import Denoiser
 
@@ -110,10 +111,12 @@ def noisy_params(model: Any, seed: int, spread: float = 0.25) -> Any:
 
     def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
         centre = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(centre + spread * rng.standard_normal(shape.shape), jnp.float32)
+        values = centre + spread * rng.standard_normal(shape.shape)
+        return jnp.asarray(
+            values.astype(np.float32)
+        )  # JAX would compile the conversion of each shape
 
-    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
-    return jax.tree_util.tree_map_with_path(leaf, shapes)
+    return jax.tree_util.tree_map_with_path(leaf, nn.unbox(abstract_params(model)))
 
 
 def as_model(denoiser: Any, params: Any, schedule: Schedule | None = None) -> Model:

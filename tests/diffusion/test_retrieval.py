@@ -43,12 +43,13 @@ def test_neighbours_are_mixed_in_by_their_distance():
     store = Datastore(keys, RNG.integers(0, VOCAB, 300), RNG.random(300) < 0.5)
     params = {"network": PARAMS, "store": store}
     tokens = np.array([[MASK, 1, MASK], [MASK, MASK, MASK]], np.int32)
-    hidden = network.hidden(params, tokens)
-    found = np.asarray(network.logits(network.head_params(params), hidden))
-    own = np.asarray(jax.nn.softmax(NETWORK.logits(PARAMS, hidden)[..., :VOCAB]), np.float64)
+    hidden = np.asarray(jax.jit(network.hidden)(params, tokens))
+    found = np.asarray(jax.jit(network.logits)(network.head_params(params), hidden))
+    own = jax.jit(lambda h: jax.nn.softmax(NETWORK.logits(PARAMS, h)[..., :VOCAB]))(hidden)
+    own = np.asarray(own, np.float64)
     keys, said = keys[store.valid].astype(float), store.tokens[store.valid]
     for place in np.ndindex(2, LENGTH):
-        distance = np.square(keys - np.asarray(hidden[place], float)).sum(axis=-1)
+        distance = np.square(keys - hidden[place].astype(float)).sum(axis=-1)
         nearest = np.argsort(distance)[:5]
         weight = np.exp(-(distance[nearest] - distance[nearest[0]]) / temperature)
         near = np.bincount(said[nearest], weight / weight.sum(), VOCAB)
@@ -82,9 +83,9 @@ def test_it_writes(params):
 
 
 def test_a_smaller_datastore_has_fewer_neighbours():
-    store = Datastore(jnp.zeros((2, 16)), jnp.array([0, 1]), jnp.array([True, True]))
+    store = Datastore(np.zeros((2, 16), np.float32), np.array([0, 1]), np.array([True, True]))
     network = Retrieving(NETWORK, neighbours=16, share=0.5)
-    near = network._near(store, jnp.ones((3, 16)))
+    near = jax.jit(network._near)(store, np.ones((3, 16), np.float32))
     np.testing.assert_allclose(near, np.tile([0.5, 0.5, 0.0], (3, 1)), atol=1e-6)
     with pytest.raises(ConfigError, match="share must lie in"):
         Retrieving(NETWORK, share=1.0)

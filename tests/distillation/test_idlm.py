@@ -23,6 +23,12 @@ X0, KEY = jnp.tile(jnp.array([[0, 1, 2], [2, 2, 0]]), (16, 1)), jax.random.key(4
 CONFIG = IdlmConfig(num_calls=2)
 
 
+@jax.jit
+def terms(params, teacher):
+    return idlm_terms(DIFFUSION, params, teacher, X0, KEY, CONFIG)
+
+
+@jax.jit
 def states():
     """What is drawn: the student's state, its completion, that masked again, and the weight of each text."""
     key_block, key_draw, key_t, key_mask = jax.random.split(KEY, 4)
@@ -45,14 +51,14 @@ def test_both_losses_are_sums_over_the_students_distributions():
         fake_sum -= weights[b] * (p * np.log(fake)).sum()
         if x_t[b, i] == MASK:
             student_sum += weights[b] * (p * np.log(fake / teacher[seen, i])).sum()
-    found = jax.jit(lambda: idlm_terms(DIFFUSION, TABLES, TEACHER, X0, KEY, CONFIG))()
+    found = terms(TABLES, TEACHER)
     assert float(found[0]) == pytest.approx(student_sum, rel=1e-4)
     assert float(found[1]) == pytest.approx(fake_sum, rel=1e-4)
 
 
 def test_each_loss_trains_its_own_network_and_neither_the_teacher():
     def total(index, params, teacher):
-        return idlm_terms(DIFFUSION, params, teacher, X0, KEY, CONFIG)[index]
+        return terms(params, teacher)[index]
 
     gradient = jax.jit(jax.grad(total, argnums=(1, 2)), static_argnums=0)
     for index, (own, other) in enumerate(((STUDENT, FAKE), (FAKE, STUDENT))):
@@ -65,13 +71,13 @@ def test_each_loss_trains_its_own_network_and_neither_the_teacher():
 
 def test_a_fake_that_is_the_teacher_teaches_nothing():
     params = {STUDENT: TABLES[STUDENT], FAKE: TEACHER}
-    student, _ = idlm_terms(DIFFUSION, params, TEACHER, X0, KEY, CONFIG)
+    student, _ = terms(params, TEACHER)
     assert float(student) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_the_objective_is_the_mean_over_tokens_of_both():
-    loss = idlm_loss(DIFFUSION, CONFIG)(TABLES, {"teacher_params": TEACHER}, X0, KEY)
-    student, fake = idlm_terms(DIFFUSION, TABLES, TEACHER, X0, KEY, CONFIG)
+    loss = jax.jit(idlm_loss(DIFFUSION, CONFIG))(TABLES, {"teacher_params": TEACHER}, X0, KEY)
+    student, fake = terms(TABLES, TEACHER)
     assert float(loss.total) == pytest.approx(float(student + fake), rel=1e-5)
     assert float(loss.weight) == X0.size == len(X0) * LENGTH
     assert float(loss.metrics["fake_loss"]) == pytest.approx(float(fake) / X0.size, rel=1e-5)

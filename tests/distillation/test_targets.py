@@ -49,24 +49,32 @@ def _keys(seed, count=TRAJECTORIES):
 
 def python_targets(denoiser, params, key, x_t, t, dt, k):
     """`[B, L, V]` log-probabilities: each masked position's at the step that reveals it, else the last."""
-    call = jax.jit(lambda x, sigma: denoiser.logits(params, denoiser.hidden(params, x, sigma)))
+
+    @jax.jit
+    def call(x, sigma):
+        logits = denoiser.logits(params, denoiser.hidden(params, x, sigma)).at[..., MASK].add(-1e6)
+        return logits, jax.nn.log_softmax(logits, axis=-1)
+
     x = x_t
     stored = np.zeros((*x_t.shape, denoiser.padded_vocab))
     for i in range(k):
         now = np.maximum(np.asarray(t, np.float64) - i * dt, 1e-5)
-        sigma = jnp.asarray(-np.log1p(-KEEP * now), jnp.float32)
-        logits = call(x, sigma).at[..., MASK].add(-1e6)
-        log_probs = np.asarray(jax.nn.log_softmax(logits, axis=-1))
-        still = np.asarray(x == MASK)
-        stored[still] = log_probs[still]
+        logits, log_probs = call(x, (-np.log1p(-KEEP * now)).astype(np.float32))
+        still = np.asarray(x) == MASK
+        stored[still] = np.asarray(log_probs)[still]
         # t - i dt may be past 0 before this step or after it: everything is revealed then.
         after = np.maximum(now - dt, 0.0)
-        chance = jnp.asarray((now - after) / now, jnp.float32)
-        key_position, key_token = jax.random.split(jax.random.fold_in(key, i))
-        hit = jax.random.uniform(key_position, x.shape) < chance[:, None]
-        drawn = draw_each(key_token, logits[..., :MASK])
-        x = jnp.where((x == MASK) & hit, drawn, x)
+        x = _revealed(
+            jax.random.fold_in(key, i), x, logits, ((now - after) / now).astype(np.float32)
+        )
     return stored
+
+
+@jax.jit
+def _revealed(key, x, logits, chance):
+    key_position, key_token = jax.random.split(key)
+    hit = jax.random.uniform(key_position, x.shape) < chance[:, None]
+    return jnp.where((x == MASK) & hit, draw_each(key_token, logits[..., :MASK]), x)
 
 
 @pytest.mark.parametrize("k", [2, 4, 8])

@@ -15,8 +15,13 @@ from tests.statistics import assert_fits
 def test_the_noises_argmax_has_the_distribution_of_the_logits(vocab, levels):
     """n = 50,000, standard error of a frequency at most 2.2e-3, seed 1."""
     logits = 1.5 * jax.random.normal(jax.random.key(0), (vocab,))
-    noise = draw_noise(jax.random.key(1), (50_000,), vocab, levels)
-    tokens = noisy_argmax(jnp.broadcast_to(logits, (50_000, vocab)), noise)
+
+    @jax.jit
+    def draws(key, logits):
+        noise = draw_noise(key, (50_000,), vocab, levels)
+        return noisy_argmax(jnp.broadcast_to(logits, (50_000, vocab)), noise)
+
+    tokens = draws(jax.random.key(1), logits)
     exact = np.asarray(jax.nn.softmax(logits), np.float64)
     assert_fits(np.bincount(np.asarray(tokens), minlength=vocab), exact / exact.sum())
 
