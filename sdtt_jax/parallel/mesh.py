@@ -58,8 +58,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The mesh `(data, fsdp, model)` over `devices` (all of them if None).
 
     Its axes are of type Auto: the compiler propagates shardings from the constraints given here and
-    in the networks. (`jax.make_mesh` alone would make them Explicit, which puts the sharding of every
-    array into its type.)
+    in the networks.
 
     Raises:
       ConfigError: the sizes do not multiply to the number of devices; names axis, size, devices and
@@ -91,9 +90,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     shape = (data, config.fsdp, config.model)
     types = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices > 1:
-        return Mesh(hybrid_devices(shape, slices, devices), AXES, axis_types=types)
-    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    grid = hybrid_devices(shape, slices, devices) if slices > 1 else slice_devices(shape, devices)
+    return Mesh(grid, AXES, axis_types=types)
+
+
+def slice_devices(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices of one slice as an array `shape`, whose axes follow its torus as far as they can.
+
+    An axis may take a part of a side of the torus: fsdp=16 is 8 × 2 of the 8 × 8 chips of a v6e-64. (By
+    itself JAX does that on a v5e only, and fails elsewhere.)
+    """
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def hybrid_devices(

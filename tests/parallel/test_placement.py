@@ -18,6 +18,7 @@ from sdtt_jax.parallel.mesh import (
     check_batch_size,
     hybrid_devices,
     make_mesh,
+    slice_devices,
 )
 from sdtt_jax.parallel.placement import (
     mirror_shardings,
@@ -117,6 +118,17 @@ def test_a_batch_that_does_not_divide_is_named():
         check_batch_size(8, MESH, microbatches=4, field="distill.batch_size")
 
 
+@pytest.mark.parametrize("fsdp", [1, 2, 4, 8, 16, 32, 64])
+def test_an_axis_may_take_a_part_of_a_side_of_the_torus(fsdp):
+    """Of 8 × 8 chips that are no v5e; those of a group are a rectangle."""
+    places = [(x, y, 0) for y in range(8) for x in range(8)]
+    devices = [FakeChip(i, place) for i, place in enumerate(places)]
+    found = slice_devices((64 // fsdp, fsdp, 1), devices)
+    assert {device.id for device in found.flat} == set(range(64))
+    xs, ys, _ = zip(*(device.coords for device in found[0, :, 0]), strict=True)
+    assert len(set(xs)) * len(set(ys)) == fsdp
+
+
 def test_slices_are_crossed_by_one_batch_axis_alone():
     """Two slices of four: data crosses them if it can, else fsdp; the model axis never does."""
     devices = [FakeDevice(i, slice_index=i // 4) for i in range(8)]
@@ -149,6 +161,18 @@ class FakeDevice:
     process_index: int = 0
     platform: str = "cpu"
     device_kind: str = "cpu"
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeChip:
+    """The same of a chip of a v6e."""
+
+    id: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    process_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v6 lite"
 
 
 def test_rows_are_placed_as_a_whole_batch_would_be():
