@@ -1,5 +1,7 @@
 """Noise-coupled students and the first teacher at very few calls, also at the entropy of real text."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from experiments.distillers import COUPLED
@@ -17,6 +19,7 @@ from sdtt_jax.model.masked import Model
 FIGURES = ("gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "nfe")
 # Tokens that the noise determines, and tokens drawn from what the student says of them, also more evenly.
 TEMPERATURES = {"argmax": 0.0, "drawn": 1.0, "warm": 1.3}
+TEACHER_TEMPERATURES = {"teacher": 1.0, "teacher_cool": 0.9, "teacher_warm": 1.1}
 
 
 def measure(
@@ -33,13 +36,15 @@ def measure(
       entropy: of real text, nats.
 
     Returns:
-      The student's round, digest and trajectories, and for each number of calls the figures of the teacher,
-      of the student's ways of writing, and of these interpolated at the entropy of real text, with the log of
-      its perplexity over the teacher's and a 95 % interval.
+      The student's round, digest and trajectories, and for each number of calls the figures of all ways of
+      writing, the teacher's and the student's, and both at the entropy of real text.
     """
     config = run.config.coupled
     student = run.model(run.workdir.round(number, name), run.coupled, stage=name, round=number)
-    texts = {"teacher": _texts(run, teacher, judge, "teacher", 1.0)}
+    texts = {
+        way: _texts(run, teacher, judge, way, temperature)
+        for way, temperature in TEACHER_TEMPERATURES.items()
+    }
     for way, temperature in TEMPERATURES.items():
         title = way if name == COUPLED else f"{name}_{way}"
         texts[way] = _texts(run, student, judge, title, temperature)
@@ -47,12 +52,10 @@ def measure(
     for n in config.calls:
         judged = {way: found[n] for way, found in texts.items()}
         calls[str(n)] = {way: _figures(run, found) for way, found in judged.items()}
-        calls[str(n)]["matched"] = matched(judged, entropy, run.config.seed)
-        found = calls[str(n)]
-        run.log(
-            f"  {n} calls: teacher {found['teacher']['gen_ppl']:.2f}, student of {name} "
-            f"{found['matched']['gen_ppl']:.2f} at the entropy {found['matched']['entropy']:.3f}"
-        )
+        both = matched(judged, entropy, run.config.seed)
+        calls[str(n)] |= both
+        told = (f"{both[of]['gen_ppl']:.2f} ({both[of]['entropy']:.3f})" for of in both)
+        run.log(f"  {n} calls: student of {name} {next(told)}, teacher {next(told)}")
     return {
         "round": number,
         "num_calls": config.num_calls,
@@ -63,43 +66,63 @@ def measure(
 
 
 def matched(judged: dict[str, generation.Judged], entropy: float, seed: int) -> Json:
-    """The student at the entropy of real text, between its ways of writing.
+    """Student and teacher at the entropy of real text, each between its ways of writing.
 
-    The log of its perplexity is interpolated linearly in the entropy, and is constant beyond the two ends.
+    The log of perplexity is interpolated linearly in the entropy, and is constant beyond the two ends.
 
     Args:
-      judged: texts of "teacher", and of at least two of `TEMPERATURES`.
+      judged: texts of at least two of `TEMPERATURES` and of `TEACHER_TEMPERATURES`.
       entropy: to be matched, nats.
       seed: of the bootstrap over texts.
-    """
-    ways = [way for way in TEMPERATURES if way in judged]
-    columns = []
-    for way in (*ways, "teacher"):
-        scores = judged[way].scores
-        assert scores is not None
-        columns += [scores.per_token, unigram_entropy(judged[way].tokens)]
 
-    def interpolated(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
-        means = [column.mean(axis=-1) for column in columns[: 2 * len(ways)]]
-        nats, entropies = np.stack(means[::2], axis=-1), np.stack(means[1::2], axis=-1)
-        temperatures = np.broadcast_to([TEMPERATURES[way] for way in ways], nats.shape)
-        at = np.clip(entropy, entropies.min(axis=-1), entropies.max(axis=-1))
-        return at_entropy(nats, entropies, at), at, at_entropy(temperatures, entropies, at)
+    Returns:
+      `{"matched": …, "teacher_matched": …}`: perplexity, entropy and temperature of each; of the student also
+      the log of its perplexity over the teacher's, with a 95 % interval.
+    """
+    columns: list[np.ndarray] = []
+    temperatures = []
+    for known in (TEMPERATURES, TEACHER_TEMPERATURES):
+        ways = [way for way in known if way in judged]
+        temperatures.append([known[way] for way in ways])
+        for way in ways:
+            scores = judged[way].scores
+            assert scores is not None
+            columns += [scores.per_token, unigram_entropy(judged[way].tokens)]
+    split = 2 * len(temperatures[0])
 
     def log_ratio(*columns: np.ndarray) -> np.ndarray:
-        return interpolated(*columns)[0] - columns[-2].mean(axis=-1)
+        own, others = columns[:split], columns[split:]
+        return _at(entropy, temperatures[0], own)[0] - _at(entropy, temperatures[1], others)[0]
 
-    nats, at, temperature = (float(value) for value in interpolated(*columns))
+    def figures(temperatures: list[float], columns: list[np.ndarray]) -> Json:
+        nats, at, temperature = (float(value) for value in _at(entropy, temperatures, columns))
+        return {"gen_ppl": float(np.exp(nats)), "entropy": at, "temperature": temperature}
+
     ratio = bootstrap(log_ratio, *columns, seed=seed)
     low, high = ratio.ends
-    return {
-        "gen_ppl": float(np.exp(nats)),
-        "entropy": at,
-        "temperature": temperature,
-        "log_ratio": ratio.value,
-        "low": low,
-        "high": high,
-    }
+    student, teacher = (
+        figures(temperatures[0], columns[:split]),
+        figures(temperatures[1], columns[split:]),
+    )
+    student |= {"log_ratio": ratio.value, "low": low, "high": high}
+    return {"matched": student, "teacher_matched": teacher}
+
+
+def _at(
+    entropy: float, temperatures: Sequence[float], columns: Sequence[np.ndarray]
+) -> tuple[np.ndarray, ...]:
+    """Nats per token, entropy and temperature where the entropy is as given, or at the nearer end.
+
+    Args:
+      entropy: in nats.
+      temperatures: of the ways of writing.
+      columns: of each way in turn the nats per token and the entropy of its texts, `[..., texts]`.
+    """
+    means = [column.mean(axis=-1) for column in columns]
+    nats, entropies = np.stack(means[::2], axis=-1), np.stack(means[1::2], axis=-1)
+    at = np.clip(entropy, entropies.min(axis=-1), entropies.max(axis=-1))
+    shares = np.broadcast_to(temperatures, nats.shape)
+    return at_entropy(nats, entropies, at), at, at_entropy(shares, entropies, at)
 
 
 def _texts(

@@ -16,7 +16,7 @@ from sdtt_jax.paths import as_path, parse_json, read_json, text_lines
 from sdtt_jax.reporting.evaluations import Evaluation, read_evaluations
 from sdtt_jax.reporting.palette import percent
 
-COUPLED_WAYS = ("teacher", "argmax", "drawn", "matched")
+COUPLED_WAYS = ("teacher", "argmax", "drawn", "matched", "teacher_matched")
 # Distillers whose students see noise, by the fields of results.json: the last one first.
 COUPLED_STUDENTS = ("coupled_idlm", "coupled")
 
@@ -86,7 +86,8 @@ class FewCalls:
     """The first teacher and the noise-coupled student at a number of network calls.
 
     The student takes the tokens that its noise determines (`argmax`), draws them from its own distribution
-    (`drawn`), or lies between the two at the entropy of real text (`matched`); `paired` is of the last.
+    (`drawn`), or is such that it has the entropy of real text (`matched`); so is the teacher in
+    `teacher_matched`. `paired` is of these two.
     """
 
     calls: int
@@ -94,6 +95,7 @@ class FewCalls:
     argmax: Quality
     drawn: Quality
     matched: Quality
+    teacher_matched: Quality
     paired: Paired
 
     @property
@@ -310,6 +312,8 @@ def _qualities(steps: Mapping[str, Any] | None) -> dict[int, Quality]:
 def _few_calls(calls: Mapping[str, Any] | None) -> tuple[FewCalls, ...]:
     found = []
     for number, entry in sorted((calls or {}).items(), key=lambda item: int(item[0])):
+        # Older runs measured the teacher as it is alone.
+        entry = {"teacher_matched": entry.get("teacher")} | entry
         qualities = {name: _quality(entry.get(name)) for name in COUPLED_WAYS}
         paired = _paired(entry["matched"])
         if None not in qualities.values() and paired is not None:

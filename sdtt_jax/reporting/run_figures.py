@@ -68,12 +68,12 @@ def quality_panel(run: Run, *, entropy: bool = False) -> Panel | None:
 def few_calls_panel(run: Run) -> Panel | None:
     """Teacher and noise-coupled students, if any was measured, at very few calls, with 95 % bars.
 
-    The students stand at the entropy of real text, their bars are those of the pair with the teacher.
+    All stand at the entropy of real text; the students' bars are those of the pair with the teacher.
     """
     if not run.few_calls:
         return None
     calls = tuple(float(few.calls) for few in run.few_calls)
-    teacher = {few.calls: few.teacher for few in run.few_calls}
+    teacher = {few.calls: few.teacher_matched for few in run.few_calls}
     students = [_matched("noise-coupled", "coupled", run.few_calls)]
     if run.first_few_calls:
         students = [

@@ -157,34 +157,43 @@ def test_it_is_loaded_sampled_and_exported_with_its_noise_network(unbroken, tmp_
     assert again.denoiser == model.denoiser
 
 
-def test_the_student_is_measured_at_the_entropy_of_real_text():
-    """Oracle: half-way between two laws of constant perplexity, by hand."""
-    one, two = np.zeros((4, 8), np.int32), np.tile(np.array([0, 1] * 4, np.int32), (4, 1))
+def judged_texts(distinct, nats):
+    """Four texts of eight tokens, `distinct` different ones and as many of each, of constant perplexity."""
+    tokens = np.tile(np.arange(8) % distinct, (4, 1)).astype(np.int32)
+    return Judged(tokens, np.ones(4), None, Scores(np.full(4, 8 * nats), np.full(4, 8), None))
 
-    def judged(tokens, nats):
-        nll, count = np.full(4, 8 * nats), np.full(4, 8)
-        return Judged(tokens, np.ones(4), None, Scores(nll, count, np.ones(4)))
 
-    texts = {"argmax": judged(one, 1.0), "drawn": judged(two, 2.0), "teacher": judged(two, 3.0)}
+def test_student_and_teacher_are_measured_at_the_entropy_of_real_text():
+    """Oracle: half-way between laws of constant perplexity and known entropy, by hand."""
+    texts = {
+        "argmax": judged_texts(1, 1.0),
+        "drawn": judged_texts(2, 2.0),
+        "teacher": judged_texts(2, 3.0),
+        "teacher_cool": judged_texts(1, 2.5),
+    }
     found = matched(texts, np.log(2) / 2, seed=0)
-    assert found["gen_ppl"] == pytest.approx(np.exp(1.5))
-    assert found["temperature"] == pytest.approx(0.5)
-    assert found["entropy"] == pytest.approx(np.log(2) / 2)
-    assert (found["log_ratio"], found["low"], found["high"]) == pytest.approx((-1.5, -1.5, -1.5))
-    beyond = matched(texts, 5.0, seed=0)
+    student, teacher = found["matched"], found["teacher_matched"]
+    assert student["gen_ppl"] == pytest.approx(np.exp(1.5))
+    assert teacher["gen_ppl"] == pytest.approx(np.exp(2.75))
+    assert (student["temperature"], teacher["temperature"]) == pytest.approx((0.5, 0.95))
+    assert student["entropy"] == teacher["entropy"] == pytest.approx(np.log(2) / 2)
+    ends = student["log_ratio"], student["low"], student["high"]
+    assert ends == pytest.approx((-1.25, -1.25, -1.25))
+    beyond = matched(texts, 5.0, seed=0)["matched"]
     assert beyond["gen_ppl"] == pytest.approx(np.exp(2.0))
     assert beyond["entropy"] == pytest.approx(np.log(2))
 
 
 def test_a_student_without_enough_variety_is_measured_at_a_higher_temperature():
     """Oracle: three points by hand, of which the upper two enclose the entropy."""
-    one, two, four = (np.tile(np.arange(8) % n, (4, 1)).astype(np.int32) for n in (1, 2, 4))
-
-    def judged(tokens, nats):
-        return Judged(tokens, np.ones(4), None, Scores(np.full(4, 8 * nats), np.full(4, 8), None))
-
-    texts = {"argmax": judged(one, 1.0), "drawn": judged(two, 2.0), "warm": judged(four, 4.0)}
-    found = matched(texts | {"teacher": judged(two, 3.0)}, 1.5 * np.log(2), seed=0)
+    texts = {
+        "argmax": judged_texts(1, 1.0),
+        "drawn": judged_texts(2, 2.0),
+        "warm": judged_texts(4, 4.0),
+        "teacher": judged_texts(2, 3.0),
+        "teacher_warm": judged_texts(4, 3.0),
+    }
+    found = matched(texts, 1.5 * np.log(2), seed=0)["matched"]
     assert found["gen_ppl"] == pytest.approx(np.exp(3.0))
     assert found["temperature"] == pytest.approx(1.15)
 

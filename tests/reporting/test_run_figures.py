@@ -69,6 +69,15 @@ def test_few_calls_show_the_teacher_beside_the_noise_coupled_student_with_the_pa
     assert student.high == pytest.approx((80 * math.exp(-0.75), 40 * math.exp(-0.45)))
 
 
+def test_the_teacher_stands_at_the_entropy_of_real_text_where_it_was_measured_there(make_workdir):
+    def match(results):
+        for calls, entry in results["coupled"]["calls"].items():
+            entry["teacher_matched"] = {"gen_ppl": 70 / int(calls), "entropy": 2.62}
+
+    workdir = make_workdir(coupled_log_ratios={1: -0.8, 2: -0.5}, change_results=match)
+    assert few_calls_panel(read_run(workdir)).series[0].y == (70.0, 35.0)
+
+
 def test_a_noise_coupled_student_stands_beside_the_one_that_it_went_on_from(make_workdir):
     first, last = {1: -0.8, 2: -0.5}, {1: -1.2, 2: -0.9}
     run = read_run(make_workdir(coupled_log_ratios=first, idlm_log_ratios=last))
