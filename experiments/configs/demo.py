@@ -78,7 +78,7 @@ def demo() -> RunConfig:
             num_calls=8,
             hindsight=True,
             num_trajectories=2560,
-            calls=(1, 2, 4, 8),
+            calls=(1, 2, 4),
             train=TrainConfig(
                 num_steps=240, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=80
             ),
