@@ -139,7 +139,7 @@ def test_a_distiller_that_cannot_honour_the_sequences_is_refused_and_the_others_
                     run_config(config)
             else:
                 assert run_config(config).data.sequences == kind
-    assert set(REFUSED_SEQUENCES) == {"coupled", "mixture", "mmd"}
+    assert set(REFUSED_SEQUENCES) == {"coupled", "coupled_idlm", "mixture", "mmd"}
 
 
 def test_importance_sampling_needs_the_bound_as_objective():
