@@ -96,14 +96,18 @@ def test_each_moves_its_student_which_is_loaded_and_writes(unbroken, name):
     assert int(np.max(texts)) < model.denoiser.mask_id
 
 
-def test_each_is_measured_beside_the_teacher(unbroken):
+@pytest.fixture(scope="module")
+def measured(unbroken):
     with open_run(every_distiller(unbroken.parent), unbroken) as run:
         run_stages(run, ("judge", "evaluate"))
         assert evaluation.is_evaluated(run)
-    results = read_json(unbroken / "results.json")
-    assert list(results["others"]) == MEASURED
-    for name, found in results["others"].items():
-        student, teacher = found["steps"]["4"], results["teacher"]["steps"]["4"]
+    return read_json(unbroken / "results.json")
+
+
+def test_each_is_measured_beside_the_teacher(unbroken, measured):
+    assert list(measured["others"]) == MEASURED
+    for name, found in measured["others"].items():
+        student, teacher = found["steps"]["4"], measured["teacher"]["steps"]["4"]
         ratio = math.log(student["gen_ppl"] / teacher["gen_ppl"])
         assert found["paired"]["4"]["log_ratio"] == pytest.approx(ratio, abs=1e-5)
         assert (found["val_ppl"] is None) == (name == "mixture")
@@ -115,10 +119,9 @@ def test_each_is_measured_beside_the_teacher(unbroken):
     assert {e.name for e in read_evaluations(unbroken)} >= {f"{name}_01" for name in MEASURED}
 
 
-def test_both_noise_coupled_students_are_measured_at_few_calls(unbroken):
-    """After the measurement above. Their teacher's texts are the same."""
-    results = read_json(unbroken / "results.json")
-    first, last = results["coupled"]["calls"], results["coupled_idlm"]["calls"]
+def test_both_noise_coupled_students_are_measured_at_few_calls(unbroken, measured):
+    """Their teacher's texts are the same."""
+    first, last = measured["coupled"]["calls"], measured["coupled_idlm"]["calls"]
     assert list(first) == list(last) == ["1", "2"]
     for calls, found in last.items():
         assert found["teacher"] == first[calls]["teacher"]
