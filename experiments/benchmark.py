@@ -19,7 +19,9 @@ experiments.run.
   race     a text by the student in each of --num_steps calls, by each of the decoders --modes (what they ask
            is the student itself or a causal model), and by a causal model of the same size with its
            key-value cache: a table for each of --race_dtypes and --race_batches. With float32, one text and
-           --repeats=1 it takes four to five minutes on two cores
+           --repeats=1 it takes four to five minutes on two cores. What is measured is kept in --output as it
+           goes; --nowarm_up runs each once, --limit_s ends what takes longer, and what the memory does not
+           hold is not run
 
 Lean and naive code take turns, each in a process of its own; a bare matmul of the MLP's shapes is measured
 with them as the yardstick. If the memory does not hold two models, --nointerleave runs one after the other.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarking import naive
+from experiments.benchmarking.memory import check_memory, memory_of
 from experiments.settings import RunConfig, run_config
 from sdtt_jax import objectives
 from sdtt_jax.causal.nll import causal_nll
@@ -68,6 +69,8 @@ class Job:
     # The decoder of the suites "sample" and "race"; of the former's naive variant "", which is plain code for
     # the grid.
     mode: str = SamplerConfig.mode
+    helper: str = "denoiser"  # whom a decoder of the race asks that could ask either
+    warm_up: bool = True  # run once before what is timed
 
     @property
     def name(self) -> str:
@@ -134,7 +137,7 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
             "loss": float(metrics["loss"]),
         }
 
-    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)}, compiled)
+    return Case(repeat, {"compile_s": compile_s, "memory": memory_of(compiled)}, compiled)
 
 
 def _loss(job: Job, config: RunConfig, diffusion: MaskedDiffusion) -> LossFn:
@@ -244,7 +247,7 @@ def _racing(job: Job, config: RunConfig, log: Log) -> Case:
     helper, (decoder, _) = None, parse_mode(job.mode)
     if job.variant == STUDENT and decoder.helper:
         helper = Helper(params, denoiser)
-        if "denoiser" not in decoder.helper:
+        if (job.helper if job.helper in decoder.helper else decoder.helper[0]) == "causal":
             helper = Helper(_parameters(network, dtype=dtype), network, bos_id=0)
     key, batch = purpose_key(config.seed, "benchmark.race"), job.batch_size
     log("compiling")
@@ -316,6 +319,7 @@ def _compiled(
 ) -> Case:
     """`function` of `arguments`, compiled; `count` takes from its result what a repetition reports."""
     compiled, compile_s = _timed(lambda: jax.jit(function).lower(*arguments, **named).compile())
+    check_memory(compiled)
 
     def repeat() -> Repetition:
         began = time.process_time()
@@ -323,7 +327,7 @@ def _compiled(
         # Beside other programs it is the processor's time that compares.
         return {"seconds": seconds, "cpu_s": time.process_time() - began} | count(result)
 
-    return Case(repeat, {"compile_s": compile_s, "memory": _memory(compiled)}, compiled)
+    return Case(repeat, {"compile_s": compile_s, "memory": memory_of(compiled)}, compiled)
 
 
 def _network(job: Job, config: RunConfig) -> tuple[DenoiserConfig, Denoiser, MaskedDiffusion]:
@@ -362,16 +366,3 @@ def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     began = time.perf_counter()
     result = jax.block_until_ready(function(*arguments))
     return result, time.perf_counter() - began
-
-
-def _memory(compiled: Any) -> dict[str, float] | None:
-    """A program's memory in GB according to the compiler; None if the backend does not report it."""
-    memory = compiled.memory_analysis()
-    if memory is None:
-        return None
-    return {
-        "arguments_gb": memory.argument_size_in_bytes / 1e9,
-        "outputs_gb": memory.output_size_in_bytes / 1e9,
-        "temporaries_gb": memory.temp_size_in_bytes / 1e9,
-        "alias_gb": memory.alias_size_in_bytes / 1e9,
-    }

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import itertools
 import os
@@ -25,10 +26,15 @@ from experiments.benchmarking.cases import (
 from experiments.benchmarking.report import Entry, Measured
 from experiments.benchmarking.worker import Here, Worker, WorkerError
 from experiments.settings import RunConfig
-from sdtt_jax.config import changed, choose, positive, require, to_mapping
+from sdtt_jax.config import at_least, changed, choose, positive, require, to_mapping
+from sdtt_jax.diffusion.decoders.serving import HELPERS
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import setting
 from sdtt_jax.networks.config import COMPUTE_DTYPES
+
+
+def _forget(_: dict[str, Measured]) -> None:
+    pass
 
 
 def measure(
@@ -39,11 +45,14 @@ def measure(
     *,
     interleave: bool = True,
     in_process: bool = False,
+    limit_s: float = 0.0,
+    keep: Callable[[dict[str, Measured]], None] = _forget,
 ) -> dict[str, Measured]:
     """Runs the jobs, each in its own process, `repeats` times after one to warm up.
 
     Interleaved, all are kept and run in turn; each round reverses the order. Returns what each job has shown,
-    by its name; one that died says so, and the others went on.
+    by its name; one that died, or took longer than `limit_s`, says so, and the others went on. `keep` is
+    called with what there is after every round.
     """
     measured = {job.name: Measured() for job in jobs}
     for group in [list(jobs)] if interleave else [[job] for job in jobs]:
@@ -54,7 +63,7 @@ def measure(
                 order = list(workers) if number % 2 == 0 else list(reversed(workers))
                 for variant in order:
                     try:
-                        measured[variant].runs.append(workers[variant].run())
+                        measured[variant].runs.append(workers[variant].run(limit_s))
                     except WorkerError as death:
                         measured[variant].error = str(death)
                         log(f"{title}: {variant} died: {death}")
@@ -62,6 +71,7 @@ def measure(
                 if shown := [v for v in measured if v in workers and v != MATMUL]:
                     times = (f"{v} {measured[v].runs[-1]['seconds']:.3g} s" for v in shown)
                     log(f"{title}: {number + 1} of {repeats}: {', '.join(times)}")
+                keep(measured)
     return measured
 
 
@@ -103,12 +113,23 @@ class Plan:
         "", "Another decoder in place of the naive code, as --against=blocks:cache=none."
     )
     modes: str = setting(SamplerConfig.mode, "Decoders of --suite=race, separated by blanks.")
-    repeats: int = setting(5, "Timed repetitions, after one that is not.")
+    repeats: int = setting(5, "Timed repetitions.")
+    warm_up: bool = setting(
+        True, "Run each once before, untimed; all is compiled ahead in any case."
+    )
+    limit_s: float = setting(
+        0.0, "End what takes longer for one repetition, and go on with the others; 0: wait for it."
+    )
     interleave: bool = setting(True, "Let lean and naive code take turns.")
     # Peak memory is then the compiler's account of each program.
     in_process: bool = setting(False, "Measure in this process, not in workers.")
     race_dtypes: tuple[str, ...] = setting(COMPUTE_DTYPES, "Compute dtypes, a race for each.")
     race_batches: tuple[int, ...] = setting((1, 4), "Texts at once, a race for each.")
+    race_helper: str = setting(
+        "denoiser",
+        "Whom decoders of --suite=race ask that could ask either: the student itself (denoiser), or a causal "
+        "model.",
+    )
 
     def __post_init__(self) -> None:
         for suite in self.suite:
@@ -123,6 +144,12 @@ class Plan:
         )
         positive(**{"--batch_size": self.batch_size, "--repeats": self.repeats})
         positive(**{"--race_batches": min(self.race_batches)})
+        choose("--race_helper", self.race_helper, HELPERS)
+        at_least(0, **{"--limit_s": self.limit_s})
+        require(
+            not (self.limit_s and self.in_process),
+            "--limit_s ends a process, and with --in_process there is but one; leave one of them out.",
+        )
         require(len(self.modes.split()) > 0, "--modes must name at least one decoder.")
         for steps in self.num_steps:
             for mode in filter(None, (self.mode, self.against)):
@@ -179,23 +206,23 @@ def _demo_rows(config: RunConfig) -> Iterator[Row]:
 
 
 def _race_rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
-    """A race for each dtype and batch: each decoder at each number of calls, and the causal model."""
+    """A race for each dtype and batch: the causal model, and each decoder at each number of calls."""
     for dtype in plan.race_dtypes:
         plain = to_mapping(changed(config, model={"compute_dtype": dtype}))
         for batch in plan.race_batches:
-            job = Job("race", STUDENT, plain, config.vocab_size, batch)
-            jobs = [
-                dataclasses.replace(job, num_steps=calls, mode=mode)
+            job = Job("race", CAUSAL, plain, config.vocab_size, batch, helper=plan.race_helper)
+            jobs = [job] + [
+                dataclasses.replace(job, variant=STUDENT, num_steps=calls, mode=mode)
                 for mode, calls in itertools.product(plan.modes.split(), plan.num_steps)
             ]
-            jobs.append(dataclasses.replace(job, variant=CAUSAL))
             yield Row("race", f"race, {batch} × {config.data.length} tokens, {dtype}", jobs)
 
 
 def benchmark(config: RunConfig, plan: Plan, log: Log, save: Callable[[Entry], None]) -> Entry:
     """The whole record, JSON-ready: under each suite's name its row, or its rows by title (`sample`: a list).
 
-    `save` is called with it after every row, so that a stop loses little.
+    `save` is called with it after every row, and in a race after every repetition of its entrants, so that a
+    stop loses little.
     """
     record: Entry = {
         "jax": importlib.metadata.version("jax"),
@@ -206,15 +233,29 @@ def benchmark(config: RunConfig, plan: Plan, log: Log, save: Callable[[Entry], N
         "repeats": plan.repeats,
         "interleaved": plan.interleave,
     }
+
+    def keep(title: str, jobs: Sequence[Job], measured: dict[str, Measured]) -> None:
+        record.setdefault("race", {})[title] = race.entry(config, jobs, measured)
+        save(record)
+
     for suite, title, jobs in rows(config, plan):
         here = plan.in_process and suite != "data"
+        jobs = [dataclasses.replace(job, warm_up=plan.warm_up) for job in jobs]
         measured = measure(
-            title, jobs, plan.repeats, log, interleave=plan.interleave, in_process=here
+            title,
+            jobs,
+            plan.repeats,
+            log,
+            interleave=plan.interleave,
+            in_process=here,
+            limit_s=plan.limit_s,
+            keep=functools.partial(keep, title, jobs) if suite == "race" else _forget,
         )
         if suite == "data":
             record["data"] = report.data_entry(config, measured)
         elif suite == "race":
-            record.setdefault("race", {})[title] = race.entry(config, jobs, measured)
+            keep(title, jobs, measured)
+            continue
         elif suite == "demo":
             record.setdefault("demo", {})[title] = report.entry(config, jobs[0], measured)
         elif suite == "sample":

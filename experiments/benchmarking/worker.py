@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ import jax
 
 from experiments.benchmarking.cases import Job, Repetition, build
 from experiments.benchmarking.data import build_data
+from experiments.benchmarking.memory import TooLargeError
 from experiments.cli.memory import keep_freed_memory
 from experiments.settings import run_config
 from sdtt_jax.errors import UserError
@@ -79,7 +81,7 @@ class Worker:
         return self._process.pid
 
     def prepare(self, on_phase: Callable[[str], None]) -> dict[str, Any]:
-        """Compiles the job and runs it once; the measurements of building it.
+        """Compiles the job and warms it up; the measurements of building it.
 
         `on_phase` is called with each phase as it begins.
         """
@@ -88,10 +90,22 @@ class Worker:
             on_phase(message["phase"])
         return message
 
-    def run(self) -> dict[str, Any]:
-        """The measurements of one repetition."""
-        self._send("run")
-        return self._receive()
+    def run(self, limit_s: float = 0.0) -> dict[str, Any]:
+        """The measurements of one repetition; the process ends if it takes longer than `limit_s`, if any."""
+        if not limit_s:
+            self._send("run")
+            return self._receive()
+        timer = threading.Timer(limit_s, self._process.kill)
+        timer.start()
+        try:
+            self._send("run")
+            return self._receive()
+        except WorkerError as error:
+            if timer.is_alive():
+                raise
+            raise WorkerError(f"took longer than --limit_s={limit_s:g}") from error
+        finally:
+            timer.cancel()
 
     def _send(self, message: Any) -> None:
         assert self._process.stdin is not None
@@ -141,7 +155,9 @@ class Here:
             self._repeat, setup = _ready(self.job, on_phase)
         return setup
 
-    def run(self) -> dict[str, Any]:
+    def run(self, limit_s: float = 0.0) -> dict[str, Any]:
+        """The measurements of one repetition, however long it takes."""
+        del limit_s
         assert self._repeat is not None
         with _failing():
             return dict(self._repeat())
@@ -152,7 +168,7 @@ def _failing() -> Iterator[None]:
     """Turns an error of the device (most often out of memory) into a failure of this job alone."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, TooLargeError) as error:
         raise WorkerError(str(error).splitlines()[0][:200]) from error
 
 
@@ -197,11 +213,12 @@ def _serve(job: Job, requests: TextIO, channel: TextIO) -> None:
 
 
 def _ready(job: Job, log: Callable[[str], None]) -> tuple[Callable[[], Repetition], dict[str, Any]]:
-    """Builds and warms up a job: the function that repeats it, and the measurements of building it."""
+    """Builds a job, and warms it up: the function that repeats it, and the measurements of building it."""
     began = time.perf_counter()
     case = build(job, log) if _computes(job) else build_data(job, log)
-    log("warming up")
-    case.repeat()
+    if job.warm_up:
+        log("warming up")
+        case.repeat()
     setup_s = time.perf_counter() - began
     first = jax.devices()[0] if _computes(job) else None
     device = first and {"platform": first.platform, "kind": first.device_kind}

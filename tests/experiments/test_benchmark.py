@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.benchmarking import report, suites, worker
+from experiments.benchmarking import memory, report, suites, worker
 from experiments.benchmarking.cases import COUPLED, MATMUL, Job, half_masked_key
 from experiments.benchmarking.data import first_texts, naive_batch, naive_encode, naive_pack
 from experiments.benchmarking.report import Measured
@@ -182,11 +182,11 @@ def test_a_killed_worker_is_reported_and_the_others_go_on(monkeypatch, interleav
     plain = worker.Worker.run
     killed = []
 
-    def run(self):
+    def run(self, limit_s):
         if self.job.variant == "naive" and not killed:
             killed.append(self.pid)
             os.kill(self.pid, signal.SIGKILL)
-        return plain(self)
+        return plain(self, limit_s)
 
     monkeypatch.setattr(worker.Worker, "run", run)
     # Two yardsticks under other names: they are ready in a moment.
@@ -197,6 +197,33 @@ def test_a_killed_worker_is_reported_and_the_others_go_on(monkeypatch, interleav
     assert measured["lean"].error is None
     assert len(measured["lean"].runs) == 3
     assert any(line.startswith("train: naive died: killed") for line in lines)
+
+
+def test_what_takes_longer_than_the_limit_is_ended(monkeypatch):
+    """A stopped process never answers."""
+    plain, lines = worker.Worker.run, []
+
+    def run(self, limit_s):
+        os.kill(self.pid, signal.SIGSTOP)
+        return plain(self, limit_s)
+
+    monkeypatch.setattr(worker.Worker, "run", run)
+    monkeypatch.setattr(worker.Worker, "prepare", _as_matmul)
+    measured = suites.measure("train", [_job("lean")], 3, lines.append, limit_s=0.5)
+    assert measured["lean"].error == "took longer than --limit_s=0.5"
+    assert lines[-1] == "train: lean died: took longer than --limit_s=0.5"
+
+
+def test_what_the_memory_does_not_hold_is_not_run(monkeypatch):
+    config = smoke()
+    model = dataclasses.replace(config.model, num_layers=1, embed_dim=16, num_heads=2)
+    data = dataclasses.replace(config.data, length=16)
+    plain = to_mapping(dataclasses.replace(config, model=model, data=data))
+    monkeypatch.setattr(memory, "free_gb", lambda: 0.0)
+    job = Job("race", "causal", plain, 31, 2)
+    measured = suites.measure("race", [job], 2, lambda _: None, in_process=True)
+    assert measured["causal"].error == "not run: it needs 0.0 GB, and 0.0 are free"
+    assert measured["causal"].runs == []
 
 
 def _as_matmul(self, on_phase):
@@ -317,18 +344,25 @@ def test_a_race_and_a_judge_in_this_process(monkeypatch):
         data=dataclasses.replace(config.data, length=16),
     )
     monkeypatch.setattr(worker.Worker, "run", None)  # no process is started
-    modes = "grid skeleton:every=4"
+    modes = "grid skeleton:every=4 speculative:window=4"
     plan = suites.Plan(
         suite=("race",), num_steps=(2,), repeats=2, in_process=True, race_batches=(3,), modes=modes
     )
     saved, lines = [], []
-    record = suites.benchmark(config, plan, lines.append, lambda r: saved.append(len(r["race"])))
+
+    def save(record):
+        races = record["race"].values()
+        saved.append([len(race["entrants"]["causal"]["seconds"]) for race in races])
+
+    record = suites.benchmark(config, plan, lines.append, save)
     assert list(record["race"]) == ["race, 3 × 16 tokens, float32", "race, 3 × 16 tokens, bfloat16"]
-    assert saved == [1, 2]
+    # What there is is kept after every repetition, and at the end of a race.
+    assert saved == [[1], [2], [2], [2, 1], [2, 2], [2, 2]]
     for race in record["race"].values():
         student, causal = race["entrants"]["student, 2 calls"], race["entrants"]["causal"]
         assert (student["calls"], causal["calls"]) == (2, 16)
         assert race["entrants"]["skeleton:every=4, 2 calls"]["calls"] == 16 / 4 + 1
+        assert race["entrants"]["speculative:window=4, 2 calls"]["calls"] == 4
         assert student["ratio"] == causal["median_s"] / student["median_s"]
         assert causal["tokens_per_s"] == 3 * 16 / causal["median_s"]
         assert len(causal["seconds"]) == 2
@@ -370,6 +404,8 @@ BAD = {
     "--num_steps=8,x": "--num_steps: 'x' is no whole number; give whole numbers with commas.",
     "--num_steps=0": "num_steps must be positive, not 0.",
     "--batch_size=0": "--batch_size must be positive, not 0.",
+    "--race_helper=causl": "--race_helper='causl' is unknown (did you mean 'causal'?); choose one of causal, "
+    "denoiser.",
     "--output=README.md/b.json": "--output=README.md/b.json cannot be written to: ",
     "--config.model.num_layer=2": "config.model has no field 'num_layer'",
 }

@@ -1,0 +1,49 @@
+"""What a compiled program needs of memory, and whether there is so much."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sdtt_jax.errors import UserError
+
+
+class TooLargeError(UserError):
+    """A program needs more memory than there is."""
+
+
+def memory_of(compiled: Any) -> dict[str, float] | None:
+    """A program's memory in GB according to the compiler; None if the backend does not report it."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return None
+    return {
+        "arguments_gb": memory.argument_size_in_bytes / 1e9,
+        "outputs_gb": memory.output_size_in_bytes / 1e9,
+        "temporaries_gb": memory.temp_size_in_bytes / 1e9,
+        "alias_gb": memory.alias_size_in_bytes / 1e9,
+    }
+
+
+def check_memory(compiled: Any) -> None:
+    """Raises `TooLargeError` for a program that the memory does not hold, before it is run.
+
+    A CPU's is the system's, which would kill the process, and where all is measured in one the whole
+    benchmark; what is allocated in vain elsewhere is an error.
+    """
+    needed, free = memory_of(compiled), free_gb()
+    if needed is None or free is None or jax.default_backend() != "cpu":
+        return
+    more = needed["outputs_gb"] + needed["temporaries_gb"] - needed["alias_gb"]
+    if more > free:
+        raise TooLargeError(f"not run: it needs {more:.1f} GB, and {free:.1f} are free")
+
+
+def free_gb() -> float | None:
+    """Memory that a process may still take; None where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text("utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024 / 1e9
+    return None
