@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from sdtt_jax.causal.nll import causal_loss
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion, WithInputs
-from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms
+from sdtt_jax.diffusion.forward import masked_log_probs
+from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms, masked_batch
 from sdtt_jax.distillation.alpha import AlphaConfig, alpha_terms
 from sdtt_jax.distillation.coupled import (
     CoupledDistillConfig,
@@ -24,16 +25,19 @@ from sdtt_jax.distillation.coupled import (
     noise_of,
 )
 from sdtt_jax.distillation.coupled_idlm import CoupledIdlmConfig, coupled_idlm_terms
+from sdtt_jax.distillation.divergence import kl_fwd
 from sdtt_jax.distillation.idlm import IdlmConfig, idlm_terms
 from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.mixture import MixtureConfig, mixture_terms
 from sdtt_jax.distillation.mmd import Features, MmdConfig, mmd_terms
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.networks.exiting import EXITS, layer_by_layer
 from sdtt_jax.networks.lora import LoraConfig, with_adapters
+from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.sequences import Sequences, arrange, number_counted
 from sdtt_jax.training.step import Loss, LossFn
-from sdtt_jax.typing import Key, Tokens, Tree
+from sdtt_jax.typing import Key, Logits, Tokens, Tree
 
 
 def arranged(
@@ -320,5 +324,44 @@ def coupled_loss(
                 trajectories = Trajectories(noise_of(diffusion, keys, length), tokens)
         soft = Teacher(teacher, context["teacher_params"]) if config.soft_weight else None
         return Loss(*coupled_terms(diffusion, params, trajectories, key, config, round, soft), {})
+
+    return loss
+
+
+def exits_loss(diffusion: MaskedDiffusion) -> LossFn:
+    """KL(last layer ‖ exit) of a frozen network's exits, in nats per masked token and exit.
+
+    The parameters are those of the exits, and the context holds the network's, `base`. Nothing trains the
+    last layer's exit, so that the whole network stays what it is.
+
+    Args:
+      diffusion: of a `Denoiser`.
+    """
+    network: Any = diffusion.denoiser
+
+    def compare(logits: Logits, last: jax.Array, head: Tree) -> jax.Array:
+        ours, theirs = (
+            masked_log_probs(x, network.mask_id) for x in (logits, network.logits(head, last))
+        )
+        return kl_fwd(ours, theirs, network.mask_id + 1)
+
+    def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
+        base = context[BASE]
+        t, _, x_t = masked_batch(diffusion, batch, key, NelboConfig(weighting="even"))
+        sigma, head = diffusion.schedule.sigma(t), network.head_params(base)
+        states, _ = layer_by_layer(network, base | {EXITS: params}, x_t, sigma)
+        # Texts first, so that on a mesh every device keeps its own.
+        states = jnp.moveaxis(states, 0, 1)
+        exits = states.shape[1] - 1
+
+        def of_all(x: jax.Array) -> jax.Array:
+            each = jnp.broadcast_to(x[:, None], (len(x), exits, *x.shape[1:]))
+            return each.reshape(-1, *x.shape[1:])
+
+        masked = (x_t == network.mask_id).astype(jnp.float32)
+        early = states[:, :-1].reshape(-1, *states.shape[2:])
+        rows, last = of_all(masked), of_all(states[:, -1])
+        total, _ = weighted_loss(network.logits, compare, head, early, rows, last, (head,))
+        return Loss(total, rows.sum(), {})
 
     return loss

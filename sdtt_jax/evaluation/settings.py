@@ -132,6 +132,16 @@ class Settings(Sampling):
     exit_failure: float = setting(
         0.05, "--suite=exits: probability that the threshold does not keep to --exit_bound."
     )
+    exit_training_steps: int = setting(
+        0,
+        "--suite=exits: steps in which the exits are trained first, on the frozen network; 0: the head reads "
+        "the layers' states as they are.",
+    )
+    exit_training_text: str = setting(
+        "own",
+        "Text that exits are trained on: own (the training split of the checkpoint's run), a file or folder, "
+        "or a named set.",
+    )
     budget_delta: float = setting(
         0.02, "Nats per token that --suite=budget may lose against the most steps."
     )
@@ -212,7 +222,7 @@ class Settings(Sampling):
         for name in ("num_steps", "latency_steps", "latency_batches"):
             for value in getattr(self, name):
                 positive(**{name: value})
-        within("[0, inf)", self, "budget_delta")
+        within("[0, inf)", self, "budget_delta", "exit_training_steps")
         within("(0, 1)", self, "exit_bound", "exit_failure")
         within("(0, inf)", temperatures=min(self.temperatures, default=0.0))
         for mode in self.modes.split():

@@ -63,11 +63,12 @@ def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
     return _spread(split, limit)[:, :length]
 
 
-def neighbour_texts(model: Model, name: str, data: Path | None, limit: int) -> np.ndarray:
-    """Sequences that a datastore of neighbours is made of: `[texts, length]` int32.
+def training_texts(model: Model, flag: str, name: str, data: Path | None, limit: int) -> np.ndarray:
+    """Sequences that something is learnt from, spread over the text: `[texts, length]` int32.
 
     Args:
       model: whose they are to be, of its length.
+      flag: what names the text, for errors.
       name: "own", the training split of the model's run; or a file, a folder, or a named corpus, of which the
         training split is taken.
       data: the prepared data of the model's run; None for none.
@@ -77,13 +78,12 @@ def neighbour_texts(model: Model, name: str, data: Path | None, limit: int) -> n
       ConfigError, DataError: as `held_out`.
     """
     if name != OWN:
-        _check_corpus("neighbours", name)
+        _check_corpus(flag, name)
         source, wrap = (find_corpus(name), TRAIN, None), bool(model.facts.get("begins_with_bos"))
-        flag = f"--neighbours={name}"
-        return _sequences(model, source, flag, model.config.length, limit, wrap=wrap)
+        return _sequences(model, source, f"--{flag}={name}", model.config.length, limit, wrap=wrap)
     if data is None:
         raise ConfigError(
-            "--neighbours=own is for a checkpoint in a run with a data folder; give --neighbours=FILE."
+            f"--{flag}=own is for a checkpoint in a run with a data folder; give --{flag}=FILE."
         )
     return _spread(open_split(data, TRAIN), limit)
 

@@ -13,9 +13,10 @@ from sdtt_jax.config import require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.retrieval import Datastore, Retrieving, remember
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.exit_training import read_exits, with_exits
 from sdtt_jax.evaluation.exits import EXITS, check_exits
 from sdtt_jax.evaluation.settings import Variation
-from sdtt_jax.evaluation.texts import neighbour_texts
+from sdtt_jax.evaluation.texts import training_texts
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
@@ -58,11 +59,15 @@ def variant(model: AnyModel, wanted: Variation, data: Path | None) -> AnyModel:
     return result
 
 
-def _exiting(model: Model, bound: float) -> tuple[Model, dict[str, float]]:
-    """`model` with the threshold that is stored beside its checkpoint, and what that is."""
+def _exiting(model: Model, bound: float) -> tuple[Model, dict[str, Any]]:
+    """`model` with the threshold, and the exits, stored beside its checkpoint, and what they are."""
     check_exits(model)
     remedy = f"calibrate it with experiments.evaluate --suite=exits --exit_bound={bound}"
-    found = read_fitted(model, EXITS, str(bound), f"early_exit={bound}: its threshold", remedy)
+    what = f"early_exit={bound}: its threshold"
+    found = read_fitted(model, EXITS, str(bound), what, remedy)
+    if found.get("exits"):
+        remedy += ", with the same --exit_training_steps"
+        model = with_exits(model, read_exits(model, found["exits"], what, remedy))
     network: Any = Exiting(model.denoiser, found["threshold"])
     return dataclasses.replace(model, denoiser=network), {"bound": bound} | found
 
@@ -75,7 +80,7 @@ def _retrieving(model: Model, wanted: Variation, data: Path | None) -> Model:
         f"--neighbours is for denoisers that see no noise and whole sequences, which {where} is not; "
         "leave it out.",
     )
-    tokens = neighbour_texts(model, wanted.neighbours, data, wanted.neighbour_texts)
+    tokens = training_texts(model, "neighbours", wanted.neighbours, data, wanted.neighbour_texts)
     key = purpose_key(wanted.seed, "neighbours")
     keys, valid = map_batches(
         functools.partial(_states, model.diffusion, key), model.params, tokens, wanted.batch_size

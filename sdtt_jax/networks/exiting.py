@@ -1,4 +1,8 @@
-"""A denoiser that stops at the layer where its states have settled (after CALM, arXiv 2207.07061)."""
+"""A denoiser that stops at the layer where its states have settled (after CALM, arXiv 2207.07061).
+
+The one head reads every layer's states, behind its norm. Trained exits are a linear map of each layer before
+that norm, which takes its states to where the last layer's are (the tuned lens, arXiv 2303.08112).
+"""
 
 import dataclasses
 import functools
@@ -10,8 +14,12 @@ import jax.numpy as jnp
 from sdtt_jax.config import whole
 from sdtt_jax.networks.attention import rotary_tables
 from sdtt_jax.networks.base import Wrapped, variables
+from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.networks.denoiser import Denoiser, DenoiserBlock
 from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
+
+# Where trained exits stand among a network's parameters; without them the states themselves are read.
+EXITS = "exits"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +28,8 @@ class Exiting(Wrapped):
 
     A layer's states go through the norm before the head, and so the one head reads them. They have settled
     where, on average over the masked positions, they have a cosine of at least `threshold` with those of the
-    layer before. That costs a norm; to ask the head itself would cost as much as several layers.
+    layer before. That costs a norm, and with trained exits a map of a twelfth of a layer's FLOPs; to ask the
+    head itself would cost as much as several layers.
     """
 
     network: Denoiser  # the denoiser, without adapters
@@ -51,7 +60,7 @@ class Exiting(Wrapped):
         segments: Segments | None = None,
     ) -> tuple[Hidden, jax.Array]:
         """Hidden states `[batch, length, embed]`, and the layers each sequence went through, `[batch]`."""
-        layer, norm, x = _parts(self.network, params, tokens, sigma, segments)
+        layer, read, x = _parts(self.network, params, tokens, sigma, segments)
         masked = tokens == self.mask_id
 
         def going(carry: Any) -> jax.Array:
@@ -60,16 +69,22 @@ class Exiting(Wrapped):
         def deeper(carry: Any) -> Any:
             index, x, normed, left, gone = carry
             after = jnp.where(gone[:, None, None], x, layer(index, x))
-            new = jnp.where(gone[:, None, None], normed, norm(after))
+            new = jnp.where(gone[:, None, None], normed, read(index, after))
             settled = (saturation(normed, new, masked) >= self.threshold) & (
                 index + 1 >= self.least
             )
             return index + 1, after, new, left + ~gone, gone | settled
 
         nobody = jnp.zeros(len(tokens), bool)
-        carry = jnp.int32(0), x, norm(x), jnp.zeros(len(tokens), jnp.int32), nobody
+        carry = jnp.int32(0), x, read(None, x), jnp.zeros(len(tokens), jnp.int32), nobody
         _, _, normed, left, _ = jax.lax.while_loop(going, deeper, carry)
         return normed, left
+
+
+def untrained_exits(config: TransformerConfig) -> Params:
+    """Exits that add nothing to the states: `kernel` `[layers, embed, embed]`, `bias` `[layers, embed]`."""
+    layers, embed = config.num_layers, config.embed_dim
+    return {"kernel": jnp.zeros((layers, embed, embed)), "bias": jnp.zeros((layers, embed))}
 
 
 def saturation(before: Hidden, after: Hidden, masked: jax.Array) -> PerSequence:
@@ -93,23 +108,23 @@ def layer_by_layer(
     """What the head would read at every layer, and how far it has settled there.
 
     Args:
-      network, params: the denoiser.
+      network, params: the denoiser; with trained exits, differentiable with respect to them.
       tokens: `[batch, length]` int32.
       sigma: `[batch]` float32, total noise.
 
     Returns:
       `[layers, batch, length, embed]`, and `saturation` of each layer, `[layers, batch]` float32.
     """
-    layer, norm, x = _parts(network, params, tokens, sigma, None)
+    layer, read, x = _parts(network, params, tokens, sigma, None)
     masked = tokens == network.mask_id
 
     def deeper(carry: Any, index: jax.Array) -> Any:
         x, normed = carry
         after = layer(index, x)
-        new = norm(after)
+        new = read(index, after)
         return (after, new), (new, saturation(normed, new, masked))
 
-    _, found = jax.lax.scan(deeper, (x, norm(x)), jnp.arange(network.config.num_layers))
+    _, found = jax.lax.scan(deeper, (x, read(None, x)), jnp.arange(network.config.num_layers))
     states, settled = found
     return states, settled
 
@@ -117,8 +132,11 @@ def layer_by_layer(
 def _parts(
     network: Denoiser, params: Params, tokens: Tokens, sigma: Any, segments: Segments | None
 ) -> tuple[Any, Any, jax.Array]:
-    """`layer(index, x)`, the norm before the head, and what goes into the first layer."""
-    config = dataclasses.replace(network.config, remat="none")
+    """`layer(index, x)`, `read(index, x)`, and what goes into the first layer.
+
+    `read` gives what the head reads of the states behind a layer, or of what goes into the first one (None).
+    """
+    config, exits = dataclasses.replace(network.config, remat="none"), params.get(EXITS)
     module = network._module
     apply = functools.partial(module.apply, variables(params))
     told = network._sigma_seen(sigma)
@@ -130,8 +148,11 @@ def _parts(
         after: jax.Array = DenoiserBlock(config).apply({"params": own}, x, condition, shared)[0]
         return after
 
-    def norm(x: jax.Array) -> Any:
+    def read(index: jax.Array | None, x: jax.Array) -> Any:
+        if exits is not None and index is not None:
+            own = jax.tree.map(lambda leaf: leaf[index].astype(x.dtype), exits)
+            x = x + x @ own["kernel"] + own["bias"]
         normed: Any = apply(x, condition, method=lambda m, x, c: m.final(x, c))
         return normed
 
-    return layer, norm, x
+    return layer, read, x

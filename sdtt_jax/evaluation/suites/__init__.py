@@ -114,7 +114,7 @@ SUITES: dict[str, Suite] = {
             Table(
                 "Early exits, on the texts of the calibration",
                 "exits",
-                "likeliest tokens that may change {bound:3} | that change {disagreement:3} | "
+                "exits {exits} | likeliest tokens that may change {bound:3} | that change {disagreement:3} | "
                 "layers {layers:3} | of {num_layers} | texts {num_texts}",
             ),
         ),

@@ -1,14 +1,18 @@
 """The suite "exits": the threshold of early exits that keeps a promise, calibrated on held-out text.
 
-It is stored beside the checkpoint, where `early_exit` finds it by its bound.
+It is stored beside the checkpoint, where `early_exit` finds it by its bound, and so are the exits if they are
+trained first.
 """
 
+from sdtt_jax.checkpoints.digests import params_digest
+from sdtt_jax.evaluation.exit_training import store_exits, train_exits, with_exits
 from sdtt_jax.evaluation.exits import EXITS, calibrate, check_exits
-from sdtt_jax.evaluation.record import Json, Record
+from sdtt_jax.evaluation.record import Arrays, Json, Record
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.evaluation.texts import held_out, held_out_name
+from sdtt_jax.evaluation.texts import held_out, held_out_name, training_texts
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.learnt import store_fitted
+from sdtt_jax.model.masked import Model
 from sdtt_jax.parallel import processes
 
 
@@ -19,20 +23,48 @@ def suite(subject: Subject, record: Record) -> None:
     tokens, batch_size = held_out(subject), settings.batch_size
     bound, failure = settings.exit_bound, settings.exit_failure
     inputs = subject.inputs(model, [tokens]) | {"failure": failure}
+    exits = _trained(subject, model, record) if settings.exit_training_steps else None
+    digest = params_digest(exits) if exits else ""
+    inputs |= {"exits": digest} if exits else {}
 
     def compute() -> Json:
         key = purpose_key(settings.seed, "evaluate.exits")
-        found = calibrate(model, tokens, key, bound=bound, failure=failure, batch_size=batch_size)
+        measured = with_exits(model, exits) if exits else model
+        found = calibrate(
+            measured, tokens, key, bound=bound, failure=failure, batch_size=batch_size
+        )
         facts = {"kind": "diffusion", "bound": bound, "failure": failure, "num_texts": len(tokens)}
         source = {"num_layers": model.config.num_layers, "source": held_out_name(subject)}
+        steps = settings.exit_training_steps
+        source["exits"] = f"trained, {steps} steps" if exits else "untrained"
         return facts | found._asdict() | source
 
-    result = record.item(f"exits/bound_{bound}", inputs, compute)
+    trained = "trained_" if exits else ""
+    result = record.item(f"exits/{trained}bound_{bound}", inputs, compute)
     record.log(
         f"  {result['layers']:.2f} of {result['num_layers']} layers on average, and "
         f"{result['disagreement']:.4f} of the likeliest tokens change"
     )
     if model.folder is not None and processes.is_first():
         entry = {name: result[name] for name in ("threshold", "failure")}
+        if exits:
+            store_exits(model, exits)
+            entry["exits"] = digest
         path = store_fitted(model, EXITS, {str(bound): entry})
         record.log(f"  written to {path}: --early_exit={bound} takes it")
+
+
+def _trained(subject: Subject, model: Model, record: Record) -> Arrays:
+    """The trained exits, or those that were kept of an earlier call that asked for the same."""
+    settings, steps = subject.settings, subject.settings.exit_training_steps
+    limit = steps * settings.batch_size
+    texts = training_texts(
+        model, "exit_training_text", settings.exit_training_text, subject.data, limit
+    )
+
+    def compute() -> Arrays:
+        size = settings.batch_size
+        return train_exits(model, texts, settings.seed, num_steps=steps, batch_size=size)
+
+    inputs = subject.inputs(model, [texts], "training_texts") | {"steps": steps}
+    return record.part("exits", inputs, "trained", compute)

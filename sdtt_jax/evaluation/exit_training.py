@@ -1,0 +1,107 @@
+"""Exits that are trained: a linear map of each layer's states, learnt on the frozen network in minutes.
+
+Untrained, the head reads states that no loss has ever asked to be read. Trained, every exit says as nearly as
+it can what the last layer says (the tuned lens, arXiv 2303.08112), and the network stays what it is. They are
+stored beside its checkpoint as `exits.npz`; a threshold that was calibrated with them names their digest.
+"""
+
+import dataclasses
+import functools
+import io
+import zipfile
+
+import jax
+import numpy as np
+
+from sdtt_jax.checkpoints.digests import params_digest
+from sdtt_jax.config import require
+from sdtt_jax.evaluation.record import Arrays, npz
+from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.masked import Model
+from sdtt_jax.networks.exiting import EXITS, untrained_exits
+from sdtt_jax.objectives import BASE, exits_loss
+from sdtt_jax.parallel import processes
+from sdtt_jax.parallel.mesh import MeshConfig, full_batch, make_mesh
+from sdtt_jax.parallel.placement import place_whole
+from sdtt_jax.paths import write_bytes
+from sdtt_jax.progress import make_progress
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.loop import Interrupted, TrainLog, train
+from sdtt_jax.training.optimizers import OptimizerConfig
+from sdtt_jax.training.state import StateSpec
+from sdtt_jax.training.step import make_train_step
+
+FILE = "exits.npz"
+LEARNING_RATE = 1e-3
+
+
+def train_exits(
+    model: Model, tokens: np.ndarray, seed: int, *, num_steps: int, batch_size: int
+) -> Arrays:
+    """Trains the exits of a network: `kernel` `[layers, embed, embed]`, `bias` `[layers, embed]` float32.
+
+    Args:
+      model: with a `Denoiser`.
+      tokens: `[texts, length]` int32, gone over in one random order, again and again.
+      seed: of that order and of the maskings.
+      num_steps: of the training.
+      batch_size: texts of a step, up to a multiple of the devices.
+    """
+    mesh = model.mesh or make_mesh(MeshConfig(), jax.devices()[:1])
+    size = full_batch(batch_size, mesh)
+    rates = OptimizerConfig(
+        "adam", LEARNING_RATE, schedule="cosine", warmup_steps=num_steps // 20, b2=0.99
+    )
+    config = TrainConfig(num_steps, size, optimizer=rates)
+    fresh = functools.partial(untrained_exits, model.config)
+    # A state is donated with its context, and the model's parameters must stay.
+    base = model.params if model.mesh else place_whole(model.params, mesh)
+    base = jax.tree.map(lambda x: x.copy(), base)
+    state = StateSpec(config, mesh).init(fresh).replace(context={BASE: base})
+    order = np.random.default_rng(seed).permutation(len(tokens))
+    with make_progress("exits", num_steps, shown=processes.is_first()) as bar:
+        try:
+            state = train(
+                state,
+                make_train_step(exits_loss(model.diffusion), config),
+                lambda step: tokens[order[(step * size + np.arange(size)) % len(tokens)]],
+                purpose_key(seed, "evaluate.exits.training"),
+                config,
+                log=TrainLog(progress=bar.update, tokens_per_batch=size * tokens.shape[1]),
+            )
+        except Interrupted as stop:  # of minutes nothing is kept
+            raise KeyboardInterrupt from stop
+    return {name: processes.to_host(value) for name, value in state.params.items()}
+
+
+def with_exits(model: Model, exits: Arrays) -> Model:
+    """The model with trained exits among its parameters."""
+    placed = exits if model.mesh is None else place_whole(exits, model.mesh)
+    facts = model.facts | {"checkpoint_digest": model.params_digest}
+    return dataclasses.replace(model, params=model.params | {EXITS: placed}, facts=facts)
+
+
+def store_exits(model: Model, exits: Arrays) -> None:
+    """Writes the exits beside the model's checkpoint."""
+    assert model.folder is not None
+    write_bytes(model.folder / FILE, npz(exits))
+
+
+def read_exits(model: Model, digest: str, what: str, remedy: str) -> Arrays:
+    """The exits beside the model's checkpoint that have a digest.
+
+    Errors, that they are not there, or are others, say `what` asks for them and the remedy.
+    """
+    path = None if model.folder is None else model.folder / FILE
+    exits: Arrays = {}
+    if path is not None and path.is_file():
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+                exits = dict(file)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+            exits = {}
+    require(
+        bool(exits) and params_digest(exits) == digest,
+        f"{what} was calibrated with exits that are not, or not any more, in {path}; {remedy}.",
+    )
+    return exits
