@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from sdtt_jax.causal.nll import causal_loss
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion, WithInputs
@@ -32,7 +33,7 @@ from sdtt_jax.distillation.mixture import MixtureConfig, mixture_terms
 from sdtt_jax.distillation.mmd import Features, MmdConfig, mmd_terms
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks.causal import CausalNetwork
-from sdtt_jax.networks.exiting import EXITS, layer_by_layer
+from sdtt_jax.networks.exiting import EXITS, agreement_logits, layer_by_layer
 from sdtt_jax.networks.lora import LoraConfig, with_adapters
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.sequences import Sequences, arrange, number_counted
@@ -331,8 +332,9 @@ def coupled_loss(
 def exits_loss(diffusion: MaskedDiffusion) -> LossFn:
     """KL(last layer ‖ exit) of a frozen network's exits, in nats per masked token and exit.
 
-    The parameters are those of the exits, and the context holds the network's, `base`. Nothing trains the
-    last layer's exit, so that the whole network stays what it is.
+    To it is added the cross-entropy between exp(-KL) and what each exit says of it. The parameters are those
+    of the exits, and the context holds the network's, `base`. Nothing trains the last layer's exit, so that
+    the whole network stays what it is.
 
     Args:
       diffusion: of a `Denoiser`.
@@ -361,7 +363,15 @@ def exits_loss(diffusion: MaskedDiffusion) -> LossFn:
         masked = (x_t == network.mask_id).astype(jnp.float32)
         early = states[:, :-1].reshape(-1, *states.shape[2:])
         rows, last = of_all(masked), of_all(states[:, -1])
-        total, _ = weighted_loss(network.logits, compare, head, early, rows, last, (head,))
-        return Loss(total, rows.sum(), {})
+        total, kl = weighted_loss(network.logits, compare, head, early, rows, last, (head,))
+
+        agrees = jax.lax.stop_gradient(jnp.exp(-kl))
+        seen = jax.lax.stop_gradient(jnp.moveaxis(states[:, :-1], 1, 0))
+        logits = jax.vmap(agreement_logits, (None, 0, 0))(params, jnp.arange(exits), seen)
+        said = optax.sigmoid_binary_cross_entropy(
+            jnp.moveaxis(logits, 0, 1).reshape(agrees.shape), agrees
+        )
+        count = rows.sum()
+        return Loss(total + (said * rows).sum(), count, {"kl": total / jnp.maximum(count, 1)})
 
     return loss

@@ -1,8 +1,9 @@
 """Exits that are trained: a linear map of each layer's states, learnt on the frozen network in minutes.
 
 Untrained, the head reads states that no loss has ever asked to be read. Trained, every exit says as nearly as
-it can what the last layer says (the tuned lens, arXiv 2303.08112), and the network stays what it is. They are
-stored beside its checkpoint as `exits.npz`; a threshold that was calibrated with them names their digest.
+it can what the last layer says (the tuned lens, arXiv 2303.08112) and how nearly that is, and the network
+stays what it is. They are stored beside its checkpoint as `exits.npz`; a threshold that was calibrated with
+them names their digest.
 """
 
 import dataclasses
@@ -32,13 +33,13 @@ from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import make_train_step
 
 FILE = "exits.npz"
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 3e-3
 
 
 def train_exits(
     model: Model, tokens: np.ndarray, seed: int, *, num_steps: int, batch_size: int
 ) -> Arrays:
-    """Trains the exits of a network: `kernel` `[layers, embed, embed]`, `bias` `[layers, embed]` float32.
+    """Trains the exits of a network: the arrays of `networks.exiting.untrained_exits`.
 
     Args:
       model: with a `Denoiser`.

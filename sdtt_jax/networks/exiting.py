@@ -1,7 +1,8 @@
 """A denoiser that stops at the layer where its states have settled (after CALM, arXiv 2207.07061).
 
 The one head reads every layer's states, behind its norm. Trained exits are a linear map of each layer before
-that norm, which takes its states to where the last layer's are (the tuned lens, arXiv 2303.08112).
+that norm, which takes its states to where the last layer's are (the tuned lens, arXiv 2303.08112), and one
+behind it, which says how near they have come.
 """
 
 import dataclasses
@@ -28,8 +29,9 @@ class Exiting(Wrapped):
 
     A layer's states go through the norm before the head, and so the one head reads them. They have settled
     where, on average over the masked positions, they have a cosine of at least `threshold` with those of the
-    layer before. That costs a norm, and with trained exits a map of a twelfth of a layer's FLOPs; to ask the
-    head itself would cost as much as several layers.
+    layer before; or, with trained exits, where these say that they agree as much with the last layer's. That
+    costs a norm, and a trained map a twelfth of a layer's FLOPs; to ask the head itself would cost as much as
+    several layers.
     """
 
     network: Denoiser  # the denoiser, without adapters
@@ -60,8 +62,7 @@ class Exiting(Wrapped):
         segments: Segments | None = None,
     ) -> tuple[Hidden, jax.Array]:
         """Hidden states `[batch, length, embed]`, and the layers each sequence went through, `[batch]`."""
-        layer, read, x = _parts(self.network, params, tokens, sigma, segments)
-        masked = tokens == self.mask_id
+        layer, read, settling, x = _parts(self.network, params, tokens, sigma, segments)
 
         def going(carry: Any) -> jax.Array:
             return (carry[0] < self.config.num_layers) & ~carry[-1].all()
@@ -70,9 +71,7 @@ class Exiting(Wrapped):
             index, x, normed, left, gone = carry
             after = jnp.where(gone[:, None, None], x, layer(index, x))
             new = jnp.where(gone[:, None, None], normed, read(index, after))
-            settled = (saturation(normed, new, masked) >= self.threshold) & (
-                index + 1 >= self.least
-            )
+            settled = (settling(index, normed, new) >= self.threshold) & (index + 1 >= self.least)
             return index + 1, after, new, left + ~gone, gone | settled
 
         nobody = jnp.zeros(len(tokens), bool)
@@ -82,9 +81,33 @@ class Exiting(Wrapped):
 
 
 def untrained_exits(config: TransformerConfig) -> Params:
-    """Exits that add nothing to the states: `kernel` `[layers, embed, embed]`, `bias` `[layers, embed]`."""
+    """Exits that add nothing to the states and know nothing of them, one for each layer.
+
+    `kernel` `[layers, embed, embed]` and `bias` `[layers, embed]` are the maps, `agreement` `[layers, embed]`
+    and `offset` `[layers]` what `agreement_logits` reads.
+    """
     layers, embed = config.num_layers, config.embed_dim
-    return {"kernel": jnp.zeros((layers, embed, embed)), "bias": jnp.zeros((layers, embed))}
+    shapes = {
+        "kernel": (layers, embed, embed),
+        "bias": (layers, embed),
+        "agreement": (layers, embed),
+        "offset": (layers,),
+    }
+    return {name: jnp.zeros(shape) for name, shape in shapes.items()}
+
+
+def agreement_logits(exits: Params, index: jax.Array, normed: Hidden) -> jax.Array:
+    """What an exit thinks of how its states agree with the last layer's; its sigmoid is in (0, 1).
+
+    Args:
+      exits: as `untrained_exits`.
+      index: `[]` int32, the layer.
+      normed: `[batch, length, embed]`, what the head reads there.
+
+    Returns:
+      `[batch, length]` float32, trained to be the logit of exp(-KL(last layer ‖ exit)).
+    """
+    return normed.astype(jnp.float32) @ exits["agreement"][index] + exits["offset"][index]
 
 
 def saturation(before: Hidden, after: Hidden, masked: jax.Array) -> PerSequence:
@@ -96,9 +119,12 @@ def saturation(before: Hidden, after: Hidden, masked: jax.Array) -> PerSequence:
     """
     x, y = before.astype(jnp.float32), after.astype(jnp.float32)
     norms = jnp.sqrt(jnp.square(x).sum(axis=-1) * jnp.square(y).sum(axis=-1))
-    cosine = (x * y).sum(axis=-1) / jnp.maximum(norms, 1e-30)
+    return _mean_over(masked, (x * y).sum(axis=-1) / jnp.maximum(norms, 1e-30))
+
+
+def _mean_over(masked: jax.Array, values: jax.Array) -> PerSequence:
     count = masked.sum(axis=-1)
-    mean = jnp.where(masked, cosine, 0.0).sum(axis=-1) / jnp.maximum(count, 1)
+    mean = jnp.where(masked, values, 0.0).sum(axis=-1) / jnp.maximum(count, 1)
     return jnp.where(count > 0, mean, 1.0)
 
 
@@ -113,16 +139,16 @@ def layer_by_layer(
       sigma: `[batch]` float32, total noise.
 
     Returns:
-      `[layers, batch, length, embed]`, and `saturation` of each layer, `[layers, batch]` float32.
+      `[layers, batch, length, embed]`, and `[layers, batch]` float32, what is compared with a threshold:
+      `saturation`, or what trained exits say.
     """
-    layer, read, x = _parts(network, params, tokens, sigma, None)
-    masked = tokens == network.mask_id
+    layer, read, settling, x = _parts(network, params, tokens, sigma, None)
 
     def deeper(carry: Any, index: jax.Array) -> Any:
         x, normed = carry
         after = layer(index, x)
         new = read(index, after)
-        return (after, new), (new, saturation(normed, new, masked))
+        return (after, new), (new, settling(index, normed, new))
 
     _, found = jax.lax.scan(deeper, (x, read(None, x)), jnp.arange(network.config.num_layers))
     states, settled = found
@@ -131,10 +157,11 @@ def layer_by_layer(
 
 def _parts(
     network: Denoiser, params: Params, tokens: Tokens, sigma: Any, segments: Segments | None
-) -> tuple[Any, Any, jax.Array]:
-    """`layer(index, x)`, `read(index, x)`, and what goes into the first layer.
+) -> tuple[Any, Any, Any, jax.Array]:
+    """`layer(index, x)`, `read(index, x)`, `settling(index, before, after)`, and what enters the first layer.
 
-    `read` gives what the head reads of the states behind a layer, or of what goes into the first one (None).
+    `read` gives what the head reads of the states behind a layer, or of what enters the first one (None);
+    `settling` how far they have settled, from what is read there and behind the layer before.
     """
     config, exits = dataclasses.replace(network.config, remat="none"), params.get(EXITS)
     module = network._module
@@ -150,9 +177,15 @@ def _parts(
 
     def read(index: jax.Array | None, x: jax.Array) -> Any:
         if exits is not None and index is not None:
-            own = jax.tree.map(lambda leaf: leaf[index].astype(x.dtype), exits)
-            x = x + x @ own["kernel"] + own["bias"]
+            kernel, bias = (exits[name][index].astype(x.dtype) for name in ("kernel", "bias"))
+            x = x + x @ kernel + bias
         normed: Any = apply(x, condition, method=lambda m, x, c: m.final(x, c))
         return normed
 
-    return layer, read, x
+    def settling(index: jax.Array, before: Hidden, after: Hidden) -> PerSequence:
+        masked = tokens == network.mask_id
+        if exits is None:
+            return saturation(before, after, masked)
+        return _mean_over(masked, jax.nn.sigmoid(agreement_logits(exits, index, after)))
+
+    return layer, read, settling, x
