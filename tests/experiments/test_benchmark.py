@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.benchmarking import memory, report, suites, worker
+from experiments.benchmarking import report, suites, worker
 from experiments.benchmarking.cases import COUPLED, MATMUL, Job, half_masked_key
 from experiments.benchmarking.data import first_texts, naive_batch, naive_encode, naive_pack
 from experiments.benchmarking.report import Measured
@@ -25,7 +25,7 @@ from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.loss import masked_batch
-from sdtt_jax.networks import CausalConfig, Denoiser, DenoiserConfig
+from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.flops import (
     block_flops,
     distill_flops,
@@ -214,18 +214,6 @@ def test_what_takes_longer_than_the_limit_is_ended(monkeypatch):
     assert lines[-1] == "train: lean died: took longer than --limit_s=0.5"
 
 
-def test_what_the_memory_does_not_hold_is_not_run(monkeypatch):
-    config = smoke()
-    model = dataclasses.replace(config.model, num_layers=1, embed_dim=16, num_heads=2)
-    data = dataclasses.replace(config.data, length=16)
-    plain = to_mapping(dataclasses.replace(config, model=model, data=data))
-    monkeypatch.setattr(memory, "free_gb", lambda: 0.0)
-    job = Job("race", "causal", plain, 31, 2)
-    measured = suites.measure("race", [job], 2, lambda _: None, in_process=True)
-    assert measured["causal"].error == "not run: it needs 0.0 GB, and 0.0 are free"
-    assert measured["causal"].runs == []
-
-
 def _as_matmul(self, on_phase):
     self._send(dataclasses.asdict(dataclasses.replace(self.job, variant=MATMUL)))
     while "phase" in (message := self._receive()):
@@ -332,49 +320,6 @@ def test_a_student_that_sees_noise_is_measured_beside_one_that_does_not(suite, s
     assert row["coupled_ratio"] == pytest.approx(per_call[0] / per_call[1])
     [line] = report.coupled_lines({"demo, a row": row})
     assert line.startswith("demo, a row: a student that sees noise takes")
-
-
-def test_a_race_and_a_judge_in_this_process(monkeypatch):
-    """On a tiny model. The causal model makes a call for each token, the student as many as it is told."""
-    config = smoke()
-    config = dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, num_layers=1, embed_dim=16, num_heads=2),
-        judge=dataclasses.replace(config.judge, model=CausalConfig(0, 0, 1, 16, 2)),
-        data=dataclasses.replace(config.data, length=16),
-    )
-    monkeypatch.setattr(worker.Worker, "run", None)  # no process is started
-    modes = "grid skeleton:every=4 speculative:window=4"
-    plan = suites.Plan(
-        suite=("race",), num_steps=(2,), repeats=2, in_process=True, race_batches=(3,), modes=modes
-    )
-    saved, lines = [], []
-
-    def save(record):
-        races = record["race"].values()
-        saved.append([len(race["entrants"]["causal"]["seconds"]) for race in races])
-
-    record = suites.benchmark(config, plan, lines.append, save)
-    assert list(record["race"]) == ["race, 3 × 16 tokens, float32", "race, 3 × 16 tokens, bfloat16"]
-    # What there is is kept after every repetition, and at the end of a race.
-    assert saved == [[1], [2], [2], [2, 1], [2, 2], [2, 2]]
-    for race in record["race"].values():
-        student, causal = race["entrants"]["student, 2 calls"], race["entrants"]["causal"]
-        assert (student["calls"], causal["calls"]) == (2, 16)
-        assert race["entrants"]["skeleton:every=4, 2 calls"]["calls"] == 16 / 4 + 1
-        assert race["entrants"]["speculative:window=4, 2 calls"]["calls"] == 2 * 2 + 1
-        assert student["ratio"] == causal["median_s"] / student["median_s"]
-        assert causal["tokens_per_s"] == 3 * 16 / causal["median_s"]
-        assert len(causal["seconds"]) == 2
-        assert 0 < student["peak_gb"] < 0.1
-    wide, narrow = (race["entrants"]["causal"]["memory"] for race in record["race"].values())
-    assert narrow["arguments_gb"] < 0.6 * wide["arguments_gb"]  # parameters in 16 bits
-    assert "times as fast" in _printed(record)
-
-    jobs = [Job("own_judge", v, to_mapping(config), 30, 2) for v in ("lean", "naive")]
-    measured = suites.measure("judging", jobs, 1, lines.append, in_process=True)
-    losses = [measured[variant].median("loss") for variant in ("lean", "naive")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_data_suite(tmp_path):

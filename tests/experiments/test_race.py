@@ -1,0 +1,67 @@
+"""The race of the benchmark, on a tiny model. Oracles: calls counted by hand, and what each of them reads."""
+
+import dataclasses
+
+import pytest
+
+from experiments.benchmarking import memory, suites, worker
+from experiments.benchmarking.cases import Job
+from experiments.configs.smoke import smoke
+from sdtt_jax.config import to_mapping
+from sdtt_jax.networks import CausalConfig
+from tests.experiments.test_benchmark import _printed as printed
+
+
+def test_a_race_and_a_judge_in_this_process(monkeypatch):
+    """On a tiny model. The causal model makes a call for each token, the student as many as it is told."""
+    config = smoke()
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, num_layers=1, embed_dim=16, num_heads=2),
+        judge=dataclasses.replace(config.judge, model=CausalConfig(0, 0, 1, 16, 2)),
+        data=dataclasses.replace(config.data, length=16),
+    )
+    monkeypatch.setattr(worker.Worker, "run", None)  # no process is started
+    modes = "grid skeleton:every=4 speculative:window=4"
+    plan = suites.Plan(
+        suite=("race",), num_steps=(2,), repeats=2, in_process=True, race_batches=(3,), modes=modes
+    )
+    saved, lines = [], []
+
+    def save(record):
+        races = record["race"].values()
+        saved.append([len(race["entrants"]["causal"]["seconds"]) for race in races])
+
+    record = suites.benchmark(config, plan, lines.append, save)
+    assert list(record["race"]) == ["race, 3 × 16 tokens, float32", "race, 3 × 16 tokens, bfloat16"]
+    # What there is is kept after every repetition, and at the end of a race.
+    assert saved == [[1], [2], [2], [2, 1], [2, 2], [2, 2]]
+    for race in record["race"].values():
+        student, causal = race["entrants"]["student, 2 calls"], race["entrants"]["causal"]
+        assert (student["calls"], causal["calls"]) == (2, 16)
+        assert race["entrants"]["skeleton:every=4, 2 calls"]["calls"] == 16 / 4 + 1
+        assert race["entrants"]["speculative:window=4, 2 calls"]["calls"] == 2 * 2 + 1
+        assert student["ratio"] == causal["median_s"] / student["median_s"]
+        assert causal["tokens_per_s"] == 3 * 16 / causal["median_s"]
+        assert len(causal["seconds"]) == 2
+        assert 0 < student["peak_gb"] < 0.1
+    wide, narrow = (race["entrants"]["causal"]["memory"] for race in record["race"].values())
+    assert narrow["arguments_gb"] < 0.6 * wide["arguments_gb"]  # parameters in 16 bits
+    assert "times as fast" in printed(record)
+
+    jobs = [Job("own_judge", v, to_mapping(config), 30, 2) for v in ("lean", "naive")]
+    measured = suites.measure("judging", jobs, 1, lines.append, in_process=True)
+    losses = [measured[variant].median("loss") for variant in ("lean", "naive")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_what_the_memory_does_not_hold_is_not_run(monkeypatch):
+    config = smoke()
+    model = dataclasses.replace(config.model, num_layers=1, embed_dim=16, num_heads=2)
+    data = dataclasses.replace(config.data, length=16)
+    plain = to_mapping(dataclasses.replace(config, model=model, data=data))
+    monkeypatch.setattr(memory, "free_gb", lambda: 0.0)
+    job = Job("race", "causal", plain, 31, 2)
+    measured = suites.measure("race", [job], 2, lambda _: None, in_process=True)
+    assert measured["causal"].error == "not run: it needs 0.0 GB, and 0.0 are free"
+    assert measured["causal"].runs == []
