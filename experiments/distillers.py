@@ -82,7 +82,7 @@ class CoupledStage(CoupledDistillConfig):
         )
         require(
             self.noise.kind not in (LATENT, MASKS),
-            f"noise.kind={self.noise.kind!r} is no noise that a teacher can draw its tokens with; take "
+            f"noise.kind={self.noise.kind!r} is not a noise that a teacher can draw its tokens with; take "
             '"full", "two-level" or "projected".',
         )
 

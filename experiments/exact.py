@@ -78,9 +78,7 @@ def parse_divergences(text: str) -> tuple[str, ...]:
     names = tuple(OPTIMA) if text == "all" else tuple(name.strip() for name in text.split(","))
     for name in names:
         known = f"{', '.join(OPTIMA)} (or all)"
-        require(
-            name in OPTIMA, f"--divergence={text}: {name!r} is none of {known}; choose of these."
-        )
+        require(name in OPTIMA, f"--divergence={text}: {name!r} is not one of {known}.")
     return tuple(dict.fromkeys(names))
 
 
@@ -98,7 +96,7 @@ def parse_distillers(names: Sequence[str], *, train: bool) -> tuple[str, ...]:
 def parse_calls(texts: Sequence[str]) -> tuple[int, ...]:
     """The numbers of network calls that --calls names."""
     good = all(text.strip().isdecimal() and int(text) > 0 for text in texts) and len(texts) > 0
-    require(good, f"--calls={','.join(texts)} must be positive whole numbers, with commas.")
+    require(good, f"--calls={','.join(texts)} must be positive whole numbers, separated by commas.")
     return tuple(dict.fromkeys(int(text) for text in texts))
 
 
@@ -106,7 +104,10 @@ def parse_mixtures(texts: Sequence[str]) -> tuple[int, ...]:
     """The sizes of mixtures that --mixtures names; none if it is empty."""
     sizes = [text.strip() for text in texts if text.strip()]
     good = all(text.isdecimal() and int(text) > 1 for text in sizes)
-    require(good, f"--mixtures={','.join(texts)} must be whole numbers from 2, with commas.")
+    require(
+        good,
+        f"--mixtures={','.join(texts)} must be whole numbers of at least 2, separated by commas.",
+    )
     return tuple(dict.fromkeys(int(text) for text in sizes))
 
 

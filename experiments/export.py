@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
     if _PUSH.value is not None:
         require(
             bool(REPOSITORY.fullmatch(_PUSH.value)),
-            f"--push={_PUSH.value} is not OWNER/NAME; name a repository so.",
+            f"--push={_PUSH.value} is not OWNER/NAME; name a repository in this form.",
         )
         token = hub.push_token()
     model = load(str(_CHECKPOINT.value), **fields.given_flags())

@@ -36,7 +36,9 @@ def write_exact_from(results: str, picture: Path) -> Path:
     try:
         return write_exact(record, picture)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"--exact={results} is no result of experiments.exact ({error}).") from None
+        raise DataError(
+            f"--exact={results} is not a result of experiments.exact ({error})."
+        ) from None
 
 
 def write_race_of(workdir: str, batch: int, picture: Path) -> Path:

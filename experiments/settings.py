@@ -174,7 +174,8 @@ class RunConfig:
                 f"distillers: {name!r} cannot honour data.sequences={kind!r}, for {reason}; leave it out.",
             )
         require(
-            len(set(self.distillers)) == len(self.distillers) > 0, "distillers must be named, once."
+            len(set(self.distillers)) == len(self.distillers) > 0,
+            "distillers must be named, each once.",
         )
         before = self.distillers[: [*self.distillers, COUPLED_IDLM].index(COUPLED_IDLM)]
         require(

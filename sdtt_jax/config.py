@@ -56,7 +56,7 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def changed(config: T, **fields: Any) -> T:
-    """The config with other values; a dict changes fields of the config that stands in a field.
+    """A copy of the config with some fields changed; a dict changes fields of a nested config.
 
     Examples:
       >>> import sdtt_jax
@@ -106,7 +106,7 @@ def unknown_field(config: Any, name: str, where: str) -> ConfigError:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The question `did you mean …?`, with the one of `names` that is most like `name`; empty if none is."""
+    """The question `did you mean …?`, with the closest of `names` to `name`; empty if none is close."""
     near = difflib.get_close_matches(name, list(names), n=1)
     return f"did you mean {near[0]!r}?" if near else ""
 
@@ -130,7 +130,7 @@ def at_least(least: float, config: Any = None, *names: str, **values: float) -> 
 def whole(least: int, config: Any = None, *names: str, **values: Any) -> None:
     """Checks that the fields `names` of `config`, and `values`, are whole numbers, `least` or more.
 
-    True and False are none.
+    True and False do not count as such.
     """
 
     def holds(value: Any) -> bool:

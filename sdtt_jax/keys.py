@@ -15,7 +15,7 @@ MAX_SEED = 2**32 - 1
 
 
 def check_seed(seed: int) -> None:
-    """Raises `ConfigError` unless `seed` is one that JAX tells from all others: 0 … 2**32 - 1.
+    """Raises `ConfigError` unless `seed` is one that JAX can tell from every other: 0 … 2**32 - 1.
 
     Without `jax_enable_x64`, `jax.random.key` drops the higher bits of a larger one.
     """
@@ -53,6 +53,6 @@ def purpose_key(seed: int, purpose: str, round: int = 0) -> jax.Array:
 
 
 def purpose_seed(seed: int, purpose: str) -> int:
-    """A seed in [0, 2**31) for host-side shuffling, stable between processes; from one up to `MAX_SEED`."""
+    """A seed in [0, 2**31) for host-side shuffling, stable between processes, of one in [0, `MAX_SEED`]."""
     check_seed(seed)
     return zlib.crc32(f"{seed}/{purpose}".encode()) >> 1

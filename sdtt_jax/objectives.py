@@ -111,7 +111,7 @@ def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
 def adaptation_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
     """`teacher_loss` of a causal network that becomes a denoiser (DiffuGPT, arXiv 2410.17891).
 
-    Edges to later positions are opened at random, anew in every batch. The batch is
+    Edges to later positions are opened at random, differently in every batch. The batch is
     `{"tokens": [batch, length] int32, "open": [batch] float32}`, the share of those edges that are open in
     each text; at 1 the network computes what it does without any of this.
 
@@ -172,7 +172,7 @@ def distill_loss(diffusion: MaskedDiffusion, config: DistillConfig) -> LossFn:
     The context holds `teacher_params` and `dt: [] float32`.
 
     Args:
-      diffusion: student and teacher but for their parameters.
+      diffusion: the network and schedule that student and teacher share.
       config: divergence, teacher steps and trajectories.
     """
 
@@ -245,7 +245,7 @@ def idlm_loss(diffusion: MaskedDiffusion, config: IdlmConfig) -> LossFn:
     The parameters are `{"student": …, "fake": …}`, and the context holds `teacher_params`.
 
     Args:
-      diffusion: teacher, student and fake, but for their parameters.
+      diffusion: the network and schedule that teacher, student and fake share.
       config: the sampler that the student is for.
     """
 

@@ -200,14 +200,14 @@ def parse_json(
         text = raw if isinstance(raw, str) else raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
         value = json.loads(text)
         if "\\u" in text:
-            # JSON can write half of a pair, which is no character and which nothing can store.
+            # JSON can write half of a pair, which is not a character and cannot be stored.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except json.JSONDecodeError as reason:
         line = f"line {reason.lineno}, " if reason.lineno > 1 else ""
         said = f"{reason.msg} at {line}column {reason.colno}"
     except UnicodeEncodeError:
-        said = "it holds half of a surrogate pair, \\ud8xx, which is no character"
+        said = "it holds half of a surrogate pair, \\ud8xx, which is not a character"
     except (ValueError, RecursionError) as reason:
         # Not UTF-8, a number of thousands of digits, or brackets without end.
         said = str(reason)

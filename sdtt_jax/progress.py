@@ -145,7 +145,7 @@ def track_text(
     stream: TextIO | None = None,
     interval: float = 10.0,
 ) -> Iterator[T]:
-    """Passes texts on, and says now and then how far the pass is, how fast, and how long it will take.
+    """Passes texts on, and reports now and then how far the pass is, how fast, and how long it will take.
 
     Args:
       texts: what is passed on: texts, or parts of a corpus that were dealt with.

@@ -1,4 +1,4 @@
-"""Names that have gone, and what they are called now. A rename adds one row here.
+"""Old names, and what they are called now. A rename adds one row here.
 
 Whoever uses an old name gets an error with the new one: modules when they are imported, config fields from
 `sdtt_jax.config.from_mapping` and `--config.FIELD=…`, flags from the command that had them.

@@ -197,7 +197,7 @@ _IN_FLAGS = (
 
 
 def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) -> list[str]:
-    """The arguments in `argv` that are no flags; a wrong or renamed flag ends the program with one line."""
+    """The arguments in `argv` that are not flags; a wrong or renamed flag ends the program with one line."""
     try:
         for argument in argv:
             require_characters(argument, ConfigError)

@@ -31,11 +31,11 @@ def define_checkpoint() -> flags.FlagHolder[str | None]:
 
 
 def define_helper() -> flags.FlagHolder[str | None]:
-    """Defines the flag that names the other model of a decoder that asks one."""
+    """Defines the flag that names the second model of a decoder that needs one."""
     return flags.DEFINE_string(
         "helper",
         None,
-        "The other model of a decoder that asks one, named as for --checkpoint: what verifies "
+        "The second model of a decoder that needs one, named as for --checkpoint: what verifies "
         "--mode=speculative, a teacher or a causal model; that of energy; the later calls of "
         "staged; the plan of skeleton.",
     )
@@ -86,13 +86,13 @@ def _items(field: Any, value: list[str] | None) -> tuple[Any, ...]:
         for text in texts:
             require(
                 _is_number(text),
-                f"--{field.name}: {text!r} is no number; give numbers with commas.",
+                f"--{field.name}: {text!r} is not a number; give numbers separated by commas.",
             )
         return tuple(sorted({float(text) for text in texts}))
     for text in texts:
         require(
             text.isdecimal(),
-            f"--{field.name}: {text!r} is no whole number; give whole numbers with commas.",
+            f"--{field.name}: {text!r} is not a whole number; give whole numbers separated by commas.",
         )
     return tuple(sorted({int(text) for text in texts}))
 

@@ -138,7 +138,7 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
 
     Args:
       run: whose round it is.
-      number: of the round, from 1.
+      number: the round's number, counted from 1.
       teacher: the parameters of its teacher.
 
     Raises:
@@ -152,7 +152,7 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
         folder = as_path(config.pool)
         require(
             folder.is_dir(),
-            f"config.coupled.pool={config.pool} is no stored pool; give DIR/coupled/01/pool of a run, or "
+            f"config.coupled.pool={config.pool} is not a stored pool; give DIR/coupled/01/pool of a run, or "
             "leave it empty to have one made.",
         )
     facts = {

@@ -91,7 +91,7 @@ def abstract_round(run: Networks, number: int, spec: StateSpec) -> TrainState:
 
     Args:
       run: whose networks are distilled.
-      number: of the round, from 1.
+      number: the round's number, counted from 1.
       spec: of training and mesh.
     """
     init, config = functools.partial(fresh, run, run.config.distill.lora), run.config.distill

@@ -322,7 +322,8 @@ def _adopt_teacher(run: Run, checkpoint: str) -> None:
     if lines:
         raise ConfigError(
             f"config.teacher.checkpoint={checkpoint} is another network than config.model and config.data "
-            "ask for; set these fields alike (the checkpoint's first):\n  " + "\n  ".join(lines)
+            "ask for; give these fields the same values (the checkpoint's first):\n  "
+            + "\n  ".join(lines)
         )
     if model.text_tokenizer.digest != run.tokenizer.digest:
         raise ConfigError(

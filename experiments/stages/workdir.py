@@ -106,7 +106,7 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
     mapping = to_mapping(config)
     if workdir.config.exists():
         # Nothing comes of the settings of a distiller that the run does not have, or had not yet: others may
-        # be added behind those with which it was begun.
+        # be added after those with which it was begun.
         stored = _stored_config(workdir)
         had = stored.get("distillers", [])
         idle = {"distill" if name == SDTT else name for name in DISTILLERS if name not in had}

@@ -80,7 +80,7 @@ def causal_nll(network: CausalNetwork, params: Params, tokens: Tokens, bos_id: i
       bos_id: what stands before the first token, so that it is scored too.
 
     Raises:
-      ConfigError: `tokens` are no such texts.
+      ConfigError: `tokens` has another shape, or holds ids that are not tokens.
     """
     tokens = jnp.asarray(as_rows(tokens, network.config.vocab_size))
     everywhere = jnp.ones(tokens.shape, bool)

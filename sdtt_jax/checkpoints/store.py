@@ -1,7 +1,7 @@
 """Checkpoints by step, verified when they are read, and the final parameters of a stage.
 
 Orbax stores them. What is added here: a digest of every leaf (Orbax restores flipped bits without a
-word); a damaged checkpoint is told from one of another model (the one before it is taken; an error);
+word); a damaged checkpoint is distinguished from one of another model (the one before it is taken; an error);
 and a step that cannot be read never blocks later saves.
 """
 
@@ -152,12 +152,12 @@ class Checkpoints:
             self.seconds += time.monotonic() - began
 
     def _refuse_if_removed(self) -> None:
-        # Orbax would make it anew, and the run would go on writing into a directory that somebody removed.
+        # Orbax would make it again, and the run would go on writing into a directory that somebody removed.
         # A removed directory has no links, but keeps answering to whoever has it open.
         if self._handle is not None and os.fstat(self._handle).st_nlink == 0:
             raise CheckpointError(
                 f"{self.directory} was removed while the run was writing to it; run the same command to "
-                "start anew there."
+                "start again there."
             )
 
     def restore(
@@ -198,12 +198,12 @@ class Checkpoints:
             reasons = "; ".join(f"step {step}: {error}" for step, error in damaged.items())
             raise CheckpointError(
                 f"Every checkpoint in {self.directory} is damaged ({reasons}); "
-                "restore them from a copy, or remove the directory to start anew."
+                "restore them from a copy, or remove the directory to start again."
             )
         if any((self.directory / CORRUPT).glob("*")):
             raise CheckpointError(
                 f"{self.directory} holds only damaged checkpoints, in {CORRUPT}/; "
-                "restore one from a copy, or remove the directory to start anew."
+                "restore one from a copy, or remove the directory to start again."
             )
         return None
 

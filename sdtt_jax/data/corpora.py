@@ -50,7 +50,10 @@ class Corpus:
         choose(f"split of {self.name}", split, self.splits)
         if isinstance(self.source, Published):
             return self.source.parts(self.name, split, folder, part_bytes)
-        require(folder is None, f"{self.name} is no published corpus; give no folder of its files.")
+        require(
+            folder is None,
+            f"{self.name} is not a published corpus; leave out the folder of its files.",
+        )
         if isinstance(self.source, Found):
             return reading.plan(self.source.files, split, part_bytes)
         return [reading.Part(split, (reading.Piece(reading.NAMED, self.name, 0, -1, 0),))]

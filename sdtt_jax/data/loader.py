@@ -91,7 +91,8 @@ class Mixture:
         lengths = [split.length for split in self.splits]
         require(
             len(set(lengths)) == 1,
-            f"Splits that are mixed must have sequences of one length, not {lengths}; prepare them alike.",
+            f"Splits that are mixed must have sequences of one length, not {lengths}; prepare them "
+            "with the same data.length.",
         )
 
     def sources(
@@ -131,7 +132,7 @@ def open_mixture(directory: str | Path, others: Mapping[str, float]) -> Split | 
         if (found := _alike(folder)) != facts:
             raise DataError(
                 f"{folder} was prepared with another vocabulary or data.sequences than {directory} ({found}, "
-                f"not {facts}); prepare them alike."
+                f"not {facts}); prepare them in the same way."
             )
     splits = (own, *(open_split(folder, "train") for folder in others))
     return Mixture(splits, (1.0, *others.values()))

@@ -41,7 +41,7 @@ def train_tokenizer(
       ConfigError: `tokenizer.vocab_size` does not suit the text; says which sizes do. Or `tokenizer.file` is
         not there.
       DataError: there is no text, or a character that cannot be learned; says which and where. Or
-        `tokenizer.file` is no vocabulary.
+        `tokenizer.file` is not a vocabulary.
     """
     require(
         config.kind != "hub",
@@ -96,7 +96,7 @@ def given_tokenizer(config: TokenizerConfig, normalize: str = "none") -> Tokeniz
             pieces = SentencePieceTokenizer(config, normalize, content)
         except RuntimeError:
             raise DataError(
-                f"tokenizer.file: {path} is no SentencePiece model, or is damaged; give a .model file."
+                f"tokenizer.file: {path} is not a SentencePiece model, or is damaged; give a .model file."
             ) from None
         if pieces.eos_id < 0:
             raise DataError(

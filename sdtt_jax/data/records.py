@@ -143,7 +143,8 @@ def refuse_extra(directory: Path, shards: Sequence[dict[str, Any]]) -> None:
         for path in sorted(folder.glob("*.array_record*")):
             if path not in known:
                 raise DataError(
-                    f"{path} is none of the shards that {INFO_FILE} lists; move it away, or {_PREPARE_AGAIN}."
+                    f"{path} is not one of the shards that {INFO_FILE} lists; move it away, "
+                    f"or {_PREPARE_AGAIN}."
                 )
 
 

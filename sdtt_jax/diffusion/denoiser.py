@@ -98,7 +98,7 @@ class WithInputs:
 class MaskedDiffusion:
     """A masked diffusion model without its parameters: network and noise schedule.
 
-    Hashable and compared by value: two that are made from equal configs are one static argument to
+    Hashable and compared by value: two instances made from equal configs are the same static argument to
     `jit`, which then compiles once.
 
     Attributes:
@@ -122,7 +122,7 @@ class MaskedDiffusion:
     def within(self, arrangement: Arrangement | None) -> "MaskedDiffusion":
         """The same model for a batch whose positions are arranged so, in every loss, target and sampler.
 
-        It holds arrays, and so is no static argument of `jit`: make it inside.
+        It holds arrays, so it cannot be a static argument of `jit`: make it inside the function.
 
         Args:
           arrangement: from `ops.sequences.arrange`; None changes nothing.

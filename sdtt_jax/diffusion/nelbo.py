@@ -45,7 +45,7 @@ class NelboConfig:
 
     Attributes:
       weighting: "nelbo" weights the loss of each time by 1/t (the bound), "even" weights all masked
-        tokens alike (a small model leaves its first plateau sooner).
+        tokens equally (a small model leaves its first plateau sooner).
       antithetic: even spread of times over a batch.
       importance: with "nelbo", draw times so that the weight is flat: lower variance of the bound, but
         almost all times are small. Log-linear, and linear with sigma_min > 0.
@@ -209,7 +209,7 @@ def nelbo(
       config: how times are drawn; None is antithetic.
 
     Raises:
-      ConfigError: `x0` are no such texts.
+      ConfigError: `x0` has another shape, or holds ids that are not tokens.
     """
     x0 = jnp.asarray(as_rows(x0, diffusion.mask_id, "x0"))
     terms = denoising_terms(diffusion, params, x0, key, config)

@@ -1,6 +1,6 @@
 """Generations that are settled before their first network call: one program for any number of steps.
 
-`sampler.sample` is compiled anew for every number of steps, and for every way to spread positions over them.
+`sampler.sample` is compiled again for every number of steps, and for every way to spread positions over them.
 Where there is no more to a decoder than its plan, neither changes what a step computes. So only the plan is
 made by a program of their own, which compiles in a tenth of the time, and is laid out for `CAPACITY` steps.
 """
@@ -76,7 +76,7 @@ def follow(
     """
 
     def step(index: jax.Array, state: SamplerState) -> SamplerState:
-        # The step behind the last, which fills what is still masked, has the number that the config says.
+        # The step after the last, which fills what is still masked, has the number that the config says.
         index = jnp.where(index == num_steps, config.num_steps, index)
         return take_step(diffusion, params, plan, state, index, config)
 

@@ -93,7 +93,7 @@ class Plan:
     call: jax.Array
     # `[num_steps + 1, batch]` float32, total noise at each step, and after the last one.
     sigmas: jax.Array
-    # What tokens are drawn with, or what the network sees, at every step; None draws anew at each.
+    # What tokens are drawn with, or what the network sees, at every step; None draws fresh noise at each.
     noise: Noise | None = None
 
 
@@ -117,7 +117,7 @@ def sample(
       config: steps, grid and filters; static under `jit`.
       noise: makes the generation a function of it; None draws it, from `key`.
       keep_states: also return every state.
-      helper: the other model of a decoder that asks one.
+      helper: the second model of a decoder that needs one.
 
     Returns:
       The final `SamplerState` (`x` without MASK if `final_denoise`), and with `keep_states` the states
@@ -182,7 +182,7 @@ def first_state(
       diffusion, params: the model.
       x_init: `[batch, length]` int32.
       config: sampler.
-      helper: the other model of a decoder that asks one.
+      helper: the second model of a decoder that needs one.
 
     Raises:
       ConfigError: the model, or its helper, cannot do what the decoder asks of it.
@@ -249,7 +249,7 @@ def take_step(
       index: which of `config.num_steps` steps; or `num_steps`, which fills what they left masked with the
         most probable tokens, if `config.final_denoise`.
       config: sampler.
-      helper: the other model of a decoder that asks one.
+      helper: the second model of a decoder that needs one.
     """
     stop, watch = stop_of(config.mode), state.watch
 

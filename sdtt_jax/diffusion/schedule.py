@@ -40,7 +40,7 @@ class ScheduleConfig:
 class Schedule:
     """A noise schedule as functions of time, each elementwise on float32 arrays of any shape.
 
-    Schedules are equal and hash alike if their configs do; the functions follow from the config.
+    Schedules compare and hash by their configs, from which the functions follow.
 
     Attributes:
       config: what `make_schedule` made it from.

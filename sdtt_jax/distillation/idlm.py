@@ -1,7 +1,7 @@
 """Inverse distillation (IDLM, arXiv 2602.19066): a student for whose texts the teacher is the best denoiser.
 
 With `L(f, p) = -w(t') sum_i <p_i, log f_i(x_t')>` the denoising loss of a network f on the student's texts,
-masked anew to a time t', the student minimises `L(f*, p) - min_f L(f, p)`: how much worse the teacher f* is
+masked again at a time t', the student minimises `L(f*, p) - min_f L(f, p)`: how much worse the teacher f* is
 on them than a denoiser that was trained on them. That denoiser is the fake. In every step it learns from the
 student's texts, and the student from `<p, log f - log f*>`, each while the other is held still. The student's
 gradient flows through its distributions p alone and not through the tokens that the two networks see, which
@@ -49,7 +49,7 @@ def idlm_terms(
     """The fake's loss and the student's, in nats per token.
 
     Args:
-      diffusion: teacher, student and fake, but for their parameters.
+      diffusion: the network and schedule that teacher, student and fake share.
       params: `{"student": …, "fake": …}`. The student's loss has no gradient for the fake, nor the fake's for
         the student, so that their sum trains both.
       teacher_params: no gradient flows into them.
@@ -83,7 +83,7 @@ def inverse_terms(
       params, teacher_params: as of `idlm_terms`.
       x_t: `[batch, length]` int32, what the student saw.
       hidden: `[batch, length, embed]`, its states there; the gradient flows through them.
-      keys: PRNG keys of the tokens that it draws, of the times, and of what is masked anew.
+      keys: PRNG keys of the tokens that it draws, of the times, and of what is masked again.
 
     Returns:
       `(student, fake)`: `[]` float32 each, sums over the batch.

@@ -26,7 +26,7 @@ def divergence_terms(
     """Sum of the divergence over masked positions, and how many there are.
 
     Args:
-      diffusion: student and teacher but for their parameters.
+      diffusion: the network and schedule that student and teacher share.
       params, teacher_params: their parameters; no gradient flows into the teacher's.
       x_t: `[batch, length]` int32.
       sigma: `[batch]` float32, total noise.
@@ -77,7 +77,7 @@ def distillation_terms(
     """One batch of SDTT: mask, let the teacher take k steps, compare (arXiv 2410.21035, algorithm 1).
 
     Args:
-      diffusion: student and teacher but for their parameters.
+      diffusion: the network and schedule that student and teacher share.
       params, teacher_params: their parameters; no gradient flows into the teacher's.
       x0: `[batch, length]` int32, clean tokens.
       dt: `[]` float32, the teacher's step; may be traced, so that one compiled step serves all rounds.

@@ -26,7 +26,7 @@ class DistillConfig:
     Attributes:
       num_rounds: rounds; after each the student becomes the teacher.
       num_distill_steps: k, teacher steps per student step, at least 2.
-      teacher_num_steps: steps of the first teacher; the first round's `dt` is one over it.
+      teacher_num_steps: steps of the first teacher; the first round's `dt` is `1 / teacher_num_steps`.
       min_num_steps: no round trains a student for fewer sampling steps than this; `dt` stops growing.
       divergence: name from `divergence.DIVERGENCES`.
       num_trajectories: teacher trajectories per text. For `kl-bwd` their mean loss is, up to a constant,
@@ -126,10 +126,10 @@ def next_round(
     starts afresh where `reset_optimizer_on_growth` says so.
 
     Args:
-      config: what the paper leaves to choose.
-      previous: how the round before left its student; `Student(params)` of the first teacher before
-        round 1.
-      number: of the round, from 1.
+      config: the settings of the distillation.
+      previous: the student at the end of the round before; before round 1, `Student(params)` with
+        the first teacher's parameters.
+      number: the round's number, counted from 1.
       teacher_params: the teacher; `delivered_params(config, previous)` if None.
       dt: the teacher's step; `round_dt(config, number)` if None.
 

@@ -35,7 +35,7 @@ class Choice:
     def __post_init__(self) -> None:
         require(
             0 <= self.answer < len(self.endings),
-            f"answer={self.answer} is none of the {len(self.endings)} endings.",
+            f"answer={self.answer} is not one of the {len(self.endings)} endings.",
         )
         require(
             isinstance(self.context, str) or len(self.context) == len(self.endings),

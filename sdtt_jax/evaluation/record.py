@@ -51,7 +51,7 @@ class Record:
       path: the JSON file.
       model: `identity` of the model that is evaluated; a file of another one is refused.
       log: called with one line for each result.
-      replace: begin a file of another model anew instead.
+      replace: start a file of another model again instead.
 
     Raises:
       ConfigError: the file is something else, or of another model.
@@ -157,7 +157,7 @@ class Record:
         content = read_json(self.path, ConfigError, "remove it or give another file")
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             raise ConfigError(
-                f"{self.path} exists and is no evaluation; remove it or give another file."
+                f"{self.path} exists and is not a file of results; remove it or name another file."
             )
         if content["items"] and content["model"]["digest"] != model["digest"]:
             if replace:

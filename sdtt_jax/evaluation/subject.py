@@ -36,7 +36,7 @@ class Subject:
     # Whether held-out text is judged beside what the model writes. It is the same for all models of a run,
     # which judges it with the first teacher alone.
     real_text: bool = True
-    helper: Model | CausalModel | None = None  # the other model of a decoder that asks one
+    helper: Model | CausalModel | None = None  # the second model of a decoder that needs one
 
     @property
     def length(self) -> int:

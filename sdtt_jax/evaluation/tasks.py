@@ -70,7 +70,7 @@ def read_task(name: str, path: str | Path) -> list[Any]:
 
     Raises:
       ConfigError: no such task or file.
-      DataError: naming the line that is no JSON object of the task's form, or an empty file.
+      DataError: naming the line that is not a JSON object of the task's form, or an empty file.
     """
     choose("task", name, TASKS)
     items = list(_items(TASKS[name], as_path(path)))

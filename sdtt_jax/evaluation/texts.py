@@ -198,7 +198,7 @@ def _held_out_corpus(subject: Subject) -> Source:
     name, folder = subject.settings.held_out, subject.settings.held_out_folder
     require(
         not folder or name in CORPORA,
-        f"--held_out_folder is for named corpora, and {name} is none; leave the folder out.",
+        f"--held_out_folder is for named corpora, and {name} is not one; leave the folder out.",
     )
     _check_corpus("held_out", name)
     corpus = find_corpus(name)

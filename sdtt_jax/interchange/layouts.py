@@ -74,7 +74,7 @@ def open_published(
             f"{file} is pickled, and unpickling runs what is in a file: it is not read. {TO_SAFETENSORS}"
         )
     if file.name.endswith(FOREIGN):
-        raise CheckpointError(f"{file} is no model that can be read. {describe([file.name])}")
+        raise CheckpointError(f"{file} is not a model that can be read. {describe([file.name])}")
     if file.suffix == SUFFIX:
         gguf = GgufTensors(file)
         return recognised(LLAMA_GGUF, gguf, Stored(gguf.content, str(file), given), str(file))
@@ -133,5 +133,5 @@ def published_params(model: Published, place: Place | None = None) -> dict[str, 
 def _stored(path: Path) -> Stored:
     content = read_json(path, CheckpointError, fault="cannot be read as JSON")
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object; download it again.")
+        raise CheckpointError(f"{path} does not hold a JSON object; download it again.")
     return Stored(content, str(path))

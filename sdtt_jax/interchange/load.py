@@ -122,7 +122,7 @@ def _find_published(
     if said.said:
         raise CheckpointError(
             f"{', '.join(said.said)} is for published networks of the Llama family, and {text} is "
-            "none; leave it out."
+            "not one; leave it out."
         )
     return None
 

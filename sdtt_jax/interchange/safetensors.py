@@ -148,7 +148,7 @@ def read_index(index: Path) -> dict[str, str]:
     named = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(named, dict) or not named:
         raise CheckpointError(
-            f"{index} is no index of safetensors: it has no weight_map; download it again."
+            f"{index} is not an index of safetensors files: it has no weight_map; download it again."
         )
     files = {name: str(file) for name, file in named.items()}
     if any("/" in file or "\\" in file for file in files.values()):

@@ -62,7 +62,7 @@ def exported_sampler(
       model: a denoiser.
       config: of the sampler.
       batch_size: texts at once.
-      helper: the other model of a decoder that asks one.
+      helper: the second model of a decoder that needs one.
 
     Raises:
       ConfigError: the model, or its helper, cannot do what the decoder asks of it.

@@ -60,7 +60,7 @@ def decoder_law(
       probabilities: `[states, L, V]`, what the sampler draws from, in the order of `all_states`.
       mode: of `SamplerConfig`; without a temperature of the order.
       num_steps: calls that it may make; a decoder that makes several at a time makes so many times more.
-      helper: `[states, L, V]` of the other model of a decoder that asks one; None: the same.
+      helper: `[states, L, V]` of the second model of a decoder that needs one; None: the same.
       causal: whether the helper is a causal model, of which only what has nothing masked on the left is read.
     """
     decoder, options = enumerable(mode)

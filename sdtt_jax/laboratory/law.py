@@ -107,7 +107,7 @@ def sampler_law(paths: Paths, log_probs: Table, ways: jax.Array) -> jax.Array:
 
     Args:
       paths: of the world's `Layout`.
-      log_probs: a table of logits, normalised. (Others give a sum over paths that is no law; its
+      log_probs: a table of logits, normalised. (Others give a sum over paths that is not a distribution; its
         gradient says how much each prediction is used.)
       ways: `[S + 1]`, from `reveal_ways`; all arrays of `log_probs` are needed where S > 1.
     """

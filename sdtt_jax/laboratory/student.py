@@ -80,7 +80,7 @@ class EnumeratedDenoiser:
 
     Parameters of the form `{"table": [states, L, V] log-probabilities}` are looked up by the
     state's number; any other parameters are the network's. So the loss that compares a student
-    with its teacher need not know that the teacher is no network. Columns of padding, most of the
+    with its teacher need not know that the teacher is not a network. Columns of padding, most of the
     head in a vocabulary this small, are dropped.
     """
 

@@ -43,7 +43,7 @@ def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) ->
       and raises KeyboardInterrupt if one of several processes was asked to stop (SIGTERM).
 
     Raises:
-      ConfigError: `batch_size` is no positive whole number.
+      ConfigError: `batch_size` is not a positive whole number.
     """
     whole(1, batch_size=batch_size)
     count = len(jax.tree.leaves(rows)[0])

@@ -30,7 +30,7 @@ def generate(
       x_init: `[batch, length]` int32; what is not MASK stays as it is.
       config: steps, grid and filters.
       sequences: how the model's sequences are packed; None: each is one text.
-      helper: the other model of a decoder that asks one.
+      helper: the second model of a decoder that needs one.
     """
     common = common_config(config)
     if common is None:

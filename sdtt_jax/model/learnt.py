@@ -1,6 +1,6 @@
 """What was fitted to a model is stored in files beside its checkpoint: schedules, thresholds of early exits.
 
-Each entry bears the digest of the parameters it was fitted to, and is for those alone. Earlier versions
+Each entry holds the digest of the parameters it was fitted to, and is valid for those only. Earlier versions
 stored none; their entries are taken as they are.
 """
 

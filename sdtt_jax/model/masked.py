@@ -90,7 +90,7 @@ class Model(Loaded):
         )
 
     def noisy(self, x_t: ArrayLike) -> jax.Array:
-        """`x_t: [B, L]`, MASK or tokens, in its place; `ConfigError` if it is something else."""
+        """`x_t: [B, L]`, MASK or tokens, checked and placed on the model's devices; else `ConfigError`."""
         return self.placed(as_rows(x_t, self.mask_id + 1))
 
     def sample(
@@ -115,14 +115,14 @@ class Model(Loaded):
           key: PRNG key; batch i is drawn with `fold_in(key, i)`.
           num_samples: how many.
           num_steps: reverse steps.
-          prompt: text that the samples begin with, behind `first_token` where there is one; one for all or
+          prompt: text that the samples begin with, after `first_token` where there is one; one for all or
             one for each, of any lengths.
           infill: text with gaps, "[12]" for 12 tokens; one for all or one for each.
           num_tokens: as `prior` takes it.
           stop_at_eos: what follows the first EOS of a text becomes EOS too.
           batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows. Part of what
             determines the draws.
-          helper: `as_helper` of the other model of a decoder that asks one, such as "speculative".
+          helper: `as_helper` of the second model of a decoder that needs one, such as "speculative".
           **options: further fields of `SamplerConfig` (temperature, top_k, top_p, time_grid, mode).
 
         Raises:
@@ -160,7 +160,7 @@ class Model(Loaded):
           x_init: for example from `prior`.
           config: sampler.
           batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows.
-          helper: the other model of a decoder that asks one.
+          helper: the second model of a decoder that needs one.
         """
 
         config = settled(config, self)
@@ -184,8 +184,8 @@ class Model(Loaded):
     def first_token(self) -> int | None:
         """BOS where every sequence of the training began with it, as published models' did; else None.
 
-        A text that is given then stands behind it, as the reference's README has it: a network that has
-        always seen BOS at position 0 knows no text there.
+        A prompt then follows it, as in the reference's README: a network that has always seen BOS at
+        position 0 has learnt nothing about text there.
         """
         if self.tokenizer is None or not self.facts.get("begins_with_bos"):
             return None
@@ -200,15 +200,15 @@ class Model(Loaded):
     ) -> Tokens:
         """Where generation starts: `[num_samples, L]` int32, MASK but for the text that is given.
 
-        What is given stands behind `first_token` where there is one; without it all is MASK. Behind the
-        prompt of a model of instructions stands BOS, as in its training.
+        The given text follows `first_token` where there is one; without text all is MASK. BOS follows the
+        prompt of a model trained on instructions, as in its training.
 
         Args:
           num_samples: how many.
           prompt: text that the samples begin with, one for all or one for each, of any lengths.
           infill: text with gaps, "[12]" for 12 tokens; one for all or one for each.
-          num_tokens: MASK behind what is given, its EOS included, and padding behind that: for a model of
-            single texts, which knows from it how long the text is to be. None: all the room there is.
+          num_tokens: how many tokens follow the given text, EOS included; padding follows them. For a model
+            of single texts, which learns from it how long the text is to be. None: as many as fit.
         """
         whole(1, num_samples=num_samples)
         length, sequences = self.config.length, self.sequences
@@ -243,7 +243,7 @@ class Model(Loaded):
           key: PRNG key.
           x_init: `[B, L]` int32, for example from `prior`.
           config: sampler.
-          helper: the other model of a decoder that asks one.
+          helper: the second model of a decoder that needs one.
         """
         x_init, config = self.noisy(x_init), settled(config, self)
         with self.on_mesh():

@@ -27,7 +27,7 @@ def given_tokens(
       length: tokens per sequence.
       prompt: stands at the start.
       infill: text with gaps `[n]` of n tokens each; what follows its end is free.
-      mark: a token that stands behind what is given; None for none.
+      mark: a token that follows the given text; None for none.
 
     Raises:
       ConfigError: both are given, they are longer than the model's sequences, or nothing is left of a text
@@ -111,7 +111,7 @@ def given_batch(
 def closed(
     tokens: np.ndarray, fixed: np.ndarray, num_tokens: int, eos_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Texts of a known length: EOS is given from `num_tokens` positions behind what was given last.
+    """Texts of a known length: EOS is given from `num_tokens` positions after the last given token.
 
     The first of them ends the text, and those that follow are padding.
 

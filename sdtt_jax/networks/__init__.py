@@ -1,4 +1,4 @@
-"""The networks, as pure functions of their parameters. The only room that may use `flax.linen`; it may use
+"""The networks, as pure functions of their parameters. The only package that may use `flax.linen`; it may use
 the operations on arrays and what lies below them.
 """
 

@@ -1,4 +1,4 @@
-"""A digest of an array's bits that any mesh computes alike, piece by piece, and the host too."""
+"""A digest of an array's bits, the same on any mesh, computed piece by piece, and on the host."""
 
 import functools
 from collections.abc import Iterable

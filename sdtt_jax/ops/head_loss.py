@@ -73,7 +73,7 @@ def weighted_loss(
     per_row: Tree,
     shared: tuple[Tree, ...] = (),
 ) -> tuple[jax.Array, jax.Array]:
-    """`sum(weights * loss_fn(apply_head(head, hidden), …))`, and what is summed.
+    """`sum(weights * loss_fn(apply_head(head, hidden), …))`, and the losses that are summed.
 
     Args:
       apply_head: `(head, [n, embed]) -> [n, vocab]` logits.

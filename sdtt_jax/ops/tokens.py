@@ -23,7 +23,7 @@ def as_ids(ids: ArrayLike, num_ids: int, name: str = "tokens") -> Any:
       name: what errors call them.
 
     Raises:
-      ConfigError: they are no whole numbers, or one of them is negative or not below `num_ids`.
+      ConfigError: they are not whole numbers, or one of them is negative or not below `num_ids`.
     """
     try:
         array: Any = ids if isinstance(ids, jax.Array) else np.asarray(ids)

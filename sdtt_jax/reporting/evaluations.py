@@ -62,7 +62,7 @@ def read_evaluation(path: Path | str) -> Evaluation:
     content = read_json(path)
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
         raise DataError(
-            f"{path} is no result of experiments.evaluate; give a file that its --output wrote."
+            f"{path} is not a result of experiments.evaluate; give a file that its --output wrote."
         )
     items = {name: item["result"] for name, item in content["items"].items()}
     return Evaluation(as_path(path).stem, items)

@@ -87,10 +87,10 @@ def test_a_corpus_without_a_training_split_cannot_be_trained_on():
 
 
 def test_a_folder_beside_a_corpus_that_needs_none_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="world_english_bible is no published corpus"):
+    with pytest.raises(ConfigError, match="world_english_bible is not a published corpus"):
         list(documents(DataConfig(), folder=tmp_path))
     path = _write_lines(tmp_path / "x.jsonl", ["a"])
-    with pytest.raises(ConfigError, match=r"x\.jsonl is no published corpus"):
+    with pytest.raises(ConfigError, match=r"x\.jsonl is not a published corpus"):
         list(documents(DataConfig(str(path)), folder=tmp_path))
 
 

@@ -130,7 +130,10 @@ def test_a_file_that_is_no_vocabulary_is_named(tmp_path):
     config = TokenizerConfig(kind="file", file=str(tmp_path / "no.model"))
     with pytest.raises(ConfigError, match=r"tokenizer\.file: .*no\.model does not exist"):
         train_tokenizer(config, ())
-    for name, message in (("no.model", "is no SentencePiece model"), ("no.json", "cannot be read")):
+    for name, message in (
+        ("no.model", "is not a SentencePiece model"),
+        ("no.json", "cannot be read"),
+    ):
         (tmp_path / name).write_bytes(b"{}")
         with pytest.raises(DataError, match=rf"tokenizer\.file: .*{name} {message}"):
             train_tokenizer(dataclasses.replace(config, file=str(tmp_path / name)), ())

@@ -165,9 +165,9 @@ def test_a_mode_that_is_none_is_refused_by_name(mode, said):
 @pytest.mark.parametrize(
     ("mode", "helper", "said"),
     [
-        ("speculative", None, "mode=speculative asks another model; give it a helper, a causal"),
-        ("grid", Helper({}, TableDenoiser()), "mode=grid asks no other model"),
-        ("skeleton", Helper({}, Larger()), "asks a causal model, and the helper is a denoiser"),
+        ("speculative", None, "mode=speculative needs another model; give it a helper, a causal"),
+        ("grid", Helper({}, TableDenoiser()), "mode=grid uses no other model"),
+        ("skeleton", Helper({}, Larger()), "needs a causal model, but the helper is a denoiser"),
         ("skeleton:every=4", Helper({}, Causal(), 0), "every=4 is more than the 3 tokens"),
         ("speculative", Helper({}, Larger()), "The helper has 4 tokens and the model 3"),
     ],

@@ -90,7 +90,9 @@ def test_results_of_one_model_are_not_mixed_with_those_of_another(tmp_path):
     assert Record(path, OTHER).items == {}
 
 
-@pytest.mark.parametrize(("content", "named"), [("{}", "no evaluation"), ("nonsense", "not JSON")])
+@pytest.mark.parametrize(
+    ("content", "named"), [("{}", "not a file of results"), ("nonsense", "not JSON")]
+)
 def test_a_file_that_is_something_else_is_left_alone(tmp_path, content, named):
     path = tmp_path / "other.json"
     path.write_text(content)

@@ -346,7 +346,7 @@ def test_data_suite(tmp_path):
 BAD = {
     "--suite=trian": "--suite='trian' is unknown (did you mean 'train'?); choose one of train, teacher, "
     "sample, judge, data, demo, race.",
-    "--num_steps=8,x": "--num_steps: 'x' is no whole number; give whole numbers with commas.",
+    "--num_steps=8,x": "--num_steps: 'x' is not a whole number; give whole numbers separated by commas.",
     "--num_steps=0": "num_steps must be positive, not 0.",
     "--batch_size=0": "--batch_size must be positive, not 0.",
     "--race_helper=causl": "--race_helper='causl' is unknown (did you mean 'causal'?); choose one of causal, "

@@ -239,7 +239,9 @@ def test_a_pool_of_another_tokenizer_is_refused(unbroken, tmp_path):
 
 def test_a_pool_that_is_not_there_and_a_teacher_that_sees_noise_are_refused(unbroken, tmp_path):
     config = coupled(unbroken, pool="nowhere")
-    refused = pytest.raises(ConfigError, match=r"config\.coupled\.pool=nowhere is no stored pool")
+    refused = pytest.raises(
+        ConfigError, match=r"config\.coupled\.pool=nowhere is not a stored pool"
+    )
     with open_run(config, tmp_path / "run") as run, refused:
         open_pool(run, 1, {})
     config = coupled(unbroken)

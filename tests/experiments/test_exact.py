@@ -51,7 +51,7 @@ def test_rounds_beyond_the_worlds_double_up_to_one_half() -> None:
 def test_divergences_are_named_or_all() -> None:
     assert exact.parse_divergences("mse, kl-bwd") == ("mse", "kl-bwd")
     assert len(exact.parse_divergences("all")) == 5
-    with pytest.raises(ConfigError, match="'kl' is none of kl-bwd"):
+    with pytest.raises(ConfigError, match="'kl' is not one of kl-bwd"):
         exact.parse_divergences("kl")
 
 

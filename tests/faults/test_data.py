@@ -66,7 +66,9 @@ def test_row_25_a_shard_too_many(copied):
     first = shards(copied)[0]
     extra = first.with_name(first.name.replace("00000-of", "00007-of"))
     shutil.copy(first, extra)
-    with pytest.raises(DataError, match=f"{extra.name} is none of the shards that info.json lists"):
+    with pytest.raises(
+        DataError, match=f"{extra.name} is not one of the shards that info.json lists"
+    ):
         open_split(copied, "train")
 
 

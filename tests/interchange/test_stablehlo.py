@@ -96,7 +96,7 @@ def test_every_decoder_goes_out_with_its_helper(model, index, tmp_path):
 
 
 def test_a_helper_that_is_missing_is_asked_for(model):
-    with pytest.raises(ConfigError, match="asks another model; give it a helper"):
+    with pytest.raises(ConfigError, match="needs another model; give it a helper"):
         exported_sampler(model, SamplerConfig(4, mode="staged"), 2)
 
 

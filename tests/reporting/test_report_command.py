@@ -47,7 +47,7 @@ def test_a_record_of_the_laboratory_is_drawn_again(tmp_path):
 
 def test_what_is_no_record_is_named(tmp_path):
     (tmp_path / "other.json").write_text(json.dumps({"rounds": 3}))
-    with pytest.raises(DataError, match="no result of experiments"):
+    with pytest.raises(DataError, match="not a result of experiments"):
         report.write_exact_from(str(tmp_path / "other.json"), tmp_path / "a.png")
     with pytest.raises(DataError, match="cannot be read: No such file"):
         report.write_exact_from(str(tmp_path / "absent.json"), tmp_path / "a.png")

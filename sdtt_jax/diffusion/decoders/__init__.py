@@ -101,7 +101,7 @@ def _parsed(text: str) -> tuple[str, dict[str, Any], str | None]:
         field, equals, value = (word.strip() for word in part.partition("="))
         require(
             bool(field and equals and value),
-            f"mode={text!r}: {part!r} is no option name=value, as in confidence:score=margin.",
+            f"mode={text!r}: {part!r} is not of the form name=value, as in confidence:score=margin.",
         )
         try:
             fields[field] = ast.literal_eval(value)

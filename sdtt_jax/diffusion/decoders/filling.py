@@ -98,7 +98,7 @@ def choice(filters: Filters, noise: Noise | None, *, sees_noise: bool) -> Choice
 
     Args:
       filters: of the token distribution.
-      noise: that the generation is a function of; None draws anew at each call.
+      noise: that the generation is a function of; None draws fresh noise at each call.
       sees_noise: whether the network is shown the noise, so that what it says is drawn from as it is.
     """
     if filters.greedy:
@@ -149,6 +149,6 @@ def greedy_at_last(choose: Choice) -> Choice:
 
 
 def most_probable(key: Key | None, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
-    """The likeliest token of each position; the key is needed by none."""
+    """The likeliest token of each position; the key is not used."""
     del key, places, noise
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)

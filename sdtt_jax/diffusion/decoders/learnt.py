@@ -54,7 +54,7 @@ class Learnt:
             scales = (0.0,)
         require(
             all(0 < scale < math.inf for scale in scales),
-            f"temperatures={self.temperatures!r} must be positive numbers with '/' behind them, as in "
+            f"temperatures={self.temperatures!r} must be positive numbers, each followed by '/', as in "
             "'1/0.9/'.",
         )
         return scales

@@ -12,7 +12,7 @@ from sdtt_jax.typing import PerToken, Positions
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Reverse steps on a grid of times, each of which reveals as many tokens as chance has it."""
+    """Reverse steps on a grid of times, each of which reveals a random number of tokens."""
 
 
 @dataclasses.dataclass(frozen=True)

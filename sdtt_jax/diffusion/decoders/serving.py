@@ -83,18 +83,19 @@ def own_step(mode: str, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.A
 def _check_helper(mode: str, kinds: tuple[str, ...], scene: Scene) -> None:
     helper = scene.helper
     if not kinds:
-        require(helper is None, f"mode={mode} asks no other model; leave the helper out.")
+        require(helper is None, f"mode={mode} uses no other model; leave the helper out.")
         return
     name, wanted = mode.partition(":")[0], " or a ".join(HELPERS[kind] for kind in kinds)
-    require(helper is not None, f"mode={name} asks another model; give it a helper, a {wanted}.")
+    require(helper is not None, f"mode={name} needs another model; give it a helper, a {wanted}.")
     assert helper is not None
     kind = "denoiser" if helper.bos_id is None else "causal"
     require(
         kind in kinds,
-        f"mode={name} asks a {wanted}, and the helper is a {HELPERS[kind]}; give another.",
+        f"mode={name} needs a {wanted}, but the helper is a {HELPERS[kind]}; give another.",
     )
     size = helper.network.mask_id if helper.bos_id is None else helper.network.config.vocab_size
     require(
         size == scene.diffusion.mask_id,
-        f"The helper has {size} tokens and the model {scene.diffusion.mask_id}; they must share a tokenizer.",
+        f"The helper has a vocabulary of {size} tokens, the model of {scene.diffusion.mask_id}; they must "
+        "share a tokenizer.",
     )

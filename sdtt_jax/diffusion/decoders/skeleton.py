@@ -78,7 +78,7 @@ def _write(scene: Scene, key: Key, x: Tokens) -> tuple[Tokens, jax.Array]:
         free = x[:, place] == mask_id
 
         def call(x: Tokens) -> Tokens:
-            # MASK stands only behind what is read, but it must be a token that the network knows.
+            # MASK stands only after what is read, but it must be a token that the network knows.
             seen = preceded(jnp.where(x == mask_id, 0, x), bos_id)
             hidden = network.hidden(helper.params, seen)[:, place]
             logits = filter_logits(network.logits(head, hidden)[:, :mask_id], scene.filters)

@@ -125,7 +125,7 @@ def _verified(
     batch, size = window.shape
     if helper.bos_id is not None:
         seen = preceded(draft, helper.bos_id)
-        # MASK stands only behind what is read, but it must be a token that the network knows.
+        # MASK stands only after what is read, but it must be a token that the network knows.
         hidden = helper.network.hidden(
             helper.params, jnp.where(seen < scene.diffusion.mask_id, seen, 0)
         )

@@ -124,7 +124,7 @@ def watched(
 
 
 def ended(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Tokens:
-    """`x` with EOS where it is masked behind the EOS that stopped a text."""
+    """`x` with EOS where it is masked after the EOS that stopped a text."""
     if stop.eos < 0:
         return x
     behind = jnp.cumsum(_end(stop, mask_id, x, free), axis=-1) > 0

@@ -62,7 +62,7 @@ def _item(
 
 
 def _measures(choices: list[Choice], found: Scores, settings: Settings) -> Json:
-    """LAMBADA: perplexity per text, not per token, as the reference has it. Choices: accuracy by likelihood,
+    """LAMBADA: perplexity per text, not per token, as in the reference. Choices: accuracy by likelihood,
     plain and for each character of an ending."""
     seed = settings.seed
     if not choices:

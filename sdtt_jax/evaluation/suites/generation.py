@@ -1,4 +1,4 @@
-"""The suite "generation": texts at every number of steps, causal and real ones, all judged alike."""
+"""The suite "generation": texts at every number of steps, causal and real ones, judged in the same way."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -145,7 +145,7 @@ def _item(record: Record, racer: Racer, key: jax.Array, batch: int, timing: Timi
             "length": timing.length,
             "seconds": measured.median,
             "seconds_each": list(measured.seconds),
-            # Rows that only fill the mesh are no text that was asked for.
+            # Rows that only fill the mesh are not texts that were asked for.
             "tokens_per_second": batch * timing.length / measured.median,
             "seconds_per_call": measured.seconds_per_call,
             "nfe": measured.nfe,
@@ -163,7 +163,7 @@ def _item(record: Record, racer: Racer, key: jax.Array, batch: int, timing: Timi
 
 
 def _machine() -> Json:
-    """What a time depends on; another machine's is measured anew."""
+    """What a time depends on; another machine's is measured again."""
     now = environment()
     return {name: now[name] for name in ("device", "platform", "num_devices")} | {
         "jax": now["packages"]["jax"]

@@ -78,7 +78,7 @@ def _config(_tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from None
     except TypeError as error:
-        raise CheckpointError(f"{where}: a size of GPT-2's is no number ({error}).") from None
+        raise CheckpointError(f"{where}: a size of GPT-2's is not a number ({error}).") from None
 
 
 def hub_config(config: GPT2Config, bos_id: int | None) -> dict[str, Any]:
