@@ -15,7 +15,7 @@ experiments.run.
   judge    -log p of every token of generated text under a GPT-2 of these sizes
   data     tokenising, packing and loading the config's corpus
   demo     the steps of launch/demo.sh, at its batch: two minutes. Alone, its config is the demo's. What a
-           student that sees noise costs for each network call is told beside SDTT's step and generation
+           student that sees noise costs for each network call is shown beside SDTT's step and generation
   race     a text by the student in each of --num_steps calls, by each of the decoders --modes (what they ask
            is the student itself or a causal model), and by a causal model of the same size with its
            key-value cache: a table for each of --race_dtypes and --race_batches. With float32, one text and

@@ -96,9 +96,9 @@ def _inspect() -> None:
             console.print(table)
     for name, split in found["splits"].items():
         for text in split["texts"]:
-            console.print(f"[bold]{name}[/bold]", end=" ")
+            console.print(name, style="bold", end=" ")
             shown = text[:SHOWN] + " …" * (len(text) > SHOWN)
-            console.print(shown, markup=False, highlight=False)
+            console.print(shown, highlight=False)
     print(f"digests of the shards: {found['digests']}")
     if output is not None and output.suffix == ".json":
         write_json(output, found)

@@ -36,16 +36,14 @@ step size of each round.
 
 import dataclasses
 import functools
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
-from experiments.cli.app import check_flags, run_app
+from experiments.cli.app import check_flags, run_app, wide_console
 from sdtt_jax.config import choose, require
 from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.laboratory.coupled import CoupledStudentConfig
@@ -279,7 +277,7 @@ def main(argv: Sequence[str]) -> None:
                 "command to train again from the start."
             ) from stop
         paths = write(record, as_path(values.output))
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    console = wide_console(_WIDTH)
     console.print(measures_table(record, calls))
     if values.matched:
         console.print(matched_table(record, calls))

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from experiments.cli import fields
-from experiments.cli.app import check_flags, output_file, run_app
+from experiments.cli.app import check_flags, output_file, run_app, wide_console
 from experiments.stages.mirror import own_data
 from sdtt_jax.config import require
 from sdtt_jax.errors import UserError
@@ -82,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
     )
     if output is not None:
         write_json(output, results, default=str)
-    Console().print(_table(results))
+    wide_console().print(_table(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Says what a checkpoint was taken for, and checks it on real text.
+"""Says what a checkpoint was recognised as, and checks that on real text.
 
   python -m experiments.inspect --checkpoint=smollm2
   python -m experiments.inspect --checkpoint=OWNER/NAME --held_out=text.jsonl --output=x.json
@@ -6,7 +6,7 @@
 
 Of a network of the Llama family, or a GPT-2, it prints the loss with and without shift, and with
 bidirectional and with causal attention. If that of the reading that was recognised is not by far the lowest,
-the checkpoint is something else than it was taken for.
+the checkpoint is not what it was recognised as.
 """
 
 from collections.abc import Sequence

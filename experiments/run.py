@@ -1,4 +1,4 @@
-"""Runs an experiment from raw text to a report, stage by stage, each finished stage skipped.
+"""Runs an experiment from raw text to a report, stage by stage, skipping those that are finished.
 
   python -m experiments.run --config=experiments/configs/demo.py --workdir=runs/demo
 

@@ -51,14 +51,16 @@ _INFILL = flags.DEFINE_multi_string(
     "infill", None, "Text with gaps, [12] for 12 tokens; once, or once for each text"
 )
 _NUM_TOKENS = flags.DEFINE_integer(
-    "num_tokens", None, "Length of what follows the prompt, of a model of single texts."
+    "num_tokens", None, "Tokens to write after the prompt, for a model of single texts."
 )
 _STOP_AT_EOS = flags.DEFINE_bool("stop_at_eos", False, "Leave out what follows the end of a text.")
 _DTYPE = flags.DEFINE_string(
     "compute_dtype", None, "float32 or bfloat16; as it was trained if not given."
 )
 _WATCH = flags.DEFINE_bool("watch", False, "Show each text appear, one after the other.")
-_PAUSE = flags.DEFINE_float("pause", 0.15, "With --watch: seconds that a step is shown at least.")
+_PAUSE = flags.DEFINE_float(
+    "pause", 0.15, "With --watch: the least number of seconds to show a step for."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the texts to this file, as JSON lines.")
 fields.define_flags(Sampling)
 fields.show_in_help("mesh", "distributed", "compilation_cache")

@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     topology = parse_topology(str(_TOPOLOGY.value), _SLICES.value)
     devices = describe_devices(topology)
     log = stopwatch()
-    console = wide_console()
+    console = wide_console(markup=True)
     records: list[Record] = []
     for kind in kinds:
         if _SEARCH.value:

@@ -190,6 +190,7 @@ def _check(
 ) -> None:
     for name, value in ({name: getattr(config, name) for name in names} | dict(values)).items():
         try:
+            hash(value)  # of an array it fails, as would that of the config
             held = holds(value)
         except TypeError:  # a text, say
             held = False

@@ -5,8 +5,10 @@ however many hosts take part.
 """
 
 import zlib
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.config import require
@@ -34,6 +36,20 @@ def seed_key(seed: int) -> jax.Array:
     """
     check_seed(seed)
     return jax.random.key(int(seed))
+
+
+def check_key(key: Any) -> None:
+    """Raises `ConfigError` unless `key` is one PRNG key: of `jax.random.key`, or of the older `PRNGKey`."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    # Raw words: 2 of Threefry's, 4 of RBG's.
+    raw = dtype == np.uint32 and shape in ((2,), (4,))
+    found = f"an array {dtype}{list(shape)}" if shape is not None else repr(key)
+    hint = "; take one of them, keys[0]" if typed and shape else ""
+    require(
+        (typed and shape == ()) or raw,
+        f"key must be one jax.random.key(SEED), not {found:.60}{hint}.",
+    )
 
 
 def purpose_key(seed: int, purpose: str, round: int = 0) -> jax.Array:

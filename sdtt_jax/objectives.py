@@ -152,7 +152,7 @@ def judge_loss(
       network: the causal network to train.
       bos_id: what stands before the first token of every text.
       sequences: how the batches were packed; None: each is one text.
-      every: n, of which a text's tokens 0, n, 2 n, … are learnt and the others left out.
+      every: n; only tokens 0, n, 2 n, … of a text are learnt.
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
@@ -260,7 +260,7 @@ def idlm_loss(diffusion: MaskedDiffusion, config: IdlmConfig) -> LossFn:
 def coupled_idlm_loss(
     student: MaskedDiffusion, diffusion: MaskedDiffusion, config: CoupledIdlmConfig
 ) -> LossFn:
-    """`idlm_loss` of a student that sees noise; of the batch only its shape counts.
+    """`idlm_loss` of a student that sees noise; only the shape of the batch matters.
 
     Args:
       student: the student.

@@ -78,8 +78,8 @@ def tracked(
     Args:
       title: what is worked on.
       items: one after the other; nothing is shown where there are none.
-      tokens: that one of them stands for.
-      finished: how many were done before; they count as done, and not for the rate.
+      tokens: in one item, for the rate.
+      finished: how many were done before; they count as done, but not in the rate.
       shown: False for processes that say nothing.
       stream: stderr if None.
     """

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from experiments.settings import RunConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.harness import Options
 from sdtt_jax.evaluation.settings import Sampling
-from sdtt_jax.keys import MAX_SEED, purpose_key, purpose_seed, seed_key
+from sdtt_jax.keys import MAX_SEED, check_key, purpose_key, purpose_seed, seed_key
 from sdtt_jax.laboratory.student import StudentConfig
 
 
@@ -79,3 +80,25 @@ def test_seeds_that_would_be_others_are_refused_everywhere(seed):
             ConfigError, match=rf"seed={seed} must be a whole number from 0 to 42949"
         ):
             check(seed)
+
+
+@pytest.mark.parametrize("key", [jax.random.key(0), jax.random.PRNGKey(0), np.zeros(2, np.uint32)])
+def test_a_key_of_either_kind_is_one(key):
+    check_key(key)
+    jax.jit(check_key)(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        (0, "not 0"),
+        (None, "not None"),
+        ([0, 1], r"not \[0, 1\]"),
+        (jnp.zeros(2), r"not an array float32\[2\]"),
+        (jax.random.split(jax.random.key(0), 3), r"key<fry>\[3\]; take one of them, keys\[0\]"),
+    ],
+    ids=["seed", "none", "list", "floats", "several"],
+)
+def test_what_is_not_a_key_is_named(key, named):
+    with pytest.raises(ConfigError, match=rf"key must be one jax\.random\.key\(SEED\), .*{named}"):
+        check_key(key)

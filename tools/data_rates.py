@@ -5,7 +5,7 @@
     python -m tools.data_rates index --records=100000000
 
 The text is sentences of the World English Bible in random order, as JSON lines. Rates are by time of the CPU,
-so that other programs on the machine count little. How fast batches come, beside training, is told by
+so that other programs on the machine count little. How fast batches come, beside training, is measured by
 `python -m experiments.benchmark --suite=train,data --config=experiments/configs/demo.py --batch_size=64`.
 """
 

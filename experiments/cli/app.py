@@ -5,6 +5,7 @@ import functools
 import gc
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -132,10 +133,13 @@ def stopwatch() -> Callable[[str], None]:
     return log
 
 
-def wide_console(width: int = 120) -> Console:
-    """The terminal; where there is none, Rich assumes 80 columns, which would wrap the cells of tables."""
-    console = Console()
-    return console if console.is_terminal else Console(width=width)
+def wide_console(width: int = 120, *, markup: bool = False) -> Console:
+    """The terminal; where there is none, Rich assumes 80 columns, which would wrap the cells of tables.
+
+    Brackets in names and texts are taken as they are, unless there is to be `markup`.
+    """
+    console = Console(markup=markup)
+    return console if console.is_terminal else Console(width=width, markup=markup)
 
 
 def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
@@ -196,6 +200,14 @@ _IN_FLAGS = (
 )
 
 
+# How the errors of absl's flags begin, and what the value should have been.
+_KINDS = {
+    "invalid literal for int": "a whole number",
+    "could not convert string to float": "a number",
+    "('Non-boolean": "true or false",
+}
+
+
 def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) -> list[str]:
     """The arguments in `argv` that are not flags; a wrong or renamed flag ends the program with one line."""
     try:
@@ -205,12 +217,23 @@ def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) 
         if check is not None:
             check(argv)
         return list(flags.FLAGS(argv))
+    except SystemExit:  # of --help, which absl takes for a failure
+        sys.exit(0)
     except _IN_FLAGS as error:
         gone = str(getattr(error, "flagname", ""))
         now = FLAGS.get(gone, "")
-        message = f"--{gone} is now --{now}." if now in flags.FLAGS else error
+        message = f"--{gone} is now --{now}." if now in flags.FLAGS else _clearer(str(error))
         print(f"Error: {message} (see --help)", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
+
+
+def _clearer(message: str) -> str:
+    """absl's error without Python's own words for a value of another kind."""
+    found = re.fullmatch(r"flag (--[^=]+=.*?): (.*)", message, re.DOTALL)
+    kind = next(
+        (what for start, what in _KINDS.items() if found and found[2].startswith(start)), ""
+    )
+    return f"{found[1]} must be {kind}." if found and kind else message
 
 
 def check_flags(argv: Sequence[str], *required: str) -> None:

@@ -43,9 +43,9 @@ def define_helper() -> flags.FlagHolder[str | None]:
 
 def define_given() -> None:
     """Defines flags for what a published config does not say of its network; see `given_flags`."""
-    flags.DEFINE_bool("causal", None, "It is a causal model, or (--nocausal) a denoiser.")
-    flags.DEFINE_bool("shift", None, "A denoiser predicts each token at the position before it.")
-    flags.DEFINE_integer("mask_id", None, "The token of a denoiser that is MASK.")
+    flags.DEFINE_bool("causal", None, "Read it as a causal model, or (--nocausal) as a denoiser.")
+    flags.DEFINE_bool("shift", None, "The denoiser predicts each token at the position before it.")
+    flags.DEFINE_integer("mask_id", None, "Id of the denoiser's MASK token.")
 
 
 def given_flags(**more: Any) -> dict[str, Any]:

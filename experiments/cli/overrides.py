@@ -5,12 +5,15 @@ import re
 import typing
 from collections.abc import Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from sdtt_jax.config import require, unknown_field
+from sdtt_jax.config import nearest, require, unknown_field
 from sdtt_jax.paths import as_path
+
+CONFIGS = Path("experiments/configs")
 
 
 def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
@@ -24,8 +27,7 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
             name = following if file[1] is None else file[1]
             path, _, _ = name.partition(":")  # what follows is the argument of get_config
             require(
-                as_path(path).is_file(),
-                f"--{flag}={path}: there is no such file; experiments/configs has some.",
+                as_path(path).is_file(), f"--{flag}={path}: there is no such file; {_hint(path)}"
             )
         match = re.match(rf"--?{flag}\.([\w.]+)", argument)
         if match is None:
@@ -37,6 +39,16 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
             if name not in hints:
                 raise unknown_field(within, name, where)
             within, where = hints[name], f"{where}.{name}"
+
+
+def _hint(path: str) -> str:
+    """The file that was probably meant, of the folder that was named or else of experiments/configs."""
+    named = as_path(path).parent
+    for folder in (named, CONFIGS):
+        files = [file.name for file in folder.glob("*.py")] if folder.is_dir() else []
+        if nearest(as_path(path).name, files):
+            return nearest(as_path(path).name, files).replace("'", f"'{folder}/", 1)
+    return f"{CONFIGS} has some."
 
 
 def settable(config: Any) -> dict[str, Any]:

@@ -65,6 +65,9 @@ class Tokenizer(abc.ABC):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Texts to a list of int32 ids `[n_i]`, without BOS and EOS."""
+        require(
+            not isinstance(texts, str), f"encode_batch takes a list of texts, not {texts!r:.60}."
+        )
         normalize = NORMALIZERS[self.normalize]
         normalized = [normalize(text) for text in texts]
         for text in normalized:
@@ -107,7 +110,7 @@ class Tokenizer(abc.ABC):
             beginning and end they vanish.
         """
         texts = [""]
-        for kind, run in itertools.groupby(map(int, ids), self._kind):
+        for kind, run in itertools.groupby(_one_text(ids), self._kind):
             if kind == "end":
                 texts += [""] if texts[-1] else []
             elif kind == "text":
@@ -123,7 +126,7 @@ class Tokenizer(abc.ABC):
         `decode`, except that a character spelled by several byte tokens shows as U+FFFD.
         """
         read = {"end": lambda _: "", "text": self._piece, "mask": lambda _: MASK_PIECE}
-        return [read[self._kind(token)](token) for token in map(int, ids)]
+        return [read[self._kind(token)](token) for token in _one_text(ids)]
 
     def _kind(self, token: int) -> str:
         if token in (self.bos_id, self.eos_id):
@@ -139,6 +142,17 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def _piece(self, token: int) -> str: ...
+
+
+def _one_text(ids: Iterable[int]) -> list[int]:
+    """The ids of one text, of NumPy's or JAX's or of a list: those of an array come from it all at once."""
+    array: Any = np.asarray(ids if hasattr(ids, "shape") else list(ids))
+    require(
+        array.ndim == 1 and (array.size == 0 or np.issubdtype(array.dtype, np.integer)),
+        f"ids must be whole numbers [length], not {array.dtype}{list(array.shape)}; decode text by text.",
+    )
+    found: list[int] = array.tolist()
+    return found
 
 
 class SentencePieceTokenizer(Tokenizer):

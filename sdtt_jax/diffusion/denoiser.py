@@ -75,7 +75,7 @@ class WithInputs:
         *more: Any,
         **inputs: jax.Array,
     ) -> Hidden:
-        """As the network's own; `more` and `inputs` are what it takes beside them, noise for one."""
+        """As the network's own; `more` and `inputs` are what it takes besides them, such as noise."""
         network: Any = self.denoiser
         hidden: Hidden = network.hidden(params, tokens, sigma, *more, **inputs, **self.inputs)
         return hidden
@@ -87,7 +87,7 @@ class WithInputs:
         return states
 
     def __getattr__(self, name: str) -> Any:
-        # Nothing else that computes from tokens, a cache for one, which would not see the inputs.
+        # Nothing else that computes from tokens, such as a cache: it would not see the inputs.
         if name in ("mask_id", "padded_vocab", "head_params", "logits", "noise_levels", "config"):
             return getattr(self.denoiser, name)
         inputs = " and ".join(self.inputs)

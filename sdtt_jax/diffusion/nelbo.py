@@ -124,7 +124,8 @@ def denoising_terms(
       The terms; `weight` keeps the estimate of the bound unbiased however the times were drawn.
 
     Raises:
-      ConfigError: `importance` is asked of a schedule that has no `importance_t`.
+      ConfigError: `importance` is asked of a schedule that has no `importance_t`; or `x0` has another shape,
+        or holds ids that are not tokens.
 
     Examples:
       >>> import sdtt_jax
@@ -137,6 +138,7 @@ def denoising_terms(
       '1.6094'
     """
     denoiser, config = diffusion.denoiser, config or NelboConfig()
+    x0 = jnp.asarray(as_rows(x0, diffusion.mask_id, "x0"))
     t, weight, x_t = masked_batch(diffusion, x0, key, config)
     masked = x_t == denoiser.mask_id
     total, nll = weighted_loss(
@@ -211,6 +213,5 @@ def nelbo(
     Raises:
       ConfigError: `x0` has another shape, or holds ids that are not tokens.
     """
-    x0 = jnp.asarray(as_rows(x0, diffusion.mask_id, "x0"))
     terms = denoising_terms(diffusion, params, x0, key, config)
     return mean_counted(terms.nll * terms.weight[:, None], diffusion.free)

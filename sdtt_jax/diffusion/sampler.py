@@ -20,7 +20,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import one_of, whole
+from sdtt_jax.config import one_of, whole, within
 from sdtt_jax.diffusion.decoders import filling, parse_mode, serving, stop_of, stopping
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Pick, Scene, sigma_of_share
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
@@ -31,6 +31,8 @@ from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Key, Params, PerSequence, Positions, Tokens
 
 TIME_GRIDS = ("uniform", "cosine")
+# A plan takes 4 bytes of each text for every step; with more, what was meant is something else.
+MAX_STEPS = 10**6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,7 @@ class SamplerConfig(Filters):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(1, self, "num_steps")
+        within(f"[1, {MAX_STEPS}]", self, "num_steps")
         one_of(self, time_grid=TIME_GRIDS)
         parse_mode(self.mode)
         stop_of(self.mode)
@@ -271,7 +274,7 @@ def take_step(
 
 
 class _Due(NamedTuple):
-    """What a step does beside a decoder's own calls."""
+    """What a step does besides a decoder's own calls."""
 
     selected: Positions  # positions whose tokens are drawn, in one network call
     sigma: PerSequence  # the total noise that the network is told

@@ -6,6 +6,7 @@ Formulas as in MDLM (arXiv 2406.07524) and SEDD (arXiv 2310.16834).
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,10 @@ class Schedule:
     sigma: TimeFunction = dataclasses.field(compare=False, repr=False)
     dsigma: TimeFunction = dataclasses.field(compare=False, repr=False)
     importance_t: TimeFunction | None = dataclasses.field(compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For `pickle`, which cannot store functions that were made in another.
+        return make_schedule, (self.config,)
 
     def alpha(self, t: jax.Array) -> jax.Array:
         """Probability that a token is clean at time t."""

@@ -11,6 +11,7 @@ from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
 from sdtt_jax.ops.head_loss import weighted_loss
+from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Key, Logits, Params, PerSequence, Scalar, Tokens
 
 
@@ -122,6 +123,7 @@ def masked_batch(
     Returns:
       `t: [batch]` float32, `x_t: [batch, length]` int32, a PRNG key.
     """
+    x0 = jnp.asarray(as_rows(x0, diffusion.mask_id, "x0"))
     key_t, key_mask, key_teacher = jax.random.split(key, 3)
     t = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)
     move_chance = diffusion.schedule.move_chance(t)

@@ -123,7 +123,7 @@ def next_round(
     """Starts a round: the student becomes the teacher, with a longer step, and continues to learn.
 
     It goes on from its own parameters, not from their average. The average goes on too; the optimizer
-    starts afresh where `reset_optimizer_on_growth` says so.
+    starts afresh if `reset_optimizer_on_growth` is set.
 
     Args:
       config: the settings of the distillation.

@@ -28,7 +28,7 @@ class Decoding:
     mode: str = setting(
         SamplerConfig.mode,
         "Decoder. grid: steps on a grid of times. first-hitting: tokens in a random order, evenly over the "
-        "network calls. learnt: so many at each call, at such temperatures, as --suite=schedule found. "
+        "network calls. learnt: with the numbers and temperatures that --suite=schedule found for each call. "
         "confidence, entropy-bounded: the surest first. remdm: masks tokens again. blocks: from left to "
         "right, with a cache. refine: second thoughts. speculative, staged, energy, skeleton: with a "
         "--helper. Options follow a colon, as in confidence:score=margin,threshold=0.9.",
@@ -68,17 +68,17 @@ class Variation:
     )
     neighbours: str = setting(
         "",
-        "Mix in what stood where hidden states were alike, in this text: own (the training split of the "
+        "Mix in the tokens found at similar hidden states in this text: own (the training split of the "
         "checkpoint's run), a file or folder, or a named set; empty is off.",
     )
     neighbour_texts: int = setting(256, "Sequences of --neighbours that are remembered at most.")
-    neighbour_count: int = setting(Retrieving.neighbours, "Nearest states that are asked.")
+    neighbour_count: int = setting(Retrieving.neighbours, "How many nearest states are mixed in.")
     neighbour_share: float = setting(
-        Retrieving.share, "Weight of what neighbours say in the mixture; below 1."
+        Retrieving.share, "Weight of the neighbours in the mixture; below 1."
     )
     neighbour_temperature: float = setting(
         Retrieving.temperature,
-        "Neighbours count by exp(-squared distance / temperature).",
+        "Neighbours are weighted by exp(-squared distance / temperature).",
     )
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ class Settings(Sampling):
     )
     modes: str = setting(
         "",
-        "Decoders of --suite=frontier, as for --mode, separated by blanks; by default that of --mode.",
+        "Decoders of --suite=frontier, as for --mode, separated by spaces; by default that of --mode.",
     )
     call_temperatures: bool = setting(
         True, "--suite=schedule: also learn a temperature for each call."
@@ -180,7 +180,7 @@ class Settings(Sampling):
     )
     ends: str = setting(
         "keep",
-        "keep: texts are scored whole, EOS being a token like others (packed text is so). cut: a text ends "
+        "keep: texts are scored whole, EOS being a token like others (as in packed text). cut: a text ends "
         "at its first EOS.",
     )
     latency_steps: tuple[int, ...] = setting(
@@ -191,7 +191,7 @@ class Settings(Sampling):
     )
     repeats: int = setting(5, "Repetitions of each timing, after one to warm up.")
     latency_budget_s: float = setting(
-        60.0, "Seconds of repetitions after which a timing is content with those it has."
+        60.0, "Seconds after which a timing is not repeated any more."
     )
     texts: str = setting("", "JSON lines of the texts that --suite=judge scores.")
     arrays: str = setting(

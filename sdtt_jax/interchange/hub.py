@@ -64,13 +64,20 @@ def fetch(repo: str, revision: str | None = None) -> tuple[Path, Path | None]:
       CheckpointError: the hub cannot be reached, or there is no such repository, revision or file.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     what = f"{repo}@{revision}" if revision else repo
     try:
         tensors = as_path(hf_hub_download(repo, TENSORS_FILE, revision=revision))
     except (EntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        index = fetch_beside(repo, revision, INDEX_FILE)
+        # A hub that could not be reached after all its library's attempts, 23 seconds, is not asked again.
+        reached = isinstance(error, EntryNotFoundError)
+        reached = reached and not isinstance(error, LocalEntryNotFoundError)
+        index = fetch_beside(repo, revision, INDEX_FILE, cached=not reached)
         if index is None:
             raise CheckpointError(_reason(what, error)) from None
         for file in sorted(set(read_index(index).values())):
@@ -80,13 +87,21 @@ def fetch(repo: str, revision: str | None = None) -> tuple[Path, Path | None]:
     return tensors, fetch_beside(repo, revision, CONFIG_FILE)
 
 
-def fetch_beside(repo: str, revision: str | None, name: str) -> Path | None:
-    """A file of a repository, downloaded or from the local cache; None if it cannot be had."""
+def fetch_beside(
+    repo: str, revision: str | None, name: str, *, cached: bool = False
+) -> Path | None:
+    """A file of a repository, downloaded or from the local cache; None if it cannot be had.
+
+    Args:
+      repo, revision: as for `fetch`.
+      name: of the file.
+      cached: look into the local cache only.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return as_path(hf_hub_download(repo, name, revision=revision))
+        return as_path(hf_hub_download(repo, name, revision=revision, local_files_only=cached))
     except (EntryNotFoundError, OfflineModeIsEnabled, OSError):
         return None
 
@@ -159,6 +174,7 @@ def _reason(what: str, error: Exception) -> str:
         )
     status = f" ({error})" if isinstance(error, HfHubHTTPError) else ""
     return (
-        f"{what} is not in the local cache and the hub cannot be reached{status}. Download {TENSORS_FILE} "
-        f"and {CONFIG_FILE} where there is a network, and give the path of their folder."
+        f"{what} is neither a local path nor in the hub's cache, and the hub cannot be reached{status}. "
+        f"Download {TENSORS_FILE} and {CONFIG_FILE} where there is a network, and give the path of their "
+        "folder."
     )

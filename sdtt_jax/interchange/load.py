@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from sdtt_jax.checkpoints.store import PARTS
-from sdtt_jax.config import from_mapping, to_mapping
+from sdtt_jax.config import from_mapping, nearest, to_mapping
 from sdtt_jax.data import Tokenizer, load_tokenizer
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError
@@ -48,15 +49,15 @@ def load(
     revision: str | None = None,
     *,
     mesh: Mesh | None = None,
-    compute_dtype: str | None = None,
+    compute_dtype: DTypeLike | None = None,
     **given: Any,
 ) -> Model | CausalModel:
     """Loads a model: one of ours, or one in a published layout, from a path or from the model hub.
 
     Args:
-      path: of ours, a run's directory (its last finished round, or else its teacher), a round's, the
+      path: one of ours is a run's directory (its last finished round, or else its teacher), a round's, the
         teacher's, the judge's, or a `final` folder, local or gs://…; a folder above has the tokenizer.
-        Of published ones, a `.safetensors` or `.gguf` file, a folder with `model.safetensors` or the index of
+        A published one is a `.safetensors` or `.gguf` file, a folder with `model.safetensors` or the index of
         several (and perhaps `config.json`, `tokenizer.json`), or a repository of the hub, "owner/name" or
         "owner/name@revision": a denoiser or causal baseline of the reference, or a GPT-2, whose tokenizer is
         GPT-2's; a causal model or denoiser of the Llama family. "smollm2" is SmolLM2-135M-Instruct from the
@@ -65,7 +66,7 @@ def load(
       mesh: spreads the parameters over it by the rules of training, each as it is read; the first device if
         None.
       compute_dtype: of the activations, "float32" or "bfloat16"; what the model was trained with if None.
-      **given: of a network of the Llama family, what its config does not say, or other than it says, the
+      **given: for a network of the Llama family, what its config does not say, or what overrides it, the
         fields of `Given`: `causal`, and of a denoiser `mask_id`, `shift` and `length`.
 
     Returns:
@@ -109,6 +110,7 @@ def _find_published(
             f"revision={revision!r} is for repositories, and {text} is a path; leave it out."
         )
     if named is not None:
+        _refuse_misspelt(text, named["revision"])
         tensors, config = hub.fetch(named["repo"], named["revision"])
         published = open_published(tensors, config, said)
         for name in TOKENIZER_FILES if has_its_own(published) else ():
@@ -127,12 +129,23 @@ def _find_published(
     return None
 
 
+def _refuse_misspelt(text: str, revision: str | None) -> None:
+    """Raises `CheckpointError` for OWNER/NAME where OWNER is a folder here: no hub need be asked for it."""
+    folder = as_path(text).parent
+    if revision is None and folder.is_dir():
+        near = nearest(as_path(text).name, [entry.name for entry in folder.iterdir()])
+        raise CheckpointError(
+            f"There is no checkpoint at {text}; {near or f'{folder} has no such entry.'} If a repository "
+            f"of the hub is meant, give its revision too: {text}@main."
+        )
+
+
 def load_denoiser(
     path: str | os.PathLike[str],
     revision: str | None = None,
     *,
     mesh: Mesh | None = None,
-    compute_dtype: str | None = None,
+    compute_dtype: DTypeLike | None = None,
     **given: Any,
 ) -> Model:
     """As `load`, with its arguments and errors, for denoisers only."""
@@ -165,7 +178,7 @@ def load_mdlm_small() -> Model:
     return load_denoiser(hub.MDLM)
 
 
-def _own(path: Path, mesh: Mesh | None, compute_dtype: str | None) -> Model | CausalModel:
+def _own(path: Path, mesh: Mesh | None, compute_dtype: DTypeLike | None) -> Model | CausalModel:
     folder = _delivered(path)
     params, facts = read_delivered(
         folder, lambda facts: _network(folder, facts, compute_dtype), mesh
@@ -199,7 +212,7 @@ def _tokenizer(folder: Path, facts: dict[str, Any], vocab_size: int) -> Tokenize
     )
 
 
-def _network(folder: Path, facts: dict[str, Any], compute_dtype: str | None) -> Any:
+def _network(folder: Path, facts: dict[str, Any], compute_dtype: DTypeLike | None) -> Any:
     kind = stored_kind(facts.get("kind"))
     if kind is None:
         raise CheckpointError(
@@ -215,7 +228,7 @@ def _published(
     folder: Path,
     where: str,
     mesh: Mesh | None,
-    compute_dtype: str | None,
+    compute_dtype: DTypeLike | None,
     *,
     read: bool = True,
 ) -> Model | CausalModel:
@@ -263,10 +276,12 @@ def _model(
     )
 
 
-def _computing(config: Any, compute_dtype: str | None) -> Any:
+def _computing(config: Any, compute_dtype: DTypeLike | None) -> Any:
     if compute_dtype is None:
         return config
-    return dataclasses.replace(config, compute_dtype=compute_dtype)
+    # Also `jnp.bfloat16` and other names of a dtype.
+    name = compute_dtype if isinstance(compute_dtype, str) else np.dtype(compute_dtype).name
+    return dataclasses.replace(config, compute_dtype=name)
 
 
 def _delivered(path: Path) -> Path:

@@ -116,7 +116,7 @@ class Loaded(abc.ABC):
         A model belongs to a run only at the place where its stage delivers it, not in any folder below.
 
         Raises:
-          CheckpointError: it stands so in a run, but was trained on other data than that run has.
+          CheckpointError: it is in such a place, but was trained on other data than that run has.
         """
         if self.facts.get("stage") is None:
             return None

@@ -13,6 +13,7 @@ from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.config import whole
 from sdtt_jax.diffusion.decoders.base import Helper
+from sdtt_jax.keys import check_key
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.networks.causal import CausalNetwork
@@ -111,6 +112,7 @@ class CausalModel(Loaded):
           batch_size: texts at once, up to a multiple of the mesh's parts.
           **filters: temperature, top_k, top_p.
         """
+        check_key(key)
         prompts = to_host(as_rows(prompts, self.config.vocab_size, "prompts"))
 
         def write(params: Any, index: jax.Array, prompt: jax.Array) -> Written:

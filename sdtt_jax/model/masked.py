@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sdtt_jax.config import require, whole
+from sdtt_jax.config import require, unknown_field, whole
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import subs_log_probs
@@ -25,6 +25,7 @@ from sdtt_jax.diffusion.sampler import (
     take_step,
 )
 from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.keys import check_key
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.model.generation import generate
@@ -135,6 +136,9 @@ class Model(Loaded):
           >>> [model.tokenizer.decode(row)[:7] for row in tokens]
           ['in the ', 'in the ']
         """
+        for name in options:
+            if name not in SamplerConfig.__dataclass_fields__:
+                raise unknown_field(SamplerConfig, name, "sample")
         config = SamplerConfig(num_steps=num_steps, **options)
         x_init = self.prior(num_samples, prompt, infill, num_tokens)
         batches = self.batches(key, x_init, config, batch_size, helper)
@@ -163,6 +167,7 @@ class Model(Loaded):
           helper: the second model of a decoder that needs one.
         """
 
+        check_key(key)
         config = settled(config, self)
 
         def write(params: Params, index: jax.Array, rows: jax.Array) -> Written:
@@ -245,6 +250,7 @@ class Model(Loaded):
           config: sampler.
           helper: the second model of a decoder that needs one.
         """
+        check_key(key)
         x_init, config = self.noisy(x_init), settled(config, self)
         with self.on_mesh():
             return generate(
@@ -258,6 +264,7 @@ class Model(Loaded):
 
         The last of the `num_steps + 2` states is what `denoise` returns for the same key.
         """
+        check_key(key)
         x_init, config = self.noisy(x_init), settled(config, self)
         model = self.diffusion.within(arrange(x_init, self.sequences))
         begin = first_state(model, self.params, x_init, config, helper)
@@ -299,6 +306,7 @@ class Model(Loaded):
           (2,)
         """
         whole(1, num_samples=num_samples)
+        check_key(key)
         self.require_likelihood()
         tokens = self.placed(as_rows(tokens, self.mask_id))
         with self.on_mesh():

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -95,12 +96,18 @@ def given_batch(
     def each(name: str, texts: Texts) -> list[str | None]:
         if texts is None or isinstance(texts, str):
             return [texts] * num_samples
-        if len(texts) != num_samples:
+        # A set has no order, and bytes are numbers.
+        listed = isinstance(texts, Sequence | np.ndarray) and not isinstance(texts, bytes)
+        found: list[Any] = list(texts) if listed else [texts]
+        for text in found:
+            if not (text is None or isinstance(text, str)):
+                raise ConfigError(f"{name} must be a text or a list of texts, not {text!r:.60}.")
+        if len(found) != num_samples:
             raise ConfigError(
-                f"There are {len(texts)} texts in {name} for num_samples={num_samples}; give one for all, or "
+                f"There are {len(found)} texts in {name} for num_samples={num_samples}; give one for all, or "
                 "one for each."
             )
-        return list(texts)
+        return found
 
     pairs = list(zip(each("prompt", prompt), each("infill", infill), strict=True))
     known = {pair: given_tokens(tokenizer, length, *pair, mark) for pair in set(pairs)}

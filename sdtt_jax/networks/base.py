@@ -86,7 +86,7 @@ class AdaptedDenoiser(Network):
     def init_from(self, params: Params) -> Params:
         """Parameters that make a denoiser of a causal network's `params`, unboxed.
 
-        The embedding's row for MASK is the mean of all tokens, which says least.
+        The embedding's row for MASK is the mean of all tokens, which favours none of them.
         """
         table = params["embed"]["embedding"]
         mean = table[: self.mask_id].mean(axis=0)

@@ -1,6 +1,6 @@
 """Losses of a linear head at selected positions, fused: `[batch * length, vocab]` never exists.
 
-Logits, loss and gradient of a chunk of positions are computed together and the logits forgotten; what is
+Logits, loss and gradient of a chunk of positions are computed together and the logits discarded; what is
 kept for the backward pass is the gradient itself, `[batch, length, embed]` and the head's own. That costs
 no recomputation, for the loss is a scalar: its cotangent is a factor.
 

@@ -1,8 +1,8 @@
 """Work on the selected rows of a batch only, in chunks of one static shape.
 
 A row is one position of one sequence. The rows that count (masked, or revealed by a step) are a part of
-the batch, of a size that only the data know, and what is done to a row may be `[vocab]` wide. So they are
-gathered and worked off `size` at a time in a loop with as many turns as it takes: exact for every count,
+the batch, of a size known only from the data, and what is computed for a row may be `[vocab]` wide. So they
+are gathered and processed `size` at a time, in a loop of as many iterations as needed: exact for every count,
 and no array is `[batch * length, vocab]`.
 """
 

@@ -7,6 +7,7 @@ text is a token that no model predicts. Neither shows in the result.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -30,7 +31,7 @@ def as_ids(ids: ArrayLike, num_ids: int, name: str = "tokens") -> Any:
     except ValueError:
         raise ConfigError(f"{name} must be one array; these rows differ in length.") from None
     require(
-        np.issubdtype(array.dtype, np.integer) or array.size == 0,
+        jnp.issubdtype(array.dtype, np.integer) or array.size == 0,
         f"{name} must be whole numbers, not {array.dtype}; an id is an index into the vocabulary.",
     )
     if array.size and not isinstance(array, jax.core.Tracer):

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.parallel.environment import ADDRESS, COUNT, INDEX
 
@@ -152,7 +153,16 @@ def on_first(what: str, function: Callable[[], T]) -> T | None:
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """The whole array on every process, wherever its pieces lie."""
+    """The whole array on every process, wherever its pieces lie.
+
+    Raises:
+      ConfigError: it is being traced, as by `jit`, and so has no values yet.
+    """
+    require(
+        not isinstance(array, jax.core.Tracer),
+        "This works on values and cannot be traced by jit, vmap or grad; inside of them take a function of "
+        "arrays, such as sdtt_jax.sample, or a model's denoise and score.",
+    )
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         array = multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)

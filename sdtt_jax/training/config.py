@@ -13,8 +13,8 @@ class TrainConfig:
     Attributes:
       num_steps: steps of the stage, or of each round.
       batch_size: sequences per step, over all devices.
-      microbatches: pieces in which a batch is worked off, to save memory; the result is the same
-        mean.
+      microbatches: pieces into which a batch is split to save memory; the mean over the batch is the
+        same.
       optimizer: how parameters move.
       ema_decay: decay of the parameters' moving average, ramped up by `ema_decay_at`; 0 keeps none.
       max_rejected: consecutive steps with a non-finite loss or gradient (or a spike) after which

@@ -85,8 +85,8 @@ def train(
 ) -> TrainState:
     """Trains from `state.step` to `config.num_steps`.
 
-    The devices are never waited for but at log points and to bound the steps in flight; the next
-    batches are made by a thread meanwhile. Since batch and keys depend on the step alone, stopping
+    The loop waits for the devices only at log points and to bound the steps in flight; a thread makes
+    the next batches meanwhile. Since batch and keys depend on the step alone, stopping
     and going on from a checkpoint gives the same bits as not stopping.
 
     Args:

@@ -105,8 +105,8 @@ def make_optimizer(
       num_steps: updates in all, for the decaying schedules.
 
     Returns:
-      An optax transformation of gradients shaped like the parameters. Whoever knows their global norm gives
-      it to `update` as `grad_norm`, so that clipping need not read them for it.
+      An optax transformation of gradients shaped like the parameters. If the caller already
+      knows their global norm, passing it to `update` as `grad_norm` saves clipping a pass over them.
     """
     rate = learning_rate_schedule(config, num_steps)
     if config.name == "muon":
@@ -142,7 +142,7 @@ def make_optimizer(
 
 
 def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
-    """`optax.clip_by_global_norm` whose `update` may be told the norm, as `grad_norm`.
+    """`optax.clip_by_global_norm` whose `update` also accepts the norm, as `grad_norm`.
 
     Args:
       max_norm: gradients of a larger global norm are scaled down to it.
@@ -168,9 +168,9 @@ def decays(params: Params) -> Params:
 
 
 def muon_dimension_numbers(params: Params) -> Params:
-    """Which axes of each leaf Muon orthogonalises; None where Adam is in charge.
+    """Which axes of each leaf Muon orthogonalises; None where Adam is used.
 
-    Muon takes the kernels of the stacked blocks but those of adaLN, whose axis 0 counts layers:
+    Muon takes the kernels of the stacked blocks except those of adaLN, whose axis 0 counts layers:
 
       [layers, in, out]: one matrix per layer;
       [layers, heads, kv, embed] (attention's output): heads and kv together are the input;

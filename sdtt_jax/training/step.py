@@ -52,7 +52,7 @@ LossFn = Callable[[Tree, Tree, Tree, jax.Array], Loss]
 class TrainStep:
     """The compiled step, `step(state, batch, key) -> (state, metrics)`; `state` is donated, all of it.
 
-    The new state lies exactly where the old one did; its context is the old one's, in the same buffers.
+    The new state has exactly the placement of the old one, and its context is passed on in the same buffers.
     Metrics are `[] float32` arrays on the device: loss, grad_norm (before clipping), param_norm, lr,
     rejected (0 or 1), rejected_in_a_row, and the loss function's own.
     """

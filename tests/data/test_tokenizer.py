@@ -302,3 +302,27 @@ def test_gpt2_pieces_are_as_many_as_ids(gpt2):
     ids = gpt2.encode("café 🎉!")
     assert len(gpt2.pieces(ids)) == len(ids)
     assert gpt2.pieces([50256, 50257, 15496]) == ["", MASK_PIECE, "Hello"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "named"),
+    [
+        (np.zeros((2, 3), np.int32), r"ids must be whole numbers \[length\], not int32\[2, 3\]"),
+        (np.float32([1.5]), r"not float32\[1\]"),
+        ("text", r"not <U1\[4\]"),
+    ],
+    ids=["batch", "floats", "text"],
+)
+def test_what_is_not_the_ids_of_one_text_is_named(sentencepiece, ids, named):
+    for read in (sentencepiece.decode, sentencepiece.pieces):
+        with pytest.raises(ConfigError, match=named):
+            read(ids)
+    with pytest.raises(ConfigError, match="encode_batch takes a list of texts"):
+        sentencepiece.encode_batch("text")
+
+
+def test_ids_may_be_any_iterable(sentencepiece):
+    ids = sentencepiece.encode("in the beginning")
+    for same in (ids.tolist(), iter(ids), tuple(ids), ids.astype(np.uint8)):
+        assert sentencepiece.decode(same) == "in the beginning"
+    assert sentencepiece.decode([]) == ""

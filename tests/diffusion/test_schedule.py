@@ -1,5 +1,7 @@
 """Noise schedules. Oracles: autodiff, the defining equations, and flatness of the weight."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,14 @@ def test_dsigma_is_the_derivative_of_sigma(config):
     schedule = make_schedule(config)
     slope = jax.jit(jax.vmap(jax.grad(schedule.sigma)))(INSIDE)
     np.testing.assert_allclose(jax.jit(schedule.dsigma)(INSIDE), slope, rtol=1e-4)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_it_can_be_pickled(config):
+    schedule = make_schedule(config)
+    again = pickle.loads(pickle.dumps(schedule))
+    assert again == schedule
+    np.testing.assert_array_equal(again.sigma(INSIDE), schedule.sigma(INSIDE))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)

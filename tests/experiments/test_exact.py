@@ -69,7 +69,7 @@ def test_distillers_and_calls_are_named() -> None:
 def test_mixtures_are_sizes_from_two_or_none() -> None:
     assert exact.parse_mixtures(["2", " 4", "2"]) == (2, 4)
     assert exact.parse_mixtures([""]) == exact.parse_mixtures([]) == ()
-    with pytest.raises(ConfigError, match="--mixtures=1 must be whole numbers from 2"):
+    with pytest.raises(ConfigError, match="--mixtures=1 must be whole numbers of at least 2"):
         exact.parse_mixtures(["1"])
 
 

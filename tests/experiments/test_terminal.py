@@ -9,15 +9,17 @@ import sys
 
 import numpy as np
 import pytest
+from rich.table import Table
 
-from experiments.cli.app import exit_status, json_lines, output_file, parse_flags
+from experiments.cli.app import exit_status, json_lines, output_file, parse_flags, wide_console
+from experiments.settings import check_overrides
 from experiments.stages.mirror import local_root
 from sdtt_jax import renamed
 from sdtt_jax.data.published import Published
 from sdtt_jax.errors import CheckpointError, ConfigError, UserError
 from sdtt_jax.interchange.safetensors import write_tensors
 from sdtt_jax.paths import write_json
-from tests.experiments.processes import ROOT, call
+from tests.experiments.processes import ROOT, call, call_each
 
 
 def test_no_output_is_asked_for():
@@ -166,3 +168,29 @@ def test_freed_memory_is_used_again_by_small_models():
     large, large_again, _, small_again = map(int, output.split())
     assert min(large, large_again) > 50
     assert small_again < 10
+
+
+def test_a_value_of_another_kind_is_named_and_help_is_no_failure():
+    wrong = {
+        "--num_steps=1e9": "a whole number",
+        "--top_p=much": "a number",
+        "--watch=maybe": "true or false",
+    }
+    *answers, shown = call_each("experiments.sample", [[flag] for flag in wrong] + [["--help"]])
+    for answer, (flag, kind) in zip(answers, wrong.items(), strict=True):
+        assert answer == (2, "", f"Error: {flag} must be {kind}. (see --help)\n")
+    assert shown.status == 0
+
+
+def test_brackets_in_what_tables_show_are_no_markup(capsys):
+    table = Table("a", title="b[/i]")
+    table.add_row("[red]'[/b]'")
+    wide_console().print(table)
+    assert "[red]'[/b]'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", ["experiments/configs/smok.py", "nowhere/smoke.py", "smoke"])
+def test_the_config_that_was_probably_meant_is_named(given, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match=r"did you mean 'experiments/configs/smoke\.py'\?"):
+        check_overrides([f"--config={given}"])

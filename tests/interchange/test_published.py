@@ -187,7 +187,7 @@ class TestHub:
     def asked(self, monkeypatch, folder):
         calls = []
 
-        def download(repo, file, revision=None):
+        def download(repo, file, revision=None, **_):
             calls.append((repo, file, revision))
             return str(folder / file)
 
@@ -249,6 +249,33 @@ class TestHub:
             CheckpointError, match=r"some/repo@v2.*Download model.safetensors and config"
         ):
             sdtt_jax.load("some/repo", "v2")
+
+    def test_a_hub_that_cannot_be_reached_is_asked_once(self, monkeypatch):
+        asked = []
+
+        def download(_repo, file, local_files_only=False, **_):
+            asked.append((file, local_files_only))
+            raise LocalEntryNotFoundError("no network")
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+        with pytest.raises(CheckpointError, match="neither a local path nor in the hub's cache"):
+            sdtt_jax.load("some/repo")
+        assert asked == [("model.safetensors", False), ("model.safetensors.index.json", True)]
+
+    def test_a_misspelt_folder_is_not_taken_for_a_repository(self, monkeypatch, tmp_path):
+        def download(*_, **__):
+            raise AssertionError("the hub was asked")
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "runs" / "demo").mkdir(parents=True)
+        with pytest.raises(
+            CheckpointError,
+            match=r"no checkpoint at runs/dmo; did you mean 'demo'\? .* runs/dmo@main",
+        ):
+            sdtt_jax.load("runs/dmo")
+        with pytest.raises(AssertionError, match="the hub was asked"):
+            sdtt_jax.load("runs/dmo@main")
 
     def test_a_repository_without_safetensors_is_refused(self, monkeypatch):
         def download(*_, **__):

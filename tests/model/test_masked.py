@@ -19,6 +19,13 @@ def test_a_run_means_its_last_round_and_any_part_can_be_named(run, model):
     assert sdtt_jax.load(run / "rounds" / "01" / "final").facts["stage"] == "rounds/01"
 
 
+def test_a_dtype_may_be_given_by_its_name_or_itself(run):
+    for dtype in ("bfloat16", jnp.bfloat16, jnp.dtype("bfloat16")):
+        assert sdtt_jax.load(run, compute_dtype=dtype).config.compute_dtype == "bfloat16"
+    with pytest.raises(ConfigError, match="compute_dtype='float16' is unknown"):
+        sdtt_jax.load(run, compute_dtype=jnp.float16)
+
+
 def test_logits_have_mask_and_no_padding(model):
     tokens = jnp.zeros((2, 12), jnp.int32)
     assert model.logits(tokens).shape == (2, 12, model.tokenizer.vocab_size + 1)
@@ -136,3 +143,31 @@ def test_what_is_not_there_is_named(run, tmp_path):
             sdtt_jax.load(moved.parent)
     finally:
         moved.rename(run / "teacher" / "final")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"temprature": 0.5}, "sample has no field 'temprature'; did you mean 'temperature'"),
+        ({"temperature": jnp.float32(0.5)}, r"temperature must lie in \[0, inf\), not Array"),
+        ({"num_steps": jnp.int32(4)}, "num_steps must be a whole number, not Array"),
+        ({"num_steps": 10**30}, r"num_steps must lie in \[1, 1000000\]"),
+        ({"key": 0}, "key must be one jax.random.key"),
+        ({"prompt": 5}, "prompt must be a text or a list of texts, not 5"),
+        ({"prompt": [1, 2]}, "prompt must be a text or a list of texts, not 1"),
+        ({"prompt": b"in"}, "prompt must be a text or a list of texts, not b'in'"),
+        ({"infill": {"in", "the"}}, "infill must be a text or a list of texts, not {"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(model, options, named):
+    with pytest.raises(ConfigError, match=named):
+        model.sample(**{"key": jax.random.key(0), "num_samples": 2, "num_steps": 4} | options)
+
+
+@pytest.mark.parametrize("transform", [jax.jit, lambda f: lambda key: jax.vmap(f)(key[None])])
+def test_sample_cannot_be_traced_and_says_what_can(model, transform):
+    key, config = jax.random.key(0), SamplerConfig(2)
+    with pytest.raises(ConfigError, match=r"cannot be traced by jit, vmap or grad; .* denoise"):
+        transform(lambda key: model.sample(key, 1, 2))(key)
+    x = transform(lambda key: model.denoise(key, model.prior(1), config).x)(key)
+    np.testing.assert_array_equal(x.reshape(1, -1), model.denoise(key, model.prior(1), config).x)

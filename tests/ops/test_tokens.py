@@ -9,8 +9,10 @@ import pytest
 from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion.estimators import BoundConfig
-from sdtt_jax.diffusion.nelbo import nelbo
+from sdtt_jax.diffusion.nelbo import denoising_terms, nelbo
 from sdtt_jax.diffusion.sampler import SamplerConfig, sample
+from sdtt_jax.distillation.loss import distillation_terms
+from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.cloze import causal_scores, greedy_hits, suffix_bounds
 from sdtt_jax.evaluation.continuations import Continuation, Layout
@@ -40,6 +42,10 @@ NOISY = {
 CLEAN = {
     "score": lambda x: MODEL.score(x, KEY),
     "nelbo": lambda x: nelbo(MODEL.diffusion, MODEL.params, x, KEY),
+    "denoising_terms": lambda x: denoising_terms(MODEL.diffusion, MODEL.params, x, KEY).nll,
+    "distillation_terms": lambda x: distillation_terms(
+        MODEL.diffusion, MODEL.params, MODEL.params, x, 0.5, KEY, DistillConfig()
+    ),
     "bounds": lambda x: join(
         [bounds() for bounds in text_bounds(MODEL, x, KEY, ONE, batch_size=2)]
     ),
@@ -130,3 +136,8 @@ def test_no_samples_are_refused(num_samples):
     ):
         with pytest.raises(ConfigError, match="num_samples must be"):
             call()
+
+
+def test_a_key_in_the_place_of_tokens_is_named():
+    with pytest.raises(ConfigError, match="tokens must be whole numbers, not key"):
+        MODEL.logits(KEY)

@@ -121,7 +121,7 @@ SUITES: dict[str, Suite] = {
     ),
     "budget": Suite(
         budget.suite,
-        "whether the number of calls that a prompt needs can be told from the prompt (--num_prompts)",
+        "whether the number of calls that a prompt needs can be predicted from it (--num_prompts)",
         (
             Table(
                 "Calls by the prompt, on prompts that were not fitted",

@@ -1,4 +1,4 @@
-"""The suite "budget": whether the number of calls that a prompt needs can be told from the prompt."""
+"""The suite "budget": whether the number of calls that a prompt needs can be predicted from it."""
 
 import numpy as np
 
