@@ -41,7 +41,9 @@ __doc__ = (__doc__ or "").replace(
 )
 
 _CHECKPOINT = fields.define_checkpoint()
-_SUITE = flags.DEFINE_list("suite", [], f"What to measure, with commas, of: {', '.join(SUITES)}.")
+_SUITE = flags.DEFINE_list(
+    "suite", [], f"What to measure, separated by commas: {', '.join(SUITES)}."
+)
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,

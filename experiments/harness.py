@@ -26,7 +26,7 @@ from sdtt_jax.interchange.load import load
 from sdtt_jax.paths import as_path, write_json
 
 _CHECKPOINT = fields.define_checkpoint()
-_TASKS = flags.DEFINE_list("tasks", [], "Tasks of the harness, with commas.")
+_TASKS = flags.DEFINE_list("tasks", [], "Tasks of the harness, separated by commas.")
 _INCLUDE = flags.DEFINE_string("include", None, "A folder with more task files.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Only so many items of each task.")
 _NUM_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples before each item.")

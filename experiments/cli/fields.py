@@ -60,7 +60,7 @@ def show_in_help(*names: str) -> None:
 
 
 def define_flags(kind: type) -> None:
-    """Defines a flag for every field of a dataclass; those that are tuples are lists with commas."""
+    """Defines a flag for every field of a dataclass; those that are tuples are lists separated by commas."""
     for field in dataclasses.fields(kind):
         text = field.metadata["help"]
         if isinstance(field.default, tuple):

@@ -114,10 +114,10 @@ class Settings(Sampling):
         "",
         "Dtype of the judge's activations, float32 or bfloat16; by default what it was trained with.",
     )
-    num_steps: tuple[int, ...] = setting((4, 8, 16, 32, 64), "Sampling steps, with commas.")
+    num_steps: tuple[int, ...] = setting((4, 8, 16, 32, 64), "Sampling steps, separated by commas.")
     temperatures: tuple[float, ...] = setting(
         (0.8, 0.9, 1.0, 1.1),
-        "Temperatures that --suite=frontier interpolates between, with commas.",
+        "Temperatures that --suite=frontier interpolates between, separated by commas.",
     )
     modes: str = setting(
         "",
@@ -171,7 +171,7 @@ class Settings(Sampling):
     held_out_texts: int = setting(1024, "Sequences of held-out text at most; 0 is all.")
     estimators: tuple[str, ...] = setting(
         ("antithetic", "importance", "low-variance"),
-        f"Estimators of the likelihood bound, with commas: {', '.join(ESTIMATORS)}.",
+        f"Estimators of the likelihood bound, separated by commas: {', '.join(ESTIMATORS)}.",
     )
     num_maskings: int = setting(8, "Maskings of each text for each estimator of the bound.")
     first_token: str = setting(
@@ -184,10 +184,11 @@ class Settings(Sampling):
         "at its first EOS.",
     )
     latency_steps: tuple[int, ...] = setting(
-        (4, 8, 16, 32, 64, 128, 256, 512, 1024), "Sampling steps that are timed, with commas."
+        (4, 8, 16, 32, 64, 128, 256, 512, 1024),
+        "Sampling steps that are timed, separated by commas.",
     )
     latency_batches: tuple[int, ...] = setting(
-        (1, 8, 32), "Batch sizes that are timed, with commas."
+        (1, 8, 32), "Batch sizes that are timed, separated by commas."
     )
     repeats: int = setting(5, "Repetitions of each timing, after one to warm up.")
     latency_budget_s: float = setting(

@@ -147,7 +147,7 @@ def test_fewer_calls_are_made_where_nothing_is_left_to_reveal():
         ("confidnce", "mode='confidnce' is unknown .did you mean 'confidence'"),
         ("confidence:score=top", "score='top' is unknown"),
         ("confidence:treshold=0.5", "no field 'treshold'; did you mean 'threshold'"),
-        ("confidence:0.5", "'0.5' is no option name=value"),
+        ("confidence:0.5", "'0.5' is not of the form name=value"),
         ("grid:eta=1", "no field 'eta'"),
         ("remdm:eta=2", "eta must lie in"),
         ("remdm:stop=stable", "'stable' must be 'stable' with a number"),
@@ -169,7 +169,11 @@ def test_a_mode_that_is_none_is_refused_by_name(mode, said):
         ("grid", Helper({}, TableDenoiser()), "mode=grid uses no other model"),
         ("skeleton", Helper({}, Larger()), "needs a causal model, but the helper is a denoiser"),
         ("skeleton:every=4", Helper({}, Causal(), 0), "every=4 is more than the 3 tokens"),
-        ("speculative", Helper({}, Larger()), "The helper has 4 tokens and the model 3"),
+        (
+            "speculative",
+            Helper({}, Larger()),
+            "The helper has a vocabulary of 4 tokens, the model of 3",
+        ),
     ],
 )
 def test_what_a_decoder_cannot_be_served_with_is_said_before_anything_is_compiled(
