@@ -1,6 +1,6 @@
 """Noise-coupled students and the first teacher at very few calls, also at the entropy of real text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,9 +17,21 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 
 FIGURES = ("gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "nfe")
-# Tokens that the noise determines, and tokens drawn from what the student says of them, also more evenly.
-TEMPERATURES = {"argmax": 0.0, "drawn": 1.0, "warm": 1.3}
-TEACHER_TEMPERATURES = {"teacher": 1.0, "teacher_cool": 0.9, "teacher_warm": 1.1}
+# Ways of writing by temperature. A student's: tokens that the noise determines, and tokens drawn from what it
+# says of them, also more evenly.
+TEMPERATURES = {"argmax": 0.0, "drawn": 1.0, "warm": 1.3, "hot": 1.6, "hottest": 2.0}
+TEACHER_TEMPERATURES = {
+    "teacher_cold": 0.8,
+    "teacher_cool": 0.9,
+    "teacher": 1.0,
+    "teacher_warm": 1.1,
+    "teacher_hot": 1.2,
+}
+# These are always written; the others only as far as it takes to enclose the entropy of real text.
+SHOWN = ("argmax", "drawn")
+TEACHER_SHOWN = ("teacher",)
+# Standard errors of the mean by which the entropies at the two ends must lie beyond it.
+MARGIN = 2.0
 
 
 def measure(
@@ -41,19 +53,20 @@ def measure(
     """
     config = run.config.coupled
     student = run.model(run.workdir.round(number, name), run.coupled, stage=name, round=number)
-    texts = {
-        way: _texts(run, teacher, judge, way, temperature)
-        for way, temperature in TEACHER_TEMPERATURES.items()
-    }
-    for way, temperature in TEMPERATURES.items():
-        title = way if name == COUPLED else f"{name}_{way}"
-        texts[way] = _texts(run, student, judge, title, temperature)
+    titles = {way: way if name == COUPLED else f"{name}_{way}" for way in TEMPERATURES}
     calls: Json = {}
     for n in config.calls:
-        judged = {way: found[n] for way, found in texts.items()}
-        calls[str(n)] = {way: _figures(run, found) for way, found in judged.items()}
+
+        def by_teacher(way: str, n: int = n) -> generation.Judged:
+            return _texts(run, teacher, judge, way, TEACHER_TEMPERATURES[way], n)
+
+        def by_student(way: str, n: int = n) -> generation.Judged:
+            return _texts(run, student, judge, titles[way], TEMPERATURES[way], n)
+
+        judged = enclosed(by_teacher, TEACHER_TEMPERATURES, TEACHER_SHOWN, entropy)
+        judged |= enclosed(by_student, TEMPERATURES, SHOWN, entropy)
         both = matched(judged, entropy, run.config.seed)
-        calls[str(n)] |= both
+        calls[str(n)] = {way: _figures(run, found) for way, found in judged.items()} | both
         told = (f"{both[of]['gen_ppl']:.2f} ({both[of]['entropy']:.3f})" for of in both)
         run.log(f"  {n} calls: student of {name} {next(told)}, teacher {next(told)}")
     return {
@@ -63,6 +76,49 @@ def measure(
         "params_digest": student.identity["digest"],
         "calls": calls,
     }
+
+
+def enclosed(
+    write: Callable[[str], generation.Judged],
+    temperatures: Mapping[str, float],
+    shown: Sequence[str],
+    entropy: float,
+) -> dict[str, generation.Judged]:
+    """Texts at as many temperatures as it takes to have more and less entropy than real text.
+
+    Args:
+      write: the judged texts of a way of writing.
+      temperatures: of all ways; entropy is taken to rise with them.
+      shown: ways that are always written.
+      entropy: to be enclosed, nats.
+
+    Returns:
+      Judged texts by way, coolest first. Their mean entropies enclose the one given by at least `MARGIN`
+      standard errors on either side, unless the temperatures end before.
+    """
+    found = {way: write(way) for way in shown}
+    ordered = sorted(temperatures, key=lambda way: temperatures[way])
+
+    def beyond(side: int) -> bool:
+        return any(_distance(judged, entropy) * side >= MARGIN for judged in found.values())
+
+    known = [ordered.index(way) for way in shown]
+    cooler, warmer = ordered[: min(known)], ordered[max(known) + 1 :]
+    while cooler and not beyond(-1):
+        way = cooler.pop()
+        found[way] = write(way)
+    while warmer and not beyond(1):
+        way = warmer.pop(0)
+        found[way] = write(way)
+    return {way: found[way] for way in ordered if way in found}
+
+
+def _distance(judged: generation.Judged, entropy: float) -> float:
+    """How far the mean entropy of texts lies above one, in its standard errors."""
+    found = unigram_entropy(judged.tokens)
+    above = float(found.mean()) - entropy
+    error = float(found.std(ddof=1)) / len(found) ** 0.5 if len(found) > 1 else 0.0
+    return above / error if error else float(np.copysign(np.inf, above)) if above else 0.0
 
 
 def matched(judged: dict[str, generation.Judged], entropy: float, seed: int) -> Json:
@@ -126,15 +182,15 @@ def _at(
 
 
 def _texts(
-    run: Run, model: Model, judge: CausalModel, name: str, temperature: float
-) -> dict[int, generation.Judged]:
-    """Judged texts by number of calls; tokens are spread evenly over the calls."""
+    run: Run, model: Model, judge: CausalModel, name: str, temperature: float, calls: int
+) -> generation.Judged:
+    """Judged texts; tokens are spread evenly over the calls."""
     config = run.config.evaluation
     settings = Settings(
         seed=run.config.seed,
         batch_size=config.batch_size,
         num_texts=config.num_texts,
-        num_steps=run.config.coupled.calls,
+        num_steps=(calls,),
         mode="first-hitting",
         temperature=temperature,
     )
@@ -143,10 +199,8 @@ def _texts(
     record = Record(path, model.identity, run.log, replace=True)
     nothing = np.zeros((config.num_texts, 0), np.int32)
     setup = generation.Setup(name, nothing, subject.length, None)
-    return {
-        writer.facts["num_steps"]: generation.judged_texts(subject, record, setup, writer)
-        for writer in generation.writers(subject, setup)
-    }
+    [writer] = generation.writers(subject, setup)
+    return generation.judged_texts(subject, record, setup, writer)
 
 
 def _figures(run: Run, judged: generation.Judged) -> Json:

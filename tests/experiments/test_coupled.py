@@ -10,9 +10,10 @@ import pytest
 import sdtt_jax
 from experiments.settings import config_dict, run_config
 from experiments.stages import coupled as coupled_stage
+from experiments.stages import few_calls
 from experiments.stages import training as training_stages
 from experiments.stages.coupled import Pool, open_pool, teacher_params
-from experiments.stages.few_calls import matched
+from experiments.stages.few_calls import enclosed, matched
 from experiments.stages.replay import replay
 from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.checkpoints.digests import params_digest
@@ -196,6 +197,28 @@ def test_a_student_without_enough_variety_is_measured_at_a_higher_temperature():
     found = matched(texts, 1.5 * np.log(2), seed=0)["matched"]
     assert found["gen_ppl"] == pytest.approx(np.exp(3.0))
     assert found["temperature"] == pytest.approx(1.15)
+
+
+@pytest.mark.parametrize(
+    ("entropy", "written"),
+    [
+        (1.0, ["teacher_cool", "teacher"]),
+        (1.19, ["teacher_cool", "teacher", "teacher_warm"]),  # one standard error below the second
+        (1.35, ["teacher", "teacher_warm", "teacher_hot"]),
+        (3.0, ["teacher", "teacher_warm", "teacher_hot"]),  # beyond what there is
+    ],
+)
+def test_temperatures_are_written_until_they_enclose_an_entropy(monkeypatch, entropy, written):
+    """Oracle: by hand; 100 texts have the entropy of their temperature ± 0.1: a standard error of 0.01."""
+    temperatures = {"teacher_cool": 0.9, "teacher": 1.2, "teacher_warm": 1.36, "teacher_hot": 1.5}
+    spread = np.array([0.1, -0.1] * 50)
+    monkeypatch.setattr(
+        few_calls, "unigram_entropy", lambda way: temperatures[way] + spread * np.sqrt(0.99)
+    )
+    found = enclosed(
+        lambda way: Judged(way, np.ones(1), None, None), temperatures, ["teacher"], entropy
+    )
+    assert list(found) == written
 
 
 def test_a_batch_of_a_pool_draws_its_order_once(monkeypatch):
