@@ -12,7 +12,7 @@ import jax
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.noise import Noise
 from sdtt_jax.ops.sequences import Arrangement
-from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Positions, Tokens
+from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Positions, Tokens, Tree
 
 
 class DenoiserLike(Protocol):
@@ -153,7 +153,7 @@ class MaskedDiffusion:
         params: Params,
         tokens: Tokens,
         sigma: PerSequence | None = None,
-        noise: Noise | None = None,
+        noise: Tree = None,
     ) -> Hidden:
         """The network's hidden states; it is shown the noise if it sees noise.
 
@@ -161,10 +161,21 @@ class MaskedDiffusion:
           params: the network's parameters.
           tokens: `[batch, length]` int32, MASK included.
           sigma: `[batch]` float32, total noise of the process.
-          noise: of `[batch, length]` positions.
+          noise: of `[batch, length]` positions, or what `shown` made of it.
         """
         if self.noise_levels is None:
             return self.denoiser.hidden(params, tokens, sigma)
         network: Any = self.denoiser
         hidden: Hidden = network.hidden(params, tokens, sigma, noise)
         return hidden
+
+    def shown(self, params: Params, noise: Noise | None) -> Tree:
+        """What `hidden` takes in place of `noise` at several calls: read as far as it is the same at all.
+
+        Args:
+          params: the network's parameters.
+          noise: of `[batch, length]` positions; it comes back as it is from a network that reads none of it
+            beforehand.
+        """
+        read = getattr(self.denoiser, "shown", None)
+        return noise if noise is None or read is None else read(params, noise)

@@ -28,7 +28,7 @@ from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.ops.categorical import Filters
 from sdtt_jax.ops.noise import Noise, draw_noise
 from sdtt_jax.ops.tokens import as_rows
-from sdtt_jax.typing import Key, Params, PerSequence, Positions, Tokens
+from sdtt_jax.typing import Key, Params, PerSequence, Positions, Tokens, Tree
 
 TIME_GRIDS = ("uniform", "cosine")
 # A plan takes 4 bytes of each text for every step; with more, what was meant is something else.
@@ -96,8 +96,8 @@ class Plan:
     call: jax.Array
     # `[num_steps + 1, batch]` float32, total noise at each step, and after the last one.
     sigmas: jax.Array
-    # What tokens are drawn with, or what the network sees, at every step; None draws fresh noise at each.
-    noise: Noise | None = None
+    # What tokens are drawn with (a `Noise`), or what the network sees, at every step; None draws fresh noise.
+    noise: Tree = None
 
 
 def sample(
@@ -136,7 +136,7 @@ def sample(
     """
     x_init = jnp.asarray(as_rows(x_init, diffusion.mask_id + 1, "x_init"))
     state = first_state(diffusion, params, x_init, config, helper)
-    plan = plan_generation(diffusion, key, x_init, config, noise)
+    plan = shown(diffusion, params, plan_generation(diffusion, key, x_init, config, noise))
 
     def body(state: SamplerState, index: jax.Array) -> tuple[SamplerState, jax.Array | None]:
         state = take_step(diffusion, params, plan, state, index, config, helper)
@@ -232,6 +232,16 @@ def plan_generation(
     decoder, options = parse_mode(config.mode)
     call, sigmas = decoder.plan(options, share, masked, diffusion.schedule, time_grid(config))
     return Plan(key, jnp.where(masked, call, config.num_steps + 1), sigmas, noise)
+
+
+def shown(diffusion: MaskedDiffusion, params: Params, plan: Plan) -> Plan:
+    """The plan, with what the network reads of its noise read once for all steps.
+
+    Args:
+      diffusion, params: the model.
+      plan: from `plan_generation`.
+    """
+    return dataclasses.replace(plan, noise=diffusion.shown(params, plan.noise))
 
 
 def take_step(

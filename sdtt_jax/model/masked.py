@@ -22,6 +22,7 @@ from sdtt_jax.diffusion.sampler import (
     first_state,
     plan_generation,
     prior_sample,
+    shown,
     take_step,
 )
 from sdtt_jax.diffusion.schedule import Schedule
@@ -274,7 +275,7 @@ class Model(Loaded):
         self, key: Key, state: SamplerState, config: SamplerConfig, helper: Helper | None
     ) -> Iterator[SamplerState]:
         x_init = state.x
-        plan = _plan(self.diffusion, key, x_init, config)
+        plan = _plan(self.diffusion, self.params, key, x_init, config)
         yield state
         for index in range(config.num_steps + 1):
             with self.on_mesh():
@@ -350,4 +351,8 @@ def _take_step(
     return take_step(diffusion, params, plan, state, index, config, helper)
 
 
-_plan = jax.jit(plan_generation, static_argnames=("diffusion", "config"))
+@functools.partial(jax.jit, static_argnames=("diffusion", "config"))
+def _plan(
+    diffusion: MaskedDiffusion, params: Params, key: Key, x_init: Tokens, config: SamplerConfig
+) -> Plan:
+    return shown(diffusion, params, plan_generation(diffusion, key, x_init, config))

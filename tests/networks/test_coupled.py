@@ -1,4 +1,4 @@
-"""The denoiser that sees noise. Oracle: the denoiser that it was made from, bit for bit."""
+"""The denoiser that sees noise. Oracles: the denoiser that it was made from, bit for bit; a sort."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
-from sdtt_jax.networks.coupled import CoupledDenoiser, order_features
+from sdtt_jax.networks.coupled import CoupledDenoiser, ShownNoise, order_features, ranks
 from sdtt_jax.ops.noise import draw_noise
 from tests.worlds import LENGTH, MASK, VOCAB, noisy_params, tiny_network
 
@@ -64,3 +64,33 @@ def test_the_rank_is_among_what_is_still_masked():
     alone = order_features(jnp.array([[0.0, 0.5, 0.1]]), jnp.array([[False, True, True]]))
     np.testing.assert_array_equal(features[:, 1:], alone[:, 1:])
     assert features.shape == (1, LENGTH, 28)
+
+
+def test_ranks_are_those_of_a_stable_sort():
+    """Also where numbers are equal, as some of a thousand in float32 are."""
+    rng = np.random.default_rng(0)
+    order = rng.integers(0, 20, (50, 30)).astype(np.float32) / 20
+    masked = rng.random(order.shape) < 0.6
+    waiting = np.where(masked, -order, 1.0)
+    sorted_to = np.argsort(np.argsort(waiting, axis=-1, kind="stable"), axis=-1)
+    found = np.asarray(jax.jit(ranks)(order, masked))
+    np.testing.assert_array_equal(found[masked], sorted_to[masked])
+
+
+@pytest.mark.parametrize("kind", ["full", "two-level", "projected"])
+def test_noise_that_was_shown_once_is_seen_as_it_is_at_every_call(kind):
+    """Oracle: the network that reads it anew, to rounding (states are of order 1)."""
+    network = coupled(kind)
+    params = noisy_params(network, 2)
+    noise = _noise(jax.random.key(1), TOKENS.shape, VOCAB, network.noise_levels)
+    shown = jax.jit(network.shown)(params, noise)
+    assert isinstance(shown, ShownNoise)
+    anew = np.asarray(_hidden(network, params, noise))
+    np.testing.assert_allclose(_hidden(network, params, shown), anew, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["latent", "masks"])
+def test_of_a_value_there_is_nothing_to_read_beforehand(kind):
+    network = coupled(kind)
+    noise = _noise(jax.random.key(1), TOKENS.shape, VOCAB, network.noise_levels)
+    assert network.shown({}, noise) is noise

@@ -14,7 +14,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.ops.categorical import Filters, draw, filter_logits
 from sdtt_jax.ops.noise import Noise, noisy_argmax
 from sdtt_jax.ops.rows import Chunks, map_selected
-from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Positions, Tokens
+from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Positions, Tokens, Tree
 
 # (key, logits [n, mask_id], places [n], noise of [n]) -> tokens [n] int32; a place is sequence * length +
 # position.
@@ -34,7 +34,7 @@ def reveal(
     sigma: PerSequence,
     choose: Choice,
     key: Any = None,
-    noise: Noise | None = None,
+    noise: Tree = None,
     pick: Pick | None = None,
 ) -> tuple[Tokens, jax.Array]:
     """`fill` from one network call at `sigma`, and how many calls that were: none if nothing is selected.
@@ -64,7 +64,7 @@ def fill(
     selected: Positions,
     choose: Choice,
     key: Any,
-    noise: Noise | None = None,
+    noise: Tree = None,
     pick: Pick | None = None,
 ) -> Tokens:
     """`x` with the tokens that `choose` takes at the selected positions, or at those of them that `pick`
