@@ -33,6 +33,7 @@ from tests.worlds import (
     MASK,
     VOCAB,
     TableDenoiser,
+    as_model,
     noisy_params,
     predictions,
     random_table,
@@ -117,6 +118,20 @@ def test_a_sampler_draws_a_seeing_networks_noise_once():
     assert (texts[0] != texts[2]).any()
     plain = plan_generation(TEACHER, jax.random.key(0), x_init, config)
     assert plain.noise is None
+
+
+def test_all_ways_to_generate_show_a_network_the_noise_of_the_plan():
+    """Oracle: each call by hand, with the noise as it was drawn."""
+    config, key = SamplerConfig(LENGTH, mode="first-hitting", temperature=0.0), jax.random.key(7)
+    x = x_init = prior_sample(32, LENGTH, MASK)
+    plan = plan_generation(STUDENT, key, x_init, config)
+    for call in range(LENGTH):
+        x = jnp.where(plan.call == call, _says(x, plan.noise).argmax(axis=-1), x)
+    model = as_model(NETWORK, PARAMS)
+    np.testing.assert_array_equal(_sample(STUDENT, PARAMS, key, x_init, config)[0].x, x)
+    np.testing.assert_array_equal(model.denoise(key, x_init, config).x, x)
+    *_, last = model.states(key, x_init, config)
+    np.testing.assert_array_equal(last.x, x)
 
 
 def test_one_shot_states_lie_along_the_order_and_ask_for_all_that_is_masked():
