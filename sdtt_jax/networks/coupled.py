@@ -172,7 +172,8 @@ class NoiseFeatures(nn.Module):
         return self.down(jax.nn.gelu(x, approximate=True))
 
     def shown(self, noise: Noise) -> ShownNoise:
-        return ShownNoise(noise.order, self._inner(OWN * waves(noise.order, noise.order), noise))
+        own = jnp.asarray(OWN) * waves(noise.order, noise.order)
+        return ShownNoise(noise.order, self._inner(own, noise))
 
     def _inner(self, order: jax.Array, noise: Noise) -> jax.Array:
         """The hidden layer before its activation, from features of the order and the Gumbel numbers."""
