@@ -1,6 +1,7 @@
 """Exit statuses, one-line errors and quiet logs of the entry points."""
 
 import contextlib
+import errno
 import functools
 import gc
 import json
@@ -143,7 +144,7 @@ def wide_console(width: int = 120, *, markup: bool = False) -> Console:
 
 
 def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Calls `main`; an error of the user's or of the system (a full disk, say) becomes one line on stderr.
+    """Calls `main`; a user's or the system's error (a full disk, no memory) becomes one line on stderr.
 
     Returns:
       0 when done, 2 for an error in config or flags (trying again is of no use), 75 when a signal stopped
@@ -168,9 +169,22 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> i
         return EXIT_PIPE
     except OSError as error:
         discard_output()
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {_system_error(error)}", file=sys.stderr)
+        return EXIT_FAILED
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = (str(error) or "out of memory").splitlines()[0].strip(" .")
+        print(f"Error: {reason}; take a smaller batch or model, or more devices.", file=sys.stderr)
         return EXIT_FAILED
     return 0
+
+
+def _system_error(error: OSError) -> str:
+    if error.strerror is None:
+        return str(error)
+    full = "; free some space and run the same command again" * (error.errno == errno.ENOSPC)
+    return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}{full}."
 
 
 def with_config_files(argv: Sequence[str]) -> list[str]:

@@ -4,9 +4,12 @@ import errno
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.table import Table
@@ -138,7 +141,9 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, monkeypatch, caps
     write_json(file, "old")
     monkeypatch.setattr(pathlib.Path, "write_bytes", full)
     assert exit_status(lambda _: write_json(file, "new"), []) == 1
-    assert capsys.readouterr().err == f"Error: [Errno 28] No space left on device: '{file}'\n"
+    assert capsys.readouterr().err == (
+        f"Error: {file}: No space left on device; free some space and run the same command again.\n"
+    )
     assert file.read_text() == '"old"\n'
     monkeypatch.setattr("sdtt_jax.interchange.safetensors.save_file", full)
     with pytest.raises(CheckpointError, match=r"m.safetensors cannot be written .*No space left"):
@@ -194,3 +199,19 @@ def test_the_config_that_was_probably_meant_is_named(given, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError, match=r"did you mean 'experiments/configs/smoke\.py'\?"):
         check_overrides([f"--config={given}"])
+
+
+def test_too_little_memory_is_one_line(capsys):
+    """Half an exbibyte, which no machine has: of NumPy, and of JAX."""
+    for ones in (np.ones, jnp.ones):
+        assert exit_status(lambda _, ones=ones: ones((2**16, 2**40), np.int8), []) == 1
+        said = capsys.readouterr().err
+        assert re.fullmatch(r"Error: .*; take a smaller batch or model, or more devices\.\n", said)
+
+
+def test_another_error_of_jax_keeps_its_traceback():
+    def fail(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        exit_status(fail, [])
