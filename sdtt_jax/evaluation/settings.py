@@ -218,14 +218,20 @@ class Settings(Sampling):
         dtypes = ("", *COMPUTE_DTYPES)
         one_of(self, first_token=FIRST_TOKEN, ends=ENDS, task=TASKS)
         one_of(self, compute_dtype=dtypes, judge_compute_dtype=dtypes)
-        for name in ("num_steps", "latency_steps", "latency_batches", "estimators"):
+        for name in (
+            "num_steps",
+            "latency_steps",
+            "latency_batches",
+            "estimators",
+            "temperatures",
+        ):
             require(len(getattr(self, name)) > 0, f"{name} must name at least one.")
         for name in ("num_steps", "latency_steps", "latency_batches"):
             for value in getattr(self, name):
                 positive(**{name: value})
         within("[0, inf)", self, "budget_delta", "exit_training_steps")
         within("(0, 1)", self, "exit_bound", "exit_failure")
-        within("(0, inf)", temperatures=min(self.temperatures, default=0.0))
+        within("(0, inf)", temperatures=min(self.temperatures))
         for mode in self.modes.split():
             parse_mode(mode)
         for estimator in self.estimators:
