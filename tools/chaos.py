@@ -2,10 +2,10 @@
 
   python -m tools.chaos --directory=runs/chaos --kills=25 --seed=0
 
-The run is made once undisturbed. Then it is made again, killed with SIGKILL at random moments and restarted
-with the same command; when it reaches its end before all kills are spent, another one is begun. Every run's
-parameters (teacher, judge, rounds), metrics, texts and results must be those of the first, bit for bit, times
-excepted. What follows `--` goes to `experiments.run`.
+The run is made once undisturbed, if --unbroken names none. Then it is made again, killed with SIGKILL at
+random moments and restarted with the same command; when it reaches its end before all kills are spent,
+another one is begun. Every run's parameters (teacher, judge, rounds), metrics, texts and results must be
+those of the first, bit for bit, times excepted. What follows `--` goes to `experiments.run`.
 """
 
 import os
@@ -29,6 +29,12 @@ from sdtt_jax.training.metrics import read_metrics
 
 _CONFIG = flags.DEFINE_string("config", "experiments/configs/smoke.py", "Config of the run.")
 _DIRECTORY = flags.DEFINE_string("directory", None, "Where the runs go; must be empty or missing.")
+_UNBROKEN = flags.DEFINE_string(
+    "unbroken",
+    None,
+    "A finished run of the same config and options, to compare with instead of making one. What it printed "
+    "lies beside it: of DIR in DIR.log.",
+)
 _KILLS = flags.DEFINE_integer("kills", 25, "Number of kills.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments of the kills.")
 
@@ -156,10 +162,13 @@ def main(argv: Sequence[str]) -> None:
     def make(name: str) -> RestartedRun:
         return RestartedRun(directory / name, _CONFIG.value, argv[1:])
 
-    run = make("unbroken")
-    log("the run that is left alone")
-    finish(run, run.start())
-    lines, expected = run.lines(), outcome(run.directory)
+    if _UNBROKEN.value is None:
+        unbroken = make("unbroken")
+        log("the run that is left alone")
+        finish(unbroken, unbroken.start())
+    else:
+        unbroken = RestartedRun(as_path(_UNBROKEN.value), _CONFIG.value, argv[1:])
+    lines, expected = unbroken.lines(), outcome(unbroken.directory)
     log(f"done; {_KILLS.value} kills to come, seed {_SEED.value}")
     killed = runs = 0
     while killed < _KILLS.value:
@@ -169,7 +178,7 @@ def main(argv: Sequence[str]) -> None:
         different = compare(run, expected)
         if different:
             raise UserError(
-                f"{run.directory}, killed {kills} times, differs from {make('unbroken').directory} in "
+                f"{run.directory}, killed {kills} times, differs from {unbroken.directory} in "
                 f"{', '.join(different)}."
             )
         log(f"run {runs}, killed {kills} times: the same bits in all {len(expected)} results")

@@ -1,32 +1,18 @@
 """What tests of runs share: a whole run of the smoke config, and compiled steps."""
 
 import types
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from experiments.stages import one_round, training
-from tests.experiments.processes import SMOKE, Finished, call
-from tests.sharing import once
-
-
-class SmokeRun(NamedTuple):
-    root: Path
-    finished: Finished
+from tests.experiments.processes import SmokeRun, smoke_run
 
 
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
     """The smoke config from raw text to the report, never stopped; do not change it."""
-
-    def make(folder: Path) -> Finished:
-        finished = call("run", SMOKE, f"--workdir={folder}")
-        assert finished.status == 0, finished.stderr
-        return finished
-
-    root, finished = once(tmp_path_factory, "smoke", make)
-    return SmokeRun(root, Finished(*finished))
+    return smoke_run(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
+from tests.sharing import once
+
 ROOT = Path(__file__).parent.parent.parent
 SMOKE = "--config=experiments/configs/smoke.py"
 
@@ -39,6 +43,27 @@ def call(module: str, *arguments: str) -> Finished:
         process.kill()
         raise
     return Finished(process.returncode, stdout, stderr)
+
+
+class SmokeRun(NamedTuple):
+    root: Path
+    finished: Finished
+
+
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
+    """The smoke config from raw text to the report, never stopped; do not change it.
+
+    What it printed lies beside it as well, where `tools.chaos` looks for it.
+    """
+
+    def make(folder: Path) -> Finished:
+        finished = call("run", SMOKE, f"--workdir={folder}")
+        assert finished.status == 0, finished.stderr
+        folder.with_suffix(".log").write_text(finished.stdout + finished.stderr)
+        return finished
+
+    root, finished = once(tmp_path_factory, "smoke", make)
+    return SmokeRun(root, Finished(*finished))
 
 
 # Every command line still has a process of its own, but the imports, two seconds of CPU time, are shared.
