@@ -220,6 +220,8 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     check_flags(argv)
     require(values.output is not None, "--output is missing: the folder to write to.")
+    is_file = as_path(values.output).is_file()
+    require(not is_file, f"--output={values.output} is a file; name a folder.")
     divergences = parse_divergences(values.divergence)
     world = load_world(values.world) if values.world else sticky_world()
     dts = round_dts(world, values.rounds)

@@ -193,6 +193,17 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """The arguments in `argv` that are not flags; a wrong flag ends the program with one line."""
+    try:
+        return list(flags.FLAGS(argv))
+    except flags.Error as error:
+        sys.stderr.write(f"Error: {error} (see --help)\n")
+        sys.exit(EXIT_CONFIG)
+    except SystemExit:  # of --help, which absl takes for a failure
+        sys.exit(0)
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the command that follows `--`."""
     arguments = list(argv[1:])
@@ -211,4 +222,4 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     print_anywhere()
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

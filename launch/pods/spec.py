@@ -132,7 +132,8 @@ class PodSpec:
         require(self.workdir != "", "workdir is missing; give gs://BUCKET/PATH.")
         require(
             not self.workdir.startswith("gs:") or _BUCKET.fullmatch(self.workdir) is not None,
-            f"workdir={self.workdir!r} must be gs://BUCKET/PATH.",
+            f"workdir={self.workdir!r} must be gs://BUCKET/PATH, with the name of your bucket, which is in "
+            "lower case.",
         )
         require(
             not (self.spot and self.reservation),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdtt_jax.config import choose, require
+from sdtt_jax.config import choose, nearest, require
 from sdtt_jax.data import reading
 from sdtt_jax.data.config import DataConfig
 from sdtt_jax.data.detokenize import DETOKENIZERS
@@ -238,9 +238,10 @@ def find_corpus(name: str) -> Corpus:
         return CORPORA[name]
     path = as_path(name)
     if not path.exists():
+        hint = nearest(name, CORPORA) or f"{', '.join(CORPORA)}."
         raise ConfigError(
             f"data.corpus: {name} does not exist; give the path of a {', '.join(SUFFIXES)} file or of a "
-            f"folder of them, or one of the known corpora: {', '.join(CORPORA)}."
+            f"folder of them, or one of the known corpora: {hint}"
         )
     return Corpus(name, find_files(path))
 

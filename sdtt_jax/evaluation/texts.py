@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sdtt_jax.config import require
+from sdtt_jax.config import nearest, require
 from sdtt_jax.data import DataConfig, Split, Tokenizer, open_split
 from sdtt_jax.data.corpora import CORPORA, TRAIN, Corpus, documents, find_corpus
 from sdtt_jax.data.normalize import without_traces_of_files
@@ -206,7 +206,8 @@ def _held_out_corpus(subject: Subject) -> Source:
 
 
 def _check_corpus(flag: str, name: str) -> None:
+    hint = nearest(name, CORPORA) or f"{', '.join(CORPORA)}."
     require(
         name in CORPORA or as_path(name).exists(),
-        f"--{flag}={name} is neither a file or folder nor one of the named corpora: {', '.join(CORPORA)}.",
+        f"--{flag}={name} is neither a file or folder nor one of the named corpora: {hint}",
     )

@@ -143,6 +143,8 @@ def test_a_corpus_without_text_is_named(tmp_path):
 
 
 def test_a_corpus_that_is_nowhere_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"corpora: did you mean 'wikitext2'\?"):
+        find_corpus("wikitxt2")
     with pytest.raises(ConfigError, match=r"data\.corpus: .*nowhere does not exist.* openwebtext"):
         list(documents(DataConfig(corpus=str(tmp_path / "nowhere"))))
     with pytest.raises(ConfigError, match=r"data\.corpus: the folder .* holds no \.txt"):

@@ -115,6 +115,13 @@ def test_an_output_that_is_a_file_is_named(tmp_path: Path) -> None:
         exact.write({}, tmp_path / "out")
 
 
+def test_an_output_that_is_a_file_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    done = command(f"--output={tmp_path / 'out'}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"Error: --output={tmp_path / 'out'} is a file; name a folder.\n"
+
+
 def test_a_wrong_world_is_one_line_and_status_2(tmp_path: Path) -> None:
     (tmp_path / "w.json").write_text(
         json.dumps({"initial": [0.5, 0.5], "transition": [[0.9, 0.2], [0.2, 0.8]], "length": 3})

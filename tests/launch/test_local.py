@@ -122,6 +122,12 @@ def _alive(pid: int) -> bool:
     return state != "Z"
 
 
+def test_a_wrong_flag_is_one_line_and_help_is_no_failure():
+    said = "Error: flag --processes=0: 0 is not a positive integer (see --help)\n"
+    assert call("--processes=0", "--", "python") == (2, said)
+    assert call("--help")[0] == 0
+
+
 def test_nothing_to_run_is_an_error_in_the_command():
     status, output = call("--processes=2")
     assert status == 2
