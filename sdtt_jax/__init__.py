@@ -9,6 +9,7 @@ A name is imported when it is first asked for, so that a user of one part does n
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 import sdtt_jax.renamed  # noqa: F401 - a module that has moved is answered by its new name
@@ -98,7 +99,9 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
-        raise AttributeError(f"module 'sdtt_jax' has no attribute {name!r}")
+        # With `obj` Python looks among its names for one that was probably meant.
+        module = sys.modules[__name__]
+        raise AttributeError(f"module 'sdtt_jax' has no attribute {name!r}", name=name, obj=module)
     value = getattr(importlib.import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value

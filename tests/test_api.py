@@ -50,3 +50,11 @@ def test_importing_the_package_imports_next_to_nothing():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'sdtt_jax' has no attribute 'lod'"):
         _ = sdtt_jax.lod
+
+
+def test_python_is_given_the_names_that_may_have_been_meant():
+    """From them it makes the "Did you mean" below a traceback."""
+    with pytest.raises(AttributeError) as found:
+        _ = sdtt_jax.lod
+    assert (found.value.name, found.value.obj) == ("lod", sdtt_jax)
+    assert "load" in dir(found.value.obj)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import one_of, positive, require
+from sdtt_jax.config import one_of, require, whole
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.typing import Params
 
@@ -50,7 +50,8 @@ class DistillConfig:
     reference_times: bool = False
 
     def __post_init__(self) -> None:
-        positive(self, "num_rounds", "teacher_num_steps", "min_num_steps", "num_trajectories")
+        whole(1, self, "num_rounds", "teacher_num_steps", "min_num_steps", "num_trajectories")
+        whole(0, self, "num_distill_steps")
         require(
             self.num_distill_steps >= 2,
             f"num_distill_steps={self.num_distill_steps} must be at least 2: with one teacher step the "
@@ -68,6 +69,7 @@ def round_dt(config: DistillConfig, round: int) -> float:
       >>> [1 / round_dt(DistillConfig(), round) for round in (1, 2, 7)]
       [1024.0, 512.0, 16.0]
     """
+    whole(1, round=round)
     k = config.num_distill_steps
     grown = k ** (round - 1) / config.teacher_num_steps
     return min(grown, 1.0 / (k * config.min_num_steps))
@@ -141,6 +143,10 @@ def next_round(
       >>> student.context["teacher_params"], 1 / student.context["dt"].item()
       ({'w': 1.0}, 512.0)
     """
+    require(
+        hasattr(previous, "ema_params"),
+        "previous must be a Student or a TrainState; of parameters alone, give Student(params).",
+    )
     if teacher_params is None:
         teacher_params = delivered_params(config, previous)
     dt = round_dt(config, number) if dt is None else dt

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from sdtt_jax.checkpoints.store import PARTS
-from sdtt_jax.config import from_mapping, nearest, to_mapping
+from sdtt_jax.config import from_mapping, nearest, require, to_mapping
 from sdtt_jax.data import Tokenizer, load_tokenizer
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError
@@ -100,6 +100,9 @@ def _find_published(
     path: str | os.PathLike[str], revision: str | None, given: dict[str, Any]
 ) -> tuple[Published, Path, str] | None:
     """A published model, with its folder and its name; None for a path that is not one, but may be ours."""
+    unknown = [name for name in given if name not in Given._fields]
+    known = ", ".join(("revision", "mesh", "compute_dtype", *Given._fields))
+    require(not unknown, f"load has no argument {', '.join(unknown)}; there are {known}.")
     text, said = os.fspath(path), Given(**given)
     if text == SMOLLM2 and not as_path(text).exists():
         text = str(smollm2_file())

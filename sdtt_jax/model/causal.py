@@ -11,13 +11,14 @@ import numpy as np
 
 from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.causal.sampler import generate
-from sdtt_jax.config import whole
+from sdtt_jax.config import require, unknown_field, whole
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.keys import check_key
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import TransformerConfig
+from sdtt_jax.ops.categorical import Filters
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.parallel.processes import to_host
 
@@ -89,6 +90,7 @@ class CausalModel(Loaded):
           ConfigError: more positions than the network has, or a filter is out of range.
         """
         whole(1, num_samples=num_samples)
+        require(isinstance(prompt, str), f"prompt must be one text, not {prompt!r:.60}.")
         tokenizer = self.text_tokenizer
         ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode_part(prompt)]).astype(np.int32)
         prompts = np.tile(ids, (num_samples, 1))
@@ -113,6 +115,9 @@ class CausalModel(Loaded):
           **filters: temperature, top_k, top_p.
         """
         check_key(key)
+        for name in filters:
+            if name not in Filters.__dataclass_fields__:
+                raise unknown_field(Filters, name, "sample")
         prompts = to_host(as_rows(prompts, self.config.vocab_size, "prompts"))
 
         def write(params: Any, index: jax.Array, prompt: jax.Array) -> Written:

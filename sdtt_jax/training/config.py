@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from sdtt_jax.config import at_least, positive, require, within
+from sdtt_jax.config import require, whole, within
 from sdtt_jax.training.optimizers import OptimizerConfig, learning_rate_schedule
 
 
@@ -42,9 +42,9 @@ class TrainConfig:
     check_replicas_every: int = 1000
 
     def __post_init__(self) -> None:
-        positive(self, "num_steps", "batch_size", "microbatches", "max_rejected")
-        positive(self, "log_every", "save_every", "keep")
-        at_least(0, self, "keep_every", "check_replicas_every")
+        whole(1, self, "num_steps", "batch_size", "microbatches", "max_rejected")
+        whole(1, self, "log_every", "save_every", "keep")
+        whole(0, self, "keep_every", "check_replicas_every")
         require(
             self.spike_factor == 0 or self.spike_factor > 1,
             f"spike_factor={self.spike_factor} must be above 1, or 0 to accept all.",

@@ -119,3 +119,10 @@ def test_a_wrong_field_is_named(fields, named):
 def test_an_empty_range_of_noise_is_refused(kind):
     with pytest.raises(ConfigError, match="sigma_min"):
         make_schedule(ScheduleConfig(kind, sigma_min=2.0, sigma_max=1.0))
+
+
+def test_a_name_alone_is_no_config():
+    with pytest.raises(
+        ConfigError, match="takes a ScheduleConfig, not 'cosine'; say ScheduleConfig"
+    ):
+        make_schedule("cosine")

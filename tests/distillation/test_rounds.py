@@ -121,3 +121,22 @@ def test_a_training_state_is_what_a_round_leaves_and_what_the_next_is_made_into(
     ):
         jax.tree.map(np.testing.assert_array_equal, left, right)
     assert float(grown.context["dt"]) == 2 / 1024
+
+
+@pytest.mark.parametrize("name", ["num_rounds", "num_distill_steps", "teacher_num_steps"])
+def test_what_is_counted_is_a_whole_number(name):
+    with pytest.raises(ConfigError, match=f"{name} must be a whole number, not 2.5"):
+        DistillConfig(**{name: 2.5})
+
+
+@pytest.mark.parametrize("name", ["num_steps", "batch_size", "save_every", "keep_every"])
+def test_so_it_is_in_training(name):
+    with pytest.raises(ConfigError, match=f"{name} must be a whole number, not 2.5"):
+        TrainConfig(**{"num_steps": 10, "batch_size": 4} | {name: 2.5})
+
+
+def test_rounds_count_from_one_and_a_student_is_more_than_parameters():
+    with pytest.raises(ConfigError, match="round must be positive, not 0"):
+        round_dt(DistillConfig(), 0)
+    with pytest.raises(ConfigError, match=r"of parameters alone, give Student\(params\)"):
+        next_round(DistillConfig(), {"w": 1.0}, 1)

@@ -94,6 +94,19 @@ def test_a_judge_scores_and_writes(judge):
     np.testing.assert_array_equal(texts[:2], first[:, 1:])
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"prompt": ["in", "the"]}, r"prompt must be one text, not \['in', 'the'\]"),
+        ({"topk": 3}, "sample has no field 'topk'; did you mean 'top_k'"),
+        ({"key": 0}, "key must be one jax.random.key"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(judge, options, named):
+    with pytest.raises(ConfigError, match=named):
+        judge.sample(**{"key": jax.random.key(0), "num_samples": 2, "num_tokens": 3} | options)
+
+
 def test_what_needs_a_denoiser_says_so(judge):
     with pytest.raises(CheckpointError, match=r"holds a causal model.*needs a denoiser"):
         load_denoiser(judge.facts["path"])

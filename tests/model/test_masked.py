@@ -24,6 +24,8 @@ def test_a_dtype_may_be_given_by_its_name_or_itself(run):
         assert sdtt_jax.load(run, compute_dtype=dtype).config.compute_dtype == "bfloat16"
     with pytest.raises(ConfigError, match="compute_dtype='float16' is unknown"):
         sdtt_jax.load(run, compute_dtype=jnp.float16)
+    with pytest.raises(ConfigError, match=r"load has no argument dtype; there are .*compute_dtype"):
+        sdtt_jax.load(run, dtype="bfloat16")
 
 
 def test_logits_have_mask_and_no_padding(model):
