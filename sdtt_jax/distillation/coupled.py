@@ -27,6 +27,7 @@ from sdtt_jax.distillation.divergence import kl_fwd
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.noise import Noise, draw_noise, noise_given
+from sdtt_jax.ops.rows import MAX_ENTRIES
 from sdtt_jax.typing import Hidden, Key, Keys, Logits, Params, PerSequence, PerToken, Scalar, Tokens
 
 
@@ -172,8 +173,10 @@ def hindsight_noise(
         log_probs = masked_log_probs(denoiser.logits(head, hidden), teacher.mask_id)
         return noise_given(log_probs[:, : teacher.mask_id], own, fresh)
 
-    # Text by text, for the logits of a batch are large.
-    return jax.lax.stop_gradient(jax.lax.map(of_text, (seen, tokens, noise)))
+    # Of a large vocabulary text by text, as the logits of a batch would be large.
+    at_once = max(1, min(batch, MAX_ENTRIES // (length * denoiser.padded_vocab)))
+    found = jax.lax.map(of_text, (seen, tokens, noise), batch_size=at_once)
+    return jax.lax.stop_gradient(found)
 
 
 class Teacher(NamedTuple):
