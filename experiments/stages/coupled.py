@@ -96,7 +96,7 @@ def round_parts(run: Run, number: int) -> tuple[Pool | Fresh, Callable[[], Train
     if config.soft_weight or not config.num_trajectories:
         _, network = _teacher(run, number)
         context["teacher_params"] = unbox(abstract_params(network))
-    abstract = spec.abstract(functools.partial(run.coupled.init, jax.random.key(0)), context)
+    abstract = spec.abstract(abstract_params(run.coupled), context)
     with Checkpoints(run.workdir.round(number, COUPLED)) as checkpoints:
         begun = bool(checkpoints.steps)
     # Given away at the start, for nothing should hold it while the student trains; a round that was begun has

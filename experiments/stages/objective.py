@@ -15,6 +15,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.lora import LoraConfig, init_adapters
 from sdtt_jax.objectives import adaptation_loss, arranged, distill_loss, lora_loss, teacher_loss
@@ -94,9 +95,13 @@ def abstract_round(run: Networks, number: int, spec: StateSpec) -> TrainState:
       number: the round's number, counted from 1.
       spec: of training and mesh.
     """
-    init, config = functools.partial(fresh, run, run.config.distill.lora), run.config.distill
-    student = jax.eval_shape(lambda: next_round(config, Student(unbox(init())), number))
-    return spec.abstract(init, student.context)
+    config = run.config.distill
+    if config.lora.rank:
+        boxed = jax.eval_shape(functools.partial(fresh, run, config.lora))
+    else:
+        boxed = abstract_params(run.denoiser)
+    student = jax.eval_shape(lambda p: next_round(config, Student(p), number), unbox(boxed))
+    return spec.abstract(boxed, student.context)
 
 
 def _objective(

@@ -33,6 +33,7 @@ from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, nex
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.load import load, load_denoiser, load_network
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.networks.kinds import kind_of
 from sdtt_jax.objectives import judge_loss, open_share
 from sdtt_jax.parallel import processes
@@ -227,7 +228,8 @@ def _from_scratch(
     init = functools.partial(network.init, purpose_key(run.config.seed, f"{stage}.init"))
     start = functools.partial(spec.init, init)
     step_fn = make_train_step(loss, config)
-    return TrainingJob(run, stage, 0, config, step_fn, start, spec.abstract(init))
+    abstract = spec.abstract(abstract_params(network))
+    return TrainingJob(run, stage, 0, config, step_fn, start, abstract)
 
 
 def _from_base(run: Run, loss: LossFn) -> TrainingJob:

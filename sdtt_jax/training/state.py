@@ -100,8 +100,11 @@ class StateSpec:
         return fresh.replace(context=placed)
 
     @in_32_bits()
-    def abstract(self, init_fn: Callable[[], Tree], context: Tree = None) -> TrainState:
-        """The result of `init` as `jax.ShapeDtypeStruct`s with shardings, to restore into."""
+    def abstract(self, init_fn: Callable[[], Tree] | Tree, context: Tree = None) -> TrainState:
+        """The result of `init` as `jax.ShapeDtypeStruct`s with shardings, to restore into.
+
+        Instead of `init_fn`, the shapes that it would make (`abstract_params`) need no tracing.
+        """
         context = jax.eval_shape(lambda x: x, {} if context is None else context)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -163,10 +166,10 @@ class StateSpec:
         )
 
     def _described(
-        self, init_fn: Callable[[], Tree], context: Tree
+        self, init_fn: Callable[[], Tree] | Tree, context: Tree
     ) -> tuple[TrainState, TrainState]:
-        """Shapes and shardings of what `init` makes; traces `init_fn` once."""
-        boxed = jax.eval_shape(init_fn)
+        """Shapes and shardings of what `init` makes; traces `init_fn` once, if it is a function."""
+        boxed = jax.eval_shape(init_fn) if callable(init_fn) else init_fn
         return self._mirrored(unbox(boxed), tree_shardings(boxed, RULES, self.mesh), context)
 
     def _mirrored(
