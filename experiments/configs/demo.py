@@ -1,4 +1,4 @@
-"""A quarter of an hour on two slow cores: the World English Bible in 27 characters, in few steps."""
+"""13 minutes on two slow cores: the World English Bible in 27 characters, in few steps."""
 
 from ml_collections import ConfigDict
 
@@ -47,7 +47,7 @@ def demo() -> RunConfig:
         model=DenoiserConfig(num_layers=4, embed_dim=128, num_heads=4),
         teacher=TeacherConfig(
             weighting="even",
-            # As good as 420 steps of 64 texts, for a quarter less: docs/measurements/speed.md.
+            # Nearly as good as 420 steps of 64 texts, for a quarter less: docs/measurements/speed.md.
             train=TrainConfig(
                 num_steps=560, batch_size=32, optimizer=muon(0.01, 3e-3), save_every=140
             ),
