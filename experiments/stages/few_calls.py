@@ -1,5 +1,6 @@
 """Noise-coupled students and the first teacher at very few calls, also at the entropy of real text."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -32,6 +33,8 @@ SHOWN = ("argmax", "drawn")
 TEACHER_SHOWN = ("teacher",)
 # Standard errors of the mean by which the entropies at the two ends must lie beyond it.
 MARGIN = 2.0
+# The teacher is also measured at so many times the most calls: what are the student's worth?
+TEACHER_CALLS = 2
 
 
 def measure(
@@ -49,32 +52,44 @@ def measure(
 
     Returns:
       The student's round, digest and trajectories, and for each number of calls the figures of all ways of
-      writing, the teacher's and the student's, and both at the entropy of real text.
+      writing, the teacher's and the student's, and both at the entropy of real text; in `teacher_calls` the
+      teacher's alone at `TEACHER_CALLS` times the most of them.
     """
     config = run.config.coupled
     student = run.model(run.workdir.round(number, name), run.coupled, stage=name, round=number)
     titles = {way: way if name == COUPLED else f"{name}_{way}" for way in TEMPERATURES}
+
+    def by_teacher(way: str, n: int) -> generation.Judged:
+        return _texts(run, teacher, judge, way, TEACHER_TEMPERATURES[way], n)
+
+    def by_student(way: str, n: int) -> generation.Judged:
+        return _texts(run, student, judge, titles[way], TEMPERATURES[way], n)
+
     calls: Json = {}
     for n in config.calls:
-
-        def by_teacher(way: str, n: int = n) -> generation.Judged:
-            return _texts(run, teacher, judge, way, TEACHER_TEMPERATURES[way], n)
-
-        def by_student(way: str, n: int = n) -> generation.Judged:
-            return _texts(run, student, judge, titles[way], TEMPERATURES[way], n)
-
-        judged = enclosed(by_teacher, TEACHER_TEMPERATURES, TEACHER_SHOWN, entropy)
-        judged |= enclosed(by_student, TEMPERATURES, SHOWN, entropy)
+        write = functools.partial(by_teacher, n=n)
+        judged = enclosed(write, TEACHER_TEMPERATURES, TEACHER_SHOWN, entropy)
+        judged |= enclosed(functools.partial(by_student, n=n), TEMPERATURES, SHOWN, entropy)
         both = matched(judged, entropy, run.config.seed)
         calls[str(n)] = {way: _figures(run, found) for way, found in judged.items()} | both
         told = (f"{both[of]['gen_ppl']:.2f} ({both[of]['entropy']:.3f})" for of in both)
         run.log(f"  {n} calls: student of {name} {next(told)}, teacher {next(told)}")
+    teacher_calls: Json = {}
+    more = min(TEACHER_CALLS * max(config.calls), run.config.data.length)
+    if more > max(config.calls):
+        write = functools.partial(by_teacher, n=more)
+        judged = enclosed(write, TEACHER_TEMPERATURES, TEACHER_SHOWN, entropy)
+        found = _matched(TEACHER_TEMPERATURES, judged, entropy)
+        teacher_calls[str(more)] = {way: _figures(run, at) for way, at in judged.items()}
+        teacher_calls[str(more)]["teacher_matched"] = found
+        run.log(f"  {more} calls: teacher {found['gen_ppl']:.2f} ({found['entropy']:.3f})")
     return {
         "round": number,
         "num_calls": config.num_calls,
         "num_trajectories": config.num_trajectories,
         "params_digest": student.identity["digest"],
         "calls": calls,
+        "teacher_calls": teacher_calls,
     }
 
 
@@ -135,33 +150,39 @@ def matched(judged: dict[str, generation.Judged], entropy: float, seed: int) -> 
       `{"matched": …, "teacher_matched": …}`: perplexity, entropy and temperature of each; of the student also
       the log of its perplexity over the teacher's, with a 95 % interval.
     """
-    columns: list[np.ndarray] = []
-    temperatures = []
-    for known in (TEMPERATURES, TEACHER_TEMPERATURES):
-        ways = [way for way in known if way in judged]
-        temperatures.append([known[way] for way in ways])
-        for way in ways:
-            scores = judged[way].scores
-            assert scores is not None
-            columns += [scores.per_token, unigram_entropy(judged[way].tokens)]
-    split = 2 * len(temperatures[0])
+    own_temperatures, own_columns = _columns(TEMPERATURES, judged)
+    temperatures, columns = _columns(TEACHER_TEMPERATURES, judged)
+    split = len(own_columns)
 
-    def log_ratio(*columns: np.ndarray) -> np.ndarray:
-        own, others = columns[:split], columns[split:]
-        return _at(entropy, temperatures[0], own)[0] - _at(entropy, temperatures[1], others)[0]
+    def log_ratio(*both: np.ndarray) -> np.ndarray:
+        student = _at(entropy, own_temperatures, both[:split])[0]
+        return student - _at(entropy, temperatures, both[split:])[0]
 
-    def figures(temperatures: list[float], columns: list[np.ndarray]) -> Json:
-        nats, at, temperature = (float(value) for value in _at(entropy, temperatures, columns))
-        return {"gen_ppl": float(np.exp(nats)), "entropy": at, "temperature": temperature}
-
-    ratio = bootstrap(log_ratio, *columns, seed=seed)
+    ratio = bootstrap(log_ratio, *own_columns, *columns, seed=seed)
     low, high = ratio.ends
-    student, teacher = (
-        figures(temperatures[0], columns[:split]),
-        figures(temperatures[1], columns[split:]),
-    )
+    student = _matched(TEMPERATURES, judged, entropy)
     student |= {"log_ratio": ratio.value, "low": low, "high": high}
-    return {"matched": student, "teacher_matched": teacher}
+    return {"matched": student, "teacher_matched": _matched(TEACHER_TEMPERATURES, judged, entropy)}
+
+
+def _matched(
+    known: Mapping[str, float], judged: Mapping[str, generation.Judged], entropy: float
+) -> Json:
+    """Perplexity, entropy and temperature of a model between its ways of writing, those `known`."""
+    nats, at, temperature = (float(value) for value in _at(entropy, *_columns(known, judged)))
+    return {"gen_ppl": float(np.exp(nats)), "entropy": at, "temperature": temperature}
+
+
+def _columns(
+    known: Mapping[str, float], judged: Mapping[str, generation.Judged]
+) -> tuple[list[float], list[np.ndarray]]:
+    """Temperatures of the ways of writing that were judged, and what `_at` takes of their texts."""
+    ways, columns = [way for way in known if way in judged], []
+    for way in ways:
+        scores = judged[way].scores
+        assert scores is not None
+        columns += [scores.per_token, unigram_entropy(judged[way].tokens)]
+    return [known[way] for way in ways], columns
 
 
 def _at(

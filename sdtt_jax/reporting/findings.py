@@ -142,7 +142,7 @@ def _fewest_gained(run: Run) -> FewCalls | None:
 def _gained(run: Run, few: FewCalls) -> str:
     """What a noise-coupled student gains: the teacher's calls that it is worth, or if these are no more,
     perplexity."""
-    teacher = {entry.calls: entry.teacher_matched for entry in run.few_calls}
+    teacher = run.teacher_few_calls
     equal = equivalent_steps(teacher, few.matched.gen_ppl, few.calls)
     if math.isinf(equal) and few.calls < max(teacher):
         return f"writes better than its teacher at {_calls(max(teacher))}"

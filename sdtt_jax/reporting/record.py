@@ -149,6 +149,8 @@ class Run:
     evaluations: tuple[Evaluation, ...] = ()
     few_calls: tuple[FewCalls, ...] = ()  # of the last noise-coupled student
     first_few_calls: tuple[FewCalls, ...] = ()  # of the one that it went on from, if there is one
+    # The first teacher at the entropy of real text by network calls: at theirs, and at more.
+    teacher_few_calls: Mapping[int, Quality] = dataclasses.field(default_factory=dict)
     others: tuple[Round, ...] = ()  # students of other distillers
 
     @property
@@ -180,8 +182,10 @@ def read_run(workdir: Path | str) -> Run:
     try:
         teacher = results.get("teacher") or {}
         data = results.get("data") or {}
-        found = [_few_calls((results.get(name) or {}).get("calls")) for name in COUPLED_STUDENTS]
-        coupled = [*filter(None, found), (), ()]
+        measured = [results[name] for name in COUPLED_STUDENTS if results.get(name)]
+        coupled = [*filter(None, (_few_calls(m.get("calls")) for m in measured)), (), ()]
+        alone = (measured[0].get("teacher_calls") or {}) if measured else {}
+        more = _qualities({n: ways.get("teacher_matched") for n, ways in alone.items()})
         return Run(
             name=workdir.resolve().name,
             config=config,
@@ -204,6 +208,7 @@ def read_run(workdir: Path | str) -> Run:
             evaluations=tuple(read_evaluations(workdir)),
             few_calls=coupled[0],
             first_few_calls=coupled[1],
+            teacher_few_calls={few.calls: few.teacher_matched for few in coupled[0]} | more,
             others=tuple(_round(r, name) for name, r in (results.get("others") or {}).items()),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

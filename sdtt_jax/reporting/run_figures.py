@@ -72,24 +72,23 @@ def few_calls_panel(run: Run) -> Panel | None:
     """
     if not run.few_calls:
         return None
-    calls = tuple(float(few.calls) for few in run.few_calls)
-    teacher = {few.calls: few.teacher_matched for few in run.few_calls}
+    teacher = run.teacher_few_calls
     students = [_matched("noise-coupled", "coupled", run.few_calls)]
     if run.first_few_calls:
         students = [
             _matched("noise-coupled", "coupled_first", run.first_few_calls),
             _matched("and IDLM", "coupled", run.few_calls),
         ]
-    series = (_quality_series(Curve("teacher", "teacher", teacher), entropy=False), *students)
+    series = (_quality_series(Curve("teacher", "teacher", dict(teacher)), entropy=False), *students)
     references = _references(run, entropy=False)
     return Panel(
         title="Perplexity at very few calls",
         description="Generative perplexity against number of network calls: teacher and noise-coupled "
         "student, at the entropy of real text",
-        x=Axis("network calls", log=True, ticks=calls),
+        x=Axis("network calls", log=True, ticks=tuple(float(n) for n in teacher)),
         y=Axis(log=True),
         series=(*series, *references),
-        tips=tuple(_quality_tip(few.calls, [*series, *references]) for few in run.few_calls),
+        tips=tuple(_quality_tip(n, [*series, *references]) for n in teacher),
     )
 
 

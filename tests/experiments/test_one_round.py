@@ -127,6 +127,9 @@ def test_both_noise_coupled_students_are_measured_at_few_calls(unbroken, measure
         assert found["teacher"] == first[calls]["teacher"]
         assert found["matched"] != first[calls]["matched"]
     assert [few.calls for few in read_run(unbroken).first_few_calls] == [1, 2]
+    # The teacher also at twice as many calls, for what the students' are worth.
+    assert list(measured["coupled_idlm"]["teacher_calls"]) == ["4"]
+    assert list(read_run(unbroken).teacher_few_calls) == [1, 2, 4]
 
 
 def test_the_student_of_coupled_idlm_goes_on_from_that_of_coupled(unbroken):

@@ -73,6 +73,21 @@ def test_what_a_noise_coupled_student_gains_stands_in_the_headline_at_the_calls_
     assert findings.highlights[-2].name == "noise-coupled, 2 calls"
 
 
+def test_what_two_calls_are_worth_is_told_by_the_teacher_at_more_calls_than_the_student(
+    make_workdir,
+):
+    """Oracle: half-way in the logarithm between the teacher's 40 at 2 calls and its 10 at 8."""
+
+    def go_on(results):
+        results["coupled"]["teacher_calls"] = {"8": {"teacher_matched": {"gen_ppl": 10.0}}}
+
+    ratios = {1: -0.8, 2: -math.log(2)}
+    findings = find(read_run(make_workdir(coupled_log_ratios=ratios, change_results=go_on)))
+    assert findings.headline.endswith(
+        "at 2 calls a noise-coupled student writes as well as its teacher at 4 calls"
+    )
+
+
 def test_of_two_noise_coupled_students_the_headline_is_about_the_last(make_workdir):
     first, last = {2: -0.5, 4: -0.1}, {2: -0.9, 4: -0.5}
     findings = find(read_run(make_workdir(coupled_log_ratios=first, idlm_log_ratios=last)))

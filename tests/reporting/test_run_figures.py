@@ -78,6 +78,17 @@ def test_the_teacher_stands_at_the_entropy_of_real_text_where_it_was_measured_th
     assert few_calls_panel(read_run(workdir)).series[0].y == (70.0, 35.0)
 
 
+def test_the_teachers_curve_goes_on_to_the_calls_at_which_it_was_measured_alone(make_workdir):
+    def go_on(results):
+        results["coupled"]["teacher_calls"] = {"4": {"teacher_matched": {"gen_ppl": 20.0}}}
+
+    workdir = make_workdir(coupled_log_ratios={1: -0.8, 2: -0.5}, change_results=go_on)
+    panel = few_calls_panel(read_run(workdir))
+    teacher, student = panel.series[:2]
+    assert teacher.x == panel.x.ticks == (1.0, 2.0, 4.0)
+    assert (teacher.y, student.x) == ((80.0, 40.0, 20.0), (1.0, 2.0))
+
+
 def test_a_noise_coupled_student_stands_beside_the_one_that_it_went_on_from(make_workdir):
     first, last = {1: -0.8, 2: -0.5}, {1: -1.2, 2: -0.9}
     run = read_run(make_workdir(coupled_log_ratios=first, idlm_log_ratios=last))
