@@ -246,7 +246,7 @@ def test_a_choice_lists_its_endings_after_their_contexts():
         (lambda: bounds_of(ITEMS, 0), "batch_size must be positive"),
         (lambda: bounds_of(ITEMS, 4, Layout(max_length=2)), "item 2 has 3 tokens, too many"),
         (lambda: Layout(multiple=0), "multiple must be positive"),
-        (lambda: Choice("a", ("b",), 1), "none of the 1 endings"),
+        (lambda: Choice("a", ("b",), 1), "not one of the 1 endings"),
         (lambda: Choice(("a",), ("b", "c"), 1), "1 contexts for 2 endings"),
         (lambda: choice_hits(CHOICES, np.zeros(3)), "3 values for 7 endings"),
     ],

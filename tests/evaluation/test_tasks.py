@@ -95,7 +95,7 @@ def test_an_ending_of_white_space_alone_is_named(tmp_path, name, row):
         ("", "holds no items"),
         ("{}", "line 1, has no field 'goal'"),
         ("\n[1]", "line 2, is not of the task's form"),
-        ('{"goal": "a", "sol1": "b", "sol2": "c", "label": 2}', "answer=2 is none of the 2"),
+        ('{"goal": "a", "sol1": "b", "sol2": "c", "label": 2}', "answer=2 is not one of the 2"),
         ("{", "line 1, is not of the task's form"),
     ],
 )

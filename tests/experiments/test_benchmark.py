@@ -298,7 +298,7 @@ def test_the_demos_rows_are_its_steps_at_its_batch():
         more = [COUPLED] if row.title in ("distillation step", "8-step generation") else []
         assert [job.variant for job in row.jobs] == [MATMUL, "lean", "naive", *more]
         # The characters of the demo's text are a to z and the space; three pieces are special.
-        texts = 32 if row.title == "distillation step" else 64
+        texts = 32 if row.title in ("teacher step", "distillation step") else 64
         assert {(job.batch_size, job.vocab_size) for job in row.jobs} == {(texts, 30)}
 
 
