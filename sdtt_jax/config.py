@@ -35,9 +35,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "config"
         raise ConfigError(f"{where} must be a group of fields, not {mapping!r}.")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
-    for name in mapping:
-        if name not in fields:
-            raise unknown_field(cls, str(name), where)
+    check_fields(cls, mapping, where)
     values = {}
     for name, field in fields.items():
         if name in mapping:
@@ -86,6 +84,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif before != after:
             lines.append(f"{path}: {before!r} -> {after!r}")
     return lines
+
+
+def check_fields(cls: type, names: Iterable[Any], where: str) -> None:
+    """Raises `unknown_field` for the first of `names` that is not a field of a dataclass."""
+    fields = {field.name for field in dataclasses.fields(cls) if field.init}
+    for name in names:
+        if name not in fields:
+            raise unknown_field(cls, str(name), where)
 
 
 def unknown_field(config: Any, name: str, where: str) -> ConfigError:

@@ -79,7 +79,7 @@ def measure(
     if more > max(config.calls):
         write = functools.partial(by_teacher, n=more)
         judged = enclosed(write, TEACHER_TEMPERATURES, TEACHER_SHOWN, entropy)
-        found = _matched(TEACHER_TEMPERATURES, judged, entropy)
+        found = _matched(entropy, *_columns(TEACHER_TEMPERATURES, judged))
         teacher_calls[str(more)] = {way: _figures(run, at) for way, at in judged.items()}
         teacher_calls[str(more)]["teacher_matched"] = found
         run.log(f"  {more} calls: teacher {found['gen_ppl']:.2f} ({found['entropy']:.3f})")
@@ -160,16 +160,14 @@ def matched(judged: dict[str, generation.Judged], entropy: float, seed: int) -> 
 
     ratio = bootstrap(log_ratio, *own_columns, *columns, seed=seed)
     low, high = ratio.ends
-    student = _matched(TEMPERATURES, judged, entropy)
+    student = _matched(entropy, own_temperatures, own_columns)
     student |= {"log_ratio": ratio.value, "low": low, "high": high}
-    return {"matched": student, "teacher_matched": _matched(TEACHER_TEMPERATURES, judged, entropy)}
+    return {"matched": student, "teacher_matched": _matched(entropy, temperatures, columns)}
 
 
-def _matched(
-    known: Mapping[str, float], judged: Mapping[str, generation.Judged], entropy: float
-) -> Json:
-    """Perplexity, entropy and temperature of a model between its ways of writing, those `known`."""
-    nats, at, temperature = (float(value) for value in _at(entropy, *_columns(known, judged)))
+def _matched(entropy: float, temperatures: Sequence[float], columns: Sequence[np.ndarray]) -> Json:
+    """Perplexity, entropy and temperature where `_at` has them."""
+    nats, at, temperature = (float(value) for value in _at(entropy, temperatures, columns))
     return {"gen_ppl": float(np.exp(nats)), "entropy": at, "temperature": temperature}
 
 

@@ -8,15 +8,13 @@ them names their digest.
 
 import dataclasses
 import functools
-import io
-import zipfile
 
 import jax
 import numpy as np
 
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.config import require
-from sdtt_jax.evaluation.record import Arrays, npz
+from sdtt_jax.evaluation.record import Arrays, npz, read_npz
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.exiting import EXITS, untrained_exits
@@ -70,7 +68,7 @@ def train_exits(
                 config,
                 log=TrainLog(progress=bar.update, tokens_per_batch=size * tokens.shape[1]),
             )
-        except Interrupted as stop:  # of minutes nothing is kept
+        except Interrupted as stop:  # so short a training is not worth keeping a part of
             raise KeyboardInterrupt from stop
     return {name: processes.to_host(value) for name, value in state.params.items()}
 
@@ -94,13 +92,7 @@ def read_exits(model: Model, digest: str, what: str, remedy: str) -> Arrays:
     Errors, that they are not there, or are others, say `what` asks for them and the remedy.
     """
     path = None if model.folder is None else model.folder / FILE
-    exits: Arrays = {}
-    if path is not None and path.is_file():
-        try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-                exits = dict(file)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile):
-            exits = {}
+    exits = (None if path is None else read_npz(path)) or {}
     require(
         bool(exits) and params_digest(exits) == digest,
         f"{what} was calibrated with exits that are not, or not any more, in {path}; {remedy}.",

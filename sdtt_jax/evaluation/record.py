@@ -181,6 +181,17 @@ def npz(arrays: Arrays) -> bytes:
     return content.getvalue()
 
 
+def read_npz(path: Path) -> Arrays | None:
+    """The named arrays of a file that `npz` made; None if there is none, or it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            return dict(file)
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+        return None
+
+
 def digest_of(arrays: Iterable[np.ndarray]) -> str:
     """A digest of arrays: of their dtypes, shapes and contents."""
     digest = hashlib.sha256()
@@ -227,19 +238,9 @@ def _file_name(item: str) -> str:
     return item.replace("/", "_")
 
 
-def _stored(path: Path) -> Arrays | None:
-    if not path.exists():
-        return None
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            return dict(file)
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
-        return None
-
-
 def _agreed(path: Path) -> Arrays | None:
     """The stored arrays of a part if process 0 has them; the others must then have them too."""
-    stored = _stored(path)
+    stored = read_npz(path)
     return dict(_seen(stored, path)) if processes.agree(stored is not None) else None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.causal.sampler import generate
-from sdtt_jax.config import require, unknown_field, whole
+from sdtt_jax.config import check_fields, require, whole
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.keys import check_key
 from sdtt_jax.model.base import Loaded
@@ -115,9 +115,7 @@ class CausalModel(Loaded):
           **filters: temperature, top_k, top_p.
         """
         check_key(key)
-        for name in filters:
-            if name not in Filters.__dataclass_fields__:
-                raise unknown_field(Filters, name, "sample")
+        check_fields(Filters, filters, "sample")
         prompts = to_host(as_rows(prompts, self.config.vocab_size, "prompts"))
 
         def write(params: Any, index: jax.Array, prompt: jax.Array) -> Written:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sdtt_jax.config import require, unknown_field, whole
+from sdtt_jax.config import check_fields, require, whole
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import subs_log_probs
@@ -137,9 +137,7 @@ class Model(Loaded):
           >>> [model.tokenizer.decode(row)[:7] for row in tokens]
           ['in the ', 'in the ']
         """
-        for name in options:
-            if name not in SamplerConfig.__dataclass_fields__:
-                raise unknown_field(SamplerConfig, name, "sample")
+        check_fields(SamplerConfig, options, "sample")
         config = SamplerConfig(num_steps=num_steps, **options)
         x_init = self.prior(num_samples, prompt, infill, num_tokens)
         batches = self.batches(key, x_init, config, batch_size, helper)
