@@ -66,7 +66,7 @@ def checkout(tmp_path: pathlib.Path) -> pathlib.Path:
 def environment(**variables: str) -> dict[str, str]:
     names = ("VENV", "CONSTRAINTS")
     clean = {name: value for name, value in os.environ.items() if name not in names}
-    return {**clean, "PYTHON": sys.executable, **variables}
+    return {**clean, "PYTHON": sys.executable, "INSTALLER": "pip", **variables}
 
 
 def run(checkout: pathlib.Path, *extra: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -154,6 +154,38 @@ def test_installs_once_and_again_when_the_requirements_change(checkout):
     changed = run(checkout)
     assert "installing packages" in changed.stdout
     assert "making" not in changed.stdout
+
+
+@pytest.mark.slow
+def test_where_uv_cannot_be_had_pip_installs(checkout):
+    result = run(checkout, INSTALLER="uv", PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+    assert result.returncode == 0, result.stderr
+    assert "uv could not install the packages; pip tries" in result.stdout
+    assert f"imported from {checkout}" in result.stdout
+
+
+@pytest.mark.slow
+def test_uv_is_asked_for_what_pip_would_install(checkout):
+    """A uv that stands in for the real one writes down its arguments, and then cannot install."""
+    pip = checkout / "pip"
+    pip.mkdir()
+    (pip / "__init__.py").touch()
+    (pip / "__main__.py").write_text(
+        "import os, pathlib, stat, sys\n"
+        "if sys.argv[1:] == ['config', 'get', 'global.index-url']:\n"
+        "    print('https://mirror.example/simple')\n"
+        "elif sys.argv[1] == 'install':\n"
+        "    uv = pathlib.Path(sys.prefix, 'bin', 'uv')\n"
+        '    uv.write_text(\'#!/bin/sh\\nprintf "%s|" "$@" > asked\\nexit 1\\n\')\n'
+        "    uv.chmod(0o755)\n"
+    )
+    run(checkout, "test", INSTALLER="uv")
+    venv = checkout / ".venv"
+    assert (checkout / "asked").read_text().split("|")[:-1] == [
+        "pip", "install", "--python", str(venv / "bin" / "python"), "--no-progress",
+        "--default-index", "https://mirror.example/simple",
+        "--constraint", str(checkout / "constraints.txt"), "--editable", f"{checkout}[test]",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
