@@ -8,47 +8,14 @@
 A name is imported when it is first asked for, so that a user of one part does not wait for the others.
 """
 
-import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+
+from etils import epy
 
 import sdtt_jax.renamed  # noqa: F401 - a module that has moved is answered by its new name
 from sdtt_jax.version import __version__ as __version__
 
-# Every public name, by the module that has it. Type checkers read the imports below; a test compares the two.
-_MODULES = {
-    "sdtt_jax.causal.nll": ("causal_nll",),
-    "sdtt_jax.data": ("open_split", "prepare"),
-    "sdtt_jax.diffusion.denoiser": ("DenoiserLike", "MaskedDiffusion"),
-    "sdtt_jax.diffusion.forward": ("q_xt", "sample_t", "subs_log_probs"),
-    "sdtt_jax.diffusion.nelbo": ("NelboConfig", "denoising_terms", "nelbo"),
-    "sdtt_jax.diffusion.sampler": ("SamplerConfig", "SamplerState", "prior_sample", "sample"),
-    "sdtt_jax.diffusion.schedule": ("Schedule", "ScheduleConfig", "make_schedule"),
-    "sdtt_jax.distillation.loss": ("distillation_terms", "divergence_terms"),
-    "sdtt_jax.distillation.rounds": ("DistillConfig", "Student", "next_round", "round_dt"),
-    "sdtt_jax.distillation.targets": ("teacher_targets",),
-    "sdtt_jax.interchange.load": (
-        "load",
-        "load_mdlm_small",
-        "load_scaling_student",
-        "load_scaling_teacher",
-        "load_small_student",
-    ),
-    "sdtt_jax.model.causal": ("CausalModel",),
-    "sdtt_jax.model.masked": ("Model",),
-    "sdtt_jax.parallel.placement": ("unbox",),
-    "sdtt_jax.training.config": ("TrainConfig",),
-    "sdtt_jax.training.loop": ("train",),
-    "sdtt_jax.training.optimizers": ("OptimizerConfig",),
-    "sdtt_jax.training.state": ("StateSpec", "TrainState"),
-    "sdtt_jax.training.step": ("Loss", "make_train_step"),
-    "sdtt_jax.objectives": ("distill_loss", "judge_loss", "teacher_loss"),
-    "sdtt_jax.networks": ("CausalConfig", "Denoiser", "DenoiserConfig"),
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-__all__ = list(_MODULE_OF)
-
-if TYPE_CHECKING:
+with epy.lazy_api_imports(globals()):
     from sdtt_jax.causal.nll import causal_nll as causal_nll
     from sdtt_jax.data import open_split as open_split
     from sdtt_jax.data import prepare as prepare
@@ -96,16 +63,5 @@ if TYPE_CHECKING:
     from sdtt_jax.training.step import Loss as Loss
     from sdtt_jax.training.step import make_train_step as make_train_step
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        # With `obj` Python looks among its names for one that was probably meant.
-        module = sys.modules[__name__]
-        raise AttributeError(f"module 'sdtt_jax' has no attribute {name!r}", name=name, obj=module)
-    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# What was imported above is in `dir` but no global yet.
+__all__ = [name for name in dir(sys.modules[__name__]) if name not in globals()]
