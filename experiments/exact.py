@@ -40,12 +40,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from absl import flags
 from rich.table import Table
 
 from experiments.cli.app import check_flags, run_app, wide_console
-from sdtt_jax.config import choose, require
+from experiments.cli.fields import define_flags, from_flags
+from sdtt_jax.config import at_least, choose, positive, require
 from sdtt_jax.errors import DataError, UserError
+from sdtt_jax.evaluation.settings import setting
 from sdtt_jax.laboratory.coupled import CoupledStudentConfig
 from sdtt_jax.laboratory.decoders import decoder_measures, enumerable
 from sdtt_jax.laboratory.distillers import DISTILLERS, Asked, measure_distillers
@@ -61,7 +62,6 @@ from sdtt_jax.paths import as_path, write_json
 from sdtt_jax.reporting.picture import write_exact
 from sdtt_jax.training.loop import Interrupted
 
-_DEFAULT, _COUPLED, _OTHERS = StudentConfig(), CoupledStudentConfig(), OthersConfig()
 _WIDTH = 120  # of the table in a log
 COLUMNS = {
     "kl": "KL(samples ‖ chain)",
@@ -71,49 +71,85 @@ COLUMNS = {
 }
 
 
-def parse_divergences(text: str) -> tuple[str, ...]:
-    """The divergences that --divergence names: one, several with commas, or "all"."""
-    names = tuple(OPTIMA) if text == "all" else tuple(name.strip() for name in text.split(","))
-    for name in names:
-        known = f"{', '.join(OPTIMA)} (or all)"
-        require(name in OPTIMA, f"--divergence={text}: {name!r} is not one of {known}.")
-    return tuple(dict.fromkeys(names))
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is computed: every field is a flag of `experiments.exact`."""
 
-
-def parse_distillers(names: Sequence[str], *, train: bool) -> tuple[str, ...]:
-    """The distillers that --distillers names; what only training can measure needs --train."""
-    for name in names:
-        choose("--distillers", name, DISTILLERS)
-        require(
-            train or not DISTILLERS[name].trains,
-            f"--distillers={name} is measured by a trained student; add --train.",
-        )
-    return tuple(dict.fromkeys(names))
-
-
-def parse_calls(texts: Sequence[str]) -> tuple[int, ...]:
-    """The numbers of network calls that --calls names."""
-    good = all(text.strip().isdecimal() and int(text) > 0 for text in texts) and len(texts) > 0
-    require(good, f"--calls={','.join(texts)} must be positive whole numbers, separated by commas.")
-    return tuple(dict.fromkeys(int(text) for text in texts))
-
-
-def parse_mixtures(texts: Sequence[str]) -> tuple[int, ...]:
-    """The sizes of mixtures that --mixtures names; none if it is empty."""
-    sizes = [text.strip() for text in texts if text.strip()]
-    good = all(text.isdecimal() and int(text) > 1 for text in sizes)
-    require(
-        good,
-        f"--mixtures={','.join(texts)} must be whole numbers of at least 2, separated by commas.",
+    output: str | None = setting(None, "Folder for results.json, exact.svg and exact.png.")
+    world: str | None = setting(None, "JSON file of a world; default: the built-in sticky chain.")
+    divergence: tuple[str, ...] = setting(
+        ("kl-bwd", "kl-fwd"), f"One or more of {', '.join(OPTIMA)}, separated by commas; or all."
     )
-    return tuple(dict.fromkeys(int(text) for text in sizes))
+    rounds: int | None = setting(None, "Number of rounds; default: one for each dt of the world.")
+    train: bool = setting(False, "Also train students and compare them.")
+    copy_steps: int = setting(StudentConfig.copy_steps, "Steps that copy the first teacher.")
+    steps_per_round: int = setting(StudentConfig.steps_per_round, "Training steps of a round.")
+    distillers: tuple[str, ...] = setting(
+        (), f"Distillers to measure beside the optima, of {', '.join(DISTILLERS)}."
+    )
+    calls: tuple[int, ...] = setting(
+        (1, 2, 4, 8), "Network calls of floors, distillers and the table."
+    )
+    floor: bool = setting(False, "Also search for the best factorised students there can be.")
+    matched: str = setting("", f"Also measure at the chain's entropy, of: {', '.join(ENTROPIES)}.")
+    decoders: str = setting(
+        "",
+        "Modes of the sampler to compute the law of, as experiments.sample takes them, separated by blanks.",
+    )
+    mixtures: tuple[int, ...] = setting(
+        (4,), "Sizes of the mixtures of such students, from 2, or none."
+    )
+    coupled_steps: int = setting(
+        CoupledStudentConfig.num_steps, "Training steps of a noise-coupled student."
+    )
+    student_steps: int = setting(
+        OthersConfig.num_steps,
+        "Training steps of each student of the distillers that are not noise-coupled.",
+    )
+    seed: int = setting(StudentConfig.seed, "Seed of parameters, batches and draws.")
+
+    def __post_init__(self) -> None:
+        require(self.output is not None, "--output is missing: the folder to write to.")
+        for name in self.divergence:
+            choose("--divergence", name, (*OPTIMA, "all"))
+        for name in self.distillers:
+            choose("--distillers", name, DISTILLERS)
+            require(
+                self.train or not DISTILLERS[name].trains,
+                f"--distillers={name} is measured by a trained student; add --train.",
+            )
+        require(len(self.calls) > 0, "--calls must name at least one number of network calls.")
+        positive(**{"--calls": min(self.calls)})
+        at_least(2, **{"--mixtures": min(self.mixtures, default=2)})
+        if self.rounds is not None:
+            at_least(1, **{"--rounds": self.rounds})
+        if self.matched:
+            choose("--matched", self.matched, ENTROPIES)
+        for mode in self.decoders.split():
+            enumerable(mode)
+
+    @property
+    def divergences(self) -> tuple[str, ...]:
+        """Those that --divergence names."""
+        return tuple(OPTIMA if "all" in self.divergence else dict.fromkeys(self.divergence))
+
+    @property
+    def student(self) -> StudentConfig:
+        """What learns the rounds."""
+        return StudentConfig(
+            copy_steps=self.copy_steps, steps_per_round=self.steps_per_round, seed=self.seed
+        )
+
+    @property
+    def coupled(self) -> CoupledStudentConfig:
+        """The noise-coupled student."""
+        return CoupledStudentConfig(num_steps=self.coupled_steps, seed=self.seed)
 
 
 def round_dts(world: World, rounds: int | None) -> tuple[float, ...]:
     """Step sizes of the rounds: the world's, cut to --rounds, or doubled on as far as 1/2."""
     if rounds is None:
         return world.dts
-    require(rounds >= 1, f"--rounds={rounds} must be at least 1.")
     dts = list(world.dts[:rounds])
     while len(dts) < rounds:
         dts.append(max(dts[-1], min(2 * dts[-1], 0.5)))
@@ -215,116 +251,77 @@ def add_matched(
         entry["matched"] = measure([table])
 
 
-def main(argv: Sequence[str]) -> None:
-    """Computes, trains if asked to, and writes."""
-    values = flags.FLAGS
-    check_flags(argv)
-    require(values.output is not None, "--output is missing: the folder to write to.")
-    is_file = as_path(values.output).is_file()
-    require(not is_file, f"--output={values.output} is a file; name a folder.")
-    divergences = parse_divergences(values.divergence)
-    world = load_world(values.world) if values.world else sticky_world()
-    dts = round_dts(world, values.rounds)
-    distillers = parse_distillers(values.distillers, train=values.train)
-    for mode in values.decoders:
-        enumerable(mode)
-    calls, mixtures = parse_calls(values.calls), parse_mixtures(values.mixtures)
-    coupled = CoupledStudentConfig(num_steps=values.coupled_steps, seed=values.seed)
-    others = OthersConfig(num_steps=values.student_steps)
-    config = StudentConfig(
-        copy_steps=values.copy_steps, steps_per_round=values.steps_per_round, seed=values.seed
-    )
+def measured(plan: Plan, world: World) -> Iterator[Record]:
+    """The record, each time that a part of it is complete; what is trained comes last."""
+    student, dts = plan.student, round_dts(world, plan.rounds)
     _print(
         f"{world.name}: {world.vocab_size} tokens, length {world.length}, "
         f"{world.num_states:,} partly masked states, {len(dts)} rounds"
     )
     truth = Truth.of(world)
-    record, optima = closed_form(truth, divergences, dts, _print)
-    measure = functools.partial(matched_measures, truth, calls=calls, entropy=values.matched)
-    if values.matched:
-        record["matched"] = values.matched
-        add_matched([record["teacher"]], [truth.teacher], measure)
+    record, optima = closed_form(truth, plan.divergences, dts, _print)
+    match = functools.partial(matched_measures, truth, calls=plan.calls, entropy=plan.matched)
+    if plan.matched:
+        record["matched"] = plan.matched
+        add_matched([record["teacher"]], [truth.teacher], match)
         for divergence, tables in optima.items():
-            add_matched(record["rounds"][divergence], tables, measure)
-    paths = write(record, as_path(values.output))
-    if values.floor:
+            add_matched(record["rounds"][divergence], tables, match)
+    yield record
+    if plan.floor:
         starts = {divergence: rounds[-1] for divergence, rounds in optima.items()}
-        search = SearchConfig(seed=values.seed)
-        record |= find_floor(truth, calls, starts, mixtures, search, _print)
-        paths = write(record, as_path(values.output))
-    if values.decoders:
-        record["decoders"] = decoder_measures(truth, values.decoders, calls)
-        paths = write(record, as_path(values.output))
-    if values.train or distillers:
-        try:
-            # Distillers that are named are all that is trained.
-            if values.train and not distillers:
-                trained = train_beside(truth, record, optima, config, _print)
-                for divergence, tables in trained.items() if values.matched else ():
-                    entries = [entry["trained"] for entry in record["rounds"][divergence]]
-                    add_matched(entries, tables, measure)
-            if distillers:
-                bench = make_bench(truth, calls, coupled, others)
-                last = optima[divergences[0]]
-                asked = Asked(truth, last, calls, coupled, bench, values.matched)
-                began = time.monotonic()
-                record["distillers"] = measure_distillers(distillers, asked)
-                seconds = time.monotonic() - began
-                if any(DISTILLERS[name].trains for name in distillers):
-                    record["coupled_training"] = dataclasses.asdict(coupled) | {"seconds": seconds}
-                    record["student_training"] = dataclasses.asdict(others)
-        except Interrupted as stop:
-            raise UserError(
-                "Stopped while training; what was computed exactly is in --output. Repeat the "
-                "command to train again from the start."
-            ) from stop
-        paths = write(record, as_path(values.output))
+        search = SearchConfig(seed=plan.seed)
+        record |= find_floor(truth, plan.calls, starts, plan.mixtures, search, _print)
+        yield record
+    if plan.decoders:
+        record["decoders"] = decoder_measures(truth, plan.decoders.split(), plan.calls)
+        yield record
+    if plan.distillers:  # which are all that is trained
+        record |= distilled(plan, truth, optima[plan.divergences[0]])
+        yield record
+    elif plan.train:
+        trained = train_beside(truth, record, optima, student, _print)
+        for divergence, tables in trained.items() if plan.matched else ():
+            entries = [entry["trained"] for entry in record["rounds"][divergence]]
+            add_matched(entries, tables, match)
+        yield record
+
+
+def distilled(plan: Plan, truth: Truth, optima: Sequence[Array]) -> Record:
+    """The part of the record that is about --distillers; `optima` are those of SDTT's rounds."""
+    others = OthersConfig(num_steps=plan.student_steps)
+    bench = make_bench(truth, plan.calls, plan.coupled, others)
+    asked = Asked(truth, optima, plan.calls, plan.coupled, bench, plan.matched)
+    began = time.monotonic()
+    record: Record = {
+        "distillers": measure_distillers(tuple(dict.fromkeys(plan.distillers)), asked)
+    }
+    seconds = time.monotonic() - began
+    if any(DISTILLERS[name].trains for name in plan.distillers):
+        record["coupled_training"] = dataclasses.asdict(plan.coupled) | {"seconds": seconds}
+        record["student_training"] = dataclasses.asdict(others)
+    return record
+
+
+def main(argv: Sequence[str]) -> None:
+    """Computes, trains if asked to, and writes."""
+    check_flags(argv)
+    plan = from_flags(Plan)
+    folder = as_path(str(plan.output))
+    require(not folder.is_file(), f"--output={plan.output} is a file; name a folder.")
+    world = load_world(plan.world) if plan.world else sticky_world()
+    try:
+        for record in measured(plan, world):
+            paths = write(record, folder)
+    except Interrupted as stop:
+        raise UserError(
+            "Stopped while training; what was computed exactly is in --output. Repeat the "
+            "command to train again from the start."
+        ) from stop
     console = wide_console(_WIDTH)
-    console.print(measures_table(record, calls))
-    if values.matched:
-        console.print(matched_table(record, calls))
+    console.print(measures_table(record, plan.calls))
+    if plan.matched:
+        console.print(matched_table(record, plan.calls))
     _print("\n".join(str(path) for path in paths))
-
-
-def define_flags() -> None:
-    """Defines this program's flags; not on import, so that other programs may use their names."""
-    flags.DEFINE_string("output", None, "Folder for results.json, exact.svg and exact.png.")
-    flags.DEFINE_string("world", None, "JSON file of a world; default: the built-in sticky chain.")
-    names = ", ".join(OPTIMA)
-    flags.DEFINE_string(
-        "divergence", "kl-bwd,kl-fwd", f"One or more of {names}, separated by commas; or all."
-    )
-    flags.DEFINE_integer("rounds", None, "Number of rounds; default: one for each dt of the world.")
-    flags.DEFINE_boolean("train", False, "Also train students and compare them.")
-    flags.DEFINE_integer("copy_steps", _DEFAULT.copy_steps, "Steps that copy the first teacher.")
-    flags.DEFINE_integer("steps_per_round", _DEFAULT.steps_per_round, "Training steps of a round.")
-    flags.DEFINE_list(
-        "distillers", [], f"Distillers to measure beside the optima, of {', '.join(DISTILLERS)}."
-    )
-    flags.DEFINE_list(
-        "calls", ["1", "2", "4", "8"], "Network calls of floors, distillers and the table."
-    )
-    flags.DEFINE_boolean(
-        "floor", False, "Also search for the best factorised students there can be."
-    )
-    flags.DEFINE_enum(
-        "matched", None, ENTROPIES, "Also measure at the chain's entropy, the joint one or in-text."
-    )
-    flags.DEFINE_spaceseplist(
-        "decoders",
-        [],
-        "Modes of the sampler to compute the law of, as experiments.sample takes them.",
-    )
-    flags.DEFINE_list("mixtures", ["4"], "Sizes of the mixtures of such students, from 2, or none.")
-    flags.DEFINE_integer(
-        "coupled_steps", _COUPLED.num_steps, "Training steps of a noise-coupled student."
-    )
-    flags.DEFINE_integer(
-        "student_steps",
-        _OTHERS.num_steps,
-        "Training steps of each student of the distillers that are not noise-coupled.",
-    )
-    flags.DEFINE_integer("seed", _DEFAULT.seed, "Seed of parameters, batches and draws.")
 
 
 def _print(message: str) -> None:
@@ -332,5 +329,6 @@ def _print(message: str) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
+    # Not on import, so that other programs may use the names of these flags.
+    define_flags(Plan)
     run_app(main)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import typing
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from absl import flags
@@ -61,38 +63,48 @@ def show_in_help(*names: str) -> None:
 
 def define_flags(kind: type) -> None:
     """Defines a flag for every field of a dataclass; those that are tuples are lists separated by commas."""
-    for field in dataclasses.fields(kind):
+    for field, of, many in _fields(kind):
         text = field.metadata["help"]
-        if isinstance(field.default, tuple):
+        if many:
             flags.DEFINE_list(field.name, [str(value) for value in field.default], text)
         else:
-            _DEFINE[type(field.default)](field.name, field.default, text)
+            _DEFINE[of](field.name, field.default, text)
 
 
 def from_flags(kind: type[T]) -> T:
     """The dataclass that the flags describe; errors name the flag."""
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for field, of, many in _fields(kind):
         value = flags.FLAGS[field.name].value
-        values[field.name] = _items(field, value) if isinstance(field.default, tuple) else value
+        values[field.name] = _items(field.name, of, value) if many else value
     return kind(**values)
 
 
-def _items(field: Any, value: list[str] | None) -> tuple[Any, ...]:
+def _fields(kind: type) -> Iterator[tuple[Any, type, bool]]:
+    """The fields of a dataclass, each with its type, or that of its items, and whether there are many."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        hint = hints[field.name]
+        # The first of `tuple[int, ...]`, and of `int | None`.
+        of, *_ = typing.get_args(hint) or (hint,)
+        yield field, of, typing.get_origin(hint) is tuple
+
+
+def _items(name: str, of: type, value: list[str] | None) -> tuple[Any, ...]:
     texts = [text.strip() for text in value or []]
-    if isinstance(field.default[0], str):
+    if of is str:
         return tuple(texts)
-    if isinstance(field.default[0], float):
+    if of is float:
         for text in texts:
             require(
                 _is_number(text),
-                f"--{field.name}: {text!r} is not a number; give numbers separated by commas.",
+                f"--{name}: {text!r} is not a number; give numbers separated by commas.",
             )
         return tuple(sorted({float(text) for text in texts}))
     for text in texts:
         require(
             text.isdecimal(),
-            f"--{field.name}: {text!r} is not a whole number; give whole numbers separated by commas.",
+            f"--{name}: {text!r} is not a whole number; give whole numbers separated by commas.",
         )
     return tuple(sorted({int(text) for text in texts}))
 

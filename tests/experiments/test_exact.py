@@ -44,33 +44,40 @@ def test_rounds_beyond_the_worlds_double_up_to_one_half() -> None:
     assert exact.round_dts(WORLD, None) == (0.1, 0.2)
     assert exact.round_dts(WORLD, 1) == (0.1,)
     assert exact.round_dts(WORLD, 5) == (0.1, 0.2, 0.4, 0.5, 0.5)
-    with pytest.raises(ConfigError, match="--rounds=0"):
-        exact.round_dts(WORLD, 0)
+    with pytest.raises(ConfigError, match="--rounds must be at least 1, not 0"):
+        exact.Plan("out", rounds=0)
 
 
 def test_divergences_are_named_or_all() -> None:
-    assert exact.parse_divergences("mse, kl-bwd") == ("mse", "kl-bwd")
-    assert len(exact.parse_divergences("all")) == 5
-    with pytest.raises(ConfigError, match="'kl' is not one of kl-bwd"):
-        exact.parse_divergences("kl")
+    assert exact.Plan("out", divergence=("mse", "kl-bwd", "mse")).divergences == ("mse", "kl-bwd")
+    assert len(exact.Plan("out", divergence=("all",)).divergences) == 5
+    with pytest.raises(ConfigError, match=r"--divergence='kl' is unknown.*one of kl-bwd.*, all"):
+        exact.Plan("out", divergence=("kl",))
 
 
 def test_distillers_and_calls_are_named() -> None:
-    assert exact.parse_distillers(["sdtt", "coupled"], train=True) == ("sdtt", "coupled")
-    assert exact.parse_calls(["1", "2", "4"]) == (1, 2, 4)
+    exact.Plan("out", distillers=("sdtt", "coupled"), train=True, calls=(1, 2, 4))
     with pytest.raises(ConfigError, match="--distillers='couple' is unknown"):
-        exact.parse_distillers(["couple"], train=True)
+        exact.Plan("out", distillers=("couple",), train=True)
     with pytest.raises(ConfigError, match="--distillers=coupled is measured by a trained student"):
-        exact.parse_distillers(["coupled"], train=False)
-    with pytest.raises(ConfigError, match="--calls=1,0"):
-        exact.parse_calls(["1", "0"])
+        exact.Plan("out", distillers=("coupled",))
+    with pytest.raises(ConfigError, match="--calls must be positive, not 0"):
+        exact.Plan("out", calls=(0, 1))
+    with pytest.raises(ConfigError, match="--calls must name at least one"):
+        exact.Plan("out", calls=())
 
 
 def test_mixtures_are_sizes_from_two_or_none() -> None:
-    assert exact.parse_mixtures(["2", " 4", "2"]) == (2, 4)
-    assert exact.parse_mixtures([""]) == exact.parse_mixtures([]) == ()
-    with pytest.raises(ConfigError, match="--mixtures=1 must be whole numbers of at least 2"):
-        exact.parse_mixtures(["1"])
+    exact.Plan("out", mixtures=(2, 4))
+    exact.Plan("out", mixtures=())
+    with pytest.raises(ConfigError, match="--mixtures must be at least 2, not 1"):
+        exact.Plan("out", mixtures=(1, 4))
+
+
+def test_numbers_are_read_from_flags_as_they_are_listed(tmp_path: Path) -> None:
+    done = command(f"--output={tmp_path / 'out'}", "--calls=1,x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--calls: 'x' is not a whole number" in done.stderr
 
 
 def test_the_table_has_a_section_for_each_number_of_calls() -> None:
