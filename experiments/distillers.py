@@ -29,6 +29,11 @@ REFUSED_SEQUENCES = {
 }
 
 
+def stage_of(distiller: str) -> str:
+    """What the config, metrics and checkpoints call a distiller's rounds: its name, but for SDTT's."""
+    return "distill" if distiller == SDTT else distiller
+
+
 @dataclasses.dataclass(frozen=True)
 class DistillStage(DistillConfig):
     """The rounds, with the fields of `DistillConfig`, and the training of each.

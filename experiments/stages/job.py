@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.distillers import SDTT
 from experiments.settings import RunConfig
 from experiments.stages import coupled
 from experiments.stages.context import Run
@@ -107,10 +106,7 @@ class TrainingJob:
     @property
     def folder(self) -> Path:
         """The folder of its checkpoints."""
-        workdir = self.run.workdir
-        if not self.round:
-            return workdir.root / self.stage
-        return workdir.round(self.round, SDTT if self.stage == "distill" else self.stage)
+        return self.run.workdir.stage(self.stage, self.round)
 
     @property
     def tokens_per_batch(self) -> int:
@@ -164,15 +160,12 @@ class TrainingJob:
         return {"tokens": tokens, "open": place_batch(share, self.run.mesh)}
 
 
-class Distiller(NamedTuple):
-    """A way to distil: its rounds, and how each is trained and delivered."""
+class Rounds(NamedTuple):
+    """The rounds of a distiller: how many, and how each is trained and delivered."""
 
-    stage: str  # what metrics and checkpoints call it
-    rounds: Callable[[RunConfig], int]  # how many the config asks for
-    # Returns the function from a round's number to its compiled step; SDTT has one step for all rounds.
-    steps: Callable[[Run], Callable[[int], TrainStep]]
-    # The training of a round, from its number and its step.
-    job: Callable[[Run, int, TrainStep], TrainingJob]
+    count: Callable[[RunConfig], int]  # how many the config asks for
+    # Returns the function from a round's number to its training; SDTT compiles one step for all rounds.
+    jobs: Callable[[Run], Callable[[int], TrainingJob]]
     deliver: Callable[[Run, int, TrainState], None]  # writes what a trained round delivers
     told: Callable[[RunConfig, int], str]  # a line about a round, for the person who watches
 

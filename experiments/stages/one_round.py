@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.distillers import COUPLED, ONE_ROUND
+from experiments.distillers import COUPLED
 from experiments.settings import RunConfig
 from experiments.stages.context import Run
-from experiments.stages.job import Distiller, TrainingJob, averaged
+from experiments.stages.job import Rounds, TrainingJob, averaged
 from experiments.stages.objective import Networks
 from sdtt_jax.config import to_mapping
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
@@ -27,7 +27,7 @@ from sdtt_jax.objectives import (
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import tree_shardings, unbox
 from sdtt_jax.training.state import StateSpec, TrainState
-from sdtt_jax.training.step import LossFn, TrainStep, make_train_step
+from sdtt_jax.training.step import LossFn, make_train_step
 from sdtt_jax.typing import Key, Params, Tree
 
 
@@ -62,18 +62,17 @@ def abstract_state(parts: Parts, run: Networks, spec: StateSpec, key: Key) -> Tr
     return spec.abstract(init, {"teacher_params": shapes} if parts.keeps_teacher else {})
 
 
-def one_round(name: str, parts: Parts) -> Distiller:
-    """A distiller of one round, whose settings are the config's field of its name."""
+def one_round(name: str) -> Rounds:
+    """The round of a distiller of one, whose settings are the config's field of its name."""
+
+    parts = PARTS[name]
 
     def stage(run: Run) -> Any:
         return getattr(run.config, name)
 
-    def steps(run: Run) -> Callable[[int], TrainStep]:
-        step = make_train_step(parts.loss(run), stage(run).train)
-        return lambda _number: step
-
-    def job(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
+    def job(run: Run, number: int) -> TrainingJob:
         config = stage(run).train
+        step_fn = make_train_step(parts.loss(run), config)
         spec, key = StateSpec(config, run.mesh), purpose_key(run.config.seed, f"{name}.init")
         init = functools.partial(parts.init, run, key)
         abstract = abstract_state(parts, run, spec, key)
@@ -105,7 +104,7 @@ def one_round(name: str, parts: Parts) -> Distiller:
         del config, number
         return parts.told
 
-    return Distiller(name, lambda _config: 1, steps, job, deliver, told)
+    return Rounds(lambda _config: 1, lambda run: functools.partial(job, run), deliver, told)
 
 
 def _mixture_loss(run: Networks) -> LossFn:
@@ -182,4 +181,3 @@ PARTS = {
         student=lambda params: params[STUDENT],
     ),
 }
-DISTILLERS = {name: one_round(name, PARTS[name]) for name in ONE_ROUND}

@@ -5,9 +5,10 @@ import re
 import jax
 import jax.numpy as jnp
 
+from experiments.distillers import stage_of
 from experiments.stages.context import Run
 from experiments.stages.job import TrainingJob
-from experiments.stages.training import DISTILLERS, training_job
+from experiments.stages.training import ROUNDS, training_job
 from sdtt_jax.checkpoints.digests import leaf_digests
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import require
@@ -16,7 +17,7 @@ from sdtt_jax.parallel.placement import place_whole
 from sdtt_jax.training.state import TrainState
 from sdtt_jax.trees import flat_leaves
 
-NAME = re.compile(r"(teacher|judge|skeleton|([a-z]+)/(\d+))(?:@(\d+))?")
+NAME = re.compile(r"(teacher|judge|skeleton|([a-z_]+)/(\d+))(?:@(\d+))?")
 
 
 class ReplayError(UserError):
@@ -65,7 +66,7 @@ def replay(run: Run, name: str) -> None:
 
 def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
     match = NAME.fullmatch(name)
-    stages = {distiller.stage: distiller for distiller in DISTILLERS.values()}
+    stages = {stage_of(name): rounds for name, rounds in ROUNDS.items()}
     if match is None or match[2] not in (None, *stages):
         known = ", ".join(f"{stage}/ROUND" for stage in stages)
         raise ConfigError(
@@ -76,7 +77,7 @@ def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
         "--replay=skeleton: the run trains none; config.judge.skeleton is 0.",
     )
     number = int(match[3] or 0)
-    rounds = stages[match[2]].rounds(run.config) if match[2] else 0
+    rounds = stages[match[2]].count(run.config) if match[2] else 0
     if match[2] is not None and not 1 <= number <= rounds:
         raise ConfigError(f"--replay={name}: rounds are 1 to {rounds}; choose one of them.")
     job = training_job(run, match[2] or match[1], number)

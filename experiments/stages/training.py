@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 
-from experiments.distillers import COUPLED, SDTT
+from experiments.distillers import COUPLED, ONE_ROUND, SDTT, stage_of
 from experiments.settings import RunConfig
-from experiments.stages import coupled, one_round
+from experiments.stages import coupled
 from experiments.stages.context import Run
 from experiments.stages.job import (
     Adapters,
-    Distiller,
+    Rounds,
     TrainingJob,
     WithoutBase,
     averaged,
@@ -26,6 +26,7 @@ from experiments.stages.objective import (
     fresh,
     teacher_objective,
 )
+from experiments.stages.one_round import one_round
 from experiments.stages.workdir import final, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import differences, to_mapping
@@ -61,8 +62,8 @@ def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
             network, every = run.skeleton, run.config.judge.skeleton
         loss = judge_loss(network, run.tokenizer.bos_id, run.sequences, every)
         return _from_scratch(run, stage, network, loss, run.config.judge.train)
-    distiller = next(d for d in DISTILLERS.values() if d.stage == stage)
-    return distiller.job(run, number, distiller.steps(run)(number))
+    rounds = next(rounds for name, rounds in ROUNDS.items() if stage_of(name) == stage)
+    return rounds.jobs(run)(number)
 
 
 def train_teacher(run: Run) -> None:
@@ -102,22 +103,21 @@ def is_judged(run: Run) -> bool:
 def distill(run: Run) -> None:
     """All rounds of every distiller: the student of each is the next teacher."""
     for name in run.config.distillers:
-        distiller = DISTILLERS[name]
-        step, rounds = distiller.steps(run), distiller.rounds(run.config)
-        for number in range(1, rounds + 1):
-            title = f"{distiller.stage}, round {number}" if name != SDTT else f"round {number}"
+        rounds = ROUNDS[name]
+        job, count = rounds.jobs(run), rounds.count(run.config)
+        for number in range(1, count + 1):
+            title = f"{name}, round {number}" if name != SDTT else f"round {number}"
             if is_delivered(run.workdir.round(number, name)):
                 run.log(f"  {title}: finished before")
                 continue
-            run.log(f"  {title} of {rounds}: {distiller.told(run.config, number)}")
-            job = distiller.job(run, number, step(number))
-            distiller.deliver(run, number, _fit(job))
+            run.log(f"  {title} of {count}: {rounds.told(run.config, number)}")
+            rounds.deliver(run, number, _fit(job(number)))
 
 
 def is_distilled(run: Run) -> bool:
     """Whether the last round of every distiller has delivered."""
     return all(
-        is_delivered(run.workdir.round(DISTILLERS[name].rounds(run.config), name))
+        is_delivered(run.workdir.round(ROUNDS[name].count(run.config), name))
         for name in run.config.distillers
     )
 
@@ -126,14 +126,14 @@ def delivered_rounds(run: Run, name: str) -> list[int]:
     """The finished rounds of a distiller, ascending; none if the config does not ask for it."""
     if name not in run.config.distillers:
         return []
-    numbers = range(1, DISTILLERS[name].rounds(run.config) + 1)
+    numbers = range(1, ROUNDS[name].count(run.config) + 1)
     return [n for n in numbers if final(run.workdir.round(n, name)).exists()]
 
 
-def _sdtt_steps(run: Run) -> Callable[[int], TrainStep]:
+def _sdtt_jobs(run: Run) -> Callable[[int], TrainingJob]:
     """One compiled step for all rounds: dt and the teacher are arguments of it."""
-    step = make_train_step(distill_objective(run), run.config.distill.train)
-    return lambda _number: step
+    step_fn = make_train_step(distill_objective(run), run.config.distill.train)
+    return lambda number: _sdtt_round(run, number, step_fn)
 
 
 def _sdtt_told(config: RunConfig, number: int) -> str:
@@ -156,11 +156,6 @@ def _deliver_sdtt(run: Run, number: int, state: TrainState) -> None:
         divergence=config.divergence,
         **Adapters(run, config.lora).facts,
     )
-
-
-def _coupled_steps(run: Run) -> Callable[[int], TrainStep]:
-    train_config = run.config.coupled.train
-    return lambda number: make_train_step(coupled.round_loss(run, number), train_config)
 
 
 def _coupled_told(config: RunConfig, number: int) -> str:
@@ -189,8 +184,9 @@ def _deliver_coupled(run: Run, number: int, state: TrainState) -> None:
     )
 
 
-def _coupled_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
+def _coupled_round(run: Run, number: int) -> TrainingJob:
     config = run.config.coupled.train
+    step_fn = make_train_step(coupled.round_loss(run, number), config)
     pool, start, abstract = coupled.round_parts(run, number)
     return TrainingJob(run, COUPLED, number, config, step_fn, start, abstract, pool)
 
@@ -349,22 +345,18 @@ def _adopt_judge(run: Run, checkpoint: str) -> None:
     run.deliver(run.workdir.judge, run.judge, params, stage="judge", source=checkpoint)
 
 
-DISTILLERS = {
-    SDTT: Distiller(
-        "distill",
+ROUNDS = {
+    SDTT: Rounds(
         lambda config: config.distill.num_rounds,
-        _sdtt_steps,
-        _sdtt_round,
+        _sdtt_jobs,
         _deliver_sdtt,
         _sdtt_told,
     ),
-    COUPLED: Distiller(
-        COUPLED,
+    COUPLED: Rounds(
         lambda config: config.coupled.num_rounds,
-        _coupled_steps,
-        _coupled_round,
+        lambda run: functools.partial(_coupled_round, run),
         _deliver_coupled,
         _coupled_told,
     ),
-    **one_round.DISTILLERS,
+    **{name: one_round(name) for name in ONE_ROUND},
 }

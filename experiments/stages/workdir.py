@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.distillers import DISTILLERS, SDTT
+from experiments.distillers import DISTILLERS, SDTT, stage_of
 from experiments.settings import RunConfig
 from experiments.stages.lease import FILE as LEASE
 from experiments.stages.lease import lease
@@ -61,7 +61,13 @@ class Workdir:
 
     def round(self, number: int, distiller: str = SDTT) -> Path:
         """The checkpoints of a round of a distiller, counted from 1."""
-        return self.root / ("rounds" if distiller == SDTT else distiller) / f"{number:02d}"
+        return self.stage(stage_of(distiller), number)
+
+    def stage(self, stage: str, number: int = 0) -> Path:
+        """The checkpoints of a training: a stage, or the round of one that has rounds."""
+        if not number:
+            return self.root / stage
+        return self.root / ("rounds" if stage == stage_of(SDTT) else stage) / f"{number:02d}"
 
     @property
     def local(self) -> "Workdir":
@@ -109,7 +115,7 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
         # be added after those with which it was begun.
         stored = _stored_config(workdir)
         had = stored.get("distillers", [])
-        idle = {"distill" if name == SDTT else name for name in DISTILLERS if name not in had}
+        idle = {stage_of(name) for name in DISTILLERS if name not in had}
         if list(config.distillers[: len(had)]) == list(had):
             idle.add("distillers")
         changed = []

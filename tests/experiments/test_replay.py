@@ -85,6 +85,7 @@ def test_different_bits_are_an_error_that_names_the_arrays(tmp_path, monkeypatch
         ("data", "names no training"),
         ("distill", "names no training"),
         ("distill/3", "rounds are 1 to 2"),
+        ("coupled_idlm/2", "rounds are 1 to 1"),
         ("teacher@5", "its steps are 1 to 4"),
         ("teacher@0", "its steps are 1 to 4"),
         ("skeleton", "the run trains none"),
