@@ -11,13 +11,14 @@ they are denoised, one after the other. `model.sample(jax.random.key(SEED), …)
 texts. All devices share each batch. Several processes take the same command, and the first one writes.
 """
 
-import functools
+import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -33,10 +34,11 @@ from sdtt_jax.evaluation.settings import Sampling
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load, load_denoiser
 from sdtt_jax.keys import seed_key
-from sdtt_jax.model.batches import Written
+from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import ended, reading_notes
 from sdtt_jax.parallel import processes
+from sdtt_jax.typing import Params
 
 _CHECKPOINT = fields.define_checkpoint()
 fields.define_given()
@@ -110,15 +112,20 @@ def _written(
     """Text, tokens and facts of each row of `x_init: [B, L]` int32 as it is written."""
     key, tokenizer, done = seed_key(sampling.seed), model.text_tokenizer, 0
 
-    def watched(index: int) -> Written:
-        rows = x_init[index : index + 1]
+    def watched(params: Params, index: jax.Array, rows: jax.Array) -> Written:
+        """The first text appears as the batch is written, and then the others as they did."""
+        del params
         states = model.states(jax.random.fold_in(key, index), rows, config, helper)
-        state = watch(states, tokenizer, config.num_steps, _PAUSE.value)
-        return Written(np.asarray(state.x), np.asarray(state.nfe)[None])
+        # A batch that is not full ends in repeats.
+        for row in range(min(len(rows), len(x_init) - int(index) * len(rows))):
+            states, again = itertools.tee(states)
+            state = watch(again, tokenizer, config.num_steps, _PAUSE.value, row=row)
+        return Written(state.x, jnp.full(len(rows), state.nfe))
 
-    batches = model.batches(key, x_init, config, sampling.batch_size, helper)
     if _WATCH.value:
-        batches = [functools.partial(watched, index) for index in range(len(x_init))]
+        batches = batched(watched, model.params, x_init, sampling.batch_size)
+    else:
+        batches = model.batches(key, x_init, config, sampling.batch_size, helper)
     for write in batches:
         began = time.monotonic()
         tokens, nfe = write()

@@ -36,8 +36,9 @@ def watch(
     num_steps: int,
     pause: float,
     console: Console | None = None,
+    row: int = 0,
 ) -> SamplerState:
-    """Shows the first text of each state in place of the one before it, and returns the last state.
+    """Shows one text of each state, in place of the one before it, and returns the last state.
 
     If standard output is not a terminal, only the last state is written. A state is shown for `pause`
     seconds at least; `num_steps`, of the sampler, is for the line below the text.
@@ -48,7 +49,7 @@ def watch(
     with Live(console=console, auto_refresh=False) as live:
         for index, state in enumerate(states):
             began = time.monotonic()
-            tokens = np.asarray(state.x)[0]
+            tokens = np.asarray(state.x)[row]
             step = min(index, num_steps)
             masked = int((tokens == tokenizer.mask_id).sum())
             line = f"step {step} of {num_steps}, {int(state.nfe)} network calls, {masked} tokens masked"

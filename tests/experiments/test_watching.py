@@ -1,6 +1,7 @@
 """The live display. Oracle: what a recorded terminal shows."""
 
 import io
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from experiments.cli.watch import MASKED, NEW, frame, watch
 from sdtt_jax.diffusion.sampler import SamplerState
+from tests.experiments.processes import call
 
 
 class Letters:
@@ -41,3 +43,17 @@ def test_every_state_is_shown_in_place_and_the_last_stays(terminal):
     assert "abc" in shown
     assert "step 2 of 2, 2 network calls, 0 tokens masked" in shown
     assert ("▒b▒" in shown) == terminal
+
+
+def test_the_texts_that_are_watched_are_those_that_are_not(unbroken, tmp_path):
+    """Five texts in batches of two: the last batch is not full, and its repeat is not shown."""
+    words = f"--checkpoint={unbroken.root}", "--num_steps=2", "--num_samples=5", "--batch_size=2"
+    for name, watched in (("watched", True), ("unwatched", False)):
+        done = call("sample", *words, f"--watch={watched}", f"--output={tmp_path / name}")
+        assert done.status == 0, done.stderr
+    texts = [
+        [json.loads(line)["text"] for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("watched", "unwatched")
+    ]
+    assert len(set(texts[0])) == 5
+    assert texts[0] == texts[1]
