@@ -49,7 +49,7 @@ def coupled_idlm_terms(
     key: Key,
     config: CoupledIdlmConfig,
 ) -> tuple[Scalar, Scalar]:
-    """The student's loss and the fake's, in nats per token.
+    """The student's loss and the fake's, in nats.
 
     Args:
       student: the student but for its parameters; it sees noise.

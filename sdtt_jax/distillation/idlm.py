@@ -46,7 +46,7 @@ def idlm_terms(
     key: Key,
     config: IdlmConfig,
 ) -> tuple[Scalar, Scalar]:
-    """The fake's loss and the student's, in nats per token.
+    """The student's loss and the fake's, in nats.
 
     Args:
       diffusion: the network and schedule that teacher, student and fake share.

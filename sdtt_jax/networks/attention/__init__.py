@@ -1,6 +1,7 @@
 """Attention and rotary position embeddings as pure functions, one form of attention for each platform.
 
-It may use what networks may use; only networks use it.
+It may use what networks may use; beside networks only those use it that name its forms or its layout:
+`interchange.tables`, `launch.ahead` and `tools.accelerator`.
 """
 
 import functools
