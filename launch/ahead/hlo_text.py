@@ -64,13 +64,18 @@ class Instruction:
         return sum(shape.traffic for shape in self.shapes)
 
     @property
+    def op_name(self) -> str:
+        """Where it comes from in the program, as JAX wrote it beside it; empty where there is none."""
+        found = _OP_NAME.search(self.attributes)
+        return found[1] if found else ""
+
+    @property
     def source(self) -> str:
         """What of the source it comes from: scopes and operation, and the pass where that is not forward.
 
         Empty where the compiler wrote nothing beside it.
         """
-        found = _OP_NAME.search(self.attributes)
-        path = found[1].partition(";")[0].split("/") if found else []
+        path = self.op_name.partition(";")[0].split("/")
         names = []
         for name in path:
             while wrapped := _WRAPPED.fullmatch(name):

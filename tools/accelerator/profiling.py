@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from experiments.benchmarking.cases import build
+from launch.ahead.hlo_text import parse
 from sdtt_jax.paths import as_path
 from tools.accelerator.bench import Bench, Row
 from tools.accelerator.steps import SUITES, job, paper
@@ -99,21 +100,17 @@ def operations(data: Any) -> dict[str, tuple[float, int]]:
 def origins(program: str) -> dict[str, str]:
     """Operation -> where it comes from in the program, from the compiled text's metadata.
 
-    A fusion that has none is named by the last operation within it.
+    A fusion that has none is named by the last operation within it, which the text has before it.
     """
     found: dict[str, str] = {}
     last: dict[str, str] = {}
-    calls: dict[str, str] = {}
-    computation = ""
-    for line in program.splitlines():
-        if head := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
-            computation = head[1]
-        elif operation := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line):
-            if name := re.search(r'op_name="([^"]*)"', line):
-                found[operation[1]] = last[computation] = name[1]
-            elif called := re.search(r"calls=%?([\w.\-]+)", line):
-                calls[operation[1]] = called[1]
-    return {name: last[inside] for name, inside in calls.items() if inside in last} | found
+    for computation, instructions in parse(program)[0].items():
+        for instruction in instructions:
+            if instruction.op_name:
+                found[instruction.name] = last[computation] = instruction.op_name
+            for inside in instruction.called("calls"):
+                found.setdefault(instruction.name, last.get(inside, ""))
+    return {name: origin for name, origin in found.items() if origin}
 
 
 def readable(origin: str) -> str:
