@@ -13,7 +13,7 @@ from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks.config import NoiseConfig
 from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.ops.noise import LATENT, MASKS
-from sdtt_jax.ops.packed import KINDS
+from sdtt_jax.ops.sequence_kinds import KINDS
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
 

@@ -33,7 +33,7 @@ from sdtt_jax.distillation.mixture import MixtureConfig, mixture_terms
 from sdtt_jax.distillation.mmd import Features, MmdConfig, mmd_terms
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks.causal import CausalNetwork
-from sdtt_jax.networks.exiting import EXITS, agreement_logits, layer_by_layer
+from sdtt_jax.networks.exiting import EXIT_PARAMS, agreement_logits, layer_by_layer
 from sdtt_jax.networks.lora import LoraConfig, with_adapters
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.sequences import Sequences, arrange, number_counted
@@ -351,7 +351,7 @@ def exits_loss(diffusion: MaskedDiffusion) -> LossFn:
         base = context[BASE]
         t, _, x_t = masked_batch(diffusion, batch, key, NelboConfig(weighting="even"))
         sigma, head = diffusion.schedule.sigma(t), network.head_params(base)
-        states, _ = layer_by_layer(network, base | {EXITS: params}, x_t, sigma)
+        states, _ = layer_by_layer(network, base | {EXIT_PARAMS: params}, x_t, sigma)
         # Texts first, so that on a mesh every device keeps its own.
         states = jnp.moveaxis(states, 0, 1)
         exits = states.shape[1] - 1

@@ -43,6 +43,8 @@ MODULES = {
     "sdtt_jax.models.autoregressive": "sdtt_jax.networks.causal",
     "sdtt_jax.models.causal_nll": "sdtt_jax.causal.nll",
     "sdtt_jax.models.decoding": "sdtt_jax.causal.sampler",
+    "sdtt_jax.networks.attention.packed": "sdtt_jax.networks.attention.packed_kernel",
+    "sdtt_jax.ops.packed": "sdtt_jax.ops.sequence_kinds",
     "sdtt_jax.processes": "sdtt_jax.parallel.processes",
     "sdtt_jax.reporting.chart_parts": "sdtt_jax.reporting.layout",
     "sdtt_jax.reporting.charts": "sdtt_jax.reporting.run_figures",

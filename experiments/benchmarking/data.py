@@ -22,7 +22,7 @@ from experiments.settings import RunConfig, run_config
 from sdtt_jax.data import DataConfig, Split, Tokenizer, open_split, prepare, train_tokenizer
 from sdtt_jax.data.corpora import documents
 from sdtt_jax.data.packing import encode_documents, pack
-from sdtt_jax.ops.packed import Sequences
+from sdtt_jax.ops.sequence_kinds import Sequences
 from sdtt_jax.paths import as_path
 
 PHASES = ("tokenise", "pack", "load", "load_from_files")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from launch.ahead.hlo_text import Instruction, device_groups, parse
-from sdtt_jax.networks.attention import packed
+from sdtt_jax.networks.attention import packed_kernel
 
 COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all",
@@ -29,8 +29,8 @@ FREE = {
 ATTENTION_KERNELS = {
     "splash_mha_fwd": (2, 1),
     "splash_mha_dkv": (5, 1),
-    packed.FORWARD: (2, 3),
-    packed.BACKWARD: (5, 3),
+    packed_kernel.FORWARD: (2, 3),
+    packed_kernel.BACKWARD: (5, 3),
 }
 _CHAIN = re.compile(r'chain_id="\d+"')
 # Over what the slices of several exchange; no axis of a mesh.

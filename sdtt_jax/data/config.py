@@ -6,7 +6,7 @@ import dataclasses
 from sdtt_jax.config import at_least, check_types, one_of, require, within
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.normalize import NORMALIZERS
-from sdtt_jax.ops.packed import Sequences
+from sdtt_jax.ops.sequence_kinds import Sequences
 
 TOKENIZER_KINDS = ("sentencepiece", "gpt2", "hub", "file")
 MODEL_TYPES = ("unigram", "bpe", "char")

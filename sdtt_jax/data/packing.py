@@ -8,7 +8,7 @@ import numpy as np
 from sdtt_jax.data.normalize import PROMPT_END
 from sdtt_jax.data.tokenizer import Tokenizer
 from sdtt_jax.errors import DataError
-from sdtt_jax.ops.packed import Sequences
+from sdtt_jax.ops.sequence_kinds import Sequences
 
 _DOCUMENTS_AT_ONCE = 256
 # What a tokenizer holds of a text is many times the text.

@@ -17,7 +17,7 @@ from sdtt_jax.data.records import Shard
 from sdtt_jax.data.tasks import NAMED_OF_A_KIND, WriteShard
 from sdtt_jax.data.tokenizer import Tokenizer
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.ops.packed import Sequences
+from sdtt_jax.ops.sequence_kinds import Sequences
 from sdtt_jax.paths import as_path, read_json, write_json
 
 MANIFEST_FILE = "manifest.json"

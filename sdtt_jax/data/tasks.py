@@ -20,7 +20,7 @@ from sdtt_jax.data.packing import chunk_length, cut, encode_documents, fitted
 from sdtt_jax.data.reading import BadInputError, Part
 from sdtt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sdtt_jax.errors import DataError
-from sdtt_jax.ops.packed import Sequences
+from sdtt_jax.ops.sequence_kinds import Sequences
 from sdtt_jax.paths import as_path, read_json, write_json, written_whole
 
 # How many bad rows of each kind are named for each part.

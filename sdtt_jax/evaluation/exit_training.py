@@ -17,7 +17,7 @@ from sdtt_jax.config import require
 from sdtt_jax.evaluation.record import Arrays, npz, read_npz
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.masked import Model
-from sdtt_jax.networks.exiting import EXITS, untrained_exits
+from sdtt_jax.networks.exiting import EXIT_PARAMS, untrained_exits
 from sdtt_jax.objectives import BASE, exits_loss
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import MeshConfig, full_batch, make_mesh
@@ -77,7 +77,7 @@ def with_exits(model: Model, exits: Arrays) -> Model:
     """The model with trained exits among its parameters."""
     placed = exits if model.mesh is None else place_whole(exits, model.mesh)
     facts = model.facts | {"checkpoint_digest": model.params_digest}
-    return dataclasses.replace(model, params=model.params | {EXITS: placed}, facts=facts)
+    return dataclasses.replace(model, params=model.params | {EXIT_PARAMS: placed}, facts=facts)
 
 
 def store_exits(model: Model, exits: Arrays) -> None:

@@ -25,7 +25,7 @@ from sdtt_jax.networks.exiting import layer_by_layer
 from sdtt_jax.ops.rows import Chunks, map_selected
 
 # The file beside a checkpoint's parameters: thresholds by bound.
-EXITS = "exits.json"
+EXITS_FILE = "exits.json"
 # From never to nearly always. They are fixed before any text is seen, as the test asks.
 # So many, as a step that is too large stops the test: those that come after cost nothing.
 THRESHOLDS = (1.01, *(1 - np.geomspace(1e-4, 1.0, 400)).tolist())

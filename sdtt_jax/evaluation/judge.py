@@ -35,7 +35,7 @@ class Scores(NamedTuple):
         return self.nll / np.maximum(self.scored, 1)
 
 
-class Reading(NamedTuple):
+class ReadTexts(NamedTuple):
     """Texts in the judge's tokens."""
 
     # The texts in the model's tokens, cut at their ends if that is asked for.
@@ -60,7 +60,7 @@ def read(
     tokenizer: Tokenizer | None,
     ends: str,
     given: int = 0,
-) -> Reading:
+) -> ReadTexts:
     """Converts texts to the judge's tokens; `ConfigError` if one of them is not in its vocabulary.
 
     Args:
@@ -83,7 +83,7 @@ def read(
         if ends == "cut":
             texts = [text[:n] for n, text in zip(lengths, texts, strict=True)]
     if judge is None:
-        return Reading(texts, texts, np.full(len(texts), given), facts)
+        return ReadTexts(texts, texts, np.full(len(texts), given), facts)
     seen, starts = texts, np.full(len(texts), given)
     theirs = judge.tokenizer
     facts["retokenised"] = False
@@ -97,7 +97,7 @@ def read(
             np.concatenate([p, convert(t[given:])]) for p, t in zip(prompts, texts, strict=True)
         ]
     check_vocabulary(judge, seen)
-    return Reading(texts, seen, starts, facts)
+    return ReadTexts(texts, seen, starts, facts)
 
 
 def score_texts(

@@ -14,7 +14,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.retrieval import Datastore, Retrieving, remember
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.exit_training import read_exits, with_exits
-from sdtt_jax.evaluation.exits import EXITS, check_exits
+from sdtt_jax.evaluation.exits import EXITS_FILE, check_exits
 from sdtt_jax.evaluation.settings import Variation
 from sdtt_jax.evaluation.texts import training_texts
 from sdtt_jax.keys import purpose_key
@@ -64,7 +64,7 @@ def _exiting(model: Model, bound: float) -> tuple[Model, dict[str, Any]]:
     check_exits(model)
     remedy = f"calibrate it with experiments.evaluate --suite=exits --exit_bound={bound}"
     what = f"early_exit={bound}: its threshold"
-    found = read_fitted(model, EXITS, str(bound), what, remedy)
+    found = read_fitted(model, EXITS_FILE, str(bound), what, remedy)
     if found.get("exits"):
         remedy += ", with the same --exit_training_steps"
         model = with_exits(model, read_exits(model, found["exits"], what, remedy))

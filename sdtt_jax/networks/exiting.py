@@ -20,7 +20,7 @@ from sdtt_jax.networks.denoiser import Denoiser, DenoiserBlock
 from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
 
 # Where trained exits stand among a network's parameters; without them the states themselves are read.
-EXITS = "exits"
+EXIT_PARAMS = "exits"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _parts(
     `read` gives what the head reads of the states behind a layer, or of what enters the first one (None);
     `settling` how far they have settled, from what is read there and behind the layer before.
     """
-    config, exits = dataclasses.replace(network.config, remat="none"), params.get(EXITS)
+    config, exits = dataclasses.replace(network.config, remat="none"), params.get(EXIT_PARAMS)
     module = network._module
     apply = functools.partial(module.apply, variables(params))
     told = network._sigma_seen(sigma)

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.ops.packed import KINDS as KINDS
-from sdtt_jax.ops.packed import Sequences as Sequences
+from sdtt_jax.ops.sequence_kinds import KINDS as KINDS
+from sdtt_jax.ops.sequence_kinds import Sequences as Sequences
 from sdtt_jax.typing import PerSequence, PerToken, Positions, Scalar, Segments, Tokens
 
 # The segment of padding: no text has it.

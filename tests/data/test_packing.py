@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdtt_jax.data.packing import pack
-from sdtt_jax.ops.packed import Sequences
+from sdtt_jax.ops.sequence_kinds import Sequences
 
 BOS, EOS = 1, 2
 

@@ -22,7 +22,7 @@ from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import SUITES
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.networks import Denoiser
-from sdtt_jax.networks.exiting import EXITS, Exiting, layer_by_layer, untrained_exits
+from sdtt_jax.networks.exiting import EXIT_PARAMS, Exiting, layer_by_layer, untrained_exits
 from sdtt_jax.objectives import BASE, exits_loss
 from sdtt_jax.parallel.placement import unbox
 from tests.evaluation.test_variants import folder, model, text  # noqa: F401 (fixtures)
@@ -49,7 +49,9 @@ def test_the_loss_is_the_mean_divergence_of_exits_from_the_last_layer():
     exits = some_exits()
     t, _, x_t = masked_batch(DIFFUSION, TOKENS, KEY, NelboConfig(weighting="even"))
     sigma = DIFFUSION.schedule.sigma(t)
-    states = jax.jit(lambda p: layer_by_layer(NETWORK, p, x_t, sigma)[0])(PARAMS | {EXITS: exits})
+    states = jax.jit(lambda p: layer_by_layer(NETWORK, p, x_t, sigma)[0])(
+        PARAMS | {EXIT_PARAMS: exits}
+    )
     logits = np.float64(NETWORK.logits(PARAMS, states))[..., :VOCAB]
     logs = special.log_softmax(logits, axis=-1)
     kl, said = [], []
@@ -123,8 +125,8 @@ def test_they_are_trained_by_the_suite_stored_and_used(model, text, folder):  # 
     found = items["exits/trained_bound_0.99"]
     assert found["exits"] == "trained, 2 steps"
     early = variant(model, Sampling(early_exit=0.99), None)
-    assert set(early.params[EXITS]) == set(untrained_exits(NETWORK.config))
-    assert np.abs(early.params[EXITS]["kernel"]).max() > 0
+    assert set(early.params[EXIT_PARAMS]) == set(untrained_exits(NETWORK.config))
+    assert np.abs(early.params[EXIT_PARAMS]["kernel"]).max() > 0
     assert early.facts["variant"]["early_exit"]["threshold"] == found["threshold"]
     assert early.sample(jax.random.key(0), 2, 2).shape == (2, LENGTH)
     stored = json.loads((folder / "exits.json").read_text())
@@ -145,7 +147,7 @@ def test_they_are_trained_by_the_suite_stored_and_used(model, text, folder):  # 
         variant(model, Sampling(early_exit=0.99), None)
     run()  # untrained exits need no file
     early = variant(model, Sampling(early_exit=0.99), None)
-    assert EXITS not in early.params
+    assert EXIT_PARAMS not in early.params
     assert early.denoiser == Exiting(NETWORK, early.denoiser.threshold)
     assert isinstance(dataclasses.replace(early).denoiser.network, Denoiser)
 

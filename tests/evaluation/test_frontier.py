@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.judge import Reading, Scores
+from sdtt_jax.evaluation.judge import ReadTexts, Scores
 from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
@@ -33,7 +33,7 @@ def judged(distinct, nats):
     """Texts of eight tokens, so many of them distinct and equally often: entropy log(distinct)."""
     tokens = np.tile(np.arange(8) % distinct, (5, 1))
     scores = Scores(np.full(5, 8 * nats), np.full(5, 8), np.ones(5, int))
-    return Judged(tokens, np.full(5, 2.0), Reading(list(tokens), list(tokens), {}, 0), scores)
+    return Judged(tokens, np.full(5, 2.0), ReadTexts(list(tokens), list(tokens), {}, 0), scores)
 
 
 def test_a_setting_stands_where_its_temperatures_have_the_entropy_of_real_text():

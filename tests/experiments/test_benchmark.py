@@ -34,7 +34,7 @@ from sdtt_jax.networks.flops import (
     sample_flops,
     teacher_flops,
 )
-from sdtt_jax.ops.packed import Sequences
+from sdtt_jax.ops.sequence_kinds import Sequences
 from tests.experiments.processes import call, call_each
 
 SMALL = DenoiserConfig(vocab_size=50_257, length=1024)

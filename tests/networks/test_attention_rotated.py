@@ -12,7 +12,7 @@ import pytest
 
 from sdtt_jax.networks.attention import (
     attend_rotated,
-    packed,
+    packed_kernel,
     plain_attention,
     rotary_tables,
     rotate,
@@ -69,14 +69,14 @@ def test_values_and_gradients_equal_rotation_and_plain_attention(shape, segmente
 
 
 def _kernel(qkv, tables, gradient):
-    mixed, lse = packed.forward_packed(qkv, *tables, interpret=True)
-    return mixed, packed.backward_packed(qkv, *tables, mixed, lse, gradient, interpret=True)
+    mixed, lse = packed_kernel.forward_packed(qkv, *tables, interpret=True)
+    return mixed, packed_kernel.backward_packed(qkv, *tables, mixed, lse, gradient, interpret=True)
 
 
 @pytest.mark.parametrize("shape", [(2, 256, 4, 64), (1, 256, 4, 96)], ids=["64", "96"])
 def test_the_kernel_equals_the_plain_form(shape, monkeypatch):
     """Strips of two heads, and of four; two turns of 128 queries."""
-    monkeypatch.setattr(packed, "ROWS", 128)
+    monkeypatch.setattr(packed_kernel, "ROWS", 128)
     qkv, tables, gradient = _arrays(*shape)
     ours = jax.jit(_kernel)(qkv, tables, gradient)
     plain = _with_gradient(lambda x: _plain(x, *tables), qkv, gradient)
@@ -99,13 +99,13 @@ def test_the_kernel_rounds_no_more_than_the_other_forms():
 @pytest.mark.parametrize("function", [_loss, jax.grad(_loss)], ids=["value", "gradient"])
 def test_a_tpu_takes_the_kernel(function):
     arrays = _arrays(1, 256, 2, 64, jnp.bfloat16)
-    assert packed.FORWARD in _lowered(function, *arrays, "tpu")
+    assert packed_kernel.FORWARD in _lowered(function, *arrays, "tpu")
     for platform in ("cpu", "cuda"):
-        assert packed.FORWARD not in _lowered(function, *arrays, platform)
+        assert packed_kernel.FORWARD not in _lowered(function, *arrays, platform)
     # It has no segments; splash attention has.
     segmented = functools.partial(function, segments=np.zeros((1, 256), np.int32))
     text = _lowered(segmented, *arrays, "tpu")
-    assert packed.FORWARD not in text
+    assert packed_kernel.FORWARD not in text
     assert "tpu_custom_call" in text
 
 
@@ -123,7 +123,7 @@ def test_a_tpu_takes_the_kernel(function):
     ],
 )
 def test_the_kernel_takes_whole_strips_that_fit(shape, dtype, takes):
-    assert packed.packed_takes(shape, jnp.dtype(dtype)) is takes
+    assert packed_kernel.packed_takes(shape, jnp.dtype(dtype)) is takes
 
 
 def test_mapping_over_a_further_axis_equals_a_loop():

@@ -11,7 +11,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.networks import Denoiser, DenoiserConfig
-from sdtt_jax.networks.exiting import EXITS, Exiting, layer_by_layer, untrained_exits
+from sdtt_jax.networks.exiting import EXIT_PARAMS, Exiting, layer_by_layer, untrained_exits
 from tests.worlds import noisy_params
 
 LENGTH, VOCAB, LAYERS = 8, 12, 5
@@ -37,7 +37,7 @@ def some_exits():
 
 @pytest.fixture(scope="module", params=["own states", "trained exits"])
 def params(request):
-    return PARAMS if request.param == "own states" else PARAMS | {EXITS: some_exits()}
+    return PARAMS if request.param == "own states" else PARAMS | {EXIT_PARAMS: some_exits()}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,9 @@ def test_each_text_leaves_at_the_first_layer_that_has_settled_whatever_the_other
 def test_trained_exits_say_themselves_how_far_they_have_settled():
     """The mean over masked positions of 1 / (1 + exp(-(x · agreement + offset))), by NumPy."""
     exits = some_exits()
-    states, settled = jax.jit(lambda p: layer_by_layer(NETWORK, p, TOKENS))(PARAMS | {EXITS: exits})
+    states, settled = jax.jit(lambda p: layer_by_layer(NETWORK, p, TOKENS))(
+        PARAMS | {EXIT_PARAMS: exits}
+    )
     logits = np.einsum("lbie,le->lbi", states, exits["agreement"])
     said = 1 / (1 + np.exp(-(logits + np.asarray(exits["offset"])[:, None, None])))
     for row, masked in enumerate(np.equal(TOKENS, NETWORK.mask_id)):
@@ -88,7 +90,7 @@ def test_an_exit_is_a_map_of_its_layers_states_before_the_norm():
     exits["bias"] = exits["bias"].at[layer].set(jnp.arange(NETWORK.config.embed_dim))
     plain, mapped = (
         jax.jit(lambda p: layer_by_layer(NETWORK, p, TOKENS)[0])(PARAMS | more)
-        for more in ({}, {EXITS: exits})
+        for more in ({}, {EXIT_PARAMS: exits})
     )
     for other in {*range(LAYERS)} - {layer}:
         np.testing.assert_array_equal(mapped[other], plain[other])

@@ -6,7 +6,7 @@ trained first.
 
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.evaluation.exit_training import store_exits, train_exits, with_exits
-from sdtt_jax.evaluation.exits import EXITS, calibrate, check_exits
+from sdtt_jax.evaluation.exits import EXITS_FILE, calibrate, check_exits
 from sdtt_jax.evaluation.record import Arrays, Json, Record
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name, training_texts
@@ -50,7 +50,7 @@ def suite(subject: Subject, record: Record) -> None:
         if exits:
             store_exits(model, exits)
             entry["exits"] = digest
-        path = store_fitted(model, EXITS, {str(bound): entry})
+        path = store_fitted(model, EXITS_FILE, {str(bound): entry})
         record.log(f"  written to {path}: --early_exit={bound} takes it")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from sdtt_jax.config import require, to_mapping
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.evaluation.bootstrap import said
-from sdtt_jax.evaluation.judge import Reading, Scores, bos_of, read, score_texts
+from sdtt_jax.evaluation.judge import ReadTexts, Scores, bos_of, read, score_texts
 from sdtt_jax.evaluation.mauve import MauveConfig, mauve_score, text_features
 from sdtt_jax.evaluation.quality import quality
 from sdtt_jax.evaluation.record import Json, Record, digest_of
@@ -53,7 +53,7 @@ class Judged(NamedTuple):
 
     tokens: np.ndarray  # `[texts, length]` int32
     nfe: np.ndarray  # `[texts]`, network calls; NaN for real texts
-    reading: Reading  # the texts as the judge reads them
+    reading: ReadTexts  # the texts as the judge reads them
     scores: Scores | None  # None without a judge
 
 

@@ -20,7 +20,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jax.sharding import PartitionSpec
 
-from sdtt_jax.networks.attention import kernels, packed
+from sdtt_jax.networks.attention import kernels, packed_kernel
 from sdtt_jax.networks.attention.kernels import Grads, Saved
 from sdtt_jax.networks.attention.rotary import rotate
 
@@ -213,13 +213,15 @@ def _is_packed(platform: str, qkv: Array, cos: Array, segments: list[Array]) -> 
     if segments:
         return False
     (batch, heads), (length, half) = _flat_sizes(qkv, cos), cos.shape
-    return platform == "tpu" and packed.packed_takes((batch, length, heads, 2 * half), qkv.dtype)
+    return platform == "tpu" and packed_kernel.packed_takes(
+        (batch, length, heads, 2 * half), qkv.dtype
+    )
 
 
 def _forward_rotated_on(platform: str, *arrays: Array) -> tuple[Array, ...]:
     qkv, cos, sin, *segments = arrays
     if _is_packed(platform, qkv, cos, segments):
-        return packed.forward_packed(qkv, cos, sin)
+        return packed_kernel.forward_packed(qkv, cos, sin)
     mixed, lse = _forward_on(platform, *_rotated(qkv, cos, sin), *segments, causal=False)
     return mixed.reshape(*qkv.shape[:2], -1), lse
 
@@ -227,7 +229,7 @@ def _forward_rotated_on(platform: str, *arrays: Array) -> tuple[Array, ...]:
 def _backward_rotated_on(platform: str, *arrays: Array) -> tuple[Array, ...]:
     qkv, cos, sin, mixed, lse, gradient, *segments = arrays
     if _is_packed(platform, qkv, cos, segments):
-        return (packed.backward_packed(*arrays),)
+        return (packed_kernel.backward_packed(*arrays),)
     inputs = _rotated(qkv, cos, sin)
     mixed, gradient = (x.reshape(inputs[0].shape) for x in (mixed, gradient))
     operands = (*inputs, mixed, lse, gradient, *segments)
