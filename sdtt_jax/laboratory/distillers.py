@@ -39,6 +39,8 @@ class Asked(NamedTuple):
     bench: others.Bench | None = None
     # Of `matched.ENTROPIES`: which one students are also compared at; None for none.
     matched: str | None = None
+    # Trains the one-shot coupled student; `measure_distillers` lets all that begin with it share one.
+    one_shot: Callable[[], list[Params]] | None = None
 
 
 class Distiller(NamedTuple):
@@ -56,6 +58,8 @@ def measure_distillers(names: Sequence[str], asked: Asked) -> Record:
     as `coupled-drawn`, which draws from its own distribution. With `asked.matched`, students whose law is
     exact are measured again at the chain's entropy, as `NAME-matched`.
     """
+    one_shot = functools.partial(train_coupled, asked.truth.world, asked.config)
+    asked = asked._replace(one_shot=functools.cache(one_shot))
     measured: Record = {}
     for name in names:
         measured |= DISTILLERS[name].measure(asked)
@@ -85,7 +89,7 @@ def _trained(
     asked: Asked, name: str = "coupled", distill: CoupledDistillConfig | None = None
 ) -> dict[str, Record]:
     truth, config = asked.truth, asked.config
-    students = train_coupled(truth.world, config, distill)
+    students = train_coupled(truth.world, config, distill) if distill else _one_shot(asked)
     diffusion = make_coupled_diffusion(truth.world, config)
     found: Record = {}
     for n in asked.calls:
@@ -97,6 +101,11 @@ def _trained(
             params, mode = next(fit), distill.mode
         _add_both_ways(found, asked, name, diffusion, params, [n], mode)
     return found
+
+
+def _one_shot(asked: Asked) -> list[Params]:
+    assert asked.one_shot is not None
+    return asked.one_shot()
 
 
 def _add_both_ways(
@@ -119,7 +128,7 @@ def _add_both_ways(
 def _coupled_idlm(asked: Asked) -> dict[str, Record]:
     assert asked.bench is not None
     student = make_coupled_diffusion(asked.truth.world, asked.config)
-    [params] = train_coupled(asked.truth.world, asked.config)
+    [params] = _one_shot(asked)
     found: Record = {}
     params = others.coupled_idlm_params(asked.bench, student, params)
     _add_both_ways(found, asked, "coupled-idlm", student, params, asked.calls)
