@@ -147,7 +147,7 @@ prepare_environment() { # NAME [EXTRA]
       say "making a virtual environment in $venv (Python $python_version)"
       make_venv
     fi
-    say "installing packages: a minute or two the first time (log: $venv/install.log)"
+    say "installing packages: half a minute or so the first time (log: $venv/install.log)"
     touch "$venv/.unfinished"
     install_packages "$extra"
     printf '%s\n' "$python_version $python_prefix $venv" >"$venv/.python"
