@@ -110,10 +110,9 @@ def train(
       ReplicaError: devices hold unequal copies; nothing is saved after the last checkpoint.
     """
     mesh = mesh_of(state.step)
-    start = logged = int(jax.device_get(state.step))
+    start = int(jax.device_get(state.step))
     in_flight: collections.deque[jax.Array] = collections.deque()
-    since_log: list[dict[str, jax.Array]] = []
-    began = clock = time.monotonic()
+    meter = _Meter(start, config.max_rejected, log)
     with _stop_signals() as stop, _Prefetched(batch_at, mesh, start, config.num_steps) as batches:
         key = place_whole(key, mesh)
         log.progress(start, None)
@@ -125,7 +124,7 @@ def train(
             ):
                 state, metrics = step_fn(state, batch, key)
             in_flight.append(metrics["loss"])
-            since_log.append({k: metrics[k] for k in REJECTION_METRICS if k in metrics})
+            meter.add(metrics)
             if len(in_flight) > STEPS_IN_FLIGHT:
                 in_flight.popleft().block_until_ready()
             log.alive()
@@ -133,17 +132,7 @@ def train(
             last = stopping or step == config.num_steps
             values = None
             if last or step % config.log_every == 0:
-                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                now = time.monotonic()
-                elapsed, clock = now - clock, now
-                values["seconds"] = now - began
-                values["data_wait"] = batches.waited / (step - logged)
-                batches.waited = 0.0
-                if log.tokens_per_batch:
-                    tokens = (step - logged) * log.tokens_per_batch
-                    values["tokens_per_second"] = tokens / elapsed
-                _report_rejected(since_log, logged, config.max_rejected, log.on_rejected)
-                logged, since_log = step, []
+                values = meter.read(step, metrics, batches.waited)
                 log.write(step, values)
             log.progress(step, values)
             saving = checkpoints is not None and (last or step % config.save_every == 0)
@@ -160,6 +149,39 @@ def train(
         if checkpoints is not None:
             checkpoints.wait()
     return state
+
+
+class _Meter:
+    """What is measured from one log point to the next."""
+
+    def __init__(self, start: int, max_rejected: int, log: TrainLog):
+        self._max_rejected, self._log = max_rejected, log
+        self._began = self._clock = time.monotonic()
+        self._step, self._waited = start, 0.0
+        self._since: list[dict[str, jax.Array]] = []
+
+    def add(self, metrics: Mapping[str, jax.Array]) -> None:
+        """Takes note of a step, whose metrics may still be on their way."""
+        self._since.append({k: metrics[k] for k in REJECTION_METRICS if k in metrics})
+
+    def read(self, step: int, metrics: Mapping[str, jax.Array], waited: float) -> dict[str, float]:
+        """A log point: reports what was rejected since the last one, and gives the metrics to write.
+
+        Args:
+          step: the one just taken.
+          metrics: of it.
+          waited: seconds that batches have been waited for, since the start.
+        """
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        now, steps = time.monotonic(), step - self._step
+        values["seconds"] = now - self._began
+        values["data_wait"] = (waited - self._waited) / steps
+        if self._log.tokens_per_batch:
+            tokens = steps * self._log.tokens_per_batch
+            values["tokens_per_second"] = tokens / (now - self._clock)
+        _report_rejected(self._since, self._step, self._max_rejected, self._log.on_rejected)
+        self._step, self._clock, self._waited, self._since = step, now, waited, []
+        return values
 
 
 def _report_rejected(
