@@ -78,7 +78,7 @@ make_venv() {
 install_by_uv() { # ARGUMENT…
   local index
   "$venv/bin/python" -m pip install --no-input --quiet --retries 1 "${constrained[@]}" uv || return
-  index=$("$venv/bin/python" -m pip config get global.index-url 2>/dev/null) || index=${PIP_INDEX_URL:-}
+  index=${PIP_INDEX_URL:-$("$venv/bin/python" -m pip config get global.index-url 2>/dev/null || true)}
   "$venv/bin/uv" pip install --python "$venv/bin/python" --no-progress \
     ${index:+--default-index "$index"} "${constrained[@]}" "$@"
 }
