@@ -12,16 +12,16 @@ from jax.sharding import Mesh
 from experiments.distillers import COUPLED, ONE_ROUND
 from experiments.settings import RunConfig
 from experiments.stages import objective, one_round
-from launch.ahead.hlo_text import Instruction
-from launch.ahead.one_round import (
+from launch.ahead.distiller_flops import (
     MASKED_SHARE,
-    Planned,
     drawn_share,
     loss_share,
     step_flops,
     trained_calls,
     with_full,
 )
+from launch.ahead.hlo_text import Instruction
+from launch.ahead.networks import Planned
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion import sampler
 from sdtt_jax.diffusion.decoders import filling

@@ -6,11 +6,11 @@ from typing import Any
 from sdtt_jax.config import choose, one_of, positive, require, within
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.estimators import ESTIMATORS
-from sdtt_jax.diffusion.retrieval import Retrieving
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.tasks import TASKS
 from sdtt_jax.keys import check_seed
 from sdtt_jax.networks.config import COMPUTE_DTYPES
+from sdtt_jax.networks.retrieval import Retrieving
 
 FIRST_TOKEN = ("scored", "given")
 ENDS = ("keep", "cut")

@@ -11,7 +11,7 @@ import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.retrieval import Datastore, Retrieving, remember
+from sdtt_jax.diffusion.forward import q_xt
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.exit_training import read_exits, with_exits
 from sdtt_jax.evaluation.exits import EXITS_FILE, check_exits
@@ -23,6 +23,7 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.learnt import read_fitted
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.exiting import Exiting
+from sdtt_jax.networks.retrieval import Datastore, Retrieving
 from sdtt_jax.parallel.mesh import full_batch
 from sdtt_jax.parallel.placement import place_batch
 from sdtt_jax.typing import Key, Params, Tokens
@@ -108,3 +109,18 @@ def _states(
     """What `remember` keeps of a batch, by text and position."""
     store = remember(diffusion, params, jax.random.fold_in(key, index), x0)
     return store.keys.reshape(*x0.shape, -1), store.valid.reshape(x0.shape)
+
+
+def remember(diffusion: MaskedDiffusion, params: Params, key: Key, x0: Tokens) -> Datastore:
+    """An entry for each position of texts that are masked at a time of their own; valid where it was masked.
+
+    Args:
+      diffusion, params: the model.
+      key: PRNG key.
+      x0: `[batch, length]` int32, no MASK.
+    """
+    key_t, key_mask = jax.random.split(key)
+    t = jax.random.uniform(key_t, x0.shape[:1])
+    x_t = q_xt(key_mask, x0, diffusion.schedule.move_chance(t), diffusion.mask_id)
+    hidden = diffusion.hidden(params, x_t, diffusion.schedule.sigma(t))
+    return Datastore(hidden.reshape(x0.size, -1), x0.ravel(), (x_t == diffusion.mask_id).ravel())

@@ -6,17 +6,15 @@ others, for samplers and bounds: its parameters are the network's and the datast
 """
 
 import dataclasses
-from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import positive, whole, within
-from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
-from sdtt_jax.diffusion.forward import q_xt
+from sdtt_jax.networks.base import Wrapped
 from sdtt_jax.ops.categorical import NEG_INFINITY
-from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Tokens
+from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Tokens
 
 
 @flax.struct.dataclass
@@ -28,26 +26,10 @@ class Datastore:
     valid: jax.Array  # `[entries]` bool; the others are never found
 
 
-def remember(diffusion: MaskedDiffusion, params: Params, key: Key, x0: Tokens) -> Datastore:
-    """An entry for each position of texts that are masked at a time of their own; valid where it was masked.
-
-    Args:
-      diffusion, params: the model.
-      key: PRNG key.
-      x0: `[batch, length]` int32, no MASK.
-    """
-    key_t, key_mask = jax.random.split(key)
-    t = jax.random.uniform(key_t, x0.shape[:1])
-    x_t = q_xt(key_mask, x0, diffusion.schedule.move_chance(t), diffusion.mask_id)
-    hidden = diffusion.hidden(params, x_t, diffusion.schedule.sigma(t))
-    return Datastore(hidden.reshape(x0.size, -1), x0.ravel(), (x_t == diffusion.mask_id).ravel())
-
-
 @dataclasses.dataclass(frozen=True)
-class Retrieving:
-    """A denoiser whose parameters are `{"network": …, "store": Datastore}`."""
+class Retrieving(Wrapped):
+    """`network`, of whose states there is a datastore; parameters: `{"network": …, "store": Datastore}`."""
 
-    network: DenoiserLike  # the denoiser whose states the datastore holds
     neighbours: int = 16  # entries that are asked, at most as many as there are
     share: float = 0.1  # of what they say in the mixture; 0 is the network
     # Their weights are proportional to exp(-squared distance / temperature).
@@ -61,25 +43,10 @@ class Retrieving:
         within("(0, 1]", self, "recall")
         positive(self, "temperature")
 
-    @property
-    def config(self) -> Any:
-        """Of the network."""
-        network: Any = self.network
-        return network.config
-
-    @property
-    def mask_id(self) -> int:
-        """The id of MASK."""
-        return self.network.mask_id
-
-    @property
-    def padded_vocab(self) -> int:
-        """Columns of the logits."""
-        return self.network.padded_vocab
-
     def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
         """As the network's."""
-        return self.network.hidden(params["network"], tokens, sigma)
+        hidden: Hidden = self.network.hidden(params["network"], tokens, sigma)
+        return hidden
 
     def head_params(self, params: Params) -> Params:
         """The network's, and the datastore."""

@@ -8,8 +8,8 @@ import pytest
 from experiments.configs.llada_8b import of_published
 from experiments.configs.owt_small import owt
 from launch.ahead import hlo
+from launch.ahead.networks import KNOWN, network_of_run
 from launch.ahead.programs import build, kinds_of
-from launch.ahead.published import KNOWN, network_of_run
 from launch.ahead.search import least_split
 from launch.ahead.topologies import parse_topology
 from sdtt_jax.errors import CheckpointError

@@ -1,13 +1,17 @@
-"""The network of a run without its parameters; for published models from a table of their sizes."""
+"""The networks of a run without its data or parameters; of published models from a table of their sizes."""
 
+import dataclasses
+import functools
 from typing import Any
 
 from experiments.settings import RunConfig
+from experiments.stages.objective import Networks
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange.load import load_network
 from sdtt_jax.networks import CausalNetwork, Denoiser
 from sdtt_jax.networks.config import LlamaDenoiserConfig, PublishedConfig
 from sdtt_jax.networks.kinds import network_of
+from sdtt_jax.ops.sequences import Sequences
 
 _LLADA = LlamaDenoiserConfig(
     vocab_size=126_463, length=4096, num_layers=32, embed_dim=4096, num_heads=32, mlp_dim=12_288,
@@ -43,3 +47,30 @@ def network_of_run(config: RunConfig) -> tuple[Any, bool]:
             f"{name} is neither of the Llama family nor a GPT-2; name one that is."
         )
     return network_of(config.adapted(base)), isinstance(network_of(base), CausalNetwork)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned(Networks):
+    """The networks of a run whose vocabulary is known from its config."""
+
+    config: RunConfig
+
+    @functools.cached_property
+    def _network(self) -> tuple[Any, bool]:
+        return network_of_run(self.config)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def denoiser(self) -> Any:
+        return self._network[0]
+
+    @property
+    def was_causal(self) -> bool:
+        return self._network[1]
+
+    @property
+    def sequences(self) -> Sequences:
+        return Sequences(self.config.data.sequences, wrap=self.config.data.wrap)

@@ -1,45 +1,12 @@
-"""The networks of a run without its data, and the FLOPs of distillers of one round from the sizes alone."""
-
-import dataclasses
-import functools
-from typing import Any
+"""The FLOPs of distillers of one round, from the sizes of their networks alone."""
 
 from experiments.distillers import COUPLED_IDLM
 from experiments.settings import RunConfig
-from experiments.stages.objective import Networks
-from launch.ahead.published import network_of_run
+from launch.ahead.networks import Planned
 from sdtt_jax.networks import flops
-from sdtt_jax.ops.sequences import Sequences
 
 # In the mean over times half of the tokens are masked (log-linear schedule, t uniform).
 MASKED_SHARE = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Planned(Networks):
-    """The networks of a run whose vocabulary is known from its config."""
-
-    config: RunConfig
-
-    @functools.cached_property
-    def _network(self) -> tuple[Any, bool]:
-        return network_of_run(self.config)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
-    @property
-    def denoiser(self) -> Any:
-        return self._network[0]
-
-    @property
-    def was_causal(self) -> bool:
-        return self._network[1]
-
-    @property
-    def sequences(self) -> Sequences:
-        return Sequences(self.config.data.sequences, wrap=self.config.data.wrap)
 
 
 def with_full(full_share: float) -> float:

@@ -7,11 +7,12 @@ import pytest
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.estimators import BoundConfig
-from sdtt_jax.diffusion.retrieval import Datastore, Retrieving, remember
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.likelihood import text_bounds
+from sdtt_jax.evaluation.variants import remember
+from sdtt_jax.networks.retrieval import Datastore, Retrieving
 from tests.worlds import LENGTH, MASK, VOCAB, as_model, noisy_params, tiny_network
 
 NETWORK = tiny_network()
