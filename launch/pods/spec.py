@@ -181,11 +181,11 @@ def spec_dict(spec: PodSpec) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(to_mapping(spec) | {"overrides": spec.overrides}).lock()
 
 
-def require_tpu(spec: PodSpec, launcher: str, instead: str) -> None:
+def require_tpu(spec: PodSpec, launcher: str) -> None:
     """Raises `ConfigError` for GPUs."""
     require(
         spec.slice.chip.kind == "tpu",
-        f"accelerator={spec.accelerator!r}: {launcher} runs TPUs; use {instead} for GPUs.",
+        f"accelerator={spec.accelerator!r}: {launcher} runs TPUs; use gke, skypilot or slurm for GPUs.",
     )
 
 

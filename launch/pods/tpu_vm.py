@@ -12,7 +12,7 @@ from launch.pods.spec import Files, PodSpec, require_cloud, require_tpu, templat
 
 def render(spec: PodSpec) -> Files:
     """`pod.sh` and `host.sh`."""
-    require_tpu(spec, "tpu_vm", "gke, skypilot or slurm")
+    require_tpu(spec, "tpu_vm")
     require_cloud(spec, "image", "zone")
     capacity = []
     if spec.spot:

@@ -12,7 +12,7 @@ from launch.pods.spec import Files, PodSpec, require_cloud, require_tpu, templat
 
 def render(spec: PodSpec) -> Files:
     """`workload.sh`."""
-    require_tpu(spec, "xpk", "gke, skypilot or slurm")
+    require_tpu(spec, "xpk")
     require_cloud(spec, "image", "zone", "gke.cluster")
     capacity = (
         ["--spot"]

@@ -60,11 +60,15 @@ def dealt_calls(
     return _with_first(share, masked, call, len(counts))
 
 
+def ranks(values: jax.Array) -> jax.Array:
+    """The place of each entry in the rising order along the last axis, from 0; ties in their order: int32."""
+    return jnp.argsort(jnp.argsort(values, axis=-1), axis=-1)
+
+
 def _ranked(share: PerToken, masked: Positions) -> tuple[jax.Array, jax.Array]:
     """The place of each masked position in the falling order of `share`, and how many there are."""
     share = jnp.where(masked, share, -1.0)
-    rank = jnp.argsort(jnp.argsort(-share, axis=-1), axis=-1)
-    return rank, jnp.maximum(masked.sum(axis=-1, keepdims=True), 1)
+    return ranks(-share), jnp.maximum(masked.sum(axis=-1, keepdims=True), 1)
 
 
 def _with_first(

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax.scipy.special import betainc
 
 from sdtt_jax.config import one_of, positive
+from sdtt_jax.diffusion.calls import ranks
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS, mask_tokens
 from sdtt_jax.diffusion.nelbo import masked_nll, nelbo_weight
@@ -135,8 +136,7 @@ def _by_count(
     n = jnp.minimum(jnp.floor(noise.u * length).astype(jnp.int32), length - 1) + 1
     ordered = jnp.sort(noise.tokens, axis=-1)
     last = jnp.take_along_axis(ordered, n[:, None] - 1, axis=-1)
-    rank = jnp.argsort(jnp.argsort(noise.tokens, axis=-1), axis=-1)
-    x_t = jnp.where(rank < n[:, None], diffusion.mask_id, x0).astype(jnp.int32)
+    x_t = jnp.where(ranks(noise.tokens) < n[:, None], diffusion.mask_id, x0).astype(jnp.int32)
     low, high = _move_chances(diffusion.schedule)
     sigma = -jnp.log1p(-jnp.clip(last[:, 0], low, high))
     share = length.astype(jnp.float32) / n

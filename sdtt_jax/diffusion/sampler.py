@@ -195,11 +195,11 @@ def first_state(
     return SamplerState(x_init, jnp.int32(0), serving.begin(config.mode, scene, x_init), watch)
 
 
-def time_grid(config: SamplerConfig, eps: float = SAMPLING_EPS) -> jax.Array:
-    """The times 1 = t_0 > … > t_n = eps of `num_steps` = n reverse steps: `[n + 1]` float32."""
-    u = jnp.linspace(1.0, eps, config.num_steps + 1, dtype=jnp.float32)
+def time_grid(config: SamplerConfig) -> jax.Array:
+    """The times 1 = t_0 > … > t_n = `SAMPLING_EPS` of `num_steps` = n reverse steps: `[n + 1]` float32."""
+    u = jnp.linspace(1.0, SAMPLING_EPS, config.num_steps + 1, dtype=jnp.float32)
     if config.time_grid == "cosine":
-        return jnp.cos(jnp.pi / 2 * (1 - u)).at[-1].set(eps)
+        return jnp.cos(jnp.pi / 2 * (1 - u)).at[-1].set(SAMPLING_EPS)
     return u
 
 

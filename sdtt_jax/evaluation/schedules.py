@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.config import require
+from sdtt_jax.diffusion.calls import ranks
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import masked_nll
 from sdtt_jax.keys import purpose_key
@@ -102,8 +103,7 @@ def _mean_nll(
 ) -> jax.Array:
     x0, shown = rows
     uniform = jax.random.uniform(jax.random.fold_in(key, index), x0.shape)
-    rank = jnp.argsort(jnp.argsort(uniform, axis=-1), axis=-1)
-    masked = rank >= shown[:, None]
+    masked = ranks(uniform) >= shown[:, None]
     share = masked.mean(axis=-1, dtype=jnp.float32)
     sigma = -jnp.log1p(-diffusion.schedule.move_chance(jnp.float32(1.0)) * share)
     x_t = jnp.where(masked, diffusion.mask_id, x0)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdtt_jax.diffusion.calls import ranks
 from sdtt_jax.diffusion.decoders.base import sigma_of_share
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import masked_nll
@@ -96,7 +97,7 @@ def _two_sided(
     network, mask_id = diffusion.denoiser, diffusion.mask_id
     key_order, key_token = jax.random.split(jax.random.fold_in(key, index))
     uniform = jax.random.uniform(key_order, x0.shape)
-    rank = jnp.argsort(jnp.argsort(uniform, axis=-1), axis=-1)
+    rank = ranks(uniform)
     due = (rank >= start[:, None]) & (rank < stop[:, None])
     scales = jnp.array(TEMPERATURES, jnp.float32)
 

@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.diffusion.calls import even_calls
+from sdtt_jax.diffusion.calls import even_calls, ranks
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import Filters
@@ -131,8 +131,7 @@ def grid_sigmas(schedule: Schedule, times: jax.Array, masked: Positions) -> jax.
 
 def rank(score: PerToken, due: Positions) -> jax.Array:
     """Place of each position in the falling order of score; ties in the order of positions."""
-    order = jnp.argsort(jnp.where(due, -score, jnp.inf), axis=-1)
-    return jnp.argsort(order, axis=-1)
+    return ranks(jnp.where(due, -score, jnp.inf))
 
 
 def entropy(log_probs: jax.Array) -> jax.Array:
