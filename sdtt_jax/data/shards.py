@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sdtt_jax.data.config import DataConfig
 from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, files_read, find_corpus, recipe
 from sdtt_jax.data.ingest import Ingested, Reading, ingest
 from sdtt_jax.data.packing import chunk_length
@@ -58,19 +59,12 @@ def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
     division = ingest(read, (read.work / TOKENIZER, dtype))
     totals = division.totals()
-    bos_id, eos_id = tokenizer.bos_id, tokenizer.eos_id
-    sequences = Sequences(config.sequences, bos_id, eos_id, config.wrap)
+    sequences = Sequences(config.sequences, tokenizer.bos_id, tokenizer.eos_id, config.wrap)
     prefix = builders.record_prefix(config.length, dtype)
     tasks: list[WriteShard] = []
     lengths: dict[str, list[int]] = {}
     for side, split in enumerate(SPLITS):
-        records = totals[split]["tokens"] // chunk_length(config.length, sequences)
-        if not records:
-            raise ConfigError(
-                f"data.length {config.length} is longer than the whole {split} split of "
-                f"{totals[split]['tokens']} tokens; choose a shorter one"
-                + (" or a larger data.validation_fraction." if split == VALIDATION else ".")
-            )
+        records = _num_sequences(config, split, totals[split]["tokens"], sequences)
         stops = builders.shard_ends(records, config.num_shards)
         lengths[split] = [stop - start for start, stop in itertools.pairwise((0, *stops))]
         ends = division.ends(side)
@@ -95,21 +89,6 @@ def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str
     read.passes(tasks, "writing the shards")
     size = len(prefix) + config.length * dtype.itemsize
     builders.write_info(partial, config.length, dtype, lengths, size)
-    train, validation = totals[TRAIN], totals[VALIDATION]
-    info = DataInfo(
-        vocab_size=tokenizer.vocab_size,
-        length=config.length,
-        bos_id=bos_id,
-        eos_id=eos_id,
-        num_train=sum(lengths[TRAIN]),
-        num_validation=sum(lengths[VALIDATION]),
-        num_documents=train["documents"] + validation["documents"],
-        num_characters=train["characters"] + validation["characters"],
-        characters_per_token=train["characters"] / train["tokens"],
-        fingerprint=_fingerprint(tasks),
-        files=files_read(config),
-        num_unknown=sum(division.store.record(i).get("unknown", 0) for i in range(len(read.parts))),
-    )
     shards, digests = [], {}
     for task in tasks:
         found, name = read_json(task.record), str(as_path(task.path).relative_to(partial))
@@ -118,11 +97,48 @@ def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str
     manifest = _manifest(division, totals, tokenizer, lengths, digests)
     write_json(partial / MANIFEST_FILE, manifest)
     return {
-        "info": dataclasses.asdict(info),
+        "info": dataclasses.asdict(_info(read, division, tokenizer, tasks)),
         "dtype": dtype.name,
         "tokenizer_digest": tokenizer.digest,
         "shards": [dataclasses.asdict(shard) for shard in shards],
     }
+
+
+def _num_sequences(config: DataConfig, split: str, tokens: int, sequences: Sequences) -> int:
+    """How many sequences the tokens of a split make."""
+    count = tokens // chunk_length(config.length, sequences)
+    if not count:
+        raise ConfigError(
+            f"data.length {config.length} is longer than the whole {split} split of {tokens} tokens; choose "
+            "a shorter one"
+            + (" or a larger data.validation_fraction." if split == VALIDATION else ".")
+        )
+    return count
+
+
+def _info(
+    read: Reading, division: Ingested, tokenizer: Tokenizer, tasks: Sequence[WriteShard]
+) -> DataInfo:
+    totals = division.totals()
+    train, validation = totals[TRAIN], totals[VALIDATION]
+    num_train, num_validation = (
+        sum(task.last - task.first for task in tasks if task.split == side)
+        for side in map(SPLITS.index, (TRAIN, VALIDATION))
+    )
+    return DataInfo(
+        vocab_size=tokenizer.vocab_size,
+        length=read.config.length,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        num_train=num_train,
+        num_validation=num_validation,
+        num_documents=train["documents"] + validation["documents"],
+        num_characters=train["characters"] + validation["characters"],
+        characters_per_token=train["characters"] / train["tokens"],
+        fingerprint=_fingerprint(tasks),
+        files=files_read(read.config),
+        num_unknown=sum(division.store.record(i).get("unknown", 0) for i in range(len(read.parts))),
+    )
 
 
 def _fingerprint(tasks: Sequence[WriteShard]) -> str:

@@ -44,7 +44,7 @@ from sdtt_jax.laboratory.world import (
     reveal_ways,
     sample_distribution,
 )
-from sdtt_jax.progress import make_progress
+from sdtt_jax.progress import Progress, make_progress
 
 MIXTURE_OBJECTIVE = "sum"
 SETTLED = 1e-3  # how far apart the best of the two optimizers may be
@@ -65,6 +65,7 @@ class Job(NamedTuple):
 
 Ends = dict[Job, Found]  # where searches ended
 _ALL = tuple(itertools.product(OBJECTIVES, OPTIMIZERS))
+_MIXTURE_JOBS = [Job(start, MIXTURE_OBJECTIVE, "lbfgs") for start in ("leaning", "floor")]
 
 
 def find_floor(
@@ -99,47 +100,19 @@ def find_floor(
         "length.",
     )
     layout = make_layout(world.vocab_size, world.length)
-    ways = {n: reveal_ways(n, world.length)[: min(n, world.length) + 1] for n in calls}
     tables = _different({"teacher": truth.teacher, **optima})
     names = (*tables, "leaning", "perturbed", "random")
     jobs = {n: _jobs((*names, "leaning more") if n == 1 else names, n) for n in calls}
-    mixture_jobs = [Job(start, MIXTURE_OBJECTIVE, "lbfgs") for start in ("leaning", "floor")]
-    # what a search costs grows with the groups that are revealed and with the tables
-    costs = {n: len(jobs[n]) + len(_ALL) + len(mixture_jobs) * sum(components) for n in calls}
-    total, done = sum((len(ways[n]) - 1) * cost for n, cost in costs.items()), 0
+    costs = {n: len(jobs[n]) + len(_ALL) + len(_MIXTURE_JOBS) * sum(components) for n in calls}
+    total = sum(_groups(truth, n) * cost for n, cost in costs.items())
     record: Record = {"floor": {}, "mixtures": {str(k): {} for k in components}, "floor_search": {}}
     with (
         make_progress("floor", total) as bar,
         ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_WORKERS)) as pool,
     ):
-        bar.update(0)
-
-        def run(
-            problem: Problem, n: int, starts: Mapping[str, Mixture], wanted: Sequence[Job]
-        ) -> Ends:
-            nonlocal done
-            steps = config if n > 1 else _longer(config)
-            ends = pool.map(
-                lambda job: search(problem, starts[job.start], job.objective, job.optimizer, steps),
-                wanted,
-            )
-            found = {}
-            for job, end in zip(wanted, ends, strict=True):
-                found[job] = end
-                done += (len(ways[n]) - 1) * len(end.mixture.shares)
-                bar.update(done, {})
-            return found
-
+        searches = _Searches(truth, layout, config, pool, bar)
         for n in calls:
-            starts = _starts(truth, layout, n, tables, config)
-            problem = make_problem(layout.paths, starts["leaning"], ways[n], truth.chain)
-            ends = run(problem, n, starts, jobs[n])
-            first = {o: _best(ends, o) for o in OBJECTIVES}
-            measured = {o: _measures(truth, layout, n, first[o].mixture) for o in OBJECTIVES}
-            # once more, from the best table for each objective that any of them has found
-            again = [Job(f"best {_nearest(measured, o)}", o, name) for o, name in _ALL]
-            ends |= run(problem, n, {f"best {o}": first[o].mixture for o in OBJECTIVES}, again)
-            best = {o: _best(ends, o) for o in OBJECTIVES}
+            ends, best = _best_tables(searches, n, tables, jobs[n])
             record["floor"][str(n)] = {
                 o: _measures(truth, layout, n, found.mixture) for o, found in best.items()
             }
@@ -147,12 +120,78 @@ def find_floor(
             log(_line(n, record))
             for size in components:
                 starts = _mixture_starts(truth, layout, n, size, best[MIXTURE_OBJECTIVE], config)
-                problem = make_problem(layout.paths, starts["leaning"], ways[n], truth.chain)
-                found = _best(run(problem, n, starts, mixture_jobs), MIXTURE_OBJECTIVE)
+                ends = searches.run(searches.problem(n, starts), n, starts, _MIXTURE_JOBS)
+                found = _best(ends, MIXTURE_OBJECTIVE)
                 record["mixtures"][str(size)][str(n)] = {
                     MIXTURE_OBJECTIVE: _measures(truth, layout, n, found.mixture)
                 }
     return record
+
+
+class _Searches:
+    """Runs searches side by side, and shows how far they are.
+
+    What a search costs grows with the groups that are revealed together and with the tables.
+    """
+
+    def __init__(
+        self,
+        truth: Truth,
+        layout: Layout,
+        config: SearchConfig,
+        pool: ThreadPoolExecutor,
+        bar: Progress,
+    ):
+        self.truth, self.layout, self.config = truth, layout, config
+        self._pool, self._bar, self._done = pool, bar, 0
+        bar.update(0)
+
+    def problem(self, n: int, starts: Mapping[str, Mixture]) -> Problem:
+        """What is minimised at n calls, for mixtures of as many tables as the starts have."""
+        ways = _ways(self.truth, n)
+        return make_problem(self.layout.paths, starts["leaning"], ways, self.truth.chain)
+
+    def run(
+        self, problem: Problem, n: int, starts: Mapping[str, Mixture], jobs: Sequence[Job]
+    ) -> Ends:
+        """Where each of the jobs ends."""
+        steps = self.config if n > 1 else _longer(self.config)
+        ends = self._pool.map(
+            lambda job: search(problem, starts[job.start], job.objective, job.optimizer, steps),
+            jobs,
+        )
+        found = {}
+        for job, end in zip(jobs, ends, strict=True):
+            found[job] = end
+            self._done += _groups(self.truth, n) * len(end.mixture.shares)
+            self._bar.update(self._done, {})
+        return found
+
+
+def _best_tables(
+    searches: _Searches, n: int, tables: Mapping[str, Array], jobs: Sequence[Job]
+) -> tuple[Ends, dict[str, Found]]:
+    """Where all searches at n calls ended, and the best of them for each objective."""
+    truth, layout = searches.truth, searches.layout
+    starts = _starts(truth, layout, n, tables, searches.config)
+    problem = searches.problem(n, starts)
+    ends = searches.run(problem, n, starts, jobs)
+    first = {o: _best(ends, o) for o in OBJECTIVES}
+    measured = {o: _measures(truth, layout, n, first[o].mixture) for o in OBJECTIVES}
+    # once more, from the best table for each objective that any of them has found
+    again = [Job(f"best {_nearest(measured, o)}", o, name) for o, name in _ALL]
+    ends |= searches.run(problem, n, {f"best {o}": first[o].mixture for o in OBJECTIVES}, again)
+    return ends, {o: _best(ends, o) for o in OBJECTIVES}
+
+
+def _ways(truth: Truth, n: int) -> Array:
+    """The probability of each number of groups in which n calls reveal a text."""
+    return reveal_ways(n, truth.world.length)[: min(n, truth.world.length) + 1]
+
+
+def _groups(truth: Truth, n: int) -> int:
+    """The most groups in which n calls reveal a text."""
+    return len(_ways(truth, n)) - 1
 
 
 def _jobs(starts: Sequence[str], calls: int) -> list[Job]:
