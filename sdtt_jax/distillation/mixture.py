@@ -84,21 +84,10 @@ def mixture_terms(
             "A mixture needs a student that sees a latent value of its text; make it a coupled network with "
             'noise.kind="latent".'
         )
-    denoiser, head = diffusion.denoiser, diffusion.denoiser.head_params(params)
-    key_t, key_mask, key_teacher = jax.random.split(key, 3)
-    even = sample_t(key_t, len(x0), eps=0.0)
-    along = (even - config.full_share) / max(1.0 - config.full_share, 1e-6)
-    t = jnp.where(even < config.full_share, 1.0, jnp.clip(along, SAMPLING_EPS, 1.0))
-    # Nothing is shown at time 1, also under a schedule that leaves some tokens clean there.
-    chance = jnp.where(t == 1.0, 1.0, diffusion.schedule.move_chance(t))
-    x_t = q_xt(key_mask, x0, chance, diffusion.mask_id)
-    times = DistillConfig(num_distill_steps=config.num_distill_calls)
-    start = first_call(teacher, teacher_params, x_t, t, jnp.float32(1 / config.num_calls), times)
-    x, last, targets = walk(teacher, teacher_params, key_teacher, start)
-    key_last = jax.random.fold_in(key_teacher, config.num_distill_calls - 1)
-    fixed = jax.lax.stop_gradient(teacher_params)
-    x_s = reverse_step(teacher, fixed, key_last, x, last, start.probs[-1])
+    x_t, t, x_s, targets = _reveal(diffusion, teacher, teacher_params, x0, key, config)
     revealed = (x_t == diffusion.mask_id) & (x_s != diffusion.mask_id)
+    denoiser, head = diffusion.denoiser, diffusion.denoiser.head_params(params)
+    fixed = jax.lax.stop_gradient(teacher_params)
     hidden = _each_value(diffusion, params, x_t, diffusion.schedule.sigma(t))
     shares = jax.lax.stop_gradient(log_shares(diffusion, params, x_t))
     values = shares.shape[1]
@@ -119,6 +108,30 @@ def mixture_terms(
         (teacher.denoiser.head_params(fixed),),
     )
     return correlation + marginal, revealed.sum().astype(jnp.float32)
+
+
+def _reveal(
+    diffusion: MaskedDiffusion,
+    teacher: MaskedDiffusion,
+    teacher_params: Params,
+    x0: Tokens,
+    key: Key,
+    config: MixtureConfig,
+) -> tuple[Tokens, jax.Array, Tokens, Hidden]:
+    """Masked texts, their times, what the teacher's calls make of them, and its states where they reveal."""
+    key_t, key_mask, key_teacher = jax.random.split(key, 3)
+    even = sample_t(key_t, len(x0), eps=0.0)
+    along = (even - config.full_share) / max(1.0 - config.full_share, 1e-6)
+    t = jnp.where(even < config.full_share, 1.0, jnp.clip(along, SAMPLING_EPS, 1.0))
+    # Nothing is shown at time 1, also under a schedule that leaves some tokens clean there.
+    chance = jnp.where(t == 1.0, 1.0, diffusion.schedule.move_chance(t))
+    x_t = q_xt(key_mask, x0, chance, diffusion.mask_id)
+    times = DistillConfig(num_distill_steps=config.num_distill_calls)
+    start = first_call(teacher, teacher_params, x_t, t, jnp.float32(1 / config.num_calls), times)
+    x, last, targets = walk(teacher, teacher_params, key_teacher, start)
+    key_last = jax.random.fold_in(key_teacher, config.num_distill_calls - 1)
+    fixed = jax.lax.stop_gradient(teacher_params)
+    return x_t, t, reverse_step(teacher, fixed, key_last, x, last, start.probs[-1]), targets
 
 
 def log_shares(diffusion: MaskedDiffusion, params: Params, x_t: Tokens) -> jax.Array:
