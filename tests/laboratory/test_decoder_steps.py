@@ -75,6 +75,14 @@ class EveryOther:
         rows = [NETWORK.hidden(params, states[i])[:, 2 * i] for i in range(2)]
         return jnp.stack(rows, axis=1)
 
+    def init_cache(self, batch, length):
+        return jnp.zeros((batch, length), jnp.int32), jnp.int32(0)
+
+    def decode(self, params, tokens, cache):
+        seen, place = cache
+        seen = seen.at[:, place].set(tokens[:, 0])
+        return self.hidden(params, seen)[:, place][:, None], (seen, place + 1)
+
     head_params, logits = NETWORK.head_params, NETWORK.logits
 
 

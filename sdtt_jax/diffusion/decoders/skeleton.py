@@ -13,7 +13,6 @@ from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene, first_hitting_p
 from sdtt_jax.diffusion.decoders.filling import reveal_due
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import draw, filter_logits
-from sdtt_jax.ops.sequences import preceded
 from sdtt_jax.typing import Key, PerToken, Positions, Tokens
 
 
@@ -67,25 +66,24 @@ def skeleton_step(
 
 
 def _write(scene: Scene, key: Key, x: Tokens) -> tuple[Tokens, jax.Array]:
-    """Fills `[batch, n]` from left to right by the helper, and says in how many calls."""
+    """Fills `[batch, n]` from left to right by the helper and its cache, and says in how many calls.
+
+    A call whose tokens are all given reads them, and is not counted.
+    """
     helper, mask_id = scene.helper, scene.diffusion.mask_id
     assert helper is not None  # `serving.begin` has said so
     assert helper.bos_id is not None
-    network, head, bos_id = helper.network, helper.network.head_params(helper.params), helper.bos_id
+    network, head = helper.network, helper.network.head_params(helper.params)
+    batch, count = x.shape
 
-    def write(place: jax.Array, carry: tuple[Tokens, jax.Array]) -> tuple[Tokens, jax.Array]:
-        x, calls = carry
-        free = x[:, place] == mask_id
+    def write(carry: tuple[Tokens, Any], place: jax.Array) -> tuple[tuple[Tokens, Any], Tokens]:
+        before, cache = carry
+        hidden, cache = network.decode(helper.params, before[:, None], cache)
+        logits = filter_logits(network.logits(head, hidden[:, 0])[:, :mask_id], scene.filters)
+        token = draw(jax.random.fold_in(key, place), logits)
+        token = jnp.where(x[:, place] == mask_id, token, x[:, place])
+        return (token, cache), token
 
-        def call(x: Tokens) -> Tokens:
-            # MASK stands only after what is read, but it must be a token that the network knows.
-            seen = preceded(jnp.where(x == mask_id, 0, x), bos_id)
-            hidden = network.hidden(helper.params, seen)[:, place]
-            logits = filter_logits(network.logits(head, hidden)[:, :mask_id], scene.filters)
-            token = draw(jax.random.fold_in(key, place), logits)
-            return x.at[:, place].set(jnp.where(free, token, x[:, place]))
-
-        return jax.lax.cond(free.any(), call, lambda x: x, x), calls + free.any()
-
-    written: tuple[Tokens, jax.Array] = jax.lax.fori_loop(0, x.shape[1], write, (x, jnp.int32(0)))
-    return written
+    begin = jnp.full(batch, helper.bos_id, jnp.int32), network.init_cache(batch, count)
+    _, written = jax.lax.scan(write, begin, jnp.arange(count))
+    return written.T, (x == mask_id).any(axis=0).sum()

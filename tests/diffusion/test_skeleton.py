@@ -1,0 +1,44 @@
+"""The plan of `skeleton`, from a real causal network with its cache. Oracle: a loop without one.
+
+Its law is in tests/laboratory/test_decoder_steps.py, a helper that was trained in tests/experiments.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdtt_jax.diffusion.decoders.base import Helper
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.sampler import SamplerConfig, sample
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.networks.config import CausalConfig, DenoiserConfig
+from sdtt_jax.networks.denoiser import Denoiser
+from tests.worlds import noisy_params
+
+VOCAB, LENGTH, EVERY, BOS = 9, 12, 3, 7
+SIZES = {"num_layers": 2, "embed_dim": 16, "num_heads": 2}
+DENOISER = Denoiser(DenoiserConfig(VOCAB, LENGTH, cond_dim=8, **SIZES))
+CAUSAL = CausalNetwork(CausalConfig(VOCAB, LENGTH, **SIZES))
+PARAMS, HELPER = noisy_params(DENOISER, 0), Helper(noisy_params(CAUSAL, 1), CAUSAL, BOS)
+
+
+def test_bones_are_the_causal_models_own_and_what_is_given_stays():
+    """Greedily, of three texts, in one of which a bone and another token are given."""
+    mask = DENOISER.mask_id
+    x = np.full((3, LENGTH), mask, np.int32)
+    x[1, EVERY], x[1, 2 * EVERY + 1] = 4, 5
+    bones = x[:, ::EVERY].copy()
+    for place in range(bones.shape[1]):
+        seen = np.concatenate([np.full((3, 1), BOS), bones[:, :place]], axis=1)
+        hidden = CAUSAL.hidden(HELPER.params, jnp.asarray(seen))[:, -1]
+        best = np.asarray(CAUSAL.logits(HELPER.params, hidden)[:, :VOCAB]).argmax(axis=1)
+        bones[:, place] = np.where(bones[:, place] == mask, best, bones[:, place])
+    assert len({tuple(row) for row in bones.tolist()}) == 2, "what is given changes what follows"
+
+    config = SamplerConfig(3, mode=f"skeleton:every={EVERY}", temperature=0.0)
+    model = MaskedDiffusion(DENOISER, make_schedule())
+    state, _ = sample(model, PARAMS, jax.random.key(2), jnp.asarray(x), config, helper=HELPER)
+    np.testing.assert_array_equal(state.x[:, ::EVERY], bones)
+    assert state.x[1, 2 * EVERY + 1] == 5
+    assert int(state.nfe) == LENGTH // EVERY + 2
