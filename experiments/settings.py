@@ -20,7 +20,7 @@ from experiments.distillers import (
     MixtureStage,
     MmdStage,
 )
-from sdtt_jax.config import at_least, choose, from_mapping, positive, require, whole
+from sdtt_jax.config import at_least, choose, from_mapping, require, whole
 from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
 from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
@@ -112,14 +112,16 @@ class EvaluationConfig:
     # Held-out sequences for validation perplexities (at most; 0 is all of them).
     validation_sequences: int = 2048
     gain_sequences: int = 256  # held-out sequences for `gain_share`
-    # Teacher trajectories per sequence for `gain_share`, even, at least 64.
+    # Teacher trajectories per sequence for `gain_share`, even (`GainConfig`).
     gain_trajectories: int = 64
     show_texts: int = 6  # texts per model and number of steps in the report
 
     def __post_init__(self) -> None:
-        positive(self, "num_texts", "batch_size", "gain_sequences", "show_texts")
+        whole(1, self, "num_texts", "batch_size", "gain_sequences", "show_texts")
+        whole(0, self, "validation_sequences")
+        whole(2, self, "gain_trajectories")
         require(
-            self.gain_trajectories >= 2 and self.gain_trajectories % 2 == 0,
+            self.gain_trajectories % 2 == 0,
             f"gain_trajectories must be even, not {self.gain_trajectories}.",
         )
         require(len(self.num_steps) > 0, "num_steps must name at least one number of steps.")

@@ -40,7 +40,9 @@ def even_calls(share: PerToken, masked: Positions, num_steps: int) -> tuple[jax.
       float32, the share of the first position of each call (0 for a call that reveals nothing).
     """
     rank, count = _ranked(share, masked)
-    return _with_first(share, masked, rank * num_steps // count, num_steps)
+    # rank * num_steps // count; that product leaves int32 at 4,096 positions and 600,000 calls.
+    call = rank * (num_steps // count) + rank * (num_steps % count) // count
+    return _with_first(share, masked, call, num_steps)
 
 
 def dealt_calls(

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import betainc
 
-from sdtt_jax.config import one_of, positive
+from sdtt_jax.config import one_of, whole
 from sdtt_jax.diffusion.calls import ranks
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS, mask_tokens
@@ -73,7 +73,7 @@ class BoundConfig:
 
     def __post_init__(self) -> None:
         one_of(self, estimator=ESTIMATORS)
-        positive(self, "num_maskings")
+        whole(1, self, "num_maskings")
 
 
 def masking_bound(

@@ -16,6 +16,10 @@ from sdtt_jax.config import one_of, require, within
 TimeFunction = Callable[[jax.Array], jax.Array]
 
 
+# The reference's total noise at times 0 and 1.
+SIGMAS = {"linear": (0.0, 10.0), "geometric": (1e-3, 1.0)}
+
+
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
     """Which noise schedule.
@@ -23,8 +27,7 @@ class ScheduleConfig:
     Attributes:
       kind: "log-linear" (default), "cosine", "cosine-squared", "linear" or "geometric".
       eps: log-linear, cosine, cosine-squared: `alpha_1`, what is left of the text at time 1.
-      sigma_min, sigma_max: linear and geometric: total noise at time 0 and 1; None takes the
-        reference's values (0 and 10; 1e-3 and 1).
+      sigma_min, sigma_max: linear and geometric: total noise at time 0 and 1; None takes those of `SIGMAS`.
     """
 
     kind: str = "log-linear"
@@ -35,6 +38,20 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         one_of(self, kind=SCHEDULES)
         within("(0, 1)", self, "eps")
+        if self.kind in SIGMAS:
+            low, high = self.sigmas
+            open_end = "(" if self.kind == "geometric" else "["
+            within(f"{open_end}0, inf)", sigma_min=low)
+            require(low < high, f"sigma_min={low} must be below sigma_max={high}.")
+
+    @property
+    def sigmas(self) -> tuple[float, float]:
+        """Total noise at times 0 and 1, of the kinds that ask for it."""
+        low, high = SIGMAS[self.kind]
+        return (
+            low if self.sigma_min is None else self.sigma_min,
+            high if self.sigma_max is None else self.sigma_max,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +157,7 @@ def _from_chances(
 
 
 def _linear(config: ScheduleConfig) -> Schedule:
-    low = 0.0 if config.sigma_min is None else config.sigma_min
-    high = 10.0 if config.sigma_max is None else config.sigma_max
-    require(0 <= low < high, f"sigma_min={low} must lie in [0, sigma_max={high}).")
+    low, high = config.sigmas
 
     def importance_t(u: jax.Array) -> jax.Array:
         return (_flat_sigma(u, low, high) - low) / (high - low)
@@ -157,9 +172,7 @@ def _linear(config: ScheduleConfig) -> Schedule:
 
 
 def _geometric(config: ScheduleConfig) -> Schedule:
-    low = 1e-3 if config.sigma_min is None else config.sigma_min
-    high = 1.0 if config.sigma_max is None else config.sigma_max
-    require(0 < low < high, f"sigma_min={low} must lie in (0, sigma_max={high}).")
+    low, high = config.sigmas
     log_ratio = jnp.log(jnp.float32(high)) - jnp.log(jnp.float32(low))
 
     def sigma(t: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdtt_jax.config import positive, require, whole
+from sdtt_jax.config import require, whole
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.cloze import Scores, scores
@@ -40,7 +40,7 @@ class Options(Variation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "num_steps", "num_maskings", "max_tokens")
+        whole(1, self, "num_steps", "num_maskings", "max_tokens")
 
 
 def log_likelihoods(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.config import positive, require, within
+from sdtt_jax.config import positive, require, whole, within
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks.causal import CausalNetwork
@@ -40,7 +40,8 @@ class MauveConfig:
 
     def __post_init__(self) -> None:
         within("(0, 1)", self, "explained_variance")
-        positive(self, "scaling", "restarts", "points")
+        positive(self, "scaling")
+        whole(1, self, "restarts", "points")
 
 
 class Mauve(NamedTuple):

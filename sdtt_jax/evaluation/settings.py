@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from sdtt_jax.config import choose, one_of, positive, require, within
+from sdtt_jax.config import choose, one_of, positive, require, whole, within
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.estimators import ESTIMATORS
 from sdtt_jax.diffusion.sampler import SamplerConfig
@@ -83,7 +83,8 @@ class Variation:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        positive(self, "batch_size", "neighbour_texts", "neighbour_count", "neighbour_temperature")
+        whole(1, self, "batch_size", "neighbour_texts", "neighbour_count")
+        positive(self, "neighbour_temperature")
         within("[0, 1)", self, "early_exit", "neighbour_share")
 
     @property
@@ -228,7 +229,7 @@ class Settings(Sampling):
             require(len(getattr(self, name)) > 0, f"{name} must name at least one.")
         for name in ("num_steps", "latency_steps", "latency_batches"):
             for value in getattr(self, name):
-                positive(**{name: value})
+                whole(1, **{name: value})
         within("[0, inf)", self, "budget_delta", "exit_training_steps")
         within("(0, 1)", self, "exit_bound", "exit_failure")
         within("(0, inf)", temperatures=min(self.temperatures))

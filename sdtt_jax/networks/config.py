@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, TypeVar
 
-from sdtt_jax.config import at_least, one_of, positive, require, whole, within
+from sdtt_jax.config import one_of, positive, require, whole, within
 from sdtt_jax.networks.attention.rotary import ROTARY_BASE
 from sdtt_jax.ops.noise import FULL, LATENT, MASKS, TWO_LEVEL
 
@@ -44,10 +44,9 @@ class TransformerConfig:
     unroll: int = 1
 
     def __post_init__(self) -> None:
-        at_least(0, self, "vocab_size", "length")
-        positive(self, "num_layers", "embed_dim", "num_heads", "mlp_ratio")
+        whole(0, self, "vocab_size", "length")
+        whole(1, self, "num_layers", "embed_dim", "num_heads", "mlp_ratio", "unroll")
         self._check_heads()
-        whole(1, self, "unroll")
         one_of(self, compute_dtype=COMPUTE_DTYPES, remat=REMAT_POLICIES)
 
     def _check_heads(self) -> None:
@@ -226,7 +225,7 @@ class LlamaConfig(CausalConfig):
         super().__post_init__()
 
     def _check_heads(self) -> None:
-        at_least(0, self, "num_kv_heads", "head_dim", "mlp_dim")
+        whole(0, self, "num_kv_heads", "head_dim", "mlp_dim")
         if not self.head_dim:
             super()._check_heads()
         # Zeros are filled in, so that equal networks have equal configs.

@@ -12,7 +12,7 @@ from flax.core import spmd
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from sdtt_jax.config import positive, require
+from sdtt_jax.config import require, whole
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.typing import Tree
 
@@ -51,7 +51,8 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         require(self.data == -1 or self.data > 0, f"data must be positive or -1, not {self.data}.")
-        positive(self, "fsdp", "model")
+        whole(-1, self, "data")
+        whole(1, self, "fsdp", "model")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from sdtt_jax.config import at_least, one_of, positive, require, within
+from sdtt_jax.config import at_least, one_of, positive, require, whole, within
 from sdtt_jax.typing import Params
 
 NAMES = ("adamw", "adam", "muon")
@@ -50,7 +50,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         one_of(self, name=NAMES, schedule=SCHEDULES)
         positive(self, "learning_rate", "eps")
-        at_least(0, self, "warmup_steps", "weight_decay", "clip_norm", "adam_learning_rate")
+        whole(0, self, "warmup_steps")
+        at_least(0, self, "weight_decay", "clip_norm", "adam_learning_rate")
         within("[0, 1)", self, "b1", "b2", "momentum")
         require(
             self.name != "adam" or self.weight_decay == 0,

@@ -163,6 +163,20 @@ def test_a_mode_that_is_none_is_refused_by_name(mode, said):
 
 
 @pytest.mark.parametrize(
+    ("mode", "counts", "scales"),
+    [
+        ("learnt:counts=64", (64,), ()),
+        ("learnt:counts=64/", (64,), ()),
+        ("learnt:counts=1/2,temperatures=0.9", (1, 2), (0.9,)),
+    ],
+)
+def test_a_word_that_looks_like_a_number_is_one_only_where_the_option_is(mode, counts, scales):
+    _, options = parse_mode(mode)
+    assert (options.tokens, options.scales) == (counts, scales)
+    assert parse_mode("confidence:threshold=0.5")[1].threshold == 0.5
+
+
+@pytest.mark.parametrize(
     ("mode", "helper", "said"),
     [
         ("speculative", None, "mode=speculative needs another model; give it a helper, a causal"),

@@ -115,10 +115,21 @@ def test_a_wrong_field_is_named(fields, named):
         ScheduleConfig(**fields)
 
 
-@pytest.mark.parametrize("kind", ["linear", "geometric"])
-def test_an_empty_range_of_noise_is_refused(kind):
+@pytest.mark.parametrize(
+    ("kind", "low", "high"),
+    [
+        ("linear", 2.0, 1.0),
+        ("linear", -1.0, None),
+        ("linear", 10.0, None),
+        ("geometric", 2.0, 1.0),
+        ("geometric", 3.0, None),
+        ("geometric", 0.0, 1.0),
+    ],
+)
+def test_an_empty_range_of_noise_is_refused_by_the_config(kind, low, high):
+    """None takes the reference's values, which the other one must agree with."""
     with pytest.raises(ConfigError, match="sigma_min"):
-        make_schedule(ScheduleConfig(kind, sigma_min=2.0, sigma_max=1.0))
+        ScheduleConfig(kind, sigma_min=low, sigma_max=high)
 
 
 def test_a_name_alone_is_no_config():

@@ -141,8 +141,8 @@ def test_a_schedule_is_for_the_parameters_it_was_fitted_to(model, tmp_path):
     [
         ("counts=1/x", "whole numbers with '/' between them"),
         ("counts=1/1/", "2 calls for 2 tokens, where there are 2 for 3"),
-        ("counts=1/2/,temperatures=1/0/", "positive numbers, each followed by '/'"),
-        ("counts=1/2/,temperatures=1/x/", "positive numbers, each followed by '/'"),
+        ("counts=1/2/,temperatures=1/0/", "positive numbers with '/' between them"),
+        ("counts=1/2/,temperatures=1/x/", "positive numbers with '/' between them"),
         ("counts=1/2/,temperatures=1/1/1/", "are 3, and there are 2 calls"),
     ],
 )

@@ -19,7 +19,7 @@ from sdtt_jax.evaluation.judge import read, score_texts
 from sdtt_jax.evaluation.record import Record, own_path
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import load_subject
-from sdtt_jax.evaluation.suites import SUITES, cloze, generation
+from sdtt_jax.evaluation.suites import SUITES, cloze, generation, given
 from sdtt_jax.evaluation.texts import held_out
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model import batches
@@ -252,6 +252,22 @@ def test_texts_that_end_early_are_counted_and_cut_if_asked_for(evaluated):
     np.testing.assert_array_equal(short.scored, [20, 10])
     alone = np.asarray(judge.score(tokens[1:, :10]))
     assert short.per_token[1] == pytest.approx(alone[0], rel=1e-5)
+
+
+def test_arrays_hold_what_was_scored_by_the_texts_numbers(evaluated, tmp_path):
+    """Of three texts the second is empty and the third is cut at EOS; -log p averages to the result's."""
+    subject = evaluated[1]
+    tokens = np.array(subject.model.tokenizer.encode("the quick brown fox jumps")[:20])
+    rows = tokens, tokens[:0], np.insert(tokens, 9, subject.model.tokenizer.eos_id)
+    texts, arrays = tmp_path / "texts.jsonl", tmp_path / "arrays.npz"
+    texts.write_text("\n".join(json.dumps({"tokens": row.tolist()}) for row in rows))
+    cut = dataclasses.replace(SETTINGS, texts=str(texts), arrays=str(arrays), ends="cut")
+    record = Record(tmp_path / "given.json", subject.judge.identity)
+    given.suite(dataclasses.replace(subject, settings=cut), record)
+    with np.load(arrays) as file:
+        assert (file["text"].tolist(), file["scored"].sum(axis=1).tolist()) == ([0, 2], [20, 10])
+        perplexity = np.exp(file["nll"][file["scored"]].mean(dtype=np.float64))
+    assert record.items["judge/texts"]["gen_ppl"] == pytest.approx(perplexity, rel=1e-5)
 
 
 def test_a_judge_with_another_tokenizer_reads_text(evaluated, tmp_path):

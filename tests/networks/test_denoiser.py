@@ -160,6 +160,8 @@ def test_equal_configs_make_equal_denoisers_so_that_compiled_functions_are_reuse
     [
         ({"embed_dim": 18}, "embed_dim=18 must be a multiple"),
         ({"num_layers": 0}, "num_layers"),
+        ({"num_layers": 1.5}, "num_layers must be a whole number, not 1.5"),
+        ({"length": 8.5}, "length must be a whole number, not 8.5"),
         ({"compute_dtype": "float16"}, "compute_dtype"),
         ({"remat": "some"}, "remat"),
         ({"unroll": 0}, "unroll"),

@@ -135,6 +135,7 @@ def test_the_gradient_is_clipped_before_anything_else(params, grads):
         ({"name": "adam", "weight_decay": 0.1}, "weight_decay=0.1"),
         ({"adam_learning_rate": 0.1}, "adam_learning_rate=0.1"),
         ({"clip_norm": -1.0}, "clip_norm"),
+        ({"warmup_steps": 2.5}, "warmup_steps must be a whole number, not 2.5"),
     ],
 )
 def test_a_bad_field_is_named(fields, message):

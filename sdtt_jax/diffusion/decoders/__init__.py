@@ -16,6 +16,7 @@ It may use what diffusion may use, but for the sampler.
 """
 
 import ast
+import typing
 from typing import Any
 
 from sdtt_jax.config import choose, from_mapping, require
@@ -71,8 +72,21 @@ def parse_mode(text: str) -> tuple[Decoder, Any]:
       >>> parse_mode("confidence:score=margin,threshold=0.9")[1]
       Confidence(score='margin', threshold=0.9, order_temperature=0.0)
     """
-    name, fields, _ = _parsed(text)
-    return DECODERS[name], from_mapping(DECODERS[name].options, fields, f"mode {name}")
+    name, words, _ = _parsed(text)
+    options = DECODERS[name].options
+    types = typing.get_type_hints(options)
+    fields = {
+        field: word if types.get(field) is str else _literal(word) for field, word in words.items()
+    }
+    return DECODERS[name], from_mapping(options, fields, f"mode {name}")
+
+
+def _literal(word: str) -> Any:
+    """The number or truth value that a word stands for; else the word."""
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word
 
 
 def stop_of(text: str) -> Stop | None:
@@ -92,23 +106,20 @@ def stop_of(text: str) -> Stop | None:
     return None if stop is None else parse_stop(stop, picks=DECODERS[name].pick is not None)
 
 
-def _parsed(text: str) -> tuple[str, dict[str, Any], str | None]:
-    """Name, options and `stop=` of a mode."""
+def _parsed(text: str) -> tuple[str, dict[str, str], str | None]:
+    """Name, options and `stop=` of a mode, as they are written."""
     name, colon, rest = str(text).partition(":")
     choose("mode", name, DECODERS)
-    fields: dict[str, Any] = {}
+    fields: dict[str, str] = {}
     for part in rest.split(",") if colon else ():
         field, equals, value = (word.strip() for word in part.partition("="))
         require(
             bool(field and equals and value),
             f"mode={text!r}: {part!r} is not of the form name=value, as in confidence:score=margin.",
         )
-        try:
-            fields[field] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            fields[field] = value
+        fields[field] = value
     stop = fields.pop("stop", None)
-    return name, fields, None if stop is None else str(stop)
+    return name, fields, stop
 
 
 DECODERS: dict[str, Decoder] = {

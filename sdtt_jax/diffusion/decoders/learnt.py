@@ -54,8 +54,8 @@ class Learnt:
             scales = (0.0,)
         require(
             all(0 < scale < math.inf for scale in scales),
-            f"temperatures={self.temperatures!r} must be positive numbers, each followed by '/', as in "
-            "'1/0.9/'.",
+            f"temperatures={self.temperatures!r} must be positive numbers with '/' between them, as in "
+            "'1/0.9'.",
         )
         return scales
 
@@ -65,8 +65,8 @@ class Learnt:
 
 
 def numbers_text(numbers: Sequence[float]) -> str:
-    """Such numbers as options of `Learnt`; the last "/" keeps a single one from being read as a number."""
-    return "/".join(f"{number:.4g}" for number in numbers) + "/"
+    """Such numbers as options of `Learnt`."""
+    return "/".join(f"{number:.4g}" for number in numbers)
 
 
 def call_temperature(options: Learnt, call: jax.Array) -> jax.Array | None:

@@ -1,6 +1,6 @@
 """The suite "judge": any texts, from a file, under the judge."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +74,7 @@ def suite(subject: Subject, record: Record) -> None:
         f"{result['entropy']:.3f}"
     )
     if settings.arrays:
-        _write_arrays(model, texts, settings)
+        _write_arrays(model, {index: reading.seen[index] for index in kept}, settings)
 
 
 def _scorable(model: CausalModel, text: np.ndarray, settings: Settings) -> bool:
@@ -86,13 +86,14 @@ def _scorable(model: CausalModel, text: np.ndarray, settings: Settings) -> bool:
     return any(token not in says_nothing for token in scored.tolist())
 
 
-def _write_arrays(model: CausalModel, texts: Sequence[np.ndarray], settings: Settings) -> None:
+def _write_arrays(model: CausalModel, texts: Mapping[int, np.ndarray], settings: Settings) -> None:
+    """Writes what was scored of texts, by their numbers in the file, from 0."""
     bos_id = bos_of(model, settings.first_token)
-    rows, owners = make_rows(texts, bos_id=bos_id, limit=model.network.max_length)
+    rows, owners = make_rows([*texts.values()], bos_id=bos_id, limit=model.network.max_length)
     arrays = {
         "nll": token_nll(model, rows, settings.batch_size),
         "scored": rows.scored,
-        "text": owners,
+        "text": np.array([*texts])[owners],
     }
     if rows.inputs.size * model.config.vocab_size <= MOST_LOGITS:
         arrays["logits"] = processes.to_host(model.logits(jnp.asarray(rows.inputs)))
