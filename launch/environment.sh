@@ -79,7 +79,7 @@ install_by_uv() { # ARGUMENT…
   local index
   "$venv/bin/python" -m pip install --no-input --quiet --retries 1 "${constrained[@]}" uv || return
   index=${PIP_INDEX_URL:-$("$venv/bin/python" -m pip config get global.index-url 2>/dev/null || true)}
-  "$venv/bin/uv" pip install --python "$venv/bin/python" --no-progress \
+  "$venv/bin/uv" pip install --python "$venv/bin/python" --no-progress --system-certs \
     ${index:+--default-index "$index"} "${constrained[@]}" "$@"
 }
 

@@ -182,7 +182,7 @@ def test_uv_is_asked_for_what_pip_would_install(checkout):
     run(checkout, "test", INSTALLER="uv")
     venv = checkout / ".venv"
     assert (checkout / "asked").read_text().split("|")[:-1] == [
-        "pip", "install", "--python", str(venv / "bin" / "python"), "--no-progress",
+        "pip", "install", "--python", str(venv / "bin" / "python"), "--no-progress", "--system-certs",
         "--default-index", "https://mirror.example/simple",
         "--constraint", str(checkout / "constraints.txt"), "--editable", f"{checkout}[test]",
     ]  # fmt: skip
