@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from sdtt_jax.config import require
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.typing import PerToken, Positions
+
+MOST_POSITIONS = 46_340  # the square of more leaves int32
 
 
 def still_masked(schedule: Schedule, times: jax.Array) -> jax.Array:
@@ -40,7 +43,7 @@ def even_calls(share: PerToken, masked: Positions, num_steps: int) -> tuple[jax.
       float32, the share of the first position of each call (0 for a call that reveals nothing).
     """
     rank, count = _ranked(share, masked)
-    # rank * num_steps // count; that product leaves int32 at 4,096 positions and 600,000 calls.
+    # rank * num_steps // count, whose product leaves int32 at 4,096 positions and 600,000 calls.
     call = rank * (num_steps // count) + rank * (num_steps % count) // count
     return _with_first(share, masked, call, num_steps)
 
@@ -68,7 +71,15 @@ def ranks(values: jax.Array) -> jax.Array:
 
 
 def _ranked(share: PerToken, masked: Positions) -> tuple[jax.Array, jax.Array]:
-    """The place of each masked position in the falling order of `share`, and how many there are."""
+    """The place of each masked position in the falling order of `share`, and how many there are.
+
+    Raises:
+      ConfigError: for texts so long that a product of two such numbers would leave int32.
+    """
+    require(
+        share.shape[-1] <= MOST_POSITIONS,
+        f"a text of {share.shape[-1]} tokens cannot be dealt out to calls; {MOST_POSITIONS} are the most.",
+    )
     share = jnp.where(masked, share, -1.0)
     return ranks(-share), jnp.maximum(masked.sum(axis=-1, keepdims=True), 1)
 

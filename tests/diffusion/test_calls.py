@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from sdtt_jax.diffusion.calls import even_calls
+from sdtt_jax.diffusion.calls import dealt_calls, even_calls
+from sdtt_jax.errors import ConfigError
 
 
 def test_even_calls_are_even_and_know_their_times():
@@ -21,9 +23,22 @@ def test_even_calls_are_even_and_know_their_times():
     np.testing.assert_allclose(share, 3 / 5, atol=0.014)  # four standard errors
 
 
-def test_even_calls_of_long_texts_in_many_steps_do_not_overflow():
-    """Oracle: whole numbers without an end. The product of place and calls has 32 bits at this size."""
-    length, calls = 4096, 600_000
-    share = 1 - jnp.arange(length)[None] / length
-    call, _ = even_calls(share, jnp.ones((1, length), bool), calls)
-    assert call[0].tolist() == [place * calls // length for place in range(length)]
+@pytest.mark.parametrize(("length", "calls"), [(4096, 600_000), (46_340, 46_339)])
+def test_calls_of_long_texts_in_many_steps_do_not_overflow(length, calls):
+    """Oracle: whole numbers without an end. The product of place and calls has 32 bits at these sizes."""
+    share, masked = 1 - jnp.arange(length)[None] / length, jnp.ones((1, length), bool)
+    call = np.asarray(even_calls(share, masked, calls)[0][0])
+    np.testing.assert_array_equal(call, np.arange(length, dtype=np.int64) * calls // length)
+    half = length // 2
+    dealt = np.asarray(dealt_calls(share, masked, (half, length - half))[0][0])
+    np.testing.assert_array_equal(dealt, np.arange(length) >= half)
+
+
+def test_a_text_that_is_longer_still_is_refused():
+    share, masked = jnp.zeros((1, 46_341)), jnp.ones((1, 46_341), bool)
+    for deal in (
+        lambda: even_calls(share, masked, 2),
+        lambda: dealt_calls(share, masked, (1, 46_340)),
+    ):
+        with pytest.raises(ConfigError, match="46341 tokens cannot be dealt out"):
+            deal()

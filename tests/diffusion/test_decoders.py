@@ -181,6 +181,7 @@ def test_a_word_that_looks_like_a_number_is_one_only_where_the_option_is(mode, c
     [
         ("speculative", None, "mode=speculative needs another model; give it a helper, a causal"),
         ("grid", Helper({}, TableDenoiser()), "mode=grid uses no other model"),
+        ("remdm:eta=0.1,stop=eos:9999", None, "tokens of this model are 0 to"),
         ("skeleton", Helper({}, Larger()), "needs a causal model, but the helper is a denoiser"),
         ("skeleton:every=4", Helper({}, Causal(), 0), "every=4 is more than the 3 tokens"),
         (

@@ -10,6 +10,7 @@ from sdtt_jax.evaluation.judge import ReadTexts, Scores
 from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.suites import frontier
 from sdtt_jax.evaluation.suites.frontier import _matched, at_entropy, suite
 from sdtt_jax.evaluation.suites.generation import Judged
 from tests.model.runs import model, run
@@ -94,6 +95,32 @@ def test_every_decoder_has_its_lowest_clean_number_of_calls(subject, tmp_path):
         assert clean["best"] == pytest.approx(np.exp(1.25))
         assert clean["gen_ppl"] == pytest.approx(np.exp(1.25 + extra))
         assert clean["clean_calls"] == 2.0  # of `judged`
+
+
+def test_a_clean_number_of_calls_is_none_that_was_tried_alone(subject, tmp_path):
+    """With 2 and 4 steps the best is exp(1.5), of the most steps, and more could be better still."""
+    subject = dataclasses.replace(
+        subject, settings=dataclasses.replace(subject.settings, num_steps=(2, 4))
+    )
+    record = Record(tmp_path / "frontier.json", subject.model.identity)
+    suite(subject, record)
+    assert record.items["frontier/clean/first-hitting"]["most_tried"] is True
+
+
+def test_where_one_perplexity_is_not_known_no_number_of_calls_is_clean(
+    subject, tmp_path, monkeypatch
+):
+    """At 8 steps, the best, the entropy of real text is not reached."""
+    matched = frontier._matched
+
+    def reached(judged, settings, target):
+        found = matched(judged, settings, target)
+        return found | {"gen_ppl": None} if found["gen_ppl"] < np.exp(1.27) else found
+
+    monkeypatch.setattr(frontier, "_matched", reached)
+    record = Record(tmp_path / "frontier.json", subject.model.identity)
+    suite(subject, record)
+    assert not [name for name in record.items if name.startswith("frontier/clean")]
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ OTHERS = {
     "causal": ({"parameterization": "ar"}, "parameterization='ar'"),
     "causal attention": ({"algo": {"causal_attention": True}}, "causal_attention=True"),
     "uniform": ({"diffusion": "uniform"}, "diffusion='uniform'"),
+    "masks and uniform noise": ({"k_uniform": 0.1}, "k_uniform=0.1"),
     "DUO": ({"algo": {"name": "duo_base"}}, "algo.name='duo_base'"),
     "Mamba": ({"backbone": "dimamba"}, "backbone='dimamba'"),
     "a nested backbone": ({"backbone": {"hidden_size": 128}}, "hidden_size=128"),

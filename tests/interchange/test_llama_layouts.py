@@ -357,6 +357,22 @@ def test_configs_of_other_networks_are_refused_by_field(tmp_path, change, said):
         sdtt_jax.load(repository(tmp_path / "m", "qwen3", **change))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"scale_logits": True}, "scale_logits=True"),
+        ({"input_emb_norm": True}, "input_emb_norm=True"),
+        ({"clip_qkv": 8.0}, "clip_qkv=8.0"),
+    ],
+    ids=str,
+)
+def test_options_of_olmo_that_change_the_network_are_refused_by_field(tmp_path, change, said):
+    with pytest.raises(CheckpointError, match=said):
+        sdtt_jax.load(repository(tmp_path / "m", "llada", **change))
+    unsaid = dict.fromkeys(change, None if "clip_qkv" in change else False)
+    assert sdtt_jax.load(repository(tmp_path / "n", "llada", **unsaid)).mask_id > 0
+
+
 def test_without_its_config_it_is_asked_for(tmp_path):
     folder = repository(tmp_path / "m", "qwen3")
     (folder / "config.json").unlink()

@@ -27,8 +27,8 @@ class Learnt:
     # shares. Empty: what `experiments.evaluate --suite=schedule` has stored beside the checkpoint for this
     # number of calls (`evaluation.schedules` says what it is the best of).
     counts: str = ""
-    # What divides the logits of each call, beside the sampler's own temperature, "1/0.9/0.8/", or of all of
-    # them, "1/". Empty: what is stored with the counts, or else 1.
+    # What divides the logits of each call, beside the sampler's own temperature, "1/0.9/0.8", or of all of
+    # them, "0.9". Empty: what is stored with the counts, or else 1.
     temperatures: str = ""
 
     def __post_init__(self) -> None:

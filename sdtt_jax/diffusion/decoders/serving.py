@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import require
-from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.diffusion.decoders import parse_mode, stop_of
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
 from sdtt_jax.typing import Key, Tokens
 
@@ -54,6 +54,11 @@ def check_served(mode: str, network: Any, num_steps: int, length: int) -> None:
       ConfigError: it cannot be served.
     """
     decoder, options = parse_mode(mode)
+    stop = stop_of(mode)
+    require(
+        stop is None or stop.eos < network.mask_id,
+        f"mode={mode}: the tokens of this model are 0 to {network.mask_id - 1}; EOS must be one of them.",
+    )
     if decoder.check is not None:
         decoder.check(options, network, num_steps, length)
 

@@ -149,16 +149,28 @@ def _columns(judged: generation.Judged) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _clean_calls(record: Record, found: dict[tuple[str, int], Json]) -> None:
-    """Records for each decoder the fewest steps whose perplexity is within `CLEAN` of the best."""
-    known = [item for item in found.values() if item["gen_ppl"] is not None]
-    best = min((item["gen_ppl"] for item in known), default=0.0)
+    """Records for each decoder the fewest steps whose perplexity is within `CLEAN` of the best.
+
+    Nothing where a perplexity at that entropy is not known, for it could be the best. With `most_tried` more
+    steps might have been better still.
+    """
+    if any(item["gen_ppl"] is None for item in found.values()):
+        record.log(
+            "  lowest clean number of calls: not known; give lower and higher --temperatures"
+        )
+        return
+    best = min(item["gen_ppl"] for item in found.values())
+    most = max(num_steps for _, num_steps in found)
     for mode in dict.fromkeys(mode for mode, _ in found):
-        clean = [i for i in known if i["mode"] == mode and i["gen_ppl"] <= CLEAN * best]
+        of_mode = [item for item in found.values() if item["mode"] == mode]
+        clean = [item for item in of_mode if item["gen_ppl"] <= CLEAN * best]
         first = min(clean, key=lambda item: item["num_steps"], default=None)
         result = {"kind": "diffusion", "mode": mode, "best": best, "clean_calls": None}
         if first is not None:
             names = ("entropy", "gen_ppl", "gen_ppl_low", "gen_ppl_high")
             result |= {"clean_calls": first["nfe"]} | {name: first[name] for name in names}
+            result |= {"most_tried": first["num_steps"] == most}
         record.item(f"frontier/clean/{mode}", result, functools.partial(dict, result))
         calls = "none" if first is None else f"{first['nfe']:.1f}"
-        record.log(f"  {mode}: lowest clean number of calls: {calls}")
+        tried = ", the most that was tried" if result.get("most_tried") else ""
+        record.log(f"  {mode}: lowest clean number of calls: {calls}{tried}")

@@ -102,6 +102,8 @@ FAMILIES = {
 CLAIMS: Allowed = {
     **dict.fromkeys(("hidden_act", "activation_type"), ("silu",)),
     **dict.fromkeys(("mlp_bias", "include_bias", "use_sliding_window"), (False,)),
+    **dict.fromkeys(("scale_logits", "input_emb_norm"), (False,)),
+    "clip_qkv": (),
     **dict.fromkeys(("alibi", "attention_layer_norm", "multi_query_attention"), (False,)),
     "layer_norm_type": ("rms",),
     "block_type": ("llama",),

@@ -54,6 +54,7 @@ DENOISER_CLAIMS: Allowed = {
     "parameterization": ("subs", "mdlm", "sdtt", "multi-round-sdtt"),
     "diffusion": ("absorbing_state", "absorbing", "absorb"),
     "backbone": ("dit", "ddit", "ddit-orig"),
+    "k_uniform": (0,),  # XDLM's share of uniform noise
     "adaLN": (True,),
     **dict.fromkeys(("causal", "causal_attention", "is_decoder"), (False,)),
 }
