@@ -17,8 +17,8 @@ from sdtt_jax.interchange.export import export_reference
 from sdtt_jax.networks.lora import LoraConfig
 from tests.experiments.small import TEXT
 from tests.experiments.test_adaptation import STAGES, adapting
+from tests.interchange.llama_models import vocabulary
 from tests.interchange.test_diffugpt import plain_logits, repository, tensors
-from tests.interchange.test_llama_layouts import vocabulary
 
 WORDS = ["<s>", "</s>", "<mask>", *sorted(set(TEXT.split()))]
 POSITIONS = 20

@@ -10,7 +10,7 @@ import pytest
 
 from tests.experiments.processes import ROOT
 from tests.interchange.hub_server import TOKEN, serving
-from tests.interchange.test_llama_layouts import repository, vocabulary
+from tests.interchange.llama_models import repository, vocabulary
 
 
 @pytest.fixture

@@ -9,193 +9,49 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-import tokenizers
-from safetensors.numpy import save_file
 
 import sdtt_jax
 from sdtt_jax.errors import CheckpointError, DataError
 from sdtt_jax.interchange.export import export_reference
 from sdtt_jax.model.causal import CausalModel
-from tests import plain_llama
-from tests.plain_llama import Plain
-
-LAYERS, EMBED, MLP, ROWS = 2, 16, 24, 20
-MASK = 13
-GROUPED = Plain(heads=4, kv_heads=2, head_dim=6, epsilon=1e-3, base=500.0)
-HUB_NAMES = {
-    "norm1": "input_layernorm.weight",
-    "q": "self_attn.q_proj.weight",
-    "k": "self_attn.k_proj.weight",
-    "v": "self_attn.v_proj.weight",
-    "q_bias": "self_attn.q_proj.bias",
-    "k_bias": "self_attn.k_proj.bias",
-    "v_bias": "self_attn.v_proj.bias",
-    "q_norm": "self_attn.q_norm.weight",
-    "k_norm": "self_attn.k_norm.weight",
-    "o": "self_attn.o_proj.weight",
-    "norm2": "post_attention_layernorm.weight",
-    "gate": "mlp.gate_proj.weight",
-    "up": "mlp.up_proj.weight",
-    "down": "mlp.down_proj.weight",
-}
-OLMO_NAMES = {
-    "norm1": "attn_norm.weight",
-    "q": "q_proj.weight",
-    "k": "k_proj.weight",
-    "v": "v_proj.weight",
-    "o": "attn_out.weight",
-    "norm2": "ff_norm.weight",
-    "gate": "ff_proj.weight",
-    "up": "up_proj.weight",
-    "down": "ff_out.weight",
-}
-HUB_CONFIG = {
-    "hidden_size": EMBED,
-    "intermediate_size": MLP,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 6,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-3,
-    "rope_theta": 500.0,
-    "rope_scaling": None,
-    "vocab_size": ROWS,
-    "max_position_embeddings": 4096,
-    "bos_token_id": 1,
-    "eos_token_id": [2, 1],
-    "torch_dtype": "bfloat16",
-}
-QWEN = HUB_CONFIG | {"use_sliding_window": False, "sliding_window": 4096}
-LLADA_CONFIG = {
-    "model_type": "llada",
-    "architectures": ["LLaDAModelLM"],
-    "d_model": EMBED,
-    "mlp_hidden_size": MLP,
-    "n_layers": LAYERS,
-    "n_heads": 4,
-    "n_kv_heads": 4,
-    "activation_type": "silu",
-    "block_type": "llama",
-    "layer_norm_type": "rms",
-    "rms_norm_eps": 1e-3,
-    "rope": True,
-    "rope_theta": 500.0,
-    "alibi": False,
-    "include_bias": False,
-    "weight_tying": False,
-    "multi_query_attention": None,
-    "embedding_size": ROWS,
-    "vocab_size": ROWS,
-    "max_sequence_length": 4096,
-    "mask_token_id": MASK,
-    "eos_token_id": 2,
-}
-# Name: (config.json, options of the random weights, a denoiser's shift or None for a causal model).
-MODELS = {
-    "llama": ({**HUB_CONFIG, "model_type": "llama", "attention_bias": False}, {}, None),
-    "smollm2": ({**HUB_CONFIG, "model_type": "llama"}, {"tied": True}, None),
-    "qwen2": ({**QWEN, "model_type": "qwen2"}, {"bias": True, "tied": True}, None),
-    "qwen3": (
-        {**QWEN, "model_type": "qwen3", "layer_types": ["full_attention"] * LAYERS},
-        {"qk_norm": True, "tied": True},
-        None,
-    ),
-    "dream": (
-        {**QWEN, "model_type": "Dream", "architectures": ["DreamModel"], "mask_token_id": MASK},
-        {"bias": True},
-        True,
-    ),
-    "qwen3-diffusion": (
-        {**QWEN, "model_type": "a2d-qwen3", "mask_token_id": MASK, "tie_word_embeddings": True},
-        {"qk_norm": True, "tied": True},
-        False,
-    ),
-    "llada": (LLADA_CONFIG, {}, False),
-}
-IDS = np.random.default_rng(0).integers(0, ROWS, (2, 6)).astype(np.int32)
-
-
-def model_of(name):
-    """Weights and conventions of a tiny one."""
-    config, options, shift = MODELS[name]
-    fields = {"kv_heads": 4, "head_dim": 4} if name == "llada" else {}
-    plain = Plain(**GROUPED.__dict__ | fields | {"causal": shift is None})
-    sizes = {"layers": LAYERS, "embed": EMBED, "mlp": MLP, "rows": ROWS}
-    return config, plain, plain_llama.random_weights(5, plain, **sizes, **options)
-
-
-def tensors(name, weights):
-    olmo = name == "llada"
-    names = OLMO_NAMES if olmo else HUB_NAMES
-    block = "model.transformer.blocks" if olmo else "model.layers"
-    embed, final, head = (
-        ("model.transformer.wte", "model.transformer.ln_f", "model.transformer.ff_out")
-        if olmo
-        else ("model.embed_tokens", "model.norm", "lm_head")
-    )
-    found = {f"{embed}.weight": weights["embed"], f"{final}.weight": weights["final"]}
-    if "head" in weights:
-        found[f"{head}.weight"] = weights["head"]
-    for i, layer in enumerate(weights["layers"]):
-        found |= {f"{block}.{i}.{names[part]}": array for part, array in layer.items()}
-    return found
-
-
-def write(folder, config, named, *, shards=1):
-    """A repository: one file, or several with their index."""
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    if shards == 1:
-        save_file(named, folder / "model.safetensors")
-        return folder
-    where = {}
-    for number in range(shards):
-        file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
-        part = dict(list(named.items())[number::shards])
-        save_file(part, folder / file)
-        where |= dict.fromkeys(part, file)
-    index = {"metadata": {"total_size": 1}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
-
-
-def repository(folder, name, *, shards=1, **more):
-    config, _, weights = model_of(name)
-    return write(folder, config | more, tensors(name, weights), shards=shards)
-
-
-def expected(name, ids):
-    """Logits in the published numbering; where the model shifts, at the token that is predicted."""
-    _, plain, weights = model_of(name)
-    logits = plain_llama.logits(weights, plain, ids)
-    return np.concatenate([logits[:1], logits[:-1]]) if MODELS[name][2] else logits
-
+from tests.interchange.llama_models import (
+    IDS,
+    MASK,
+    MODELS,
+    ROWS,
+    expected,
+    model_of,
+    repository,
+    tensors,
+    vocabulary,
+    write,
+)
 
 # Published number to ours: MASK comes last.
 ORDER = [i for i in range(ROWS) if i != MASK] + [MASK]
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_are_those_of_the_plain_twin(tmp_path, name):
-    model = sdtt_jax.load(repository(tmp_path / name, name))
-    causal = MODELS[name][2] is None
-    assert isinstance(model, CausalModel) == causal
-    order = np.arange(ROWS) if causal else np.array(ORDER)
-    if not causal:
-        assert model.mask_id == ROWS - 1
+def test_it_is_recognised_and_its_logits_are_those_of_the_plain_twin(tmp_path, name):
+    case = MODELS[name]
+    model = sdtt_jax.load(repository(tmp_path / name, name), **case.given)
+    assert isinstance(model, CausalModel) == case.causal
+    order = np.arange(ROWS) if case.causal else np.array(ORDER)
+    if not case.causal:
+        assert (model.config.shift, model.config.causal) == (case.shift, False)
+        assert (model.facts["mask_row"], model.mask_id) == (MASK, ROWS - 1)
         assert model.config.length == 1024
         assert model.first_token is None
     ours = np.argsort(order)[IDS].astype(np.int32)
     for row, ids in zip(model.logits(ours), IDS, strict=True):
-        np.testing.assert_allclose(row, expected(name, ids)[:, order], atol=2e-4)
+        np.testing.assert_allclose(row, expected(name, ids)[:, order], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "dream", "llada"])
 def test_what_was_read_goes_out_bit_for_bit(tmp_path, name):
     _, _, weights = model_of(name)
     narrow = {k: v.astype(ml_dtypes.bfloat16) for k, v in tensors(name, weights).items()}
-    folder = write(tmp_path / "in", MODELS[name][0], narrow)
+    folder = write(tmp_path / "in", MODELS[name].config, narrow)
     export_reference(sdtt_jax.load(folder), tmp_path / "out")
     assert (tmp_path / "out" / "config.json").read_text()
     again = sdtt_jax.interchange.safetensors.Tensors(tmp_path / "out" / "model.safetensors")
@@ -233,6 +89,19 @@ class TestWhatTheUserSays:
         assert plain.facts["mask_row"] == 4
         assert isinstance(sdtt_jax.load(folder, causal=True), CausalModel)
 
+    @pytest.mark.parametrize("name", ["a2d-llama", "a2d-qwen2"])
+    def test_a_denoiser_whose_config_says_no_mask_asks_for_it(self, tmp_path, name):
+        folder = repository(tmp_path / "m", name, mask_token_id=None)
+        with pytest.raises(CheckpointError, match=r"which token is MASK.*say mask_id"):
+            sdtt_jax.load(folder)
+        assert sdtt_jax.load(folder, mask_id=MASK).facts["mask_row"] == MASK
+
+    def test_a_config_that_says_nothing_of_a_denoiser_is_a_causal_models(self, tmp_path):
+        folder = repository(tmp_path / "m", "diffullama")
+        assert isinstance(sdtt_jax.load(folder), CausalModel)
+        with pytest.raises(CheckpointError, match="say mask_id"):
+            sdtt_jax.load(folder, causal=False, shift=True)
+
     def test_a_causal_model_becomes_a_denoiser_where_all_is_said(self, tmp_path):
         folder = repository(tmp_path / "m", "qwen3")
         model = sdtt_jax.load(folder, causal=False, mask_id=MASK, shift=True)
@@ -263,13 +132,6 @@ def test_what_is_said_of_another_network_is_refused(golden):
         sdtt_jax.load(golden / "gpt2_tiny", causal=False, length=3)
     with pytest.raises(CheckpointError, match="shift is for published networks of the Llama fam"):
         sdtt_jax.load(golden, shift=True)
-
-
-def vocabulary(words):
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="a"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(["<s>", "</s>", "<mask>"])
-    return tokenizer
 
 
 class TestTokenizers:
