@@ -7,7 +7,7 @@ from sdtt_jax.config import require
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.typing import PerToken, Positions
 
-MOST_POSITIONS = 46_340  # the square of more leaves int32
+INT32 = 2**31
 
 
 def still_masked(schedule: Schedule, times: jax.Array) -> jax.Array:
@@ -41,7 +41,12 @@ def even_calls(share: PerToken, masked: Positions, num_steps: int) -> tuple[jax.
     Returns:
       `call: [batch, length]` int32, `num_steps` where nothing is masked; and `first: [batch, num_steps]`
       float32, the share of the first position of each call (0 for a call that reveals nothing).
+
+    Raises:
+      ConfigError: for texts so long and so many calls that their product would leave int32.
     """
+    length = share.shape[-1]
+    _check_product(length, min(num_steps, length), f"{num_steps} calls")
     rank, count = _ranked(share, masked)
     # rank * num_steps // count, whose product leaves int32 at 4,096 positions and 600,000 calls.
     call = rank * (num_steps // count) + rank * (num_steps % count) // count
@@ -57,7 +62,11 @@ def dealt_calls(
       share: `[batch, length]` float32, uniform in [0, 1).
       masked: `[batch, length]` bool.
       counts: of each call, together what a text with nothing given has.
+
+    Raises:
+      ConfigError: for texts so long and so many positions that their product would leave int32.
     """
+    _check_product(share.shape[-1], sum(counts), f"counts that add up to {sum(counts)}")
     rank, count = _ranked(share, masked)
     ends = jnp.cumsum(jnp.array(counts))
     # Position `rank` of `count` stands where `rank * ends[-1] / count` of the whole text does.
@@ -71,17 +80,17 @@ def ranks(values: jax.Array) -> jax.Array:
 
 
 def _ranked(share: PerToken, masked: Positions) -> tuple[jax.Array, jax.Array]:
-    """The place of each masked position in the falling order of `share`, and how many there are.
-
-    Raises:
-      ConfigError: for texts so long that a product of two such numbers would leave int32.
-    """
-    require(
-        share.shape[-1] <= MOST_POSITIONS,
-        f"a text of {share.shape[-1]} tokens cannot be dealt out to calls; {MOST_POSITIONS} are the most.",
-    )
+    """The place of each masked position in the falling order of `share`, and how many there are."""
     share = jnp.where(masked, share, -1.0)
     return ranks(-share), jnp.maximum(masked.sum(axis=-1, keepdims=True), 1)
+
+
+def _check_product(length: int, other: int, what: str) -> None:
+    require(
+        length * other < INT32,
+        f"a text of {length} tokens cannot be dealt out to {what}: their product {length * other} is beyond "
+        f"{INT32 - 1}, the most that int32 holds.",
+    )
 
 
 def _with_first(

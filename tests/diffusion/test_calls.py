@@ -34,11 +34,18 @@ def test_calls_of_long_texts_in_many_steps_do_not_overflow(length, calls):
     np.testing.assert_array_equal(dealt, np.arange(length) >= half)
 
 
-def test_a_text_that_is_longer_still_is_refused():
-    share, masked = jnp.zeros((1, 46_341)), jnp.ones((1, 46_341), bool)
-    for deal in (
-        lambda: even_calls(share, masked, 2),
-        lambda: dealt_calls(share, masked, (1, 46_340)),
-    ):
-        with pytest.raises(ConfigError, match="46341 tokens cannot be dealt out"):
-            deal()
+@pytest.mark.parametrize(("length", "calls"), [(46_341, 2), (200_000, 10_000)])
+def test_a_longer_text_is_dealt_out_to_few_calls(length, calls):
+    """Oracle: whole numbers without an end."""
+    share, masked = 1 - jnp.arange(length)[None] / length, jnp.ones((1, length), bool)
+    call = np.asarray(even_calls(share, masked, calls)[0][0])
+    np.testing.assert_array_equal(call, np.arange(length, dtype=np.int64) * calls // length)
+
+
+@pytest.mark.parametrize(("length", "calls"), [(46_341, 46_341), (300_000, 10_000)])
+def test_a_text_whose_places_times_calls_leave_int32_is_refused(length, calls):
+    share, masked = jnp.zeros((1, length)), jnp.ones((1, length), bool)
+    with pytest.raises(ConfigError, match=f"{length} tokens cannot be dealt out to {calls} calls"):
+        even_calls(share, masked, calls)
+    with pytest.raises(ConfigError, match=f"counts that add up to {length}: .* int32"):
+        dealt_calls(share, masked, (1, length - 1))
