@@ -24,7 +24,7 @@ from absl import app, flags
 
 from experiments.cli.output import EXIT_CONFIG, discard_output, print_anywhere
 from sdtt_jax.errors import EXIT_INTERRUPTED
-from sdtt_jax.parallel.environment import ADDRESS, COUNT, INDEX
+from sdtt_jax.parallel.environment import ADDRESS, COUNT, INDEX, virtual_devices
 
 _PROCESSES = flags.DEFINE_integer("processes", 2, "Processes.", lower_bound=1)
 _DEVICES = flags.DEFINE_integer(
@@ -40,7 +40,6 @@ PR_SET_PDEATHSIG = 1
 # What gloo logs about every pair of devices whenever a computation is compiled; its threads write in
 # pieces, so that a line may begin with the end of another.
 NOISE = ("[Gloo] Rank", "peer ranks. Expected number of connected peer ranks")
-DEVICE_COUNT = "--xla_force_host_platform_device_count"
 
 
 def command_line(arguments: Sequence[str]) -> list[str]:
@@ -55,17 +54,13 @@ def command_line(arguments: Sequence[str]) -> list[str]:
 
 def environment(index: int, processes: int, devices: int, port: int) -> dict[str, str]:
     """The environment of process `index`."""
-    xla_flags = [
-        f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(DEVICE_COUNT)
-    ]
     return os.environ | {
         ADDRESS: f"127.0.0.1:{port}",
         COUNT: str(processes),
         INDEX: str(index),
-        "JAX_PLATFORMS": "cpu",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "XLA_FLAGS": " ".join([*xla_flags, f"{DEVICE_COUNT}={devices}"]),
         "PYTHONUNBUFFERED": "1",
+        **virtual_devices(devices),
     }
 
 

@@ -10,12 +10,6 @@ from typing import Any
 import pytest
 
 
-def virtual_devices(count: int) -> dict[str, str]:
-    """What is set in the environment of a program on that many devices of one process."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-
-
 def once(
     tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]
 ) -> tuple[Path, Any]:

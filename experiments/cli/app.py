@@ -28,6 +28,7 @@ from sdtt_jax.config import require
 from sdtt_jax.data.normalize import require_characters
 from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError
 from sdtt_jax.parallel import processes
+from sdtt_jax.parallel.environment import threads_to_wait_in
 from sdtt_jax.paths import as_path, home, is_remote
 from sdtt_jax.renamed import FLAGS
 from sdtt_jax.training.loop import Interrupted
@@ -120,6 +121,7 @@ def _writing(file: Path) -> Iterator[None]:
 
 def join_processes() -> None:
     """Joins the other processes of this job, as `--distributed` says."""
+    os.environ.update(threads_to_wait_in(os.environ))
     processes.initialize(_DISTRIBUTED.value)
 
 

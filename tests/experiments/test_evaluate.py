@@ -24,8 +24,9 @@ from sdtt_jax.evaluation.texts import held_out
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model import batches
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
+from sdtt_jax.parallel.environment import virtual_devices
 from tests.experiments.processes import call
-from tests.sharing import once, virtual_devices
+from tests.sharing import once
 from tests.worlds import as_causal, noisy_params
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs far away from here\n"
@@ -381,14 +382,8 @@ def test_a_mesh_gives_the_figures_of_one_device(root, evaluated, tmp_path, monke
     for name, value in virtual_devices(4).items():
         monkeypatch.setenv(name, value)
     output = tmp_path / "mesh.json"
-    done = call(
-        "evaluate",
-        f"--checkpoint={root}",
-        "--suite=generation,likelihood",
-        "--mesh=2,1,2",
-        *FLAGS,
-        f"--output={output}",
-    )
+    what = ("--suite=generation,likelihood", "--mesh=2,1,2", *FLAGS)
+    done = call("evaluate", f"--checkpoint={root}", *what, f"--output={output}")
     assert done.status == 0, done.stderr
     content = json.loads(output.read_text())
     assert content["environment"]["num_devices"] == 4

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
+from sdtt_jax.parallel.environment import virtual_devices
 from tests.faults.devices import MESHES
-from tests.sharing import once, virtual_devices
+from tests.sharing import once
 
 pytestmark = [pytest.mark.slow, pytest.mark.multidevice]
 

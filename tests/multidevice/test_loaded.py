@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from sdtt_jax.parallel.environment import virtual_devices
 from tests.multidevice.launching import ROOT
-from tests.sharing import virtual_devices
 
 pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
 

@@ -10,9 +10,10 @@ import sys
 import numpy as np
 import pytest
 
+from sdtt_jax.parallel.environment import virtual_devices
 from tests.multidevice.launching import call
 from tests.multidevice.programs import BATCH, LENGTH, LLAMA_MESHES, MESHES, ONE, STEPS
-from tests.sharing import once, virtual_devices
+from tests.sharing import once
 
 # All programs of all meshes run in the first test's setup, the longest of all on cores without AVX-512.
 pytestmark = [pytest.mark.multidevice, pytest.mark.slow, pytest.mark.timeout(1500)]
