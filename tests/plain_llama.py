@@ -5,6 +5,7 @@ is shared with the library.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class Plain:
     neighbours: bool = False
     turned: int | None = None
     causal: bool = True
+    scaling: dict | None = None  # `rope_scaling` of a published config
 
 
 def random_weights(seed, plain, *, layers, embed, mlp, rows, bias=False, qk_norm=False, tied=False):
@@ -78,11 +80,27 @@ def _norm(x, scale, epsilon):
     return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon) * scale
 
 
+def slowed(frequency, scaling):
+    """A rotary frequency, in radians a position, after scaling; by wavelengths, as Llama 3.1 describes it."""
+    if scaling is None:
+        return frequency
+    if scaling["rope_type"] == "linear":
+        return frequency / scaling["factor"]
+    length, wavelength = scaling["original_max_position_embeddings"], 2 * math.pi / frequency
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    if wavelength < length / high:
+        return frequency
+    if wavelength > length / low:
+        return frequency / scaling["factor"]
+    smooth = (length / wavelength - low) / (high - low)
+    return (1 - smooth) * frequency / scaling["factor"] + smooth * frequency
+
+
 def _turn(x, position, plain):
     """One head's vector `[head_dim]` at a position."""
     x, size = x.copy(), plain.head_dim if plain.turned is None else plain.turned
     for i in range(size // 2):
-        angle = position * plain.base ** (-2 * i / size)
+        angle = position * slowed(plain.base ** (-2 * i / size), plain.scaling)
         a, b = (2 * i, 2 * i + 1) if plain.neighbours else (i, i + size // 2)
         x[a], x[b] = (
             x[a] * np.cos(angle) - x[b] * np.sin(angle),

@@ -12,6 +12,7 @@ from sdtt_jax.data.tokenizer import HubTokenizer, Special, Tokenizer
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE, TOKENIZER_FILES
 from sdtt_jax.interchange.renaming import write_params
 from sdtt_jax.interchange.safetensors import write_tensors
+from sdtt_jax.interchange.scaling import published_scaling
 from sdtt_jax.interchange.tables.llama import HUB, LLAMA
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -87,6 +88,7 @@ def hub_config(config: LlamaConfig, special: Special | None) -> dict[str, Any]:
         "vocab_size": config.columns,
         "tie_word_embeddings": config.tied_head,
         **{theirs: getattr(config, ours) for ours, theirs in HUB.fields.items()},
+        **published_scaling(config.rotary_scaling),
     }
     if special is not None:
         said |= {"bos_token_id": special.bos_id, "eos_token_id": special.eos_id}

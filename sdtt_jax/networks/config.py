@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, TypeVar
 
 from sdtt_jax.config import one_of, positive, require, whole, within
-from sdtt_jax.networks.attention.rotary import ROTARY_BASE
+from sdtt_jax.networks.attention.rotary import NO_SCALING, ROTARY_BASE, RotaryScaling
 from sdtt_jax.ops.noise import FULL, LATENT, MASKS, TWO_LEVEL
 
 VOCAB_MULTIPLE = 128
@@ -201,6 +201,7 @@ class LlamaConfig(CausalConfig):
       rotary_base: the slowest pair of features turns by about one over it at each position.
       rotary_pairs: which features are turned together: "halves", i and i + head_dim / 2, or "neighbours",
         2 i and 2 i + 1 (as in GGUF files of Llama models).
+      rotary_scaling: how rotations are slowed down for long texts.
       rotary_share: share of a head's features, its first ones, that are turned.
       qk_norm: an RMS norm of each head's query and key (Qwen3).
       qkv_bias: query, key and value have a bias (Qwen2).
@@ -212,6 +213,7 @@ class LlamaConfig(CausalConfig):
     mlp_dim: int = 0
     norm_epsilon: float = 1e-5
     rotary_base: float = ROTARY_BASE
+    rotary_scaling: RotaryScaling = NO_SCALING
     rotary_pairs: str = "halves"
     rotary_share: float = 1.0
     qk_norm: bool = False
@@ -304,7 +306,7 @@ def as_denoiser(
     if isinstance(config, LlamaDenoiserConfig | GPT2DenoiserConfig):
         return dataclasses.replace(config, **changes)
     kind = GPT2DenoiserConfig if isinstance(config, GPT2Config) else LlamaDenoiserConfig
-    return kind(**dataclasses.asdict(config) | changes, shift=shift)
+    return kind(**vars(config) | changes, shift=shift)
 
 
 Config = TypeVar("Config", bound=TransformerConfig)

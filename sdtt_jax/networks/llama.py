@@ -187,7 +187,7 @@ class Llama(nn.Module):
     ) -> tuple[jax.Array, LayerPast | None]:
         c = self.config
         positions = jnp.arange(tokens.shape[1]) + (0 if used is None else used)
-        rotary = rotary_tables(positions, c.rotary_dim, c.rotary_base)
+        rotary = rotary_tables(positions, c.rotary_dim, c.rotary_base, c.rotary_scaling)
         x = nn.with_logical_constraint(self.embed(tokens), ("batch", "length", "embed"))
         x, new = self.blocks(x, past, (*rotary, used, segments, edges))
         return self.final(x), new

@@ -226,18 +226,14 @@ def test_a_file_that_was_cut_short_is_one_sentence(tmp_path, share):
         sdtt_jax.load(path)
 
 
-def scaled(writer):
-    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-
-
 @pytest.mark.parametrize(
     ("how", "said"),
     [
         ({"architecture": "gemma"}, "architecture 'gemma'; only 'llama' is read"),
         ({"less": ["blk.1.ffn_up.weight"]}, r"1 tensor is missing: blk\.1\.ffn_up\.weight"),
         (
-            {"more": {"rope_freqs.weight": np.ones(4, np.float32)}.items()},
-            r"1 tensor is not part of this model: rope_freqs\.weight",
+            {"more": {"rope_factors_long.weight": np.ones(4, np.float32)}.items()},
+            r"1 tensor is not part of this model: rope_factors_long\.weight",
         ),
         (
             {"more": {"blk.0.attn_k.weight": np.ones((16, 32), np.int8)}.items()},
@@ -247,9 +243,8 @@ def scaled(writer):
             {"more": {"blk.0.attn_k.weight": np.ones((8, 32), np.float32)}.items()},
             r"blk\.0\.attn_k\.weight has shape \[8, 32\], but this model needs \[16, 32\]",
         ),
-        ({"change": scaled}, "says scaling.type='linear'"),
     ],
-    ids=["architecture", "missing", "extra", "type", "shape", "scaled"],
+    ids=["architecture", "missing", "extra", "type", "shape"],
 )
 def test_what_is_no_such_network_is_named(tmp_path, how, said):
     path = write(tmp_path / "model.gguf", weights(), **how)

@@ -202,7 +202,6 @@ class TestTokenizers:
     ("change", "said"),
     [
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "rope_type='llama3'"),
         ({"use_sliding_window": True}, "use_sliding_window=True"),
         ({"vocab_size": 21}, "vocab_size=21"),
         ({"num_key_value_heads": 3}, "num_kv_heads=3 must divide"),

@@ -10,6 +10,8 @@ import pytest
 
 from sdtt_jax.causal.nll import causal_loss
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.interchange.scaling import published_scaling
+from sdtt_jax.networks.attention.rotary import RotaryScaling
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig, as_denoiser
 from sdtt_jax.networks.llama import LlamaDenoiser, LlamaNetwork
 from sdtt_jax.ops.categorical import NEG_INFINITY
@@ -36,6 +38,7 @@ FULL = {
     "rotary_pairs": "neighbours",
     "rotary_share": 0.5,
     "rotary_base": 50.0,
+    "rotary_scaling": RotaryScaling("llama3", factor=8.0, original_length=12),
     "norm_epsilon": 1e-2,
 }
 CONFIGS = {"none": PLAIN_ONE, "all": LlamaConfig(**SIZES, **FULL)}
@@ -49,7 +52,7 @@ HIDDEN = jax.jit(
 
 def both_ways(config, **fields):
     """A denoiser with the sizes of a causal network."""
-    return LlamaDenoiser(LlamaDenoiserConfig(**dataclasses.asdict(config), **fields))
+    return LlamaDenoiser(LlamaDenoiserConfig(**vars(config), **fields))
 
 
 def plain_of(config):
@@ -62,6 +65,7 @@ def plain_of(config):
         neighbours=config.rotary_pairs == "neighbours",
         turned=config.rotary_dim,
         causal=config.is_causal,
+        scaling=published_scaling(config.rotary_scaling).get("rope_scaling"),
     )
 
 

@@ -6,12 +6,20 @@ from its config where that says so, then from the family that the config names, 
 neither says.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.claims import FLAG, NUMBER, Allowed, check_claims, claimed
 from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table, kernel, shape_of
+from sdtt_jax.interchange.scaling import (
+    GGUF_DIVISORS,
+    UNSCALED,
+    gguf_divisors_scaling,
+    gguf_scaling,
+    hub_scaling,
+)
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
 
 # The sequences of a denoiser whose config allows very long ones.
@@ -108,8 +116,7 @@ CLAIMS: Allowed = {
     "layer_norm_type": ("rms",),
     "block_type": ("llama",),
     "layer_types": ("full_attention",),
-    "rope_type": ("default",),
-    **dict.fromkeys(("rope_scaling", "scaling", "quantization_config", "expert_count"), ()),
+    **dict.fromkeys(("quantization_config", "expert_count"), ()),
 }
 
 
@@ -155,8 +162,10 @@ def llama_table(names: Names, config: LlamaConfig) -> Table:
         tied = {head: embed}
     else:
         entries.append(kernel(names.head, "head/linear", rows, d, vocab_axis=0))
-    # Older exports carry their rotary frequencies along.
-    ignored = (f"{names.q.rsplit('.', 1)[0]}.rotary_emb.inv_freq",)
+    # Older exports carry their rotary frequencies along; what GGUF files say of them is in the config.
+    ignored = [f"{names.q.rsplit('.', 1)[0]}.rotary_emb.inv_freq"]
+    if names is GGUF:
+        ignored.append(GGUF_DIVISORS)
     return Table(entries, config.num_layers, config.padded_vocab, ignored=ignored, tied=tied)
 
 
@@ -188,12 +197,18 @@ def _config(
     sizes["qk_norm"] = f"{q_norm}.weight" in tensors
     no_head = f"{prefix}{names.head}.weight" not in tensors
     sizes["tied_head"] = claimed(stored, ("tie_word_embeddings", "weight_tying"), FLAG, no_head)
-    allowed = {**CLAIMS, **dict.fromkeys(("vocab_size", "embedding_size"), (rows,))}
+    scaling = (gguf_scaling if names is GGUF else hub_scaling)(stored)
+    sizes["rotary_scaling"] = scaling
+    allowed = {**CLAIMS, "rope_type": (*UNSCALED, scaling.kind)}
+    allowed |= dict.fromkeys(("vocab_size", "embedding_size"), (rows,))
     if names is OLMO:
         del allowed["vocab_size"]  # that of the tokenizer
         allowed["rope"] = (True,)
     try:
         config = _of_kind(names, sizes, stored)
+        if names is GGUF and GGUF_DIVISORS in tensors:
+            scaling = gguf_divisors_scaling(tensors[GGUF_DIVISORS], config, stored)
+            config = dataclasses.replace(config, rotary_scaling=scaling)
     except ConfigError as error:
         raise CheckpointError(f"{stored.where}: {error}") from None
     allowed["dimension_count"] = (config.head_dim,)

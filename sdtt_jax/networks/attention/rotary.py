@@ -1,13 +1,72 @@
 """Rotary position embeddings."""
 
+import dataclasses
+
 import jax.numpy as jnp
 from jax import Array
 
+from sdtt_jax.config import one_of, positive, require
+
 ROTARY_BASE = 10_000.0
+UNSCALED, LINEAR, LLAMA3 = "none", "linear", "llama3"
+
+
+@dataclasses.dataclass(frozen=True)
+class RotaryScaling:
+    """How rotations are slowed down for texts longer than those that a network was first trained on.
+
+    Attributes:
+      kind: "none"; "linear", all frequencies are divided by `factor` (arXiv 2306.15595); or "llama3" (Llama
+        3.1, arXiv 2407.21783), those that turn few times within `original_length` positions are.
+      factor: by which they are divided.
+      low_freq_factor, high_freq_factor: of "llama3": turns within `original_length`, up to which a frequency
+        is divided and from which on it is kept; between them it goes from one to the other in proportion.
+      original_length: of "llama3": positions that the network was first trained on.
+    """
+
+    kind: str = UNSCALED
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_length: int = 8192
+
+    def __post_init__(self) -> None:
+        one_of(self, kind=(UNSCALED, LINEAR, LLAMA3))
+        positive(self, "factor", "low_freq_factor", "original_length")
+        require(
+            self.low_freq_factor < self.high_freq_factor,
+            f"high_freq_factor={self.high_freq_factor} must exceed low_freq_factor={self.low_freq_factor}.",
+        )
+
+
+NO_SCALING = RotaryScaling()
+
+
+def scaled_frequencies(frequency: Array, scaling: RotaryScaling) -> Array:
+    """Frequencies of rotary embeddings, radians a position, slowed down for long texts.
+
+    Args:
+      frequency: `[pairs]` float32.
+      scaling: how.
+
+    Returns:
+      As `frequency`.
+    """
+    if scaling.kind == UNSCALED:
+        return frequency
+    if scaling.kind == LINEAR:
+        return frequency / scaling.factor
+    turns = scaling.original_length * frequency / (2 * jnp.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = jnp.clip((turns - low) / (high - low), 0, 1)
+    return frequency * (kept + (1 - kept) / scaling.factor)
 
 
 def rotary_tables(
-    positions: Array, head_dim: int, base: float = ROTARY_BASE
+    positions: Array,
+    head_dim: int,
+    base: float = ROTARY_BASE,
+    scaling: RotaryScaling = NO_SCALING,
 ) -> tuple[Array, Array]:
     """Cosines and sines for rotary embeddings (RoFormer, arXiv 2104.09864).
 
@@ -15,11 +74,13 @@ def rotary_tables(
       positions: `[length]` int32.
       head_dim: features of a head that are turned, an even number.
       base: of the frequencies.
+      scaling: of the frequencies, for long texts.
 
     Returns:
       `cos, sin`: `[length, head_dim // 2]` float32.
     """
     frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    frequency = scaled_frequencies(frequency, scaling)
     angle = positions.astype(jnp.float32)[:, None] * frequency
     return jnp.cos(angle), jnp.sin(angle)
 
