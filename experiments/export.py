@@ -61,7 +61,7 @@ def write(model: Model | CausalModel, output: Path) -> list[Path]:
             f"{model.facts['path']} holds a causal model; --format=stablehlo exports a denoiser's sampler."
         )
     config = fields.from_flags(Decoding).sampler(_NUM_STEPS.value)
-    helper = load(_HELPER.value).as_helper if _HELPER.value else None
+    helper = load(_HELPER.value) if _HELPER.value else None
     return export_stablehlo(model, output, config, _BATCH_SIZE.value, helper)
 
 

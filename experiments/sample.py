@@ -28,12 +28,12 @@ from experiments.cli.devices import chosen_mesh
 from experiments.cli.watch import watch
 from experiments.stages.mirror import own_data
 from sdtt_jax.config import positive, require
-from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import Sampling
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load, load_denoiser
 from sdtt_jax.keys import seed_key
+from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import ended, reading_notes
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
             _NUM_SAMPLES.value, _texts(_PROMPT.value), _texts(_INFILL.value), _NUM_TOKENS.value
         )
     )
-    helper = load(_HELPER.value, mesh=chosen_mesh()).as_helper if _HELPER.value else None
+    helper = load(_HELPER.value, mesh=chosen_mesh()) if _HELPER.value else None
     first = processes.is_first()
     if first:
         _announce(model, config)
@@ -107,7 +107,7 @@ def _written(
     x_init: np.ndarray,
     sampling: Sampling,
     config: SamplerConfig,
-    helper: Helper | None,
+    helper: Loaded | None,
 ) -> Iterator[dict[str, Any]]:
     """Text, tokens and facts of each row of `x_init: [B, L]` int32 as it is written."""
     key, tokenizer, done = seed_key(sampling.seed), model.text_tokenizer, 0

@@ -48,6 +48,10 @@ class TableDenoiser:
     def mask_id(self) -> int:
         return MASK
 
+    @property
+    def config(self) -> DenoiserConfig:
+        return DenoiserConfig(vocab_size=VOCAB, length=LENGTH)
+
     def hidden(self, params: Any, tokens: jax.Array, sigma: jax.Array | None = None) -> jax.Array:
         if self.on_call is not None:
             jax.debug.callback(self.on_call)

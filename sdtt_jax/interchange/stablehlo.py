@@ -15,6 +15,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.interchange.safetensors import write_tensors
 from sdtt_jax.keys import MAX_SEED
+from sdtt_jax.model.base import Loaded, helping
 from sdtt_jax.model.learnt import settled
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.sequences import Sequences, arrange
@@ -51,7 +52,7 @@ for row in np.asarray(sampler.call(load_file(folder / "params.safetensors"), key
 
 
 def exported_sampler(
-    model: Model, config: SamplerConfig, batch_size: int, helper: Helper | None = None
+    model: Model, config: SamplerConfig, batch_size: int, helper: Loaded | Helper | None = None
 ) -> export.Exported:
     """The sampler for one batch size and number of steps, lowered for all of `PLATFORMS` at once.
 
@@ -68,18 +69,20 @@ def exported_sampler(
       ConfigError: the model, or its helper, cannot do what the decoder asks of it.
     """
     positive(batch_size=batch_size)
-    static = None if helper is None else dataclasses.replace(helper, params=None)
+    other = helping(helper)
+    static = None if other is None else dataclasses.replace(other, params=None)
     setting = model.diffusion, settled(config, model), model.sequences, static
     sampler = functools.partial(_sample, *setting)
-    params = jax.eval_shape(lambda: all_params(model, helper))
+    params = jax.eval_shape(lambda: all_params(model, other))
     key_data = jax.ShapeDtypeStruct((2,), np.uint32)
     x_init = jax.ShapeDtypeStruct((batch_size, model.config.length), np.int32)
     return export.export(jax.jit(sampler), platforms=PLATFORMS)(params, key_data, x_init)
 
 
-def all_params(model: Model, helper: Helper | None = None) -> dict[str, jax.Array]:
+def all_params(model: Model, helper: Loaded | Helper | None = None) -> dict[str, jax.Array]:
     """Parameters by path, `{"blocks/mlp/up/kernel": …}`, those of a helper below `helper/`."""
-    beside = {} if helper is None else {HELPER: helper.params}
+    other = helping(helper)
+    beside = {} if other is None else {HELPER: other.params}
     return flat_leaves(model.params | beside)
 
 
@@ -88,7 +91,7 @@ def export_stablehlo(
     directory: PathLike,
     config: SamplerConfig,
     batch_size: int,
-    helper: Helper | None = None,
+    helper: Loaded | Helper | None = None,
 ) -> list[Path]:
     """Writes the sampler, its parameters, their description, and a program that runs them.
 

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from sdtt_jax.checkpoints.digests import canonical_sha256, params_digest
-from sdtt_jax.config import to_mapping
+from sdtt_jax.config import require, to_mapping
 from sdtt_jax.data import Tokenizer
+from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.ops.sequences import Sequences
@@ -66,6 +67,11 @@ class Loaded(abc.ABC):
     @abc.abstractmethod
     def config(self) -> TransformerConfig:
         """The network's sizes."""
+
+    @property
+    @abc.abstractmethod
+    def as_helper(self) -> Helper:
+        """This model as the second model of another one's decoder."""
 
     @property
     def sequences(self) -> Sequences | None:
@@ -150,3 +156,16 @@ class Loaded(abc.ABC):
                 "tokenizer.json is beside it, so that it has tokens and no text."
             )
         return self.tokenizer
+
+
+def helping(model: Loaded | Helper | None) -> Helper | None:
+    """The second model of a decoder, of a loaded model; `Helper` and None as they are.
+
+    Raises:
+      ConfigError: it is none of these, such as a path.
+    """
+    require(
+        model is None or isinstance(model, Loaded | Helper),
+        f"helper must be a model, as sdtt_jax.load returns it, not {model!r:.80}.",
+    )
+    return model.as_helper if isinstance(model, Loaded) else model

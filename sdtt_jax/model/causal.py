@@ -41,7 +41,7 @@ class CausalModel(Loaded):
 
     @property
     def as_helper(self) -> Helper:
-        """This model, which must have a tokenizer, as the helper of a denoiser's decoder."""
+        # Its tokenizer says what stands before the first token.
         every = self.facts.get("every", 1 if self.facts.get("stage") == "judge" else 0)
         return Helper(self.params, self.network, self.text_tokenizer.bos_id, every)
 

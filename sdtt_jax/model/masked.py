@@ -27,7 +27,7 @@ from sdtt_jax.diffusion.sampler import (
 )
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.keys import check_key
-from sdtt_jax.model.base import Loaded
+from sdtt_jax.model.base import Loaded, helping
 from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.model.generation import generate
 from sdtt_jax.model.learnt import settled
@@ -69,7 +69,6 @@ class Model(Loaded):
 
     @property
     def as_helper(self) -> Helper:
-        """This model as the helper of another model's decoder."""
         return Helper(self.params, self.denoiser)
 
     def logits(self, tokens: Tokens, sigma: float = 0.0) -> Logits:
@@ -80,7 +79,7 @@ class Model(Loaded):
 
     def log_probs(self, x_t: Tokens, sigma: float = 0.0) -> LogProbs:
         """SUBS log-probabilities `[B, L, V]` float32, -inf where a token is impossible."""
-        x_t = jnp.asarray(as_rows(x_t, self.mask_id + 1))
+        x_t = jnp.asarray(self._rows(x_t, self.mask_id + 1))
         log_probs = subs_log_probs(self.logits(x_t, sigma), x_t, self.mask_id)
         return jnp.where(log_probs > 0.5 * NEG_INFINITY, log_probs, -jnp.inf)
 
@@ -93,7 +92,15 @@ class Model(Loaded):
 
     def noisy(self, x_t: ArrayLike) -> jax.Array:
         """`x_t: [B, L]`, MASK or tokens, checked and placed on the model's devices; else `ConfigError`."""
-        return self.placed(as_rows(x_t, self.mask_id + 1))
+        return self.placed(self._rows(x_t, self.mask_id + 1))
+
+    def _rows(self, tokens: ArrayLike, num_ids: int) -> Any:
+        rows, length = as_rows(tokens, num_ids), self.config.length
+        require(
+            rows.shape[1] <= length,
+            f"tokens: the texts have {rows.shape[1]} positions, and {self.facts['path']} has {length}.",
+        )
+        return rows
 
     def sample(
         self,
@@ -106,7 +113,7 @@ class Model(Loaded):
         num_tokens: int | None = None,
         stop_at_eos: bool = False,
         batch_size: int = 32,
-        helper: Helper | None = None,
+        helper: Loaded | Helper | None = None,
         **options: Any,
     ) -> Tokens:
         """Texts `[num_samples, L]` int32; `tokenizer.decode` turns a row into text.
@@ -124,7 +131,8 @@ class Model(Loaded):
           stop_at_eos: what follows the first EOS of a text becomes EOS too.
           batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows. Part of what
             determines the draws.
-          helper: `as_helper` of the second model of a decoder that needs one, such as "speculative".
+          helper: the second model, as `sdtt_jax.load` returns it, of a decoder that needs one, such as
+            "speculative".
           **options: further fields of `SamplerConfig` (temperature, top_k, top_p, time_grid, mode).
 
         Raises:
@@ -153,7 +161,7 @@ class Model(Loaded):
         x_init: ArrayLike,
         config: SamplerConfig,
         batch_size: int = 32,
-        helper: Helper | None = None,
+        helper: Loaded | Helper | None = None,
     ) -> list[Callable[[], Written]]:
         """Fills the MASK positions of `x_init: [B, L]` int32: a function for each batch writes its texts.
 
@@ -165,9 +173,8 @@ class Model(Loaded):
           batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows.
           helper: the second model of a decoder that needs one.
         """
-
         check_key(key)
-        config = settled(config, self)
+        config, other = settled(config, self), helping(helper)
 
         def write(params: Params, index: jax.Array, rows: jax.Array) -> Written:
             state = generate(
@@ -177,11 +184,11 @@ class Model(Loaded):
                 rows,
                 config,
                 self.sequences,
-                helper,
+                other,
             )
             return Written(state.x, np.full(len(rows), to_host(state.nfe)))
 
-        rows = to_host(as_rows(x_init, self.mask_id + 1))
+        rows = to_host(self._rows(x_init, self.mask_id + 1))
         return batched(write, self.params, rows, batch_size)
 
     @property
@@ -239,7 +246,11 @@ class Model(Loaded):
         )
 
     def denoise(
-        self, key: Key, x_init: ArrayLike, config: SamplerConfig, helper: Helper | None = None
+        self,
+        key: Key,
+        x_init: ArrayLike,
+        config: SamplerConfig,
+        helper: Loaded | Helper | None = None,
     ) -> SamplerState:
         """Fills MASK positions in one batch: `x: [B, L]` int32, and the number of network calls, `nfe`.
 
@@ -250,24 +261,26 @@ class Model(Loaded):
           helper: the second model of a decoder that needs one.
         """
         check_key(key)
-        x_init, config = self.noisy(x_init), settled(config, self)
+        x_init, config, other = self.noisy(x_init), settled(config, self), helping(helper)
         with self.on_mesh():
-            return generate(
-                self.diffusion, self.params, key, x_init, config, self.sequences, helper
-            )
+            return generate(self.diffusion, self.params, key, x_init, config, self.sequences, other)
 
     def states(
-        self, key: Key, x_init: ArrayLike, config: SamplerConfig, helper: Helper | None = None
+        self,
+        key: Key,
+        x_init: ArrayLike,
+        config: SamplerConfig,
+        helper: Loaded | Helper | None = None,
     ) -> Iterator[SamplerState]:
         """`denoise`, with its arguments, step by step: each state as soon as it is there.
 
         The last of the `num_steps + 2` states is what `denoise` returns for the same key.
         """
         check_key(key)
-        x_init, config = self.noisy(x_init), settled(config, self)
+        x_init, config, other = self.noisy(x_init), settled(config, self), helping(helper)
         model = self.diffusion.within(arrange(x_init, self.sequences))
-        begin = first_state(model, self.params, x_init, config, helper)
-        return self._states(key, begin, config, helper)
+        begin = first_state(model, self.params, x_init, config, other)
+        return self._states(key, begin, config, other)
 
     def _states(
         self, key: Key, state: SamplerState, config: SamplerConfig, helper: Helper | None
@@ -307,7 +320,7 @@ class Model(Loaded):
         whole(1, num_samples=num_samples)
         check_key(key)
         self.require_likelihood()
-        tokens = self.placed(as_rows(tokens, self.mask_id))
+        tokens = self.placed(self._rows(tokens, self.mask_id))
         with self.on_mesh():
             estimates = [
                 _score(self.diffusion, self.params, tokens, key_of, self.sequences)

@@ -43,8 +43,7 @@ def root(tmp_path_factory):
 
 def test_the_plan_counts_in_fours_and_the_model_fills_the_rest(root):
     """32 texts of 16 tokens; of untrained models one step in ten would be right."""
-    helper = sdtt_jax.load(root / "skeleton").as_helper
-    model = sdtt_jax.load(root / "teacher")
+    helper, model = sdtt_jax.load(root / "skeleton"), sdtt_jax.load(root / "teacher")
     texts = model.sample(jax.random.key(0), 32, 3, mode=MODE, helper=helper)
     texts = [model.tokenizer.decode(row) for row in texts]
     places = np.array([[LETTERS.find(letter) for letter in text[::EVERY]] for text in texts])
@@ -62,7 +61,7 @@ def test_the_plan_counts_in_fours_and_the_model_fills_the_rest(root):
     ],
 )
 def test_a_helper_of_other_texts_is_refused(root, name, mode, said):
-    helper, model = sdtt_jax.load(root / name).as_helper, sdtt_jax.load(root / "teacher")
+    helper, model = sdtt_jax.load(root / name), sdtt_jax.load(root / "teacher")
     with pytest.raises(ConfigError, match=said):
         model.sample(jax.random.key(0), 1, 3, mode=mode, helper=helper)
 

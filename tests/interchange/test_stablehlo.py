@@ -71,8 +71,8 @@ def decoders(model):
     judge = as_causal(
         CausalNetwork(causal), noisy_params(CausalNetwork(causal), 0), model.tokenizer
     )
-    yield "staged", model.as_helper, {}
-    yield "skeleton:every=4", judge.as_helper, {}
+    yield "staged", model, {}
+    yield "skeleton:every=4", judge, {}
     yield "learnt", None, {}
     yield "grid", None, {"sequences": "documents"}
 

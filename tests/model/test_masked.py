@@ -126,6 +126,32 @@ def test_score_is_the_mean_of_one_sample_bounds(model):
     )
 
 
+def test_a_loaded_model_helps_another_one_s_decoder(run, model):
+    """Oracle: the helper that the decoder is given inside."""
+    config, teacher = SamplerConfig(4, mode="staged"), sdtt_jax.load(run / "teacher")
+    one, other = (
+        model.denoise(jax.random.key(0), model.prior(2), config, helper).x
+        for helper in (teacher, teacher.as_helper)
+    )
+    np.testing.assert_array_equal(one, other)
+    with pytest.raises(ConfigError, match=r"helper must be a model, .* not 'runs/x'"):
+        model.sample(jax.random.key(0), 2, 4, mode="staged", helper="runs/x")
+
+
+def test_texts_that_are_longer_than_the_model_s_are_refused(model):
+    """Positions that it was not trained on: a bound of them would be a number without a meaning."""
+    tokens, key = np.zeros((2, 13), np.int32), jax.random.key(0)
+    for call in (
+        lambda: model.score(tokens, key),
+        lambda: model.logits(tokens),
+        lambda: model.log_probs(tokens),
+        lambda: model.denoise(key, tokens, SamplerConfig(4)),
+        lambda: model.batches(key, tokens, SamplerConfig(4)),
+    ):
+        with pytest.raises(ConfigError, match=r"texts have 13 positions, and .* has 12"):
+            call()
+
+
 def test_a_prompt_that_is_too_long_is_refused(model):
     with pytest.raises(ConfigError, match="prompt has 13 tokens"):
         model.sample(jax.random.key(0), 1, num_steps=2, prompt="in the beginn")

@@ -109,8 +109,7 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
             config = settled(settings.sampler(num_steps), model)
             key = purpose_key(settings.seed, name, num_steps)
             helper = subject.helper if parse_mode(config.mode)[0].helper else None
-            other = helper.as_helper if helper is not None else None
-            batches = model.batches(key, x_init, config, settings.batch_size, other)
+            batches = model.batches(key, x_init, config, settings.batch_size, helper)
             facts: Json = {"kind": "diffusion", "num_steps": num_steps}
             inputs = drawn(model, x_init) | {"sampler": to_mapping(config)}
             if helper is not None:
