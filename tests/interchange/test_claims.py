@@ -1,8 +1,12 @@
 """What a config says beside tensors that relatives share. Oracle: the configs that those publish."""
 
+import json
+import shutil
+
 import pytest
 from safetensors.numpy import load_file
 
+import sdtt_jax
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange.claims import published_schedule
 from sdtt_jax.interchange.layouts import recognised
@@ -76,8 +80,14 @@ OTHERS = {
     "causal": ({"parameterization": "ar"}, "parameterization='ar'"),
     "causal attention": ({"algo": {"causal_attention": True}}, "causal_attention=True"),
     "uniform": ({"diffusion": "uniform"}, "diffusion='uniform'"),
-    "masks and uniform noise": ({"k_uniform": 0.1}, "k_uniform=0.1"),
     "DUO": ({"algo": {"name": "duo_base"}}, "algo.name='duo_base'"),
+    "DUO by its mean": ({"algo": {"parameterization": "mean"}}, "parameterization='mean'"),
+    "UDLM": ({"algo": {"name": "udlm"}}, "algo.name='udlm'"),
+    "UDLM by its parameters": ({"parameterization": "udlm"}, "parameterization='udlm'"),
+    "XDLM": ({"algo": {"name": "xdlm"}}, "algo.name='xdlm'"),
+    "XDLM by its parameters": ({"parameterization": "align"}, "parameterization='align'"),
+    "XDLM by its noise": ({"algo": {"k1": 0.1}}, "k1=0.1"),
+    "XDLM by its noise, another word": ({"k_uniform": 0.1}, "k_uniform=0.1"),
     "Mamba": ({"backbone": "dimamba"}, "backbone='dimamba'"),
     "a nested backbone": ({"backbone": {"hidden_size": 128}}, "hidden_size=128"),
     "size as text": ({"n_heads": "8"}, "n_heads='8'"),
@@ -94,6 +104,56 @@ def test_what_it_is_not_is_refused_by_field_and_value(teacher, name):
     content, said = OTHERS[name]
     with pytest.raises(CheckpointError, match=f"config.json says {said}"):
         read(teacher, content)
+
+
+# Of networks whose tensors have MDLM's names, the fields that their classes write into config.json, with the
+# sizes of the golden teacher.
+SIZES = {
+    name: HUB[name] for name in ("hidden_dim", "n_blocks", "n_heads", "cond_dim", "model_length")
+}
+DUO = {**SIZES, "model_type": "duo", "vocab_size": 97, "causal": False, "var_min": True}
+REPOSITORIES = {
+    "mdlm-owt": (HUB, ""),
+    # IDLM's program runs a student as a network of its teacher's class, whose config is taken to be its.
+    "idlm-mdlm": (HUB | {"tie_word_embeddings": False}, ""),
+    "idlm-duo": (DUO, "model_type='duo'"),
+    "duo": (DUO, "model_type='duo'"),
+    "udlm-lm1b": (
+        {**SIZES, "model_type": "udlm", "vocab_size": 97, "time_conditioning": True, "cfg": False},
+        "model_type='udlm'",
+    ),
+    # Whose noise does not say what it is.
+    "an IDLM by name": (HUB | {"model_type": "idlm"}, "model_type='idlm'"),
+    # What the programs of Duo, IDLM and XDLM call the two kinds.
+    "mdlm by its algorithm": (
+        {"algo": {"name": "mdlm", "backbone": "hf_dit", "parameterization": "subs", "k1": 0}},
+        "",
+    ),
+    "xdlm by its algorithm": (
+        {"algo": {"name": "xdlm", "backbone": "dit", "parameterization": "align", "k1": 0.1}},
+        "algo.name='xdlm'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPOSITORIES)
+def test_files_with_the_names_of_mdlm_load_if_they_mask_and_are_else_refused(
+    golden, tmp_path, name
+):
+    content, said = REPOSITORIES[name]
+    shutil.copy(golden / "reference_tiny/teacher_hub.safetensors", tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    if not said:
+        model = sdtt_jax.load(tmp_path)
+        assert (model.facts["layout"], model.mask_id) == (DENOISER.name, 96)
+        return
+    with pytest.raises(CheckpointError) as caught:
+        sdtt_jax.load(tmp_path)
+    sentence = str(caught.value)
+    assert f"config.json says {said}, but the tensors of" in sentence
+    assert sentence.endswith(".")
+    assert ". " not in sentence
+    assert "\n" not in sentence
 
 
 def test_a_causal_model_is_not_a_denoiser_that_lost_its_modulation(golden):

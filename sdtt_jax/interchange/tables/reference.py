@@ -53,8 +53,8 @@ DENOISER_CLAIMS: Allowed = {
     "algo": ("mdlm", "sdtt"),
     "parameterization": ("subs", "mdlm", "sdtt", "multi-round-sdtt"),
     "diffusion": ("absorbing_state", "absorbing", "absorb"),
-    "backbone": ("dit", "ddit", "ddit-orig"),
-    "k_uniform": (0,),  # XDLM's share of uniform noise
+    "backbone": ("dit", "ddit", "ddit-orig", "hf_dit"),
+    **dict.fromkeys(("k1", "k_uniform"), (0,)),  # XDLM's share of uniform noise
     "adaLN": (True,),
     **dict.fromkeys(("causal", "causal_attention", "is_decoder"), (False,)),
 }
