@@ -15,6 +15,8 @@ import sdtt_jax
 from experiments.cli.overrides import check_fields
 from experiments.settings import check_overrides
 from launch.pods.spec import PodSpec
+from sdtt_jax.interchange.layouts import LAYOUTS
+from sdtt_jax.interchange.tables.llama import FAMILIES
 from tests.test_architecture import ROOT, python_files, relative
 
 PAGES = sorted(
@@ -129,3 +131,16 @@ def test_the_readme_is_one_page():
 def test_the_overview_of_the_api_has_every_name():
     text = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
     assert set(re.findall(r"\[`(\w+)`\]", text)) == set(sdtt_jax.__all__)
+
+
+def test_every_layout_has_a_row_of_what_it_was_checked_against():
+    page = (ROOT / "docs/guides/published.md").read_text(encoding="utf-8")
+    table = page.split("### Checked against\n")[1].split("\n## ")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    assert {len(row) for row in rows} == {4}
+    assert {name for row in rows for name in SPAN.findall(row[0])} == set(LAYOUTS)
+    families = {name for row in rows for name in SPAN.findall(row[1].split(":")[0])}
+    assert families == set(FAMILIES)
+    for row in rows:
+        # That such files are there is tested above.
+        assert FILE.search(row[3]), row

@@ -13,6 +13,7 @@ import pytest
 import sdtt_jax
 from sdtt_jax.errors import CheckpointError, DataError
 from sdtt_jax.interchange.export import export_reference
+from sdtt_jax.interchange.tables.llama import FAMILIES
 from sdtt_jax.model.causal import CausalModel
 from tests.interchange.llama_models import (
     IDS,
@@ -45,6 +46,10 @@ def test_it_is_recognised_and_its_logits_are_those_of_the_plain_twin(tmp_path, n
     ours = np.argsort(order)[IDS].astype(np.int32)
     for row, ids in zip(model.logits(ours), IDS, strict=True):
         np.testing.assert_allclose(row, expected(name, ids)[:, order], atol=1e-4)
+
+
+def test_every_family_that_is_known_is_among_them():
+    assert {case.config["model_type"].lower() for case in MODELS.values()} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "dream", "llada"])
