@@ -8,7 +8,7 @@ call, so that a decoder may look at what the network says, or mask tokens again.
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from sdtt_jax.diffusion.decoders.staged import Staged
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.laboratory.decoder_steps import STEPS, Table, alike, even_count, step_law
 from sdtt_jax.laboratory.matched import tempered
+from sdtt_jax.laboratory.noisy_orders import Move, noisy_picks
 from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.world import (
     Array,
@@ -37,9 +38,6 @@ from sdtt_jax.laboratory.world import (
 # Scores of positions that are alike by the world's symmetry differ in the last bits of float32; rounded they
 # are equal, and the first position comes first.
 _DIGITS = 5
-
-# Positions that are revealed, that are masked again, and the chance: [states] or a number.
-Move = tuple[tuple[int, ...], tuple[int, ...], Any]
 
 
 def decoder_law(
@@ -58,7 +56,7 @@ def decoder_law(
 
     Args:
       probabilities: `[states, L, V]`, what the sampler draws from, in the order of `all_states`.
-      mode: of `SamplerConfig`; without a temperature of the order.
+      mode: of `SamplerConfig`.
       num_steps: calls that it may make; a decoder that makes several at a time makes so many times more.
       helper: `[states, L, V]` of the second model of a decoder that needs one; None: the same.
       causal: whether the helper is a causal model, of which only what has nothing masked on the left is read.
@@ -77,8 +75,8 @@ def decoder_law(
             calls += made
             continue
         if decoder.pick is not None:
-            taken = _accepted(decoder.pick, options, probabilities, num_steps - index)
-            moves = functools.partial(_picked, taken)
+            score = _scores(decoder.pick, options, probabilities)
+            moves = _picks(decoder.pick, options, score, num_steps - index)
         else:
             moves = functools.partial(
                 _by_chance, decoder, options, length, index, drafts or num_steps
@@ -103,8 +101,6 @@ def enumerable(mode: str) -> tuple[Decoder, Any]:
     require(stop_of(mode) is None, f"mode={mode}: the law is that of all steps; leave `stop` out.")
     remembers = isinstance(options, DoubtingRemdm)
     require(not remembers, f"mode={mode}: the law depends on every history; it is not summed.")
-    random = getattr(options, "order_temperature", 0.0) > 0
-    require(not random, f"mode={mode}: with an order_temperature no law is computed; leave it out.")
     cached = isinstance(options, Blocks) and options.cache != "none"
     require(not cached, f"mode={mode}: a cache has no law of its own; add cache=none.")
     return decoder, options
@@ -130,23 +126,32 @@ def decoder_measures(
     return found
 
 
-def _picked(taken: Array, pattern: tuple[int, ...], source: Array) -> Iterator[Move]:
-    """What a decoder takes of the states `source`, as `_accepted` says for all states."""
-    del pattern
-    for chosen in np.unique(taken[source], axis=0):
-        places = tuple(int(place) for place in np.flatnonzero(chosen))
-        yield places, (), (taken[source] == chosen).all(axis=1)
-
-
-def _accepted(pick: Pick, options: Any, probabilities: Array, calls_left: int) -> Array:
-    """What a decoder takes of each state, `[states, L]` bool, by its own functions."""
-    _, length, size = probabilities.shape
-    due = all_states(size, length) == size
+def _scores(pick: Pick, options: Any, probabilities: Array) -> jax.Array:
+    """How a decoder rates each position of each state, by its own function: `[states, L]` float32."""
+    _, _, size = probabilities.shape
     log_probs = jnp.log(jnp.maximum(probabilities.reshape(-1, size), 1e-30))
-    score = np.asarray(pick.score(options, log_probs), np.float64).reshape(due.shape)
+    score = np.asarray(pick.score(options, log_probs), np.float64).reshape(probabilities.shape[:2])
+    return jnp.asarray(score.round(_DIGITS), jnp.float32)
+
+
+def _picks(
+    pick: Pick, options: Any, score: jax.Array, calls_left: int
+) -> Callable[[tuple[int, ...], Array], Iterator[Move]]:
+    """What a call reveals of each state, by the decoder's own functions."""
+    size = round(len(score) ** (1 / score.shape[1])) - 1
+    due = jnp.asarray(all_states(size, score.shape[1]) == size)
+    if options.order_temperature > 0:
+        return functools.partial(noisy_picks, options, np.asarray(score), calls_left)
     key = jax.random.key(0)  # read by none without a temperature of the order
-    rounded = jnp.asarray(score.round(_DIGITS), jnp.float32)
-    return np.asarray(pick.accept(options, key, rounded, jnp.asarray(due), calls_left))
+    taken = np.asarray(pick.accept(options, key, score, due, calls_left))
+
+    def moves(pattern: tuple[int, ...], source: Array) -> Iterator[Move]:
+        del pattern
+        for chosen in np.unique(taken[source], axis=0):
+            places = tuple(int(place) for place in np.flatnonzero(chosen))
+            yield places, (), (taken[source] == chosen).all(axis=1)
+
+    return moves
 
 
 def _by_chance(

@@ -10,7 +10,6 @@ import pytest
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.errors import ConfigError
 from sdtt_jax.laboratory.decoders import decoder_law, decoder_measures
 from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.world import (
@@ -32,7 +31,10 @@ MODES = (
     "confidence:score=margin",
     "confidence:score=entropy,threshold=0.4",
     "confidence:threshold=0.5",
+    "confidence:order_temperature=0.5",
+    "confidence:threshold=0.5,order_temperature=1",
     "entropy-bounded:bound=0.8",
+    "entropy-bounded:bound=0.8,order_temperature=0.3",
     "remdm:eta=0.3",
     "remdm:eta=0.7,rule=rescale",
     "learnt:counts=1/2/,temperatures=2/0.5/",
@@ -147,6 +149,8 @@ def test_a_text_that_is_never_written_has_an_infinite_divergence_and_is_none() -
     assert at_one["calls"] == 2  # one token, then the most probable ones
 
 
-def test_an_order_with_a_temperature_has_no_law() -> None:
-    with pytest.raises(ConfigError, match="order_temperature"):
-        decoder_law(table(), "confidence:order_temperature=1", 2)
+def test_an_order_of_high_temperature_has_the_law_of_a_random_one() -> None:
+    """And of a low one that without a temperature; three calls of a token each."""
+    for limit, mode in (("1e9", "first-hitting"), ("1e-6", "confidence")):
+        law, _ = decoder_law(table(), f"confidence:order_temperature={limit}", 3)
+        np.testing.assert_allclose(law, decoder_law(table(), mode, 3)[0], atol=1e-7)

@@ -40,9 +40,12 @@ class EntropyBounded:
     """
 
     bound: float = 0.1
+    order_temperature: float = (
+        0.0  # of Gumbel noise that is added to the negative entropies; 0 is none
+    )
 
     def __post_init__(self) -> None:
-        within("[0, inf)", self, "bound")
+        within("[0, inf)", self, "bound", "order_temperature")
 
 
 def confidence(options: Confidence, log_probs: jax.Array) -> jax.Array:
@@ -59,15 +62,18 @@ def accept_confident(
     options: Confidence, key: Key, score: PerToken, due: Positions, calls_left: jax.Array
 ) -> Positions:
     """`Pick.accept`: the surest share, or all that is sure enough."""
+    count = confident_count(options, score, due, calls_left)
+    return due & (rank(_noisy(options, key, score), due) < count)
+
+
+def confident_count(
+    options: Confidence, score: PerToken, due: Positions, calls_left: jax.Array
+) -> jax.Array:
+    """How many positions of each text a call reveals: `[batch, 1]` int32."""
     if options.threshold > 0:
-        count = (due & (score >= jnp.log(options.threshold))).sum(axis=-1, keepdims=True)
-        count = jnp.maximum(count, 1)
-    else:
-        count = -(-due.sum(axis=-1, keepdims=True) // calls_left)
-    if options.order_temperature > 0:
-        noise = jax.random.gumbel(key, score.shape, jnp.float32, mode="high")
-        score = score + options.order_temperature * noise
-    return due & (rank(score, due) < count)
+        sure = (due & (score >= jnp.log(options.threshold))).sum(axis=-1, keepdims=True)
+        return jnp.maximum(sure, 1)
+    return -(-due.sum(axis=-1, keepdims=True) // calls_left)
 
 
 def negative_entropy(options: EntropyBounded, log_probs: jax.Array) -> jax.Array:
@@ -79,13 +85,19 @@ def negative_entropy(options: EntropyBounded, log_probs: jax.Array) -> jax.Array
 def accept_bounded(
     options: EntropyBounded, key: Key, score: PerToken, due: Positions, calls_left: jax.Array
 ) -> Positions:
-    """`Pick.accept`: in rising order of entropy, as far as the bound allows."""
-    del key, calls_left
-    order = jnp.argsort(jnp.where(due, -score, jnp.inf), axis=-1)
+    """`Pick.accept`: in rising order of entropy, or that order with noise, as far as the bound allows."""
+    del calls_left
+    order = jnp.argsort(jnp.where(due, -_noisy(options, key, score), jnp.inf), axis=-1)
     entropies = jnp.take_along_axis(jnp.where(due, -score, 0.0), order, axis=-1)
-    # In rising order the largest is the last one, so the sum without it is that of those before.
-    before = jnp.cumsum(entropies, axis=-1) - entropies
+    together = jnp.cumsum(entropies, axis=-1) - jax.lax.cummax(entropies, axis=entropies.ndim - 1)
     kept = jnp.put_along_axis(
-        jnp.zeros_like(due), order, before <= options.bound, axis=-1, inplace=False
+        jnp.zeros_like(due), order, together <= options.bound, axis=-1, inplace=False
     )
     return due & kept
+
+
+def _noisy(options: Confidence | EntropyBounded, key: Key, score: PerToken) -> PerToken:
+    if options.order_temperature == 0:
+        return score
+    noise = jax.random.gumbel(key, score.shape, jnp.float32, mode="high")
+    return score + options.order_temperature * noise

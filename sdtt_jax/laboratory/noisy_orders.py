@@ -1,0 +1,93 @@
+"""The exact chances of what a decoder reveals whose order of positions has Gumbel noise.
+
+The largest of scores with Gumbel noise of temperature T are draws without replacement with weights
+`exp(score / T)` (Plackett and Luce), so the chance that a set of positions comes first is a sum over the last
+of them, set by set. A decoder reveals as many of the order as fit: a number, or what a bound on entropies
+allows. Both depend on the set alone, and a set that does not fit has no larger one that does.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sdtt_jax.diffusion.decoders.confident import Confidence, EntropyBounded, confident_count
+from sdtt_jax.laboratory.world import Array
+
+# Positions that are revealed, that are masked again, and the chance: [states] or a number.
+Move = tuple[tuple[int, ...], tuple[int, ...], Any]
+
+
+def noisy_picks(
+    options: Confidence | EntropyBounded,
+    score: Array,
+    calls_left: int,
+    pattern: tuple[int, ...],
+    source: Array,
+) -> Iterator[Move]:
+    """Every set of positions that a call may reveal, and how probable it is in each state.
+
+    Args:
+      options: with an `order_temperature` above 0.
+      score: `[states, L]`, the decoder's of each position.
+      calls_left: calls that may be made, this one included.
+      pattern: the masked positions, the same in all states of `source`.
+      source: `[n]`, numbers of states.
+    """
+    if not pattern:
+        yield (), (), 1.0
+        return
+    scores = score[source][:, pattern]
+    logits = scores / options.order_temperature
+    fits = _fitting(options, scores, calls_left)
+    places = range(len(pattern))
+    first: dict[tuple[int, ...], Array] = {(): np.ones(len(source))}
+    for chosen in itertools.chain.from_iterable(
+        itertools.combinations(places, count) for count in range(1, len(pattern) + 1)
+    ):
+        # `chosen` comes first, in any order: one of them is the last of it.
+        first[chosen] = np.zeros(len(source))
+        for last in chosen:
+            before = tuple(place for place in chosen if place != last)
+            first[chosen] += first[before] * _next(logits, before, last)
+    for chosen, chance in first.items():
+        if not chosen:
+            continue
+        others = [place for place in places if place not in chosen]
+        stops = sum(
+            (
+                _next(logits, chosen, place) * ~fits(tuple(sorted((*chosen, place))))
+                for place in others
+            ),
+            start=np.zeros(len(source)),
+        )
+        here = chance * fits(chosen) * (stops if others else 1.0)
+        if here.any():
+            yield tuple(pattern[place] for place in chosen), (), here
+
+
+def _next(logits: Array, before: tuple[int, ...], place: int) -> Array:
+    """The chance that `place` follows those that came before it: `[n]`."""
+    left = [other for other in range(logits.shape[1]) if other not in before]
+    highest = logits[:, left].max(axis=1, keepdims=True)
+    return np.exp(logits[:, place] - highest[:, 0]) / np.exp(logits[:, left] - highest).sum(axis=1)
+
+
+def _fitting(
+    options: Confidence | EntropyBounded, scores: Array, calls_left: int
+) -> Callable[[tuple[int, ...]], Array]:
+    """Whether a call may reveal all of a set: a function of places to `[n]` bool."""
+    if isinstance(options, Confidence):
+        due = jnp.ones(scores.shape, bool)
+        found = confident_count(options, jnp.asarray(scores), due, jnp.int32(calls_left))
+        count = np.broadcast_to(np.asarray(found)[:, 0], len(scores))
+        return functools.cache(lambda chosen: len(chosen) <= count)
+
+    def fits(chosen: tuple[int, ...]) -> Array:
+        entropies = -scores[:, list(chosen)]
+        return entropies.sum(axis=1) - entropies.max(axis=1) <= options.bound
+
+    return functools.cache(fits)

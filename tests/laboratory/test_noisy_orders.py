@@ -1,0 +1,64 @@
+"""Orders with Gumbel noise. Oracle: every permutation, one by one."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.decoders.confident import Confidence, EntropyBounded
+from sdtt_jax.laboratory.noisy_orders import noisy_picks
+
+SCORES = -np.random.default_rng(0).exponential(size=(3, 6))
+PATTERN = (0, 2, 3, 5)
+
+
+def brute(options, scores, count):
+    """The chance of each set of one state: the first of a permutation, as many as the options allow."""
+    found, weights = {}, np.exp(scores / options.order_temperature)
+    for order in itertools.permutations(range(len(scores))):
+        chance, left = 1.0, weights.sum()
+        for place in order:
+            chance, left = chance * weights[place] / left, left - weights[place]
+        taken = count
+        if isinstance(options, EntropyBounded):
+            taken = 1
+            while taken < len(order):
+                entropies = -scores[list(order[: taken + 1])]
+                if entropies.sum() - entropies.max() > options.bound:
+                    break
+                taken += 1
+        chosen = tuple(sorted(PATTERN[place] for place in order[:taken]))
+        found[chosen] = found.get(chosen, 0.0) + chance
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        (Confidence(order_temperature=0.5), 2),
+        (Confidence(order_temperature=2.0, threshold=0.5), None),
+        (EntropyBounded(1.0, order_temperature=0.3), None),
+        (EntropyBounded(0.0, order_temperature=0.3), None),
+    ],
+)
+def test_each_set_has_the_chance_of_its_permutations(options, count):
+    """Four masked positions with two calls left; a threshold reveals what is as sure, at least one."""
+    source = np.array([0, 2])
+    found = {}
+    for places, again, chance in noisy_picks(options, SCORES, 2, PATTERN, source):
+        assert again == ()
+        found[places] = chance
+    for row, state in enumerate(source):
+        scores = SCORES[state, list(PATTERN)]
+        number = max(1, int((np.exp(scores) >= 0.5).sum())) if count is None else count
+        expected = brute(options, scores, number)
+        assert sum(expected.values()) == pytest.approx(1)
+        for places, chance in found.items():
+            assert chance[row] == pytest.approx(expected.pop(places, 0.0), abs=1e-12)
+        assert not expected
+
+
+def test_where_nothing_is_masked_nothing_is_revealed():
+    assert list(noisy_picks(Confidence(order_temperature=1.0), SCORES, 2, (), np.arange(3))) == [
+        ((), (), 1.0)
+    ]
