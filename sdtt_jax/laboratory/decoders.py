@@ -84,7 +84,7 @@ def decoder_law(
         drawn = table.own
         if isinstance(options, Learnt) and options.scales:
             drawn = tempered(drawn, options.scale(index))
-        if isinstance(options, Staged) and index >= options.own_calls(num_steps):
+        if isinstance(options, Staged) and options.whose(index, num_steps):
             drawn = table.helper
         law, made = step_law(law, drawn, moves, length, size)
         calls += made

@@ -3,6 +3,8 @@
 The law of whole generations is in tests/laboratory/test_decoders.py.
 """
 
+import importlib
+import inspect
 import itertools
 
 import jax
@@ -141,6 +143,14 @@ def test_fewer_calls_are_made_where_nothing_is_left_to_reveal():
     assert int(state.nfe) == 1
 
 
+def test_a_decoder_is_a_module_of_at_most_150_lines():
+    """Those of several, without what decoders share."""
+    modules = {row.options.__module__ for row in DECODERS.values()}
+    for module in modules:
+        source = inspect.getsource(importlib.import_module(module))
+        assert len(source.splitlines()) <= 150, module
+
+
 @pytest.mark.parametrize(
     ("mode", "said"),
     [
@@ -155,6 +165,9 @@ def test_fewer_calls_are_made_where_nothing_is_left_to_reveal():
         ("remdm:stop=eos:1+steady:2", "stop='steady' is unknown"),
         ("remdm:stop=entropy:0.5", "'entropy' is for decoders that read all"),
         ("entropy-bounded:bound=much", "bound"),
+        ("staged:until=0.7/0.3", "until='0.7/0.3' must be shares from 0 to 1, rising"),
+        ("staged:until=half", "until='half' must be shares"),
+        ("staged:until=1.5", "until='1.5' must be shares"),
     ],
 )
 def test_a_mode_that_is_none_is_refused_by_name(mode, said):

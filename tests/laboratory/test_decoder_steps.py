@@ -110,6 +110,7 @@ def test_without_relaxation_a_draft_changes_nothing_of_the_verifiers_law(causal,
         ("speculative:window=2", True, 2),
         ("speculative:window=2,relaxation=0.3", False, 2),
         ("staged", False, 2),
+        ("staged:until=0.33/0.67", False, 3),
         ("energy:candidates=2", True, 2),
         ("skeleton:every=2", "skeleton", 2),
         ("refine:rounds=2,window=2,threshold=0.3", None, 4),
@@ -183,6 +184,13 @@ def test_stages_are_each_drawn_from_the_model_whose_turn_it_is():
     exact = shuffled(lambda call: OWN if call < 2 else THEIRS, (1, 1, 1))
     np.testing.assert_allclose(law, [exact[text] for text in TEXTS], atol=1e-12)
     assert calls == 3
+
+
+def test_a_turn_may_come_back():
+    """Three calls of a token; the second is the helper's."""
+    law, _ = decoder_law(OWN, "staged:until=0.33/0.67", 3, THEIRS)
+    exact = shuffled(lambda call: THEIRS if call == 1 else OWN, (1, 1, 1))
+    np.testing.assert_allclose(law, [exact[text] for text in TEXTS], atol=1e-12)
 
 
 def test_a_helper_plans_every_other_token_in_order_and_the_rest_is_filled():

@@ -112,8 +112,7 @@ def token_distances(helper: Helper, x: Tokens, drafted: Tokens, size: int) -> ja
     network, head = helper.network, helper.network.head_params(helper.params)
     shape = jax.eval_shape(network.hidden, helper.params, x)
     unit = jnp.eye(shape.shape[-1], dtype=shape.dtype)
-    columns = (network.logits(head, unit) - network.logits(head, 0 * unit)).T
-    columns = columns[:size]
+    columns = (network.logits(head, unit) - network.logits(head, 0 * unit)).T[:size]
     norms = jnp.square(columns).sum(axis=-1)
     return norms + norms[drafted][..., None] - 2 * columns[drafted] @ columns.T
 
@@ -126,9 +125,8 @@ def _verified(
     if helper.bos_id is not None:
         seen = preceded(draft, helper.bos_id)
         # MASK stands only after what is read, but it must be a token that the network knows.
-        hidden = helper.network.hidden(
-            helper.params, jnp.where(seen < scene.diffusion.mask_id, seen, 0)
-        )
+        seen = jnp.where(seen < scene.diffusion.mask_id, seen, 0)
+        hidden = helper.network.hidden(helper.params, seen)
         return _log_probs(scene, helper.network, helper.params, _at(hidden, window))
     prefix = place[:, None, :] < jnp.arange(size)[:, None]
     contexts = jnp.where(prefix, draft[:, None], x[:, None])

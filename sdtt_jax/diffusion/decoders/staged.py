@@ -1,11 +1,13 @@
-"""Two models, one after the other: the model itself makes the first calls, its helper the rest."""
+"""Two models that take turns: the model itself makes the first calls, its helper the next, and so on."""
 
 import dataclasses
 import functools
+from itertools import pairwise
 
 import jax
+import jax.numpy as jnp
 
-from sdtt_jax.config import within
+from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
 from sdtt_jax.diffusion.decoders.filling import reveal_due
 from sdtt_jax.typing import Key, Tokens
@@ -15,14 +17,31 @@ from sdtt_jax.typing import Key, Tokens
 class Staged:
     """Which calls are whose; tokens are revealed as by "first-hitting"."""
 
-    until: float = 0.5  # share of the calls that the model makes before its helper takes over
+    # Shares of the calls at which the turn passes to the other model, the first being the model's own: "0.5",
+    # or "0.25/0.75" for a helper that makes the middle half.
+    until: str = "0.5"
 
     def __post_init__(self) -> None:
-        within("[0, 1]", self, "until")
+        self.turns  # noqa: B018
 
-    def own_calls(self, num_steps: int) -> int:
-        """How many calls the model itself makes."""
-        return round(self.until * num_steps)
+    @property
+    def turns(self) -> tuple[float, ...]:
+        """The shares as numbers."""
+        try:
+            turns = tuple(float(part) for part in self.until.split("/"))
+        except ValueError:
+            turns = (-1.0,)
+        require(
+            all(0 <= turn <= 1 for turn in turns) and all(a < b for a, b in pairwise(turns)),
+            f"until={self.until!r} must be shares from 0 to 1, rising, with '/' between them, as in "
+            "'0.25/0.75'.",
+        )
+        return turns
+
+    def whose(self, call: jax.Array | int, num_steps: int) -> jax.Array:
+        """0 for a call of the model's own, 1 for one of its helper's."""
+        ends = jnp.array([round(turn * num_steps) for turn in self.turns])
+        return (call >= ends).sum() % 2
 
 
 def staged_step(
@@ -33,6 +52,6 @@ def staged_step(
     assert helper is not None  # `serving.begin` has said so
     theirs = dataclasses.replace(scene.diffusion, denoiser=helper.network)
     other = scene._replace(diffusion=theirs, params=helper.params)
-    own, others = (functools.partial(reveal_due, who, key, now) for who in (scene, other))
-    x, calls = jax.lax.cond(now.call < options.own_calls(scene.num_steps), own, others, now.x)
+    turns = [functools.partial(reveal_due, who, key, now) for who in (scene, other)]
+    x, calls = jax.lax.switch(options.whose(now.call, scene.num_steps), turns, now.x)
     return x, calls, now.memory
