@@ -117,21 +117,35 @@ def test_a_base_that_cannot_be_one_is_refused(name, said, golden, tmp_path):
         run_stages(run, ("data",))
 
 
-def test_the_english_run_begins_on_a_tiny_stand_in_for_smollm2(base, tmp_path):
+@pytest.mark.slow
+def test_the_english_run_goes_from_data_to_report_on_a_tiny_stand_in_for_smollm2(base, tmp_path):
     """Judge and baseline are the model that the teacher was made from, as it is."""
     config = english_smoke()
-    corpus = tmp_path / "corpus.txt"
+    corpus, root = tmp_path / "corpus.txt", tmp_path / "run"
     corpus.write_text(TEXT * 200)
     teacher = dataclasses.replace(config.teacher, init_from=str(base), init_layers=1)
     data = dataclasses.replace(config.data, corpus=str(corpus))
     judge = JudgeConfig(checkpoint=str(base))
     tiny = dataclasses.replace(config, teacher=teacher, data=data, judge=judge)
-    with open_run(config_dict(tiny), tmp_path / "run") as run:
-        run_stages(run, ("data", "teacher", "judge"))
-    assert sdtt_jax.load(tmp_path / "run/teacher").config.num_layers == 1
-    ours, causal = sdtt_jax.load(tmp_path / "run/judge"), sdtt_jax.load(base)
+    with open_run(config_dict(tiny), root) as run:
+        run_stages(run, (*STAGES[:2], "judge", "distill", "evaluate", "report"))
+    first, last = sdtt_jax.load(root / "teacher"), sdtt_jax.load(root)
+    assert first.config.num_layers == last.config.num_layers == 1
+    assert (last.facts["round"], last.config.shift) == (2, True)
+    assert params_digest(last.params) != params_digest(first.params)
+    ours, causal = sdtt_jax.load(root / "judge"), sdtt_jax.load(base)
     assert params_digest(ours.params) == params_digest(causal.params)
     assert english().judge.checkpoint == english().teacher.init_from == "smollm2"
+
+    results = json.loads((root / "results.json").read_text())
+    # Of 32 steps of the teacher.
+    assert [record["dt"] for record in results["rounds"]] == [1 / 32, 2 / 32]
+    for record in (results["teacher"], *results["rounds"]):
+        assert {"2", "4"} <= record["steps"].keys()
+        for value in (record["val_ppl"], *(at["gen_ppl"] for at in record["steps"].values())):
+            assert 1 < value < np.inf
+    assert results["baseline_ar"]["nfe"] == config.data.length
+    assert "Round 2" in (root / "report.html").read_text()
 
 
 def test_a_denoiser_of_the_family_is_a_teacher_as_it_is(adapted, tmp_path):
