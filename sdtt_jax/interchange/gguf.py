@@ -68,7 +68,7 @@ class GgufTensors(TensorFile):
         except NotImplementedError:
             raise CheckpointError(
                 f"{self.path}: {name} is {tensor.tensor_type.name}, which cannot be dequantised; take a file "
-                "of F32, F16, BF16, Q8_0, Q4_0, Q4_1 or K-quants."
+                "of F32, F16, BF16, Q8_0, Q4_0, Q4_1 or Q2_K to Q6_K."
             ) from None
         return np.asarray(array, np.float32)
 

@@ -142,6 +142,20 @@ def super_block(raw, kind):
             high = raw[128 + 32 * part + at] >> (2 * quarter) & 3
             values[i] = half(208) * scales[i // 16] * (low + 16 * high - 32)
         return values
+    if kind == "Q2_K":
+        for i in range(256):
+            number = raw[16 + 32 * (i // 128) + i % 32] >> (2 * (i % 128 // 32)) & 3
+            scale = raw[i // 16]
+            values[i] = half(80) * (scale & 15) * number - half(82) * (scale >> 4)
+        return values
+    if kind == "Q3_K":
+        for i in range(256):
+            low = raw[32 + 32 * (i // 128) + i % 32] >> (2 * (i % 128 // 32)) & 3
+            high, group = raw[i % 32] >> (i // 32) & 1, i // 16
+            scale = raw[96 + group % 8] >> (4 * (group // 8)) & 15
+            scale += 16 * (raw[104 + group % 4] >> (2 * (group // 4)) & 3)
+            values[i] = half(108) * (scale - 32) * (low + 4 * high - 4)
+        return values
     packed, numbers = raw[4:16], raw[48 if kind == "Q5_K" else 16 :]
     for i in range(256):
         group, at = i // 32, i % 32
@@ -157,10 +171,21 @@ def super_block(raw, kind):
     return values
 
 
-@pytest.mark.parametrize(("kind", "size"), [("Q4_K", 144), ("Q5_K", 176), ("Q6_K", 210)])
-def test_k_quants_are_dequantised_by_their_definition(tmp_path, kind, size):
+# Bytes of a block, and where its numbers in half precision are.
+K_QUANTS = {
+    "Q2_K": (84, (80, 82)),
+    "Q3_K": (110, (108,)),
+    "Q4_K": (144, (0, 2)),
+    "Q5_K": (176, (0, 2)),
+    "Q6_K": (210, (208,)),
+}
+
+
+@pytest.mark.parametrize("kind", K_QUANTS)
+def test_k_quants_are_dequantised_by_their_definition(tmp_path, kind):
+    size, halves = K_QUANTS[kind]
     raw = np.random.default_rng(5).integers(0, 256, (3, size), np.uint8)
-    for start in (208,) if kind == "Q6_K" else (0, 2):
+    for start in halves:
         raw[:, start : start + 2] = (
             np.array([0.01, 1.5, 3.0], np.float16).view(np.uint8).reshape(3, 2)
         )
