@@ -81,10 +81,9 @@ class CoupledStage(CoupledDistillConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(0, self, "num_trajectories")
-        require(
-            list(self.calls) == sorted(set(self.calls)) and all(n > 0 for n in self.calls),
-            f"calls={self.calls} must be positive and ascend.",
-        )
+        for calls in self.calls:
+            whole(1, calls=calls)
+        require(list(self.calls) == sorted(set(self.calls)), f"calls={self.calls} must ascend.")
         require(
             self.noise.kind not in (LATENT, MASKS),
             f"noise.kind={self.noise.kind!r} is not a noise that a teacher can draw its tokens with; take "

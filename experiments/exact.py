@@ -44,9 +44,10 @@ from rich.table import Table
 
 from experiments.cli.app import check_flags, run_app, wide_console
 from experiments.cli.fields import define_flags, from_flags
-from sdtt_jax.config import at_least, choose, positive, require
+from sdtt_jax.config import choose, given, require, whole
 from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.evaluation.settings import setting
+from sdtt_jax.keys import check_seed
 from sdtt_jax.laboratory.coupled import CoupledStudentConfig
 from sdtt_jax.laboratory.decoders import decoder_measures, enumerable
 from sdtt_jax.laboratory.distillers import DISTILLERS, Asked, measure_distillers
@@ -119,10 +120,14 @@ class Plan:
                 f"--distillers={name} is measured by a trained student; add --train.",
             )
         require(len(self.calls) > 0, "--calls must name at least one number of network calls.")
-        positive(**{"--calls": min(self.calls)})
-        at_least(2, **{"--mixtures": min(self.mixtures, default=2)})
-        if self.rounds is not None:
-            at_least(1, **{"--rounds": self.rounds})
+        for calls in self.calls:
+            whole(1, **{"--calls": calls})
+        for size in self.mixtures:
+            whole(2, **{"--mixtures": size})
+        steps = ("copy_steps", "steps_per_round", "coupled_steps", "student_steps")
+        for name in (*steps, *given(self, "rounds")):
+            whole(1, **{f"--{name}": getattr(self, name)})
+        check_seed(self.seed)
         if self.matched:
             choose("--matched", self.matched, ENTROPIES)
         for mode in self.decoders.split():

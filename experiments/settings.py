@@ -25,6 +25,7 @@ from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
 from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.schedule import ScheduleConfig
+from sdtt_jax.evaluation.gain import check_trajectories
 from sdtt_jax.keys import check_seed
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.networks.config import (
@@ -119,11 +120,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         whole(1, self, "num_texts", "batch_size", "gain_sequences", "show_texts")
         whole(0, self, "validation_sequences")
-        whole(2, self, "gain_trajectories")
-        require(
-            self.gain_trajectories % 2 == 0,
-            f"gain_trajectories must be even, not {self.gain_trajectories}.",
-        )
+        check_trajectories("gain_trajectories", self.gain_trajectories)
         require(len(self.num_steps) > 0, "num_steps must name at least one number of steps.")
         require(
             list(self.num_steps) == sorted(set(self.num_steps)),

@@ -8,6 +8,7 @@ sentence that names the field, its value and what would work.
 import dataclasses
 import difflib
 import functools
+import math
 import operator
 import types
 import typing
@@ -124,27 +125,27 @@ def require(condition: bool, message: str) -> None:
 
 
 def positive(config: Any = None, *names: str, **values: float) -> None:
-    """Checks that the fields `names` of `config`, and `values`, are above 0."""
+    """Checks that the fields `names` of `config`, and `values`, are above 0 and finite."""
     _check(lambda value: value > 0, "be positive", config, names, values)
+    _check(lambda value: value < math.inf, "be finite", config, names, values)
 
 
 def at_least(least: float, config: Any = None, *names: str, **values: float) -> None:
-    """Checks that the fields `names` of `config`, and `values`, are `least` or more."""
+    """Checks that the fields `names` of `config`, and `values`, are `least` or more, and finite."""
     _check(lambda value: value >= least, f"be at least {least}", config, names, values)
+    _check(lambda value: value < math.inf, "be finite", config, names, values)
 
 
 def whole(least: int, config: Any = None, *names: str, **values: Any) -> None:
-    """Checks that the fields `names` of `config`, and `values`, are whole numbers, `least` or more.
-
-    True and False do not count as such.
-    """
-
-    def holds(value: Any) -> bool:
-        return not isinstance(value, bool) and operator.index(value) == value
-
-    _check(holds, "be a whole number", config, names, values)
+    """Checks that the fields `names` of `config`, and `values`, are whole numbers, `least` or more."""
+    _check(lambda value: operator.index(value) == value, "be a whole number", config, names, values)
     check = positive if least == 1 else functools.partial(at_least, least)
     check(config, *names, **values)
+
+
+def given(config: Any, *names: str) -> list[str]:
+    """Those of the fields `names` of `config` that are not None: the checks take them."""
+    return [name for name in names if getattr(config, name) is not None]
 
 
 def within(interval: str, config: Any = None, *names: str, **values: float) -> None:
@@ -197,7 +198,7 @@ def _check(
     for name, value in ({name: getattr(config, name) for name in names} | dict(values)).items():
         try:
             hash(value)  # of an array it fails, as would that of the config
-            held = holds(value)
+            held = not isinstance(value, bool) and holds(value)  # True is no 1
         except TypeError:  # a text, say
             held = False
         require(held, f"{name} must {what}, not {value!r}.")

@@ -114,6 +114,7 @@ class Sampler:
         lambda: positive(Sampler(), "steps", "share"),
         lambda: positive(batch_size=1),
         lambda: at_least(4, Sampler(), "steps"),
+        lambda: whole(1, steps=10**400),
         lambda: at_least(0, top_k=0),
         lambda: within("(0, 0.5]", Sampler(), "share"),
         lambda: within("[0, inf)", time=0.0),
@@ -131,6 +132,9 @@ def test_what_works_passes(check):
     [
         (lambda: positive(Sampler(steps=0), "share", "steps"), "steps must be positive, not 0."),
         (lambda: positive(rate=float("nan")), "rate must be positive, not nan."),
+        (lambda: positive(rate=float("inf")), "rate must be finite, not inf."),
+        (lambda: positive(rate=True), "rate must be positive, not True."),
+        (lambda: at_least(0, rate=float("inf")), "rate must be finite, not inf."),
         (lambda: positive(**{"--repeats": -1}), "--repeats must be positive, not -1."),
         (lambda: at_least(0, top_k=-1), "top_k must be at least 0, not -1."),
         (lambda: at_least(0, top_k=None), "top_k must be at least 0, not None."),

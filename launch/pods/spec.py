@@ -11,7 +11,7 @@ import jinja2
 import ml_collections
 
 from launch.accelerators import Accelerator, find
-from sdtt_jax.config import at_least, positive, require, to_mapping
+from sdtt_jax.config import require, to_mapping, whole
 
 _DNS_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _WORD = re.compile(r"[\w.@:/-]*")
@@ -82,7 +82,7 @@ class SlurmConfig:
             re.fullmatch(r"(\d+-)?\d+:\d\d:\d\d", self.time_limit) is not None,
             f"time_limit={self.time_limit!r} must be like 24:00:00 or 2-00:00:00.",
         )
-        positive(self, "cpus_per_task")
+        whole(1, self, "cpus_per_task")
         for name in ("checkout", "python"):
             _check_line(name, getattr(self, name))
 
@@ -119,8 +119,8 @@ class PodSpec:
             "letter and not ending with '-'.",
         )
         find(self.accelerator)
-        positive(self, "slices")
-        at_least(0, self, "max_restarts")
+        whole(1, self, "slices")
+        whole(0, self, "max_restarts", "grace_seconds")
         require(
             self.grace_seconds >= 30,
             f"grace_seconds={self.grace_seconds} leaves no time to save; give at least 30.",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sdtt_jax.config import require
+from sdtt_jax.config import positive, require
 from sdtt_jax.data.records import Records, Shard, check_decoding, read_info, refuse_extra
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path
@@ -85,9 +85,11 @@ class Mixture:
 
     def __post_init__(self) -> None:
         require(
-            len(self.splits) == len(self.weights) > 0 and all(w > 0 for w in self.weights),
-            f"A mixture needs a weight above 0 for each of {len(self.splits)} splits, not {self.weights}.",
+            len(self.splits) == len(self.weights) > 0,
+            f"weights={self.weights} must be one for each of {len(self.splits)} splits.",
         )
+        for weight in self.weights:
+            positive(weights=weight)
         lengths = [split.length for split in self.splits]
         require(
             len(set(lengths)) == 1,

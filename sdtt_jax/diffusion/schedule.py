@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import one_of, require, within
+from sdtt_jax.config import given, one_of, require, within
 
 TimeFunction = Callable[[jax.Array], jax.Array]
 
@@ -38,6 +38,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         one_of(self, kind=SCHEDULES)
         within("(0, 1)", self, "eps")
+        within("[0, inf)", self, *given(self, "sigma_min", "sigma_max"))
         if self.kind in SIGMAS:
             low, high = self.sigmas
             open_end = "(" if self.kind == "geometric" else "["

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdtt_jax.config import positive, require
+from sdtt_jax.config import given, require, whole
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -33,8 +33,9 @@ class Choice:
     answer: int  # place of the right one
 
     def __post_init__(self) -> None:
+        whole(0, self, "answer")
         require(
-            0 <= self.answer < len(self.endings),
+            self.answer < len(self.endings),
             f"answer={self.answer} is not one of the {len(self.endings)} endings.",
         )
         require(
@@ -73,7 +74,8 @@ class Layout:
     multiple: int = 1
 
     def __post_init__(self) -> None:
-        positive(self, "multiple")
+        whole(0, self, *given(self, "bos_id", "eos_id"))
+        whole(1, self, "multiple", *given(self, "max_length"))
 
 
 def layout_of(model: Model | CausalModel) -> Layout:

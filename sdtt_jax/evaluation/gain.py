@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.config import require
+from sdtt_jax.config import require, whole
 from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, q_xt, sample_t
 from sdtt_jax.distillation.rounds import DistillConfig
@@ -58,10 +58,13 @@ class GainConfig:
             self.distill.divergence in FLOORED,
             f"divergence={self.distill.divergence!r} has no known floor; {' and '.join(FLOORED)} have.",
         )
-        require(
-            self.num_trajectories > 0 and self.num_trajectories % 2 == 0,
-            f"num_trajectories must be even and positive, not {self.num_trajectories}.",
-        )
+        check_trajectories("num_trajectories", self.num_trajectories)
+
+
+def check_trajectories(name: str, number: int) -> None:
+    """Raises `ConfigError` unless a number of trajectories, called `name`, is even and positive."""
+    whole(0, **{name: number})
+    require(number > 0 and number % 2 == 0, f"{name} must be even and positive, not {number}.")
 
 
 def measure_gain(

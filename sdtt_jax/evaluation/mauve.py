@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.config import positive, require, whole, within
+from sdtt_jax.config import given, positive, require, whole, within
+from sdtt_jax.keys import check_seed
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks.causal import CausalNetwork
@@ -41,7 +42,8 @@ class MauveConfig:
     def __post_init__(self) -> None:
         within("(0, 1)", self, "explained_variance")
         positive(self, "scaling")
-        whole(1, self, "restarts", "points")
+        whole(1, self, "restarts", "points", *given(self, "num_buckets"))
+        check_seed(self.seed)
 
 
 class Mauve(NamedTuple):
@@ -123,7 +125,7 @@ def quantise(
     if num_buckets is None:
         num_buckets = max(2, round(min(len(features_p), len(features_q)) / TEXTS_PER_BUCKET))
     require(
-        1 <= num_buckets <= total,
+        num_buckets <= total,
         f"num_buckets={num_buckets} must lie between 1 and the number of texts, {total}.",
     )
     from scipy.cluster.vq import kmeans, vq  # takes half a second, and few programs cluster

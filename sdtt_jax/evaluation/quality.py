@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdtt_jax.config import positive, require
+from sdtt_jax.config import positive, require, whole
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_median, exp_ratio, mean
 from sdtt_jax.evaluation.judge import Scores
 
@@ -105,7 +105,7 @@ def distinct_n(texts: Texts, n: int) -> float:
 
     It falls as the amount of text grows, so compare equal amounts.
     """
-    positive(n=n)
+    whole(1, n=n)
     *_, (gram, _) = _ngrams(texts, n)
     require(len(gram) > 0, f"no text has the {n} tokens of an n-gram; give longer texts.")
     return int(gram.max() + 1) / len(gram)
@@ -121,7 +121,8 @@ def repeated_ngram_rate(tokens: np.ndarray, n: int = 4) -> np.ndarray:
       n: tokens of an n-gram.
     """
     length = tokens.shape[1]
-    require(1 <= n <= length, f"n must lie between 1 and the texts' length of {length}, not {n}.")
+    whole(1, n=n)
+    require(n <= length, f"n must lie between 1 and the texts' length of {length}, not {n}.")
     *_, (gram, _) = _ngrams(tokens, n)
     ordered = np.sort(gram.reshape(len(tokens), -1), axis=1)
     distinct = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(axis=1)
@@ -144,7 +145,8 @@ def self_bleu(texts: Texts, max_n: int = 4, *, epsilon: float = 0.1) -> np.ndarr
       epsilon: stands for a count of matches that is 0.
     """
     require(len(texts) > 1, f"self-BLEU compares texts with each other; {len(texts)} is too few.")
-    positive(max_n=max_n, epsilon=epsilon)
+    whole(1, max_n=max_n)
+    positive(epsilon=epsilon)
     lengths = np.array([len(text) for text in texts])
     matches = np.stack([_clipped_matches(grams, len(texts)) for grams in _ngrams(texts, max_n)])
     closest = _closest_other_lengths(lengths)

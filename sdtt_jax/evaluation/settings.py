@@ -206,16 +206,10 @@ class Settings(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(
-            self,
-            "num_texts",
-            "prompt_tokens",
-            "continuation_tokens",
-            "continuations",
-            "num_maskings",
-            "repeats",
-        )
-        within("[0, inf)", self, "length", "num_prompts", "held_out_texts", "latency_budget_s")
+        whole(1, self, "num_texts", "num_maskings", "repeats")
+        whole(1, self, "prompt_tokens", "continuation_tokens", "continuations")
+        whole(0, self, "length", "num_prompts", "held_out_texts", "exit_training_steps")
+        within("[0, inf)", self, "latency_budget_s", "budget_delta")
         dtypes = ("", *COMPUTE_DTYPES)
         one_of(self, first_token=FIRST_TOKEN, ends=ENDS, task=TASKS)
         one_of(self, compute_dtype=dtypes, judge_compute_dtype=dtypes)
@@ -230,7 +224,6 @@ class Settings(Sampling):
         for name in ("num_steps", "latency_steps", "latency_batches"):
             for value in getattr(self, name):
                 whole(1, **{name: value})
-        within("[0, inf)", self, "budget_delta", "exit_training_steps")
         within("(0, 1)", self, "exit_bound", "exit_failure")
         within("(0, inf)", temperatures=min(self.temperatures))
         for mode in self.modes.split():

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.config import positive, whole
+from sdtt_jax.config import positive, whole, within
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
@@ -30,7 +30,7 @@ from sdtt_jax.distillation.coupled import (
     coupled_terms,
     trajectory_end,
 )
-from sdtt_jax.keys import purpose_key
+from sdtt_jax.keys import check_seed, purpose_key
 from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.student import (
     SCHEDULE,
@@ -82,6 +82,8 @@ class CoupledStudentConfig:
         whole(1, self, "num_layers", "embed_dim", "num_heads")
         whole(1, self, "batch_size", "num_steps", "num_samples")
         positive(self, "learning_rate", "adam_learning_rate")
+        within("[0, 1)", self, "full_share")
+        check_seed(self.seed)
 
 
 def make_coupled_diffusion(world: World, config: CoupledStudentConfig) -> MaskedDiffusion:

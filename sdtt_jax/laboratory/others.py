@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdtt_jax.config import positive, require, whole, within
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import prior_sample
 from sdtt_jax.distillation.alpha import AlphaConfig
@@ -93,6 +94,17 @@ class OthersConfig:
     layer: int = 2
     gamma: float = 1e-2
     slow_rate: float = 1e-4  # peak rate of the two adversarial ones
+
+    def __post_init__(self) -> None:
+        whole(1, self, "num_layers", "embed_dim", "num_heads", "batch_size")
+        whole(1, self, "num_steps", "copy_steps", "layer")
+        whole(2, self, "values", "teacher_calls")
+        positive(self, "copy_rate", "learning_rate", "gamma", "slow_rate")
+        within("[0, 1]", self, "alpha")
+        require(
+            self.layer <= self.num_layers,
+            f"layer={self.layer} does not exist: num_layers={self.num_layers}.",
+        )
 
 
 class Bench(NamedTuple):

@@ -16,7 +16,8 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from sdtt_jax.config import choose, positive
+from sdtt_jax.config import choose, positive, whole
+from sdtt_jax.keys import check_seed
 from sdtt_jax.laboratory.law import Paths, Table, sampler_law
 from sdtt_jax.laboratory.world import Array
 
@@ -53,7 +54,9 @@ class SearchConfig:
     seed: int = 0  # of that noise
 
     def __post_init__(self) -> None:
-        positive(self, *(f.name for f in dataclasses.fields(self) if f.name != "seed"))
+        whole(1, self, "lbfgs_steps", "adam_steps")
+        positive(self, "adam_rate", "leaning", "noise")
+        check_seed(self.seed)
 
 
 class Mixture(NamedTuple):

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from sdtt_jax.config import positive
+from sdtt_jax.config import positive, whole
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig, Student, next_round
@@ -69,8 +69,9 @@ class StudentConfig:
     seed: int = 0  # of parameters, batches and draws
 
     def __post_init__(self) -> None:
-        fields = (field.name for field in dataclasses.fields(self))
-        positive(self, *(name for name in fields if name != "seed"))
+        whole(1, self, "num_layers", "embed_dim", "num_heads", "batch_size")
+        whole(1, self, "copy_steps", "steps_per_round", "num_trajectories")
+        positive(self, "copy_learning_rate", "learning_rate")
         check_seed(self.seed)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from sdtt_jax.config import from_mapping, require
+from sdtt_jax.config import from_mapping, require, whole, within
 from sdtt_jax.paths import as_path, read_json
 
 Array = NDArray[Any]
@@ -60,7 +60,7 @@ class World:
     def __post_init__(self) -> None:
         size, rows = len(self.initial), [len(row) for row in self.transition]
         require(size > 1, f"world.initial has {size} entries; a world needs at least 2 tokens.")
-        require(self.length > 0, f"world.length is {self.length}; it must be at least 1.")
+        whole(1, **{"world.length": self.length})
         require(
             rows == [size] * size,
             f"world.transition must be {size} rows of {size} numbers, like world.initial; "
@@ -69,10 +69,9 @@ class World:
         _check_distribution(self.initial, "world.initial")
         for row, values in enumerate(self.transition):
             _check_distribution(values, f"world.transition, row {row},")
-        require(
-            bool(self.dts) and all(0 < dt <= 1 for dt in self.dts),
-            f"world.dts is {list(self.dts)}; each must be above 0 and at most 1.",
-        )
+        require(bool(self.dts), "world.dts is empty; a world needs a step size at least.")
+        for dt in self.dts:
+            within("(0, 1]", **{"world.dts": dt})
         pairs = (2 * size + 1) ** self.length
         require(
             pairs <= MAX_PAIRS,

@@ -96,6 +96,10 @@ class DenoiserConfig(TransformerConfig):
     cond_dim: int = 128
     time_conditioned: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(1, self, "cond_dim")
+
 
 @dataclasses.dataclass(frozen=True)
 class NoiseConfig:

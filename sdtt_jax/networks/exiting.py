@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import whole
+from sdtt_jax.config import whole, within
 from sdtt_jax.networks.attention import rotary_tables
 from sdtt_jax.networks.base import Wrapped, variables
 from sdtt_jax.networks.config import TransformerConfig
@@ -41,6 +41,7 @@ class Exiting(Wrapped):
 
     def __post_init__(self) -> None:
         whole(1, self, "least")
+        within("(-inf, inf)", self, "threshold")
 
     def hidden(
         self,

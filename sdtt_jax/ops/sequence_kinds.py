@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from sdtt_jax.config import one_of, require
+from sdtt_jax.config import one_of, require, whole
 
 # The stream of all texts cut to length; the same with attention confined to each text; one text for each
 # sequence, and padding; the same with a prompt at the beginning.
@@ -21,6 +21,7 @@ class Sequences:
 
     def __post_init__(self) -> None:
         one_of(self, kind=KINDS)
+        whole(0, self, "bos_id", "eos_id")
         require(
             not self.wrap or self.kind in ("packed", "documents"),
             f"wrap=True puts BOS and EOS around chunks of many texts; kind={self.kind!r} has one text each.",

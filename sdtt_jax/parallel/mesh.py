@@ -50,9 +50,9 @@ class MeshConfig:
     model: int = 1  # tensor parallelism: heads, MLP width and vocabulary split
 
     def __post_init__(self) -> None:
-        require(self.data == -1 or self.data > 0, f"data must be positive or -1, not {self.data}.")
-        whole(-1, self, "data")
         whole(1, self, "fsdp", "model")
+        whole(-1, self, "data")
+        require(self.data != 0, "data must be positive or -1, not 0.")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

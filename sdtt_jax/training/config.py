@@ -1,6 +1,7 @@
 """The config of a training: steps, batch, optimizer, averages, and how often to log and save."""
 
 import dataclasses
+import math
 
 from sdtt_jax.config import require, whole, within
 from sdtt_jax.training.optimizers import OptimizerConfig, learning_rate_schedule
@@ -46,8 +47,8 @@ class TrainConfig:
         whole(1, self, "log_every", "save_every", "keep")
         whole(0, self, "keep_every", "check_replicas_every")
         require(
-            self.spike_factor == 0 or self.spike_factor > 1,
-            f"spike_factor={self.spike_factor} must be above 1, or 0 to accept all.",
+            self.spike_factor == 0 or 1 < self.spike_factor < math.inf,
+            f"spike_factor={self.spike_factor} must be above 1 and finite, or 0 to accept all.",
         )
         within("[0, 1)", self, "ema_decay")
         require(

@@ -165,7 +165,8 @@ def test_a_mixture_of_folders_has_one_vocabulary(prepared, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("weights", "message"), [((1.0, 0.0), "weight above 0"), ((1.0,), "each of 2")]
+    ("weights", "message"),
+    [((1.0, 0.0), "weights must be positive, not 0.0"), ((1.0,), "each of 2")],
 )
 def test_a_mixture_that_cannot_be_is_refused(mixture, weights, message):
     with pytest.raises(ConfigError, match=message):

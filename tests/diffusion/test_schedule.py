@@ -108,6 +108,10 @@ def test_importance_sampling_flattens_the_weight(config):
         ({"kind": "loglinear"}, "kind"),
         ({"eps": 0.0}, "eps"),
         ({"eps": 1.0}, "eps"),
+        # Its noise would be infinite, and 0 times that, which is NaN, at time 0.
+        ({"kind": "linear", "sigma_max": jnp.inf}, r"sigma_max must lie in \[0, inf\), not inf"),
+        ({"kind": "geometric", "sigma_max": jnp.inf}, r"sigma_max must lie in"),
+        ({"sigma_min": jnp.nan}, r"sigma_min must lie in \[0, inf\), not nan"),
     ],
 )
 def test_a_wrong_field_is_named(fields, named):

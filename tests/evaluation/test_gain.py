@@ -145,5 +145,8 @@ def test_divergences_are_the_exact_expectations():
 def test_rounds_that_cannot_be_measured_are_named():
     with pytest.raises(ConfigError, match="divergence='mse' has no known floor"):
         GainConfig(DistillConfig(divergence="mse"), 64)
-    with pytest.raises(ConfigError, match="num_trajectories must be even"):
-        GainConfig(DistillConfig(), 7)
+    for number, message in ((7, "even and positive"), (0, "even and positive"), (2.5, "a whole")):
+        with pytest.raises(
+            ConfigError, match=f"num_trajectories must be {message}.*, not {number}"
+        ):
+            GainConfig(DistillConfig(), number)

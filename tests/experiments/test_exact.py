@@ -44,7 +44,7 @@ def test_rounds_beyond_the_worlds_double_up_to_one_half() -> None:
     assert exact.round_dts(WORLD, None) == (0.1, 0.2)
     assert exact.round_dts(WORLD, 1) == (0.1,)
     assert exact.round_dts(WORLD, 5) == (0.1, 0.2, 0.4, 0.5, 0.5)
-    with pytest.raises(ConfigError, match="--rounds must be at least 1, not 0"):
+    with pytest.raises(ConfigError, match="--rounds must be positive, not 0"):
         exact.Plan("out", rounds=0)
 
 
@@ -65,6 +65,23 @@ def test_distillers_and_calls_are_named() -> None:
         exact.Plan("out", calls=(0, 1))
     with pytest.raises(ConfigError, match="--calls must name at least one"):
         exact.Plan("out", calls=())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"copy_steps": 0}, "--copy_steps must be positive, not 0"),
+        ({"steps_per_round": -1}, "--steps_per_round must be positive, not -1"),
+        ({"coupled_steps": 0}, "--coupled_steps must be positive, not 0"),
+        ({"student_steps": 2.5}, "--student_steps must be a whole number, not 2.5"),
+        ({"calls": (1, 2.5)}, "--calls must be a whole number, not 2.5"),
+        ({"rounds": 1.5}, "--rounds must be a whole number, not 1.5"),
+        ({"seed": -1}, "seed=-1 must be a whole number from 0"),
+    ],
+)
+def test_steps_calls_and_seed_are_counts(fields, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        exact.Plan("out", **fields)
 
 
 def test_mixtures_are_sizes_from_two_or_none() -> None:

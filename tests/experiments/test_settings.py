@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 import sys
 from pathlib import Path
 
@@ -117,7 +118,15 @@ def _with(path, value):
         ("teacher.weighting", "odd", r"config\.teacher: weighting='odd' is unknown"),
         ("teacher.train.batch_size", 0, r"config\.teacher\.train: .*batch_size"),
         ("evaluation.num_steps", [8, 4], r"num_steps=\(8, 4\) must ascend"),
-        ("evaluation.gain_trajectories", 7, r"gain_trajectories must be even"),
+        ("evaluation.gain_trajectories", 7, r"gain_trajectories must be even and positive, not 7"),
+        ("evaluation.gain_trajectories", 0, r"gain_trajectories must be even and positive, not 0"),
+        ("mesh.data", 0, r"config\.mesh: data must be positive or -1, not 0"),
+        ("mesh.data", -2, r"config\.mesh: data must be at least -1, not -2"),
+        (
+            "distill.train.optimizer.learning_rate",
+            math.inf,
+            r"learning_rate must be finite, not inf",
+        ),
         ("schedule.kind", "linnear", r"config\.schedule: kind='linnear'"),
         ("data.length", "64", r"config\.data\.length must be of type int, not '64'"),
         ("seed", -1, r"seed=-1 must be a whole number from 0"),

@@ -159,7 +159,7 @@ def test_a_world_file_is_read_with_its_name(tmp_path) -> None:
         ({"transition": [[0.9, 0.1]]}, "2 rows of 2 numbers"),
         ({"initial": "often", "length": 3}, r"initial must be a list, not 'often'"),
         ({"length": 2.5}, "length must be of type int, not 2.5"),
-        ({"length": 0}, "must be at least 1"),
+        ({"length": 0}, r"world\.length must be positive, not 0"),
         ({"length": 40}, r"12,157,665,459,056,928,801 partly masked states"),
         ({"dts": [0.5, 2.0]}, r"world\.dts"),
         ({"dtz": [0.5]}, "no field 'dtz'; did you mean 'dts'"),

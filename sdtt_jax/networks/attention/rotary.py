@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax import Array
 
-from sdtt_jax.config import one_of, positive, require
+from sdtt_jax.config import one_of, positive, require, whole
 
 ROTARY_BASE = 10_000.0
 UNSCALED, LINEAR, LLAMA3 = "none", "linear", "llama3"
@@ -32,7 +32,8 @@ class RotaryScaling:
 
     def __post_init__(self) -> None:
         one_of(self, kind=(UNSCALED, LINEAR, LLAMA3))
-        positive(self, "factor", "low_freq_factor", "original_length")
+        positive(self, "factor", "low_freq_factor", "high_freq_factor")
+        whole(1, self, "original_length")
         require(
             self.low_freq_factor < self.high_freq_factor,
             f"high_freq_factor={self.high_freq_factor} must exceed low_freq_factor={self.low_freq_factor}.",
