@@ -29,6 +29,9 @@ With --decoders, the exact law of every decoder that is named (separated by spac
 
   python -m experiments.exact --decoders="confidence remdm:eta=0.1" --calls=2,4,8 --output=runs/exact
 
+and with --decoders_of=teacher,optimum,trained also of the last round's optimum and trained student (with
+--train), whose second model, where a decoder has one, is the true denoiser.
+
 Writes results.json (all numbers), exact.svg and exact.png to --output. Another language is a JSON
 file, --world=FILE, with "initial" [V], "transition" [V][V], "length", and optionally "dts", the
 step size of each round.
@@ -64,6 +67,7 @@ from sdtt_jax.reporting.picture import write_exact
 from sdtt_jax.training.loop import Interrupted
 
 _WIDTH = 120  # of the table in a log
+WHOSE = ("teacher", "optimum", "trained")
 COLUMNS = {
     "kl": "KL(samples ‖ chain)",
     "kl_reverse": "KL(chain ‖ samples)",
@@ -96,6 +100,10 @@ class Plan:
     decoders: str = setting(
         "",
         "Modes of the sampler to compute the law of, as experiments.sample takes them, separated by blanks.",
+    )
+    decoders_of: tuple[str, ...] = setting(
+        ("teacher",),
+        "Whose laws --decoders computes: teacher, optimum and trained, of the last round.",
     )
     mixtures: tuple[int, ...] = setting(
         (4,), "Sizes of the mixtures of such students, from 2, or none."
@@ -132,6 +140,16 @@ class Plan:
             choose("--matched", self.matched, ENTROPIES)
         for mode in self.decoders.split():
             enumerable(mode)
+        for name in self.decoders_of:
+            choose("--decoders_of", name, WHOSE)
+        require(
+            bool(self.decoders) or self.decoders_of == ("teacher",),
+            "--decoders_of needs --decoders: the modes to compute the laws of.",
+        )
+        require(
+            "trained" not in self.decoders_of or (self.train and not self.distillers),
+            "--decoders_of=trained is of a trained student of SDTT; add --train, and leave out --distillers.",
+        )
 
     @property
     def divergences(self) -> tuple[str, ...]:
@@ -221,9 +239,12 @@ def _measured(record: Record, n: str) -> Iterator[tuple[str, Record]]:
         **_distillers(record, matched=False),
     }
     yield from ((name, by_calls[n]) for name, by_calls in found.items() if n in by_calls)
-    for mode, by_calls in record.get("decoders", {}).items():
-        if n in by_calls:
-            yield f"{mode} ({by_calls[n]['calls']:.2f} calls)", by_calls[n]
+    for whose, decoders in (
+        record.get("decoders_of", {}) | {"": record.get("decoders", {})}
+    ).items():
+        for mode, by_calls in decoders.items():
+            if n in by_calls:
+                yield f"{whose} {mode} ({by_calls[n]['calls']:.2f} calls)".lstrip(), by_calls[n]
     for objective, measures in record.get("floor", {}).get(n, {}).items():
         yield f"floor, best {objective}", measures
     for size, by_calls in record.get("mixtures", {}).items():
@@ -277,8 +298,12 @@ def measured(plan: Plan, world: World) -> Iterator[Record]:
         search = SearchConfig(seed=plan.seed)
         record |= find_floor(truth, plan.calls, starts, plan.mixtures, search, _print)
         yield record
+    laws = functools.partial(decoder_measures, truth, plan.decoders.split(), plan.calls)
     if plan.decoders:
-        record["decoders"] = decoder_measures(truth, plan.decoders.split(), plan.calls)
+        record |= {"decoders": laws()} if "teacher" in plan.decoders_of else {}
+        record["decoders_of"] = {}
+        for divergence, tables in optima.items() if "optimum" in plan.decoders_of else ():
+            record["decoders_of"][f"{divergence}, round {len(tables)},"] = laws(tables[-1])
         yield record
     if plan.distillers:  # which are all that is trained
         record |= distilled(plan, truth, optima[plan.divergences[0]])
@@ -288,6 +313,8 @@ def measured(plan: Plan, world: World) -> Iterator[Record]:
         for divergence, tables in trained.items() if plan.matched else ():
             entries = [entry["trained"] for entry in record["rounds"][divergence]]
             add_matched(entries, tables, match)
+        for divergence, tables in trained.items() if "trained" in plan.decoders_of else ():
+            record["decoders_of"][f"{divergence}, round {len(tables)}, trained,"] = laws(tables[-1])
         yield record
 
 

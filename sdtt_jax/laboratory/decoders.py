@@ -107,17 +107,24 @@ def enumerable(mode: str) -> tuple[Decoder, Any]:
 
 
 def decoder_measures(
-    truth: Truth, modes: Iterable[str], steps: Iterable[int]
+    truth: Truth, modes: Iterable[str], steps: Iterable[int], model: Array | None = None
 ) -> dict[str, dict[str, dict[str, float | None]]]:
     """`law_measures` of each decoder at each number of steps, with its mean number of "calls".
 
-    The decoders draw from the chain's true denoiser. A measure is None where it is infinite: the decoder
-    never writes something that the chain does. Numbers of steps that a decoder cannot make are left out.
+    A measure is None where it is infinite: the decoder never writes something that the chain does. Numbers of
+    steps that a decoder cannot make are left out.
+
+    Args:
+      truth: the world; its true denoiser is the second model of decoders that need one.
+      modes: of `SamplerConfig`.
+      steps: calls that may be made.
+      model: `[states, L, V]`, what the decoders draw from; None: from the true denoiser too.
     """
     found: dict[str, dict[str, dict[str, float | None]]] = {}
+    own = truth.teacher if model is None else model
     for mode, num_steps in itertools.product(modes, steps):
         try:
-            law, calls = decoder_law(truth.teacher, mode, num_steps)
+            law, calls = decoder_law(own, mode, num_steps, truth.teacher)
         except ConfigError:
             continue
         measures = truth.measures_of(law)

@@ -171,6 +171,9 @@ def test_training_stands_beside_the_optimum(tmp_path: Path) -> None:
         "--train",
         "--copy_steps=60",
         "--steps_per_round=40",
+        "--decoders=grid first-hitting",
+        "--decoders_of=optimum,trained",
+        "--calls=2",
     )
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "results.json").read_text())
@@ -178,3 +181,25 @@ def test_training_stands_beside_the_optimum(tmp_path: Path) -> None:
     for entry in record["rounds"]["kl-bwd"]:
         assert 0 < entry["trained"]["kl_to_optimum"] < 0.1
         assert set(entry["trained"]["steps"]) <= set(entry["steps"])
+    # The law of the grid is also the sum over reveals that stands with the rounds.
+    last = record["rounds"]["kl-bwd"][-1]
+    laws = record["decoders_of"]
+    for whose, steps in (
+        ("round 2,", last["steps"]),
+        ("round 2, trained,", last["trained"]["steps"]),
+    ):
+        grid = laws[f"kl-bwd, {whose}"]["grid"]["2"]
+        assert {name: grid[name] for name in ("kl", "kl_reverse", "tv")} == pytest.approx(
+            {name: steps["2"][name] for name in ("kl", "kl_reverse", "tv")}, abs=1e-6
+        )
+    assert "decoders" not in record
+    assert "kl-bwd, round 2, trained," in done.stdout
+
+
+def test_laws_are_of_what_there_is() -> None:
+    with pytest.raises(ConfigError, match=r"--decoders_of='student' is unknown"):
+        exact.Plan("out", decoders="grid", decoders_of=("student",))
+    with pytest.raises(ConfigError, match=r"--decoders_of=trained .* add --train"):
+        exact.Plan("out", decoders="grid", decoders_of=("trained",))
+    with pytest.raises(ConfigError, match=r"--decoders_of needs --decoders"):
+        exact.Plan("out", decoders_of=("optimum",))
