@@ -18,7 +18,7 @@ from sdtt_jax.config import require, to_mapping
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.networks.config import TransformerConfig
+from sdtt_jax.networks.config import GPT2Config, LlamaConfig, TransformerConfig
 from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel.mesh import batch_pieces, mesh_if_any, use_mesh
 from sdtt_jax.parallel.placement import place_batch, place_whole
@@ -104,8 +104,13 @@ class Loaded(abc.ABC):
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What determines the model's outputs: the parameters' digest and the activations' dtype."""
-        return {name: self.identity[name] for name in ("digest", "compute_dtype")}
+        """What determines the model's outputs: the parameters' digest, the activations' dtype, and of networks
+        from elsewhere their config, which lies in a file that its user may edit.
+        """
+        found = {name: self.identity[name] for name in ("digest", "compute_dtype")}
+        if isinstance(self.config, GPT2Config | LlamaConfig):
+            found["config"] = canonical_sha256(self.identity["config"])
+        return found
 
     @property
     def folder(self) -> Path | None:

@@ -65,6 +65,17 @@ def test_what_was_read_goes_out_bit_for_bit(tmp_path, name):
         assert again[tensor].tobytes() == array.tobytes(), tensor
 
 
+def test_a_config_that_was_edited_makes_another_model(tmp_path):
+    """Results are kept by the fingerprint: what the file says of the same parameters is part of it."""
+    folder = repository(tmp_path, "diffullama")
+    before = sdtt_jax.load(folder, **MODELS["diffullama"].given).fingerprint
+    assert sdtt_jax.load(folder, **MODELS["diffullama"].given).fingerprint == before
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 1234.0}))
+    after = sdtt_jax.load(folder, **MODELS["diffullama"].given).fingerprint
+    assert (after["digest"], after != before) == (before["digest"], True)
+
+
 def test_several_files_with_an_index_are_one_model(tmp_path):
     one = sdtt_jax.load(repository(tmp_path / "one", "qwen3"))
     several = repository(tmp_path / "several", "qwen3", shards=3)
