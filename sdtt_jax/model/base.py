@@ -104,8 +104,9 @@ class Loaded(abc.ABC):
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What determines the model's outputs: the parameters' digest, the activations' dtype, and of networks
-        from elsewhere their config, which lies in a file that its user may edit.
+        """What determines the model's outputs: the parameters' digest and the activations' dtype.
+
+        Of networks from elsewhere also their config, which lies in a file that its user may edit.
         """
         found = {name: self.identity[name] for name in ("digest", "compute_dtype")}
         if isinstance(self.config, GPT2Config | LlamaConfig):
