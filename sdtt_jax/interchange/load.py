@@ -115,9 +115,11 @@ def _find_published(
     if named is not None:
         _refuse_misspelt(text, named["revision"])
         tensors, config = hub.fetch(named["repo"], named["revision"])
+        # Before the config is read: some say only here which token is MASK.
+        hub.fetch_beside(named["repo"], named["revision"], TOKENIZER_FILES[1])
         published = open_published(tensors, config, said)
-        for name in TOKENIZER_FILES if has_its_own(published) else ():
-            hub.fetch_beside(named["repo"], named["revision"], name)
+        if has_its_own(published):
+            hub.fetch_beside(named["repo"], named["revision"], TOKENIZER_FILES[0])
         return published, tensors.parent, named[0]
     where = as_path(text)
     if not is_remote(text) and is_published(where):

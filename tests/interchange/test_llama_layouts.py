@@ -112,6 +112,17 @@ class TestWhatTheUserSays:
             sdtt_jax.load(folder)
         assert sdtt_jax.load(folder, mask_id=MASK).facts["mask_row"] == MASK
 
+    @pytest.mark.parametrize("token", ["<|mask|>", {"content": "<|mask|>", "special": True}])
+    def test_its_tokenizer_may_name_the_mask(self, tmp_path, token):
+        folder = repository(tmp_path / "m", "a2d-qwen2", mask_token_id=None)
+        added = {"3": {"content": "<|end|>"}, str(MASK): {"content": "<|mask|>"}}
+        names = {"mask_token": token, "added_tokens_decoder": added}
+        (folder / "tokenizer_config.json").write_text(json.dumps(names))
+        assert sdtt_jax.load(folder).facts["mask_row"] == MASK
+        (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+        with pytest.raises(CheckpointError, match=r"nor does tokenizer_config.json .*say mask_id"):
+            sdtt_jax.load(folder)
+
     def test_a_config_that_says_nothing_of_a_denoiser_is_a_causal_models(self, tmp_path):
         folder = repository(tmp_path / "m", "diffullama")
         assert isinstance(sdtt_jax.load(folder), CausalModel)

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from sdtt_jax.data.making import NAMES_FILE
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.claims import FLAG, NUMBER, Allowed, check_claims, claimed
 from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table, kernel, shape_of
@@ -21,6 +22,7 @@ from sdtt_jax.interchange.scaling import (
     hub_scaling,
 )
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
+from sdtt_jax.paths import as_path, read_json
 
 # The sequences of a denoiser whose config allows very long ones.
 LONGEST_DENOISED = 1024
@@ -261,9 +263,11 @@ def _mask_row(names: Names, config: LlamaConfig, stored: Stored) -> int | None:
     family, said = _family(names, stored), claimed(stored, ("mask_token_id",), NUMBER, None)
     known = (stored.given.mask_id, said, family and family.mask_id)
     mask = next((value for value in known if value is not None), None)
+    mask = _mask_by_name(stored) if mask is None else mask
     if mask is None:
         raise CheckpointError(
-            f"{stored.where} does not say which token is MASK (mask_token_id): say mask_id=…."
+            f"{stored.where} does not say which token is MASK (mask_token_id), nor does {NAMES_FILE} beside "
+            "it (mask_token): say mask_id=…."
         )
     if not 0 <= mask < config.columns:
         raise CheckpointError(
@@ -271,6 +275,16 @@ def _mask_row(names: Names, config: LlamaConfig, stored: Stored) -> int | None:
             "another mask_id."
         )
     return int(mask)
+
+
+def _mask_by_name(stored: Stored) -> int | None:
+    """MASK where the tokenizer's own config names it, as dLLM's models (a2d) have it."""
+    beside = as_path(stored.where).with_name(NAMES_FILE)
+    content: Any = read_json(beside, CheckpointError) if beside.is_file() else {}
+    token, added = content.get("mask_token"), content.get("added_tokens_decoder", {})
+    name = token.get("content") if isinstance(token, dict) else token
+    ids = (int(number) for number, entry in added.items() if entry.get("content") == name)
+    return next(ids, None) if name else None
 
 
 def _family(names: Names, stored: Stored) -> Family | None:
