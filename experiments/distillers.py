@@ -81,6 +81,12 @@ class CoupledStage(CoupledDistillConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(0, self, "num_trajectories")
+        made = self.num_rounds * self.train.num_steps * self.train.batch_size
+        require(
+            (self.num_trajectories or made) < 2**31,
+            f"num_trajectories={self.num_trajectories} must be below 2**31, for int32 numbers them; 0 makes "
+            f"num_rounds * train.num_steps * train.batch_size = {made}.",
+        )
         for calls in self.calls:
             whole(1, calls=calls)
         require(list(self.calls) == sorted(set(self.calls)), f"calls={self.calls} must ascend.")

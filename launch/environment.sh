@@ -87,7 +87,7 @@ install_packages() { # EXTRA
   local log=$venv/install.log target=$root constrained=()
   [ -z "$1" ] || target="${root}[$1]"
   [ "$constraints" = none ] || constrained=(--constraint "$constraints")
-  if [ "${INSTALLER:-uv}" = uv ]; then
+  if [ "$installer" = uv ]; then
     if install_by_uv --editable "$target" >"$log" 2>&1; then return; fi
     say "uv could not install the packages; pip tries"
   fi
@@ -109,6 +109,11 @@ prepare_environment() { # NAME [EXTRA]
     constraints=$(absolute "$constraints")
     [ -f "$constraints" ] || fail "CONSTRAINTS: there is no file $constraints."
   fi
+  installer=${INSTALLER:-uv}
+  case $installer in
+    uv | pip) ;;
+    *) fail "INSTALLER=$installer is unknown; choose one of uv, pip." ;;
+  esac
   # Modules and options meant for another Python must not reach into this environment.
   unset PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX
   # Many containers set this. Every program would then compile some thousand modules anew, which pip was told

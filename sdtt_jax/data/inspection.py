@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sdtt_jax.config import whole
 from sdtt_jax.data.corpora import SPLITS, TRAIN
 from sdtt_jax.data.loader import Split, open_split
 from sdtt_jax.data.records import read_info
@@ -40,6 +41,7 @@ def inspect_data(
       of tokens, up to each power of two), `frequent` (token, its text, its share), `used` (share of the
       vocabulary), `unknown` (share of the tokens), `bytes_per_token` and `texts`.
     """
+    whole(0, records=records, seed=seed)
     data_dir = as_path(data_dir)
     content, tokenizer = read_info(data_dir), load_tokenizer(tokenizer_dir)
     if tokenizer.digest != content.get("tokenizer_digest"):

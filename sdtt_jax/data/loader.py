@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sdtt_jax.config import positive, require
+from sdtt_jax.config import positive, require, whole
 from sdtt_jax.data.records import Records, Shard, check_decoding, read_info, refuse_extra
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path
@@ -168,10 +168,8 @@ def _places(step: int, batch_size: int, rows: slice | None) -> range:
 
 
 def _check_batch(seed: int, step: int, batch_size: int) -> None:
-    require(
-        batch_size >= 1 and step >= 0 and seed >= 0,
-        f"A batch needs batch_size >= 1, step >= 0 and seed >= 0, not {batch_size}, {step} and {seed}.",
-    )
+    whole(1, batch_size=batch_size)
+    whole(0, step=step, seed=seed)
 
 
 def _shuffled(size: int, seed: int, position: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdtt_jax.config import require
+from sdtt_jax.config import require, whole
 
 CHUNK = 1 << 22  # numbers drawn at once
 
@@ -71,6 +71,7 @@ def bootstrap(
     """
     columns = tuple(np.asarray(column, np.float64) for column in columns)
     size = len(columns[0])
+    whole(1, resamples=resamples)
     require(size > 0, "there are no texts to estimate anything from.")
     if size == 1:
         return Interval(float(statistic(*columns)), math.nan, math.nan)

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from sdtt_jax.causal.nll import next_token_nll
+from sdtt_jax.config import whole
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.evaluation.likelihood import text_bounds
 from sdtt_jax.evaluation.record import Json
@@ -87,6 +88,7 @@ def losses(
       key: PRNG key.
       num_maskings: maskings of each text, or pieces into which it is cut.
     """
+    whole(1, num_maskings=num_maskings)
     readings = [own_reading(model)]
     if isinstance(model.config, PublishedConfig):
         readings = [Reading(*flags) for flags in itertools.product((False, True), repeat=2)]

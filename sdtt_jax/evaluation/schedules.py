@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.config import require
+from sdtt_jax.config import require, whole
 from sdtt_jax.diffusion.calls import ranks
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import masked_nll
@@ -49,6 +49,7 @@ def information_curve(
       batch_size: texts at once.
     """
     model.require_likelihood()
+    whole(1, num_maskings=num_maskings)
     require(
         model.sequences is None,
         "A schedule is learnt for sequences whose positions all see each other; take mode=first-hitting.",

@@ -82,7 +82,7 @@ class CoupledStudentConfig:
         whole(1, self, "num_layers", "embed_dim", "num_heads")
         whole(1, self, "batch_size", "num_steps", "num_samples")
         positive(self, "learning_rate", "adam_learning_rate")
-        within("[0, 1)", self, "full_share")
+        within("[0, 1]", self, "full_share")
         check_seed(self.seed)
 
 

@@ -44,6 +44,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         whole(1, self, "num_steps", "batch_size", "microbatches", "max_rejected")
+        require(
+            self.num_steps < 2**31,
+            f"num_steps={self.num_steps} must be below 2**31, for a state counts its steps in int32.",
+        )
         whole(1, self, "log_every", "save_every", "keep")
         whole(0, self, "keep_every", "check_replicas_every")
         require(

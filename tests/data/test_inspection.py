@@ -12,7 +12,7 @@ import pytest
 
 from sdtt_jax.data import load_tokenizer, open_split
 from sdtt_jax.data.inspection import inspect_data, summary
-from sdtt_jax.errors import DataError
+from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.reporting.data_page import render_data
 
 
@@ -64,6 +64,8 @@ def test_data_of_another_tokenizer_are_refused(prepared, tmp_path):
     (data / "info.json").write_text(json.dumps(info | {"tokenizer_digest": "0"}))
     with pytest.raises(DataError, match="is not the tokenizer of"):
         inspect_data(data, prepared.tokenizer)
+    with pytest.raises(ConfigError, match=r"records must be a whole number, not 1\.5"):
+        inspect_data(data, prepared.tokenizer, records=1.5)
 
 
 def test_the_page_shows_it_and_escapes_the_texts(found):

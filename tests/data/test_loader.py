@@ -173,9 +173,18 @@ def test_a_mixture_that_cannot_be_is_refused(mixture, weights, message):
         Mixture(mixture.splits, weights)
 
 
-@pytest.mark.parametrize("arguments", [(-1, 0, 1), (0, -1, 1), (0, 0, 0)])
-def test_a_batch_that_cannot_be_is_refused(train, arguments):
-    with pytest.raises(ConfigError, match="batch_size >= 1"):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((-1, 0, 1), "seed must be at least 0, not -1"),
+        ((0, -1, 1), "step must be at least 0, not -1"),
+        ((0, 0, 0), "batch_size must be positive, not 0"),
+        ((0, 0, 2.5), "batch_size must be a whole number, not 2.5"),
+        ((0.5, 0, 1), "seed must be a whole number, not 0.5"),
+    ],
+)
+def test_a_batch_that_cannot_be_is_refused(train, arguments, message):
+    with pytest.raises(ConfigError, match=message):
         train.batch(*arguments)
 
 

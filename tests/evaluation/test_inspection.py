@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.diffusion.estimators import BoundConfig
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.inspection import Reading, losses, own_reading, recognised
 from sdtt_jax.evaluation.likelihood import text_bounds
 from sdtt_jax.networks import CausalConfig, CausalNetwork
@@ -75,6 +76,13 @@ def test_no_reading_of_a_causal_model_sees_what_it_predicts():
     every = [losses(model, row[None], KEY, num_maskings=1) for row in texts]
     for reading in FOUR:
         assert sum(np.exp(-each[reading]) for each in every) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [0, 2.5])
+def test_pieces_are_counted(number):
+    model = as_causal(NETWORKS["llama"], noisy_params(NETWORKS["llama"], 1))
+    with pytest.raises(ConfigError, match=f"num_maskings must be .*, not {number}"):
+        losses(model, TEXTS, KEY, num_maskings=number)
 
 
 def test_what_was_recognised_is_said():

@@ -149,3 +149,11 @@ def test_a_schedule_is_for_the_parameters_it_was_fitted_to(model, tmp_path):
 def test_options_that_cannot_work_are_refused(model, options, said):
     with pytest.raises(ConfigError, match=said):
         written(model, f"learnt:{options}")
+
+
+@pytest.mark.parametrize("number", [0, 2.5])
+def test_maskings_are_counted(model, number):
+    with pytest.raises(ConfigError, match="num_maskings must be"):
+        information_curve(
+            model, np.zeros((2, LENGTH), np.int32), 0, num_maskings=number, batch_size=2
+        )

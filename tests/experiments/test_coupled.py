@@ -288,6 +288,20 @@ def test_a_likelihood_is_refused(unbroken):
         ({"distillers": ("coupled", "gumbel")}, "distillers='gumbel'"),
         ({"distillers": ()}, "distillers"),
         ({"coupled": {"calls": (4, 2)}}, "calls"),
+        ({"coupled": {"calls": (0, 2)}}, "calls must be positive, not 0"),
+        ({"coupled": {"num_trajectories": 2**31}}, r"must be below 2\*\*31"),
+        (
+            # Made in each step, three rounds of 8 * 10**6 steps of 128.
+            {
+                "coupled": {
+                    "num_trajectories": 0,
+                    "num_rounds": 3,
+                    "num_distill_calls": 2,
+                    "train": {"num_steps": 8 * 10**6, "batch_size": 128},
+                }
+            },
+            "num_rounds .* = 3072000000",
+        ),
         ({"coupled": {"noise": {"kind": "gumbel"}}}, "kind='gumbel'"),
     ],
 )

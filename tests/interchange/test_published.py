@@ -232,6 +232,8 @@ class TestHub:
         [
             (lambda: sdtt_jax.load_small_student("kl"), "choose one of kld, mse, tvd"),
             (lambda: sdtt_jax.load_small_student("kld", 8), "1 to 7"),
+            (lambda: sdtt_jax.load_small_student("kld", 2.0), "round must be a whole number"),
+            (lambda: sdtt_jax.load_scaling_student("sm", True), "round must be a whole number"),
             (lambda: sdtt_jax.load_scaling_student("xl"), "choose one of sm, md, lg"),
             (lambda: sdtt_jax.load_scaling_teacher("xl"), "choose one of sm, md, lg"),
         ],

@@ -131,6 +131,14 @@ def test_constraints_that_are_missing(checkout):
     assert f"CONSTRAINTS: there is no file {checkout.parent / 'nowhere.txt'}." in result.stderr
 
 
+def test_an_installer_that_is_unknown(checkout):
+    """Any word but uv used to mean pip, and a slip of the pen went unnoticed."""
+    result = run(checkout, INSTALLER="conda")
+    assert result.returncode == 1
+    assert result.stderr == "[job] error: INSTALLER=conda is unknown; choose one of uv, pip.\n"
+    assert not (checkout / ".venv").exists()
+
+
 @pytest.mark.slow
 def test_installs_once_and_again_when_the_requirements_change(checkout):
     first = run(checkout, PYTHONDONTWRITEBYTECODE="1")

@@ -178,6 +178,7 @@ def test_the_context_reaches_the_loss():
     ("fields", "message"),
     [
         ({"num_steps": 0}, "num_steps"),
+        ({"num_steps": 2**31}, r"num_steps=2147483648 must be below 2\*\*31"),
         ({"ema_decay": 1.0}, "ema_decay must lie in"),
         ({"microbatches": 3}, "microbatches=3"),
     ],
