@@ -18,7 +18,7 @@ from rich.table import Table
 from experiments.cli import fields
 from experiments.cli.app import check_flags, output_file, run_app, wide_console
 from experiments.stages.mirror import own_data
-from sdtt_jax.config import require
+from sdtt_jax.config import require, whole
 from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.harness import Options, adapter
 from sdtt_jax.evaluation.variants import variant
@@ -56,6 +56,10 @@ def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags ask."""
     check_flags(argv, "checkpoint")
     require(bool(_TASKS.value), "--tasks is missing; for example --tasks=lambada_openai.")
+    if _LIMIT.value is not None:
+        whole(1, **{"--limit": _LIMIT.value})
+    if _NUM_FEWSHOT.value is not None:
+        whole(0, **{"--num_fewshot": _NUM_FEWSHOT.value})
     output = output_file(_OUTPUT.value)
     include = None if _INCLUDE.value is None else str(as_path(_INCLUDE.value))
     options = fields.from_flags(Options)

@@ -27,7 +27,7 @@ from experiments.cli.app import check_flags, join_processes, json_lines, output_
 from experiments.cli.devices import chosen_mesh
 from experiments.cli.watch import watch
 from experiments.stages.mirror import own_data
-from sdtt_jax.config import positive, require
+from sdtt_jax.config import at_least, positive, require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import Sampling
 from sdtt_jax.evaluation.variants import variant
@@ -72,6 +72,7 @@ def main(argv: Sequence[str]) -> None:
     """Samples as the flags ask."""
     check_flags(argv, "checkpoint")
     positive(**{"--num_samples": _NUM_SAMPLES.value})
+    at_least(0, **{"--pause": _PAUSE.value})
     sampling = fields.from_flags(Sampling)
     config = sampling.sampler(_NUM_STEPS.value)
     join_processes()

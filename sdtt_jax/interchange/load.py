@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from sdtt_jax.checkpoints.store import PARTS
-from sdtt_jax.config import from_mapping, nearest, require, to_mapping
+from sdtt_jax.config import from_mapping, nearest, require, to_mapping, whole
 from sdtt_jax.data import Tokenizer, load_tokenizer
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError
@@ -104,6 +104,9 @@ def _find_published(
     known = ", ".join(("revision", "mesh", "compute_dtype", *Given._fields))
     require(not unknown, f"load has no argument {', '.join(unknown)}; there are {known}.")
     text, said = os.fspath(path), Given(**given)
+    for least, name in ((0, "mask_id"), (1, "length")):
+        if name in said.said:
+            whole(least, said, name)
     if text == SMOLLM2 and not as_path(text).exists():
         text = str(smollm2_file())
     local = is_remote(text) or as_path(text).exists()

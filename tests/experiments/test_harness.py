@@ -217,3 +217,15 @@ def test_without_the_harness_it_says_what_to_install():
     done = call("harness", "--checkpoint=x", "--tasks=piqa", *varied)
     assert done.status == 1
     assert "pip install 'sdtt_jax[eval]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--limit=0", "--limit must be positive, not 0."),
+        ("--num_fewshot=-1", "--num_fewshot must be at least 0, not -1."),
+    ],
+)
+def test_counts_that_cannot_be_are_refused(flag, said):
+    done = call("harness", "--checkpoint=x", "--tasks=piqa", flag)
+    assert (done.status, done.stderr.splitlines()[-1]) == (2, f"Error: {said}")

@@ -187,6 +187,13 @@ def test_a_value_of_another_kind_is_named_and_help_is_no_failure():
     assert shown.status == 0
 
 
+def test_a_pause_is_a_time():
+    flags = {"nan": "at least 0, not nan", "inf": "finite, not inf", "-1": "at least 0, not -1.0"}
+    lines = [["--checkpoint=x", "--watch", f"--pause={value}"] for value in flags]
+    for answer, said in zip(call_each("experiments.sample", lines), flags.values(), strict=True):
+        assert answer == (2, "", f"Error: --pause must be {said}.\n")
+
+
 def test_brackets_in_what_tables_show_are_no_markup(capsys):
     table = Table("a", title="b[/i]")
     table.add_row("[red]'[/b]'")

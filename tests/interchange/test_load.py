@@ -12,7 +12,7 @@ import sdtt_jax
 from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.data.tokenizer import save_tokenizer
-from sdtt_jax.errors import CheckpointError
+from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.card import measured_results, model_card
 
 OTHER_TEXT = ["the quick brown fox jumps over the lazy dog"] * 4
@@ -162,6 +162,20 @@ def test_names_are_read_without_what_wraps_a_module(golden, tmp_path, wrap):
     save_file({name: array, renamed(name): array}, file)
     with pytest.raises(CheckpointError, match="twice"):
         sdtt_jax.load(file)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"length": 0}, "length must be positive, not 0"),
+        ({"length": 8.5}, "length must be a whole number, not 8.5"),
+        ({"mask_id": -1}, "mask_id must be at least 0, not -1"),
+        ({"mask_id": 2.5}, "mask_id must be a whole number, not 2.5"),
+    ],
+)
+def test_what_is_said_in_numbers_is_a_count(golden, given, said):
+    with pytest.raises(ConfigError, match=said):
+        sdtt_jax.load(golden / "gpt2_tiny", causal=False, **given)
 
 
 class TestFirstToken:
