@@ -6,13 +6,36 @@ python -m tests.multidevice.loaded GOLDEN
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 import sdtt_jax
 from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.networks.retrieval import Datastore, Retrieving
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+
+
+def neighbours(model: sdtt_jax.Model, tokens: np.ndarray) -> float:
+    """By how much logits with a datastore in eight parts differ from those with a whole one."""
+    network = Retrieving(model.denoiser, neighbours=16, share=0.5)
+    keys = np.random.default_rng(0).normal(size=(4096, model.config.embed_dim)).astype(np.float32)
+    store = Datastore(keys, np.arange(4096, dtype=np.int32) % 90, np.arange(4096) % 3 > 0)
+    mesh = jax.make_mesh((8,), ("entries",), axis_types=(jax.sharding.AxisType.Auto,))
+    parts = jax.device_put(store, jax.NamedSharding(mesh, jax.P("entries")))
+    assert parts.keys.addressable_shards[0].data.shape == (512, model.config.embed_dim)
+    whole = jax.NamedSharding(mesh, jax.P())
+    params, hidden = jax.device_put(
+        (model.params, model.denoiser.hidden(model.params, tokens)), whole
+    )
+    found = [
+        jax.jit(network.logits)(
+            {"network": network.network.head_params(params), "store": x}, hidden
+        )
+        for x in (jax.device_put(store, whole), parts)
+    ]
+    return float(np.abs(found[0] - found[1]).max())
 
 
 def main(golden: Path) -> None:
@@ -20,7 +43,7 @@ def main(golden: Path) -> None:
     denoiser, causal = golden / "reference_tiny" / "teacher_hub.safetensors", golden / "gpt2_tiny"
     alone, judge = sdtt_jax.load(denoiser), sdtt_jax.load(causal)
     tokens = np.arange(8 * 32).reshape(8, 32) % 90
-    found = []
+    found: list[dict[str, Any]] = [{"neighbours": neighbours(alone, tokens)}]
     for shape in ((8, 1, 1), (2, 2, 2)):
         mesh = make_mesh(MeshConfig(*shape))
         model, other = sdtt_jax.load(denoiser, mesh=mesh), sdtt_jax.load(causal, mesh=mesh)

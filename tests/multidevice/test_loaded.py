@@ -27,7 +27,9 @@ def printed_by(program: str, folder: Path) -> Any:
 
 def test_it_computes_and_writes_the_same_on_every_mesh(golden):
     """Logits and bounds to float32 rounding; tokens but for ties that rounding decides, at most 1 %."""
-    for record in printed_by("loaded", golden):
+    store, *meshes = printed_by("loaded", golden)
+    assert store["neighbours"] < 2e-5
+    for record in meshes:
         assert record["spread"] == 8, record
         assert record["states"], record
         assert record["differing"] <= 0.01, record
