@@ -1,8 +1,9 @@
 """Generations that are settled before their first network call: one program for any number of steps.
 
-`sampler.sample` is compiled again for every number of steps, and for every way to spread positions over them.
-Where there is no more to a decoder than its plan, neither changes what a step computes. So only the plan is
-made by a program of their own, which compiles in a tenth of the time, and is laid out for `CAPACITY` steps.
+`sampler.sample` is compiled again for every number of steps, every way to spread positions over them, and
+every temperature. Where there is no more to a decoder than its plan, none of them changes what a step does.
+So only the plan is made by a program of their own, which compiles in a tenth of the time, and is laid out for
+`CAPACITY` steps, and the temperature is a number that the program is given.
 """
 
 import dataclasses
@@ -37,7 +38,16 @@ def common_config(config: SamplerConfig) -> SamplerConfig | None:
     more = decoder.pick, decoder.redo, decoder.step, decoder.temperature, stop_of(config.mode)
     if config.num_steps > CAPACITY or any(part is not None for part in more):
         return None
-    return dataclasses.replace(config, num_steps=CAPACITY, mode="grid", time_grid="uniform")
+    temperature = config.temperature if config.greedy else 1.0
+    return dataclasses.replace(
+        config, num_steps=CAPACITY, mode="grid", time_grid="uniform", temperature=temperature
+    )
+
+
+def own_temperature(config: SamplerConfig) -> jax.Array | None:
+    """What `follow` divides logits by, `[]` float32; None where that is 1, or no token is drawn."""
+    off = config.greedy or config.temperature == 1.0
+    return None if off else jnp.float32(config.temperature)
 
 
 def wide_plan(diffusion: MaskedDiffusion, key: Key, x_init: Tokens, config: SamplerConfig) -> Plan:
@@ -65,6 +75,7 @@ def follow(
     x_init: Tokens,
     num_steps: jax.Array,
     config: SamplerConfig,
+    temperature: jax.Array | None = None,
 ) -> SamplerState:
     """The generation that a plan has settled: what `sampler.sample` gives for the same key, its final state.
 
@@ -74,12 +85,13 @@ def follow(
       x_init: `[batch, length]` int32, as the plan had it.
       num_steps: `[]` int32, reverse steps.
       config: from `common_config`.
+      temperature: from `own_temperature`.
     """
 
     def step(index: jax.Array, state: SamplerState) -> SamplerState:
         # The step after the last, which fills what is still masked, has the number that the config says.
         index = jnp.where(index == num_steps, config.num_steps, index)
-        return take_step(diffusion, params, plan, state, index, config)
+        return take_step(diffusion, params, plan, state, index, config, temperature=temperature)
 
     plan = shown(diffusion, params, plan)
     begin = first_state(diffusion, params, x_init, config)

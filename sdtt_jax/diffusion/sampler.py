@@ -252,6 +252,7 @@ def take_step(
     index: jax.Array,
     config: SamplerConfig,
     helper: Helper | None = None,
+    temperature: jax.Array | None = None,
 ) -> SamplerState:
     """Step `index: [] int32` of a generation: draws the tokens of its positions.
 
@@ -263,11 +264,12 @@ def take_step(
         most probable tokens, if `config.final_denoise`.
       config: sampler.
       helper: the second model of a decoder that needs one.
+      temperature: `[]` float32, what divides logits beside the config's own temperature; None: nothing.
     """
     stop, watch = stop_of(config.mode), state.watch
 
     def step(state: SamplerState) -> SamplerState:
-        return _step(diffusion, params, plan, state, index, config, helper)
+        return _step(diffusion, params, plan, state, index, config, helper, temperature)
 
     if stop is None or watch is None:
         return step(state)
@@ -300,6 +302,7 @@ def _step(
     index: jax.Array,
     config: SamplerConfig,
     helper: Helper | None,
+    temperature: jax.Array | None,
 ) -> SamplerState:
     """`take_step` of all texts, whatever has stopped."""
     decoder, options = parse_mode(config.mode)
@@ -319,9 +322,9 @@ def _step(
         due = _redone(diffusion, plan, state.x, key_position, index, config)
     selected = due.selected if config.final_denoise else due.selected & ~last
     choose = filling.choice(config, plan.noise, sees_noise=diffusion.noise_levels is not None)
-    if decoder.temperature is not None:
-        temperature = decoder.temperature(options, index)
-        choose = choose if temperature is None else filling.tempered(choose, temperature)
+    of_call = decoder.temperature(options, index) if decoder.temperature is not None else None
+    for scale in (of_call, temperature):
+        choose = choose if scale is None else filling.tempered(choose, scale)
     choose, keys = filling.greedy_at_last(choose), (key, last)
     x, calls = filling.reveal(
         diffusion, params, state.x, selected, due.sigma, choose, keys, plan.noise, due.pick

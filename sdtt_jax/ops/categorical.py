@@ -40,6 +40,18 @@ class Filters:
         return self.temperature < SMALLEST
 
 
+def divided(logits: jax.Array, temperature: float | jax.Array) -> jax.Array:
+    """`[..., vocab]` float32 by a temperature of at least `SMALLEST`, a number or `[]` float32.
+
+    A low temperature may take the largest entry below the impossible ones, or beyond float32: then it becomes
+    0. An impossible entry stays impossible however high the temperature is.
+    """
+    largest = logits.max(axis=-1, keepdims=True)
+    far = jnp.abs(largest) > -0.01 * NEG_INFINITY * temperature
+    scaled = jnp.maximum((logits - jnp.where(far, largest, 0.0)) / temperature, NEG_INFINITY)
+    return jnp.where(logits > 0.5 * NEG_INFINITY, scaled, NEG_INFINITY)
+
+
 def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
     """Temperature, then top-k, then nucleus filtering.
 
@@ -54,17 +66,12 @@ def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
       >>> filter_logits(jnp.array([1.0, 3.0, 2.0]), Filters(top_k=2)) > NEG_INFINITY
       Array([False,  True,  True], dtype=bool)
     """
-    vocab, temperature = logits.shape[-1], filters.temperature
+    vocab = logits.shape[-1]
     if filters.greedy:
         greedy = jnp.argmax(logits, axis=-1, keepdims=True)
         return jnp.where(jnp.arange(vocab) == greedy, logits, NEG_INFINITY)
-    if temperature != 1.0:
-        # A low temperature may take the largest entry below the impossible ones, or beyond float32: then it
-        # becomes 0. An impossible entry stays impossible however high the temperature is.
-        largest = logits.max(axis=-1, keepdims=True)
-        far = jnp.abs(largest) > -0.01 * NEG_INFINITY * temperature
-        divided = jnp.maximum((logits - jnp.where(far, largest, 0.0)) / temperature, NEG_INFINITY)
-        logits = jnp.where(logits > 0.5 * NEG_INFINITY, divided, NEG_INFINITY)
+    if filters.temperature != 1.0:
+        logits = divided(logits, filters.temperature)
     if 0 < filters.top_k < vocab:
         kth = jax.lax.top_k(logits, filters.top_k)[0][..., -1:]
         logits = jnp.where(logits < kth, NEG_INFINITY, logits)

@@ -6,7 +6,7 @@ import pytest
 
 from sdtt_jax.diffusion import planned
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.planned import common_config, follow, wide_plan
+from sdtt_jax.diffusion.planned import common_config, follow, own_temperature, wide_plan
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
@@ -16,6 +16,8 @@ CONFIGS = [
     SamplerConfig(1),
     SamplerConfig(3, time_grid="cosine", temperature=0.7),
     SamplerConfig(2, mode="first-hitting"),
+    SamplerConfig(3, temperature=0.0),
+    SamplerConfig(3, temperature=1.7, top_k=2, top_p=0.9),
     SamplerConfig(2, final_denoise=False),
 ]
 _follow = jax.jit(follow, static_argnames=("diffusion", "config"))
@@ -26,15 +28,27 @@ def test_it_writes_what_the_sampler_writes(config):
     x_init, key = prior_sample(64, LENGTH, MASK).at[:, 0].set(1), jax.random.key(3)
     plan = wide_plan(DIFFUSION, key, x_init, config)
     steps = np.int32(config.num_steps)
-    found = _follow(DIFFUSION, PARAMS, plan, x_init, steps, common_config(config))
+    temperature = own_temperature(config)
+    found = _follow(DIFFUSION, PARAMS, plan, x_init, steps, common_config(config), temperature)
     wanted, _ = sample(DIFFUSION, PARAMS, key, x_init, config)
     np.testing.assert_array_equal(found.x, wanted.x)
     assert found.nfe == wanted.nfe
 
 
 def test_numbers_of_steps_and_ways_to_spread_them_share_a_program():
-    shared = {common_config(c) for c in (SamplerConfig(1), SamplerConfig(2, mode="first-hitting"))}
-    assert len(shared) == 1
+    configs = (
+        SamplerConfig(1),
+        SamplerConfig(2, mode="first-hitting"),
+        SamplerConfig(1, temperature=0.8),
+    )
+    assert len({common_config(config) for config in configs}) == 1
+    assert common_config(SamplerConfig(1, temperature=0.0)).greedy
+
+
+def test_temperatures_share_a_program_but_for_1():
+    """At 1 logits are not divided."""
+    numbers = [own_temperature(SamplerConfig(2, temperature=t)) for t in (0.0, 0.5, 1.0, 2.0)]
+    assert [x if x is None else float(x) for x in numbers] == [None, 0.5, None, 2.0]
 
 
 @pytest.mark.parametrize("mode", ["learnt", "confidence", "remdm", "blocks", "grid:stop=eos:1"])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.diffusion.decoders.base import Now, Pick, Scene
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.ops.categorical import Filters, draw, filter_logits
+from sdtt_jax.ops.categorical import Filters, divided, draw, filter_logits
 from sdtt_jax.ops.noise import Noise, noisy_argmax
 from sdtt_jax.ops.rows import Chunks, map_selected
 from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Positions, Tokens, Tree
@@ -117,7 +117,7 @@ def tempered(choose: Choice, temperature: jax.Array) -> Choice:
     """`choose` from logits that are divided by `temperature: [] float32`."""
 
     def scaled(key: Any, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
-        return choose(key, logits / temperature, places, noise)
+        return choose(key, divided(logits, temperature), places, noise)
 
     return scaled
 
