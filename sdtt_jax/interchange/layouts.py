@@ -23,7 +23,7 @@ from sdtt_jax.interchange.renaming import (
 )
 from sdtt_jax.interchange.safetensors import open_tensors
 from sdtt_jax.interchange.tables.gpt2 import DIFFUGPT, GPT2
-from sdtt_jax.interchange.tables.llama import LLADA, LLAMA, LLAMA_GGUF
+from sdtt_jax.interchange.tables.llama import FAMILIES, LLADA, LLAMA, LLAMA_GGUF
 from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
 from sdtt_jax.paths import read_json
 
@@ -128,6 +128,13 @@ def published_params(model: Published, place: Place | None = None) -> dict[str, 
     """
     table = dataclasses.replace(model.layout.table(model.config), mask_row=model.mask_row)
     return read_params(table, model.tensors, model.prefix, model.file, place)
+
+
+def mask_is_named_elsewhere(config_path: Path | None) -> bool:
+    """Whether a config is of the Llama family and says nothing of MASK, which the tokenizer's may name."""
+    content = {} if config_path is None else _stored(config_path).content
+    known = str(content.get("model_type")).lower() in FAMILIES
+    return known and content.get("mask_token_id") is None
 
 
 def _stored(path: Path) -> Stored:

@@ -25,6 +25,7 @@ from sdtt_jax.interchange.hub import TOKENIZER_FILES
 from sdtt_jax.interchange.layouts import (
     Published,
     is_published,
+    mask_is_named_elsewhere,
     open_published,
     published_params,
 )
@@ -118,11 +119,11 @@ def _find_published(
     if named is not None:
         _refuse_misspelt(text, named["revision"])
         tensors, config = hub.fetch(named["repo"], named["revision"])
-        # Before the config is read: some say only here which token is MASK.
-        hub.fetch_beside(named["repo"], named["revision"], TOKENIZER_FILES[1])
+        if mask_is_named_elsewhere(config):
+            hub.fetch_beside(named["repo"], named["revision"], TOKENIZER_FILES[1])
         published = open_published(tensors, config, said)
-        if has_its_own(published):
-            hub.fetch_beside(named["repo"], named["revision"], TOKENIZER_FILES[0])
+        for name in TOKENIZER_FILES if has_its_own(published) else ():
+            hub.fetch_beside(named["repo"], named["revision"], name)
         return published, tensors.parent, named[0]
     where = as_path(text)
     if not is_remote(text) and is_published(where):

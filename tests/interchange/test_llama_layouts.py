@@ -123,6 +123,23 @@ class TestWhatTheUserSays:
         with pytest.raises(CheckpointError, match=r"nor does tokenizer_config.json .*say mask_id"):
             sdtt_jax.load(folder)
 
+    def test_of_the_hub_too_where_its_config_says_nothing(self, tmp_path, monkeypatch):
+        """Asked for before the config is read, and of no other model."""
+        folder = repository(tmp_path / "m", "a2d-qwen2", mask_token_id=None)
+        names = {"mask_token": "#", "added_tokens_decoder": {str(MASK): {"content": "#"}}}
+        (folder / "tokenizer_config.json").write_text(json.dumps(names))
+        asked = []
+
+        def download(_repo, file, **_):
+            asked.append(file)
+            if not (folder / file).is_file():
+                raise OSError(file)
+            return str(folder / file)
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+        assert sdtt_jax.load("some/repo").facts["mask_row"] == MASK
+        assert asked[:3] == ["model.safetensors", "config.json", "tokenizer_config.json"]
+
     def test_a_config_that_says_nothing_of_a_denoiser_is_a_causal_models(self, tmp_path):
         folder = repository(tmp_path / "m", "diffullama")
         assert isinstance(sdtt_jax.load(folder), CausalModel)
