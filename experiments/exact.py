@@ -300,7 +300,8 @@ def measured(plan: Plan, world: World) -> Iterator[Record]:
         yield record
     laws = functools.partial(decoder_measures, truth, plan.decoders.split(), plan.calls)
     if plan.decoders:
-        record |= {"decoders": laws()} if "teacher" in plan.decoders_of else {}
+        if "teacher" in plan.decoders_of:
+            record["decoders"] = laws()
         record["decoders_of"] = {}
         for divergence, tables in optima.items() if "optimum" in plan.decoders_of else ():
             record["decoders_of"][f"{divergence}, round {len(tables)},"] = laws(tables[-1])

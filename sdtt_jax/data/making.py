@@ -124,9 +124,15 @@ def given_tokenizer(config: TokenizerConfig, normalize: str = "none") -> Tokeniz
 
 def named_id(tokenizer: tokenizers.Tokenizer, named: Mapping[str, Any], which: str) -> int | None:
     """The id of the token that tokenizer_config.json names as "bos" or "eos"; None if it names none."""
+    name = named_token(named, which)
+    return None if name is None else tokenizer.token_to_id(name)
+
+
+def named_token(named: Mapping[str, Any], which: str) -> str | None:
+    """The token that tokenizer_config.json names as "bos", "eos" or "mask"; None if it names none."""
     name = named.get(f"{which}_token")
     name = name.get("content") if isinstance(name, dict) else name
-    return tokenizer.token_to_id(name) if isinstance(name, str) else None
+    return name if isinstance(name, str) else None
 
 
 def _special_id(

@@ -68,15 +68,18 @@ def decoder_law(
     if decoder.check is not None:
         decoder.check(options, None, num_steps, length)
     table = Table(probabilities, probabilities if helper is None else helper, causal, num_steps)
+    picks = None
+    if decoder.pick is not None:
+        score = _scores(decoder.pick, options, probabilities)
+        picks = functools.partial(_picks, decoder.pick, options, score, size)
     for index in range(num_steps):
         drafts = num_steps - options.rounds if isinstance(options, Refine) else 0
         if type(options) in STEPS and index >= drafts:
             law, made = STEPS[type(options)](options, table._replace(call=index), law)
             calls += made
             continue
-        if decoder.pick is not None:
-            score = _scores(decoder.pick, options, probabilities)
-            moves = _picks(decoder.pick, options, score, num_steps - index)
+        if picks is not None:
+            moves = picks(num_steps - index)
         else:
             moves = functools.partial(
                 _by_chance, decoder, options, length, index, drafts or num_steps
@@ -142,13 +145,12 @@ def _scores(pick: Pick, options: Any, probabilities: Array) -> jax.Array:
 
 
 def _picks(
-    pick: Pick, options: Any, score: jax.Array, calls_left: int
+    pick: Pick, options: Any, score: jax.Array, size: int, calls_left: int
 ) -> Callable[[tuple[int, ...], Array], Iterator[Move]]:
     """What a call reveals of each state, by the decoder's own functions."""
-    size = round(len(score) ** (1 / score.shape[1])) - 1
-    due = jnp.asarray(all_states(size, score.shape[1]) == size)
     if options.order_temperature > 0:
         return functools.partial(noisy_picks, options, np.asarray(score), calls_left)
+    due = jnp.asarray(all_states(size, score.shape[1]) == size)
     key = jax.random.key(0)  # read by none without a temperature of the order
     taken = np.asarray(pick.accept(options, key, score, due, calls_left))
 

@@ -40,9 +40,8 @@ class EntropyBounded:
     """
 
     bound: float = 0.1
-    order_temperature: float = (
-        0.0  # of Gumbel noise that is added to the negative entropies; 0 is none
-    )
+    # Of Gumbel noise that is added to the negative entropies; 0 is none.
+    order_temperature: float = 0.0
 
     def __post_init__(self) -> None:
         within("[0, inf)", self, "bound", "order_temperature")

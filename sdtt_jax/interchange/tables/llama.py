@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sdtt_jax.data.making import NAMES_FILE
+from sdtt_jax.data.making import NAMES_FILE, named_token
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.claims import FLAG, NUMBER, Allowed, check_claims, claimed
 from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table, kernel, shape_of
@@ -281,10 +281,9 @@ def _mask_by_name(stored: Stored) -> int | None:
     """MASK where the tokenizer's own config names it, as dLLM's models (a2d) have it."""
     beside = as_path(stored.where).with_name(NAMES_FILE)
     content: Any = read_json(beside, CheckpointError) if beside.is_file() else {}
-    token, added = content.get("mask_token"), content.get("added_tokens_decoder", {})
-    name = token.get("content") if isinstance(token, dict) else token
+    name, added = named_token(content, "mask"), content.get("added_tokens_decoder", {})
     ids = (int(number) for number, entry in added.items() if entry.get("content") == name)
-    return next(ids, None) if name else None
+    return None if name is None else next(ids, None)
 
 
 def _family(names: Names, stored: Stored) -> Family | None:
