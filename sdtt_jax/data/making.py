@@ -1,6 +1,7 @@
 """Makes a tokenizer: learned from the train split, or read from a file of the user's."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -15,7 +16,7 @@ from sdtt_jax.data.tokenizer import (
     Tokenizer,
 )
 from sdtt_jax.data.vocabulary import Sample, learn_pieces
-from sdtt_jax.errors import DataError
+from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.paths import as_path, read_json
 
 # Lies beside a tokenizer.json, and names its special tokens.
@@ -107,8 +108,7 @@ def given_tokenizer(config: TokenizerConfig, normalize: str = "none") -> Tokeniz
         found = tokenizers.Tokenizer.from_buffer(content)
     except Exception as error:  # `tokenizers` raises no narrower class
         raise DataError(f"tokenizer.file: {path} cannot be read ({error}).") from None
-    beside = path.parent / NAMES_FILE
-    named: Any = read_json(beside, DataError) if beside.is_file() else {}
+    named = special_names(path.parent / NAMES_FILE, DataError)
     bos, eos = (_special_id(found, named, which) for which in ("bos", "eos"))
     if bos is None and eos is None:
         raise DataError(
@@ -120,6 +120,14 @@ def given_tokenizer(config: TokenizerConfig, normalize: str = "none") -> Tokeniz
     assert first is not None
     assert last is not None
     return HubTokenizer(config, normalize, content, Special(rows, first, last))
+
+
+def special_names(path: Path, error: type[UserError]) -> Mapping[str, Any]:
+    """The content of a tokenizer_config.json, empty if there is none; `error` if it is not an object."""
+    content: Any = read_json(path, error) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise error(f"{path} does not hold a JSON object, which names special tokens.")
+    return content
 
 
 def named_id(tokenizer: tokenizers.Tokenizer, named: Mapping[str, Any], which: str) -> int | None:

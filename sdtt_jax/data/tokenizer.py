@@ -260,12 +260,18 @@ class HubTokenizer(Tokenizer):
         # Some files say that texts are to be cut short, or filled up, for the model that they belong to.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        count = self._tokenizer.get_vocab_size()
+        count = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         if count > special.rows:
             raise DataError(
                 f"The tokenizer has {count} tokens, but the model's embedding {special.rows} rows; it is "
                 "of another model."
             )
+        for name, token in special._asdict().items():
+            if name != "rows" and token is not None and not 0 <= token < special.rows:
+                raise DataError(
+                    f"Token {token} is to be {name}, but there are tokens 0 to {special.rows - 1}; it is of "
+                    "another model."
+                )
         self.vocab_size = special.rows - (special.mask_row is not None)
         self.digest = hashlib.sha256(model + repr(tuple(special)).encode()).hexdigest()
         self.bos_id, self.eos_id = self._ours([special.bos_id, special.eos_id])

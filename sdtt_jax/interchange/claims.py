@@ -47,6 +47,7 @@ def _is_number(value: Any) -> bool:
 
 FLAG = Kind(lambda value: isinstance(value, bool), "true or false")
 COUNT = Kind(lambda value: type(value) is int and value > 0, "a positive whole number")
+TOKEN = Kind(lambda value: value is None or type(value) is int, "the number of a token")
 NUMBER = Kind(lambda value: value is None or _is_number(value), "a number")
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_tanh")
 

@@ -10,7 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from sdtt_jax.data import TokenizerConfig
 from sdtt_jax.data.tokenizer import HubTokenizer, Special
-from sdtt_jax.errors import CheckpointError
+from sdtt_jax.errors import CheckpointError, DataError
 from sdtt_jax.interchange.safetensors import TensorFile
 from sdtt_jax.paths import as_path
 
@@ -73,11 +73,18 @@ class GgufTensors(TensorFile):
         return np.asarray(array, np.float32)
 
 
-def gguf_tokenizer(tensors: GgufTensors) -> HubTokenizer | None:
+def gguf_tokenizer(
+    tensors: GgufTensors, rows: int, mask_row: int | None = None
+) -> HubTokenizer | None:
     """The file's byte-level BPE; None if its tokenizer is neither GPT-2's nor SmolLM's.
 
+    Args:
+      tensors: of the file.
+      rows: of the model's embedding.
+      mask_row: the token that is MASK; None for a causal model.
+
     Raises:
-      CheckpointError: it lacks tokens, merges or special tokens.
+      CheckpointError: it lacks tokens, merges or special tokens, or has those of another model.
     """
     fields, start = tensors.fields, "tokenizer.ggml."
     steps = {
@@ -91,11 +98,18 @@ def gguf_tokenizer(tensors: GgufTensors) -> HubTokenizer | None:
         merges = [tuple(pair.split(" ", 1)) for pair in fields[f"{start}merges"]]
         types = fields.get(f"{start}token_type", [1] * len(pieces))
         bos, eos = (fields[f"{start}{name}_token_id"] for name in ("bos", "eos"))
+        kinds = list(zip(pieces, types, strict=True))
         vocabulary = {piece: token for token, piece in enumerate(pieces)}
         bpe = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    except Exception as error:  # `tokenizers` raises no narrower class
+    except KeyError as error:
         raise CheckpointError(
-            f"{tensors.path}: its tokenizer cannot be read ({error}); the file is damaged."
+            f"{tensors.path}: its tokenizer lacks the field {error}; the file is damaged, or was converted "
+            "without it."
+        ) from None
+    except Exception as error:  # `tokenizers` raises no narrower class, and writes several lines
+        said = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{tensors.path}: its tokenizer cannot be read ({said}); the file is damaged."
         ) from None
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([*steps, byte_level])
@@ -103,12 +117,15 @@ def gguf_tokenizer(tensors: GgufTensors) -> HubTokenizer | None:
     bpe.add_special_tokens(
         [
             tokenizers.AddedToken(piece, special=True, normalized=False)
-            for piece, kind in zip(pieces, types, strict=True)
+            for piece, kind in kinds
             if kind in (CONTROL, USER_DEFINED)
         ]
     )
-    special = Special(rows=len(pieces), bos_id=int(bos), eos_id=int(eos))
-    return HubTokenizer(TokenizerConfig(kind="hub"), "none", bpe.to_str().encode(), special)
+    special = Special(rows, int(bos), int(eos), mask_row)
+    try:
+        return HubTokenizer(TokenizerConfig(kind="hub"), "none", bpe.to_str().encode(), special)
+    except DataError as error:
+        raise CheckpointError(f"{tensors.path}: {error}") from None
 
 
 def smollm2_file() -> Path:

@@ -53,14 +53,14 @@ def is_published(path: Path) -> bool:
 
 
 def open_published(
-    path: Path, config_path: Path | None = None, given: Given = NOTHING_GIVEN
+    path: Path, config: Stored | None = None, given: Given = NOTHING_GIVEN
 ) -> Published:
     """Recognises a published model by the names of its tensors.
 
     Args:
       path: a safetensors or GGUF file, the index of several, or a folder with `model.safetensors` or its
         index.
-      config_path: the config's file; the one beside the tensors if None.
+      config: its config; the one beside the tensors if None.
       given: what the user says of it.
 
     Raises:
@@ -79,8 +79,8 @@ def open_published(
         gguf = GgufTensors(file)
         return recognised(LLAMA_GGUF, gguf, Stored(gguf.content, str(file), given), str(file))
     beside = file.with_name(CONFIG_FILE)
-    config_path = config_path or (beside if beside.is_file() else None)
-    stored = (_stored(config_path) if config_path else NOTHING_STORED)._replace(given=given)
+    config = config or stored_config(beside if beside.is_file() else None)
+    stored = config._replace(given=given)
     tensors = open_tensors(file)
     for layout in LAYOUTS.values():
         if any(prefix + layout.anchor in tensors for prefix in layout.prefixes):
@@ -130,14 +130,16 @@ def published_params(model: Published, place: Place | None = None) -> dict[str, 
     return read_params(table, model.tensors, model.prefix, model.file, place)
 
 
-def mask_is_named_elsewhere(config_path: Path | None) -> bool:
+def mask_is_named_elsewhere(config: Stored) -> bool:
     """Whether a config is of the Llama family and says nothing of MASK, which the tokenizer's may name."""
-    content = {} if config_path is None else _stored(config_path).content
-    known = str(content.get("model_type")).lower() in FAMILIES
-    return known and content.get("mask_token_id") is None
+    known = str(config.content.get("model_type")).lower() in FAMILIES
+    return known and config.content.get("mask_token_id") is None
 
 
-def _stored(path: Path) -> Stored:
+def stored_config(path: Path | None) -> Stored:
+    """The config in a file; one that says nothing if there is none."""
+    if path is None:
+        return NOTHING_STORED
     content = read_json(path, CheckpointError, fault="cannot be read as JSON")
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} does not hold a JSON object; download it again.")

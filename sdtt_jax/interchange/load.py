@@ -28,6 +28,7 @@ from sdtt_jax.interchange.layouts import (
     mask_is_named_elsewhere,
     open_published,
     published_params,
+    stored_config,
 )
 from sdtt_jax.interchange.renaming import Given, Stored
 from sdtt_jax.interchange.tokenizers import has_its_own, published_tokenizer
@@ -108,6 +109,10 @@ def _find_published(
     for least, name in ((0, "mask_id"), (1, "length")):
         if name in said.said:
             whole(least, said, name)
+    for name in ("causal", "shift"):
+        value = getattr(said, name)
+        right = value is None or isinstance(value, bool | np.bool_)
+        require(right, f"{name} must be True or False, not {value!r}.")
     if text == SMOLLM2 and not as_path(text).exists():
         text = str(smollm2_file())
     local = is_remote(text) or as_path(text).exists()
@@ -118,7 +123,8 @@ def _find_published(
         )
     if named is not None:
         _refuse_misspelt(text, named["revision"])
-        tensors, config = hub.fetch(named["repo"], named["revision"])
+        tensors, config_path = hub.fetch(named["repo"], named["revision"])
+        config = stored_config(config_path)
         if mask_is_named_elsewhere(config):
             hub.fetch_beside(named["repo"], named["revision"], TOKENIZER_FILES[1])
         published = open_published(tensors, config, said)

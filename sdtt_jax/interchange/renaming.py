@@ -177,8 +177,7 @@ def _read_entry(
     entry: Entry, table: Table, tensors: Mapping[str, Any], prefix: str, where: str
 ) -> np.ndarray:
     """Reads one of our parameters, copying each tensor into it as soon as it is read."""
-    names = entry.names(table.num_layers)
-    value = np.zeros((len(names), *entry.flat_shape(table.padded_vocab)), np.float32)
+    names, value = entry.names(table.num_layers), np.zeros(0)
     for layer, name in enumerate(names):
         array = tensors[prefix + name]
         if array.shape != entry.shape:
@@ -186,6 +185,10 @@ def _read_entry(
                 f"{where}: {prefix + name} has shape {list(array.shape)}, but this model needs "
                 f"{list(entry.shape)}; load it with the config it was trained with."
             )
+        if layer == 0:
+            # Not before a tensor has the size that the config says: a wrong one may be larger than memory.
+            shape = (len(names), *entry.flat_shape(table.padded_vocab))
+            value = np.zeros(shape, np.float32)
         theirs = value[layer].T if entry.transpose else value[layer]
         if entry.vocab_axis is not None and table.mask_row is not None:
             array = _mask_moved(array, entry.vocab_axis, table.mask_row, -1)
@@ -291,6 +294,11 @@ def _names(template: str, num_layers: int) -> list[str]:
 
 
 def _check_names(table: Table, present: set[str], prefix: str, where: str) -> None:
+    if table.num_layers > len(present):
+        raise CheckpointError(
+            f"{where} holds {len(present)} tensors, which cannot be the {table.num_layers} layers that its "
+            "config says."
+        )
     needed = {prefix + n for entry in table.entries for n in entry.names(table.num_layers)}
     allowed = {prefix + n for name in table.ignored for n in _names(name, table.num_layers)}
     allowed |= {prefix + name for name in table.constants}

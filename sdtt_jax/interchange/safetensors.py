@@ -130,7 +130,14 @@ class ShardedTensors(collections.ChainMap[str, np.ndarray]):
 
     def __init__(self, index: Path):
         named = read_index(index)
-        shards = {file: Tensors(index.with_name(file)) for file in sorted(set(named.values()))}
+        files = sorted(set(named.values()))
+        absent = [file for file in files if not index.with_name(file).is_file()]
+        if absent:
+            raise CheckpointError(
+                f"{index} names {len(files)} files, of which {', '.join(absent)} "
+                f"{'is' if len(absent) == 1 else 'are'} not beside it; download the rest."
+            )
+        shards = {file: Tensors(index.with_name(file)) for file in files}
         super().__init__(*shards.values())  # type: ignore[arg-type]
         lost = [name for name, file in named.items() if unwrapped(name) not in shards[file]]
         if lost:
@@ -151,7 +158,7 @@ def read_index(index: Path) -> dict[str, str]:
             f"{index} is not an index of safetensors files: it has no weight_map; download it again."
         )
     files = {name: str(file) for name, file in named.items()}
-    if any("/" in file or "\\" in file for file in files.values()):
+    if any("/" in file or "\\" in file or file in ("", ".", "..") for file in files.values()):
         raise CheckpointError(f"{index} names files outside its folder; it is not read.")
     return files
 

@@ -143,3 +143,23 @@ def test_a_head_that_is_not_the_embedding_is_refused(tmp_path):
     other = tensors() | {"lm_head.weight": tensors()["embed_tokens.weight"] + 1}
     with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from embed_tokens\.weight"):
         sdtt_jax.load(repository(tmp_path / "m", other))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"n_embd": 0}, "n_embd=0, a positive number"),
+        ({"vocab_size": 50257}, r"vocab_size=50257, but embed_tokens\.weight .* has 14 rows"),
+        ({"n_layer": 10**20}, "tensors, which cannot be the 1000000"),
+    ],
+    ids=str,
+)
+def test_a_config_of_another_is_refused_by_field(tmp_path, change, said):
+    with pytest.raises(CheckpointError, match=said):
+        sdtt_jax.load(repository(tmp_path / "m", tensors(), **change))
+
+
+def test_an_embedding_that_is_no_table_is_named(tmp_path):
+    named = tensors() | {"embed_tokens.weight": np.ones((), np.float32)}
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight has shape \[\]"):
+        sdtt_jax.load(repository(tmp_path / "m", named))

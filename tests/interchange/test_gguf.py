@@ -242,6 +242,52 @@ def test_another_tokenizer_leaves_a_model_of_tokens(tmp_path):
     assert model.logits(IDS).shape == (2, 7, len(TOKENS))
 
 
+def added(name, value):
+    """What writes a field again, or for the first time."""
+
+    def change(writer):
+        for fields in writer.kv_data:
+            fields.pop(name, None)
+        if value is not None:
+            kind = gguf.GGUFValueType.get_type(value)
+            writer.add_key_value(name, value, gguf.GGUFValueType.ARRAY if kind is None else kind)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("tokenizer.ggml.tokens", [*TOKENS, "x", "y"], "its tokenizer cannot be read"),
+        ("tokenizer.ggml.token_type", [1, 1], "its tokenizer cannot be read"),
+        ("tokenizer.ggml.merges", ["a"], "its tokenizer cannot be read"),
+        ("tokenizer.ggml.bos_token_id", None, r"lacks the field 'tokenizer\.ggml\.bos_token_id'"),
+        ("tokenizer.ggml.eos_token_id", 500, "Token 500 is to be eos_id, but there are tokens 0"),
+        ("llama.block_count", 10**9, "holds 20 tensors, which cannot be the 1000000000 layers"),
+        ("llama.embedding_length", 31, "embedding_length=31, but the tensors .* have 32"),
+    ],
+)
+def test_metadata_of_another_model_are_one_sentence(tmp_path, field, value, said):
+    path = write(tmp_path / "model.gguf", weights(), change=added(field, value))
+    with pytest.raises(CheckpointError, match=said) as caught:
+        sdtt_jax.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_denoiser_by_the_users_word_has_its_tokenizers_mask(tmp_path):
+    """Oracle: the file's numbers of tokens, of which those behind MASK are smaller by one here."""
+    path = write(tmp_path / "model.gguf", weights())
+    causal = sdtt_jax.load(path)
+    mask = 5
+    model = sdtt_jax.load(path, causal=False, mask_id=mask, shift=False)
+    text = "in the 7 then"
+    there, here = (m.tokenizer.encode(text) for m in (causal, model))
+    assert mask not in there
+    assert here.tolist() == [token - (token > mask) for token in there]
+    assert model.tokenizer.vocab_size == model.config.vocab_size
+    assert model.tokenizer.decode(here) == text
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
 def test_a_file_that_was_cut_short_is_one_sentence(tmp_path, share):
     path = write(tmp_path / "model.gguf", weights())

@@ -216,6 +216,58 @@ class TestTokenizers:
         with pytest.raises(CheckpointError, match="25 tokens, but the model's embedding 20 rows"):
             sdtt_jax.load(folder)
 
+    def test_far_more_rows_than_tokens_are_those_of_another_model(self, tmp_path):
+        """An eighth and less is padding, as Qwen's and LLaDA's embeddings have it."""
+        folder = repository(tmp_path / "m", "llama")
+        self.put(folder, {f"w{i}": i for i in range(14)})
+        with pytest.raises(CheckpointError, match=r"embedding has 20 rows, .* only 17 tokens"):
+            sdtt_jax.load(folder)
+        self.put(folder, {f"w{i}": i for i in range(15)})
+        assert sdtt_jax.load(folder).tokenizer is not None
+
+    def test_a_token_numbered_beyond_the_rows_is_another_models(self, tmp_path):
+        """Their count alone does not show it: numbers may have gaps."""
+        folder = repository(tmp_path / "m", "llama")
+        self.put(folder, {**self.WORDS, "z": 500})
+        with pytest.raises(CheckpointError, match="501 tokens, but the model's embedding 20 rows"):
+            sdtt_jax.load(folder)
+
+    @pytest.mark.parametrize("token", [ROWS, -1, 10**12])
+    def test_a_special_token_that_is_none_of_the_models_is_named(self, tmp_path, token):
+        folder = repository(tmp_path / "m", "llama", eos_token_id=token)
+        self.put(folder)
+        with pytest.raises(CheckpointError, match=f"Token {token} is to be eos_id, .* 0 to 19"):
+            sdtt_jax.load(folder)
+
+    @pytest.mark.parametrize("content", ["[]", "3", "null", '"x"'])
+    def test_names_that_are_no_object_are_one_sentence(self, tmp_path, content):
+        for model in ("llama", "a2d-qwen2"):
+            folder = repository(tmp_path / model, model, mask_token_id=None, eos_token_id=None)
+            self.put(folder)
+            (folder / "tokenizer_config.json").write_text(content)
+            with pytest.raises(
+                CheckpointError, match=r"tokenizer_config\.json does not hold a JSON"
+            ):
+                sdtt_jax.load(folder)
+
+    @pytest.mark.parametrize(
+        ("added", "said"),
+        [
+            ([], "calls MASK '<mask>', which is not among its 0 tokens"),
+            ({"3": {"content": "a"}}, "calls MASK '<mask>', which is not among its 1 tokens"),
+            (["<mask>"], "added_tokens_decoder does not say the tokens by their numbers"),
+            ({"13": "<mask>"}, "added_tokens_decoder does not say the tokens by their numbers"),
+            ({"x": {"content": "<mask>"}}, "added_tokens_decoder does not say the tokens by"),
+        ],
+        ids=str,
+    )
+    def test_a_mask_that_its_names_do_not_number_is_asked_for(self, tmp_path, added, said):
+        folder = repository(tmp_path / "m", "a2d-qwen2", mask_token_id=None)
+        self.put(folder, mask_token="<mask>", added_tokens_decoder=added)
+        with pytest.raises(CheckpointError, match=rf"tokenizer_config\.json:? {said}.*say mask_id"):
+            sdtt_jax.load(folder)
+        assert sdtt_jax.load(folder, mask_id=MASK).facts["mask_row"] == MASK
+
     def test_mask_is_a_token_unless_the_user_says_so(self, tmp_path):
         folder = repository(tmp_path / "m", "dream")
         self.put(folder, {word: i for word, i in self.WORDS.items() if i != MASK} | {"<mask>": 19})
@@ -253,6 +305,11 @@ class TestTokenizers:
         ({"num_hidden_layers": 1}, "11 tensors are not part of this model: model.layers.1"),
         ({"num_attention_heads": None}, "'num_attention_heads' is missing"),
         ({"rope_theta": "big"}, "rope_theta='big'; it must be a number"),
+        ({"hidden_size": 17}, "hidden_size=17, but the tensors .* have 16"),
+        ({"intermediate_size": 25}, "intermediate_size=25, but the tensors .* have 24"),
+        # No list of so many names, no array of that size: neither fits into memory.
+        ({"num_hidden_layers": 10**20}, "holds 24 tensors, which cannot be the 1000000"),
+        ({"head_dim": 10**20}, r"q_proj\.weight has shape \[24, 16\], but this model needs"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
     ids=str,
@@ -278,6 +335,12 @@ def test_options_of_olmo_that_change_the_network_are_refused_by_field(tmp_path, 
     assert sdtt_jax.load(repository(tmp_path / "n", "llada", **unsaid)).mask_id > 0
 
 
+def test_a_mask_that_is_no_whole_number_is_refused(tmp_path):
+    """2.5 was token 2."""
+    with pytest.raises(CheckpointError, match=r"mask_token_id=2\.5; it must be the number of a"):
+        sdtt_jax.load(repository(tmp_path / "m", "dream", mask_token_id=2.5))
+
+
 def test_without_its_config_it_is_asked_for(tmp_path):
     folder = repository(tmp_path / "m", "qwen3")
     (folder / "config.json").unlink()
@@ -291,6 +354,12 @@ def test_without_its_config_it_is_asked_for(tmp_path):
         ("{", "cannot be read as JSON"),
         ("{}", "has no weight_map"),
         ('{"weight_map": {"a": "../a.safetensors"}}', "outside its folder"),
+        ('{"weight_map": {"a": ""}}', "outside its folder"),
+        ('{"weight_map": {"a": "."}}', "outside its folder"),
+        (
+            '{"weight_map": {"a": "model.safetensors", "b": "b.safetensors"}}',
+            r"names 2 files, of which b\.safetensors is not beside it",
+        ),
         ('{"weight_map": {"a": "model.safetensors"}}', "says that a is in model.safetensors"),
     ],
 )

@@ -171,11 +171,13 @@ def test_names_are_read_without_what_wraps_a_module(golden, tmp_path, wrap):
         ({"length": 8.5}, "length must be a whole number, not 8.5"),
         ({"mask_id": -1}, "mask_id must be at least 0, not -1"),
         ({"mask_id": 2.5}, "mask_id must be a whole number, not 2.5"),
+        ({"causal": "no"}, "causal must be True or False, not 'no'"),
+        ({"shift": 1}, "shift must be True or False, not 1"),
     ],
 )
-def test_what_is_said_in_numbers_is_a_count(golden, given, said):
+def test_what_is_said_is_of_its_kind(golden, given, said):
     with pytest.raises(ConfigError, match=said):
-        sdtt_jax.load(golden / "gpt2_tiny", causal=False, **given)
+        sdtt_jax.load(golden / "gpt2_tiny", **{"causal": False} | given)
 
 
 class TestFirstToken:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.claims import TANH_GELU, Allowed, check_claims
-from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table
+from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table, shape_of
 from sdtt_jax.networks import kinds
 from sdtt_jax.networks.config import GPT2Config, GPT2DenoiserConfig
 
@@ -46,8 +46,13 @@ def _denoiser(
 ) -> GPT2DenoiserConfig:
     """The config of a DiffuGPT: MASK is the last row of its embedding."""
     config = _config(tensors, prefix, stored, file)
-    rows = tensors[EMBED].shape[0] if EMBED in tensors else config.vocab_size
-    fields = dataclasses.asdict(config) | {"vocab_size": int(rows) - 1}
+    rows, _ = shape_of(tensors, EMBED, file, dims=2)
+    if config.vocab_size not in (rows - 1, rows):
+        raise CheckpointError(
+            f"{stored.where} says vocab_size={config.vocab_size}, but {EMBED} of {file} has {rows} rows, of "
+            "which the last is MASK."
+        )
+    fields = dataclasses.asdict(config) | {"vocab_size": rows - 1}
     return GPT2DenoiserConfig(**fields)
 
 
@@ -62,9 +67,9 @@ def _config(_tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str
     try:
         embed = mapping["n_embd"]
         hidden = mapping.get("n_inner") or 4 * embed
-        if hidden % embed:
+        if embed < 1 or hidden % embed:
             raise CheckpointError(
-                f"{where}: n_inner={hidden} must be a multiple of n_embd={embed}."
+                f"{where}: n_inner={hidden} must be a multiple of n_embd={embed}, a positive number."
             )
         return GPT2Config(
             **{ours: mapping[theirs] for ours, theirs in FIELDS.items()},

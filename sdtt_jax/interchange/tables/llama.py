@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sdtt_jax.data.making import NAMES_FILE, named_token
+from sdtt_jax.data.making import NAMES_FILE, named_token, special_names
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.claims import FLAG, NUMBER, Allowed, check_claims, claimed
+from sdtt_jax.interchange.claims import FLAG, NUMBER, TOKEN, Allowed, check_claims, claimed
 from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table, kernel, shape_of
 from sdtt_jax.interchange.scaling import (
     GGUF_DIVISORS,
@@ -22,7 +22,7 @@ from sdtt_jax.interchange.scaling import (
     hub_scaling,
 )
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
-from sdtt_jax.paths import as_path, read_json
+from sdtt_jax.paths import as_path
 
 # The sequences of a denoiser whose config allows very long ones.
 LONGEST_DENOISED = 1024
@@ -78,6 +78,11 @@ _FIELDS = {
     "rotary_share": ("partial_rotary_factor", None, None),
     "length": ("max_position_embeddings", "max_sequence_length", "context_length"),
 }
+
+
+# Sizes that the tensors have, by the hub, OLMo and GGUF files.
+WIDTHS = ("hidden_size", "d_model", "embedding_length")
+MLP_WIDTHS = ("intermediate_size", "mlp_hidden_size", "feed_forward_length")
 
 
 def _names(column: int) -> Names:
@@ -203,6 +208,7 @@ def _config(
     sizes["rotary_scaling"] = scaling
     allowed = {**CLAIMS, "rope_type": (*UNSCALED, scaling.kind)}
     allowed |= dict.fromkeys(("vocab_size", "embedding_size"), (rows,))
+    allowed |= dict.fromkeys(WIDTHS, (embed,)) | dict.fromkeys(MLP_WIDTHS, (sizes["mlp_dim"],))
     if names is OLMO:
         del allowed["vocab_size"]  # that of the tokenizer
         allowed["rope"] = (True,)
@@ -260,7 +266,7 @@ def _mask_row(names: Names, config: LlamaConfig, stored: Stored) -> int | None:
     """MASK in the published numbering; None for a causal model."""
     if not isinstance(config, LlamaDenoiserConfig):
         return None
-    family, said = _family(names, stored), claimed(stored, ("mask_token_id",), NUMBER, None)
+    family, said = _family(names, stored), claimed(stored, ("mask_token_id",), TOKEN, None)
     known = (stored.given.mask_id, said, family and family.mask_id)
     mask = next((value for value in known if value is not None), None)
     mask = _mask_by_name(stored) if mask is None else mask
@@ -280,10 +286,23 @@ def _mask_row(names: Names, config: LlamaConfig, stored: Stored) -> int | None:
 def _mask_by_name(stored: Stored) -> int | None:
     """MASK where the tokenizer's own config names it, as dLLM's models (a2d) have it."""
     beside = as_path(stored.where).with_name(NAMES_FILE)
-    content: Any = read_json(beside, CheckpointError) if beside.is_file() else {}
-    name, added = named_token(content, "mask"), content.get("added_tokens_decoder", {})
-    ids = (int(number) for number, entry in added.items() if entry.get("content") == name)
-    return None if name is None else next(ids, None)
+    content = special_names(beside, CheckpointError)
+    name, added = named_token(content, "mask"), content.get("added_tokens_decoder") or {}
+    if name is None:
+        return None
+    try:
+        numbers = {entry["content"]: int(number) for number, entry in added.items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"{beside}: added_tokens_decoder does not say the tokens by their numbers; download the file "
+            "again, or say mask_id=…."
+        ) from None
+    if name not in numbers:
+        raise CheckpointError(
+            f"{beside} calls MASK {name!r}, which is not among its {len(numbers)} tokens in "
+            "added_tokens_decoder: say mask_id=…."
+        )
+    return numbers[name]
 
 
 def _family(names: Names, stored: Stored) -> Family | None:
