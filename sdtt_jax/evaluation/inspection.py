@@ -55,6 +55,8 @@ def recognised(model: Model | CausalModel) -> Json:
         "parameters": sum(x.size for _, x in leaves) - padding * tables * model.config.embed_dim,
         "stored_as": facts.get("dtype", "F32"),
         "mask_row": facts.get("mask_row"),
+        # Noise that was other tokens as it was trained, of which nothing is drawn here.
+        "uniform_share": facts.get("uniform_share", 0.0),
         "tokenizer": tokenizer
         and {
             "kind": tokenizer.config.kind,

@@ -31,6 +31,7 @@ from sdtt_jax.interchange.layouts import (
     stored_config,
 )
 from sdtt_jax.interchange.renaming import Given, Stored
+from sdtt_jax.interchange.tables.reference import uniform_share
 from sdtt_jax.interchange.tokenizers import has_its_own, published_tokenizer
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -270,6 +271,7 @@ def _published(
         "published_config": dict(published.stored),
         "prefix": published.prefix,
         "dtype": published.dtype,
+        "uniform_share": uniform_share(stored),
     }
     tokenizer = published_tokenizer(published, folder)
     params = published_params(published, place) if read else {}

@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 
 import sdtt_jax
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.evaluation.inspection import recognised as recognised_as
 from sdtt_jax.interchange.claims import published_schedule
 from sdtt_jax.interchange.layouts import recognised
 from sdtt_jax.interchange.renaming import Stored
@@ -84,10 +85,15 @@ OTHERS = {
     "DUO by its mean": ({"algo": {"parameterization": "mean"}}, "parameterization='mean'"),
     "UDLM": ({"algo": {"name": "udlm"}}, "algo.name='udlm'"),
     "UDLM by its parameters": ({"parameterization": "udlm"}, "parameterization='udlm'"),
-    "XDLM": ({"algo": {"name": "xdlm"}}, "algo.name='xdlm'"),
-    "XDLM by its parameters": ({"parameterization": "align"}, "parameterization='align'"),
-    "XDLM by its noise": ({"algo": {"k1": 0.1}}, "k1=0.1"),
-    "XDLM by its noise, another word": ({"k_uniform": 0.1}, "k_uniform=0.1"),
+    "XDLM without MASK": (
+        {"algo": {"name": "xdlm", "k1": 1.0}},
+        "that a share of 1.0 of its noise",
+    ),
+    "XDLM without MASK, another word": ({"k_uniform": 1}, "that a share of 1.0 of its noise"),
+    "more than all": ({"algo": {"k1": 1.5}}, "that a share of 1.5 of its noise"),
+    "a share as text": ({"algo": {"k1": "0.1"}}, "k1='0.1'"),
+    "an IDLM of DUO": ({"model_type": "idlm", "var_min": True}, "var_min=True"),
+    "an IDLM of uniform noise": ({"model_type": "idlm", "diffusion": "uniform"}, "diffusion='unif"),
     "Mamba": ({"backbone": "dimamba"}, "backbone='dimamba'"),
     "a nested backbone": ({"backbone": {"hidden_size": 128}}, "hidden_size=128"),
     "size as text": ({"n_heads": "8"}, "n_heads='8'"),
@@ -122,16 +128,17 @@ REPOSITORIES = {
         {**SIZES, "model_type": "udlm", "vocab_size": 97, "time_conditioning": True, "cfg": False},
         "model_type='udlm'",
     ),
-    # Whose noise does not say what it is.
-    "an IDLM by name": (HUB | {"model_type": "idlm"}, "model_type='idlm'"),
+    # Whose noise is that of its tensors' layout, where nothing says another.
+    "an IDLM by name": (HUB | {"model_type": "idlm", "architectures": ["IDLM"]}, ""),
     # What the programs of Duo, IDLM and XDLM call the two kinds.
     "mdlm by its algorithm": (
         {"algo": {"name": "mdlm", "backbone": "hf_dit", "parameterization": "subs", "k1": 0}},
         "",
     ),
+    # At MASK it predicts as MDLM does; nothing is predicted elsewhere.
     "xdlm by its algorithm": (
         {"algo": {"name": "xdlm", "backbone": "dit", "parameterization": "align", "k1": 0.1}},
-        "algo.name='xdlm'",
+        "",
     ),
 }
 
@@ -146,6 +153,8 @@ def test_files_with_the_names_of_mdlm_load_if_they_mask_and_are_else_refused(
     if not said:
         model = sdtt_jax.load(tmp_path)
         assert (model.facts["layout"], model.mask_id) == (DENOISER.name, 96)
+        share = content.get("algo", {}).get("k1", 0)
+        assert recognised_as(model)["uniform_share"] == share
         return
     with pytest.raises(CheckpointError) as caught:
         sdtt_jax.load(tmp_path)

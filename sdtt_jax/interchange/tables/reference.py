@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.claims import COUNT, FLAG, TANH_GELU, Allowed, check_claims, claimed
+from sdtt_jax.interchange.claims import (
+    COUNT,
+    FLAG,
+    NUMBER,
+    TANH_GELU,
+    Allowed,
+    check_claims,
+    claimed,
+)
 from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table, kernel, shape_of
 from sdtt_jax.networks import kinds
 from sdtt_jax.networks.attention.rotary import ROTARY_BASE
@@ -47,14 +55,17 @@ CLAIMS: Allowed = {
     **dict.fromkeys(("layer_norm_eps", "layer_norm_epsilon", "norm_eps"), (NORM_EPSILON,)),
     **dict.fromkeys(("rope_theta", "rotary_base"), (ROTARY_BASE,)),
 }
+# What XDLM calls the share of its noise that is another token and not MASK.
+UNIFORM_SHARE = ("k1", "k_uniform")
+# IDLM's students are of their teacher's noise; where that is DUO's, and uniform, another field says so.
 DENOISER_CLAIMS: Allowed = {
-    "model_type": ("mdlm", "sdtt"),
-    "architectures": ("mdlm", "sdtt", "multiroundsdtt"),
-    "algo": ("mdlm", "sdtt"),
-    "parameterization": ("subs", "mdlm", "sdtt", "multi-round-sdtt"),
+    "model_type": ("mdlm", "sdtt", "idlm", "xdlm"),
+    "architectures": ("mdlm", "sdtt", "multiroundsdtt", "idlm", "xdlm"),
+    "algo": ("mdlm", "sdtt", "idlm", "xdlm"),
+    "parameterization": ("subs", "mdlm", "sdtt", "multi-round-sdtt", "idlm", "align"),
+    "var_min": (),  # DUO's
     "diffusion": ("absorbing_state", "absorbing", "absorb"),
     "backbone": ("dit", "ddit", "ddit-orig", "hf_dit"),
-    **dict.fromkeys(("k1", "k_uniform"), (0,)),  # XDLM's share of uniform noise
     "adaLN": (True,),
     **dict.fromkeys(("causal", "causal_attention", "is_decoder"), (False,)),
 }
@@ -134,7 +145,18 @@ def _denoiser_config(
     sizes["cond_dim"] = shape_of(tensors, prefix + TIME_EMBEDDING, file)[0]
     # Published models do not say, and do not get sigma.
     sizes["time_conditioned"] = claimed(stored, NAMES["time_conditioned"], FLAG, default=False)
+    share = uniform_share(stored)
+    if not 0 <= share < 1:
+        raise CheckpointError(
+            f"{stored.where} says that a share of {share} of its noise is other tokens and not MASK; it must "
+            "be below 1, for only what stands at MASK is predicted here."
+        )
     return _config(DenoiserConfig, sizes, stored, file, "a masked denoiser", DENOISER_CLAIMS)
+
+
+def uniform_share(stored: Stored) -> float:
+    """The share of a denoiser's noise that was another token and not MASK as it was trained (XDLM's)."""
+    return float(claimed(stored, UNIFORM_SHARE, NUMBER, None) or 0)
 
 
 def _causal_config(
