@@ -79,6 +79,11 @@ class TeacherConfig(NelboConfig):
         )
         whole(0, self, "attention_annealing", "init_layers")
         require(
+            not self.init_from or self.attention_annealing <= self.train.num_steps,
+            f"teacher.attention_annealing={self.attention_annealing} would leave attention half open after "
+            f"teacher.train.num_steps={self.train.num_steps}; take {self.train.num_steps} at most.",
+        )
+        require(
             not (self.checkpoint and self.init_from),
             "teacher.checkpoint is taken as it is, teacher.init_from is trained further; give one of them.",
         )

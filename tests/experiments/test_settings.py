@@ -130,6 +130,15 @@ def _with(path, value):
         ("schedule.kind", "linnear", r"config\.schedule: kind='linnear'"),
         ("data.length", "64", r"config\.data\.length must be of type int, not '64'"),
         ("seed", -1, r"seed=-1 must be a whole number from 0"),
+        (
+            "teacher",
+            {
+                "init_from": "smollm2",
+                "attention_annealing": 9,
+                "train": {"num_steps": 8, "batch_size": 4},
+            },
+            r"attention_annealing=9 would leave attention half open after .*=8; take 8 at most",
+        ),
     ],
 )
 def test_what_is_wrong_and_where(path, value, message):
