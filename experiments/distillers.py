@@ -1,8 +1,9 @@
 """The distillers that a run may have, and the settings of each."""
 
 import dataclasses
+import functools
 
-from sdtt_jax.config import require, whole
+from sdtt_jax.config import INT32, each, require, whole
 from sdtt_jax.distillation.alpha import AlphaConfig
 from sdtt_jax.distillation.coupled import CoupledDistillConfig
 from sdtt_jax.distillation.coupled_idlm import CoupledIdlmConfig
@@ -83,12 +84,11 @@ class CoupledStage(CoupledDistillConfig):
         whole(0, self, "num_trajectories")
         made = self.num_rounds * self.train.num_steps * self.train.batch_size
         require(
-            (self.num_trajectories or made) < 2**31,
+            (self.num_trajectories or made) < INT32,
             f"num_trajectories={self.num_trajectories} must be below 2**31, for int32 numbers them; 0 makes "
             f"num_rounds * train.num_steps * train.batch_size = {made}.",
         )
-        for calls in self.calls:
-            whole(1, calls=calls)
+        each(functools.partial(whole, 1), calls=self.calls)
         require(list(self.calls) == sorted(set(self.calls)), f"calls={self.calls} must ascend.")
         require(
             self.noise.kind not in (LATENT, MASKS),

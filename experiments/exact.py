@@ -47,7 +47,7 @@ from rich.table import Table
 
 from experiments.cli.app import check_flags, run_app, wide_console
 from experiments.cli.fields import define_flags, from_flags
-from sdtt_jax.config import choose, given, require, whole
+from sdtt_jax.config import choose, each, given, require, whole
 from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.evaluation.settings import setting
 from sdtt_jax.keys import check_seed
@@ -128,10 +128,8 @@ class Plan:
                 f"--distillers={name} is measured by a trained student; add --train.",
             )
         require(len(self.calls) > 0, "--calls must name at least one number of network calls.")
-        for calls in self.calls:
-            whole(1, **{"--calls": calls})
-        for size in self.mixtures:
-            whole(2, **{"--mixtures": size})
+        each(functools.partial(whole, 1), **{"--calls": self.calls})
+        each(functools.partial(whole, 2), **{"--mixtures": self.mixtures})
         steps = ("copy_steps", "steps_per_round", "coupled_steps", "student_steps")
         for name in (*steps, *given(self, "rounds")):
             whole(1, **{f"--{name}": getattr(self, name)})

@@ -19,6 +19,8 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.renamed import field_now
 
 T = TypeVar("T")
+# Numbers that int32 holds lie below it.
+INT32 = 2**31
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:
@@ -141,6 +143,13 @@ def whole(least: int, config: Any = None, *names: str, **values: Any) -> None:
     _check(lambda value: operator.index(value) == value, "be a whole number", config, names, values)
     check = positive if least == 1 else functools.partial(at_least, least)
     check(config, *names, **values)
+
+
+def each(check: Callable[..., None], **values: Iterable[Any]) -> None:
+    """Runs a check of this module, say `functools.partial(whole, 1)`, on each of several values, by name."""
+    for name, several in values.items():
+        for value in several:
+            check(**{name: value})
 
 
 def given(config: Any, *names: str) -> list[str]:

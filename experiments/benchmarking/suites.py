@@ -26,7 +26,7 @@ from experiments.benchmarking.cases import (
 from experiments.benchmarking.report import Entry, Measured
 from experiments.benchmarking.worker import Here, Worker, WorkerError
 from experiments.settings import RunConfig
-from sdtt_jax.config import at_least, changed, choose, require, to_mapping, whole
+from sdtt_jax.config import at_least, changed, choose, each, require, to_mapping, whole
 from sdtt_jax.diffusion.decoders.serving import HELPERS
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import setting
@@ -143,8 +143,7 @@ class Plan:
             "--suite=demo is measured alone: its config differs.",
         )
         whole(1, **{"--batch_size": self.batch_size, "--repeats": self.repeats})
-        for batch in self.race_batches:
-            whole(1, **{"--race_batches": batch})
+        each(functools.partial(whole, 1), **{"--race_batches": self.race_batches})
         choose("--race_helper", self.race_helper, HELPERS)
         at_least(0, **{"--limit_s": self.limit_s})
         require(

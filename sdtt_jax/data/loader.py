@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sdtt_jax.config import positive, require, whole
+from sdtt_jax.config import each, positive, require, whole
 from sdtt_jax.data.records import Records, Shard, check_decoding, read_info, refuse_extra
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path
@@ -88,8 +88,7 @@ class Mixture:
             len(self.splits) == len(self.weights) > 0,
             f"weights={self.weights} must be one for each of {len(self.splits)} splits.",
         )
-        for weight in self.weights:
-            positive(weights=weight)
+        each(positive, weights=self.weights)
         lengths = [split.length for split in self.splits]
         require(
             len(set(lengths)) == 1,

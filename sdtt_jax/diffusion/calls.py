@@ -3,11 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require
+from sdtt_jax.config import INT32, require
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.typing import PerToken, Positions
-
-INT32 = 2**31
 
 
 def still_masked(schedule: Schedule, times: jax.Array) -> jax.Array:

@@ -1,9 +1,10 @@
 """What an evaluation is asked for: every field is a flag of `experiments.evaluate`, with its help."""
 
 import dataclasses
+import functools
 from typing import Any
 
-from sdtt_jax.config import choose, one_of, positive, require, whole, within
+from sdtt_jax.config import choose, each, one_of, positive, require, whole, within
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.estimators import ESTIMATORS
 from sdtt_jax.diffusion.sampler import SamplerConfig
@@ -222,8 +223,7 @@ class Settings(Sampling):
         ):
             require(len(getattr(self, name)) > 0, f"{name} must name at least one.")
         for name in ("num_steps", "latency_steps", "latency_batches"):
-            for value in getattr(self, name):
-                whole(1, **{name: value})
+            each(functools.partial(whole, 1), **{name: getattr(self, name)})
         within("(0, 1)", self, "exit_bound", "exit_failure")
         within("(0, inf)", temperatures=min(self.temperatures))
         for mode in self.modes.split():

@@ -14,6 +14,7 @@ A table of predictions is an array `[states, L, V]`; at unmasked positions it is
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from sdtt_jax.config import from_mapping, require, whole, within
+from sdtt_jax.config import each, from_mapping, require, whole, within
 from sdtt_jax.paths import as_path, read_json
 
 Array = NDArray[Any]
@@ -70,8 +71,7 @@ class World:
         for row, values in enumerate(self.transition):
             _check_distribution(values, f"world.transition, row {row},")
         require(bool(self.dts), "world.dts is empty; a world needs a step size at least.")
-        for dt in self.dts:
-            within("(0, 1]", **{"world.dts": dt})
+        each(functools.partial(within, "(0, 1]"), **{"world.dts": self.dts})
         pairs = (2 * size + 1) ** self.length
         require(
             pairs <= MAX_PAIRS,

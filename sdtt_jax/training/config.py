@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from sdtt_jax.config import require, whole, within
+from sdtt_jax.config import INT32, require, whole, within
 from sdtt_jax.training.optimizers import OptimizerConfig, learning_rate_schedule
 
 
@@ -45,7 +45,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         whole(1, self, "num_steps", "batch_size", "microbatches", "max_rejected")
         require(
-            self.num_steps < 2**31,
+            self.num_steps < INT32,
             f"num_steps={self.num_steps} must be below 2**31, for a state counts its steps in int32.",
         )
         whole(1, self, "log_every", "save_every", "keep")
