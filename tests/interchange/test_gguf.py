@@ -212,6 +212,27 @@ def test_text_is_read_by_the_tokens_and_merges_of_the_file(tmp_path):
     assert len(tokenizer.encode("")) == 0
 
 
+def test_llama_3s_text_is_cut_as_its_own_tokenizer_cuts_it(tmp_path):
+    """Oracle: by hand. Digits stand in threes, a word that is a token is taken as it is, a line break goes
+    with the sign before it.
+    """
+    tokens = [*TOKENS, "12", "123", "45", "Ġthin", ".Ċ"]
+
+    def llama_3(writer):
+        added("tokenizer.ggml.pre", "llama-bpe")(writer)
+        added("tokenizer.ggml.tokens", tokens)(writer)
+        added("tokenizer.ggml.token_type", [3] * 3 + [1] * (len(tokens) - 3))(writer)
+        added("tokenizer.ggml.merges", [*MERGES, "1 2", "4 5", "12 3"])(writer)
+
+    numbers = weights()
+    numbers["embed"] = np.concatenate([numbers["embed"], numbers["embed"][:5]])
+    tokenizer = sdtt_jax.load(write(tmp_path / "m.gguf", numbers, change=llama_3)).tokenizer
+    pieces = [tokens[i] for i in tokenizer.encode("in 12345 thin.\n")]
+    # Without merges for them, "Ġthin" and ".Ċ" are tokens all the same.
+    assert pieces == ["i", "n", "Ġ", "123", "45", "Ġthin", ".Ċ"]
+    assert tokenizer.decode(tokenizer.encode("in 12345 thin.\n")) == "in 12345 thin.\n"
+
+
 def test_it_is_saved_and_loaded_again_with_its_tokenizer(tmp_path):
     from sdtt_jax.interchange.export import export_orbax, export_reference
 
@@ -264,6 +285,7 @@ def added(name, value):
         ("tokenizer.ggml.bos_token_id", None, r"lacks the field 'tokenizer\.ggml\.bos_token_id'"),
         ("tokenizer.ggml.eos_token_id", 500, "Token 500 is to be eos_id, but there are tokens 0"),
         ("llama.block_count", 10**9, "holds 20 tensors, which cannot be the 1000000000 layers"),
+        ("split.count", 3, "is one of the 3 parts of a model; put them together"),
         ("llama.embedding_length", 31, "embedding_length=31, but the tensors .* have 32"),
     ],
 )
