@@ -58,8 +58,10 @@ class GgufTensors(TensorFile):
             reader = gguf.GGUFReader(path)
             fields = {name: field.contents() for name, field in reader.fields.items()}
         except (ValueError, LookupError, TypeError, OverflowError, OSError) as error:
+            said, size = " ".join(str(error).split()), path.stat().st_size if path.is_file() else 0
             raise CheckpointError(
-                f"{path} cannot be read as GGUF ({error}); it is cut short or damaged: download it again."
+                f"{path}, of {size:,} bytes, cannot be read as GGUF ({said}); it is cut short or damaged: "
+                "download it again."
             ) from None
         super().__init__(path, {tensor.name: tensor for tensor in reader.tensors})
         found = fields.get("general.architecture")

@@ -85,9 +85,12 @@ def open_published(
     for layout in LAYOUTS.values():
         if any(prefix + layout.anchor in tensors for prefix in layout.prefixes):
             return recognised(layout, tensors, stored, str(file))
+    first, says = next(iter(sorted(tensors)), "none"), stored.content.get("model_type")
+    said = f", and its config says model_type={says!r}" if says else ""
     raise CheckpointError(
         f"{file} is neither a denoiser or causal baseline of the reference (no {CAUSAL.anchor}), nor a GPT-2 "
-        f"(no {GPT2.anchor}) or DiffuGPT, nor of the Llama family (no {LLAMA.anchor} or {LLADA.anchor})."
+        f"(no {GPT2.anchor}) or DiffuGPT, nor of the Llama family (no {LLAMA.anchor} or {LLADA.anchor}): of "
+        f"its {len(tensors)} tensors the first is {first}{said}."
     )
 
 

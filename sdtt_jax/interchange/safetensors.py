@@ -24,6 +24,8 @@ FLOATS = {
 }
 # A file begins with the length of its header, little-endian; offsets count from the header's end.
 LENGTH_BYTES = 8
+# The header's one entry that is no tensor.
+METADATA = "__metadata__"
 LFS = b"version https://git-lfs"
 # Of torch.compile, and of DataParallel and DistributedDataParallel.
 WRAPPERS = ("_orig_mod", "module")
@@ -91,6 +93,12 @@ class Tensors(TensorFile):
                 raise CheckpointError(
                     f"{path} is Git LFS's note of a file that was not downloaded; run git lfs pull."
                 ) from None
+            counted = _counted_bytes(path)
+            if path.is_file() and counted is not None and path.stat().st_size != counted:
+                raise CheckpointError(
+                    f"{path} cannot be read as safetensors: it has {path.stat().st_size:,} bytes, and its "
+                    f"header counts {counted:,}; download or export it again."
+                ) from None
             raise CheckpointError(
                 f"{path} cannot be read as safetensors ({error}); download or export it again."
             ) from None
@@ -100,7 +108,7 @@ class Tensors(TensorFile):
             bare = unwrapped(name)
             if bare in entries:
                 raise CheckpointError(f"{path} has {bare} twice, once as {name}; keep one of them.")
-            if name != "__metadata__":
+            if name != METADATA:
                 entries[bare] = entry
         super().__init__(path, entries)
 
@@ -119,6 +127,18 @@ class Tensors(TensorFile):
         """The dtype that all tensors have, "F32" if they differ."""
         found = {str(entry["dtype"]) for entry in self._entries.values()}
         return found.pop() if len(found) == 1 else "F32"
+
+
+def _counted_bytes(path: Path) -> int | None:
+    """How long a file is by its header; None if it has none that can be read."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(LENGTH_BYTES), "little")
+            header = json.loads(file.read(min(size, path.stat().st_size)))
+        ends = (entry["data_offsets"][1] for name, entry in header.items() if name != METADATA)
+        return LENGTH_BYTES + size + max(map(int, ends), default=0)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return None
 
 
 class ShardedTensors(collections.ChainMap[str, np.ndarray]):

@@ -335,6 +335,15 @@ def test_options_of_olmo_that_change_the_network_are_refused_by_field(tmp_path, 
     assert sdtt_jax.load(repository(tmp_path / "n", "llada", **unsaid)).mask_id > 0
 
 
+def test_names_of_no_layout_are_said_with_the_config(tmp_path):
+    folder = tmp_path / "m"
+    named = {"backbone.layers.0.mixer.A_log": np.ones(3, np.float32)}
+    folder = write(folder, {"model_type": "mamba"}, named)
+    said = r"no model\.embed_tokens\.weight .*: of its 1 tensors the first is backbone\.layers"
+    with pytest.raises(CheckpointError, match=f"{said}.*, and its config says model_type='mamba'"):
+        sdtt_jax.load(folder)
+
+
 def test_a_mask_that_is_no_whole_number_is_refused(tmp_path):
     """2.5 was token 2."""
     with pytest.raises(CheckpointError, match=r"mask_token_id=2\.5; it must be the number of a"):

@@ -35,3 +35,14 @@ def test_a_truncated_file_is_named(tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match=r"cut\.safetensors cannot be read as safetensors"):
         Tensors(path)
+
+
+@pytest.mark.parametrize("change", [-3, 5])
+def test_a_file_of_another_length_says_both(tmp_path, change):
+    path = tmp_path / "cut.safetensors"
+    write_tensors(path, {"a": np.ones((4, 4), np.float32), "b": np.ones(2, np.float32)})
+    content = path.read_bytes()
+    path.write_bytes(content[:change] if change < 0 else content + b"x" * change)
+    said = f"has {len(content) + change} bytes, and its header counts {len(content)};"
+    with pytest.raises(CheckpointError, match=said):
+        Tensors(path)
