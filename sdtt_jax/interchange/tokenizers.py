@@ -9,7 +9,8 @@ from sdtt_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
 from sdtt_jax.data.making import named_id, special_names
 from sdtt_jax.data.tokenizer import HubTokenizer, Special
 from sdtt_jax.errors import CheckpointError, DataError
-from sdtt_jax.interchange.gguf import GgufTensors, gguf_tokenizer
+from sdtt_jax.interchange.gguf import GgufTensors
+from sdtt_jax.interchange.gguf_tokenizers import gguf_tokenizer
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
 from sdtt_jax.interchange.layouts import Published
 from sdtt_jax.interchange.tables.llama import LLADA, LLAMA

@@ -1,0 +1,136 @@
+"""Tokenizers of GGUF files: the byte-level kinds of GPT-2, SmolLM and Llama 3, and Llama 2's pieces."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from sdtt_jax.data import TokenizerConfig
+from sdtt_jax.data.tokenizer import HubTokenizer, Special
+from sdtt_jax.errors import CheckpointError, DataError
+from sdtt_jax.interchange.gguf import GgufTensors
+
+START = "tokenizer.ggml."
+# Kinds of tokens, as the files number them. Control tokens and those that a user defined are no text.
+TEXT, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+SPACE = "▁"  # in Llama 2's pieces
+# How texts are cut before pieces are merged, by the files' name for it.
+LLAMA3 = "llama-bpe"
+_LLAMA3_CUTS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_GPT2_CUTS = pre_tokenizers.ByteLevel(add_prefix_space=False)
+_CUTS: dict[str, list[Any]] = {
+    "gpt-2": [_GPT2_CUTS],
+    "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2_CUTS],
+    LLAMA3: [
+        pre_tokenizers.Split(tokenizers.Regex(_LLAMA3_CUTS), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ],
+}
+
+
+def gguf_tokenizer(
+    tensors: GgufTensors, rows: int, mask_row: int | None = None
+) -> HubTokenizer | None:
+    """The file's tokenizer; None if it is of no kind that is read.
+
+    Args:
+      tensors: of the file.
+      rows: of the model's embedding.
+      mask_row: the token that is MASK; None for a causal model.
+
+    Raises:
+      CheckpointError: it lacks tokens, merges or special tokens, or has those of another model.
+    """
+    fields = {
+        name.removeprefix(START): value
+        for name, value in tensors.fields.items()
+        if name.startswith(START)
+    }
+    make = _maker(fields)
+    if make is None:
+        return None
+    try:
+        pieces = fields["tokens"]
+        types = fields.get("token_type", [TEXT] * len(pieces))
+        bos, eos = (fields[f"{name}_token_id"] for name in ("bos", "eos"))
+        kinds = list(zip(pieces, types, strict=True))
+        made = make(fields, pieces, types)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{tensors.path}: its tokenizer lacks the field {START}{error.args[0]}; the file is damaged, or "
+            "was converted without it."
+        ) from None
+    except Exception as error:  # `tokenizers` raises no narrower class, and writes several lines
+        said = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{tensors.path}: its tokenizer cannot be read ({said}); the file is damaged."
+        ) from None
+    made.add_special_tokens(
+        [
+            tokenizers.AddedToken(piece, special=True, normalized=False)
+            for piece, kind in kinds
+            if kind in (CONTROL, USER_DEFINED)
+        ]
+    )
+    special = Special(rows, int(bos), int(eos), mask_row)
+    try:
+        return HubTokenizer(TokenizerConfig(kind="hub"), "none", made.to_str().encode(), special)
+    except DataError as error:
+        raise CheckpointError(f"{tensors.path}: {error}") from None
+
+
+def _maker(fields: Mapping[str, Any]) -> Callable[..., tokenizers.Tokenizer] | None:
+    if fields.get("model") == "llama":
+        return _llama2
+    known = fields.get("model") == "gpt2" and str(fields.get("pre")) in _CUTS
+    return _byte_level if known else None
+
+
+def _byte_level(
+    fields: Mapping[str, Any], pieces: Sequence[str], _types: Sequence[int]
+) -> tokenizers.Tokenizer:
+    kind = str(fields["pre"])
+    vocabulary = {piece: token for token, piece in enumerate(pieces)}
+    merges = [tuple(pair.split(" ", 1)) for pair in fields["merges"]]
+    # Llama 3's words that are a token are not put together from parts.
+    bpe = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=kind == LLAMA3)
+    made = tokenizers.Tokenizer(bpe)
+    made.pre_tokenizer = pre_tokenizers.Sequence(_CUTS[kind])
+    made.decoder = decoders.ByteLevel()
+    return made
+
+
+def _llama2(
+    fields: Mapping[str, Any], pieces: Sequence[str], types: Sequence[int]
+) -> tokenizers.Tokenizer:
+    """SentencePiece's BPE: of neighbours that make a piece, those of the highest score are merged first."""
+    vocabulary = {piece: token for token, piece in enumerate(pieces)}
+    scored = zip(pieces, fields["scores"], types, strict=True)
+    texts = {piece: float(score) for piece, score, kind in scored if kind == TEXT}
+    pairs = [
+        (piece[:at], piece[at:])
+        for piece in sorted(texts, key=lambda piece: -texts[piece])
+        for at in range(1, len(piece))
+        if piece[:at] in texts and piece[at:] in texts
+    ]
+    unknown = [piece for piece, kind in zip(pieces, types, strict=True) if kind == UNKNOWN]
+    # What no piece spells is written in bytes, and is unknown where those are not there.
+    bpe = models.BPE(
+        vocab=vocabulary,
+        merges=pairs,
+        unk_token=unknown[0] if unknown else None,
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    made = tokenizers.Tokenizer(bpe)
+    before = [normalizers.Prepend(SPACE)] if fields.get("add_space_prefix", True) else []
+    made.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", SPACE)])
+    after = [decoders.Strip(" ", 1, 0)] if before else []
+    made.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *after]
+    )
+    return made

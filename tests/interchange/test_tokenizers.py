@@ -1,0 +1,131 @@
+"""The tokenizer.json of a published network, and what names its special tokens.
+
+Oracle: numbers by hand. Token i is the letter of number i, but for BOS, EOS and MASK.
+"""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import sdtt_jax
+from sdtt_jax.errors import CheckpointError, DataError
+from sdtt_jax.interchange.export import export_reference
+from tests.interchange.llama_models import IDS, MASK, ROWS, repository, vocabulary
+
+
+class TestTokenizers:
+    """Of words: token i is the letter of number i, but for BOS, EOS and MASK."""
+
+    WORDS = {chr(97 + i): i for i in range(17)} | {"<s>": 17, "</s>": 18, "<mask>": MASK}
+
+    def put(self, folder, words=WORDS, **config):
+        vocabulary(words).save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+    def test_tokens_behind_mask_have_other_numbers_and_read_the_same(self, tmp_path):
+        folder = repository(tmp_path / "m", "dream", bos_token_id=None, eos_token_id=None)
+        words = {**self.WORDS, "n": 19}
+        self.put(folder, words, bos_token="<s>", eos_token={"content": "</s>"})
+        model = sdtt_jax.load(folder)
+        tokenizer = model.tokenizer
+        assert tokenizer.encode("a m o <mask>").tolist() == [0, 12, MASK, model.mask_id]
+        assert (tokenizer.bos_id, tokenizer.eos_id) == (16, 17)
+        assert tokenizer.decode([0, 12, 13, 18]) == "a m o n"
+        assert tokenizer.vocab_size == model.config.vocab_size
+
+    def test_what_was_trained_further_goes_out_with_the_published_numbers(self, tmp_path):
+        """A student knows no layout, but its tokenizer where MASK was."""
+        folder = repository(tmp_path / "m", "dream")
+        self.put(folder)
+        model = sdtt_jax.load(folder)
+        facts = {name: model.facts[name] for name in ("path", "kind", "schedule")}
+        export_reference(dataclasses.replace(model, facts=facts), tmp_path / "out")
+        again = sdtt_jax.load(tmp_path / "out")
+        assert (again.facts["mask_row"], again.config.shift) == (MASK, True)
+        np.testing.assert_array_equal(again.logits(IDS), model.logits(IDS))
+        assert again.tokenizer.digest == model.tokenizer.digest
+
+    def test_more_tokens_than_rows_are_those_of_another_model(self, tmp_path):
+        folder = repository(tmp_path / "m", "llama")
+        self.put(folder, {f"w{i}": i for i in range(ROWS + 2)})
+        with pytest.raises(CheckpointError, match="25 tokens, but the model's embedding 20 rows"):
+            sdtt_jax.load(folder)
+
+    def test_far_more_rows_than_tokens_are_those_of_another_model(self, tmp_path):
+        """An eighth and less is padding, as Qwen's and LLaDA's embeddings have it."""
+        folder = repository(tmp_path / "m", "llama")
+        self.put(folder, {f"w{i}": i for i in range(14)})
+        with pytest.raises(CheckpointError, match=r"embedding has 20 rows, .* only 17 tokens"):
+            sdtt_jax.load(folder)
+        self.put(folder, {f"w{i}": i for i in range(15)})
+        assert sdtt_jax.load(folder).tokenizer is not None
+
+    def test_a_token_numbered_beyond_the_rows_is_another_models(self, tmp_path):
+        """Their count alone does not show it: numbers may have gaps."""
+        folder = repository(tmp_path / "m", "llama")
+        self.put(folder, {**self.WORDS, "z": 500})
+        with pytest.raises(CheckpointError, match="501 tokens, but the model's embedding 20 rows"):
+            sdtt_jax.load(folder)
+
+    @pytest.mark.parametrize("token", [ROWS, -1, 10**12])
+    def test_a_special_token_that_is_none_of_the_models_is_named(self, tmp_path, token):
+        folder = repository(tmp_path / "m", "llama", eos_token_id=token)
+        self.put(folder)
+        with pytest.raises(CheckpointError, match=f"Token {token} is to be eos_id, .* 0 to 19"):
+            sdtt_jax.load(folder)
+
+    @pytest.mark.parametrize("content", ["[]", "3", "null", '"x"'])
+    def test_names_that_are_no_object_are_one_sentence(self, tmp_path, content):
+        for model in ("llama", "a2d-qwen2"):
+            folder = repository(tmp_path / model, model, mask_token_id=None, eos_token_id=None)
+            self.put(folder)
+            (folder / "tokenizer_config.json").write_text(content)
+            with pytest.raises(
+                CheckpointError, match=r"tokenizer_config\.json does not hold a JSON"
+            ):
+                sdtt_jax.load(folder)
+
+    @pytest.mark.parametrize(
+        ("added", "said"),
+        [
+            ([], "calls MASK '<mask>', which is not among its 0 tokens"),
+            ({"3": {"content": "a"}}, "calls MASK '<mask>', which is not among its 1 tokens"),
+            (["<mask>"], "added_tokens_decoder does not say the tokens by their numbers"),
+            ({"13": "<mask>"}, "added_tokens_decoder does not say the tokens by their numbers"),
+            ({"x": {"content": "<mask>"}}, "added_tokens_decoder does not say the tokens by"),
+        ],
+        ids=str,
+    )
+    def test_a_mask_that_its_names_do_not_number_is_asked_for(self, tmp_path, added, said):
+        folder = repository(tmp_path / "m", "a2d-qwen2", mask_token_id=None)
+        self.put(folder, mask_token="<mask>", added_tokens_decoder=added)
+        with pytest.raises(CheckpointError, match=rf"tokenizer_config\.json:? {said}.*say mask_id"):
+            sdtt_jax.load(folder)
+        assert sdtt_jax.load(folder, mask_id=MASK).facts["mask_row"] == MASK
+
+    def test_mask_is_a_token_unless_the_user_says_so(self, tmp_path):
+        folder = repository(tmp_path / "m", "dream")
+        self.put(folder, {word: i for word, i in self.WORDS.items() if i != MASK} | {"<mask>": 19})
+        with pytest.raises(CheckpointError, match=f"token {MASK} is to be MASK, but tokenizer"):
+            sdtt_jax.load(folder)
+        assert sdtt_jax.load(folder, mask_id=MASK).tokenizer is not None
+
+    def test_no_end_of_text_is_asked_for(self, tmp_path):
+        folder = repository(tmp_path / "m", "llama", bos_token_id=None, eos_token_id=None)
+        self.put(folder)
+        with pytest.raises(CheckpointError, match="which token ends a text"):
+            sdtt_jax.load(folder)
+
+    def test_a_text_that_it_cannot_read_is_an_error_in_words(self, tmp_path):
+        folder = repository(tmp_path / "m", "llama")
+        self.put(folder, {word: i for word, i in self.WORDS.items() if word != "a"})
+        with pytest.raises(DataError, match=r"cannot read a text \(.*UNK"):
+            sdtt_jax.load(folder).tokenizer.encode("b zzz")
+
+    def test_a_damaged_one_is_named(self, tmp_path):
+        folder = repository(tmp_path / "m", "llama")
+        (folder / "tokenizer.json").write_text('{"model": ')
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
+            sdtt_jax.load(folder)
