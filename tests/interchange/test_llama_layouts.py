@@ -217,6 +217,24 @@ def test_options_of_olmo_that_change_the_network_are_refused_by_field(tmp_path, 
     assert sdtt_jax.load(repository(tmp_path / "n", "llada", **unsaid)).mask_id > 0
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "qwen3_moe"}, "model_type='qwen3_moe', of which .*known are llama, qwen2"),
+        ({"model_type": "llama", "quantization_config": {"bits": 4}}, "quantization_config.bits=4"),
+        ({"model_type": "llama", "hidden_act": "gelu"}, "says hidden_act='gelu'"),
+    ],
+    ids=["experts", "quantised", "activation"],
+)
+def test_another_network_is_named_by_its_config_before_its_tensors(tmp_path, config, said):
+    """GPTQ's, AWQ's and experts' tensors have other names, which would be said to be missing."""
+    whole, _, weights = model_of("llama")
+    named = {n: x for n, x in tensors("llama", weights).items() if ".mlp." not in n}
+    folder = write(tmp_path / "m", whole | config, named)
+    with pytest.raises(CheckpointError, match=said):
+        sdtt_jax.load(folder)
+
+
 def test_names_of_no_layout_are_said_with_the_config(tmp_path):
     folder = tmp_path / "m"
     named = {"backbone.layers.0.mixer.A_log": np.ones(3, np.float32)}

@@ -113,7 +113,8 @@ FAMILIES = {
     "a2d-qwen2": Family(causal=False),
     "a2d-qwen3": Family(causal=False, mask_id=151_669),
 }
-# What else a config may say of these networks (null is nothing said); see `check_claims`.
+WHAT = "a network of the Llama family"
+# What else a config may say of it (null is nothing said); see `check_claims`.
 CLAIMS: Allowed = {
     **dict.fromkeys(("hidden_act", "activation_type"), ("silu",)),
     **dict.fromkeys(("mlp_bias", "include_bias", "use_sliding_window"), (False,)),
@@ -185,6 +186,9 @@ def _config(
             f"{file} holds a network of the Llama family, of which its config.json counts the heads: put it "
             "beside the file."
         )
+    # Before the tensors, whose names others do not have: quantised models, other activations.
+    check_claims(stored, WHAT, file, CLAIMS)
+    _require_known(names, stored)
     rows, embed = shape_of(tensors, f"{prefix}{names.embed}.weight", file, dims=2)
     gate = f"{prefix}{names.gate}.weight".replace(LAYER, "0")
     sizes: dict[str, Any] = {"vocab_size": rows, "embed_dim": embed}
@@ -206,7 +210,7 @@ def _config(
     sizes["tied_head"] = claimed(stored, ("tie_word_embeddings", "weight_tying"), FLAG, no_head)
     scaling = (gguf_scaling if names is GGUF else hub_scaling)(stored)
     sizes["rotary_scaling"] = scaling
-    allowed = {**CLAIMS, "rope_type": (*UNSCALED, scaling.kind)}
+    allowed: dict[str, tuple[Any, ...]] = {"rope_type": (*UNSCALED, scaling.kind)}
     allowed |= dict.fromkeys(("vocab_size", "embedding_size"), (rows,))
     allowed |= dict.fromkeys(WIDTHS, (embed,)) | dict.fromkeys(MLP_WIDTHS, (sizes["mlp_dim"],))
     if names is OLMO:
@@ -220,8 +224,19 @@ def _config(
     except ConfigError as error:
         raise CheckpointError(f"{stored.where}: {error}") from None
     allowed["dimension_count"] = (config.head_dim,)
-    check_claims(stored, "a network of the Llama family", file, allowed)
+    check_claims(stored, WHAT, file, allowed)
     return config
+
+
+def _require_known(names: Names, stored: Stored) -> None:
+    """Raises `CheckpointError` for another architecture, unless the user says what it is."""
+    given = stored.given
+    if _family(names, stored) is None and given.causal is None and given.mask_id is None:
+        raise CheckpointError(
+            f"{stored.where} says model_type={stored.content.get('model_type')!r}, of which it is not known "
+            f"whether it is a causal model or a denoiser (known are {', '.join(FAMILIES)}): say causal=True, "
+            "or causal=False with mask_id and shift."
+        )
 
 
 def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig:
@@ -232,12 +247,6 @@ def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig
     causal = given.causal
     if causal is None:
         causal = given.mask_id is None if family is None else family.causal
-    if family is None and given.causal is None and given.mask_id is None:
-        raise CheckpointError(
-            f"{stored.where} says model_type={stored.content.get('model_type')!r}, of which it is not known "
-            "whether it is a causal model or a denoiser: say causal=True, or causal=False with mask_id and "
-            "shift."
-        )
     if causal:
         denoisers = [name for name in given.said if name in ("mask_id", "shift")]
         if denoisers:
