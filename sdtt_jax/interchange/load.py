@@ -304,8 +304,10 @@ def _computing(config: Any, compute_dtype: DTypeLike | None) -> Any:
 def _delivered(path: Path) -> Path:
     """The folder of parameters that a path stands for, judged by the contents of folders, not their names."""
     if not path.is_dir():
+        near = nearest(str(path), [SMOLLM2])
         raise CheckpointError(
-            f"There is no checkpoint at {path}; give a run, a round, a file, or OWNER/NAME of the hub."
+            f"There is no checkpoint at {path}{near and f' ({near})'}; give a run, a round, a file, or "
+            "OWNER/NAME of the hub."
         )
     rounds = sorted((path / "rounds").glob(f"*/{FINAL}"), reverse=True)
     numbered = sorted(path.glob(f"[0-9][0-9]/{FINAL}"), reverse=True)

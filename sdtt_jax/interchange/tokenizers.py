@@ -18,7 +18,7 @@ from sdtt_jax.networks.config import GPT2Config
 
 # Layouts whose models each have a tokenizer of their own.
 HUB_TOKENIZERS = (LLAMA, LLADA)
-# Rows of an embedding that are tokens: the last ones of published models, 2.4 % at most, belong to none.
+# Share of an embedding's rows that are tokens; the last ones of published models may be padding.
 LEAST_SHARE = 7 / 8
 
 

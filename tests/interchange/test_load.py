@@ -164,6 +164,13 @@ def test_names_are_read_without_what_wraps_a_module(golden, tmp_path, wrap):
         sdtt_jax.load(file)
 
 
+def test_a_misspelt_name_is_answered_by_the_right_one():
+    with pytest.raises(
+        CheckpointError, match=r"at smollm \(did you mean 'smollm2'\?\); give a run"
+    ):
+        sdtt_jax.load("smollm")
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
