@@ -13,11 +13,11 @@ from sdtt_jax.interchange.gguf import GgufTensors
 from sdtt_jax.interchange.gguf_tokenizers import gguf_tokenizer
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
 from sdtt_jax.interchange.layouts import Published
-from sdtt_jax.interchange.tables.llama import LLADA, LLAMA
+from sdtt_jax.interchange.tables.llama import LLADA, LLAMA, LLAMA_GGUF
 from sdtt_jax.networks.config import GPT2Config
 
 # Layouts whose models each have a tokenizer of their own.
-HUB_TOKENIZERS = (LLAMA, LLADA)
+HUB_TOKENIZERS = (LLAMA, LLADA, LLAMA_GGUF)
 # Share of an embedding's rows that are tokens; the last ones of published models may be padding.
 LEAST_SHARE = 7 / 8
 
@@ -25,14 +25,16 @@ LEAST_SHARE = 7 / 8
 def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
     """The tokenizer of a published model; None where there is none that can be read.
 
-    The folder may hold a tokenizer.json.
+    The folder may hold a tokenizer.json; a GGUF file has its own, and where that is of no known kind, this.
 
     Raises:
       CheckpointError: it is damaged, has more tokens than the model's embedding rows, or does not say what
         begins or ends a text.
     """
     if isinstance(model.tensors, GgufTensors):
-        return gguf_tokenizer(model.tensors, model.config.columns, model.mask_row)
+        found = gguf_tokenizer(model.tensors, model.config.columns, model.mask_row)
+        if found is not None:
+            return found
     if not has_its_own(model):
         gpt2 = _gpt2()
         return gpt2 if gpt2.vocab_size == model.config.vocab_size else None

@@ -1,6 +1,7 @@
 """Tokenizers of GGUF files. Oracles: BPE by hand, and SentencePiece."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -111,6 +112,12 @@ def test_another_tokenizer_leaves_a_model_of_tokens(tmp_path):
     model = sdtt_jax.load(write(tmp_path / "model.gguf", weights(), change=other))
     assert model.tokenizer is None
     assert model.logits(IDS).shape == (2, 7, len(TOKENS))
+    known = sdtt_jax.load(write(tmp_path / "known.gguf", weights())).tokenizer
+    (tmp_path / "tokenizer.json").write_bytes(known.model)
+    names = {"bos_token": TOKENS[1], "eos_token": TOKENS[2]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    beside = sdtt_jax.load(tmp_path / "model.gguf").tokenizer
+    assert beside.digest == known.digest
 
 
 def test_a_denoiser_by_the_users_word_has_its_tokenizers_mask(tmp_path):
