@@ -165,6 +165,15 @@ class ShardedTensors(collections.ChainMap[str, np.ndarray]):
                 f"{index} says that {lost[0]} is in {named[lost[0]]}, which does not hold it; download both "
                 "again."
             )
+        holders = [(name, file) for file in files for name in shards[file]]
+        first = dict(reversed(holders))
+        twice = next(((name, file) for name, file in holders if first[name] != file), None)
+        if twice is not None:
+            name, file = twice
+            raise CheckpointError(
+                f"{name} is in two of the files that {index} names, {first[name]} and {file}; download both "
+                "again."
+            )
         dtypes = {shard.dtype for shard in shards.values()}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
 

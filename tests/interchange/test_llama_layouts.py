@@ -8,6 +8,7 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import sdtt_jax
 from sdtt_jax.errors import CheckpointError
@@ -254,6 +255,18 @@ def test_without_its_config_it_is_asked_for(tmp_path):
     folder = repository(tmp_path / "m", "qwen3")
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"its config\.json counts the heads: put it"):
+        sdtt_jax.load(folder)
+
+
+def test_a_tensor_in_two_files_is_named(tmp_path):
+    """The first was taken, whatever the index said."""
+    folder = repository(tmp_path / "m", "llama", shards=2)
+    first, second = sorted(folder.glob("*.safetensors"))
+    again = {**load_file(second), "model.norm.weight": np.ones(16, np.float32)}
+    save_file({**load_file(first), "model.norm.weight": np.ones(16, np.float32)}, first)
+    save_file(again, second)
+    said = rf"model\.norm\.weight is in two of the files .*, {first.name} and {second.name};"
+    with pytest.raises(CheckpointError, match=said):
         sdtt_jax.load(folder)
 
 
