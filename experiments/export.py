@@ -9,10 +9,10 @@
 Formats: `reference`, model.safetensors and config.json as the reference implementation's loader takes them (a
 model that came in a published layout goes out bit for bit); `orbax`, the parameters alone with the tokenizer,
 for sdtt_jax.load; `stablehlo`, the sampler for a number of steps and texts as one artifact for CPU, CUDA and
-TPU (any --mode, with the parameters of its --helper beside the model's), with a runner that needs no
-sdtt_jax. A model card, README.md, stands beside them, with what the run measured if it is one of ours. --push
-uploads the folder to the model hub, into a private repository unless --public says otherwise; the token is
-taken from $HF_TOKEN.
+TPU (any --mode, with the parameters of its --helper beside the model's, and with the early exits that
+--early_exit names), with a runner that needs no sdtt_jax. A model card, README.md, stands beside them, with
+what the run measured if it is one of ours. --push uploads the folder to the model hub, into a private
+repository unless --public says otherwise; the token is taken from $HF_TOKEN.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,8 @@ from experiments.cli import fields
 from experiments.cli.app import check_flags, run_app
 from sdtt_jax.config import choose, require
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.evaluation.settings import Decoding
+from sdtt_jax.evaluation.settings import Decoding, Variation
+from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.card import measured_results, model_card
 from sdtt_jax.interchange.export import export_orbax, export_reference, require_empty
@@ -44,6 +45,11 @@ _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "stablehlo: reverse steps of 
 _HELPER = fields.define_helper()
 fields.define_flags(Decoding)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "stablehlo: texts at once.")
+_EARLY_EXIT = flags.DEFINE_float(
+    "early_exit",
+    Variation.early_exit,
+    "stablehlo: leave the network where its states have settled, as for experiments.sample; 0 is off.",
+)
 _PUSH = flags.DEFINE_string(
     "push", None, "Then upload it to this repository of the hub, OWNER/NAME."
 )
@@ -62,6 +68,7 @@ def write(model: Model | CausalModel, output: Path) -> list[Path]:
         )
     config = fields.from_flags(Decoding).sampler(_NUM_STEPS.value)
     helper = load(_HELPER.value) if _HELPER.value else None
+    model = variant(model, Variation(early_exit=_EARLY_EXIT.value), None)
     return export_stablehlo(model, output, config, _BATCH_SIZE.value, helper)
 
 
@@ -69,11 +76,13 @@ def main(argv: Sequence[str]) -> None:
     """Exports as the flags ask."""
     check_flags(argv, "checkpoint", "output")
     choose("--format", _FORMAT.value, FORMATS)
-    require(
-        _FORMAT.value == "stablehlo" or not _HELPER.value,
-        "--helper is for the sampler of --format=stablehlo; leave it out.",
-    )
+    for name, given in {"helper": _HELPER.value, "early_exit": _EARLY_EXIT.value}.items():
+        require(
+            _FORMAT.value == "stablehlo" or not given,
+            f"--{name} is for the sampler of --format=stablehlo; leave it out.",
+        )
     fields.from_flags(Decoding)
+    Variation(early_exit=_EARLY_EXIT.value)
     folder = str(_OUTPUT.value)
     require(not is_remote(folder), f"--output={folder} must be a local folder; copy it from there.")
     output = as_path(folder)

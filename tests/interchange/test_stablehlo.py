@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from jax import export
 
+from sdtt_jax.diffusion.decoders import DECODERS
+from sdtt_jax.diffusion.decoders.learnt import SCHEDULES
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.exit_training import with_exits
 from sdtt_jax.interchange.stablehlo import (
     PLATFORMS,
     all_params,
@@ -19,6 +22,7 @@ from sdtt_jax.interchange.stablehlo import (
     exported_sampler,
 )
 from sdtt_jax.networks import CausalConfig, CausalNetwork
+from sdtt_jax.networks.exiting import Exiting, untrained_exits
 from tests.worlds import as_causal, noisy_params
 
 CONFIGS = [
@@ -65,34 +69,66 @@ def test_it_runs_without_this_library(model, tmp_path):
     assert all("must be a whole number from 0 to 4294967295." in line for line in refused)
 
 
-def decoders(model):
-    """A mode, its helper, and what the model is told of its sequences."""
-    causal = CausalConfig(model.config.vocab_size, 32, num_layers=1, embed_dim=16, num_heads=2)
-    judge = as_causal(
-        CausalNetwork(causal), noisy_params(CausalNetwork(causal), 0), model.tokenizer
-    )
-    yield "staged", model, {}
-    yield "skeleton:every=4", judge, {}
-    yield "learnt", None, {}
-    yield "grid", None, {"sequences": "documents"}
+# Options with which each decoder does something on texts of 12 tokens in 4 calls.
+OPTIONS = {
+    "entropy-bounded": ":bound=8,order_temperature=1",
+    "remdm": ":eta=0.5",
+    "remdm-confidence": ":eta=0.5",
+    "speculative": ":window=4",
+    "blocks": ":length=3",
+    "refine": ":rounds=1,window=6,threshold=0.3",
+    "skeleton": ":every=4",
+    "energy": ":candidates=2",
+}
 
 
-@pytest.mark.parametrize("index", range(4))
-def test_every_decoder_goes_out_with_its_helper(model, index, tmp_path):
-    """Settings that the sampler takes from elsewhere are in the program too."""
-    mode, helper, facts = list(decoders(model))[index]
-    length = model.config.length
-    (tmp_path / "schedules.json").write_text(f'{{"4": "1/2/3/{length - 6}/"}}')
-    model = dataclasses.replace(
-        model,
-        params=noisy_params(model.denoiser, 1),
-        facts=model.facts | {"path": str(tmp_path)} | facts,
+def judging(model):
+    """A causal model of the model's vocabulary, for decoders that ask one."""
+    sizes = CausalConfig(model.config.vocab_size, 32, num_layers=1, embed_dim=16, num_heads=2)
+    network = CausalNetwork(sizes)
+    return as_causal(network, noisy_params(network, 0), model.tokenizer)
+
+
+def prepared(model, folder, **facts):
+    """`model` with other parameters, and a schedule of four calls beside them."""
+    (folder / SCHEDULES).write_text(f'{{"4": "1/2/3/{model.config.length - 6}/"}}')
+    facts = model.facts | {"path": str(folder)} | facts
+    return dataclasses.replace(model, params=noisy_params(model.denoiser, 1), facts=facts)
+
+
+def assert_exported(model, mode, helper, x_init):
+    """The exported sampler and the live one write the same with two keys."""
+    config = SamplerConfig(4, mode=mode)
+    exported = exported_sampler(model, config, len(x_init), helper=helper)
+    for key in (jax.random.key(1), jax.random.key(2)):
+        tokens = exported.call(all_params(model, helper), jax.random.key_data(key), x_init)
+        np.testing.assert_array_equal(tokens, model.denoise(key, x_init, config, helper).x)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_decoder_goes_out_with_its_helper(model, name, tmp_path):
+    """Also settings that the sampler takes from elsewhere, as `learnt` does, are in the program."""
+    model, kinds = prepared(model, tmp_path), DECODERS[name].helper
+    helpers = {"causal": judging, "denoiser": lambda model: model}
+    helper = helpers[kinds[0]](model) if kinds else None
+    assert_exported(model, name + OPTIONS.get(name, ""), helper, model.prior(2, ["in the", ""]))
+
+
+def test_texts_of_one_sequence_are_told_apart_in_the_program_too(model, tmp_path):
+    model = prepared(model, tmp_path, sequences="documents")
+    x_init = model.prior(2).at[:, model.config.length // 2].set(model.tokenizer.eos_id)
+    assert_exported(model, "grid", None, x_init)
+
+
+def test_early_exits_go_out_with_the_program(model, tmp_path):
+    """Trained ones too; the threshold is one at which some texts leave and others do not."""
+    model, rng = prepared(model, tmp_path), np.random.default_rng(0)
+    leaving = dataclasses.replace(model, denoiser=Exiting(model.denoiser, 0.5, least=1))
+    assert_exported(leaving, "first-hitting", None, leaving.prior(2))
+    exits = jax.tree.map(
+        lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), untrained_exits(model.config)
     )
-    config, key = SamplerConfig(4, mode=mode), jax.random.key(1)
-    exported = exported_sampler(model, config, 2, helper=helper)
-    x_init = model.prior(2).at[:, length // 2].set(model.tokenizer.eos_id)  # two documents
-    tokens = exported.call(all_params(model, helper), jax.random.key_data(key), x_init)
-    np.testing.assert_array_equal(tokens, model.denoise(key, x_init, config, helper).x)
+    assert_exported(with_exits(leaving, exits), "first-hitting", None, leaving.prior(2))
 
 
 def test_a_helper_that_is_missing_is_asked_for(model):

@@ -1,0 +1,18 @@
+"""The comparison of two checkouts. Oracle: what is no checkout has nothing to be compared."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_folder_without_the_library_is_refused(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "turns.py", f"--before={tmp_path}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"Error: {tmp_path} is no checkout of this repository."
