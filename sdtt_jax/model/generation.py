@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.diffusion.decoders.base import Helper
+from sdtt_jax.diffusion.decoders.serving import check_unasked
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.planned import common_config, follow, own_temperature, wide_plan
 from sdtt_jax.diffusion.sampler import Plan, SamplerConfig, SamplerState, sample
@@ -31,10 +32,14 @@ def generate(
       config: steps, grid and filters.
       sequences: how the model's sequences are packed; None: each is one text.
       helper: the second model of a decoder that needs one.
+
+    Raises:
+      ConfigError: the model, or its helper, cannot do what the decoder asks of it.
     """
     common = common_config(config)
     if common is None:
         return _sampled(diffusion, params, key, x_init, config, sequences, helper)
+    check_unasked(config.mode, helper)
     # How tokens are drawn has no part in the plan.
     spread = SamplerConfig(config.num_steps, config.time_grid, mode=config.mode)
     plan = _wide_plan(diffusion, key, x_init, spread)

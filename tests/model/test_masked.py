@@ -136,6 +136,9 @@ def test_a_loaded_model_helps_another_one_s_decoder(run, model):
     np.testing.assert_array_equal(one, other)
     with pytest.raises(ConfigError, match=r"helper must be a model, .* not 'runs/x'"):
         model.sample(jax.random.key(0), 2, 4, mode="staged", helper="runs/x")
+    for mode in ("grid", "first-hitting", "confidence"):  # with a common program and with their own
+        with pytest.raises(ConfigError, match=f"mode={mode} uses no other model; leave the helper"):
+            model.sample(jax.random.key(0), 2, 4, mode=mode, helper=teacher)
 
 
 def test_texts_that_are_longer_than_the_model_s_are_refused(model):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders import parse_mode, stop_of
-from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
+from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Scene
 from sdtt_jax.typing import Key, Tokens
 
 HELPERS = {"causal": "causal model", "denoiser": "denoiser"}
@@ -85,10 +85,15 @@ def own_step(mode: str, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.A
     return x, calls, memory
 
 
+def check_unasked(mode: str, helper: Helper | None) -> None:
+    """Raises `ConfigError` if a decoder that asks no other model is given one."""
+    require(helper is None, f"mode={mode} uses no other model; leave the helper out.")
+
+
 def _check_helper(mode: str, kinds: tuple[str, ...], scene: Scene) -> None:
     helper = scene.helper
     if not kinds:
-        require(helper is None, f"mode={mode} uses no other model; leave the helper out.")
+        check_unasked(mode, helper)
         return
     name, wanted = mode.partition(":")[0], " or a ".join(HELPERS[kind] for kind in kinds)
     require(helper is not None, f"mode={name} needs another model; give it a helper, a {wanted}.")
