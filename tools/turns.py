@@ -36,8 +36,9 @@ def serve(mode: str, num_steps: int, batch_size: int) -> None:
     network = Denoiser(DenoiserConfig(30, 64, num_layers=4, embed_dim=128, num_heads=4))
     params = unbox(jax.jit(network.init)(jax.random.key(0)))
     facts = {"path": "random parameters", "kind": "denoiser"}
-    parts = {"denoiser": network, "schedule": make_schedule()}
-    model = Model(params=params, tokenizer=None, facts=facts, **parts)
+    model = Model(
+        params=params, tokenizer=None, facts=facts, denoiser=network, schedule=make_schedule()
+    )
     key, config = jax.random.key(0), SamplerConfig(num_steps, mode=mode)
     x_init = model.prior(batch_size)
 
