@@ -1,7 +1,7 @@
 """Have the samplers become slower? Two checkouts write texts in turns, and are compared.
 
-  git worktree add --detach /tmp/before REVISION
-  python tools/turns.py --before=/tmp/before --turns=21
+  git worktree add --detach ../before REVISION
+  python tools/turns.py --before=../before --turns=21
 
 Each checkout is a process of its own, in which a turn is a batch of texts of the demo's size from random
 parameters, in CPU seconds: so other programs disturb little, and both alike. The ratio is the old median over
