@@ -64,7 +64,7 @@ def started(root: Path, arguments: tuple[str, int, int]) -> subprocess.Popen[str
     )
     assert worker.stdout is not None
     found = json.loads(worker.stdout.readline() or '""')
-    if not Path(found).is_relative_to(root):
+    if not found.startswith(f"{root}{os.sep}"):
         sys.exit(f"Error: {root} is no checkout of this repository.")
     return worker
 
