@@ -24,8 +24,10 @@ experiments.run.
            hold is not run
 
 Lean and naive code take turns, each in a process of its own; a bare matmul of the MLP's shapes is measured
-with them as the yardstick. If the memory does not hold two models, --nointerleave runs one after the other.
-Where only one process may hold the accelerator, --in_process runs all in this one.
+with them as the yardstick. --coupled adds to train and sample what a student that sees noise takes for each
+network call, with the noise of --config (experiments/configs/owt_coupled.py). If the memory does not hold
+two models, --nointerleave runs one after the other. Where only one process may hold the accelerator,
+--in_process runs all in this one.
 """
 
 import itertools

@@ -32,6 +32,9 @@ from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import setting
 from sdtt_jax.networks.config import COMPUTE_DTYPES
 
+# Suites in which a student that sees noise can be measured beside an ordinary one.
+HAS_COUPLED = ("train", "sample")
+
 
 def _forget(_: dict[str, Measured]) -> None:
     pass
@@ -112,6 +115,10 @@ class Plan:
     against: str = setting(
         "", "Another decoder in place of the naive code, as --against=blocks:cache=none."
     )
+    coupled: bool = setting(
+        False,
+        "With --suite=train and sample, also the step and generation of a student that sees noise.",
+    )
     modes: str = setting(SamplerConfig.mode, "Decoders of --suite=race, separated by blanks.")
     repeats: int = setting(5, "Timed repetitions.")
     warm_up: bool = setting(
@@ -138,6 +145,10 @@ class Plan:
             choose("--race_dtypes", dtype, COMPUTE_DTYPES)
         for name in ("suite", "num_steps", "race_dtypes", "race_batches"):
             require(len(getattr(self, name)) > 0, f"--{name} must name at least one.")
+        require(
+            not self.coupled or any(suite in HAS_COUPLED for suite in self.suite),
+            f"--coupled adds to --suite={','.join(HAS_COUPLED)} alone, and --suite=demo has it anyway.",
+        )
         require(
             self.suite == ("demo",) or "demo" not in self.suite,
             "--suite=demo is measured alone: its config differs.",
@@ -174,6 +185,8 @@ def rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
             yield from _race_rows(config, plan)
         else:
             variants = VARIANTS if suite == "data" else (MATMUL, *VARIANTS)
+            if plan.coupled and suite in HAS_COUPLED:
+                variants = (*variants, COUPLED)
             for steps in plan.num_steps if suite == "sample" else [0]:
                 lean = Job(suite, "lean", plain, vocab_size, plan.batch_size, steps, plan.mode)
                 jobs = _variants_of(lean, variants, plan.against)

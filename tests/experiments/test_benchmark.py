@@ -25,6 +25,7 @@ from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.loss import masked_batch
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.flops import (
     block_flops,
@@ -320,6 +321,19 @@ def test_a_student_that_sees_noise_is_measured_beside_one_that_does_not(suite, s
     assert row["coupled_ratio"] == pytest.approx(per_call[0] / per_call[1])
     [line] = report.coupled_lines({"demo, a row": row})
     assert line.startswith("demo, a row: a student that sees noise takes")
+
+
+def test_such_a_student_can_be_added_to_training_and_sampling():
+    plan = suites.Plan(suite=("train", "teacher", "sample"), num_steps=(2,), coupled=True)
+    made = {row.title: [job.variant for job in row.jobs] for row in suites.rows(smoke(), plan)}
+    plain = [MATMUL, "lean", "naive"]
+    assert made == {
+        "train": [*plain, COUPLED],
+        "teacher": plain,
+        "sample, 2 steps": [*plain, COUPLED],
+    }
+    with pytest.raises(ConfigError, match="--coupled adds to --suite=train,sample alone"):
+        suites.Plan(suite=("demo",), coupled=True)
 
 
 def test_data_suite(tmp_path):
