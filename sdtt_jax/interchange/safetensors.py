@@ -137,7 +137,15 @@ def _counted_bytes(path: Path) -> int | None:
             header = json.loads(file.read(min(size, path.stat().st_size)))
         ends = (entry["data_offsets"][1] for name, entry in header.items() if name != METADATA)
         return LENGTH_BYTES + size + max(map(int, ends), default=0)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ):
         return None
 
 

@@ -48,6 +48,8 @@ def naming(kind, name):
             raise
 
 
+# A tensor that ends at infinity.
+ENDLESS = b'{"a": {"data_offsets": [0, 1e400]}}'
 DEEP = b"[" * 100_000
 LONG = b"9" * 5_000
 
@@ -130,6 +132,7 @@ def test_safetensors_edited_headers(valid_safetensors, path, value):
 @hypothesis.given(st.binary(max_size=64))
 @hypothesis.example(struct.pack("<Q", 2**63) + b"{}")
 @hypothesis.example(struct.pack("<Q", len(DEEP)) + DEEP)
+@hypothesis.example(struct.pack("<Q", len(ENDLESS)) + ENDLESS)
 def test_safetensors_any_bytes(valid_safetensors, content):
     read_edited(valid_safetensors, content)
 
