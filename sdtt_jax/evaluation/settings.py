@@ -222,8 +222,12 @@ class Settings(Sampling):
             "temperatures",
         ):
             require(len(getattr(self, name)) > 0, f"{name} must name at least one.")
-        for name in ("num_steps", "latency_steps", "latency_batches"):
-            each(functools.partial(whole, 1), **{name: getattr(self, name)})
+        each(
+            functools.partial(whole, 1),
+            num_steps=self.num_steps,
+            latency_steps=self.latency_steps,
+            latency_batches=self.latency_batches,
+        )
         within("(0, 1)", self, "exit_bound", "exit_failure")
         within("(0, inf)", temperatures=min(self.temperatures))
         for mode in self.modes.split():

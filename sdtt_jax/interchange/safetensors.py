@@ -85,9 +85,7 @@ class Tensors(TensorFile):
         try:
             with safe_open(path, framework="np"):  # type: ignore[no-untyped-call]
                 pass
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(LENGTH_BYTES), "little")
-                header = json.loads(file.read(size))
+            size, header = _header(path)
         except (SafetensorError, OSError, ValueError) as error:
             if path.is_file() and np.fromfile(path, np.uint8, len(LFS)).tobytes() == LFS:
                 raise CheckpointError(
@@ -129,23 +127,24 @@ class Tensors(TensorFile):
         return found.pop() if len(found) == 1 else "F32"
 
 
+def _header(path: Path) -> tuple[int, Any]:
+    """Length and content of a file's header; `ValueError` if that is no JSON."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        content = file.read(min(size, path.stat().st_size))
+    try:
+        return size, json.loads(content)
+    except RecursionError:
+        raise ValueError("its header nests without end") from None
+
+
 def _counted_bytes(path: Path) -> int | None:
     """How long a file is by its header; None if it has none that can be read."""
     try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(LENGTH_BYTES), "little")
-            header = json.loads(file.read(min(size, path.stat().st_size)))
+        size, header = _header(path)
         ends = (entry["data_offsets"][1] for name, entry in header.items() if name != METADATA)
         return LENGTH_BYTES + size + max(map(int, ends), default=0)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ):
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError):
         return None
 
 
