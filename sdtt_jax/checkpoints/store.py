@@ -78,6 +78,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"Cannot keep checkpoints in {self.directory}: {error}."
             ) from error
+        _leave_preemption_to_us(self._orbax)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -327,6 +328,15 @@ def _context() -> ocp.Context:
     # not worth it for small leaves. Of a state on eight devices they took most of the first save's time.
     context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
     return context
+
+
+def _leave_preemption_to_us(checkpointer: ocp.training.Checkpointer) -> None:
+    # At each save, and once more from the thread that ends it, Orbax asks JAX whether its training step is
+    # the call at which all processes stop. JAX keeps one number, the last that was asked for: after Orbax's,
+    # it chose a call that `processes.preempted`, which numbers its own, never makes, and SIGTERM was ignored.
+    manager = getattr(checkpointer, "_manager", None)
+    if manager is not None:
+        manager.reached_preemption = lambda step: False
 
 
 def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import multihost_utils
 
 from sdtt_jax.checkpoints import metadata
 from sdtt_jax.checkpoints.digests import params_digest
@@ -113,3 +114,11 @@ def test_the_metadata_are_a_readable_json_file(three):
     stored = json.loads(metadata_file(three / "3").read_text())
     assert stored["meta"]["round"] == 1
     assert stored["leaves"]["params/blocks/kernel"][:2] == ["float32", [64, 16]]
+
+
+def test_a_save_leaves_the_agreement_on_stopping_to_us(tmp_path, monkeypatch):
+    """JAX keeps the last number asked for: were Orbax to ask with its step, a SIGTERM would be ignored."""
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    save_three(tmp_path)
+    assert asked == []
