@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from sdtt_jax.ops.categorical import NEG_INFINITY
+from sdtt_jax.ops.tokens import as_ids
 from sdtt_jax.typing import Key, Logits, LogProbs, PerSequence, PerToken, Positions, Tokens
 
 # Smallest time that is sampled or denoised from: at 0 nothing is masked and the NELBO's weight diverges.
@@ -75,11 +76,15 @@ def q_xt(
     Returns:
       `x_t: [batch, length]` int32.
 
+    Raises:
+      ConfigError: `x0` are no ids, such as floats, or ids that do not exist.
+
     Examples:
       >>> q_xt(jax.random.key(0), jnp.array([[1, 2], [3, 4]]), jnp.array([0.0, 1.0]), mask_id=9)
       Array([[1, 2],
              [9, 9]], dtype=int32)
     """
+    x0 = jnp.asarray(as_ids(x0, mask_id + 1, "x0"))
     uniform = jax.random.uniform(key, x0.shape, jnp.float32)
     return mask_tokens(x0, uniform, move_chance, mask_id, free)
 

@@ -31,6 +31,7 @@ from sdtt_jax.config import one_of, require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt, sample_t, token_nll
 from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
 from sdtt_jax.ops.sequences import mean_counted
 from sdtt_jax.ops.tokens import as_rows
@@ -180,12 +181,11 @@ def _flat_times(schedule: Schedule, u: PerSequence) -> tuple[PerSequence, PerSeq
     They are the reference's, whose log-linear schedule begins at `sigma = eps`; the estimator "importance" of
     `sdtt_jax.diffusion.estimators` begins at `SAMPLING_EPS`, and so covers a little more of the bound.
     """
-    require(
-        schedule.importance_t is not None,
-        "importance sampling of t needs a noise schedule that has it: log-linear, or linear with "
-        "sigma_min > 0.",
-    )
-    assert schedule.importance_t is not None
+    if schedule.importance_t is None:
+        raise ConfigError(
+            "importance sampling of t needs a noise schedule that has it: log-linear, or linear with "
+            "sigma_min > 0."
+        )
     low, high = schedule.importance_t(jnp.array([0.0, 1.0], jnp.float32))
     # In u the integrand's weight, weight(t) dt/du = d log(1 - alpha)/du, is one constant.
     span = jnp.log(schedule.move_chance(high)) - jnp.log(schedule.move_chance(low))
@@ -202,7 +202,8 @@ def nelbo(
 ) -> PerSequence:
     """One-sample estimate of the NELBO of each sequence: `[batch]` float32, nats per token.
 
-    Its exponential bounds the perplexity from above (MDLM, arXiv 2406.07524, equation 10).
+    Its exponential bounds the perplexity from above (MDLM, arXiv 2406.07524, equation 10). Values only:
+    differentiating it raises; train on `denoising_terms(…).total`.
 
     Args:
       diffusion, params: the model.
@@ -213,5 +214,7 @@ def nelbo(
     Raises:
       ConfigError: `x0` has another shape, or holds ids that are not tokens.
     """
-    terms = denoising_terms(diffusion, params, x0, key, config)
-    return mean_counted(terms.nll * terms.weight[:, None], diffusion.free)
+    x0 = jnp.asarray(as_rows(x0, diffusion.mask_id, "x0"))
+    t, weight, x_t = masked_batch(diffusion, x0, key, config or NelboConfig())
+    nll = masked_nll(diffusion, params, x0, x_t, diffusion.schedule.sigma(t))
+    return mean_counted(nll * weight[:, None], diffusion.free)

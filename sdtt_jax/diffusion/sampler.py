@@ -20,7 +20,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import one_of, whole, within
+from sdtt_jax.config import one_of, require, whole, within
 from sdtt_jax.diffusion.decoders import filling, parse_mode, serving, stop_of, stopping
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Pick, Scene, sigma_of_share
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
@@ -69,6 +69,14 @@ class SamplerConfig(Filters):
         stop_of(self.mode)
 
 
+def check_config(config: SamplerConfig) -> None:
+    """Raises `ConfigError` unless `config` is one; a number of steps is what is often given in its place."""
+    require(
+        isinstance(config, SamplerConfig),
+        f"config must be a SamplerConfig, not {config!r:.60}; say SamplerConfig(num_steps=…).",
+    )
+
+
 @flax.struct.dataclass
 class SamplerState:
     """Carry of the sampling loop.
@@ -113,6 +121,9 @@ def sample(
 ) -> tuple[SamplerState, jax.Array | None]:
     """A whole generation in one `lax.scan`, or `lax.while_loop` where the mode has `stop=`.
 
+    Call it under `jax.jit`, with `diffusion` and `config` static: outside of it, JAX compiles the loop anew
+    at every call. (`Model.sample` and `Model.denoise` are compiled.)
+
     Args:
       diffusion, params: the model.
       key: PRNG key.
@@ -134,6 +145,7 @@ def sample(
       >>> sample(diffusion, params, jax.random.key(1), prior_sample(2, 8, 5), SamplerConfig(4))[0].x.shape
       (2, 8)
     """
+    check_config(config)
     x_init = jnp.asarray(as_rows(x_init, diffusion.mask_id + 1, "x_init"))
     state = first_state(diffusion, params, x_init, config, helper)
     plan = shown(diffusion, params, plan_generation(diffusion, key, x_init, config, noise))
@@ -164,12 +176,19 @@ def prior_sample(
 
     Args:
       batch, length, mask_id: the result's shape, and the id of MASK.
-      tokens, fixed: `[batch, length]` int32 and bool; a token is given where `fixed` is True.
+      tokens, fixed: `[batch, length]` int32 and bool, both or neither; a token is given where `fixed` is True.
+
+    Raises:
+      ConfigError: only one of `tokens` and `fixed` is there.
     """
     x = jnp.full((batch, length), mask_id, jnp.int32)
-    if tokens is None or fixed is None:
+    if tokens is None and fixed is None:
         return x
-    return jnp.where(fixed, tokens, x).astype(jnp.int32)
+    require(
+        tokens is not None and fixed is not None,
+        "prior_sample needs tokens and fixed, which says where they are given, or neither.",
+    )
+    return jnp.where(jnp.asarray(fixed), jnp.asarray(tokens), x).astype(jnp.int32)
 
 
 def first_state(

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from sdtt_jax.config import choose
 from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, q_xt, sample_t
 from sdtt_jax.distillation.divergence import DIVERGENCES
@@ -37,7 +38,11 @@ def divergence_terms(
     Returns:
       `(total, count)`: `[]` float32 each; `total / max(count, 1)` is the loss in nats per masked token,
       the mean over trajectories.
+
+    Raises:
+      ConfigError: there is no such divergence.
     """
+    choose("divergence", divergence, DIVERGENCES)
     denoiser = diffusion.denoiser
     masked = x_t == denoiser.mask_id
     total, _ = weighted_loss(

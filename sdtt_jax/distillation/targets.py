@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sdtt_jax.config import require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.reverse import reverse_step, unmask_prob
@@ -77,6 +78,9 @@ def teacher_targets(
       turns them into the targets' logits. Positions that are not masked in `x_t` hold the first call's
       state and are not to be used.
 
+    Raises:
+      ConfigError: `keys` is a single key.
+
     Examples:
       >>> import sdtt_jax
       >>> config = sdtt_jax.DenoiserConfig(5, length=8, num_layers=1, embed_dim=16, num_heads=2)
@@ -88,6 +92,10 @@ def teacher_targets(
       >>> teacher_targets(diffusion, params, keys, x_t, t, jnp.float32(1 / 8), config).shape
       (3, 2, 8, 16)
     """
+    several = keys.ndim == (1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else 2)
+    require(
+        several, "keys must be an array of keys, one for each trajectory; say keys[None] for one."
+    )
     start = first_call(diffusion, params, x_t, t, dt, config)
     targets = jax.lax.map(lambda key: walk(diffusion, params, key, start)[2], keys)
     return jax.lax.stop_gradient(targets)

@@ -21,6 +21,7 @@ import numpy as np
 
 from sdtt_jax.config import require, whole
 from sdtt_jax.diffusion.calls import ranks
+from sdtt_jax.diffusion.decoders.base import sigma_of_share
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import masked_nll
 from sdtt_jax.keys import purpose_key
@@ -106,7 +107,7 @@ def _mean_nll(
     uniform = jax.random.uniform(jax.random.fold_in(key, index), x0.shape)
     masked = ranks(uniform) >= shown[:, None]
     share = masked.mean(axis=-1, dtype=jnp.float32)
-    sigma = -jnp.log1p(-diffusion.schedule.move_chance(jnp.float32(1.0)) * share)
+    sigma = sigma_of_share(diffusion.schedule, share)
     x_t = jnp.where(masked, diffusion.mask_id, x0)
     return masked_nll(diffusion, params, x0, x_t, sigma).sum(axis=-1) / masked.sum(axis=-1)
 

@@ -11,7 +11,7 @@ from typing import Any
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.learnt import SCHEDULES, Learnt
-from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.diffusion.sampler import SamplerConfig, check_config
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.paths import read_json, write_json
 
@@ -54,8 +54,9 @@ def settled(config: SamplerConfig, model: Loaded) -> SamplerConfig:
     """`config` with the schedule that is stored for its number of calls, where "learnt" names no counts.
 
     Raises:
-      ConfigError: nothing was learnt for so many calls, or of another model.
+      ConfigError: nothing was learnt for so many calls, or of another model; or `config` is none.
     """
+    check_config(config)
     _, options = parse_mode(config.mode)
     if not isinstance(options, Learnt) or options.counts:
         return config

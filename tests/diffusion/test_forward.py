@@ -13,6 +13,7 @@ from sdtt_jax.diffusion.forward import (
     sample_t,
     subs_log_probs,
 )
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.categorical import NEG_INFINITY
 
 MASK_ID, PADDED = 5, 8
@@ -52,6 +53,12 @@ def test_a_token_is_masked_where_its_number_lies_below_the_move_chance():
     )
     np.testing.assert_array_equal(x_t, [[MASK_ID, 2, 3], [4, 0, 1]])
     assert x_t.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("x0", [[[0.5, 1.0]], [[0, MASK_ID + 1]], [[-1, 0]]])
+def test_what_is_no_token_is_not_masked(x0):
+    with pytest.raises(ConfigError, match="x0"):
+        q_xt(jax.random.key(0), np.array(x0), np.array([0.5], np.float32), MASK_ID)
 
 
 def test_share_of_masked_tokens_is_the_move_chance():

@@ -126,9 +126,15 @@ def test_unknown_weighting_is_named():
         NelboConfig(weighting="heavy")
 
 
-def test_per_token_values_refuse_to_be_differentiated():
-    """They would give no gradient of the head's; training goes through `total`."""
-    x0 = jnp.array([TEXT])
-    gradient = jax.grad(lambda p, x_t: masked_nll(DIFFUSION, p, x0, x_t, jnp.zeros(1)).sum())
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda p: masked_nll(DIFFUSION, p, jnp.array([TEXT]), jnp.array([TEXT]), jnp.zeros(1)),
+        lambda p: nelbo(DIFFUSION, p, jnp.array([TEXT]), jax.random.key(0)),
+    ],
+    ids=["masked_nll", "nelbo"],
+)
+def test_values_refuse_to_be_differentiated(values):
+    """They would give no gradient, or zero; training goes through `total`."""
     with pytest.raises(ValueError, match="Reverse-mode differentiation does not work"):
-        jax.jit(gradient)(PARAMS, x0)
+        jax.jit(jax.grad(lambda p: values(p).sum()))(PARAMS)

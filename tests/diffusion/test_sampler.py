@@ -264,6 +264,18 @@ def test_given_tokens_never_change(fixed):
     assert (x_init[:, ~given] == MASK).all()
 
 
+@pytest.mark.parametrize("given", [{"tokens": [[2, 0, 1]]}, {"fixed": [[True, False, True]]}])
+def test_given_tokens_need_both_arguments(given):
+    with pytest.raises(ConfigError, match="needs tokens and fixed"):
+        prior_sample(1, LENGTH, MASK, **{name: np.array(value) for name, value in given.items()})
+
+
+def test_a_number_of_steps_is_no_config():
+    x_init, key = prior_sample(1, LENGTH, MASK), jax.random.key(0)
+    with pytest.raises(ConfigError, match=r"config must be a SamplerConfig, not 8"):
+        sample(MaskedDiffusion(TABLE, SCHEDULE), TABLE_PARAMS, key, x_init, 8)
+
+
 def test_nfe_counts_the_calls_that_were_made():
     """A step that reveals nothing calls no network: 64 steps, 3 positions, so at most 3 calls."""
     calls = []

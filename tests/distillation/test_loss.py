@@ -12,6 +12,7 @@ from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.loss import distillation_terms, divergence_terms
 from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.errors import ConfigError
 from tests.worlds import (
     LENGTH,
     MASK,
@@ -52,6 +53,11 @@ def test_sum_over_masked_positions_and_mean_over_trajectories():
     ours, count = _terms(STUDENT, "kl-bwd")
     assert int(count) == 3
     assert float(ours) == pytest.approx(total, rel=1e-5)
+
+
+def test_an_unknown_divergence_is_named():
+    with pytest.raises(ConfigError, match=r"divergence='kl' is unknown.*kl-bwd"):
+        _terms(STUDENT, "kl")
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)

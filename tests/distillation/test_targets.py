@@ -10,6 +10,7 @@ from sdtt_jax.diffusion.forward import masked_log_probs, q_xt
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import step_times, stitch, teacher_targets
+from sdtt_jax.errors import ConfigError
 from tests.worlds import (
     LENGTH,
     MASK,
@@ -75,6 +76,14 @@ def _revealed(key, x, logits, chance):
     key_position, key_token = jax.random.split(key)
     hit = jax.random.uniform(key_position, x.shape) < chance[:, None]
     return jnp.where((x == MASK) & hit, draw_each(key_token, logits[..., :MASK]), x)
+
+
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+def test_one_key_is_not_an_array_of_keys(make):
+    t, x_t = _batch(0)
+    with pytest.raises(ConfigError, match="keys must be an array of keys"):
+        targets_of(TIMED, TABLE, make(0), x_t, t, DT)
+    assert targets_of(TIMED, TABLE, make(0)[None], x_t, t, DT).shape == (1, BATCH, LENGTH, 3)
 
 
 @pytest.mark.parametrize("k", [2, 4, 8])
