@@ -336,7 +336,7 @@ def _leave_preemption_to_us(checkpointer: ocp.training.Checkpointer) -> None:
     # it chose a call that `processes.preempted`, which numbers its own, never makes, and SIGTERM was ignored.
     manager = getattr(checkpointer, "_manager", None)
     if manager is not None:
-        manager.reached_preemption = lambda step: False
+        manager.reached_preemption = lambda _step: False
 
 
 def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:

@@ -176,7 +176,7 @@ def prior_sample(
 
     Args:
       batch, length, mask_id: the result's shape, and the id of MASK.
-      tokens, fixed: `[batch, length]` int32 and bool, both or neither; a token is given where `fixed` is True.
+      tokens, fixed: `[batch, length]` int32 and bool, both or neither; tokens stay where `fixed` is True.
 
     Raises:
       ConfigError: only one of `tokens` and `fixed` is there.

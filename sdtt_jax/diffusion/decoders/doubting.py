@@ -38,7 +38,7 @@ def doubt(confidence: PerToken, shown: Positions, sigma: jax.Array) -> PerToken:
       sigma: `[]` float32, the chance without weights.
     """
     weight = jnp.where(shown, jnp.exp(-confidence), 0.0)
-    count = jnp.maximum(shown.sum(axis=-1, keepdims=True), 1)
+    count = jnp.maximum(shown.sum(axis=-1, keepdims=True), 1).astype(jnp.float32)
     excess = weight * count / jnp.maximum(weight.sum(axis=-1, keepdims=True), 1e-30) - 1
     largest = jnp.maximum(excess.max(axis=-1, keepdims=True), 1e-30)
     room = 1 / jnp.maximum(sigma, 1e-30) - 1
