@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.causal.sampler import generate
+from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig
 from sdtt_jax.diffusion.nelbo import NelboConfig, nelbo
@@ -56,6 +57,17 @@ def generated(key, **options):
     return sample(model, params, key, prior_sample(2, LENGTH, VOCAB), config)[0].x
 
 
+def written_with_a_helper(key, mode, *, causal):
+    """A text of a decoder that asks a second model."""
+    model, network = diffusion(), diffusion().denoiser
+    if causal:
+        network = CausalNetwork(CausalConfig(**SIZES))
+    helper = Helper(parameters(network), network, 0 if causal else None)
+    params, config = parameters(model.denoiser), SamplerConfig(4, mode=mode)
+    x_init = prior_sample(2, LENGTH, VOCAB)
+    return sample(model, params, key, x_init, config, helper=helper)[0].x
+
+
 def continued(kind, config, key):
     network, prompt = kind(config(**SIZES)), jnp.zeros((2, 1), jnp.int32)
     params = parameters(network)
@@ -94,6 +106,18 @@ DRAWS = {
     "grid": generated,
     "cosine grid": functools.partial(generated, time_grid="cosine", top_k=3),
     "first-hitting": functools.partial(generated, mode="first-hitting", temperature=0.7, top_p=0.9),
+    "confidence": functools.partial(generated, mode="confidence:order_temperature=0.5"),
+    "entropy-bounded": functools.partial(generated, mode="entropy-bounded:bound=0.5"),
+    "remdm": functools.partial(generated, mode="remdm:eta=0.3,loop=0.3"),
+    "remdm-confidence": functools.partial(generated, mode="remdm-confidence:eta=0.3"),
+    "refine": functools.partial(generated, mode="refine:window=4"),
+    "learnt": functools.partial(generated, mode="learnt:counts=1/2/2/3,temperatures=0.9"),
+    "staged": functools.partial(written_with_a_helper, mode="staged", causal=False),
+    "speculative": functools.partial(
+        written_with_a_helper, mode="speculative:window=2,relaxation=0.5", causal=False
+    ),
+    "skeleton": functools.partial(written_with_a_helper, mode="skeleton:every=4", causal=True),
+    "energy": functools.partial(written_with_a_helper, mode="energy", causal=True),
     "causal": functools.partial(continued, CausalNetwork, CausalConfig),
     "GPT-2": functools.partial(continued, GPT2Network, GPT2Config),
     "independent times": functools.partial(scored, antithetic=False),
@@ -116,7 +140,7 @@ def test_nothing_that_draws_has_64_bits_with_x64(name):
     assert not any(aval.dtype == jnp.float64 for aval in program.out_avals)
 
 
-@pytest.mark.parametrize("name", ["grid", "causal"])
+@pytest.mark.parametrize("name", ["grid", "causal", "learnt", "speculative", "skeleton"])
 def test_a_key_gives_the_same_text_with_x64(name):
     expected = jax.jit(DRAWS[name])(jax.random.key(3))
     with jax.enable_x64(True):

@@ -123,7 +123,7 @@ def _profile(
     """How far texts have settled, and their share of masked positions unlike the last layer's: `[texts,
     layers]` each."""
     key_t, key_mask = jax.random.split(jax.random.fold_in(key, index))
-    t = jax.random.uniform(key_t, x0.shape[:1])
+    t = jax.random.uniform(key_t, x0.shape[:1], jnp.float32)
     schedule, network = diffusion.schedule, diffusion.denoiser
     x_t = q_xt(key_mask, x0, schedule.move_chance(t), diffusion.mask_id)
     masked = x_t == diffusion.mask_id
@@ -141,5 +141,6 @@ def _profile(
         return tokens
 
     tokens = jax.lax.map(likeliest, states)
-    differs = (masked & (tokens != tokens[-1])).sum(axis=-1) / jnp.maximum(masked.sum(axis=-1), 1)
+    differs = (masked & (tokens != tokens[-1])).sum(axis=-1, dtype=jnp.float32)
+    differs /= jnp.maximum(masked.sum(axis=-1), 1)
     return settled.T, differs.T

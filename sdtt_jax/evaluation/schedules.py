@@ -104,7 +104,7 @@ def _mean_nll(
     diffusion: MaskedDiffusion, key: jax.Array, params: Any, index: jax.Array, rows: Any
 ) -> jax.Array:
     x0, shown = rows
-    uniform = jax.random.uniform(jax.random.fold_in(key, index), x0.shape)
+    uniform = jax.random.uniform(jax.random.fold_in(key, index), x0.shape, jnp.float32)
     masked = ranks(uniform) >= shown[:, None]
     share = masked.mean(axis=-1, dtype=jnp.float32)
     sigma = sigma_of_share(diffusion.schedule, share)

@@ -96,7 +96,7 @@ def _two_sided(
     x0, start, stop, seen = rows
     network, mask_id = diffusion.denoiser, diffusion.mask_id
     key_order, key_token = jax.random.split(jax.random.fold_in(key, index))
-    uniform = jax.random.uniform(key_order, x0.shape)
+    uniform = jax.random.uniform(key_order, x0.shape, jnp.float32)
     rank = ranks(uniform)
     due = (rank >= start[:, None]) & (rank < stop[:, None])
     scales = jnp.array(TEMPERATURES, jnp.float32)

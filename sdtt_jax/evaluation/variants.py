@@ -120,7 +120,7 @@ def remember(diffusion: MaskedDiffusion, params: Params, key: Key, x0: Tokens) -
       x0: `[batch, length]` int32, no MASK.
     """
     key_t, key_mask = jax.random.split(key)
-    t = jax.random.uniform(key_t, x0.shape[:1])
+    t = jax.random.uniform(key_t, x0.shape[:1], jnp.float32)
     x_t = q_xt(key_mask, x0, diffusion.schedule.move_chance(t), diffusion.mask_id)
     hidden = diffusion.hidden(params, x_t, diffusion.schedule.sigma(t))
     return Datastore(hidden.reshape(x0.size, -1), x0.ravel(), (x_t == diffusion.mask_id).ravel())

@@ -94,7 +94,7 @@ def untrained_exits(config: TransformerConfig) -> Params:
         "agreement": (layers, embed),
         "offset": (layers,),
     }
-    return {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    return {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()}
 
 
 def agreement_logits(exits: Params, index: jax.Array, normed: Hidden) -> jax.Array:

@@ -73,5 +73,6 @@ class Retrieving(Wrapped):
         closest, places = jax.lax.approx_max_k(closeness, count, recall_target=self.recall)
         weight = jax.nn.softmax(closest / self.temperature, axis=-1)
         rows = jnp.arange(len(query))[:, None]
-        said = jnp.zeros((len(query), self.mask_id)).at[rows, store.tokens[places]].add(weight)
+        said = jnp.zeros((len(query), self.mask_id), jnp.float32)
+        said = said.at[rows, store.tokens[places]].add(weight)
         return said.reshape(*hidden.shape[:-1], self.mask_id)

@@ -73,7 +73,8 @@ def call_temperature(options: Learnt, call: jax.Array) -> jax.Array | None:
     """`Decoder.temperature`: that of the call, and 1 after the last; None if all are 1."""
     if not options.scales:
         return None
-    return jnp.array([*map(options.scale, range(len(options.tokens))), 1.0])[call]
+    scales = [*map(options.scale, range(len(options.tokens))), 1.0]
+    return jnp.array(scales, jnp.float32)[call]
 
 
 def learnt_plan(

@@ -86,4 +86,4 @@ def _write(scene: Scene, key: Key, x: Tokens) -> tuple[Tokens, jax.Array]:
 
     begin = jnp.full(batch, helper.bos_id, jnp.int32), network.init_cache(batch, count)
     _, written = jax.lax.scan(write, begin, jnp.arange(count))
-    return written.T, (x == mask_id).any(axis=0).sum()
+    return written.T, (x == mask_id).any(axis=0).sum(dtype=jnp.int32)

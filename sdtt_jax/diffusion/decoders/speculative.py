@@ -45,7 +45,7 @@ def speculate(
     masked = now.x == diffusion.mask_id
     keys = jax.random.split(key, 4)
     if helper.bos_id is None:
-        score = jax.random.uniform(keys[0], now.x.shape)
+        score = jax.random.uniform(keys[0], now.x.shape, jnp.float32)
     else:
         score = jnp.broadcast_to(-jnp.arange(now.x.shape[1], dtype=jnp.float32), now.x.shape)
     place = jnp.where(masked, rank(score, masked), now.x.shape[1])
@@ -64,7 +64,7 @@ def speculate(
         p = relaxed(p, drafted, distance, options.relaxation)
 
     ratio = jnp.exp(_of(p, drafted) - _of(q, drafted))
-    accepted = due & (jax.random.uniform(keys[2], drafted.shape) < ratio)
+    accepted = due & (jax.random.uniform(keys[2], drafted.shape, jnp.float32) < ratio)
     count = jnp.cumprod(accepted, axis=1).sum(axis=1)
     first = jnp.minimum(count, window.shape[1] - 1)[:, None]
     p_first, q_first = (jnp.take_along_axis(x, first[..., None], axis=1)[:, 0] for x in (p, q))
