@@ -148,6 +148,9 @@ def train(
                 raise Interrupted(step, stop.name)
         if checkpoints is not None:
             checkpoints.wait()
+        # While the last step was saved, which takes its time.
+        if stop.requested():
+            raise Interrupted(max(start, config.num_steps), stop.name)
     return state
 
 
@@ -239,12 +242,13 @@ class _Stop:
     """Whether a signal asked to stop; with several processes, whether all have agreed to."""
 
     def __init__(self) -> None:
-        self.name = ""
+        self.name, self.heard = "", False
 
     def requested(self) -> bool:
         if jax.process_count() > 1 and processes.preempted():
             self.name = "SIGTERM"
-        return bool(self.name)
+        self.heard = bool(self.name)
+        return self.heard
 
 
 @contextlib.contextmanager
@@ -275,3 +279,5 @@ def _stop_signals() -> Iterator[_Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if stop.name and not stop.heard:  # it came after the loop had asked for the last time
+        signal.raise_signal(signal.Signals[stop.name])

@@ -58,11 +58,23 @@ def while_saving(number):
     return {"store": Sending}
 
 
+def while_saving_the_end(number):
+    class Sending(Checkpoints):
+        def save(self, state):
+            started = super().save(state)
+            if int(state.step) == tiny.NUM_STEPS:
+                send(number)
+            return started
+
+    return {"store": Sending}
+
+
 MOMENTS = {
     "compiling": while_compiling,
     "before the first step": before_the_first_step,
     "between steps": between_steps,
     "saving": while_saving,
+    "saving the last step": while_saving_the_end,
 }
 
 
@@ -83,14 +95,15 @@ def stopped(directory, number, moment, monkeypatch):
 
 @pytest.mark.fault(
     row=10,
-    fault="SIGTERM while compiling, before the first step, between steps, while saving",
+    fault="SIGTERM while compiling, before the first step, between steps, while saving, after the last step",
     promise="the step under way ends and is saved, exit 75; resumed, bit for bit the unbroken run",
 )
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_row_10_sigterm_at_any_moment(unbroken, tmp_path, monkeypatch, moment):
     step = stopped(tmp_path, signal.SIGTERM, moment, monkeypatch)
     assert int(restored(tmp_path).step) == step
-    assert step <= {"compiling": 1, "before the first step": 1}.get(moment, 8)
+    most = {"compiling": 1, "before the first step": 1, "saving the last step": tiny.NUM_STEPS}
+    assert step <= most.get(moment, 8)
     toy.assert_same(tiny.run(tmp_path), unbroken)
 
 
