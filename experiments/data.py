@@ -111,4 +111,4 @@ def _inspect() -> None:
 
 
 if __name__ == "__main__":
-    run_app(main, check_overrides)
+    run_app(main, check_overrides, goes_on=True)

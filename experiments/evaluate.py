@@ -132,4 +132,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_app(main)
+    run_app(main, goes_on=True)

@@ -8,11 +8,8 @@ command: it goes on where it was. Any field of the config can be given on the co
 (or judge, distill/2, or distill/2@57 for a step) takes a training step twice instead, and compares the bits.
 """
 
-import signal
 from collections.abc import Sequence
-from types import FrameType
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -47,7 +44,6 @@ def main(argv: Sequence[str]) -> None:
     keep_freed_memory(run_config(_CONFIG.value).model)
     config_file = str(config_flags.get_config_filename(flags.FLAGS["config"]))
     join_processes()
-    _stop_on_sigterm()
     with open_run(_CONFIG.value, as_path(str(_WORKDIR.value)), config_file) as run:
         if _REPLAY.value is not None:
             replay(run, _REPLAY.value)
@@ -55,17 +51,5 @@ def main(argv: Sequence[str]) -> None:
             run_stages(run, stages)
 
 
-def _stop_on_sigterm() -> None:
-    """Outside of a training, which has its own handler, SIGTERM ends a process as Ctrl-C does."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise KeyboardInterrupt
-
-    # With several processes it is JAX that listens, for `processes.preempted`.
-    if jax.process_count() == 1:
-        signal.signal(signal.SIGTERM, stop)
-
-
 if __name__ == "__main__":
-    run_app(main, check_overrides)
+    run_app(main, check_overrides, goes_on=True)

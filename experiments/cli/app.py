@@ -7,10 +7,13 @@ import gc
 import json
 import os
 import re
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jax
@@ -27,7 +30,7 @@ from experiments.cli.output import (
 from sdtt_jax.config import require
 from sdtt_jax.data.normalize import require_characters
 from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError
-from sdtt_jax.parallel import processes
+from sdtt_jax.parallel import ending, processes
 from sdtt_jax.parallel.environment import threads_to_wait_in
 from sdtt_jax.paths import as_path, home, is_remote
 from sdtt_jax.renamed import FLAGS
@@ -123,6 +126,20 @@ def join_processes() -> None:
     """Joins the other processes of this job, as `--distributed` says."""
     os.environ.update(threads_to_wait_in(os.environ))
     processes.initialize(_DISTRIBUTED.value)
+    if not ending.is_alone():
+        signal.signal(signal.SIGINT, _stop_all)
+
+
+def _stop_all(number: int, _frame: FrameType | None) -> None:
+    """Handler of Ctrl-C in one of several processes: as SIGTERM, of which JAX tells the others."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """Handler of SIGTERM, until JAX's takes its place in one of several processes; a second one kills."""
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def stopwatch() -> Callable[[str], None]:
@@ -145,14 +162,42 @@ def wide_console(width: int = 120, *, markup: bool = False) -> Console:
     return console if console.is_terminal else Console(width=width, markup=markup)
 
 
-def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+def exit_status(
+    main: Callable[[Sequence[str]], None], argv: Sequence[str], *, goes_on: bool = False
+) -> int:
     """Calls `main`; a user's or the system's error (a full disk, no memory) becomes one line on stderr.
+
+    Where it is one of several processes, an error ends the others too, with the same status.
+
+    Args:
+      main: what the program does.
+      argv: its command line.
+      goes_on: whether the same command goes on with what a signal stopped; else it starts again.
 
     Returns:
       0 when done, 2 for an error in config or flags (trying again is of no use), 75 when a signal stopped
       it with the state saved (the same command continues), 141 when the reader of its output has left
       (`| head -1`), without a word, as a shell says of other programs; 1 for any other of these errors.
     """
+    try:
+        status = _status(main, argv, goes_on)
+    except Exception:
+        if ending.is_alone():
+            raise
+        # A computation also fails because another process has left it.
+        message, status = ending.failed_elsewhere() or ("", EXIT_FAILED)
+        if not message:
+            traceback.print_exc()
+            message = (
+                "One of several processes has failed; if others ended before it, they say why."
+            )
+        print(f"Error: {message}", file=sys.stderr)
+    if status not in (0, EXIT_INTERRUPTED):
+        ending.fail(status)
+    return status
+
+
+def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], goes_on: bool) -> int:
     try:
         main(argv)
         if sys.stdout is not None:
@@ -161,7 +206,7 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> i
         print(f"{stop} Run the same command to go on.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        print("Stopped. Run the same command to go on.", file=sys.stderr)
+        _say_stopped(goes_on)
         return EXIT_INTERRUPTED
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -264,10 +309,12 @@ def run_app(
     check: Callable[[Sequence[str]], None] | None = None,
     *,
     cache: bool = True,
+    goes_on: bool = False,
 ) -> None:
     """`absl.app.run` with one-line errors; JAX's and Orbax's INFO lines only with --verbosity=0.
 
-    `check` is called with the command line before absl parses it; `cache` keeps compiled programs for later.
+    `check` is called with the command line before absl parses it; `cache` keeps compiled programs for later;
+    `goes_on` as of `exit_status`.
     """
 
     def quiet(argv: Sequence[str]) -> int:
@@ -276,11 +323,23 @@ def run_app(
             logging.set_verbosity(logging.WARNING)
         if cache:
             keep_compiled_programs()
-        return exit_status(main, argv)
+        return exit_status(main, argv, goes_on=goes_on)
 
     print_anywhere()
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app.run(quiet, flags_parser=functools.partial(parse_flags, check=check))
+    except KeyboardInterrupt:  # before `main`
+        _say_stopped(goes_on)
+        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:  # of --help
         discard_output()
         sys.exit(EXIT_PIPE)
+
+
+def _say_stopped(goes_on: bool) -> None:
+    """What is said after Ctrl-C and SIGTERM."""
+    print(
+        f"Stopped. Run the same command to {'go on' if goes_on else 'start again'}.",
+        file=sys.stderr,
+    )

@@ -25,9 +25,9 @@ from sdtt_jax.model.batches import map_batches
 from sdtt_jax.networks.base import Network, abstract_params
 from sdtt_jax.objectives import coupled_loss
 from sdtt_jax.ops.noise import Noise
+from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import place_rows, place_whole, replicated, tree_shardings, unbox
-from sdtt_jax.parallel.processes import to_host
 from sdtt_jax.paths import as_path
 from sdtt_jax.training.state import StateSpec, TrainState
 from sdtt_jax.training.step import LossFn
@@ -98,7 +98,7 @@ def round_parts(run: Run, number: int) -> tuple[Pool | Fresh, Callable[[], Train
         context["teacher_params"] = unbox(abstract_params(network))
     abstract = spec.abstract(abstract_params(run.coupled), context)
     with Checkpoints(run.workdir.round(number, COUPLED)) as checkpoints:
-        begun = bool(checkpoints.steps)
+        begun = processes.agree(bool(checkpoints.steps))
     # Given away at the start, for nothing should hold it while the student trains; a round that was begun has
     # no use for it.
     held = [] if begun else [teacher]
@@ -170,7 +170,7 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
     if not config.num_trajectories:
         texts = run.train_split.batch if config.hindsight else None
         return Fresh(texts, run.config.data.length, facts)
-    if not given and not folder.exists():
+    if not given and not processes.agree(folder.exists()):
         rows = _make(run, number, teacher)
         save_params(folder, place_whole(rows, run.mesh), facts)
         return Pool(_noise_in(rows), facts)
@@ -180,7 +180,7 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
             f"{folder} holds trajectories of another teacher, tokenizer or setting; give another pool, or "
             "remove it to have it made again:\n  " + "\n  ".join(differences(found, facts))
         )
-    return Pool(_noise_in(jax.tree.map(to_host, stored)), facts)
+    return Pool(_noise_in(jax.tree.map(processes.to_host, stored)), facts)
 
 
 def _noise_in(rows: dict[str, Any]) -> dict[str, Any]:

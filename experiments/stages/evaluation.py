@@ -94,17 +94,16 @@ def add_timing(run: Run) -> None:
 
 
 def is_evaluated(run: Run) -> bool:
-    """Whether results.json covers the rounds that are delivered now."""
-    if not (run.workdir.results.exists() and run.workdir.samples.exists()):
+    """Whether results.json covers the rounds that are delivered now; all processes get the same answer."""
+    # What process 0 sees: which of the questions below are asked must not differ between processes.
+    if not processes.agree(run.workdir.results.exists() and run.workdir.samples.exists()):
         return False
+    delivered, few, others = delivered_rounds(run, SDTT), _few_calls(run), _others(run)
     results = read_json(run.workdir.results)
-    few = {name: [results[name]["round"]] if name in results else [] for name in _few_calls(run)}
+    measured = {name: [results[name]["round"]] if name in results else [] for name in few}
     rounds = [record["round"] for record in results["rounds"]]
-    return (
-        rounds == delivered_rounds(run, SDTT)
-        and few == _few_calls(run)
-        and set(results.get("others", ())) == set(_others(run))
-    )
+    same = rounds == delivered and measured == few and set(results.get("others", ())) == {*others}
+    return processes.agree(same)
 
 
 def _few_calls(run: Run) -> dict[str, list[int]]:

@@ -75,7 +75,7 @@ STAGES = (
         "evaluate",
         "sampling and measuring",
         evaluation.evaluate,
-        lambda run: processes.agree(evaluation.is_evaluated(run)),
+        evaluation.is_evaluated,
     ),
     Stage("report", "one page", _report, _is_reported),
 )

@@ -27,7 +27,7 @@ from experiments.stages.objective import (
     teacher_objective,
 )
 from experiments.stages.one_round import one_round
-from experiments.stages.workdir import final, is_delivered
+from experiments.stages.workdir import is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, next_round, round_dt
@@ -127,7 +127,7 @@ def delivered_rounds(run: Run, name: str) -> list[int]:
     if name not in run.config.distillers:
         return []
     numbers = range(1, ROUNDS[name].count(run.config) + 1)
-    return [n for n in numbers if final(run.workdir.round(n, name)).exists()]
+    return [n for n in numbers if is_delivered(run.workdir.round(n, name))]
 
 
 def _sdtt_jobs(run: Run) -> Callable[[int], TrainingJob]:

@@ -5,19 +5,21 @@ whether one failed) must never decide on its own whether a collective computatio
 wait in it forever. So process 0 decides, and broadcasts what it decided.
 """
 
+import concurrent.futures
 import itertools
 import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from sdtt_jax.config import require
-from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError
+from sdtt_jax.parallel import ending
 from sdtt_jax.parallel.environment import ADDRESS, COUNT, INDEX
 
 MODES = ("auto", "on", "off")
@@ -27,6 +29,8 @@ T = TypeVar("T")
 JAX_TIMEOUT_MARGIN = 30
 # Numbers the calls of `preempted`.
 _CALLS = itertools.count(1)
+# What the others are told of process 0's failure: the first of these that it is, none being the first.
+_FAILURES = (type(None), KeyboardInterrupt, ConfigError, BaseException)
 
 
 def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> None:
@@ -51,11 +55,11 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
         "coordinator's port closed? --distributed=off runs one process alone."
     )
     # After its own timeout JAX does not always raise: it may end the process with a C++ stack trace.
-    timer = threading.Timer(timeout, _give_up, [late.format("")])
+    timer = threading.Timer(timeout, _give_up, ["Error: " + late.format("")])
     timer.daemon = True
     timer.start()
     try:
-        jax.distributed.initialize(
+        _join(
             num_processes=_number(COUNT),
             process_id=_number(INDEX),
             initialization_timeout=timeout + JAX_TIMEOUT_MARGIN,
@@ -73,14 +77,36 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
         if "must be called before" in str(error):
             raise
         raise UserError(late.format(f" ({str(error).splitlines()[0][:200]})")) from None
+    except KeyboardInterrupt:
+        # Not raised on: at its exit Python would wait for the thread, and JAX for the others.
+        _give_up(
+            "Stopped while waiting for the other processes. Run the same command again.",
+            EXIT_INTERRUPTED,
+        )
     finally:
         timer.cancel()
+    ending.listen()
 
 
-def _give_up(message: str) -> None:
-    sys.stderr.write(f"Error: {message}\n")
+def _join(**options: Any) -> None:
+    """Joins, in a thread: JAX waits in C++, where the main thread would not hear a signal."""
+    joined: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def join() -> None:
+        try:
+            jax.distributed.initialize(**options)
+            joined.set_result(None)
+        except BaseException as error:
+            joined.set_exception(error)
+
+    threading.Thread(target=join, name="joining", daemon=True).start()
+    joined.result()
+
+
+def _give_up(message: str, status: int = 1) -> None:
+    sys.stderr.write(f"{message}\n")
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)
 
 
 def is_first() -> bool:
@@ -133,22 +159,27 @@ def on_first(what: str, function: Callable[[], T]) -> T | None:
     Raises:
       UserError: on the others, if `function` raised; a ConfigError if it raised one. Process 0 raises
         what `function` raised.
+      KeyboardInterrupt: on all, if one of them got SIGTERM meanwhile.
     """
     result: T | None = None
     failure: BaseException | None = None
     if is_first():
         try:
-            result = function()
+            with ending.interruptible():
+                result = function()
         except BaseException as error:
             failure = error
-    failed = agree(failure is not None)
     # All must end with the same exit status, or a launcher might retry what cannot succeed.
-    wrong_config = agree(isinstance(failure, ConfigError))
+    kind = next(i for i, kind in enumerate(_FAILURES) if isinstance(failure, kind))
+    if jax.process_count() > 1:
+        kind = int(multihost_utils.broadcast_one_to_all(np.int32(kind)))
     if failure is not None:
         raise failure
-    if failed:
-        kind = ConfigError if wrong_config else UserError
-        raise kind(f"{what} failed on process 0, whose output says why.")
+    if _FAILURES[kind] is KeyboardInterrupt:
+        raise KeyboardInterrupt
+    if kind:
+        error_type = ConfigError if _FAILURES[kind] is ConfigError else UserError
+        raise error_type(f"{what} failed on process 0, whose output says why.")
     return result
 
 

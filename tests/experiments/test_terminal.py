@@ -5,6 +5,7 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from rich.table import Table
 
+from experiments.cli import app as cli_app
 from experiments.cli.app import exit_status, json_lines, output_file, parse_flags, wide_console
 from experiments.settings import check_overrides
 from experiments.stages.mirror import local_root
@@ -114,6 +116,29 @@ def test_commands_work_without_a_home_in_ascii_and_end_quietly_in_a_pipe_to_head
     )
     assert (done.stdout, done.stderr) == ("cache: None \\u2014\n", "")
     assert done.returncode == 141
+
+
+@pytest.mark.parametrize("moment", ["at work", "before"])
+@pytest.mark.parametrize(("goes_on", "what"), [(True, "go on"), (False, "start again")])
+def test_sigterm_ends_every_command_with_a_sentence(monkeypatch, capsys, moment, goes_on, what):
+    """As Ctrl-C does; before, of all commands but `run` it was the end without a word."""
+
+    def main(_argv):
+        signal.raise_signal(signal.SIGTERM)
+
+    def start(quiet, flags_parser):
+        del flags_parser
+        sys.exit(quiet([]) if moment == "at work" else main([]))
+
+    monkeypatch.setattr(cli_app.app, "run", start)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            cli_app.run_app(main, cache=False, goes_on=goes_on)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.code == 75
+    assert capsys.readouterr().err == f"Stopped. Run the same command to {what}.\n"
 
 
 def test_what_needs_a_home_does_without_or_says_so(monkeypatch):

@@ -83,6 +83,18 @@ def test_row_12_the_coordinator_is_killed(unbroken, tmp_path):
 
 @pytest.mark.fault(
     row=12,
+    fault="one of several processes fails (its disk is full, it cannot read its data)",
+    promise="the others end in seconds, with a sentence and the same status (JAX: after 5 minutes)",
+)
+def test_row_12_one_of_several_fails(tmp_path):
+    first, second = several(tmp_path, "--fail_at=6")
+    assert second.end() == 2
+    assert first.end(within=30) == 2, first.output
+    assert "Process 1 has failed, and its output says why" in first.output
+
+
+@pytest.mark.fault(
+    row=12,
     fault="kill -9 of another process",
     promise="the others end with an error after the heartbeat's silence (100 s unless set)",
 )

@@ -15,17 +15,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sdtt_jax.errors import EXIT_INTERRUPTED, UserError
+from experiments.cli.app import exit_status
+from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError
 from sdtt_jax.parallel import processes
 from sdtt_jax.training.loop import Interrupted
 
 
 def main(arguments: argparse.Namespace) -> int:
-    try:
-        processes.initialize(timeout=arguments.join_timeout, heartbeat=arguments.heartbeat)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+    processes.initialize(timeout=arguments.join_timeout, heartbeat=arguments.heartbeat)
     # Computes when it is imported, which must come after the processes have met.
     from sdtt_jax.checkpoints.digests import params_digest
     from tests.training import tiny
@@ -38,6 +35,8 @@ def main(arguments: argparse.Namespace) -> int:
         time.sleep(arguments.sleep)
         if (step, number) == (arguments.hang_at, jax.process_count() - 1):
             time.sleep(3600)
+        if (step, number) == (arguments.fail_at, jax.process_count() - 1):
+            raise ConfigError("This process cannot read its data.")
         return tiny.batch_at(step)
 
     try:
@@ -62,7 +61,8 @@ if __name__ == "__main__":
     parser.add_argument("--save_every", type=int, default=4)
     parser.add_argument("--ballast", type=int, default=0)
     parser.add_argument("--hang_at", type=int, default=-1)
+    parser.add_argument("--fail_at", type=int, default=-1)
     parser.add_argument("--watchdog", type=float, default=0)
     parser.add_argument("--join_timeout", type=int, default=60)
     parser.add_argument("--heartbeat", type=int, default=100)
-    sys.exit(main(parser.parse_args()))
+    sys.exit(exit_status(lambda _: sys.exit(main(parser.parse_args())), []))

@@ -1,0 +1,151 @@
+"""Ending together: a process hears that another has failed, and process 0, at work alone, that it is to stop.
+
+JAX ends the others when a process is gone, after its heartbeat's silence. One that fails is not gone: it
+waits in JAX's shutdown for the others, five minutes, and they wait for it in a computation. And JAX tells of
+SIGTERM only where all processes ask together. Both stand in the job's table of keys and values, where a
+thread looks for them.
+"""
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from jax._src import distributed  # JAX has no public name for what it joined
+
+# The folder of keys of the processes that have failed: their numbers; the values are exit statuses.
+FAILED = "sdtt_jax/failed/"
+# Under which JAX's own notifier tells all processes that one of them got SIGTERM.
+NOTICE = "RECEIVED_PREEMPTION_NOTICE"
+# Seconds between two looks; those in which a process may end by itself, often with the same error; and those
+# that process 0, which keeps the table, waits for the others to read it.
+LOOK, GRACE, PATIENCE = 1.0, 5.0, 10.0
+
+
+def is_alone() -> bool:
+    """Whether this process has joined no others."""
+    return _client() is None
+
+
+def listen() -> None:
+    """Starts to listen, from now to the end of the program, for another process that fails."""
+    if is_alone():
+        return
+    over = threading.Event()
+    thread = threading.Thread(target=_listen, args=(_client(), over), name="ending", daemon=True)
+
+    def stop() -> None:
+        over.set()
+        thread.join()
+
+    # Before JAX leaves the job, which it registered to do when it was imported.
+    atexit.register(stop)
+    thread.start()
+
+
+def fail(status: int) -> None:
+    """Ends this process with an exit status, and the others of its job; returns if it is alone."""
+    client = _client()
+    if client is None:
+        return
+    number = distributed.global_state.process_id
+    with contextlib.suppress(Exception):  # The table may be what is gone.
+        client.key_value_set(f"{FAILED}{number}", str(status), allow_overwrite=True)
+        deadline = time.monotonic() + PATIENCE
+        while number == 0 and time.monotonic() < deadline:
+            if len(client.key_value_dir_get(FAILED)) >= distributed.global_state.num_processes:
+                break
+            time.sleep(LOOK / 10)
+    _end(status)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Raises KeyboardInterrupt within if any process of the job gets SIGTERM meanwhile.
+
+    For work of one process, in its main thread, in which the others cannot ask together.
+    """
+    client = _client()
+    if client is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    over = threading.Event()
+
+    def interrupt(_number: int, _frame: Any) -> None:
+        if not over.is_set():
+            raise KeyboardInterrupt
+
+    thread = threading.Thread(target=_interrupt, args=(client, over), name="notice", daemon=True)
+    before = signal.signal(signal.SIGINT, interrupt)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+
+
+def _client() -> Any:
+    """The connection to the job's table; None for a process that is alone."""
+    state = distributed.global_state
+    return state.client if (state.num_processes or 1) > 1 else None
+
+
+def failed_elsewhere() -> tuple[str, int] | None:
+    """A sentence about the first other process that has failed, if one has, and its exit status."""
+    own = f"{FAILED}{distributed.global_state.process_id}"
+    others = {key: status for key, status in _failed(_client()).items() if key != own}
+    if not others:
+        return None
+    first = min(others)
+    what = f"Process {first.removeprefix(FAILED)} has failed, and its output says why"
+    return f"{what}; this one ends with it.", int(others[first])
+
+
+def _listen(client: Any, over: threading.Event) -> None:
+    own = f"{FAILED}{distributed.global_state.process_id}"
+    while not over.wait(LOOK):
+        failed = _failed(client)
+        if not failed:
+            continue
+        if own in failed or over.wait(GRACE) or own in _failed(client):
+            return
+        found = failed_elsewhere()
+        if found is None:  # the table went with process 0
+            return
+        message, status = found
+        sys.stderr.write(f"Error: {message}\n")
+        fail(status)
+
+
+def _failed(client: Any) -> dict[str, str]:
+    try:
+        return dict(client.key_value_dir_get(FAILED))
+    except (
+        Exception
+    ):  # This process is alone, or the table has gone with process 0, and JAX ends this one.
+        return {}
+
+
+def _interrupt(client: Any, over: threading.Event) -> None:
+    while not over.wait(LOOK):
+        with contextlib.suppress(Exception):  # That is how JAX says that there is none.
+            client.key_value_try_get(NOTICE)
+            # To the main thread, so that it also wakes from waiting for a file.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            return
+
+
+def _end(status: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            if stream is not None:
+                stream.flush()
+    # Not sys.exit: JAX would wait for the others, who wait for this process.
+    os._exit(status)

@@ -1,0 +1,138 @@
+"""Ending together, with a job's table of keys and values that is a dict. Oracle: what each process may do.
+
+tests/faults/test_processes.py has it with processes.
+"""
+
+import os
+import signal
+import threading
+import time
+
+import jax
+import pytest
+from jax.experimental import multihost_utils
+
+from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError
+from sdtt_jax.parallel import ending, processes
+
+
+class Table(dict):
+    """The part of JAX's client that is used."""
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        assert allow_overwrite
+        self[key] = value
+
+    def key_value_dir_get(self, folder):
+        return [(key, value) for key, value in self.items() if key.startswith(folder)]
+
+    def key_value_try_get(self, key):
+        return self[key]
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """Of a job of two processes, of which this is the first; `ended` are the statuses that it ended with."""
+    jax.devices()  # which looks for a real client
+    client, state = Table(), ending.distributed.global_state
+    for name, value in (("client", client), ("num_processes", 2), ("process_id", 0)):
+        monkeypatch.setattr(state, name, value)
+    for name in ("LOOK", "GRACE", "PATIENCE"):
+        monkeypatch.setattr(ending, name, 0.05)
+    client.ended = []
+    monkeypatch.setattr(os, "_exit", client.ended.append)
+    return client
+
+
+def test_one_that_is_alone_goes_its_own_way():
+    assert ending.is_alone()
+    assert ending.failed_elsewhere() is None
+    ending.fail(1)
+    with ending.interruptible():
+        pass
+
+
+def test_one_that_fails_says_so_and_the_first_waits_for_the_others_to_read_it(table):
+    began = time.monotonic()
+    ending.fail(2)
+    assert table == {f"{ending.FAILED}0": "2"}
+    assert table.ended == [2]
+    assert time.monotonic() - began >= 0.05
+    table[f"{ending.FAILED}1"] = "1"
+    ending.fail(1)
+    assert table.ended == [2, 1]
+
+
+def listen(table):
+    over = threading.Event()
+    thread = threading.Thread(target=ending._listen, args=(table, over))
+    thread.start()
+    return over, thread
+
+
+def test_one_that_hears_of_a_failure_ends_with_the_same_status(table, capsys):
+    table[f"{ending.FAILED}1"] = "2"
+    _, thread = listen(table)
+    deadline = time.monotonic() + 30
+    while not table.ended:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert table.ended == [2]
+    assert capsys.readouterr().err == (
+        "Error: Process 1 has failed, and its output says why; this one ends with it.\n"
+    )
+    thread.join()  # it has told of itself, and looks no more
+
+
+def test_one_that_ends_by_itself_is_left_to_it(table, capsys):
+    table[f"{ending.FAILED}1"] = "2"
+    over, thread = listen(table)
+    over.set()
+    thread.join()
+    assert table.ended == []
+    assert capsys.readouterr().err == ""
+
+
+def until_interrupted():
+    for _ in range(3000):
+        time.sleep(0.01)
+    return "too late"
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [(KeyboardInterrupt, KeyboardInterrupt), (ConfigError, ConfigError), (OSError, UserError)],
+)
+def test_what_ends_the_work_of_the_first_process_alone_ends_all(table, monkeypatch, raised, told):
+    """SIGTERM to any process, of which JAX tells by the table, or what the work raises."""
+    sent = []
+    monkeypatch.setattr(
+        multihost_utils, "broadcast_one_to_all", lambda value: sent.append(value) or sent[0]
+    )
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+    def work():
+        if raised is not KeyboardInterrupt:
+            raise raised
+        table[ending.NOTICE] = "now"
+        for _ in range(3000):
+            time.sleep(0.01)
+
+    with pytest.raises(raised):
+        processes.on_first("Working", work)
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    with pytest.raises(told):
+        processes.on_first("Working", work)
+
+
+def test_a_signal_is_heard_while_waiting_for_the_others(table, monkeypatch, capsys):
+    """JAX waits in C++: in the main thread no handler would run."""
+    joined = threading.Event()
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: joined.wait(30))
+    monkeypatch.setattr(ending, "listen", lambda: None)
+    main = threading.main_thread().ident
+    threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
+    processes.initialize("on")
+    joined.set()
+    assert table.ended == [EXIT_INTERRUPTED]
+    assert "Stopped while waiting for the other processes." in capsys.readouterr().err
