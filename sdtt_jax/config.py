@@ -205,12 +205,15 @@ def _check(
     values: Mapping[str, float],
 ) -> None:
     for name, value in ({name: getattr(config, name) for name in names} | dict(values)).items():
+        hint = ""
         try:
             hash(value)  # of an array it fails, as would that of the config
             held = not isinstance(value, bool) and holds(value)  # True is no 1
         except TypeError:  # a text, say
             held = False
-        require(held, f"{name} must {what}, not {value!r}.")
+            if hasattr(value, "dtype"):
+                hint = "; a config is a constant to jit, and holds numbers but no arrays"
+        require(held, f"{name} must {what}, not {value!r}{hint}.")
 
 
 def _plain(value: Any) -> Any:

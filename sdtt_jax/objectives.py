@@ -167,7 +167,7 @@ def judge_loss(
 
 
 def distill_loss(diffusion: MaskedDiffusion, config: DistillConfig) -> LossFn:
-    """SDTT's divergence in nats per masked token (arXiv 2410.21035, algorithm 1).
+    """SDTT's divergence per masked token (arXiv 2410.21035, algorithm 1), in nats for the KL divergences.
 
     The context holds `teacher_params` and `dt: [] float32`.
 
@@ -221,7 +221,7 @@ def mixture_loss(
 
 
 def mmd_loss(diffusion: MaskedDiffusion, features: Features, config: MmdConfig) -> LossFn:
-    """The discrepancy's policy gradient, a mean over texts; what to watch is the metric `reward`.
+    """A loss with the discrepancy's policy gradient, a mean over texts; the metric `reward` shows progress.
 
     The context holds `teacher_params`, those of the features.
 
@@ -332,9 +332,9 @@ def coupled_loss(
 def exits_loss(diffusion: MaskedDiffusion) -> LossFn:
     """KL(last layer ‖ exit) of a frozen network's exits, in nats per masked token and exit.
 
-    To it is added the cross-entropy between exp(-KL) and what each exit says of it. The parameters are those
-    of the exits, and the context holds the network's, `base`. Nothing trains the last layer's exit, so that
-    the whole network stays what it is.
+    Added to it is the cross-entropy between exp(-KL) and each exit's prediction of it. The parameters are
+    those of the exits, and the context holds the network's, `base`. Nothing trains the last layer's exit, so
+    that the whole network stays what it is.
 
     Args:
       diffusion: of a `Denoiser`.

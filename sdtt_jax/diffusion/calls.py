@@ -1,4 +1,7 @@
-"""Which network call reveals which position: functions of uniform numbers, which no network changes."""
+"""Which network call reveals which position, as functions of uniform random numbers.
+
+Nothing here depends on what the network predicts.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +57,14 @@ def even_calls(share: PerToken, masked: Positions, num_steps: int) -> tuple[jax.
 def dealt_calls(
     share: PerToken, masked: Positions, counts: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """`even_calls` with so many positions for each call, or these shares of what is masked.
+    """Like `even_calls`, but call i reveals `counts[i]` positions.
+
+    Where fewer positions are masked than the counts add up to, they are dealt out in the same proportions.
 
     Args:
       share: `[batch, length]` float32, uniform in [0, 1).
       masked: `[batch, length]` bool.
-      counts: of each call, together what a text with nothing given has.
+      counts: positions that each call reveals; they add up to the length of a text.
 
     Raises:
       ConfigError: for texts so long and so many positions that their product would leave int32.
@@ -73,7 +78,7 @@ def dealt_calls(
 
 
 def ranks(values: jax.Array) -> jax.Array:
-    """The place of each entry in the rising order along the last axis, from 0; ties in their order: int32."""
+    """The rank of each entry along the last axis, 0 for the smallest; ties keep their order: int32."""
     return jnp.argsort(jnp.argsort(values, axis=-1), axis=-1)
 
 

@@ -104,8 +104,8 @@ class MaskedDiffusion:
     Attributes:
       denoiser: the network, as pure functions.
       schedule: the noise schedule.
-      arrangement: of the positions of the batch that is computed, set by `within` while tracing; None: all
-        see each other, may be masked, and count.
+      arrangement: the roles of the positions of one batch (texts side by side, prompts, padding), set by
+        `within` while tracing; None: all positions see each other, may be masked, and count.
 
     Examples:
       >>> import sdtt_jax
@@ -120,7 +120,7 @@ class MaskedDiffusion:
     arrangement: Arrangement | None = None
 
     def within(self, arrangement: Arrangement | None) -> "MaskedDiffusion":
-        """The same model for a batch whose positions are arranged so, in every loss, target and sampler.
+        """The same model for one batch, whose arrangement losses, targets and samplers then respect.
 
         It holds arrays, so it cannot be a static argument of `jit`: make it inside the function.
 
@@ -155,13 +155,13 @@ class MaskedDiffusion:
         sigma: PerSequence | None = None,
         noise: Tree = None,
     ) -> Hidden:
-        """The network's hidden states; it is shown the noise if it sees noise.
+        """The network's hidden states. The noise is passed on only to a network that sees noise.
 
         Args:
           params: the network's parameters.
           tokens: `[batch, length]` int32, MASK included.
           sigma: `[batch]` float32, total noise of the process.
-          noise: of `[batch, length]` positions, or what `shown` made of it.
+          noise: of `[batch, length]` positions, or what `shown` returned for it.
         """
         if self.noise_levels is None:
             return self.denoiser.hidden(params, tokens, sigma)
@@ -170,12 +170,11 @@ class MaskedDiffusion:
         return hidden
 
     def shown(self, params: Params, noise: Noise | None) -> Tree:
-        """What `hidden` takes in place of `noise` at several calls: read as far as it is the same at all.
+        """The part of reading the noise that is the same at every call; `hidden` takes it as `noise`.
 
         Args:
           params: the network's parameters.
-          noise: of `[batch, length]` positions; it comes back as it is from a network that reads none of it
-            beforehand.
+          noise: of `[batch, length]` positions; returned unchanged where the network has nothing to prepare.
         """
         read = getattr(self.denoiser, "shown", None)
         return noise if noise is None or read is None else read(params, noise)

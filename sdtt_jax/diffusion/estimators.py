@@ -39,7 +39,7 @@ NEVER = 2.0
 
 
 class Masking(NamedTuple):
-    """Masked texts and what they say of the bound."""
+    """Masked texts, and their weights in the bound."""
 
     x_t: jax.Array  # `[rows, length]` int32
     sigma: jax.Array  # `[rows]` float32, total noise, which a time-conditioned network sees
@@ -95,7 +95,7 @@ def masking_bound(
 
 
 def count_weight(n: jax.Array, length: jax.Array, low: float, high: float) -> jax.Array:
-    """What a mask of n tokens weighs when n is uniform in 1 … length: float32 of the shape of `n`.
+    """The weight of a mask of n tokens where n is uniform in 1 … length: float32 of the shape of `n`.
 
     The integral of Binomial(n; length, m) dm / m between the move chances `low` and `high`, times length;
     for all move chances from 0 to 1 it is length / n.

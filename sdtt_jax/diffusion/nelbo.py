@@ -45,8 +45,8 @@ class NelboConfig:
     """How the denoising loss draws times and weighs them.
 
     Attributes:
-      weighting: "nelbo" weights the loss of each time by 1/t (the bound), "even" weights all masked
-        tokens equally (a small model leaves its first plateau sooner).
+      weighting: "nelbo" weights each time as the bound does (`nelbo_weight`, 1/t for the log-linear
+        schedule), "even" weights all masked tokens equally (a small model leaves its first plateau sooner).
       antithetic: even spread of times over a batch.
       importance: with "nelbo", draw times so that the weight is flat: lower variance of the bound, but
         almost all times are small. Log-linear, and linear with sigma_min > 0.

@@ -1,9 +1,9 @@
-"""Generations that are settled before their first network call: one program for any number of steps.
+"""Generations whose decoder is no more than its plan: one compiled program for any number of steps.
 
 `sampler.sample` is compiled again for every number of steps, every way to spread positions over them, and
-every temperature. Where there is no more to a decoder than its plan, none of them changes what a step does.
-So only the plan is made by a program of their own, which compiles in a tenth of the time, and is laid out for
-`CAPACITY` steps, and the temperature is a number that the program is given.
+every temperature. Where there is only a plan, none of these changes what a step computes. So the plan is
+made by a program of its own, which compiles in a tenth of the time, and is padded to `CAPACITY` steps; the
+temperature is an argument.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ from sdtt_jax.diffusion.sampler import (
 )
 from sdtt_jax.typing import Key, Params, Tokens
 
-# Steps that a plan is laid out for, of which it takes 4 bytes each for a text.
+# Steps that a plan is padded to; each takes 4 bytes for every text.
 CAPACITY = 1024
 
 
 def common_config(config: SamplerConfig) -> SamplerConfig | None:
-    """The config that `follow` needs for a generation; None if there is more to it than its plan.
+    """The config that `follow` needs for a generation; None if its decoder does more than follow a plan.
 
     Args:
       config: of the generation.
@@ -51,7 +51,7 @@ def own_temperature(config: SamplerConfig) -> jax.Array | None:
 
 
 def wide_plan(diffusion: MaskedDiffusion, key: Key, x_init: Tokens, config: SamplerConfig) -> Plan:
-    """`sampler.plan_generation`, laid out for `CAPACITY` steps; those that are not taken reveal nothing.
+    """`sampler.plan_generation`, padded to `CAPACITY` steps; the steps that are added reveal nothing.
 
     Args:
       diffusion: the model.
@@ -77,7 +77,7 @@ def follow(
     config: SamplerConfig,
     temperature: jax.Array | None = None,
 ) -> SamplerState:
-    """The generation that a plan has settled: what `sampler.sample` gives for the same key, its final state.
+    """Carries out a plan: the final state that `sampler.sample` returns for the same key.
 
     Args:
       diffusion, params: the model.

@@ -28,7 +28,7 @@ def reverse_step(
     hidden: Hidden,
     prob: jax.Array,
 ) -> Tokens:
-    """One reverse step from hidden states that are there already: `x_s: [batch, length]` int32.
+    """One reverse step, given the hidden states at `x_t`: `x_s: [batch, length]` int32.
 
     Args:
       diffusion, params: the model.

@@ -254,7 +254,7 @@ def plan_generation(
 
 
 def shown(diffusion: MaskedDiffusion, params: Params, plan: Plan) -> Plan:
-    """The plan, with what the network reads of its noise read once for all steps.
+    """The plan, its noise prepared once for all steps (`MaskedDiffusion.shown`).
 
     Args:
       diffusion, params: the model.
@@ -323,7 +323,7 @@ def _step(
     helper: Helper | None,
     temperature: jax.Array | None,
 ) -> SamplerState:
-    """`take_step` of all texts, whatever has stopped."""
+    """`take_step` for all texts, also those that have stopped."""
     decoder, options = parse_mode(config.mode)
     key, last = jax.random.fold_in(plan.key, index), index == config.num_steps
     due = _Due(plan.call == index, plan.sigmas[index])

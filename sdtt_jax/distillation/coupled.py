@@ -133,7 +133,7 @@ def trajectory_end(
     x_init = prior_sample(batch, length, teacher.mask_id)
     if teacher.noise_levels is not None:
         config = dataclasses.replace(config, temperature=0.0)
-    # What remains to be drawn with this key is nothing.
+    # Nothing is drawn with this key: the noise settles both order and tokens.
     state, _ = sample(teacher, params, jax.random.key(0), x_init, config, noise=noise)
     return jax.lax.stop_gradient(state.x)
 
@@ -173,7 +173,7 @@ def hindsight_noise(
         log_probs = masked_log_probs(denoiser.logits(head, hidden), teacher.mask_id)
         return noise_given(log_probs[:, : teacher.mask_id], own, fresh)
 
-    # Of a large vocabulary text by text, as the logits of a batch would be large.
+    # With a large vocabulary, text by text: the logits of a whole batch would be large.
     at_once = max(1, min(batch, MAX_ENTRIES // (length * denoiser.padded_vocab)))
     found = jax.lax.map(of_text, (seen, tokens, noise), batch_size=at_once)
     return jax.lax.stop_gradient(found)
@@ -204,7 +204,7 @@ def make_trajectories(
     """The teacher's trajectories from fresh noise; or given texts, with their noise in hindsight.
 
     Args:
-      student: a model that sees noise; says of which kind.
+      student: a model that sees noise; it determines which kind is drawn.
       teacher: the model whose calls they are.
       keys: `[batch]` PRNG keys, one for the noise of each.
       length: positions of a sequence.
@@ -242,12 +242,12 @@ def states_along(
 ) -> States:
     """A state of each trajectory, and the positions whose tokens the student is to learn there.
 
-    One-shot, a state may lie between any two positions of the order: within a call's positions it is no state
-    of the trajectory, but the end is the same, and all that is masked is reached. In rounds a state lies
-    before every k-th call, and reached is what the next k calls reveal.
+    In one-shot training a state may lie between any two positions of the order. Within a call's positions it
+    is not a state of the trajectory, but it leads to the same end, and all that is masked is reached. In
+    rounds a state lies before every k-th call, and reached is what the next k calls reveal.
 
     Args:
-      diffusion: the student; tells the total noise at which the network is called.
+      diffusion: the student, whose schedule gives the total noise at each state.
       trajectories: noise and ends.
       key: PRNG key.
       config: one-shot or in rounds; share of states that are fully masked.
@@ -293,7 +293,7 @@ def coupled_terms(
     """Cross-entropy on the final tokens of the teacher's trajectories, and the number of tokens.
 
     With `config.soft_weight`, the positions that are not reached add KL(teacher ‖ student), where the teacher
-    is told the tokens that are: its distribution given the noise so far.
+    is shown the tokens of those that are.
 
     Args:
       diffusion, params: the student; it sees noise.

@@ -52,8 +52,8 @@ def coupled_idlm_terms(
     """The student's loss and the fake's, in nats.
 
     Args:
-      student: the student but for its parameters; it sees noise.
-      diffusion: teacher and fake, but for their parameters; they see none.
+      student: the student, without its parameters; it sees noise.
+      diffusion: teacher and fake, without their parameters; they see none.
       params: `{"student": …, "fake": …}`, whose losses have no gradient for each other, as in `idlm`.
       teacher_params: no gradient flows into them.
       shape: `(batch, length)` of the texts that the student writes.

@@ -75,12 +75,12 @@ def inverse_terms(
     hidden: Hidden,
     keys: Sequence[Key],
 ) -> tuple[Scalar, Scalar]:
-    """Both losses, at what the student makes of partly masked texts.
+    """Both losses, on the student's predictions for partly masked texts.
 
     Args:
-      student: the student but for its parameters.
-      diffusion: teacher and fake, but for their parameters.
-      params, teacher_params: as of `idlm_terms`.
+      student: the student, without its parameters.
+      diffusion: teacher and fake, without their parameters.
+      params, teacher_params: as in `idlm_terms`.
       x_t: `[batch, length]` int32, what the student saw.
       hidden: `[batch, length, embed]`, its states there; the gradient flows through them.
       keys: PRNG keys of the tokens that it draws, of the times, and of what is masked again.
@@ -136,7 +136,7 @@ def _student_loss(
 
 
 def _fake_loss(denoiser: DenoiserLike, logits: Logits, rows: tuple, head: Params) -> jax.Array:
-    """`-<p, log f>` of the fake's `logits: [n, vocab]`; of a token that the student saw, p is certain."""
+    """`-<p, log f>` of the fake's `logits: [n, vocab]`; p is one-hot for tokens that the student saw."""
     hidden, tokens, asked = rows
     p = jnp.exp(masked_log_probs(denoiser.logits(head, hidden), denoiser.mask_id))
     p = jnp.where(asked[:, None], p, jax.nn.one_hot(tokens, p.shape[-1], dtype=p.dtype))

@@ -36,8 +36,8 @@ def divergence_terms(
       divergence: name from `DIVERGENCES`.
 
     Returns:
-      `(total, count)`: `[]` float32 each; `total / max(count, 1)` is the loss in nats per masked token,
-      the mean over trajectories.
+      `(total, count)`: `[]` float32 each; `total / max(count, 1)` is the loss per masked token (in nats for
+      the KL divergences), the mean over trajectories.
 
     Raises:
       ConfigError: there is no such divergence.
@@ -92,7 +92,7 @@ def distillation_terms(
 
     Returns:
       `(total, count)`: `[]` float32 each, the sum of the divergence over masked positions and how many
-      there are; `total / max(count, 1)` is the loss in nats per masked token.
+      there are; `total / max(count, 1)` is the loss per masked token, in nats for the KL divergences.
 
     Examples:
       >>> import sdtt_jax

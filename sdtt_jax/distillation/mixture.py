@@ -12,7 +12,7 @@ and the mixture's marginals, for which the teacher's distributions q_i stand ins
 
 Here a sampler draws the value once for a text and keeps it, so that x_t says something of it. Its weights are
 those that it has if one call wrote what x_t shows, `r_z ~ prod_i p_i(x_i | MASK, z)`: exact for a sampler of
-two calls. With even weights each value would have its share of the law at every x_t, whichever wrote it.
+two calls. With even weights every value would keep its share at every x_t, whichever value wrote it.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ def mixture_terms(
     key: Key,
     config: MixtureConfig,
 ) -> tuple[Scalar, Scalar]:
-    """Cross-entropy of the mixture on what the teacher's k calls reveal, and how many tokens that are.
+    """Cross-entropy of the mixture on what the teacher's k calls reveal, and the number of those tokens.
 
     Args:
       diffusion, params: the student; it sees a text's latent value.
@@ -137,7 +137,7 @@ def _reveal(
 def log_shares(diffusion: MaskedDiffusion, params: Params, x_t: Tokens) -> jax.Array:
     """Log of the weight of each value, given what a text shows: `[batch, values]` float32.
 
-    That of all MASK is even. The network is called once for each value; no text enters these calls.
+    Where all is MASK the weights are even. The network is called once for each value, on MASK alone.
 
     Args:
       diffusion, params: a mixture.

@@ -25,7 +25,7 @@ from sdtt_jax.parallel.placement import place_batch, place_whole
 from sdtt_jax.paths import as_path, read_json, with_target
 from sdtt_jax.typing import Params
 
-# Facts of a checkpoint that results of its model repeat.
+# Facts of a checkpoint that are repeated in the results of its model.
 KNOWN = ("stage", "round", "dt", "source", "variant")
 
 

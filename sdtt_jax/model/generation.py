@@ -1,4 +1,4 @@
-"""Whole generations, compiled: all that are settled before their first call are one program."""
+"""Whole generations, compiled; all whose decoder is only a plan share one program (`diffusion.planned`)."""
 
 import functools
 

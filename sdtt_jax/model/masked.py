@@ -1,4 +1,4 @@
-"""A loaded denoiser: parameters, tokenizer and noise schedule, and what one does with them."""
+"""A loaded denoiser: network, parameters, tokenizer and noise schedule; it samples and scores texts."""
 
 import dataclasses
 import functools
@@ -71,14 +71,17 @@ class Model(Loaded):
     def as_helper(self) -> Helper:
         return Helper(self.params, self.denoiser)
 
-    def logits(self, tokens: Tokens, sigma: float = 0.0) -> Logits:
-        """`[B, L]` int32, MASK or tokens → `[B, L, V]` float32, V with MASK and without padding."""
+    def logits(self, tokens: Tokens, sigma: ArrayLike = 0.0) -> Logits:
+        """`[B, L]` int32, MASK or tokens → `[B, L, V]` float32, V with MASK and without padding.
+
+        `sigma` is the total noise, one number or `[B]`; only a time-conditioned network reads it.
+        """
         tokens = self.noisy(tokens)
         with self.on_mesh():
-            return _logits(self.denoiser, self.params, tokens, jnp.float32(sigma))
+            return _logits(self.denoiser, self.params, tokens, jnp.asarray(sigma, jnp.float32))
 
-    def log_probs(self, x_t: Tokens, sigma: float = 0.0) -> LogProbs:
-        """SUBS log-probabilities `[B, L, V]` float32, -inf where a token is impossible."""
+    def log_probs(self, x_t: Tokens, sigma: ArrayLike = 0.0) -> LogProbs:
+        """SUBS log-probabilities `[B, L, V]` float32, -inf where impossible; `sigma` as in `logits`."""
         x_t = jnp.asarray(self._rows(x_t, self.mask_id + 1))
         log_probs = subs_log_probs(self.logits(x_t, sigma), x_t, self.mask_id)
         return jnp.where(log_probs > 0.5 * NEG_INFINITY, log_probs, -jnp.inf)
@@ -118,7 +121,7 @@ class Model(Loaded):
     ) -> Tokens:
         """Texts `[num_samples, L]` int32; `tokenizer.decode` turns a row into text.
 
-        Its arguments are many because they are what `experiments.sample` has flags for; few are needed.
+        The first three arguments are enough; the others are the flags of `experiments.sample`.
 
         Args:
           key: PRNG key; batch i is drawn with `fold_in(key, i)`.

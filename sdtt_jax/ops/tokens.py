@@ -19,7 +19,7 @@ def as_ids(ids: ArrayLike, num_ids: int, name: str = "tokens") -> Any:
     """Whole numbers of any shape as int32, of NumPy's or JAX's.
 
     Args:
-      ids: numbers, on the host or on devices, where they stay; what `jit` traces is taken at its word.
+      ids: numbers, on the host or on devices, where they stay; of traced arrays only the dtype is checked.
       num_ids: how many ids there are.
       name: what errors call them.
 

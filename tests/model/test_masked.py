@@ -1,5 +1,6 @@
 """`sdtt_jax.load`: what a run delivered comes back as something to sample from and to score with."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -32,6 +33,22 @@ def test_logits_have_mask_and_no_padding(model):
     tokens = jnp.zeros((2, 12), jnp.int32)
     assert model.logits(tokens).shape == (2, 12, model.tokenizer.vocab_size + 1)
     assert model.logits(tokens).dtype == jnp.float32
+
+
+def test_each_text_may_have_its_own_noise(model):
+    network = dataclasses.replace(
+        model.denoiser, config=dataclasses.replace(model.config, time_conditioned=True)
+    )
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), model.params
+    )
+    timed = dataclasses.replace(model, denoiser=network, params=params)
+    x_t, sigmas = jnp.full((2, 12), model.mask_id), (0.5, 3.0)
+    together = np.asarray(timed.logits(x_t, jnp.array(sigmas)))
+    for row, sigma in enumerate(sigmas):
+        np.testing.assert_allclose(together[row], timed.logits(x_t, sigma)[row], atol=1e-5)
+    assert abs(together[0] - together[1]).max() > 0.01
 
 
 def test_log_probs_are_subs(model):

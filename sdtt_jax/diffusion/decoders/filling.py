@@ -37,10 +37,7 @@ def reveal(
     noise: Tree = None,
     pick: Pick | None = None,
 ) -> tuple[Tokens, jax.Array]:
-    """`fill` from one network call at `sigma`, and how many calls that were: none if nothing is selected.
-
-    (Its arguments are many because a step has settled them one by one.)
-    """
+    """`fill` after one network call at `sigma`, and the number of calls: 0 where nothing is selected."""
 
     def call(x: jax.Array) -> jax.Array:
         hidden = diffusion.hidden(params, x, sigma, noise)
@@ -51,7 +48,7 @@ def reveal(
 
 
 def reveal_due(scene: Scene, key: Key, now: Now, x: Tokens) -> tuple[Tokens, jax.Array]:
-    """`x` with tokens drawn where the plan has this call reveal, and how many network calls that took."""
+    """`x` with tokens drawn at the positions that the plan reveals now, and the number of network calls."""
     choose = choice(scene.filters, None, sees_noise=False)
     return reveal(scene.diffusion, scene.params, x, now.due, now.sigma(scene), choose, key)
 
@@ -69,8 +66,6 @@ def fill(
 ) -> Tokens:
     """`x` with the tokens that `choose` takes at the selected positions, or at those of them that `pick`
     accepts; the head runs at the selected ones alone.
-
-    (Its arguments are many because a call has settled them one by one.)
 
     MASK and the padding stand after the vocabulary and are impossible: no noise is drawn for them. At 30
     tokens padded to 128 that is 7 ms instead of 24 for a batch of 64 × 64 on two CPU cores.

@@ -1,4 +1,4 @@
-"""Decoders that make calls of their own, as the sampler asks them: how they begin, and a step."""
+"""Runs decoders that make calls of their own: the checks, what they remember at first, and one step."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ def check_served(mode: str, network: Any, num_steps: int, length: int) -> None:
 
 
 def own_step(mode: str, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.Array, Memory]:
-    """`Decoder.step`, but for the end: nothing is done where nothing is masked, or after the last step.
+    """`Decoder.step`, skipped after the last step, and where nothing is masked if the decoder `finishes`.
 
     Args:
       mode: the decoder.
