@@ -34,7 +34,7 @@ def next_token_scores(
 ) -> TokenScores:
     """-log p of each scored target given the inputs up to its place, and whether greedy decoding misses it.
 
-    Values only: differentiating it raises.
+    Values only: under `jit` differentiating it raises.
 
     Args:
       network, params: the causal network.
@@ -68,7 +68,7 @@ def next_token_nll(
 def causal_nll(network: CausalNetwork, params: Params, tokens: Tokens, bos_id: int) -> PerToken:
     """-log p of every token given BOS and the tokens before it: `[batch, length]` float32, nats.
 
-    Values only: differentiating it raises; train on `causal_loss`.
+    Values only: under `jit` differentiating it raises; train on `causal_loss`.
 
     Args:
       network, params: the causal network.

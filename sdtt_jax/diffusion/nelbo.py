@@ -84,7 +84,7 @@ def masked_nll(
 ) -> PerToken:
     """-log p(x_0 | x_t) per token, 0 where `x_t` is not masked (SUBS carries those over).
 
-    Values only: differentiating it raises; train on `denoising_terms(…).total`.
+    Values only: under `jit` differentiating it raises; train on `denoising_terms(…).total`.
 
     Args:
       diffusion, params: the model.
@@ -203,7 +203,7 @@ def nelbo(
     """One-sample estimate of the NELBO of each sequence: `[batch]` float32, nats per token.
 
     Its exponential bounds the perplexity from above (MDLM, arXiv 2406.07524, equation 10). Values only:
-    differentiating it raises; train on `denoising_terms(…).total`.
+    under `jit` differentiating it raises; train on `denoising_terms(…).total`.
 
     Args:
       diffusion, params: the model.

@@ -37,8 +37,8 @@ def selected_losses(
 ) -> jax.Array:
     """The loss at every selected position and 0 elsewhere, values only.
 
-    For evaluation; differentiating it raises (a loop of unknown length has no reverse mode). To train, use
-    `weighted_loss`.
+    For evaluation; under `jit` differentiating it raises (a loop of unknown length has no reverse mode). To
+    train, use `weighted_loss`.
 
     Args:
       apply_head: `(head, [n, embed]) -> [n, vocab]` logits.
