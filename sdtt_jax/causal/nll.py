@@ -2,7 +2,7 @@
 
 This is the one place that computes it. `next_token_scores` and `next_token_nll` score any rows of inputs
 and targets (windows of long texts, suffixes of cloze items); `causal_nll` and `causal_loss` score whole
-texts behind a BOS.
+texts after a BOS.
 """
 
 from typing import NamedTuple

@@ -50,7 +50,7 @@ class DataInfo:
 def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str, Any]:
     """Writes the shards, the metadata of TFDS and the manifest into a data folder under construction.
 
-    Returns the content of `info.json`, but for the configs.
+    Returns the content of `info.json`, without the configs.
     """
     from sdtt_jax.data import builders  # imports TFDS, which takes half a second
 

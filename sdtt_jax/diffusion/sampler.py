@@ -172,7 +172,7 @@ def prior_sample(
     tokens: Tokens | None = None,
     fixed: Positions | None = None,
 ) -> Tokens:
-    """Where a generation starts: `[batch, length]` int32, all MASK but for what is given.
+    """Where a generation starts: `[batch, length]` int32, all MASK except for what is given.
 
     Args:
       batch, length, mask_id: the result's shape, and the id of MASK.

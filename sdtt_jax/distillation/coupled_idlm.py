@@ -1,13 +1,13 @@
 """Inverse distillation of a noise-coupled student: bound neither by real texts nor by a product of marginals.
 
-What a student in hindsight (`coupled`) cannot foresee of a text from its noise it can only average, so that
-its few calls stay behind its teacher's many. Inverse distillation (`idlm`) asks for no certain text, but for
-texts that the teacher would have written. Alone it cannot make tokens agree that are revealed together, for
-they are drawn independently; a student that sees their noise can.
+A student in hindsight (`coupled`) can only average over what its noise does not tell of a text, so that its
+few calls stay worse than its teacher's many. Inverse distillation (`idlm`) asks for no particular text, but
+for texts that the teacher would have written. By itself it cannot make tokens that are revealed together
+agree, for they are drawn independently; with a student that sees their noise it can.
 
-Nothing but noise goes in. The student writes a text from it in one call. A part of that text, in the order
-that the noise gives, is the state at which it learns, with the noise of what is left. That is how a
-generation of two calls comes to its second one, and a longer one nearly so.
+The only input is noise. From it the student writes a text in one call. A part of that text, in the order that
+the noise gives, is the state at which it learns, with the noise of the rest. A generation of two calls
+reaches its second call in just this way, and a longer one nearly so.
 """
 
 import dataclasses

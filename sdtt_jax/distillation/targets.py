@@ -119,7 +119,7 @@ def first_call(
     dt: Scalar,
     config: DistillConfig,
 ) -> Start:
-    """The first of the teacher's k calls, and the times of all; arguments as of `teacher_targets`."""
+    """The first of the teacher's k calls, and the times of all; arguments as in `teacher_targets`."""
     times = step_times(t, dt, config.num_distill_steps, reference_times=config.reference_times)
     sigmas = diffusion.schedule.sigma(times)
     probs = unmask_prob(diffusion.schedule, times, times - dt)

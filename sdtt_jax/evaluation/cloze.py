@@ -159,7 +159,7 @@ def causal_scores(
     if bos_id is None:
         raise ConfigError("a causal network needs layout.bos_id before the text.")
     require(
-        layout.eos_id is None, "a causal network sees nothing behind the text: no layout.eos_id."
+        layout.eos_id is None, "a causal network sees nothing after the text: no layout.eos_id."
     )
     if network.max_length is not None:
         # The last token is predicted and never read, so a row holds one more than the network reads.

@@ -133,7 +133,7 @@ def lay_out(
     Args:
       items: at least one.
       layout: what stands around them.
-      fill: the id behind texts that are shorter than their row.
+      fill: the id after texts that are shorter than their row.
       num_ids: how many ids there are; None is `fill`, a denoiser's MASK.
 
     Raises:

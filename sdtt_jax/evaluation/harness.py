@@ -131,7 +131,7 @@ def generations(
     that cannot be honoured.
 
     Args:
-      model: with a tokenizer; a denoiser fills the positions behind the context in `options.num_steps` steps.
+      model: with a tokenizer; a denoiser fills the positions after the context in `options.num_steps` steps.
       requests: context and the harness's settings, as `wanted` reads them. A long context loses its beginning
         to make room for the tokens that are wanted, but keeps half of a row.
       options: steps and seed, and how many tokens where a request does not say.

@@ -34,7 +34,7 @@ class Reading(NamedTuple):
     """A way to read a network."""
 
     causal: bool  # a position sees those before it only
-    shift: bool  # the logits of a position predict the token behind it
+    shift: bool  # the logits of a position predict the token after it
 
     def __str__(self) -> str:
         attention = "causal" if self.causal else "bidirectional"

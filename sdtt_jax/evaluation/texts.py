@@ -67,7 +67,7 @@ def training_texts(model: Model, flag: str, name: str, data: Path | None, limit:
     """Sequences that something is learnt from, spread over the text: `[texts, length]` int32.
 
     Args:
-      model: whose they are to be, of its length.
+      model: whose tokenizer and length they have.
       flag: what names the text, for errors.
       name: "own", the training split of the model's run; or a file, a folder, or a named corpus, of which the
         training split is taken.

@@ -268,7 +268,7 @@ def coupled_idlm_params(bench: Bench, student: MaskedDiffusion, params: Params) 
 
     Args:
       bench: world, steps and rate; its network is the fake.
-      student: the student but for its parameters.
+      student: the student, without its parameters.
       params: those that it goes on from.
     """
     settings = CoupledIdlmConfig(bench.sizes.full_share)

@@ -212,7 +212,7 @@ class Model(Loaded):
         infill: Texts = None,
         num_tokens: int | None = None,
     ) -> Tokens:
-        """Where generation starts: `[num_samples, L]` int32, MASK but for the text that is given.
+        """Where generation starts: `[num_samples, L]` int32, MASK except for the text that is given.
 
         The given text follows `first_token` where there is one; without text all is MASK. BOS follows the
         prompt of a model trained on instructions, as in its training.

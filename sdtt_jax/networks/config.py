@@ -178,7 +178,7 @@ class GPT2Config(CausalConfig):
 
 @dataclasses.dataclass(frozen=True)
 class GPT2DenoiserConfig(GPT2Config):
-    """A denoiser that was made from a GPT-2 (DiffuGPT); the fields as of `LlamaDenoiserConfig`."""
+    """A denoiser that was made from a GPT-2 (DiffuGPT); the fields are those of `LlamaDenoiserConfig`."""
 
     shift: bool = True
     causal: bool = False
@@ -265,7 +265,7 @@ class LlamaConfig(CausalConfig):
 
 @dataclasses.dataclass(frozen=True)
 class LlamaDenoiserConfig(LlamaConfig):
-    """A denoiser of the Llama family: LLaDA, Dream, and what becomes of a causal model.
+    """A denoiser of the Llama family: LLaDA, Dream, or one made from a causal model.
 
     Attributes:
       shift: the network predicts token i at position i - 1, as the causal model that it was made from.
@@ -291,12 +291,12 @@ PublishedConfig = LlamaConfig | GPT2Config
 def as_denoiser(
     config: PublishedConfig, *, shift: bool, **changes: Any
 ) -> LlamaDenoiserConfig | GPT2DenoiserConfig:
-    """The denoiser that a causal network becomes; MASK follows its vocabulary.
+    """The config of the denoiser made from a causal network; MASK follows its vocabulary.
 
     Args:
-      config: of the network; one that is a denoiser already stays the one that it is.
+      config: of the network; one that is a denoiser already keeps its kind and `shift`.
       shift: whether it goes on predicting the next token.
-      **changes: fields of either kind that get other values.
+      **changes: fields that get other values.
 
     Raises:
       ConfigError: a `length` for which a GPT-2 has no embeddings of positions.

@@ -161,8 +161,8 @@ def _parts(
 ) -> tuple[Any, Any, Any, jax.Array]:
     """`layer(index, x)`, `read(index, x)`, `settling(index, before, after)`, and what enters the first layer.
 
-    `read` gives what the head reads of the states behind a layer, or of what enters the first one (None);
-    `settling` how far they have settled, from what is read there and behind the layer before.
+    `read` gives what the head reads of the states after a layer, or of what enters the first one (None);
+    `settling` how far they have settled, from what is read there and after the layer before.
     """
     config, exits = dataclasses.replace(network.config, remat="none"), params.get(EXIT_PARAMS)
     module = network._module

@@ -84,7 +84,7 @@ def with_adapters(base: Params, adapters: Params, config: LoraConfig) -> Params:
 
     Args:
       base: parameters, unboxed.
-      adapters: as of `init_adapters`, unboxed.
+      adapters: from `init_adapters`, unboxed.
       config: their scale.
     """
     leaves = {
@@ -99,7 +99,7 @@ def merged(base: Params, adapters: Params, config: LoraConfig) -> Params:
 
     Args:
       base: parameters, unboxed.
-      adapters: as of `init_adapters`, unboxed.
+      adapters: from `init_adapters`, unboxed.
       config: their scale.
     """
     leaves, found = flat_leaves(base), flat_leaves(adapters)

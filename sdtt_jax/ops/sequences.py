@@ -32,7 +32,7 @@ def arrange(tokens: Tokens, sequences: Sequences | None) -> Arrangement | None:
 
     - "documents": an EOS belongs to the text that it ends, and the BOS of a wrapped sequence to its first.
     - "padded": what follows the first EOS is padding.
-    - "prompted": the prompt ends with the first BOS; what follows the first EOS behind it is padding.
+    - "prompted": the prompt ends with the first BOS; what follows the first EOS after it is padding.
 
     Args:
       tokens: `[batch, length]` int32, no MASK.

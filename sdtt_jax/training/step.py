@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sdtt_jax.config import require
 from sdtt_jax.parallel.mesh import mesh_of, use_mesh
 from sdtt_jax.parallel.placement import replicated
 from sdtt_jax.training.config import TrainConfig
@@ -214,5 +215,9 @@ def _microbatch(x: jax.Array, microbatches: int) -> jax.Array:
 
     Strided rather than contiguous, so that every microbatch stays spread over all devices.
     """
+    require(
+        x.shape[0] % microbatches == 0,
+        f"microbatches={microbatches} does not divide a batch of {x.shape[0]}; take a divisor.",
+    )
     split = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:])
     return jnp.swapaxes(split, 0, 1)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax.networks.attention import attend, causal_mask, plain_attention, rotary_tables, rotate
+from sdtt_jax.networks.attention import attend, plain_attention, rotary_tables, rotate
 from sdtt_jax.networks.attention.dispatch import FORMS, LENGTH_BY_HEAD
 from sdtt_jax.networks.attention.kernels import Saved
+from tests.networks.plain import attend_plainly
 
 BATCH, LENGTH, HEADS, DIM = 2, 5, 3, 8
 
@@ -31,21 +32,11 @@ def _numpy_attention(query, key, value, causal):
     return out
 
 
-def _plain(query, key, value, causal, segments=None):
-    """The oracle in the layout of `attend`; JAX differentiates it."""
-    mask = causal_mask(query.shape[1]) if causal else None
-    if segments is not None:
-        same = (segments[:, None] == segments[:, :, None])[:, None]
-        mask = same if mask is None else same & mask
-    heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    return jnp.swapaxes(plain_attention(*heads_first, mask), 1, 2)
-
-
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_equals_numpy(causal):
     query, key, value = (_random(i, BATCH, LENGTH, HEADS, DIM) for i in range(3))
     expected = _numpy_attention(*(np.asarray(x, np.float64) for x in (query, key, value)), causal)
-    for function in (attend, _plain):
+    for function in (attend, attend_plainly):
         found = jax.jit(functools.partial(function, causal=causal))(query, key, value)
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
@@ -56,7 +47,7 @@ def _checked(name, causal, *arrays, segments=None):
     *inputs, gradient = arrays
     form = FORMS[name]
     mixed, lse = form.forward(*inputs, causal, segments)
-    plain = functools.partial(_plain, causal=causal, segments=segments)
+    plain = functools.partial(attend_plainly, causal=causal, segments=segments)
     expected, pull_back = jax.vjp(plain, *inputs)
     grads = form.backward(Saved(*inputs, mixed, lse, segments), gradient, causal)
     return (mixed, *grads), (expected, *pull_back(gradient))
@@ -99,7 +90,7 @@ def test_long_sequences_take_the_form_by_head(causal):
     @jax.jit
     def both(*arrays):
         results = []
-        for function in (attend, _plain):
+        for function in (attend, attend_plainly):
             mixed, pull_back = jax.vjp(functools.partial(function, causal=causal), *arrays[:3])
             results.append((mixed, pull_back(arrays[3])))
         return results

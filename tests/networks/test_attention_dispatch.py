@@ -12,12 +12,11 @@ import pytest
 from sdtt_jax.networks.attention import (
     attend,
     attend_rotated,
-    causal_mask,
     dispatch,
     kernels,
-    plain_attention,
     rotary_tables,
 )
+from tests.networks.plain import attend_plainly
 
 LONG = (1, dispatch.LENGTH_BY_HEAD, 2, 64)
 
@@ -25,15 +24,6 @@ LONG = (1, dispatch.LENGTH_BY_HEAD, 2, 64)
 def _arrays(shape, dtype=jnp.float32):
     rng = np.random.default_rng(0)
     return [rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(4)]
-
-
-def _plain(query, key, value, causal, segments=None):
-    mask = causal_mask(query.shape[1]) if causal else None
-    if segments is not None:
-        same = (segments[:, None] == segments[:, :, None])[:, None]
-        mask = same if mask is None else same & mask
-    heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    return jnp.swapaxes(plain_attention(*heads_first, mask), 1, 2)
 
 
 def _loss(query, key, value, gradient, causal=False, segments=None):
@@ -67,7 +57,7 @@ def test_splash_attention_equals_the_plain_form(causal, segments):
 
     @jax.jit
     def plain(*inputs):
-        form = functools.partial(_plain, causal=causal, segments=segments)
+        form = functools.partial(attend_plainly, causal=causal, segments=segments)
         mixed, pull_back = jax.vjp(form, *inputs)
         return mixed, pull_back(gradient), kernels.forward_at_once(*inputs, causal, segments)[1]
 

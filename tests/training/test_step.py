@@ -70,6 +70,13 @@ def test_microbatches_give_the_whole_batch_s_loss_and_gradient():
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5, err_msg=name)
 
 
+def test_a_batch_that_microbatches_do_not_divide_is_refused():
+    state, step, _ = toy.setup(toy.configured(microbatches=4))
+    batch = jax.tree.map(lambda x: x[:-1], toy.batch_at(0))
+    with pytest.raises(ConfigError, match="microbatches=4 does not divide a batch of"):
+        step(state, batch, KEY)
+
+
 def test_each_microbatch_has_its_own_key():
     """A loss that is its key's uniform draw: the mean over four differs from any single one."""
 

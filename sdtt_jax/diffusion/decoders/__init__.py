@@ -12,7 +12,7 @@ A decoder is a set of options and some pure functions, one row of `DECODERS`:
 `SamplerConfig.mode` names a decoder and its options: "confidence", or
 "confidence:score=margin,threshold=0.9".
 
-It may use what diffusion may use, but for the sampler.
+It may use what diffusion may use, except the sampler.
 """
 
 import ast

@@ -6,7 +6,7 @@ A call computes the positions of one block alone. What it sees of the others is 
   seen. It is exact for block-causal attention (`networks.blocks.BlockCausal`, arXiv 2503.09573) and an
   approximation for a network that sees everything.
 * "dual": of all positions, as they were at the block's first call, which computes all of them (Fast-dLLM,
-  arXiv 2505.22618, section 3.2). It is an approximation but for the first call of each block.
+  arXiv 2505.22618, section 3.2). It is an approximation except in the first call of each block.
 * "none": nothing; each call computes all positions. It is what the others are compared with.
 """
 

@@ -29,7 +29,7 @@ def suite(subject: Subject, record: Record) -> None:
         nats = np.stack([texts.scores.per_token for texts in judged if texts.scores], axis=1)
         nats = nats.reshape(-1, settings.continuations, len(every)).mean(axis=1)
         free = ((0, 0), (0, setup.length - setup.given))
-        prompts = generation.behind_bos(model, setup.prompts[:: settings.continuations])
+        prompts = generation.after_bos(model, setup.prompts[:: settings.continuations])
         x_init = np.pad(prompts, free, constant_values=model.mask_id)
         features = prompt_features(model, x_init, settings.batch_size)
         steps = np.array([writer.facts["num_steps"] for writer in every])

@@ -104,7 +104,7 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
 
     if isinstance(model, Model):
         masked = ((0, 0), (0, free))
-        x_init = np.pad(behind_bos(model, setup.prompts), masked, constant_values=model.mask_id)
+        x_init = np.pad(after_bos(model, setup.prompts), masked, constant_values=model.mask_id)
         for num_steps in settings.num_steps:
             config = settled(settings.sampler(num_steps), model)
             key = purpose_key(settings.seed, name, num_steps)
@@ -131,8 +131,8 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
     return result
 
 
-def behind_bos(model: Model, prompts: np.ndarray) -> np.ndarray:
-    """Prompts as the model has seen beginnings of text: behind BOS, which those of its own data have."""
+def after_bos(model: Model, prompts: np.ndarray) -> np.ndarray:
+    """Prompts as beginnings of text were in training: after BOS, where the model has a `first_token`."""
     bos = model.first_token
     if bos is None or prompts.shape[1] == 0 or (prompts[:, 0] == bos).all():
         return prompts
@@ -235,7 +235,7 @@ def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
 
 
 def judging(subject: Subject) -> Json:
-    """What the scores of texts depend on but for the texts."""
+    """What the scores of texts depend on, besides the texts."""
     settings, judge = subject.settings, subject.judge
     return {
         "judge": judge and {"path": judge.facts["path"]} | judge.fingerprint,
