@@ -104,3 +104,11 @@ def _with_first(
     first = jnp.zeros((len(share), num_steps), jnp.float32)
     rows = jnp.arange(len(share))[:, None]
     return call, first.at[rows, call].max(share, mode="drop")
+
+
+def cooled(num_steps: int, temperature: float, cooling: float) -> jax.Array:
+    """Temperatures of the steps, falling from `(1 + cooling) temperature` to `(1 - cooling) temperature` in a
+    straight line, and 1 after the last: `[num_steps + 1]` float32. A single step has `temperature` itself.
+    """
+    fall = jnp.linspace(1.0, -1.0, num_steps, dtype=jnp.float32) if num_steps > 1 else jnp.zeros(1)
+    return jnp.append(temperature * (1 + cooling * fall), 1.0).astype(jnp.float32)

@@ -3,7 +3,7 @@
 `sampler.sample` is compiled again for every number of steps, every way to spread positions over them, and
 every temperature. Where there is only a plan, none of these changes what a step computes. So the plan is
 made by a program of its own, which compiles in a tenth of the time, and is padded to `CAPACITY` steps; the
-temperature is an argument.
+temperatures are an argument.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from sdtt_jax.diffusion.calls import cooled
 from sdtt_jax.diffusion.decoders import parse_mode, stop_of
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import (
@@ -40,14 +41,22 @@ def common_config(config: SamplerConfig) -> SamplerConfig | None:
         return None
     temperature = config.temperature if config.greedy else 1.0
     return dataclasses.replace(
-        config, num_steps=CAPACITY, mode="grid", time_grid="uniform", temperature=temperature
+        config,
+        num_steps=CAPACITY,
+        mode="grid",
+        time_grid="uniform",
+        temperature=temperature,
+        cooling=0.0,
     )
 
 
-def own_temperature(config: SamplerConfig) -> jax.Array | None:
-    """What `follow` divides logits by, `[]` float32; None where that is 1, or no token is drawn."""
-    off = config.greedy or config.temperature == 1.0
-    return None if off else jnp.float32(config.temperature)
+def own_temperatures(config: SamplerConfig) -> jax.Array | None:
+    """What `follow` divides the logits of each step by: `[CAPACITY + 1]` float32; None where that is 1
+    throughout, or no token is drawn."""
+    if config.greedy or (config.temperature == 1.0 and config.cooling == 0.0):
+        return None
+    temperatures = cooled(config.num_steps, config.temperature, config.cooling)
+    return jnp.pad(temperatures, (0, CAPACITY - config.num_steps), constant_values=1)
 
 
 def wide_plan(diffusion: MaskedDiffusion, key: Key, x_init: Tokens, config: SamplerConfig) -> Plan:
@@ -75,7 +84,7 @@ def follow(
     x_init: Tokens,
     num_steps: jax.Array,
     config: SamplerConfig,
-    temperature: jax.Array | None = None,
+    temperatures: jax.Array | None = None,
 ) -> SamplerState:
     """Carries out a plan: the final state that `sampler.sample` returns for the same key.
 
@@ -85,13 +94,13 @@ def follow(
       x_init: `[batch, length]` int32, as the plan had it.
       num_steps: `[]` int32, reverse steps.
       config: from `common_config`.
-      temperature: from `own_temperature`.
+      temperatures: from `own_temperatures`.
     """
 
     def step(index: jax.Array, state: SamplerState) -> SamplerState:
         # The step after the last, which fills what is still masked, has the number that the config says.
         index = jnp.where(index == num_steps, config.num_steps, index)
-        return take_step(diffusion, params, plan, state, index, config, temperature=temperature)
+        return take_step(diffusion, params, plan, state, index, config, temperatures=temperatures)
 
     plan = shown(diffusion, params, plan)
     begin = first_state(diffusion, params, x_init, config)

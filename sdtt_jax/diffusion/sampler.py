@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import one_of, require, whole, within
+from sdtt_jax.diffusion.calls import cooled
 from sdtt_jax.diffusion.decoders import filling, parse_mode, serving, stop_of, stopping
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Pick, Scene, sigma_of_share
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
@@ -53,20 +54,29 @@ class SamplerConfig(Filters):
       temperature, top_k, top_p: filters of the token distribution; 1, 0 and 1 are off. Of a network that
         sees noise, temperature 0 takes the tokens that the noise determines, and 1 draws from what the
         network says of them.
+      cooling: how far the temperature falls over the steps (`calls.cooled`); 0 is off.
     """
 
     num_steps: int
     time_grid: str = "uniform"
     final_denoise: bool = True
     mode: str = "grid"
+    cooling: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(1, self, "num_steps")
         within(f"[1, {MAX_STEPS}]", self, "num_steps")
         one_of(self, time_grid=TIME_GRIDS)
-        parse_mode(self.mode)
+        within("[0, 1)", self, "cooling")
+        decoder, _ = parse_mode(self.mode)
         stop_of(self.mode)
+        if self.cooling > 0:
+            require(not self.greedy, "cooling has nothing to cool at temperature 0; leave it at 0.")
+            require(
+                decoder.step is None,
+                f"mode={self.mode!r} draws in its own way, at one temperature; leave cooling at 0.",
+            )
 
 
 def check_config(config: SamplerConfig) -> None:
@@ -271,7 +281,7 @@ def take_step(
     index: jax.Array,
     config: SamplerConfig,
     helper: Helper | None = None,
-    temperature: jax.Array | None = None,
+    temperatures: jax.Array | None = None,
 ) -> SamplerState:
     """Step `index: [] int32` of a generation: draws the tokens of its positions.
 
@@ -283,12 +293,13 @@ def take_step(
         most probable tokens, if `config.final_denoise`.
       config: sampler.
       helper: the second model of a decoder that needs one.
-      temperature: `[]` float32, what divides logits beside the config's own temperature; None: nothing.
+      temperatures: `[num_steps + 1]` float32, what divides the logits of each step beside the config's own
+        temperature; None: nothing.
     """
     stop, watch = stop_of(config.mode), state.watch
 
     def step(state: SamplerState) -> SamplerState:
-        return _step(diffusion, params, plan, state, index, config, helper, temperature)
+        return _step(diffusion, params, plan, state, index, config, helper, temperatures)
 
     if stop is None or watch is None:
         return step(state)
@@ -321,7 +332,7 @@ def _step(
     index: jax.Array,
     config: SamplerConfig,
     helper: Helper | None,
-    temperature: jax.Array | None,
+    temperatures: jax.Array | None,
 ) -> SamplerState:
     """`take_step` for all texts, also those that have stopped."""
     decoder, options = parse_mode(config.mode)
@@ -340,9 +351,12 @@ def _step(
         key, key_position = jax.random.split(key)
         due = _redone(diffusion, plan, state.x, key_position, index, config)
     selected = due.selected if config.final_denoise else due.selected & ~last
+    if config.cooling > 0:
+        temperatures = cooled(config.num_steps, config.temperature, config.cooling)
+        config = dataclasses.replace(config, temperature=1.0, cooling=0.0)
     choose = filling.choice(config, plan.noise, sees_noise=diffusion.noise_levels is not None)
     of_call = decoder.temperature(options, index) if decoder.temperature is not None else None
-    for scale in (of_call, temperature):
+    for scale in (of_call, None if temperatures is None else temperatures[index]):
         choose = choose if scale is None else filling.tempered(choose, scale)
     choose, keys = filling.greedy_at_last(choose), (key, last)
     x, calls = filling.reveal(

@@ -36,6 +36,11 @@ class Decoding:
     )
     time_grid: str = setting(SamplerConfig.time_grid, "Times of the sampler: uniform or cosine.")
     temperature: float = setting(SamplerConfig.temperature, "Divides the logits; 0 is greedy.")
+    cooling: float = setting(
+        SamplerConfig.cooling,
+        "How far the temperature falls over the steps, from 1 + cooling times --temperature to 1 - cooling "
+        "times; 0 is off.",
+    )
     top_k: int = setting(SamplerConfig.top_k, "Top-k filtering; 0 is off.")
     top_p: float = setting(SamplerConfig.top_p, "Nucleus filtering; 1 is off.")
 
@@ -50,7 +55,11 @@ class Decoding:
     def sampler(self, num_steps: int) -> SamplerConfig:
         """The sampler at a number of steps."""
         return SamplerConfig(
-            num_steps=num_steps, mode=self.mode, time_grid=self.time_grid, **self.filters
+            num_steps=num_steps,
+            mode=self.mode,
+            time_grid=self.time_grid,
+            cooling=self.cooling,
+            **self.filters,
         )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.decoders.serving import check_unasked
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.planned import common_config, follow, own_temperature, wide_plan
+from sdtt_jax.diffusion.planned import common_config, follow, own_temperatures, wide_plan
 from sdtt_jax.diffusion.sampler import Plan, SamplerConfig, SamplerState, sample
 from sdtt_jax.ops.sequences import Sequences, arrange
 from sdtt_jax.typing import Key, Params, Tokens
@@ -44,8 +44,8 @@ def generate(
     spread = SamplerConfig(config.num_steps, config.time_grid, mode=config.mode)
     plan = _wide_plan(diffusion, key, x_init, spread)
     steps = jnp.int32(config.num_steps)
-    temperature = own_temperature(config)
-    return _followed(diffusion, params, plan, x_init, steps, temperature, common, sequences)
+    temperatures = own_temperatures(config)
+    return _followed(diffusion, params, plan, x_init, steps, temperatures, common, sequences)
 
 
 @functools.partial(jax.jit, static_argnames=("diffusion", "config", "sequences"))
@@ -70,12 +70,12 @@ def _followed(
     plan: Plan,
     x_init: Tokens,
     num_steps: jax.Array,
-    temperature: jax.Array | None,
+    temperatures: jax.Array | None,
     config: SamplerConfig,
     sequences: Sequences | None,
 ) -> SamplerState:
     model = diffusion.within(arrange(x_init, sequences))
-    return follow(model, params, plan, x_init, num_steps, config, temperature)
+    return follow(model, params, plan, x_init, num_steps, config, temperatures)
 
 
 _wide_plan = jax.jit(wide_plan, static_argnames=("diffusion", "config"))

@@ -136,7 +136,7 @@ class Model(Loaded):
             determines the draws.
           helper: the second model, as `sdtt_jax.load` returns it, of a decoder that needs one, such as
             "speculative".
-          **options: further fields of `SamplerConfig` (temperature, top_k, top_p, time_grid, mode).
+          **options: further fields of `SamplerConfig` (temperature, cooling, top_k, top_p, time_grid, mode).
 
         Raises:
           ConfigError: what is given is longer than the model's sequences, or an option is out of range.

@@ -6,7 +6,7 @@ import pytest
 
 from sdtt_jax.diffusion import planned
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.planned import common_config, follow, own_temperature, wide_plan
+from sdtt_jax.diffusion.planned import common_config, follow, own_temperatures, wide_plan
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
@@ -19,6 +19,8 @@ CONFIGS = [
     SamplerConfig(3, temperature=0.0),
     SamplerConfig(3, temperature=1.7, top_k=2, top_p=0.9),
     SamplerConfig(2, final_denoise=False),
+    SamplerConfig(3, cooling=0.5),
+    SamplerConfig(2, mode="first-hitting", temperature=0.8, cooling=0.9, top_k=2),
 ]
 _follow = jax.jit(follow, static_argnames=("diffusion", "config"))
 
@@ -28,8 +30,8 @@ def test_it_writes_what_the_sampler_writes(config):
     x_init, key = prior_sample(64, LENGTH, MASK).at[:, 0].set(1), jax.random.key(3)
     plan = wide_plan(DIFFUSION, key, x_init, config)
     steps = np.int32(config.num_steps)
-    temperature = own_temperature(config)
-    found = _follow(DIFFUSION, PARAMS, plan, x_init, steps, common_config(config), temperature)
+    temperatures = own_temperatures(config)
+    found = _follow(DIFFUSION, PARAMS, plan, x_init, steps, common_config(config), temperatures)
     wanted, _ = sample(DIFFUSION, PARAMS, key, x_init, config)
     np.testing.assert_array_equal(found.x, wanted.x)
     assert found.nfe == wanted.nfe
@@ -40,6 +42,7 @@ def test_numbers_of_steps_and_ways_to_spread_them_share_a_program():
         SamplerConfig(1),
         SamplerConfig(2, mode="first-hitting"),
         SamplerConfig(1, temperature=0.8),
+        SamplerConfig(3, cooling=0.5),
     )
     assert len({common_config(config) for config in configs}) == 1
     assert common_config(SamplerConfig(1, temperature=0.0)).greedy
@@ -47,8 +50,14 @@ def test_numbers_of_steps_and_ways_to_spread_them_share_a_program():
 
 def test_temperatures_share_a_program_but_for_1():
     """At 1 logits are not divided."""
-    numbers = [own_temperature(SamplerConfig(2, temperature=t)) for t in (0.0, 0.5, 1.0, 2.0)]
-    assert [x if x is None else float(x) for x in numbers] == [None, 0.5, None, 2.0]
+    found = [own_temperatures(SamplerConfig(2, temperature=t)) for t in (0.0, 0.5, 1.0, 2.0)]
+    assert [x if x is None else x[:2].tolist() for x in found] == [
+        None,
+        [0.5, 0.5],
+        None,
+        [2.0, 2.0],
+    ]
+    assert own_temperatures(SamplerConfig(2, cooling=0.5))[:3].tolist() == [1.5, 0.5, 1.0]
 
 
 @pytest.mark.parametrize("mode", ["learnt", "confidence", "remdm", "blocks", "grid:stop=eos:1"])
