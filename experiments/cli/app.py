@@ -323,7 +323,11 @@ def run_app(
             logging.set_verbosity(logging.WARNING)
         if cache:
             keep_compiled_programs()
-        return exit_status(main, argv, goes_on=goes_on)
+        status = exit_status(main, argv, goes_on=goes_on)
+        # Several that were asked to stop have agreed where, and leave the job together.
+        if status and (ending.is_alone() or status != EXIT_INTERRUPTED):
+            ending.leave(status)
+        return status
 
     print_anywhere()
     signal.signal(signal.SIGTERM, _stop)

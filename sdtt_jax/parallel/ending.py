@@ -61,7 +61,20 @@ def fail(status: int) -> None:
             if len(client.key_value_dir_get(FAILED)) >= distributed.global_state.num_processes:
                 break
             time.sleep(LOOK / 10)
-    _end(status)
+    leave(status)
+
+
+def leave(status: int) -> None:
+    """Ends this process now, with what it has said.
+
+    At an exit in order JAX would wait for the others, who wait for this one, and would take what computations
+    under way need away from them, which ends in a segmentation fault.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            if stream is not None:
+                stream.flush()
+    os._exit(status)
 
 
 @contextlib.contextmanager
@@ -140,12 +153,3 @@ def _interrupt(client: Any, over: threading.Event) -> None:
             # To the main thread, so that it also wakes from waiting for a file.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             return
-
-
-def _end(status: int) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            if stream is not None:
-                stream.flush()
-    # Not sys.exit: JAX would wait for the others, who wait for this process.
-    os._exit(status)
