@@ -11,13 +11,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from sdtt_jax.checkpoints import metadata as stored
+from sdtt_jax.checkpoints import orbax
 from sdtt_jax.checkpoints.digests import canonical_sha256, describe
 from sdtt_jax.checkpoints.metadata import DamagedError, brief, require_same_leaves
 from sdtt_jax.errors import CheckpointError, MismatchError
@@ -30,6 +31,7 @@ CORRUPT = "corrupt"
 # What a folder of delivered parameters consists of.
 PARTS = ("params", "meta")
 LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Checkpoints:
@@ -71,14 +73,14 @@ class Checkpoints:
                 self.directory,
                 cleanup_tmp_directories=True,
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-                context=_context(),
-                preservation_policy=_kept(keep, keep_every),
+                context=orbax.writing(),
+                preservation_policy=orbax.kept(keep, keep_every),
             )
         except OSError as error:
             raise CheckpointError(
                 f"Cannot keep checkpoints in {self.directory}: {error}."
             ) from error
-        _leave_preemption_to_us(self._orbax)
+        orbax.leave_preemption_to_us(self._orbax)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -253,7 +255,7 @@ def save_params(
     leaves = flat_leaves(params)
     content = {"params": nested(leaves), "meta": stored.signed(metadata or {}, leaves)}
     try:
-        with _context():
+        with orbax.writing():
             ocp.save_checkpointables(absolute(directory), content, overwrite=True)
     except Exception as error:
         raise CheckpointError(f"Cannot write parameters to {directory}: {error}.") from error
@@ -279,7 +281,7 @@ def load_params(
     if not path.is_dir():
         raise CheckpointError(f"There are no parameters at {directory}; give a folder named final.")
     try:
-        metadata, table = _stored_metadata(path)
+        metadata, table = _agreed(lambda: _stored_metadata(path))
         shapes = {p: jax.ShapeDtypeStruct(s, jax.numpy.dtype(d)) for p, (d, s, _) in table.items()}
         if callable(shardings):
             shardings = shardings(metadata)
@@ -310,37 +312,8 @@ def stored_digest(directory: str | os.PathLike[str]) -> str:
         raise CheckpointError(f"The parameters at {directory} are damaged: {error}.") from error
 
 
-def _kept(keep: int | None, keep_every: int) -> Any:
-    policies = ocp.training.preservation_policies
-    latest = policies.LatestN(keep)
-    if not keep_every:
-        return latest
-    return policies.AnyPreservationPolicy([latest, policies.EveryNSteps(keep_every)])
-
-
-def _context() -> ocp.Context:
-    # Left to itself Orbax stores a dict of numbers as arrays; this keeps "meta" a readable JSON file.
-    registry = ocp.handlers.local_registry()
-    registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
-    context = ocp.Context()
-    context.checkpointables.registry = registry
-    # Devices that hold the same share in writing it, for which Orbax compiles a slice per device and shape:
-    # not worth it for small leaves. Of a state on eight devices they took most of the first save's time.
-    context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
-    return context
-
-
-def _leave_preemption_to_us(checkpointer: ocp.training.Checkpointer) -> None:
-    # At each save, and once more from the thread that ends it, Orbax asks JAX whether its training step is
-    # the call at which all processes stop. JAX keeps one number, the last that was asked for: after Orbax's,
-    # it chose a call that `processes.preempted`, which numbers its own, never makes, and SIGTERM was ignored.
-    manager = getattr(checkpointer, "_manager", None)
-    if manager is not None:
-        manager.reached_preemption = lambda _step: False
-
-
 def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:
-    metadata, table = _stored_metadata(path)
+    metadata, table = _agreed(lambda: _stored_metadata(path))
     for field, wanted in expect.items():
         if metadata.get(field, wanted) != wanted:
             raise MismatchError(
@@ -355,9 +328,23 @@ def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, 
     return jax.tree.unflatten(structure, [restored[name] for name in names]), metadata
 
 
+def _agreed(read: Callable[[], T]) -> T:
+    """What `read` returns. A piece that one process cannot read is damaged for all: the others would wait for
+    it in the next computation, while it goes back to an earlier checkpoint."""
+    error = None
+    try:
+        found = read()
+    except DamagedError as caught:
+        error = caught
+    if processes.anywhere(error is not None):
+        raise error or DamagedError("another process cannot read it")
+    return found
+
+
 def _stored_metadata(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
-        content = ocp.load_checkpointables(path, {"meta": None})["meta"]
+        with orbax.reading():
+            content = ocp.load_checkpointables(path, {"meta": None})["meta"]
     except Exception as error:
         raise DamagedError(f"its metadata cannot be read: {brief(error)}") from error
     return stored.verified(content, path)
@@ -366,11 +353,18 @@ def _stored_metadata(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _read_leaves(
     path: Path, item: str, abstract: Mapping[str, Any], table: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
+    def load() -> dict[str, jax.Array]:
+        try:
+            with orbax.reading():
+                found = ocp.load_checkpointables(path, {item: nested(abstract)})
+            return flat_leaves(found[item])
+        except Exception as error:  # At least six types of it.
+            raise DamagedError(f"it cannot be read: {brief(error)}") from error
+
+    leaves = _agreed(load)
     try:
-        tree = ocp.load_checkpointables(path, {item: nested(abstract)})[item]
-        leaves = flat_leaves(tree)
         described = describe(leaves)
-    except Exception as error:  # At least six types of it.
+    except CheckpointError as error:
         raise DamagedError(f"it cannot be read: {brief(error)}") from error
     for name, (_, _, digest) in table.items():
         if described[name][2] != digest:

@@ -121,6 +121,11 @@ def agree(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def anywhere(value: bool) -> bool:
+    """Whether it is true on any process."""
+    return bool(gathered(np.array(value)).any())
+
+
 def barrier(name: str) -> None:
     """Waits until every process is here."""
     if jax.process_count() > 1:

@@ -12,6 +12,7 @@ from sdtt_jax.checkpoints import metadata
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import Checkpoints, load_params, save_params
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import replicated
 from tests.checkpoints.stored import flip_bit, metadata_file, restore, save_three, state_at
@@ -114,6 +115,21 @@ def test_the_metadata_are_a_readable_json_file(three):
     stored = json.loads(metadata_file(three / "3").read_text())
     assert stored["meta"]["round"] == 1
     assert stored["leaves"]["params/blocks/kernel"][:2] == ["float32", [64, 16]]
+
+
+def test_what_another_process_cannot_read_is_damaged_for_all(three, monkeypatch):
+    """It alone would go back to the checkpoint before, and all would wait for each other."""
+    asked = []
+
+    def anywhere(failed):
+        asked.append(failed)
+        return len(asked) == 2  # of the latest one its metadata are read, and then its leaves
+
+    monkeypatch.setattr(processes, "anywhere", anywhere)
+    state, _ = restore(three)
+    toy.assert_same(state, state_at(2))
+    assert asked == [False] * 4
+    assert not (three / "3").exists()
 
 
 def test_a_save_leaves_the_agreement_on_stopping_to_us(tmp_path, monkeypatch):
