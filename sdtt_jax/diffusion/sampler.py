@@ -264,12 +264,7 @@ def plan_generation(
 
 
 def shown(diffusion: MaskedDiffusion, params: Params, plan: Plan) -> Plan:
-    """The plan, its noise prepared once for all steps (`MaskedDiffusion.shown`).
-
-    Args:
-      diffusion, params: the model.
-      plan: from `plan_generation`.
-    """
+    """The plan from `plan_generation`, its noise prepared once for all steps (`MaskedDiffusion.shown`)."""
     return dataclasses.replace(plan, noise=diffusion.shown(params, plan.noise))
 
 
