@@ -140,9 +140,8 @@ def _listen(client: Any, over: threading.Event) -> None:
 def _failed(client: Any) -> dict[str, str]:
     try:
         return dict(client.key_value_dir_get(FAILED))
-    except (
-        Exception
-    ):  # This process is alone, or the table has gone with process 0, and JAX ends this one.
+    except Exception:
+        # This process is alone, or the table has gone with process 0, and JAX ends this one.
         return {}
 
 

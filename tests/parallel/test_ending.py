@@ -131,8 +131,13 @@ def test_a_signal_is_heard_while_waiting_for_the_others(table, monkeypatch, caps
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: joined.wait(30))
     monkeypatch.setattr(ending, "listen", lambda: None)
     main = threading.main_thread().ident
+    # Where these tests run in the background of a script, SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
-    processes.initialize("on")
+    try:
+        processes.initialize("on")
+    finally:
+        signal.signal(signal.SIGINT, before)
     joined.set()
     assert table.ended == [EXIT_INTERRUPTED]
     assert "Stopped while waiting for the other processes." in capsys.readouterr().err
