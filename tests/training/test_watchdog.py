@@ -1,0 +1,54 @@
+"""The watchdog of a process. Oracle: how the process ends. tests/faults has it in a run of several."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+PROGRAM = """
+import sys, time
+from sdtt_jax.training.watchdog import watchdog
+
+with watchdog(4.0, "a step") as beat:
+    print("ready", flush=True)
+    for _ in range(3):
+        beat()
+        began = time.process_time()
+        while sys.argv[1] == "works" and time.process_time() < began + 0.7:
+            pass
+    time.sleep(0 if sys.argv[1] == "works" else 20)
+"""
+
+
+def start(what: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, what],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.slow
+def test_a_process_that_was_stopped_goes_on():
+    """Ctrl-Z for longer than a step may take; it was ended when it woke up."""
+    process = start("works")
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(5.5)
+    process.send_signal(signal.SIGCONT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (0, "")
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_ended_with_the_stacks_of_its_threads():
+    process = start("hangs")
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "for 4 s a step has not ended" in said
+    assert "File " in said
