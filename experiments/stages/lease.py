@@ -13,6 +13,7 @@ from typing import Any
 
 from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.paths import parse_json, write_json
+from sdtt_jax.threads import beside
 
 FILE = ".lease.json"
 # Seconds between two renewals, and how many may be missed before the owner counts as dead.
@@ -48,15 +49,10 @@ def lease(root: Path, owner: str, renew: float = RENEW) -> Iterator[None]:
     if now.get("token") != token:
         raise _refusal(path, now)
     over = threading.Event()
-    thread = threading.Thread(
-        target=_renew, args=(path, token, owner, renew, over), name="lease", daemon=True
-    )
-    thread.start()
     try:
-        yield
+        with beside("lease", over, lambda: _renew(path, token, owner, renew, over)):
+            yield
     finally:
-        over.set()
-        thread.join()
         if _read(path).get("token") == token:
             path.unlink()
 

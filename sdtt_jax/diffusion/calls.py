@@ -5,6 +5,7 @@ Nothing here depends on what the network predicts.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdtt_jax.config import INT32, require
 from sdtt_jax.diffusion.schedule import Schedule
@@ -106,9 +107,10 @@ def _with_first(
     return call, first.at[rows, call].max(share, mode="drop")
 
 
-def cooled(num_steps: int, temperature: float, cooling: float) -> jax.Array:
+def cooled(num_steps: int, temperature: float, cooling: float) -> np.ndarray:
     """Temperatures of the steps, falling from `(1 + cooling) temperature` to `(1 - cooling) temperature` in a
     straight line, and 1 after the last: `[num_steps + 1]` float32. A single step has `temperature` itself.
     """
-    fall = jnp.linspace(1.0, -1.0, num_steps, dtype=jnp.float32) if num_steps > 1 else jnp.zeros(1)
-    return jnp.append(temperature * (1 + cooling * fall), 1.0).astype(jnp.float32)
+    # By NumPy, for outside of `jit` JAX would compile each of these operations at a first generation.
+    fall = np.linspace(1, -1, num_steps) if num_steps > 1 else np.zeros(1)
+    return np.append(temperature * (1 + cooling * fall), 1).astype(np.float32)

@@ -10,6 +10,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdtt_jax.diffusion.calls import cooled
 from sdtt_jax.diffusion.decoders import parse_mode, stop_of
@@ -56,7 +57,8 @@ def own_temperatures(config: SamplerConfig) -> jax.Array | None:
     if config.greedy or (config.temperature == 1.0 and config.cooling == 0.0):
         return None
     temperatures = cooled(config.num_steps, config.temperature, config.cooling)
-    return jnp.pad(temperatures, (0, CAPACITY - config.num_steps), constant_values=1)
+    spare = CAPACITY - config.num_steps
+    return jnp.asarray(np.pad(temperatures, (0, spare), constant_values=1))
 
 
 def wide_plan(diffusion: MaskedDiffusion, key: Key, x_init: Tokens, config: SamplerConfig) -> Plan:

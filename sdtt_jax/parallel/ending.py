@@ -18,6 +18,8 @@ from typing import Any
 
 from jax._src import distributed  # JAX has no public name for what it joined
 
+from sdtt_jax.threads import beside
+
 # The folder of keys of the processes that have failed: their numbers; the values are exit statuses.
 FAILED = "sdtt_jax/failed/"
 # Under which JAX's own notifier tells all processes that one of them got SIGTERM.
@@ -93,14 +95,11 @@ def interruptible() -> Iterator[None]:
         if not over.is_set():
             raise KeyboardInterrupt
 
-    thread = threading.Thread(target=_interrupt, args=(client, over), name="notice", daemon=True)
     before = signal.signal(signal.SIGINT, interrupt)
-    thread.start()
     try:
-        yield
+        with beside("notice", over, lambda: _interrupt(client, over)):
+            yield
     finally:
-        over.set()
-        thread.join()
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from sdtt_jax.threads import beside
+
 # As for any failure that a retry may mend: the same command goes on from the last checkpoint.
 EXIT_HUNG = 1
 STDERR = 2
@@ -58,13 +60,10 @@ def watchdog(seconds: float, what: str) -> Iterator[Callable[[], None]]:
                 # Not sys.exit: it would wait for the very threads that hang.
                 os._exit(EXIT_HUNG)
 
-    thread = threading.Thread(target=watch, name="watchdog", daemon=True)
-    thread.start()
     try:
-        yield beat
+        with beside("watchdog", over, watch):
+            yield beat
     finally:
-        over.set()
-        thread.join()
         faulthandler.cancel_dump_traceback_later()
 
 

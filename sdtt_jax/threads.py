@@ -1,0 +1,23 @@
+"""A thread that works beside the rest of the program."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def beside(name: str, over: threading.Event, work: Callable[[], None]) -> Iterator[None]:
+    """Runs `work` in a daemon thread within; sets `over` and waits for the thread at the end.
+
+    Args:
+      name: of the thread.
+      over: that it is to end.
+      work: returns soon after `over` is set.
+    """
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
