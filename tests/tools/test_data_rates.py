@@ -21,6 +21,13 @@ def test_each_part_prints_its_row(arguments, cells, capsys):
     assert re.search(rf"^\| {cells} \|$", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_another_process_that_shares_its_libraries_takes_nothing_off(tmp_path, monkeypatch):
+    """Between the two measurements other processes began, and each page that they share counts for less."""
+    shares = iter([140.0, 139.6])
+    monkeypatch.setattr(data_rates, "_share_of_memory", lambda process: next(shares))
+    assert data_rates.random_access(tmp_path, records=1000, reads=2)[1] == 0.0
+
+
 def test_the_share_of_memory_is_what_is_held():
     before = data_rates._share_of_memory(data_rates.os.getpid())
     # Much more than what moves when another process that shares this one's libraries ends (40 MB).
