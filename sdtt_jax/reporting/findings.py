@@ -144,11 +144,19 @@ def _gained(run: Run, few: FewCalls) -> str:
     perplexity."""
     teacher = run.teacher_few_calls
     equal = equivalent_steps(teacher, few.matched.gen_ppl, few.calls)
-    if math.isinf(equal) and few.calls < max(teacher):
-        return f"writes better than its teacher at {_calls(max(teacher))}"
+    if math.isinf(equal) and few.calls < (most := max(teacher)):
+        return (
+            f"writes {_beyond(teacher, few.calls, few.paired.high)} its teacher at {_calls(most)}"
+        )
     if math.isfinite(equal) and round(equal) > few.calls:
         return f"writes as well as its teacher at {_calls(round(equal))}"
     return f"gains {percent(abs(math.expm1(few.paired.log_ratio)))}"
+
+
+def _beyond(teacher: Mapping[int, Quality], steps: int, high: float) -> str:
+    """What a student beyond all of its teacher's curve is to the curve's end: better only if surely so."""
+    surely = teacher[steps].gen_ppl * math.exp(high) < teacher[max(teacher)].gen_ppl
+    return "better than" if surely else "as well as"
 
 
 def _calls(number_of: int) -> str:
@@ -193,8 +201,8 @@ def _comparison(run: Run, c: Comparison) -> tuple[str, list[str]]:
     if c.log_ratio >= 0:
         return f"At {here} the student writes {change} worse than its teacher", sentences
     if math.isinf(c.equal) and c.steps < max(run.teacher):
-        best = max(run.teacher)
-        return f"The student at {here} writes better than its teacher at {best}", sentences
+        better = _beyond(run.teacher, c.steps, c.pair.high if c.pair else c.log_ratio)
+        return f"The student at {here} writes {better} its teacher at {max(run.teacher)}", sentences
     if math.isfinite(c.equal) and round(c.equal) > c.steps:
         as_well = f"The student at {here} writes as well as its teacher at {round(c.equal)}"
         return as_well, sentences

@@ -24,7 +24,7 @@ def test_each_part_prints_its_row(arguments, cells, capsys):
 def test_another_process_that_shares_its_libraries_takes_nothing_off(tmp_path, monkeypatch):
     """Between the two measurements other processes began, and each page that they share counts for less."""
     shares = iter([140.0, 139.6])
-    monkeypatch.setattr(data_rates, "_share_of_memory", lambda process: next(shares))
+    monkeypatch.setattr(data_rates, "_share_of_memory", lambda _: next(shares))
     assert data_rates.random_access(tmp_path, records=1000, reads=2)[1] == 0.0
 
 
