@@ -161,7 +161,7 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
         "length": run.config.data.length,
         "num_trajectories": config.num_trajectories,
         "sampler": to_mapping(config.trajectory(number)),
-        "noise": run.coupled.noise_levels,
+        "noise": run.coupled.noise_kind,
         "seed": run.config.seed,
         "round": number,
     }

@@ -88,7 +88,7 @@ class WithInputs:
 
     def __getattr__(self, name: str) -> Any:
         # Nothing else that computes from tokens, such as a cache: it would not see the inputs.
-        if name in ("mask_id", "padded_vocab", "head_params", "logits", "noise_levels", "config"):
+        if name in ("mask_id", "padded_vocab", "head_params", "logits", "noise_kind", "config"):
             return getattr(self.denoiser, name)
         inputs = " and ".join(self.inputs)
         raise AttributeError(f"A network that is given {inputs} has no {name}.")
@@ -143,10 +143,10 @@ class MaskedDiffusion:
         return self.denoiser.mask_id
 
     @property
-    def noise_levels(self) -> str | None:
+    def noise_kind(self) -> str | None:
         """The kind of noise that the network sees at masked positions (`ops.noise`); None if it sees none."""
-        levels: str | None = getattr(self.denoiser, "noise_levels", None)
-        return levels
+        kind: str | None = getattr(self.denoiser, "noise_kind", None)
+        return kind
 
     def hidden(
         self,
@@ -163,7 +163,7 @@ class MaskedDiffusion:
           sigma: `[batch]` float32, total noise of the process.
           noise: of `[batch, length]` positions, or what `shown` returned for it.
         """
-        if self.noise_levels is None:
+        if self.noise_kind is None:
             return self.denoiser.hidden(params, tokens, sigma)
         network: Any = self.denoiser
         hidden: Hidden = network.hidden(params, tokens, sigma, noise)

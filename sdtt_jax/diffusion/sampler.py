@@ -253,8 +253,8 @@ def plan_generation(
       noise: its `order` are the uniform numbers; None draws it if the network sees noise.
     """
     masked, key_plan = x_init == diffusion.mask_id, jax.random.fold_in(key, config.num_steps)
-    if noise is None and diffusion.noise_levels is not None:
-        noise = draw_noise(key_plan, x_init.shape, diffusion.mask_id, diffusion.noise_levels)
+    if noise is None and diffusion.noise_kind is not None:
+        noise = draw_noise(key_plan, x_init.shape, diffusion.mask_id, diffusion.noise_kind)
     share = (
         jax.random.uniform(key_plan, x_init.shape, jnp.float32) if noise is None else noise.order
     )
@@ -349,7 +349,7 @@ def _step(
     if config.cooling > 0:
         temperatures = jnp.asarray(cooled(config.num_steps, config.temperature, config.cooling))
         config = dataclasses.replace(config, temperature=1.0, cooling=0.0)
-    choose = filling.choice(config, plan.noise, sees_noise=diffusion.noise_levels is not None)
+    choose = filling.choice(config, plan.noise, sees_noise=diffusion.noise_kind is not None)
     of_call = decoder.temperature(options, index) if decoder.temperature is not None else None
     for scale in (of_call, None if temperatures is None else temperatures[index]):
         choose = choose if scale is None else filling.tempered(choose, scale)

@@ -106,13 +106,13 @@ def noise_of(diffusion: MaskedDiffusion, keys: Keys, length: int) -> Noise:
     Raises:
       ConfigError: the model sees no noise.
     """
-    levels = diffusion.noise_levels
-    if levels is None:
+    kind = diffusion.noise_kind
+    if kind is None:
         raise ConfigError(
             "Noise-coupled distillation needs a student that sees noise, and this network has no noise "
             'features; make it a "coupled" one (CoupledDenoiser).'
         )
-    return jax.vmap(lambda key: draw_noise(key, (length,), diffusion.mask_id, levels))(keys)
+    return jax.vmap(lambda key: draw_noise(key, (length,), diffusion.mask_id, kind))(keys)
 
 
 def trajectory_end(
@@ -131,7 +131,7 @@ def trajectory_end(
     """
     batch, length = noise.order.shape
     x_init = prior_sample(batch, length, teacher.mask_id)
-    if teacher.noise_levels is not None:
+    if teacher.noise_kind is not None:
         config = dataclasses.replace(config, temperature=0.0)
     # Nothing is drawn with this key: the noise settles both order and tokens.
     state, _ = sample(teacher, params, jax.random.key(0), x_init, config, noise=noise)

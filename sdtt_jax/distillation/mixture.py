@@ -78,8 +78,8 @@ def mixture_terms(
     Raises:
       ConfigError: the student sees no latent value.
     """
-    levels = diffusion.noise_levels or ""
-    if not levels.startswith(LATENT):
+    kind = diffusion.noise_kind or ""
+    if not kind.startswith(LATENT):
         raise ConfigError(
             "A mixture needs a student that sees a latent value of its text; make it a coupled network with "
             'noise.kind="latent".'
@@ -159,10 +159,10 @@ def _each_value(
     diffusion: MaskedDiffusion, params: Params, x_t: Tokens, sigma: PerSequence
 ) -> Hidden:
     """Hidden states of each text with each value, a text's one after the other."""
-    levels = diffusion.noise_levels
-    assert levels is not None
-    values = num_values(levels)
-    noise = every_value(levels, *x_t.shape)
+    kind = diffusion.noise_kind
+    assert kind is not None
+    values = num_values(kind)
+    noise = every_value(kind, *x_t.shape)
     tokens = jnp.repeat(x_t, values, 0)
     return diffusion.hidden(params, tokens, jnp.repeat(sigma, values, 0), noise)
 

@@ -77,7 +77,7 @@ def _retrieving(model: Model, wanted: Variation, data: Path | None) -> Model:
     """`model` beside the states of real text, which lie in parts on the mesh's devices."""
     where = model.facts["path"]
     require(
-        model.diffusion.noise_levels is None and model.sequences is None,
+        model.diffusion.noise_kind is None and model.sequences is None,
         f"--neighbours is for denoisers that see no noise and whole sequences, which {where} is not; "
         "leave it out.",
     )

@@ -162,9 +162,9 @@ def _several_steps(
 
     def body(state: TrainState, batch: Tree, key: Key) -> tuple[TrainState, Metrics]:
         key_noise, key_steps = jax.random.split(key)
-        key_noise, levels = jax.random.fold_in(key_noise, state.step), student.noise_levels
-        assert levels is not None
-        noise = draw_noise(key_noise, (steps * batch_size, length), student.mask_id, levels)
+        key_noise, kind = jax.random.fold_in(key_noise, state.step), student.noise_kind
+        assert kind is not None
+        noise = draw_noise(key_noise, (steps * batch_size, length), student.mask_id, kind)
         teacher_params = state.context["teacher_params"]
         tokens = trajectory_end(teacher, teacher_params, noise, distill.trajectory(round))
         made = jax.tree.map(

@@ -197,11 +197,11 @@ def fit(bench: Bench, title: str, loss: LossFn, params: Tree, context: Tree, rat
 
 def tables_of(bench: Bench, diffusion: MaskedDiffusion, params: Params) -> list[Array]:
     """A student's predictions `[states, L, V]`; of a mixture, those of each of its values."""
-    world, levels = bench.truth.world, diffusion.noise_levels
+    world, kind = bench.truth.world, diffusion.noise_kind
     seen: list[Noise | None] = [None]
-    if levels is not None:
-        every = every_value(levels, 1, world.length)
-        seen = [jax.tree.map(lambda x, i=i: x[i], every) for i in range(num_values(levels))]
+    if kind is not None:
+        every = every_value(kind, 1, world.length)
+        seen = [jax.tree.map(lambda x, i=i: x[i], every) for i in range(num_values(kind))]
     return [predictions(diffusion, params, world, noise) for noise in seen]
 
 
@@ -306,7 +306,7 @@ def masks_measures(bench: Bench, kind: str, *, coupled: bool) -> Record:
         tokens = trajectory_end(teacher, fixed, drawn, distill.trajectory(1))
         shown = told(drawn, kind)
         if not coupled:
-            shown = draw_noise(key_shown, batch.shape, world.vocab_size, noise.levels)
+            shown = draw_noise(key_shown, batch.shape, world.vocab_size, noise.drawn)
         trajectories = Trajectories(shown, tokens)
         terms = coupled_terms(student, params, trajectories, key_states, distill)
         return Loss(*terms, {})
@@ -331,13 +331,13 @@ def told(noise: Noise, kind: str) -> Noise:
 
 def noise_information(diffusion: MaskedDiffusion, params: Params, length: int, key: Key) -> float:
     """Mean KL of the first call's predictions from their mean over noise, nats per token."""
-    levels = diffusion.noise_levels
-    assert levels is not None
+    kind = diffusion.noise_kind
+    assert kind is not None
 
     @jax.jit
     def information(params: Params, key: Key) -> jax.Array:
         x = prior_sample(_NOISES, length, diffusion.mask_id)
-        noise = draw_noise(key, x.shape, diffusion.mask_id, levels)
+        noise = draw_noise(key, x.shape, diffusion.mask_id, kind)
         hidden = diffusion.hidden(params, x, None, noise)
         logits = diffusion.denoiser.logits(params, hidden)[..., : diffusion.mask_id]
         log_probs = jax.nn.log_softmax(logits)

@@ -96,10 +96,10 @@ class EnumeratedDenoiser:
         return self.mask_id + 1
 
     @property
-    def noise_levels(self) -> str | None:
+    def noise_kind(self) -> str | None:
         """The noise that the network sees, if any."""
-        levels: str | None = getattr(self.network, "noise_levels", None)
-        return levels
+        kind: str | None = getattr(self.network, "noise_kind", None)
+        return kind
 
     def hidden(
         self, params: Params, tokens: Tokens, sigma: PerSequence | None = None, *noise: Noise | None

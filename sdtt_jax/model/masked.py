@@ -89,7 +89,7 @@ class Model(Loaded):
     def require_likelihood(self) -> None:
         """Raises `ConfigError` if the network is a function of noise, not a distribution."""
         require(
-            self.diffusion.noise_levels is None,
+            self.diffusion.noise_kind is None,
             f"{self.facts['path']} is a function of its noise and has no likelihood; judge its samples.",
         )
 

@@ -126,7 +126,7 @@ class NoiseConfig:
         whole(2, self, "num_values")
 
     @property
-    def levels(self) -> str:
+    def drawn(self) -> str:
         """The noise that is drawn, as `ops.noise.draw_noise` takes it."""
         if self.kind in (LATENT, MASKS):
             return f"{self.kind}:{self.num_values}"

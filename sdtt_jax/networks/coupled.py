@@ -50,9 +50,9 @@ class CoupledDenoiser(Denoiser):
         return CoupledDiT(self.config)
 
     @property
-    def noise_levels(self) -> str:
+    def noise_kind(self) -> str:
         """The noise that it needs, as `ops.noise.draw_noise` takes it."""
-        return self.config.noise.levels
+        return self.config.noise.drawn
 
     def init_from(self, params: Params, key: Key) -> Params:
         """Parameters that make of a denoiser's `params` a coupled one which says the same, unboxed."""
@@ -66,7 +66,7 @@ class CoupledDenoiser(Denoiser):
           params: parameters, unboxed.
           noise: of `[batch, length]` positions.
         """
-        if num_values(self.noise_levels):
+        if num_values(self.noise_kind):
             return noise
         shown: Any = self._apply(params, noise, method="shown")
         return shown
@@ -130,7 +130,7 @@ class CoupledDiT(DiT):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         c = self.config
-        noise = draw_noise(jax.random.key(0), tokens.shape, c.vocab_size, c.noise.levels)
+        noise = draw_noise(jax.random.key(0), tokens.shape, c.vocab_size, c.noise.drawn)
         return self.logits(self.hidden_given(tokens, jnp.zeros((1,), jnp.float32), noise))
 
 
@@ -147,11 +147,11 @@ class NoiseFeatures(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        if num_values(c.levels):
+        if num_values(c.drawn):
             init, size = nn.initializers.normal(0.1), (c.num_values, self.dim)
             self.values = parameter(self, "values", init, (None, "embed"), size)
             return
-        columns = self.vocab if c.levels == FULL else -(-self.vocab // BLOCK) + BLOCK
+        columns = self.vocab if c.drawn == FULL else -(-self.vocab // BLOCK) + BLOCK
         width = len(OWN) + 2 * columns
         if c.kind == "projected":
             width = len(OWN) + c.projection
@@ -165,7 +165,7 @@ class NoiseFeatures(nn.Module):
         if isinstance(noise, ShownNoise):
             kernel = self.up.variables["params"]["kernel"][: len(OWN)].astype(self.dtype)
             x = noise.inner + rank_waves(noise.order, masked).astype(self.dtype) @ kernel
-        elif num_values(self.config.levels):
+        elif num_values(self.config.drawn):
             return noise.token.astype(self.dtype) @ self.values.astype(self.dtype)
         else:
             x = self._inner(order_features(noise.order, masked), noise)

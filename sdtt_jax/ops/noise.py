@@ -33,22 +33,22 @@ class Noise:
     entry: jax.Array | None = None
 
 
-def draw_noise(key: Key, shape: tuple[int, ...], vocab: int, levels: str) -> Noise:
+def draw_noise(key: Key, shape: tuple[int, ...], vocab: int, kind: str) -> Noise:
     """The noise of positions.
 
     Args:
       key: PRNG key.
       shape: of the positions, `(batch, length)` or `(length,)`.
       vocab: tokens, MASK not among them.
-      levels: "full", a number for each token; or "two-level", for each block of `BLOCK` tokens and each entry
+      kind: "full", a number for each token; or "two-level", for each block of `BLOCK` tokens and each entry
         of a block: 521 numbers instead of 50,257. "latent:4" and "masks:4" are one of 4 values, the same for
         all positions of a text, or of each position.
     """
-    if values := num_values(levels):
-        return _draw_value(key, shape, values, levels)
+    if values := num_values(kind):
+        return _draw_value(key, shape, values, kind)
     key_order, key_token, key_entry = jax.random.split(key, 3)
-    columns = vocab if levels == FULL else -(-vocab // BLOCK)
-    entry = None if levels == FULL else _gumbel(key_entry, (*shape, BLOCK))
+    columns = vocab if kind == FULL else -(-vocab // BLOCK)
+    entry = None if kind == FULL else _gumbel(key_entry, (*shape, BLOCK))
     return Noise(
         jax.random.uniform(key_order, shape, jnp.float32),
         _gumbel(key_token, (*shape, columns)),
@@ -56,14 +56,14 @@ def draw_noise(key: Key, shape: tuple[int, ...], vocab: int, levels: str) -> Noi
     )
 
 
-def num_values(levels: str) -> int:
+def num_values(kind: str) -> int:
     """The number of values of noise like "latent:4" or "masks:4"; 0 for continuous noise."""
-    return int(levels.split(":")[1]) if ":" in levels else 0
+    return int(kind.split(":")[1]) if ":" in kind else 0
 
 
-def every_value(levels: str, batch: int, length: int) -> Noise:
+def every_value(kind: str, batch: int, length: int) -> Noise:
     """Every value of each text's latent, a text's in a row: `[batch * values, length]` positions."""
-    values = num_values(levels)
+    values = num_values(kind)
     ones = jnp.tile(jnp.eye(values, dtype=jnp.float32), (batch, 1))[:, None]
     shape = (batch * values, length)
     return Noise(jnp.zeros(shape, jnp.float32), jnp.broadcast_to(ones, (*shape, values)))
@@ -122,9 +122,9 @@ def _given(log_probs: LogProbs, chosen: jax.Array, numbers: jax.Array) -> jax.Ar
     return jnp.where(own, numbers - log_probs, below)
 
 
-def _draw_value(key: Key, shape: tuple[int, ...], values: int, levels: str) -> Noise:
+def _draw_value(key: Key, shape: tuple[int, ...], values: int, kind: str) -> Noise:
     key_order, key_value = jax.random.split(key)
-    each = (*shape[:-1], 1) if levels.startswith(LATENT) else shape
+    each = (*shape[:-1], 1) if kind.startswith(LATENT) else shape
     value = jnp.broadcast_to(jax.random.randint(key_value, each, 0, values), shape)
     order = jax.random.uniform(key_order, shape, jnp.float32)
     return Noise(order, jax.nn.one_hot(value, values, dtype=jnp.float32))

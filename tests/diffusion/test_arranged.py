@@ -358,6 +358,6 @@ def test_networks_that_read_the_whole_sequence_refuse_segments_by_name():
         jax.eval_shape(lambda: gpt2.hidden(noisy_params(gpt2, 0), tokens, segments))
     sizes = sdtt_jax.DenoiserConfig(VOCAB, length=LENGTH, **SIZES)
     coupled = CoupledDenoiser(CoupledConfig.of(sizes, NoiseConfig()))
-    noise = draw_noise(KEY, tokens.shape, VOCAB, coupled.noise_levels)
+    noise = draw_noise(KEY, tokens.shape, VOCAB, coupled.noise_kind)
     with pytest.raises(ConfigError, match=r"sees noise .* cannot be confined to segments"):
         coupled.hidden({}, tokens, None, noise, segments=segments)

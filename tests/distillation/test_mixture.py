@@ -47,7 +47,7 @@ def tables():
         logits = NETWORK.logits(PARAMS, NETWORK.hidden(PARAMS, STATES, None, shown))
         return jax.nn.softmax(logits[..., :VOCAB])
 
-    noise = every_value(NETWORK.noise_levels, 1, LENGTH)
+    noise = every_value(NETWORK.noise_kind, 1, LENGTH)
     return np.asarray(jax.jit(lambda noise: jax.lax.map(predicted, noise))(noise), np.float64)
 
 

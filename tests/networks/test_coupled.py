@@ -31,7 +31,7 @@ def test_a_new_one_is_the_denoiser_that_it_was_made_from_whatever_the_noise(kind
     network = coupled(kind)
     params = jax.jit(network.init_from)(PARAMS, jax.random.key(0))
     assert set(params) == {*PARAMS, "noise"}
-    noise = _noise(jax.random.key(1), TOKENS.shape, VOCAB, network.noise_levels)
+    noise = _noise(jax.random.key(1), TOKENS.shape, VOCAB, network.noise_kind)
     plain = _hidden(PLAIN, PARAMS)
     np.testing.assert_array_equal(_hidden(network, params, noise), plain)
     np.testing.assert_array_equal(_hidden(network, params), plain)
@@ -42,7 +42,7 @@ def test_noise_is_seen_at_masked_positions_alone(kind):
     network = coupled(kind)
     params = noisy_params(network, 2)
     noise, other = (
-        jax.device_get(_noise(jax.random.key(seed), TOKENS.shape, VOCAB, network.noise_levels))
+        jax.device_get(_noise(jax.random.key(seed), TOKENS.shape, VOCAB, network.noise_kind))
         for seed in (1, 2)
     )
 
@@ -82,7 +82,7 @@ def test_noise_that_was_shown_once_is_seen_as_it_is_at_every_call(kind):
     """Oracle: the network that reads it anew, to rounding (states are of order 1)."""
     network = coupled(kind)
     params = noisy_params(network, 2)
-    noise = _noise(jax.random.key(1), TOKENS.shape, VOCAB, network.noise_levels)
+    noise = _noise(jax.random.key(1), TOKENS.shape, VOCAB, network.noise_kind)
     shown = jax.jit(network.shown)(params, noise)
     assert isinstance(shown, ShownNoise)
     anew = np.asarray(_hidden(network, params, noise))
@@ -92,5 +92,5 @@ def test_noise_that_was_shown_once_is_seen_as_it_is_at_every_call(kind):
 @pytest.mark.parametrize("kind", ["latent", "masks"])
 def test_of_a_value_there_is_nothing_to_read_beforehand(kind):
     network = coupled(kind)
-    noise = _noise(jax.random.key(1), TOKENS.shape, VOCAB, network.noise_levels)
+    noise = _noise(jax.random.key(1), TOKENS.shape, VOCAB, network.noise_kind)
     assert network.shown({}, noise) is noise

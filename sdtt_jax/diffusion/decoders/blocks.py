@@ -68,7 +68,7 @@ def check_blocks(options: Blocks, network: Any, num_steps: int, length: int) -> 
     unfit = ("time_conditioned", "shift", "causal")
     fit = hasattr(network, "decode") and not any(getattr(network.config, f, False) for f in unfit)
     require(
-        fit and getattr(network, "noise_levels", None) is None,
+        fit and getattr(network, "noise_kind", None) is None,
         f"mode=blocks:cache={options.cache} needs a network with a cache that sees both ways, predicts no "
         "next token, and is told neither time nor noise; take cache=none.",
     )

@@ -24,7 +24,7 @@ def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
     tokens = held_out(subject)
     model = subject.model
-    if isinstance(model, Model) and model.diffusion.noise_levels is not None:
+    if isinstance(model, Model) and model.diffusion.noise_kind is not None:
         record.log("  likelihood: none, the model is a function of its noise")
     elif isinstance(model, Model):
         for estimator in subject.settings.estimators:
