@@ -5,7 +5,7 @@ Each function closes over a model and a frozen config and returns
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from sdtt_jax.causal.nll import causal_loss
+from sdtt_jax.config import require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion, WithInputs
 from sdtt_jax.diffusion.forward import masked_log_probs
 from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms, masked_batch
@@ -38,7 +39,7 @@ from sdtt_jax.networks.lora import LoraConfig, with_adapters
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.sequences import Sequences, arrange, number_counted
 from sdtt_jax.training.step import Loss, LossFn
-from sdtt_jax.typing import Key, Logits, Tokens, Tree
+from sdtt_jax.typing import Key, Logits, Params, Tokens, Tree
 
 
 def arranged(
@@ -85,6 +86,17 @@ def lora_loss(loss: LossFn, config: LoraConfig) -> LossFn:
         return loss(with_adapters(base, adapters, config), rest, batch, key)
 
     return adapted
+
+
+def _teacher_of(context: Tree) -> Params:
+    """The teacher's parameters that a context holds."""
+    held = context if isinstance(context, Mapping) else {}
+    require(
+        "teacher_params" in held,
+        "This loss reads `teacher_params` from the context, which holds "
+        f"{', '.join(held) or 'nothing'}; `next_round(…).context` has them.",
+    )
+    return held["teacher_params"]
 
 
 def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
@@ -178,7 +190,7 @@ def distill_loss(diffusion: MaskedDiffusion, config: DistillConfig) -> LossFn:
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
         total, count = distillation_terms(
-            diffusion, params, context["teacher_params"], batch, context["dt"], key, config
+            diffusion, params, _teacher_of(context), batch, context["dt"], key, config
         )
         return Loss(total, count, {})
 
@@ -214,7 +226,7 @@ def mixture_loss(
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
-        fixed = context["teacher_params"]
+        fixed = _teacher_of(context)
         return Loss(*mixture_terms(diffusion, params, teacher, fixed, batch, key, config), {})
 
     return loss
@@ -232,7 +244,7 @@ def mmd_loss(diffusion: MaskedDiffusion, features: Features, config: MmdConfig) 
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
-        fixed = context["teacher_params"]
+        fixed = _teacher_of(context)
         total, reward = mmd_terms(diffusion, params, fixed, features, batch, key, config)
         return Loss(total, jnp.float32(len(batch)), {"reward": reward})
 
@@ -250,7 +262,7 @@ def idlm_loss(diffusion: MaskedDiffusion, config: IdlmConfig) -> LossFn:
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
-        fixed = context["teacher_params"]
+        fixed = _teacher_of(context)
         terms = idlm_terms(diffusion, params, fixed, batch, key, config)
         return _student_and_fake(*terms, number_counted(batch, diffusion.free))
 
@@ -269,7 +281,7 @@ def coupled_idlm_loss(
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
-        (size, length), fixed = batch.shape, context["teacher_params"]
+        (size, length), fixed = batch.shape, _teacher_of(context)
         terms = coupled_idlm_terms(student, diffusion, params, fixed, (size, length), key, config)
         return _student_and_fake(*terms, jnp.float32(size * length))
 
@@ -318,12 +330,12 @@ def coupled_loss(
             all_noise = jax.random.wrap_key_data(words, impl=impl)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(all_noise, batch["index"])
             if tokens is None or config.hindsight:
-                made_by = Teacher(teacher, context["teacher_params"])
+                made_by = Teacher(teacher, _teacher_of(context))
                 calls = config.trajectory(round)
                 trajectories = make_trajectories(diffusion, made_by, keys, length, calls, tokens)
             else:
                 trajectories = Trajectories(noise_of(diffusion, keys, length), tokens)
-        soft = Teacher(teacher, context["teacher_params"]) if config.soft_weight else None
+        soft = Teacher(teacher, _teacher_of(context)) if config.soft_weight else None
         return Loss(*coupled_terms(diffusion, params, trajectories, key, config, round, soft), {})
 
     return loss

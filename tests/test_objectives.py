@@ -11,6 +11,7 @@ from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms, nelbo
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import CausalConfig
 from sdtt_jax.objectives import distill_loss, judge_loss, teacher_loss
@@ -52,3 +53,14 @@ def test_the_rounds_loss_reads_teacher_and_step_from_the_context():
     found = distill_loss(WORLD, config)(TABLE, context, X0, KEY)
     total, count = distillation_terms(WORLD, TABLE, teacher, X0, dt, KEY, config)
     assert (float(found.total), float(found.weight)) == (float(total), float(count))
+
+
+@pytest.mark.parametrize(
+    ("context", "holds"), [({"dt": 0.2, "round": 1}, "dt, round"), (None, "nothing")]
+)
+def test_a_context_without_a_teacher_is_one_sentence(context, holds):
+    loss = distill_loss(WORLD, DistillConfig())
+    with pytest.raises(
+        ConfigError, match=f"`teacher_params` from the context, which holds {holds}"
+    ):
+        loss(TABLE, context, X0, KEY)

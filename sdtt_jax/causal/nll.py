@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sdtt_jax.config import within
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
 from sdtt_jax.ops.sequences import Arrangement, begins, preceded
@@ -76,8 +77,9 @@ def causal_nll(network: CausalNetwork, params: Params, tokens: Tokens, bos_id: i
       bos_id: what stands before the first token, so that it is scored too.
 
     Raises:
-      ConfigError: `tokens` has another shape, or holds ids that are not tokens.
+      ConfigError: `tokens` has another shape, or holds ids that are not tokens; `bos_id` is none.
     """
+    within(f"[0, {network.config.vocab_size})", bos_id=bos_id)
     tokens = jnp.asarray(as_rows(tokens, network.config.vocab_size))
     everywhere = jnp.ones(tokens.shape, bool)
     return next_token_nll(network, params, preceded(tokens, bos_id), tokens, everywhere)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.causal.nll import causal_loss, causal_nll, next_token_nll, next_token_scores
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.causal import CausalNetwork
 from tests.worlds import noisy_params
@@ -76,3 +77,10 @@ def test_the_loss_to_train_on_is_the_sum(judge):
     total = jax.jit(lambda params, tokens: causal_loss(model, params, tokens, BOS))(params, tokens)
     expected = np.asarray(_nll(model, params, tokens), np.float64).sum()
     assert float(total) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("bos_id", [-1, 4])
+def test_a_beginning_that_is_no_token_is_refused(judge, bos_id):
+    """An index beyond the embedding would be clipped in silence, and the first token scored after another."""
+    with pytest.raises(ConfigError, match=r"bos_id must lie in \[0, 4\)"):
+        causal_nll(*judge, np.zeros((1, 3), np.int32), bos_id)
