@@ -65,6 +65,8 @@ def started(root: Path, arguments: tuple[str, int, int]) -> subprocess.Popen[str
     assert worker.stdout is not None
     found = json.loads(worker.stdout.readline() or '""')
     if not found.startswith(f"{root}{os.sep}"):
+        worker.kill()
+        worker.communicate()
         sys.exit(f"Error: {root} is no checkout of this repository.")
     return worker
 

@@ -126,7 +126,10 @@ def join_processes() -> None:
     """Joins the other processes of this job, as `--distributed` says."""
     os.environ.update(threads_to_wait_in(os.environ))
     processes.initialize(_DISTRIBUTED.value)
-    if not ending.is_alone():
+    if ending.is_alone():
+        # In a job of one process too, JAX's notice of SIGTERM has taken the handler's place.
+        signal.signal(signal.SIGTERM, _stop)
+    else:
         signal.signal(signal.SIGINT, _stop_all)
 
 

@@ -155,12 +155,15 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
             f"config.coupled.pool={config.pool} is not a stored pool; give DIR/coupled/01/pool of a run, or "
             "leave it empty to have one made.",
         )
+    # Trajectories are never cooled, and the pools of earlier versions do not know that they might be.
+    sampler = to_mapping(config.trajectory(number))
+    del sampler["cooling"]
     facts = {
         "teacher": params_digest(teacher),
         "tokenizer": run.tokenizer.digest,
         "length": run.config.data.length,
         "num_trajectories": config.num_trajectories,
-        "sampler": to_mapping(config.trajectory(number)),
+        "sampler": sampler,
         "noise": run.coupled.noise_kind,
         "seed": run.config.seed,
         "round": number,

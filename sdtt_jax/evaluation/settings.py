@@ -39,7 +39,7 @@ class Decoding:
     cooling: float = setting(
         SamplerConfig.cooling,
         "How far the temperature falls over the steps, from 1 + cooling times --temperature to 1 - cooling "
-        "times; 0 is off.",
+        "times; 0 is off. The causal baseline keeps one temperature.",
     )
     top_k: int = setting(SamplerConfig.top_k, "Top-k filtering; 0 is off.")
     top_p: float = setting(SamplerConfig.top_p, "Nucleus filtering; 1 is off.")

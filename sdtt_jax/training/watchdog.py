@@ -22,7 +22,7 @@ def watchdog(seconds: float, what: str) -> Iterator[Callable[[], None]]:
     A step that waits for a lost process, a deadlocked thread or a dead disk never raises. A hung process
     holds up all others of its job, and each has its own watchdog: so all end within one and a half times
     `seconds`, whether or not they can still reach each other. The time for which the process itself was
-    stopped (Ctrl-Z) does not count, if it is less than twice `seconds`.
+    stopped (Ctrl-Z) does not count, if it is less than 15/8 of `seconds`.
 
     Args:
       seconds: longest time between two calls; the first of them may include a compilation. 0 watches
@@ -35,7 +35,7 @@ def watchdog(seconds: float, what: str) -> Iterator[Callable[[], None]]:
     if not seconds:
         yield lambda: None
         return
-    last = time.monotonic()
+    last = looked = time.monotonic()
     over = threading.Event()
 
     def beat() -> None:
@@ -43,12 +43,13 @@ def watchdog(seconds: float, what: str) -> Iterator[Callable[[], None]]:
         last = time.monotonic()
 
     def watch() -> None:
-        nonlocal last
-        looked = time.monotonic()
+        nonlocal last, looked
         while not over.wait(seconds / 8):
             # The whole process stood still (Ctrl-Z, a suspended machine): nothing hung meanwhile.
             now = time.monotonic()
-            last, looked = (now if now - looked > seconds / 4 else last), now
+            if now - looked > seconds / 4:
+                last = now
+            looked = now
             # Where native code holds the interpreter's lock, this thread is stuck too. Then faulthandler's
             # timer, which needs no lock, ends the process, without the message.
             faulthandler.dump_traceback_later(2 * seconds, file=STDERR, exit=True)

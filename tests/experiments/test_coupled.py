@@ -248,6 +248,13 @@ def test_a_pool_of_another_teacher_is_refused(unbroken, tmp_path):
     assert "teacher: " in str(caught.value)
 
 
+def test_a_pool_says_of_its_sampler_what_earlier_versions_said(unbroken):
+    """What a pool was made with is compared word for word: a field more, and no old run could go on."""
+    _, facts = load_params(unbroken / "run" / "coupled" / "01" / "pool")
+    known = {"num_steps", "time_grid", "final_denoise", "mode", "temperature", "top_k", "top_p"}
+    assert set(facts["sampler"]) == known
+
+
 def test_a_pool_of_another_tokenizer_is_refused(unbroken, tmp_path):
     """The run's own, beside a tokenizer that is another now."""
     shutil.copytree(unbroken / "run", tmp_path / "run")

@@ -6,6 +6,7 @@ import pathlib
 import platform
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from experiments.cli import app as cli_app
 from experiments.cli.app import exit_status, json_lines, output_file, parse_flags, wide_console
 from experiments.settings import check_overrides
 from experiments.stages.mirror import local_root
+from launch.local import environment
 from sdtt_jax import renamed
 from sdtt_jax.data.published import Published
 from sdtt_jax.errors import CheckpointError, ConfigError, UserError
@@ -116,6 +118,33 @@ def test_commands_work_without_a_home_in_ascii_and_end_quietly_in_a_pipe_to_head
     )
     assert (done.stdout, done.stderr) == ("cache: None \\u2014\n", "")
     assert done.returncode == 141
+
+
+JOB_OF_ONE = """
+import signal
+from experiments.cli.app import join_processes, run_app
+def main(argv):
+    join_processes()
+    signal.raise_signal(signal.SIGTERM)
+run_app(main)
+"""
+
+
+def test_sigterm_is_heard_in_a_job_of_one_process():
+    """JAX's notice of SIGTERM takes the handler's place there too, and nobody asks it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, "-c", JOB_OF_ONE],
+        cwd=ROOT,
+        env=environment(0, 1, 1, port),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.endswith("Stopped. Run the same command to start again.\n")
 
 
 @pytest.mark.parametrize("moment", ["at work", "before"])

@@ -84,9 +84,16 @@ def test_one_that_hears_of_a_failure_ends_with_the_same_status(table, capsys):
     thread.join()  # it has told of itself, and looks no more
 
 
-def test_one_that_ends_by_itself_is_left_to_it(table, capsys):
+def test_one_that_ends_by_itself_is_left_to_it(table, monkeypatch, capsys):
+    """It ends in the time that it is given for that, when the other's failure is known."""
+    monkeypatch.setattr(ending, "GRACE", 600.0)
+    looked, read = threading.Event(), table.key_value_dir_get
+    monkeypatch.setattr(
+        table, "key_value_dir_get", lambda folder: (looked.set(), read(folder))[1], raising=False
+    )
     table[f"{ending.FAILED}1"] = "2"
     over, thread = listen(table)
+    assert looked.wait(60)
     over.set()
     thread.join()
     assert table.ended == []
@@ -128,12 +135,17 @@ def test_what_ends_the_work_of_the_first_process_alone_ends_all(table, monkeypat
 def test_a_signal_is_heard_while_waiting_for_the_others(table, monkeypatch, capsys):
     """JAX waits in C++: in the main thread no handler would run."""
     joined = threading.Event()
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: joined.wait(30))
-    monkeypatch.setattr(ending, "listen", lambda: None)
     main = threading.main_thread().ident
+
+    def initialize(**_):
+        time.sleep(0.1)  # the main thread waits by then, most likely
+        signal.pthread_kill(main, signal.SIGINT)
+        joined.wait(30)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(ending, "listen", lambda: None)
     # Where these tests run in the background of a script, SIGINT is ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
     try:
         processes.initialize("on")
     finally:

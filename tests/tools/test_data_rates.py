@@ -29,8 +29,11 @@ def test_another_process_that_shares_its_libraries_takes_nothing_off(tmp_path, m
 
 
 def test_the_share_of_memory_is_what_is_held():
-    before = data_rates._share_of_memory(data_rates.os.getpid())
-    # Much more than what moves when another process that shares this one's libraries ends (40 MB).
-    held = np.ones(400_000_000, np.uint8)
-    more = data_rates._share_of_memory(data_rates.os.getpid()) - before
-    assert more == pytest.approx(held.nbytes / 1e6, rel=0.2)
+    """Of five: another process that shares these libraries and begins or ends meanwhile moves it by 40 MB."""
+    more = []
+    for _ in range(5):
+        before = data_rates._share_of_memory(data_rates.os.getpid())
+        held = np.ones(400_000_000, np.uint8)
+        more.append(data_rates._share_of_memory(data_rates.os.getpid()) - before)
+        del held
+    assert np.median(more) == pytest.approx(400, rel=0.2)

@@ -15,10 +15,9 @@ with watchdog(4.0, "a step") as beat:
     print("ready", flush=True)
     for _ in range(3):
         beat()
-        began = time.process_time()
-        while sys.argv[1] == "works" and time.process_time() < began + 0.7:
-            pass
-    time.sleep(0 if sys.argv[1] == "works" else 20)
+        for _ in range(14 if sys.argv[1] == "works" else 0):
+            time.sleep(0.05)  # a stop shortens at most one of them
+    time.sleep(0 if sys.argv[1] == "works" else 300)
 """
 
 
@@ -41,14 +40,14 @@ def test_a_process_that_was_stopped_goes_on():
     process.send_signal(signal.SIGSTOP)
     time.sleep(5.5)
     process.send_signal(signal.SIGCONT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (0, "")
 
 
 @pytest.mark.slow
 def test_a_process_that_hangs_is_ended_with_the_stacks_of_its_threads():
     process = start("hangs")
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "for 4 s a step has not ended" in said
     assert "File " in said
