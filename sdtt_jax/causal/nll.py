@@ -79,7 +79,8 @@ def causal_nll(network: CausalNetwork, params: Params, tokens: Tokens, bos_id: i
     Raises:
       ConfigError: `tokens` has another shape, or holds ids that are not tokens; `bos_id` is none.
     """
-    within(f"[0, {network.config.vocab_size})", bos_id=bos_id)
+    if not isinstance(bos_id, jax.core.Tracer):
+        within(f"[0, {network.config.vocab_size})", bos_id=bos_id)
     tokens = jnp.asarray(as_rows(tokens, network.config.vocab_size))
     everywhere = jnp.ones(tokens.shape, bool)
     return next_token_nll(network, params, preceded(tokens, bos_id), tokens, everywhere)
