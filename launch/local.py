@@ -68,7 +68,7 @@ class Group:
     """A group of processes, from their start until all have ended."""
 
     def __init__(self, command: Sequence[str], processes: int, devices: int):
-        port = _free_port()
+        port = free_port()
         self._asked = 0
         self._processes = [
             subprocess.Popen(
@@ -176,7 +176,8 @@ def _log(message: str) -> None:
     sys.stderr.flush()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

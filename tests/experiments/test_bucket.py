@@ -7,7 +7,6 @@ so all that differs from the real thing is who answers.
 import gzip
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import urllib.request
 import pytest
 
 from experiments.stages import mirror
+from launch.local import free_port
 from sdtt_jax import paths
 from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, open_split, prepare
 from sdtt_jax.errors import ConfigError
@@ -34,9 +34,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def server():
     """Environment of programs that find the bucket `gs://bucket`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     script = "import sys; from gcp_storage_emulator.__main__ import main; sys.exit(main())"
     process = subprocess.Popen(

@@ -6,7 +6,6 @@ import pathlib
 import platform
 import re
 import signal
-import socket
 import subprocess
 import sys
 
@@ -20,7 +19,7 @@ from experiments.cli import app as cli_app
 from experiments.cli.app import exit_status, json_lines, output_file, parse_flags, wide_console
 from experiments.settings import check_overrides
 from experiments.stages.mirror import local_root
-from launch.local import environment
+from launch.local import environment, free_port
 from sdtt_jax import renamed
 from sdtt_jax.data.published import Published
 from sdtt_jax.errors import CheckpointError, ConfigError, UserError
@@ -132,13 +131,10 @@ run_app(main)
 
 def test_sigterm_is_heard_in_a_job_of_one_process():
     """JAX's notice of SIGTERM takes the handler's place there too, and nobody asks it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     done = subprocess.run(
         [sys.executable, "-c", JOB_OF_ONE],
         cwd=ROOT,
-        env=environment(0, 1, 1, port),
+        env=environment(0, 1, 1, free_port()),
         capture_output=True,
         text=True,
         check=False,

@@ -1,14 +1,13 @@
 """Victims in processes of their own, without a launcher that would end them itself."""
 
 import re
-import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-from launch.local import environment
+from launch.local import environment, free_port
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 120
@@ -66,9 +65,7 @@ class Victim:
 
 def several(directory: Path, *options: str, count: int = 2, start: int | None = None):
     """`count` processes of one job with a device each, of which the first `start` are started."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     return [
         Victim(directory, *options, env=environment(index, count, 1, port))
         for index in range(count if start is None else start)
