@@ -52,7 +52,7 @@ from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.evaluation.settings import setting
 from sdtt_jax.keys import check_seed
 from sdtt_jax.laboratory.coupled import CoupledStudentConfig
-from sdtt_jax.laboratory.decoders import decoder_measures, enumerable
+from sdtt_jax.laboratory.decoders import check_measurable, decoder_measures
 from sdtt_jax.laboratory.distillers import DISTILLERS, Asked, measure_distillers
 from sdtt_jax.laboratory.floor import find_floor
 from sdtt_jax.laboratory.matched import ENTROPIES, matched_measures
@@ -137,7 +137,7 @@ class Plan:
         if self.matched:
             choose("--matched", self.matched, ENTROPIES)
         for mode in self.decoders.split():
-            enumerable(mode)
+            check_measurable(mode)
         for name in self.decoders_of:
             choose("--decoders_of", name, WHOSE)
         require(

@@ -2,26 +2,15 @@
 
 The teacher is the true denoiser's table, which takes as many calls as a sequence has tokens: its trajectories
 are exact draws of the chain. They cost a few look-ups, so that every batch has trajectories of its own.
-
-A student's law is an integral over its noise, (V + 1) L numbers, and is counted over many samples. That
-makes the plug-in estimates of KL and entropy too large and too small by about (sequences seen) / (2 samples),
-which is taken out by extrapolation from the two halves of the samples. For KL(chain || samples), half a
-sample is added to every sequence, or one that was never seen would make it infinite. Total variation is left
-as it is, a bound from above.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from sdtt_jax.config import positive, whole, within
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.coupled import (
     CoupledDistillConfig,
@@ -31,7 +20,7 @@ from sdtt_jax.distillation.coupled import (
     trajectory_end,
 )
 from sdtt_jax.keys import check_seed, purpose_key
-from sdtt_jax.laboratory.record import Truth
+from sdtt_jax.laboratory.sampled import Draws
 from sdtt_jax.laboratory.student import (
     SCHEDULE,
     EnumeratedDenoiser,
@@ -42,7 +31,7 @@ from sdtt_jax.laboratory.student import (
     table_params,
     training,
 )
-from sdtt_jax.laboratory.world import Array, World, true_denoiser
+from sdtt_jax.laboratory.world import World, true_denoiser
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.ops.noise import draw_noise
@@ -53,7 +42,6 @@ from sdtt_jax.training.state import TrainState
 from sdtt_jax.training.step import Loss, Metrics, TrainStep, make_train_step
 from sdtt_jax.typing import Key, Params, Tree
 
-_SAMPLES_PER_CALL = 2**14
 # Training steps in one compiled program: their trajectories are made together, and the host waits for none.
 _STEPS_AT_ONCE = 50
 
@@ -75,7 +63,7 @@ class CoupledStudentConfig:
     learning_rate: float = 0.01
     adam_learning_rate: float = 3e-3
     full_share: float = 0.4  # share of states that are fully masked
-    num_samples: int = 2**17  # sequences that a student's law is counted over
+    num_samples: int = Draws().number  # sequences that a student's law is counted over
     seed: int = 0  # of parameters, noise and states
 
     def __post_init__(self) -> None:
@@ -84,6 +72,11 @@ class CoupledStudentConfig:
         positive(self, "learning_rate", "adam_learning_rate")
         within("[0, 1]", self, "full_share")
         check_seed(self.seed)
+
+    @property
+    def draws(self) -> Draws:
+        """What a student's law is counted over."""
+        return Draws(self.num_samples, self.seed)
 
 
 def make_coupled_diffusion(world: World, config: CoupledStudentConfig) -> MaskedDiffusion:
@@ -175,61 +168,3 @@ def _several_steps(
         return state, jax.tree.map(lambda values: values[-1], metrics)
 
     return TrainStep(body)
-
-
-def sampled_measures(
-    truth: Truth,
-    diffusion: MaskedDiffusion,
-    params: Params,
-    calls: Sequence[int],
-    config: CoupledStudentConfig,
-    temperature: float = 0.0,
-    mode: str = "grid",
-) -> dict[str, dict[str, float]]:
-    """Both KLs, total variation and entropy of what a model writes, by number of calls, as a string.
-
-    Args:
-      truth: the language, enumerated.
-      diffusion, params: the model.
-      calls: numbers of network calls.
-      config: how many samples, and their seed.
-      temperature: 0 takes what the noise determines, 1 draws from the student's own distribution.
-      mode: of `SamplerConfig`: how positions fall to calls.
-    """
-    measures = {}
-    for number in calls:
-        sampler = SamplerConfig(number, temperature=temperature, mode=mode)
-        key = purpose_key(config.seed, "exact-coupled-samples", number)
-        turns = -(-config.num_samples // (2 * _SAMPLES_PER_CALL))
-        counts = np.array(
-            [
-                _counts(diffusion, params, jax.random.fold_in(key, turn), sampler, truth.world)
-                for turn in range(2 * turns)
-            ]
-        )
-        halves = [counts[half::2].sum(axis=0) for half in range(2)]
-        measures[str(number)] = _measures_of_counts(halves, truth)
-    return measures
-
-
-def _measures_of_counts(halves: Sequence[Array], truth: Truth) -> dict[str, float]:
-    def measured(counts: Array) -> dict[str, float]:
-        plain = truth.measures_of(counts / counts.sum())
-        smooth = (counts + 0.5) / (counts + 0.5).sum()
-        return plain | {"kl_reverse": truth.measures_of(smooth)["kl_reverse"]}
-
-    whole, parts = measured(halves[0] + halves[1]), [measured(half) for half in halves]
-    for name in ("kl", "entropy"):
-        whole[name] = 2 * whole[name] - sum(part[name] for part in parts) / 2
-    return whole
-
-
-@functools.partial(jax.jit, static_argnames=("diffusion", "config", "world"))
-def _counts(
-    diffusion: MaskedDiffusion, params: Params, key: Key, config: SamplerConfig, world: World
-) -> jax.Array:
-    """How often each finished sequence was written, in their order: `[V^L]` int32."""
-    x_init = prior_sample(_SAMPLES_PER_CALL, world.length, world.vocab_size)
-    state, _ = sample(diffusion, params, key, x_init, config)
-    place = jnp.asarray(world.vocab_size ** np.arange(world.length - 1, -1, -1), jnp.int32)
-    return jnp.bincount((state.x * place).sum(axis=-1), length=world.vocab_size**world.length)

@@ -8,10 +8,9 @@ call, so that a decoder may look at what the network says, or mask tokens again.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,20 +23,20 @@ from sdtt_jax.diffusion.decoders.learnt import Learnt
 from sdtt_jax.diffusion.decoders.planned import Grid
 from sdtt_jax.diffusion.decoders.refine import Refine
 from sdtt_jax.diffusion.decoders.staged import Staged
+from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.keys import purpose_key
 from sdtt_jax.laboratory.decoder_steps import STEPS, Table, alike, even_count, step_law
 from sdtt_jax.laboratory.matched import tempered
-from sdtt_jax.laboratory.noisy_orders import Move, noisy_picks
+from sdtt_jax.laboratory.orders import Move, ordered_picks
 from sdtt_jax.laboratory.record import Truth
+from sdtt_jax.laboratory.sampled import Draws, mean_calls, sampled_measures
+from sdtt_jax.laboratory.student import StudentConfig, make_diffusion, table_params
 from sdtt_jax.laboratory.world import (
     Array,
     all_states,
     states_with_pattern,
 )
-
-# Scores of positions that are alike by the world's symmetry differ in the last bits of float32; rounded they
-# are equal, and the first position comes first.
-_DIGITS = 5
 
 
 def decoder_law(
@@ -61,25 +60,27 @@ def decoder_law(
       helper: `[states, L, V]` of the second model of a decoder that needs one; None: the same.
       causal: whether the helper is a causal model, of which only what has nothing masked on the left is read.
     """
-    decoder, options = enumerable(mode)
+    check_measurable(mode)
+    decoder, options = parse_mode(mode)
+    require(
+        not isinstance(options, DoubtingRemdm),
+        f"mode={mode}: the law depends on every history; it is not summed.",
+    )
     _, length, size = probabilities.shape
     law = np.zeros(len(probabilities))
     law[-1], calls = 1.0, 0.0  # the last state is the fully masked one
     if decoder.check is not None:
         decoder.check(options, None, num_steps, length)
     table = Table(probabilities, probabilities if helper is None else helper, causal, num_steps)
-    picks = None
-    if decoder.pick is not None:
-        score = _scores(decoder.pick, options, probabilities)
-        picks = functools.partial(_picks, decoder.pick, options, score, size)
+    score = None if decoder.pick is None else _scores(decoder.pick, options, probabilities)
     for index in range(num_steps):
         drafts = num_steps - options.rounds if isinstance(options, Refine) else 0
         if type(options) in STEPS and index >= drafts:
             law, made = STEPS[type(options)](options, table._replace(call=index), law)
             calls += made
             continue
-        if picks is not None:
-            moves = picks(num_steps - index)
+        if score is not None:
+            moves = functools.partial(ordered_picks, options, score, num_steps - index)
         else:
             moves = functools.partial(
                 _by_chance, decoder, options, length, index, drafts or num_steps
@@ -98,15 +99,12 @@ def decoder_law(
     return law[states_with_pattern((), size, length)], calls
 
 
-def enumerable(mode: str) -> tuple[Decoder, Any]:
-    """`parse_mode`, of decoders whose law is computed here; `ConfigError` for any other."""
-    decoder, options = parse_mode(mode)
+def check_measurable(mode: str) -> None:
+    """Raises `ConfigError` for a decoder that has no law here."""
+    _, options = parse_mode(mode)
     require(stop_of(mode) is None, f"mode={mode}: the law is that of all steps; leave `stop` out.")
-    remembers = isinstance(options, DoubtingRemdm)
-    require(not remembers, f"mode={mode}: the law depends on every history; it is not summed.")
     cached = isinstance(options, Blocks) and options.cache != "none"
     require(not cached, f"mode={mode}: a cache has no law of its own; add cache=none.")
-    return decoder, options
 
 
 def decoder_measures(
@@ -114,8 +112,9 @@ def decoder_measures(
 ) -> dict[str, dict[str, dict[str, float | None]]]:
     """`law_measures` of each decoder at each number of steps, with its mean number of "calls".
 
-    A measure is None where it is infinite: the decoder never writes something that the chain does. Numbers of
-    steps that a decoder cannot make are left out.
+    Where the law depends on every history, as that of remdm-confidence, it is counted over samples. A measure
+    is None where it is infinite: the decoder never writes something that the chain does. Numbers of steps
+    that a decoder cannot make are left out.
 
     Args:
       truth: the world; its true denoiser is the second model of decoders that need one.
@@ -127,40 +126,35 @@ def decoder_measures(
     own = truth.teacher if model is None else model
     for mode, num_steps in itertools.product(modes, steps):
         try:
-            law, calls = decoder_law(own, mode, num_steps, truth.teacher)
+            measures, calls = _measures(truth, own, mode, num_steps)
         except ConfigError:
             continue
-        measures = truth.measures_of(law)
         finite = {name: value if math.isfinite(value) else None for name, value in measures.items()}
         found.setdefault(mode, {})[str(num_steps)] = finite | {"calls": calls}
     return found
 
 
-def _scores(pick: Pick, options: Any, probabilities: Array) -> jax.Array:
+def _measures(
+    truth: Truth, own: Array, mode: str, num_steps: int
+) -> tuple[dict[str, float], float]:
+    if not isinstance(parse_mode(mode)[1], DoubtingRemdm):
+        law, calls = decoder_law(own, mode, num_steps, truth.teacher)
+        return truth.measures_of(law), calls
+    model = make_diffusion(truth.world, StudentConfig()), table_params(own)
+    counted = sampled_measures(truth, *model, [num_steps], Draws(), temperature=1.0, mode=mode)
+    config, key = (
+        SamplerConfig(num_steps, mode=mode),
+        purpose_key(Draws().seed, "exact-decoder-calls"),
+    )
+    calls = float(mean_calls(*model, key, config, truth.world.length))
+    return counted[str(num_steps)], calls
+
+
+def _scores(pick: Pick, options: Any, probabilities: Array) -> Array:
     """How a decoder rates each position of each state, by its own function: `[states, L]` float32."""
     _, _, size = probabilities.shape
     log_probs = jnp.log(jnp.maximum(probabilities.reshape(-1, size), 1e-30))
-    score = np.asarray(pick.score(options, log_probs), np.float64).reshape(probabilities.shape[:2])
-    return jnp.asarray(score.round(_DIGITS), jnp.float32)
-
-
-def _picks(
-    pick: Pick, options: Any, score: jax.Array, size: int, calls_left: int
-) -> Callable[[tuple[int, ...], Array], Iterator[Move]]:
-    """What a call reveals of each state, by the decoder's own functions."""
-    if options.order_temperature > 0:
-        return functools.partial(noisy_picks, options, np.asarray(score), calls_left)
-    due = jnp.asarray(all_states(size, score.shape[1]) == size)
-    key = jax.random.key(0)  # read by none without a temperature of the order
-    taken = np.asarray(pick.accept(options, key, score, due, calls_left))
-
-    def moves(pattern: tuple[int, ...], source: Array) -> Iterator[Move]:
-        del pattern
-        for chosen in np.unique(taken[source], axis=0):
-            places = tuple(int(place) for place in np.flatnonzero(chosen))
-            yield places, (), (taken[source] == chosen).all(axis=1)
-
-    return moves
+    return np.asarray(pick.score(options, log_probs)).reshape(probabilities.shape[:2])
 
 
 def _by_chance(

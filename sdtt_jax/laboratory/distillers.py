@@ -15,11 +15,11 @@ from sdtt_jax.laboratory import others
 from sdtt_jax.laboratory.coupled import (
     CoupledStudentConfig,
     make_coupled_diffusion,
-    sampled_measures,
     train_coupled,
 )
 from sdtt_jax.laboratory.matched import matched_measures
 from sdtt_jax.laboratory.record import Record, Truth
+from sdtt_jax.laboratory.sampled import sampled_measures
 from sdtt_jax.laboratory.world import Array
 from sdtt_jax.ops.noise import FULL, MASKS
 from sdtt_jax.typing import Params
@@ -120,7 +120,7 @@ def _add_both_ways(
     """Adds the measures of a student's argmax and of its draws."""
     for of, temperature in ((name, 0.0), (f"{name}-drawn", 1.0)):
         measures = sampled_measures(
-            asked.truth, diffusion, params, calls, asked.config, temperature, mode
+            asked.truth, diffusion, params, calls, asked.config.draws, temperature, mode
         )
         found.setdefault(of, {}).update(measures)
 

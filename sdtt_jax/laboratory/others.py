@@ -30,12 +30,9 @@ from sdtt_jax.distillation.mixture import MixtureConfig
 from sdtt_jax.distillation.mmd import MmdConfig
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.laboratory.coupled import (
-    CoupledStudentConfig,
-    make_coupled_diffusion,
-    sampled_measures,
-)
+from sdtt_jax.laboratory.coupled import CoupledStudentConfig, make_coupled_diffusion
 from sdtt_jax.laboratory.record import Record, Truth
+from sdtt_jax.laboratory.sampled import sampled_measures
 from sdtt_jax.laboratory.student import (
     StudentConfig,
     fresh,
@@ -316,7 +313,9 @@ def masks_measures(bench: Bench, kind: str, *, coupled: bool) -> Record:
     begin = jax.jit(network_of(student).init_from)(bench.start(), key)
     context = {"teacher_params": table_params(bench.truth.teacher)}
     params = fit(bench, title, loss, begin, context, config.learning_rate)
-    found = sampled_measures(bench.truth, student, params, bench.calls, sizes, temperature=1.0)
+    found = sampled_measures(
+        bench.truth, student, params, bench.calls, sizes.draws, temperature=1.0
+    )
     used = noise_information(student, params, world.length, purpose_key(sizes.seed, title))
     return {n: measures | {"noise_information": used} for n, measures in found.items()}
 

@@ -10,7 +10,6 @@ from sdtt_jax.laboratory import distillers
 from sdtt_jax.laboratory.coupled import (
     CoupledStudentConfig,
     make_coupled_diffusion,
-    sampled_measures,
 )
 from sdtt_jax.laboratory.distillers import DISTILLERS, Asked, measure_distillers
 from sdtt_jax.laboratory.others import (
@@ -22,6 +21,7 @@ from sdtt_jax.laboratory.others import (
     tables_of,
 )
 from sdtt_jax.laboratory.record import Truth
+from sdtt_jax.laboratory.sampled import sampled_measures
 from sdtt_jax.laboratory.student import table_params
 from sdtt_jax.laboratory.world import World, reveal_sums, sample_distribution
 from sdtt_jax.networks.config import NoiseConfig
@@ -67,7 +67,7 @@ def test_a_mixtures_law_is_that_of_its_counted_samples():
     params = noisy_params(student.denoiser.network, 2, spread=0.3)
     bench = make_bench(TRUTH, (2,), sizes, CONFIG)
     exact = TRUTH.measures_of(law_of(tables_of(bench, student, params), 2))
-    counted = sampled_measures(TRUTH, student, params, [2], sizes, temperature=1.0)["2"]
+    counted = sampled_measures(TRUTH, student, params, [2], sizes.draws, temperature=1.0)["2"]
     assert counted == pytest.approx(exact, abs=0.02)
 
 

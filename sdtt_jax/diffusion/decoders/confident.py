@@ -1,15 +1,25 @@
 """Decoders that reveal first what the network is surest of."""
 
 import dataclasses
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdtt_jax.config import one_of, within
-from sdtt_jax.diffusion.decoders.base import entropy, rank
+from sdtt_jax.diffusion.decoders.base import entropy
 from sdtt_jax.typing import Key, PerToken, Positions
 
 SCORES = ("probability", "margin", "entropy")
+
+# Scores without noise are compared to so many digits, and ties are broken at random. Where everything is
+# masked, rotated attention says the same at every position, and only the rounding of the machine would tell
+# them apart: on the evening's teacher it scattered the first tokens on a CPU and put them side by side on a
+# GPU, with a perplexity of 34 and 75 in four calls.
+_DIGITS = 4
+
+_Scores = TypeVar("_Scores", jax.Array, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +32,8 @@ class Confidence:
     # Reveal what is at least so sure, and at least one position of each text, however many calls that takes;
     # for "entropy" the exponential of the score is compared. 0 spreads the positions evenly.
     threshold: float = 0.0
-    # Of Gumbel noise that is added to the score (log for the first two); 0 is none.
+    # Of Gumbel noise that is added to the score (log for the first two); 0 is none, and ties are broken at
+    # random.
     order_temperature: float = 0.0
 
     def __post_init__(self) -> None:
@@ -61,8 +72,9 @@ def accept_confident(
     options: Confidence, key: Key, score: PerToken, due: Positions, calls_left: jax.Array
 ) -> Positions:
     """`Pick.accept`: the surest share, or all that is sure enough."""
+    score = compared(options, score)
     count = confident_count(options, score, due, calls_left)
-    return due & (rank(_noisy(options, key, score), due) < count)
+    return due & (jnp.argsort(_falling(options, key, score, due), axis=-1) < count)
 
 
 def confident_count(
@@ -86,7 +98,8 @@ def accept_bounded(
 ) -> Positions:
     """`Pick.accept`: in rising order of entropy, or that order with noise, as far as the bound allows."""
     del calls_left
-    order = jnp.argsort(jnp.where(due, -_noisy(options, key, score), jnp.inf), axis=-1)
+    score = compared(options, score)
+    order = _falling(options, key, score, due)
     entropies = jnp.take_along_axis(jnp.where(due, -score, 0.0), order, axis=-1)
     together = jnp.cumsum(entropies, axis=-1) - jax.lax.cummax(entropies, axis=entropies.ndim - 1)
     kept = jnp.put_along_axis(
@@ -95,8 +108,18 @@ def accept_bounded(
     return due & kept
 
 
-def _noisy(options: Confidence | EntropyBounded, key: Key, score: PerToken) -> PerToken:
+def compared(options: Confidence | EntropyBounded, score: _Scores) -> _Scores:
+    """Scores as they are compared: what only rounding tells apart is equal, where no noise is added."""
+    return score if options.order_temperature > 0 else score.round(_DIGITS)
+
+
+def _falling(
+    options: Confidence | EntropyBounded, key: Key, score: PerToken, due: Positions
+) -> jax.Array:
+    """The positions in falling order of score, what is not due last: `[batch, length]` int32."""
     if options.order_temperature == 0:
-        return score
+        ties = jax.random.uniform(key, score.shape, jnp.float32)
+        return jnp.lexsort((ties, jnp.where(due, -score, jnp.inf)), axis=-1)
     noise = jax.random.gumbel(key, score.shape, jnp.float32, mode="high")
-    return score + options.order_temperature * noise
+    noisy = score + options.order_temperature * noise
+    return jnp.argsort(jnp.where(due, -noisy, jnp.inf), axis=-1)

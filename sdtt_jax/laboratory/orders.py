@@ -1,9 +1,10 @@
-"""The exact chances of what a decoder reveals whose order of positions has Gumbel noise.
+"""The exact chances of what a decoder reveals that takes positions in the order of a score.
 
 The largest of scores with Gumbel noise of temperature T are draws without replacement with weights
-`exp(score / T)` (Plackett and Luce), so the chance that a set of positions comes first is a sum over the last
-of them, set by set. A decoder reveals as many of the order as fit: a number, or what a bound on entropies
-allows. Both depend on the set alone, and a set that does not fit has no larger one that does.
+`exp(score / T)` (Plackett and Luce); at T = 0 the next is any of the largest that are left. So the chance
+that a set of positions comes first is a sum over the last of them, set by set. A decoder reveals as many of
+the order as fit: a number, or what a bound on entropies allows. Both depend on the set alone, and a set that
+does not fit has no larger one that does.
 """
 
 import functools
@@ -14,14 +15,19 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.diffusion.decoders.confident import Confidence, EntropyBounded, confident_count
+from sdtt_jax.diffusion.decoders.confident import (
+    Confidence,
+    EntropyBounded,
+    compared,
+    confident_count,
+)
 from sdtt_jax.laboratory.world import Array
 
 # Positions that are revealed, that are masked again, and the chance: [states] or a number.
 Move = tuple[tuple[int, ...], tuple[int, ...], Any]
 
 
-def noisy_picks(
+def ordered_picks(
     options: Confidence | EntropyBounded,
     score: Array,
     calls_left: int,
@@ -31,7 +37,7 @@ def noisy_picks(
     """Every set of positions that a call may reveal, and how probable it is in each state.
 
     Args:
-      options: with an `order_temperature` above 0.
+      options: of the decoder.
       score: `[states, L]`, the decoder's of each position.
       calls_left: calls that may be made, this one included.
       pattern: the masked positions, the same in all states of `source`.
@@ -40,8 +46,7 @@ def noisy_picks(
     if not pattern:
         yield (), (), 1.0
         return
-    scores = score[source][:, pattern]
-    logits = scores / options.order_temperature
+    scores = compared(options, score[source][:, pattern])
     fits = _fitting(options, scores, calls_left)
     places = range(len(pattern))
     first: dict[tuple[int, ...], Array] = {(): np.ones(len(source))}
@@ -52,14 +57,14 @@ def noisy_picks(
         first[chosen] = np.zeros(len(source))
         for last in chosen:
             before = tuple(place for place in chosen if place != last)
-            first[chosen] += first[before] * _next(logits, before, last)
+            first[chosen] += first[before] * _next(options, scores, before, last)
     for chosen, chance in first.items():
         if not chosen:
             continue
         others = [place for place in places if place not in chosen]
         stops = sum(
             (
-                _next(logits, chosen, place) * ~fits(tuple(sorted((*chosen, place))))
+                _next(options, scores, chosen, place) * ~fits(tuple(sorted((*chosen, place))))
                 for place in others
             ),
             start=np.zeros(len(source)),
@@ -69,11 +74,17 @@ def noisy_picks(
             yield tuple(pattern[place] for place in chosen), (), here
 
 
-def _next(logits: Array, before: tuple[int, ...], place: int) -> Array:
+def _next(
+    options: Confidence | EntropyBounded, scores: Array, before: tuple[int, ...], place: int
+) -> Array:
     """The chance that `place` follows those that came before it: `[n]`."""
-    left = [other for other in range(logits.shape[1]) if other not in before]
-    highest = logits[:, left].max(axis=1, keepdims=True)
-    return np.exp(logits[:, place] - highest[:, 0]) / np.exp(logits[:, left] - highest).sum(axis=1)
+    left = [other for other in range(scores.shape[1]) if other not in before]
+    behind = np.minimum(scores - scores[:, left].max(axis=1, keepdims=True), 0.0)
+    if options.order_temperature > 0:
+        weights = np.exp(behind / options.order_temperature)
+    else:
+        weights = (behind == 0).astype(np.float64)
+    return weights[:, place] / weights[:, left].sum(axis=1)
 
 
 def _fitting(

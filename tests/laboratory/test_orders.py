@@ -1,4 +1,4 @@
-"""Orders with Gumbel noise. Oracle: every permutation, one by one."""
+"""Orders of a score, with Gumbel noise and without. Oracle: every permutation, one by one."""
 
 import itertools
 
@@ -6,19 +6,25 @@ import numpy as np
 import pytest
 
 from sdtt_jax.diffusion.decoders.confident import Confidence, EntropyBounded
-from sdtt_jax.laboratory.noisy_orders import noisy_picks
+from sdtt_jax.laboratory.orders import ordered_picks
 
 SCORES = -np.random.default_rng(0).exponential(size=(3, 6))
+SCORES[:, [0, 3]] = SCORES[:, [2]] + 1e-6  # a tie of three in all but rounding
 PATTERN = (0, 2, 3, 5)
 
 
 def brute(options, scores, count):
     """The chance of each set of one state: the first of a permutation, as many as the options allow."""
-    found, weights = {}, np.exp(scores / options.order_temperature)
+    found, temperature = {}, options.order_temperature
     for order in itertools.permutations(range(len(scores))):
-        chance, left = 1.0, weights.sum()
+        chance, left = 1.0, list(order)
         for place in order:
-            chance, left = chance * weights[place] / left, left - weights[place]
+            if temperature > 0:
+                weights = np.exp((scores - scores[left].max()) / temperature)
+            else:
+                weights = np.isclose(scores, scores[left].max(), rtol=0, atol=1e-5)
+            chance *= weights[place] / weights[left].sum()
+            left.remove(place)
         taken = count
         if isinstance(options, EntropyBounded):
             taken = 1
@@ -39,13 +45,16 @@ def brute(options, scores, count):
         (Confidence(order_temperature=2.0, threshold=0.5), None),
         (EntropyBounded(1.0, order_temperature=0.3), None),
         (EntropyBounded(0.0, order_temperature=0.3), None),
+        (Confidence(), 2),
+        (Confidence(threshold=0.5), None),
+        (EntropyBounded(1.0), None),
     ],
 )
 def test_each_set_has_the_chance_of_its_permutations(options, count):
     """Four masked positions with two calls left; a threshold reveals what is as sure, at least one."""
     source = np.array([0, 2])
     found = {}
-    for places, again, chance in noisy_picks(options, SCORES, 2, PATTERN, source):
+    for places, again, chance in ordered_picks(options, SCORES, 2, PATTERN, source):
         assert again == ()
         found[places] = chance
     for row, state in enumerate(source):
@@ -55,10 +64,10 @@ def test_each_set_has_the_chance_of_its_permutations(options, count):
         assert sum(expected.values()) == pytest.approx(1)
         for places, chance in found.items():
             assert chance[row] == pytest.approx(expected.pop(places, 0.0), abs=1e-12)
-        assert not expected
+        assert not any(expected.values())
 
 
 def test_where_nothing_is_masked_nothing_is_revealed():
-    assert list(noisy_picks(Confidence(order_temperature=1.0), SCORES, 2, (), np.arange(3))) == [
+    assert list(ordered_picks(Confidence(order_temperature=1.0), SCORES, 2, (), np.arange(3))) == [
         ((), (), 1.0)
     ]
