@@ -5,7 +5,6 @@ are exact draws of the chain. They cost a few look-ups, so that every batch has 
 """
 
 import dataclasses
-import math
 
 import jax
 
@@ -31,19 +30,13 @@ from sdtt_jax.laboratory.student import (
     table_params,
     training,
 )
+from sdtt_jax.laboratory.turns import Batches, train_in_turns
 from sdtt_jax.laboratory.world import World, true_denoiser
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.ops.noise import draw_noise
-from sdtt_jax.progress import make_progress
-from sdtt_jax.training.config import TrainConfig
-from sdtt_jax.training.loop import TrainLog, train
-from sdtt_jax.training.state import TrainState
-from sdtt_jax.training.step import Loss, Metrics, TrainStep, make_train_step
+from sdtt_jax.training.step import Loss, LossFn, make_train_step
 from sdtt_jax.typing import Key, Params, Tree
-
-# Training steps in one compiled program: their trajectories are made together, and the host waits for none.
-_STEPS_AT_ONCE = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,64 +100,56 @@ def train_coupled(
         learning_rate=config.learning_rate,
         adam_learning_rate=config.adam_learning_rate,
     )
-    at_once = max(n for n in range(1, _STEPS_AT_ONCE + 1) if config.num_steps % n == 0)
-    turns = TrainConfig(config.num_steps // at_once, config.batch_size, log_every=1)
     student = make_coupled_diffusion(world, config)
     params = fresh(student, purpose_key(config.seed, "exact-coupled-init"))
     teacher = make_diffusion(world, StudentConfig())
     teacher_params = table_params(true_denoiser(world)[0])
-    shape = at_once, config.batch_size, world.length
     students = []
     for round in range(1, distill.num_rounds + 1):
-        step = _several_steps(student, teacher, distill, round, settings, shape)
-        with make_progress(f"coupled, round {round}", turns.num_steps) as bar:
-            state = train(
-                spec.from_params(params, {"teacher_params": teacher_params}),
-                step,
-                lambda _: {},
-                purpose_key(config.seed, "exact-coupled", round),
-                turns,
-                log=TrainLog(progress=bar.update, tokens_per_batch=math.prod(shape)),
-            )
+        state = train_in_turns(
+            f"coupled, round {round}",
+            spec.from_params(params, {"teacher_params": teacher_params}),
+            make_train_step(_loss(student, teacher, distill, round), settings),
+            _trajectories(student, teacher, distill, round, (config.batch_size, world.length)),
+            purpose_key(config.seed, "exact-coupled", round),
+            settings,
+            world.length,
+        )
         params = state.params
         teacher, teacher_params = student, params
         students.append(params)
     return students
 
 
-def _several_steps(
-    student: MaskedDiffusion,
-    teacher: MaskedDiffusion,
-    distill: CoupledDistillConfig,
-    round: int,
-    settings: TrainConfig,
-    shape: tuple[int, int, int],
-) -> TrainStep:
-    """Training steps, each with fresh trajectories, and the metrics of the last.
-
-    `settings` are those of a single step, `shape` is their number, the batch and the length.
-    """
-    steps, batch_size, length = shape
-
+def _loss(
+    student: MaskedDiffusion, teacher: MaskedDiffusion, distill: CoupledDistillConfig, round: int
+) -> LossFn:
     def loss(params: Params, context: Tree, batch: Tree, key: Key) -> Loss:
         made_by = Teacher(teacher, context["teacher_params"])
         terms = coupled_terms(student, params, Trajectories(**batch), key, distill, round, made_by)
         return Loss(*terms, metrics={})
 
-    step = make_train_step(loss, settings)
+    return loss
 
-    def body(state: TrainState, batch: Tree, key: Key) -> tuple[TrainState, Metrics]:
-        key_noise, key_steps = jax.random.split(key)
-        key_noise, kind = jax.random.fold_in(key_noise, state.step), student.noise_kind
+
+def _trajectories(
+    student: MaskedDiffusion,
+    teacher: MaskedDiffusion,
+    distill: CoupledDistillConfig,
+    round: int,
+    shape: tuple[int, int],
+) -> Batches:
+    """Fresh ones for each step; `shape` is batch and length."""
+
+    def batches(key: Key, context: Tree, steps: jax.Array) -> Tree:
+        (batch_size, length), kind = shape, student.noise_kind
         assert kind is not None
-        noise = draw_noise(key_noise, (steps * batch_size, length), student.mask_id, kind)
-        teacher_params = state.context["teacher_params"]
+        key = jax.random.fold_in(key, steps[0])
+        noise = draw_noise(key, (len(steps) * batch_size, length), student.mask_id, kind)
+        teacher_params = context["teacher_params"]
         tokens = trajectory_end(teacher, teacher_params, noise, distill.trajectory(round))
-        made = jax.tree.map(
-            lambda x: x.reshape(steps, batch_size, *x.shape[1:]), Trajectories(noise, tokens)
-        )
-        batches = batch | made._asdict()
-        state, metrics = jax.lax.scan(lambda s, b: step.body(s, b, key_steps), state, batches)
-        return state, jax.tree.map(lambda values: values[-1], metrics)
+        made = Trajectories(noise, tokens)
+        stacked = jax.tree.map(lambda x: x.reshape(len(steps), batch_size, *x.shape[1:]), made)
+        return dict(stacked._asdict())
 
-    return TrainStep(body)
+    return batches

@@ -1,8 +1,7 @@
 """Students of the other distillers on an enumerated world, measured by the exact law of their samples.
 
 Each is a table of predictions, or of a mixture one for each value of its latent, whose law needs no sampling.
-All have the same sizes, and begin as a network that has copied the true denoiser. Hundreds of steps are one
-dispatch, sequences of the chain being drawn within.
+All have the same sizes, and begin as a network that has copied the true denoiser.
 """
 
 import dataclasses
@@ -42,6 +41,7 @@ from sdtt_jax.laboratory.student import (
     table_params,
     training,
 )
+from sdtt_jax.laboratory.turns import train_in_turns
 from sdtt_jax.laboratory.world import (
     Array,
     reveal_sums,
@@ -57,15 +57,12 @@ from sdtt_jax.objectives import (
     mmd_loss,
 )
 from sdtt_jax.ops.noise import FULL, LATENT, MASKS, Noise, draw_noise, every_value, num_values
-from sdtt_jax.progress import make_progress
-from sdtt_jax.training.state import TrainState
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
 from sdtt_jax.typing import Key, Params, Tokens, Tree
 
 # By number of calls, what `tables_of` gives of the student for it.
 Students = dict[int, list[Array]]
 
-_STEPS_PER_DISPATCH = 100
 _NOISES = 1024
 
 
@@ -162,9 +159,8 @@ def fit(bench: Bench, title: str, loss: LossFn, params: Tree, context: Tree, rat
       params, context: to begin with; the context is what the loss reads and nothing trains.
       rate: Adam's peak rate, decayed to zero along a cosine.
     """
-    world, num_steps = bench.truth.world, bench.config.num_steps
-    settings, spec = training(num_steps, bench.sizes.batch_size, name="adam", learning_rate=rate)
-    step = make_train_step(loss, settings).body
+    world, size = bench.truth.world, bench.sizes.batch_size
+    settings, spec = training(bench.config.num_steps, size, name="adam", learning_rate=rate)
     shares = jnp.asarray(np.cumsum(bench.truth.chain), jnp.float32)
     place = jnp.asarray(world.vocab_size ** np.arange(world.length - 1, -1, -1), jnp.int32)
 
@@ -173,23 +169,15 @@ def fit(bench: Bench, title: str, loss: LossFn, params: Tree, context: Tree, rat
         number = jnp.minimum(jnp.searchsorted(shares, uniform, side="right"), len(shares) - 1)
         return (number[:, None] // place % world.vocab_size).astype(jnp.int32)
 
-    @functools.partial(jax.jit, donate_argnums=0, static_argnames="count")
-    def many(state: TrainState, key: Key, count: int) -> TrainState:
-        data_key, key = jax.random.split(key)
-
-        def body(state: TrainState, _: None) -> tuple[TrainState, None]:
-            batch = sequences(jax.random.fold_in(data_key, state.step))
-            return step(state, batch, key)[0], None
-
-        return jax.lax.scan(body, state, length=count)[0]
-
-    state, key = spec.from_params(params, context), purpose_key(bench.sizes.seed, f"exact-{title}")
-    with make_progress(title, num_steps) as bar:
-        for done in range(0, num_steps, _STEPS_PER_DISPATCH):
-            count = min(_STEPS_PER_DISPATCH, num_steps - done)
-            state = jax.block_until_ready(many(state, key, count=count))
-            bar.update(done + count)
-    return state.params
+    return train_in_turns(
+        title,
+        spec.from_params(params, context),
+        make_train_step(loss, settings),
+        lambda key, _, steps: jax.vmap(lambda n: sequences(jax.random.fold_in(key, n)))(steps),
+        purpose_key(bench.sizes.seed, f"exact-{title}"),
+        settings,
+        world.length,
+    ).params
 
 
 def tables_of(bench: Bench, diffusion: MaskedDiffusion, params: Params) -> list[Array]:

@@ -1,0 +1,59 @@
+"""Many small training steps in one compiled program, for which the host waits once.
+
+A step of the laboratory takes milliseconds, as long as it takes to hand it to the device.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.progress import make_progress
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.loop import TrainLog, train
+from sdtt_jax.training.state import TrainState
+from sdtt_jax.training.step import Metrics, TrainStep
+from sdtt_jax.typing import Key, Tree
+
+_STEPS_AT_ONCE = 50
+
+# `(key, context, steps) -> batches`: of the steps with these numbers, `[n]` int32, stacked.
+Batches = Callable[[Key, Tree, jax.Array], Tree]
+
+
+def train_in_turns(
+    title: str,
+    state: TrainState,
+    step: TrainStep,
+    batches: Batches,
+    key: Key,
+    settings: TrainConfig,
+    length: int,
+) -> TrainState:
+    """Trains for `settings.num_steps` steps by the one training loop, several of them at a time.
+
+    (Seven arguments: what is trained and how, and what a person who watches is told.)
+
+    Args:
+      title: names the training for the person who watches.
+      state: to begin with; donated.
+      step: one training step.
+      batches: makes those of the steps of a turn, on the device.
+      key: of batches and steps.
+      settings: of the single step.
+      length: tokens of a sequence.
+    """
+    most = min(_STEPS_AT_ONCE, settings.num_steps)
+    at_once = next(n for n in range(most, 0, -1) if settings.num_steps % n == 0)
+    turns = TrainConfig(settings.num_steps // at_once, settings.batch_size, log_every=1)
+    tokens = at_once * settings.batch_size * length
+
+    def turn(state: TrainState, _: Tree, key: Key) -> tuple[TrainState, Metrics]:
+        key_data, key_steps = jax.random.split(key)
+        made = batches(key_data, state.context, state.step + jnp.arange(at_once))
+        state, metrics = jax.lax.scan(lambda s, b: step.body(s, b, key_steps), state, made)
+        return state, jax.tree.map(lambda values: values[-1], metrics)
+
+    with make_progress(title, turns.num_steps) as bar:
+        log = TrainLog(progress=bar.update, tokens_per_batch=tokens)
+        return train(state, TrainStep(turn), lambda _: {}, key, turns, log=log)
