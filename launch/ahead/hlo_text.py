@@ -15,7 +15,7 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 # What JAX adds to the scopes of the source: transformations, and the bodies of control flow.
 _WRAPPED = re.compile(r"(?:jvp|transpose|vmap|remat)\((.*)\)")
 _PLUMBING = re.compile(
-    r"|jit\(.*\)|while|body|cond|branch_\d+_fun|closed_call|checkpoint|rematted_computation|shard_map"
+    r"|jit\(.*\)|while|body|cond|branch_\d+_fun|closed_call|eval_jaxpr|checkpoint|rematted_computation|shard_map"
 )
 
 
