@@ -141,10 +141,11 @@ def _measures(
         law, calls = decoder_law(own, mode, num_steps, truth.teacher)
         return truth.measures_of(law), calls
     model = make_diffusion(truth.world, StudentConfig()), table_params(own)
-    counted = sampled_measures(truth, *model, [num_steps], Draws(), temperature=1.0, mode=mode)
+    draws = Draws()
+    counted = sampled_measures(truth, *model, [num_steps], draws, temperature=1.0, mode=mode)
     config, key = (
         SamplerConfig(num_steps, mode=mode),
-        purpose_key(Draws().seed, "exact-decoder-calls"),
+        purpose_key(draws.seed, "exact-decoder-calls"),
     )
     calls = float(mean_calls(*model, key, config, truth.world.length))
     return counted[str(num_steps)], calls

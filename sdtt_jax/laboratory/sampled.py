@@ -67,14 +67,9 @@ def sampled_measures(
     return measures
 
 
-@functools.partial(jax.jit, static_argnames=("diffusion", "config", "length", "texts"))
+@functools.partial(jax.jit, static_argnames=("diffusion", "config", "length"))
 def mean_calls(
-    diffusion: MaskedDiffusion,
-    params: Params,
-    key: Key,
-    config: SamplerConfig,
-    length: int,
-    texts: int = _SAMPLES_PER_CALL,
+    diffusion: MaskedDiffusion, params: Params, key: Key, config: SamplerConfig, length: int
 ) -> jax.Array:
     """Network calls of a text that is written by itself, the mean over many: `[]` float32."""
     x_init = prior_sample(1, length, diffusion.mask_id)
@@ -82,7 +77,7 @@ def mean_calls(
     def calls(key: Key) -> jax.Array:
         return sample(diffusion, params, key, x_init, config)[0].nfe
 
-    return jax.vmap(calls)(jax.random.split(key, texts)).mean()
+    return jax.vmap(calls)(jax.random.split(key, _SAMPLES_PER_CALL)).mean()
 
 
 def _measures_of_counts(halves: Sequence[Array], truth: Truth) -> dict[str, float]:

@@ -54,6 +54,9 @@ def train_in_turns(
         state, metrics = jax.lax.scan(lambda s, b: step.body(s, b, key_steps), state, made)
         return state, jax.tree.map(lambda values: values[-1], metrics)
 
-    with make_progress(title, turns.num_steps) as bar:
-        log = TrainLog(progress=bar.update, tokens_per_batch=tokens)
+    with make_progress(title, settings.num_steps) as bar:
+        log = TrainLog(
+            progress=lambda turn, values: bar.update(turn * at_once, values),
+            tokens_per_batch=tokens,
+        )
         return train(state, TrainStep(turn), lambda _: {}, key, turns, log=log)

@@ -51,7 +51,7 @@ class EntropyBounded:
     """
 
     bound: float = 0.1
-    # Of Gumbel noise that is added to the negative entropies; 0 is none.
+    # Of Gumbel noise that is added to the negative entropies; 0 is none, and ties are broken at random.
     order_temperature: float = 0.0
 
     def __post_init__(self) -> None:
