@@ -23,6 +23,7 @@ from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.harness import Options, adapter
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load
+from sdtt_jax.networks.config import COMPUTE_DTYPES
 from sdtt_jax.paths import as_path, write_json
 
 _CHECKPOINT = fields.define_checkpoint()
@@ -31,7 +32,7 @@ _INCLUDE = flags.DEFINE_string("include", None, "A folder with more task files."
 _LIMIT = flags.DEFINE_integer("limit", None, "Only so many items of each task.")
 _NUM_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples before each item.")
 _DTYPE = flags.DEFINE_string(
-    "compute_dtype", None, "float32 or bfloat16; as it was trained if not given."
+    "compute_dtype", None, f"{', '.join(COMPUTE_DTYPES)}; as it was trained if not given."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the results to this JSON file.")
 fields.define_flags(Options)

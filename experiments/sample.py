@@ -37,6 +37,7 @@ from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import ended, reading_notes
+from sdtt_jax.networks.config import COMPUTE_DTYPES
 from sdtt_jax.parallel import processes
 from sdtt_jax.typing import Params
 
@@ -57,7 +58,7 @@ _NUM_TOKENS = flags.DEFINE_integer(
 )
 _STOP_AT_EOS = flags.DEFINE_bool("stop_at_eos", False, "Leave out what follows the end of a text.")
 _DTYPE = flags.DEFINE_string(
-    "compute_dtype", None, "float32 or bfloat16; as it was trained if not given."
+    "compute_dtype", None, f"{', '.join(COMPUTE_DTYPES)}; as it was trained if not given."
 )
 _WATCH = flags.DEFINE_bool("watch", False, "Show each text appear, one after the other.")
 _PAUSE = flags.DEFINE_float(

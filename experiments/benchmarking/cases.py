@@ -236,13 +236,13 @@ def judge_sizes(job: Job, config: RunConfig) -> TransformerConfig:
 def _racing(job: Job, config: RunConfig, log: Log) -> Case:
     """A whole text, by the denoiser in `num_steps` calls or token by token with a key-value cache.
 
-    Both keep their parameters in the compute dtype: a causal model reads all of them for every token.
+    Both keep their parameters in the dtype of products: a causal model reads all of them for every token.
     """
     log("making parameters")
     sizes, denoiser, diffusion = _network(job, config)
     network = CausalNetwork(of_same_size(CausalConfig, sizes))
     entrant = denoiser if job.variant == STUDENT else network
-    dtype = jnp.dtype(sizes.compute_dtype)
+    dtype = jnp.dtype(sizes.numerics.products)
     params = _parameters(entrant, dtype=dtype)
     helper, (decoder, _) = None, parse_mode(job.mode)
     if job.variant == STUDENT and decoder.helper:
@@ -270,7 +270,7 @@ def _matmul(job: Job, config: RunConfig, log: Log) -> Case:
     """The MLP's two products, `[batch · length, embed]` by `[embed, mlp]` and back, in a loop."""
     log("compiling")
     sizes = config.denoiser(job.vocab_size)
-    dtype = jnp.dtype(sizes.compute_dtype)
+    wide, dtype = map(jnp.dtype, sizes.numerics)
     rows, embed = job.batch_size * sizes.length, sizes.embed_dim
     inner = sizes.mlp_ratio * embed
     keys = jax.random.split(purpose_key(config.seed, "benchmark.matmul"), 3)
@@ -281,7 +281,7 @@ def _matmul(job: Job, config: RunConfig, log: Log) -> Case:
 
     @jax.jit
     def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return x @ kernel
+        return jnp.matmul(x, kernel, preferred_element_type=wide).astype(dtype)
 
     def pairs() -> jax.Array:
         y = x

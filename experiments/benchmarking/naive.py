@@ -36,13 +36,13 @@ def forward(
     """The network, head included: raw logits `[batch, length, vocab]` float32.
 
     Args:
-      config: sizes; `remat` is ignored (everything is stored).
+      config: sizes; `remat` is ignored (everything is stored), and products are of activations as they are.
       params: parameters, unboxed.
       tokens: `[batch, length]` int32, MASK included.
       sigma: `[batch]` float32, total noise; used only if the config says `time_conditioned`.
     """
     batch, length = tokens.shape
-    dtype = jnp.dtype(config.compute_dtype)
+    dtype = jnp.dtype(config.numerics.dtype)
     if sigma is None or not config.time_conditioned:
         sigma = jnp.zeros(batch, jnp.float32)
     condition = _time_embedding(params["sigma_map"], sigma).astype(dtype)

@@ -130,7 +130,9 @@ class Plan:
     interleave: bool = setting(True, "Let lean and naive code take turns.")
     # Peak memory is then the compiler's account of each program.
     in_process: bool = setting(False, "Measure in this process, not in workers.")
-    race_dtypes: tuple[str, ...] = setting(COMPUTE_DTYPES, "Compute dtypes, a race for each.")
+    race_dtypes: tuple[str, ...] = setting(
+        ("float32", "bfloat16"), f"Compute dtypes, a race for each: {', '.join(COMPUTE_DTYPES)}."
+    )
     race_batches: tuple[int, ...] = setting((1, 4), "Texts at once, a race for each.")
     race_helper: str = setting(
         "denoiser",

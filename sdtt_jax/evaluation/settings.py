@@ -118,12 +118,12 @@ class Settings(Sampling):
 
     compute_dtype: str = setting(
         "",
-        "Dtype of the activations of the checkpoint and its baseline, float32 or bfloat16; by default what "
-        "they were trained with.",
+        f"How the checkpoint and its baseline compute: {', '.join(COMPUTE_DTYPES)} (products of bfloat16 "
+        "alone); by default as they were trained.",
     )
     judge_compute_dtype: str = setting(
         "",
-        "Dtype of the judge's activations, float32 or bfloat16; by default what it was trained with.",
+        "The same of the judge; by default as it was trained.",
     )
     num_steps: tuple[int, ...] = setting((4, 8, 16, 32, 64), "Sampling steps, separated by commas.")
     temperatures: tuple[float, ...] = setting(

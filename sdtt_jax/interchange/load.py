@@ -68,7 +68,7 @@ def load(
       revision: of a repository, where `path` does not say it.
       mesh: spreads the parameters over it by the rules of training, each as it is read; the first device if
         None.
-      compute_dtype: of the activations, "float32" or "bfloat16"; what the model was trained with if None.
+      compute_dtype: "float32", "bfloat16" or "bf16_bf16_f32" (`TransformerConfig`); None: as it was trained.
       **given: for a network of the Llama family, what its config does not say, or what overrides it, the
         fields of `Given`: `causal`, and of a denoiser `mask_id`, `shift` and `length`.
 

@@ -57,7 +57,7 @@ def cache_for(config: TransformerConfig, batch: int, capacity: int) -> KVCache:
       batch: sequences.
       capacity: most positions that it can hold.
     """
-    c, dtype = config, jnp.dtype(config.compute_dtype)
+    c, dtype = config, jnp.dtype(config.numerics.dtype)
     return empty_cache(c.num_layers, batch, c.kv_heads, capacity, c.head_dim, dtype)
 
 

@@ -99,7 +99,7 @@ class CausalBlock(nn.Module):
     def __call__(
         self, x: jax.Array, past: LayerPast | None, shared: tuple[jax.Array, jax.Array, Any, Any]
     ) -> tuple[jax.Array, LayerPast | None]:
-        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        c = self.config
         cos, sin, used, segments = shared
         y = layers.LayerNorm(c.embed_dim, name="norm1")(x)
         query, key, value = layers.queries_keys_values(c, y, bias=False)
@@ -108,7 +108,7 @@ class CausalBlock(nn.Module):
         x = x + layers.merged_heads(c, mixed, bias=False)
 
         y = layers.LayerNorm(c.embed_dim, name="norm2")(x)
-        x = x + layers.Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)
+        x = x + layers.Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, c.numerics, name="mlp")(y)
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
 
 
@@ -118,12 +118,12 @@ class CausalTransformer(nn.Module):
     config: CausalConfig
 
     def setup(self) -> None:
-        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        self.embed = layers.Embedding(c.padded_vocab, c.embed_dim, dtype)
+        c = self.config
+        self.embed = layers.Embedding(c.padded_vocab, c.embed_dim, c.numerics)
         self.blocks = layers.scan_blocks(CausalBlock, c)
         self.final = layers.LayerNorm(c.embed_dim)
         # The kernel has MASK's column, as the reference's; no prediction can use it.
-        self.head = layers.Head(c.embed_dim, c.vocab_size, c.padded_vocab, dtype)
+        self.head = layers.Head(c.embed_dim, c.vocab_size, c.padded_vocab, c.numerics)
 
     def decode(
         self,

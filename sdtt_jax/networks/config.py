@@ -1,17 +1,34 @@
 """Sizes and numerics of the networks."""
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sdtt_jax.config import one_of, positive, require, whole, within
 from sdtt_jax.networks.attention.rotary import NO_SCALING, ROTARY_BASE, RotaryScaling
 from sdtt_jax.ops.noise import FULL, LATENT, MASKS, TWO_LEVEL
 
 VOCAB_MULTIPLE = 128
-COMPUTE_DTYPES = ("float32", "bfloat16")
 NOISE_KINDS = (FULL, TWO_LEVEL, "projected", LATENT, MASKS)
 ROTARY_PAIRS = ("halves", "neighbours")
 REMAT_POLICIES = ("none", "dots", "attention", "full")
+
+
+class Numerics(NamedTuple):
+    """The dtypes that a network computes in, by their names."""
+
+    dtype: str = "float32"  # of activations
+    products: str = "float32"  # what both factors of a linear layer are rounded to
+
+
+# By their names in a config. The last is JAX's `DotAlgorithmPreset.BF16_BF16_F32`, of linear layers alone: a
+# CPU that multiplies bfloat16 numbers takes a third of the time for them, and is faster in float32 with all
+# that is between (docs/measurements/speed.md).
+NUMERICS = {
+    "float32": Numerics(),
+    "bfloat16": Numerics("bfloat16", "bfloat16"),
+    "bf16_bf16_f32": Numerics("float32", "bfloat16"),
+}
+COMPUTE_DTYPES = tuple(NUMERICS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +41,9 @@ class TransformerConfig:
       length: tokens per sequence; 0 until the data say.
       num_layers, embed_dim, num_heads: the transformer's sizes; `embed_dim` divides into heads of even size.
       mlp_ratio: width of the MLP's hidden layer over `embed_dim`.
-      compute_dtype: dtype of activations; parameters and logits are float32 always.
+      compute_dtype: "float32" or "bfloat16", the dtype of activations; or "bf16_bf16_f32", activations of
+        float32 and linear layers that multiply numbers rounded to bfloat16 and add up in float32. Parameters
+        and logits are float32 always.
       remat: what a block's backward pass recomputes: "none", "dots" (all but the results of the linear
         layers and of attention), "attention" (all but the latter) or "full" (everything). The measured table
         is docs/measurements/remat.md (`tools.remat_table`).
@@ -63,6 +82,11 @@ class TransformerConfig:
     @property
     def mask_id(self) -> int:
         return self.vocab_size
+
+    @property
+    def numerics(self) -> Numerics:
+        """What `compute_dtype` stands for."""
+        return NUMERICS[self.compute_dtype]
 
     @property
     def padded_vocab(self) -> int:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.config import require
-from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
+from sdtt_jax.networks.config import CoupledConfig, NoiseConfig, Numerics
 from sdtt_jax.networks.denoiser import Denoiser, DiT
 from sdtt_jax.networks.layers import Linear, parameter
 from sdtt_jax.ops.categorical import BLOCK
@@ -116,7 +116,7 @@ class CoupledDiT(DiT):
     def setup(self) -> None:
         super().setup()
         c = self.config
-        self.noise = NoiseFeatures(c.noise, c.vocab_size, c.embed_dim, jnp.dtype(c.compute_dtype))
+        self.noise = NoiseFeatures(c.noise, c.vocab_size, c.embed_dim, c.numerics)
 
     def hidden_given(
         self, tokens: jax.Array, sigma: jax.Array, noise: Noise | ShownNoise
@@ -143,7 +143,7 @@ class NoiseFeatures(nn.Module):
     config: NoiseConfig
     vocab: int
     dim: int
-    dtype: jnp.dtype
+    numerics: Numerics
 
     def setup(self) -> None:
         c = self.config
@@ -158,15 +158,16 @@ class NoiseFeatures(nn.Module):
             shape = (columns,), (c.projection,)
             self.token = Linear(*shape, ("vocab", None), bias=False)
         inner, outer = (c.hidden_dim,), (self.dim,)
-        self.up = Linear((width,), inner, (None, "mlp"), dtype=self.dtype)
-        self.down = Linear(inner, outer, ("mlp", "embed"), zero=True, dtype=self.dtype)
+        self.up = Linear((width,), inner, (None, "mlp"), numerics=self.numerics)
+        self.down = Linear(inner, outer, ("mlp", "embed"), zero=True, numerics=self.numerics)
 
     def __call__(self, noise: Noise | ShownNoise, masked: Positions) -> jax.Array:
+        dtype = self.numerics.dtype
         if isinstance(noise, ShownNoise):
-            kernel = self.up.variables["params"]["kernel"][: len(OWN)].astype(self.dtype)
-            x = noise.inner + rank_waves(noise.order, masked).astype(self.dtype) @ kernel
+            kernel = self.up.variables["params"]["kernel"][: len(OWN)].astype(dtype)
+            x = noise.inner + rank_waves(noise.order, masked).astype(dtype) @ kernel
         elif num_values(self.config.drawn):
-            return noise.token.astype(self.dtype) @ self.values.astype(self.dtype)
+            return noise.token.astype(dtype) @ self.values.astype(dtype)
         else:
             x = self._inner(order_features(noise.order, masked), noise)
         return self.down(jax.nn.gelu(x, approximate=True))

@@ -11,13 +11,12 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from sdtt_jax.networks import layers
 from sdtt_jax.networks.attention import attend_rotated, rotary_tables, rotate
 from sdtt_jax.networks.base import Network, variables
 from sdtt_jax.networks.cache import LayerPast, attend_visible, cache_for
-from sdtt_jax.networks.config import DenoiserConfig
+from sdtt_jax.networks.config import DenoiserConfig, Numerics
 from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
 
 TIME_FEATURES = 256
@@ -143,14 +142,15 @@ class Modulation(nn.Module):
     cond_dim: int
     dim: int
     count: int
-    dtype: DTypeLike = jnp.float32
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, condition: jax.Array) -> list[jax.Array]:
         shape = (self.count, self.dim)
         axes = (None, None, "embed")
+        numerics = Numerics(self.dtype, self.dtype)  # one row, or one for each text
         out = layers.Linear(
-            (self.cond_dim,), shape, axes, zero=True, dtype=self.dtype, name="linear"
+            (self.cond_dim,), shape, axes, zero=True, numerics=numerics, name="linear"
         )(condition)
         return [out[:, None, i, :] for i in range(self.count)]
 
@@ -184,9 +184,9 @@ class DenoiserBlock(nn.Module):
         past: LayerPast | None = None,
         visible: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerPast | None]:
-        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        c = self.config
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = Modulation(
-            c.cond_dim, c.embed_dim, 6, dtype, name="adaln"
+            c.cond_dim, c.embed_dim, 6, c.numerics.dtype, name="adaln"
         )(condition)
 
         y = layers.LayerNorm(c.embed_dim, name="norm1")(x) * (1 + scale_a) + shift_a
@@ -198,7 +198,9 @@ class DenoiserBlock(nn.Module):
         x = x + gate_a * layers.merged_heads(c, mixed, bias=False)
 
         y = layers.LayerNorm(c.embed_dim, name="norm2")(x) * (1 + scale_m) + shift_m
-        x = x + gate_m * layers.Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)
+        x = x + gate_m * layers.Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, c.numerics, name="mlp")(
+            y
+        )
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
 
     def _with_past(
@@ -221,9 +223,9 @@ class FinalNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
         c = self.config
-        shift, scale = Modulation(
-            c.cond_dim, c.embed_dim, 2, jnp.dtype(c.compute_dtype), name="adaln"
-        )(condition)
+        shift, scale = Modulation(c.cond_dim, c.embed_dim, 2, c.numerics.dtype, name="adaln")(
+            condition
+        )
         return layers.LayerNorm(c.embed_dim, name="norm")(x) * (1 + scale) + shift
 
 
@@ -234,12 +236,12 @@ class DiT(nn.Module):
     in_axes: ClassVar[Any] = nn.broadcast  # of all arguments of a block but the first
 
     def setup(self) -> None:
-        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        self.embed = layers.Embedding(c.padded_vocab, c.embed_dim, dtype)
+        c = self.config
+        self.embed = layers.Embedding(c.padded_vocab, c.embed_dim, c.numerics)
         self.sigma_map = SigmaMap(c.cond_dim)
         self.blocks = layers.scan_blocks(DenoiserBlock, c, self.in_axes)
         self.final = FinalNorm(c)
-        self.head = layers.Head(c.embed_dim, c.vocab_size + 1, c.padded_vocab, dtype)
+        self.head = layers.Head(c.embed_dim, c.vocab_size + 1, c.padded_vocab, c.numerics)
 
     def hidden(
         self, tokens: jax.Array, sigma: jax.Array, segments: jax.Array | None = None
@@ -258,7 +260,7 @@ class DiT(nn.Module):
         return self.final(self.through_blocks(x, condition, segments), condition)
 
     def condition(self, sigma: jax.Array) -> jax.Array:
-        return self.sigma_map(sigma).astype(self.config.compute_dtype)
+        return self.sigma_map(sigma).astype(self.config.numerics.dtype)
 
     def through_blocks(
         self, x: jax.Array, condition: jax.Array, segments: jax.Array | None = None

@@ -55,7 +55,7 @@ def _norm(config: GPT2Config, name: str | None = None) -> nn.LayerNorm:
     return nn.LayerNorm(
         epsilon=config.norm_epsilon,
         use_fast_variance=False,
-        dtype=jnp.dtype(config.compute_dtype),
+        dtype=jnp.dtype(config.numerics.dtype),
         scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)),
         name=name,
@@ -71,7 +71,7 @@ class GPT2Block(nn.Module):
     def __call__(
         self, x: jax.Array, past: LayerPast | None, shared: tuple[Any, Any]
     ) -> tuple[jax.Array, LayerPast | None]:
-        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        c = self.config
         used, edges = shared
         y = _norm(c, "norm1")(x)
         query, key, value = layers.queries_keys_values(c, y, bias=True)
@@ -85,7 +85,7 @@ class GPT2Block(nn.Module):
         x = x + layers.merged_heads(c, mixed, bias=True)
 
         y = _norm(c, "norm2")(x)
-        x = x + layers.Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, dtype, name="mlp")(y)
+        x = x + layers.Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, c.numerics, name="mlp")(y)
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
 
 
@@ -95,7 +95,7 @@ class GPT2(nn.Module):
     config: GPT2Config
 
     def setup(self) -> None:
-        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        c, dtype = self.config, jnp.dtype(self.config.numerics.dtype)
         init = nn.initializers.normal(INIT_SCALE)
         token_init = nn.with_logical_partitioning(init, ("vocab", "embed"))
         position_init = nn.with_logical_partitioning(init, (None, "embed"))

@@ -1,6 +1,5 @@
 """Linen layers that the denoiser and the causal transformer share, with their logical axes."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,15 +11,13 @@ from jax.typing import DTypeLike
 
 from sdtt_jax.networks.attention import ATTENTION
 from sdtt_jax.networks.base import ADAPTERS
-from sdtt_jax.networks.config import TransformerConfig
+from sdtt_jax.networks.config import Numerics, TransformerConfig
+from sdtt_jax.networks.products import biased, looked_up, widened_product
 from sdtt_jax.ops.categorical import NEG_INFINITY
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the reference's linear layers start from.
 KERNEL_INIT_SCALE = 1.0 / 3.0
 NORM_EPSILON = 1e-5
-# Columns from which the gradient of a bias is a matrix product.
-WIDE = 8192
-
 # The name that every linear layer's result carries, and what each remat policy but "none" saves by name.
 LINEAR = "linear"
 SAVED = {"dots": (LINEAR, ATTENTION), "attention": (ATTENTION,), "full": ()}
@@ -77,109 +74,6 @@ def unstacked(x: jax.Array, axis: int) -> list[jax.Array]:
     return [jnp.squeeze(part, axis) for part in jnp.split(x, x.shape[axis], axis)]
 
 
-@jax.custom_vjp
-def widened_product(rows: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`rows @ kernel`, the kernel rounded to the dtype of the rows, in the dtype that the kernel has.
-
-    The gradient's products too are of numbers as narrow as the rows. Left to JAX, they are products of
-    float32, which take a GPU twice the time and the memory traffic. The gradient of the kernel is never
-    rounded, for it is summed over many pieces.
-
-    Args:
-      rows: `[n, in]`, say bfloat16.
-      kernel: `[in, …]`, say float32.
-    """
-    return _widened(rows, kernel.astype(rows.dtype), kernel.dtype, (1,), (0,))
-
-
-def _widened_forward(rows: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    return widened_product(rows, kernel), (rows, kernel)
-
-
-def _widened_backward(
-    saved: tuple[jax.Array, ...], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    rows, kernel = saved
-    narrow, wide = gradient.astype(rows.dtype), kernel.dtype
-    results = tuple(range(1, gradient.ndim))
-    d_rows = _widened(narrow, kernel.astype(rows.dtype), wide, results, results)
-    return d_rows.astype(rows.dtype), _widened(rows, narrow, wide, (0,), (0,))
-
-
-def _widened(
-    left: jax.Array, right: jax.Array, dtype: DTypeLike, left_axes: tuple[int, ...], right_axes: Any
-) -> jax.Array:
-    axes = ((left_axes, right_axes), ((), ()))
-    return jax.lax.dot_general(left, right, axes, preferred_element_type=dtype)
-
-
-widened_product.defvjp(_widened_forward, _widened_backward)
-
-
-@jax.custom_vjp
-def biased(y: jax.Array, bias: jax.Array) -> jax.Array:
-    """`y + bias`, with a gradient that is fast for rows as wide as a vocabulary.
-
-    Args:
-      y: `[..., out]`.
-      bias: `[out]`, of a dtype at least as wide.
-    """
-    return y + bias.astype(y.dtype)
-
-
-def _biased_forward(y: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return biased(y, bias), bias
-
-
-def _biased_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    rows = gradient.reshape(-1, *bias.shape)
-    if bias.size < WIDE or rows.dtype != jnp.float32:
-        return gradient, rows.sum(axis=0).astype(bias.dtype)
-    # XLA's CPU backend (YNNPACK) adds up column by column: 168 rows of 50,304 take 76 ms of CPU time, and
-    # as a product with ones 3.
-    total = jax.lax.platform_dependent(
-        rows, cpu=lambda x: (jnp.ones((1, len(x)), x.dtype) @ x)[0], default=lambda x: x.sum(axis=0)
-    )
-    return gradient, total.astype(bias.dtype)
-
-
-biased.defvjp(_biased_forward, _biased_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def looked_up(table: jax.Array, tokens: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """`table.astype(dtype)[tokens]`, with a gradient that is summed in the dtype of the table.
-
-    Half of a batch may be MASK: a sum of that many bfloat16 numbers in bfloat16 stops growing at 256 of them.
-
-    Args:
-      table: `[vocab, embed]`.
-      tokens: integers of any shape.
-      dtype: of the result.
-    """
-    # Under fsdp a row is split: it is gathered here, before rows are looked up. Left alone, the compiler
-    # looks up pieces of rows, and to spread those over the batch it copies all of them everywhere.
-    return nn.with_logical_constraint(table.astype(dtype), ("vocab", None))[tokens]
-
-
-def _looked_up_forward(
-    table: jax.Array, tokens: jax.Array, dtype: DTypeLike
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return looked_up(table, tokens, dtype), (table, tokens)
-
-
-def _looked_up_backward(
-    dtype: DTypeLike, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, None]:
-    del dtype
-    table, tokens = saved  # of the table only its shape is used
-    zeros = nn.with_logical_constraint(jnp.zeros_like(table), ("vocab", None))
-    return zeros.at[tokens].add(gradient.astype(table.dtype)), None
-
-
-looked_up.defvjp(_looked_up_forward, _looked_up_backward)
-
-
 class Linear(nn.Module):
     """`x @ kernel + bias` over one or several trailing axes."""
 
@@ -190,8 +84,8 @@ class Linear(nn.Module):
     axes: tuple[str | None, ...]
     bias: bool = True  # add a bias (starts at zero)
     zero: bool = False  # start the kernel at zero
-    dtype: DTypeLike = jnp.float32  # compute dtype; the parameters are float32
-    # Dtype of sums and result, that of the parameters or `dtype` (if None).
+    numerics: Numerics = Numerics()
+    # Dtype of sums and result, that of the parameters or of activations (if None).
     out_dtype: DTypeLike | None = None
     flat: bool = False  # axes (heads, kv) of the kernel are one axis of input and result
 
@@ -205,24 +99,25 @@ class Linear(nn.Module):
         )
         kernel = parameter(self, "kernel", init, self.axes, self.in_shape + self.out_shape)
         in_shape, out_shape = self.in_shape, self.out_shape
-        out_dtype = self.dtype if self.out_dtype is None else self.out_dtype
-        widens = jnp.dtype(out_dtype) == kernel.dtype
+        dtype, products = self.numerics
+        out_dtype = dtype if self.out_dtype is None else self.out_dtype
+        widens = jnp.dtype(out_dtype) == jnp.promote_types(dtype, kernel.dtype)
         if self.flat:
             in_shape = _heads_as_one(in_shape, self.axes[:n_in])
             out_shape = _heads_as_one(out_shape, self.axes[n_in:])
             # Left to itself the TPU compiler splits heads again within the product, puts the rows last, for
             # an axis of 64 would be padded to 128, and moves them back before the next kernel: 137 and not
             # 121 GB for a distillation step at 12 x 768 and 32 x 1024 tokens.
-            kernel = kernel.astype(self.dtype).reshape(*in_shape, *out_shape)
-            kernel = jax.lax.optimization_barrier(kernel)
+            kernel = kernel if widens else kernel.astype(products)
+            kernel = jax.lax.optimization_barrier(kernel.reshape(*in_shape, *out_shape))
         # One [rows, features] matmul: on CPU it is the form that reaches the matmul rate. The other axes
         # are kept, so that a mesh can split heads without a reshape across the split.
-        rows = x.reshape(-1, *in_shape).astype(self.dtype)
+        rows = x.reshape(-1, *in_shape).astype(dtype)
         if len(in_shape) == 1 and widens:
-            y = widened_product(rows, kernel)
+            y = widened_product(rows, kernel, products)
         else:
             contract = (tuple(range(1, 1 + len(in_shape))), tuple(range(len(in_shape))))
-            y = jax.lax.dot_general(rows, kernel.astype(self.dtype), (contract, ((), ())))
+            y = jax.lax.dot_general(rows, kernel.astype(dtype), (contract, ((), ())))
         if self.has_variable(ADAPTERS, "a"):
             y += self._adapted(rows, in_shape, out_shape).astype(y.dtype)
         y = y.reshape(*x.shape[: x.ndim - len(in_shape)], *out_shape)
@@ -235,8 +130,9 @@ class Linear(nn.Module):
         """What the low-rank adapter adds (`networks.lora`), float32."""
         a: Any = self.get_variable(ADAPTERS, "a")
         b: Any = self.get_variable(ADAPTERS, "b")
-        low = widened_product(rows, a.reshape(*in_shape, -1)).astype(self.dtype)
-        return widened_product(low, b.reshape(len(b), *out_shape))
+        dtype, products = self.numerics
+        low = widened_product(rows, a.reshape(*in_shape, -1), products).astype(dtype)
+        return widened_product(low, b.reshape(len(b), *out_shape), products)
 
 
 def _heads_as_one(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> tuple[int, ...]:
@@ -251,8 +147,9 @@ def attention_inputs(config: TransformerConfig, x: jax.Array, *, bias: bool) -> 
     """
     c = config
     shape, axes = (3, c.num_heads, c.head_dim), ("embed", None, "heads", "kv")
-    dtype = jnp.dtype(c.compute_dtype)
-    layer = Linear((c.embed_dim,), shape, axes, bias=bias, dtype=dtype, flat=True, name="attn_qkv")
+    layer = Linear(
+        (c.embed_dim,), shape, axes, bias=bias, numerics=c.numerics, flat=True, name="attn_qkv"
+    )
     return layer(x)
 
 
@@ -275,9 +172,8 @@ def merged_heads(config: TransformerConfig, mixed: jax.Array, *, bias: bool) -> 
     """
     c = config
     shape, axes = (c.num_heads, c.head_dim), ("heads", "kv", "embed")
-    dtype = jnp.dtype(c.compute_dtype)
     projection = Linear(
-        shape, (c.embed_dim,), axes, bias=bias, dtype=dtype, flat=True, name="attn_out"
+        shape, (c.embed_dim,), axes, bias=bias, numerics=c.numerics, flat=True, name="attn_out"
     )
     return projection(mixed.reshape(*mixed.shape[:2], -1))
 
@@ -340,19 +236,21 @@ class Embedding(nn.Module):
 
     vocab: int
     dim: int
-    dtype: DTypeLike = jnp.float32
+    numerics: Numerics = Numerics()
 
     def setup(self) -> None:
         init, shape = fan_in_uniform((1,), (0,)), (self.vocab, self.dim)
         self.embedding = parameter(self, "embedding", init, ("vocab", "embed"), shape)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        return looked_up(self.embedding, tokens, jnp.dtype(self.dtype))
+        return looked_up(self.embedding, tokens, jnp.dtype(self.numerics.dtype))
 
     def attend(self, hidden: jax.Array) -> jax.Array:
         """The head that is tied to it: `[..., embed]` → `[..., vocab]` float32."""
-        rows = hidden.reshape(-1, self.dim).astype(self.dtype)
-        return widened_product(rows, self.embedding.T).reshape(*hidden.shape[:-1], self.vocab)
+        dtype, products = self.numerics
+        rows = hidden.reshape(-1, self.dim).astype(dtype)
+        logits = widened_product(rows, self.embedding.T, products)
+        return logits.reshape(*hidden.shape[:-1], self.vocab)
 
 
 class Mlp(nn.Module):
@@ -360,14 +258,14 @@ class Mlp(nn.Module):
 
     dim: int
     hidden: int
-    dtype: DTypeLike = jnp.float32
+    numerics: Numerics = Numerics()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = Linear((self.dim,), (self.hidden,), ("embed", "mlp"), dtype=self.dtype, name="up")(x)
+        inwards, outwards, numerics = ("embed", "mlp"), ("mlp", "embed"), self.numerics
+        x = Linear((self.dim,), (self.hidden,), inwards, numerics=numerics, name="up")(x)
         x = jax.nn.gelu(x, approximate=True)
-        down = Linear((self.hidden,), (self.dim,), ("mlp", "embed"), dtype=self.dtype, name="down")
-        return down(x)
+        return Linear((self.hidden,), (self.dim,), outwards, numerics=numerics, name="down")(x)
 
 
 class Head(nn.Module):
@@ -376,7 +274,7 @@ class Head(nn.Module):
     dim: int  # features of the hidden state
     vocab: int  # columns that mean something (MASK included)
     padded_vocab: int  # columns of the kernel; those from `vocab` on come out as `NEG_INFINITY`
-    dtype: DTypeLike = jnp.float32
+    numerics: Numerics = Numerics()
     bias: bool = True  # it has a bias
 
     @nn.compact
@@ -388,7 +286,7 @@ class Head(nn.Module):
             axes,
             bias=self.bias,
             zero=True,
-            dtype=self.dtype,
+            numerics=self.numerics,
             out_dtype=jnp.float32,  # never rounded to bfloat16, whose steps are 0.06 at a logit of 10
             name="linear",
         )(hidden)

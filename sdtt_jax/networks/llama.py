@@ -12,7 +12,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from sdtt_jax.networks import layers
 from sdtt_jax.networks.attention import (
@@ -25,7 +24,7 @@ from sdtt_jax.networks.attention import (
 from sdtt_jax.networks.base import AdaptedDenoiser
 from sdtt_jax.networks.cache import LayerPast, attend_causally, attend_visible, cache_for
 from sdtt_jax.networks.causal import CausalNetwork
-from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
+from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig, Numerics
 from sdtt_jax.typing import Hidden, Params, Tokens
 
 
@@ -97,13 +96,13 @@ class GatedMlp(nn.Module):
 
     dim: int
     hidden: int
-    dtype: DTypeLike
+    numerics: Numerics
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         def linear(name: str, sizes: tuple[int, int], axes: tuple[str, str]) -> layers.Linear:
             return layers.Linear(
-                sizes[:1], sizes[1:], axes, bias=False, dtype=self.dtype, name=name
+                sizes[:1], sizes[1:], axes, bias=False, numerics=self.numerics, name=name
             )
 
         inwards, outwards = (self.dim, self.hidden), (self.hidden, self.dim)
@@ -124,7 +123,7 @@ class LlamaBlock(nn.Module):
         past: LayerPast | None,
         shared: tuple[jax.Array, jax.Array, Any, Any, Any],
     ) -> tuple[jax.Array, LayerPast | None]:
-        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        c = self.config
         *rotary, used, segments, edges = shared
         y = RMSNorm(c.embed_dim, c.norm_epsilon, name="norm1")(x)
         query = self._rotated(self._heads("q", c.num_heads, "heads")(y), "q", *rotary)
@@ -142,15 +141,16 @@ class LlamaBlock(nn.Module):
         x = x + layers.merged_heads(c, mixed, bias=False)
 
         y = RMSNorm(c.embed_dim, c.norm_epsilon, name="norm2")(x)
-        x = x + GatedMlp(c.embed_dim, c.mlp_dim, dtype, name="mlp")(y)
+        x = x + GatedMlp(c.embed_dim, c.mlp_dim, c.numerics, name="mlp")(y)
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
 
     def _heads(self, name: str, count: int, axis: str) -> layers.Linear:
         c = self.config
         shape, axes = (count, c.head_dim), ("embed", axis, "kv")
-        dtype = jnp.dtype(c.compute_dtype)
-        name = f"attn_{name}"
-        return layers.Linear((c.embed_dim,), shape, axes, bias=c.qkv_bias, dtype=dtype, name=name)
+        sizes = (c.embed_dim,), shape
+        return layers.Linear(
+            *sizes, axes, bias=c.qkv_bias, numerics=c.numerics, name=f"attn_{name}"
+        )
 
     def _rotated(self, x: jax.Array, name: str, cos: jax.Array, sin: jax.Array) -> jax.Array:
         """Queries or keys, normalised where the config says so, their first features turned."""
@@ -170,12 +170,12 @@ class Llama(nn.Module):
     config: LlamaConfig
 
     def setup(self) -> None:
-        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        self.embed = layers.Embedding(c.padded_vocab, c.embed_dim, dtype)
+        c = self.config
+        self.embed = layers.Embedding(c.padded_vocab, c.embed_dim, c.numerics)
         self.blocks = layers.scan_blocks(LlamaBlock, c)
         self.final = RMSNorm(c.embed_dim, c.norm_epsilon)
         if not c.tied_head:
-            self.head = layers.Head(c.embed_dim, c.columns, c.padded_vocab, dtype, bias=False)
+            self.head = layers.Head(c.embed_dim, c.columns, c.padded_vocab, c.numerics, bias=False)
 
     def decode(
         self,

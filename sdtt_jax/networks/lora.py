@@ -16,11 +16,11 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import choose, one_of, positive, require, whole
 from sdtt_jax.networks.base import ADAPTERS, Network, abstract_params
-from sdtt_jax.networks.config import COMPUTE_DTYPES
 from sdtt_jax.networks.layers import fan_in_uniform
 from sdtt_jax.trees import flat_leaves, leaf_name, nested
 from sdtt_jax.typing import Key, Params
 
+BASE_DTYPES = ("float32", "bfloat16")
 TARGETS = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "gate", "up", "down")
 
 
@@ -39,7 +39,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         whole(0, self, "rank")
         positive(self, "alpha")
-        one_of(self, base_dtype=COMPUTE_DTYPES)
+        one_of(self, base_dtype=BASE_DTYPES)
         for target in self.targets:
             choose("targets", target, TARGETS)
         require(len(self.targets) > 0, "targets must name at least one linear map.")

@@ -131,6 +131,29 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_logits(params):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 
+def test_narrow_products_compute_in_float32_and_are_nearer_than_bfloat16(params):
+    """Oracle: the network in float32, whose loss and gradient both ways of rounding are compared with."""
+
+    def found(name):
+        model = Denoiser(dataclasses.replace(CONFIG, compute_dtype=name))
+
+        def loss(params):
+            return jnp.square(_logits(model, params)[..., :11]).mean()
+
+        dtype = jax.eval_shape(model.hidden, params, TOKENS).dtype
+        return dtype, *jax.jit(jax.value_and_grad(loss))(params)
+
+    def distances(name):
+        (_, loss, gradient), (_, exact, exact_gradient) = found(name), found("float32")
+        leaves = zip(jax.tree.leaves(gradient), jax.tree.leaves(exact_gradient), strict=True)
+        return abs(float(loss - exact)), sum(float(jnp.square(a - b).sum()) for a, b in leaves)
+
+    assert found("bf16_bf16_f32")[0] == jnp.float32
+    narrow, half = distances("bf16_bf16_f32"), distances("bfloat16")
+    assert 0 < narrow[0] < half[0]
+    assert 0 < narrow[1] < half[1] / 2
+
+
 def test_time_features():
     sigma = np.array([0.0, 0.7, 5.0])
     frequency = 10_000.0 ** (-np.arange(128) / 128)

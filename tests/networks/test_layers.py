@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax.networks.layers import WIDE, Embedding, Head, LayerNorm, Linear, Mlp, biased
+from sdtt_jax.networks.config import NUMERICS
+from sdtt_jax.networks.layers import Embedding, Head, LayerNorm, Linear, Mlp
 from sdtt_jax.ops.categorical import NEG_INFINITY
 
 
@@ -70,7 +71,7 @@ def test_embedding_rows_start_within_one_over_root_of_the_features():
 
 def test_the_gradient_of_an_embedding_that_thousands_of_tokens_share_is_summed_in_float32():
     """A sum in bfloat16 of ones stops at 256: 256 + 1 is rounded to 256."""
-    layer = Embedding(3, 4, jnp.bfloat16)
+    layer = Embedding(3, 4, NUMERICS["bfloat16"])
     tokens = np.full((2, 1000), 1, np.int32)
     params = _init(layer, tokens)
 
@@ -84,7 +85,7 @@ def test_the_gradient_of_an_embedding_that_thousands_of_tokens_share_is_summed_i
 
 def test_gradients_of_a_bfloat16_head_multiply_bfloat16_and_sum_in_float32():
     """A product of float32 takes a GPU twice as long. Oracle: NumPy in float64, on the rounded numbers."""
-    layer = Head(8, vocab=6, padded_vocab=8, dtype=jnp.bfloat16)
+    layer = Head(8, vocab=6, padded_vocab=8, numerics=NUMERICS["bfloat16"])
     hidden, weights = _random(0, 64, 8).astype(jnp.bfloat16), _random(1, 64, 8)
     params = _init(layer, hidden)
     params["linear"]["kernel"] = _random(2, 8, 8)
@@ -107,21 +108,32 @@ def test_gradients_of_a_bfloat16_head_multiply_bfloat16_and_sum_in_float32():
     assert all(line.count("bf16") == 2 for line in products)
 
 
-@pytest.mark.parametrize("columns", [5, WIDE])
-def test_the_gradient_of_a_bias_is_the_sum_over_all_rows(columns):
-    """Oracle: NumPy in float64. Of rows as wide as a vocabulary a CPU multiplies with ones instead."""
-    gradient = np.random.default_rng(0).standard_normal((2, 3, columns)).astype(np.float32)
-    y, bias = np.zeros((2, 3, columns), np.float32), np.ones(columns, np.float32)
+@pytest.mark.parametrize("out_shape", [(6,), (3, 2)])
+def test_narrow_products_round_their_factors_alone(out_shape):
+    """Result and gradients are float32, sums too. Oracle: NumPy in float64, on the rounded numbers."""
+    axes = ("embed", *"ab"[: len(out_shape)])
+    layer = Linear((8,), out_shape, axes, numerics=NUMERICS["bf16_bf16_f32"])
+    x, weights = _random(0, 4, 16, 8), _random(1, 4, 16, *out_shape)
+    params = _init(layer, x)
+    assert params["kernel"].dtype == np.float32
 
     @jax.jit
-    def both(y, bias, gradient):
-        found, pull_back = jax.vjp(biased, y, bias)
+    def both(params, x, gradient):
+        found, pull_back = jax.vjp(lambda p, x: layer.apply({"params": p}, x), params, x)
         return found, *pull_back(gradient)
 
-    found, d_y, d_bias = both(y, bias, gradient)
-    np.testing.assert_array_equal(found, np.ones((2, 3, columns)))
-    np.testing.assert_array_equal(d_y, gradient)
-    np.testing.assert_allclose(d_bias, gradient.sum((0, 1), dtype=np.float64), rtol=1e-5, atol=1e-5)
+    def rounded(x):
+        return np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
+
+    found, d_params, d_x = both(params, x, weights)
+    rows, kernel = rounded(x), rounded(params["kernel"]).reshape(8, -1)
+    passed = rounded(weights).reshape(4, 16, -1)
+    exact = (rows @ kernel).reshape(weights.shape), passed @ kernel.T
+    d_kernel = np.einsum("bne,bno->eo", rows, passed).reshape(8, *out_shape)
+    for ours, theirs in zip((found, d_x, d_params["kernel"]), (*exact, d_kernel), strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(d_params["bias"], weights.sum((0, 1)), rtol=1e-5, atol=1e-5)
 
 
 def test_mlp_is_linear_gelu_linear():
@@ -135,10 +147,10 @@ def test_mlp_is_linear_gelu_linear():
     np.testing.assert_allclose(_apply(layer, params, x), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_head_gives_float32_and_makes_padding_impossible(dtype):
-    layer = Head(4, vocab=5, padded_vocab=8, dtype=dtype)
-    hidden = _random(4, 3, 4).astype(dtype)
+@pytest.mark.parametrize("numerics", NUMERICS.values(), ids=NUMERICS)
+def test_head_gives_float32_and_makes_padding_impossible(numerics):
+    layer = Head(4, vocab=5, padded_vocab=8, numerics=numerics)
+    hidden = _random(4, 3, 4).astype(numerics.dtype)
     params = _init(layer, hidden)
     params["linear"]["kernel"] = _random(5, 4, 8)
     logits = np.asarray(_apply(layer, params, hidden))

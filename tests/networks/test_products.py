@@ -1,0 +1,56 @@
+"""Products with gradients of their own. Oracle: NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.networks.products import WIDE, biased, widened_product
+
+
+@pytest.mark.parametrize("columns", [5, WIDE])
+def test_the_gradient_of_a_bias_is_the_sum_over_all_rows(columns):
+    """Of rows as wide as a vocabulary a CPU multiplies with ones instead."""
+    gradient = np.random.default_rng(0).standard_normal((2, 3, columns)).astype(np.float32)
+    y, bias = np.zeros((2, 3, columns), np.float32), np.ones(columns, np.float32)
+
+    @jax.jit
+    def both(y, bias, gradient):
+        found, pull_back = jax.vjp(biased, y, bias)
+        return found, *pull_back(gradient)
+
+    found, d_y, d_bias = both(y, bias, gradient)
+    np.testing.assert_array_equal(found, np.ones((2, 3, columns)))
+    np.testing.assert_array_equal(d_y, gradient)
+    np.testing.assert_allclose(d_bias, gradient.sum((0, 1), dtype=np.float64), rtol=1e-5, atol=1e-5)
+
+
+def _both(rows, kernel, gradient, products):
+    found, pull_back = jax.vjp(lambda r, k: widened_product(r, k, products), rows, kernel)
+    return found, *pull_back(gradient)
+
+
+@pytest.mark.parametrize("rows_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("kernel_dtype", [jnp.float32, jnp.bfloat16])
+def test_a_widened_product_is_added_up_in_the_wider_dtype_and_gives_each_gradient_in_its_own(
+    rows_dtype, kernel_dtype
+):
+    """Whole numbers, which bfloat16 holds, and of which sums beyond 256 are exact in float32 alone."""
+    draw = np.random.default_rng(0).integers
+    rows, kernel = draw(0, 9, (300, 4)), draw(0, 9, (4, 2, 3))
+    weights = draw(0, 2, (300, 2, 3))
+    wide = jnp.promote_types(rows_dtype, kernel_dtype)
+    arrays = (
+        jnp.asarray(rows, rows_dtype),
+        jnp.asarray(kernel, kernel_dtype),
+        jnp.asarray(weights, wide),
+    )
+    found, d_rows, d_kernel = jax.jit(_both, static_argnums=3)(*arrays, "bfloat16")
+    assert (found.dtype, d_rows.dtype, d_kernel.dtype) == (wide, rows_dtype, kernel_dtype)
+    exact = np.einsum("ni,iab->nab", rows, kernel)
+    np.testing.assert_array_equal(found, exact.astype(wide))
+    d_exact = np.einsum("ni,nab->iab", rows, weights)
+    assert d_exact.min() > 256
+    np.testing.assert_array_equal(d_kernel, d_exact.astype(kernel_dtype))
+    passed = np.einsum("nab,iab->ni", weights, kernel)
+    np.testing.assert_array_equal(d_rows, passed.astype(rows_dtype))
