@@ -1,6 +1,7 @@
 """What linear layers and embeddings compute, with gradients of their own: narrower, or faster than JAX's."""
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
+
+from sdtt_jax.parallel.mesh import free_axes
 
 # Columns from which the gradient of a bias is a matrix product.
 WIDE = 8192
@@ -62,7 +65,8 @@ def _summed_over_rows(rows: jax.Array, gradient: jax.Array, dtype: DTypeLike) ->
         product = _widened(columns, gradient.reshape(len(gradient), -1), dtype, (1,), (0,))
         return product.reshape(rows.shape[1], *gradient.shape[1:])
 
-    if rows.dtype != jnp.bfloat16:
+    # Over several devices such a layout would have each of them gather all rows.
+    if rows.dtype != jnp.bfloat16 or math.prod(free_axes().values()) > 1:
         return plain(rows, gradient)
     result: jax.Array = jax.lax.platform_dependent(rows, gradient, cpu=transposed, default=plain)
     return result

@@ -135,6 +135,12 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
         yield
 
 
+def free_axes() -> dict[str, int]:
+    """The axes of the mesh in use over which the compiler may split arrays, and the devices along them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes}
+
+
 def mesh_of(tree: Tree) -> Mesh:
     """The mesh that the (abstract) arrays of `tree` are placed on; every leaf has the same."""
     return jax.tree.leaves(tree)[0].sharding.mesh

@@ -54,3 +54,16 @@ def test_a_widened_product_is_added_up_in_the_wider_dtype_and_gives_each_gradien
     np.testing.assert_array_equal(d_kernel, d_exact.astype(kernel_dtype))
     passed = np.einsum("nab,iab->ni", weights, kernel)
     np.testing.assert_array_equal(d_rows, passed.astype(rows_dtype))
+
+
+def test_no_layout_is_forced_on_rows_that_a_mesh_splits():
+    """Each device would gather the rows of all: a layout is not the compiler's to split."""
+
+    def gradient(rows, weights):
+        kernel = jnp.ones((4, 3))
+        return jax.vjp(lambda k: widened_product(rows, k, "bfloat16"), kernel)[1](weights)
+
+    arrays = jnp.ones((8, 4)), jnp.ones((8, 3))
+    assert "layout_constraint" in str(jax.make_jaxpr(gradient)(*arrays))
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("data",))):
+        assert "layout_constraint" not in str(jax.make_jaxpr(gradient)(*arrays))
