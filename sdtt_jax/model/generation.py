@@ -1,6 +1,7 @@
 """Whole generations, compiled; all whose decoder is only a plan share one program (`diffusion.planned`)."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from sdtt_jax.diffusion.decoders.serving import check_unasked
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.planned import common_config, follow, own_temperatures, wide_plan
 from sdtt_jax.diffusion.sampler import Plan, SamplerConfig, SamplerState, sample
+from sdtt_jax.networks.base import rounded_once
 from sdtt_jax.ops.sequences import Sequences, arrange
 from sdtt_jax.typing import Key, Params, Tokens
 
@@ -58,7 +60,7 @@ def _sampled(
     sequences: Sequences | None,
     helper: Helper | None,
 ) -> SamplerState:
-    model = diffusion.within(arrange(x_init, sequences))
+    model, params = _ready(diffusion, params, x_init, sequences)
     state, _ = sample(model, params, key, x_init, config, helper=helper)
     return state
 
@@ -74,8 +76,16 @@ def _followed(
     config: SamplerConfig,
     sequences: Sequences | None,
 ) -> SamplerState:
-    model = diffusion.within(arrange(x_init, sequences))
+    model, params = _ready(diffusion, params, x_init, sequences)
     return follow(model, params, plan, x_init, num_steps, config, temperatures)
+
+
+def _ready(
+    diffusion: MaskedDiffusion, params: Params, x_init: Tokens, sequences: Sequences | None
+) -> tuple[MaskedDiffusion, Params]:
+    """The model for one batch, and its parameters for all calls."""
+    network: Any = diffusion.denoiser
+    return diffusion.within(arrange(x_init, sequences)), rounded_once(network.config, params)
 
 
 _wide_plan = jax.jit(wide_plan, static_argnames=("diffusion", "config"))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.ops.sequences import begins
+from sdtt_jax.trees import flat_leaves, nested
 from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Segments, Tokens
 
 # The name of the collection of adapters (`networks.lora`), and where they stand in the parameters' tree.
@@ -170,6 +171,28 @@ def predicted_before(hidden: Hidden, segments: Segments | None) -> Hidden:
     if segments is None:
         return shifted
     return jnp.where(begins(segments)[..., None], hidden, shifted)
+
+
+def rounded_once(config: TransformerConfig, params: Params) -> Params:
+    """`params` for many calls without a gradient, what each call would round for its products rounded now.
+
+    Values stay the same. Of a generation at 12 x 768 with narrow products on a CPU the rounding is an eighth.
+
+    Args:
+      config: of the network.
+      params: its parameters, unboxed.
+    """
+    products = config.numerics.products
+
+    def cast(path: str, leaf: Any) -> Any:
+        *rooms, name = path.split("/")
+        # The modulation's products are of activations as they are (`denoiser.Modulation`).
+        inner = rooms[:1] == ["blocks"] and "adaln" not in rooms
+        return leaf.astype(products) if name == "kernel" and (inner or "head" in rooms) else leaf
+
+    if products == "float32":
+        return params
+    return nested({path: cast(path, leaf) for path, leaf in flat_leaves(params).items()})
 
 
 def variables(params: Params) -> dict[str, Params]:

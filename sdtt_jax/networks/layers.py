@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.typing import DTypeLike
 
 from sdtt_jax.networks.attention import ATTENTION
 from sdtt_jax.networks.base import ADAPTERS
@@ -85,8 +84,7 @@ class Linear(nn.Module):
     bias: bool = True  # add a bias (starts at zero)
     zero: bool = False  # start the kernel at zero
     numerics: Numerics = Numerics()
-    # Dtype of sums and result, that of the parameters or of activations (if None).
-    out_dtype: DTypeLike | None = None
+    widens: bool = False  # sums and result are float32, whatever the activations are
     flat: bool = False  # axes (heads, kv) of the kernel are one axis of input and result
 
     @nn.compact
@@ -100,8 +98,7 @@ class Linear(nn.Module):
         kernel = parameter(self, "kernel", init, self.axes, self.in_shape + self.out_shape)
         in_shape, out_shape = self.in_shape, self.out_shape
         dtype, products = self.numerics
-        out_dtype = dtype if self.out_dtype is None else self.out_dtype
-        widens = jnp.dtype(out_dtype) == jnp.promote_types(dtype, kernel.dtype)
+        widens = self.widens or dtype == "float32"
         if self.flat:
             in_shape = _heads_as_one(in_shape, self.axes[:n_in])
             out_shape = _heads_as_one(out_shape, self.axes[n_in:])
@@ -287,7 +284,7 @@ class Head(nn.Module):
             bias=self.bias,
             zero=True,
             numerics=self.numerics,
-            out_dtype=jnp.float32,  # never rounded to bfloat16, whose steps are 0.06 at a logit of 10
+            widens=True,  # never rounded to bfloat16, whose steps are 0.06 at a logit of 10
             name="linear",
         )(hidden)
         return without_padding(logits, self.vocab)

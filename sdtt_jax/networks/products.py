@@ -2,7 +2,6 @@
 
 import functools
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,7 +17,7 @@ WIDE = 8192
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def widened_product(rows: jax.Array, kernel: jax.Array, products: DTypeLike) -> jax.Array:
-    """`rows @ kernel`, both rounded to `products`, added up and returned in the wider of their own dtypes.
+    """`rows @ kernel`, both rounded to `products`, added up and returned in float32.
 
     The gradient's products too are of numbers as narrow. Left to JAX, they are products of float32, which
     take a GPU twice the time and the memory traffic. The gradient of the kernel is never rounded, for it is
@@ -35,34 +34,33 @@ def widened_product(rows: jax.Array, kernel: jax.Array, products: DTypeLike) -> 
 def _widened_forward(
     rows: jax.Array, kernel: jax.Array, products: DTypeLike
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    narrow, wide = rows.astype(products), jnp.promote_types(rows.dtype, kernel.dtype)
+    narrow = rows.astype(products)
     # Of the rows themselves the backward pass needs the dtype alone.
     saved = (narrow, kernel, jnp.zeros(0, rows.dtype))
-    return _widened(narrow, kernel.astype(products), wide, (1,), (0,)), saved
+    return _widened(narrow, kernel.astype(products), (1,), (0,)), saved
 
 
 def _widened_backward(
     products: DTypeLike, saved: tuple[jax.Array, ...], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     rows, kernel, like_rows = saved
-    narrow, wide = gradient.astype(products), gradient.dtype
-    results = tuple(range(1, gradient.ndim))
-    d_rows = _widened(narrow, kernel.astype(products), wide, results, results)
-    d_kernel = _summed_over_rows(rows, narrow, wide)
+    narrow, results = gradient.astype(products), tuple(range(1, gradient.ndim))
+    d_rows = _widened(narrow, kernel.astype(products), results, results)
+    d_kernel = _summed_over_rows(rows, narrow)
     return d_rows.astype(like_rows.dtype), d_kernel.astype(kernel.dtype)
 
 
-def _summed_over_rows(rows: jax.Array, gradient: jax.Array, dtype: DTypeLike) -> jax.Array:
+def _summed_over_rows(rows: jax.Array, gradient: jax.Array) -> jax.Array:
     """`rows.T @ gradient`."""
 
     def plain(rows: jax.Array, gradient: jax.Array) -> jax.Array:
-        return _widened(rows, gradient, dtype, (0,), (0,))
+        return _widened(rows, gradient, (0,), (0,))
 
     def transposed(rows: jax.Array, gradient: jax.Array) -> jax.Array:
         # A layout that must be: XLA would leave the rows as they lie in memory, and widen both factors for
         # want of a product of columns (1024 rows of 768 by 3072: 22 ms, and 11 so; in float32 20).
         columns = with_layout_constraint(rows.T, Layout((0, 1)))
-        product = _widened(columns, gradient.reshape(len(gradient), -1), dtype, (1,), (0,))
+        product = _widened(columns, gradient.reshape(len(gradient), -1), (1,), (0,))
         return product.reshape(rows.shape[1], *gradient.shape[1:])
 
     # Over several devices such a layout would have each of them gather all rows.
@@ -73,10 +71,10 @@ def _summed_over_rows(rows: jax.Array, gradient: jax.Array, dtype: DTypeLike) ->
 
 
 def _widened(
-    left: jax.Array, right: jax.Array, dtype: DTypeLike, left_axes: tuple[int, ...], right_axes: Any
+    left: jax.Array, right: jax.Array, left_axes: tuple[int, ...], right_axes: tuple[int, ...]
 ) -> jax.Array:
     axes = ((left_axes, right_axes), ((), ()))
-    return jax.lax.dot_general(left, right, axes, preferred_element_type=dtype)
+    return jax.lax.dot_general(left, right, axes, preferred_element_type=jnp.float32)
 
 
 widened_product.defvjp(_widened_forward, _widened_backward)

@@ -1,12 +1,18 @@
 """The table of networks. Oracles: the names that checkpoints have stored, and the networks themselves."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
+from sdtt_jax.networks.base import rounded_once
 from sdtt_jax.networks.config import of_same_size
 from sdtt_jax.networks.kinds import KINDS, kind_of, stored_kind
+from sdtt_jax.ops.noise import draw_noise
+from sdtt_jax.trees import flat_leaves
+from tests.worlds import noisy_params
 
 SIZES = {"vocab_size": 5, "length": 4, "num_layers": 1, "embed_dim": 8, "num_heads": 2}
 
@@ -17,6 +23,31 @@ def test_a_row_makes_a_network_that_knows_its_kind(name):
     network = kind.network(kind.config(**SIZES))
     assert kind_of(network) == name
     assert network.head_params(jax.eval_shape(network.init, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("compute_dtype", ["bfloat16", "bf16_bf16_f32"])
+@pytest.mark.parametrize("name", KINDS)
+def test_parameters_that_are_rounded_once_give_the_logits_that_they_gave(name, compute_dtype):
+    kind = KINDS[name]
+    network = kind.network(kind.config(**SIZES, compute_dtype=compute_dtype))
+    params = noisy_params(network, 0, spread=0.5)
+    once = rounded_once(network.config, params)
+    dtypes = {path: leaf.dtype for path, leaf in flat_leaves(once).items()}
+    assert dtypes["blocks/mlp/up/kernel"] == dtypes["blocks/attn_out/kernel"] == jnp.bfloat16
+    assert dtypes.get("blocks/adaln/linear/kernel", jnp.float32) == jnp.float32
+    assert all(d == jnp.float32 for path, d in dtypes.items() if not path.endswith("/kernel"))
+
+    @jax.jit
+    def logits(params):
+        tokens = jnp.arange(4)[None]
+        inputs = {}
+        if getattr(network, "noise_kind", None):
+            inputs["noise"] = draw_noise(jax.random.key(1), (1, 4), 5, network.noise_kind)
+        return network.logits(params, network.hidden(params, tokens, **inputs))
+
+    np.testing.assert_array_equal(logits(once), logits(params))
+    exact = kind.network(kind.config(**SIZES))
+    assert rounded_once(exact.config, params) is params
 
 
 @pytest.mark.parametrize(
