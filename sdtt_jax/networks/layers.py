@@ -110,8 +110,9 @@ class Linear(nn.Module):
         # One [rows, features] matmul: on CPU it is the form that reaches the matmul rate. The other axes
         # are kept, so that a mesh can split heads without a reshape across the split.
         rows = x.reshape(-1, *in_shape).astype(dtype)
-        if len(in_shape) == 1 and widens:
-            y = widened_product(rows, kernel, products)
+        if widens:
+            features = rows.reshape(len(rows), -1)
+            y = widened_product(features, kernel.reshape(-1, *out_shape), products)
         else:
             contract = (tuple(range(1, 1 + len(in_shape))), tuple(range(len(in_shape))))
             y = jax.lax.dot_general(rows, kernel.astype(dtype), (contract, ((), ())))

@@ -108,12 +108,13 @@ def test_gradients_of_a_bfloat16_head_multiply_bfloat16_and_sum_in_float32():
     assert all(line.count("bf16") == 2 for line in products)
 
 
+@pytest.mark.parametrize("in_shape", [(8,), (2, 4)])
 @pytest.mark.parametrize("out_shape", [(6,), (3, 2)])
-def test_narrow_products_round_their_factors_alone(out_shape):
+def test_narrow_products_round_their_factors_alone(in_shape, out_shape):
     """Result and gradients are float32, sums too. Oracle: NumPy in float64, on the rounded numbers."""
-    axes = ("embed", *"ab"[: len(out_shape)])
-    layer = Linear((8,), out_shape, axes, numerics=NUMERICS["bf16_bf16_f32"])
-    x, weights = _random(0, 4, 16, 8), _random(1, 4, 16, *out_shape)
+    axes = tuple("abcd"[: len(in_shape + out_shape)])
+    layer = Linear(in_shape, out_shape, axes, numerics=NUMERICS["bf16_bf16_f32"])
+    x, weights = _random(0, 4, 16, *in_shape), _random(1, 4, 16, *out_shape)
     params = _init(layer, x)
     assert params["kernel"].dtype == np.float32
 
@@ -126,10 +127,10 @@ def test_narrow_products_round_their_factors_alone(out_shape):
         return np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
 
     found, d_params, d_x = both(params, x, weights)
-    rows, kernel = rounded(x), rounded(params["kernel"]).reshape(8, -1)
+    rows, kernel = rounded(x).reshape(4, 16, 8), rounded(params["kernel"]).reshape(8, -1)
     passed = rounded(weights).reshape(4, 16, -1)
-    exact = (rows @ kernel).reshape(weights.shape), passed @ kernel.T
-    d_kernel = np.einsum("bne,bno->eo", rows, passed).reshape(8, *out_shape)
+    exact = (rows @ kernel).reshape(weights.shape), (passed @ kernel.T).reshape(x.shape)
+    d_kernel = np.einsum("bne,bno->eo", rows, passed).reshape(*in_shape, *out_shape)
     for ours, theirs in zip((found, d_x, d_params["kernel"]), (*exact, d_kernel), strict=True):
         assert ours.dtype == np.float32
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
