@@ -47,7 +47,7 @@ from rich.table import Table
 
 from experiments.cli.app import check_flags, run_app, wide_console
 from experiments.cli.fields import define_flags, from_flags
-from sdtt_jax.config import choose, each, given, require, whole
+from sdtt_jax.config import choose, each, given, positive, require, whole
 from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.evaluation.settings import setting
 from sdtt_jax.keys import check_seed
@@ -115,6 +115,10 @@ class Plan:
         OthersConfig.num_steps,
         "Training steps of each student of the distillers that are not noise-coupled.",
     )
+    teacher_temperature: float = setting(
+        OthersConfig.teacher_temperature,
+        "Temperature of the law of whole texts that idlm and coupled-idlm aim at; 1 is the chain's.",
+    )
     seed: int = setting(StudentConfig.seed, "Seed of parameters, batches and draws.")
 
     def __post_init__(self) -> None:
@@ -133,6 +137,7 @@ class Plan:
         steps = ("copy_steps", "steps_per_round", "coupled_steps", "student_steps")
         for name in (*steps, *given(self, "rounds")):
             whole(1, **{f"--{name}": getattr(self, name)})
+        positive(**{"--teacher_temperature": self.teacher_temperature})
         check_seed(self.seed)
         if self.matched:
             choose("--matched", self.matched, ENTROPIES)
@@ -319,7 +324,9 @@ def measured(plan: Plan, world: World) -> Iterator[Record]:
 
 def distilled(plan: Plan, truth: Truth, optima: Sequence[Array]) -> Record:
     """The part of the record that is about --distillers; `optima` are those of SDTT's rounds."""
-    others = OthersConfig(num_steps=plan.student_steps)
+    others = OthersConfig(
+        num_steps=plan.student_steps, teacher_temperature=plan.teacher_temperature
+    )
     bench = make_bench(truth, plan.calls, plan.coupled, others)
     asked = Asked(truth, optima, plan.calls, plan.coupled, bench, plan.matched)
     began = time.monotonic()

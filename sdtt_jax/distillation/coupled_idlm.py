@@ -25,18 +25,19 @@ from sdtt_jax.distillation.coupled import (
     noise_of,
     states_along,
 )
-from sdtt_jax.distillation.idlm import STUDENT, inverse_terms
+from sdtt_jax.distillation.idlm import STUDENT, InverseConfig, inverse_terms
 from sdtt_jax.typing import Key, Params, Scalar, Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class CoupledIdlmConfig:
+class CoupledIdlmConfig(InverseConfig):
     """The states at which the student learns."""
 
     # Share of them that is fully masked, where a generation begins; the others lie within a text.
     full_share: float = 0.4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         within("[0, 1]", self, "full_share")
 
 
@@ -73,4 +74,5 @@ def coupled_idlm_terms(
     along = CoupledDistillConfig(full_share=config.full_share)
     states = states_along(student, Trajectories(noise, texts), key_state, along, 1)
     hidden = student.hidden(params[STUDENT], states.x_t, states.sigma, noise)
-    return inverse_terms(student, diffusion, params, teacher_params, states.x_t, hidden, keys)
+    given = (params, teacher_params, states.x_t, hidden, keys)
+    return inverse_terms(student, diffusion, *given, config)

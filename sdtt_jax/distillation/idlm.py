@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import whole
+from sdtt_jax.config import positive, whole
 from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, q_xt, sample_t
 from sdtt_jax.diffusion.nelbo import nelbo_weight
@@ -28,13 +28,26 @@ STUDENT, FAKE = "student", "fake"
 
 
 @dataclasses.dataclass(frozen=True)
-class IdlmConfig:
+class InverseConfig:
+    """What inverse distillation asks of texts."""
+
+    # Temperature of the law of whole texts that the student shall have. At one it is the teacher's, but
+    # the loss seeks modes; above one the student keeps more variety.
+    teacher_temperature: float = dataclasses.field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        positive(self, "teacher_temperature")
+
+
+@dataclasses.dataclass(frozen=True)
+class IdlmConfig(InverseConfig):
     """The sampler that the student is trained for."""
 
     # Its calls; the student learns at the masked texts that one of them begins with.
     num_calls: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         whole(1, self, "num_calls")
 
 
@@ -63,7 +76,8 @@ def idlm_terms(
     key_block, *keys = jax.random.split(key, 4)
     block = draw_block(diffusion, x0, key_block, config.num_calls)
     hidden = diffusion.hidden(params[STUDENT], block.x_t, block.sigma)
-    return inverse_terms(diffusion, diffusion, params, teacher_params, block.x_t, hidden, keys)
+    given = (params, teacher_params, block.x_t, hidden, keys)
+    return inverse_terms(diffusion, diffusion, *given, config)
 
 
 def inverse_terms(
@@ -74,6 +88,7 @@ def inverse_terms(
     x_t: Tokens,
     hidden: Hidden,
     keys: Sequence[Key],
+    config: InverseConfig,
 ) -> tuple[Scalar, Scalar]:
     """Both losses, on the student's predictions for partly masked texts.
 
@@ -104,7 +119,7 @@ def inverse_terms(
     seen_by_teacher = diffusion.hidden(teacher, x_again, sigma)
     total, _ = weighted_loss(
         student.denoiser.logits,
-        functools.partial(_student_loss, denoiser),
+        functools.partial(_student_loss, denoiser, config.teacher_temperature),
         student.denoiser.head_params(params[STUDENT]),
         hidden,
         weights * asked,
@@ -124,15 +139,20 @@ def inverse_terms(
 
 
 def _student_loss(
-    denoiser: DenoiserLike, logits: Logits, hidden: tuple, fake_head: Params, teacher_head: Params
+    denoiser: DenoiserLike,
+    temperature: float,
+    logits: Logits,
+    hidden: tuple,
+    fake_head: Params,
+    teacher_head: Params,
 ) -> jax.Array:
-    """`<p, log f - log f*>` of the student's `logits: [n, vocab]`: `[n]`."""
+    """`<p, log f - log f* / temperature>` of the student's `logits: [n, vocab]`: `[n]`."""
     fake, teacher = (
         masked_log_probs(denoiser.logits(head, seen), denoiser.mask_id)
         for head, seen in zip((fake_head, teacher_head), hidden, strict=True)
     )
     p = jnp.exp(masked_log_probs(logits, denoiser.mask_id))
-    return (p * (fake - teacher)).sum(axis=-1)
+    return (p * (fake - teacher / temperature)).sum(axis=-1)
 
 
 def _fake_loss(denoiser: DenoiserLike, logits: Logits, rows: tuple, head: Params) -> jax.Array:

@@ -87,13 +87,14 @@ class OthersConfig:
     # layer, gamma: of the discrepancy, which compares states of the copied network.
     layer: int = 2
     gamma: float = 1e-2
-    slow_rate: float = 1e-4  # peak rate of the two adversarial ones
+    slow_rate: float = 1e-4  # peak rate of the adversarial ones
+    teacher_temperature: float = IdlmConfig.teacher_temperature  # of inverse distillation
 
     def __post_init__(self) -> None:
         whole(1, self, "num_layers", "embed_dim", "num_heads", "batch_size")
         whole(1, self, "num_steps", "copy_steps", "layer")
         whole(2, self, "values", "teacher_calls")
-        positive(self, "copy_rate", "learning_rate", "gamma", "slow_rate")
+        positive(self, "copy_rate", "learning_rate", "gamma", "slow_rate", "teacher_temperature")
         within("[0, 1]", self, "alpha")
         require(
             self.layer <= self.num_layers,
@@ -241,7 +242,8 @@ def idlm_students(bench: Bench) -> Students:
     context = {"teacher_params": table_params(bench.truth.teacher)}
 
     def trained(calls: int) -> Params:
-        loss = idlm_loss(student, IdlmConfig(calls))
+        settings = IdlmConfig(calls, teacher_temperature=config.teacher_temperature)
+        loss = idlm_loss(student, settings)
         begin = {STUDENT: bench.start(), FAKE: bench.start()}
         return fit(bench, f"idlm, {calls} calls", loss, begin, context, config.slow_rate)[STUDENT]
 
@@ -256,7 +258,8 @@ def coupled_idlm_params(bench: Bench, student: MaskedDiffusion, params: Params) 
       student: the student, without its parameters.
       params: those that it goes on from.
     """
-    settings = CoupledIdlmConfig(bench.sizes.full_share)
+    temperature = bench.config.teacher_temperature
+    settings = CoupledIdlmConfig(bench.sizes.full_share, teacher_temperature=temperature)
     loss = coupled_idlm_loss(student, plain_student(bench.truth, bench.sizes), settings)
     context = {"teacher_params": table_params(bench.truth.teacher)}
     begin = {STUDENT: params, FAKE: bench.start()}

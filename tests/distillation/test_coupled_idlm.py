@@ -34,8 +34,8 @@ def seen(monkeypatch, full_share):
     """What the student saw: the noise, the masked texts, and its states at them."""
     found = []
 
-    def captured(student, diffusion, params, teacher, x_t, hidden, keys):
-        del student, diffusion, params, teacher, keys
+    def captured(student, diffusion, params, teacher, x_t, hidden, keys, config):
+        del student, diffusion, params, teacher, keys, config
         found.append((x_t, hidden))
         return jnp.float32(0), jnp.float32(0)
 
@@ -88,6 +88,16 @@ def test_a_fake_that_is_the_teacher_teaches_nothing():
     assert float(student) == pytest.approx(0.0, abs=1e-4)
 
 
+def test_the_teachers_temperature_divides_what_the_teacher_says():
+    """The loss is linear in 1 / temperature: at infinity only what the fake says is left."""
+    student = [
+        float(terms(PARAMS, TEACHER, CoupledIdlmConfig(teacher_temperature=t))[0])
+        for t in (1.0, 2.0, 1e9)
+    ]
+    assert student[1] == pytest.approx((student[0] + student[2]) / 2, rel=1e-4)
+    assert abs(student[0] - student[2]) > 1
+
+
 def test_the_objective_is_the_mean_over_tokens_of_both():
     found = coupled_idlm_loss(STUDENT_MODEL, DIFFUSION, CONFIG)(
         PARAMS, {"teacher_params": TEACHER}, jnp.zeros(SHAPE, jnp.int32), KEY
@@ -105,3 +115,5 @@ def test_a_student_that_sees_no_noise_and_a_wrong_field_are_refused():
         coupled_idlm_terms(DIFFUSION, DIFFUSION, PARAMS, TEACHER, SHAPE, KEY, CONFIG)
     with pytest.raises(ConfigError, match="full_share must lie in"):
         CoupledIdlmConfig(1.5)
+    with pytest.raises(ConfigError, match="teacher_temperature"):
+        CoupledIdlmConfig(teacher_temperature=-1.0)

@@ -1,5 +1,7 @@
 """Inverse distillation. Oracle: the same sums over whole distributions, text by text in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,9 +25,9 @@ X0, KEY = jnp.tile(jnp.array([[0, 1, 2], [2, 2, 0]]), (16, 1)), jax.random.key(4
 CONFIG = IdlmConfig(num_calls=2)
 
 
-@jax.jit
-def terms(params, teacher):
-    return idlm_terms(DIFFUSION, params, teacher, X0, KEY, CONFIG)
+@functools.partial(jax.jit, static_argnames="config")
+def terms(params, teacher, config=CONFIG):
+    return idlm_terms(DIFFUSION, params, teacher, X0, KEY, config)
 
 
 @jax.jit
@@ -40,7 +42,8 @@ def states():
     return x_t, drawn, again, nelbo_weight(SCHEDULE, t)
 
 
-def test_both_losses_are_sums_over_the_students_distributions():
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_both_losses_are_sums_over_the_students_distributions(temperature):
     x_t, drawn, again, weights = (np.asarray(x) for x in states())
     tables = {name: predictions(DIFFUSION.denoiser, table) for name, table in TABLES.items()}
     teacher, student_sum, fake_sum = predictions(DIFFUSION.denoiser, TEACHER), 0.0, 0.0
@@ -50,8 +53,10 @@ def test_both_losses_are_sums_over_the_students_distributions():
         fake = tables[FAKE][seen, i]
         fake_sum -= weights[b] * (p * np.log(fake)).sum()
         if x_t[b, i] == MASK:
-            student_sum += weights[b] * (p * np.log(fake / teacher[seen, i])).sum()
-    found = terms(TABLES, TEACHER)
+            student_sum += (
+                weights[b] * (p * (np.log(fake) - np.log(teacher[seen, i]) / temperature)).sum()
+            )
+    found = terms(TABLES, TEACHER, IdlmConfig(2, teacher_temperature=temperature))
     assert float(found[0]) == pytest.approx(student_sum, rel=1e-4)
     assert float(found[1]) == pytest.approx(fake_sum, rel=1e-4)
 
@@ -75,6 +80,29 @@ def test_a_fake_that_is_the_teacher_teaches_nothing():
     assert float(student) == pytest.approx(0.0, abs=1e-4)
 
 
+def test_the_optimum_is_the_teachers_law_at_its_temperature():
+    """Where tokens are independent, p is the denoiser of what p writes: the best fake."""
+
+    def independent(table):
+        """One distribution for each position, whatever the state."""
+        return {"table": jnp.broadcast_to(table, TEACHER["table"].shape)}
+
+    def gradient(log_law, config):
+        fake = independent(log_law)
+
+        def loss(table):
+            return terms({STUDENT: independent(table), FAKE: fake}, teacher, config)[0]
+
+        return jax.jit(jax.grad(loss))(log_law)
+
+    log_law = jax.nn.log_softmax(TEACHER["table"][0])
+    teacher = independent(log_law)
+    for temperature, other in ((1.0, 1.4), (1.4, 1.0)):
+        config = IdlmConfig(2, teacher_temperature=temperature)
+        np.testing.assert_allclose(gradient(log_law / temperature, config), 0, atol=1e-4)
+        assert float(jnp.abs(gradient(log_law / other, config)).max()) > 0.1
+
+
 def test_the_objective_is_the_mean_over_tokens_of_both():
     loss = jax.jit(idlm_loss(DIFFUSION, CONFIG))(TABLES, {"teacher_params": TEACHER}, X0, KEY)
     student, fake = terms(TABLES, TEACHER)
@@ -86,3 +114,5 @@ def test_the_objective_is_the_mean_over_tokens_of_both():
 def test_a_wrong_field_is_named():
     with pytest.raises(ConfigError, match="num_calls"):
         IdlmConfig(num_calls=0)
+    with pytest.raises(ConfigError, match="teacher_temperature"):
+        IdlmConfig(teacher_temperature=0.0)
