@@ -52,6 +52,16 @@ class DistillStage(DistillConfig):
         ema_decay=0.9999,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        schedule = self.train.optimizer.schedule
+        require(
+            self.reset_optimizer_on_growth or self.num_rounds == 1 or schedule == "constant",
+            f"train.optimizer.schedule={schedule} has come to its end after one round, and "
+            "reset_optimizer_on_growth=False does not begin it again: later rounds would learn nothing; take "
+            'reset_optimizer_on_growth=True or schedule="constant".',
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class CoupledStage(CoupledDistillConfig):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.diffusion.calls import cooled
-from sdtt_jax.diffusion.decoders import parse_mode, stop_of
+from sdtt_jax.diffusion.decoders import only_plans
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import (
     Plan,
@@ -36,9 +36,7 @@ def common_config(config: SamplerConfig) -> SamplerConfig | None:
     Args:
       config: of the generation.
     """
-    decoder, _ = parse_mode(config.mode)
-    more = decoder.pick, decoder.redo, decoder.step, decoder.temperature, stop_of(config.mode)
-    if config.num_steps > CAPACITY or any(part is not None for part in more):
+    if config.num_steps > CAPACITY or not only_plans(config.mode):
         return None
     temperature = config.temperature if config.greedy else 1.0
     return dataclasses.replace(

@@ -347,7 +347,8 @@ def _step(
         due = _redone(diffusion, plan, state.x, key_position, index, config)
     selected = due.selected if config.final_denoise else due.selected & ~last
     if config.cooling > 0:
-        temperatures = jnp.asarray(cooled(config.num_steps, config.temperature, config.cooling))
+        falling = jnp.asarray(cooled(config.num_steps, config.temperature, config.cooling))
+        temperatures = falling if temperatures is None else temperatures * falling
         config = dataclasses.replace(config, temperature=1.0, cooling=0.0)
     choose = filling.choice(config, plan.noise, sees_noise=diffusion.noise_kind is not None)
     of_call = decoder.temperature(options, index) if decoder.temperature is not None else None

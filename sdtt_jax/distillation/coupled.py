@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import at_least, require, whole, within
+from sdtt_jax.diffusion.decoders import only_plans
 from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, sample_t, token_nll
 from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sample, sample
@@ -63,6 +64,11 @@ class CoupledDistillConfig:
         at_least(0, self, "soft_weight")
         within("[0, 1]", self, "full_share")
         self.trajectory(1)
+        require(
+            only_plans(self.mode),
+            f"mode={self.mode}: its decoder chooses as the text grows, and the noise must settle beforehand "
+            'which call reveals a position; take "first-hitting" or "grid".',
+        )
         k = self.num_distill_calls
         require(
             k != 1, "num_distill_calls=1 teaches the student what its teacher does; take 2, or 0."

@@ -38,6 +38,20 @@ def test_cooled_texts_have_their_exact_probabilities():
     assert_fits(text_counts(state.x), exact_first_hitting(tables, 3))
 
 
+def test_a_callers_temperatures_come_on_top_of_the_cooling():
+    x_init, key = prior_sample(256, LENGTH, MASK), jax.random.key(4)
+    diffusion, state = MaskedDiffusion(TABLE, SCHEDULE), SamplerState(x_init, 0)
+    config, given = SamplerConfig(3, cooling=0.5), jnp.array([2.0, 0.5, 1.5, 1.0])
+    plan = plan_generation(diffusion, key, x_init, config)
+    for index, temperature in enumerate((1.5 * 2.0, 1.0 * 0.5, 0.5 * 1.5)):
+        both = take_step(
+            diffusion, TABLE_PARAMS, plan, state, jnp.int32(index), config, temperatures=given
+        )
+        step = SamplerConfig(3, temperature=temperature)
+        state = take_step(diffusion, TABLE_PARAMS, plan, state, jnp.int32(index), step)
+        np.testing.assert_array_equal(both.x, state.x)
+
+
 @pytest.mark.parametrize("mode", ["grid", "confidence", "remdm:eta=0.1"])
 def test_every_decoder_of_one_call_a_step_cools(mode):
     """Oracle: a loop in Python over steps at temperatures of their own."""

@@ -18,7 +18,7 @@ from sdtt_jax.diffusion.decoders.confident import Confidence
 from sdtt_jax.diffusion.decoders.remasking import Remdm, remask_chances
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
-from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import ConfigError
 from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
 
@@ -226,6 +226,37 @@ def test_what_a_decoder_cannot_be_served_with_is_said_before_anything_is_compile
     )
     with pytest.raises(ConfigError, match=said):
         sample(diffusion, {}, KEY, prior_sample(1, LENGTH, MASK), config, helper=helper)
+
+
+@pytest.mark.parametrize("mode", ["remdm", "remdm-confidence"])
+def test_in_a_loop_the_network_is_told_the_noise_of_what_is_masked(mode):
+    """Half of the steps are the loop; the others fall from 1 to 0.2 and on to 0 twice as fast."""
+    heard = []
+
+    class Listening(TableDenoiser):
+        def hidden(self, params, tokens, sigma=None):
+            jax.debug.callback(lambda sigma: heard.append(float(sigma[0])), sigma, ordered=True)
+            return super().hidden(params, tokens, sigma)
+
+    diffusion = MaskedDiffusion(Listening(), make_schedule())
+    config = SamplerConfig(8, mode=f"{mode}:eta=0.3,loop=0.5,still=0.2", final_denoise=False)
+    jax.block_until_ready(
+        sample(diffusion, random_table(2), KEY, prior_sample(64, LENGTH, MASK), config)
+    )
+    masked = 1 - np.exp(-np.asarray(heard))
+    expected = [1.0, 0.75, 0.5, 0.25, 0.2, 0.2, 0.2, 0.2]
+    np.testing.assert_allclose(masked, expected[: len(masked)], atol=0.01)
+    assert len(masked) >= 6
+
+
+@pytest.mark.parametrize("mode", ["first-hitting", "confidence", "entropy-bounded"])
+def test_a_network_is_told_a_finite_noise_where_all_is_masked_in_float32(mode):
+    """SEDD's schedule: alpha(1) is exp(-20), and 1 - alpha(1) is 1 in float32."""
+    schedule = make_schedule(ScheduleConfig("geometric", sigma_min=1e-4, sigma_max=20.0))
+    diffusion = MaskedDiffusion(TableDenoiser(time_scale=0.1), schedule)
+    table, x_init = random_table(2), prior_sample(512, LENGTH, MASK)
+    state, _ = _sample(diffusion, table, KEY, x_init, SamplerConfig(LENGTH, mode=mode))
+    assert len(np.unique(np.asarray(state.x))) > 1
 
 
 def test_a_loop_stays_where_it_reveals_as_much_as_it_masks_again():

@@ -244,6 +244,14 @@ def test_in_hindsight_the_objective_infers_the_noise_of_its_texts_or_is_given_it
         assert float(found.weight) == float(count)
 
 
+@pytest.mark.parametrize("mode", ["refine", "remdm-confidence", "blocks:length=1,cache=none"])
+def test_a_decoder_with_calls_of_its_own_is_refused_for_a_network_that_sees_noise(mode):
+    """It would be shown none, and was never trained so."""
+    x_init = prior_sample(2, LENGTH, MASK)
+    with pytest.raises(ConfigError, match=f"mode={mode} makes network calls of its own"):
+        sample(STUDENT, {}, jax.random.key(0), x_init, SamplerConfig(3, mode=mode))
+
+
 def test_a_network_without_noise_features_is_refused():
     with pytest.raises(ConfigError, match="needs a student that sees noise"):
         noise_of(TEACHER, KEYS, LENGTH)
@@ -262,6 +270,10 @@ def test_a_network_without_noise_features_is_refused():
             "hindsight=True .* num_distill_calls=0, not 2",
         ),
         ({"mode": "left"}, "mode='left'"),
+        # The first reveals nothing by its plan, the second writes with calls of its own.
+        ({"mode": "confidence"}, "mode=confidence: .* the noise must settle beforehand"),
+        ({"mode": "refine", "num_distill_calls": 2}, "mode=refine: .* the noise must settle"),
+        ({"mode": "grid:stop=eos:1"}, "mode=grid:stop=eos:1: .* the noise must settle"),
         ({"full_share": 1.5}, "full_share"),
     ],
 )

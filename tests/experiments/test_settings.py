@@ -127,6 +127,19 @@ def _with(path, value):
             math.inf,
             r"learning_rate must be finite, not inf",
         ),
+        (
+            "distill",
+            {
+                "num_rounds": 2,
+                "reset_optimizer_on_growth": False,
+                "train": {
+                    "num_steps": 8,
+                    "batch_size": 4,
+                    "optimizer": {"schedule": "cosine", "warmup_steps": 0},
+                },
+            },
+            r"schedule=cosine has come to its end after one round",
+        ),
         ("schedule.kind", "linnear", r"config\.schedule: kind='linnear'"),
         ("data.length", "64", r"config\.data\.length must be of type int, not '64'"),
         ("seed", -1, r"seed=-1 must be a whole number from 0"),

@@ -46,7 +46,7 @@ from sdtt_jax.diffusion.decoders.learnt import (
 )
 from sdtt_jax.diffusion.decoders.planned import FirstHitting, Grid, grid_plan
 from sdtt_jax.diffusion.decoders.refine import Refine, check_rounds, draft_plan, refine_step
-from sdtt_jax.diffusion.decoders.remasking import Remdm, remask_chances
+from sdtt_jax.diffusion.decoders.remasking import Remdm, remask_chances, remdm_plan
 from sdtt_jax.diffusion.decoders.skeleton import (
     Skeleton,
     check_skeleton,
@@ -106,6 +106,21 @@ def stop_of(text: str) -> Stop | None:
     return None if stop is None else parse_stop(stop, picks=DECODERS[name].pick is not None)
 
 
+def only_plans(text: str) -> bool:
+    """Whether a mode's decoder does no more than follow the plan that it makes before the first call.
+
+    Args:
+      text: as `parse_mode` takes it.
+
+    Examples:
+      >>> only_plans("first-hitting"), only_plans("confidence"), only_plans("grid:stop=eos:1")
+      (True, False, False)
+    """
+    decoder, _ = parse_mode(text)
+    more = decoder.pick, decoder.redo, decoder.step, decoder.temperature, stop_of(text)
+    return all(part is None for part in more)
+
+
 def _parsed(text: str) -> tuple[str, dict[str, str], str | None]:
     """Name, options and `stop=` of a mode, as they are written."""
     name, colon, rest = str(text).partition(":")
@@ -128,7 +143,7 @@ DECODERS: dict[str, Decoder] = {
     "learnt": Decoder(Learnt, learnt_plan, check=check_learnt, temperature=call_temperature),
     "confidence": Decoder(Confidence, no_plan, Pick(confidence, accept_confident)),
     "entropy-bounded": Decoder(EntropyBounded, no_plan, Pick(negative_entropy, accept_bounded)),
-    "remdm": Decoder(Remdm, no_plan, redo=remask_chances),
+    "remdm": Decoder(Remdm, remdm_plan, redo=remask_chances),
     "remdm-confidence": Decoder(
         DoubtingRemdm, no_plan, step=doubting_step, begin=nothing_written, finishes=False
     ),

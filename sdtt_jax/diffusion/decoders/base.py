@@ -103,7 +103,17 @@ class Decoder(NamedTuple):
 
 def sigma_of_share(schedule: Schedule, share: jax.Array) -> jax.Array:
     """Total noise at the time at which `share` of what is masked at time 1 is so still; any shape."""
-    return -jnp.log1p(-schedule.move_chance(jnp.float32(1.0)) * share)
+    end = jnp.float32(1.0)
+    return sigma_of_masked(schedule, schedule.move_chance(end) * share)
+
+
+def sigma_of_masked(schedule: Schedule, masked: jax.Array) -> jax.Array:
+    """Total noise at the time at which a share `masked` of all tokens is so; any shape.
+
+    At most the noise at time 1. A schedule whose noise there exceeds 17 masks everything, as far as float32
+    can tell, and the logarithm alone would be infinite.
+    """
+    return jnp.minimum(-jnp.log1p(-masked), schedule.sigma(jnp.float32(1.0)))
 
 
 def first_hitting_plan(

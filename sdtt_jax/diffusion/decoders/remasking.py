@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import one_of, within
+from sdtt_jax.diffusion.decoders.base import no_plan, sigma_of_masked
+from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.typing import PerToken, Positions
 
 RULES = ("cap", "rescale", "forward-backward")
 
@@ -61,6 +64,21 @@ def remask_chances(
         sigma = jnp.where(looping, sigma, 0.0)
     reveal = (masked_t - masked_s + sigma * (1 - masked_t)) / jnp.maximum(masked_t, 1e-30)
     return jnp.clip(reveal, 0.0, 1.0), sigma
+
+
+def remdm_plan(
+    options: Remdm, share: PerToken, masked: Positions, schedule: Schedule, times: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`Decoder.plan`: nothing is settled but the noise that the network is told at each call."""
+    call, sigmas = no_plan(options, share, masked, schedule, times)
+    return call, jnp.broadcast_to(told(options, schedule, times)[:, None], sigmas.shape)
+
+
+def told(options: Remdm, schedule: Schedule, times: jax.Array) -> jax.Array:
+    """The total noise at the times of a grid; any shape. In a loop it is that of what is masked there."""
+    if options.loop == 0:
+        return schedule.sigma(times)
+    return sigma_of_masked(schedule, _looped(options, schedule.move_chance(times))[0])
 
 
 def _looped(options: Remdm, masked: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -30,6 +30,11 @@ def begin(mode: str, scene: Scene, x: Tokens) -> Memory:
         f"mode={mode} is for sequences whose positions all see each other, and this model's do not; "
         "take a decoder without calls of its own, such as grid.",
     )
+    require(
+        decoder.step is None or scene.diffusion.noise_kind is None,
+        f"mode={mode} makes network calls of its own, which show the network no noise, and this one was "
+        "trained to see it; take a decoder without such calls, such as first-hitting.",
+    )
     _check_helper(mode, decoder.helper, scene)
     if scene.helper is not None:
         own, asked = scene.helper.every, getattr(options, "every", 1)

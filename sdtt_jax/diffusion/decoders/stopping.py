@@ -124,11 +124,12 @@ def watched(
 
 
 def ended(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Tokens:
-    """`x` with EOS where it is masked after the EOS that stopped a text."""
+    """`x` with EOS after the EOS that stopped a text, whatever a decoder wrote there before; but what was
+    given stays."""
     if stop.eos < 0:
         return x
     behind = jnp.cumsum(_end(stop, mask_id, x, free), axis=-1) > 0
-    return jnp.where(behind & (x == mask_id), stop.eos, x)
+    return jnp.where(behind & free, stop.eos, x)
 
 
 def _end(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Positions:
