@@ -84,8 +84,10 @@ def demo() -> RunConfig:
                 num_steps=240, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=80
             ),
         ),
-        # At three times the rate it gives up variety: entropy 2.48 where real text has 2.62.
+        # At three times the rate it gives up variety: entropy 2.48 where real text has 2.62. The temperature
+        # gives back what it loses at this one: docs/measurements/few_calls.md.
         coupled_idlm=CoupledIdlmStage(
+            teacher_temperature=1.1,
             train=TrainConfig(num_steps=200, batch_size=32, optimizer=adam(1e-4), save_every=100),
         ),
         evaluation=EvaluationConfig(

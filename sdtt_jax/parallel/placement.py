@@ -112,28 +112,32 @@ def mirror_shardings(
 
     A leaf whose path ends with a parameter's path and whose shape is that parameter's takes its
     sharding; every other leaf is replicated. This needs no knowledge of the optimizer: optax keeps
-    moments in trees that mirror the parameters, whatever it wraps around them.
+    moments in trees that mirror the parameters, whatever it wraps around them. Where the parameters
+    are those of several networks, each under a name, a copy of one of them needs no such name.
 
     Args:
       abstract: the tree; leaves need a `shape`.
       params_shardings, params_abstract: sharding and shape of every parameter.
       mesh: where everything else is replicated.
     """
-    known = {
-        tuple(leaf_name((key,)) for key in path): (leaf.shape, sharding)
-        for (path, leaf), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(params_abstract),
-            jax.tree.leaves(params_shardings),
-            strict=True,
-        )
-    }
+    own: dict[Any, NamedSharding] = {}
+    within: dict[Any, NamedSharding] = {}
+    for (path, leaf), placed in zip(
+        jax.tree_util.tree_leaves_with_path(params_abstract),
+        jax.tree.leaves(params_shardings),
+        strict=True,
+    ):
+        names = tuple(leaf_name((key,)) for key in path)
+        own[names, leaf.shape] = placed
+        within[names[1:], leaf.shape] = placed
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = tuple(leaf_name((key,)) for key in path)
-        for start in range(len(names)):
-            shape, mirrored = known.get(names[start:], (None, None))
-            if mirrored is not None and shape == leaf.shape:
-                return mirrored
+        ends = [(names[start:], leaf.shape) for start in range(len(names))]
+        for known in (own, within):
+            for end in ends:
+                if end in known:
+                    return known[end]
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(sharding, abstract)

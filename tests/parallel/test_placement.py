@@ -80,6 +80,15 @@ def test_moments_average_and_teacher_lie_where_their_parameter_lies():
     assert mirrored[0]["count"].spec == PartitionSpec()
 
 
+def test_a_teacher_lies_where_the_student_and_the_fake_of_its_size_lie():
+    boxed = jax.eval_shape(toy.init, jax.random.key(0))
+    both, plain = {"student": boxed, "fake": boxed}, tree_shardings(boxed, RULES, MESH)
+    params, placement = unbox(both), tree_shardings(both, RULES, MESH)
+    tree = {"teacher_params": unbox(boxed), "mu": params}
+    mirrored = mirror_shardings(tree, placement, params, MESH)
+    assert mirrored == {"teacher_params": plain, "mu": placement}
+
+
 def test_the_mesh_has_automatic_axes_over_all_devices():
     mesh = make_mesh(MeshConfig())
     assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1, "model": 1}
