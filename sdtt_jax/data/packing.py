@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from sdtt_jax.data.normalize import PROMPT_END
+from sdtt_jax.data.normalize import NORMALIZERS, PROMPT_END
 from sdtt_jax.data.tokenizer import Tokenizer
 from sdtt_jax.errors import DataError
 from sdtt_jax.ops.sequence_kinds import Sequences
@@ -17,26 +17,40 @@ _CHARACTERS_AT_ONCE = 2**20
 _BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 
 
-def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
+def encode_documents(
+    tokenizer: Tokenizer, texts: Iterable[str], kind: str = "packed"
+) -> Iterator[np.ndarray]:
     """Encodes documents: int32 ids `[n]` of each, in order; BOS separates a prompt from its completion.
 
     With GPT-2's vocabulary, or one of characters, a document of more than a million characters is encoded in
     stretches. The ids are the same, and memory stays bounded.
+
+    Args:
+      tokenizer: the vocabulary; it normalises what is not normalised yet.
+      texts: the documents. For the kind "prompted" each is a pair, with one `PROMPT_END` in it; for others
+        it is a character like any other.
+      kind: of the sequences that they are for, one of `sequence_kinds.KINDS`.
     """
     waiting: list[str] = []
     size = 0
     for text in texts:
-        alone = PROMPT_END in text or len(text) > 2 * _CHARACTERS_AT_ONCE
+        # What is no pair is encoded as it is, and `fitted` refuses it.
+        pair = kind == "prompted" and text.count(PROMPT_END) == 1
+        alone = pair or len(text) > 2 * _CHARACTERS_AT_ONCE
         if not alone:
             waiting.append(text)
             size += len(text)
         if alone or len(waiting) >= _DOCUMENTS_AT_ONCE or size >= _CHARACTERS_AT_ONCE:
             yield from tokenizer.encode_batch(waiting)
             waiting, size = [], 0
-        if PROMPT_END in text:
+        if pair:
             yield _encode_pair(tokenizer, *text.split(PROMPT_END))
         elif alone:
-            yield np.concatenate([tokenizer.encode(s) for s in _stretches(tokenizer, text)])
+            # Normalised as a whole: on its own a stretch would lose the space at its beginning.
+            whole = NORMALIZERS[tokenizer.normalize](text)
+            yield np.concatenate(
+                [_encode_stretch(tokenizer, s) for s in _stretches(tokenizer, whole)]
+            )
     yield from tokenizer.encode_batch(waiting)
 
 
@@ -44,6 +58,11 @@ def _encode_pair(tokenizer: Tokenizer, prompt: str, completion: str) -> np.ndarr
     """Encodes prompt and completion as `model.prompts` does, so that sampling sees the ids of training."""
     before, behind = (tokenizer.encode_part(part) for part in (prompt, completion))
     return np.concatenate([before, np.array([tokenizer.bos_id], np.int32), behind])
+
+
+def _encode_stretch(tokenizer: Tokenizer, stretch: str) -> np.ndarray:
+    [ids] = tokenizer.encode_normalized([stretch])
+    return ids
 
 
 def fitted(
@@ -83,16 +102,21 @@ def _check_pair(tokens: np.ndarray, length: int, bos_id: int) -> None:
 
 
 def _stretches(tokenizer: Tokenizer, text: str) -> Iterator[str]:
+    """Cuts a normalised text into parts, one at least, whose ids, joined, are those of the whole."""
     kind, start = tokenizer.config.kind, 0
     anywhere = kind == "sentencepiece" and tokenizer.config.model_type == "char"
     while (kind == "gpt2" or anywhere) and len(text) - start > _CHARACTERS_AT_ONCE:
         stop = start + _CHARACTERS_AT_ONCE
-        if not anywhere:
+        if anywhere:
+            # SentencePiece makes one unk of a whole run of unknown characters, so no cut lies within a run.
+            while stop < len(text) and tokenizer.unk_id in _encode_stretch(tokenizer, text[stop]):
+                stop += 1
+        else:
             found = _BETWEEN_WORDS.search(text, stop)
             stop = found.start() if found else len(text)
         yield text[start:stop]
         start = stop
-    if start < len(text):
+    if start < len(text) or not start:
         yield text[start:]
 
 

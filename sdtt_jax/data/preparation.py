@@ -138,7 +138,9 @@ def _vocabulary(
     else:
         division = ingest(read, None)
         characters = sum(split["characters"] for split in division.totals().values())
-        plain = (text.replace(PROMPT_END, "\n") for text in division.texts(TRAIN))
+        plain = division.texts(TRAIN)
+        if read.config.sequences == "prompted":
+            plain = (text.replace(PROMPT_END, "\n") for text in plain)
         texts = track(plain, "learning the vocabulary", characters, len)
         tokenizer = train_tokenizer(config, texts, read.config.normalize)
     folder.mkdir(parents=True, exist_ok=True)

@@ -108,7 +108,7 @@ class ReadPart(NamedTuple):
             eos = np.array([tokenizer.eos_id], self.store.dtype).tobytes()
             with written(self.store.path(self.number, ".tokens")) as file:
                 kind = Sequences(self.how.sequences, tokenizer.bos_id, tokenizer.eos_id)
-                documents = encode_documents(tokenizer, texts)
+                documents = encode_documents(tokenizer, texts, kind.kind)
                 for ids in fitted(documents, self.how.length, kind):
                     file.write(ids.astype(self.store.dtype).tobytes() + eos)
                     index.append(_entry(found.popleft(), len(ids)))

@@ -69,10 +69,13 @@ class Tokenizer(abc.ABC):
             not isinstance(texts, str), f"encode_batch takes a list of texts, not {texts!r:.60}."
         )
         normalize = NORMALIZERS[self.normalize]
-        normalized = [normalize(text) for text in texts]
-        for text in normalized:
+        return self.encode_normalized([normalize(text) for text in texts])
+
+    def encode_normalized(self, texts: list[str]) -> list[np.ndarray]:
+        """Texts that `normalize` has gone over, or parts of them, to a list of int32 ids `[n_i]`."""
+        for text in texts:
             require_characters(text)
-        return [np.asarray(row, np.int32) for row in self._encode_batch(normalized)]
+        return [np.asarray(row, np.int32) for row in self._encode_batch(texts)]
 
     def encode_part(self, text: str) -> np.ndarray:
         """Part of a longer text to int32 ids `[n]`, keeping spaces at its beginning and end.

@@ -132,16 +132,20 @@ def _by_count(
     A time-conditioned network also needs a time that goes with n: given n, the move chance is
     Beta(n, L - n + 1), as is the n-th smallest of L uniform numbers, which does not depend on their order.
     """
-    length = (noise.tokens < NEVER).sum(axis=-1, dtype=jnp.int32)
+    may = noise.tokens < NEVER
+    count = may.sum(axis=-1, dtype=jnp.int32)
+    # A row in which nothing may be masked is computed as if one token might be, and then weighs nothing.
+    length = jnp.maximum(count, 1)
     n = jnp.minimum(jnp.floor(noise.u * length).astype(jnp.int32), length - 1) + 1
     ordered = jnp.sort(noise.tokens, axis=-1)
     last = jnp.take_along_axis(ordered, n[:, None] - 1, axis=-1)
-    x_t = jnp.where(ranks(noise.tokens) < n[:, None], diffusion.mask_id, x0).astype(jnp.int32)
+    masked = may & (ranks(noise.tokens) < n[:, None])
+    x_t = jnp.where(masked, diffusion.mask_id, x0).astype(jnp.int32)
     low, high = _move_chances(diffusion.schedule)
     sigma = -jnp.log1p(-jnp.clip(last[:, 0], low, high))
     share = length.astype(jnp.float32) / n
     weight = share if whole_range else count_weight(n, length, low, high)
-    return Masking(x_t, sigma, weight)
+    return Masking(x_t, sigma, jnp.where(count > 0, weight, 0.0))
 
 
 def _move_chances(schedule: Schedule) -> tuple[float, float]:

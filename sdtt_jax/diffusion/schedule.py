@@ -16,8 +16,11 @@ from sdtt_jax.config import given, one_of, require, within
 TimeFunction = Callable[[jax.Array], jax.Array]
 
 
-# The reference's total noise at times 0 and 1.
+# The kinds that read `sigma_min` and `sigma_max`, and the reference's total noise at times 0 and 1.
 SIGMAS = {"linear": (0.0, 10.0), "geometric": (1e-3, 1.0)}
+# Not far below it float32 makes alpha_1 0 or less, and sigma(1) infinite or NaN: log-linear's 1 - eps rounds
+# to 1 below 3e-8, and cos(pi / 2), to which cosine adds eps, is -4.4e-8.
+MIN_EPS = 1e-7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +29,10 @@ class ScheduleConfig:
 
     Attributes:
       kind: "log-linear" (default), "cosine", "cosine-squared", "linear" or "geometric".
-      eps: log-linear, cosine, cosine-squared: `alpha_1`, what is left of the text at time 1.
+      eps: log-linear, cosine, cosine-squared: `alpha_1`, what is left of the text at time 1, from `MIN_EPS`.
       sigma_min, sigma_max: linear and geometric: total noise at time 0 and 1; None takes those of `SIGMAS`.
+
+    A field that the kind does not read keeps its default.
     """
 
     kind: str = "log-linear"
@@ -37,9 +42,20 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         one_of(self, kind=SCHEDULES)
-        within("(0, 1)", self, "eps")
-        within("[0, inf)", self, *given(self, "sigma_min", "sigma_max"))
+        within(f"[{MIN_EPS}, 1)", self, "eps")
+        bounds = given(self, "sigma_min", "sigma_max")
+        within("[0, inf)", self, *bounds)
+        for name in bounds:
+            kinds = " or ".join(map(repr, SIGMAS))
+            require(
+                self.kind in SIGMAS,
+                f"{name}={getattr(self, name)} needs kind={kinds}; {self.kind!r} has none.",
+            )
         if self.kind in SIGMAS:
+            require(
+                self.eps == ScheduleConfig.eps,
+                f"eps={self.eps} needs another kind; {self.kind!r} reads sigma_min and sigma_max.",
+            )
             low, high = self.sigmas
             open_end = "(" if self.kind == "geometric" else "["
             within(f"{open_end}0, inf)", sigma_min=low)

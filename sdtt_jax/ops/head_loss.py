@@ -6,10 +6,12 @@ no recomputation, for the loss is a scalar: its cotangent is a factor.
 
 Both functions take the loss as `loss_fn(logits [n, vocab], per_row, *shared) -> [n]`: `per_row` is a tree of
 arrays `[n, …]`, the rows of what was given as `[batch, length, …]`, and `shared` are constants that all rows
-see, for example the parameters of a teacher's head.
+see, for example the parameters of a teacher's head. A position may have several states,
+`hidden: [batch, length, …, embed]`: the loss then sees their logits at once, `[n, …, vocab]`.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -139,7 +141,8 @@ weighted_loss.defvjp(_forward, _backward)
 
 
 def _columns(apply_head: ApplyHead, head: Tree, hidden: Hidden) -> int:
-    return jax.eval_shape(apply_head, head, hidden[:1]).shape[-1]
+    """Logits of one position, of all its states: the widest array of a row."""
+    return math.prod(jax.eval_shape(apply_head, head, hidden[:1]).shape[2:])
 
 
 def _loss_dtype(hidden: jax.Array) -> jnp.dtype:

@@ -21,7 +21,8 @@ class TrainConfig:
       max_rejected: consecutive steps with a non-finite loss or gradient (or a spike) after which
         training stops.
       spike_factor: an update whose loss is above this many times the running mean of the loss is
-        rejected like one that is not finite; 0 accepts all.
+        rejected like one that is not finite; 0 accepts all. For losses that stay well above 0: nothing is
+        a spike while their mean is 0 or negative.
       log_every, save_every: steps between metrics lines and between checkpoints.
       keep: latest checkpoints that are kept.
       keep_every: checkpoints of steps that this divides are kept too; 0 keeps none of them.

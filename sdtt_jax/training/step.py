@@ -146,7 +146,7 @@ def make_train_step(loss_fn: LossFn, config: TrainConfig) -> TrainStep:
             "loss": loss,
             "grad_norm": gradient.norm,
             "param_norm": optax.tree.norm(chosen.params),
-            "lr": jnp.asarray(rate(state.step - state.rejected), jnp.float32),
+            "lr": jnp.asarray(rate(_num_updates(state.opt_state)), jnp.float32),
             "rejected": 1.0 - good.astype(jnp.float32),
             "rejected_in_a_row": chosen.rejected_in_a_row.astype(jnp.float32),
         }
@@ -155,8 +155,21 @@ def make_train_step(loss_fn: LossFn, config: TrainConfig) -> TrainStep:
     return TrainStep(body)
 
 
+def _num_updates(opt_state: Tree) -> jax.Array:
+    """What the optimizer reads its learning rate at: all its updates, also those of the rounds before."""
+
+    def is_schedule(node: Tree) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    # Muon has one for each of its parts, and all of them count alike.
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_schedule)
+    return next(node.count for node in nodes if is_schedule(node))
+
+
 def _is_spike(state: TrainState, loss: jax.Array, factor: float) -> jax.Array:
-    return (state.step - state.rejected >= SPIKE_WARMUP) & (loss > factor * state.loss_mean)
+    known = state.step - state.rejected >= SPIKE_WARMUP
+    # Of a mean that is not positive no multiple lies above the usual loss.
+    return known & (state.loss_mean > 0) & (loss > factor * state.loss_mean)
 
 
 def _loss_mean(state: TrainState, loss: jax.Array) -> jax.Array:

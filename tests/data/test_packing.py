@@ -1,14 +1,25 @@
-"""Oracle: the definition, on the whole stream as a Python list."""
+"""Oracles: the definition of packing, on the whole stream as a Python list; `encode` of a whole document."""
+
+import functools
+import string
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdtt_jax.data.packing import pack
-from sdtt_jax.ops.sequence_kinds import Sequences
+from sdtt_jax.data import packing
+from sdtt_jax.data.config import TokenizerConfig
+from sdtt_jax.data.making import train_tokenizer
+from sdtt_jax.data.normalize import NORMALIZERS, PROMPT_END
+from sdtt_jax.data.packing import encode_documents, fitted, pack
+from sdtt_jax.data.tokenizer import HubTokenizer, Special, Tokenizer
+from sdtt_jax.errors import DataError
+from sdtt_jax.ops.sequence_kinds import KINDS, Sequences
 
 BOS, EOS = 1, 2
+VOCABULARIES = ("gpt2", "unigram", "bpe", "char", "hub")
 
 
 def _pack_by_definition(documents, length, wrap):
@@ -45,3 +56,71 @@ def test_sequences_are_the_chunks_of_the_stream_of_documents(documents, length, 
 def test_an_example(wrap, expected):
     sequences = _pack([[3, 4, 5], [6, 7], [8]], 4, wrap)
     assert [row.tolist() for row in sequences] == expected
+
+
+@functools.cache
+def _vocabulary(name: str, normalize: str) -> Tokenizer:
+    """A vocabulary that knows ASCII's letters, space and full stop; GPT-2's knows everything."""
+    if name == "hub":
+        model = tokenizers.models.WordLevel({"[UNK]": 0, "</s>": 1, "a": 2, "b": 3}, "[UNK]")
+        words = tokenizers.Tokenizer(model)
+        words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        config = TokenizerConfig(kind="hub")
+        return HubTokenizer(config, normalize, words.to_str().encode(), Special(4, 1, 1))
+    config = TokenizerConfig(kind="gpt2")
+    if name != "gpt2":
+        config = TokenizerConfig(model_type=name, vocab_size=60)
+    letters = " ".join(string.ascii_letters)
+    return train_tokenizer(config, [f"the quick brown fox. {letters}"] * 20, normalize)
+
+
+@pytest.mark.parametrize("normalize", NORMALIZERS)
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@settings(deadline=None)
+@given(text=st.text("ab 'é1.\n▁\0\x1e", max_size=40))
+def test_a_document_in_stretches_has_the_ids_of_the_whole(vocabulary, normalize, text):
+    """With stretches of 4 characters; runs of what no piece spells are one unk wherever they are cut."""
+    tokenizer = _vocabulary(vocabulary, normalize)
+    for document in (text, NORMALIZERS[normalize](text)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(packing, "_CHARACTERS_AT_ONCE", 4)
+            [ids] = encode_documents(tokenizer, [document])
+        np.testing.assert_array_equal(ids, tokenizer.encode(document))
+        assert ids.dtype == np.int32
+
+
+def test_a_long_document_keeps_the_spaces_at_which_it_is_cut(monkeypatch):
+    """By what is read back: "the quick brown" became "the quickbrown"."""
+    text = "the quick brown fox " * 9 + "jumps"
+    monkeypatch.setattr(packing, "_CHARACTERS_AT_ONCE", 8)
+    for vocabulary in ("gpt2", "char"):
+        tokenizer = _vocabulary(vocabulary, "text8")
+        [ids] = encode_documents(tokenizer, [text])
+        assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "prompted"])
+def test_a_record_separator_is_a_character_like_any_other(kind, count):
+    """Only in a pair does it end the prompt: here one put BOS into the text, and two raised TypeError."""
+    tokenizer = _vocabulary("gpt2", "none")
+    texts = ["before", PROMPT_END.join(["part"] * (count + 1)), "after"]
+    found = list(encode_documents(tokenizer, texts, kind))
+    for ids, text in zip(found, texts, strict=True):
+        np.testing.assert_array_equal(ids, tokenizer.encode(text))
+    assert tokenizer.bos_id not in np.concatenate(found)
+
+
+def test_a_record_separator_ends_the_prompt_of_a_pair():
+    tokenizer = _vocabulary("gpt2", "none")
+    [ids] = encode_documents(tokenizer, [f"ask {PROMPT_END} answer"], "prompted")
+    parts = (tokenizer.encode("ask "), [tokenizer.bos_id], tokenizer.encode(" answer"))
+    np.testing.assert_array_equal(ids, np.concatenate(parts))
+
+
+@pytest.mark.parametrize("text", ["alone", f"a{PROMPT_END}b{PROMPT_END}c"])
+def test_a_text_that_is_no_pair_is_refused_by_name(text):
+    tokenizer = _vocabulary("gpt2", "none")
+    sequences = Sequences("prompted", tokenizer.bos_id, tokenizer.eos_id)
+    with pytest.raises(DataError, match=r"has no prompt; data\.sequences='prompted' needs"):
+        list(fitted(encode_documents(tokenizer, [text], "prompted"), 16, sequences))

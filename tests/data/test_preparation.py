@@ -219,6 +219,24 @@ def test_the_papers_data_are_prepared_as_its_config_is_written(chapters, tmp_pat
     assert manifest["corpus"]["sources"]["train"]["files"] == 3
 
 
+@pytest.mark.parametrize(
+    "vocabulary", [TokenizerConfig(kind="gpt2"), TokenizerConfig(model_type="char", vocab_size=64)]
+)
+def test_a_record_separator_in_a_text_is_kept(vocabulary, write_jsonl, tmp_path):
+    """It is what ends the prompt of a pair, and a character like any other elsewhere. Oracle: the texts."""
+    texts = [f"text {number} has \x1e one" + " and \x1e two" * (number % 2) for number in range(40)]
+    config = DataConfig(corpus=str(write_jsonl(texts)), length=4, num_shards=1)
+    prepare(config, vocabulary, tmp_path / "data", tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    assert manifest["splits"]["train"]["documents"] == 38
+    for split in ("train", "validation"):
+        stream = _sequences(tmp_path / "data", split).ravel()
+        read = tokenizer.decode(stream, separator="|").split("|")[:-1]
+        assert read
+        assert set(read) <= set(texts)
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """Thirty pairs, and the file that holds them; the first has an empty prompt."""

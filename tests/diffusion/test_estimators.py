@@ -68,6 +68,20 @@ def test_tokens_that_never_mask_are_given(estimator):
     assert np.any(x_t[:, 1:] == MASK)
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_row_in_which_nothing_may_be_masked_is_worth_nothing(estimator):
+    """Beside one that may be: it stays as it is, and its bound is 0 where 0 · NaN was NaN."""
+    x0 = np.array([[2, 0, 1], [2, 0, 1]], np.int32)
+    tokens = np.array([[NEVER] * 3, [0.7, 0.1, 0.4]], np.float32)
+    masking = _mask(estimator, x0, MaskNoise(np.array([0.9, 0.9], np.float32), tokens))
+    bound = jax.jit(lambda x, m: masking_bound(DIFFUSION, TABLE, x, m))(x0, masking)
+    np.testing.assert_array_equal(masking.x_t[0], x0[0])
+    assert np.isfinite(masking.sigma).all()
+    assert np.isfinite(masking.weight).all()
+    assert np.any(masking.x_t[1] == MASK)
+    assert bound[0] == 0 < bound[1]
+
+
 @pytest.mark.parametrize("estimator", ["low-variance", "counts"])
 def test_counts_mask_as_many_tokens_as_they_say(estimator):
     """u = (n - 1/2) / L masks n of L tokens, those with the smallest noise."""

@@ -7,8 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.config import from_mapping
 from sdtt_jax.diffusion.nelbo import nelbo_weight
-from sdtt_jax.diffusion.schedule import SCHEDULES, ScheduleConfig, make_schedule
+from sdtt_jax.diffusion.schedule import (
+    MIN_EPS,
+    SCHEDULES,
+    SIGMAS,
+    ScheduleConfig,
+    make_schedule,
+)
 from sdtt_jax.errors import ConfigError
 
 INSIDE = np.linspace(0.02, 0.98, 97, dtype=np.float32)
@@ -51,6 +58,26 @@ def test_alpha_falls_from_one(config):
 def test_eps_is_what_is_left_at_time_one(kind, eps):
     schedule = make_schedule(ScheduleConfig(kind, eps=eps))
     assert float(jax.jit(schedule.alpha)(np.float32(1.0))) == pytest.approx(eps, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_everything_is_finite_with_the_smallest_eps(kind):
+    """At all times at which a text may be masked, from 1e-5 to 1; with 1e-8 sigma(1) was infinite or NaN."""
+    eps = {} if kind in SIGMAS else {"eps": MIN_EPS}
+    schedule = make_schedule(ScheduleConfig(kind, **eps))
+    t = np.append(np.geomspace(1e-5, 1, 2001), 1 - np.geomspace(6e-8, 0.1, 501)).astype(np.float32)
+
+    @jax.jit
+    def figures(t):
+        functions = (schedule.sigma, schedule.dsigma, schedule.alpha, schedule.move_chance)
+        slope = jax.vmap(jax.grad(schedule.sigma))
+        return [f(t) for f in (*functions, slope, lambda t: nelbo_weight(schedule, t))]
+
+    for values in (*figures(t), schedule.sigma(t), schedule.alpha(t)):
+        assert np.isfinite(values).all()
+    if schedule.importance_t is not None:
+        times = np.asarray(schedule.importance_t(jnp.linspace(0.0, 1.0, 101)))
+        assert np.all((times > 0) & (times <= 1))
 
 
 def test_log_linear_alpha_is_linear():
@@ -107,7 +134,21 @@ def test_importance_sampling_flattens_the_weight(config):
     [
         ({"kind": "loglinear"}, "kind"),
         ({"eps": 0.0}, "eps"),
+        ({"eps": 1e-8}, r"eps must lie in \[1e-07, 1\), not 1e-08"),
         ({"eps": 1.0}, "eps"),
+        (
+            {"sigma_max": 3.0},
+            "sigma_max=3.0 needs kind='linear' or 'geometric'; 'log-linear' has none",
+        ),
+        ({"kind": "cosine", "sigma_min": 0.1}, "sigma_min=0.1 needs kind='linear' or 'geometric'"),
+        (
+            {"kind": "linear", "eps": 0.1},
+            "eps=0.1 needs another kind; 'linear' reads sigma_min and sigma_max",
+        ),
+        (
+            {"kind": "geometric", "eps": 0.1},
+            "eps=0.1 needs another kind; 'geometric' reads sigma_min",
+        ),
         # Its noise would be infinite, and 0 times that, which is NaN, at time 0.
         ({"kind": "linear", "sigma_max": jnp.inf}, r"sigma_max must lie in \[0, inf\), not inf"),
         ({"kind": "geometric", "sigma_max": jnp.inf}, r"sigma_max must lie in"),
@@ -117,6 +158,12 @@ def test_importance_sampling_flattens_the_weight(config):
 def test_a_wrong_field_is_named(fields, named):
     with pytest.raises(ConfigError, match=named):
         ScheduleConfig(**fields)
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_stored_config_has_the_defaults_of_the_fields_that_its_kind_does_not_read(kind):
+    stored = {"kind": kind, "eps": 1e-3, "sigma_min": None, "sigma_max": None}
+    assert from_mapping(ScheduleConfig, stored) == ScheduleConfig(kind)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ def test_every_field_can_be_given_on_the_command_line(monkeypatch):
     """Each with the value that it has, all at once, and those that are None with a number.
 
     ml_collections takes neither lists nor None without a type."""
-    given = dict(_leaves(smoke())) | {"schedule.sigma_min": 0.25, "schedule.sigma_max": 20.0}
+    schedule = {"schedule.kind": "linear", "schedule.sigma_min": 0.25, "schedule.sigma_max": 20.0}
+    given = dict(_leaves(smoke())) | schedule
     assert None not in given.values()
     run = _given(monkeypatch, *(f"--config.{name}={value}" for name, value in given.items()))
     assert dict(_leaves(run)) == given

@@ -147,6 +147,34 @@ def test_selected_losses_are_those_of_the_weighted_loss():
     np.testing.assert_allclose(own, weighted, rtol=1e-12)
 
 
+def test_a_chunk_is_cut_for_the_widest_array_of_a_row(monkeypatch):
+    """A position of a mixture has logits of each of its values. Oracle: their number by hand.
+
+    By the vocabulary alone a chunk was as many times too large as there are values.
+    """
+    values, vocab, asked = 3, 11, []
+
+    def chunk_size(count, columns, parts):
+        del count, parts
+        asked.append(columns)
+        return 4
+
+    monkeypatch.setattr(rows, "chunk_size", chunk_size)
+    head, hidden, weights, targets, _ = jax.tree.map(jnp.asarray, problem(6, 2, 5, vocab, 0.5))
+
+    def over_values(logits, targets):
+        return jax.nn.logsumexp(logits, axis=(1, 2)) + targets.sum(axis=-1)
+
+    def total(head, hidden):
+        return weighted_loss(apply_head, over_values, head, hidden, weights, targets)[0]
+
+    wide = jnp.stack([hidden] * values, axis=2)
+    value, _ = jax.value_and_grad(total)(head, wide)
+    losses = selected_losses(apply_head, over_values, head, wide, weights != 0, targets)
+    assert asked == [values * vocab] * 2
+    np.testing.assert_allclose(value, (weights * losses).sum())
+
+
 def test_nothing_of_the_size_of_batch_times_length_times_vocab_exists():
     """Bytes of temporaries of the compiled gradient, against one such array."""
     batch, length, vocab = 4, 512, 4096

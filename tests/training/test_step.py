@@ -12,8 +12,8 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.placement import place_batch
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
-from sdtt_jax.training.state import ema_decay_at
-from sdtt_jax.training.step import Loss
+from sdtt_jax.training.state import StateSpec, ema_decay_at
+from sdtt_jax.training.step import SPIKE_WARMUP, Loss, make_train_step
 from tests.training import toy
 
 KEY = jax.random.key(5)
@@ -97,6 +97,20 @@ def test_the_learning_rate_is_reported_by_update():
     np.testing.assert_allclose([m["lr"] for m in seen], [0.0, 0.005, 0.01], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["adamw", "adam", "muon"])
+def test_the_learning_rate_is_that_of_an_optimizer_that_goes_on(name):
+    """A round that keeps the optimizer of the last one has no warm-up. Oracle: how far parameters move."""
+    config = toy.configured(name)
+    state, seen, _ = run(toy.setup(config), 3)
+    assert [m["lr"] > 0 for m in seen] == [False, True, True]
+    spec = StateSpec(config, state.step.sharding.mesh)
+    grown = spec.from_params(state.params, opt_state=state.opt_state)
+    before = toy.host(grown)["params/head/linear/kernel"]
+    _, [metrics], [after] = run((grown, make_train_step(toy.loss_fn, config), None), 1)
+    np.testing.assert_allclose(metrics["lr"], 0.01 * (1 + np.cos(np.pi / 10)) / 2, rtol=1e-6)
+    assert np.abs(after["params/head/linear/kernel"] - before).max() > 1e-3
+
+
 def test_the_average_follows_the_ramp():
     """Oracle: the recursion in numpy with decay min(0.99, (1 + n) / (10 + n)), n = 1, 2, …"""
     setup = toy.setup(toy.configured())
@@ -146,6 +160,27 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(kind):
     assert not np.array_equal(states[3][moved], states[2][moved])
     # The schedule counts updates, not steps: the one after the rejections is number 1.
     np.testing.assert_allclose(seen[3]["lr"], 0.005, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("usual", "then", "rejected"),
+    [(-1.0, -1.0, 0), (0.0, 0.5, 0), (-1.0, 50.0, 0), (1.0, 2.9, 0), (1.0, 3.1, 1)],
+)
+def test_a_spike_is_above_a_mean_that_is_positive(usual, then, rejected):
+    """Of a loss about 0, or below, no multiple says what is too much: -1 > 3 * -1 rejected every update."""
+
+    def given(params, context, batch, key):
+        del context, key
+        value = jnp.where(batch[0, 0] < 0, then, usual) + 0.0 * params["embed"]["embedding"].sum()
+        return Loss(value, jnp.float32(1), {})
+
+    def batches(step):
+        return np.full((16, toy.LENGTH), -1 if step == SPIKE_WARMUP + 2 else 1, np.int32)
+
+    setup = toy.setup(toy.configured(num_steps=64, spike_factor=3.0), loss=given)
+    state, seen, _ = run(setup, SPIKE_WARMUP + 4, batches)
+    assert [m["rejected"] for m in seen][SPIKE_WARMUP + 2] == rejected
+    assert int(state.rejected) == rejected
 
 
 def test_a_batch_in_which_nothing_counts_is_harmless():
