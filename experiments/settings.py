@@ -171,6 +171,11 @@ class RunConfig:
         at_least(0, self, "watchdog_seconds")
         kind = self.data.sequences
         for name in self.distillers:
+            require(
+                "," not in name,
+                f"distillers={name!r} is taken for one name; several are written as "
+                "--config.distillers=\"('sdtt','coupled')\".",
+            )
             choose("distillers", name, DISTILLERS)
             kinds, reason = REFUSED_SEQUENCES.get(name, ((), ""))
             require(

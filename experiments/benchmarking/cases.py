@@ -174,7 +174,7 @@ def half_masked_key(
         # What `make_train_step` hands to the loss at step 0, microbatch 0.
         key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
         if job.suite == "train":
-            _, x_t, _ = distillation.masked_batch(diffusion, tokens, key, config.distill)
+            _, x_t, _ = distillation.distillation_batch(diffusion, tokens, key, config.distill)
         else:
             _, _, x_t = nelbo.masked_batch(diffusion, tokens, key, config.teacher)
         return (x_t == diffusion.mask_id).mean()

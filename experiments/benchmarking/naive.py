@@ -221,7 +221,7 @@ def distill_loss(diffusion: MaskedDiffusion, config: DistillConfig) -> LossFn:
     """
 
     def loss(params: Params, context: Any, batch: jax.Array, key: jax.Array) -> Loss:
-        t, x_t, key_teacher = distillation.masked_batch(diffusion, batch, key, config)
+        t, x_t, key_teacher = distillation.distillation_batch(diffusion, batch, key, config)
         teacher, dt = jax.lax.stop_gradient(context["teacher_params"]), context["dt"]
         student = log_probs(_sizes(diffusion), params, x_t, diffusion.schedule.sigma(t))
         divergence = jnp.zeros(x_t.shape, jnp.float32)

@@ -105,7 +105,7 @@ def distillation_terms(
       >>> bool(total / count < 1e-5)  # a new network says the same at every step
       True
     """
-    t, x_t, key_teacher = masked_batch(diffusion, x0, key, config)
+    t, x_t, key_teacher = distillation_batch(diffusion, x0, key, config)
     keys = jax.random.split(key_teacher, config.num_trajectories)
     targets = teacher_targets(diffusion, teacher_params, keys, x_t, t, dt, config)
     sigma = diffusion.schedule.sigma(t)
@@ -114,7 +114,7 @@ def distillation_terms(
     )
 
 
-def masked_batch(
+def distillation_batch(
     diffusion: MaskedDiffusion, x0: Tokens, key: Key, config: DistillConfig
 ) -> tuple[PerSequence, Tokens, Key]:
     """A time for each text, the text masked at that time, and the key of the teacher's trajectories.

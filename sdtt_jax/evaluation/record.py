@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from sdtt_jax.checkpoints.digests import canonical_sha256
+from sdtt_jax.config import differences
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -89,11 +90,17 @@ class Record:
     def item(self, name: str, inputs: Json, compute: Callable[[], Json]) -> Json:
         """The result of an item; computed unless the file holds it for the same inputs.
 
-        The inputs are everything that determines it; they and the result are JSON-ready.
+        The inputs are everything that determines it; they and the result are JSON-ready. A result for other
+        inputs is replaced, and the log says what they were.
         """
         stored = self._content["items"].get(name)
         if processes.agree(stored is not None and stored["inputs"] == _plain(inputs)):
             return dict(_seen(stored, self.path)["result"])
+        if stored is not None:
+            lines = "; ".join(differences(stored["inputs"], _plain(inputs)))
+            self.log(
+                f"{name}: replaces what {self.path.name} had ({lines}); another file keeps both"
+            )
         began = time.monotonic()
         result = _plain(compute())
         self._content["items"][name] = {

@@ -17,7 +17,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.distillation.alpha import AlphaConfig
 from sdtt_jax.distillation.block import draw_block
 from sdtt_jax.distillation.idlm import IdlmConfig
-from sdtt_jax.distillation.loss import masked_batch as distillation_batch
+from sdtt_jax.distillation.loss import distillation_batch
 from sdtt_jax.distillation.targets import teacher_targets
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.likelihood import text_bounds

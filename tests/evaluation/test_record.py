@@ -29,8 +29,12 @@ def test_an_item_is_computed_once_for_its_inputs(tmp_path):
         result = Record(tmp_path / "x.json", MODEL).item("suite/a", {"steps": (4, 8)}, compute)
         assert result == {"share": 0.5, "pair": [1, 2], "none": None}
     assert compute.times == 1
-    Record(tmp_path / "x.json", MODEL).item("suite/a", {"steps": (4,)}, compute)
+    told = []
+    Record(tmp_path / "x.json", MODEL, told.append).item("suite/a", {"steps": (4,)}, compute)
     assert compute.times == 2
+    assert told == [
+        "suite/a: replaces what x.json had (steps: [4, 8] -> [4]); another file keeps both"
+    ]
     content = json.loads((tmp_path / "x.json").read_text())
     assert content["format"] == FORMAT
     assert content["model"] == MODEL

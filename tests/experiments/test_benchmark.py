@@ -24,7 +24,7 @@ from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
 from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.distillation.loss import masked_batch
+from sdtt_jax.distillation.loss import distillation_batch
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.flops import (
@@ -96,7 +96,7 @@ def test_half_of_the_tokens_are_masked_by_the_chosen_key():
     tokens = jax.numpy.zeros((1, 128), jax.numpy.int32)
     key = half_masked_key(job, config, diffusion, tokens)
     key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
-    _, x_t, _ = masked_batch(diffusion, tokens, key, config.distill)
+    _, x_t, _ = distillation_batch(diffusion, tokens, key, config.distill)
     assert 0.45 < float((x_t == sizes.mask_id).mean()) < 0.55
 
 
