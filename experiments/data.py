@@ -23,7 +23,7 @@ from experiments.cli.app import check_flags, join_processes, output_file, run_ap
 from experiments.settings import check_overrides
 from experiments.stages.runner import STAGES, open_run
 from experiments.stages.workdir import Workdir
-from sdtt_jax.config import choose, require
+from sdtt_jax.config import choose, require, whole
 from sdtt_jax.data import engines
 from sdtt_jax.data.inspection import inspect_data, most_frequent, summary, taken_away
 from sdtt_jax.errors import DataError
@@ -67,6 +67,7 @@ def _prepare() -> None:
     config = _CONFIG.value
     if _CORPUS.value is not None:
         config.data.corpus = _CORPUS.value
+    whole(1, **{"--workers": _WORKERS.value})
     engine = engines.beam(_BEAM.value) if _ENGINE.value == "beam" else engines.local(_WORKERS.value)
     join_processes()
     config_file = str(config_flags.get_config_filename(flags.FLAGS["config"]))

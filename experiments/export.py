@@ -15,6 +15,7 @@ what the run measured if it is one of ours. --push uploads the folder to the mod
 repository unless --public says otherwise; the token is taken from $HF_TOKEN.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.card import measured_results, model_card
 from sdtt_jax.interchange.export import export_orbax, export_reference, require_empty
+from sdtt_jax.interchange.hub import TOKENIZER_FILES
 from sdtt_jax.interchange.load import REPOSITORY, load
 from sdtt_jax.interchange.stablehlo import export_stablehlo
 from sdtt_jax.model.causal import CausalModel
@@ -53,7 +55,7 @@ _EARLY_EXIT = flags.DEFINE_float(
 _PUSH = flags.DEFINE_string(
     "push", None, "Then upload it to this repository of the hub, OWNER/NAME."
 )
-_PUBLIC = flags.DEFINE_bool("public", False, "Make a new repository public.")
+_PUBLIC = flags.DEFINE_bool("public", False, "With --push: make a new repository public.")
 
 
 def write(model: Model | CausalModel, output: Path) -> list[Path]:
@@ -72,6 +74,13 @@ def write(model: Model | CausalModel, output: Path) -> list[Path]:
     return export_stablehlo(model, output, config, _BATCH_SIZE.value, helper)
 
 
+def without_tokenizer(model: Model | CausalModel, written: Sequence[Path]) -> bool:
+    """Whether a model has a tokenizer that is not among the files written of it, and is not GPT-2's."""
+    tokenizer = model.tokenizer
+    stored = TOKENIZER_FILES[0] in [path.name for path in written]
+    return tokenizer is not None and not stored and tokenizer.config.kind != "gpt2"
+
+
 def main(argv: Sequence[str]) -> None:
     """Exports as the flags ask."""
     check_flags(argv, "checkpoint", "output")
@@ -87,6 +96,10 @@ def main(argv: Sequence[str]) -> None:
     require(not is_remote(folder), f"--output={folder} must be a local folder; copy it from there.")
     output = as_path(folder)
     require_empty(output)
+    require(
+        _PUSH.value is not None or not _PUBLIC.value,
+        "--public is for the repository of --push; leave it out, or name one.",
+    )
     token = ""
     if _PUSH.value is not None:
         require(
@@ -96,6 +109,11 @@ def main(argv: Sequence[str]) -> None:
         token = hub.push_token()
     model = load(str(_CHECKPOINT.value), **fields.given_flags())
     written = write(model, output)
+    if _FORMAT.value == "reference" and without_tokenizer(model, written):
+        print(
+            "The tokenizer is not part of this format: what reads and writes text takes --format=orbax.",
+            file=sys.stderr,
+        )
     card = output / "README.md"
     card.write_text(model_card(model, _FORMAT.value, measured_results(model)), "utf-8")
     places = [str(path) for path in (*written, card)]

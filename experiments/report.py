@@ -35,9 +35,9 @@ def write_exact_from(results: str, picture: Path) -> Path:
     record = read_json(results)
     try:
         return write_exact(record, picture)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise DataError(
-            f"--exact={results} is not a result of experiments.exact ({error})."
+            f"--exact={results} is not a result of experiments.exact; give the results.json that it wrote."
         ) from None
 
 

@@ -41,7 +41,7 @@ from sdtt_jax.networks.config import COMPUTE_DTYPES
 from sdtt_jax.parallel import processes
 from sdtt_jax.typing import Params
 
-_CHECKPOINT = fields.define_checkpoint()
+_CHECKPOINT = fields.define_checkpoint(causal=False)
 fields.define_given()
 _HELPER = fields.define_helper()
 _LENGTH = flags.DEFINE_integer(
@@ -74,6 +74,7 @@ def main(argv: Sequence[str]) -> None:
     check_flags(argv, "checkpoint")
     positive(**{"--num_samples": _NUM_SAMPLES.value})
     at_least(0, **{"--pause": _PAUSE.value})
+    require(_WATCH.value or not _PAUSE.present, "--pause is for --watch; leave it out.")
     sampling = fields.from_flags(Sampling)
     config = sampling.sampler(_NUM_STEPS.value)
     join_processes()

@@ -90,11 +90,12 @@ def test_config_files_are_named_like_all_files(home):
 
 def test_a_command_line_that_is_no_text_ends_in_one_line(capsys):
     """Linux lets bytes that are not UTF-8 stand there; Python makes halves of surrogate pairs of them."""
-    with pytest.raises(SystemExit) as stop:
-        parse_flags(["sample", "--prompt=a\udcff"], None)
-    assert stop.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert "half of a surrogate pair" in line
+    for given in (["--prompt=a\udcff"], ["--prompt", "a\udcff"]):
+        with pytest.raises(SystemExit) as stop:
+            parse_flags(["sample", *given], None)
+        assert stop.value.code == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert "--prompt is not UTF-8 (b'a\\xff')" in line
 
 
 def test_lines_end_at_a_line_feed_alone(tmp_path):

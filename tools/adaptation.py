@@ -13,11 +13,13 @@ its first blocks, takes its place with
 import argparse
 import dataclasses
 import functools
+import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from experiments.cli.app import exit_status
 from experiments.configs.demo import adam, demo
 from experiments.configs.english import english
 from experiments.settings import RunConfig, config_dict
@@ -142,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(lambda _: main(), sys.argv))

@@ -35,7 +35,7 @@ _UNBROKEN = flags.DEFINE_string(
     "A finished run of the same config and options, to compare with instead of making one. What it printed "
     "lies beside it: of DIR in DIR.log.",
 )
-_KILLS = flags.DEFINE_integer("kills", 25, "Number of kills.", lower_bound=0)
+_KILLS = flags.DEFINE_integer("kills", 25, "Number of kills.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments of the kills.")
 
 # Seconds at most between a line and the kill that follows it, and between two looks: a round of smoke.py

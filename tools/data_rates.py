@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import tempfile
 import threading
 import time
@@ -27,6 +28,8 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
+from experiments.cli.app import exit_status
+from sdtt_jax.config import positive
 from sdtt_jax.data import DataConfig, TokenizerConfig, builders, engines, prepare, train_tokenizer
 from sdtt_jax.data.corpora import documents
 from sdtt_jax.data.embedded import bible_chapters
@@ -179,6 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     index.add_argument("--records", type=int, default=100_000_000)
     index.add_argument("--reads", type=int, default=READS)
     given = parser.parse_args(arguments)
+    for name, value in vars(given).items():
+        for number in value if isinstance(value, list) else [value]:
+            if not isinstance(number, str | bool):
+                positive(**{f"--{name}": number})
     with tempfile.TemporaryDirectory() as temporary:
         folder = as_path(temporary)
         if given.part == "rate":
@@ -204,4 +211,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(lambda _: main(), sys.argv))

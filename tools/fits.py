@@ -1,10 +1,10 @@
 """Writes the table of what fits where: the paper's sizes on common slices, from `launch.compile`'s search.
 
-  python -m tools.fits --output=docs/measurements/fits.md
+  python -m tools.fits --output=table.md
 
-takes about a minute per cell on two cores (`--sizes` and `--slices` for some of them); needs the TPU
-compiler like `launch.compile`. With `--published` it is what the state of a step takes of published models,
-with adapters and with all parameters, and nothing is compiled:
+makes that of docs/measurements/ahead.md and takes about a minute per cell on two cores (`--sizes` and
+`--slices` for some of them); needs the TPU compiler like `launch.compile`. With `--published` it is what the
+state of a step takes of published models, with adapters and with all parameters, and nothing is compiled:
 
   python -m tools.fits --published --slices=v5p:2x4x4,v5e:16x16,v6e:8x8,v5e:2x4,h100:8,h100:1
 """

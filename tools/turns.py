@@ -29,6 +29,7 @@ def serve(mode: str, num_steps: int, batch_size: int) -> None:
     print(json.dumps(sdtt_jax.__file__), flush=True)
     from sdtt_jax.diffusion.sampler import SamplerConfig
     from sdtt_jax.diffusion.schedule import make_schedule
+    from sdtt_jax.errors import UserError
     from sdtt_jax.model.masked import Model
     from sdtt_jax.networks import Denoiser, DenoiserConfig
     from sdtt_jax.parallel.placement import unbox
@@ -39,15 +40,20 @@ def serve(mode: str, num_steps: int, batch_size: int) -> None:
     model = Model(
         params=params, tokenizer=None, facts=facts, denoiser=network, schedule=make_schedule()
     )
-    key, config = jax.random.key(0), SamplerConfig(num_steps, mode=mode)
-    x_init = model.prior(batch_size)
+    key = jax.random.key(0)
 
     def write() -> float:
         began = time.process_time()
         jax.block_until_ready(model.denoise(key, x_init, config).x)
         return time.process_time() - began
 
-    write()
+    try:
+        config, x_init = SamplerConfig(num_steps, mode=mode), model.prior(batch_size)
+        write()
+    except UserError as error:
+        print(json.dumps(str(error)), flush=True)
+        return
+    print(json.dumps(""), flush=True)
     for _ in sys.stdin:
         print(json.dumps(write()), flush=True)
 
@@ -65,9 +71,14 @@ def started(root: Path, arguments: tuple[str, int, int]) -> subprocess.Popen[str
     assert worker.stdout is not None
     found = json.loads(worker.stdout.readline() or '""')
     if not found.startswith(f"{root}{os.sep}"):
+        fault = f"{root} is no checkout of this repository."
+    else:
+        fault = json.loads(worker.stdout.readline() or '"It failed as it says above."')
+        fault = fault and f"{root}: {fault}"
+    if fault:
         worker.kill()
         worker.communicate()
-        sys.exit(f"Error: {root} is no checkout of this repository.")
+        sys.exit(f"Error: {fault}")
     return worker
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import gc
+import itertools
 import json
 import os
 import re
@@ -28,7 +29,6 @@ from experiments.cli.output import (
     print_anywhere,
 )
 from sdtt_jax.config import require
-from sdtt_jax.data.normalize import require_characters
 from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError
 from sdtt_jax.parallel import ending, processes
 from sdtt_jax.parallel.environment import threads_to_wait_in
@@ -275,8 +275,7 @@ _KINDS = {
 def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) -> list[str]:
     """The arguments in `argv` that are not flags; a wrong or renamed flag ends the program with one line."""
     try:
-        for argument in argv:
-            require_characters(argument, ConfigError)
+        _require_utf8(argv)
         argv = with_config_files(argv)
         if check is not None:
             check(argv)
@@ -289,6 +288,21 @@ def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) 
         message = f"--{gone} is now --{now}." if now in flags.FLAGS else _clearer(str(error))
         print(f"Error: {message} (see --help)", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
+
+
+def _require_utf8(argv: Sequence[str]) -> None:
+    """Names a flag whose bytes are no UTF-8; of each of them Python makes half of a surrogate pair."""
+    for before, argument in itertools.pairwise(["", *argv]):
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            flag = next(
+                (text for text in (argument, before) if text.startswith("-")), "An argument"
+            )
+            given = os.fsencode(argument.partition("=")[2] or argument)
+            raise ConfigError(
+                f"{flag.partition('=')[0]} is not UTF-8 ({given!r}); give it in UTF-8."
+            ) from None
 
 
 def _clearer(message: str) -> str:

@@ -11,9 +11,11 @@ from typing import Any
 import ml_collections
 
 from sdtt_jax.config import nearest, require, unknown_field
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.paths import as_path
 
-CONFIGS = Path("experiments/configs")
+# Where the files lie that a flag names.
+FOLDERS = {"config": Path("experiments/configs"), "spec": Path("launch/specs")}
 
 
 def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
@@ -27,8 +29,10 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
             name = following if file[1] is None else file[1]
             path, _, _ = name.partition(":")  # what follows is the argument of get_config
             require(
-                as_path(path).is_file(), f"--{flag}={path}: there is no such file; {_hint(path)}"
+                as_path(path).is_file(),
+                f"--{flag}={path}: there is no such file; {_hint(path, FOLDERS[flag])}",
             )
+            _require_python(as_path(path), f"--{flag}={path}")
         match = re.match(rf"--?{flag}\.([\w.]+)", argument)
         if match is None:
             continue
@@ -41,14 +45,25 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
             within, where = hints[name], f"{where}.{name}"
 
 
-def _hint(path: str) -> str:
-    """The file that was probably meant, of the folder that was named or else of experiments/configs."""
+def _require_python(file: Path, where: str) -> None:
+    try:
+        compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
+    except SyntaxError as error:
+        said = re.sub(r" \(detected at line \d+\)", "", error.msg)
+        line = "" if error.lineno is None else f", line {error.lineno}"
+        raise ConfigError(
+            f"{where} is not Python ({said}{line}); mend it, or give another file."
+        ) from None
+
+
+def _hint(path: str, usual: Path) -> str:
+    """The file that was probably meant, of the folder that was named or else of the usual one."""
     named = as_path(path).parent
-    for folder in (named, CONFIGS):
+    for folder in (named, usual):
         files = [file.name for file in folder.glob("*.py")] if folder.is_dir() else []
         if nearest(as_path(path).name, files):
             return nearest(as_path(path).name, files).replace("'", f"'{folder}/", 1)
-    return f"{CONFIGS} has some."
+    return f"{usual} has some."
 
 
 def settable(config: Any) -> dict[str, Any]:

@@ -5,9 +5,10 @@ import functools
 from typing import Any
 
 from sdtt_jax.config import choose, each, one_of, positive, require, whole, within
-from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.diffusion.decoders import DECODERS, parse_mode
 from sdtt_jax.diffusion.estimators import ESTIMATORS
 from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.tasks import TASKS
 from sdtt_jax.keys import check_seed
 from sdtt_jax.networks.config import COMPUTE_DTYPES
@@ -22,17 +23,32 @@ def setting(default: Any, help_text: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help_text})
 
 
+def _check_mode(mode: str) -> None:
+    """Checks one of --modes."""
+    try:
+        parse_mode(mode)
+    except ConfigError as error:
+        parts = mode.split(",")
+        if any(part.partition(":")[0] in DECODERS for part in parts[1:]):
+            raise ConfigError(
+                f"--modes={mode}: modes are separated by blanks, as in {' '.join(parts)!r}; commas are for "
+                "the options of one mode."
+            ) from None
+        raise ConfigError(f"--modes: {error}") from None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoding:
     """Which tokens a call reveals, and how they are drawn, whatever the number of steps."""
 
     mode: str = setting(
         SamplerConfig.mode,
-        "Decoder. grid: steps on a grid of times. first-hitting: tokens in a random order, evenly over the "
-        "network calls. learnt: with the numbers and temperatures that --suite=schedule found for each call. "
-        "confidence, entropy-bounded: the surest first. remdm: masks tokens again. blocks: from left to "
-        "right, with a cache. refine: second thoughts. speculative, staged, energy, skeleton: with a "
-        "--helper. Options follow a colon, as in confidence:score=margin,threshold=0.9.",
+        f"Decoder: {', '.join(DECODERS)}. grid: steps on a grid of times. first-hitting: tokens in a random "
+        "order, evenly over the network calls. learnt: with the numbers and temperatures that "
+        "--suite=schedule found for each call. confidence, entropy-bounded: the surest first. remdm, "
+        "remdm-confidence: mask tokens again. blocks: from left to right, with a cache. refine: second "
+        "thoughts. speculative, staged, energy, skeleton: with a --helper. Options follow a colon, as in "
+        "confidence:score=margin,threshold=0.9.",
     )
     time_grid: str = setting(SamplerConfig.time_grid, "Times of the sampler: uniform or cosine.")
     temperature: float = setting(SamplerConfig.temperature, "Divides the logits; 0 is greedy.")
@@ -96,6 +112,12 @@ class Variation:
         whole(1, self, "batch_size", "neighbour_texts", "neighbour_count")
         positive(self, "neighbour_temperature")
         within("[0, 1)", self, "early_exit", "neighbour_share")
+        for field in dataclasses.fields(Variation):
+            alone = field.name.startswith("neighbour_") and not self.neighbours
+            require(
+                not alone or getattr(self, field.name) == field.default,
+                f"--{field.name} is for --neighbours; name their text, or leave it out.",
+            )
 
     @property
     def varied(self) -> bool:
@@ -132,7 +154,7 @@ class Settings(Sampling):
     )
     modes: str = setting(
         "",
-        "Decoders of --suite=frontier, as for --mode, separated by spaces; by default that of --mode.",
+        "Decoders of --suite=frontier, as for --mode, separated by blanks; by default that of --mode.",
     )
     call_temperatures: bool = setting(
         True, "--suite=schedule: also learn a temperature for each call."
@@ -238,9 +260,13 @@ class Settings(Sampling):
             latency_batches=self.latency_batches,
         )
         within("(0, 1)", self, "exit_bound", "exit_failure")
+        require(
+            bool(self.held_out) or not self.held_out_folder,
+            f"--held_out_folder={self.held_out_folder} is for --held_out=NAME, a named set; give it too.",
+        )
         within("(0, inf)", temperatures=min(self.temperatures))
         for mode in self.modes.split():
-            parse_mode(mode)
+            _check_mode(mode)
         for estimator in self.estimators:
             choose("estimators", estimator, ESTIMATORS)
 

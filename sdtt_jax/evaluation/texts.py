@@ -99,6 +99,7 @@ def openings(subject: Subject) -> np.ndarray:
     size = settings.prompt_tokens
     whole = size + settings.continuation_tokens
     limit = settings.num_prompts or None
+    name = f"--prompts={settings.prompts}" if settings.prompts else held_out_name(subject)
     if settings.prompts:
         model = subject.model
         sources = read_texts(settings.prompts, model.tokenizer, model.config.vocab_size)
@@ -110,7 +111,9 @@ def openings(subject: Subject) -> np.ndarray:
     # With a whole continuation beside them if enough have one, for MAUVE compares with it.
     long: list[np.ndarray] = []
     short: list[np.ndarray] = []
+    longest = 0
     for tokens in sources:
+        longest = max(longest, len(tokens))
         if len(tokens) >= whole:
             long.append(tokens[:whole])
         if len(tokens) >= size:
@@ -118,10 +121,12 @@ def openings(subject: Subject) -> np.ndarray:
         if limit is not None and len(long) == limit:
             break
     rows = long if len(long) == (limit or len(short)) else short[:limit]
-    if not rows:
-        raise ConfigError(
-            f"No text for prompts has prompt_tokens={size} tokens; shorten the prompts."
-        )
+    require(longest > 0, f"{name} is empty, or all its texts are; give some.")
+    require(
+        bool(rows),
+        f"{name} has no text of prompt_tokens={size} tokens, the longest has {longest}; give a lower "
+        "--prompt_tokens, or longer texts.",
+    )
     return np.stack(rows).astype(np.int32)
 
 

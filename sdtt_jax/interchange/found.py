@@ -1,20 +1,42 @@
 """Describes a folder without a readable model, for errors that say what to do about it."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from sdtt_jax.checkpoints.store import PARTS
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 # Formats of others.
 FOREIGN = (".h5", ".keras", ".msgpack", ".npz", ".onnx", ".ot", ".tflite")
 GGUF = ".gguf"
+# What a step of a training consists of.
+STEP_PARTS = ("state", "meta")
 TO_SAFETENSORS = (
     "Where you trust it, convert it with safetensors.torch.save_file(state_dict, "
     "'model.safetensors')."
 )
 
 
-def describe(names: Collection[str]) -> str:
-    """Describes files and folders, none of which is a model, by their names, in a sentence with a remedy."""
+def describe_folder(folder: Path, models: Sequence[Path]) -> str:
+    """Describes a folder without a model, in a sentence with a remedy.
+
+    Args:
+      folder: of any kind.
+      models: the folders in it that are models.
+    """
+    folder = folder if folder.name else folder.absolute()
+    for place in (folder, folder.parent):
+        if all((place / part).is_dir() for part in STEP_PARTS):
+            part = "" if place == folder else "a part of "
+            return f"It is {part}a step of a training: give {place.parent}."
+    if all((folder.parent / part).is_dir() for part in PARTS):
+        return f"It is a part of a model: give {folder.parent}."
+    return describe([entry.name for entry in folder.iterdir()], models)
+
+
+def describe(names: Collection[str], models: Sequence[Path] = ()) -> str:
+    """Describes files and folders by their names, in a sentence with a remedy; `models` are some in them."""
     names = sorted(names)
 
     def ending(*suffixes: str) -> str:
@@ -50,4 +72,5 @@ def describe(names: Collection[str]) -> str:
     if {"teacher", "rounds", "metrics.jsonl"} & set(names):
         return "It holds a run of which no stage has delivered a model: finish it with experiments.run."
     shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
-    return f"It holds {shown}." if names else "It is an empty folder."
+    meant = f"; did you mean {' or '.join(map(str, models[:3]))}?" if models else "."
+    return f"It holds {shown}{meant}" if names else "It is an empty folder."

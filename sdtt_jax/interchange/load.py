@@ -19,7 +19,7 @@ from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.adapters import network_shardings, read_delivered
 from sdtt_jax.interchange.claims import FLAG, claimed, published_schedule
-from sdtt_jax.interchange.found import describe
+from sdtt_jax.interchange.found import describe_folder
 from sdtt_jax.interchange.gguf import SMOLLM2, smollm2_file
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
 from sdtt_jax.interchange.layouts import (
@@ -309,12 +309,26 @@ def _delivered(path: Path) -> Path:
             f"There is no checkpoint at {path}{near and f' ({near})'}; give a run, a round, a file, or "
             "OWNER/NAME of the hub."
         )
+    found = _finished(path)
+    if found is not None:
+        return found
+    models = [] if is_remote(path) else [entry for entry in path.iterdir() if _is_model(entry)]
+    raise CheckpointError(
+        f"{path} holds no finished model; give a run, a round, a teacher, or a safetensors file or its "
+        f"folder. {describe_folder(path, sorted(models))}"
+    )
+
+
+def _finished(path: Path) -> Path | None:
+    """The folder of parameters in a folder of ours; None if there is none."""
     rounds = sorted((path / "rounds").glob(f"*/{FINAL}"), reverse=True)
     numbered = sorted(path.glob(f"[0-9][0-9]/{FINAL}"), reverse=True)
     for candidate in (path, *rounds, path / "teacher" / FINAL, path / FINAL, *numbered):
         if all((candidate / part).is_dir() for part in PARTS):
             return candidate
-    raise CheckpointError(
-        f"{path} holds no finished model; give a run, a round, a teacher, or a safetensors file or its "
-        f"folder. {describe([entry.name for entry in path.iterdir()])}"
-    )
+    return None
+
+
+def _is_model(path: Path) -> bool:
+    """Whether an entry of a folder is a folder that `load` takes."""
+    return path.is_dir() and (is_published(path) or _finished(path) is not None)

@@ -26,6 +26,7 @@ FLOATS = {
 LENGTH_BYTES = 8
 # The header's one entry that is no tensor.
 METADATA = "__metadata__"
+SUFFIX = ".safetensors"
 LFS = b"version https://git-lfs"
 # Of torch.compile, and of DataParallel and DistributedDataParallel.
 WRAPPERS = ("_orig_mod", "module")
@@ -90,6 +91,10 @@ class Tensors(TensorFile):
             if path.is_file() and np.fromfile(path, np.uint8, len(LFS)).tobytes() == LFS:
                 raise CheckpointError(
                     f"{path} is Git LFS's note of a file that was not downloaded; run git lfs pull."
+                ) from None
+            if path.is_file() and path.suffix != SUFFIX:
+                raise CheckpointError(
+                    f"{path} is not a {SUFFIX} or .gguf file; give one, or a folder with a model."
                 ) from None
             counted = _counted_bytes(path)
             if path.is_file() and counted is not None and path.stat().st_size != counted:

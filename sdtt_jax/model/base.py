@@ -157,9 +157,15 @@ class Loaded(abc.ABC):
     def text_tokenizer(self) -> Tokenizer:
         """The tokenizer; `CheckpointError` if there is none."""
         if self.tokenizer is None:
+            own = isinstance(self.config, GPT2Config | LlamaConfig)
+            remedy = (
+                "no tokenizer.json is beside it; put the model's own there."
+                if own
+                else "its format has none, and its vocabulary is not GPT-2's; export it from its run with "
+                "--format=orbax."
+            )
             raise CheckpointError(
-                f"{self.facts['path']} comes without a tokenizer: its vocabulary is not GPT-2's, and no "
-                "tokenizer.json is beside it, so that it has tokens and no text."
+                f"{self.facts['path']} comes without a tokenizer, so that it has tokens and no text: {remedy}"
             )
         return self.tokenizer
 

@@ -5,7 +5,9 @@ import pytest
 
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.budget import fewest, fit, prompt_features
-from sdtt_jax.evaluation.suites.budget import halves
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.suites.budget import halves, suite
 from tests.worlds import MASK, as_model, noisy_params, predictions, tiny_network
 from tests.worlds import all_states as table_states
 
@@ -54,6 +56,23 @@ def test_the_features_are_entropies_of_what_is_masked():
         probs = table[number[tuple(state.tolist())]][state == MASK]
         nats = -(probs * np.log(probs)).sum(axis=-1)
         np.testing.assert_allclose(row, [nats.mean(), nats.std(), nats.max()], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "continues prompts; give --num_prompts or --prompts"),
+        (
+            {"num_prompts": 4, "num_steps": (2,)},
+            "--num_steps=2 is one number of steps; .* two or more",
+        ),
+    ],
+)
+def test_what_the_suite_lacks_is_named(settings, said):
+    network = tiny_network()
+    model = as_model(network, noisy_params(network, 0))
+    with pytest.raises(ConfigError, match=said):
+        suite(Subject(model, Settings(**settings), judge=object()), None)
 
 
 def test_fewer_prompts_than_features_are_refused():

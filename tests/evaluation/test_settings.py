@@ -1,7 +1,11 @@
 """The settings of an evaluation. Oracle: values that cannot work, written by hand."""
 
+import dataclasses
+import re
+
 import pytest
 
+from sdtt_jax.diffusion.decoders import DECODERS
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.settings import Sampling, Settings
@@ -12,6 +16,12 @@ def test_the_sampler_is_that_of_the_fields():
     expected = SamplerConfig(8, mode="first-hitting", temperature=0.5, top_k=3, top_p=0.9)
     assert sampling.sampler(8) == expected
     assert Sampling().sampler(8) == SamplerConfig(8)
+
+
+def test_the_help_of_mode_names_every_decoder():
+    [mode] = [field for field in dataclasses.fields(Settings) if field.name == "mode"]
+    for name in DECODERS:
+        assert re.search(rf"{name}[,.]", mode.metadata["help"]), name
 
 
 @pytest.mark.parametrize(
@@ -29,6 +39,14 @@ def test_the_sampler_is_that_of_the_fields():
         ({"early_exit": 1.0}, "early_exit"),
         ({"neighbour_share": 1.0}, "neighbour_share"),
         ({"exit_bound": 0.0}, "exit_bound"),
+        ({"held_out_folder": "texts"}, "--held_out_folder=texts is for --held_out=NAME"),
+        ({"neighbour_share": 0.5}, "--neighbour_share is for --neighbours"),
+        ({"neighbour_count": 3}, "--neighbour_count is for --neighbours"),
+        (
+            {"modes": "grid,first-hitting"},
+            "--modes=grid,first-hitting: modes are separated by blanks, as",
+        ),
+        ({"modes": "grid gird"}, r"--modes: mode='gird' is unknown .*first-hitting[^.]*\.$"),
     ],
 )
 def test_settings_that_cannot_work_are_named(fields, named):

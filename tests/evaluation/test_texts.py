@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
-from sdtt_jax.errors import DataError
+from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.evaluation.texts import held_out_name, read_texts
+from sdtt_jax.evaluation.texts import held_out_name, openings, read_texts
+from tests.worlds import as_model, noisy_params, tiny_network
 
 
 def test_a_line_ends_at_a_line_feed_alone(tmp_path):
@@ -47,6 +48,26 @@ def test_texts_are_read_as_a_corpus_is(tmp_path):
     assert [tokenizer.decode(next(texts)) for _ in range(2)] == ["a\nb", ""]
     with pytest.raises(DataError, match=r"texts\.jsonl, line 3 holds nothing that the vocabulary"):
         next(texts)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", r"texts\.jsonl is empty"),
+        ('{"tokens": []}', r"texts\.jsonl is empty"),
+        (
+            '{"tokens": [1]}\n{"tokens": [1, 0, 1]}',
+            r"texts\.jsonl has no text of prompt_tokens=20 tokens, the longest has 3; give a lower",
+        ),
+    ],
+)
+def test_a_file_without_a_prompt_is_named_with_what_it_lacks(tmp_path, content, said):
+    path, network = tmp_path / "texts.jsonl", tiny_network()
+    path.write_text(content)
+    model = as_model(network, noisy_params(network, 0))
+    settings = Settings(prompts=str(path), prompt_tokens=20)
+    with pytest.raises(ConfigError, match=f"--prompts={tmp_path}/{said}"):
+        openings(Subject(model, settings))
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[1, 2]", '{"text": "no tokenizer"}'])

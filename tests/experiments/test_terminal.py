@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import pytest
 from rich.table import Table
 
 from experiments.cli import app as cli_app
+from experiments.cli import devices
 from experiments.cli.app import exit_status, json_lines, output_file, parse_flags, wide_console
 from experiments.settings import check_overrides
 from experiments.stages.mirror import local_root
@@ -244,6 +246,30 @@ def test_a_pause_is_a_time():
     lines = [["--checkpoint=x", "--watch", f"--pause={value}"] for value in flags]
     for answer, said in zip(call_each("experiments.sample", lines), flags.values(), strict=True):
         assert answer == (2, "", f"Error: --pause must be {said}.\n")
+    [answer] = call_each("experiments.sample", [["--checkpoint=x", "--pause=0.15"]])
+    assert answer == (2, "", "Error: --pause is for --watch; leave it out.\n")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ("0,1,1", "--mesh=0,1,1: DATA is 0, and must be positive, or -1 for the rest"),
+        ("-2,1,1", "--mesh=-2,1,1: DATA is -2, and must be positive, or -1"),
+        ("1,-1,1", "--mesh=1,-1,1: FSDP is -1, and must be positive; only DATA may be -1"),
+        ("1,1,0", "--mesh=1,1,0: MODEL is 0, and must be positive;"),
+        ("--1,1,1", "--mesh=--1,1,1 must be three whole numbers"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_named_with_its_place(monkeypatch, sizes, said):
+    monkeypatch.setattr(devices, "_MESH", types.SimpleNamespace(value=sizes.split(",")))
+    with pytest.raises(ConfigError, match=said):
+        devices.chosen_mesh()
+
+
+def test_only_commands_that_take_a_judge_offer_one():
+    for command, offered in (("sample", False), ("evaluate", True)):
+        [shown] = call_each(f"experiments.{command}", [["--help"]])
+        assert ("a judge or a final folder" in " ".join(shown.stdout.split())) is offered
 
 
 def test_brackets_in_what_tables_show_are_no_markup(capsys):
@@ -258,6 +284,38 @@ def test_the_config_that_was_probably_meant_is_named(given, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError, match=r"did you mean 'experiments/configs/smoke\.py'\?"):
         check_overrides([f"--config={given}"])
+
+
+def test_a_config_that_is_no_python_is_named_with_its_line(tmp_path):
+    (tmp_path / "a.md").write_text('x = 1\n"Well\n')
+    with pytest.raises(
+        ConfigError, match=r"--config=.*/a\.md is not Python \(unterminated.*, line 2\); "
+    ):
+        check_overrides([f"--config={tmp_path}/a.md"])
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\x00")
+    with pytest.raises(ConfigError, match=r"--config=.*/b\.png is not Python"):
+        check_overrides([f"--config={tmp_path}/b.png"])
+
+
+def test_no_workers_are_refused_by_the_name_of_the_flag(tmp_path):
+    smoke = "--config=experiments/configs/smoke.py"
+    lines = [["prepare", smoke, f"--workdir={tmp_path}", "--workers=0"]]
+    said = "Error: --workers must be positive, not 0.\n"
+    assert call_each("experiments.data", lines) == [(2, "", said)]
+
+
+def test_chaos_without_kills_is_refused(tmp_path):
+    [found] = call_each("tools.chaos", [[f"--directory={tmp_path / 'a'}", "--kills=0"]])
+    assert found.status == 2
+    assert "--kills=0: 0 is not a positive integer" in found.stderr
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_tool_names_a_model_that_does_not_exist_in_one_line(tmp_path):
+    flags = [f"--workdir={tmp_path}", "--init_from=/nope"]
+    [found] = call_each("tools.adaptation", [flags])
+    assert found.status == 1
+    assert found.stderr.splitlines()[-1].startswith("Error: There is no checkpoint at /nope; ")
 
 
 def test_too_little_memory_is_one_line(capsys):

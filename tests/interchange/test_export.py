@@ -82,6 +82,8 @@ def test_a_model_of_ours_goes_out_in_both_forms_and_comes_back(run, model, tmp_p
     jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
     theirs = sdtt_jax.load(tmp_path / "reference")
     assert theirs.config == model.config
+    with pytest.raises(CheckpointError, match="export it from its run with --format=orbax"):
+        _ = theirs.text_tokenizer
     # Not leaf by leaf: the padding of the vocabulary, random here, is none of theirs.
     tokens = np.arange(2 * model.config.length).reshape(2, -1) % model.config.vocab_size
     np.testing.assert_array_equal(theirs.logits(tokens), model.logits(tokens))
@@ -110,6 +112,11 @@ def test_the_card_says_what_was_measured(model):
             2,
             "choose one of reference, orbax, stablehlo",
         ),
+        (
+            ("--checkpoint=x", "--output=y", "--public"),
+            2,
+            "--public is for the repository of --push",
+        ),
         (("--checkpoint=/no/such", "--output=y"), 1, "no checkpoint at /no/such"),
     ],
 )
@@ -130,3 +137,13 @@ def test_on_the_command_line(published, tmp_path):
         "model.safetensors",
     ]
     same_file(published / "model.safetensors", out / "model.safetensors")
+
+
+def test_a_format_without_the_tokenizer_says_so(run, published, tmp_path):
+    said = "The tokenizer is not part of this format"
+    for name, source, told in (("ours", run, True), ("theirs", published, False)):
+        done = call("export", f"--checkpoint={source}", f"--output={tmp_path / name}")
+        assert done.status == 0, done.stderr
+        assert (said in done.stderr) is told
+    done = call("export", f"--checkpoint={run}", f"--output={tmp_path / 'o'}", "--format=orbax")
+    assert said not in done.stderr

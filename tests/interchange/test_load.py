@@ -130,10 +130,32 @@ class TestFolders:
         with pytest.raises(CheckpointError, match=f"{tmp_path} holds no finished model.*{said}"):
             sdtt_jax.load(tmp_path)
 
+    @pytest.mark.parametrize("part", ["", "state", "meta"])
+    def test_a_step_of_a_training_names_its_stage(self, tmp_path, part):
+        for name in ("state", "meta"):
+            (tmp_path / "teacher" / "560" / name).mkdir(parents=True)
+            (tmp_path / "teacher" / "560" / name / "_METADATA").touch()
+        said = f"a step of a training: give {tmp_path}/teacher\\."
+        with pytest.raises(CheckpointError, match=said):
+            sdtt_jax.load(tmp_path / "teacher" / "560" / part)
+
+    def test_a_part_of_a_model_names_the_model(self, run):
+        final = run / "teacher" / "final"
+        with pytest.raises(CheckpointError, match=f"It is a part of a model: give {final}\\."):
+            sdtt_jax.load(final / "params")
+
+    def test_a_folder_one_level_too_high_names_the_model_in_it(self, run, tmp_path):
+        (tmp_path / "other").mkdir()
+        (tmp_path / "demo").symlink_to(run)
+        said = f"It holds demo, other; did you mean {tmp_path}/demo\\?"
+        with pytest.raises(CheckpointError, match=said):
+            sdtt_jax.load(tmp_path)
+
     @pytest.mark.parametrize(
         ("name", "content", "said"),
         [
             ("model.gguf", b"GGUF", "cannot be read as GGUF"),
+            ("results.json", b'{"teacher": 1}', "results.json is not a .safetensors or .gguf file"),
             ("model.safetensors.index.json", b"{}", "has no weight_map"),
             ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ],

@@ -45,8 +45,10 @@ def test_a_record_of_the_laboratory_is_drawn_again(tmp_path):
     assert again.read_bytes() == svg.read_bytes()
 
 
-def test_what_is_no_record_is_named(tmp_path):
-    (tmp_path / "other.json").write_text(json.dumps({"rounds": 3}))
+@pytest.mark.parametrize("content", [{"rounds": 3}, {"rounds": [], "teacher": {"steps": {}}}, []])
+def test_what_is_no_record_is_named(tmp_path, content):
+    """A run's results too, whose rounds are a list."""
+    (tmp_path / "other.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="not a result of experiments"):
         report.write_exact_from(str(tmp_path / "other.json"), tmp_path / "a.png")
     with pytest.raises(DataError, match="cannot be read: No such file"):

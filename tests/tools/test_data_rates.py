@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from sdtt_jax.errors import ConfigError
 from tools import data_rates
 
 
@@ -19,6 +20,20 @@ from tools import data_rates
 def test_each_part_prints_its_row(arguments, cells, capsys):
     data_rates.main(arguments)
     assert re.search(rf"^\| {cells} \|$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rate", "--megabytes=0"], "--megabytes must be positive, not 0.0"),
+        (["rate", "--repeats=0"], "--repeats must be positive, not 0"),
+        (["memory", "--megabytes", "1", "-2"], "--megabytes must be positive, not -2.0"),
+        (["index", "--reads=0"], "--reads must be positive, not 0"),
+    ],
+)
+def test_sizes_of_nothing_are_named(arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        data_rates.main(arguments)
 
 
 def test_another_process_that_shares_its_libraries_takes_nothing_off(tmp_path, monkeypatch):

@@ -15,9 +15,11 @@ def suite(subject: Subject, record: Record) -> None:
     settings, model = subject.settings, subject.denoiser("budget")
     if subject.judge is None:
         raise ConfigError("--suite=budget needs a --judge.")
+    require(settings.prompted, "--suite=budget continues prompts; give --num_prompts or --prompts.")
+    steps = ",".join(map(str, settings.num_steps))
     require(
-        settings.prompted and len(settings.num_steps) > 1,
-        "--suite=budget continues prompts at several numbers of steps; give --num_prompts and --num_steps.",
+        len(settings.num_steps) > 1,
+        f"--num_steps={steps} is one number of steps; --suite=budget compares two or more, as 4,8,16.",
     )
     setup = next(s for s in generation.setups(subject) if s.name == "prompted")
     every = [w for w in generation.writers(subject, setup) if w.facts["kind"] == "diffusion"]
@@ -32,8 +34,8 @@ def suite(subject: Subject, record: Record) -> None:
         prompts = generation.after_bos(model, setup.prompts[:: settings.continuations])
         x_init = np.pad(prompts, free, constant_values=model.mask_id)
         features = prompt_features(model, x_init, settings.batch_size)
-        steps = np.array([writer.facts["num_steps"] for writer in every])
-        return {"kind": "diffusion"} | halves(features, nats, steps, settings.budget_delta)
+        counts = np.array([writer.facts["num_steps"] for writer in every])
+        return {"kind": "diffusion"} | halves(features, nats, counts, settings.budget_delta)
 
     result = record.item("budget/prompted", inputs | generation.judging(subject), compute)
     record.log(
