@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.ops.sequences import begins
-from sdtt_jax.trees import flat_leaves, nested
+from sdtt_jax.trees import leaf_name
 from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Segments, Tokens
 
 # The name of the collection of adapters (`networks.lora`), and where they stand in the parameters' tree.
@@ -182,19 +182,18 @@ def rounded_once(config: TransformerConfig, params: Params) -> Params:
 
     Args:
       config: of the network.
-      params: its parameters, unboxed.
+      params: its parameters, unboxed, or those of a network around it (`retrieval.Retrieving`), of which
+        what is not the network's stays as it is.
     """
     dtype, products = config.numerics
 
-    def cast(path: str, leaf: Any) -> Any:
-        *rooms, name = path.split("/")
+    def cast(path: Any, leaf: Any) -> Any:
+        *rooms, name = leaf_name(path).split("/")
         # The modulation's products are of activations as they are (`denoiser.Modulation`).
-        inner = rooms[:1] == ["blocks"] and "adaln" not in rooms
+        inner = "blocks" in rooms and "adaln" not in rooms
         return leaf.astype(products) if name == "kernel" and (inner or "head" in rooms) else leaf
 
-    if dtype == products:
-        return params
-    return nested({path: cast(path, leaf) for path, leaf in flat_leaves(params).items()})
+    return params if dtype == products else jax.tree_util.tree_map_with_path(cast, params)
 
 
 def variables(params: Params) -> dict[str, Params]:

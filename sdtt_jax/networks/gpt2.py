@@ -95,12 +95,9 @@ class GPT2(nn.Module):
     config: GPT2Config
 
     def setup(self) -> None:
-        c, dtype = self.config, jnp.dtype(self.config.numerics.dtype)
-        init = nn.initializers.normal(INIT_SCALE)
-        token_init = nn.with_logical_partitioning(init, ("vocab", "embed"))
-        position_init = nn.with_logical_partitioning(init, (None, "embed"))
-        self.embed = nn.Embed(c.padded_vocab, c.embed_dim, dtype, embedding_init=token_init)
-        self.positions = nn.Embed(c.length, c.embed_dim, dtype, embedding_init=position_init)
+        c, init = self.config, nn.initializers.normal(INIT_SCALE)
+        self.embed = layers.Embedding(c.padded_vocab, c.embed_dim, c.numerics, init)
+        self.positions = layers.Embedding(c.length, c.embed_dim, c.numerics, init, axis=None)
         self.blocks = layers.scan_blocks(GPT2Block, c)
         self.final = _norm(c)
 
@@ -136,8 +133,7 @@ class GPT2(nn.Module):
         return self.decode(tokens, None, None, edges)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        logits = self.embed.attend(hidden).astype(jnp.float32)
-        return layers.without_padding(logits, self.config.columns)
+        return layers.without_padding(self.embed.attend(hidden), self.config.columns)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         return self.logits(self.hidden(tokens))

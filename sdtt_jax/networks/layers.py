@@ -230,25 +230,27 @@ class LayerNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token embedding `[vocab, embed]`; rows start uniform in ±1/sqrt(embed)."""
+    """Embedding `[rows, embed]`, of tokens or of what else is counted."""
 
-    vocab: int
+    rows: int
     dim: int
     numerics: Numerics = Numerics()
+    initializer: Initializer = fan_in_uniform((1,), (0,))  # ±1/sqrt(embed)
+    axis: str | None = "vocab"  # logical name of the rows' axis
 
     def setup(self) -> None:
-        init, shape = fan_in_uniform((1,), (0,)), (self.vocab, self.dim)
-        self.embedding = parameter(self, "embedding", init, ("vocab", "embed"), shape)
+        axes, shape = (self.axis, "embed"), (self.rows, self.dim)
+        self.embedding = parameter(self, "embedding", self.initializer, axes, shape)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        return looked_up(self.embedding, tokens, jnp.dtype(self.numerics.dtype))
+        return looked_up(self.embedding, tokens, jnp.dtype(self.numerics.dtype), self.axis)
 
     def attend(self, hidden: jax.Array) -> jax.Array:
-        """The head that is tied to it: `[..., embed]` → `[..., vocab]` float32."""
+        """The head that is tied to it: `[..., embed]` → `[..., rows]` float32."""
         dtype, products = self.numerics
         rows = hidden.reshape(-1, self.dim).astype(dtype)
         logits = widened_product(rows, self.embedding.T, products)
-        return logits.reshape(*hidden.shape[:-1], self.vocab)
+        return logits.reshape(*hidden.shape[:-1], self.rows)
 
 
 class Mlp(nn.Module):

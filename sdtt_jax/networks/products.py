@@ -51,7 +51,7 @@ def _widened_backward(
 
 
 def _summed_over_rows(rows: jax.Array, gradient: jax.Array) -> jax.Array:
-    """`rows.T @ gradient`."""
+    """`rows.T @ gradient`, summed in float32."""
 
     def plain(rows: jax.Array, gradient: jax.Array) -> jax.Array:
         return _widened(rows, gradient, (0,), (0,))
@@ -61,12 +61,22 @@ def _summed_over_rows(rows: jax.Array, gradient: jax.Array) -> jax.Array:
         # want of a product of columns (1024 rows of 768 by 3072: 22 ms, and 11 so; in float32 20).
         columns = with_layout_constraint(rows.T, Layout((0, 1)))
         product = _widened(columns, gradient.reshape(len(gradient), -1), (1,), (0,))
+        # Were the result transposed, as that of a tied head is, XLA would exchange the factors and ask for
+        # the product of columns after all.
+        product = jax.lax.optimization_barrier(product)
         return product.reshape(rows.shape[1], *gradient.shape[1:])
 
-    # Over several devices such a layout would have each of them gather all rows.
-    if rows.dtype != jnp.bfloat16 or math.prod(free_axes().values()) > 1:
+    def wide(rows: jax.Array, gradient: jax.Array) -> jax.Array:
+        # XLA does so by itself where `gradient` is a matrix. Where it has more axes, XLA counts on a product
+        # of bfloat16 columns, which it does not have, and the program ends as it runs.
+        return plain(rows.astype(jnp.float32), gradient.astype(jnp.float32))
+
+    if rows.dtype != jnp.bfloat16:
         return plain(rows, gradient)
-    result: jax.Array = jax.lax.platform_dependent(rows, gradient, cpu=transposed, default=plain)
+    # Over several devices a layout would have each of them gather all rows.
+    alone = math.prod(free_axes().values()) == 1
+    cpu = transposed if alone else wide
+    result: jax.Array = jax.lax.platform_dependent(rows, gradient, cpu=cpu, default=plain)
     return result
 
 
@@ -110,34 +120,35 @@ def _biased_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, j
 biased.defvjp(_biased_forward, _biased_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def looked_up(table: jax.Array, tokens: jax.Array, dtype: DTypeLike) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def looked_up(table: jax.Array, tokens: jax.Array, dtype: DTypeLike, axis: str | None) -> jax.Array:
     """`table.astype(dtype)[tokens]`, with a gradient that is summed in the dtype of the table.
 
     Half of a batch may be MASK: a sum of that many bfloat16 numbers in bfloat16 stops growing at 256 of them.
 
     Args:
-      table: `[vocab, embed]`.
+      table: `[rows, embed]`.
       tokens: integers of any shape.
       dtype: of the result.
+      axis: the logical name of the table's first axis.
     """
     # Under fsdp a row is split: it is gathered here, before rows are looked up. Left alone, the compiler
     # looks up pieces of rows, and to spread those over the batch it copies all of them everywhere.
-    return nn.with_logical_constraint(table.astype(dtype), ("vocab", None))[tokens]
+    return nn.with_logical_constraint(table.astype(dtype), (axis, None))[tokens]
 
 
 def _looked_up_forward(
-    table: jax.Array, tokens: jax.Array, dtype: DTypeLike
+    table: jax.Array, tokens: jax.Array, dtype: DTypeLike, axis: str | None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return looked_up(table, tokens, dtype), (table, tokens)
+    return looked_up(table, tokens, dtype, axis), (table, tokens)
 
 
 def _looked_up_backward(
-    dtype: DTypeLike, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+    dtype: DTypeLike, axis: str | None, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, None]:
     del dtype
     table, tokens = saved  # of the table only its shape is used
-    zeros = nn.with_logical_constraint(jnp.zeros_like(table), ("vocab", None))
+    zeros = nn.with_logical_constraint(jnp.zeros_like(table), (axis, None))
     return zeros.at[tokens].add(gradient.astype(table.dtype)), None
 
 

@@ -6,6 +6,7 @@ One process for all meshes, since most of such a test is importing and starting 
 several processes run together (see processes.py beside this file).
 """
 
+import dataclasses
 import functools
 import json
 import sys
@@ -58,6 +59,7 @@ DENOISER = Denoiser(
         vocab_size=1000, length=LENGTH, num_layers=2, embed_dim=32, num_heads=8, cond_dim=8
     )
 )
+NARROW_MESHES = (ONE, (2, 1, 1), (1, 2, 1), (1, 1, 2))
 LLAMA_MESHES = (ONE, (1, 1, 8), (2, 2, 2))
 LLAMA = LlamaDenoiser(
     LlamaDenoiserConfig(
@@ -276,6 +278,21 @@ def llama(sizes: tuple[int, int, int]) -> dict[str, Any]:
     }
 
 
+def narrow(sizes: tuple[int, int, int]) -> dict[str, Any]:
+    """A step of the teacher with products of bfloat16 numbers, on as many devices as the mesh has."""
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+    network = Denoiser(dataclasses.replace(DENOISER.config, compute_dtype="bf16_bf16_f32"))
+    loss = teacher_loss(MaskedDiffusion(network, DIFFUSION.schedule), TEACHER)
+    config = train_config("adamw")
+    state = StateSpec(config, mesh).init(functools.partial(init, "teacher"))
+    key = place_whole(jax.random.key(5), mesh)
+    state, metrics = make_train_step(loss, config)(state, batch_at(0, mesh), key)
+    return {
+        "loss": float(metrics["loss"]),
+        "values": {path: norms(x) for path, x in flat_leaves(state).items()},
+    }
+
+
 def collectives(compiled: Any, mesh: jax.sharding.Mesh) -> dict:
     """Bytes that one device puts into collectives, by the mesh axes that they cross."""
     cost = Module(
@@ -296,6 +313,7 @@ def main(directory: Path) -> list[dict]:
         results.append(run(sizes, folder, before))
         before = folder
     results.append(run(BRIEF, directory / "brief", brief=True) | {"mesh": "brief"})
+    results.append({"mesh": "narrow"} | {str(sizes): narrow(sizes) for sizes in NARROW_MESHES})
     return [*results, {"mesh": "llama"} | {str(sizes): llama(sizes) for sizes in LLAMA_MESHES}]
 
 

@@ -12,7 +12,15 @@ import pytest
 
 from sdtt_jax.parallel.environment import virtual_devices
 from tests.multidevice.launching import call
-from tests.multidevice.programs import BATCH, LENGTH, LLAMA_MESHES, MESHES, ONE, STEPS
+from tests.multidevice.programs import (
+    BATCH,
+    LENGTH,
+    LLAMA_MESHES,
+    MESHES,
+    NARROW_MESHES,
+    ONE,
+    STEPS,
+)
 from tests.sharing import once
 
 # All programs of all meshes run in the first test's setup, the longest of all on cores without AVX-512.
@@ -182,6 +190,18 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(by_processes, sav
 
 def test_both_numbers_of_processes_go_on_alike(by_processes):
     assert by_processes[4]["went on"] == pytest.approx(by_processes[2]["went on"], rel=1e-3)
+
+
+@pytest.mark.parametrize("mesh", NARROW_MESHES[1:], ids=str)
+def test_a_step_with_products_of_bfloat16_is_that_of_one_device_to_rounding(results, mesh):
+    """Loss, and moments, which after one step are the gradient and its square. Sums in another order move a
+    few numbers by a step of bfloat16: two numbers of each leaf by 1e-5 of its norm or so."""
+    one, several = (results["narrow"][str(sizes)] for sizes in (ONE, mesh))
+    assert several["loss"] == pytest.approx(one["loss"], rel=2e-5)
+    assert any("mu/" in path for path in one["values"])
+    for path, value in several["values"].items():
+        norm, _ = expected = one["values"][path]
+        np.testing.assert_allclose(value, expected, rtol=0, atol=1e-3 * norm, err_msg=path)
 
 
 @pytest.mark.parametrize("mesh", LLAMA_MESHES[1:], ids=str)

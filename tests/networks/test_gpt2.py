@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
+from sdtt_jax.networks.config import COMPUTE_DTYPES
+from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Denoiser, GPT2DenoiserConfig, GPT2Network
+from sdtt_jax.networks.kinds import GPT2, GPT2_DENOISER, KINDS
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from tests.worlds import noisy_params
 
-CONFIG = GPT2Config(vocab_size=13, length=8, num_layers=2, embed_dim=12, num_heads=3)
+SIZES = {"vocab_size": 13, "length": 8, "num_layers": 2, "embed_dim": 12, "num_heads": 3}
+CONFIG = GPT2Config(**SIZES)
 MODEL = GPT2Network(CONFIG)
 TOKENS = jax.random.randint(jax.random.key(1), (2, 7), 0, CONFIG.vocab_size)
 PARAMS = noisy_params(MODEL, 0, spread=0.3)
@@ -58,6 +61,56 @@ def test_the_head_is_the_embedding_and_padding_is_impossible():
     table = PARAMS["embed"]["embedding"][: CONFIG.vocab_size]
     np.testing.assert_allclose(logits[..., : CONFIG.vocab_size], hidden @ table.T, atol=1e-5)
     assert (logits[..., CONFIG.vocab_size :] == NEG_INFINITY).all()
+
+
+@pytest.mark.parametrize("compute_dtype", COMPUTE_DTYPES)
+@pytest.mark.parametrize("kind", [KINDS[GPT2], KINDS[GPT2_DENOISER]], ids=[GPT2, GPT2_DENOISER])
+def test_logits_are_float32_in_every_dtype(kind, compute_dtype):
+    """Oracle: NumPy in float64, on the rounded factors. A logit of 10 rounded to bfloat16 is off by 0.03."""
+    config = kind.config(**SIZES, compute_dtype=compute_dtype)
+    network = kind.network(config)
+    hidden = 4 * HIDDEN(PARAMS, TOKENS).astype(config.numerics.dtype)
+    logits = np.asarray(jax.jit(network.logits)(PARAMS, hidden))
+    assert logits.dtype == np.float32
+    factors = (
+        np.asarray(jnp.asarray(x, config.numerics.products), np.float64)
+        for x in (hidden, PARAMS["embed"]["embedding"][: config.columns])
+    )
+    exact = np.einsum("ble,ve->blv", *factors)
+    assert np.abs(exact).max() > 10
+    np.testing.assert_allclose(logits[..., : config.columns], exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("compute_dtype", COMPUTE_DTYPES)
+def test_the_gradient_of_mask_is_summed_over_all_its_places(compute_dtype):
+    """4096 ones; a sum of them in bfloat16 stops at 256, for 256 + 1 is rounded to 256."""
+    network = GPT2Denoiser(GPT2DenoiserConfig(**SIZES, compute_dtype=compute_dtype))
+    tokens = jnp.full((512, 8), network.mask_id)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        embedded = network._apply(params, tokens, method=lambda module, x: module.embed(x))
+        return embedded.astype(jnp.float32).sum()
+
+    found = gradient(PARAMS)["embed"]["embedding"]
+    expected = np.zeros_like(found)
+    expected[network.mask_id] = 4096
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_embeddings_start_as_published_and_carry_logical_axes():
+    """Normal numbers of standard deviation 0.02 (the hub's `initializer_range`)."""
+    boxed = jax.jit(
+        GPT2Network(GPT2Config(500, 256, num_layers=1, embed_dim=64, num_heads=4)).init
+    )(jax.random.key(0))
+    axes, params = nn.get_partition_spec(boxed), nn.unbox(boxed)
+    assert axes["embed"]["embedding"] == jax.P("vocab", "embed")
+    assert axes["positions"]["embedding"] == jax.P(None, "embed")
+    for name, rows in (("embed", 512), ("positions", 256)):
+        table = np.asarray(params[name]["embedding"])
+        assert (table.shape, table.dtype) == ((rows, 64), np.float32)
+        assert table.std() == pytest.approx(0.02, rel=0.03)
 
 
 def test_more_tokens_than_position_embeddings_are_refused():

@@ -9,7 +9,9 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
 from sdtt_jax.networks.base import rounded_once
 from sdtt_jax.networks.config import of_same_size
+from sdtt_jax.networks.exiting import EXIT_PARAMS, untrained_exits
 from sdtt_jax.networks.kinds import KINDS, kind_of, stored_kind
+from sdtt_jax.networks.retrieval import Datastore
 from sdtt_jax.ops.noise import draw_noise
 from sdtt_jax.trees import flat_leaves
 from tests.worlds import noisy_params
@@ -49,6 +51,24 @@ def test_parameters_that_are_rounded_once_give_the_logits_that_they_gave(name):
     np.testing.assert_allclose(ours, theirs, atol=0.02 * theirs.std())
     for compute_dtype in ("float32", "bfloat16"):
         assert rounded_once(kind.config(**SIZES, compute_dtype=compute_dtype), params) is params
+
+
+def test_the_kernels_of_a_network_within_another_are_rounded_and_nothing_else_is():
+    """Parameters of `Retrieving`, around those of `Exiting`. Oracle: those of the network alone."""
+    network = Denoiser(DenoiserConfig(**SIZES, compute_dtype="bf16_bf16_f32"))
+    params = noisy_params(network, 0)
+    store = Datastore(jnp.ones((2, 8)), jnp.zeros(2, jnp.int32), jnp.ones(2, bool))
+    exits = untrained_exits(network.config)
+    around = {"network": params | {EXIT_PARAMS: exits}, "store": store}
+    once = rounded_once(network.config, around)
+    expected = {
+        "network": rounded_once(network.config, params) | {EXIT_PARAMS: exits},
+        "store": store,
+    }
+    assert expected["network"]["blocks"]["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
+    assert jax.tree.structure(once) == jax.tree.structure(around)
+    dtypes = [[leaf.dtype for leaf in jax.tree.leaves(tree)] for tree in (once, expected)]
+    assert dtypes[0] == dtypes[1]
 
 
 @pytest.mark.parametrize(

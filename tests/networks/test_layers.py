@@ -83,6 +83,35 @@ def test_the_gradient_of_an_embedding_that_thousands_of_tokens_share_is_summed_i
     np.testing.assert_array_equal(gradient, [[0] * 4, [2000] * 4, [0] * 4])
 
 
+@pytest.mark.parametrize("numerics", NUMERICS.values(), ids=NUMERICS)
+def test_a_tied_head_multiplies_with_the_table_and_has_gradients(numerics):
+    """Sums are float32 in every dtype. Oracle: NumPy in float64, on the rounded numbers."""
+    layer, table, weights = Embedding(9, 8, numerics), _random(0, 9, 8), _random(1, 4, 16, 9)
+    hidden = jnp.asarray(_random(2, 4, 16, 8), numerics.dtype)
+
+    @jax.jit
+    def both(table, hidden):
+        def logits(table, hidden):
+            return layer.apply({"params": {"embedding": table}}, hidden, method="attend")
+
+        found, pull_back = jax.vjp(logits, table, hidden)
+        return found, *pull_back(weights)
+
+    def rounded(x):
+        return np.asarray(jnp.asarray(x, numerics.products), np.float64)
+
+    found, d_table, d_hidden = both(table, hidden)
+    assert (found.dtype, d_table.dtype, d_hidden.dtype) == (np.float32, np.float32, hidden.dtype)
+    np.testing.assert_allclose(found, rounded(hidden) @ rounded(table).T, rtol=1e-5, atol=1e-5)
+    exact = np.einsum("blv,ble->ve", rounded(weights), rounded(hidden))
+    np.testing.assert_allclose(d_table, exact, rtol=1e-5, atol=1e-5)
+    tolerance = 0.01 if numerics.dtype == "bfloat16" else 1e-5
+    d_exact = rounded(weights) @ rounded(table)
+    np.testing.assert_allclose(
+        np.asarray(d_hidden, np.float64), d_exact, rtol=tolerance, atol=tolerance
+    )
+
+
 def test_gradients_of_a_bfloat16_head_multiply_bfloat16_and_sum_in_float32():
     """A product of float32 takes a GPU twice as long. Oracle: NumPy in float64, on the rounded numbers."""
     layer = Head(8, vocab=6, padded_vocab=8, numerics=NUMERICS["bfloat16"])

@@ -55,6 +55,24 @@ def test_a_widened_product_is_added_up_in_float32_and_gives_each_gradient_in_its
     np.testing.assert_array_equal(d_rows, passed.astype(rows_dtype))
 
 
+@pytest.mark.parametrize("rows_dtype", [jnp.float32, jnp.bfloat16])
+def test_a_kernel_that_is_a_transposed_table_passes_its_gradient_on(rows_dtype):
+    """A tied head's. Whole numbers, as above."""
+    draw = np.random.default_rng(0).integers
+    rows, table, weights = draw(0, 9, (300, 4)), draw(0, 9, (6, 4)), draw(0, 2, (300, 6))
+
+    @jax.jit
+    def gradients(rows, table):
+        def total(rows, table):
+            return (widened_product(rows, table.T, "bfloat16") * weights).sum()
+
+        return jax.grad(total, argnums=(0, 1))(rows, table)
+
+    d_rows, d_table = gradients(jnp.asarray(rows, rows_dtype), jnp.asarray(table, jnp.float32))
+    np.testing.assert_array_equal(d_table, weights.T @ rows)
+    np.testing.assert_array_equal(d_rows, weights @ table)
+
+
 def test_no_layout_is_forced_on_rows_that_a_mesh_splits():
     """Each device would gather the rows of all: a layout is not the compiler's to split."""
 

@@ -1,5 +1,7 @@
 """Nearest neighbours beside a denoiser. Oracle: NumPy, entry by entry."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,8 @@ from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.likelihood import text_bounds
 from sdtt_jax.evaluation.variants import remember
+from sdtt_jax.networks.config import COMPUTE_DTYPES
+from sdtt_jax.networks.denoiser import Denoiser
 from sdtt_jax.networks.retrieval import Datastore, Retrieving
 from tests.worlds import LENGTH, MASK, VOCAB, as_model, noisy_params, tiny_network
 
@@ -81,6 +85,16 @@ def test_it_writes(params):
     state, _ = jax.jit(lambda p: sample(diffusion, p, jax.random.key(2), x_init, config))(params)
     follows = (jnp.diff(state.x, axis=1) % VOCAB == 1).mean()
     assert float(follows) > 0.5  # a third by chance
+
+
+@pytest.mark.parametrize("compute_dtype", COMPUTE_DTYPES)
+def test_a_model_with_neighbours_writes_in_every_dtype(params, compute_dtype):
+    """Of the chain, as above."""
+    config = dataclasses.replace(NETWORK.config, compute_dtype=compute_dtype)
+    model = as_model(Retrieving(Denoiser(config), share=0.9), params)
+    state = model.denoise(jax.random.key(2), model.prior(64), SamplerConfig(LENGTH))
+    follows = (jnp.diff(state.x, axis=1) % VOCAB == 1).mean()
+    assert float(follows) > 0.5
 
 
 def test_a_smaller_datastore_has_fewer_neighbours():
