@@ -19,7 +19,7 @@ from experiments.cli.memory import keep_freed_memory
 from experiments.settings import check_overrides, run_config
 from experiments.stages.replay import replay
 from experiments.stages.runner import STAGE_NAMES, open_run, run_stages
-from sdtt_jax.config import choose
+from sdtt_jax.config import choose, require
 from sdtt_jax.paths import as_path
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
@@ -38,6 +38,10 @@ show_in_help("distributed", "compilation_cache")
 def main(argv: Sequence[str]) -> None:
     """Runs the stages that the flags ask for."""
     check_flags(argv, "config", "workdir")
+    require(
+        not _STAGES.present or bool(_STAGES.value),
+        f"--stages= names no stage; take some of {', '.join(STAGE_NAMES)}, or leave it out for all.",
+    )
     stages = _STAGES.value or STAGE_NAMES
     for stage in stages:
         choose("--stages", stage, STAGE_NAMES)

@@ -3,7 +3,7 @@
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,8 +31,8 @@ from experiments.stages.workdir import is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, next_round, round_dt
-from sdtt_jax.errors import ConfigError
-from sdtt_jax.interchange.load import load, load_denoiser, load_network
+from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.interchange.load import check_found, load, load_denoiser, load_network
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.networks.kinds import kind_of
@@ -64,6 +64,21 @@ def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
         return _from_scratch(run, stage, network, loss, run.config.judge.train)
     rounds = next(rounds for name, rounds in ROUNDS.items() if stage_of(name) == stage)
     return rounds.jobs(run)(number)
+
+
+def check_adopted(run: Run, names: Sequence[str]) -> None:
+    """Checks that the models which stages are to take from elsewhere exist, before any stage works for hours.
+
+    Raises:
+      ConfigError: a field names none.
+    """
+    for stage, folder in (("teacher", run.workdir.teacher), ("judge", run.workdir.judge)):
+        checkpoint = getattr(run.config, stage).checkpoint
+        if checkpoint and stage in names and not is_delivered(folder):
+            try:
+                check_found(checkpoint)
+            except CheckpointError as error:
+                raise ConfigError(f"config.{stage}.checkpoint={checkpoint}: {error}") from None
 
 
 def train_teacher(run: Run) -> None:

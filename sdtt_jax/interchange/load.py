@@ -99,6 +99,22 @@ def load_network(path: str | os.PathLike[str]) -> Model | CausalModel:
     return _published(*published, None, None, read=False)
 
 
+def check_found(path: str | os.PathLike[str]) -> None:
+    """Raises `CheckpointError` where `load` would find no model. It reads none, and asks no hub."""
+    text = os.fspath(path)
+    where = as_path(text)
+    if not is_remote(text) and not where.exists():
+        named = NAMED.fullmatch(text)
+        if text == SMOLLM2:
+            smollm2_file()
+        if named is not None:
+            _refuse_misspelt(text, named["revision"])
+        if text == SMOLLM2 or named is not None:
+            return
+    if is_remote(text) or not is_published(where):
+        _delivered(where)
+
+
 def _find_published(
     path: str | os.PathLike[str], revision: str | None, given: dict[str, Any]
 ) -> tuple[Published, Path, str] | None:

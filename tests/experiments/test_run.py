@@ -283,6 +283,16 @@ def test_a_teacher_that_exists_is_taken_as_it_is(unbroken, tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize("stage", ["teacher", "judge"])
+def test_a_model_that_is_not_there_is_named_before_any_stage_begins(tmp_path, stage):
+    config = config_dict(smoke())
+    config[stage].checkpoint = str(tmp_path / "nowhere")
+    with open_run(config, tmp_path / "run") as run:
+        with pytest.raises(ConfigError, match=rf"config\.{stage}\.checkpoint=.*no checkpoint at"):
+            run_stages(run)
+        assert not run.workdir.local.data.exists()
+
+
 def test_a_teacher_of_another_size_is_refused_with_the_fields(unbroken, tmp_path):
     config = smoke()
     config = dataclasses.replace(

@@ -14,6 +14,7 @@ from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.card import measured_results, model_card
+from sdtt_jax.interchange.load import check_found
 
 OTHER_TEXT = ["the quick brown fox jumps over the lazy dog"] * 4
 
@@ -150,6 +151,14 @@ class TestFolders:
         said = f"It holds demo, other; did you mean {tmp_path}/demo\\?"
         with pytest.raises(CheckpointError, match=said):
             sdtt_jax.load(tmp_path)
+
+    def test_what_would_be_found_is_known_without_reading_it(self, run, tmp_path):
+        (tmp_path / "empty").mkdir()
+        for path in (run, run / "teacher", "owner/name", "owner/name@main"):
+            check_found(path)
+        for path in (tmp_path / "none", tmp_path / "empty", run / "data"):
+            with pytest.raises(CheckpointError):
+                check_found(path)
 
     @pytest.mark.parametrize(
         ("name", "content", "said"),
