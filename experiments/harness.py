@@ -1,4 +1,4 @@
-"""Runs lm-evaluation-harness on a model: pip install sdtt_jax[eval] first.
+"""Runs lm-evaluation-harness on a model: pip install -e '.[eval]' first.
 
   python -m experiments.harness --checkpoint=runs/demo --tasks=lambada_openai,arc_easy,piqa --output=x.json
   python -m experiments.harness --checkpoint=OWNER/NAME --tasks=my_task --include=folder/ --limit=100
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise UserError(
-            "lm-evaluation-harness is not installed; pip install 'sdtt_jax[eval]'."
+            "lm-evaluation-harness is not installed; pip install -e '.[eval]'."
         ) from None
     model = load(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value, **fields.given_flags())
     model = variant(model, options, own_data(model))

@@ -4,7 +4,7 @@
 
 compiles the real distillation step, teacher step (if one is trained) and sampler (`--programs=distill`: one;
 `coupled`, `mixture`, `mmd`, `idlm` and `alpha` are the steps of the other distillers) with the TPU compiler,
-which needs no TPU (pip install 'sdtt_jax[tpu]'), and prints for each chip: memory by part, FLOPs, traffic
+which needs no TPU (pip install -e '.[tpu]'), and prints for each chip: memory by part, FLOPs, traffic
 (`--by_operation`: which operations of the source move it), collectives by kind and mesh axis, and the time
 that a roofline of the chip's published peak numbers predicts. `--search` finds the mesh and the largest batch
 per chip instead. The mesh is config.mesh; --config.mesh.fsdp=16 and the like change it. h100:8 is compiled by

@@ -57,7 +57,7 @@ def as_path(path: PathLike) -> Path:
         )
     package, extra = SCHEMES[scheme]
     if importlib.util.find_spec(package) is None:
-        what = f"'sdtt_jax[{extra}]'" if extra else package
+        what = f"-e '.[{extra}]'" if extra else package
         raise ConfigError(
             f"{text}: {scheme}:// needs {package}, which is not installed: pip install {what}"
         )

@@ -111,7 +111,7 @@ def describe_devices(topology: Topology) -> list[Any]:
         text = str(error).strip() or type(error).__name__
         if "libtpu" in text.lower() or "not found" in text.lower() or "No module" in text:
             raise UserError(
-                f"Compiling for {topology} needs the TPU compiler: pip install 'sdtt_jax[tpu]' ({text[:200]})"
+                f"Compiling for {topology} needs the TPU compiler: pip install -e '.[tpu]' ({text[:200]})"
             ) from None
         raise ConfigError(f"--topology={topology} cannot be compiled for: {text[:300]}") from None
     return list(description.devices)

@@ -122,7 +122,7 @@ def beam(arguments: Sequence[str] = ()) -> Engine:
         apache_beam = None
     require(
         apache_beam is not None,
-        "engine=beam needs Apache Beam, which is not installed: pip install 'sdtt_jax[beam]', in an "
+        "engine=beam needs Apache Beam, which is not installed: pip install -e '.[beam]', in an "
         "environment of its own where other packages want another protobuf.",
     )
 

@@ -72,7 +72,7 @@ def test_beam_writes_the_same_bytes(by_one, config, tmp_path):
 
 def test_without_beam_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    with pytest.raises(ConfigError, match=r"pip install 'sdtt_jax\[beam\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[beam\]'"):
         engines.beam()
 
 

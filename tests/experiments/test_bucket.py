@@ -137,7 +137,7 @@ def test_an_unknown_kind_of_path_is_an_error_that_names_those_there_are():
 
 def test_a_missing_library_is_an_error_that_says_what_to_install(monkeypatch):
     monkeypatch.setattr(paths.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"gcsfs.*pip install 'sdtt_jax\[gcs\]'"):
+    with pytest.raises(ConfigError, match=r"gcsfs.*pip install -e '\.\[gcs\]'"):
         paths.as_path("gs://bucket/run")
 
 

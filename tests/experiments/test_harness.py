@@ -216,7 +216,7 @@ def test_without_the_harness_it_says_what_to_install():
     varied = ("--early_exit=0.05", "--neighbours=own")
     done = call("harness", "--checkpoint=x", "--tasks=piqa", *varied)
     assert done.status == 1
-    assert "pip install 'sdtt_jax[eval]'" in done.stderr
+    assert "pip install -e '.[eval]'" in done.stderr
 
 
 @pytest.mark.parametrize(
