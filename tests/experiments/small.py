@@ -10,7 +10,8 @@ TEXT = "the quick brown fox jumps over the lazy dog and runs far away from here\
 
 
 def small(folder: Path, **fields):
-    """Teacher and two rounds of four steps on a text in `folder`; averages go on from round to round.
+    """Teacher and two rounds of four steps on a text in `folder`; averages and optimizer go on from round to
+    round, at a constant rate.
 
     Args:
       fields: of the training of every stage.
@@ -19,18 +20,19 @@ def small(folder: Path, **fields):
     corpus.write_text(TEXT * 200)
     config = smoke()
 
-    def short(stage, **others):
-        optimizer = dataclasses.replace(stage.train.optimizer, warmup_steps=1)
+    def short(stage, optimizer=None, **others):
+        rates = {"warmup_steps": 1} | (optimizer or {})
         values = {
             "save_every": 2,
             "log_every": 1,
             "ema_decay": 0.9,
-            "optimizer": optimizer,
+            "optimizer": dataclasses.replace(stage.train.optimizer, **rates),
         } | fields
         train = dataclasses.replace(stage.train, num_steps=4, batch_size=8, **values)
         return dataclasses.replace(stage, train=train, **others)
 
     teacher = short(config.teacher)
-    distill = short(config.distill, use_ema_on_growth=True, reset_optimizer_on_growth=False)
+    growth = {"use_ema_on_growth": True, "reset_optimizer_on_growth": False}
+    distill = short(config.distill, {"schedule": "constant"}, **growth)
     data = dataclasses.replace(config.data, corpus=str(corpus), length=16)
     return config_dict(dataclasses.replace(config, data=data, teacher=teacher, distill=distill))
