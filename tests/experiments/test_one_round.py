@@ -37,12 +37,16 @@ MEASURED = [name for name in ONE_ROUND if name != "coupled_idlm"]
 
 def every_distiller(folder):
     config = run_config(small(folder))
+    distill = config.distill.train
+    # At a constant rate the last student would undo what the one before it has learnt.
+    optimizer = dataclasses.replace(distill.optimizer, schedule="linear")
+    train = dataclasses.replace(distill, optimizer=optimizer)
     stages = {
-        name: dataclasses.replace(getattr(config, name), train=config.distill.train, **fields)
+        name: dataclasses.replace(getattr(config, name), train=train, **fields)
         for name, fields in SMALL.items()
     }
     stages["coupled"] = dataclasses.replace(
-        config.coupled, train=config.distill.train, num_calls=2, num_trajectories=16, calls=(1, 2)
+        config.coupled, train=train, num_calls=2, num_trajectories=16, calls=(1, 2)
     )
     distillers = ("coupled", *ONE_ROUND)
     return config_dict(dataclasses.replace(config, distillers=distillers, **stages))
