@@ -74,5 +74,6 @@ def coupled_idlm_terms(
     along = CoupledDistillConfig(full_share=config.full_share)
     states = states_along(student, Trajectories(noise, texts), key_state, along, 1)
     hidden = student.hidden(params[STUDENT], states.x_t, states.sigma, noise)
-    given = (params, teacher_params, states.x_t, hidden, keys)
-    return inverse_terms(student, diffusion, *given, config)
+    return inverse_terms(
+        student, diffusion, params, teacher_params, states.x_t, hidden, keys, config
+    )

@@ -6,6 +6,10 @@ on them than a denoiser that was trained on them. That denoiser is the fake. In 
 student's texts, and the student from `<p, log f - log f*>`, each while the other is held still. The student's
 gradient flows through its distributions p alone and not through the tokens that the two networks see, which
 are drawn from `alpha p + (1 - alpha) MASK`.
+
+Its optimum is the teacher's law, but on the way the student seeks modes and loses variety. With a
+`teacher_temperature` T it learns from `<p, log f - log f* / T>`, whose optimum is the teacher's law of whole
+texts to the power of 1 / T, normalised.
 """
 
 import dataclasses
@@ -76,8 +80,9 @@ def idlm_terms(
     key_block, *keys = jax.random.split(key, 4)
     block = draw_block(diffusion, x0, key_block, config.num_calls)
     hidden = diffusion.hidden(params[STUDENT], block.x_t, block.sigma)
-    given = (params, teacher_params, block.x_t, hidden, keys)
-    return inverse_terms(diffusion, diffusion, *given, config)
+    return inverse_terms(
+        diffusion, diffusion, params, teacher_params, block.x_t, hidden, keys, config
+    )
 
 
 def inverse_terms(
@@ -99,6 +104,7 @@ def inverse_terms(
       x_t: `[batch, length]` int32, what the student saw.
       hidden: `[batch, length, embed]`, its states there; the gradient flows through them.
       keys: PRNG keys of the tokens that it draws, of the times, and of what is masked again.
+      config: what it asks of texts.
 
     Returns:
       `(student, fake)`: `[]` float32 each, sums over the batch.

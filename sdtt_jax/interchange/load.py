@@ -101,18 +101,9 @@ def load_network(path: str | os.PathLike[str]) -> Model | CausalModel:
 
 def check_found(path: str | os.PathLike[str]) -> None:
     """Raises `CheckpointError` where `load` would find no model. It reads none, and asks no hub."""
-    text = os.fspath(path)
-    where = as_path(text)
-    if not is_remote(text) and not where.exists():
-        named = NAMED.fullmatch(text)
-        if text == SMOLLM2:
-            smollm2_file()
-        if named is not None:
-            _refuse_misspelt(text, named["revision"])
-        if text == SMOLLM2 or named is not None:
-            return
-    if is_remote(text) or not is_published(where):
-        _delivered(where)
+    text, named = _place(path, None)
+    if named is None and (is_remote(text) or not is_published(as_path(text))):
+        _delivered(as_path(text))
 
 
 def _find_published(
@@ -122,7 +113,7 @@ def _find_published(
     unknown = [name for name in given if name not in Given._fields]
     known = ", ".join(("revision", "mesh", "compute_dtype", *Given._fields))
     require(not unknown, f"load has no argument {', '.join(unknown)}; there are {known}.")
-    text, said = os.fspath(path), Given(**given)
+    said = Given(**given)
     for least, name in ((0, "mask_id"), (1, "length")):
         if name in said.said:
             whole(least, said, name)
@@ -130,16 +121,8 @@ def _find_published(
         value = getattr(said, name)
         right = value is None or isinstance(value, bool | np.bool_)
         require(right, f"{name} must be True or False, not {value!r}.")
-    if text == SMOLLM2 and not as_path(text).exists():
-        text = str(smollm2_file())
-    local = is_remote(text) or as_path(text).exists()
-    named = None if local else NAMED.fullmatch(text if revision is None else f"{text}@{revision}")
-    if revision is not None and named is None:
-        raise CheckpointError(
-            f"revision={revision!r} is for repositories, and {text} is a path; leave it out."
-        )
+    text, named = _place(path, revision)
     if named is not None:
-        _refuse_misspelt(text, named["revision"])
         tensors, config_path = hub.fetch(named["repo"], named["revision"])
         config = stored_config(config_path)
         if mask_is_named_elsewhere(config):
@@ -159,6 +142,22 @@ def _find_published(
             "not one; leave it out."
         )
     return None
+
+
+def _place(path: str | os.PathLike[str], revision: str | None) -> tuple[str, re.Match[str] | None]:
+    """A path as text, SmolLM2's file for its name; and the parts of a repository's name, if it is one."""
+    text = os.fspath(path)
+    if text == SMOLLM2 and not as_path(text).exists():
+        text = str(smollm2_file())
+    local = is_remote(text) or as_path(text).exists()
+    named = None if local else NAMED.fullmatch(text if revision is None else f"{text}@{revision}")
+    if revision is not None and named is None:
+        raise CheckpointError(
+            f"revision={revision!r} is for repositories, and {text} is a path; leave it out."
+        )
+    if named is not None:
+        _refuse_misspelt(text, named["revision"])
+    return text, named
 
 
 def _refuse_misspelt(text: str, revision: str | None) -> None:
