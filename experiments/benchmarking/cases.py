@@ -2,8 +2,8 @@
 
 `lean` is the path that users run, `naive` the twin in `experiments.benchmarking.naive`, `matmul` the
 yardstick; `coupled` is the same step, or generation, of a student that sees noise. Every repetition of a case
-does the same work: same parameters, tokens and keys; lean and naive mask the same tokens, the half of them as
-nearly as a choice among `NOISE_SEEDS` keys allows.
+does the same work: same parameters, tokens and keys; lean and naive mask the same tokens. Each step masks as
+many tokens as its loss does on average, as nearly as a choice among `NOISE_SEEDS` keys allows.
 """
 
 import dataclasses
@@ -29,6 +29,12 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, SamplerState, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation import loss as distillation
+from sdtt_jax.distillation.coupled import (
+    CoupledDistillConfig,
+    Trajectories,
+    noise_of,
+    states_along,
+)
 from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
@@ -37,7 +43,7 @@ from sdtt_jax.networks.config import TransformerConfig, of_same_size
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
-from sdtt_jax.parallel.placement import place_batch, place_whole, replicated, unbox
+from sdtt_jax.parallel.placement import place_batch, replicated, unbox
 from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
 from sdtt_jax.typing import Params
@@ -114,11 +120,9 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
     if job.variant == COUPLED:
         index = np.arange(job.batch_size, dtype=np.int32)
         batch = place_batch({"index": index, "tokens": tokens}, mesh)
-        key = place_whole(purpose_key(config.seed, "benchmark.states"), mesh)
-    else:
-        key = half_masked_key(job, config, diffusion, batch)
-        if distills:
-            student = next_round(config.distill, student, 1)
+    elif distills:
+        student = next_round(config.distill, student, 1)
+    key = average_key(job, config, diffusion, place_batch(tokens, mesh))
     state = StateSpec(stage, mesh).from_params(**student._asdict())
     del student
 
@@ -143,9 +147,8 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
 def _loss(job: Job, config: RunConfig, diffusion: MaskedDiffusion) -> LossFn:
     if job.variant == COUPLED:
         key = purpose_key(config.seed, "benchmark.coupled")
-        # Noise that is stored with its texts is read, and here drawn, which takes as good as nothing.
-        stage = dataclasses.replace(config.coupled, hindsight=False)
-        return objectives.coupled_loss(diffusion, diffusion, stage, 1, key, config.data.length)
+        stage, length = _coupled_stage(config), config.data.length
+        return objectives.coupled_loss(diffusion, diffusion, stage, 1, key, length)
     losses = objectives if job.variant == "lean" else naive
     if job.suite == "teacher":
         return losses.teacher_loss(diffusion, config.teacher)
@@ -165,15 +168,24 @@ def _counted(loss_fn: LossFn, distills: bool) -> LossFn:
     return loss
 
 
-def half_masked_key(
+def average_key(
     job: Job, config: RunConfig, diffusion: MaskedDiffusion, tokens: jax.Array
 ) -> jax.Array:
-    """A key of the stage with which the first step masks about half of the tokens."""
+    """A key of the stage with which the first step masks about as many tokens as a step does on average.
+
+    That is half of them, and more where a noise-coupled student is shown fully masked texts.
+    """
+    full_share = config.coupled.full_share if job.variant == COUPLED else 0.0
+    average = full_share + (1.0 - full_share) / 2.0
 
     def masked(key: jax.Array) -> jax.Array:
         # What `make_train_step` hands to the loss at step 0, microbatch 0.
         key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
-        if job.suite == "train":
+        if job.variant == COUPLED:
+            noise = noise_of(diffusion, jax.random.split(key, len(tokens)), tokens.shape[1])
+            stage = _coupled_stage(config)
+            x_t = states_along(diffusion, Trajectories(noise, tokens), key, stage, round=1).x_t
+        elif job.suite == "train":
             _, x_t, _ = distillation.distillation_batch(diffusion, tokens, key, config.distill)
         else:
             _, _, x_t = nelbo.masked_batch(diffusion, tokens, key, config.teacher)
@@ -181,7 +193,12 @@ def half_masked_key(
 
     keys = jax.random.split(purpose_key(config.seed, "benchmark.noise"), NOISE_SEEDS)
     shares = jax.jit(lambda keys: jax.lax.map(masked, keys))(keys)
-    return keys[int(jnp.abs(shares - 0.5).argmin())]
+    return keys[int(jnp.abs(shares - average).argmin())]
+
+
+def _coupled_stage(config: RunConfig) -> CoupledDistillConfig:
+    # Noise that is stored with its texts is read, and here drawn, which takes as good as nothing.
+    return dataclasses.replace(config.coupled, hindsight=False)
 
 
 def _sampling(job: Job, config: RunConfig, log: Log) -> Case:

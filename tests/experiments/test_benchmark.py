@@ -12,21 +12,23 @@ import pytest
 from rich.console import Console
 
 from experiments.benchmarking import report, suites, worker
-from experiments.benchmarking.cases import COUPLED, MATMUL, Job, half_masked_key
+from experiments.benchmarking.cases import COUPLED, MATMUL, Job, average_key
 from experiments.benchmarking.data import first_texts, naive_batch, naive_encode, naive_pack
 from experiments.benchmarking.report import Measured
 from experiments.benchmarking.worker import Worker, WorkerError
 from experiments.configs.demo import demo
 from experiments.configs.owt_small import owt
 from experiments.configs.smoke import smoke
-from sdtt_jax.config import to_mapping
+from sdtt_jax.config import changed, to_mapping
 from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
 from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation.coupled import Trajectories, noise_of, states_along
 from sdtt_jax.distillation.loss import distillation_batch
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import Denoiser, DenoiserConfig
+from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.flops import (
     block_flops,
     distill_flops,
@@ -94,10 +96,24 @@ def test_half_of_the_tokens_are_masked_by_the_chosen_key():
     diffusion = MaskedDiffusion(Denoiser(sizes), make_schedule(config.schedule))
     job = Job("train", "lean", {}, 31, 1)
     tokens = jax.numpy.zeros((1, 128), jax.numpy.int32)
-    key = half_masked_key(job, config, diffusion, tokens)
+    key = average_key(job, config, diffusion, tokens)
     key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
     _, x_t, _ = distillation_batch(diffusion, tokens, key, config.distill)
     assert 0.45 < float((x_t == sizes.mask_id).mean()) < 0.55
+
+
+def test_a_noise_coupled_student_is_timed_where_its_states_are_on_average():
+    """Two fifths of them are fully masked and the others spread evenly: 0.4 + 0.6 / 2 of the tokens."""
+    config = changed(smoke(), coupled={"full_share": 0.4})
+    sizes = dataclasses.replace(config.coupled_denoiser(31), length=128)
+    diffusion = MaskedDiffusion(CoupledDenoiser(sizes), make_schedule(config.schedule))
+    tokens = jax.numpy.zeros((1, 128), jax.numpy.int32)
+    key = average_key(Job("train", COUPLED, {}, 31, 1), config, diffusion, tokens)
+    key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
+    noise = noise_of(diffusion, jax.random.key(0)[None], 128)
+    stage = dataclasses.replace(config.coupled, hindsight=False)
+    states = states_along(diffusion, Trajectories(noise, tokens), key, stage, round=1)
+    assert float(states.reached.mean()) == pytest.approx(0.7, abs=0.02)
 
 
 @pytest.mark.parametrize("wrap", [True, False])
