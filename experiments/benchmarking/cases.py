@@ -45,7 +45,7 @@ from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import place_batch, replicated, unbox
 from sdtt_jax.training.state import StateSpec
-from sdtt_jax.training.step import Loss, LossFn, make_train_step
+from sdtt_jax.training.step import Loss, LossFn, give_back_memory, make_train_step
 from sdtt_jax.typing import Params
 
 # The measurements of one repetition: "seconds", and what the suite counts.
@@ -129,6 +129,7 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
     log("compiling")
     step = make_train_step(loss, stage)
     compiled, compile_s = _timed(lambda s: step.lower(s, batch, key).compile(), state)
+    give_back_memory()  # as a training does
 
     def repeat() -> Repetition:
         nonlocal state

@@ -244,3 +244,19 @@ def test_a_schedule_without_room_is_refused_before_anything_runs():
             batch_size=8,
             optimizer=OptimizerConfig(schedule="linear", warmup_steps=10),
         )
+
+
+def test_a_step_is_compiled_once_and_what_the_compiler_freed_is_given_back_before_it_runs(
+    monkeypatch, caplog
+):
+    """At 12 x 768 the peak of a training was 0.4 GB higher: freed memory beside the step's own."""
+    state, step, _ = toy.setup(toy.configured())
+    batch = place_batch(toy.batch_at(0), state.step.sharding.mesh)
+    events = []
+    monkeypatch.setattr("sdtt_jax.training.step.give_back_memory", lambda: events.append("freed"))
+    caplog.handler.emit = lambda record: events.append(record.getMessage().split(" in ")[0])
+    with jax.log_compiles():
+        for _ in range(2):
+            state, _ = step(state, batch, KEY)
+    compiled = "Finished XLA compilation of jit(body)"
+    assert [e for e in events if e in (compiled, "freed")] == [compiled, "freed"]
