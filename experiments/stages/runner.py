@@ -84,7 +84,7 @@ STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
     """Runs the named stages that are not finished yet, in the order of `STAGES`."""
-    training.check_adopted(run, names)
+    training.check_found_elsewhere(run, names)
     for stage in STAGES:
         if stage.name not in names:
             continue

@@ -30,8 +30,9 @@ from experiments.stages.one_round import one_round
 from experiments.stages.workdir import is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import differences, to_mapping
+from sdtt_jax.data.records import read_info
 from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, next_round, round_dt
-from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.errors import CheckpointError, ConfigError, DataError
 from sdtt_jax.interchange.load import check_found, load, load_denoiser, load_network
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks.base import abstract_params
@@ -66,12 +67,17 @@ def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
     return rounds.jobs(run)(number)
 
 
-def check_adopted(run: Run, names: Sequence[str]) -> None:
-    """Checks that the models which stages are to take from elsewhere exist, before any stage works for hours.
+def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
+    """Checks that models and data of other folders exist, before any stage works for hours.
 
     Raises:
       ConfigError: a field names none.
     """
+    for folder in run.config.data.mixed():
+        try:
+            read_info(folder)
+        except DataError as error:
+            raise ConfigError(f"config.data.mixture: {error}") from None
     for stage, folder in (("teacher", run.workdir.teacher), ("judge", run.workdir.judge)):
         checkpoint = getattr(run.config, stage).checkpoint
         if checkpoint and stage in names and not is_delivered(folder):

@@ -31,8 +31,7 @@ def given_tokens(
       mark: a token that follows the given text; None for none.
 
     Raises:
-      ConfigError: both are given, they are longer than the model's sequences, or nothing is left of a text
-        that the tokenizer has normalised.
+      ConfigError: both are given, or they leave the model nothing to write.
     """
     require(prompt is None or infill is None, "Give a prompt or an infill, not both.")
     tokens, fixed = np.zeros(length, np.int32), np.zeros(length, bool)
@@ -47,6 +46,11 @@ def given_tokens(
     require(
         needed <= length,
         f"The {name} has {needed} tokens, the model's sequences {length}; shorten it.",
+    )
+    require(
+        needed < length or sum(gaps) > 0,
+        f"The {name} has {needed} tokens, as many as the model's sequences, which leaves nothing to write; "
+        "shorten it.",
     )
     position = 0
     for ids, gap in zip(texts, [*gaps, 0], strict=True):
@@ -89,8 +93,8 @@ def given_batch(
       mark: as `given_tokens` takes it.
 
     Raises:
-      ConfigError: a text has both a prompt and an infill, or is longer than the model's sequences; or there
-        are neither one text nor as many as samples.
+      ConfigError: a text has both a prompt and an infill, or leaves the model nothing to write; or there are
+        neither one text nor as many as samples.
     """
 
     def each(name: str, texts: Texts) -> list[str | None]:

@@ -293,6 +293,18 @@ def test_a_model_that_is_not_there_is_named_before_any_stage_begins(tmp_path, st
         assert not run.workdir.local.data.exists()
 
 
+def test_a_mixture_that_is_not_there_is_named_before_any_stage_begins(tmp_path):
+    """It used to come up when the text was prepared, an hour later for a large one."""
+    config = config_dict(smoke())
+    config.data.mixture = (f"{tmp_path / 'nowhere'}=0.5",)
+    with open_run(config, tmp_path / "run") as run:
+        with pytest.raises(
+            ConfigError, match=r"config\.data\.mixture: .*nowhere holds no prepared"
+        ):
+            run_stages(run)
+        assert not run.workdir.local.data.exists()
+
+
 def test_a_teacher_of_another_size_is_refused_with_the_fields(unbroken, tmp_path):
     config = smoke()
     config = dataclasses.replace(

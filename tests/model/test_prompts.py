@@ -35,7 +35,7 @@ def written(tokens, fixed):
     [
         (None, None, "........"),
         ("abc", None, "abc....."),
-        ("abcdefgh", None, "abcdefgh"),
+        ("abcdefg", None, "abcdefg."),
         (None, "ab[3]c", "ab...c.."),
         (None, "[2]ab[1]c[2]", "..ab.c.."),
         (None, "[8]", "........"),
@@ -61,6 +61,12 @@ def test_behind_a_prompt_of_instructions_stands_a_mark_and_behind_the_answer_the
     ("prompt", "infill", "message"),
     [
         ("abcdefghi", None, "The prompt has 9 tokens, the model's sequences 8"),
+        (
+            "abcdefgh",
+            None,
+            "8 tokens, as many as the model's sequences, which leaves nothing to write",
+        ),
+        (None, "ab[0]cdefgh", "The infill has 8 tokens, as many as the model's sequences"),
         (None, "abc[6]", "The infill has 9 tokens, the model's sequences 8"),
         (None, "[8]a", "The infill has 9 tokens"),
         (None, "a[999999999999]b", "The infill has 1000000000001 tokens"),
@@ -95,7 +101,7 @@ def rows(num_samples, prompt=None, infill=None):
 def test_a_batch_has_one_text_for_all_or_one_for_each():
     assert rows(2) == ["....", "...."]
     assert rows(2, "ab") == ["ab..", "ab.."]
-    assert rows(3, ["ab", "", "cdef"]) == ["ab..", "....", "cdef"]
+    assert rows(3, ["ab", "", "cde"]) == ["ab..", "....", "cde."]
     assert rows(2, infill=["[1]a", "b[2]c"]) == [".a..", "b..c"]
     with pytest.raises(ConfigError, match="There are 3 texts in prompt for num_samples=2"):
         rows(2, ["a", "b", "c"])
