@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -145,6 +146,26 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def _heard_in_callbacks() -> Iterator[None]:
+    """Raises KeyboardInterrupt again where a signal came in a callback whose exceptions Python drops."""
+    before = sys.unraisablehook
+
+    def hook(dropped: "sys.UnraisableHookArgs") -> None:
+        if isinstance(dropped.exc_value, KeyboardInterrupt):
+            # When it has left the callback, and this hook, whose exceptions are dropped as well.
+            again = (threading.main_thread().ident, signal.SIGINT)
+            threading.Timer(0.1, signal.pthread_kill, again).start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 def stopwatch() -> Callable[[str], None]:
     """A function that logs lines to stderr, each with the time since this call: `[1:05] …`."""
     began = time.monotonic()
@@ -183,7 +204,8 @@ def exit_status(
       (`| head -1`), without a word, as a shell says of other programs; 1 for any other of these errors.
     """
     try:
-        status = _status(main, argv, goes_on)
+        with _heard_in_callbacks():
+            status = _status(main, argv, goes_on)
     except Exception:
         if ending.is_alone():
             raise
@@ -231,6 +253,9 @@ def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], goes_on:
 
 
 def _system_error(error: OSError) -> str:
+    if error.strerror is None and error.filename:
+        # TFDS's writers leave out what the system said.
+        return f"{error.filename} cannot be written or read; look whether the disk is full."
     if error.strerror is None:
         return str(error)
     full = "; free some space and run the same command again" * (error.errno == errno.ENOSPC)

@@ -193,6 +193,9 @@ class Run(Networks):
             "begins_with_bos": self.config.data.wrap,
             "sequences": self.config.data.sequences,
         }
+        if processes.is_first():
+            # What was measured, was of other parameters.
+            self.workdir.results.unlink(missing_ok=True)
         save_params(final(folder), params, meta | facts)
 
     def delivered(

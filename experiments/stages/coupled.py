@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from experiments.distillers import COUPLED
 from experiments.stages.context import Run
 from sdtt_jax.checkpoints.digests import params_digest
-from sdtt_jax.checkpoints.store import Checkpoints, load_params, save_params
+from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.config import differences, require, to_mapping
 from sdtt_jax.data.loader import shuffled
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
@@ -97,8 +97,9 @@ def round_parts(run: Run, number: int) -> tuple[Pool | Fresh, Callable[[], Train
         _, network = _teacher(run, number)
         context["teacher_params"] = unbox(abstract_params(network))
     abstract = spec.abstract(abstract_params(run.coupled), context)
-    with Checkpoints(run.workdir.round(number, COUPLED)) as checkpoints:
-        begun = processes.agree(bool(checkpoints.steps))
+    begun = processes.agree(
+        any(path.name.isdigit() for path in run.workdir.round(number, COUPLED).glob("*"))
+    )
     # Given away at the start, for nothing should hold it while the student trains; a round that was begun has
     # no use for it.
     held = [] if begun else [teacher]

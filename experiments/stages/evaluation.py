@@ -100,8 +100,9 @@ def is_evaluated(run: Run) -> bool:
         return False
     delivered, few, others = delivered_rounds(run, SDTT), _few_calls(run), _others(run)
     results = read_json(run.workdir.results)
+    read_json(run.workdir.samples)
     measured = {name: [results[name]["round"]] if name in results else [] for name in few}
-    rounds = [record["round"] for record in results["rounds"]]
+    rounds = [record["round"] for record in results.get("rounds", ())]
     same = rounds == delivered and measured == few and set(results.get("others", ())) == {*others}
     return processes.agree(same)
 

@@ -62,12 +62,15 @@ class WithoutBase:
 
     def save(self, state: TrainState) -> bool:
         """As `Checkpoints.save`."""
-        context = {name: x for name, x in state.context.items() if name != BASE}
-        return self.checkpoints.save(state.replace(context=context))
+        return self.checkpoints.save(_without_base(state))
 
-    def wait(self) -> None:
-        """As `Checkpoints.wait`."""
-        self.checkpoints.wait()
+    def finish(self, state: TrainState) -> None:
+        """As `Checkpoints.finish`."""
+        self.checkpoints.finish(_without_base(state))
+
+
+def _without_base(state: TrainState) -> TrainState:
+    return state.replace(context={name: x for name, x in state.context.items() if name != BASE})
 
 
 def deliver_base(run: Run) -> None:

@@ -73,9 +73,9 @@ def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
     Raises:
       ConfigError: a field names none.
     """
-    for folder in run.config.data.mixed():
+    for mixed in run.config.data.mixed():
         try:
-            read_info(folder)
+            read_info(mixed)
         except DataError as error:
             raise ConfigError(f"config.data.mixture: {error}") from None
     for stage, folder in (("teacher", run.workdir.teacher), ("judge", run.workdir.judge)):
@@ -136,9 +136,9 @@ def distill(run: Run) -> None:
 
 
 def is_distilled(run: Run) -> bool:
-    """Whether the last round of every distiller has delivered."""
+    """Whether every round of every distiller has delivered."""
     return all(
-        is_delivered(run.workdir.round(ROUNDS[name].count(run.config), name))
+        delivered_rounds(run, name) == [*range(1, ROUNDS[name].count(run.config) + 1)]
         for name in run.config.distillers
     )
 
@@ -226,10 +226,16 @@ def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
             teacher = run.delivered(folder, run.denoiser, "distill", config.lora)
         previous: Trained = Student(teacher)
         if number > 1:
-            folder = run.workdir.round(number - 1)
-            with Checkpoints(folder) as checkpoints:
+            with Checkpoints(run.workdir.round(number - 1)) as checkpoints:
                 restored = checkpoints.restore(abstract)
-            if restored is not None:
+            if restored is None:
+                run.log(f"  round {number - 1} has no checkpoint; what it delivered is taken alone")
+            elif int(jax.device_get(restored[0].step)) < config.train.num_steps:
+                run.log(
+                    f"  round {number - 1} lost its last checkpoint; its last steps are taken again"
+                )
+                previous = _fit(_sdtt_round(run, number - 1, step_fn))
+            else:
                 previous = restored[0]
         student = next_round(config, previous, number, teacher_params=teacher)
         return spec.from_params(**student._asdict())

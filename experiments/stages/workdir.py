@@ -91,9 +91,12 @@ def write_json(path: Path, content: Any) -> None:
         paths.write_json(path, content)
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file of the run; a damaged one is an error that names it."""
-    return paths.read_json(path, UserError, "remove it and run again", "is damaged")
+def read_json(path: Path, remedy: str = "remove it and run again") -> dict[str, Any]:
+    """Reads an object from a JSON file of the run; a damaged one is an error that names it."""
+    content = paths.read_json(path, UserError, remedy, "is damaged")
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (it holds no object); {remedy}.")
+    return content
 
 
 def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
@@ -160,10 +163,10 @@ def claimed(root: Path, config: RunConfig, config_file: str = "") -> Iterator[No
 
 def _stored_config(workdir: Workdir) -> dict[str, Any]:
     """The config that the run was begun with; newer fields have their defaults."""
-    content = read_json(workdir.config)
-    stored = content.get("config") if isinstance(content, dict) else None
-    if not isinstance(stored, dict):
-        raise UserError(f"{workdir.config} is damaged (no config in it); restore it from a copy.")
+    remedy = "restore it from a copy, or give another --workdir"
+    stored = read_json(workdir.config, remedy).get("config")
+    if not isinstance(stored, dict) or not isinstance(stored.get("distillers", []), list):
+        raise UserError(f"{workdir.config} is damaged (no config in it); {remedy}.")
     try:
         return to_mapping(from_mapping(RunConfig, stored))
     except ConfigError:
@@ -214,9 +217,17 @@ def lock(root: Path) -> Iterator[None]:
 def timed(workdir: Workdir, stage: str) -> Iterator[None]:
     """Adds the seconds spent in a stage to those of earlier calls."""
     start = time.monotonic()
-    try:
-        yield
-    finally:
+
+    def add() -> None:
         seconds = read_json(workdir.timing) if workdir.timing.exists() else {}
         spent = seconds.get(stage, 0.0) + time.monotonic() - start
         write_json(workdir.timing, seconds | {stage: round(spent, 1)})
+
+    try:
+        yield
+    except BaseException:
+        # On a full disk the stage's own error says more than that this file cannot be written either.
+        with contextlib.suppress(OSError, UserError):
+            add()
+        raise
+    add()

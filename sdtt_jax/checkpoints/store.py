@@ -63,6 +63,7 @@ class Checkpoints:
         self.failed_saves = 0
         self.seconds = 0.0
         self._max_failed_saves = max_failed_saves
+        self._last_error: Exception | None = None  # of the saves that failed
         self._pending: tuple[int, Any] | None = None
         self._handle: int | None = None
         try:
@@ -135,6 +136,24 @@ class Checkpoints:
         """
         with self._timed():
             self._finish()
+
+    def finish(self, state: Tree) -> None:
+        """Waits until `state`, the last one, is on disk: what follows a training goes on from it.
+
+        Raises:
+          CheckpointError: it cannot be saved, although it was tried twice.
+        """
+        self.wait()
+        step = int(jax.device_get(state.step))
+        if processes.agree(step not in self.steps):
+            self.save(state)
+            self.wait()
+        if processes.agree(step not in self.steps):
+            reason = brief(self._last_error) if self._last_error else "another process failed"
+            raise CheckpointError(
+                f"The last state, of step {step}, could not be saved in {self.directory}: {reason}; mend "
+                "that (is the disk full?) and run the same command again."
+            )
 
     def _finish(self) -> None:
         if self._pending is None:
@@ -224,7 +243,7 @@ class Checkpoints:
         self._orbax.reload()
 
     def _failed(self, step: int, error: Exception) -> None:
-        self.failed_saves += 1
+        self.failed_saves, self._last_error = self.failed_saves + 1, error
         LOG.warning("Saving step %d in %s failed: %s", step, self.directory, error)
         # Orbax raises the error of a background save once in every thread that waits for it. Waiting here
         # takes it out of the way of the next save and of closing.
@@ -297,7 +316,7 @@ def load_params(
         }
         return nested(_read_leaves(path, "params", abstract, table)), metadata
     except DamagedError as error:
-        raise CheckpointError(f"The parameters at {directory} are damaged: {error}.") from error
+        raise _damaged(directory, error) from error
 
 
 def stored_digest(directory: str | os.PathLike[str]) -> str:
@@ -309,7 +328,14 @@ def stored_digest(directory: str | os.PathLike[str]) -> str:
     try:
         return canonical_sha256(_stored_metadata(absolute(directory))[1])
     except DamagedError as error:
-        raise CheckpointError(f"The parameters at {directory} are damaged: {error}.") from error
+        raise _damaged(directory, error) from error
+
+
+def _damaged(directory: str | os.PathLike[str], error: DamagedError) -> CheckpointError:
+    return CheckpointError(
+        f"The parameters at {directory} are damaged: {error}. Restore them from a copy; or, in a run, remove "
+        "the folder and run the same command again."
+    )
 
 
 def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:

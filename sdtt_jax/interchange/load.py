@@ -346,4 +346,6 @@ def _finished(path: Path) -> Path | None:
 
 def _is_model(path: Path) -> bool:
     """Whether an entry of a folder is a folder that `load` takes."""
-    return path.is_dir() and (is_published(path) or _finished(path) is not None)
+    # Orbax names so what it has not written to the end.
+    whole = path.is_dir() and not path.name.endswith(".orbax-checkpoint-tmp")
+    return whole and (is_published(path) or _finished(path) is not None)

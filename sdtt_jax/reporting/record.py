@@ -235,7 +235,7 @@ def read_curves(path: Path) -> tuple[LossCurve, ...]:
             curve = (str(entry["stage"]), int(entry.get("round", 0)))
             step, loss = int(entry["step"]), _number(entry.get("loss"))
         except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if index == len(lines) - 1:
+            if 0 < index == len(lines) - 1:
                 continue
             raise DataError(
                 f"Line {where.rpartition(' ')[2]} of {path} is not a logged step ({error}). "
@@ -291,7 +291,11 @@ def piece_text(piece: str) -> str:
 
 
 def _stored(path: Path) -> Any:
-    return read_json(path, remedy="run the stage that wrote it again") if path.exists() else None
+    return (
+        read_json(path, remedy="remove it and run the same command again")
+        if path.exists()
+        else None
+    )
 
 
 def _number(value: Any) -> float | None:

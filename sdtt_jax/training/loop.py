@@ -47,7 +47,7 @@ class Saver(Protocol):
 
     def save(self, state: Any) -> bool: ...
 
-    def wait(self) -> None: ...
+    def finish(self, state: Any) -> None: ...
 
 
 def _ignore(*_: Any) -> None:
@@ -58,8 +58,8 @@ def _ignore(*_: Any) -> None:
 class TrainLog:
     """Functions that the loop calls to report; each may be left out."""
 
-    # `(step, metrics)` of every `log_every`-th step and of the last: loss, grad_norm, lr, seconds, data_wait
-    # (seconds that a step has waited for its batch, the mean since the last of them) ….
+    # `(step, metrics)` of every `log_every`-th step and of number `num_steps`: loss, grad_norm, lr, seconds,
+    # data_wait (seconds that a step has waited for its batch, the mean since the last of them) ….
     write: Callable[[int, Mapping[str, float]], None] = _ignore
     # `(step, metrics or None)` after every step, the metrics where they are written; and once at the start.
     progress: Callable[[int, Mapping[str, float] | None], None] = _ignore
@@ -107,6 +107,7 @@ def train(
         signal ends the process at once.
       NonFiniteError: `max_rejected` updates in a row were rejected; nothing is saved after the last
         checkpoint.
+      CheckpointError: the last state could not be saved.
       ReplicaError: devices hold unequal copies; nothing is saved after the last checkpoint.
     """
     mesh = mesh_of(state.step)
@@ -130,10 +131,13 @@ def train(
             log.alive()
             stopping = stop.requested()
             last = stopping or step == config.num_steps
+            logged = step == config.num_steps or step % config.log_every == 0
             values = None
-            if last or step % config.log_every == 0:
+            if last or logged:
                 values = meter.read(step, metrics, batches.waited)
-                log.write(step, values)
+                # Not where a signal stops it: a training that was not stopped has no such line.
+                if logged:
+                    log.write(step, values)
             log.progress(step, values)
             saving = checkpoints is not None and (last or step % config.save_every == 0)
             every = config.check_replicas_every
@@ -144,10 +148,10 @@ def train(
                 log.alive()
             if stopping:
                 if checkpoints is not None:
-                    checkpoints.wait()
+                    checkpoints.finish(state)
                 raise Interrupted(step, stop.name)
         if checkpoints is not None:
-            checkpoints.wait()
+            checkpoints.finish(state)
         # While the last step was saved, which takes its time.
         if stop.requested():
             raise Interrupted(max(start, config.num_steps), stop.name)

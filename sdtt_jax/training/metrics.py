@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -10,8 +11,9 @@ from typing import Any, TextIO
 
 from sdtt_jax.errors import DataError
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import as_path, is_remote, parse_json, text_lines, write_text
+from sdtt_jax.paths import as_path, is_remote, parse_json, write_text
 
+LOG = logging.getLogger(__name__)
 FILE = "metrics.jsonl"
 # Time between two writes of the file in a bucket; a kill loses the lines since the last.
 REMOTE_SECONDS = 30.0
@@ -36,7 +38,7 @@ class MetricsWriter:
         self.path = as_path(directory) / FILE
         self._tags = dict(tags)
         self._file: _Lines | TextIO | None = None
-        self._board: Any = None
+        self._board: _Board | None = None
         if not processes.is_first():
             return
         self._drop_after(start_step)
@@ -46,11 +48,7 @@ class MetricsWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a", encoding="utf-8")
         name = "_".join(f"{v:02d}" if isinstance(v, int) else str(v) for v in tags.values())
-        board = self.path.parent / "tensorboard" / name
-        # Takes a quarter of a second to import, which programs that do not train can do without.
-        from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
-
-        self._board = SummaryWriter(str(board), purge_step=start_step + 1)
+        self._board = _Board(self.path.parent / "tensorboard" / name, start_step)
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -69,8 +67,7 @@ class MetricsWriter:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            self._board.write(step, values)
 
     def _drop_after(self, start_step: int) -> None:
         if not self.path.exists():
@@ -82,6 +79,39 @@ class MetricsWriter:
             or any(record.get(name) != value for name, value in self._tags.items())
         ]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+class _Board:
+    """Scalars for TensorBoard, each on disk when `write` returns.
+
+    tensorboardX's `SummaryWriter` hands them to a thread, which a full disk ends; from then on whoever writes
+    waited for it for ever.
+    """
+
+    def __init__(self, directory: Path, start_step: int):
+        # Takes a quarter of a second to import, which programs that do not train can do without.
+        from tensorboardX import event_file_writer, summary  # type: ignore[import-untyped]
+        from tensorboardX.proto import event_pb2  # type: ignore[import-untyped]
+
+        self._event, self._scalar = event_pb2.Event, summary.scalar
+        directory.mkdir(parents=True, exist_ok=True)
+        # Its name has the second in which it is begun, in which a run may have been stopped and begun again.
+        own = f".{os.getpid()}.{start_step}"
+        self._events = event_file_writer.EventsWriter(str(directory / "events"), own)
+        # Hides what a run had written that died after its last checkpoint.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._put(start_step + 1, session_log=start)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._put(step, summary=self._scalar(name, value))
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _put(self, step: int, **content: Any) -> None:
+        self._events.write_event(self._event(step=step, wall_time=time.time(), **content))
 
 
 class _Lines:
@@ -105,12 +135,28 @@ class _Lines:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of a metrics file; a last line that was cut short by a kill is left out."""
-    records = []
-    for where, line in text_lines(path):
-        with contextlib.suppress(DataError):
-            records.append(parse_json(line, where))
-    return records
+    """The records of a metrics file; a last line that was cut short by a kill is left out.
+
+    Others that cannot be read are left out too, with a warning.
+    """
+    *lines, last = as_path(path).read_bytes().decode("utf-8", errors="replace").split("\n")
+    records, unread = [], []
+    for number, line in enumerate(lines, start=1):
+        if (record := _record(line)) is not None:
+            records.append(record)
+        elif line.strip():
+            unread.append(number)
+    if unread:
+        LOG.warning("%s: left out, as they cannot be read: lines %s", path, str(unread)[1:-1])
+    record = _record(last)
+    return records if record is None else [*records, record]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    with contextlib.suppress(DataError):
+        record = parse_json(line, "")
+        return record if isinstance(record, dict) else None
+    return None
 
 
 def _json_number(value: float) -> float | None:

@@ -267,6 +267,25 @@ class TestWholeRun:
             assert params_digest(params) == record["params_digest"]
 
 
+def test_a_round_that_lost_its_last_checkpoint_takes_its_last_steps_again(unbroken, tmp_path):
+    """The next round went on from the checkpoint before it, to other bits, and results.json stayed.
+
+    A student that is missing was never made again, so that the run could not be evaluated.
+    """
+    root = tmp_path / "run"
+    shutil.copytree(unbroken.root, root)
+    *_, last = sorted(int(path.name) for path in (root / "rounds/01").glob("[0-9]*"))
+    for lost in ("rounds/02", f"rounds/01/{last}", "rounds/01/final"):
+        shutil.rmtree(root / lost)
+    with open_run(config_dict(smoke()), root) as run:
+        run_stages(run, ["distill"])
+        assert not run.workdir.results.exists()
+    results = json.loads((unbroken.root / "results.json").read_text())
+    for record in results["rounds"]:
+        params, _ = load_params(root / "rounds" / f"{record['round']:02d}" / "final")
+        assert params_digest(params) == record["params_digest"]
+
+
 def test_a_teacher_that_exists_is_taken_as_it_is(unbroken, tmp_path):
     """From another run of the same text: bit for bit, and nothing is trained."""
     config = smoke()

@@ -8,7 +8,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 import types
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -324,6 +327,19 @@ def test_too_little_memory_is_one_line(capsys):
         assert exit_status(lambda _, ones=ones: ones((2**16, 2**40), np.int8), []) == 1
         said = capsys.readouterr().err
         assert re.fullmatch(r"Error: .*; take a smaller batch or model, or more devices\.\n", said)
+
+
+def test_a_signal_is_obeyed_that_comes_in_a_callback():
+    """Python drops what a callback raises, and the run went on to its end."""
+
+    def main(_):
+        watched = threading.Event()
+        reference = weakref.ref(watched, lambda _: signal.raise_signal(signal.SIGINT))
+        del watched
+        assert reference() is None
+        time.sleep(30)
+
+    assert exit_status(main, []) == 75
 
 
 def test_another_error_of_jax_keeps_its_traceback():

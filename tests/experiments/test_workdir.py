@@ -16,7 +16,7 @@ from experiments.stages.workdir import (
     write_json,
 )
 from sdtt_jax.config import changed
-from sdtt_jax.errors import ConfigError, DataError, UserError
+from sdtt_jax.errors import CheckpointError, ConfigError, DataError, UserError
 
 CONFIG = smoke()
 
@@ -72,6 +72,20 @@ def test_a_damaged_config_is_named(tmp_path):
         claim(tmp_path, CONFIG)
 
 
+@pytest.mark.parametrize("content", ["", "null", '{"config": 3}', '{"config": {"distillers": 3}}'])
+def test_a_damaged_config_is_not_to_be_removed(tmp_path, content):
+    """Without it the folder holds no run, so the remedy of other files would lose this one."""
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"is damaged .*restore it from a copy, or give another"):
+        claim(tmp_path, CONFIG)
+
+
+def test_a_file_of_the_wrong_form_is_damaged(tmp_path):
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(UserError, match=r"x\.json is damaged \(it holds no object\); remove it"):
+        read_json(tmp_path / "x.json")
+
+
 def test_json_is_replaced_whole(tmp_path):
     path = tmp_path / "deep" / "x.json"
     write_json(path, {"a": 1})
@@ -93,6 +107,18 @@ def test_times_of_several_calls_add_up(tmp_path):
     seconds = read_json(workdir.timing)
     assert 100.0 <= seconds["distill"] < 110.0
     assert seconds["data"] == 1.0
+
+
+def test_what_stopped_a_stage_is_said_even_if_its_time_cannot_be_written(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.timing.mkdir()
+
+    def failing():
+        with timed(workdir, "distill"):
+            raise CheckpointError("the last state could not be saved")
+
+    with pytest.raises(CheckpointError, match="could not be saved"):
+        failing()
 
 
 def test_where_things_are(tmp_path):

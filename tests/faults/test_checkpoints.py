@@ -224,6 +224,21 @@ def test_row_27_one_save_fails(tmp_path, caplog):
         assert (checkpoints.failed_saves, checkpoints.steps) == (0, [1, 3])
 
 
+def test_the_last_state_is_on_disk_when_a_training_ends(tmp_path):
+    """What follows went on from the checkpoint before it, with other parameters and without a word."""
+    last = state_at(2, WIDE)
+    with Checkpoints(tmp_path, max_failed_saves=9) as checkpoints:
+        assert checkpoints.save(state_at(1, WIDE))
+        with DiskFull():
+            checkpoints.save(last)
+            with pytest.raises(
+                CheckpointError, match="The last state, of step 2, could not be saved"
+            ):
+                checkpoints.finish(last)
+        checkpoints.finish(last)
+        assert checkpoints.steps == [1, 2]
+
+
 @pytest.mark.fault(
     row=17,
     fault="the checkpoints' place cannot be written",

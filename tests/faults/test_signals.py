@@ -8,6 +8,7 @@ import pytest
 
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.training import loop
+from sdtt_jax.training.metrics import read_metrics
 from sdtt_jax.training.step import make_train_step
 from tests.experiments.processes import SMOKE, start
 from tests.faults.launching import alone
@@ -117,6 +118,16 @@ def test_row_11_sigint(unbroken, tmp_path, monkeypatch, moment):
     step = stopped(tmp_path, signal.SIGINT, moment, monkeypatch)
     assert int(restored(tmp_path).step) == step
     toy.assert_same(tiny.run(tmp_path), unbroken)
+
+
+def test_a_stopped_training_logs_the_steps_of_one_that_was_not(tmp_path):
+    """The step at which it was stopped had a line of its own, for good."""
+    batches = between_steps(signal.SIGTERM)["batches"]
+    with pytest.raises(loop.Interrupted):
+        tiny.run(tmp_path, batches, log_every=5)
+    tiny.run(tmp_path, log_every=5)
+    logged = [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")]
+    assert logged == [5, 10, tiny.NUM_STEPS]
 
 
 @pytest.mark.slow

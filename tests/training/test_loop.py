@@ -47,8 +47,8 @@ def test_saves_happen_every_few_steps_and_at_the_end():
             saved.append(int(state.step))
             return True
 
-        def wait(self):
-            pass
+        def finish(self, state):
+            assert int(state.step) == 10
 
     config = toy.until(tiny.config(), 10, save_every=4)
     key = jax.random.key(tiny.KEY)

@@ -1,6 +1,9 @@
 """The metrics file: a line per logged step, and no line twice."""
 
 import json
+import resource
+
+import pytest
 
 from sdtt_jax.training.metrics import MetricsWriter, read_metrics
 
@@ -42,6 +45,32 @@ def test_a_line_cut_by_a_kill_does_not_stay(tmp_path):
 def test_a_value_that_is_not_finite_becomes_null(tmp_path):
     write(tmp_path, FIRST, 0, [1], loss=float("nan"))
     assert read_metrics(tmp_path / "metrics.jsonl")[0]["loss"] is None
+
+
+def test_a_full_disk_is_said_at_once(tmp_path):
+    """TensorBoard's own writer lost its thread to it, and held up the training for ever."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(writer):
+        for step in range(100):
+            writer.write(step, {"loss": 1.0})
+
+    with MetricsWriter(tmp_path, FIRST) as writer:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                fill(writer)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+def test_lines_that_cannot_be_read_are_named(tmp_path, caplog):
+    write(tmp_path, FIRST, 0, [1, 2, 3])
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], b"\0\xff\0", *lines[1:]]))
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3]
+    assert f"{path}: left out, as they cannot be read: lines 2" in caplog.text
 
 
 def test_tensorboard_has_a_run_per_round(tmp_path):
