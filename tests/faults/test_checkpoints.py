@@ -229,6 +229,7 @@ def test_the_last_state_is_on_disk_when_a_training_ends(tmp_path):
     last = state_at(2, WIDE)
     with Checkpoints(tmp_path, max_failed_saves=9) as checkpoints:
         assert checkpoints.save(state_at(1, WIDE))
+        checkpoints.wait()
         with DiskFull():
             checkpoints.save(last)
             with pytest.raises(
