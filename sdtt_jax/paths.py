@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -85,25 +86,9 @@ def with_target(path: PathLike) -> list[Path]:
 
 
 def write_bytes(path: PathLike, content: bytes) -> None:
-    """Writes a file so that a reader, or a crash, sees the old one or the new one.
-
-    In a bucket an object appears when it is whole; on a disk it is written beside its place and moved.
-    """
-    path = as_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if is_remote(path):
-        path.write_bytes(content)
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        # A full disk does not say where it is.
-        error.filename = error.filename or os.fspath(path)
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    """Writes a file so that a reader, or a crash, sees the old one or the new one."""
+    with written_whole(path) as partial:
+        partial.write_bytes(content)
 
 
 def remove_tree(path: PathLike) -> None:
@@ -124,8 +109,8 @@ def written_whole(path: PathLike) -> Iterator[Path]:
     path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        # A process that was left over from a killed run may still write its own.
-        name = f".{path.name}.{os.getpid()}"
+        # Another thread may write the same file, or a process that was left over from a killed run.
+        name = f".{path.name}.{secrets.token_hex(4)}"
         if is_remote(path):
             partial = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
         else:

@@ -1,5 +1,6 @@
 """Paths that users give, and files of text and JSON. Oracles: a home; what was written."""
 
+import concurrent.futures
 import json
 import os
 import sys
@@ -148,6 +149,21 @@ def test_a_file_is_in_its_place_when_it_is_whole_and_not_before(tmp_path):
     remove_tree(path.parent)
     remove_tree(path.parent)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_that_write_one_file_leave_one_of_theirs(tmp_path):
+    """Both wrote the same temporary file, and a reader saw half of one beside half of the other."""
+    path, seen = tmp_path / "x.json", []
+
+    def write(number):
+        for _ in range(100):
+            write_json(path, [number] * 1000)
+            seen.append(set(json.loads(path.read_text())))
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, (1, 2)))
+    assert all(found in ({1}, {2}) for found in seen)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_an_info_written_before_files_were_counted_is_read():

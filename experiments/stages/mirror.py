@@ -54,9 +54,12 @@ def upload(local: Path, remote: Path, last: str) -> None:
 
 
 def download(remote: Path, local: Path, last: str) -> None:
-    """Copies a folder from a bucket, unless it is there; several processes of a host may call this."""
+    """Copies a folder from a bucket, unless it is there; several processes of a host may call this.
+
+    It is there if the file `last`, which was written after all others and stands for them, is the same.
+    """
     with _held(local):
-        if (local / last).exists():
+        if (local / last).exists() and (local / last).read_bytes() == (remote / last).read_bytes():
             return
         partial = local.with_name(f".{local.name}.download")
         shutil.rmtree(partial, ignore_errors=True)

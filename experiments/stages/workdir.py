@@ -131,7 +131,8 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
                 f"{root} holds a run of another config; give another --workdir, or set these fields "
                 "back:\n  " + "\n  ".join(changed)
             )
-    elif root.exists() and any(path.name not in (LOCK, LEASE) for path in root.iterdir()):
+    # What is hidden was left by a process that was killed as it began, or holds the lock.
+    elif root.exists() and any(not path.name.startswith(".") for path in root.iterdir()):
         raise ConfigError(
             f"{root} is not empty and holds no run (no config.json); give another --workdir."
         )

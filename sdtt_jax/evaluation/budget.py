@@ -17,9 +17,7 @@ from sdtt_jax.diffusion.decoders.base import entropy, sigma_of_share
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.masked import Model
-from sdtt_jax.ops.rows import Chunks, map_selected
-
-CHUNKS = Chunks(scope="budget_rows", parts=4)
+from sdtt_jax.ops.head_loss import selected_losses
 
 
 class Budget(NamedTuple):
@@ -77,12 +75,11 @@ def _features(diffusion: MaskedDiffusion, params: Any, index: jax.Array, x: jax.
     network, masked = diffusion.denoiser, x == diffusion.mask_id
     sigma = sigma_of_share(diffusion.schedule, masked.mean(axis=-1, dtype=jnp.float32))
 
-    def read(hidden: jax.Array, head: Any) -> tuple[jax.Array, tuple[()]]:
-        return entropy(jax.nn.log_softmax(network.logits(head, hidden)[:, : network.mask_id])), ()
+    def uncertainty(logits: jax.Array, _: jax.Array) -> jax.Array:
+        return entropy(jax.nn.log_softmax(logits[:, : network.mask_id]))
 
     hidden, head = diffusion.hidden(params, x, sigma), network.head_params(params)
-    none = jnp.zeros(x.shape, jnp.float32)
-    found, _ = map_selected(read, masked, hidden, head, network.padded_vocab, CHUNKS, fill=none)
+    found = selected_losses(network.logits, uncertainty, head, hidden, masked, x)
     count = jnp.maximum(masked.sum(axis=-1), 1)
     mean = found.sum(axis=-1) / count
     spread = jnp.where(masked, jnp.square(found - mean[:, None]), 0.0).sum(axis=-1) / count

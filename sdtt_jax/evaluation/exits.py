@@ -22,14 +22,13 @@ from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.exiting import layer_by_layer
-from sdtt_jax.ops.rows import Chunks, map_selected
+from sdtt_jax.ops.head_loss import selected_losses
 
 # The file beside a checkpoint's parameters: thresholds by bound.
 EXITS_FILE = "exits.json"
 # From never to nearly always. They are fixed before any text is seen, as the test asks.
 # So many, as a step that is too large stops the test: those that come after cost nothing.
 THRESHOLDS = (1.01, *(1 - np.geomspace(1e-4, 1.0, 400)).tolist())
-CHUNKS = Chunks(scope="exit_rows", parts=4)
 
 
 class Calibrated(NamedTuple):
@@ -130,15 +129,13 @@ def _profile(
     assert isinstance(network, Denoiser)
     states, settled = layer_by_layer(network, params, x_t, schedule.sigma(t))
 
-    def read(hidden: jax.Array, head: Any) -> tuple[jax.Array, tuple[()]]:
-        return jnp.argmax(network.logits(head, hidden)[:, : network.mask_id], axis=-1), ()
+    def best(logits: jax.Array, _: jax.Array) -> jax.Array:
+        return jnp.argmax(logits[:, : network.mask_id], axis=-1)
+
+    head = network.head_params(params)
 
     def likeliest(hidden: jax.Array) -> jax.Array:
-        head, none = network.head_params(params), jnp.zeros(x0.shape, jnp.int32)
-        tokens, _ = map_selected(
-            read, masked, hidden, head, network.padded_vocab, CHUNKS, fill=none
-        )
-        return tokens
+        return selected_losses(network.logits, best, head, hidden, masked, x0)
 
     tokens = jax.lax.map(likeliest, states)
     differs = (masked & (tokens != tokens[-1])).sum(axis=-1, dtype=jnp.float32)

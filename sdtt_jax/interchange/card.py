@@ -5,6 +5,7 @@ from typing import Any
 from sdtt_jax.markdown import table
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
+from sdtt_jax.networks import kinds
 from sdtt_jax.paths import read_json
 from sdtt_jax.version import __version__
 
@@ -13,6 +14,18 @@ USE = {
     "reference": "sdtt_jax.load(FOLDER_OR_REPOSITORY)   # or the reference's own loader",
     "orbax": "sdtt_jax.load(FOLDER)",
     "stablehlo": "python run.py [SEED]   # needs jax and safetensors alone",
+}
+
+
+# What a reader calls the kinds of network.
+NETWORKS = {
+    kinds.DENOISER: "DiT",
+    kinds.COUPLED: "DiT that sees noise",
+    kinds.CAUSAL: "transformer",
+    kinds.GPT2: "GPT-2",
+    kinds.GPT2_DENOISER: "GPT-2",
+    kinds.LLAMA: "Llama",
+    kinds.LLAMA_DENOISER: "Llama",
 }
 
 
@@ -35,9 +48,11 @@ def model_card(model: Model | CausalModel, format_name: str, results: dict[str, 
         f"    {USE[format_name]}",
         "",
     ]
-    network = f"{'DiT' if denoiser else 'transformer'}, {c.num_layers} layers of {c.embed_dim}"
-    rows = [("network", f"{network}, {c.num_heads} heads")]
-    rows += [("sequences", f"{c.length} tokens of {c.vocab_size}, and MASK (id {c.mask_id})")]
+    network = (
+        f"{NETWORKS[facts['kind']]}, {c.num_layers} layers of {c.embed_dim}, {c.num_heads} heads"
+    )
+    mask = f", and MASK (id {c.mask_id})" if denoiser else ""
+    rows = [("network", network), ("sequences", f"{c.length} tokens of {c.vocab_size}{mask}")]
     if denoiser:
         rows.append(("noise schedule", facts["schedule"]["kind"]))
     told = ("stage", "round", "dt", "divergence", "num_distill_steps")

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.paths import as_path, read_json
+from sdtt_jax.paths import read_json, written_whole
 
 # Dtypes of weights, by the format's names.
 FLOATS = {
@@ -219,14 +219,11 @@ def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
 
     Arrays may be of any shape and dtype that the format has.
     """
-    path = as_path(path)
-    partial = path.with_name(path.name + ".partial")
     # The library writes the bytes of a transposed view as they lie in memory, so views are copied.
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     # Hub libraries refuse files without this note.
     try:
-        save_file(contiguous, partial, metadata={"format": "pt"})
-        partial.replace(path)
+        with written_whole(path) as partial:
+            save_file(contiguous, partial, metadata={"format": "pt"})
     except (SafetensorError, OSError) as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written ({error}).") from None

@@ -13,9 +13,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.coupled import (
     CoupledDistillConfig,
-    Teacher,
     Trajectories,
-    coupled_terms,
     trajectory_end,
 )
 from sdtt_jax.keys import check_seed, purpose_key
@@ -34,8 +32,9 @@ from sdtt_jax.laboratory.turns import Batches, train_in_turns
 from sdtt_jax.laboratory.world import World, true_denoiser
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser
+from sdtt_jax.objectives import coupled_loss
 from sdtt_jax.ops.noise import draw_noise
-from sdtt_jax.training.step import Loss, LossFn, make_train_step
+from sdtt_jax.training.step import make_train_step
 from sdtt_jax.typing import Key, Params, Tree
 
 
@@ -106,12 +105,15 @@ def train_coupled(
     teacher_params = table_params(true_denoiser(world)[0])
     students = []
     for round in range(1, distill.num_rounds + 1):
+        key = purpose_key(config.seed, "exact-coupled", round)
         state = train_in_turns(
             f"coupled, round {round}",
             spec.from_params(params, {"teacher_params": teacher_params}),
-            make_train_step(_loss(student, teacher, distill, round), settings),
+            make_train_step(
+                coupled_loss(student, teacher, distill, round, key, world.length), settings
+            ),
             _trajectories(student, teacher, distill, round, (config.batch_size, world.length)),
-            purpose_key(config.seed, "exact-coupled", round),
+            key,
             settings,
             world.length,
         )
@@ -119,17 +121,6 @@ def train_coupled(
         teacher, teacher_params = student, params
         students.append(params)
     return students
-
-
-def _loss(
-    student: MaskedDiffusion, teacher: MaskedDiffusion, distill: CoupledDistillConfig, round: int
-) -> LossFn:
-    def loss(params: Params, context: Tree, batch: Tree, key: Key) -> Loss:
-        made_by = Teacher(teacher, context["teacher_params"])
-        terms = coupled_terms(student, params, Trajectories(**batch), key, distill, round, made_by)
-        return Loss(*terms, metrics={})
-
-    return loss
 
 
 def _trajectories(

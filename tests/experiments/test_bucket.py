@@ -130,6 +130,16 @@ def test_a_download_that_was_cut_short_is_made_anew(bucket, tmp_path):
     assert (tmp_path / "there" / "data.bin").read_bytes() == b"x"
 
 
+def test_data_that_were_prepared_again_are_copied_again(bucket, tmp_path):
+    """A host with an old copy would train on other sequences than one without."""
+    (bucket / "again").mkdir(parents=True, exist_ok=True)
+    for content in (b"old", b"new"):
+        for name in ("info.json", "data.bin"):
+            (bucket / "again" / name).write_bytes(content)
+        mirror.download(bucket / "again", tmp_path / "there", "info.json")
+        assert (tmp_path / "there" / "data.bin").read_bytes() == content
+
+
 def test_an_unknown_kind_of_path_is_an_error_that_names_those_there_are():
     with pytest.raises(ConfigError, match=r"ftp:// is not known.*gs://"):
         paths.as_path("ftp://somewhere/run")

@@ -12,8 +12,11 @@ from safetensors.numpy import load_file, save_file
 
 import sdtt_jax
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.interchange.card import model_card
+from sdtt_jax.interchange.card import NETWORKS, model_card
 from sdtt_jax.interchange.export import export_orbax, export_reference
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.networks import CausalConfig, CausalNetwork
+from sdtt_jax.networks.kinds import KINDS, kind_of
 from tests.experiments.processes import call
 
 CONFIG = {
@@ -100,6 +103,17 @@ def test_the_card_says_what_was_measured(model):
     assert "| 8 | 14.25 | 2.500 |" in card
     assert "16.6" not in card
     assert "| round | 1 |" in card
+
+
+def test_the_card_says_which_network_it_is(model):
+    assert {*NETWORKS} == {*KINDS}
+    assert "| network | DiT, " in model_card(model, "orbax", None)
+    causal = CausalConfig(5, 8, num_layers=1, embed_dim=16, num_heads=2)
+    network, facts = CausalNetwork(causal), {"path": "x", "kind": kind_of(CausalNetwork(causal))}
+    judge = CausalModel(network=network, params={}, tokenizer=None, facts=facts)
+    card = model_card(judge, "orbax", None)
+    assert "| network | transformer, 1 layers of 16, 2 heads |" in card
+    assert "| sequences | 8 tokens of 5 |" in card
 
 
 @pytest.mark.parametrize(
