@@ -1,9 +1,10 @@
-"""The evening's teacher and distillers at equal cost, at 1 to 16 network calls: an hour on two cores.
+"""The evening's teacher and distillers at equal cost, at 1 to 16 network calls: an hour and a half on
+two cores.
 
 Cost is counted in network calls of one sequence, where a backward pass is two. SDTT's four rounds
 make 4 × 120 steps × 64 texts × 13 calls (the student's three, the teacher's 1 + 3 trajectories × 3), 399,360.
 The coupled student has 10,240 texts, whose noise takes 16 calls each, and 1,220 steps × 64 texts × 3 calls:
-398,080; coupled_idlm adds 8 for each of 1,200 steps × 32 texts, three quarters as much again. The others, by
+398,080; coupled_idlm adds 8 for each of 2,000 steps × 32 texts, 512,000. The others, by
 `--config.distillers="('idlm',)"`: 3 calls for each text of a step of alpha, 20 of mixture, 12 of mmd, 7 of
 idlm, which has only 58 % of the cost of the others.
 """
@@ -41,9 +42,9 @@ def few_calls() -> RunConfig:
         alpha=others(2080, 4e-4),
         mixture=others(312, 1.5e-3),
         mmd=others(520, 1e-4),
-        idlm=others(520, 1e-4) | {"num_calls": 2},
-        # At this temperature what its noise determines has the entropy of real text.
-        coupled_idlm=others(1200, 2e-4, 32) | {"teacher_temperature": 1.15},
+        # At these temperatures the entropy is that of real text: of eight calls or more; of what noise determines.
+        idlm=others(520, 1e-4) | {"num_calls": 2, "teacher_temperature": 1.1},
+        coupled_idlm=others(2000, 2e-4, 32) | {"teacher_temperature": 1.15},
         coupled={
             "num_calls": 16,
             "num_trajectories": 10_240,
