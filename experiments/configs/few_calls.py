@@ -42,7 +42,7 @@ def few_calls() -> RunConfig:
         alpha=others(2080, 4e-4),
         mixture=others(312, 1.5e-3),
         mmd=others(520, 1e-4),
-        # At these temperatures the entropy is that of real text: of eight calls or more; of what noise determines.
+        # At these temperatures their texts have about the entropy of real text (few_calls.md).
         idlm=others(520, 1e-4) | {"num_calls": 2, "teacher_temperature": 1.1},
         coupled_idlm=others(2000, 2e-4, 32) | {"teacher_temperature": 1.15},
         coupled={
