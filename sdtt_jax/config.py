@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.renamed import field_now
 
 T = TypeVar("T")
 # Numbers that int32 holds lie below it.
@@ -109,8 +108,6 @@ def unknown_field(config: Any, name: str, where: str) -> ConfigError:
         return ConfigError(f"{where} has no field {name!r}; it is a single value.")
     fields = [field.name for field in dataclasses.fields(config) if field.init]
     hint = nearest(name, fields) or f"known fields: {', '.join(fields)}."
-    if isinstance(config, type) and (now := field_now(config, name)):
-        hint = f"it is now {now!r}."
     return ConfigError(f"{where} has no field {name!r}; {hint}")
 
 

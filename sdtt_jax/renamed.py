@@ -1,7 +1,7 @@
 """Old names, and what they are called now. A rename adds one row here.
 
-Whoever uses an old name gets an error with the new one: modules when they are imported, config fields from
-`sdtt_jax.config.from_mapping` and `--config.FIELD=…`, flags from the command that had them.
+Whoever uses an old name gets an error with the new one: modules when they are imported, flags from the
+command that had them.
 """
 
 import importlib.abc
@@ -76,9 +76,6 @@ NAMES = {
     "experiments.settings.ModelSize": "sdtt_jax.networks.DenoiserConfig",
 }
 
-# Old field of a config dataclass, as "Class.field" -> new field.
-FIELDS: dict[str, str] = {}
-
 # Old flag -> new flag, without the dashes.
 FLAGS: dict[str, str] = {
     "judge_precision": "judge_compute_dtype",
@@ -94,12 +91,6 @@ def missing_name(module: str, name: str) -> Exception:
         return AttributeError(f"module {module!r} has no attribute {name!r}")
     # `from module import name` would swallow an AttributeError's message.
     return ImportError(f"{module}.{name} is now {now}.")
-
-
-def field_now(config: type, name: str) -> str | None:
-    """What `config.name`, a field that has gone, is called now; None if it never was a field."""
-    names = (FIELDS.get(f"{cls.__name__}.{name}") for cls in config.__mro__)
-    return next((now for now in names if now is not None), None)
 
 
 class _MovedModules(importlib.abc.MetaPathFinder):

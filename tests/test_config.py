@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax import renamed
 from sdtt_jax.config import (
     at_least,
     check_types,
@@ -94,14 +93,6 @@ def test_differences_name_every_leaf():
         "e: '(absent)' -> None",
     ]
     assert differences(old, old) == []
-
-
-def test_a_field_that_was_renamed_is_answered_by_its_new_name(monkeypatch):
-    monkeypatch.setitem(renamed.FIELDS, "Inner.breadth", "width")
-    with pytest.raises(
-        ConfigError, match=r"config\.inner has no field 'breadth'; it is now 'width'"
-    ):
-        from_mapping(Outer, {"inner": {"breadth": 3}})
 
 
 @dataclasses.dataclass(frozen=True)
