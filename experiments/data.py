@@ -17,9 +17,9 @@ from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import config_flags
-from rich.table import Table
 
 from experiments.cli.app import check_flags, join_processes, output_file, run_app, wide_console
+from experiments.cli.output import rich_table
 from experiments.settings import check_overrides
 from experiments.stages.runner import STAGES, open_run
 from experiments.stages.workdir import Workdir
@@ -88,13 +88,9 @@ def _inspect() -> None:
         ("What each filter took away", ("", "rows"), taken_away(found)),
         ("The most frequent tokens", ("id", "text", "share"), most_frequent(found)),
     ):
-        table = Table(title=title, title_justify="left", min_width=len(title))
-        for column in head:
-            table.add_column(column, justify="left" if column in ("", "text") else "right")
-        for row in rows:
-            table.add_row(*row)
         if rows:
-            console.print(table)
+            style = {"title": title, "title_justify": "left", "min_width": len(title)}
+            console.print(rich_table(head, rows, right={*head} - {"", "text"}, **style))
     for name, split in found["splits"].items():
         for text in split["texts"]:
             console.print(name, style="bold", end=" ")

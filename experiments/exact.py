@@ -47,6 +47,7 @@ from rich.table import Table
 
 from experiments.cli.app import check_flags, run_app, wide_console
 from experiments.cli.fields import define_flags, from_flags
+from experiments.cli.output import rich_table
 from sdtt_jax.config import choose, each, given, positive, require, whole
 from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.evaluation.settings import setting
@@ -215,11 +216,10 @@ def matched_table(record: Record, calls: Sequence[int]) -> Table:
 def _table(
     title: str, columns: dict[str, str], rows: dict[str, Iterator[tuple[str, Record]]]
 ) -> Table:
-    table = Table(title=title)
-    table.add_column("calls", justify="right")
-    table.add_column("samples of")
-    for heading in columns.values():
-        table.add_column(heading, justify="right")
+    numbers = columns.values()
+    table = rich_table(
+        ("calls", "samples of", *numbers), (), right=("calls", *numbers), title=title
+    )
     for n, measured in rows.items():
         for index, (name, measures) in enumerate(measured):
             values = (_number(measures[column]) for column in columns)

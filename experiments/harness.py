@@ -17,6 +17,7 @@ from rich.table import Table
 
 from experiments.cli import fields
 from experiments.cli.app import check_flags, output_file, run_app, wide_console
+from experiments.cli.output import rich_table
 from experiments.stages.mirror import own_data
 from sdtt_jax.config import require, whole
 from sdtt_jax.errors import UserError
@@ -40,17 +41,16 @@ fields.define_given()
 
 
 def _table(results: dict[str, Any]) -> Table:
-    table = Table()
-    for name in ("task", "metric", "value", "standard error"):
-        table.add_column(name, justify="right" if name in ("value", "standard error") else "left")
+    rows = []
     for task, values in results["results"].items():
         for name, value in values.items():
             metric, _, kind = name.partition(",")
             if isinstance(value, float) and not metric.endswith("_stderr"):
                 error = values.get(f"{metric}_stderr,{kind}")
                 shown = f"{error:.4f}" if isinstance(error, float) else ""
-                table.add_row(task, metric, f"{value:.4f}", shown)
-    return table
+                rows.append((task, metric, f"{value:.4f}", shown))
+    columns = ("task", "metric", "value", "standard error")
+    return rich_table(columns, rows, right=("value", "standard error"))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -5,9 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from experiments.cli.app import wide_console
+from experiments.cli.output import rich_table
 from sdtt_jax import markdown
 from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
@@ -35,10 +34,7 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
         ]
     console = wide_console(150)
     for table in tables(evaluations):
-        shown = Table(*table.columns, title=table.title)
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)
+        console.print(rich_table(table.columns, table.rows, title=table.title))
     if folder is not None:
         target = as_path(folder)
         require(not target.is_file(), f"--output={folder} is a file; --compare needs a folder.")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from experiments.cli.output import rich_table
 from launch.ahead.analysis import Record
 
 GB = 1e9
@@ -72,11 +73,8 @@ def _add_costs(table: Table, record: Record) -> None:
 
 
 def _collectives(record: Record) -> Table:
-    table = Table(title="collectives, per chip and run (counted)", title_justify="left")
-    for name in ("kind", "over", "devices", "calls", "data", "sent", "at peak"):
-        table.add_column(name, justify="left" if name in ("kind", "over") else "right")
-    for entry in record["collectives"]:
-        table.add_row(
+    rows: list[tuple[str, ...]] = [
+        (
             entry["kind"],
             ", ".join(entry["axes"]),
             f"{entry['devices']}",
@@ -85,9 +83,16 @@ def _collectives(record: Record) -> Table:
             f"{entry['sent_bytes'] / GB:.3f} GB",
             f"{entry['seconds'] * 1e3:.2f} ms",
         )
-    if not record["collectives"]:
-        table.add_row("none", "", "", "", "", "", "")
-    return table
+        for entry in record["collectives"]
+    ]
+    numbers = ("devices", "calls", "data", "sent", "at peak")
+    return rich_table(
+        ("kind", "over", *numbers),
+        rows or [("none", *[""] * 6)],
+        right=numbers,
+        title="collectives, per chip and run (counted)",
+        title_justify="left",
+    )
 
 
 def operations(record: Record) -> Table:
@@ -99,40 +104,38 @@ def operations(record: Record) -> Table:
     traffic = record["memory_traffic_by_operation"]
     total = sum(traffic.values())
     large = {name: size for name, size in traffic.items() if size >= SMALL * total}
-    table = Table(title="memory traffic by operation, per chip (counted)", title_justify="left")
-    for name in ("operation", "GB", "share"):
-        table.add_column(name, justify="left" if name == "operation" else "right")
-    for name, size in sorted(large.items(), key=lambda item: -item[1]):
-        table.add_row(name, f"{size / GB:.2f}", f"{size / total:.1%}")
-    rest = total - sum(large.values())
-    table.add_row(f"{len(traffic) - len(large)} others", f"{rest / GB:.2f}", f"{rest / total:.1%}")
-    return table
+    sizes = sorted(large.items(), key=lambda item: -item[1])
+    sizes.append((f"{len(traffic) - len(large)} others", total - sum(large.values())))
+    return rich_table(
+        ("operation", "GB", "share"),
+        [(name, f"{size / GB:.2f}", f"{size / total:.1%}") for name, size in sizes],
+        right=("GB", "share"),
+        title="memory traffic by operation, per chip (counted)",
+        title_justify="left",
+    )
 
 
 def summary(records: Sequence[Record]) -> Table:
     """A line per program and mesh."""
-    table = Table(title="summary", title_justify="left")
-    for name in (
-        "program",
-        "slice",
-        "mesh",
-        "per chip",
-        "peak GB",
-        "ms (predicted)",
-        "tokens/s",
-        "share",
-    ):
-        table.add_column(name, justify="left" if name in ("program", "slice", "mesh") else "right")
-    for record in records:
-        predicted = record.get("predicted")
-        table.add_row(
-            record["program"],
-            record["topology"],
-            " × ".join(str(size) for size in record["mesh"].values()),
-            f"{record['batch_per_chip']:g}",
-            f"{record['peak_bytes'] / GB:.1f}" + ("" if record["fits"] else " [red]✗[/]"),
-            f"{predicted['seconds'] * 1e3:.0f}" if predicted else "",
-            f"{predicted['tokens_per_second']:,.0f}" if predicted else "",
-            f"{predicted['share_of_peak']:.0%}" if predicted else "",
-        )
-    return table
+    numbers = ("per chip", "peak GB", "ms (predicted)", "tokens/s", "share")
+    return rich_table(
+        ("program", "slice", "mesh", *numbers),
+        map(_summed_up, records),
+        right=numbers,
+        title="summary",
+        title_justify="left",
+    )
+
+
+def _summed_up(record: Record) -> list[str]:
+    predicted = record.get("predicted")
+    return [
+        record["program"],
+        record["topology"],
+        " × ".join(str(size) for size in record["mesh"].values()),
+        f"{record['batch_per_chip']:g}",
+        f"{record['peak_bytes'] / GB:.1f}" + ("" if record["fits"] else " [red]✗[/]"),
+        f"{predicted['seconds'] * 1e3:.0f}" if predicted else "",
+        f"{predicted['tokens_per_second']:,.0f}" if predicted else "",
+        f"{predicted['share_of_peak']:.0%}" if predicted else "",
+    ]

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rich.table import Table
 
 from experiments.cli import app as cli_app
 from experiments.cli import devices
 from experiments.cli.app import exit_status, json_lines, output_file, parse_flags, wide_console
+from experiments.cli.output import rich_table
 from experiments.settings import check_overrides
 from experiments.stages.mirror import local_root
 from launch.local import environment, free_port
@@ -276,10 +276,15 @@ def test_only_commands_that_take_a_judge_offer_one():
 
 
 def test_brackets_in_what_tables_show_are_no_markup(capsys):
-    table = Table("a", title="b[/i]")
-    table.add_row("[red]'[/b]'")
-    wide_console().print(table)
+    wide_console().print(rich_table(["a"], [["[red]'[/b]'"]], title="b[/i]"))
     assert "[red]'[/b]'" in capsys.readouterr().out
+
+
+def test_numbers_stand_at_the_right_of_their_column_and_names_at_the_left(capsys):
+    wide_console().print(rich_table(["what", "ms"], [["a", "12345"], ["b", "1"]], right=["ms"]))
+    lines = [line.strip(" │") for line in capsys.readouterr().out.splitlines()]
+    assert [line.split() for line in lines[3:5]] == [["a", "│", "12345"], ["b", "│", "1"]]
+    assert len(lines[3]) == len(lines[4])
 
 
 @pytest.mark.parametrize("given", ["experiments/configs/smok.py", "nowhere/smoke.py", "smoke"])
