@@ -71,21 +71,8 @@ class Instruction:
 
     @property
     def source(self) -> str:
-        """What of the source it comes from: scopes and operation, and the pass where that is not forward.
-
-        Empty where the compiler wrote nothing beside it.
-        """
-        path = self.op_name.partition(";")[0].split("/")
-        names = []
-        for name in path:
-            while wrapped := _WRAPPED.fullmatch(name):
-                name = wrapped[1]
-            if not _PLUMBING.fullmatch(name):
-                names.append(re.sub(r"\.\d+$", "", name))
-        recomputed = "rematted_computation" in path
-        backward = any("transpose(" in name for name in path)
-        suffix = " (recomputed)" if recomputed else " (backward)" if backward else ""
-        return "/".join(names) + suffix if names else ""
+        """`source_of` its `op_name`; empty where the compiler wrote nothing beside it."""
+        return source_of(self.op_name)
 
     def called(self, *keys: str) -> list[str]:
         """Names of the computations under these attributes."""
@@ -95,6 +82,25 @@ class Instruction:
             if match:
                 names += [n.strip().lstrip("%") for n in (match[1] or match[2]).split(",")]
         return names
+
+
+def source_of(op_name: str) -> str:
+    """What of the source an instruction comes from: scopes and operation, and the pass if it is not forward.
+
+    Args:
+      op_name: as JAX wrote it beside the instruction (`Instruction.op_name`).
+    """
+    path = op_name.partition(";")[0].split("/")
+    names = []
+    for name in path:
+        while wrapped := _WRAPPED.fullmatch(name):
+            name = wrapped[1]
+        if not _PLUMBING.fullmatch(name):
+            names.append(re.sub(r"\.\d+$", "", name))
+    recomputed = "rematted_computation" in path
+    backward = any("transpose(" in name for name in path)
+    suffix = " (recomputed)" if recomputed else " (backward)" if backward else ""
+    return "/".join(names) + suffix if names else ""
 
 
 def device_groups(attributes: str, devices: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from tools.accelerator import PARTS, steps
 from tools.accelerator.__main__ import measure, run_process
 from tools.accelerator.bench import Bench, text
 from tools.accelerator.page import page, table
-from tools.accelerator.profiling import by_group, origins, readable
+from tools.accelerator.profiling import _rows, by_group, origins
 from tools.accelerator.worker import run
 
 
@@ -112,11 +112,19 @@ ENTRY %main (y: f32[2]) -> f32[2] {
 def test_operations_are_named_by_their_origin_or_that_of_what_they_fuse():
     inside = "jit(f)/while/body/blocks/norm1/mul"
     assert origins(PROGRAM) == {"m.1": inside, "fusion.1": "jit(f)/add", "fusion.2": inside}
-    assert readable(inside) == "blocks/norm1/mul"
-    assert (
-        readable("jit(f)/transpose(jvp(DiT.hidden))/while/body/mlp/dot_general")
-        == "mlp/dot_general"
-    )
+
+
+def test_rows_say_what_of_the_source_an_operation_is_also_where_jax_numbered_it():
+    origin = {
+        "fusion.1": "jit(f)/optimizer/add.3",
+        "fusion.2": "jit(f)/transpose(jvp(DiT.hidden))/while/body/mlp/dot_general",
+    }
+    rows = _rows([(name, (1.0, 2)) for name in (*origin, "copy.4")], 4.0, origin)
+    assert [row["from"] for row in rows] == [
+        "optimizer/add",
+        "DiT.hidden/mlp/dot_general (backward)",
+        "",
+    ]
 
 
 def test_operations_are_summed_by_what_they_do():

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from experiments.benchmarking.cases import build
-from launch.ahead.hlo_text import parse
+from launch.ahead.hlo_text import parse, source_of
 from sdtt_jax.paths import as_path
 from tools.accelerator.bench import Bench, Row
 from tools.accelerator.steps import SUITES, job, paper
@@ -113,13 +113,6 @@ def origins(program: str) -> dict[str, str]:
     return {name: origin for name, origin in found.items() if origin}
 
 
-def readable(origin: str) -> str:
-    """An origin without the loops and transformations around it."""
-    parts = re.sub(r"(jit|jvp|transpose|vmap)\([^/]*\)|\(|\)", "", origin).split("/")
-    noise = {"", "while", "body", "eval_jaxpr", "checkpoint", "rematted_computation", "closed_call"}
-    return "/".join(part for part in parts if part not in noise and "." not in part)
-
-
 def group(name: str, origin: str) -> str:
     """What an operation does and in which part of a step, for a table of a dozen lines."""
     if "optimizer" in origin:
@@ -159,6 +152,6 @@ def _rows(
 ) -> list[Row]:
     return [
         {"operation": name, "ms": 1e3 * seconds, "calls": count, "share": seconds / busy}
-        | ({"from": readable(origin.get(name, ""))} if origin else {})
+        | ({"from": source_of(origin.get(name, ""))} if origin else {})
         for name, (seconds, count) in ranked
     ]
