@@ -14,6 +14,7 @@ from sdtt_jax.data.tokenizer import (
     SentencePieceTokenizer,
     Special,
     Tokenizer,
+    ends,
 )
 from sdtt_jax.data.vocabulary import Sample, learn_pieces
 from sdtt_jax.errors import DataError, UserError
@@ -109,17 +110,14 @@ def given_tokenizer(config: TokenizerConfig, normalize: str = "none") -> Tokeniz
     except Exception as error:  # `tokenizers` raises no narrower class
         raise DataError(f"tokenizer.file: {path} cannot be read ({error}).") from None
     named = special_names(path.parent / NAMES_FILE, DataError)
-    bos, eos = (_special_id(found, named, which) for which in ("bos", "eos"))
-    if bos is None and eos is None:
+    both = ends(*(_special_id(found, named, which) for which in ("bos", "eos")))
+    if both is None:
         raise DataError(
             f"tokenizer.file: {path} does not say which token ends a text; put {NAMES_FILE} with its "
             "eos_token beside it."
         )
     rows = max(found.get_vocab().values()) + 1
-    first, last = (eos if bos is None else bos), (bos if eos is None else eos)
-    assert first is not None
-    assert last is not None
-    return HubTokenizer(config, normalize, content, Special(rows, first, last))
+    return HubTokenizer(config, normalize, content, Special(rows, *both))
 
 
 def special_names(path: Path, error: type[UserError]) -> Mapping[str, Any]:

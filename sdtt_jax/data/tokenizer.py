@@ -158,6 +158,18 @@ def _one_text(ids: Iterable[int]) -> list[int]:
     return found
 
 
+def ends(bos: int | None, eos: int | None) -> tuple[int, int] | None:
+    """BOS and EOS of a vocabulary, of which one may stand for the other; None if it has neither.
+
+    Models that begin texts with nothing have been trained on texts that follow one another's end.
+
+    Args:
+      bos, eos: the vocabulary's own; None: it has none.
+    """
+    first, last = (eos if bos is None else bos), (bos if eos is None else eos)
+    return None if first is None or last is None else (first, last)
+
+
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model. One that was learned here has no normalisation of its own: text round-trips.
 
@@ -172,8 +184,8 @@ class SentencePieceTokenizer(Tokenizer):
         self.digest = hashlib.sha256(model).hexdigest()
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._processor.vocab_size()
-        bos, eos = self._processor.bos_id(), self._processor.eos_id()  # -1: it has none
-        self.bos_id, self.eos_id = (eos if bos < 0 else bos), (bos if eos < 0 else eos)
+        found = self._processor.bos_id(), self._processor.eos_id()  # -1: it has none
+        self.bos_id, self.eos_id = ends(*(None if id < 0 else id for id in found)) or found
         self.unk_id = self._processor.unk_id()
 
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:

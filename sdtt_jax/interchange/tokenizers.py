@@ -7,7 +7,7 @@ import tokenizers
 
 from sdtt_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
 from sdtt_jax.data.making import named_id, special_names
-from sdtt_jax.data.tokenizer import HubTokenizer, Special
+from sdtt_jax.data.tokenizer import HubTokenizer, Special, ends
 from sdtt_jax.errors import CheckpointError, DataError
 from sdtt_jax.interchange.gguf import GgufTensors
 from sdtt_jax.interchange.gguf_tokenizers import gguf_tokenizer
@@ -92,14 +92,10 @@ def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) ->
             return found
         return named_id(tokenizer, named, which)
 
-    bos, eos = number("bos"), number("eos")
-    if bos is None and eos is None:
+    both = ends(number("bos"), number("eos"))
+    if both is None:
         raise CheckpointError(
             f"{model.file}: neither config.json nor tokenizer_config.json beside it says which token ends a "
             "text (eos_token_id)."
         )
-    # Models that begin texts with nothing have been trained on texts that follow one another's end.
-    bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
-    assert bos is not None
-    assert eos is not None
-    return Special(rows, bos, eos, mask)
+    return Special(rows, *both, mask)
