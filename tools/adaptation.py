@@ -11,7 +11,6 @@ its first blocks, takes its place with
 """
 
 import argparse
-import dataclasses
 import functools
 import sys
 from typing import Any
@@ -25,6 +24,7 @@ from experiments.configs.english import english
 from experiments.settings import RunConfig, config_dict
 from experiments.stages.context import Run
 from experiments.stages.runner import open_run, run_stages
+from sdtt_jax.config import changed
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.schedule import make_schedule
@@ -51,7 +51,7 @@ def steps_of(
 ) -> TrainState:
     """The state after `config.num_steps` of a stage's stream of batches."""
     seed = purpose_seed(run.config.seed, f"adaptation.{name}")
-    step = make_train_step(loss, dataclasses.replace(config, num_steps=1_000_000))
+    step = make_train_step(loss, changed(config, num_steps=1_000_000))
 
     def batch_at(number: int) -> Any:
         return run.train_split.batch(seed, number, config.batch_size)
@@ -73,7 +73,7 @@ def curve(run: Run, denoiser: Any, params: Any, marks: list[int], texts: Any) ->
     found = {}
     for mark in marks:
         if mark:
-            config = dataclasses.replace(run.config.teacher.train, num_steps=mark)
+            config = changed(run.config.teacher.train, num_steps=mark)
             state = steps_of(run, "denoiser", loss, state, config)
         model = Model(
             params=state.params,
@@ -90,26 +90,21 @@ def curve(run: Run, denoiser: Any, params: Any, marks: list[int], texts: Any) ->
 
 def settings(given: argparse.Namespace) -> RunConfig:
     """The run whose data, network and training are used."""
-    optimizer = dataclasses.replace(adam(given.learning_rate), schedule="constant")
+    optimizer = changed(adam(given.learning_rate), schedule="constant")
     train = TrainConfig(max(given.steps), batch_size=given.batch, optimizer=optimizer)
     config = demo()
     if given.init_from:
         config = english()
         named = {"init_from": given.init_from, "init_layers": given.init_layers}
-        teacher = dataclasses.replace(config.teacher, lora=LoraConfig(), **named)
-        config = dataclasses.replace(config, teacher=teacher)
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, length=given.length),
-        teacher=dataclasses.replace(config.teacher, train=train),
-    )
+        config = changed(config, teacher={"lora": LoraConfig(), **named})
+    return changed(config, data={"length": given.length}, teacher={"train": train})
 
 
 def small_start(run: Run, num_steps: int) -> tuple[Any, Any]:
     """A denoiser, and the parameters that a causal network of its sizes has after so many steps."""
     sizes = LlamaConfig(run.info.vocab_size, run.config.data.length, **SIZES)
     causal = LlamaNetwork(sizes)
-    config = dataclasses.replace(run.config.teacher.train, num_steps=num_steps)
+    config = changed(run.config.teacher.train, num_steps=num_steps)
     init = functools.partial(causal.init, purpose_key(run.config.seed, "adaptation.causal"))
     state = StateSpec(config, run.mesh).init(init)
     state = steps_of(run, "causal", judge_loss(causal, run.tokenizer.bos_id), state, config)

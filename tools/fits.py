@@ -9,7 +9,6 @@ state of a step takes of published models, with adapters and with all parameters
   python -m tools.fits --published --slices=v5p:2x4x4,v5e:16x16,v6e:8x8,v5e:2x4,h100:8,h100:1
 """
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from experiments.configs.llada_8b import of_published
 from experiments.configs.owt_small import SIZES, owt
 from launch.ahead.search import Target, least_split, search
 from launch.ahead.topologies import Topology, compile_only, describe_devices, parse_topology
-from sdtt_jax.config import choose
+from sdtt_jax.config import changed, choose
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.markdown import table
 from sdtt_jax.networks.lora import LoraConfig
@@ -95,8 +94,7 @@ def published_row(
     """The cells of a published model, on the mesh that splits least of those that leave room."""
     config = of_published(name)
     if not adapted:
-        distill = dataclasses.replace(config.distill, lora=LoraConfig())
-        config = dataclasses.replace(config, distill=distill)
+        config = changed(config, distill={"lora": LoraConfig()})
     trained = "adapters" if adapted else "all parameters"
     start = [name.partition("/")[2], trained, SLICES.get(str(topology), str(topology))]
     found = least_split(config, topology, devices)

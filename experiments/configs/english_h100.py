@@ -5,13 +5,12 @@ is in docs/measurements/ahead.md. `--config.data.corpus=world_english_bible` nee
 than a million tokens.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from experiments.configs.demo import adam
 from experiments.configs.english import english
 from experiments.settings import EvaluationConfig, RunConfig, config_dict
+from sdtt_jax.config import changed
 from sdtt_jax.networks import DenoiserConfig
 from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.training.config import TrainConfig
@@ -27,7 +26,6 @@ def english_at_size(batch_size: int) -> RunConfig:
     Args:
       batch_size: of teacher and rounds; there are as many fewer steps as it is larger than 64.
     """
-    config = english()
 
     def train(steps_at_64: int, learning_rate: float) -> TrainConfig:
         return TrainConfig(
@@ -38,23 +36,21 @@ def english_at_size(batch_size: int) -> RunConfig:
             save_every=250,
         )
 
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, corpus="tinystories", length=512, num_shards=16),
+    return changed(
+        english(),
+        data={"corpus": "tinystories", "length": 512, "num_shards": 16},
         model=DenoiserConfig(compute_dtype="bfloat16", remat="full"),
-        teacher=dataclasses.replace(
-            config.teacher,
-            lora=LoraConfig(),
-            attention_annealing=1000 * 64 // batch_size,
-            train=train(3000, 3e-4),
-        ),
-        distill=dataclasses.replace(
-            config.distill,
-            num_rounds=3,
-            teacher_num_steps=128,
-            lora=LoraConfig(),
-            train=train(500, 6e-5),
-        ),
+        teacher={
+            "lora": LoraConfig(),
+            "attention_annealing": 1000 * 64 // batch_size,
+            "train": train(3000, 3e-4),
+        },
+        distill={
+            "num_rounds": 3,
+            "teacher_num_steps": 128,
+            "lora": LoraConfig(),
+            "train": train(500, 6e-5),
+        },
         evaluation=EvaluationConfig(
             num_texts=256, num_steps=(8, 16, 32, 64, 128), validation_sequences=512
         ),

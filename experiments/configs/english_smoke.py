@@ -1,12 +1,10 @@
 """Every stage of `english` on two layers of SmolLM2, in two minutes at most: it learns next to nothing."""
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from experiments.configs.english import english
 from experiments.settings import EvaluationConfig, RunConfig, config_dict
-from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.config import changed
 
 
 def get_config() -> ConfigDict:
@@ -15,24 +13,18 @@ def get_config() -> ConfigDict:
 
 def english_smoke() -> RunConfig:
     """Two layers, a few steps, short texts."""
-    config = english()
-
-    def short(train: TrainConfig) -> TrainConfig:
-        optimizer = dataclasses.replace(train.optimizer, warmup_steps=1)
-        return dataclasses.replace(
-            train, num_steps=4, batch_size=4, log_every=1, save_every=2, optimizer=optimizer
-        )
-
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, length=8),
-        teacher=dataclasses.replace(
-            config.teacher,
-            init_layers=2,
-            attention_annealing=2,
-            train=short(config.teacher.train),
-        ),
-        distill=dataclasses.replace(config.distill, train=short(config.distill.train)),
+    short = {
+        "num_steps": 4,
+        "batch_size": 4,
+        "log_every": 1,
+        "save_every": 2,
+        "optimizer": {"warmup_steps": 1},
+    }
+    return changed(
+        english(),
+        data={"length": 8},
+        teacher={"init_layers": 2, "attention_annealing": 2, "train": short},
+        distill={"train": short},
         evaluation=EvaluationConfig(
             num_texts=4,
             batch_size=4,
