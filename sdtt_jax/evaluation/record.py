@@ -1,5 +1,6 @@
 """The JSON file of an evaluation: finished items, and beside it the batches of the one in progress."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import io
@@ -213,7 +214,7 @@ def environment() -> Json:
     """Versions and devices, so that a figure can be traced to what made it."""
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": versions(PACKAGES),
         "device": jax.devices()[0].device_kind,
         "platform": jax.devices()[0].platform,
         "num_devices": jax.device_count(),
@@ -221,11 +222,17 @@ def environment() -> Json:
     }
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """The installed version of each package; None: it is not installed.
+
+    Args:
+      packages: by the names that pip knows them by.
+    """
+    found: dict[str, str | None] = dict.fromkeys(packages)
+    for name in found:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _plain(content: Any) -> Any:

@@ -1,13 +1,13 @@
 """What the machine is, and what a bare matmul and a bare copy reach on it."""
 
 import functools
-import importlib.metadata
 import os
 import platform
 
 import jax
 import jax.numpy as jnp
 
+from sdtt_jax.evaluation.record import versions
 from tools.accelerator.bench import Bench, Row, chip, seconds_of, share_of_peak
 
 PACKAGES = (
@@ -38,11 +38,7 @@ def machine(bench: Bench) -> None:
         "Python": platform.python_version(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }
-    for name in PACKAGES:
-        try:
-            facts[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    facts |= {name: found for name, found in versions(PACKAGES).items() if found is not None}
     bench.rows("machine", [{"what": name, "value": value} for name, value in facts.items()])
     sizes = [256] if bench.tiny else [4096, 8192]
     for dtype in ("bfloat16", "float32"):
