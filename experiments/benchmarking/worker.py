@@ -35,6 +35,16 @@ MODULE = "experiments.benchmarking.worker"
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "MemoryError", "std::bad_alloc")
 
 
+def child_environment(**defaults: str) -> dict[str, str]:
+    """The environment of a process that imports these packages from where they lie.
+
+    Args:
+      **defaults: variables for where this process has none of their name.
+    """
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 class WorkerError(UserError):
     """A worker process that ended before it was asked to; the message says why."""
 
@@ -48,19 +58,14 @@ class Worker:
     def __init__(self, job: Job):
         self.job = job
         self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (__exit__ closes it)
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
             [sys.executable, "-m", MODULE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
-            env={
-                # Two workers share a GPU: neither may take all of its memory at once.
-                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(paths),
-            },
+            # Two workers share a GPU: neither may take all of its memory at once.
+            env=child_environment(XLA_PYTHON_CLIENT_PREALLOCATE="false"),
         )
 
     def __enter__(self) -> Self:

@@ -31,6 +31,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.benchmarking.worker import child_environment
 from experiments.cli.app import exit_status, output_file, stopwatch
 from sdtt_jax.config import choose, positive, require
 from sdtt_jax.paths import as_path, read_json, write_json, write_text
@@ -40,7 +41,6 @@ from tools.accelerator.page import page
 # A part looks at its clock between measurements; one that does not come back is ended so long after its time.
 GRACE_S = 40.0
 LEAST_S = 5.0
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment(name: str, earlier: Mapping[str, Any]) -> dict[str, str]:
@@ -52,16 +52,13 @@ def environment(name: str, earlier: Mapping[str, Any]) -> dict[str, str]:
     if name == "profile" and earlier.get("machine", {}).get("platform") == "gpu":
         # A trace does not say which operations the kernels of a CUDA graph belong to.
         flags += " --xla_gpu_enable_command_buffer="
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     kept = as_path(tempfile.gettempdir()) / "sdtt_jax_accelerator"
-    return {
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.93",
-        "JAX_COMPILATION_CACHE_DIR": str(kept),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "XLA_FLAGS": flags.strip(),
-    }
+    inherited = child_environment(
+        XLA_PYTHON_CLIENT_MEM_FRACTION="0.93",
+        JAX_COMPILATION_CACHE_DIR=str(kept),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.2",
+    )
+    return inherited | {"XLA_FLAGS": flags.strip()}
 
 
 def run_process(command: Sequence[str], seconds: float, env: Mapping[str, str]) -> str | None:
