@@ -49,9 +49,9 @@ def even_calls(share: PerToken, masked: Positions, num_steps: int) -> tuple[jax.
     """
     length = share.shape[-1]
     _check_product(length, min(num_steps, length), f"{num_steps} calls")
-    rank, count = _ranked(share, masked)
-    # rank * num_steps // count, whose product leaves int32 at 4,096 positions and 600,000 calls.
-    call = rank * (num_steps // count) + rank * (num_steps % count) // count
+    place, count = rank(share, masked), _number_of(masked)
+    # place * num_steps // count, whose product leaves int32 at 4,096 positions and 600,000 calls.
+    call = place * (num_steps // count) + place * (num_steps % count) // count
     return _with_first(share, masked, call, num_steps)
 
 
@@ -71,10 +71,10 @@ def dealt_calls(
       ConfigError: for texts so long and so many positions that their product would leave int32.
     """
     _check_product(share.shape[-1], sum(counts), f"counts that add up to {sum(counts)}")
-    rank, count = _ranked(share, masked)
+    place, count = rank(share, masked), _number_of(masked)
     ends = jnp.cumsum(jnp.array(counts))
-    # Position `rank` of `count` stands where `rank * ends[-1] / count` of the whole text does.
-    call = (rank[..., None] * ends[-1] >= ends * count[..., None]).sum(axis=-1)
+    # Position `place` of `count` stands where `place * ends[-1] / count` of the whole text does.
+    call = (place[..., None] * ends[-1] >= ends * count[..., None]).sum(axis=-1)
     return _with_first(share, masked, call, len(counts))
 
 
@@ -83,10 +83,19 @@ def ranks(values: jax.Array) -> jax.Array:
     return jnp.argsort(jnp.argsort(values, axis=-1), axis=-1)
 
 
-def _ranked(share: PerToken, masked: Positions) -> tuple[jax.Array, jax.Array]:
-    """The place of each masked position in the falling order of `share`, and how many there are."""
-    share = jnp.where(masked, share, -1.0)
-    return ranks(-share), jnp.maximum(masked.sum(axis=-1, keepdims=True), 1)
+def rank(score: PerToken, due: Positions) -> jax.Array:
+    """Place of each position in the falling order of score; ties in the order of positions.
+
+    Args:
+      score: `[batch, length]` float32, finite.
+      due: `[batch, length]` bool; the others come after these.
+    """
+    return ranks(jnp.where(due, -score, jnp.inf))
+
+
+def _number_of(masked: Positions) -> jax.Array:
+    """How many positions of each text are masked, at least 1: `[batch, 1]` int32."""
+    return jnp.maximum(masked.sum(axis=-1, keepdims=True), 1)
 
 
 def _check_product(length: int, other: int, what: str) -> None:

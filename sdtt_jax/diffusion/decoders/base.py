@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.diffusion.calls import even_calls, ranks
+from sdtt_jax.diffusion.calls import even_calls
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import Filters
@@ -137,11 +137,6 @@ def no_plan(
 def grid_sigmas(schedule: Schedule, times: jax.Array, masked: Positions) -> jax.Array:
     """Total noise at each of the times, for every sequence: `[times, batch]` float32."""
     return jnp.broadcast_to(schedule.sigma(times)[:, None], (len(times), len(masked)))
-
-
-def rank(score: PerToken, due: Positions) -> jax.Array:
-    """Place of each position in the falling order of score; ties in the order of positions."""
-    return ranks(jnp.where(due, -score, jnp.inf))
 
 
 def entropy(log_probs: jax.Array) -> jax.Array:

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import whole, within
-from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Scene, rank, sigma_of_share
+from sdtt_jax.diffusion.calls import rank
+from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Scene, sigma_of_share
 from sdtt_jax.ops.categorical import draw, filter_logits
 from sdtt_jax.ops.sequences import preceded
 from sdtt_jax.typing import Key, LogProbs, Positions, Tokens
@@ -42,8 +43,7 @@ def speculate(
     """`Decoder.step`: a draft and its verification, two calls, which reveal 1 to `window` tokens."""
     diffusion, helper = scene.diffusion, scene.helper
     assert helper is not None  # `serving.begin` has said so
-    masked = now.x == diffusion.mask_id
-    keys = jax.random.split(key, 4)
+    masked, keys = now.x == diffusion.mask_id, jax.random.split(key, 4)
     if helper.bos_id is None:
         score = jax.random.uniform(keys[0], now.x.shape, jnp.float32)
     else:
