@@ -32,33 +32,18 @@ class KVCache:
     used: jax.Array  # `[]` int32, the number of positions that have been written
 
 
-def empty_cache(
-    num_layers: int, batch: int, num_heads: int, capacity: int, head_dim: int, dtype: jnp.dtype
-) -> KVCache:
-    """A cache that holds no position yet.
-
-    Args:
-      num_layers, head_dim: of the network.
-      num_heads: of its keys and values.
-      batch: sequences.
-      capacity: most positions that it can hold.
-      dtype: of keys and values.
-    """
-    shape = (num_layers, batch, num_heads, capacity, head_dim)
-    past = LayerPast(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
-    return KVCache(past=past, used=jnp.zeros((), jnp.int32))
-
-
 def cache_for(config: TransformerConfig, batch: int, capacity: int) -> KVCache:
-    """An empty cache of a network's sizes, in its compute dtype.
+    """A cache of a network's sizes that holds no position yet, in its compute dtype.
 
     Args:
       config: of the network.
       batch: sequences.
       capacity: most positions that it can hold.
     """
-    c, dtype = config, jnp.dtype(config.numerics.dtype)
-    return empty_cache(c.num_layers, batch, c.kv_heads, capacity, c.head_dim, dtype)
+    shape = (config.num_layers, batch, config.kv_heads, capacity, config.head_dim)
+    dtype = jnp.dtype(config.numerics.dtype)
+    past = LayerPast(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
+    return KVCache(past=past, used=jnp.zeros((), jnp.int32))
 
 
 def extend(cache: KVCache, new: LayerPast) -> KVCache:

@@ -5,10 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.config import changed
+from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.attention import attend
-from sdtt_jax.networks.cache import LayerPast, attend_causally, empty_cache, extend
+from sdtt_jax.networks.cache import LayerPast, attend_causally, cache_for, extend
 
 LAYERS, BATCH, HEADS, KV = 2, 3, 2, 4
+CONFIG = CausalConfig(
+    7, length=6, num_layers=LAYERS, embed_dim=HEADS * KV, num_heads=HEADS, compute_dtype="float32"
+)
 
 
 def _random(seed, *shape):
@@ -16,7 +21,7 @@ def _random(seed, *shape):
 
 
 def test_extend_appends_positions_and_leaves_the_written_ones_alone():
-    cache = empty_cache(LAYERS, BATCH, HEADS, 5, KV, jnp.float32)
+    cache = cache_for(CONFIG, BATCH, 5)
     first = LayerPast(*(_random(i, LAYERS, BATCH, HEADS, 2, KV) for i in (0, 1)))
     second = LayerPast(*(_random(i, LAYERS, BATCH, HEADS, 3, KV) for i in (2, 3)))
 
@@ -37,7 +42,7 @@ def test_attention_over_the_cache_equals_attention_over_the_whole_sequence(split
     query = _random(0, BATCH, length, group * HEADS, KV)
     whole = np.asarray(jax.jit(attend, static_argnames="causal")(query, key, value, causal=True))
 
-    cache = empty_cache(1, BATCH, HEADS, split + spare, KV, jnp.float32)
+    cache = cache_for(changed(CONFIG, num_layers=1), BATCH, split + spare)
     for start, stop in ((0, split), (split, length)):
         part = (x[:, start:stop] for x in (query, key, value))
         past = LayerPast(*(np.asarray(x)[0] for x in cache.past))
@@ -51,6 +56,6 @@ def test_attention_over_the_cache_equals_attention_over_the_whole_sequence(split
 
 
 def test_the_cache_keeps_its_dtype():
-    cache = empty_cache(LAYERS, BATCH, HEADS, 2, KV, jnp.bfloat16)
+    cache = cache_for(changed(CONFIG, compute_dtype="bfloat16"), BATCH, 2)
     new = LayerPast(*(np.ones((LAYERS, BATCH, HEADS, 1, KV), np.float32) for _ in range(2)))
     assert jax.jit(extend)(cache, new).past.keys.dtype == jnp.bfloat16
