@@ -47,10 +47,10 @@ class Promise:
         return f"| {self.row} | {self.fault} | {self.promise} | {test} | {result} |\n"
 
 
-def promises(folder: Path = TESTS) -> list[Promise]:
-    """All promises of the tests in a folder, by row; read from the text, nothing is imported."""
+def promises() -> list[Promise]:
+    """All promises of the tests, by row; read from the text, nothing is imported."""
     listed = []
-    for path in sorted(folder.glob("test_*.py")):
+    for path in sorted(TESTS.glob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.FunctionDef):
                 continue

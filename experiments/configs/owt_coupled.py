@@ -16,17 +16,13 @@ from sdtt_jax.networks.config import NoiseConfig
 
 
 def get_config() -> ConfigDict:
-    return config_dict(owt_coupled("small"))
+    return config_dict(owt_coupled())
 
 
-def owt_coupled(size: str) -> RunConfig:
-    """The paper's run with a noise-coupled student in place of SDTT's rounds.
-
-    Args:
-      size: one of `owt_small.SIZES`.
-    """
+def owt_coupled() -> RunConfig:
+    """The paper's run with a noise-coupled student in place of SDTT's rounds."""
     return changed(
-        owt(size),
+        owt("small"),
         distillers=(COUPLED,),
         coupled={
             "num_calls": 128,

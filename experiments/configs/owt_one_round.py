@@ -27,5 +27,5 @@ def get_config(distiller: str = "mixture") -> ConfigDict:
     evaluation = {"num_steps": (1, 2, 4, 8, 16, 32)}
     if distiller == COUPLED_IDLM:
         both = COUPLED, COUPLED_IDLM
-        return config_dict(changed(owt_coupled("small"), distillers=both, evaluation=evaluation))
+        return config_dict(changed(owt_coupled(), distillers=both, evaluation=evaluation))
     return config_dict(changed(owt("small"), distillers=(distiller,), evaluation=evaluation))

@@ -16,6 +16,7 @@ from sdtt_jax.errors import CheckpointError
 from sdtt_jax.trees import flat_leaves, nested
 
 LAYER = "{layer}"
+SHOWN = 5  # names of tensors in an error message
 # Path and array of a parameter of ours -> the leaf to store in the tree.
 Place = Callable[[str, np.ndarray], Any]
 
@@ -320,6 +321,6 @@ def _number(names: list[str]) -> str:
     return f"{len(names)} tensor{' is' if len(names) == 1 else 's are'}"
 
 
-def _shorten(names: list[str], most: int = 5) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+def _shorten(names: list[str]) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -47,7 +47,7 @@ class Form(NamedTuple):
     platform: str  # that it is for; "any" for all
     # Whether it can compute arrays of a shape `[batch, length, heads, head_dim]` and a dtype.
     takes: Callable[[tuple[int, ...], jnp.dtype], bool]
-    # `(query, key, value, causal, segments) -> (mixed, lse)`.
+    # `(query, key, value, causal) -> (mixed, lse)`; after `causal` the segments, if it `confines`.
     forward: Callable[..., tuple[Array, Array]]
     # `(saved, gradient, causal) -> (d_query, d_key, d_value)`.
     backward: Callable[[Saved, Array, bool], Grads]

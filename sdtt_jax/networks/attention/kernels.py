@@ -242,11 +242,8 @@ def cudnn_is_here() -> bool:
     return True
 
 
-def forward_cudnn(
-    query: Array, key: Array, value: Array, causal: bool, segments: None = None
-) -> tuple[Array, Array]:
+def forward_cudnn(query: Array, key: Array, value: Array, causal: bool) -> tuple[Array, Array]:
     """cuDNN's kernel, with the statistics that its backward pass reads; it takes no segments."""
-    del segments
     cudnn, unused, options = _cudnn_call(query, causal)
     mixed, lse = cudnn._dot_product_attention_fwd_p.bind(
         query, key, value, *unused, **options, is_training=True
