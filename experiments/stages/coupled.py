@@ -1,4 +1,4 @@
-"""The teacher of noise-coupled distillation, and the stored pool of its trajectories."""
+"""The rounds of noise-coupled distillation: their teachers, and the stored pools of trajectories."""
 
 import dataclasses
 import functools
@@ -11,7 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.distillers import COUPLED
+from experiments.settings import RunConfig
 from experiments.stages.context import Run
+from experiments.stages.job import Rounds, TrainingJob, averaged
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.config import differences, require, to_mapping
@@ -30,7 +32,7 @@ from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import place_rows, place_whole, replicated, tree_shardings, unbox
 from sdtt_jax.paths import as_path
 from sdtt_jax.training.state import StateSpec, TrainState
-from sdtt_jax.training.step import LossFn
+from sdtt_jax.training.step import LossFn, make_train_step
 from sdtt_jax.typing import Key, Params, Tree
 
 # Texts of which the teacher makes trajectories at once.
@@ -76,6 +78,39 @@ class Fresh:
             rows = functools.partial(self.texts, seed, number, size)
             batch["tokens"] = place_rows(rows, (size, self.length), mesh)
         return batch
+
+
+def _told(config: RunConfig, number: int) -> str:
+    calls, k = config.coupled.calls_of(number), config.coupled.num_distill_calls
+    if config.coupled.hindsight:
+        return (
+            f"the student sees the noise from which the teacher would write a text in {calls} calls, and "
+            "learns the text at once"
+        )
+    ahead = f"{k} of them" if k else "all of them"
+    return (
+        f"the teacher makes {calls} calls; the student sees their noise and learns {ahead} at once"
+    )
+
+
+def _deliver(run: Run, number: int, state: TrainState) -> None:
+    run.deliver(
+        run.workdir.round(number, COUPLED),
+        run.coupled,
+        averaged(state),
+        stage=COUPLED,
+        round=number,
+        num_calls=run.config.coupled.calls_of(number),
+        num_distill_calls=run.config.coupled.num_distill_calls,
+        hindsight=run.config.coupled.hindsight,
+    )
+
+
+def _round(run: Run, number: int) -> TrainingJob:
+    config = run.config.coupled.train
+    step_fn = make_train_step(round_loss(run, number), config)
+    pool, start, abstract = round_parts(run, number)
+    return TrainingJob(run, COUPLED, number, config, step_fn, start, abstract, pool=pool)
 
 
 def round_loss(run: Run, number: int) -> LossFn:
@@ -249,3 +284,11 @@ def _diffusion(run: Run, network: Any) -> MaskedDiffusion:
 
 def _noise_key(run: Run, number: int) -> Key:
     return purpose_key(run.config.seed, "coupled.noise", number)
+
+
+ROUNDS = Rounds(
+    count=lambda config: config.coupled.num_rounds,
+    jobs=lambda run: functools.partial(_round, run),
+    deliver=_deliver,
+    told=_told,
+)

@@ -4,13 +4,13 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments.settings import RunConfig
-from experiments.stages import coupled
 from experiments.stages.context import Run
 from experiments.stages.workdir import final, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
@@ -22,6 +22,7 @@ from sdtt_jax.parallel.placement import place_batch, place_rows
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.state import TrainState
 from sdtt_jax.training.step import TrainStep
+from sdtt_jax.typing import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,17 @@ def _without_base(state: TrainState) -> TrainState:
     return state.replace(context={name: x for name, x in state.context.items() if name != BASE})
 
 
+class Source(Protocol):
+    """Where a stage's batches come from that does not train on the texts of the training split."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything that determines them; stored with the checkpoints."""
+
+    def batch(self, seed: int, number: int, size: int, mesh: Mesh) -> Tree:
+        """Batch `number` of a seed, on the mesh."""
+
+
 def deliver_base(run: Run) -> None:
     """Stores the model that the teacher's adapters are added to, unless that is done already."""
     folder = run.workdir.base
@@ -93,9 +105,8 @@ class TrainingJob:
     step_fn: TrainStep  # the compiled step
     start: Callable[[], TrainState]  # makes the state to begin with
     abstract: TrainState  # shapes and shardings of the state
-    pool: coupled.Pool | coupled.Fresh | None = (
-        None  # of trajectories, where they and not texts are trained on
-    )
+    pool: Source | None = None  # of the batches, where they are not texts of the training split
+    every: int = 1  # 1, or the n of a network of every n-th token
     # Of a network that was causal, the share of its attention to later positions at a step.
     open_share: Callable[[int], float] | None = None
     # None for stages without adapters. `start` and `abstract` lack their base.
@@ -114,8 +125,7 @@ class TrainingJob:
     @property
     def tokens_per_batch(self) -> int:
         """Tokens that a step trains; of every n-th alone only those count."""
-        every = self.run.config.judge.skeleton if self.stage == "skeleton" else 1
-        return self.config.batch_size * len(range(0, self.run.config.data.length, every))
+        return self.config.batch_size * len(range(0, self.run.config.data.length, self.every))
 
     @property
     def key(self) -> jax.Array:

@@ -62,7 +62,7 @@ def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
         if stage == "skeleton":
             network, every = run.skeleton, run.config.judge.skeleton
         loss = judge_loss(network, run.tokenizer.bos_id, run.sequences, every)
-        return _from_scratch(run, stage, network, loss, run.config.judge.train)
+        return _from_scratch(run, stage, network, loss, run.config.judge.train, every)
     rounds = next(rounds for name, rounds in ROUNDS.items() if stage_of(name) == stage)
     return rounds.jobs(run)(number)
 
@@ -179,39 +179,6 @@ def _deliver_sdtt(run: Run, number: int, state: TrainState) -> None:
     )
 
 
-def _coupled_told(config: RunConfig, number: int) -> str:
-    calls, k = config.coupled.calls_of(number), config.coupled.num_distill_calls
-    if config.coupled.hindsight:
-        return (
-            f"the student sees the noise from which the teacher would write a text in {calls} calls, and "
-            "learns the text at once"
-        )
-    ahead = f"{k} of them" if k else "all of them"
-    return (
-        f"the teacher makes {calls} calls; the student sees their noise and learns {ahead} at once"
-    )
-
-
-def _deliver_coupled(run: Run, number: int, state: TrainState) -> None:
-    run.deliver(
-        run.workdir.round(number, COUPLED),
-        run.coupled,
-        averaged(state),
-        stage=COUPLED,
-        round=number,
-        num_calls=run.config.coupled.calls_of(number),
-        num_distill_calls=run.config.coupled.num_distill_calls,
-        hindsight=run.config.coupled.hindsight,
-    )
-
-
-def _coupled_round(run: Run, number: int) -> TrainingJob:
-    config = run.config.coupled.train
-    step_fn = make_train_step(coupled.round_loss(run, number), config)
-    pool, start, abstract = coupled.round_parts(run, number)
-    return TrainingJob(run, COUPLED, number, config, step_fn, start, abstract, pool)
-
-
 def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
     config = run.config.distill
     spec = StateSpec(config.train, run.mesh)
@@ -240,19 +207,27 @@ def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
         student = next_round(config, previous, number, teacher_params=teacher)
         return spec.from_params(**student._asdict())
 
-    parts = run, "distill", number, config.train, step_fn, start, abstract
-    return TrainingJob(*parts, adapters=Adapters(run, config.lora))
+    return TrainingJob(
+        run,
+        stage="distill",
+        round=number,
+        config=config.train,
+        step_fn=step_fn,
+        start=start,
+        abstract=abstract,
+        adapters=Adapters(run, config.lora),
+    )
 
 
 def _from_scratch(
-    run: Run, stage: str, network: Any, loss: LossFn, config: TrainConfig
+    run: Run, stage: str, network: Any, loss: LossFn, config: TrainConfig, every: int = 1
 ) -> TrainingJob:
     spec = StateSpec(config, run.mesh)
     init = functools.partial(network.init, purpose_key(run.config.seed, f"{stage}.init"))
     start = functools.partial(spec.init, init)
     step_fn = make_train_step(loss, config)
     abstract = spec.abstract(abstract_params(network))
-    return TrainingJob(run, stage, 0, config, step_fn, start, abstract)
+    return TrainingJob(run, stage, 0, config, step_fn, start, abstract, every=every)
 
 
 def _from_base(run: Run, loss: LossFn) -> TrainingJob:
@@ -265,9 +240,17 @@ def _from_base(run: Run, loss: LossFn) -> TrainingJob:
     def start() -> TrainState:
         return spec.init(init) if config.lora.rank else spec.from_params(run.base_params())
 
-    step_fn = make_train_step(loss, config.train)
-    parts = run, "teacher", 0, config.train, step_fn, start, spec.abstract(init)
-    return TrainingJob(*parts, open_share=share, adapters=Adapters(run, config.lora))
+    return TrainingJob(
+        run,
+        stage="teacher",
+        round=0,
+        config=config.train,
+        step_fn=make_train_step(loss, config.train),
+        start=start,
+        abstract=spec.abstract(init),
+        open_share=share,
+        adapters=Adapters(run, config.lora),
+    )
 
 
 def _fit(job: TrainingJob) -> TrainState:
@@ -379,11 +362,6 @@ ROUNDS = {
         _deliver_sdtt,
         _sdtt_told,
     ),
-    COUPLED: Rounds(
-        lambda config: config.coupled.num_rounds,
-        lambda run: functools.partial(_coupled_round, run),
-        _deliver_coupled,
-        _coupled_told,
-    ),
+    COUPLED: coupled.ROUNDS,
     **{name: one_round(name) for name in ONE_ROUND},
 }
