@@ -14,7 +14,8 @@ function of it. A network that sees noise is shown the same noise at every call.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 from sdtt_jax.config import one_of, require, whole, within
 from sdtt_jax.diffusion.calls import cooled
 from sdtt_jax.diffusion.decoders import filling, parse_mode, serving, stop_of, stopping
-from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Pick, Scene, sigma_of_share
+from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Pick, Scene
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.ops.categorical import Filters
@@ -333,18 +334,18 @@ def _step(
     decoder, options = parse_mode(config.mode)
     key, last = jax.random.fold_in(plan.key, index), index == config.num_steps
     due = _Due(plan.call == index, plan.sigmas[index])
+    scene = Scene(diffusion, params, helper, config, time_grid(config))
+    now = Now(state.x, due.selected, plan.call <= config.num_steps, index, state.memory)
     if decoder.step is not None:
-        scene = Scene(diffusion, params, helper, config, time_grid(config))
-        now = Now(state.x, due.selected, plan.call <= config.num_steps, index, state.memory)
         x, calls, memory = serving.own_step(config.mode, scene, key, now)
         state = dataclasses.replace(state, x=x, nfe=state.nfe + calls, memory=memory)
         due = due._replace(selected=last & (x == diffusion.mask_id))
     elif decoder.pick is not None:
         key, key_position = jax.random.split(key)
-        due = _picked(diffusion, state.x, key_position, index, config)
+        due = _picked(decoder.pick, options, scene, key_position, now, stop_of(config.mode))
     elif decoder.redo is not None:
         key, key_position = jax.random.split(key)
-        due = _redone(diffusion, plan, state.x, key_position, index, config)
+        due = _redone(decoder.redo, options, scene, key_position, now, plan)
     selected = due.selected if config.final_denoise else due.selected & ~last
     if config.cooling > 0:
         falling = jnp.asarray(cooled(config.num_steps, config.temperature, config.cooling))
@@ -363,36 +364,26 @@ def _step(
 
 
 def _picked(
-    diffusion: MaskedDiffusion, x: Tokens, key: Key, index: jax.Array, config: SamplerConfig
+    pick: Pick, options: Any, scene: Scene, key: Key, now: Now, stop: stopping.Stop | None
 ) -> _Due:
     """All that is masked, of which `Decoder.pick` takes some, and the last step the rest."""
-    decoder, options = parse_mode(config.mode)
-    assert decoder.pick is not None
-    masked, stop = x == diffusion.mask_id, stop_of(config.mode)
-    sigma = sigma_of_share(diffusion.schedule, masked.mean(axis=-1, dtype=jnp.float32))
-    score, accept = (functools.partial(function, options) for function in decoder.pick[:2])
-    calls_left, last = jnp.maximum(config.num_steps - index, 1), index == config.num_steps
+    masked = now.x == scene.diffusion.mask_id
+    score, accept = (functools.partial(function, options) for function in pick[:2])
+    calls_left, last = jnp.maximum(scene.num_steps - now.call, 1), now.call == scene.num_steps
     pick = Pick(score, lambda *seen: accept(key, *seen, calls_left) | (last & masked))
     if stop is not None and stop.entropy > 0:
         pick = stopping.finishing(pick, stop.entropy)
-    return _Due(masked, sigma, pick)
+    return _Due(masked, now.sigma(scene), pick)
 
 
 def _redone(
-    diffusion: MaskedDiffusion,
-    plan: Plan,
-    x: Tokens,
-    key: Key,
-    index: jax.Array,
-    config: SamplerConfig,
+    redo: Callable[..., Any], options: Any, scene: Scene, key: Key, now: Now, plan: Plan
 ) -> _Due:
     """What `Decoder.redo` reveals by chance and masks again; the last step reveals all."""
-    decoder, options = parse_mode(config.mode)
-    assert decoder.redo is not None
-    masked, last = x == diffusion.mask_id, index == config.num_steps
-    steps = jnp.stack([index, jnp.minimum(index + 1, config.num_steps)])
-    chances = diffusion.schedule.move_chance(time_grid(config)[steps])
-    reveal, remask = decoder.redo(options, *chances)
-    uniform = jax.random.uniform(key, x.shape, jnp.float32)
-    again = (plan.call == config.num_steps) & ~masked & ~last & (uniform < remask)
-    return _Due(masked & (last | (uniform < reveal)), plan.sigmas[index], again=again)
+    masked, last = now.x == scene.diffusion.mask_id, now.call == scene.num_steps
+    steps = jnp.stack([now.call, jnp.minimum(now.call + 1, scene.num_steps)])
+    chances = scene.diffusion.schedule.move_chance(scene.times[steps])
+    reveal, remask = redo(options, *chances)
+    uniform = jax.random.uniform(key, now.x.shape, jnp.float32)
+    again = (plan.call == scene.num_steps) & ~masked & ~last & (uniform < remask)
+    return _Due(masked & (last | (uniform < reveal)), plan.sigmas[now.call], again=again)
