@@ -322,19 +322,19 @@ def coupled_loss(
     # from its device when the step is compiled, which the training loop forbids.
     words, impl = jax.device_get(jax.random.key_data(noise_key)), jax.random.key_impl(noise_key)
 
-    def loss(params: Tree, context: Tree, batch: Tree, key: Key) -> Loss:
+    def trajectories_of(context: Tree, batch: Tree) -> Trajectories:
         tokens = batch.get("tokens")
         if "noise" in batch:
-            trajectories = Trajectories(batch["noise"], tokens)
-        else:
-            all_noise = jax.random.wrap_key_data(words, impl=impl)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(all_noise, batch["index"])
-            if tokens is None or config.hindsight:
-                made_by = Teacher(teacher, _teacher_of(context))
-                calls = config.trajectory(round)
-                trajectories = make_trajectories(diffusion, made_by, keys, length, calls, tokens)
-            else:
-                trajectories = Trajectories(noise_of(diffusion, keys, length), tokens)
+            return Trajectories(batch["noise"], tokens)
+        all_noise = jax.random.wrap_key_data(words, impl=impl)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(all_noise, batch["index"])
+        if tokens is not None and not config.hindsight:
+            return Trajectories(noise_of(diffusion, keys, length), tokens)
+        made_by, calls = Teacher(teacher, _teacher_of(context)), config.trajectory(round)
+        return make_trajectories(diffusion, made_by, keys, length, calls, tokens)
+
+    def loss(params: Tree, context: Tree, batch: Tree, key: Key) -> Loss:
+        trajectories = trajectories_of(context, batch)
         soft = Teacher(teacher, _teacher_of(context)) if config.soft_weight else None
         return Loss(*coupled_terms(diffusion, params, trajectories, key, config, round, soft), {})
 
