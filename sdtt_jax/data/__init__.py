@@ -1,5 +1,14 @@
 """From raw text to batches of tokens: corpora, tokenizers, packing, shards, and batches by seed and step.
 
+A text goes through the modules in this order; `preparation` is the whole way up to the shards:
+
+* `corpora` names it: `files` at a path, `published` data sets, `embedded` texts; `opening` opens the files.
+* `reading` makes rows of the files, and `detokenize` and `normalize` make a document of a row.
+* `ingest` stores them, by `tasks` that `engines` run, and `division` says which split each is in.
+* `tokenizer` makes ids of it; `making` and `vocabulary` learn one, or read the user's.
+* `packing` makes sequences of the ids, and `shards` and `builders` write them; `records` reads the folder.
+* `loader` makes batches, and `inspection` looks at what is there.
+
 It may use `ops`, `parallel` and the modules at the top of the package.
 """
 
