@@ -115,12 +115,15 @@ def test_the_others_train_and_are_measured(asked, name):
     assert DISTILLERS[name].trains
 
 
-def test_inverse_distillation_from_a_warmer_teacher_keeps_more_entropy(asked):
-    """300 steps from the true denoiser on, whose samples have 0.643 nats per token at one call."""
-    config = dataclasses.replace(CONFIG, teacher_temperature=1.5)
-    warmer = asked._replace(bench=asked.bench._replace(config=config))
-    plain, warm = (measure_distillers(("idlm",), given)["idlm"]["1"] for given in (asked, warmer))
-    assert warm["entropy"] > plain["entropy"] + 0.05
+def test_inverse_distillation_from_a_hot_teacher_comes_to_all_texts_alike(asked):
+    """Two tokens have at most log 2 = 0.693 nats each; 300 steps from the true denoiser on, which has 0.643.
+
+    With a temperature of 1 the entropy wanders, to 0.58 with JAX 0.10 and 0.68 with 0.12; at 32 it is 0.69.
+    """
+    config = dataclasses.replace(CONFIG, teacher_temperature=32.0)
+    hot = asked._replace(bench=asked.bench._replace(config=config))
+    plain, hot = (measure_distillers(("idlm",), given)["idlm"]["1"] for given in (asked, hot))
+    assert hot["entropy"] > 0.683 > plain["entropy"]
 
 
 def test_inverse_distillation_brings_a_noise_coupled_student_nearer_to_the_chain(
