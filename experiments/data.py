@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments.cli.app import check_flags, join_processes, output_file, run_app, wide_console
-from experiments.cli.output import rich_table
+from experiments.cli.tables import rich_table
 from experiments.settings import check_overrides
 from experiments.stages.runner import STAGES, open_run
 from experiments.stages.workdir import Workdir

@@ -47,7 +47,7 @@ from rich.table import Table
 
 from experiments.cli.app import check_flags, run_app, wide_console
 from experiments.cli.fields import define_flags, from_flags
-from experiments.cli.output import rich_table
+from experiments.cli.tables import rich_table
 from sdtt_jax.config import choose, each, given, positive, require, whole
 from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.evaluation.settings import setting

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from experiments.cli import fields
 from experiments.cli.app import check_flags, output_file, run_app, wide_console
-from experiments.cli.output import rich_table
+from experiments.cli.tables import rich_table
 from experiments.stages.mirror import own_data
 from sdtt_jax.config import require, whole
 from sdtt_jax.errors import UserError

@@ -115,14 +115,14 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
     loss = _counted(_loss(job, config, diffusion), distills)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     student = Student(_parameters(denoiser, replicated(mesh)))
-    tokens = _tokens(job, sizes)
-    batch: Any = place_batch(tokens, mesh)
+    tokens = place_batch(_tokens(job, sizes), mesh)
+    batch: Any = tokens
     if job.variant == COUPLED:
         index = np.arange(job.batch_size, dtype=np.int32)
-        batch = place_batch({"index": index, "tokens": tokens}, mesh)
+        batch = {"index": place_batch(index, mesh), "tokens": tokens}
     elif distills:
         student = next_round(config.distill, student, 1)
-    key = average_key(job, config, diffusion, place_batch(tokens, mesh))
+    key = average_key(job, config, diffusion, tokens)
     state = StateSpec(stage, mesh).from_params(**student._asdict())
     del student
 

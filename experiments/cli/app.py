@@ -149,13 +149,14 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 @contextlib.contextmanager
 def _heard_in_callbacks() -> Iterator[None]:
     """Raises KeyboardInterrupt again where a signal came in a callback whose exceptions Python drops."""
-    before = sys.unraisablehook
+    before, again = sys.unraisablehook, []
 
     def hook(dropped: "sys.UnraisableHookArgs") -> None:
         if isinstance(dropped.exc_value, KeyboardInterrupt):
             # When it has left the callback, and this hook, whose exceptions are dropped as well.
-            again = (threading.main_thread().ident, signal.SIGINT)
-            threading.Timer(0.1, signal.pthread_kill, again).start()
+            main = threading.main_thread().ident
+            again.append(threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)))
+            again[-1].start()
         else:
             before(dropped)
 
@@ -164,6 +165,9 @@ def _heard_in_callbacks() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+        # What has ended by itself is not stopped on its way out.
+        for timer in again:
+            timer.cancel()
 
 
 def stopwatch() -> Callable[[str], None]:

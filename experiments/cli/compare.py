@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.cli.app import wide_console
-from experiments.cli.output import rich_table
+from experiments.cli.tables import rich_table
 from sdtt_jax import markdown
 from sdtt_jax.config import require
 from sdtt_jax.errors import DataError

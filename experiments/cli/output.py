@@ -1,13 +1,9 @@
-"""What commands say to the shell: exit statuses, tables, output that nobody may read. It imports no JAX."""
+"""What commands say to the shell: exit statuses, and output that nobody may read. It imports no JAX."""
 
 import io
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
-
-from rich.table import Table
 
 EXIT_CONFIG = 2
 EXIT_FAILED = 1
@@ -29,25 +25,3 @@ def print_anywhere() -> None:
     """Lets every character be printed: those that the terminal's encoding lacks as \\u2014 and the like."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def rich_table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    right: Collection[str] = (),
-    **style: Any,
-) -> Table:
-    """A table for the terminal, as `sdtt_jax.markdown.table` makes one for a page.
-
-    Args:
-      columns: their titles.
-      rows: cells, as many as there are columns.
-      right: columns that are aligned at the right.
-      **style: of `rich.table.Table`, such as its title.
-    """
-    table = Table(**style)
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table

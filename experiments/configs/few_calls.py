@@ -1,5 +1,4 @@
-"""The evening's teacher and distillers at equal cost, at 1 to 16 network calls: an hour and a half on
-two cores.
+"""The evening's teacher and distillers at equal cost, at 1 to 16 network calls: 90 minutes on two cores.
 
 Cost is counted in network calls of one sequence, where a backward pass is two. SDTT's four rounds
 make 4 × 120 steps × 64 texts × 13 calls (the student's three, the teacher's 1 + 3 trajectories × 3), 399,360.

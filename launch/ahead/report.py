@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from experiments.cli.output import rich_table
+from experiments.cli.tables import rich_table
 from launch.ahead.analysis import Record
 
 GB = 1e9

@@ -21,7 +21,7 @@ import pytest
 from experiments.cli import app as cli_app
 from experiments.cli import devices
 from experiments.cli.app import exit_status, json_lines, output_file, parse_flags, wide_console
-from experiments.cli.output import rich_table
+from experiments.cli.tables import rich_table
 from experiments.settings import check_overrides
 from experiments.stages.mirror import local_root
 from launch.local import environment, free_port
