@@ -101,10 +101,20 @@ class CoupledStage(CoupledDistillConfig):
         each(functools.partial(whole, 1), calls=self.calls)
         require(list(self.calls) == sorted(set(self.calls)), f"calls={self.calls} must ascend.")
         require(
-            self.noise.kind not in (LATENT, MASKS),
-            f"noise.kind={self.noise.kind!r} is not a noise that a teacher can draw its tokens with; take "
-            '"full", "two-level" or "projected".',
+            self.noise.kind != LATENT,
+            f"noise.kind={self.noise.kind!r} is one value for a whole text and tells nothing of its tokens' "
+            'noise; take "full", "two-level", "projected" or "masks", or the distiller "mixture".',
         )
+        require(
+            self.noise.kind != MASKS or self.num_distill_calls == 0,
+            f'noise.kind="masks" needs num_distill_calls=0, not {self.num_distill_calls}: masks do not '
+            "determine the student's tokens, and so it cannot be the next round's teacher.",
+        )
+
+    @property
+    def determines(self) -> bool:
+        """Whether the noise that the student sees determines the tokens that it writes."""
+        return self.noise.kind != MASKS and not self.independent
 
 
 _ONE_ROUND = TrainConfig(

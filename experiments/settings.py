@@ -192,6 +192,11 @@ class RunConfig:
             "distillers: 'coupled_idlm' goes on from the student of 'coupled'; name that before it.",
         )
         require(
+            COUPLED_IDLM not in self.distillers or self.coupled.determines,
+            "distillers: 'coupled_idlm' goes on from a student whose noise determines its tokens; set "
+            'coupled.noise.kind="full", "two-level" or "projected" and coupled.independent=False.',
+        )
+        require(
             "mmd" not in self.distillers or self.mmd.layer <= self.model.num_layers,
             f"mmd.layer={self.mmd.layer} does not exist: model.num_layers={self.model.num_layers}.",
         )

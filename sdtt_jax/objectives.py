@@ -18,14 +18,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion, WithInputs
 from sdtt_jax.diffusion.forward import masked_log_probs
 from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms, masked_batch
 from sdtt_jax.distillation.alpha import AlphaConfig, alpha_terms
-from sdtt_jax.distillation.coupled import (
-    CoupledDistillConfig,
-    Teacher,
-    Trajectories,
-    coupled_terms,
-    make_trajectories,
-    noise_of,
-)
+from sdtt_jax.distillation.coupled import CoupledDistillConfig, coupled_terms
 from sdtt_jax.distillation.coupled_idlm import CoupledIdlmConfig, coupled_idlm_terms
 from sdtt_jax.distillation.divergence import kl_fwd
 from sdtt_jax.distillation.idlm import IdlmConfig, idlm_terms
@@ -33,6 +26,13 @@ from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.mixture import MixtureConfig, mixture_terms
 from sdtt_jax.distillation.mmd import Features, MmdConfig, mmd_terms
 from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.distillation.trajectories import (
+    Teacher,
+    Trajectories,
+    make_trajectories,
+    noise_shown,
+    trajectory_noise,
+)
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.exiting import EXIT_PARAMS, agreement_logits, layer_by_layer
 from sdtt_jax.networks.lora import LoraConfig, with_adapters
@@ -328,10 +328,12 @@ def coupled_loss(
             return Trajectories(batch["noise"], tokens)
         all_noise = jax.random.wrap_key_data(words, impl=impl)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(all_noise, batch["index"])
+        alone = config.independent
         if tokens is not None and not config.hindsight:
-            return Trajectories(noise_of(diffusion, keys, length), tokens)
+            noise = trajectory_noise(diffusion, keys, length)
+            return Trajectories(noise_shown(diffusion, noise, keys, independent=alone), tokens)
         made_by, calls = Teacher(teacher, _teacher_of(context)), config.trajectory(round)
-        return make_trajectories(diffusion, made_by, keys, length, calls, tokens)
+        return make_trajectories(diffusion, made_by, keys, length, calls, tokens, independent=alone)
 
     def loss(params: Tree, context: Tree, batch: Tree, key: Key) -> Loss:
         trajectories = trajectories_of(context, batch)

@@ -18,14 +18,9 @@ from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig
 from sdtt_jax.diffusion.nelbo import NelboConfig, nelbo
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import SCHEDULES, ScheduleConfig, make_schedule
-from sdtt_jax.distillation.coupled import (
-    CoupledDistillConfig,
-    Trajectories,
-    noise_of,
-    states_along,
-    trajectory_end,
-)
+from sdtt_jax.distillation.coupled import CoupledDistillConfig, states_along
 from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.distillation.trajectories import Trajectories, noise_of, trajectory_end
 from sdtt_jax.evaluation import cloze, likelihood
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
 from sdtt_jax.networks.config import CoupledConfig

@@ -29,13 +29,9 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, SamplerState, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation import loss as distillation
-from sdtt_jax.distillation.coupled import (
-    CoupledDistillConfig,
-    Trajectories,
-    noise_of,
-    states_along,
-)
+from sdtt_jax.distillation.coupled import CoupledDistillConfig, states_along
 from sdtt_jax.distillation.rounds import Student, next_round
+from sdtt_jax.distillation.trajectories import Trajectories, noise_of
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
 from sdtt_jax.networks.base import Network, abstract_params

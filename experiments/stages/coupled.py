@@ -20,7 +20,7 @@ from sdtt_jax.config import differences, require, to_mapping
 from sdtt_jax.data.loader import shuffled
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig
-from sdtt_jax.distillation.coupled import Teacher, make_trajectories
+from sdtt_jax.distillation.trajectories import Teacher, make_trajectories
 from sdtt_jax.errors import MismatchError
 from sdtt_jax.keys import purpose_key, purpose_seed
 from sdtt_jax.model.batches import map_batches
@@ -82,6 +82,11 @@ class Fresh:
 
 def _told(config: RunConfig, number: int) -> str:
     calls, k = config.coupled.calls_of(number), config.coupled.num_distill_calls
+    if config.coupled.independent:
+        texts = (
+            "real texts" if config.coupled.hindsight else f"the teacher's texts of {calls} calls"
+        )
+        return f"the student learns {texts} at once, and sees noise that they do not depend on"
     if config.coupled.hindsight:
         return (
             f"the student sees the noise from which the teacher would write a text in {calls} calls, and "
@@ -206,6 +211,8 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
     }
     if config.hindsight:
         facts["texts"] = run.data_digest
+    if config.independent:
+        facts["independent"] = True
     if not config.num_trajectories:
         texts = run.train_split.batch if config.hindsight else None
         return Fresh(texts, run.config.data.length, facts)
@@ -241,19 +248,22 @@ def _make(run: Run, number: int, params: Params) -> dict[str, Any]:
         rows["tokens"] = run.train_split.batch(
             purpose_seed(run.config.seed, "coupled.texts"), 0, count
         )
-    function = functools.partial(_made, student, teacher, sampler, length, key)
+    function = functools.partial(_made, student, teacher, sampler, length, config.independent, key)
     made: dict[str, Any] = map_batches(function, params, rows, POOL_BATCH)
     if config.hindsight:
         made["noise"] = jax.tree.map(np.float32, made["noise"])
     return made
 
 
-@functools.partial(jax.jit, static_argnames=("student", "teacher", "config", "length"))
+@functools.partial(
+    jax.jit, static_argnames=("student", "teacher", "config", "length", "independent")
+)
 def _made(
     student: MaskedDiffusion,
     teacher: MaskedDiffusion,
     config: SamplerConfig,
     length: int,
+    independent: bool,
     key: Key,
     params: Params,
     batch: jax.Array,
@@ -263,7 +273,7 @@ def _made(
     del batch
     keys, texts = jax.vmap(jax.random.fold_in, (None, 0))(key, rows["index"]), rows.get("tokens")
     noise, tokens = make_trajectories(
-        student, Teacher(teacher, params), keys, length, config, texts
+        student, Teacher(teacher, params), keys, length, config, texts, independent=independent
     )
     if texts is None:
         return {"tokens": tokens}

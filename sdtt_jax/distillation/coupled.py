@@ -23,13 +23,11 @@ from sdtt_jax.config import at_least, require, whole, within
 from sdtt_jax.diffusion.decoders import only_plans
 from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, sample_t, token_nll
-from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sample, sample
+from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sample
 from sdtt_jax.distillation.divergence import kl_fwd
-from sdtt_jax.errors import ConfigError
+from sdtt_jax.distillation.trajectories import Teacher, Trajectories
 from sdtt_jax.ops.head_loss import weighted_loss
-from sdtt_jax.ops.noise import Noise, draw_noise, noise_given
-from sdtt_jax.ops.rows import MAX_ENTRIES
-from sdtt_jax.typing import Hidden, Key, Keys, Logits, Params, PerSequence, PerToken, Scalar, Tokens
+from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, PerToken, Scalar, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +43,8 @@ class CoupledDistillConfig:
       full_share: share of the states that are fully masked; the others lie along the trajectory.
       hindsight: learn real texts, with the noise from which the teacher would have made them, and not the
         texts that the teacher makes; only one-shot.
+      independent: show the student noise that the tokens do not depend on, as multi-mask and infinite-mask
+        diffusion do; only one-shot. It says nothing of them, so that nothing is gained: for comparison.
       soft_weight: in rounds, weight of the positions that the k calls do not reach; the student learns what
         the teacher says of them after these calls, a distribution. 0 leaves them out.
     """
@@ -57,6 +57,7 @@ class CoupledDistillConfig:
     full_share: float = 0.4
     soft_weight: float = 0.0
     hindsight: bool = False
+    independent: bool = False
 
     def __post_init__(self) -> None:
         whole(1, self, "num_calls", "num_rounds")
@@ -83,6 +84,11 @@ class CoupledDistillConfig:
             f"hindsight=True learns whole texts at once and needs num_distill_calls=0, not {k}.",
         )
         require(
+            k == 0 or not self.independent,
+            f"independent=True needs num_distill_calls=0, not {k}: what the student writes is no function of "
+            "noise that the tokens do not depend on, and so it cannot be the next round's teacher.",
+        )
+        require(
             k > 0 or self.soft_weight == 0,
             f"soft_weight={self.soft_weight} needs num_distill_calls=2 or more; one-shot reaches all.",
         )
@@ -99,128 +105,6 @@ class CoupledDistillConfig:
     def trajectory(self, round: int) -> SamplerConfig:
         """The sampler that makes the teacher's trajectory in a round."""
         return SamplerConfig(self.calls_of(round), time_grid=self.time_grid, mode=self.mode)
-
-
-def noise_of(diffusion: MaskedDiffusion, keys: Keys, length: int) -> Noise:
-    """The noise of each sequence from a key of its own: `[batch, length]` positions.
-
-    Args:
-      diffusion: a model that sees noise.
-      keys: `[batch]` PRNG keys.
-      length: positions of a sequence.
-
-    Raises:
-      ConfigError: the model sees no noise.
-    """
-    kind = diffusion.noise_kind
-    if kind is None:
-        raise ConfigError(
-            "Noise-coupled distillation needs a student that sees noise, and this network has no noise "
-            'features; make it a "coupled" one (CoupledDenoiser).'
-        )
-    return jax.vmap(lambda key: draw_noise(key, (length,), diffusion.mask_id, kind))(keys)
-
-
-def trajectory_end(
-    teacher: MaskedDiffusion, params: Params, noise: Noise, config: SamplerConfig
-) -> Tokens:
-    """The texts at which the teacher's trajectories arrive from all MASK: `[batch, length]` int32.
-
-    A function of the noise. Over random noise it has exactly the law of `sampler.sample`. As a position keeps
-    its token, the trajectory's state before call c is its end, with MASK wherever the call is c or later.
-
-    Args:
-      teacher, params: the model. One that sees no noise draws its tokens with it; one that sees it, the last
-        round's student, takes the most probable ones.
-      noise: of `[batch, length]` positions.
-      config: calls, and how positions fall to them.
-    """
-    batch, length = noise.order.shape
-    x_init = prior_sample(batch, length, teacher.mask_id)
-    if teacher.noise_kind is not None:
-        config = dataclasses.replace(config, temperature=0.0)
-    # Nothing is drawn with this key: the noise settles both order and tokens.
-    state, _ = sample(teacher, params, jax.random.key(0), x_init, config, noise=noise)
-    return jax.lax.stop_gradient(state.x)
-
-
-def hindsight_noise(
-    teacher: MaskedDiffusion, params: Params, noise: Noise, tokens: Tokens, config: SamplerConfig
-) -> Noise:
-    """The noise with which the teacher would have written given texts: a draw of its posterior.
-
-    `trajectory_end` of the result is `tokens`, up to ties in float32. Over texts that the teacher makes in
-    this order the result has the law of fresh noise. Over real texts it is as far from that, in KL
-    divergence, as these are from the teacher's.
-
-    Args:
-      teacher, params: the model; one that sees no noise.
-      noise: fresh noise of `[batch, length]` positions, from which the posterior's is made; its order stays.
-      tokens: `[batch, length]` int32, the texts.
-      config: calls, and how positions fall to them.
-    """
-    denoiser = teacher.denoiser
-    batch, length = tokens.shape
-    x_init = prior_sample(batch, length, teacher.mask_id)
-    plan = plan_generation(teacher, jax.random.key(0), x_init, config, noise)
-
-    def call(index: jax.Array, seen: Hidden) -> Hidden:
-        """Keeps the teacher's states at the positions that this call reveals."""
-        x = jnp.where(plan.call >= index, teacher.mask_id, tokens)
-        hidden = teacher.hidden(params, x, plan.sigmas[index])
-        return jnp.where((plan.call == index)[..., None], hidden, seen)
-
-    first = teacher.hidden(params, x_init, plan.sigmas[0])
-    seen = jax.lax.fori_loop(1, config.num_steps, call, first)
-    head = denoiser.head_params(params)
-
-    def of_text(text: tuple[Hidden, Tokens, Noise]) -> Noise:
-        hidden, own, fresh = text
-        log_probs = masked_log_probs(denoiser.logits(head, hidden), teacher.mask_id)
-        return noise_given(log_probs[:, : teacher.mask_id], own, fresh)
-
-    # With a large vocabulary, text by text: the logits of a whole batch would be large.
-    at_once = max(1, min(batch, MAX_ENTRIES // (length * denoiser.padded_vocab)))
-    found = jax.lax.map(of_text, (seen, tokens, noise), batch_size=at_once)
-    return jax.lax.stop_gradient(found)
-
-
-class Teacher(NamedTuple):
-    """The model that made the trajectories: the first teacher, or the last round's student."""
-
-    diffusion: MaskedDiffusion
-    params: Params
-
-
-class Trajectories(NamedTuple):
-    """The noise of trajectories, `[batch, length]` positions, and where they end, `[batch, length]` int32."""
-
-    noise: Noise
-    tokens: Tokens
-
-
-def make_trajectories(
-    student: MaskedDiffusion,
-    teacher: Teacher,
-    keys: Keys,
-    length: int,
-    config: SamplerConfig,
-    texts: Tokens | None = None,
-) -> Trajectories:
-    """The teacher's trajectories from fresh noise; or given texts, with their noise in hindsight.
-
-    Args:
-      student: a model that sees noise; it determines which kind is drawn.
-      teacher: the model whose calls they are.
-      keys: `[batch]` PRNG keys, one for the noise of each.
-      length: positions of a sequence.
-      config: calls, and how positions fall to them.
-      texts: `[batch, length]` int32; None: those that the teacher makes.
-    """
-    noise = noise_of(student, keys, length)
-    if texts is None:
-        return Trajectories(noise, trajectory_end(*teacher, noise, config))
-    return Trajectories(hindsight_noise(*teacher, noise, texts, config), texts)
 
 
 class States(NamedTuple):

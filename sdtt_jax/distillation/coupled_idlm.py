@@ -19,13 +19,9 @@ from sdtt_jax.config import within
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.reverse import reverse_step
 from sdtt_jax.diffusion.sampler import prior_sample
-from sdtt_jax.distillation.coupled import (
-    CoupledDistillConfig,
-    Trajectories,
-    noise_of,
-    states_along,
-)
+from sdtt_jax.distillation.coupled import CoupledDistillConfig, states_along
 from sdtt_jax.distillation.idlm import STUDENT, InverseConfig, inverse_terms
+from sdtt_jax.distillation.trajectories import Trajectories, noise_of
 from sdtt_jax.typing import Key, Params, Scalar, Tree
 
 

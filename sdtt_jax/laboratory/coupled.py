@@ -11,11 +11,8 @@ import jax
 from sdtt_jax.config import positive, whole, within
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.distillation.coupled import (
-    CoupledDistillConfig,
-    Trajectories,
-    trajectory_end,
-)
+from sdtt_jax.distillation.coupled import CoupledDistillConfig
+from sdtt_jax.distillation.trajectories import Trajectories, trajectory_end
 from sdtt_jax.keys import check_seed, purpose_key
 from sdtt_jax.laboratory.sampled import Draws
 from sdtt_jax.laboratory.student import (

@@ -17,17 +17,13 @@ from sdtt_jax.config import positive, require, whole, within
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import prior_sample
 from sdtt_jax.distillation.alpha import AlphaConfig
-from sdtt_jax.distillation.coupled import (
-    CoupledDistillConfig,
-    Trajectories,
-    coupled_terms,
-    trajectory_end,
-)
+from sdtt_jax.distillation.coupled import CoupledDistillConfig, coupled_terms
 from sdtt_jax.distillation.coupled_idlm import CoupledIdlmConfig
 from sdtt_jax.distillation.idlm import FAKE, STUDENT, IdlmConfig
 from sdtt_jax.distillation.mixture import MixtureConfig
 from sdtt_jax.distillation.mmd import MmdConfig
 from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.distillation.trajectories import Teacher, make_trajectories
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.laboratory.coupled import CoupledStudentConfig, make_coupled_diffusion
 from sdtt_jax.laboratory.record import Record, Truth
@@ -56,7 +52,7 @@ from sdtt_jax.objectives import (
     mixture_loss,
     mmd_loss,
 )
-from sdtt_jax.ops.noise import FULL, LATENT, MASKS, Noise, draw_noise, every_value, num_values
+from sdtt_jax.ops.noise import LATENT, Noise, draw_noise, every_value, num_values
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
 from sdtt_jax.typing import Key, Params, Tokens, Tree
 
@@ -285,19 +281,21 @@ def masks_measures(bench: Bench, kind: str, *, coupled: bool) -> Record:
     noise = NoiseConfig(kind, num_values=world.vocab_size)
     sizes = dataclasses.replace(bench.sizes, noise=noise)
     student, teacher = make_coupled_diffusion(world, sizes), plain_student(bench.truth, sizes)
-    distill = CoupledDistillConfig(world.length, full_share=sizes.full_share)
+    distill = CoupledDistillConfig(
+        world.length, full_share=sizes.full_share, independent=not coupled
+    )
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
-        key_drawn, key_shown, key_states = jax.random.split(key, 3)
-        drawn = draw_noise(key_drawn, batch.shape, world.vocab_size, FULL)
-        fixed = context["teacher_params"]
-        tokens = trajectory_end(teacher, fixed, drawn, distill.trajectory(1))
-        shown = told(drawn, kind)
-        if not coupled:
-            shown = draw_noise(key_shown, batch.shape, world.vocab_size, noise.drawn)
-        trajectories = Trajectories(shown, tokens)
-        terms = coupled_terms(student, params, trajectories, key_states, distill)
-        return Loss(*terms, {})
+        key_drawn, key_states = jax.random.split(key)
+        trajectories = make_trajectories(
+            student,
+            Teacher(teacher, context["teacher_params"]),
+            jax.random.split(key_drawn, len(batch)),
+            world.length,
+            distill.trajectory(1),
+            independent=distill.independent,
+        )
+        return Loss(*coupled_terms(student, params, trajectories, key_states, distill), {})
 
     title = f"{kind}, {'coupled' if coupled else 'uncoupled'}"
     key = purpose_key(sizes.seed, "exact-masks")
@@ -309,14 +307,6 @@ def masks_measures(bench: Bench, kind: str, *, coupled: bool) -> Record:
     )
     used = noise_information(student, params, world.length, purpose_key(sizes.seed, title))
     return {n: measures | {"noise_information": used} for n, measures in found.items()}
-
-
-def told(noise: Noise, kind: str) -> Noise:
-    """What masks tell of Gumbel noise: all, or of each position the token with the largest number."""
-    if kind != MASKS:
-        return noise
-    largest = jnp.argmax(noise.token, axis=-1)
-    return Noise(noise.order, jax.nn.one_hot(largest, noise.token.shape[-1], dtype=jnp.float32))
 
 
 def noise_information(diffusion: MaskedDiffusion, params: Params, length: int, key: Key) -> float:

@@ -10,6 +10,7 @@ import dataclasses
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdtt_jax.ops.categorical import BLOCK, in_blocks
 from sdtt_jax.typing import Key, Logits, LogProbs
@@ -59,6 +60,30 @@ def draw_noise(key: Key, shape: tuple[int, ...], vocab: int, kind: str) -> Noise
 def num_values(kind: str) -> int:
     """The number of values of noise like "latent:4" or "masks:4"; 0 for continuous noise."""
     return int(kind.split(":")[1]) if ":" in kind else 0
+
+
+def mask_of(noise: Noise, values: int) -> Noise:
+    """Which of `values` masks stands at each position, as far as Gumbel noise determines it.
+
+    Tokens are dealt to the masks in turn, and a position has the mask whose tokens hold the largest number.
+    All masks are equally likely: the largest of n Gumbel numbers is one of them plus log n, which is taken
+    off. With as many masks as tokens a mask tells which token has the largest number.
+
+    Args:
+      noise: "full", of `[..., length]` positions.
+      values: masks, at most as many as there are tokens.
+
+    Returns:
+      Noise of the kind "masks", in the same order.
+    """
+    vocab = noise.token.shape[-1]
+    missing = -vocab % values
+    dealt = [(0, 0)] * (noise.token.ndim - 1) + [(0, missing)]
+    numbers = jnp.pad(noise.token, dealt, constant_values=-jnp.inf)
+    largest = numbers.reshape(*noise.token.shape[:-1], -1, values).max(axis=-2)
+    tokens = (vocab - 1 - np.arange(values)) // values + 1
+    mask = jnp.argmax(largest - np.log(tokens).astype(np.float32), axis=-1)
+    return Noise(noise.order, jax.nn.one_hot(mask, values, dtype=jnp.float32))
 
 
 def every_value(kind: str, batch: int, length: int) -> Noise:

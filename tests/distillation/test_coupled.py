@@ -1,7 +1,5 @@
 """Noise-coupled distillation. Oracles: the enumerated laws of the sampler's tests, a trajectory by hand."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,23 +9,18 @@ from scipy.special import log_softmax
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.distillation.coupled import (
-    CoupledDistillConfig,
+from sdtt_jax.distillation.coupled import CoupledDistillConfig, coupled_terms, states_along
+from sdtt_jax.distillation.trajectories import (
     Teacher,
     Trajectories,
-    coupled_terms,
     hindsight_noise,
     noise_of,
-    states_along,
     trajectory_end,
 )
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.objectives import coupled_loss
-from sdtt_jax.ops.noise import draw_noise
-from tests.diffusion.test_sampler import exact_first_hitting, exact_texts, text_counts
-from tests.statistics import assert_fits
 from tests.worlds import (
     LENGTH,
     MASK,
@@ -35,7 +28,6 @@ from tests.worlds import (
     TableDenoiser,
     as_model,
     noisy_params,
-    predictions,
     random_table,
     tiny_network,
 )
@@ -51,61 +43,6 @@ _states = jax.jit(states_along, static_argnames=("diffusion", "config", "round")
 _terms = jax.jit(coupled_terms, static_argnames=("diffusion", "config", "round"))
 _hindsight = jax.jit(hindsight_noise, static_argnames=("teacher", "config"))
 _sample = jax.jit(sample, static_argnames=("diffusion", "config"))
-
-
-@pytest.mark.parametrize("mode", ["grid", "first-hitting"])
-@pytest.mark.parametrize("num_calls", [1, 2, 3])
-def test_over_random_noise_a_trajectory_has_the_law_of_the_teachers_many_steps(num_calls, mode):
-    """n = 100,000, standard error of a frequency at most 1.6e-3, seed 4."""
-    noise = draw_noise(jax.random.key(4), (100_000, LENGTH), VOCAB, "full")
-    end = _end(TEACHER, TABLE, noise, SamplerConfig(num_calls, mode=mode))
-    table = predictions(TEACHER.denoiser, TABLE)
-    if mode == "grid":
-        exact = exact_texts(table, SamplerConfig(num_calls))
-    else:
-        exact = exact_first_hitting(table, num_calls)
-    assert_fits(text_counts(end), exact)
-
-
-def test_a_trajectory_is_the_argmax_with_noise_in_the_order_of_the_noise():
-    """Oracle: the same by hand, position after position."""
-    noise = _noise(STUDENT, KEYS, LENGTH)
-    end = _end(TEACHER, TABLE, noise, SamplerConfig(LENGTH, mode="first-hitting"))
-    noise, table = jax.device_get(noise), np.asarray(TABLE["table"])
-    x = np.full((len(KEYS), LENGTH), MASK)
-    ranks = np.argsort(np.argsort(-noise.order, axis=-1), axis=-1)
-    for rank in range(LENGTH):
-        chosen = np.argmax(table[x @ [16, 4, 1]] + noise.token, axis=-1)
-        x = np.where(ranks == rank, chosen, x)
-    np.testing.assert_array_equal(end, x)
-
-
-@pytest.mark.parametrize("mode", ["grid", "first-hitting"])
-def test_in_hindsight_the_teacher_makes_the_given_texts_of_the_noise(mode):
-    """Oracles: the trajectories themselves, and the enumerated law of another teacher's texts.
-
-    Of texts that the teacher made in this order the noise has the law of fresh noise. n = 100,000.
-    """
-    config, other = SamplerConfig(2, mode=mode), random_table(7)
-    fresh, again = (draw_noise(jax.random.key(s), (100_000, LENGTH), VOCAB, "full") for s in (4, 6))
-    texts, again = _end(TEACHER, TABLE, fresh, config), again.replace(order=fresh.order)
-    noise = _hindsight(TEACHER, TABLE, again, texts, config)
-    np.testing.assert_array_equal(noise.order, again.order)
-    assert (_end(TEACHER, TABLE, noise, config) != texts).mean() < 1e-4
-    exact = exact_texts if mode == "grid" else lambda t, c: exact_first_hitting(t, c.num_steps)
-    law = exact(predictions(TEACHER.denoiser, other), SamplerConfig(2))
-    assert_fits(text_counts(_end(TEACHER, other, noise, config)), law)
-
-
-def test_the_last_rounds_student_is_a_teacher_without_draws_of_its_own():
-    noise, config = _noise(STUDENT, KEYS, LENGTH), SamplerConfig(2, mode="first-hitting")
-    end = _end(STUDENT, PARAMS, noise, config)
-    greedy = dataclasses.replace(config, temperature=0.0)
-    x_init = prior_sample(len(KEYS), LENGTH, MASK)
-    for seed in (0, 1):
-        key = jax.random.key(seed)
-        state, _ = _sample(STUDENT, PARAMS, key, x_init, greedy, noise=noise)
-        np.testing.assert_array_equal(state.x, end)
 
 
 def test_a_sampler_draws_a_seeing_networks_noise_once():
@@ -252,15 +189,14 @@ def test_a_decoder_with_calls_of_its_own_is_refused_for_a_network_that_sees_nois
         sample(STUDENT, {}, jax.random.key(0), x_init, SamplerConfig(3, mode=mode))
 
 
-def test_a_network_without_noise_features_is_refused():
-    with pytest.raises(ConfigError, match="needs a student that sees noise"):
-        noise_of(TEACHER, KEYS, LENGTH)
-
-
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
         ({"num_distill_calls": 1}, "num_distill_calls=1"),
+        (
+            {"num_calls": 4, "num_distill_calls": 2, "independent": True},
+            "independent=True .* num_distill_calls=0, not 2",
+        ),
         ({"num_rounds": 2}, "num_rounds=2"),
         ({"num_calls": 6, "num_distill_calls": 2, "num_rounds": 2}, "num_calls=6"),
         ({"soft_weight": 1.0}, "soft_weight=1.0 needs num_distill_calls"),

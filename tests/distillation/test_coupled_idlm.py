@@ -8,9 +8,9 @@ import pytest
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation import coupled_idlm
-from sdtt_jax.distillation.coupled import noise_of
 from sdtt_jax.distillation.coupled_idlm import CoupledIdlmConfig, coupled_idlm_terms
 from sdtt_jax.distillation.idlm import FAKE, STUDENT
+from sdtt_jax.distillation.trajectories import noise_of
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser

@@ -24,8 +24,9 @@ from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
 from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.distillation.coupled import Trajectories, noise_of, states_along
+from sdtt_jax.distillation.coupled import states_along
 from sdtt_jax.distillation.loss import distillation_batch
+from sdtt_jax.distillation.trajectories import Trajectories, noise_of
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser

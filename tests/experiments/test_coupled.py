@@ -19,12 +19,13 @@ from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.data.loader import shuffled
-from sdtt_jax.distillation.coupled import noise_of, trajectory_end
+from sdtt_jax.distillation.trajectories import noise_of, trajectory_end
 from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
 from sdtt_jax.evaluation.judge import Scores
 from sdtt_jax.evaluation.suites.generation import Judged
 from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.networks.config import NoiseConfig
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.training import loop
 from tests.experiments.small import small
@@ -129,6 +130,35 @@ def test_in_hindsight_texts_are_real_and_the_teacher_writes_them_from_their_nois
             sampler = run.config.coupled.trajectory(1)
             end = trajectory_end(run.diffusion, params, batch["noise"], sampler)
             np.testing.assert_array_equal(end, batch["tokens"])
+
+
+@pytest.mark.parametrize("hindsight", [False, True])
+def test_a_student_with_several_masks_is_trained_stored_and_sampled(
+    unbroken, tmp_path, capsys, hindsight
+):
+    """Oracles: a step taken again, and the teacher, which writes a pool's texts from all their noise."""
+    config = coupled(
+        tmp_path,
+        hindsight=hindsight,
+        independent=hindsight,
+        num_distill_calls=0,
+        num_rounds=1,
+        soft_weight=0.0,
+        noise=NoiseConfig("masks", num_values=3),
+    )
+    config.teacher.checkpoint = str(unbroken / "run" / "teacher")
+    with open_run(config, tmp_path / "run") as run:
+        run_stages(run, STAGES)
+        replay(run, "coupled/1@3")
+        batch = open_pool(run, 1, teacher_params(run, 1)).batch(1, 0, 8, run.mesh)
+    assert "the same bits in all" in capsys.readouterr().out
+    assert ("noise" in batch) == hindsight
+    if hindsight:
+        assert batch["noise"].token.shape == (8, run.config.data.length, 3)
+    model = sdtt_jax.load(tmp_path / "run" / "coupled")
+    texts = [model.sample(jax.random.key(seed), 4, 2) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(texts[0], texts[1])
+    assert (texts[0] != texts[2]).any()
 
 
 def test_a_step_of_a_round_is_taken_again(unbroken, capsys):
@@ -310,6 +340,19 @@ def test_a_likelihood_is_refused(unbroken):
             "num_rounds .* = 3072000000",
         ),
         ({"coupled": {"noise": {"kind": "gumbel"}}}, "kind='gumbel'"),
+        ({"coupled": {"noise": {"kind": "latent"}}}, "one value for a whole text"),
+        (
+            {"coupled": {"noise": {"kind": "masks"}, "num_distill_calls": 2, "num_calls": 4}},
+            'kind="masks" needs num_distill_calls=0, not 2',
+        ),
+        (
+            {"distillers": ("coupled", "coupled_idlm"), "coupled": {"noise": {"kind": "masks"}}},
+            "'coupled_idlm' goes on from a student whose noise determines its tokens",
+        ),
+        (
+            {"distillers": ("coupled", "coupled_idlm"), "coupled": {"independent": True}},
+            "'coupled_idlm' goes on from a student whose noise determines its tokens",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(fields, named):

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from sdtt_jax.ops.categorical import BLOCK
-from sdtt_jax.ops.noise import draw_noise, noise_given, noisy_argmax
+from sdtt_jax.ops.noise import draw_noise, mask_of, noise_given, noisy_argmax
 from tests.statistics import assert_fits
 
 
@@ -67,3 +67,18 @@ def test_noise_of_a_token_that_was_all_but_impossible_is_finite():
     found = noise_given(log_probs, jnp.array([2]), noise)
     assert np.isfinite(found.token).all()
     assert noisy_argmax(log_probs, found) == 2
+
+
+@pytest.mark.parametrize("values", [2, 3, 7])
+def test_masks_are_equally_likely_and_tell_whose_number_is_the_largest(values):
+    """Oracles: the uniform law, however the tokens are shared out, and argmax. n = 50,000, seed 1."""
+    noise = draw_noise(jax.random.key(1), (50_000,), 7, "full")
+    found = mask_of(noise, values)
+    np.testing.assert_array_equal(found.order, noise.order)
+    np.testing.assert_array_equal(found.token.sum(axis=-1), 1.0)
+    mask = np.argmax(found.token, axis=-1)
+    assert_fits(np.bincount(mask, minlength=values), np.full(values, 1 / values))
+    tokens = noisy_argmax(jnp.zeros(7), noise)
+    if values == 7:
+        np.testing.assert_array_equal(mask, tokens)
+    assert (mask == tokens % values).mean() > 1.3 / values

@@ -1,0 +1,178 @@
+"""Trajectories of a teacher as functions of noise: what noise-coupled students learn.
+
+Every position has its noise in advance: a Gumbel number for each token and a uniform number for its place
+in the order. A teacher's whole trajectory is then a deterministic function of the noise, and the noise with
+which it would have written a given text can be drawn as well.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.forward import masked_log_probs
+from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sample, sample
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.ops.noise import FULL, Noise, draw_noise, mask_of, noise_given, num_values
+from sdtt_jax.ops.rows import MAX_ENTRIES
+from sdtt_jax.typing import Hidden, Keys, Params, Tokens
+
+
+def noise_of(diffusion: MaskedDiffusion, keys: Keys, length: int) -> Noise:
+    """The noise that a model sees, of each sequence from a key of its own: `[batch, length]` positions.
+
+    Args:
+      diffusion: a model that sees noise.
+      keys: `[batch]` PRNG keys.
+      length: positions of a sequence.
+
+    Raises:
+      ConfigError: the model sees no noise.
+    """
+    kind = diffusion.noise_kind
+    if kind is None:
+        raise ConfigError(
+            "Noise-coupled distillation needs a student that sees noise, and this network has no noise "
+            'features; make it a "coupled" one (CoupledDenoiser).'
+        )
+    return _drawn(diffusion, keys, length, kind)
+
+
+def _drawn(diffusion: MaskedDiffusion, keys: Keys, length: int, kind: str) -> Noise:
+    return jax.vmap(lambda key: draw_noise(key, (length,), diffusion.mask_id, kind))(keys)
+
+
+def trajectory_noise(student: MaskedDiffusion, keys: Keys, length: int) -> Noise:
+    """The noise that trajectories are drawn with: a student sees it, or masks that tell a part of it."""
+    if student.noise_kind is not None and num_values(student.noise_kind):
+        return _drawn(student, keys, length, FULL)
+    return noise_of(student, keys, length)
+
+
+def noise_shown(
+    student: MaskedDiffusion, noise: Noise, keys: Keys, *, independent: bool = False
+) -> Noise:
+    """What a student sees of trajectories' noise.
+
+    Args:
+      student: a model that sees noise.
+      noise: of the trajectories, `[batch, length]` positions.
+      keys: `[batch]` PRNG keys that it was drawn with.
+      independent: show noise drawn for itself, and only the order of this one.
+    """
+    kind, length = student.noise_kind, noise.order.shape[-1]
+    if independent:
+        own = noise_of(student, jax.vmap(jax.random.fold_in, (0, None))(keys, 1), length)
+        return dataclasses.replace(own, order=noise.order)
+    assert kind is not None
+    return mask_of(noise, num_values(kind)) if num_values(kind) else noise
+
+
+def trajectory_end(
+    teacher: MaskedDiffusion, params: Params, noise: Noise, config: SamplerConfig
+) -> Tokens:
+    """The texts at which the teacher's trajectories arrive from all MASK: `[batch, length]` int32.
+
+    A function of the noise. Over random noise it has exactly the law of `sampler.sample`. As a position keeps
+    its token, the trajectory's state before call c is its end, with MASK wherever the call is c or later.
+
+    Args:
+      teacher, params: the model. One that sees no noise draws its tokens with it; one that sees it, the last
+        round's student, takes the most probable ones.
+      noise: of `[batch, length]` positions.
+      config: calls, and how positions fall to them.
+    """
+    batch, length = noise.order.shape
+    x_init = prior_sample(batch, length, teacher.mask_id)
+    if teacher.noise_kind is not None:
+        config = dataclasses.replace(config, temperature=0.0)
+    # Nothing is drawn with this key: the noise settles both order and tokens.
+    state, _ = sample(teacher, params, jax.random.key(0), x_init, config, noise=noise)
+    return jax.lax.stop_gradient(state.x)
+
+
+def hindsight_noise(
+    teacher: MaskedDiffusion, params: Params, noise: Noise, tokens: Tokens, config: SamplerConfig
+) -> Noise:
+    """The noise with which the teacher would have written given texts: a draw of its posterior.
+
+    `trajectory_end` of the result is `tokens`, up to ties in float32. Over texts that the teacher makes in
+    this order the result has the law of fresh noise. Over real texts it is as far from that, in KL
+    divergence, as these are from the teacher's.
+
+    Args:
+      teacher, params: the model; one that sees no noise.
+      noise: fresh noise of `[batch, length]` positions, from which the posterior's is made; its order stays.
+      tokens: `[batch, length]` int32, the texts.
+      config: calls, and how positions fall to them.
+    """
+    denoiser = teacher.denoiser
+    batch, length = tokens.shape
+    x_init = prior_sample(batch, length, teacher.mask_id)
+    plan = plan_generation(teacher, jax.random.key(0), x_init, config, noise)
+
+    def call(index: jax.Array, seen: Hidden) -> Hidden:
+        """Keeps the teacher's states at the positions that this call reveals."""
+        x = jnp.where(plan.call >= index, teacher.mask_id, tokens)
+        hidden = teacher.hidden(params, x, plan.sigmas[index])
+        return jnp.where((plan.call == index)[..., None], hidden, seen)
+
+    first = teacher.hidden(params, x_init, plan.sigmas[0])
+    seen = jax.lax.fori_loop(1, config.num_steps, call, first)
+    head = denoiser.head_params(params)
+
+    def of_text(text: tuple[Hidden, Tokens, Noise]) -> Noise:
+        hidden, own, fresh = text
+        log_probs = masked_log_probs(denoiser.logits(head, hidden), teacher.mask_id)
+        return noise_given(log_probs[:, : teacher.mask_id], own, fresh)
+
+    # With a large vocabulary, text by text: the logits of a whole batch would be large.
+    at_once = max(1, min(batch, MAX_ENTRIES // (length * denoiser.padded_vocab)))
+    found = jax.lax.map(of_text, (seen, tokens, noise), batch_size=at_once)
+    return jax.lax.stop_gradient(found)
+
+
+class Teacher(NamedTuple):
+    """The model that made the trajectories: the first teacher, or the last round's student."""
+
+    diffusion: MaskedDiffusion
+    params: Params
+
+
+class Trajectories(NamedTuple):
+    """What the student sees of trajectories' noise, `[batch, length]` positions, and where they end,
+    `[batch, length]` int32."""
+
+    noise: Noise
+    tokens: Tokens
+
+
+def make_trajectories(
+    student: MaskedDiffusion,
+    teacher: Teacher,
+    keys: Keys,
+    length: int,
+    config: SamplerConfig,
+    texts: Tokens | None = None,
+    *,
+    independent: bool = False,
+) -> Trajectories:
+    """The teacher's trajectories from fresh noise; or given texts, with their noise in hindsight.
+
+    Args:
+      student: a model that sees noise; it determines which kind is drawn.
+      teacher: the model whose calls they are.
+      keys: `[batch]` PRNG keys, one for the noise of each.
+      length: positions of a sequence.
+      config: calls, and how positions fall to them.
+      texts: `[batch, length]` int32; None: those that the teacher makes.
+      independent: of `noise_shown`.
+    """
+    noise = trajectory_noise(student, keys, length)
+    if texts is None:
+        texts = trajectory_end(*teacher, noise, config)
+    elif not independent:
+        noise = hindsight_noise(*teacher, noise, texts, config)
+    return Trajectories(noise_shown(student, noise, keys, independent=independent), texts)

@@ -1,0 +1,158 @@
+"""Trajectories as functions of noise. Oracles: the enumerated laws of the sampler's tests, one by hand."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation.trajectories import (
+    Teacher,
+    hindsight_noise,
+    make_trajectories,
+    noise_of,
+    noise_shown,
+    trajectory_end,
+    trajectory_noise,
+)
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
+from sdtt_jax.networks.coupled import CoupledDenoiser
+from sdtt_jax.ops.noise import draw_noise, mask_of
+from tests.diffusion.test_sampler import exact_first_hitting, exact_texts, text_counts
+from tests.statistics import assert_fits
+from tests.worlds import (
+    LENGTH,
+    MASK,
+    VOCAB,
+    TableDenoiser,
+    noisy_params,
+    predictions,
+    random_table,
+    tiny_network,
+)
+
+
+def seeing(**noise):
+    """A student without its parameters."""
+    config = CoupledConfig.of(tiny_network().config, NoiseConfig(hidden_dim=8, **noise))
+    return MaskedDiffusion(CoupledDenoiser(config), make_schedule())
+
+
+TEACHER, TABLE = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(1)
+STUDENT = seeing()
+PARAMS = noisy_params(STUDENT.denoiser, 3)
+# As many masks as there are tokens.
+MASKED = seeing(kind="masks", num_values=VOCAB)
+KEYS = jax.random.split(jax.random.key(5), 32)
+# Each is compiled as a whole: operation by operation it takes three times as long.
+_end = jax.jit(trajectory_end, static_argnames=("teacher", "config"))
+_noise = jax.jit(noise_of, static_argnames=("diffusion", "length"))
+_hindsight = jax.jit(hindsight_noise, static_argnames=("teacher", "config"))
+_sample = jax.jit(sample, static_argnames=("diffusion", "config"))
+
+
+@jax.jit(static_argnames=("student", "independent"))
+def _made(student, keys, texts=None, *, independent=False):
+    config = SamplerConfig(LENGTH, mode="first-hitting")
+    teacher = Teacher(TEACHER, TABLE)
+    return make_trajectories(student, teacher, keys, LENGTH, config, texts, independent=independent)
+
+
+@pytest.mark.parametrize("mode", ["grid", "first-hitting"])
+@pytest.mark.parametrize("num_calls", [1, 2, 3])
+def test_over_random_noise_a_trajectory_has_the_law_of_the_teachers_many_steps(num_calls, mode):
+    """n = 100,000, standard error of a frequency at most 1.6e-3, seed 4."""
+    noise = draw_noise(jax.random.key(4), (100_000, LENGTH), VOCAB, "full")
+    end = _end(TEACHER, TABLE, noise, SamplerConfig(num_calls, mode=mode))
+    table = predictions(TEACHER.denoiser, TABLE)
+    if mode == "grid":
+        exact = exact_texts(table, SamplerConfig(num_calls))
+    else:
+        exact = exact_first_hitting(table, num_calls)
+    assert_fits(text_counts(end), exact)
+
+
+def test_a_trajectory_is_the_argmax_with_noise_in_the_order_of_the_noise():
+    """Oracle: the same by hand, position after position."""
+    noise = _noise(STUDENT, KEYS, LENGTH)
+    end = _end(TEACHER, TABLE, noise, SamplerConfig(LENGTH, mode="first-hitting"))
+    noise, table = jax.device_get(noise), np.asarray(TABLE["table"])
+    x = np.full((len(KEYS), LENGTH), MASK)
+    ranks = np.argsort(np.argsort(-noise.order, axis=-1), axis=-1)
+    for rank in range(LENGTH):
+        chosen = np.argmax(table[x @ [16, 4, 1]] + noise.token, axis=-1)
+        x = np.where(ranks == rank, chosen, x)
+    np.testing.assert_array_equal(end, x)
+
+
+@pytest.mark.parametrize("mode", ["grid", "first-hitting"])
+def test_in_hindsight_the_teacher_makes_the_given_texts_of_the_noise(mode):
+    """Oracles: the trajectories themselves, and the enumerated law of another teacher's texts.
+
+    Of texts that the teacher made in this order the noise has the law of fresh noise. n = 100,000.
+    """
+    config, other = SamplerConfig(2, mode=mode), random_table(7)
+    fresh, again = (draw_noise(jax.random.key(s), (100_000, LENGTH), VOCAB, "full") for s in (4, 6))
+    texts, again = _end(TEACHER, TABLE, fresh, config), again.replace(order=fresh.order)
+    noise = _hindsight(TEACHER, TABLE, again, texts, config)
+    np.testing.assert_array_equal(noise.order, again.order)
+    assert (_end(TEACHER, TABLE, noise, config) != texts).mean() < 1e-4
+    exact = exact_texts if mode == "grid" else lambda t, c: exact_first_hitting(t, c.num_steps)
+    law = exact(predictions(TEACHER.denoiser, other), SamplerConfig(2))
+    assert_fits(text_counts(_end(TEACHER, other, noise, config)), law)
+
+
+def test_the_last_rounds_student_is_a_teacher_without_draws_of_its_own():
+    noise, config = _noise(STUDENT, KEYS, LENGTH), SamplerConfig(2, mode="first-hitting")
+    end = _end(STUDENT, PARAMS, noise, config)
+    greedy = dataclasses.replace(config, temperature=0.0)
+    x_init = prior_sample(len(KEYS), LENGTH, MASK)
+    for seed in (0, 1):
+        key = jax.random.key(seed)
+        state, _ = _sample(STUDENT, PARAMS, key, x_init, greedy, noise=noise)
+        np.testing.assert_array_equal(state.x, end)
+
+
+def test_a_network_without_noise_features_is_refused():
+    with pytest.raises(ConfigError, match="needs a student that sees noise"):
+        noise_of(TEACHER, KEYS, LENGTH)
+
+
+@pytest.mark.parametrize("texts", [None, np.arange(32 * LENGTH).reshape(32, LENGTH) % VOCAB])
+def test_masks_tell_of_the_noise_that_trajectories_are_drawn_with(texts):
+    """Oracle: the full noise, of which the trajectory is a function; in hindsight too."""
+    full, found = _made(STUDENT, KEYS, texts), _made(MASKED, KEYS, texts)
+    np.testing.assert_array_equal(found.tokens, full.tokens)
+    np.testing.assert_array_equal(found.noise.token, mask_of(full.noise, VOCAB).token)
+    np.testing.assert_array_equal(found.noise.order, full.noise.order)
+    if texts is None:
+        again = noise_shown(MASKED, trajectory_noise(MASKED, KEYS, LENGTH), KEYS)
+        np.testing.assert_array_equal(again.token, found.noise.token)
+
+
+@pytest.mark.parametrize("student", [STUDENT, MASKED])
+def test_independent_noise_has_the_order_of_its_trajectory_and_nothing_else_of_it(student):
+    """Oracle: a chi-square test of token and largest number over 4,096 texts; seed 6."""
+    keys, p_values = jax.random.split(jax.random.key(6), 4096), {}
+    made = {alone: _made(student, keys, independent=alone) for alone in (False, True)}
+    np.testing.assert_array_equal(made[True].tokens, made[False].tokens)
+    np.testing.assert_array_equal(made[True].noise.order, made[False].noise.order)
+    for alone, (noise, tokens) in made.items():
+        pairs = VOCAB * np.asarray(tokens[:, 0]) + np.argmax(noise.token[:, 0], axis=-1)
+        counts = np.bincount(pairs, minlength=VOCAB**2).reshape(VOCAB, VOCAB)
+        p_values[alone] = stats.chi2_contingency(counts + 1).pvalue
+    assert p_values[False] < 1e-9
+    assert p_values[True] > 1e-3
+
+
+def test_real_texts_beside_independent_noise_need_no_teacher():
+    """Oracle: the noise and the texts as they were given."""
+    texts = np.zeros((len(KEYS), LENGTH), np.int32)
+    noise, tokens = _made(STUDENT, KEYS, texts, independent=True)
+    np.testing.assert_array_equal(tokens, texts)
+    np.testing.assert_array_equal(noise.order, _noise(STUDENT, KEYS, LENGTH).order)
