@@ -1,7 +1,6 @@
 """Sizes and numerics of the networks."""
 
 import dataclasses
-import math
 from typing import Any, NamedTuple, TypeVar
 
 from sdtt_jax.config import one_of, positive, require, whole, within
@@ -167,14 +166,6 @@ class CoupledConfig(DenoiserConfig):
     """
 
     noise: NoiseConfig = NoiseConfig()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.noise.kind != MASKS or self.noise.num_values <= (self.vocab_size or math.inf),
-            f"noise.num_values={self.noise.num_values} masks share out the {self.vocab_size} tokens of the "
-            "vocabulary; take as many at most.",
-        )
 
     @classmethod
     def of(cls, config: DenoiserConfig, noise: NoiseConfig) -> "CoupledConfig":

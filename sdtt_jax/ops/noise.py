@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdtt_jax.config import require
 from sdtt_jax.ops.categorical import BLOCK, in_blocks
 from sdtt_jax.typing import Key, Logits, LogProbs
 
@@ -75,8 +76,15 @@ def mask_of(noise: Noise, values: int) -> Noise:
 
     Returns:
       Noise of the kind "masks", in the same order.
+
+    Raises:
+      ConfigError: there are more masks than tokens.
     """
     vocab = noise.token.shape[-1]
+    require(
+        values <= vocab,
+        f"noise.num_values={values} masks share out {vocab} tokens; take as many masks at most.",
+    )
     missing = -vocab % values
     dealt = [(0, 0)] * (noise.token.ndim - 1) + [(0, missing)]
     numbers = jnp.pad(noise.token, dealt, constant_values=-jnp.inf)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.categorical import BLOCK
 from sdtt_jax.ops.noise import draw_noise, mask_of, noise_given, noisy_argmax
 from tests.statistics import assert_fits
@@ -82,3 +83,9 @@ def test_masks_are_equally_likely_and_tell_whose_number_is_the_largest(values):
     if values == 7:
         np.testing.assert_array_equal(mask, tokens)
     assert (mask == tokens % values).mean() > 1.3 / values
+
+
+def test_more_masks_than_tokens_are_refused():
+    noise = draw_noise(jax.random.key(1), (2,), 7, "full")
+    with pytest.raises(ConfigError, match="num_values=8 masks share out 7 tokens"):
+        mask_of(noise, 8)
