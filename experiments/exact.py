@@ -112,6 +112,9 @@ class Plan:
     coupled_steps: int = setting(
         CoupledStudentConfig.num_steps, "Training steps of a noise-coupled student."
     )
+    coupled_batch_size: int = setting(
+        CoupledStudentConfig.batch_size, "Trajectories per training step of such a student."
+    )
     student_steps: int = setting(
         OthersConfig.num_steps,
         "Training steps of each student of the distillers that are not noise-coupled.",
@@ -136,7 +139,7 @@ class Plan:
         each(functools.partial(whole, 1), **{"--calls": self.calls})
         each(functools.partial(whole, 2), **{"--mixtures": self.mixtures})
         steps = ("copy_steps", "steps_per_round", "coupled_steps", "student_steps")
-        for name in (*steps, *given(self, "rounds")):
+        for name in (*steps, "coupled_batch_size", *given(self, "rounds")):
             whole(1, **{f"--{name}": getattr(self, name)})
         positive(**{"--teacher_temperature": self.teacher_temperature})
         check_seed(self.seed)
@@ -170,7 +173,9 @@ class Plan:
     @property
     def coupled(self) -> CoupledStudentConfig:
         """The noise-coupled student."""
-        return CoupledStudentConfig(num_steps=self.coupled_steps, seed=self.seed)
+        return CoupledStudentConfig(
+            num_steps=self.coupled_steps, batch_size=self.coupled_batch_size, seed=self.seed
+        )
 
 
 def round_dts(world: World, rounds: int | None) -> tuple[float, ...]:
