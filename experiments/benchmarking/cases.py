@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarking import naive
+from experiments.benchmarking.inputs import random_params, random_tokens, timed
 from experiments.benchmarking.memory import check_memory, memory_of
 from experiments.settings import RunConfig, run_config
 from sdtt_jax import objectives
@@ -31,15 +32,19 @@ from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation import loss as distillation
 from sdtt_jax.distillation.coupled import CoupledDistillConfig, states_along
 from sdtt_jax.distillation.rounds import Student, next_round
-from sdtt_jax.distillation.trajectories import Trajectories, noise_of
+from sdtt_jax.distillation.trajectories import (
+    Teacher,
+    Trajectories,
+    make_trajectories,
+    noise_of,
+)
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
-from sdtt_jax.networks.base import Network, abstract_params
 from sdtt_jax.networks.config import TransformerConfig, of_same_size
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
-from sdtt_jax.parallel.placement import place_batch, replicated, unbox
+from sdtt_jax.parallel.placement import place_batch, replicated
 from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import Loss, LossFn, give_back_memory, make_train_step
 from sdtt_jax.typing import Params
@@ -54,8 +59,8 @@ MATMUL, COUPLED = "matmul", "coupled"
 # Who takes part in the race: the student at several numbers of calls, and the causal model.
 STUDENT, CAUSAL = "student", "causal"
 NOISE_SEEDS = 64
-PARAMETER_SPREAD = 0.02
 MATMUL_PAIRS = 8
+TRAJECTORY_CALLS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +115,8 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
     sizes, denoiser, diffusion = _network(job, config)
     loss = _counted(_loss(job, config, diffusion), distills)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    student = Student(_parameters(denoiser, replicated(mesh)))
-    tokens = place_batch(_tokens(job, sizes), mesh)
+    student = Student(random_params(denoiser, replicated(mesh)))
+    tokens = place_batch(random_tokens(job.batch_size, sizes), mesh)
     batch: Any = tokens
     if job.variant == COUPLED:
         index = np.arange(job.batch_size, dtype=np.int32)
@@ -124,21 +129,41 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
 
     log("compiling")
     step = make_train_step(loss, stage)
-    compiled, compile_s = _timed(lambda s: step.lower(s, batch, key).compile(), state)
+    compiled, compile_s = timed(lambda s: step.lower(s, batch, key).compile(), state)
     give_back_memory()  # as a training does
 
     def repeat() -> Repetition:
         nonlocal state
         # Keys follow from the step: staying at the first one, every repetition masks the same tokens.
         first = jax.device_put(np.int32(0), replicated(mesh))
-        (state, metrics), seconds = _timed(compiled, state.replace(step=first), batch, key)
+        (state, metrics), seconds = timed(compiled, state.replace(step=first), batch, key)
         return {
             "seconds": seconds,
             "masked": float(metrics["masked"]),
             "loss": float(metrics["loss"]),
         }
 
-    return Case(repeat, {"compile_s": compile_s, "memory": memory_of(compiled)}, compiled)
+    setup = {"compile_s": compile_s, "memory": memory_of(compiled)}
+    if job.variant == COUPLED:
+        log("a trajectory of the teacher")
+        setup["trajectory_call_s"] = _trajectory_call(job, config, diffusion)
+    return Case(repeat, setup, compiled)
+
+
+def _trajectory_call(job: Job, config: RunConfig, student: MaskedDiffusion) -> float:
+    """Seconds of one of the teacher's calls that make what a noise-coupled student learns."""
+    _, denoiser, teacher = _network(dataclasses.replace(job, variant="lean"), config)
+    params, keys = random_params(denoiser), jax.random.split(jax.random.key(0), job.batch_size)
+    sampler = dataclasses.replace(config.coupled.trajectory(1), num_steps=TRAJECTORY_CALLS)
+
+    @jax.jit
+    def made(params: Params, keys: jax.Array) -> jax.Array:
+        made_by, length = Teacher(teacher, params), config.data.length
+        return make_trajectories(student, made_by, keys, length, sampler).tokens
+
+    compiled = made.lower(params, keys).compile()
+    seconds = [timed(compiled, params, keys)[1] for _ in range(2)]
+    return seconds[1] / TRAJECTORY_CALLS
 
 
 def _loss(job: Job, config: RunConfig, diffusion: MaskedDiffusion) -> LossFn:
@@ -202,7 +227,7 @@ def _sampling(job: Job, config: RunConfig, log: Log) -> Case:
     """A whole generation from MASK alone."""
     log("making parameters")
     sizes, denoiser, diffusion = _network(job, config)
-    params = _parameters(denoiser)
+    params = random_params(denoiser)
     x_init = prior_sample(job.batch_size, sizes.length, sizes.mask_id)
     key = purpose_key(config.seed, "benchmark.sample")
     # A student that sees noise takes the tokens that it determines.
@@ -232,8 +257,8 @@ def _judging(job: Job, config: RunConfig, log: Log) -> Case:
         if isinstance(sizes, CausalConfig)
         else GPT2Network(of_same_size(GPT2Config, sizes))
     )
-    params = _parameters(network)
-    tokens = jnp.asarray(_tokens(job, sizes))
+    params = random_params(network)
+    tokens = jnp.asarray(random_tokens(job.batch_size, sizes))
 
     score = causal_nll if job.variant == "lean" else naive.causal_nll
     score = functools.partial(score, network, bos_id=job.vocab_size - 1)
@@ -257,12 +282,12 @@ def _racing(job: Job, config: RunConfig, log: Log) -> Case:
     network = CausalNetwork(of_same_size(CausalConfig, sizes))
     entrant = denoiser if job.variant == STUDENT else network
     dtype = jnp.dtype(sizes.numerics.products)
-    params = _parameters(entrant, dtype=dtype)
+    params = random_params(entrant, dtype=dtype)
     helper, (decoder, _) = None, parse_mode(job.mode)
     if job.variant == STUDENT and decoder.helper:
         helper = Helper(params, denoiser)
         if (job.helper if job.helper in decoder.helper else decoder.helper[0]) == "causal":
-            helper = Helper(_parameters(network, dtype=dtype), network, bos_id=0)
+            helper = Helper(random_params(network, dtype=dtype), network, bos_id=0)
     key, batch = purpose_key(config.seed, "benchmark.race"), job.batch_size
     log("compiling")
     if job.variant == CAUSAL:
@@ -303,12 +328,12 @@ def _matmul(job: Job, config: RunConfig, log: Log) -> Case:
             y = product(product(y, up), down)
         return y
 
-    _, seconds = _timed(pairs)
+    _, seconds = timed(pairs)
     flops = MATMUL_PAIRS * 2 * 2 * rows * embed * inner
 
     def repeat() -> Repetition:
         # The best of three: the yardstick is what the machine can do.
-        seconds = min(_timed(pairs)[1] for _ in range(3))
+        seconds = min(timed(pairs)[1] for _ in range(3))
         return {"seconds": seconds, "flops_per_s": flops / seconds}
 
     return Case(repeat, {"compile_s": seconds, "shapes": f"[{rows}, {embed}] @ [{embed}, {inner}]"})
@@ -332,12 +357,12 @@ def _compiled(
     **named: Any,
 ) -> Case:
     """`function` of `arguments`, compiled; `count` takes from its result what a repetition reports."""
-    compiled, compile_s = _timed(lambda: jax.jit(function).lower(*arguments, **named).compile())
+    compiled, compile_s = timed(lambda: jax.jit(function).lower(*arguments, **named).compile())
     check_memory(compiled)
 
     def repeat() -> Repetition:
         began = time.process_time()
-        result, seconds = _timed(functools.partial(compiled, **named), *arguments)
+        result, seconds = timed(functools.partial(compiled, **named), *arguments)
         # Beside other programs it is the processor's time that compares.
         return {"seconds": seconds, "cpu_s": time.process_time() - began} | count(result)
 
@@ -350,33 +375,3 @@ def _network(job: Job, config: RunConfig) -> tuple[DenoiserConfig, Denoiser, Mas
     if job.variant == COUPLED:
         denoiser = CoupledDenoiser(config.coupled_denoiser(job.vocab_size))
     return sizes, denoiser, MaskedDiffusion(denoiser, make_schedule(config.schedule))
-
-
-def _parameters(network: Network, sharding: Any = None, dtype: jnp.dtype | None = None) -> Params:
-    """Random parameters, the same for every variant; fresh networks have zeros, and so trivial losses.
-
-    They are made by NumPy, leaf by leaf: nothing is compiled, and at most one leaf is in memory twice. Their
-    dtype is float32 or `dtype`.
-    """
-    rng = np.random.default_rng(0)
-
-    def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
-        values = rng.standard_normal(shape.shape, np.float32)
-        values *= PARAMETER_SPREAD
-        values += path[-1].key == "scale"
-        return jax.device_put(values if dtype is None else values.astype(dtype), sharding)
-
-    shapes = unbox(abstract_params(network))
-    return jax.block_until_ready(jax.tree_util.tree_map_with_path(leaf, shapes))
-
-
-def _tokens(job: Job, sizes: TransformerConfig) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    return rng.integers(0, sizes.vocab_size, (job.batch_size, sizes.length), dtype=np.int32)
-
-
-def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """The computed result of `function`, and the seconds that it took."""
-    began = time.perf_counter()
-    result = jax.block_until_ready(function(*arguments))
-    return result, time.perf_counter() - began

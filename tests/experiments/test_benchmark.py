@@ -329,6 +329,8 @@ def test_a_student_that_sees_noise_is_measured_beside_one_that_does_not(suite, s
         model=dataclasses.replace(config.model, num_layers=1, embed_dim=16, num_heads=2),
         data=dataclasses.replace(config.data, length=16),
     )
+    train = {"num_steps": 16, "batch_size": 2}
+    config = changed(config, coupled={"num_calls": 8, "num_trajectories": 16, "train": train})
     job = Job(suite, COUPLED, to_mapping(config), 30, 2, steps)
     measured = suites.measure("a row", [job], 2, lambda _: None, in_process=True)
     lean = Measured(runs=[{"seconds": 0.4, "calls": 2.0, "masked": 16.0}])
@@ -338,6 +340,11 @@ def test_a_student_that_sees_noise_is_measured_beside_one_that_does_not(suite, s
     assert row["coupled_ratio"] == pytest.approx(per_call[0] / per_call[1])
     [line] = report.coupled_lines({"demo, a row": row})
     assert line.startswith("demo, a row: a student that sees noise takes")
+    if suite == "train":
+        # Half as many trajectories, of eight calls each, as texts that the training shows.
+        seconds = row["coupled_s"] + 4 * row["trajectory_call_s"]
+        assert row["coupled_whole_ratio"] == pytest.approx(seconds / (3 + 4) / per_call[1])
+        assert "with the 4 calls of the teacher's trajectories" in line
 
 
 def test_such_a_student_can_be_added_to_training_and_sampling():
