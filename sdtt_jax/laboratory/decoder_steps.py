@@ -27,7 +27,7 @@ from sdtt_jax.laboratory.world import (
 )
 
 
-class Table(NamedTuple):
+class StepTable(NamedTuple):
     """What a step of a decoder is computed from."""
 
     own: Array  # `[states, L, V]`, what the model draws from, in the order of `all_states`
@@ -47,7 +47,7 @@ class Table(NamedTuple):
         return int(self.own.shape[2])
 
 
-def speculative_step(options: Speculative, table: Table, law: Array) -> tuple[Array, float]:
+def speculative_step(options: Speculative, table: StepTable, law: Array) -> tuple[Array, float]:
     """A draft and its verification.
 
     The neighbours of a token are all alike, so that they are taken in the order of their ids.
@@ -95,7 +95,7 @@ def _verdicts(q: Array, p: Array, relaxation: float) -> tuple[Array, Array]:
     return accepted, refused
 
 
-def refine_step(options: Refine, table: Table, law: Array) -> tuple[Array, float]:
+def refine_step(options: Refine, table: StepTable, law: Array) -> tuple[Array, float]:
     """A window of the finished texts is looked at, what is doubted is masked and drawn again."""
     length, size = table.length, table.size
     places = (table.call - (table.num_steps - options.rounds)) * options.window
@@ -113,7 +113,7 @@ def refine_step(options: Refine, table: Table, law: Array) -> tuple[Array, float
     return after, float(law[finished].sum()) + redrawn
 
 
-def energy_step(options: Energy, table: Table, law: Array) -> tuple[Array, float]:
+def energy_step(options: Energy, table: StepTable, law: Array) -> tuple[Array, float]:
     """One of two whole candidates, of which some positions are revealed."""
     require(options.candidates <= 2, "mode=energy: the law is computed of two candidates at most.")
     length, size = table.length, table.size
@@ -144,7 +144,7 @@ def energy_step(options: Energy, table: Table, law: Array) -> tuple[Array, float
     return after, calls
 
 
-def skeleton_step(options: Skeleton, table: Table, law: Array) -> tuple[Array, float]:
+def skeleton_step(options: Skeleton, table: StepTable, law: Array) -> tuple[Array, float]:
     """All of the helper's tokens one by one, or some of the others."""
     length, size, bones = table.length, table.size, range(0, table.length, options.every)
     if table.call > 0:
@@ -157,7 +157,7 @@ def skeleton_step(options: Skeleton, table: Table, law: Array) -> tuple[Array, f
     return law, len(bones)
 
 
-def _causal_law(table: Table) -> Array:
+def _causal_law(table: StepTable) -> Array:
     """Of every state that is a finished text, what a causal helper says of it: `[states]`."""
     length, size = table.length, table.size
     step, law = strides(size, length), np.zeros(len(table.helper))
@@ -217,7 +217,7 @@ def step_law(
     return after, made
 
 
-STEPS: dict[type, Callable[[Any, Table, Array], tuple[Array, float]]] = {
+STEPS: dict[type, Callable[[Any, StepTable, Array], tuple[Array, float]]] = {
     Speculative: speculative_step,
     Refine: refine_step,
     Energy: energy_step,

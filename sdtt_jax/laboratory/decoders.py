@@ -26,7 +26,7 @@ from sdtt_jax.diffusion.decoders.staged import Staged
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.laboratory.decoder_steps import STEPS, Table, alike, even_count, step_law
+from sdtt_jax.laboratory.decoder_steps import STEPS, StepTable, alike, even_count, step_law
 from sdtt_jax.laboratory.matched import tempered
 from sdtt_jax.laboratory.orders import Move, ordered_picks
 from sdtt_jax.laboratory.record import Truth
@@ -71,7 +71,7 @@ def decoder_law(
     law[-1], calls = 1.0, 0.0  # the last state is the fully masked one
     if decoder.check is not None:
         decoder.check(options, None, num_steps, length)
-    table = Table(probabilities, probabilities if helper is None else helper, causal, num_steps)
+    table = StepTable(probabilities, probabilities if helper is None else helper, causal, num_steps)
     score = None if decoder.pick is None else _scores(decoder.pick, options, probabilities)
     for index in range(num_steps):
         drafts = num_steps - options.rounds if isinstance(options, Refine) else 0

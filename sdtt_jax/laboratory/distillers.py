@@ -36,7 +36,7 @@ class Asked(NamedTuple):
     calls: Sequence[int]  # numbers of network calls
     config: CoupledStudentConfig  # the coupled student and its training
     # Of the other distillers' students; needed for these alone.
-    bench: others.Bench | None = None
+    bench: others.StudentBench | None = None
     # Of `matched.ENTROPIES`: which one students are also compared at; None for none.
     matched: str | None = None
     # Trains the one-shot coupled student; `measure_distillers` lets all that begin with it share one.
@@ -150,7 +150,7 @@ def _exactly(asked: Asked, name: str, students: others.Students) -> dict[str, Re
     return {name: found} | ({f"{name}-matched": matched} if matched else {})
 
 
-def _other(name: str, students: Callable[[others.Bench], others.Students]) -> Distiller:
+def _other(name: str, students: Callable[[others.StudentBench], others.Students]) -> Distiller:
     def measures(asked: Asked) -> dict[str, Record]:
         assert asked.bench is not None
         return _exactly(asked, name, students(asked.bench))

@@ -23,15 +23,15 @@ import numpy as np
 from scipy import special
 
 from sdtt_jax.config import require
-from sdtt_jax.laboratory.law import Layout, make_layout, to_logits, to_predictions
+from sdtt_jax.laboratory.law import StateLayout, make_layout, to_logits, to_predictions
 from sdtt_jax.laboratory.record import Log, Record, Truth
 from sdtt_jax.laboratory.search import (
     OBJECTIVES,
     OPTIMIZERS,
-    Found,
-    Mixture,
     Problem,
     SearchConfig,
+    SearchEnd,
+    TableMixture,
     make_problem,
     search,
     single,
@@ -55,7 +55,7 @@ _ADAM_LEAVES_OUT = ("perturbed", "random")  # at several calls: worse starts tha
 _LONGER = 4  # times more steps at one call, where they cost nothing
 
 
-class Job(NamedTuple):
+class SearchJob(NamedTuple):
     """One search."""
 
     start: str
@@ -63,9 +63,9 @@ class Job(NamedTuple):
     optimizer: str
 
 
-Ends = dict[Job, Found]  # where searches ended
+Ends = dict[SearchJob, SearchEnd]  # where searches ended
 _ALL = tuple(itertools.product(OBJECTIVES, OPTIMIZERS))
-_MIXTURE_JOBS = [Job(start, MIXTURE_OBJECTIVE, "lbfgs") for start in ("leaning", "floor")]
+_MIXTURE_JOBS = [SearchJob(start, MIXTURE_OBJECTIVE, "lbfgs") for start in ("leaning", "floor")]
 
 
 def find_floor(
@@ -137,7 +137,7 @@ class _Searches:
     def __init__(
         self,
         truth: Truth,
-        layout: Layout,
+        layout: StateLayout,
         config: SearchConfig,
         pool: ThreadPoolExecutor,
         bar: Progress,
@@ -146,13 +146,17 @@ class _Searches:
         self._pool, self._bar, self._done = pool, bar, 0
         bar.update(0)
 
-    def problem(self, n: int, starts: Mapping[str, Mixture]) -> Problem:
+    def problem(self, n: int, starts: Mapping[str, TableMixture]) -> Problem:
         """What is minimised at n calls, for mixtures of as many tables as the starts have."""
         ways = _ways(self.truth, n)
         return make_problem(self.layout.paths, starts["leaning"], ways, self.truth.chain)
 
     def run(
-        self, problem: Problem, n: int, starts: Mapping[str, Mixture], jobs: Sequence[Job]
+        self,
+        problem: Problem,
+        n: int,
+        starts: Mapping[str, TableMixture],
+        jobs: Sequence[SearchJob],
     ) -> Ends:
         """Where each of the jobs ends."""
         steps = self.config if n > 1 else _longer(self.config)
@@ -169,8 +173,8 @@ class _Searches:
 
 
 def _best_tables(
-    searches: _Searches, n: int, tables: Mapping[str, Array], jobs: Sequence[Job]
-) -> tuple[Ends, dict[str, Found]]:
+    searches: _Searches, n: int, tables: Mapping[str, Array], jobs: Sequence[SearchJob]
+) -> tuple[Ends, dict[str, SearchEnd]]:
     """Where all searches at n calls ended, and the best of them for each objective."""
     truth, layout = searches.truth, searches.layout
     starts = _starts(truth, layout, n, tables, searches.config)
@@ -179,7 +183,7 @@ def _best_tables(
     first = {o: _best(ends, o) for o in OBJECTIVES}
     measured = {o: _measures(truth, layout, n, first[o].mixture) for o in OBJECTIVES}
     # once more, from the best table for each objective that any of them has found
-    again = [Job(f"best {_nearest(measured, o)}", o, name) for o, name in _ALL]
+    again = [SearchJob(f"best {_nearest(measured, o)}", o, name) for o, name in _ALL]
     ends |= searches.run(problem, n, {f"best {o}": first[o].mixture for o in OBJECTIVES}, again)
     return ends, {o: _best(ends, o) for o in OBJECTIVES}
 
@@ -194,9 +198,9 @@ def _groups(truth: Truth, n: int) -> int:
     return len(_ways(truth, n)) - 1
 
 
-def _jobs(starts: Sequence[str], calls: int) -> list[Job]:
+def _jobs(starts: Sequence[str], calls: int) -> list[SearchJob]:
     return [
-        Job(start, objective, optimizer)
+        SearchJob(start, objective, optimizer)
         for objective in OBJECTIVES
         for start in starts
         for optimizer in OPTIMIZERS
@@ -235,8 +239,8 @@ def likely_sequences(truth: Truth, count: int) -> Array:
 
 
 def _starts(
-    truth: Truth, layout: Layout, n: int, tables: Mapping[str, Array], config: SearchConfig
-) -> dict[str, Mixture]:
+    truth: Truth, layout: StateLayout, n: int, tables: Mapping[str, Array], config: SearchConfig
+) -> dict[str, TableMixture]:
     rng = np.random.default_rng((config.seed, n))
     starts = {name: single(to_logits(layout, table, n)) for name, table in tables.items()}
     teacher, likely = starts["teacher"], likely_sequences(truth, 1)
@@ -250,8 +254,8 @@ def _starts(
 
 
 def _mixture_starts(
-    truth: Truth, layout: Layout, n: int, size: int, best: Found, config: SearchConfig
-) -> dict[str, Mixture]:
+    truth: Truth, layout: StateLayout, n: int, size: int, best: SearchEnd, config: SearchConfig
+) -> dict[str, TableMixture]:
     """Tables that lean towards sequences of their own, and the best table with some noise."""
     rng = np.random.default_rng((config.seed, n, size))
     teacher = _copies(single(to_logits(layout, truth.teacher, n)), size)
@@ -261,19 +265,19 @@ def _mixture_starts(
     }
 
 
-def _copies(mixture: Mixture, size: int) -> Mixture:
+def _copies(mixture: TableMixture, size: int) -> TableMixture:
     return jax.tree.map(lambda a: np.repeat(a, size, axis=0), mixture)
 
 
-def _leaning(mixture: Mixture, sequences: Array, by: float) -> Mixture:
+def _leaning(mixture: TableMixture, sequences: Array, by: float) -> TableMixture:
     """Each table with one sequence made likelier at the fully masked state."""
     first, *rest = (np.array(rows) for rows in mixture.logits)
     tables, positions = np.indices(sequences.shape)
     first[tables, 0, positions, sequences] += by
-    return Mixture(mixture.shares, (first, *rest))
+    return TableMixture(mixture.shares, (first, *rest))
 
 
-def _perturbed(mixture: Mixture, by: float, rng: np.random.Generator) -> Mixture:
+def _perturbed(mixture: TableMixture, by: float, rng: np.random.Generator) -> TableMixture:
     return jax.tree.map(lambda a: a + by * rng.standard_normal(a.shape, np.float32), mixture)
 
 
@@ -286,7 +290,7 @@ def _different(tables: Mapping[str, Array]) -> dict[str, Array]:
     return kept
 
 
-def _best(ends: Ends, objective: str, optimizer: str | None = None) -> Found:
+def _best(ends: Ends, objective: str, optimizer: str | None = None) -> SearchEnd:
     own = (
         end
         for job, end in ends.items()
@@ -295,7 +299,7 @@ def _best(ends: Ends, objective: str, optimizer: str | None = None) -> Found:
     return min(own, key=lambda end: end.value)
 
 
-def _measures(truth: Truth, layout: Layout, n: int, mixture: Mixture) -> Record:
+def _measures(truth: Truth, layout: StateLayout, n: int, mixture: TableMixture) -> Record:
     """The measures of its samples, in float64."""
     tables = zip(*mixture.logits, strict=True)
     laws = [

@@ -20,7 +20,7 @@ import numpy as np
 
 from sdtt_jax.laboratory.world import Array, states_with_pattern, strides
 
-Table = tuple[jax.Array, ...]
+StateTable = tuple[jax.Array, ...]
 _SMALLEST = 1e-30  # of a probability in a table
 
 
@@ -39,7 +39,7 @@ class Paths(NamedTuple):
     finish: Reveals  # from all states with masks to finished sequences
 
 
-class Layout(NamedTuple):
+class StateLayout(NamedTuple):
     """The states of a world by number of masks, L first, then by pattern, then by tokens."""
 
     states: tuple[Array, ...]  # [N_m] numbers of the states; the last are the finished ones
@@ -47,7 +47,7 @@ class Layout(NamedTuple):
     paths: Paths
 
 
-def make_layout(vocab_size: int, length: int) -> Layout:
+def make_layout(vocab_size: int, length: int) -> StateLayout:
     """Arranges the states of worlds with V tokens and length L."""
     states, positions = [], []
     for masks in range(length, -1, -1):
@@ -77,10 +77,10 @@ def make_layout(vocab_size: int, length: int) -> Layout:
     finish = [becomes(group, vocab_size).reshape(-1) for group in range(length)]
     between = order[1 : rank[states[-1][0]]].astype(np.int32)
     paths = Paths(between, _reveals(onward, len(rank)), _reveals(finish, len(rank)))
-    return Layout(tuple(states), tuple(positions), paths)
+    return StateLayout(tuple(states), tuple(positions), paths)
 
 
-def to_logits(layout: Layout, predictions: Array, calls: int) -> Table:
+def to_logits(layout: StateLayout, predictions: Array, calls: int) -> StateTable:
     """The table of logits, as far as a sampler with `calls` calls uses it, of `[states, L, V]`."""
     groups = list(zip(layout.states, layout.positions, strict=True))[: 1 if calls == 1 else -1]
     return tuple(
@@ -89,7 +89,7 @@ def to_logits(layout: Layout, predictions: Array, calls: int) -> Table:
     )
 
 
-def to_predictions(layout: Layout, logits: Table, otherwise: Array) -> Array:
+def to_predictions(layout: StateLayout, logits: StateTable, otherwise: Array) -> Array:
     """The predictions, `[states, L, V]` float64, of a table of logits that `to_logits` made.
 
     States that it leaves out have those of `otherwise`, of the same shape.
@@ -102,11 +102,11 @@ def to_predictions(layout: Layout, logits: Table, otherwise: Array) -> Array:
     return predictions
 
 
-def sampler_law(paths: Paths, log_probs: Table, ways: jax.Array) -> jax.Array:
+def sampler_law(paths: Paths, log_probs: StateTable, ways: jax.Array) -> jax.Array:
     """Probability of every finished sequence: `[V^L]`, in the order of `finished_states`.
 
     Args:
-      paths: of the world's `Layout`.
+      paths: of the world's `StateLayout`.
       log_probs: a table of logits, normalised. (Others give a sum over paths that is not a distribution; its
         gradient says how much each prediction is used.)
       ways: `[S + 1]`, from `reveal_ways`; all arrays of `log_probs` are needed where S > 1.

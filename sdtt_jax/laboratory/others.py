@@ -98,7 +98,7 @@ class OthersConfig:
         )
 
 
-class Bench(NamedTuple):
+class StudentBench(NamedTuple):
     """What all students share."""
 
     truth: Truth  # the world, enumerated
@@ -113,7 +113,7 @@ def make_bench(
     calls: Sequence[int],
     sizes: CoupledStudentConfig,
     config: OthersConfig,
-) -> Bench:
+) -> StudentBench:
     """A bench whose start is a network that has copied the true denoiser.
 
     Of `sizes` the seed, the number of samples and the share of fully masked states are taken.
@@ -134,10 +134,10 @@ def make_bench(
         context = {"teacher_params": table_params(truth.teacher), "dt": jnp.float32(1.0)}
         params = fresh(diffusion, purpose_key(sizes.seed, "exact-others-init"))
         steps = dataclasses.replace(config, num_steps=config.copy_steps)
-        copying = Bench(truth, calls, sizes, steps, lambda: params)
+        copying = StudentBench(truth, calls, sizes, steps, lambda: params)
         return fit(copying, "copy of the teacher", loss, params, context, config.copy_rate)
 
-    return Bench(truth, calls, sizes, config, start)
+    return StudentBench(truth, calls, sizes, config, start)
 
 
 def plain_student(truth: Truth, sizes: CoupledStudentConfig) -> MaskedDiffusion:
@@ -146,7 +146,9 @@ def plain_student(truth: Truth, sizes: CoupledStudentConfig) -> MaskedDiffusion:
     return make_diffusion(truth.world, config)
 
 
-def fit(bench: Bench, title: str, loss: LossFn, params: Tree, context: Tree, rate: float) -> Tree:
+def fit(
+    bench: StudentBench, title: str, loss: LossFn, params: Tree, context: Tree, rate: float
+) -> Tree:
     """Trains for `bench.config.num_steps` steps, and returns the parameters.
 
     Args:
@@ -177,7 +179,7 @@ def fit(bench: Bench, title: str, loss: LossFn, params: Tree, context: Tree, rat
     ).params
 
 
-def tables_of(bench: Bench, diffusion: MaskedDiffusion, params: Params) -> list[Array]:
+def tables_of(bench: StudentBench, diffusion: MaskedDiffusion, params: Params) -> list[Array]:
     """A student's predictions `[states, L, V]`; of a mixture, those of each of its values."""
     world, kind = bench.truth.world, diffusion.noise_kind
     seen: list[Noise | None] = [None]
@@ -192,7 +194,7 @@ def law_of(tables: Sequence[Array], calls: int) -> Array:
     return np.mean([sample_distribution(reveal_sums(table), calls) for table in tables], axis=0)
 
 
-def alpha_students(bench: Bench) -> Students:
+def alpha_students(bench: StudentBench) -> Students:
     """The teacher-free student, one for each number of calls."""
     student, config = plain_student(bench.truth, bench.sizes), bench.config
 
@@ -203,7 +205,7 @@ def alpha_students(bench: Bench) -> Students:
     return _by_calls(bench, student, trained)
 
 
-def mixture_students(bench: Bench) -> Students:
+def mixture_students(bench: StudentBench) -> Students:
     """The mixture, which learns trajectories to their end: one student for all numbers of calls."""
     world, config = bench.truth.world, bench.config
     latent = dataclasses.replace(bench.sizes, noise=NoiseConfig(LATENT, num_values=config.values))
@@ -218,7 +220,7 @@ def mixture_students(bench: Bench) -> Students:
     return _by_calls(bench, student, lambda _calls: params)
 
 
-def mmd_students(bench: Bench) -> Students:
+def mmd_students(bench: StudentBench) -> Students:
     """Completions compared by the copied network's states; a student for each number of calls."""
     student, config = plain_student(bench.truth, bench.sizes), bench.config
     features = functools.partial(network_of(student).layer_states, layer=config.layer)
@@ -232,7 +234,7 @@ def mmd_students(bench: Bench) -> Students:
     return _by_calls(bench, student, trained)
 
 
-def idlm_students(bench: Bench) -> Students:
+def idlm_students(bench: StudentBench) -> Students:
     """Student and fake of inverse distillation, a pair for each number of calls."""
     student, config = plain_student(bench.truth, bench.sizes), bench.config
     context = {"teacher_params": table_params(bench.truth.teacher)}
@@ -246,7 +248,7 @@ def idlm_students(bench: Bench) -> Students:
     return _by_calls(bench, student, trained)
 
 
-def coupled_idlm_params(bench: Bench, student: MaskedDiffusion, params: Params) -> Params:
+def coupled_idlm_params(bench: StudentBench, student: MaskedDiffusion, params: Params) -> Params:
     """A noise-coupled student after inverse distillation: one for all numbers of calls.
 
     Args:
@@ -262,7 +264,7 @@ def coupled_idlm_params(bench: Bench, student: MaskedDiffusion, params: Params) 
     return fit(bench, "coupled-idlm", loss, begin, context, bench.config.slow_rate)[STUDENT]
 
 
-def masks_measures(bench: Bench, kind: str, *, coupled: bool) -> Record:
+def masks_measures(bench: StudentBench, kind: str, *, coupled: bool) -> Record:
     """Measures of a student with stochastic masks, counted over samples, with `noise_information`, by calls.
 
     Multi-mask and infinite-mask diffusion show the network which of several masks, or what continuous noise,
@@ -328,6 +330,6 @@ def noise_information(diffusion: MaskedDiffusion, params: Params, length: int, k
 
 
 def _by_calls(
-    bench: Bench, diffusion: MaskedDiffusion, trained: Callable[[int], Params]
+    bench: StudentBench, diffusion: MaskedDiffusion, trained: Callable[[int], Params]
 ) -> Students:
     return {n: tables_of(bench, diffusion, trained(n)) for n in bench.calls}

@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 
 from sdtt_jax.config import choose, positive, whole
 from sdtt_jax.keys import check_seed
-from sdtt_jax.laboratory.law import Paths, Table, sampler_law
+from sdtt_jax.laboratory.law import Paths, StateTable, sampler_law
 from sdtt_jax.laboratory.world import Array
 
 # Shares of KL(samples || chain), KL(chain || samples) and total variation.
@@ -59,36 +59,36 @@ class SearchConfig:
         check_seed(self.seed)
 
 
-class Mixture(NamedTuple):
+class TableMixture(NamedTuple):
     """K tables, one of which is drawn for each text. A single table is a mixture of one."""
 
     shares: Any  # [K] logits
     logits: tuple[Any, ...]  # a table of logits, with a leading axis of K
 
 
-def single(logits: Table) -> Mixture:
+def single(logits: StateTable) -> TableMixture:
     """A mixture of one table."""
-    return Mixture(np.zeros(1, np.float32), tuple(np.asarray(rows)[None] for rows in logits))
+    return TableMixture(np.zeros(1, np.float32), tuple(np.asarray(rows)[None] for rows in logits))
 
 
-class Found(NamedTuple):
+class SearchEnd(NamedTuple):
     """Where a search ended."""
 
     value: float  # of the objective
-    mixture: Mixture
+    mixture: TableMixture
 
 
 class Problem(NamedTuple):
     """Mixtures of one size at one number of calls, as functions of one flat vector in float32."""
 
-    flatten: Callable[[Mixture], Array]
-    unflatten: Callable[[jax.Array], Mixture]
+    flatten: Callable[[TableMixture], Array]
+    unflatten: Callable[[jax.Array], TableMixture]
     # (flat, shares of the objectives, kink) -> (value, gradient)
     evaluate: Callable[[Any, Array, float], tuple[jax.Array, jax.Array]]
     scales: Callable[[Any], jax.Array]  # of L-BFGS's coordinates
 
 
-def mixture_law(paths: Paths, mixture: Mixture, ways: jax.Array) -> jax.Array:
+def mixture_law(paths: Paths, mixture: TableMixture, ways: jax.Array) -> jax.Array:
     """`sampler_law` of a mixture: `[V^L]`."""
     log_probs = jax.tree.map(jax.nn.log_softmax, mixture.logits)
     laws = jax.lax.map(lambda own: sampler_law(paths, own, ways), log_probs)
@@ -110,18 +110,18 @@ def objective_value(
     return shares @ jnp.stack([law @ log_ratio, -(chain @ log_ratio), apart.sum() / 2])
 
 
-def make_problem(paths: Paths, example: Mixture, ways: Array, chain: Array) -> Problem:
+def make_problem(paths: Paths, example: TableMixture, ways: Array, chain: Array) -> Problem:
     """Compiles what a search needs, when it is first called.
 
     Args:
-      paths: of the world's `Layout`.
+      paths: of the world's `StateLayout`.
       example: a mixture of the size that is sought.
       ways: `[S + 1]`, from `reveal_ways`, without groups more than calls.
       chain: `[V^L]`, the language.
     """
     paths = jax.tree.map(jnp.asarray, paths)
     ways32, chain32 = jnp.asarray(ways, jnp.float32), jnp.asarray(chain, jnp.float32)
-    unflatten: Callable[[jax.Array], Mixture] = ravel_pytree(example)[1]
+    unflatten: Callable[[jax.Array], TableMixture] = ravel_pytree(example)[1]
 
     def value(flat: jax.Array, shares: jax.Array, kink: float) -> jax.Array:
         law = mixture_law(paths, unflatten(flat), ways32)
@@ -131,14 +131,14 @@ def make_problem(paths: Paths, example: Mixture, ways: Array, chain: Array) -> P
         """One over the root of how often each prediction is used."""
         mixture = unflatten(flat)
 
-        def total(log_probs: Table) -> jax.Array:
+        def total(log_probs: StateTable) -> jax.Array:
             sums = jax.lax.map(lambda own: sampler_law(paths, own, ways32).sum(), log_probs)
             return jax.nn.softmax(mixture.shares) @ sums
 
         used = jax.grad(total)(jax.tree.map(jax.nn.log_softmax, mixture.logits))
         rows = [jnp.broadcast_to(u.sum(axis=-1, keepdims=True), u.shape) for u in used]
         ones = jnp.ones_like(mixture.shares)
-        return jax.lax.rsqrt(ravel_pytree(Mixture(ones, tuple(rows)))[0] + _RARELY_USED)
+        return jax.lax.rsqrt(ravel_pytree(TableMixture(ones, tuple(rows)))[0] + _RARELY_USED)
 
     return Problem(
         lambda mixture: np.asarray(ravel_pytree(mixture)[0]),
@@ -149,8 +149,8 @@ def make_problem(paths: Paths, example: Mixture, ways: Array, chain: Array) -> P
 
 
 def search(
-    problem: Problem, start: Mixture, objective: str, optimizer: str, config: SearchConfig
-) -> Found:
+    problem: Problem, start: TableMixture, objective: str, optimizer: str, config: SearchConfig
+) -> SearchEnd:
     """Follows the gradient from a mixture of the problem's size; returns the better of its end and the start.
 
     `objective` and `optimizer` are names in `OBJECTIVES` and `OPTIMIZERS`.
@@ -161,7 +161,7 @@ def search(
     ends = [first, OPTIMIZERS[optimizer](problem, first, shares, config)]
     values = [float(problem.evaluate(flat, shares, 0.0)[0]) for flat in ends]
     better = int(values[1] < values[0])  # not where it is NaN
-    return Found(values[better], problem.unflatten(jnp.asarray(ends[better])))
+    return SearchEnd(values[better], problem.unflatten(jnp.asarray(ends[better])))
 
 
 @functools.cache
