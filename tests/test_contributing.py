@@ -27,7 +27,7 @@ from sdtt_jax.diffusion.schedule import SCHEDULES
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.evaluation.suites import SUITES, Suite, Table
+from sdtt_jax.evaluation.suites import SUITES, ReportTable, Suite
 from sdtt_jax.networks.kinds import KINDS, Kind
 from tests.test_architecture import ROOT
 
@@ -160,7 +160,7 @@ def test_a_suite_of_the_evaluation(monkeypatch, bag_model, tmp_path):
         nats = subject.model.score(tokens, jax.random.key(subject.settings.seed))
         record.item("certainty/b", {"token": token}, lambda: {"nelbo": float(nats[0])})
 
-    table = Table("Certainty", "certainty", "text {who} | nats {nelbo:2}")
+    table = ReportTable("Certainty", "certainty", "text {who} | nats {nelbo:2}")
     monkeypatch.setitem(SUITES, "certainty", Suite(suite, "how sure the model is", (table,)))
     evaluate(Subject(bag_model, Settings()), ["certainty"], tmp_path / "b.json")
     items = json.loads((tmp_path / "b.json").read_text())["items"]

@@ -25,7 +25,7 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.continuations import (
     Choice,
     Continuation,
-    Layout,
+    RowLayout,
     Rows,
     lay_out,
     layout_of,
@@ -41,7 +41,7 @@ Progress = Callable[[int, int], None]
 BATCHES_AT_ONCE = 32
 
 
-class Scores(NamedTuple):
+class ItemScores(NamedTuple):
     """What a model says of each item."""
 
     # `[items]` float64, -log p(suffix | prefix) in nats: exact for a causal model, a bound from above for a
@@ -60,7 +60,7 @@ def scores(
     *,
     batch_size: int,
     progress: Progress | None = None,
-) -> Scores:
+) -> ItemScores:
     """Likelihood and greedy answers of each suffix after its prefix, by a model of either kind.
 
     Args:
@@ -74,7 +74,9 @@ def scores(
     how: Any = {"batch_size": batch_size, "progress": progress}
     if isinstance(model, CausalModel):
         return causal_scores(model, items, **how)
-    return Scores(suffix_bounds(model, items, key, config, **how), greedy_hits(model, items, **how))
+    return ItemScores(
+        suffix_bounds(model, items, key, config, **how), greedy_hits(model, items, **how)
+    )
 
 
 def suffix_bounds(
@@ -82,7 +84,7 @@ def suffix_bounds(
     items: Sequence[Continuation],
     key: jax.Array,
     config: BoundConfig,
-    layout: Layout | None = None,
+    layout: RowLayout | None = None,
     *,
     batch_size: int,
     progress: Progress | None = None,
@@ -120,7 +122,7 @@ def suffix_bounds(
 def greedy_hits(
     model: Model,
     items: Sequence[Continuation],
-    layout: Layout | None = None,
+    layout: RowLayout | None = None,
     *,
     batch_size: int,
     progress: Progress | None = None,
@@ -138,11 +140,11 @@ def greedy_hits(
 def causal_scores(
     model: CausalModel,
     items: Sequence[Continuation],
-    layout: Layout | None = None,
+    layout: RowLayout | None = None,
     *,
     batch_size: int,
     progress: Progress | None = None,
-) -> Scores:
+) -> ItemScores:
     """Likelihood of each suffix after its prefix under a causal model, and whether it is greedy.
 
     Args:
@@ -170,7 +172,7 @@ def causal_scores(
         rows = [r._replace(tokens=r.tokens[:, :most]) for r in rows]
     score = functools.partial(_causal_batch, network)
     values = _map_items(score, model.params, rows, 1, batch_size, progress)[:, 0]
-    return Scores(values[:, 0], values[:, 1] == 1)
+    return ItemScores(values[:, 0], values[:, 1] == 1)
 
 
 class ChoiceHits(NamedTuple):
@@ -188,7 +190,7 @@ def choice_hits(choices: Sequence[Choice], nll: np.ndarray) -> ChoiceHits:
     Args:
       choices: the items.
       nll: `[endings of all items]`, nats of each ending, in the order of
-        `[c for choice in choices for c in choice.clozes()]`: the `Scores.nll` of the encoded clozes.
+        `[c for choice in choices for c in choice.clozes()]`: the `ItemScores.nll` of the encoded clozes.
     """
     counts = [len(choice.endings) for choice in choices]
     require(

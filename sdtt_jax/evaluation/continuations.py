@@ -59,7 +59,7 @@ class Continuation(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """How a continuation becomes a row."""
 
     # Put before the prefix; None for nothing. A causal network needs it.
@@ -78,7 +78,7 @@ class Layout:
         whole(1, self, "multiple", *given(self, "max_length"))
 
 
-def layout_of(model: Model | CausalModel) -> Layout:
+def layout_of(model: Model | CausalModel) -> RowLayout:
     """What stands around the texts of a model.
 
     A denoiser's stand, as the reference scores it, between BOS and an unmasked EOS. A causal network's stand
@@ -86,8 +86,8 @@ def layout_of(model: Model | CausalModel) -> Layout:
     """
     tokenizer = model.text_tokenizer
     if isinstance(model, CausalModel):
-        return Layout(tokenizer.bos_id, None, model.network.max_length, CAUSAL_MULTIPLE)
-    return Layout(tokenizer.bos_id, tokenizer.eos_id, model.config.length)
+        return RowLayout(tokenizer.bos_id, None, model.network.max_length, CAUSAL_MULTIPLE)
+    return RowLayout(tokenizer.bos_id, tokenizer.eos_id, model.config.length)
 
 
 def encode(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> list[Continuation]:
@@ -126,7 +126,7 @@ class Rows(NamedTuple):
 
 
 def lay_out(
-    items: Sequence[Continuation], layout: Layout, fill: int, num_ids: int | None = None
+    items: Sequence[Continuation], layout: RowLayout, fill: int, num_ids: int | None = None
 ) -> list[Rows]:
     """Makes one row of each item, and groups rows of equal length.
 

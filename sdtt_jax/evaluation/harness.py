@@ -16,7 +16,7 @@ import numpy as np
 from sdtt_jax.config import require, whole
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
-from sdtt_jax.evaluation.cloze import Scores, scores
+from sdtt_jax.evaluation.cloze import ItemScores, scores
 from sdtt_jax.evaluation.continuations import Cloze, Continuation, encode
 from sdtt_jax.evaluation.settings import Variation, setting
 from sdtt_jax.keys import purpose_key
@@ -186,7 +186,9 @@ def _continued(
     return np.asarray(x)[0, len(start) : len(start) + count]
 
 
-def _scores(model: Model | CausalModel, items: Sequence[Continuation], options: Options) -> Scores:
+def _scores(
+    model: Model | CausalModel, items: Sequence[Continuation], options: Options
+) -> ItemScores:
     key = purpose_key(options.seed, "harness.bounds")
     # Without the weight of early times: for one token a single masking is exact.
     config = BoundConfig("counts", options.num_maskings)

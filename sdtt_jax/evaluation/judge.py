@@ -45,7 +45,7 @@ class ReadTexts(NamedTuple):
     facts: dict[str, Any]  # how the texts were converted, JSON-ready
 
 
-class Rows(NamedTuple):
+class TextWindows(NamedTuple):
     """Windows of texts as the network reads them."""
 
     # inputs, targets: `[rows, width]` int32; the state after `inputs[:, i]` predicts `targets[:, i]`.
@@ -153,7 +153,7 @@ def make_rows(
     bos_id: int | None,
     given: int | np.ndarray = 0,
     limit: int | None = None,
-) -> tuple[Rows, np.ndarray]:
+) -> tuple[TextWindows, np.ndarray]:
     """Cuts texts into rows of equal width; also returns each row's text as `[rows]` int64.
 
     Padding is at the end, where it does not influence a causal network's earlier states; it is not scored.
@@ -180,7 +180,7 @@ def make_rows(
     width = -(-max(longest, 1) // WIDTH) * WIDTH
     width = min(width, limit) if limit else width
     shape = len(pieces), width
-    rows = Rows(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, bool))
+    rows = TextWindows(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, bool))
     for row, (window, first) in enumerate(pieces):
         size = max(len(window) - 1, 0)
         rows.inputs[row, :size], rows.targets[row, :size] = window[:-1], window[1:]
@@ -188,7 +188,7 @@ def make_rows(
     return rows, np.asarray(owners, np.int64)
 
 
-def token_nll(model: CausalModel, rows: Rows, batch_size: int) -> np.ndarray:
+def token_nll(model: CausalModel, rows: TextWindows, batch_size: int) -> np.ndarray:
     """-log p of every token of `make_rows`: `[rows, width]` float64, nats; 0 where it is not scored."""
     function = functools.partial(_token_nll, model.network)
     nll: np.ndarray = map_batches(function, model.params, rows, batch_size)
@@ -196,7 +196,9 @@ def token_nll(model: CausalModel, rows: Rows, batch_size: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="network")
-def _token_nll(network: CausalNetwork, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
+def _token_nll(
+    network: CausalNetwork, params: Any, index: jax.Array, rows: TextWindows
+) -> jax.Array:
     del index
     return next_token_nll(network, params, *map(jnp.asarray, rows))
 

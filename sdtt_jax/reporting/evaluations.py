@@ -31,7 +31,7 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class TextTable:
     """A title, the heads of the columns, and rows of text."""
 
     title: str
@@ -78,7 +78,7 @@ def read_evaluations(workdir: Path | str) -> list[Evaluation]:
     return sorted(found, key=lambda e: (e.name == "judge", e.name != "teacher", e.name))
 
 
-def tables(evaluations: Sequence[Evaluation]) -> list[Table]:
+def tables(evaluations: Sequence[Evaluation]) -> list[TextTable]:
     """Every table of every suite that has a row."""
     every = [
         _table(table, evaluations) for suite in suites.SUITES.values() for table in suite.tables
@@ -123,7 +123,7 @@ def race_batches(evaluations: Iterable[Evaluation]) -> list[int]:
     return sorted({item["batch"] for e in evaluations for item in e.under("latency").values()})
 
 
-def _table(table: suites.Table, evaluations: Sequence[Evaluation]) -> Table:
+def _table(table: suites.ReportTable, evaluations: Sequence[Evaluation]) -> TextTable:
     """One table of a suite, without columns that have no value.
 
     Denoisers come first, in the order of their evaluations, then causal models, then real text. Rows that are
@@ -141,7 +141,7 @@ def _table(table: suites.Table, evaluations: Sequence[Evaluation]) -> Table:
     rows = list(found.values())
     heads = ("model", *(head for head, _ in table.columns))
     kept = [i for i in range(len(heads)) if any(row[i] != NOTHING for row in rows)]
-    return Table(
+    return TextTable(
         table.title,
         tuple(heads[i] for i in kept),
         tuple(tuple(row[i] for i in kept) for row in rows),

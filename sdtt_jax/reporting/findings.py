@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sdtt_jax.reporting.palette import count, number, percent, steps_text
-from sdtt_jax.reporting.record import FewCalls, Paired, Quality, Run
+from sdtt_jax.reporting.record import FewCalls, Paired, Quality, RecordedRun
 
 FOCUS_STEPS = 8
 """Number of steps that the headline is about, where it was measured."""
@@ -90,7 +90,7 @@ def equivalent_steps(curve: Mapping[int, Quality], gen_ppl: float, start: int) -
     return math.inf if better else 0.0
 
 
-def focus_steps(run: Run) -> int | None:
+def focus_steps(run: RecordedRun) -> int | None:
     """Steps of the headline: FOCUS_STEPS or the nearest (by ratio) that both sides have."""
     if run.student is None:
         return None
@@ -100,7 +100,7 @@ def focus_steps(run: Run) -> int | None:
     return min(shared, key=lambda steps: abs(math.log(steps / FOCUS_STEPS)))
 
 
-def find(run: Run) -> Findings:
+def find(run: RecordedRun) -> Findings:
     """Computes the findings of a run, whatever stage it has reached."""
     steps = focus_steps(run)
     if steps is None:
@@ -117,7 +117,7 @@ def find(run: Run) -> Findings:
     return Findings(headline, tuple(sentences), warning, _highlights(run, comparison))
 
 
-def compare(run: Run, steps: int) -> Comparison:
+def compare(run: RecordedRun, steps: int) -> Comparison:
     """The last student of a run beside its first teacher, both measured at `steps` steps."""
     teacher, last = run.teacher[steps], run.student
     assert last is not None
@@ -133,13 +133,13 @@ def compare(run: Run, steps: int) -> Comparison:
     return Comparison(steps, teacher, student, pair, log_ratio, equal(log_ratio), bounds)
 
 
-def _fewest_gained(run: Run) -> FewCalls | None:
+def _fewest_gained(run: RecordedRun) -> FewCalls | None:
     """The coupled student at the number of calls nearest to FOCUS_CALLS, if it surely beats the teacher."""
     gained = [few for few in run.few_calls if few.paired.high < 0]
     return min(gained, key=lambda few: abs(math.log(few.calls / FOCUS_CALLS)), default=None)
 
 
-def _gained(run: Run, few: FewCalls) -> str:
+def _gained(run: RecordedRun, few: FewCalls) -> str:
     """What a noise-coupled student gains: the teacher's calls that it is worth, or if these are no more,
     perplexity."""
     teacher = run.teacher_few_calls
@@ -163,7 +163,7 @@ def _calls(number_of: int) -> str:
     return f"{number_of} call{'s' if number_of > 1 else ''}"
 
 
-def _without_student(run: Run) -> Findings:
+def _without_student(run: RecordedRun) -> Findings:
     if any(student.steps for student in run.students):
         headline = "Teacher and student were not measured at the same numbers of steps"
         sentence = "Their curves stand below, but there is no pair to compare."
@@ -179,7 +179,7 @@ def _without_student(run: Run) -> Findings:
     return Findings(headline, (sentence,))
 
 
-def _comparison(run: Run, c: Comparison) -> tuple[str, list[str]]:
+def _comparison(run: RecordedRun, c: Comparison) -> tuple[str, list[str]]:
     """Headline, and sentences with the numbers behind it."""
     here, change = steps_text(c.steps), percent(abs(math.expm1(c.log_ratio)))
     texts = f"{count(run.num_texts)} texts" if run.num_texts else "texts"
@@ -209,7 +209,7 @@ def _comparison(run: Run, c: Comparison) -> tuple[str, list[str]]:
     return f"At {here} the student writes {change} better than its teacher", sentences
 
 
-def _context(run: Run, student: Quality, warned: bool) -> list[str]:
+def _context(run: RecordedRun, student: Quality, warned: bool) -> list[str]:
     """Entropy (unless the warning already speaks of it), baseline, and real text."""
     sentences = []
     if student.entropy is not None and run.data_entropy and not warned:
@@ -228,7 +228,7 @@ def _context(run: Run, student: Quality, warned: bool) -> list[str]:
     return sentences
 
 
-def _lost_variety(run: Run, c: Comparison) -> str:
+def _lost_variety(run: RecordedRun, c: Comparison) -> str:
     """Low perplexity is easily bought with repetition; entropy below data and teacher shows it."""
     entropy, of_teacher = c.student.entropy, c.teacher.entropy
     if entropy is None or not run.data_entropy:
@@ -243,7 +243,7 @@ def _lost_variety(run: Run, c: Comparison) -> str:
     )
 
 
-def _highlights(run: Run, c: Comparison) -> tuple[Highlight, ...]:
+def _highlights(run: RecordedRun, c: Comparison) -> tuple[Highlight, ...]:
     teacher = f"teacher {number(c.teacher.gen_ppl)}"
     share = run.student.gain_share if run.student else None
     chosen = [Highlight(f"perplexity at {steps_text(c.steps)}", number(c.student.gen_ppl), teacher)]

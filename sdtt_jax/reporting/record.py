@@ -127,7 +127,7 @@ class Animation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """All that the report shows of one working directory."""
 
     name: str
@@ -164,7 +164,7 @@ class Run:
         return (self.rounds or self.others or (None,))[-1]
 
 
-def read_run(workdir: Path | str) -> Run:
+def read_run(workdir: Path | str) -> RecordedRun:
     """Reads a working directory.
 
     Raises DataError if there is no `config.json` or if a file is not what its schema says.
@@ -186,7 +186,7 @@ def read_run(workdir: Path | str) -> Run:
         coupled = [*filter(None, (_few_calls(m.get("calls")) for m in measured)), (), ()]
         alone = (measured[0].get("teacher_calls") or {}) if measured else {}
         more = _qualities({n: ways.get("teacher_matched") for n, ways in alone.items()})
-        return Run(
+        return RecordedRun(
             name=workdir.resolve().name,
             config=config,
             curves=read_curves(workdir / "metrics.jsonl"),

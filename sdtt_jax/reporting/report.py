@@ -16,7 +16,7 @@ from sdtt_jax.reporting.frontier import frontier_panels
 from sdtt_jax.reporting.layout import draw_panel, draw_rows
 from sdtt_jax.reporting.palette import DARK, LIGHT, count, css_variables, duration, number
 from sdtt_jax.reporting.race import race_panel
-from sdtt_jax.reporting.record import LossCurve, Run, read_run
+from sdtt_jax.reporting.record import LossCurve, RecordedRun, read_run
 from sdtt_jax.reporting.run_figures import (
     few_calls_panel,
     forest_chart,
@@ -75,7 +75,7 @@ def page(template: str, rounds: int = 1, **values: Any) -> str:
     )
 
 
-def render(run: Run) -> str:
+def render(run: RecordedRun) -> str:
     """The page as text."""
     rounds = max(1, len(run.students), *(curve.round for curve in run.curves))
     return page(
@@ -96,7 +96,7 @@ def render(run: Run) -> str:
     )
 
 
-def figures(run: Run) -> dict[str, Markup | list[Markup]]:
+def figures(run: RecordedRun) -> dict[str, Markup | list[Markup]]:
     """All figures by name; an empty one has nothing to draw."""
     perplexity, entropy = quality_panel(run), quality_panel(run, entropy=True)
     forest, gain = forest_chart(run), gain_chart(run)
@@ -116,7 +116,7 @@ def figures(run: Run) -> dict[str, Markup | list[Markup]]:
     }
 
 
-def races(run: Run) -> list[Markup]:
+def races(run: RecordedRun) -> list[Markup]:
     """Quality against latency, for each batch size at which two points can race."""
     panels = [
         race_panel(race(run.evaluations, batch), batch, _colours(run))
@@ -125,7 +125,7 @@ def races(run: Run) -> list[Markup]:
     return [_panel_figure(panel, (WIDE, 400), (NARROW, 320)) for panel in panels if panel]
 
 
-def _colours(run: Run) -> dict[str, str]:
+def _colours(run: RecordedRun) -> dict[str, str]:
     """The colours of a run's models, by the names of their evaluations."""
     rounds = [f"round_{r.number:02d}" for r in run.rounds]
     names = [*rounds, *(f"{r.name}_{r.number:02d}" for r in run.others)]
@@ -155,7 +155,7 @@ def _title_and_colour(curve: LossCurve) -> tuple[str, str]:
     return curve.stage.capitalize(), colour
 
 
-def sample_sets(run: Run) -> list[dict[str, Any]]:
+def sample_sets(run: RecordedRun) -> list[dict[str, Any]]:
     """One set of samples per tab: teacher beside student at each number of steps, references."""
     sets: list[dict[str, Any]] = []
     teacher, student = (run.texts.get(name) or {} for name in ("teacher", "student"))
@@ -177,7 +177,7 @@ def sample_sets(run: Run) -> list[dict[str, Any]]:
     return sets
 
 
-def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+def settings(run: RecordedRun) -> list[tuple[str, list[tuple[str, str]]]]:
     """The config by section, nested fields with dotted names; plain fields come first.
 
     Counts of the prepared data stand last.
@@ -206,7 +206,7 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def stages(run: Run) -> list[dict[str, Any]]:
+def stages(run: RecordedRun) -> list[dict[str, Any]]:
     """Seconds by stage with their share of the whole, and the speed of the trained ones."""
     whole = sum(run.timing.values())
     speeds: dict[str, float] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sdtt_jax.reporting.figures import Axis, Panel, Row, RowChart, Series, Tip
 from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE
 from sdtt_jax.reporting.palette import number, percent, steps_text
-from sdtt_jax.reporting.record import FewCalls, LossCurve, Paired, Quality, Round, Run
+from sdtt_jax.reporting.record import FewCalls, LossCurve, Paired, Quality, RecordedRun, Round
 from sdtt_jax.reporting.scales import linear_ticks, padded
 
 SHARES_SHOWN = (-1.0, 1.5)
@@ -27,7 +27,7 @@ class Curve:
     steps: dict[int, Quality]
 
 
-def quality_curves(run: Run) -> list[Curve]:
+def quality_curves(run: RecordedRun) -> list[Curve]:
     """The curves of teacher and students that were measured, in order."""
     curves = [Curve("teacher", "teacher", run.teacher)] if run.teacher else []
     curves += [
@@ -38,7 +38,7 @@ def quality_curves(run: Run) -> list[Curve]:
     return curves
 
 
-def quality_panel(run: Run, *, entropy: bool = False) -> Panel | None:
+def quality_panel(run: RecordedRun, *, entropy: bool = False) -> Panel | None:
     """Generative perplexity against number of steps on log axes, with 95 % bands; None without measures.
 
     With `entropy` that of the texts, in nats, and a strip around that of the data: it also keeps the axis
@@ -65,7 +65,7 @@ def quality_panel(run: Run, *, entropy: bool = False) -> Panel | None:
     )
 
 
-def few_calls_panel(run: Run) -> Panel | None:
+def few_calls_panel(run: RecordedRun) -> Panel | None:
     """Teacher and noise-coupled students, if any was measured, at very few calls, with 95 % bars.
 
     All stand at the entropy of real text; the students' bars are those of the pair with the teacher.
@@ -105,7 +105,7 @@ def _matched(label: str, colour: str, found: Sequence[FewCalls]) -> Series:
     return Series(label, colour, calls, tuple(few.matched.gen_ppl for few in found), low, high)
 
 
-def forest_chart(run: Run) -> RowChart | None:
+def forest_chart(run: RecordedRun) -> RowChart | None:
     """Paired change against the first teacher, same steps and keys: a row for each student, by steps."""
     rows = []
     for steps in sorted({k for student in run.students for k in student.paired}):
@@ -133,7 +133,7 @@ def forest_chart(run: Run) -> RowChart | None:
     )
 
 
-def gain_chart(run: Run) -> RowChart | None:
+def gain_chart(run: RecordedRun) -> RowChart | None:
     """Share of the reachable gain that each round took, with the divergences in nats.
 
     A share outside SHARES_SHOWN, which only a round that learned next to nothing has, is drawn
@@ -204,7 +204,7 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return means
 
 
-def _references(run: Run, entropy: bool) -> list[Series]:
+def _references(run: RecordedRun, entropy: bool) -> list[Series]:
     """Horizontal reference lines for the causal model and for real text, if they were measured."""
     causal, data = run.autoregressive, run.data
     known = (

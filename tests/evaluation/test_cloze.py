@@ -16,7 +16,7 @@ from sdtt_jax.evaluation.cloze import (
     greedy_hits,
     suffix_bounds,
 )
-from sdtt_jax.evaluation.continuations import Choice, Continuation, Layout
+from sdtt_jax.evaluation.continuations import Choice, Continuation, RowLayout
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
@@ -33,7 +33,7 @@ from tests.worlds import (
 
 WORLD, TABLE = TableDenoiser(), random_table(40)
 MODEL = as_model(WORLD, TABLE)
-WHOLE = Layout()
+WHOLE = RowLayout()
 BOS = 1
 
 
@@ -140,19 +140,19 @@ def test_groups_of_several_lengths_come_back_in_order():
 
 def test_bos_and_a_visible_eos_stand_around_the_text():
     """[2] 0 1 in the table's world with BOS 2 and EOS 1, of which only 0 is scored, is one exact term."""
-    [bound] = counted([item([], [0])], Layout(bos_id=2, eos_id=1))
+    [bound] = counted([item([], [0])], RowLayout(bos_id=2, eos_id=1))
     assert bound == pytest.approx(exact_bound([2, 0, 1], [1]), rel=1e-5)
 
 
 def test_too_long_a_prefix_loses_its_beginning():
     short = bounds_of([item([2, 0], [1])], 5)
-    cut = bounds_of([item([1, 1, 0, 2, 0], [1])], 5, Layout(max_length=3))
+    cut = bounds_of([item([1, 1, 0, 2, 0], [1])], 5, RowLayout(max_length=3))
     np.testing.assert_array_equal(cut, short)
 
 
 def test_filled_rows_score_the_suffix_only():
     """Two tokens in a row of three: what is behind them is masked and is not scored."""
-    [bound] = counted([item([2], [0])], Layout(multiple=3))
+    [bound] = counted([item([2], [0])], RowLayout(multiple=3))
     table = predictions(WORLD, TABLE)[2 * 16 + MASK * 4 + MASK]
     assert bound == pytest.approx(-np.log(table[1, 0]), rel=1e-5)
 
@@ -183,7 +183,7 @@ def next_token(model, text):
 @pytest.mark.parametrize("multiple", [1, 16])
 def test_causal_likelihood_is_the_product_over_prefixes(causal, multiple):
     items = [item([3, 0], [2]), item([], [4, 1]), item([1], [2, 2, 0])]
-    scores = causal_scores(causal, items, Layout(bos_id=BOS, multiple=multiple), batch_size=2)
+    scores = causal_scores(causal, items, RowLayout(bos_id=BOS, multiple=multiple), batch_size=2)
     assert scores.nll.dtype == np.float64
     for (prefix, suffix), nll in zip(items, scores.nll, strict=True):
         expected, text = 0.0, [BOS, *prefix]
@@ -200,7 +200,7 @@ def test_causal_greedy_is_what_decoding_writes(causal):
     right = np.asarray(decoded)[0, 3:].tolist()
     wrong = [*right[:2], (right[2] + 1) % 5]
     items = [item([3, 0], right), item([3, 0], wrong)]
-    scores = causal_scores(causal, items, Layout(bos_id=BOS), batch_size=2)
+    scores = causal_scores(causal, items, RowLayout(bos_id=BOS), batch_size=2)
     assert scores.greedy.tolist() == [True, False]
 
 
@@ -208,7 +208,7 @@ def test_a_causal_row_uses_every_position_of_the_network():
     """Four positions: BOS and three tokens are read, a fourth is predicted; more is cut from the left."""
     model = GPT2Network(GPT2Config(vocab_size=6, length=4, num_layers=1, embed_dim=8, num_heads=2))
     model = as_causal(model, noisy_params(model, 0))
-    layout = Layout(bos_id=BOS, multiple=16)
+    layout = RowLayout(bos_id=BOS, multiple=16)
     items = [item([0, 2], [3, 4]), item([5, 5, 0, 2], [3, 4])]
     full, cut = causal_scores(model, items, layout, batch_size=2).nll
     assert full == cut
@@ -244,8 +244,8 @@ def test_a_choice_lists_its_endings_after_their_contexts():
         (lambda: bounds_of([], 4), "no items"),
         (lambda: bounds_of([item([1], [])], 4), "item 0 has no suffix"),
         (lambda: bounds_of(ITEMS, 0), "batch_size must be positive"),
-        (lambda: bounds_of(ITEMS, 4, Layout(max_length=2)), "item 2 has 3 tokens, too many"),
-        (lambda: Layout(multiple=0), "multiple must be positive"),
+        (lambda: bounds_of(ITEMS, 4, RowLayout(max_length=2)), "item 2 has 3 tokens, too many"),
+        (lambda: RowLayout(multiple=0), "multiple must be positive"),
         (lambda: Choice("a", ("b",), 1), "not one of the 1 endings"),
         (lambda: Choice(("a",), ("b", "c"), 1), "1 contexts for 2 endings"),
         (lambda: choice_hits(CHOICES, np.zeros(3)), "3 values for 7 endings"),
@@ -257,6 +257,7 @@ def test_what_cannot_be_scored_is_refused(call, message):
 
 
 def test_a_causal_network_needs_bos_and_sees_no_eos(causal):
-    for layout, message in [(Layout(), "needs layout.bos_id"), (Layout(BOS, BOS), "no layout.eos")]:
+    cases = [(RowLayout(), "needs layout.bos_id"), (RowLayout(BOS, BOS), "no layout.eos")]
+    for layout, message in cases:
         with pytest.raises(ConfigError, match=message):
             causal_scores(causal, ITEMS, layout, batch_size=1)

@@ -5,7 +5,7 @@ import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.continuations import Cloze, Continuation, Layout, encode, lay_out
+from sdtt_jax.evaluation.continuations import Cloze, Continuation, RowLayout, encode, lay_out
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,12 @@ def test_rows_of_one_length_stand_together():
         Continuation(np.array([5], np.int32), np.array([7, 8], np.int32)),
         Continuation(np.array([], np.int32), np.array([7], np.int32)),
     ]
-    short, long = lay_out(items, Layout(bos_id=1, eos_id=2), fill=9)
+    short, long = lay_out(items, RowLayout(bos_id=1, eos_id=2), fill=9)
     assert short.tokens.tolist() == [[1, 7, 2]]
     assert long.tokens.tolist() == [[1, 5, 6, 7, 2], [1, 5, 7, 8, 2]]
     assert long.start.tolist() == [3, 2]
     assert long.stop.tolist() == [4, 4]
     assert (short.item.tolist(), long.item.tolist()) == ([2], [0, 1])
     assert len({*short.digest.tolist(), *long.digest.tolist()}) == 3
-    [filled] = lay_out(items, Layout(bos_id=1, eos_id=2, multiple=4), fill=9)[:1]
+    [filled] = lay_out(items, RowLayout(bos_id=1, eos_id=2, multiple=4), fill=9)[:1]
     assert filled.tokens.tolist() == [[1, 7, 2, 9]]

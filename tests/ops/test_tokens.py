@@ -15,7 +15,7 @@ from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.cloze import causal_scores, greedy_hits, suffix_bounds
-from sdtt_jax.evaluation.continuations import Continuation, Layout
+from sdtt_jax.evaluation.continuations import Continuation, RowLayout
 from sdtt_jax.evaluation.judge import score_texts
 from sdtt_jax.evaluation.likelihood import text_bounds
 from sdtt_jax.evaluation.mauve import text_features
@@ -29,7 +29,7 @@ NETWORK = CausalNetwork(
     CausalConfig(vocab_size=VOCAB, length=8, num_layers=1, embed_dim=8, num_heads=2)
 )
 JUDGE = as_causal(NETWORK, noisy_params(NETWORK, 0))
-BEHIND = Layout(bos_id=0)
+BEHIND = RowLayout(bos_id=0)
 
 NOISY = {
     "logits": MODEL.logits,
@@ -60,8 +60,8 @@ ON_THE_HOST = ("batches", "bounds", "continued")
 RAGGED = {
     "scores": lambda x: score_texts(JUDGE, list(x), batch_size=2, first_token="given").nll,
     "features": lambda x: text_features(JUDGE, list(x), batch_size=2),
-    "suffixes": lambda x: suffix_bounds(MODEL, _items(x), KEY, ONE, Layout(), batch_size=2),
-    "hits": lambda x: greedy_hits(MODEL, _items(x), Layout(), batch_size=2),
+    "suffixes": lambda x: suffix_bounds(MODEL, _items(x), KEY, ONE, RowLayout(), batch_size=2),
+    "hits": lambda x: greedy_hits(MODEL, _items(x), RowLayout(), batch_size=2),
     "causal suffixes": lambda x: causal_scores(JUDGE, _items(x), BEHIND, batch_size=2).nll,
 }
 

@@ -11,7 +11,7 @@ import pytest
 from sdtt_jax.diffusion.estimators import Masking, masking_bound
 from sdtt_jax.diffusion.nelbo import nelbo_weight
 from sdtt_jax.evaluation.cloze import greedy_hits
-from sdtt_jax.evaluation.continuations import Continuation, Layout
+from sdtt_jax.evaluation.continuations import Continuation, RowLayout
 from tests.parity.reference import SCHEDULE, arrays, network
 from tests.worlds import as_model
 
@@ -41,7 +41,7 @@ def test_suffix_likelihood(stored, student, close):
 def test_greedy_suffix(stored, student):
     """A hit is the reference's greedy text, and not its true text where that differs; the suffix's last token
     is never masked."""
-    layout = Layout(eos_id=int(stored["suffix"][-1]))
+    layout = RowLayout(eos_id=int(stored["suffix"][-1]))
     greedy, true = stored["greedy"][:-1], stored["suffix"][:-1]
     items = [Continuation(stored["prefix"], suffix) for suffix in (greedy, true)]
     hits = greedy_hits(student, items, layout, batch_size=2)

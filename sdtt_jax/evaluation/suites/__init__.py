@@ -22,7 +22,7 @@ from sdtt_jax.evaluation.suites import (
 )
 
 
-class Table(NamedTuple):
+class ReportTable(NamedTuple):
     """How a report lays out items of a record."""
 
     title: str  # of the table
@@ -46,7 +46,7 @@ class Suite(NamedTuple):
     # `run(subject, record)`; finished items are not computed again.
     run: Callable[[Subject, Record], None]
     help: str  # what it measures, for a command's help
-    tables: tuple[Table, ...]  # of the report
+    tables: tuple[ReportTable, ...]  # of the report
 
 
 TEXTS = (
@@ -60,18 +60,20 @@ SUITES: dict[str, Suite] = {
         generation.suite,
         "generative perplexity with entropy, self-BLEU, distinct n-grams, repetition, MAUVE, calls",
         (
-            Table("Generated texts", "generation/unconditional", TEXTS),
-            Table("Continued prompts", "generation/prompted", TEXTS),
+            ReportTable("Generated texts", "generation/unconditional", TEXTS),
+            ReportTable("Continued prompts", "generation/prompted", TEXTS),
         ),
     ),
     "judge": Suite(
-        given.suite, "any texts under the judge (--texts)", (Table("Given texts", "judge", TEXTS),)
+        given.suite,
+        "any texts under the judge (--texts)",
+        (ReportTable("Given texts", "judge", TEXTS),),
     ),
     "likelihood": Suite(
         likelihood.suite,
         "bounds on the perplexity of held-out text by several estimators; the causal model's exact value",
         (
-            Table(
+            ReportTable(
                 "Likelihood of held-out text",
                 "likelihood",
                 "estimator {who} | text {num_texts} × {length}, {source} | perplexity {perplexity:bound} | "
@@ -83,13 +85,13 @@ SUITES: dict[str, Suite] = {
         frontier.suite,
         "perplexity at the entropy of real text, from several --temperatures, for each of --modes",
         (
-            Table(
+            ReportTable(
                 "Perplexity at the entropy of real text",
                 "frontier/matched",
                 "decoder {mode} | steps {num_steps} | calls {nfe} | perplexity {gen_ppl} | "
                 "temperature {temperature}",
             ),
-            Table(
+            ReportTable(
                 "Lowest clean number of calls: perplexity within 5 % of the checkpoint's best",
                 "frontier/clean",
                 "decoder {mode} | calls {clean_calls} | perplexity {gen_ppl} | best {best}",
@@ -100,7 +102,7 @@ SUITES: dict[str, Suite] = {
         schedule.suite,
         "how many tokens each of --num_steps calls should reveal, and how sharply, for --mode=learnt; stored",
         (
-            Table(
+            ReportTable(
                 "Learnt schedules: nats of a text above single tokens",
                 "schedule",
                 "calls {num_steps} | learnt {gap:4} | even counts {even_gap:4}",
@@ -111,7 +113,7 @@ SUITES: dict[str, Suite] = {
         exits.suite,
         "the threshold of early exits that keeps to --exit_bound, for --early_exit; stored",
         (
-            Table(
+            ReportTable(
                 "Early exits, on the texts of the calibration",
                 "exits",
                 "exits {exits} | likeliest tokens that may change {bound:3} | that change {disagreement:3} | "
@@ -123,7 +125,7 @@ SUITES: dict[str, Suite] = {
         budget.suite,
         "whether the number of calls that a prompt needs can be predicted from it (--num_prompts)",
         (
-            Table(
+            ReportTable(
                 "Calls by the prompt, on prompts that were not fitted",
                 "budget",
                 "nats that may be lost {delta:2} | steps {steps:3} | nats lost {excess:3} | "
@@ -135,7 +137,7 @@ SUITES: dict[str, Suite] = {
         cloze.suite,
         "last words of texts, or multiple choice (--task, --task_file): perplexity and accuracy",
         (
-            Table(
+            ReportTable(
                 "Last words and choices",
                 "lambada",
                 "task {task} | how {who} | texts {num_texts} | perplexity {perplexity} | "
@@ -147,7 +149,7 @@ SUITES: dict[str, Suite] = {
         latency.suite,
         "seconds and tokens per second against a causal model of the same size with a key-value cache",
         (
-            Table(
+            ReportTable(
                 "Latency",
                 "latency",
                 "what {who} | batch {batch} | seconds {seconds} | tokens/s {tokens_per_second} | "

@@ -5,7 +5,7 @@ from typing import Any
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_mean, said, share
-from sdtt_jax.evaluation.cloze import Scores, choice_hits, scores
+from sdtt_jax.evaluation.cloze import ItemScores, choice_hits, scores
 from sdtt_jax.evaluation.continuations import Choice, encode
 from sdtt_jax.evaluation.record import Json, Record
 from sdtt_jax.evaluation.settings import Settings
@@ -61,7 +61,7 @@ def _item(
     record.log(f"  {result['task']}, {how}: {perplexity}accuracy {said(result, 'accuracy', 3)}")
 
 
-def _measures(choices: list[Choice], found: Scores, settings: Settings) -> Json:
+def _measures(choices: list[Choice], found: ItemScores, settings: Settings) -> Json:
     """LAMBADA: perplexity per text, not per token, as in the reference. Choices: accuracy by likelihood,
     plain and for each character of an ending."""
     seed = settings.seed
