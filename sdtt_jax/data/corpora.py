@@ -13,7 +13,7 @@ from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.embedded import bible_chapters
 from sdtt_jax.data.files import SUFFIXES, Found, find_files
 from sdtt_jax.data.normalize import NORMALIZERS, without_traces_of_files
-from sdtt_jax.data.published import Published, read_tfds
+from sdtt_jax.data.published import PublishedCorpus, read_tfds
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.paths import as_path
 
@@ -28,7 +28,7 @@ class Corpus:
     name: str  # what `data.corpus` and `--held_out` call it
     # Where its texts are: a function that starts a pass over them, a published data set, or the user's files.
     # A text is one row of the files: a sentence of PTB, a line of WikiText, an article elsewhere.
-    source: Callable[[], Iterator[str]] | Published | Found
+    source: Callable[[], Iterator[str]] | PublishedCorpus | Found
     # Names of its splits; one, "train", where nobody has divided it.
     splits: tuple[str, ...] = (TRAIN,)
     detokenize: str = "none"  # name of its detokenizer in `DETOKENIZERS`
@@ -48,7 +48,7 @@ class Corpus:
     ) -> list[reading.Part]:
         """A split, from `folder` or wherever it is found, cut into parts; `DataError` if it is nowhere."""
         choose(f"split of {self.name}", split, self.splits)
-        if isinstance(self.source, Published):
+        if isinstance(self.source, PublishedCorpus):
             return self.source.parts(self.name, split, folder, part_bytes)
         require(
             folder is None,
@@ -61,7 +61,7 @@ class Corpus:
     def files(self, split: str, folder: Path | None = None) -> str:
         """ "3 of 5 files", with what is not read, for a folder of the user's; "" for anything else."""
         found: Any = self.source
-        if isinstance(found, Published):
+        if isinstance(found, PublishedCorpus):
             found = found.found(self.name, split, folder)
         return str(found) if isinstance(found, Found) and found.is_folder else ""
 
@@ -70,16 +70,16 @@ _ALL = (TRAIN, VALIDATION, TEST)
 _WIKIPEDIA = "CC BY-SA 3.0"
 
 
-def _published(repo: str, config: str, text_field: str = "text", **fields: Any) -> Published:
+def _published(repo: str, config: str, text_field: str = "text", **fields: Any) -> PublishedCorpus:
     """A data set in the hub's own conversion to Parquet."""
-    return Published(repo, f"{config}/{{split}}/*.parquet", text_field, **fields)
+    return PublishedCorpus(repo, f"{config}/{{split}}/*.parquet", text_field, **fields)
 
 
-def _pile(subset: str) -> Published:
+def _pile(subset: str) -> PublishedCorpus:
     """One source of The Pile, from the copy without copyrighted texts."""
     files = {TRAIN: "train/*.jsonl.zst", VALIDATION: "val.jsonl.zst", TEST: "test.jsonl.zst"}
     one = "meta.pile_set_name", subset
-    return Published(
+    return PublishedCorpus(
         "monology/pile-uncopyrighted", files, revision="main", streamed=True, subset=one
     )
 
@@ -105,7 +105,7 @@ CORPORA: dict[str, Corpus] = {
         Corpus(
             "openwebtext",
             # The hub converts only the first 5 GB of a set to Parquet, so the set's own files are taken.
-            Published(
+            PublishedCorpus(
                 "Skylion007/openwebtext",
                 "*/{split}-*.parquet",
                 revision="main",
@@ -170,19 +170,19 @@ CORPORA: dict[str, Corpus] = {
         ),
         Corpus(
             "text8",
-            Published("afmck/text8", "data/{split}-*.parquet", revision="main"),
+            PublishedCorpus("afmck/text8", "data/{split}-*.parquet", revision="main"),
             _ALL,
             licence=_WIKIPEDIA,
         ),
         Corpus(
             "tinystories",
-            Published("roneneldan/TinyStories", "data/{split}-*.parquet", revision="main"),
+            PublishedCorpus("roneneldan/TinyStories", "data/{split}-*.parquet", revision="main"),
             SPLITS,
             licence="CDLA-Sharing-1.0",
         ),
         Corpus(
             "c4",
-            Published(
+            PublishedCorpus(
                 "allenai/c4",
                 "en/c4-{split}.*.json.gz",
                 revision="main",
@@ -195,7 +195,7 @@ CORPORA: dict[str, Corpus] = {
         *(
             Corpus(
                 name,
-                Published("HuggingFaceFW/fineweb-edu", files, revision="main", streamed=True),
+                PublishedCorpus("HuggingFaceFW/fineweb-edu", files, revision="main", streamed=True),
                 licence="ODC-By 1.0",
             )
             for name, files in (
@@ -258,7 +258,7 @@ class Recipe(NamedTuple):
     sequences: str = "packed"
     length: int = 0
 
-    def rows(self, part: reading.Part) -> Iterator[reading.Row]:
+    def rows(self, part: reading.Part) -> Iterator[reading.ReadRow]:
         """The cleaned text of every row of a part, "" where nothing is left of it."""
         detokenize, normalize = DETOKENIZERS[self.detokenize], NORMALIZERS[self.normalize]
         for piece in part.pieces:
@@ -280,7 +280,7 @@ class Recipe(NamedTuple):
                     yield row
 
 
-def _read(piece: reading.Piece, split: str, fields: reading.Fields) -> Iterator[reading.Row]:
+def _read(piece: reading.Piece, split: str, fields: reading.Fields) -> Iterator[reading.ReadRow]:
     if piece.kind == reading.NAMED:
         source: Any = CORPORA[piece.path].source
         return source()  # type: ignore[no-any-return]
@@ -295,7 +295,7 @@ def recipe(config: DataConfig) -> Recipe:
     `detokenize` and `text_field` apply to the user's own files; a corpus of the table has its own.
     """
     corpus = find_corpus(config.corpus)
-    published = isinstance(corpus.source, Published)
+    published = isinstance(corpus.source, PublishedCorpus)
     fields = corpus.source.fields if published else reading.Fields(config.text_field)  # type: ignore[union-attr]
     own = corpus.detokenize if config.detokenize == "none" else config.detokenize
     kind, length = config.sequences, config.length

@@ -43,7 +43,7 @@ def untracked(items: Iterable[Any], purpose: str, total: int, size: Callable[[An
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class CorpusReading:
     """A corpus that is being read."""
 
     config: DataConfig  # of the data
@@ -57,7 +57,7 @@ class Reading:
 class Ingested:
     """A corpus that was read and divided."""
 
-    read: Reading  # the corpus
+    read: CorpusReading  # the corpus
     rule: Rule  # by which it is divided
     store: Store  # its tokens and its index
 
@@ -97,11 +97,11 @@ class Ingested:
 
 def start_reading(
     config: DataConfig, work: Path, engine: Engine[Any] = in_process, track: Track = untracked
-) -> Reading:
+) -> CorpusReading:
     """Finds a corpus and cuts it into parts; `work` is the folder for intermediate files."""
     parts = corpus_parts(config, PART_BYTES)
     passes = functools.partial(run_tasks, engine=engine, track=track)
-    return Reading(config, parts, first_rule(config, parts), work, passes)
+    return CorpusReading(config, parts, first_rule(config, parts), work, passes)
 
 
 def run_tasks(tasks: Sequence[Any], purpose: str, *, engine: Engine[Any], track: Track) -> None:
@@ -124,7 +124,7 @@ def run_tasks(tasks: Sequence[Any], purpose: str, *, engine: Engine[Any], track:
                 refuse_bad(BadInputError(kind, named[-1]), bad, task.how.skip_bad)
 
 
-def ingest(read: Reading, tokenizer: tuple[Path, np.dtype] | None) -> Ingested:
+def ingest(read: CorpusReading, tokenizer: tuple[Path, np.dtype] | None) -> Ingested:
     """Reads a corpus, for its tokens or (without a tokenizer) its index alone, and divides its documents.
 
     Of the tokenizer the folder is given, and the dtype in which its tokens are stored.

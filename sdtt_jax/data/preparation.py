@@ -15,7 +15,7 @@ from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.data.config import DataConfig, TokenizerConfig
 from sdtt_jax.data.corpora import TRAIN
 from sdtt_jax.data.engines import Engine, in_process
-from sdtt_jax.data.ingest import Reading, Track, ingest, start_reading, untracked
+from sdtt_jax.data.ingest import CorpusReading, Track, ingest, start_reading, untracked
 from sdtt_jax.data.making import given_tokenizer, train_tokenizer
 from sdtt_jax.data.normalize import PROMPT_END
 from sdtt_jax.data.records import INFO_FILE, read_info
@@ -124,7 +124,7 @@ def _continue(work: Path, partial: Path, plan: dict[str, Any]) -> None:
 
 
 def _vocabulary(
-    read: Reading, config: TokenizerConfig, given: Tokenizer | None, track: Track
+    read: CorpusReading, config: TokenizerConfig, given: Tokenizer | None, track: Track
 ) -> Tokenizer:
     """The vocabulary: given, learned now, or learned by an earlier run that was stopped."""
     folder = read.work / TOKENIZER

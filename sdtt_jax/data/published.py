@@ -19,7 +19,7 @@ TFDS_INFO = "dataset_info.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
+class PublishedCorpus:
     """Where a published corpus is and how its files are read."""
 
     repo: str  # data set of the model hub, "owner/name"
@@ -185,7 +185,9 @@ def _tfds_pieces(
     )
 
 
-def read_tfds(piece: reading.Piece, split: str, fields: reading.Fields) -> Iterator[reading.Row]:
+def read_tfds(
+    piece: reading.Piece, split: str, fields: reading.Fields
+) -> Iterator[reading.ReadRow]:
     """The rows of a piece of data that TFDS prepared."""
     source = _tfds_builder(piece.path, split, fields.feature).as_data_source(split)
     for index in range(piece.start, piece.stop):

@@ -76,7 +76,7 @@ class BadInputError(DataError):
 
 
 # None: a row of another subset.
-Row = str | BadInputError | None
+ReadRow = str | BadInputError | None
 
 
 def plan(
@@ -136,7 +136,7 @@ def _pieces(path: str, part_bytes: int) -> Iterator[Piece]:
         yield Piece(kind, path, start, stop, stop - start)
 
 
-def read_file(piece: Piece, fields: Fields) -> Iterator[Row]:
+def read_file(piece: Piece, fields: Fields) -> Iterator[ReadRow]:
     """The rows of a piece of a file: a whole text file, each line of JSON, or each row of Parquet."""
     path, broken = piece.path, "broken file"
     try:
@@ -153,13 +153,13 @@ def read_file(piece: Piece, fields: Fields) -> Iterator[Row]:
         yield BadInputError(broken, f"{path} cannot be read: {first_line(error)}.")
 
 
-def _text(file: IO[bytes], piece: Piece, fields: Fields) -> Iterator[Row]:
+def _text(file: IO[bytes], piece: Piece, fields: Fields) -> Iterator[ReadRow]:
     del fields
     text = _or_bad("invalid UTF-8", decoded, file.read(), piece.path)
     yield text.removeprefix("\ufeff").strip() if isinstance(text, str) else text
 
 
-def _json_lines(file: IO[bytes], piece: Piece, fields: Fields) -> Iterator[Row]:
+def _json_lines(file: IO[bytes], piece: Piece, fields: Fields) -> Iterator[ReadRow]:
     for where, offset, raw in _lines(file, piece):
         if raw is None:
             yield BadInputError("long line", f"{where}, is longer than {MAX_LINE_BYTES} bytes.")
@@ -205,7 +205,7 @@ def _skip_line(file: IO[bytes]) -> int:
     return count
 
 
-def _json_text(value: Any, fields: Fields, where: str) -> Row:
+def _json_text(value: Any, fields: Fields, where: str) -> ReadRow:
     """A row's text; for two fields, `prompt>completion`, both with `PROMPT_END` between them."""
     if not isinstance(value, dict):
         return BadInputError(
@@ -246,7 +246,7 @@ def _parquet(file: IO[bytes]) -> Any:
     return pyarrow.parquet.ParquetFile(file)
 
 
-def _parquet_rows(stream: IO[bytes], piece: Piece, fields: Fields) -> Iterator[Row]:
+def _parquet_rows(stream: IO[bytes], piece: Piece, fields: Fields) -> Iterator[ReadRow]:
     import pyarrow
 
     path, column = piece.path, fields.text
@@ -284,7 +284,7 @@ def _parquet_rows(stream: IO[bytes], piece: Piece, fields: Fields) -> Iterator[R
             )
 
 
-_READERS: dict[str, Callable[[IO[bytes], Piece, Fields], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[IO[bytes], Piece, Fields], Iterator[ReadRow]]] = {
     ".txt": _text,
     ".jsonl": _json_lines,
     ".parquet": _parquet_rows,

@@ -12,7 +12,7 @@ import numpy as np
 
 from sdtt_jax.data.config import DataConfig
 from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, files_read, find_corpus, recipe
-from sdtt_jax.data.ingest import Ingested, Reading, ingest
+from sdtt_jax.data.ingest import CorpusReading, Ingested, ingest
 from sdtt_jax.data.packing import chunk_length
 from sdtt_jax.data.records import Shard
 from sdtt_jax.data.tasks import NAMED_OF_A_KIND, WriteShard
@@ -47,7 +47,7 @@ class DataInfo:
     num_unknown: int = 0  # unk tokens in all documents, duplicates included
 
 
-def write_shards(read: Reading, tokenizer: Tokenizer, partial: Path) -> dict[str, Any]:
+def write_shards(read: CorpusReading, tokenizer: Tokenizer, partial: Path) -> dict[str, Any]:
     """Writes the shards, the metadata of TFDS and the manifest into a data folder under construction.
 
     Returns the content of `info.json`, without the configs.
@@ -117,7 +117,7 @@ def _num_sequences(config: DataConfig, split: str, tokens: int, sequences: Seque
 
 
 def _info(
-    read: Reading, division: Ingested, tokenizer: Tokenizer, tasks: Sequence[WriteShard]
+    read: CorpusReading, division: Ingested, tokenizer: Tokenizer, tasks: Sequence[WriteShard]
 ) -> DataInfo:
     totals = division.totals()
     train, validation = totals[TRAIN], totals[VALIDATION]

@@ -34,7 +34,7 @@ ASIDE = (
 Allowed = Mapping[str, tuple[Any, ...]]
 
 
-class Kind(NamedTuple):
+class ValueKind(NamedTuple):
     """What the value of a field must be."""
 
     accepts: Callable[[Any], bool]
@@ -45,10 +45,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-FLAG = Kind(lambda value: isinstance(value, bool), "true or false")
-COUNT = Kind(lambda value: type(value) is int and value > 0, "a positive whole number")
-TOKEN = Kind(lambda value: value is None or type(value) is int, "the number of a token")
-NUMBER = Kind(lambda value: value is None or _is_number(value), "a number")
+FLAG = ValueKind(lambda value: isinstance(value, bool), "true or false")
+COUNT = ValueKind(lambda value: type(value) is int and value > 0, "a positive whole number")
+TOKEN = ValueKind(lambda value: value is None or type(value) is int, "the number of a token")
+NUMBER = ValueKind(lambda value: value is None or _is_number(value), "a number")
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_tanh")
 
 
@@ -64,7 +64,7 @@ def claims(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
         yield from claims(section, f"{path}{name}.")
 
 
-def claimed(stored: Stored, names: tuple[str, ...], kind: Kind, default: Any) -> Any:
+def claimed(stored: Stored, names: tuple[str, ...], kind: ValueKind, default: Any) -> Any:
     """The value, of a kind, of the first field with one of several names in any section; else the default."""
     for path, value in claims(stored.content):
         name = path.split(".")[-1]

@@ -7,7 +7,7 @@ import pytest
 
 from sdtt_jax.data import DETOKENIZERS, DataConfig
 from sdtt_jax.data.corpora import CORPORA, Corpus, documents, find_corpus
-from sdtt_jax.data.published import Published
+from sdtt_jax.data.published import PublishedCorpus
 from sdtt_jax.errors import ConfigError, DataError
 from tests.data.conftest import divide
 
@@ -27,7 +27,7 @@ def _write_lines(path, texts, field="text"):
 
 
 def test_every_published_corpus_reads_its_field_and_undoes_its_tokens(tmp_path):
-    published = [c for c in CORPORA.values() if isinstance(c.source, Published)]
+    published = [c for c in CORPORA.values() if isinstance(c.source, PublishedCorpus)]
     assert len(published) >= 30
     for corpus in published:
         split = corpus.splits[-1]

@@ -26,7 +26,7 @@ from experiments.settings import check_overrides
 from experiments.stages.mirror import local_root
 from launch.local import environment, free_port
 from sdtt_jax import renamed
-from sdtt_jax.data.published import Published
+from sdtt_jax.data.published import PublishedCorpus
 from sdtt_jax.errors import CheckpointError, ConfigError, UserError
 from sdtt_jax.interchange.safetensors import write_tensors
 from sdtt_jax.paths import write_json
@@ -182,7 +182,7 @@ def test_what_needs_a_home_does_without_or_says_so(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match=r"no home directory .*set \$SDTT_JAX_CACHE"):
         local_root("gs://bucket/run")
-    assert Published("lm1b", "", tfds=("lm1b", "text"))._prepared() is None
+    assert PublishedCorpus("lm1b", "", tfds=("lm1b", "text"))._prepared() is None
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, monkeypatch, capsys):
