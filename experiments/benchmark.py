@@ -40,7 +40,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.benchmarking.suites import Plan, benchmark, deaths, show
+from experiments.benchmarking.suites import BenchmarkPlan, benchmark, deaths, show
 from experiments.cli.app import check_flags, output_file, run_app, stopwatch, wide_console
 from experiments.cli.fields import define_flags, from_flags
 from experiments.settings import check_overrides, run_config
@@ -60,7 +60,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Also write all results to this JSON file.")
-define_flags(Plan)
+define_flags(BenchmarkPlan)
 
 
 def with_default_config(argv: Sequence[str]) -> list[str]:
@@ -78,7 +78,7 @@ def with_default_config(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str]) -> None:
     """Measures what the flags ask for."""
     check_flags(argv)
-    plan, config = from_flags(Plan), run_config(_CONFIG.value)
+    plan, config = from_flags(BenchmarkPlan), run_config(_CONFIG.value)
     if "race" in plan.suite:
         network = Denoiser(config.denoiser(config.vocab_size))
         for steps, mode in itertools.product(plan.num_steps, plan.modes.split()):

@@ -78,7 +78,7 @@ COLUMNS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ExactPlan:
     """What is computed: every field is a flag of `experiments.exact`."""
 
     output: str | None = setting(None, "Folder for results.json, exact.svg and exact.png.")
@@ -285,7 +285,7 @@ def add_matched(
         entry["matched"] = measure([table])
 
 
-def measured(plan: Plan, world: World) -> Iterator[Record]:
+def measured(plan: ExactPlan, world: World) -> Iterator[Record]:
     """The record, each time that a part of it is complete; what is trained comes last."""
     student, dts = plan.student, round_dts(world, plan.rounds)
     _print(
@@ -327,7 +327,7 @@ def measured(plan: Plan, world: World) -> Iterator[Record]:
         yield record
 
 
-def distilled(plan: Plan, truth: Truth, optima: Sequence[Array]) -> Record:
+def distilled(plan: ExactPlan, truth: Truth, optima: Sequence[Array]) -> Record:
     """The part of the record that is about --distillers; `optima` are those of SDTT's rounds."""
     others = OthersConfig(
         num_steps=plan.student_steps, teacher_temperature=plan.teacher_temperature
@@ -348,7 +348,7 @@ def distilled(plan: Plan, truth: Truth, optima: Sequence[Array]) -> Record:
 def main(argv: Sequence[str]) -> None:
     """Computes, trains if asked to, and writes."""
     check_flags(argv)
-    plan = from_flags(Plan)
+    plan = from_flags(ExactPlan)
     folder = as_path(str(plan.output))
     require(not folder.is_file(), f"--output={plan.output} is a file; name a folder.")
     world = load_world(plan.world) if plan.world else sticky_world()
@@ -373,5 +373,5 @@ def _print(message: str) -> None:
 
 if __name__ == "__main__":
     # Not on import, so that other programs may use the names of these flags.
-    define_flags(Plan)
+    define_flags(ExactPlan)
     run_app(main)

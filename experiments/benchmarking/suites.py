@@ -102,7 +102,7 @@ def _prepared(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class BenchmarkPlan:
     """What is measured, and how often: every field is a flag of `experiments.benchmark`."""
 
     suite: tuple[str, ...] = setting(
@@ -169,7 +169,7 @@ class Plan:
                 SamplerConfig(steps, mode=mode)
 
 
-class Row(NamedTuple):
+class BenchmarkRow(NamedTuple):
     """Jobs that are measured together."""
 
     suite: str  # whose row it is
@@ -177,7 +177,7 @@ class Row(NamedTuple):
     jobs: list[Job]  # one for each variant
 
 
-def rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
+def rows(config: RunConfig, plan: BenchmarkPlan) -> Iterator[BenchmarkRow]:
     """All rows of the plan's suites, in the order of `SUITES`."""
     plain, vocab_size = to_mapping(config), config.vocab_size
     for suite in (suite for suite in SUITES if suite in plan.suite):
@@ -192,7 +192,7 @@ def rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
             for steps in plan.num_steps if suite == "sample" else [0]:
                 lean = Job(suite, "lean", plain, vocab_size, plan.batch_size, steps, plan.mode)
                 jobs = _variants_of(lean, variants, plan.against)
-                yield Row(suite, f"{suite}, {steps} steps" if steps else suite, jobs)
+                yield BenchmarkRow(suite, f"{suite}, {steps} steps" if steps else suite, jobs)
 
 
 def _variants_of(lean: Job, variants: Sequence[str], naive_mode: str = "") -> list[Job]:
@@ -203,7 +203,7 @@ def _variants_of(lean: Job, variants: Sequence[str], naive_mode: str = "") -> li
     ]
 
 
-def _demo_rows(config: RunConfig) -> Iterator[Row]:
+def _demo_rows(config: RunConfig) -> Iterator[BenchmarkRow]:
     """A run's steps, each at the batch that the run has."""
     # The Bible's text in 27 characters needs 30 pieces, three special ones included; the demo's tokenizer is
     # allowed 64.
@@ -217,10 +217,10 @@ def _demo_rows(config: RunConfig) -> Iterator[Row]:
         ("judging", "own_judge", written, 0, ()),
     ):
         lean = Job(suite, "lean", plain, vocab_size, batch_size, steps)
-        yield Row("demo", title, _variants_of(lean, (MATMUL, *VARIANTS, *more)))
+        yield BenchmarkRow("demo", title, _variants_of(lean, (MATMUL, *VARIANTS, *more)))
 
 
-def _race_rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
+def _race_rows(config: RunConfig, plan: BenchmarkPlan) -> Iterator[BenchmarkRow]:
     """A race for each dtype and batch: the causal model, and each decoder at each number of calls."""
     for dtype in plan.race_dtypes:
         plain = to_mapping(changed(config, model={"compute_dtype": dtype}))
@@ -230,10 +230,14 @@ def _race_rows(config: RunConfig, plan: Plan) -> Iterator[Row]:
                 dataclasses.replace(job, variant=STUDENT, num_steps=calls, mode=mode)
                 for mode, calls in itertools.product(plan.modes.split(), plan.num_steps)
             ]
-            yield Row("race", f"race, {batch} × {config.data.length} tokens, {dtype}", jobs)
+            yield BenchmarkRow(
+                "race", f"race, {batch} × {config.data.length} tokens, {dtype}", jobs
+            )
 
 
-def benchmark(config: RunConfig, plan: Plan, log: Log, save: Callable[[Entry], None]) -> Entry:
+def benchmark(
+    config: RunConfig, plan: BenchmarkPlan, log: Log, save: Callable[[Entry], None]
+) -> Entry:
     """The whole record, JSON-ready: under each suite's name its row, or its rows by title (`sample`: a list).
 
     `save` is called with it after every row, and in a race after every repetition of its entrants, so that a

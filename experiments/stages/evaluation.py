@@ -31,7 +31,7 @@ ANIMATED_STEPS = 8
 ESTIMATOR = "antithetic"
 
 
-class Measured(NamedTuple):
+class MeasuredModel(NamedTuple):
     """The results of the suites for one model."""
 
     subject: Subject  # the model, its judge, perhaps its baseline
@@ -72,7 +72,8 @@ def evaluate(run: Run) -> None:
     }
     others = {name: _measure(run, _other(run, name), judge, baseline=None) for name in _others(run)}
     if others:
-        last = last or list(others.values())[-1]  # as the report, `reporting.record.Run.student`
+        # As the report, `reporting.record.RecordedRun.student`.
+        last = last or list(others.values())[-1]
         results["others"] = {
             name: {"paired": _paired(student, teacher), **_denoiser_record(student)}
             for name, student in others.items()
@@ -129,7 +130,9 @@ def _model(run: Run, number: int) -> Model:
     return run.model(run.workdir.round(number), run.denoiser, stage="distill", round=number, dt=dt)
 
 
-def _measure(run: Run, model: Model, judge: CausalModel, baseline: CausalModel | None) -> Measured:
+def _measure(
+    run: Run, model: Model, judge: CausalModel, baseline: CausalModel | None
+) -> MeasuredModel:
     config = run.config.evaluation
     settings = Settings(
         seed=run.config.seed,
@@ -155,14 +158,14 @@ def _measure(run: Run, model: Model, judge: CausalModel, baseline: CausalModel |
         writer.name: generation.judged_texts(subject, record, setup, writer)
         for writer in generation.writers(subject, setup)
     }
-    return Measured(subject, record, texts)
+    return MeasuredModel(subject, record, texts)
 
 
 def _shown_steps(run: Run) -> list[int]:
     return [n for n in SHOWN_STEPS if n <= run.config.data.length]
 
 
-def _denoiser_record(measured: Measured) -> Json:
+def _denoiser_record(measured: MeasuredModel) -> Json:
     steps = measured.subject.settings.num_steps
     # A function of its noise has no likelihood.
     bounded = f"likelihood/{ESTIMATOR}" in measured.record.items
@@ -173,7 +176,7 @@ def _denoiser_record(measured: Measured) -> Json:
     }
 
 
-def _paired(student: Measured, teacher: Measured) -> Json:
+def _paired(student: MeasuredModel, teacher: MeasuredModel) -> Json:
     """The log of a student's perplexity over the teacher's, texts of the same keys, by number of steps."""
     settings, paired = student.subject.settings, {}
     for num_steps in settings.num_steps:
@@ -187,7 +190,7 @@ def _paired(student: Measured, teacher: Measured) -> Json:
     return paired
 
 
-def _round_record(run: Run, number: int, student: Measured, teacher: Measured) -> Json:
+def _round_record(run: Run, number: int, student: MeasuredModel, teacher: MeasuredModel) -> Json:
     config = run.config.distill
     return {
         "round": number,
@@ -200,7 +203,7 @@ def _round_record(run: Run, number: int, student: Measured, teacher: Measured) -
     }
 
 
-def _gain(run: Run, number: int, student: Measured) -> Json:
+def _gain(run: Run, number: int, student: MeasuredModel) -> Json:
     config, settings = run.config.distill, run.config.evaluation
     if config.divergence not in FLOORED:
         return {"gain_share": None}
@@ -246,14 +249,14 @@ def _gain(run: Run, number: int, student: Measured) -> Json:
     return record
 
 
-def _samples(run: Run, teacher: Measured, student: Measured | None) -> Json:
+def _samples(run: Run, teacher: MeasuredModel, student: MeasuredModel | None) -> Json:
     """Sample texts, and the states of one generation."""
     count, tokenizer, shown = run.config.evaluation.show_texts, run.tokenizer, _shown_steps(run)
 
     def decode(tokens: np.ndarray) -> list[str]:
         return [tokenizer.decode(row) for row in tokens[:count]]
 
-    def by_steps(measured: Measured) -> Json:
+    def by_steps(measured: MeasuredModel) -> Json:
         return {str(n): decode(measured.texts[f"steps_{n:04d}"].tokens) for n in shown}
 
     texts: Json = {
@@ -272,7 +275,7 @@ def _samples(run: Run, teacher: Measured, student: Measured | None) -> Json:
     }
 
 
-def _animation(run: Run, measured: Measured) -> Json:
+def _animation(run: Run, measured: MeasuredModel) -> Json:
     model = measured.subject.model
     assert isinstance(model, Model)
     config = SamplerConfig(num_steps=ANIMATED_STEPS, time_grid=run.config.evaluation.time_grid)

@@ -288,13 +288,10 @@ def test_a_training_step_side_by_side(tmp_path):
 
 def test_a_sample_and_a_judge_side_by_side():
     """In this process; there a worker's peak is what the compiler says of its program."""
-    config = smoke()
-    config = dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, num_layers=1),
-        data=dataclasses.replace(config.data, length=32),
+    config = changed(smoke(), model={"num_layers": 1}, data={"length": 32})
+    plan = suites.BenchmarkPlan(
+        suite=("sample", "judge"), num_steps=(2,), repeats=2, in_process=True
     )
-    plan = suites.Plan(suite=("sample", "judge"), num_steps=(2,), repeats=2, in_process=True)
     record = suites.benchmark(config, plan, print, lambda _: None)
     [sample] = record["sample"]
     assert sample["num_steps"] == 2
@@ -305,7 +302,7 @@ def test_a_sample_and_a_judge_side_by_side():
 
 
 def test_the_demos_rows_are_its_steps_at_its_batch():
-    made = list(suites.rows(demo(), suites.Plan(suite=("demo",))))
+    made = list(suites.rows(demo(), suites.BenchmarkPlan(suite=("demo",))))
     assert [(row.title, row.jobs[0].suite) for row in made] == [
         ("teacher step", "teacher"),
         ("distillation step", "train"),
@@ -348,7 +345,7 @@ def test_a_student_that_sees_noise_is_measured_beside_one_that_does_not(suite, s
 
 
 def test_such_a_student_can_be_added_to_training_and_sampling():
-    plan = suites.Plan(suite=("train", "teacher", "sample"), num_steps=(2,), coupled=True)
+    plan = suites.BenchmarkPlan(suite=("train", "teacher", "sample"), num_steps=(2,), coupled=True)
     made = {row.title: [job.variant for job in row.jobs] for row in suites.rows(smoke(), plan)}
     plain = [MATMUL, "lean", "naive"]
     assert made == {
@@ -357,7 +354,7 @@ def test_such_a_student_can_be_added_to_training_and_sampling():
         "sample, 2 steps": [*plain, COUPLED],
     }
     with pytest.raises(ConfigError, match="--coupled adds to --suite=train,sample alone"):
-        suites.Plan(suite=("demo",), coupled=True)
+        suites.BenchmarkPlan(suite=("demo",), coupled=True)
 
 
 def test_data_suite(tmp_path):

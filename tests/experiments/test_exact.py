@@ -45,26 +45,27 @@ def test_rounds_beyond_the_worlds_double_up_to_one_half() -> None:
     assert exact.round_dts(WORLD, 1) == (0.1,)
     assert exact.round_dts(WORLD, 5) == (0.1, 0.2, 0.4, 0.5, 0.5)
     with pytest.raises(ConfigError, match="--rounds must be positive, not 0"):
-        exact.Plan("out", rounds=0)
+        exact.ExactPlan("out", rounds=0)
 
 
 def test_divergences_are_named_or_all() -> None:
-    assert exact.Plan("out", divergence=("mse", "kl-bwd", "mse")).divergences == ("mse", "kl-bwd")
-    assert len(exact.Plan("out", divergence=("all",)).divergences) == 5
+    plan = exact.ExactPlan("out", divergence=("mse", "kl-bwd", "mse"))
+    assert plan.divergences == ("mse", "kl-bwd")
+    assert len(exact.ExactPlan("out", divergence=("all",)).divergences) == 5
     with pytest.raises(ConfigError, match=r"--divergence='kl' is unknown.*one of kl-bwd.*, all"):
-        exact.Plan("out", divergence=("kl",))
+        exact.ExactPlan("out", divergence=("kl",))
 
 
 def test_distillers_and_calls_are_named() -> None:
-    exact.Plan("out", distillers=("sdtt", "coupled"), train=True, calls=(1, 2, 4))
+    exact.ExactPlan("out", distillers=("sdtt", "coupled"), train=True, calls=(1, 2, 4))
     with pytest.raises(ConfigError, match="--distillers='couple' is unknown"):
-        exact.Plan("out", distillers=("couple",), train=True)
+        exact.ExactPlan("out", distillers=("couple",), train=True)
     with pytest.raises(ConfigError, match="--distillers=coupled is measured by a trained student"):
-        exact.Plan("out", distillers=("coupled",))
+        exact.ExactPlan("out", distillers=("coupled",))
     with pytest.raises(ConfigError, match="--calls must be positive, not 0"):
-        exact.Plan("out", calls=(0, 1))
+        exact.ExactPlan("out", calls=(0, 1))
     with pytest.raises(ConfigError, match="--calls must name at least one"):
-        exact.Plan("out", calls=())
+        exact.ExactPlan("out", calls=())
 
 
 @pytest.mark.parametrize(
@@ -81,14 +82,14 @@ def test_distillers_and_calls_are_named() -> None:
 )
 def test_steps_calls_and_seed_are_counts(fields, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        exact.Plan("out", **fields)
+        exact.ExactPlan("out", **fields)
 
 
 def test_mixtures_are_sizes_from_two_or_none() -> None:
-    exact.Plan("out", mixtures=(2, 4))
-    exact.Plan("out", mixtures=())
+    exact.ExactPlan("out", mixtures=(2, 4))
+    exact.ExactPlan("out", mixtures=())
     with pytest.raises(ConfigError, match="--mixtures must be at least 2, not 1"):
-        exact.Plan("out", mixtures=(1, 4))
+        exact.ExactPlan("out", mixtures=(1, 4))
 
 
 def test_numbers_are_read_from_flags_as_they_are_listed(tmp_path: Path) -> None:
@@ -198,8 +199,8 @@ def test_training_stands_beside_the_optimum(tmp_path: Path) -> None:
 
 def test_laws_are_of_what_there_is() -> None:
     with pytest.raises(ConfigError, match=r"--decoders_of='student' is unknown"):
-        exact.Plan("out", decoders="grid", decoders_of=("student",))
+        exact.ExactPlan("out", decoders="grid", decoders_of=("student",))
     with pytest.raises(ConfigError, match=r"--decoders_of=trained .* add --train"):
-        exact.Plan("out", decoders="grid", decoders_of=("trained",))
+        exact.ExactPlan("out", decoders="grid", decoders_of=("trained",))
     with pytest.raises(ConfigError, match=r"--decoders_of needs --decoders"):
-        exact.Plan("out", decoders_of=("optimum",))
+        exact.ExactPlan("out", decoders_of=("optimum",))

@@ -23,7 +23,7 @@ def test_a_race_and_a_judge_in_this_process(monkeypatch):
     )
     monkeypatch.setattr(worker.Worker, "run", None)  # no process is started
     modes = "grid skeleton:every=4 speculative:window=4"
-    plan = suites.Plan(
+    plan = suites.BenchmarkPlan(
         suite=("race",), num_steps=(2,), repeats=2, in_process=True, race_batches=(3,), modes=modes
     )
     saved, lines = [], []

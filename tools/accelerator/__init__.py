@@ -8,7 +8,7 @@ benchmark's cases in `experiments`, and the table of accelerators in `launch`.
 from typing import NamedTuple
 
 
-class Part(NamedTuple):
+class BenchPart(NamedTuple):
     """A part of the measurements: a function of its name, given a `Bench`."""
 
     module: str  # that has the function; imported when it runs, so that no part hinders another
@@ -18,13 +18,13 @@ class Part(NamedTuple):
 
 # In the order of their worth.
 PARTS = {
-    "machine": Part("machine", 0.05, "The machine"),
-    "kernels": Part("kernels", 0.14, "Kernels against the CPU"),
-    "training": Part("steps", 0.22, "Training, small size"),
-    "race": Part("writing", 0.12, "The race"),
-    "sampling": Part("writing", 0.13, "Sampling, small size"),
-    "profile": Part("profiling", 0.10, "Where the time goes"),
-    "saving": Part("steps", 0.04, "Saving and restoring"),
-    "medium": Part("steps", 0.11, "Training, medium size"),
-    "tuning": Part("steps", 0.09, "Other settings"),
+    "machine": BenchPart("machine", 0.05, "The machine"),
+    "kernels": BenchPart("kernels", 0.14, "Kernels against the CPU"),
+    "training": BenchPart("steps", 0.22, "Training, small size"),
+    "race": BenchPart("writing", 0.12, "The race"),
+    "sampling": BenchPart("writing", 0.13, "Sampling, small size"),
+    "profile": BenchPart("profiling", 0.10, "Where the time goes"),
+    "saving": BenchPart("steps", 0.04, "Saving and restoring"),
+    "medium": BenchPart("steps", 0.11, "Training, medium size"),
+    "tuning": BenchPart("steps", 0.09, "Other settings"),
 }

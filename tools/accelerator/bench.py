@@ -14,7 +14,7 @@ import jax
 from launch.accelerators import Chip, chip_of_device
 from sdtt_jax.paths import write_json
 
-Row = dict[str, Any]
+BenchRow = dict[str, Any]
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 # A timing is the median of so many measurements, each of as many calls as take so long.
 MEASUREMENTS, MEASUREMENT_S = 5, 0.05
@@ -50,7 +50,7 @@ class Bench:
         self.save()
         return False
 
-    def row(self, table: str, what: Row, measure: Callable[[], Row]) -> Row:
+    def row(self, table: str, what: BenchRow, measure: Callable[[], BenchRow]) -> BenchRow:
         """Adds and returns a row: `what` with the result of `measure`, or with its error."""
         began = time.monotonic()
         try:
@@ -66,7 +66,7 @@ class Bench:
         _say(f"{table} [{time.monotonic() - began:.1f} s]", row)
         return row
 
-    def rows(self, table: str, rows: list[Row]) -> None:
+    def rows(self, table: str, rows: list[BenchRow]) -> None:
         """Adds rows that are known already."""
         self.record["tables"].setdefault(table, []).extend(rows)
         self.save()
@@ -84,7 +84,7 @@ class Bench:
             write_json(self.file, self.record)
 
 
-def _say(title: str, row: Row) -> None:
+def _say(title: str, row: BenchRow) -> None:
     shown = ", ".join(f"{name} {text(value)}" for name, value in row.items())
     print(f"  {title}: {shown}", file=sys.stderr, flush=True)
 

@@ -28,7 +28,7 @@ from sdtt_jax.ops.digest import digest
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.typing import Tree
-from tools.accelerator.bench import Bench, Row, seconds_of, share_of_peak
+from tools.accelerator.bench import Bench, BenchRow, seconds_of, share_of_peak
 
 # Largest difference that rounding explains, as a share of the largest entry: bfloat16 keeps 8 bits, float16
 # 11, and products of float32 by default 11 on a GPU (TF32) and 8 on a TPU.
@@ -76,7 +76,7 @@ def difference(ours: Tree, theirs: Tree) -> float:
     return worst
 
 
-def verdict(ours: Tree, theirs: Tree, bound: float) -> Row:
+def verdict(ours: Tree, theirs: Tree, bound: float) -> BenchRow:
     """The difference as a row's figures."""
     gap = difference(ours, theirs)
     return {"difference": gap, "bound": bound, "equal": gap <= bound}
@@ -119,7 +119,7 @@ def _random(kind: str, *shape: int) -> list[jax.Array]:
     return [jax.random.normal(key, shape).astype(kind) for key in keys]
 
 
-def _form_equals(name: str | None, dtype: str, causal: bool, shape: tuple[int, ...]) -> Row:
+def _form_equals(name: str | None, dtype: str, causal: bool, shape: tuple[int, ...]) -> BenchRow:
     """Compares values and gradients with plain attention."""
     kind = dtype.split(",")[0]
 
@@ -174,7 +174,7 @@ def _speed(bench: Bench) -> None:
             bench.row(f"speed of attention, {list(shape)}", {"form": name, "dtype": dtype}, check)
 
 
-def _speed_of(name: str, dtype: str, shape: tuple[int, ...], flops: float) -> Row:
+def _speed_of(name: str, dtype: str, shape: tuple[int, ...], flops: float) -> BenchRow:
     arrays = _random(dtype, *shape)
     if "," in name:
 
@@ -191,7 +191,7 @@ def _speed_of(name: str, dtype: str, shape: tuple[int, ...], flops: float) -> Ro
             return FORMS[name].forward(query, key, value, False)[0]
 
         both = functools.partial(_with_gradients, name, False)
-    row: Row = {}
+    row: BenchRow = {}
     for title, function, passes in (("forward", forward, 1), ("both", both, 3)):
         seconds = seconds_of(jax.jit(function), *(arrays[:3] if passes == 1 else arrays))
         row |= {
@@ -201,7 +201,7 @@ def _speed_of(name: str, dtype: str, shape: tuple[int, ...], flops: float) -> Ro
     return row
 
 
-def _head(dtype: str, tiny: bool) -> Row:
+def _head(dtype: str, tiny: bool) -> BenchRow:
     """Value and gradients of the fused head with a cross-entropy, at half of the positions."""
     sizes, kind = (300, 32) if tiny else (50_257, 256), dtype.split(",")[0]
     config = DenoiserConfig(*sizes, embed_dim=64, num_heads=2, compute_dtype=kind)
@@ -239,7 +239,7 @@ def _small() -> tuple[MaskedDiffusion, Tree]:
     return MaskedDiffusion(denoiser, make_schedule()), moved
 
 
-def _loss(name: str) -> Row:
+def _loss(name: str) -> BenchRow:
     """A whole loss with its gradients; masks and the teacher's draws follow from keys, which are the same."""
     diffusion, params = _small()
     config: Any = {"teacher_loss": NelboConfig, "distill_loss": DistillConfig}[name]()
@@ -261,7 +261,7 @@ def _loss(name: str) -> Row:
     return verdict(ours, theirs, 2e-3)
 
 
-def _generation() -> Row:
+def _generation() -> BenchRow:
     """The share of equal tokens; rounding may flip a draw that is nearly a tie, and all that follows."""
     diffusion, params = _small()
 
@@ -273,12 +273,12 @@ def _generation() -> Row:
     return _agreement(*on_both(write, params))
 
 
-def _agreement(ours: Any, theirs: Any) -> Row:
+def _agreement(ours: Any, theirs: Any) -> BenchRow:
     share = float((np.asarray(ours) == np.asarray(theirs)).mean())
     return {"difference": 1 - share, "bound": 1 - AGREEING, "equal": share >= AGREEING}
 
 
-def _digests() -> Row:
+def _digests() -> BenchRow:
     kinds = ["bfloat16", "float16", "float32", "int8", "int32", "uint8", "uint32", "bool", "int16"]
     x = jax.random.normal(jax.random.key(SEED), (300, 129)) * 50
     arrays = {kind: x.astype(kind) for kind in kinds}
@@ -286,13 +286,13 @@ def _digests() -> Row:
     return verdict(ours, theirs, 0.0)
 
 
-def _draws(tiny: bool) -> Row:
+def _draws(tiny: bool) -> BenchRow:
     """Draws with one key and equal logits, which must be equal but for ties within rounding."""
     logits = 3 * jax.random.normal(jax.random.key(SEED), (64 if tiny else 1024, 50_257))
     return _agreement(*on_both(lambda x: draw(jax.random.key(SEED + 1), x), logits))
 
 
-def _frequencies(tiny: bool) -> Row:
+def _frequencies(tiny: bool) -> BenchRow:
     """A million draws of 8 tokens: the largest deviation from the exact law in standard errors."""
     count = 2**16 if tiny else 2**20
     law = jax.nn.softmax(jnp.arange(8.0) - 7)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.evaluation.record import versions
-from tools.accelerator.bench import Bench, Row, chip, seconds_of, share_of_peak
+from tools.accelerator.bench import Bench, BenchRow, chip, seconds_of, share_of_peak
 
 PACKAGES = (
     "jax",
@@ -28,7 +28,7 @@ def machine(bench: Bench) -> None:
     bench.record["device"] = device.device_kind
     bench.record["platform"] = device.platform
     known, stats = chip(), device.memory_stats() or {}
-    facts: Row = {
+    facts: BenchRow = {
         "device": device.device_kind,
         "devices": jax.device_count(),
         "GB for arrays": stats.get("bytes_limit", 0) / 1e9 or None,
@@ -51,7 +51,7 @@ def machine(bench: Bench) -> None:
     bench.row("copying", {"what": "a call that does nothing"}, _nothing)
 
 
-def _matmul(size: int, dtype: str) -> Row:
+def _matmul(size: int, dtype: str) -> BenchRow:
     """Random numbers: a GPU multiplies zeros faster than it can multiply numbers."""
     keys = jax.random.split(jax.random.key(0), 2)
     left, right = (jax.random.normal(key, (size, size), jnp.dtype(dtype)) for key in keys)
@@ -59,18 +59,18 @@ def _matmul(size: int, dtype: str) -> Row:
     return {"TFLOP/s": rate / 1e12, "share of peak": share_of_peak(rate)}
 
 
-def _copy(tiny: bool) -> Row:
+def _copy(tiny: bool) -> BenchRow:
     x = jnp.zeros(2**20 if tiny else 2**29, jnp.bfloat16)
     seconds = seconds_of(jax.jit(lambda x: x + 1), x)
     return {"GB/s": 2 * x.nbytes / seconds / 1e9, "ms": 1e3 * seconds}
 
 
-def _transfer(tiny: bool) -> Row:
+def _transfer(tiny: bool) -> BenchRow:
     x = jax.device_get(jnp.ones(2**18 if tiny else 2**27, jnp.float32))
     seconds = seconds_of(jax.device_put, x)
     return {"GB/s": x.nbytes / seconds / 1e9, "ms": 1e3 * seconds}
 
 
-def _nothing() -> Row:
+def _nothing() -> BenchRow:
     x = jnp.zeros((), jnp.float32)
     return {"ms": 1e3 * seconds_of(jax.jit(lambda x: x + 1), x)}

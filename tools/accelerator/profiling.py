@@ -12,7 +12,7 @@ import jax
 from experiments.benchmarking.cases import build
 from launch.ahead.hlo_text import parse, source_of
 from sdtt_jax.paths import as_path
-from tools.accelerator.bench import Bench, Row
+from tools.accelerator.bench import Bench, BenchRow
 from tools.accelerator.steps import SUITES, job, paper
 
 SHOWN, TRACE_BYTES = 10, 6e6
@@ -149,7 +149,7 @@ def by_group(
 
 def _rows(
     ranked: Iterable[tuple[str, tuple[float, int]]], busy: float, origin: Mapping[str, str]
-) -> list[Row]:
+) -> list[BenchRow]:
     return [
         {"operation": name, "ms": 1e3 * seconds, "calls": count, "share": seconds / busy}
         | ({"from": source_of(origin.get(name, ""))} if origin else {})

@@ -26,7 +26,7 @@ from sdtt_jax.ops import rows
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.paths import as_path
 from sdtt_jax.training.state import StateSpec
-from tools.accelerator.bench import Bench, Row, chip, share_of_peak
+from tools.accelerator.bench import Bench, BenchRow, chip, share_of_peak
 
 # What the benchmark calls the steps.
 SUITES = {"teacher": "teacher", "distill": "train"}
@@ -61,7 +61,7 @@ def job(bench: Bench, suite: str, config: RunConfig, batch: int, num_steps: int 
     return Job(suite, "lean", to_mapping(config), vocab, batch, num_steps)
 
 
-def step(bench: Bench, kind: str, config: RunConfig, batch: int) -> Row:
+def step(bench: Bench, kind: str, config: RunConfig, batch: int) -> BenchRow:
     """Times a step of a kind in `SUITES`: tokens/s, MFU, and what the compiler says of memory."""
     work = job(bench, SUITES[kind], config, batch)
     case = build(work, lambda _: None)
@@ -110,7 +110,7 @@ def _search(bench: Bench, size: str) -> None:
             )
 
 
-def _next_batch(tried: list[Row], largest: int) -> int:
+def _next_batch(tried: list[BenchRow], largest: int) -> int:
     """Twice the last batch; after two, the largest that fits by their memory, so that few are compiled."""
     last, known = tried[-1], chip()
     if len(tried) < 2 or known is None or last["compiled GB"] is None:
@@ -215,7 +215,7 @@ def saving(bench: Bench) -> None:
     bench.row("saving", {"state": "teacher, small"}, lambda: _to_disk_and_back(bench))
 
 
-def _to_disk_and_back(bench: Bench) -> Row:
+def _to_disk_and_back(bench: Bench) -> BenchRow:
     config = paper("small", tiny=bench.tiny)
     denoiser = Denoiser(config.denoiser(TINY_VOCAB if bench.tiny else VOCAB))
     spec = StateSpec(config.teacher.train, make_mesh(MeshConfig(), jax.devices()[:1]))

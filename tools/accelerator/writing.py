@@ -8,7 +8,7 @@ import time
 from experiments.benchmarking.cases import CAUSAL, STUDENT, Job, build
 from experiments.settings import RunConfig
 from sdtt_jax.networks.flops import sample_flops
-from tools.accelerator.bench import Bench, Row, share_of_peak
+from tools.accelerator.bench import Bench, BenchRow, share_of_peak
 from tools.accelerator.steps import job, paper
 
 CALLS = (32, 16, 8)
@@ -20,7 +20,7 @@ def sampling(bench: Bench) -> None:
     """The part "sampling": the small size."""
     config = paper("small", tiny=bench.tiny)
     batches = (2,) if bench.tiny else (1, 8, 64, 32, 16, 128)
-    best: Row | None = None
+    best: BenchRow | None = None
     took = 30.0
     for calls in CALLS[:1] if bench.tiny else CALLS:
         for batch in batches:
@@ -63,13 +63,13 @@ def race(bench: Bench) -> None:
                 )
 
 
-def _timed(bench: Bench, work: Job, config: RunConfig, causal: float | None = None) -> Row:
+def _timed(bench: Bench, work: Job, config: RunConfig, causal: float | None = None) -> BenchRow:
     """Median times of whole batches; in the race without the MFU, but over the causal model's seconds."""
     case = build(work, lambda _: None)
     case.repeat()
     runs = [case.repeat() for _ in range(2 if bench.tiny else REPEATS)]
     seconds, calls = statistics.median(run["seconds"] for run in runs), runs[0]["calls"]
-    row: Row = {
+    row: BenchRow = {
         WHOLE: seconds,
         "ms per call": 1e3 * seconds / calls,
         "tokens/s": work.batch_size * config.data.length / seconds,
