@@ -114,7 +114,7 @@ def test_a_noise_schedule(monkeypatch):
 
 def test_a_decoder(monkeypatch, bag_model):
     @dataclasses.dataclass(frozen=True)
-    class Options:
+    class InOrder:
         from_the_right: bool = False
 
     def in_order(options, share, masked, schedule, times):
@@ -123,7 +123,7 @@ def test_a_decoder(monkeypatch, bag_model):
         call = jnp.broadcast_to(places * (len(times) - 1) // LENGTH, masked.shape)
         return call, jnp.broadcast_to(schedule.sigma(times)[:, None], (len(times), len(masked)))
 
-    monkeypatch.setitem(DECODERS, "in-order", Decoder(Options, in_order))
+    monkeypatch.setitem(DECODERS, "in-order", Decoder(InOrder, in_order))
     fields = {"num_steps": 4, "mode": "in-order:from_the_right=True"}
     config = from_mapping(sdtt_jax.SamplerConfig, fields)
     states = list(bag_model.states(jax.random.key(0), bag_model.prior(1), config))

@@ -86,7 +86,7 @@ def test_row_25_another_number_of_records(copied):
         open_split(copied, "train")
 
 
-class Stop(BaseException):
+class Killed(BaseException):
     """As a signal or the end of a process would come."""
 
 
@@ -120,10 +120,10 @@ def test_row_25_stopped_while_preparing(prepared, tmp_path, moment, next_pass): 
     def stop(items, title, *_):
         passes.append(title)
         if title == moment:
-            raise Stop
+            raise Killed
         return items
 
-    with pytest.raises(Stop):
+    with pytest.raises(Killed):
         prepare_again(prepared, tmp_path, stop)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == (set() if moment == "reading the corpus" else {".data.partial", ".data.work"})

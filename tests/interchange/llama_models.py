@@ -89,7 +89,7 @@ LLADA_CONFIG = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class LlamaCase:
     """A published model."""
 
     config: dict  # config.json
@@ -108,32 +108,32 @@ LLAMA = {**HUB_CONFIG, "model_type": "llama", "attention_bias": False, "mlp_bias
 # As dLLM converts causal models: their config under another name, attention both ways, no shift.
 A2D = {"mask_token_id": MASK}
 MODELS = {
-    "llama": Case(LLAMA, {}),
-    "smollm2": Case({**HUB_CONFIG, "model_type": "llama"}, {"tied": True}),
-    "qwen2": Case({**QWEN, "model_type": "qwen2"}, {"bias": True, "tied": True}),
-    "qwen3": Case(
+    "llama": LlamaCase(LLAMA, {}),
+    "smollm2": LlamaCase({**HUB_CONFIG, "model_type": "llama"}, {"tied": True}),
+    "qwen2": LlamaCase({**QWEN, "model_type": "qwen2"}, {"bias": True, "tied": True}),
+    "qwen3": LlamaCase(
         {**QWEN, "model_type": "qwen3", "layer_types": ["full_attention"] * LAYERS},
         {"qk_norm": True, "tied": True},
     ),
-    "dream": Case(
+    "dream": LlamaCase(
         {**QWEN, "model_type": "Dream", "architectures": ["DreamModel"], "mask_token_id": MASK},
         {"bias": True},
         shift=True,
     ),
-    "a2d-llama": Case({**LLAMA, **A2D, "model_type": "a2d-llama"}, {}, shift=False),
-    "a2d-qwen2": Case(
+    "a2d-llama": LlamaCase({**LLAMA, **A2D, "model_type": "a2d-llama"}, {}, shift=False),
+    "a2d-qwen2": LlamaCase(
         {**QWEN, **A2D, "model_type": "a2d-qwen2", "tie_word_embeddings": True},
         {"bias": True, "tied": True},
         shift=False,
     ),
-    "a2d-qwen3": Case(
+    "a2d-qwen3": LlamaCase(
         {**QWEN, **A2D, "model_type": "a2d-qwen3", "tie_word_embeddings": True},
         {"qk_norm": True, "tied": True},
         shift=False,
     ),
-    "llada": Case(LLADA_CONFIG, {}, shift=False, plain=EVERY_HEAD),
+    "llada": LlamaCase(LLADA_CONFIG, {}, shift=False, plain=EVERY_HEAD),
     # Its config is that of Llama 2, and says nothing of a denoiser.
-    "diffullama": Case(
+    "diffullama": LlamaCase(
         {
             **LLAMA,
             "architectures": ["LlamaForCausalLM"],

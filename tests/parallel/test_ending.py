@@ -16,7 +16,7 @@ from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError
 from sdtt_jax.parallel import ending, processes
 
 
-class Table(dict):
+class Client(dict):
     """The part of JAX's client that is used."""
 
     def key_value_set(self, key, value, allow_overwrite=False):
@@ -34,7 +34,7 @@ class Table(dict):
 def table(monkeypatch):
     """Of a job of two processes, of which this is the first; `ended` are the statuses that it ended with."""
     jax.devices()  # which looks for a real client
-    client, state = Table(), ending.distributed.global_state
+    client, state = Client(), ending.distributed.global_state
     for name, value in (("client", client), ("num_processes", 2), ("process_id", 0)):
         monkeypatch.setattr(state, name, value)
     for name in ("LOOK", "GRACE", "PATIENCE"):

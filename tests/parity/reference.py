@@ -19,7 +19,7 @@ from sdtt_jax.networks.denoiser import Denoiser
 SCHEDULE: Schedule = make_schedule()
 
 
-class Network(NamedTuple):
+class ReferenceNetwork(NamedTuple):
     """A denoiser with the reference's weights; `columns` are the vocabulary's, MASK included."""
 
     denoiser: Denoiser
@@ -43,13 +43,13 @@ def arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
         }
 
 
-def network(folder: Path, name: str) -> Network:
+def network(folder: Path, name: str) -> ReferenceNetwork:
     """`teacher_hub` or `student_hub`; not time-conditioned, as the published models."""
     length = json.loads((folder / "config.json").read_text())["model"]["length"]
     tensors = Tensors(folder / f"{name}.safetensors")
     published = recognised(DENOISER, tensors, Stored({"length": length}))
     params = jax.tree.map(jax.numpy.asarray, published_params(published))
-    return Network(Denoiser(published.config), params)
+    return ReferenceNetwork(Denoiser(published.config), params)
 
 
 def target_files(folder: Path) -> list[str]:
