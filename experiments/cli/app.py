@@ -1,11 +1,11 @@
 """Exit statuses, one-line errors and quiet logs of the entry points."""
 
 import contextlib
-import errno
 import functools
 import gc
 import itertools
 import json
+import logging as python_logging
 import os
 import re
 import signal
@@ -27,7 +27,9 @@ from experiments.cli.output import (
     EXIT_FAILED,
     EXIT_PIPE,
     discard_output,
+    is_of_a_bucket,
     print_anywhere,
+    system_error,
 )
 from sdtt_jax.config import require
 from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError
@@ -245,7 +247,7 @@ def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], goes_on:
         return EXIT_PIPE
     except OSError as error:
         discard_output()
-        print(f"Error: {_system_error(error)}", file=sys.stderr)
+        print(f"Error: {system_error(error)}", file=sys.stderr)
         return EXIT_FAILED
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
@@ -253,17 +255,12 @@ def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], goes_on:
         reason = (str(error) or "out of memory").splitlines()[0].strip(" .")
         print(f"Error: {reason}; take a smaller batch or model, or more devices.", file=sys.stderr)
         return EXIT_FAILED
+    except Exception as error:
+        if not is_of_a_bucket(error):
+            raise
+        print(f"Error: {system_error(error)}", file=sys.stderr)
+        return EXIT_FAILED
     return 0
-
-
-def _system_error(error: OSError) -> str:
-    if error.strerror is None and error.filename:
-        # TFDS's writers leave out what the system said.
-        return f"{error.filename} cannot be written or read; look whether the disk is full."
-    if error.strerror is None:
-        return str(error)
-    full = "; free some space and run the same command again" * (error.errno == errno.ENOSPC)
-    return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}{full}."
 
 
 def with_config_files(argv: Sequence[str]) -> list[str]:
@@ -367,6 +364,8 @@ def run_app(
         gc.freeze()  # what is imported by now stays: the collector need not look through it again
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
+            # It raises what it logs, and logs it with a page of its own stack.
+            python_logging.getLogger("gcsfs").setLevel(python_logging.CRITICAL)
         if cache:
             keep_compiled_programs()
         status = exit_status(main, argv, goes_on=goes_on)

@@ -1,5 +1,6 @@
-"""What commands say to the shell: exit statuses, and output that nobody may read. It imports no JAX."""
+"""What commands say to the shell: exit statuses, the system's errors, output that nobody may read. No JAX."""
 
+import errno
 import io
 import os
 import signal
@@ -9,6 +10,8 @@ EXIT_CONFIG = 2
 EXIT_FAILED = 1
 # What a shell says of a program that SIGPIPE has ended.
 EXIT_PIPE = 128 + signal.SIGPIPE
+# Packages whose errors say why a bucket did not answer.
+_OF_BUCKETS = ("aiohttp", "gcsfs", "google", "botocore")
 
 
 def discard_output() -> None:
@@ -25,3 +28,25 @@ def print_anywhere() -> None:
     """Lets every character be printed: those that the terminal's encoding lacks as \\u2014 and the like."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def is_of_a_bucket(error: BaseException) -> bool:
+    """Whether it was raised on the way to a bucket: not reached, not allowed."""
+    return type(error).__module__.split(".")[0] in _OF_BUCKETS
+
+
+def system_error(error: Exception) -> str:
+    """One line for what the system, or a bucket's service, refused."""
+    if is_of_a_bucket(error):
+        reason = str(error).splitlines()[0].rstrip(". ") or type(error).__name__
+        return (
+            f"a bucket did not answer ({reason}); look at its name, at the network, and at the credentials "
+            "(gcloud auth application-default login)."
+        )
+    if not isinstance(error, OSError) or error.strerror is None:
+        named = getattr(error, "filename", None)
+        # TFDS's writers leave out what the system said.
+        lost = f"{named} cannot be written or read; look whether the disk is full."
+        return lost if named else str(error)
+    full = "; free some space and run the same command again" * (error.errno == errno.ENOSPC)
+    return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}{full}."

@@ -319,6 +319,8 @@ def _computing(config: Any, compute_dtype: DTypeLike | None) -> Any:
 def _delivered(path: Path) -> Path:
     """The folder of parameters that a path stands for, judged by the contents of folders, not their names."""
     if not path.is_dir():
+        if is_remote(path):
+            path.exists()  # raises why, where a bucket's `is_dir` only says no
         near = nearest(str(path), [SMOLLM2])
         raise CheckpointError(
             f"There is no checkpoint at {path}{near and f' ({near})'}; give a run, a round, a file, or "

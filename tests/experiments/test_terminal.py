@@ -13,11 +13,15 @@ import time
 import types
 import weakref
 
+import aiohttp
+import gcsfs.retry
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils.epath.backend import fsspec_backend
 
+import sdtt_jax
 from experiments.cli import app as cli_app
 from experiments.cli import devices
 from experiments.cli.app import exit_status, json_lines, output_file, parse_flags, wide_console
@@ -332,6 +336,38 @@ def test_too_little_memory_is_one_line(capsys):
         assert exit_status(lambda _, ones=ones: ones((2**16, 2**40), np.int8), []) == 1
         said = capsys.readouterr().err
         assert re.fullmatch(r"Error: .*; take a smaller batch or model, or more devices\.\n", said)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        aiohttp.ClientConnectorError(
+            types.SimpleNamespace(host="storage.googleapis.com", port=443, ssl=True),
+            OSError(-2, "Name or service not known"),
+        ),
+        gcsfs.retry.HttpError({"code": 401, "message": "Anonymous caller\nmay not"}),
+    ],
+)
+def test_a_bucket_that_does_not_answer_is_one_line_that_says_what_to_look_at(error, capsys):
+    def fail(_):
+        raise error
+
+    assert exit_status(fail, []) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"Error: a bucket did not answer \(.*\); look at its name, .*\n", said)
+    assert ("storage.googleapis.com" in said) or ("Anonymous caller" in said)
+
+
+def test_a_model_in_a_bucket_that_does_not_answer_is_not_said_to_be_missing(monkeypatch):
+    """`isdir` of a bucket says no whatever the reason is."""
+
+    def fail(*_):
+        raise PermissionError("Forbidden")
+
+    monkeypatch.setattr(fsspec_backend, "isdir", lambda _: False)
+    monkeypatch.setattr(fsspec_backend, "exists", fail)
+    with pytest.raises(PermissionError, match="Forbidden"):
+        sdtt_jax.load("gs://bucket/run")
 
 
 def test_a_signal_is_obeyed_that_comes_in_a_callback():
