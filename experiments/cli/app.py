@@ -277,7 +277,7 @@ def with_config_files(argv: Sequence[str]) -> list[str]:
 
 
 # What flags raise, and the config files that are run while flags are parsed.
-_IN_FLAGS = (
+IN_FLAGS = (
     flags.Error,
     ConfigError,
     OSError,
@@ -308,10 +308,10 @@ def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) 
         return list(flags.FLAGS(argv))
     except SystemExit:  # of --help, which absl takes for a failure
         sys.exit(0)
-    except _IN_FLAGS as error:
+    except IN_FLAGS as error:
         gone = str(getattr(error, "flagname", ""))
         now = FLAGS.get(gone, "")
-        message = f"--{gone} is now --{now}." if now in flags.FLAGS else _clearer(str(error))
+        message = f"--{gone} is now --{now}." if now in flags.FLAGS else clearer(str(error))
         print(f"Error: {message} (see --help)", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
 
@@ -331,7 +331,7 @@ def _require_utf8(argv: Sequence[str]) -> None:
             ) from None
 
 
-def _clearer(message: str) -> str:
+def clearer(message: str) -> str:
     """absl's error without Python's own words for a value of another kind."""
     found = re.fullmatch(r"flag (--[^=]+=.*?): (.*)", message, re.DOTALL)
     kind = next(
