@@ -12,7 +12,6 @@ import sys
 import pytest
 
 from launch.accelerators import ACCELERATORS
-from launch.pod import pod_spec
 from launch.pods.spec import GkeConfig, PodSpec, SlurmConfig, spec_dict
 from sdtt_jax.config import from_mapping
 from sdtt_jax.errors import ConfigError
@@ -183,20 +182,3 @@ def test_the_documents_link_to_files_that_exist():
     for page in PAGES.glob("*.md"):
         for link in re.findall(r"\]\((?!https://)([^)#]*)(?:#[^)]*)?\)", page.read_text()):
             assert link == "" or (page.parent / link).is_file(), f"{page.name}: {link}"
-
-
-# ml_collections' own reading of a config file.
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-@pytest.mark.parametrize(
-    ("option", "said"),
-    [
-        ("--config.teacher.train.num_steps=abc", "num_steps=abc must be a whole number"),
-        ("--config.teacher.train.num_steps=-3", "num_steps must be positive, not -3"),
-        ("--config.distillers=sdt", "distillers='sdt' is unknown (did you mean 'sdtt'?)"),
-        ("--config.teacher.train.num_stepz=3", "num_stepz"),
-    ],
-)
-def test_what_the_run_would_refuse_is_refused_before_a_pod_is_asked_for(option, said):
-    with pytest.raises(ConfigError, match=re.escape(said)):
-        pod_spec(spec_dict(TPU), [option])
-    assert pod_spec(spec_dict(TPU), ["--config.evaluation.num_steps=(4,8)", "--stages=distill"])
