@@ -12,7 +12,6 @@ search starts from several tables, and two optimizers must agree on the best.
 """
 
 import dataclasses
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +51,7 @@ SETTLED = 1e-3  # how far apart the best of the two optimizers may be
 MAX_PAIRS = 10_000_000
 _MOST_WORKERS = 8  # each search holds tens of MiB
 _ADAM_LEAVES_OUT = ("perturbed", "random")  # at several calls: worse starts that take as long
+_AGAIN = 6  # times at most that both go on from the best of all
 _LONGER = 4  # times more steps at one call, where they cost nothing
 
 
@@ -64,7 +64,6 @@ class SearchJob(NamedTuple):
 
 
 Ends = dict[SearchJob, SearchEnd]  # where searches ended
-_ALL = tuple(itertools.product(OBJECTIVES, OPTIMIZERS))
 _MIXTURE_JOBS = [SearchJob(start, MIXTURE_OBJECTIVE, "lbfgs") for start in ("leaning", "floor")]
 
 
@@ -103,7 +102,10 @@ def find_floor(
     tables = _different({"teacher": truth.teacher, **optima})
     names = (*tables, "leaning", "perturbed", "random")
     jobs = {n: _jobs((*names, "leaning more") if n == 1 else names, n) for n in calls}
-    costs = {n: len(jobs[n]) + len(_ALL) + len(_MIXTURE_JOBS) * sum(components) for n in calls}
+    costs = {
+        n: len(jobs[n]) + len(OBJECTIVES) * len(OPTIMIZERS) + len(_MIXTURE_JOBS) * sum(components)
+        for n in calls
+    }
     total = sum(_groups(truth, n) * cost for n, cost in costs.items())
     record: Record = {"floor": {}, "mixtures": {str(k): {} for k in components}, "floor_search": {}}
     with (
@@ -157,8 +159,10 @@ class _Searches:
         n: int,
         starts: Mapping[str, TableMixture],
         jobs: Sequence[SearchJob],
+        *,
+        planned: bool = True,
     ) -> Ends:
-        """Where each of the jobs ends."""
+        """Where each of the jobs ends; one that was not planned does not count as progress."""
         steps = self.config if n > 1 else _longer(self.config)
         ends = self._pool.map(
             lambda job: search(problem, starts[job.start], job.objective, job.optimizer, steps),
@@ -167,7 +171,7 @@ class _Searches:
         found = {}
         for job, end in zip(jobs, ends, strict=True):
             found[job] = end
-            self._done += _groups(self.truth, n) * len(end.mixture.shares)
+            self._done += planned * _groups(self.truth, n) * len(end.mixture.shares)
             self._bar.update(self._done, {})
         return found
 
@@ -180,12 +184,29 @@ def _best_tables(
     starts = _starts(truth, layout, n, tables, searches.config)
     problem = searches.problem(n, starts)
     ends = searches.run(problem, n, starts, jobs)
-    first = {o: _best(ends, o) for o in OBJECTIVES}
-    measured = {o: _measures(truth, layout, n, first[o].mixture) for o in OBJECTIVES}
-    # once more, from the best table for each objective that any of them has found
-    again = [SearchJob(f"best {_nearest(measured, o)}", o, name) for o, name in _ALL]
-    ends |= searches.run(problem, n, {f"best {o}": first[o].mixture for o in OBJECTIVES}, again)
+    # Once more, from the best table for each objective that any of them has found. A search returns no worse
+    # table than its start, so that the optimizers differ by what one of them still gained: until they agree.
+    sought = tuple(OBJECTIVES)
+    for number in range(_AGAIN):
+        first = {o: _best(ends, o) for o in OBJECTIVES}
+        measured = {o: _measures(truth, layout, n, first[o].mixture) for o in OBJECTIVES}
+        again = [
+            SearchJob(f"best {_nearest(measured, o)}", o, name)
+            for o in sought
+            for name in OPTIMIZERS
+        ]
+        bests = {f"best {o}": first[o].mixture for o in OBJECTIVES}
+        ends |= searches.run(problem, n, bests, again, planned=number == 0)
+        sought = tuple(o for o in OBJECTIVES if _apart(_search_record(ends, o)) > SETTLED)
+        if not sought:
+            break
     return ends, {o: _best(ends, o) for o in OBJECTIVES}
+
+
+def _apart(found: Record) -> float:
+    """How far the best of the two optimizers lie from each other."""
+    lbfgs, adam = (found[name] for name in OPTIMIZERS)
+    return abs(float(lbfgs) - float(adam))
 
 
 def _ways(truth: Truth, n: int) -> Array:
@@ -325,7 +346,7 @@ def _line(n: int, record: Record) -> str:
         "KL(language || samples)": floor["kl_reverse"]["kl_reverse"],
         "total variation": floor["tv"]["tv"],
     }
-    apart = {o: abs(end["lbfgs"] - end["adam"]) for o, end in ends.items()}
+    apart = {o: _apart(end) for o, end in ends.items()}
     doubt = "".join(f"; {o} is not settled" for o, gap in apart.items() if gap > SETTLED)
     found = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     return (
