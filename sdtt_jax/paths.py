@@ -116,18 +116,25 @@ def written_whole(path: PathLike) -> Iterator[Path]:
         else:
             partial = path.with_name(name)
         try:
-            yield partial
-            if is_remote(path):
-                with partial.open("rb") as source, path.open("wb") as target:
-                    shutil.copyfileobj(source, target, 2**24)
-            else:
-                os.replace(partial, path)
-        except OSError as error:
-            # A full disk does not say where it is.
-            error.filename = error.filename or os.fspath(path)
-            raise
+            with naming(path):
+                yield partial
+                if is_remote(path):
+                    with partial.open("rb") as source, path.open("wb") as target:
+                        shutil.copyfileobj(source, target, 2**24)
+                else:
+                    os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """Gives errors of the system the path where they happened: a full disk does not say where it is."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
 
 
 def write_text(path: PathLike, content: str) -> None:

@@ -29,6 +29,7 @@ from experiments.cli.output import (
     discard_output,
     is_of_a_bucket,
     print_anywhere,
+    shorten,
     system_error,
 )
 from sdtt_jax.config import require
@@ -368,6 +369,7 @@ def run_app(
         gc.freeze()  # what is imported by now stays: the collector need not look through it again
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
+            logging.get_absl_logger().addFilter(shorten)
             # It raises what it logs, and logs it with a page of its own stack.
             python_logging.getLogger("gcsfs").setLevel(python_logging.CRITICAL)
         if cache:

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import os
 import signal
 import sys
@@ -28,6 +29,16 @@ def print_anywhere() -> None:
     """Lets every character be printed: those that the terminal's encoding lacks as \\u2014 and the like."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def shorten(record: logging.LogRecord) -> bool:
+    """A filter of log records: of what Orbax says of a failed save the first line, without its stack.
+
+    The error itself is raised, and says where and why.
+    """
+    if "orbax" in record.pathname:
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def is_of_a_bucket(error: BaseException) -> bool:

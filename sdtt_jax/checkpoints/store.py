@@ -23,7 +23,7 @@ from sdtt_jax.checkpoints.digests import canonical_sha256, describe
 from sdtt_jax.checkpoints.metadata import DamagedError, brief, require_same_leaves
 from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import absolute, is_remote
+from sdtt_jax.paths import absolute, is_remote, naming
 from sdtt_jax.trees import flat_leaves, leaf_name, nested
 from sdtt_jax.typing import Tree
 
@@ -90,7 +90,8 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._orbax.close()
+            with naming(self.directory):
+                self._orbax.close()
             if self._handle is not None:
                 os.close(self._handle)
 

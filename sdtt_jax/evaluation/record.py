@@ -79,9 +79,7 @@ class Record:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._write()
         except OSError as error:
-            raise UserError(
-                f"--output={self.path} cannot be written to: {error.strerror}."
-            ) from None
+            raise UserError(f"{self.path} cannot be written to: {error.strerror}.") from None
 
     @property
     def items(self) -> Json:

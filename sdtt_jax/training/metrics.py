@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from sdtt_jax.errors import DataError
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import as_path, is_remote, parse_json, write_text
+from sdtt_jax.paths import as_path, is_remote, naming, parse_json, write_text
 
 LOG = logging.getLogger(__name__)
 FILE = "metrics.jsonl"
@@ -54,20 +54,22 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        with naming(self.path):
+            if self._file is not None:
+                self._file.close()
+            if self._board is not None:
+                self._board.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line, `{**tags, "step": step, **values}`, on disk when this returns."""
         if self._file is None:
             return
         record = self._tags | {"step": step} | {k: _json_number(v) for k, v in values.items()}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            self._board.write(step, values)
+        with naming(self.path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+            if self._board is not None:
+                self._board.write(step, values)
 
     def _drop_after(self, start_step: int) -> None:
         if not self.path.exists():

@@ -58,10 +58,11 @@ def test_a_full_disk_is_said_at_once(tmp_path):
     with MetricsWriter(tmp_path, FIRST) as writer:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
         try:
-            with pytest.raises(OSError, match="File too large"):
+            with pytest.raises(OSError, match="File too large") as caught:
                 fill(writer)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert caught.value.filename == str(tmp_path / "metrics.jsonl")
 
 
 def test_lines_that_cannot_be_read_are_named(tmp_path, caplog):
