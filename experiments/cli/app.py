@@ -156,9 +156,8 @@ def _heard_in_callbacks() -> Iterator[None]:
 
     def hook(dropped: "sys.UnraisableHookArgs") -> None:
         if isinstance(dropped.exc_value, KeyboardInterrupt):
-            if (
-                signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-            ):  # as a shell starts what ends in "&"
+            # A shell starts what ends in "&" with SIGINT ignored.
+            if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             # When it has left the callback, and this hook, whose exceptions are dropped as well.
             main = threading.main_thread().ident

@@ -11,8 +11,8 @@ EXIT_CONFIG = 2
 EXIT_FAILED = 1
 # What a shell says of a program that SIGPIPE has ended.
 EXIT_PIPE = 128 + signal.SIGPIPE
-# Packages whose errors say why a bucket did not answer.
-_OF_BUCKETS = ("aiohttp", "gcsfs", "google", "botocore")
+# Where the errors are defined that say why a bucket did not answer.
+_OF_BUCKETS = ("aiohttp.", "gcsfs.", "google.auth.", "google.api_core.", "botocore.")
 
 
 def discard_output() -> None:
@@ -43,16 +43,16 @@ def shorten(record: logging.LogRecord) -> bool:
 
 def is_of_a_bucket(error: BaseException) -> bool:
     """Whether it was raised on the way to a bucket: not reached, not allowed."""
-    return type(error).__module__.split(".")[0] in _OF_BUCKETS
+    return type(error).__module__.startswith(_OF_BUCKETS)
 
 
 def system_error(error: Exception) -> str:
     """One line for what the system, or a bucket's service, refused."""
     if is_of_a_bucket(error):
-        reason = str(error).splitlines()[0].rstrip(". ") or type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         return (
             f"a bucket did not answer ({reason}); look at its name, at the network, and at the credentials "
-            "(gcloud auth application-default login)."
+            "(for gs://, gcloud auth application-default login)."
         )
     if not isinstance(error, OSError) or error.strerror is None:
         named = getattr(error, "filename", None)

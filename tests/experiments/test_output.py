@@ -1,9 +1,41 @@
 """What commands say of other libraries' errors. Oracle: the line on stderr."""
 
 import logging
+import re
 import sys
 
-from experiments.cli.output import shorten
+import gcsfs.retry
+import pytest
+
+from experiments.cli.app import exit_status
+from experiments.cli.output import is_of_a_bucket, shorten
+
+
+def defined_in(module, *arguments):
+    """An error of the system as another library defines it."""
+    return type("AnError", (OSError,), {"__module__": module})(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (defined_in("aiohttp.client_exceptions", "Cannot connect to host x:443"), "Cannot connect"),
+        (defined_in("aiohttp.client_exceptions"), "AnError"),
+        (gcsfs.retry.HttpError({"code": 401, "message": "Anonymous caller\nmay not"}), "Anonymous"),
+    ],
+)
+def test_a_bucket_that_does_not_answer_is_one_line_that_says_what_to_look_at(error, reason, capsys):
+    def fail(_):
+        raise error
+
+    assert exit_status(fail, []) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"Error: a bucket did not answer \({reason}.*\); look at .*\n", said)
+
+
+def test_not_all_that_is_googles_is_of_a_bucket():
+    assert is_of_a_bucket(defined_in("google.auth.exceptions"))
+    assert not is_of_a_bucket(defined_in("google.protobuf.message"))
 
 
 def test_a_failed_save_is_a_line_and_not_pages_of_orbax_s_stack(caplog):

@@ -13,7 +13,6 @@ import time
 import types
 import weakref
 
-import gcsfs.retry
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -335,25 +334,6 @@ def test_too_little_memory_is_one_line(capsys):
         assert exit_status(lambda _, ones=ones: ones((2**16, 2**40), np.int8), []) == 1
         said = capsys.readouterr().err
         assert re.fullmatch(r"Error: .*; take a smaller batch or model, or more devices\.\n", said)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        type("ClientConnectorError", (OSError,), {"__module__": "aiohttp.client_exceptions"})(
-            "Cannot connect to host storage.googleapis.com:443"
-        ),
-        gcsfs.retry.HttpError({"code": 401, "message": "Anonymous caller\nmay not"}),
-    ],
-)
-def test_a_bucket_that_does_not_answer_is_one_line_that_says_what_to_look_at(error, capsys):
-    def fail(_):
-        raise error
-
-    assert exit_status(fail, []) == 1
-    said = capsys.readouterr().err
-    assert re.fullmatch(r"Error: a bucket did not answer \(.*\); look at its name, .*\n", said)
-    assert ("storage.googleapis.com" in said) or ("Anonymous caller" in said)
 
 
 def test_a_model_in_a_bucket_that_does_not_answer_is_not_said_to_be_missing(monkeypatch):
