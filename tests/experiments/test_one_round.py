@@ -173,7 +173,10 @@ def test_a_mixture_carries_its_latent_and_the_references_format_refuses_it(unbro
         ),
         ({"distillers": ("coupled_idlm", "coupled")}, "name that before it"),
         ({"mixture": {"num_values": 1}}, "num_values"),
-        ({"coupled": {"noise": {"kind": "latent"}}}, "noise.kind='latent' is not a noise"),
+        (
+            {"coupled": {"noise": {"kind": "latent"}}},
+            "noise.kind='latent' is one value for a whole text",
+        ),
         ({"alpha": {"alpha": 1.5}}, "alpha"),
     ],
 )
