@@ -165,6 +165,8 @@ class Record:
             raise ConfigError(
                 f"{self.path} exists and is not a file of results; remove it or name another file."
             )
+        if fault := damage(content):
+            raise ConfigError(f"{self.path} is damaged ({fault}); remove it or give another file.")
         if content["items"] and content["model"]["digest"] != model["digest"]:
             if replace:
                 return {}
@@ -178,6 +180,20 @@ class Record:
     def _write(self) -> None:
         if processes.is_first():
             write_json(self.path, self._content, allow_nan=False)
+
+
+def damage(content: Mapping[str, Any]) -> str:
+    """What a file of results lacks that `Record` writes into every one; empty: nothing."""
+    model, items = content.get("model"), content.get("items")
+    if not isinstance(model, Mapping) or not {"path", "digest"} <= set(model):
+        return "it does not say of which model"
+    if not isinstance(items, Mapping):
+        return "it has no items"
+    for name, item in items.items():
+        for part in ("inputs", "result"):
+            if not isinstance(item, Mapping) or not isinstance(item.get(part), Mapping):
+                return f"{name} has no {part}"
+    return ""
 
 
 def npz(arrays: Arrays) -> bytes:

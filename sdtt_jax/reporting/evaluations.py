@@ -8,7 +8,7 @@ from typing import Any
 
 from sdtt_jax.errors import DataError
 from sdtt_jax.evaluation import suites
-from sdtt_jax.evaluation.record import FOLDER, FORMAT
+from sdtt_jax.evaluation.record import FOLDER, FORMAT, damage
 from sdtt_jax.paths import as_path, read_json
 from sdtt_jax.reporting.palette import number
 
@@ -64,6 +64,8 @@ def read_evaluation(path: Path | str) -> Evaluation:
         raise DataError(
             f"{path} is not a result of experiments.evaluate; give a file that its --output wrote."
         )
+    if fault := damage(content):
+        raise DataError(f"{path} is damaged ({fault}); remove it and evaluate the model again.")
     items = {name: item["result"] for name, item in content["items"].items()}
     return Evaluation(as_path(path).stem, items)
 

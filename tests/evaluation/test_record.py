@@ -108,6 +108,30 @@ def test_a_file_that_is_something_else_is_left_alone(tmp_path, content, named):
         Record(tmp_path, MODEL)
 
 
+ITEM = {"inputs": {}, "result": {}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"items": None}, "it has no items"),
+        ({"items": {"a": None}}, "a has no inputs"),
+        ({"items": {"a": {"result": {}}}}, "a has no inputs"),
+        ({"items": {"a": {"inputs": {}, "result": 3}}}, "a has no result"),
+        ({"items": {"a": ITEM}, "model": None}, "of which model"),
+        ({"items": {"a": ITEM}, "model": {"path": "x"}}, "of which model"),
+    ],
+)
+def test_a_file_that_has_lost_a_part_is_damaged(tmp_path, fields, named):
+    path = tmp_path / "x.json"
+    content = json.dumps({"format": FORMAT, "model": MODEL, "items": {}} | fields)
+    path.write_text(content)
+    for replace in (False, True):
+        with pytest.raises(ConfigError, match=rf"x\.json is damaged \(.*{named}\); remove it"):
+            Record(path, MODEL, replace=replace)
+    assert path.read_text() == content
+
+
 def test_equal_arrays_have_equal_digests():
     one = np.arange(6, dtype=np.int32)
     assert digest_of([one]) == digest_of([one.copy()])

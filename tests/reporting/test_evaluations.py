@@ -133,7 +133,15 @@ def test_a_single_text_has_no_interval_to_show(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "named"), [("nonsense", "not JSON"), ('{"items": {}}', "not a result")]
+    ("content", "named"),
+    [
+        ("nonsense", "not JSON"),
+        ('{"items": {}}', "not a result"),
+        (
+            json.dumps({"format": FORMAT, "model": {}, "items": {}}),
+            "damaged .* evaluate the model again",
+        ),
+    ],
 )
 def test_files_that_are_something_else_are_named(tmp_path, content, named):
     path = tmp_path / "other.json"
