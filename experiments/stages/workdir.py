@@ -221,7 +221,12 @@ def timed(workdir: Workdir, stage: str) -> Iterator[None]:
 
     def add() -> None:
         seconds = read_json(workdir.timing) if workdir.timing.exists() else {}
-        spent = seconds.get(stage, 0.0) + time.monotonic() - start
+        before = seconds.get(stage, 0.0)
+        if not isinstance(before, float | int):
+            raise UserError(
+                f"{workdir.timing} is damaged ({stage} is no number); remove it and run again."
+            )
+        spent = before + time.monotonic() - start
         write_json(workdir.timing, seconds | {stage: round(spent, 1)})
 
     try:

@@ -109,6 +109,16 @@ def test_times_of_several_calls_add_up(tmp_path):
     assert seconds["data"] == 1.0
 
 
+def test_a_time_that_is_no_number_is_damaged(tmp_path):
+    workdir = Workdir(tmp_path)
+    write_json(workdir.timing, {"distill": "long"})
+    with (
+        pytest.raises(UserError, match=r"timing\.json is damaged .*; remove it and run again"),
+        timed(workdir, "distill"),
+    ):
+        pass
+
+
 def test_what_stopped_a_stage_is_said_even_if_its_time_cannot_be_written(tmp_path):
     workdir = Workdir(tmp_path)
     workdir.timing.mkdir()
