@@ -108,11 +108,16 @@ def build(job: Job, log: Log) -> Case:
 
 def _training(job: Job, config: RunConfig, log: Log) -> Case:
     """A whole step: loss, gradients, optimizer, moving average; the state is donated."""
-    log("making parameters")
     distills = job.suite == "train"
     stage = config.distill.train if distills else config.teacher.train
     stage = dataclasses.replace(stage, batch_size=job.batch_size, microbatches=1)
     sizes, denoiser, diffusion = _network(job, config)
+    more: dict[str, Any] = {}
+    if job.variant == COUPLED:
+        # First, and its parameters are gone when the step's are made: the peak is the step's.
+        log("a trajectory of the teacher")
+        more["trajectory_call_s"] = _trajectory_call(job, config, diffusion)
+    log("making parameters")
     loss = _counted(_loss(job, config, diffusion), distills)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     student = Student(random_params(denoiser, replicated(mesh)))
@@ -144,10 +149,7 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
         }
 
     setup = {"compile_s": compile_s, "memory": memory_of(compiled)}
-    if job.variant == COUPLED:
-        log("a trajectory of the teacher")
-        setup["trajectory_call_s"] = _trajectory_call(job, config, diffusion)
-    return Case(repeat, setup, compiled)
+    return Case(repeat, setup | more, compiled)
 
 
 def _trajectory_call(job: Job, config: RunConfig, student: MaskedDiffusion) -> float:

@@ -105,7 +105,7 @@ def _coupled_entry(config: RunConfig, job: Job, coupled: Measured, lean: Measure
         stage = config.coupled
         shown = stage.train.num_steps * stage.train.batch_size
         more = stage.num_calls * (stage.num_trajectories or shown) / shown
-        whole = (record["coupled_s"] + more * call_s) / (student + more)
+        whole = (record["coupled_s"] + more * call_s) / (record["coupled_calls"] + more)
         record |= {"trajectory_calls": more, "trajectory_call_s": call_s}
         record["coupled_whole_ratio"] = ratio(whole, per_call[1])
     return record

@@ -249,10 +249,6 @@ def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], goes_on:
     except BrokenPipeError:
         discard_output()
         return EXIT_PIPE
-    except OSError as error:
-        discard_output()
-        print(f"Error: {system_error(error)}", file=sys.stderr)
-        return EXIT_FAILED
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -260,8 +256,9 @@ def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], goes_on:
         print(f"Error: {reason}; take a smaller batch or model, or more devices.", file=sys.stderr)
         return EXIT_FAILED
     except Exception as error:
-        if not is_of_a_bucket(error):
+        if not isinstance(error, OSError) and not is_of_a_bucket(error):
             raise
+        discard_output()
         print(f"Error: {system_error(error)}", file=sys.stderr)
         return EXIT_FAILED
     return 0
