@@ -211,7 +211,7 @@ class Run(Networks):
 
         Raises:
           UserError: the stage is not finished.
-          CheckpointError: it holds another model, or one that was trained on other data.
+          CheckpointError: it holds another model, another stage's, or one that was trained on other data.
         """
         if not is_delivered(folder):
             raise UserError(
@@ -222,6 +222,14 @@ class Run(Networks):
         else:
             shardings = network_shardings(network, self.mesh, lora)
             params, meta = load_params(final(folder), shardings)
+        # Earlier versions did not write which stage delivered.
+        stage, number = meta.get("stage"), meta.get("round") or 0
+        if stage and self.workdir.stage(stage, number) != folder:
+            told = f"{stage}, round {number}," if number else stage
+            raise MismatchError(
+                f"{final(folder)} is not what its own stage delivered, but what {told} did; restore it from "
+                "a copy, or remove it and run the same command again."
+            )
         kind, model = kind_of(network), to_mapping(network.config)
         # Fields that it lacks, because they are newer, have their defaults.
         newer = to_mapping(type(network.config)()) | (meta.get("model") or {})

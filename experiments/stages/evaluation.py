@@ -10,9 +10,11 @@ from experiments.stages import few_calls
 from experiments.stages.context import Run
 from experiments.stages.one_round import PARTS
 from experiments.stages.training import delivered_rounds
-from experiments.stages.workdir import final, read_json, write_json
+from experiments.stages.workdir import final, is_delivered, read_json, write_json
+from sdtt_jax.checkpoints.store import stored_digest
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.distillation.rounds import round_dt
+from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.gain import FLOORED, GainConfig, measure_gain
 from sdtt_jax.evaluation.quality import paired_log_ratio
 from sdtt_jax.evaluation.record import Json, Record, digest_of, own_path
@@ -69,6 +71,7 @@ def evaluate(run: Run) -> None:
         "num_texts": run.config.evaluation.num_texts,
         "length": run.config.data.length,
         "data_info": dataclasses.asdict(run.info),
+        "delivered": _delivered(run),
     }
     others = {name: _measure(run, _other(run, name), judge, baseline=None) for name in _others(run)}
     if others:
@@ -95,17 +98,42 @@ def add_timing(run: Run) -> None:
 
 
 def is_evaluated(run: Run) -> bool:
-    """Whether results.json covers the rounds that are delivered now; all processes get the same answer."""
+    """Whether results.json is of what is delivered now; all processes get the same answer.
+
+    Raises:
+      UserError: it is damaged.
+    """
     # What process 0 sees: which of the questions below are asked must not differ between processes.
     if not processes.agree(run.workdir.results.exists() and run.workdir.samples.exists()):
         return False
-    delivered, few, others = delivered_rounds(run, SDTT), _few_calls(run), _others(run)
-    results = read_json(run.workdir.results)
+    rounds, few, others = delivered_rounds(run, SDTT), _few_calls(run), _others(run)
+    results, delivered = read_json(run.workdir.results), _delivered(run)
     read_json(run.workdir.samples)
-    measured = {name: [results[name]["round"]] if name in results else [] for name in few}
-    rounds = [record["round"] for record in results.get("rounds", ())]
-    same = rounds == delivered and measured == few and set(results.get("others", ())) == {*others}
-    return processes.agree(same)
+    try:
+        measured = (
+            [record["round"] for record in results.get("rounds", ())],
+            {name: [results[name]["round"]] if name in results else [] for name in few},
+            set(results.get("others", ())),
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{run.workdir.results} is damaged ({type(error).__name__}: {error}); remove it and run again."
+        ) from None
+    # Earlier versions did not write what they had measured.
+    same = results.get("delivered", delivered) == delivered
+    return processes.agree(same and measured == (rounds, few, {*others}))
+
+
+def _delivered(run: Run) -> dict[str, str]:
+    """Digests of all that the results are of, as they are stored, by folder."""
+    folders = [run.workdir.teacher, run.workdir.judge]
+    for name in run.config.distillers:
+        folders += [run.workdir.round(number, name) for number in delivered_rounds(run, name)]
+    return {
+        folder.relative_to(run.workdir.root).as_posix(): stored_digest(final(folder))
+        for folder in folders
+        if is_delivered(folder)
+    }
 
 
 def _few_calls(run: Run) -> dict[str, list[int]]:

@@ -1,0 +1,87 @@
+"""What stages have delivered, and whether the results are of that. Oracles: its digests, and the messages."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.stages.evaluation import is_evaluated
+from experiments.stages.runner import open_run
+from experiments.stages.workdir import final
+from sdtt_jax.checkpoints.store import stored_digest
+from sdtt_jax.errors import CheckpointError, UserError
+from sdtt_jax.parallel.placement import unbox
+from tests.experiments.small import small
+
+
+def filled(run, value):
+    shapes = unbox(jax.eval_shape(run.denoiser.init, jax.random.key(0)))
+    return jax.tree.map(lambda leaf: jnp.full(leaf.shape, value, leaf.dtype), shapes)
+
+
+@pytest.fixture(scope="module")
+def delivered(tmp_path_factory):
+    """A run with a teacher and both rounds, and results that say of which parameters they are."""
+    folder = tmp_path_factory.mktemp("delivered")
+    with open_run(small(folder), folder / "run") as run:
+        root, workdir = run.workdir.root, run.workdir
+        run.deliver(workdir.teacher, run.denoiser, filled(run, 0), stage="teacher")
+        for number in (1, 2):
+            facts = {"stage": "distill", "round": number}
+            run.deliver(workdir.round(number), run.denoiser, filled(run, number), **facts)
+    folders = ("teacher", "rounds/01", "rounds/02")
+    digests = {name: stored_digest(root / name / "final") for name in folders}
+    results = {"rounds": [{"round": 1}, {"round": 2}], "delivered": digests}
+    workdir.results.write_text(json.dumps(results))
+    workdir.samples.write_text("{}")
+    return run
+
+
+@pytest.fixture
+def run(delivered, tmp_path):
+    """The same, to be changed."""
+    folder = delivered.workdir.root.parent
+    shutil.copytree(folder / "run", tmp_path / "run")
+    with open_run(small(folder), tmp_path / "run") as opened:
+        yield opened
+
+
+def test_results_of_what_is_delivered_are_kept(run):
+    assert is_evaluated(run)
+
+
+def test_results_of_other_parameters_are_not_taken_for_the_runs(run):
+    for name in ("teacher", "rounds/02"):
+        results = json.loads(run.workdir.results.read_text())
+        results["delivered"][name] = "0" * 64
+        run.workdir.results.write_text(json.dumps(results))
+        assert not is_evaluated(run)
+    del results["delivered"]
+    run.workdir.results.write_text(json.dumps(results))
+    assert is_evaluated(run), "an earlier version wrote no digests"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"rounds": 3}', '{"rounds": [{}]}', '{"rounds": [1]}', '{"others": null}'],
+)
+def test_results_of_another_form_are_damaged(run, content):
+    run.workdir.results.write_text(content)
+    with pytest.raises(UserError, match=r"results\.json is damaged .*; remove it and run again\."):
+        is_evaluated(run)
+
+
+def test_what_another_stage_delivered_is_refused(run):
+    first, second = (final(run.workdir.round(number)) for number in (1, 2))
+    run.delivered(run.workdir.round(2), run.denoiser, "evaluate")
+    shutil.rmtree(second)
+    shutil.copytree(first, second)
+    assert not is_evaluated(run)
+    with pytest.raises(CheckpointError, match=r"02/final is not .* distill, round 1, did"):
+        run.delivered(run.workdir.round(2), run.denoiser, "evaluate")
+    shutil.rmtree(final(run.workdir.teacher))
+    shutil.copytree(first, final(run.workdir.teacher))
+    with pytest.raises(CheckpointError, match=r"teacher/final is not .* distill, round 1, did"):
+        run.delivered(run.workdir.teacher, run.denoiser, "distill")
