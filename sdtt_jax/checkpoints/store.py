@@ -278,7 +278,8 @@ def save_params(
         with orbax.writing():
             ocp.save_checkpointables(absolute(directory), content, overwrite=True)
     except Exception as error:
-        raise CheckpointError(f"Cannot write parameters to {directory}: {error}.") from error
+        remedy = "mend that (is the disk full?) and run the same command again"
+        raise CheckpointError(f"Cannot write to {directory}: {brief(error)}; {remedy}.") from error
 
 
 def load_params(

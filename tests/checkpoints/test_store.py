@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import multihost_utils
 
-from sdtt_jax.checkpoints import metadata
+from sdtt_jax.checkpoints import metadata, store
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import Checkpoints, load_params, save_params
 from sdtt_jax.errors import CheckpointError
@@ -138,3 +138,16 @@ def test_a_save_leaves_the_agreement_on_stopping_to_us(tmp_path, monkeypatch):
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
     save_three(tmp_path)
     assert asked == []
+
+
+def test_parameters_that_cannot_be_written_are_said_with_a_remedy(tmp_path, monkeypatch):
+    """Oracle: the message."""
+
+    def full(*_arguments, **_fields):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.ocp, "save_checkpointables", full)
+    with pytest.raises(
+        CheckpointError, match=r"final: .* No space .*; mend that .* the same command"
+    ):
+        save_params(tmp_path / "final", state_at(1).params)
