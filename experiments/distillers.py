@@ -111,6 +111,18 @@ class CoupledStage(CoupledDistillConfig):
             "determine the student's tokens, and so it cannot be the next round's teacher.",
         )
 
+    def check_vocabulary(self, size: int) -> None:
+        """Checks the masks against a vocabulary that is known, MASK not counted: they share its tokens out.
+
+        Raises:
+          ConfigError: there are more masks than tokens.
+        """
+        require(
+            self.noise.kind != MASKS or self.independent or self.noise.num_values <= size,
+            f"config.coupled.noise.num_values={self.noise.num_values} masks share out {size} tokens; take as "
+            "many masks at most, or coupled.independent=True.",
+        )
+
     @property
     def determines(self) -> bool:
         """Whether the noise that the student sees determines the tokens that it writes."""

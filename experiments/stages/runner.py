@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from experiments.distillers import COUPLED
 from experiments.settings import run_config
 from experiments.stages import evaluation, training
 from experiments.stages.context import Run
@@ -39,6 +40,9 @@ def _data(run: Run) -> None:
     )
     if info.num_unknown:
         run.log(f"  {info.num_unknown:,} tokens of the text are unknown to the vocabulary")
+    if COUPLED in run.config.distillers:
+        # Not after a teacher was trained, which would then be in the directory of a config that cannot be.
+        run.config.coupled.check_vocabulary(info.vocab_size)
 
 
 def _report(run: Run) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple, TypeVar
 
-from sdtt_jax.config import one_of, positive, require, whole, within
+from sdtt_jax.config import INT32, one_of, positive, require, whole, within
 from sdtt_jax.networks.attention.rotary import NO_SCALING, ROTARY_BASE, RotaryScaling
 from sdtt_jax.ops.noise import FULL, LATENT, MASKS, TWO_LEVEL
 
@@ -148,6 +148,10 @@ class NoiseConfig:
         one_of(self, kind=NOISE_KINDS)
         whole(1, self, "hidden_dim", "projection")
         whole(2, self, "num_values")
+        require(
+            self.num_values < INT32,
+            f"num_values={self.num_values} must be below 2**31, for int32 numbers them.",
+        )
 
     @property
     def drawn(self) -> str:

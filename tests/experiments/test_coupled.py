@@ -161,6 +161,18 @@ def test_a_student_with_several_masks_is_trained_stored_and_sampled(
     assert (texts[0] != texts[2]).any()
 
 
+def test_more_masks_than_tokens_are_refused_before_a_teacher_is_trained(tmp_path):
+    masks = {"hindsight": False, "num_distill_calls": 0, "num_rounds": 1, "soft_weight": 0.0}
+    config = coupled(tmp_path, **masks, noise=NoiseConfig("masks", num_values=99))
+    with (
+        open_run(config, tmp_path / "run") as run,
+        pytest.raises(ConfigError, match=r"num_values=99 masks share out \d+ tokens; take as many"),
+    ):
+        run_stages(run, STAGES)
+    assert not (tmp_path / "run" / "teacher").exists()
+    run.config.coupled.check_vocabulary(99)
+
+
 def test_a_step_of_a_round_is_taken_again(unbroken, capsys):
     with open_run(coupled(unbroken), unbroken / "run") as run:
         replay(run, "coupled/2@3")
@@ -341,6 +353,10 @@ def test_a_likelihood_is_refused(unbroken):
         ),
         ({"coupled": {"noise": {"kind": "gumbel"}}}, "kind='gumbel'"),
         ({"coupled": {"noise": {"kind": "latent"}}}, "one value for a whole text"),
+        (
+            {"coupled": {"noise": {"kind": "masks", "num_values": 2**31}, "independent": True}},
+            r"num_values=2147483648 must be below 2\*\*31",
+        ),
         (
             {"coupled": {"noise": {"kind": "masks"}, "num_distill_calls": 2, "num_calls": 4}},
             'kind="masks" needs num_distill_calls=0, not 2',
